@@ -40,6 +40,16 @@ def test_cli_dispatches_to_the_named_tool_only(monkeypatch):
     assert seen == ["grm_jax.judging.cli"]
 
 
+@pytest.mark.parametrize("tool", ["judge", "eval", "convert", "report", "table"])
+def test_help_of_a_tool_reads_as_text(tool, capsys):
+    """argparse formats the help of options (where a percent sign is doubled) but not descriptions."""
+    with pytest.raises(SystemExit) as end:
+        cli.main([tool, "--help"])
+    out = capsys.readouterr().out
+    assert end.value.code == 0
+    assert "usage: grm" in out and "%%" not in out
+
+
 class FakeTool:
     @staticmethod
     def main(argv):

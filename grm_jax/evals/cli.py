@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(
         prog="grm eval",
-        description="Runs reward-model benchmarks with their official metrics and 95%% bootstrap intervals.",
+        description="Runs reward-model benchmarks with their official metrics and 95% bootstrap intervals.",
         epilog=f"Benchmarks: {', '.join(benchmarks.NAMES)}. Exit status: 0, or 2 for a wrong command line or missing files.",
     )
     p.add_argument(
