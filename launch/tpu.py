@@ -3,6 +3,7 @@
 here                       CPU, GPU or one TPU VM
 on each worker of a slice  the same command; the place among the workers is found, or given by --coordinator, --process_id, --num_processes
 --on queued-resource       from a laptop: creates the slice, runs there, follows, resumes after a preemption, deletes it
+--on gke --print           a JobSet manifest for a Kubernetes cluster, with or without Kueue
 --compile_only --slice S   compiles the experiment's programs for a slice that is not there, and says what they need
 """
 
@@ -57,19 +58,22 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     workers.add_argument(
         "--timeout", type=float, default=300, metavar="SECONDS", help="how long to wait for the others (default 300)"
     )
-    away = parser.add_argument_group("from a laptop, on a slice that Google Cloud queues (needs gcloud)")
+    away = parser.add_argument_group("from a laptop, on a slice that Google Cloud queues (needs gcloud), or on GKE")
     away.add_argument(
         "--on",
-        choices=["queued-resource"],
-        help="create it, copy this commit, run, follow, start again after preemption, delete",
+        choices=["queued-resource", "gke"],
+        help="queued-resource: create it, copy this commit, run, follow, start again after preemption, delete; gke: see --print",
     )
-    away.add_argument("--name", help="of the queued resource")
+    away.add_argument("--name", help="of the queued resource or JobSet")
     away.add_argument("--zone")
     away.add_argument("--project", help="default: gcloud's own")
     away.add_argument("--accelerator", metavar="NAME", help="as --slice")
     away.add_argument("--spot", action="store_true")
     away.add_argument("--keep", action="store_true", help="do not delete it at the end")
     away.add_argument("--dry_run", action="store_true", help="print the commands and call none")
+    away.add_argument("--print", action="store_true", help="print the JobSet manifest; nothing is created")
+    away.add_argument("--image", help="holds this tree in /grm_jax (default: pods fetch this commit from its remote)")
+    away.add_argument("--queue", metavar="NAME", help="Kueue's local queue")
     compiling = parser.add_argument_group("without the slice")
     compiling.add_argument("--compile_only", action="store_true")
     compiling.add_argument(
@@ -122,6 +126,8 @@ def main(argv: list[str]) -> int:
             get_slice(options.slice)
         config = configs.load(options.config, overrides)
         workdir = options.workdir or f"runs/{config.get('name') or Path(options.config.partition(':')[0]).stem}"
+        if options.on == "gke":
+            return print_jobset(options, config, overrides)
         if options.on:
             return run_queued(options, config, overrides)
         if options.compile_only:
@@ -160,23 +166,9 @@ def compile_only(options, config, workdir: str) -> int:
 def run_queued(options, config, overrides: dict[str, str]) -> int:
     """Everything that can be wrong is looked for before the first command that costs."""
     from launch import gcloud, queued
-    from launch.slices import get_slice
 
-    missing = [f"--{name}" for name in ("name", "zone", "accelerator") if not getattr(options, name)]
-    if missing:
-        raise LaunchError(
-            f"{' and '.join(missing)} missing: --on queued-resource needs --name, --zone and --accelerator"
-        )
-    if not (options.workdir or "").startswith("gs://"):
-        raise LaunchError(
-            "--on queued-resource needs --workdir gs://BUCKET/FOLDER: a preempted machine's own disk is lost"
-        )
-    part = get_slice(options.accelerator)
-    _check_chips(dict(config.mesh), part.chips * options.num_slices, f"{options.num_slices} x {part.name}")
-    file = configs.find(options.config.partition(":")[0])
-    name = file.relative_to(ROOT) if file.is_relative_to(ROOT) else file
-    _, colon, arg = options.config.partition(":")
-    words = ["--config", f"{name}{colon}{arg}", *(f"--config.{field}={text}" for field, text in overrides.items())]
+    part = _away(options, config, ("name", "zone", "accelerator"), ("print", "image", "queue"))
+    file, words = _words(options, overrides)
     resource = gcloud.Resource(options.name, options.zone, part.name, options.num_slices, options.spot, options.project)
     tree = f"{queued.HOME}.tar.gz" if options.dry_run else ""
     if not options.dry_run:
@@ -184,11 +176,60 @@ def run_queued(options, config, overrides: dict[str, str]) -> int:
         if answer.code:
             raise LaunchError(f"{options.workdir} cannot be reached: {answer.reason}")
         tree = queued.archive(ROOT, file)
-    job = queued.Job(resource, (*words, "--workdir", options.workdir), tree, options.keep)
+    job = queued.Job(resource, words, tree, options.keep)
     if options.dry_run:
         print("\n".join(queued.commands(job)))
         return 0
     return queued.run(job)
+
+
+def print_jobset(options, config, overrides: dict[str, str]) -> int:
+    """Prints the manifest of the run; `kubectl` creates it."""
+    from launch import gke
+
+    part = _away(options, config, ("name", "accelerator"), ("zone", "project", "keep", "dry_run"))
+    if not options.print:
+        raise LaunchError("--on gke creates nothing: add --print, and give the manifest to kubectl apply -f -")
+    file, words = _words(options, overrides)
+    if not file.is_relative_to(ROOT):
+        raise LaunchError(f"config {file} is not in the tree that the pods get: put it under {ROOT}/experiments")
+    tree = None if options.image else gke.public_tree(ROOT)
+    jobset = gke.manifest(
+        options.name, part, options.num_slices, words, options.image, tree, options.queue, options.spot
+    )
+    print(gke.spelled(jobset), end="")
+    return 0
+
+
+def _away(options, config, needed: tuple[str, ...], foreign: tuple[str, ...]):
+    """The slice to run on, once the options of that way are whole and the mesh makes its chips."""
+    from launch.slices import get_slice
+
+    if missing := [f"--{name}" for name in needed if not getattr(options, name)]:
+        every = [f"--{name}" for name in needed]
+        raise LaunchError(
+            f"{' and '.join(missing)} missing: --on {options.on} needs {', '.join(every[:-1])} and {every[-1]}"
+        )
+    if given := [f"--{name}" for name in foreign if getattr(options, name)]:
+        raise LaunchError(f"{' and '.join(given)} has no meaning with --on {options.on}: leave it out")
+    if not (options.workdir or "").startswith("gs://"):
+        raise LaunchError(
+            f"--on {options.on} needs --workdir gs://BUCKET/FOLDER: a preempted machine's own disk is lost"
+        )
+    if options.num_slices < 1:
+        raise LaunchError(f"--num_slices={options.num_slices}: use 1 or more")
+    part = get_slice(options.accelerator)
+    _check_chips(dict(config.mesh), part.chips * options.num_slices, f"{options.num_slices} x {part.name}")
+    return part
+
+
+def _words(options, overrides: dict[str, str]) -> tuple[Path, tuple[str, ...]]:
+    """(the experiment's file, the arguments of this program on the workers)."""
+    text, colon, arg = options.config.partition(":")
+    file = configs.find(text)
+    name = file.relative_to(ROOT) if file.is_relative_to(ROOT) else file
+    changes = [f"--config.{field}={text}" for field, text in overrides.items()]
+    return file, ("--config", f"{name}{colon}{arg}", *changes, "--workdir", options.workdir)
 
 
 def _check_chips(mesh: dict[str, int], chips: int, what: str) -> None:
