@@ -32,7 +32,9 @@ def choose(logits_RxV, uniform_R, temperature_R, top_p_R, top_k_R) -> Choice:
     survivor of a filter survive as well. With both filters, top_p is a share of what top_k left.
     """
     top_R = jnp.max(logits_RxV, axis=-1)
-    greedy_R = jnp.argmax(logits_RxV, axis=-1).astype(jnp.int32)
+    # Not argmax: its reduction over pairs is a scalar loop on a CPU, and a tenth of a small model's step.
+    V = logits_RxV.shape[-1]
+    greedy_R = jnp.min(jnp.where(logits_RxV == top_R[:, None], jnp.arange(V, dtype=jnp.int32), V - 1), axis=-1)
     scale_R = 1.0 / jnp.where(temperature_R > 0, jnp.maximum(temperature_R, COLDEST), 1.0)
     shifted_RxV = logits_RxV - top_R[:, None]
     scaled_RxV = shifted_RxV * scale_R[:, None]
