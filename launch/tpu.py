@@ -133,7 +133,7 @@ def main(argv: list[str]) -> int:
         if options.compile_only:
             return compile_only(options, config, workdir)
         return run_here(options, config, workdir)
-    except (LaunchError, ValueError) as error:
+    except (LaunchError, ValueError, FileNotFoundError) as error:
         if options is not None and options.traceback:
             raise
         print(f"launch: {' '.join(str(error).split())}", file=sys.stderr)
@@ -256,8 +256,9 @@ def run_here(options, config, workdir: str) -> int:
     worker = distributed.find_worker(options.coordinator, options.process_id, options.num_processes)
     meeting = distributed.start(worker, options.timeout)
     _keep_compiled(options.compilation_cache, workdir)
-    _check_mesh(config)
-    from grm_jax.training import loop
+    _check_model(config)
+    _check_workdir(workdir)
+    from grm_jax.training import checkpoint, loop
     from grm_jax.training import main as training
 
     try:
@@ -268,19 +269,49 @@ def run_here(options, config, workdir: str) -> int:
     except loop.NonFiniteLoss as error:
         print(f"launch: {error}", file=sys.stderr)
         return FAILED
+    except checkpoint.CheckpointError as error:
+        raise LaunchError(str(error)) from error
     finally:
         if meeting is not None:
             meeting.leave()
     return 0
 
 
-def _check_mesh(config) -> None:
-    """Refuses a mesh that does not fit the devices or the model, before anything is allocated."""
+def _check_workdir(workdir: str, patience: float = 60.0) -> None:
+    """Refuses a folder or bucket that cannot be written, before anything is computed for it."""
+    import threading
+
+    from grm_jax.training.storage import folder_of
+
+    found: list[Exception | None] = []
+
+    def ask():
+        try:
+            found.append(folder_of(workdir).mkdir(parents=True, exist_ok=True))
+        except Exception as error:  # each storage library has its own
+            found.append(error)
+
+    # A library that looks for a bucket on a network that is not there may try for many minutes.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(patience)
+    reason = found[0] if found else f"no answer within {patience:.0f} s"
+    if reason:
+        raise LaunchError(
+            f"--workdir={workdir} cannot be reached: {(str(reason).splitlines() or [repr(reason)])[0]}; look at its name, at the network, and at who may write there"
+        )
+
+
+def _check_model(config) -> None:
+    """Refuses a mesh that does not fit the devices or the model, and weights of another model, before anything is allocated."""
+    from grm_jax import checkpoints
     from grm_jax.models import get_config
     from grm_jax.sharding import check_fits, make_mesh
 
-    changes = {name: value for name, value in dict(config.get("model_overrides", {})).items()}
-    check_fits(get_config(config.model, **changes), make_mesh(**dict(config.mesh)))
+    cfg = get_config(config.model, **dict(config.get("model_overrides", {})))
+    check_fits(cfg, make_mesh(**dict(config.mesh)))
+    if config.get("init"):
+        checkpoints.check(config.init, cfg)
 
 
 def _keep_compiled(folder: str | None, workdir: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from grm_jax.checkpoints.saving import copy_tokenizer, save
 
-__all__ = ["copy_tokenizer", "load", "open_checkpoint", "save"]
+__all__ = ["check", "copy_tokenizer", "load", "open_checkpoint", "save"]
 
 
 def open_checkpoint(path):
@@ -34,6 +34,16 @@ def open_checkpoint(path):
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give {kinds}")
     raise ValueError(f"{path} is no checkpoint that can be read here: give {kinds}")
+
+
+def check(path, cfg) -> None:
+    """Raises what `load(path, cfg=cfg)` would say of a checkpoint that does not hold that model; only headers are read."""
+    from grm_jax.checkpoints.loading import check_names
+    from grm_jax.checkpoints.names import places
+
+    reader = open_checkpoint(path)
+    cfg = reader.fit(cfg) if hasattr(reader, "fit") else cfg
+    check_names(reader, cfg, places(cfg, reader.form))
 
 
 def load(

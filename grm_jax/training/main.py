@@ -16,6 +16,7 @@ from grm_jax.judging import Judge
 from grm_jax.judging.expected import ExpectedScores, model_log_probs
 from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.sampler import engine_runner
+from grm_jax.models import get_config
 from grm_jax.sharding import make_mesh
 from grm_jax.training import evaluate, grpo, loop, meta_rm, report, rft, sources, steps
 from grm_jax.training import state as states
@@ -55,7 +56,7 @@ def run(config, workdir) -> dict:
         raise ValueError(
             f"the tokenizer writes {tokenizer.vocab_size} ids and {cfg.name} has {cfg.vocab_size} rows: use the model's own tokenizer"
         )
-    _note_config(config, workdir)
+    _note_config(config, cfg, workdir)
     log.info("%s: %.2fM parameters on %s", config.name, cfg.num_params / 1e6, dict(mesh.shape))
 
     def final_params(stage):
@@ -117,12 +118,25 @@ def run(config, workdir) -> dict:
     return {stage: loop.read_result(folders[stage]) for stage in config.stages if loop.is_done(folders[stage])}
 
 
-def _note_config(config, workdir) -> None:
-    """The config beside its results; a workdir of another experiment is refused."""
+# What the shapes of the parameters come from.
+SIZES = ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim")
+
+
+def _note_config(config, cfg, workdir) -> None:
+    """The config beside its results; a workdir of another experiment, or with checkpoints of another model, is refused."""
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "config.json"
-    if path.exists() and (name := json.loads(path.read_text())["name"]) != config.name:
-        raise ValueError(f"{workdir} holds the experiment {name!r}, this is {config.name!r}: give another workdir")
+    if path.exists():
+        before = json.loads(path.read_text())
+        if before["name"] != config.name:
+            raise ValueError(
+                f"{workdir} holds the experiment {before['name']!r}, this is {config.name!r}: give another workdir"
+            )
+        sizes = {name: n for name, n in before.get("model_overrides", {}).items() if name in SIZES}
+        theirs = get_config(before["model"], **sizes)
+        if other := [n for n in SIZES if getattr(theirs, n) != getattr(cfg, n)]:
+            told = ", ".join(f"{n}={getattr(theirs, n)} (here {getattr(cfg, n)})" for n in other)
+            raise ValueError(f"{workdir} holds checkpoints of another model, with {told}: give another workdir")
     if jax.process_index() == 0:
         path.write_text(config.to_json_best_effort(indent=2) + "\n")
 

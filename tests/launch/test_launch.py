@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,89 @@ def test_a_wrong_command_is_quick_and_allocates_nothing():
     """
     out = subprocess.run([sys.executable, "-c", textwrap.dedent(check)], capture_output=True, text=True, cwd="/")
     assert out.stdout.split() == ["2", "False"]
+
+
+def refused(words, capsys) -> str:
+    """The one line that a wrong command prints."""
+    assert tpu.main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and captured.err.startswith("launch: "), captured.err
+    return captured.err
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A folder with the weights of tiny_gemma2 in five layers."""
+    from flax import nnx
+
+    from grm_jax import checkpoints
+    from grm_jax.models import Gemma, get_config
+
+    checkpoints.save(Gemma(get_config("tiny_gemma2"), nnx.Rngs(0)), tmp_path / "weights")
+    return tmp_path / "weights"
+
+
+def test_weights_of_another_model_are_refused_before_anything_is_made(experiment, weights, tmp_path, capsys):
+    words = ["--config", experiment, "--config.mesh.fsdp=8", "--workdir", str(tmp_path / "w")]
+    said = refused([*words, f"--config.init={weights}"], capsys)
+    assert "does not hold a tiny_gemma2 (2 layers of width 32). unexpected: model.layers.2." in said
+    assert "no-such does not exist: give a Hugging Face folder" in refused([*words, "--config.init=no-such"], capsys)
+    assert not (tmp_path / "w").exists()
+
+
+def test_the_weights_of_the_model_itself_pass(experiment, weights):
+    tpu._check_model(
+        configs.load(experiment, {"init": str(weights), "mesh.fsdp": "8", "model_overrides.num_layers": "5"})
+    )
+
+
+def test_a_workdir_with_checkpoints_of_another_model(tmp_path, capsys):
+    config = configs.load(TINY, {"model_overrides.d_model": "64"})
+    (tmp_path / "config.json").write_text(config.to_json_best_effort())
+    words = ["--config", TINY, "--workdir", str(tmp_path)]
+    assert "holds checkpoints of another model, with d_model=64 (here 128): give another workdir" in refused(
+        words, capsys
+    )
+    assert "holds the experiment 'spct_tiny', this is 'other'" in refused([*words, "--config.name=other"], capsys)
+    assert (
+        json.loads((tmp_path / "config.json").read_text())["model_overrides"]["d_model"] == 64
+    )  # and is left as it was
+
+
+def test_a_workdir_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    words = ["--config", TINY, "--workdir", str(tmp_path / "file")]
+    assert f"--workdir={tmp_path}/file cannot be reached: [Errno 17] File exists" in refused(words, capsys)
+
+
+@pytest.mark.parametrize(
+    "answer, said",
+    [(lambda: time.sleep(30), "no answer within 0 s"), (lambda: 1 / 0, "division by zero"), (lambda: None, None)],
+)
+def test_a_bucket_that_does_not_answer_is_not_waited_for(answer, said, monkeypatch):
+    from grm_jax.training import storage
+
+    class Bucket:
+        def mkdir(self, parents, exist_ok):
+            return answer()
+
+    monkeypatch.setattr(storage, "folder_of", lambda path: Bucket())
+    if said is None:
+        tpu._check_workdir("gs://b/x")
+    else:
+        with pytest.raises(LaunchError, match=f"--workdir=gs://b/x cannot be reached: {said}; look at its name"):
+            tpu._check_workdir("gs://b/x", patience=0.3)
+
+
+def test_checkpoints_of_another_run_are_one_line(experiment, tmp_path, capsys, monkeypatch):
+    from grm_jax.training import checkpoint, main
+
+    def run(config, workdir):
+        raise checkpoint.CheckpointError("the checkpoints in x are of another run: use\nanother workdir")
+
+    monkeypatch.setattr(main, "run", run)
+    words = ["--config", experiment, "--config.mesh.fsdp=8", "--workdir", str(tmp_path)]
+    assert "are of another run: use another workdir" in refused(words, capsys)
 
 
 def test_overrides_keep_the_kind_of_the_field(experiment):
