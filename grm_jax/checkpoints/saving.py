@@ -149,15 +149,15 @@ def _clear(path: Path, overwrite: bool) -> None:
 
 
 def copy_tokenizer(source, path) -> list[str]:
-    """Copies the tokenizer files of a folder (or one tokenizer.model or tokenizer.json file); returns their names."""
+    """Copies the tokenizer files of a folder, or one .model or .json file under the name that `tokenizer.load` looks for; returns their names."""
     source, path = Path(source), Path(path)
-    names = [n for n in TOKENIZER_FILES if (source / n).exists()] if source.is_dir() else []
-    if source.is_file() and source.name in TOKENIZER_FILES:
-        source, names = source.parent, [source.name]
-    for name in names:
-        if (source / name).resolve() != (path / name).resolve():
-            shutil.copyfile(source / name, path / name)
-    return names
+    files = {n: source / n for n in TOKENIZER_FILES if (source / n).exists()} if source.is_dir() else {}
+    if source.is_file() and source.suffix in (".model", ".json"):
+        files = {source.name if source.name in TOKENIZER_FILES else f"tokenizer{source.suffix}": source}
+    for name, file in files.items():
+        if file.resolve() != (path / name).resolve():
+            shutil.copyfile(file, path / name)
+    return list(files)
 
 
 def _token_ids(folder: Path) -> dict:

@@ -135,6 +135,15 @@ def test_padding_rows_of_the_table_stay_behind(tmp_path):
     assert json.loads((tmp_path / "out/config.json").read_text())["vocab_size"] == V - 16
 
 
+@pytest.mark.parametrize("name, kept", [("world.model", "tokenizer.model"), ("mine.json", "tokenizer.json")])
+def test_a_tokenizer_file_of_any_name_is_found_by_a_judge_afterwards(tmp_path, name, kept):
+    """The folders that training exports with the world's own vocabulary."""
+    (tmp_path / name).write_text("a vocabulary")
+    source = write_folder(tmp_path / "in", GEMMA2, tensors(GEMMA2))
+    save(load(source), tmp_path / "out", like=tmp_path / name)
+    assert (tmp_path / "out" / kept).read_text() == "a vocabulary"
+
+
 def test_tokenizer_files_and_token_ids_come_along(tmp_path):
     source = write_folder(tmp_path / "in", GEMMA2 | {"eos_token_id": [1, 107]}, tensors(GEMMA2))
     for name in ("tokenizer.model", "tokenizer_config.json", "chat_template.jinja", "unrelated.txt"):
