@@ -147,11 +147,15 @@ def compile_only(options, config, workdir: str) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"
     from launch import compile_only as compiling
     from launch import programs
-    from launch.slices import quiet_environment
+    from launch.slices import get_slice, quiet_environment
 
     quiet_environment()
-    mesh = programs.make_slice_mesh(config, options.slice, options.num_slices)
-    tasks = programs.tasks(config, mesh, options.programs.split(",") if options.programs else None)
+    try:
+        mesh = programs.make_slice_mesh(config, options.slice, options.num_slices)
+    except RuntimeError as error:  # no libtpu
+        raise LaunchError(str(error)) from error
+    names = options.programs.split(",") if options.programs else None
+    tasks = programs.tasks(config, mesh, names, get_slice(options.slice).chip.hbm_bytes)
     results = compiling.compile_tasks(tasks, options.slice, options.num_slices)
     compiling.print_table(results)
     out = Path(
@@ -219,7 +223,10 @@ def _away(options, config, needed: tuple[str, ...], foreign: tuple[str, ...]):
     if options.num_slices < 1:
         raise LaunchError(f"--num_slices={options.num_slices}: use 1 or more")
     part = get_slice(options.accelerator)
-    _check_chips(dict(config.mesh), part.chips * options.num_slices, f"{options.num_slices} x {part.name}")
+    mesh, chips = dict(config.mesh), part.chips * options.num_slices
+    _check_chips(mesh, chips, f"{options.num_slices} x {part.name}")
+    known = math.prod(n for n in mesh.values() if n != -1)
+    _check_rows(config, chips // (mesh["tensor"] if mesh["tensor"] != -1 else chips // known))
     return part
 
 
@@ -240,6 +247,17 @@ def _check_chips(mesh: dict[str, int], chips: int, what: str) -> None:
         raise LaunchError(
             f"mesh {given} does not make the {chips} chips of {what}: set one of config.mesh.* (one may be -1)"
         )
+
+
+def _check_rows(config, ways: int) -> None:
+    """Refuses batches that cannot be dealt out over `ways` = data x fsdp of the mesh."""
+    rows = {"rft": ("", "batch_size"), "rl": ("rl.", "prompts"), "meta_rm": ("meta_rm.", "batch_size")}
+    for stage, (section, name) in rows.items():
+        count = (config[stage] if section else config)[name] if stage in config.stages else 0
+        if count % ways:
+            raise LaunchError(
+                f"config.{section}{name}={count} does not divide over mesh data x fsdp = {ways}: use a multiple of {ways}, or more config.mesh.tensor"
+            )
 
 
 def run_here(options, config, workdir: str) -> int:
@@ -298,7 +316,7 @@ def _check_workdir(workdir: str, patience: float = 60.0) -> None:
     reason = found[0] if found else f"no answer within {patience:.0f} s"
     if reason:
         raise LaunchError(
-            f"--workdir={workdir} cannot be reached: {(str(reason).splitlines() or [repr(reason)])[0]}; look at its name, at the network, and at who may write there"
+            f"--workdir={workdir} cannot be reached: {(str(reason).splitlines() or [repr(reason)])[0]}; look at its name, the network and who may write there"
         )
 
 
@@ -309,7 +327,9 @@ def _check_model(config) -> None:
     from grm_jax.sharding import check_fits, make_mesh
 
     cfg = get_config(config.model, **dict(config.get("model_overrides", {})))
-    check_fits(cfg, make_mesh(**dict(config.mesh)))
+    mesh = make_mesh(**dict(config.mesh))
+    check_fits(cfg, mesh)
+    _check_rows(config, mesh.shape["data"] * mesh.shape["fsdp"])
     if config.get("init"):
         checkpoints.check(config.init, cfg)
 

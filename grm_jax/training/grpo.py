@@ -83,6 +83,7 @@ def train(config, mesh, tokenizer, reference_params, comparisons_at: Callable, f
         fresh=fresh,
         abstract=update.args[0],
         step=step,
+        programs=(reference_logps, update) if rl.updates_per_rollout == 1 else (reference_logps, policy_logps, update),
         identity=identity,
         shown=("reward", "read_rate", "kl", "entropy", "length"),
         tensorboard=config.tensorboard,

@@ -9,7 +9,7 @@ and a stage whose result.json is there is not run again.
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -54,6 +54,21 @@ def rng_words(state) -> np.ndarray:
     return np.asarray(state["rng"].addressable_data(0))
 
 
+def compile_ahead(stage: str, programs: Sequence) -> float:
+    """Compiles a stage's programs (`steps.Program`), with a line for each, and returns the seconds. Call under the stage's mesh.
+
+    The steps then find them compiled: a jitted function keeps what was compiled for its shapes. Batches that are cut to another length
+    (`rl.length_buckets`), and the sampler's programs, whose shapes come from the prompts, compile when they are first met.
+    """
+    began = time.perf_counter()
+    for program in programs:
+        start = time.perf_counter()
+        stats = program.lower().compile().memory_analysis()
+        need = f", peak {stats.peak_memory_in_bytes / 2**30:.2f} GiB per device" if stats is not None else ""
+        log.info("%s: %s compiled in %.1f s%s", stage, program.name, time.perf_counter() - start, need)
+    return time.perf_counter() - began
+
+
 def train(
     stage: str,
     section,
@@ -63,6 +78,7 @@ def train(
     abstract,
     step: Callable,
     identity: Mapping[str, str | int],
+    programs: Sequence = (),
     shown: tuple[str, ...] = ("loss",),
     tensorboard: bool = True,
     summary: Mapping | None = None,
@@ -79,6 +95,7 @@ def train(
       step: (state, i, seed) -> (state, metrics, what): takes batch number i and says in `what` which one it was. metrics must hold
         `finite`; it and others may be device arrays.
       identity: what a checkpoint must have been made with to be continued (data, reference, seed).
+      programs: what its steps run, to be compiled before the first of them.
       shown: metrics beside the progress bar.
       summary: further entries for result.json; finish: (last state) -> more of them.
 
@@ -97,6 +114,7 @@ def train(
             _check_identity(folder, found[2].get("identity", {}), dict(identity))
             log.info("%s: going on from step %d of %d", stage, first, section.steps)
         words = rng_words(state)
+        compile_s = compile_ahead(stage, programs) if first < section.steps else 0.0
 
         def save(i):
             store.save(i, state, {"stage": stage, "position": i, "identity": dict(identity)})
@@ -121,6 +139,11 @@ def train(
                         f"learning rate, or skip it by starting the stage with another seed"
                     )
                 row["step_s"] = time.perf_counter() - began
+                if i == first:
+                    first_step_s = time.time() - start_time
+                    log.info(
+                        "%s: first step after %.1f s, %.1f s of them compiling ahead", stage, first_step_s, compile_s
+                    )
                 bar.update(i + 1, row)
                 if (i + 1) % section.log_every == 0 or i + 1 == section.steps:
                     lines.write(i + 1, {**row, **metrics.memory_metrics()})
@@ -140,6 +163,7 @@ def train(
             "stage": stage,
             "steps": section.steps,
             "seconds": round(time.time() - start_time, 1),
+            "first_step_s": round(first_step_s, 1) if section.steps > first else None,
             "identity": dict(identity),
             "last": {k: metrics.plain(v) for k, v in row.items()} if section.steps > first else {},
             **(summary or {}),

@@ -183,6 +183,7 @@ def train(config, mesh, tokenizer, start_params, policy_params, rft_folder, fold
         fresh=lambda: states.init_state(first, tx, mesh, config.seed),
         abstract=update.args[0],
         step=step,
+        programs=(update,),
         identity={
             "data": f"{len(data)} critiques",
             "seed": config.seed,

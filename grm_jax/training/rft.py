@@ -90,6 +90,7 @@ def train(config, mesh, tokenizer, first_params, folder):
         fresh=fresh,
         abstract=update.args[0],
         step=step,
+        programs=(update,),
         identity={
             "data": f"{len(encoded)} examples/{len(encoded.tokens)} tokens",
             "seed": config.seed,

@@ -124,6 +124,10 @@ def test_the_schema_sees_faults(fault):
         (["--accelerator", "v5p-100", *IMAGE, "--print"], "slice 'v5p-100' does not exist"),
         ([*SLICE, *IMAGE, "--print", "--num_slices", "0"], "--num_slices=0: use 1 or more"),
         ([*SLICE, *IMAGE, "--print", "--config.mesh.tensor=3"], "does not make the 64 chips of 1 x v5p-128"),
+        (
+            [*SLICE, *IMAGE, "--print", "--config.rl.prompts=8"],
+            "config.rl.prompts=8 does not divide over mesh data x fsdp = 16",
+        ),
         (["--accelerator", "v5p-8", *IMAGE, "--print", "--num_slices", "2"], "GKE joins slices of several hosts only"),
         ([*SLICE, *IMAGE, "--print", "--name", "GRM_27B"], "'GRM_27B' cannot name a JobSet"),
         ([*SLICE, *IMAGE, "--print", "--name", "a" * 60], "digits and dashes, all small, 46 at most"),

@@ -56,6 +56,8 @@ def experiment(tmp_path):
         (["--config", TINY, "--compile_only", "--slice", "v5p-8", "--config.mesh.fsdp=3"], "mesh data=1 x fsdp=3 x tensor=1 does not make 4"),
         (["--config", TINY, "--config.mesh.fsdp=3"], "does not make 8 devices"),
         (["--config", TINY, "--config.mesh.tensor=8"], "mesh tensor=8 does not divide the 2 KV heads"),
+        (["--config", TINY, "--config.batch_size=12"], "config.batch_size=12 does not divide over mesh data x fsdp = 8: use a multiple of 8"),
+        (["--config", TINY, "--config.rl.prompts=2"], "config.rl.prompts=2 does not divide over mesh data x fsdp = 8"),
         (["--config", TINY, "--process_id", "1"], "--coordinator and --num_processes missing"),
     ],
 )  # fmt: skip
@@ -281,6 +283,17 @@ def test_the_compiler_is_asked_where_the_arguments_fit():
     result = compile_task(Task("swell", jax.jit(lambda x: [x * i for i in range(5)]), (x,), mesh), "v5litepod-1")
     assert "does not fit: the program needs" in result.error
     assert result.peak > result.hbm_available > result.arguments == 2**32
+
+
+def test_a_machine_without_the_tpu_compiler(experiment, monkeypatch, capsys):
+    from jax.experimental import topologies
+
+    def absent(**_):
+        raise RuntimeError("no libtpu\nand a trace")
+
+    monkeypatch.setattr(topologies, "get_topology_desc", absent)
+    said = refused(["--config", experiment, "--compile_only", "--slice", "v5litepod-4"], capsys)
+    assert "to the TPU compiler: no libtpu; compiling for a slice needs libtpu, on Linux: pip install" in said
 
 
 def test_an_unknown_program_is_refused(experiment, capsys):

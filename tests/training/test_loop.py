@@ -79,6 +79,30 @@ def test_a_crash_and_a_resume_end_where_one_run_ends(tmp_path):
     assert loop.is_done(tmp_path / "two") and loop.read_result(tmp_path / "two")["steps"] == 10
 
 
+def test_programs_are_compiled_before_the_first_step_and_never_again(tmp_path, caplog):
+    """RFT and RL of a toy: a line for each program and one for the first step; the steps run what was compiled."""
+    import resume_child
+
+    from grm_jax.training import main
+
+    config = resume_child.make_config()
+    config.stages, config.export = ("rft", "rl"), False
+    config.mesh.update(fsdp=4, tensor=2)
+    config.rft.update(steps=2, warmup_steps=0)
+    config.rl.update(steps=1, length_buckets=1)
+    with caplog.at_level(logging.INFO), jax.log_compiles():
+        main.run(config, tmp_path)
+    lines = [record.getMessage() for record in caplog.records]
+    told = [line.split(" compiled in")[0] for line in lines if " compiled in " in line]
+    assert told == ["rft: sft_update", "rl: reference_logps", "rl: policy_logps", "rl: grpo_update"]
+    firsts = [line for line in lines if "first step after" in line]
+    assert len(firsts) == 2 and all("s of them compiling ahead" in line for line in firsts)
+    assert 0 < loop.read_result(tmp_path / "rl")["first_step_s"] <= loop.read_result(tmp_path / "rl")["seconds"]
+    # The two updates are functions named `step`, reference and policy log-probs are named `fn`.
+    for name in ("step", "fn"):
+        assert sum(line.startswith(f"Finished XLA compilation of jit({name})") for line in lines) == 2, name
+
+
 def test_sigterm_saves_first_and_the_run_goes_on_from_there(tmp_path):
     want = train(tmp_path / "one")
     with pytest.raises(loop.Stopped, match="after step 6 of 10, state saved"):
