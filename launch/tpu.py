@@ -144,7 +144,7 @@ def compile_only(options, config, workdir: str) -> int:
     """Compiles for a slice that is not there; 1 if a program does not fit."""
     if not options.slice:
         raise LaunchError("--compile_only needs --slice NAME, such as --slice v5p-128")
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    _use_cpu_alone()
     from launch import compile_only as compiling
     from launch import programs
     from launch.slices import quiet_environment
@@ -265,7 +265,8 @@ def run_here(options, config, workdir: str) -> int:
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every step of every save
     if options.emulate:
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={options.emulate}"
-        os.environ.update(XLA_FLAGS=flags.strip(), JAX_PLATFORMS="cpu")
+        os.environ["XLA_FLAGS"] = flags.strip()
+        _use_cpu_alone()
     from grm_jax.devices import choose_platform
     from launch import distributed
 
@@ -292,6 +293,14 @@ def run_here(options, config, workdir: str) -> int:
         if meeting is not None:
             meeting.leave()
     return 0
+
+
+def _use_cpu_alone() -> None:
+    """Leaves a TPU or GPU of this machine alone, also where the experiment's file has imported JAX, which reads the environment then."""
+    import jax
+
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")
 
 
 def _check_workdir(workdir: str, patience: float = 60.0) -> None:

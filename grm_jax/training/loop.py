@@ -64,7 +64,7 @@ def compile_ahead(stage: str, programs: Sequence) -> float:
     for program in programs:
         start = time.perf_counter()
         stats = program.lower().compile().memory_analysis()
-        need = f", peak {stats.peak_memory_in_bytes / 2**30:.2f} GiB per device" if stats is not None else ""
+        need = f", peak {stats.peak_memory_in_bytes / 2**20:,.1f} MiB per device" if stats is not None else ""
         log.info("%s: %s compiled in %.1f s%s", stage, program.name, time.perf_counter() - start, need)
     return time.perf_counter() - began
 

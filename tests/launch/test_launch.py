@@ -102,6 +102,29 @@ def weights(tmp_path):
     return tmp_path / "weights"
 
 
+EMULATED = """
+import sys
+import jax  # as an experiment's file does
+
+sys.path.insert(0, ".")
+from grm_jax.training import main
+from launch import tpu
+
+main.run = lambda config, workdir: print(len(jax.devices()), jax.config.jax_platforms)
+sys.exit(tpu.main(["--config", "experiments/spct_tiny.py", "--emulate", "4", "--workdir", sys.argv[1]]))
+"""
+
+
+def test_emulated_devices_leave_the_chips_alone(tmp_path):
+    import os
+
+    environment = {name: value for name, value in os.environ.items() if name not in ("JAX_PLATFORMS", "XLA_FLAGS")}
+    words = [sys.executable, "-c", EMULATED, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert (done.returncode, done.stdout) == (0, "4 cpu\n"), done.stderr[-2000:]
+    assert "Unable to initialize backend" not in done.stderr
+
+
 def test_weights_of_another_model_are_refused_before_anything_is_made(experiment, weights, tmp_path, capsys):
     words = ["--config", experiment, "--config.mesh.fsdp=8", "--workdir", str(tmp_path / "w")]
     said = refused([*words, f"--config.init={weights}"], capsys)
