@@ -142,6 +142,8 @@ def main() -> None:
     if args.load:
         print(json.dumps(load_here(args.load)))
         return
+    if args.folder:
+        Path(args.folder).mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="load_speed", dir=args.folder))
     try:
         make_checkpoint(folder, args.gb)

@@ -41,13 +41,18 @@ def engine_runner(model, mesh=None, prompt_slots: int | None = None, rows: int |
     """The runner over `grm_jax.sampling`; by default as many prompts and rows at once as memory holds."""
     from grm_jax import sampling
     from grm_jax.sampling.plan import fit
+    from grm_jax.sampling.weights import for_decoding
+
+    placed: list = []
 
     def run(requests: Sequence[Request]) -> Iterable[Row]:
         asked = [sampling.Request(**vars(request)) for request in requests]
         if not asked:
             return
         with under(mesh):
-            engine = sampling.Engine(model, *fit(model.cfg, asked, prompt_slots, rows))
+            if not placed:  # once, and before memory is planned
+                placed.append(for_decoding(model))
+            engine = sampling.Engine(placed[0], *fit(model.cfg, asked, prompt_slots, rows))
         iterator = iter(engine.run(asked))
         while True:
             # The mesh is in context only while the engine works: a generator must not leave it behind at a yield.

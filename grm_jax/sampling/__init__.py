@@ -47,6 +47,7 @@ def sample(
     """
     from grm_jax.sampling.plan import fit
     from grm_jax.sampling.progress import track
+    from grm_jax.sampling.weights import for_decoding
 
     if k < 1 or max_new_tokens < 1:
         raise ValueError(f"k = {k}, max_new_tokens = {max_new_tokens}: both must be at least 1")
@@ -55,6 +56,7 @@ def sample(
         Request(p, k, max_new_tokens, temperature, top_p, top_k, tuple(stop), seed, item)
         for p, item in zip(prompts, items, strict=True)
     ]
+    model = for_decoding(model)  # before memory is planned
     engine = Engine(model, *fit(model.cfg, requests, prompt_slots, rows))
     shape = (len(prompts), k)
     out = Samples(

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 
 from grm_jax.models.config import GemmaConfig
 from grm_jax.sampling import cache, scheduler
@@ -24,13 +25,19 @@ def state_bytes(cfg: GemmaConfig, P: int, R: int, S: int, T: int) -> dict[str, i
     }
 
 
-def device_memory() -> int:
-    """Bytes that one device may use: as its runtime reports, or half of the machine's memory for (all) emulated devices on a CPU."""
-    device = jax.devices()[0]
+def device_memory() -> tuple[int, int]:
+    """(bytes that one device may use, bytes in use on the fullest host): as its runtime reports, or half of the machine's memory for (all)
+    emulated devices on a CPU. All hosts of a pod must ask together, and all get the same answer."""
+    device = jax.local_devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and stats.get("bytes_limit"):
-        return int(stats["bytes_limit"])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 // jax.device_count()
+        in_use = int(stats.get("bytes_in_use", 0))
+        if jax.process_count() > 1:
+            from jax.experimental.multihost_utils import process_allgather
+
+            in_use = int(process_allgather(np.float64(in_use)).max())
+        return int(stats["bytes_limit"]), in_use
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 // jax.device_count(), 0
 
 
 def fit(
@@ -39,10 +46,13 @@ def fit(
     prompt_slots: int | None = None,
     rows: int | None = None,
     memory: int | None = None,
+    taken: int | None = None,
 ) -> tuple[int, int]:
     """(prompt slots, rows per prompt) for these requests: at most what they can use, at most what memory holds beside the weights.
 
-    memory: bytes per device; by default what `device_memory` says. Slots are a power of two, so that a longer list compiles nothing new.
+    memory: bytes per device; by default what `device_memory` says. taken: bytes per device that something else occupies meanwhile, as the
+    training state does during rollouts; by default what is in use now, less the weights. Slots are a power of two, so that a longer list
+    compiles nothing new.
     prompt_slots and rows are taken as given, as far as memory allows. Requests that cannot run (`scheduler.check`) are left out.
     Raises MemoryError with the bill if not even one row fits.
     """
@@ -59,9 +69,10 @@ def fit(
     T = scheduler.bucket(new, scheduler.RING_BUCKETS)
     mesh = jax.sharding.get_abstract_mesh()
     shape = {"data": 1, "fsdp": 1, "tensor": 1} if mesh.empty else mesh.shape
-    memory = device_memory() if memory is None else memory
     weights = cfg.num_params * jax.numpy.dtype(cfg.dtype).itemsize // shape["tensor"]
-    room = int(SHARE * memory) - weights
+    limit, in_use = device_memory() if memory is None else (memory, 0)
+    taken = max(0, in_use - weights) if taken is None else taken
+    room = int(SHARE * limit) - weights - taken
 
     def per_device(P, R):
         split = shape["data"] * shape["fsdp"]
@@ -81,8 +92,9 @@ def fit(
     if per_device(P, R) > room:
         gib = 2.0**30
         raise MemoryError(
-            f"one row of prompt {S} and {T} new tokens needs {per_device(P, R) / gib:.2f} GiB per device beside {weights / gib:.2f} GiB of weights, "
-            f"and {SHARE:.0%} of {memory / gib:.2f} GiB is there: use more devices on `tensor`, a shorter prompt or fewer new tokens"
+            f"one row of prompt {S} and {T} new tokens needs {per_device(P, R) / gib:.2f} GiB per device beside {weights / gib:.2f} GiB of weights"
+            f"{f' and {taken / gib:.2f} GiB of other arrays' if taken else ''}, and {SHARE:.0%} of {limit / gib:.2f} GiB is there: "
+            "use more devices on `tensor`, a shorter prompt or fewer new tokens"
         )
     return P, R
 

@@ -174,10 +174,12 @@ def abstract_state(cfg: GemmaConfig, shape: Shape) -> cache.State:
     return jax.eval_shape(lambda: cache.empty_state(cfg, shape.P, shape.R, shape.S, shape.T))
 
 
-def abstract_programs(graphdef, params, cfg: GemmaConfig, shape: Shape, segment: int, mesh, platform: str = "tpu"):
+def abstract_programs(
+    graphdef, params, cfg: GemmaConfig, shape: Shape, segment: int, mesh, platform: str = "tpu", prompts: int = 1
+):
     """(name, jitted, abstract arguments) of prefill and of a decode segment, for compiling without devices. Call under `jax.set_mesh(mesh)`.
 
-    params: abstract, with shardings. One prompt is prefilled at a time.
+    params: abstract, with shardings. prompts: prefilled at a time.
     """
 
     def like(tree, formats):
@@ -185,7 +187,7 @@ def abstract_programs(graphdef, params, cfg: GemmaConfig, shape: Shape, segment:
 
     state = like(abstract_state(cfg, shape), state_formats(cfg, shape, mesh, platform))
     count = jax.ShapeDtypeStruct((), jnp.int32)
-    tokens, lengths = jax.ShapeDtypeStruct((1, shape.S), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.int32)
+    tokens, lengths = (jax.ShapeDtypeStruct(s, jnp.int32) for s in ((prompts, shape.S), (prompts,)))
     built = build(graphdef, cfg, shape, segment, mesh, platform)
     return [
         ("prefill", prefill_program(graphdef), (params, tokens, lengths)),

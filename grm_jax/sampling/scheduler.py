@@ -44,6 +44,8 @@ RING_BUCKETS = (
     65536,
     131072,
 )
+SEGMENT = 32  # decode steps between two looks of the host
+PREFILL_TOKENS = 8192  # of one prefill batch, on each part of the mesh that prompts are split over
 FINISH = {cache.STOP: "stop", cache.LENGTH: "length", cache.NONFINITE: "error"}
 
 
@@ -132,10 +134,18 @@ def check(request: Request, cfg: GemmaConfig) -> str | None:
     return None
 
 
+def prefill_batch(S: int, prompts: int, shards: int = 1) -> int:
+    """How many of so many prompts of S tokens are prefilled together. Powers of two: few compilations, and no prompt is run twice to fill a batch.
+
+    shards: parts of the mesh that prompts are split over.
+    """
+    return 1 << (min(prompts, max(1, shards * PREFILL_TOKENS // S)).bit_length() - 1)
+
+
 class Engine:
     """Runs requests through P prompt slots of R rows each. Build it once per model; compiled programs are kept."""
 
-    def __init__(self, model: Gemma, prompt_slots: int, rows: int, segment: int = 32, idle: float = 0.05):
+    def __init__(self, model: Gemma, prompt_slots: int, rows: int, segment: int = SEGMENT, idle: float = 0.05):
         """segment: most decode steps between two looks of the host. idle: share of finished rows at which a segment ends early, while work waits."""
         model = weights.for_decoding(model)
         self.cfg = model.cfg
@@ -143,6 +153,7 @@ class Engine:
         self.P, self.R, self.segment, self.idle = prompt_slots, rows, segment, idle
         mesh = jax.sharding.get_mesh()
         self.mesh = None if mesh.empty or mesh.size == 1 else mesh
+        self.shards = 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         self.platform = jax.default_backend()
         self.stats = Stats()
 
@@ -207,8 +218,7 @@ class Engine:
         while free and waiting:
             S = bucket(len(requests[waiting[-1]].prompt), PROMPT_BUCKETS)
             alike = sum(bucket(len(requests[i].prompt), PROMPT_BUCKETS) == S for i in waiting[-len(free) :])
-            # Power-of-two batches: few compilations, and no prompt is run twice to fill a batch.
-            B = 1 << (min(alike, max(1, PREFILL_TOKENS // S)).bit_length() - 1)
+            B = prefill_batch(S, alike, self.shards)
             taken, free = free[:B], free[B:]
             ids = [waiting.pop() for _ in range(B)]
             batch = [requests[i] for i in ids]
@@ -278,9 +288,6 @@ class Engine:
                     yield row.finished(slot.index, FINISH[int(finish[p, r])])
             if slot and slot.next >= slot.request.k and not any(slot.rows):
                 slots[p] = None
-
-
-PREFILL_TOKENS = 8192  # of one prefill batch
 
 
 @dataclasses.dataclass

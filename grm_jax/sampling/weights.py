@@ -13,38 +13,61 @@ from grm_jax.sharding import RULES
 UNSTACK_BYTES = 4 << 20  # weights of a layer stack that no longer sit in a CPU's cache
 
 
-def for_sampling(state, mesh, dtype: str, donate: bool = False):
-    """A state cast to `dtype` and laid out for decoding: split over `tensor`, whole along `fsdp` and `data`, which carry prompts and rows.
+def sampling_shardings(state, mesh):
+    """Where the weights of a state lie for decoding: split over `tensor`, whole along `fsdp` and `data`, which carry prompts and rows.
 
-    One leaf is cast and moved at a time; with `donate` its source is freed before the next, so the peak is one copy and one leaf.
+    A weight split over `fsdp`, as training has it, would be gathered again for every token.
     """
 
-    def move(variable):
-        axes = variable.get_metadata()["axes"]
-        mesh_axes = [("tensor" if RULES[a] == "tensor" else None) if a else None for a in axes]
-        sharding = NamedSharding(mesh, PartitionSpec(*mesh_axes))
-        value = _mover(dtype, sharding)(variable[...])
+    def place(variable):
+        axes = [RULES[a] if a else None for a in variable.get_metadata()["axes"]]
+        return NamedSharding(mesh, PartitionSpec(*("tensor" if a == "tensor" else None for a in axes)))
+
+    return jax.tree.map(place, state, is_leaf=lambda v: isinstance(v, nnx.Variable))
+
+
+def for_sampling(state, mesh, dtype: str, donate: bool = False):
+    """A state cast to `dtype` and laid out for decoding (`sampling_shardings`); norm scales stay in the dtype they rest in, as in training.
+
+    mesh: None for a single device. One leaf is cast and moved at a time; with `donate` its source is freed before the next, so the peak is one
+    copy and one leaf. A leaf that is as it should be is handed on, not copied.
+    """
+
+    def move(variable, sharding=None):
+        old = variable[...]
+        target = old.dtype if "norm" in variable.get_metadata()["axes"] else jnp.dtype(dtype)
+        if old.dtype == target and (sharding is None or old.sharding.is_equivalent_to(sharding, old.ndim)):
+            return variable
+        value = _mover(target, sharding)(old)
         if donate:
             jax.block_until_ready(value)
-            if value is not variable[...]:
-                variable[...].delete()
+            old.delete()
         return variable.replace(value)
 
-    return jax.tree.map(move, state, is_leaf=lambda v: isinstance(v, nnx.Variable))
+    is_variable = lambda v: isinstance(v, nnx.Variable)
+    if mesh is None:
+        return jax.tree.map(move, state, is_leaf=is_variable)
+    return jax.tree.map(move, state, sampling_shardings(state, mesh), is_leaf=is_variable)
 
 
 @functools.lru_cache(maxsize=256)
-def _mover(dtype: str, sharding: NamedSharding):
+def _mover(dtype, sharding: NamedSharding | None):
     """Kept, because weights move again after every training step: a new function would be compiled again."""
-    return jax.jit(lambda x: x.astype(jnp.dtype(dtype)), out_shardings=sharding)
+    return jax.jit(lambda x: x.astype(dtype), out_shardings=sharding)
 
 
 def for_decoding(model: Gemma) -> Gemma:
-    """The model as the decode loop wants it. On a CPU layers of some size stand one by one: there a slice of a stack is a copy at every step."""
+    """The model as the decode loop wants it, under the mesh in context: weights in the activations' dtype, split over `tensor` alone.
+
+    On a CPU layers of some size stand one by one as well: there a slice of a stack is a copy at every step. A model that is so already comes
+    back as it is.
+    """
+    mesh = jax.sharding.get_mesh()
+    graphdef, state = nnx.split(model)
+    model = nnx.merge(graphdef, for_sampling(state, None if mesh.empty or mesh.size == 1 else mesh, model.cfg.dtype))
     if jax.default_backend() != "cpu" or model.cfg.num_units == 1:
         return model
-    state = nnx.state(model.units)
-    if sum(x.nbytes for x in jax.tree.leaves(state)) < UNSTACK_BYTES:
+    if sum(x.nbytes for x in jax.tree.leaves(nnx.state(model.units))) < UNSTACK_BYTES:
         return model
     return unstack(model)
 

@@ -1,10 +1,11 @@
 """How many rows fit: monotone in memory, and a refusal that names the bill."""
 
 import jax
+import numpy as np
 import pytest
 
 from grm_jax.models import get_config
-from grm_jax.sampling import Request, cache
+from grm_jax.sampling import Request, cache, plan, scheduler
 from grm_jax.sampling.plan import fit, state_bytes
 from grm_jax.sharding import make_mesh
 
@@ -73,3 +74,21 @@ def test_a_mesh_has_more_room():
     with jax.set_mesh(make_mesh(1, 2, 4)):
         P, R = fit(CFG, requests(8, 8), memory=small)
     assert P * R > alone[0] * alone[1]
+
+
+def test_what_others_hold_is_not_planned_with(monkeypatch):
+    asked, memory = requests(64, 16), 2**23
+    free = np.prod(fit(CFG, asked, memory=memory))
+    assert np.prod(fit(CFG, asked, memory=memory, taken=2**22)) < free
+    # By default what the device says: its weights are in use already, the rest is a training state's.
+    weights = CFG.num_params * 4
+    monkeypatch.setattr(plan, "device_memory", lambda: (memory, weights + 2**22))
+    assert fit(CFG, asked) == fit(CFG, asked, memory=memory, taken=2**22)
+    with pytest.raises(MemoryError, match=r"GiB of other arrays.*use more devices on `tensor`"):
+        fit(CFG, asked, memory=memory, taken=2**23)
+
+
+def test_prompts_fill_every_part_of_the_mesh_in_one_prefill():
+    assert [scheduler.prefill_batch(2048, n) for n in (1, 3, 64)] == [1, 2, 4]
+    assert scheduler.prefill_batch(2048, 64, shards=16) == 64  # 4 on each
+    assert scheduler.prefill_batch(16384, 5, shards=8) == 4

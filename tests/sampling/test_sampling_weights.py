@@ -8,7 +8,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from grm_jax.models import Gemma, get_config
-from grm_jax.sampling import weights
+from grm_jax.sampling import Engine, weights
 from grm_jax.sharding import make_mesh, state_shardings
 
 
@@ -29,8 +29,12 @@ def test_cast_and_split_over_tensor_only(trained):
     before = [np.asarray(v[...]) for v in leaves(state)]
     out = weights.for_sampling(state, mesh, "bfloat16")
     for value, variable, source in zip(before, leaves(out), leaves(state)):
-        assert variable[...].dtype == jnp.bfloat16 and variable.get_metadata()["axes"] == source.get_metadata()["axes"]
-        assert (np.asarray(variable[...]) == value.astype(jnp.bfloat16)).all()
+        axes = variable.get_metadata()["axes"]
+        dtype = (
+            jnp.float32 if "norm" in axes else jnp.bfloat16
+        )  # as in training: 1 + scale in bfloat16 would lose the scale
+        assert variable[...].dtype == dtype and axes == source.get_metadata()["axes"]
+        assert (np.asarray(variable[...]) == value.astype(dtype)).all()
         assert "fsdp" not in jax.tree.leaves(tuple(variable[...].sharding.spec))
         assert not source[...].is_deleted()
     table = out["embedder"]["table_VxD"][...]
@@ -41,7 +45,7 @@ def test_cast_and_split_over_tensor_only(trained):
 def test_donated_sources_are_freed_one_by_one(trained, dtype, monkeypatch):
     mesh, state = trained
     before = [np.asarray(v[...]) for v in leaves(state)]
-    sources = [v[...] for v in leaves(state)]
+    sources = [v[...] for v in leaves(state) if "norm" not in v.get_metadata()["axes"]]  # those stay as they are
     alive = []  # source bytes still there when each leaf has been moved
     wait = jax.block_until_ready
 
@@ -54,7 +58,24 @@ def test_donated_sources_are_freed_one_by_one(trained, dtype, monkeypatch):
     assert alive == list(range(len(sources)))  # each is gone before the next is moved: one copy and one leaf
     assert all(a.is_deleted() for a in sources)
     for value, variable in zip(before, leaves(out)):
-        assert (np.asarray(variable[...]) == value.astype(dtype)).all()
+        assert (np.asarray(variable[...]) == value.astype(variable[...].dtype)).all()
+
+
+def test_the_engine_never_decodes_from_the_layout_of_training(trained):
+    """Weights split over fsdp would be gathered again for every token."""
+    mesh, state = trained
+    graphdef, _ = nnx.split(Gemma(get_config("tiny_gemma2"), nnx.Rngs(0)))
+    with jax.set_mesh(mesh):
+        model = nnx.merge(graphdef, state)
+        engine = Engine(model, 2, 2)
+        assert "fsdp" in {
+            axis for v in leaves(nnx.state(model)) for axis in jax.tree.leaves(tuple(v[...].sharding.spec))
+        }
+        assert not any("fsdp" in jax.tree.leaves(tuple(v[...].sharding.spec)) for v in leaves(engine.params))
+        again = weights.for_decoding(nnx.merge(engine.graphdef, engine.params))
+    assert all(
+        a[...] is b[...] for a, b in zip(leaves(nnx.state(again)), leaves(engine.params))
+    )  # nothing is copied twice
 
 
 def test_donation_of_leaves_that_are_already_in_place():
