@@ -23,6 +23,8 @@ class Task:
 
     model_flops: what the whole program must compute by the model's own formula, over all chips (0: not said).
     tokens: how many tokens one run works on, over all chips.
+    beside: bytes per chip of what stays there while the program runs, and is none of its arguments.
+    one_trip: the program is a loop that ends on data; its FLOPs, traffic and times are those of one trip.
     """
 
     name: str
@@ -32,6 +34,8 @@ class Task:
     model_flops: float = 0.0
     tokens: int = 0
     assumed_trips: int = 1
+    beside: int = 0
+    one_trip: bool = False
 
 
 @dataclasses.dataclass
@@ -40,8 +44,9 @@ class Result:
 
     load: the machine's load average when compiling began: compile seconds mean little on a busy one.
     arguments, outputs, aliased: of the compiled program; aliased outputs take the place of donated arguments. peak: the most that is alive at
-    once, which is what must fit. temporaries: peak less arguments and outputs that stand by themselves. headroom: what is left of the HBM, as
-    a share of it. roofline: the largest of compute, hbm, ici and dcn, had each of them its full rate and all overlapped; `bound` names it.
+    once, which is what must fit, `beside` included: what else stays on the chip meanwhile. temporaries: peak less `beside`, arguments, and
+    outputs that stand by themselves. headroom: what is left of the HBM, as a share of it. roofline: the largest of compute, hbm, ici and dcn,
+    had each of them its full rate and all overlapped; `bound` names it.
     error: why the program does not fit, with the bytes that it asks for in `peak` where they are known.
     """
 
@@ -54,6 +59,7 @@ class Result:
     compile_cpu_seconds: float = 0.0
     load: float = 0.0
     hbm_available: int = 0
+    beside: int = 0
     arguments: int = 0
     outputs: int = 0
     aliased: int = 0
@@ -95,10 +101,11 @@ def compile_task(task: Task, slice_name: str, num_slices: int = 1) -> Result:
         task.name, part.name, num_slices, len(devices), dict(task.mesh.shape), hbm_available=part.chip.hbm_bytes
     )
     result.model_flops, result.tokens = task.model_flops / len(devices), task.tokens
-    result.arguments = argument_bytes(task.args)
-    if result.arguments > part.chip.hbm_bytes:
+    result.arguments, result.beside = argument_bytes(task.args), task.beside
+    if result.arguments + task.beside > part.chip.hbm_bytes:
         # The compiler would look for ways out for minutes, and there are none.
-        result.error, result.peak = _refusal("the arguments alone need", result.arguments, part), result.arguments
+        result.peak = result.arguments + task.beside
+        result.error = _refusal("the arguments alone need", result.peak, part)
         result.headroom = 1 - result.peak / part.chip.hbm_bytes
         return result
     result.load = os.getloadavg()[0]
@@ -121,6 +128,10 @@ def compile_task(task: Task, slice_name: str, num_slices: int = 1) -> Result:
     stop()
     _memory(result, compiled.memory_analysis())
     cost = hlo_cost.cost(compiled.as_text(), task.assumed_trips)
+    if task.one_trip:
+        twice = hlo_cost.cost(compiled.as_text(), task.assumed_trips + 1)
+        twice.add(cost, -1)
+        cost = twice
     result.flops, result.hbm_bytes, result.unbounded_loops = cost.flops, cost.hbm_bytes, len(cost.unbounded)
     first = [d for d in devices if getattr(d, "slice_index", 0) == getattr(devices[0], "slice_index", 0)]
     result.ici_bytes, result.ici_seconds = collectives.summarise(cost.collectives, first, part)
@@ -152,8 +163,9 @@ def _memory(result: Result, stats) -> None:
     result.outputs = stats.output_size_in_bytes
     result.aliased = stats.alias_size_in_bytes
     # XLA's temp_size counts what loops carry more than once; the peak is what its own check of the HBM goes by.
-    result.peak = stats.peak_memory_in_bytes
-    result.temporaries = max(0, result.peak - result.arguments - (result.outputs - result.aliased))
+    program = stats.peak_memory_in_bytes
+    result.peak = program + result.beside
+    result.temporaries = max(0, program - result.arguments - (result.outputs - result.aliased))
     result.headroom = 1 - result.peak / result.hbm_available
 
 
@@ -213,6 +225,7 @@ COLUMNS = (
     ("compile s", lambda r: f"{r.compile_seconds:.0f}"),
     ("CPU s", lambda r: f"{r.compile_cpu_seconds:.0f}"),
     ("load", lambda r: f"{r.load:.0f}"),
+    ("beside GiB", lambda r: f"{r.beside / GIB:.2f}" if r.beside else "-"),
     ("arguments GiB", lambda r: f"{r.arguments / GIB:.2f}" if r.fits else "-"),
     ("temporaries GiB", lambda r: f"{r.temporaries / GIB:.2f}" if r.fits else "-"),
     ("peak GiB", lambda r: f"{r.peak / GIB:.2f}" if r.peak else "-"),

@@ -55,10 +55,11 @@ def make_slice_mesh(config: Any, slice_name: str, num_slices: int = 1):
     return mesh
 
 
-def tasks(config: Any, mesh, names: Sequence[str] | None = None) -> list[Task]:
-    """The programs that the config's stages run: a forward pass, and each stage's update with what it reads.
+def tasks(config: Any, mesh, names: Sequence[str] | None = None, hbm: int = 0) -> list[Task]:
+    """The programs that the config's stages run: a forward pass, each stage's update with what it reads, and the rollouts of `rl`.
 
     Fields: model, model_overrides, batch_size, seq_len, rft, and, where the experiment has them, rl and meta_rm. names: only these.
+    hbm: bytes of a chip, by which rollouts are planned; 0 leaves them out.
     Raises ValueError for a name that the experiment does not have.
     """
     from grm_jax.training import state as states
@@ -81,6 +82,8 @@ def tasks(config: Any, mesh, names: Sequence[str] | None = None) -> list[Task]:
             _task(reference, mesh, forward, tokens),
             _task(steps.build_grpo_step(config, mesh, model), mesh, 3 * forward, tokens),
         ]
+        if hbm:
+            found += rollout_tasks(config, mesh, cfg, hbm)
     if "meta_rm" in stages:
         rows, length = config.meta_rm.batch_size, config.meta_rm.seq_len
         flops = model_flops(cfg, rows, length, True, logits=False)
@@ -91,6 +94,50 @@ def tasks(config: Any, mesh, names: Sequence[str] | None = None) -> list[Task]:
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"program {unknown[0]!r} does not exist here: there are {', '.join(known)}")
     return [task for task in found if task.name in names]
+
+
+def rollout_tasks(config: Any, mesh, cfg: Any, hbm: int) -> list[Task]:
+    """Prefill of a batch of prompts, and one decode step of all rows, under the sampler's own layout of the weights.
+
+    As many prompts and rows at once as fit beside the training state (float32 weights and two moments) and the reference's weights, which stay
+    on the chips meanwhile.
+    """
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from grm_jax import sampling
+    from grm_jax.models import Gemma
+    from grm_jax.sampling import plan, programs, scheduler, weights
+
+    rl = config.rl
+    cfg = cfg.replace(param_dtype=cfg.dtype, remat="none")
+    split = mesh.shape["fsdp"] * mesh.shape["tensor"]
+    beside = cfg.num_params * (12 + jnp.dtype(rl.reference_dtype).itemsize) // split
+    graphdef, shapes = nnx.split(nnx.eval_shape(lambda: Gemma(cfg, nnx.Rngs(0))))
+    leaves, tree = jax.tree.flatten(shapes)
+    places = jax.tree.leaves(weights.sampling_shardings(shapes, mesh))
+    placed = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s) for x, s in zip(leaves, places, strict=True)]
+    params = jax.tree.unflatten(tree, placed)
+    request = sampling.Request([0] * rl.prompt_len, rl.group_size, rl.max_new_tokens)
+    with jax.set_mesh(mesh):
+        P, R = plan.fit(cfg, [request] * rl.prompts, rl.prompt_slots or rl.prompts, memory=hbm, taken=beside)
+        T = scheduler.bucket(rl.max_new_tokens - 1, scheduler.RING_BUCKETS)
+        shape = programs.Shape(P, R, scheduler.bucket(rl.prompt_len, scheduler.PROMPT_BUCKETS), T)
+        ways = mesh.shape["data"] * mesh.shape["fsdp"]
+        batch = scheduler.prefill_batch(shape.S, P, ways)
+        built = programs.abstract_programs(graphdef, params, cfg, shape, scheduler.SEGMENT, mesh, prompts=batch)
+    flops = {
+        "prefill": model_flops(cfg, batch, shape.S, False, logits=False),
+        "decode": P
+        * R
+        * (2.0 * cfg.num_params + attention_flops(cfg, shape.S + T) - attention_flops(cfg, shape.S + T - 1)),
+    }
+    tokens = {"prefill": batch * shape.S, "decode": P * R}
+    return [
+        Task(f"rollout_{name}", fn, args, mesh, flops[name], tokens[name], beside=beside, one_trip=name == "decode")
+        for name, fn, args in built
+    ]
 
 
 def build_forward(config: Any, mesh, model_abstract):

@@ -147,14 +147,15 @@ def compile_only(options, config, workdir: str) -> int:
     _use_cpu_alone()
     from launch import compile_only as compiling
     from launch import programs
-    from launch.slices import quiet_environment
+    from launch.slices import get_slice, quiet_environment
 
     quiet_environment()
     try:
         mesh = programs.make_slice_mesh(config, options.slice, options.num_slices)
     except RuntimeError as error:  # no libtpu
         raise LaunchError(str(error)) from error
-    tasks = programs.tasks(config, mesh, options.programs.split(",") if options.programs else None)
+    names = options.programs.split(",") if options.programs else None
+    tasks = programs.tasks(config, mesh, names, get_slice(options.slice).chip.hbm_bytes)
     results = compiling.compile_tasks(tasks, options.slice, options.num_slices)
     compiling.print_table(results)
     out = Path(
