@@ -13,6 +13,7 @@ import math
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
@@ -223,10 +224,7 @@ def _away(options, config, needed: tuple[str, ...], foreign: tuple[str, ...]):
     if options.num_slices < 1:
         raise LaunchError(f"--num_slices={options.num_slices}: use 1 or more")
     part = get_slice(options.accelerator)
-    mesh, chips = dict(config.mesh), part.chips * options.num_slices
-    _check_chips(mesh, chips, f"{options.num_slices} x {part.name}")
-    known = math.prod(n for n in mesh.values() if n != -1)
-    _check_rows(config, chips // (mesh["tensor"] if mesh["tensor"] != -1 else chips // known))
+    _check_mesh(config, part.chips * options.num_slices, f"{options.num_slices} x {part.name}")
     return part
 
 
@@ -239,14 +237,25 @@ def _words(options, overrides: dict[str, str]) -> tuple[Path, tuple[str, ...]]:
     return file, ("--config", f"{name}{colon}{arg}", *changes, "--workdir", options.workdir)
 
 
-def _check_chips(mesh: dict[str, int], chips: int, what: str) -> None:
+def _check_mesh(config, chips: int, what: str) -> None:
+    """What `_check_model` finds out of a mesh on the machine itself, before there is one."""
+    from types import SimpleNamespace
+
+    from grm_jax.models import get_config
+    from grm_jax.sharding import check_fits
+
+    mesh = dict(config.mesh)
     known = math.prod(n for n in mesh.values() if n != -1)
-    free = -1 in mesh.values()
-    if chips % known or (not free and chips != known):
+    free = [axis for axis, n in mesh.items() if n == -1]
+    if chips % known or len(free) > 1 or (not free and chips != known):
         given = " x ".join(f"{axis}={n}" for axis, n in mesh.items())
         raise LaunchError(
             f"mesh {given} does not make the {chips} chips of {what}: set one of config.mesh.* (one may be -1)"
         )
+    sizes = mesh | dict.fromkeys(free, chips // known)
+    unbuilt: Any = SimpleNamespace(shape=sizes)  # a Mesh needs devices
+    check_fits(get_config(config.model, **dict(config.get("model_overrides", {}))), unbuilt)
+    _check_rows(config, sizes["data"] * sizes["fsdp"])
 
 
 def _check_rows(config, ways: int) -> None:

@@ -128,6 +128,7 @@ def test_the_schema_sees_faults(fault):
             [*SLICE, *IMAGE, "--print", "--config.rl.prompts=8"],
             "config.rl.prompts=8 does not divide over mesh data x fsdp = 16",
         ),
+        ([*SLICE, *IMAGE, "--print", "--config.mesh.tensor=64"], "mesh tensor=64 does not divide the 16 KV heads"),
         (["--accelerator", "v5p-8", *IMAGE, "--print", "--num_slices", "2"], "GKE joins slices of several hosts only"),
         ([*SLICE, *IMAGE, "--print", "--name", "GRM_27B"], "'GRM_27B' cannot name a JobSet"),
         ([*SLICE, *IMAGE, "--print", "--name", "a" * 60], "digits and dashes, all small, 46 at most"),
