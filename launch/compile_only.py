@@ -47,6 +47,7 @@ class Result:
     once, which is what must fit, `beside` included: what else stays on the chip meanwhile. temporaries: peak less `beside`, arguments, and
     outputs that stand by themselves. headroom: what is left of the HBM, as a share of it. roofline: the largest of compute, hbm, ici and dcn,
     had each of them its full rate and all overlapped; `bound` names it.
+    unstated_kernels: kernels whose FLOPs nobody states, and which are missing from `flops`.
     error: why the program does not fit, with the bytes that it asks for in `peak` where they are known.
     """
 
@@ -79,6 +80,7 @@ class Result:
     bound: str = ""
     tokens: int = 0
     unbounded_loops: int = 0
+    unstated_kernels: int = 0
     error: str = ""
 
     @property
@@ -133,6 +135,7 @@ def compile_task(task: Task, slice_name: str, num_slices: int = 1) -> Result:
         twice.add(cost, -1)
         cost = twice
     result.flops, result.hbm_bytes, result.unbounded_loops = cost.flops, cost.hbm_bytes, len(cost.unbounded)
+    result.unstated_kernels = len(cost.unstated)
     first = [d for d in devices if getattr(d, "slice_index", 0) == getattr(devices[0], "slice_index", 0)]
     result.ici_bytes, result.ici_seconds = collectives.summarise(cost.collectives, first, part)
     result.dcn_bytes = dict(cost.dcn)
@@ -215,6 +218,7 @@ def one_line(r: Result) -> str:
     return (
         f"{where}: compiled in {r.compile_seconds:.0f} s, peak {r.peak / GIB:.2f} of {r.hbm_available / GIB:.2f} GiB "
         f"({r.headroom:.0%} free), roofline {_seconds(r.roofline_seconds)} ({r.bound})"
+        + (f", without the FLOPs of {r.unstated_kernels} kernels" if r.unstated_kernels else "")
     )
 
 

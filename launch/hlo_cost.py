@@ -41,7 +41,8 @@ _FREE = {
 class Cost:
     """Per chip. `collectives`: (kind, groups as XLA writes them) -> bytes that enter it, `dcn`: kind -> bytes sent between slices.
 
-    `unbounded` names the loops whose trip count is not in the program; they were counted `assumed_trips` times.
+    `unbounded` names the loops whose trip count is not in the program; they were counted `assumed_trips` times. `unstated` names the kernels
+    that say nothing of their FLOPs; they were counted as none.
     """
 
     flops: float = 0.0
@@ -51,6 +52,7 @@ class Cost:
     )
     dcn: dict[str, float] = dataclasses.field(default_factory=lambda: collections.defaultdict(float))
     unbounded: set[str] = dataclasses.field(default_factory=set)
+    unstated: set[str] = dataclasses.field(default_factory=set)
 
     def add(self, other: "Cost", times: float = 1.0) -> None:
         self.flops += times * other.flops
@@ -60,6 +62,7 @@ class Cost:
         for key, value in other.dcn.items():
             self.dcn[key] += times * value
         self.unbounded |= other.unbounded
+        self.unstated |= other.unstated
 
 
 def cost(text: str, assumed_trips: int = 1) -> Cost:
@@ -123,6 +126,8 @@ class _Walk:
             result.flops += dot_flops(i, operands) if opcode == "dot" else convolution_flops(i, operands)
         elif opcode == "custom-call":
             result.flops += _stated(i, "flops")
+            if '"tpu_custom_call"' in i.attributes and not _stated(i, "flops"):
+                result.unstated.add(i.name)
         elif opcode == "send":
             if "megascale" in i.attributes:
                 result.dcn[_rendezvous(i)] += operands[0].leaves[0].bytes

@@ -150,11 +150,21 @@ def parse_instruction(line: str) -> tuple[Instruction, bool]:
 
 
 def parse(text: str) -> Program:
-    """A whole module, as `compiled.as_text()` prints it. Raises ValueError if there is no entry computation in it."""
+    """A whole module, as `compiled.as_text()` prints it. Raises ValueError if there is no entry computation in it.
+
+    A Pallas kernel's metadata holds line breaks of its own: what does not begin with a blank goes on with the instruction above.
+    """
     computations: dict[str, Computation] = {}
     entry = name = root = None
     instructions: list[Instruction] = []
+    lines = []
     for line in text.splitlines():
+        continues = lines and lines[-1].startswith(" ") and line and not line.startswith(" ") and line.rstrip() != "}"
+        if continues:
+            lines[-1] += line
+        else:
+            lines.append(line)
+    for line in lines:
         if name is None:
             header = _HEADER.match(line)
             if header:

@@ -215,6 +215,42 @@ def test_arrays_on_the_chip_are_free():
     assert hlo_cost.cost(text).hbm_bytes == 2 * 8 * 64 * 32 + 4 * 8 * 64 * 16
 
 
+KERNEL_IN_A_LOOP = """
+HloModule m
+%body (p: (s32[], f32[8,8])) -> (s32[], f32[8,8]) {
+  %p = (s32[], f32[8,8]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %one = s32[] constant(1)
+  %next = s32[] add(%i, %one)
+  %x = f32[8,8]{1,0} get-tuple-element(%p), index=1
+  %k = f32[8,8]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{}"
+}}, backend_config={COST}
+  %d = f32[8,8]{1,0} dot(%k, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %t = (s32[], f32[8,8]{1,0}) tuple(%next, %d)
+}
+%condition (q: (s32[], f32[8,8])) -> pred[] {
+  %q = (s32[], f32[8,8]{1,0}) parameter(0)
+  %j = s32[] get-tuple-element(%q), index=0
+  %n = s32[] constant(5)
+  ROOT %lt = pred[] compare(%j, %n), direction=LT
+}
+ENTRY %main (a: f32[8,8]) -> (s32[], f32[8,8]) {
+  %a = f32[8,8]{1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %s = (s32[], f32[8,8]{1,0}) tuple(%zero, %a)
+  ROOT %w = (s32[], f32[8,8]{1,0}) while(%s), condition=%condition, body=%body
+}
+"""
+
+
+def test_a_kernel_with_line_breaks_in_its_metadata_does_not_end_the_loop():
+    silent = hlo_cost.cost(KERNEL_IN_A_LOOP.replace("{COST}", "{}"))
+    assert silent.flops == 5 * 2 * 8**3 and not silent.unbounded and silent.unstated == {"k"}
+    stated = hlo_cost.cost(KERNEL_IN_A_LOOP.replace("{COST}", '{"cost_estimate": {"flops": "100"}}'))
+    assert stated.flops == 5 * (2 * 8**3 + 100) and not stated.unstated
+
+
 def test_not_a_program():
     with pytest.raises(ValueError, match="no ENTRY computation .* pass compiled.as_text"):
         hlo_cost.cost("HloModule empty\n")
