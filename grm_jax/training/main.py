@@ -20,7 +20,7 @@ from grm_jax.models import get_config
 from grm_jax.sharding import make_mesh
 from grm_jax.training import evaluate, grpo, loop, meta_rm, report, rft, sources, steps
 from grm_jax.training import state as states
-from grm_jax.training.storage import folder_of, writing
+from grm_jax.training.storage import folder_of, write_whole, writing
 
 log = logging.getLogger(__name__)
 STAGES = ("rft", "rl", "meta_rm", "eval")
@@ -138,7 +138,8 @@ def _note_config(config, cfg, workdir) -> None:
             told = ", ".join(f"{n}={getattr(theirs, n)} (here {getattr(cfg, n)})" for n in other)
             raise ValueError(f"{workdir} holds checkpoints of another model, with {told}: give another workdir")
     if jax.process_index() == 0:
-        path.write_text(config.to_json_best_effort(indent=2) + "\n")
+        # Whole: another host, or a run that goes on, may read it at this moment.
+        write_whole(path, config.to_json_best_effort(indent=2) + "\n")
 
 
 def _evaluate(config, mesh, tokenizer, graphdef, abstract, folders) -> None:

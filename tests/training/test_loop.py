@@ -174,3 +174,28 @@ def test_tensorboard_gets_the_numbers(tmp_path):
     with metrics.MetricLog(tmp_path, "m") as lines:
         lines.write(1, {"loss": 0.5, "note": "text"})
     assert list((tmp_path / "tensorboard").rglob("events.*"))
+
+
+def test_the_config_beside_the_results_is_never_half_written(tmp_path):
+    """Hosts start together: one may read what another is writing."""
+    import threading
+
+    from experiments.spct_tiny import get_config
+    from grm_jax.training import main, steps
+
+    config, folder = get_config(), main.folder_of(tmp_path)
+    cfg = steps.model_config(config)
+    main._note_config(config, cfg, folder)
+    done, read = threading.Event(), []
+
+    def watch():
+        while not done.is_set():
+            read.append((tmp_path / "config.json").read_text())
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    for _ in range(100):
+        main._note_config(config, cfg, folder)
+    done.set()
+    watching.join()
+    assert len(read) > 100 and set(read) == {(tmp_path / "config.json").read_text()}
