@@ -141,6 +141,8 @@ class _Walk:
     def fused(self, computation: Computation) -> Cost:
         """FLOPs and collectives in a fusion. TPU writes a reduce-scatter as a fusion of an all-reduce and the slice that is kept."""
         inner = self.computation(computation.name, fused=True)
+        if _in_flight(computation) in ("runs on", "ends"):
+            return dataclasses.replace(inner, collectives={})
         if not computation.name.startswith("all-reduce-scatter"):
             return inner
         renamed = {
@@ -172,12 +174,21 @@ class _Walk:
         return reads + writes
 
     def fusion_bytes(self, called: Computation, operands: list[Instruction], i: Instruction) -> float:
+        flight = _in_flight(called)
+        if flight == "begins":
+            moved = [c for c in called.instructions.values() if c.opcode in COLLECTIVES]
+            return sum(o.hbm_bytes for o in operands) + sum(leaf.hbm_bytes for c in moved for leaf in c.leaves)
+        if flight == "ends":
+            return 0.0
+        passing = _passing(called) if flight else set()
         total = 0.0
         for number, operand in enumerate(operands):
-            if operand.hbm_bytes:
+            if operand.hbm_bytes and called.parameters.get(number) not in passing:
                 total += min(operand.hbm_bytes, self.read_bytes(called.name, number))
-        total += self.written_bytes(called, called.root, i.leaves)
-        return total
+        if not passing:
+            return total + self.written_bytes(called, called.root, i.leaves)
+        results = zip(called.operands(called.root), i.leaves, strict=True)
+        return total + sum(self.written_bytes(called, r, (leaf,)) for r, leaf in results if r.name not in passing)
 
     @functools.cache  # noqa: B019 - the walk lives for one program
     def read_bytes(self, name: str, number: int) -> float:
@@ -227,6 +238,25 @@ class _Walk:
             inner = self.program.computations[root.attribute("calls")]
             return self.written_bytes(inner, inner.root, leaves)
         return float(sum(leaf.hbm_bytes for leaf in leaves))
+
+
+def _in_flight(computation: Computation) -> str:
+    """What a fused computation does to a collective that spans several fusions: "begins", "runs on", "ends", or "".
+
+    TPUs run a collective beside the products of several fusions. Each of them names it again, with the same buffers, which nothing moves twice.
+    """
+    target = re.search(r'custom_call_target="AsyncCollective(Start|Done)"', computation.root.attributes)
+    if target:
+        return {"Start": "begins", "Done": "ends"}[target.group(1)]
+    return "runs on" if computation.name.startswith("async_collective_fusion") else ""
+
+
+def _passing(computation: Computation) -> set[str]:
+    """Values of a collective in flight: it, and the parameters that only it and the result name."""
+    moved = {i.name for i in computation.instructions.values() if i.opcode in COLLECTIVES}
+    ends = {*moved, computation.root.name}
+    through = {name for name in computation.parameters.values() if {u.name for u in computation.users[name]} <= ends}
+    return moved | through
 
 
 def dot_flops(i: Instruction, operands: list[Instruction]) -> float:

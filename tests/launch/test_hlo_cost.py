@@ -251,6 +251,50 @@ def test_a_kernel_with_line_breaks_in_its_metadata_does_not_end_the_loop():
     assert stated.flops == 5 * (2 * 8**3 + 100) and not stated.unstated
 
 
+GATHER_BESIDE_PRODUCTS = """
+HloModule m
+%begin (s: bf16[8,16]) -> (bf16[8,16], bf16[8,64]) {
+  %s = bf16[8,16]{1,0} parameter(0)
+  %g0 = bf16[8,64]{1,0} all-gather(%s), channel_id=7, replica_groups=[1,4]<=[4], dimensions={1}
+  ROOT %c0 = (bf16[8,16]{1,0}, bf16[8,64]{1,0}) custom-call(%g0), custom_call_target="AsyncCollectiveStart"
+}
+%async_collective_fusion.1 (s: bf16[8,16], f: bf16[8,64], x: bf16[8,8]) -> (bf16[8,8], bf16[8,16], bf16[8,64]) {
+  %s.1 = bf16[8,16]{1,0} parameter(0)
+  %f.1 = bf16[8,64]{1,0} parameter(1)
+  %x.1 = bf16[8,8]{1,0} parameter(2)
+  %g1 = bf16[8,64]{1,0} all-gather(%s.1), channel_id=7, replica_groups=[1,4]<=[4], dimensions={1}
+  %d1 = bf16[8,8]{1,0} dot(%x.1, %x.1), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %t1 = (bf16[8,8]{1,0}, bf16[8,16]{1,0}, bf16[8,64]{1,0}) tuple(%d1, %s.1, %g1)
+}
+%end (s: bf16[8,16], f: bf16[8,64]) -> bf16[8,64] {
+  %s.2 = bf16[8,16]{1,0} parameter(0)
+  %f.2 = bf16[8,64]{1,0} parameter(1)
+  %g2 = bf16[8,64]{1,0} all-gather(%s.2), channel_id=7, replica_groups=[1,4]<=[4], dimensions={1}
+  ROOT %c2 = bf16[8,64]{1,0} custom-call(%s.2, %f.2, %g2), custom_call_target="AsyncCollectiveDone"
+}
+ENTRY %main (a: bf16[8,16], x: bf16[8,8]) -> bf16[8,64] {
+  %a = bf16[8,16]{1,0} parameter(0)
+  %x = bf16[8,8]{1,0} parameter(1)
+  %f0 = (bf16[8,16]{1,0}, bf16[8,64]{1,0}) fusion(%a), kind=kCustom, calls=%begin
+  %a0 = bf16[8,16]{1,0} get-tuple-element(%f0), index=0
+  %b0 = bf16[8,64]{1,0} get-tuple-element(%f0), index=1
+  %f1 = (bf16[8,8]{1,0}, bf16[8,16]{1,0}, bf16[8,64]{1,0}) fusion(%a0, %b0, %x), kind=kOutput, calls=%async_collective_fusion.1
+  %a1 = bf16[8,16]{1,0} get-tuple-element(%f1), index=1
+  %b1 = bf16[8,64]{1,0} get-tuple-element(%f1), index=2
+  ROOT %f2 = bf16[8,64]{1,0} fusion(%a1, %b1), kind=kCustom, calls=%end
+}
+"""
+
+
+def test_a_collective_that_runs_beside_several_fusions_is_one_collective():
+    cost = hlo_cost.cost(GATHER_BESIDE_PRODUCTS)
+    assert dict(cost.collectives) == {("all-gather", "[1,4]<=[4]"): 8 * 16 * 2}
+    assert cost.flops == 2 * 8**3
+    assert (
+        cost.hbm_bytes == 2 * (8 * 16 + 8 * 64) + 2 * 2 * 8 * 8
+    )  # shard in, whole out, once; the product's one input and its result
+
+
 def test_not_a_program():
     with pytest.raises(ValueError, match="no ENTRY computation .* pass compiled.as_text"):
         hlo_cost.cost("HloModule empty\n")
