@@ -349,7 +349,9 @@ def _check_model(config) -> None:
     check_fits(cfg, mesh)
     _check_rows(config, mesh.shape["data"] * mesh.shape["fsdp"])
     if config.get("init"):
-        checkpoints.check(config.init, cfg)
+        from grm_jax.training.storage import fetched
+
+        checkpoints.check(fetched(config.init), cfg)
 
 
 def _keep_compiled(folder: str | None, workdir: str) -> None:

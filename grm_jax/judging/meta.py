@@ -62,10 +62,11 @@ class MetaRM:
         by_length = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
         for start in range(0, len(by_length), self.batch):
             part = by_length[start : start + self.batch]
-            scores.update(zip(part, self._score([encoded[i] for i in part])))
+            scores.update(zip(part, self.score_tokens([encoded[i] for i in part])))
         return [scores[i] for i in range(len(encoded))]
 
-    def _score(self, encoded: list[list[int]]) -> list[float]:
+    def score_tokens(self, encoded: list[list[int]]) -> list[float]:
+        """Scalar rewards of at most `batch` texts, given as token ids."""
         length = bucket(max(map(len, encoded)))
         tokens_BxL = np.full((self.batch, length), self.tokenizer.pad_id, np.int32)
         segments_BxL = np.zeros((self.batch, length), np.int32)

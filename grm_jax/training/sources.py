@@ -15,6 +15,7 @@ from pathlib import Path
 from grm_jax.data import batches, layouts, records, sft, world
 from grm_jax.data.vocabulary import vocabulary_path
 from grm_jax.judging.types import Comparison
+from grm_jax.training.storage import fetched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,7 @@ def general(config) -> list[sft.Example]:
 
 def tokenizer_path(config) -> Path:
     """The tokenizer's file or folder; "world" is the judging world's own."""
-    return vocabulary_path() if config.tokenizer == "world" else Path(config.tokenizer)
+    return vocabulary_path() if config.tokenizer == "world" else fetched(config.tokenizer)
 
 
 def load_tokenizer(config):
@@ -128,5 +129,5 @@ def first_params(config, cfg, mesh):
         return states.init_params(cfg, mesh, config.seed)
     from grm_jax import checkpoints
 
-    model = checkpoints.load(config.init, mesh=mesh, dtype=cfg.dtype, param_dtype="float32", cfg=cfg)
+    model = checkpoints.load(fetched(config.init), mesh=mesh, dtype=cfg.dtype, param_dtype="float32", cfg=cfg)
     return nnx.state(model)

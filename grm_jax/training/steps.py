@@ -35,7 +35,7 @@ def model_config(config, scalar_head=False):
     return get_config(config.model, **{**config.get("model_overrides", {}), "scalar_head": scalar_head})
 
 
-def _update(name, loss_of, tx, section, params, mesh, batch_shapes, normaliser=None):
+def build_update(name, loss_of, tx, section, params, mesh, batch_shapes, normaliser=None):
     """The frame of every update: gradients over micro-batches, guarded AdamW, donated state.
 
     loss_of(params, micro, normaliser) -> (loss, metrics); normaliser(batch) is what the whole batch divides by.
@@ -84,7 +84,7 @@ def build_sft_step(config, mesh, model_abstract=None):
 
     shapes = sft_batch_shapes(config.batch_size, config.seq_len)
     tx = optim.make_optimizer(config.rft)
-    return _update(
+    return build_update(
         "sft_update",
         loss_of,
         tx,
@@ -210,7 +210,7 @@ def build_grpo_step(config, mesh, model_abstract=None):
 
     tx = optim.make_optimizer(rl)
     shapes = grpo_batch_shapes(config)
-    return _update("grpo_update", loss_of, tx, rl, params, mesh, shapes, lambda b: jnp.maximum(b["mask"].sum(), 1))
+    return build_update("grpo_update", loss_of, tx, rl, params, mesh, shapes, lambda b: jnp.maximum(b["mask"].sum(), 1))
 
 
 # ----------------------------------------------------------------------------- meta reward model
@@ -236,7 +236,7 @@ def build_meta_rm_step(config, mesh, model_abstract=None):
 
     shapes = meta_rm_batch_shapes(section.batch_size, section.seq_len)
     tx = optim.make_optimizer(section)
-    return _update("meta_rm_update", loss_of, tx, section, params, mesh, shapes, lambda b: b["labels"].shape[0])
+    return build_update("meta_rm_update", loss_of, tx, section, params, mesh, shapes, lambda b: b["labels"].shape[0])
 
 
 def build_meta_rm_scores(config, mesh, rows, model_abstract=None):

@@ -1,6 +1,7 @@
 """Folders of a run: local ones, or a bucket's (gs://). What can only write local files writes to a scratch folder that is then copied."""
 
 import contextlib
+import functools
 import shutil
 import tempfile
 from pathlib import Path
@@ -49,6 +50,24 @@ def reading(folder) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             file.copy(epath.Path(target), overwrite=True)
     return scratch
+
+
+@functools.cache
+def fetched(path: str) -> Path:
+    """The local path of a file or folder; what a bucket holds is copied once per process, whole, to this machine's temporary folder.
+
+    Raises FileNotFoundError where there is nothing.
+    """
+    if not is_remote(path):
+        return Path(path)
+    source = folder_of(path)
+    if not source.exists():
+        raise FileNotFoundError(f"{path} does not exist, or this machine's account may not read it")
+    if source.is_dir():
+        return reading(path)
+    target = Path(tempfile.mkdtemp(prefix="grm_jax-")) / source.name
+    source.copy(epath.Path(target), overwrite=True)
+    return target
 
 
 def write_whole(path, text: str) -> None:

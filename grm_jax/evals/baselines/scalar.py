@@ -82,7 +82,7 @@ def build_step(config, section, mesh, model_abstract=None):
     shape = ((section.batch_size, 2, section.seq_len), jnp.int32)
     tx = optim.make_optimizer(section)
     shapes = {"tokens": shape, "segment_ids": shape}
-    return steps._update("bt_update", loss_of, tx, section, params, mesh, shapes, lambda b: b["tokens"].shape[0])
+    return steps.build_update("bt_update", loss_of, tx, section, params, mesh, shapes, lambda b: b["tokens"].shape[0])
 
 
 def train(config, section, mesh, start_params, pairs: Pairs, folder, stage: str = "bt"):
@@ -127,6 +127,6 @@ class Scalar:
         rewards = [0.0] * len(encoded)
         for start in range(0, len(order), self.scorer.batch):
             part = order[start : start + self.scorer.batch]
-            for i, reward in zip(part, self.scorer._score([encoded[i] for i in part])):
+            for i, reward in zip(part, self.scorer.score_tokens([encoded[i] for i in part])):
                 rewards[i] = reward
         return rewards
