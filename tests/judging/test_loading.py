@@ -16,6 +16,7 @@ from grm_jax.data.vocabulary import vocabulary_path
 from grm_jax.judging import cli, loading
 from grm_jax.judging.meta import MetaRM
 from grm_jax.models import Gemma, get_config
+from grm_jax.sharding import make_mesh
 
 TURNS = (
     "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}{{ bos_token }}"
@@ -74,6 +75,16 @@ def folders(tmp_path_factory):
 def judge(folders):
     path, meta, template = folders
     return Judge.load(path, meta_rm=meta, template=template, dtype="float32")
+
+
+def test_another_mesh_and_another_batch_give_the_same_verdicts(judge, folders):
+    path, meta, template = folders
+    kind = {"meta_rm": meta, "template": template, "dtype": "float32"}
+    other = Judge.load(path, mesh=make_mesh(1, 2, 4), prompt_slots=1, rows=2, **kind)
+    ask = {"k": 3, "max_new_tokens": 5, "temperature": 1.0}
+    for one, two in zip(judge(COMPARISONS, **ask), other(COMPARISONS[::-1], **ask)[::-1], strict=True):
+        assert [c.text for c in one.critiques] == [c.text for c in two.critiques]
+        assert (one.scores, one.best) == (two.scores, two.best)
 
 
 def test_published_folders_judge_as_they_are(judge):
