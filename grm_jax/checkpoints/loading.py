@@ -22,6 +22,7 @@ Progress = Callable[[int, int], None]  # (bytes done, bytes in all) of this proc
 # One piece of work: long enough to transpose 256 rows at a time (shorter runs waste cache lines), small enough to stay in cache.
 PIECE_ROWS, PIECE_BYTES = 256, 8 << 20
 MAX_PIECE_BYTES = 32 << 20
+READERS = 12  # threads, whatever the cores: most of them wait for the disk while one or two turn what has come
 
 
 def abstract_model(cfg: GemmaConfig):
@@ -99,7 +100,7 @@ def _read_all(reader, cfg, where, variables, sharding_of, param_dtype, progress)
         for path in where
         for shard_shape, unique in [_shards(variables[path].shape, sharding_of[path])]
     )
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max(READERS, os.cpu_count() or 1)) as pool:
         for path, place in where.items():
             shape, sharding = variables[path].shape, sharding_of[path]
             buffers: dict[Bounds, np.ndarray] = {}

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-CONFLICT, TILE = 2048, 128  # bytes; columns
+TURNED_ROWS = 32  # of bfloat16: one line of the cache
 Index = tuple[Any, ...]  # slices and integers
 
 
@@ -41,15 +41,16 @@ def put(out: np.ndarray, values: np.ndarray) -> None:
         values = values.astype(out.dtype)
     if values.dtype == BFLOAT16:
         values, out = values.view(np.uint16), out.view(np.uint16)
-    turned = out.ndim > 1 and out.strides[0] == out.itemsize
-    if not (turned and values.strides[0] % CONFLICT == 0):
+    if out.ndim > 2 and out.strides[0] != out.itemsize:
+        for part, value in zip(out, values, strict=True):
+            put(part, value)
+    elif out.ndim > 1 and out.strides[0] == out.itemsize:
+        # Turned: what is read along rows is written along columns. A line of the cache takes the elements of as many rows as it holds, and must
+        # get them before it is evicted: so few rows at a time.
+        for i in range(0, len(out), TURNED_ROWS):
+            np.copyto(out[i : i + TURNED_ROWS], values[i : i + TURNED_ROWS])
+    else:
         np.copyto(out, values)
-        return
-    # Rows a multiple of 2 kB apart fall into few sets of the cache and evict each other while they are turned: a tile at a time is set out
-    # tightly first.
-    step = TILE if out.ndim == 2 else 1
-    for i in range(0, out.shape[1], step):
-        np.copyto(out[:, i : i + step], np.ascontiguousarray(values[:, i : i + step]))
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype, align: int = 4096) -> np.ndarray:
