@@ -108,6 +108,29 @@ class Attention(nnx.Module):
         return out, state, y
 
 
+@jax.custom_vjp
+def dense(x, w_DxF):
+    """x (..., D) @ w_DxF. Only the gradient of w is written out: of its two factors the narrower one is turned.
+
+    JAX would turn the gradient of the result, which in an MLP is the wide one; XLA's CPU backend then computes all that it is made from once more,
+    against the grain of memory: two fifths of an update's time. For a TPU the two are the same product.
+    """
+    return x @ w_DxF
+
+
+def _dense_backward(factors, g):
+    x, w_DxF = factors
+    (D, F), contract = w_DxF.shape, (((0,), (0,)), ((), ()))
+    x_MxD, g_MxF = x.reshape(-1, D), g.reshape(-1, F)
+    grad_w_DxF = (
+        jax.lax.dot_general(x_MxD, g_MxF, contract) if D <= F else jax.lax.dot_general(g_MxF, x_MxD, contract).T
+    )
+    return g @ w_DxF.T, grad_w_DxF
+
+
+dense.defvjp(lambda x, w_DxF: (x @ w_DxF, (x, w_DxF)), _dense_backward)
+
+
 class MLP(nnx.Module):
     """GeGLU with the tanh approximation of GELU, whatever an old config's `hidden_act` says."""
 
@@ -119,9 +142,9 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BxLxD):
         dtype = x_BxLxD.dtype
-        gate = jax.nn.gelu(x_BxLxD @ self.gate_DxF[...].astype(dtype), approximate=True)
-        h_BxLxF = constrain(gate * (x_BxLxD @ self.up_DxF[...].astype(dtype)), "batch", "length", "mlp")
-        return h_BxLxF @ self.down_FxD[...].astype(dtype)
+        gate = jax.nn.gelu(dense(x_BxLxD, self.gate_DxF[...].astype(dtype)), approximate=True)
+        h_BxLxF = constrain(gate * dense(x_BxLxD, self.up_DxF[...].astype(dtype)), "batch", "length", "mlp")
+        return dense(h_BxLxF, self.down_FxD[...].astype(dtype))
 
 
 class Block(nnx.Module):
