@@ -159,7 +159,9 @@ def tunix(P, G, S, T, steps):
         times.append(clock())
         return [reward_of([int(i) for i in text.split()]) for text in completions]
 
-    data = [{"prompts": [" ".join(map(str, p)) for p in prompts_of(P, S, step)]} for step in range(WARM + steps + 1)]
+    # An array, not a list: Tunix repeats every leaf of the batch G times.
+    texts = [[" ".join(map(str, p)) for p in prompts_of(P, S, step)] for step in range(WARM + steps + 1)]
+    data = [{"prompts": np.array(batch)} for batch in texts]
     learner = GRPOLearner(cluster, GRPOConfig(num_generations=G, num_iterations=1, beta=0.08, epsilon=0.2), reward)
     learner.train(data)
     rows = [(b - a).tolist() for a, b in zip(times, times[1:])]
