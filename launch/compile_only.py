@@ -189,13 +189,15 @@ def _refusal(what: str, asked: int, part: Slice) -> str:
 
 
 def argument_bytes(args: tuple) -> int:
-    """What abstract arguments take on one chip, by their shardings."""
+    """What abstract arguments take on one chip, by their shardings; without one an argument lies whole on each."""
     import math
 
     import jax
 
-    leaves = jax.tree.leaves(args)
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    def shape(leaf):
+        return leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
+
+    return sum(math.prod(shape(leaf)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(args))
 
 
 def compile_tasks(

@@ -121,7 +121,9 @@ def rollout_tasks(config: Any, mesh, cfg: Any, hbm: int) -> list[Task]:
     params = jax.tree.unflatten(tree, placed)
     request = sampling.Request([0] * rl.prompt_len, rl.group_size, rl.max_new_tokens)
     with jax.set_mesh(mesh):
-        P, R = plan.fit(cfg, [request] * rl.prompts, rl.prompt_slots or rl.prompts, memory=hbm, taken=beside)
+        P, R = plan.fit(
+            cfg, [request] * rl.prompts, rl.prompt_slots or rl.prompts, memory=hbm, taken=beside, platform="tpu"
+        )
         T = scheduler.bucket(rl.max_new_tokens - 1, scheduler.RING_BUCKETS)
         shape = programs.Shape(P, R, scheduler.bucket(rl.prompt_len, scheduler.PROMPT_BUCKETS), T)
         ways = mesh.shape["data"] * mesh.shape["fsdp"]

@@ -47,12 +47,13 @@ def fit(
     rows: int | None = None,
     memory: int | None = None,
     taken: int | None = None,
+    platform: str | None = None,
 ) -> tuple[int, int]:
     """(prompt slots, rows per prompt) for these requests: at most what they can use, at most what memory holds beside the weights.
 
     memory: bytes per device; by default what `device_memory` says. taken: bytes per device that something else occupies meanwhile, as the
     training state does during rollouts; by default what is in use now, less the weights. Slots are a power of two, so that a longer list
-    compiles nothing new.
+    compiles nothing new. platform: what it is planned for, by default what JAX runs on.
     prompt_slots and rows are taken as given, as far as memory allows. Requests that cannot run (`scheduler.check`) are left out.
     Raises MemoryError with the bill if not even one row fits.
     """
@@ -63,12 +64,15 @@ def fit(
     # Few prompts run all their samples at once. Long lists take more prompts with fewer rows each, which finish at different times and are
     # refilled from the prompt's other samples: a prompt whose rows all run at once keeps its slot until the longest of them ends.
     mean_k = sum(r.k for r in good) / len(good)
-    R = min(max(r.k for r in good), _up(math.ceil(FULL_PROMPTS * mean_k / P))) if rows is None else rows
+    mesh = jax.sharding.get_abstract_mesh()
+    shape = {"data": 1, "fsdp": 1, "tensor": 1} if mesh.empty else mesh.shape
+    wanted = FULL_PROMPTS * mean_k
+    if (platform or jax.default_backend()) != "cpu":
+        wanted = max(wanted, BUSY_ROWS * shape["data"] * shape["fsdp"])
+    R = min(max(r.k for r in good), _up(math.ceil(wanted / P))) if rows is None else rows
     S = scheduler.bucket(max(len(r.prompt) for r in good), scheduler.PROMPT_BUCKETS)
     new = max(min(r.max_new_tokens, cfg.max_length - len(r.prompt)) for r in good)
     T = scheduler.bucket(new, scheduler.RING_BUCKETS)
-    mesh = jax.sharding.get_abstract_mesh()
-    shape = {"data": 1, "fsdp": 1, "tensor": 1} if mesh.empty else mesh.shape
     weights = cfg.num_params * jax.numpy.dtype(cfg.dtype).itemsize // shape["tensor"]
     limit, in_use = device_memory() if memory is None else (memory, 0)
     taken = max(0, in_use - weights) if taken is None else taken
@@ -99,9 +103,10 @@ def fit(
     return P, R
 
 
-FULL_PROMPTS = (
-    8  # as many rows as the samples of that many prompts: enough to be bound by compute, few enough to refill often
-)
+FULL_PROMPTS = 8  # at least as many rows as the samples of that many prompts, few enough to refill often
+# On an accelerator at least that many on each part of the mesh: below, a step takes as long as reading the weights does, however few rows there
+# are (v5e: 197 TFLOP/s over 819 GB/s are 240 FLOPs per byte, and a bfloat16 weight is 2 bytes and 2 FLOPs a row).
+BUSY_ROWS = 256
 MOST_SLOTS = 64  # prompts at once, unless the caller says otherwise
 
 

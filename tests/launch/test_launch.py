@@ -231,6 +231,27 @@ def test_compile_only_writes_a_table(experiment, tmp_path, capsys):
     assert "| sft_update | v5litepod-4 | 1 x 4 x 1 |" in out.with_suffix(".md").read_text()
 
 
+def test_rollouts_are_compiled_beside_the_training_state():
+    import jax
+
+    from experiments import spct_tiny
+    from launch import compile_only, slices
+
+    config = spct_tiny.get_config()
+    config.mesh = dict(data=1, fsdp=2, tensor=2)
+    hbm = slices.get_slice("v5litepod-4").chip.hbm_bytes
+    mesh = programs.make_slice_mesh(config, "v5litepod-4")
+    assert "rollout_decode" not in {task.name for task in programs.tasks(config, mesh)}
+    tasks = programs.tasks(config, mesh, ["rollout_prefill", "rollout_decode"], hbm)
+    # The weights of decoding are whole along fsdp, and those of training stay beside them.
+    assert not any("fsdp" in str(leaf.sharding.spec) for leaf in jax.tree.leaves(tasks[0].args[0]))
+    prefill, decode = compile_only.compile_tasks(tasks, "v5litepod-4")
+    assert prefill.beside == decode.beside > 0 and decode.peak > decode.beside + decode.arguments > 0
+    assert decode.tokens == config.rl.prompts * config.rl.group_size  # all at once: an accelerator wants the rows
+    # One step of the loop, not the program with its whole bound; the rings and prefixes of a small model weigh as much as its weights.
+    assert 0.5 < decode.flops / decode.model_flops < 3 and 0.5 < prefill.flops / prefill.model_flops < 3
+
+
 def test_two_slices_talk_only_in_reductions(experiment, tmp_path):
     """Data parallel across slices: what crosses is one all-reduce of the gradients, about the parameters' bytes, and a few scalars."""
     out = tmp_path / "result"

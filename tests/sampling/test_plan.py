@@ -88,6 +88,15 @@ def test_what_others_hold_is_not_planned_with(monkeypatch):
         fit(CFG, asked, memory=memory, taken=2**23)
 
 
+def test_an_accelerator_gets_enough_rows_to_be_busy():
+    asked = requests(128, 4)  # a rollout batch: few samples of many prompts
+    assert fit(CFG, asked, 128, memory=2**34, platform="cpu") == (128, 1)
+    assert fit(CFG, asked, 128, memory=2**34, platform="tpu") == (128, 2)
+    with jax.set_mesh(make_mesh(1, 2, 4)):
+        assert fit(CFG, asked, 128, memory=2**34, platform="tpu") == (128, 4)
+    assert fit(CFG, requests(64, 32), memory=2**34, platform="tpu") == (64, 4)
+
+
 def test_prompts_fill_every_part_of_the_mesh_in_one_prefill():
     assert [scheduler.prefill_batch(2048, n) for n in (1, 3, 64)] == [1, 2, 4]
     assert scheduler.prefill_batch(2048, 64, shards=16) == 64  # 4 on each
