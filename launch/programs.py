@@ -68,8 +68,9 @@ def tasks(config: Any, mesh, names: Sequence[str] | None = None, hbm: int = 0) -
     cfg = steps.model_config(config)
     model = states.abstract_model(cfg, mesh)
     rows, length = config.batch_size, config.seq_len
+    scored = forward_rows(config, mesh)
     found = [
-        _task(build_forward(config, mesh, model), mesh, model_flops(cfg, rows, length, False), rows * length),
+        _task(build_forward(config, mesh, model), mesh, model_flops(cfg, scored, length, False), scored * length),
         _task(steps.build_sft_step(config, mesh, model), mesh, model_flops(cfg, rows, length, True), rows * length),
     ]
     stages = config.get("stages", ())
@@ -142,8 +143,14 @@ def rollout_tasks(config: Any, mesh, cfg: Any, hbm: int) -> list[Task]:
     ]
 
 
+def forward_rows(config: Any, mesh) -> int:
+    """Rows of a forward pass: a micro-batch of RFT, or the whole batch where that is not cut."""
+    at_once = config.rft.get("micro_rows", 0) * mesh.shape["data"] * mesh.shape["fsdp"]
+    return min(config.batch_size, at_once or config.batch_size)
+
+
 def build_forward(config: Any, mesh, model_abstract):
-    """Log-probabilities of a batch under bfloat16 weights: what scoring and the reference policy run."""
+    """Log-probabilities of a micro-batch under bfloat16 weights."""
     import jax
     from flax import nnx
 
@@ -156,7 +163,7 @@ def build_forward(config: Any, mesh, model_abstract):
     params = states.with_shardings(
         jax.eval_shape(lambda p: states.compute_params(p, cfg.dtype), params), states.shardings(params, mesh)
     )
-    shapes = steps.sft_batch_shapes(config.batch_size, config.seq_len)
+    shapes = steps.sft_batch_shapes(forward_rows(config, mesh), config.seq_len)
     batch = states.abstract_batch({name: shapes[name] for name in ("tokens", "positions", "segment_ids")}, mesh)
 
     def forward(params, batch):
