@@ -77,7 +77,10 @@ class Tokenizer:
         return (hit for hit in self._control.finditer(text) if hit.group() in self.controls)
 
     def decode(self, ids, skip_controls: bool = True) -> str:
-        """Text of ids, an array or a list. Control tokens are left out, or spelled with skip_controls=False."""
+        """Text of ids, an array or a list. Control tokens are left out, or spelled with skip_controls=False.
+
+        With SentencePiece, U+2581 in a text comes back as a space: it is the library's own sign for one.
+        """
         ids = [int(i) for i in ids]
         wrong = [i for i in ids if not 0 <= i < self.vocab_size]
         if wrong:
