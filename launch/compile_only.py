@@ -129,6 +129,8 @@ def compile_task(task: Task, slice_name: str, num_slices: int = 1) -> Result:
         return result
     stop()
     _memory(result, compiled.memory_analysis())
+    if result.peak > part.chip.hbm_bytes:  # the compiler knows nothing of what stays beside the program
+        result.error = _refusal("the program and what stays beside it need", result.peak, part)
     cost = hlo_cost.cost(compiled.as_text(), task.assumed_trips)
     if task.one_trip:
         twice = hlo_cost.cost(compiled.as_text(), task.assumed_trips + 1)

@@ -110,16 +110,14 @@ def rollout_tasks(config: Any, mesh, cfg: Any, hbm: int) -> list[Task]:
     from grm_jax import sampling
     from grm_jax.models import Gemma
     from grm_jax.sampling import plan, programs, scheduler, weights
+    from grm_jax.training import state as states
 
     rl = config.rl
     cfg = cfg.replace(param_dtype=cfg.dtype, remat="none")
     split = mesh.shape["fsdp"] * mesh.shape["tensor"]
     beside = cfg.num_params * (12 + jnp.dtype(rl.reference_dtype).itemsize) // split
     graphdef, shapes = nnx.split(nnx.eval_shape(lambda: Gemma(cfg, nnx.Rngs(0))))
-    leaves, tree = jax.tree.flatten(shapes)
-    places = jax.tree.leaves(weights.sampling_shardings(shapes, mesh))
-    placed = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s) for x, s in zip(leaves, places, strict=True)]
-    params = jax.tree.unflatten(tree, placed)
+    params = states.with_shardings(shapes, weights.sampling_shardings(shapes, mesh))
     request = sampling.Request([0] * rl.prompt_len, rl.group_size, rl.max_new_tokens)
     with jax.set_mesh(mesh):
         P, R = plan.fit(

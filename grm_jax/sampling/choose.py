@@ -32,7 +32,7 @@ def choose(logits_RxV, uniform_R, temperature_R, top_p_R, top_k_R) -> Choice:
     survivor of a filter survive as well. With both filters, top_p is a share of what top_k left.
     """
     top_R = jnp.max(logits_RxV, axis=-1)
-    # Not argmax: its reduction over pairs is a scalar loop on a CPU, and a tenth of a small model's step.
+    # Not argmax: its reduction over pairs is a scalar loop on a CPU.
     V = logits_RxV.shape[-1]
     greedy_R = jnp.min(jnp.where(logits_RxV == top_R[:, None], jnp.arange(V, dtype=jnp.int32), V - 1), axis=-1)
     scale_R = 1.0 / jnp.where(temperature_R > 0, jnp.maximum(temperature_R, COLDEST), 1.0)

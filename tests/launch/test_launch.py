@@ -327,6 +327,10 @@ def test_the_compiler_is_asked_where_the_arguments_fit():
     result = compile_task(Task("swell", jax.jit(lambda x: [x * i for i in range(5)]), (x,), mesh), "v5litepod-1")
     assert "does not fit: the program needs" in result.error
     assert result.peak > result.hbm_available > result.arguments == 2**32
+    # Here the compiler sees nothing wrong: it does not know what else lies there.
+    beside = result.hbm_available - 2**32 - 2**20
+    result = compile_task(Task("twice", jax.jit(lambda x: x * 2), (x,), mesh, beside=beside), "v5litepod-1")
+    assert "does not fit: the program and what stays beside it need" in result.error and result.headroom < 0
 
 
 def test_a_machine_without_the_tpu_compiler(experiment, monkeypatch, capsys):
