@@ -205,18 +205,23 @@ JAX_CHILD = """
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
     mesh = Mesh(jax.devices(), ("x",))
     x = jax.make_array_from_callback((4,), NamedSharding(mesh, PartitionSpec("x")), lambda i: jnp.arange(4.0)[i])
-    print(jax.process_count(), jax.device_count(), float(jax.jit(jnp.sum)(x)), flush=True)
+    found = f"{{jax.process_count()}} {{jax.device_count()}} {{float(jax.jit(jnp.sum)(x))}}"
+    # To a file: Gloo's own threads write to stdout at the same time, and may break a line of ours in two.
+    import pathlib
+    part = pathlib.Path(sys.argv[3] + ".part")
+    part.write_text(found)
+    part.rename(sys.argv[3])
     time.sleep(120)
 """
 
 
-def test_jax_starts_on_two_processes_and_neither_outlives_the_other(port):
+def test_jax_starts_on_two_processes_and_neither_outlives_the_other(port, tmp_path):
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     script = textwrap.dedent(JAX_CHILD.format(root=str(ROOT)))
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", script, str(i), str(port)],
-            stdout=subprocess.PIPE,
+            [sys.executable, "-c", script, str(i), str(port), str(tmp_path / str(i))],
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
             env=env,
@@ -224,9 +229,14 @@ def test_jax_starts_on_two_processes_and_neither_outlives_the_other(port):
         for i in range(2)
     ]
     try:
-        for child in started:
-            # Gloo says on the same stream who is connected.
-            assert next(line for line in child.stdout if "[Gloo]" not in line).split() == ["2", "4", "6.0"]
+        for i, child in enumerate(started):
+            deadline = time.monotonic() + 120
+            while not (tmp_path / str(i)).exists() and child.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert (tmp_path / str(i)).exists(), (
+                child.communicate(timeout=1)[1] if child.poll() is not None else "silent"
+            )
+            assert (tmp_path / str(i)).read_text().split() == ["2", "4", "6.0"]
         os.kill(started[1].pid, signal.SIGKILL)
         start = time.monotonic()
         _, errors = started[0].communicate(timeout=30)
