@@ -21,7 +21,13 @@ from launch.slices import quiet_environment  # noqa: E402
 
 quiet_environment()  # some tests compile for TPU slices that are not there
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+
+# The same examples in every run, so that a red suite is about the change at hand; HYPOTHESIS_PROFILE=explore draws new ones.
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.register_profile("explore", derandomize=False)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 OPT_IN = {
     "weights": "downloads real weights",

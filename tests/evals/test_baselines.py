@@ -11,6 +11,7 @@ from grm_jax.evals.baselines import cloud, generative, run, scalar
 from grm_jax.judging.types import Comparison
 from grm_jax.sharding import make_mesh
 from grm_jax.text import parse
+from grm_jax.training import sources
 from grm_jax.training.rft_data import Reply, Wanted
 
 CRITIQUE = (
@@ -68,6 +69,17 @@ def get_config(arg=""):
 """
 
 
+def test_a_world_experiment_is_measured_on_its_own_held_out_comparisons(tmp_path, one_device):
+    config_file = tmp_path / "toy.py"
+    config_file.write_text(TOY)
+    config = run.load_config(str(config_file), "seed=0,eval.comparisons=40")
+    items = run.Bench(config, tmp_path, None, "world", ".", None).everything
+    own = sources.judging(config, "test").take(0, 40)
+    assert [c.id for c in items] == [c.id for c in own if c.n > 1] and 0 < len(items) < 40
+    assert {c.meta["subset"] for c in items} <= set(config.data.families)
+    assert all("world" not in c.meta for c in items)
+
+
 @pytest.fixture
 def one_device(monkeypatch):
     """A mesh of one of the emulated devices: toy batches do not divide over eight."""
@@ -99,7 +111,8 @@ def test_all_baselines_come_into_one_table(tmp_path, one_device):
     ]
     assert run.main(args) == 0
     text = (tmp_path / "out" / "table.md").read_text()
-    for name in ("llm_judge, k = 2", "llm_judge, token probabilities", "pairwise", "bt", "cloud", "cloud, k = 2"):
+    names = ("llm_judge, k = 2", "llm_judge, token probabilities", "pairwise", "bt", "cloud", "cloud, k = 2")
+    for name in (*names, "spct rft", "spct rft, k = 2", "spct rft, expected scores, k = 2"):
         assert f"| {name}" in text
     bt = json.loads((tmp_path / "out" / "bt-0" / "bt" / "results.json").read_text())[0]
     assert bt["comparisons"] == 6 and bt["judge"]["kind"] == "baseline"
@@ -116,11 +129,13 @@ def test_the_scalar_learns_to_prefer_a_token(tmp_path, one_device):
     config_file = tmp_path / "toy.py"
     config_file.write_text(TOY)
     config = run.load_config(str(config_file), "seed=0")
+    assert run.section_of(config).steps == config.rft.steps  # from random weights: as much training as RFT has
     rng = np.random.default_rng(0)
     texts = [
         ([2, *rng.integers(10, 90, 5).tolist(), 100], [2, *rng.integers(10, 90, 5).tolist(), 101]) for _ in range(64)
     ]
     section = run.section_of(config)
+    section.steps = section.save_every = 30
     mesh = one_device
     with jax.set_mesh(mesh):
         first = sources.first_params(config, steps.model_config(config), mesh)

@@ -5,5 +5,3 @@ pairwise    the number of the better response at once (generative; scored by vot
 bt          a Bradley-Terry scalar: one reward per response, trained on (best, other) pairs
 cloud       a critique of each response by itself, then a scalar of the response with it (after CLoud, arXiv 2408.11791)
 """
-
-NAMES = ("llm_judge", "pairwise", "bt", "cloud")

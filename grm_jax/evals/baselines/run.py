@@ -2,14 +2,17 @@
 
     python -m grm_jax.evals.baselines.run --config experiments/spct_tiny.py --workdir runs/baselines --seeds 0,1,2 --spct runs/study/main-{seed}
 
---spct: folder of the SPCT run of each seed, whose RFT model writes CLoud's critiques (and which is measured beside the
-baselines); without it CLoud is left out. Every stage that is done is skipped, so the command can be given again.
+--spct: folder of the SPCT run of each seed, whose RFT model writes CLoud's critiques, and which is measured beside the
+baselines; without it both are left out. Every stage that is done is skipped, so the command can be given again.
+An experiment on the judging world is measured on its own held-out comparisons, those of its eval stage, unless --benchmark
+names another.
 Results: WORKDIR/NAME-SEED/results.json for `grm table runs`, and WORKDIR/table.md over all seeds.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import logging
 import sys
@@ -20,13 +23,15 @@ import jax
 from flax import nnx
 
 from grm_jax.evals import benchmarks, run
-from grm_jax.evals.baselines import NAMES, cloud, generative, scalar
+from grm_jax.evals.baselines import cloud, generative, scalar
 from grm_jax.evals.benchmark import average
+from grm_jax.evals.benchmarks import world
 from grm_jax.evals.cli import write_reports
-from grm_jax.evals.judged import Judged
+from grm_jax.evals.judged import Judged, vote
 from grm_jax.evals.measure import measure
 from grm_jax.judging import Judge
 from grm_jax.judging.expected import ExpectedScores, model_log_probs
+from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.options import Options
 from grm_jax.judging.sampler import engine_runner
 from grm_jax.judging.types import Comparison
@@ -42,13 +47,18 @@ class Bench:
     """What all baselines of one seed share: config, mesh, tokenizer, first parameters, the comparisons to judge."""
 
     def __init__(self, config, workdir: Path, spct: Path | None, benchmark: str, data: str, limit: int | None):
+        """benchmark: "world" stands for the experiment's own held-out comparisons where it trains on the world."""
         self.config, self.workdir, self.spct = config, workdir, spct
         self.mesh = make_mesh(**config.mesh)
         self.cfg = steps.model_config(config)
         self.graphdef, self.abstract = states.abstract_model(self.cfg, self.mesh)
         self.tokenizer = sources.load_tokenizer(config)
         self.benchmark = benchmarks.get(benchmark)
-        self.everything = self.benchmark.load(data)
+        if benchmark == "world" and tuple(config.data.judging) == ("world",):
+            source = sources.judging(config, config.eval.split)
+            self.everything = world.measurable(source.take(0, config.eval.comparisons))
+        else:
+            self.everything = self.benchmark.load(data)
         self.comparisons = run.choose(self.everything, limit)
         section = config.eval
         self.options = Options(
@@ -61,12 +71,44 @@ class Bench:
     def first_params(self):
         return sources.first_params(self.config, self.cfg, self.mesh)
 
-    def judge(self, params, template: str) -> Judge:
+    def judge(self, params, template: str, meta: MetaRM | None = None) -> Judge:
         """A generative judge over trained parameters."""
         model = nnx.merge(self.graphdef, states.compute_params(params, self.cfg.dtype))
         expected = ExpectedScores(model_log_probs(model, self.mesh), self.tokenizer)
         runner = engine_runner(model, self.mesh, self.config.eval.prompt_slots or None)
-        return Judge(self.tokenizer, runner, template, None, expected, self.cfg.max_length, name=template)
+        return Judge(self.tokenizer, runner, template, meta, expected, self.cfg.max_length, name=template)
+
+    def meta_rm(self) -> MetaRM | None:
+        """The meta reward model of the SPCT run; None where it has none."""
+        if self.spct is None or not loop.is_done(self.spct / "meta_rm"):
+            return None
+        graphdef, abstract = states.abstract_model(steps.model_config(self.config, scalar_head=True), self.mesh)
+        params = loop.load_params(self.spct / "meta_rm", abstract)
+        template = "compact_meta_rm" if self.config.template.startswith("compact") else "meta_rm"
+        return MetaRM(nnx.merge(graphdef, params), self.tokenizer, template, self.mesh, self.config.eval.meta_batch)
+
+
+def spct_judge(bench: Bench, folder: Path) -> list[dict]:
+    """The SPCT run itself after each of its stages: one critique, k votes, expected scores, k votes guided by its meta RM."""
+    entries = []
+    for stage in ("rft", "rl"):
+        if bench.spct is None or not loop.is_done(bench.spct / stage):
+            log.warning("spct %s is left out: %s holds no such finished stage", stage, bench.spct)
+            continue
+        meta = bench.meta_rm() if stage == "rl" else None
+        judge = bench.judge(loop.load_params(bench.spct / stage, bench.abstract), bench.config.template, meta)
+        path, k = folder / f"{bench.benchmark.name}.{stage}.jsonl", bench.options.k
+        options = dataclasses.replace(bench.options, expected=True)
+        cost = run.judge_with_model(judge, bench.comparisons, path, options, progress=False)
+        guided = run.load_judged(bench.comparisons, path)
+        ways = {(f"spct {stage}", 1): ("sum", 1), (f"spct {stage}", k): ("sum", k)}
+        ways[(f"spct {stage}, expected scores", k)] = ("expected", k)
+        for (name, votes), (rule, first) in ways.items():
+            judged = [vote(j.comparison, j.critiques[:first], rule) for j in guided]
+            entries.append(_entry(bench, judged, name, votes, cost if votes == k else {}))
+        if meta is not None:
+            entries.append(_entry(bench, guided, f"spct {stage}, meta RM", k, cost))
+    return entries
 
 
 def llm_judge(bench: Bench, folder: Path, name: str = "llm_judge") -> list[dict]:
@@ -159,9 +201,12 @@ def cloud_judge(bench: Bench, folder: Path) -> list[dict]:
 
 
 def section_of(config):
-    """Training settings of the scalars: those of the meta reward model, on the comparisons that RFT uses."""
+    """Training settings of the scalars: rows as the meta reward model's, comparisons, steps and learning rate as RFT's.
+
+    Like RFT they start where the experiment starts, at random weights if it does, and must learn the task itself.
+    """
     section = config.meta_rm.copy_and_resolve_references()
-    section.comparisons = config.rft.comparisons
+    section.update({name: config.rft[name] for name in ("comparisons", "steps", "lr", "warmup_steps", "save_every")})
     return section
 
 
@@ -182,6 +227,7 @@ RUNNERS = {
     "pairwise": lambda bench, folder: llm_judge(bench, folder, "pairwise"),
     "bt": bt,
     "cloud": cloud_judge,
+    "spct": spct_judge,
 }
 
 
@@ -214,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--workdir", required=True)
     p.add_argument("--seeds", default="0")
     p.add_argument("--spct", help="folder of the SPCT run; {seed} is filled in")
-    p.add_argument("--baselines", default=",".join(NAMES))
+    p.add_argument("--baselines", default=",".join(RUNNERS))
     p.add_argument("--benchmark", default="world")
     p.add_argument("--data", default=".")
     p.add_argument("--limit", type=int)

@@ -10,7 +10,7 @@ from grm_jax.evals.judged import Judged
 from grm_jax.judging.types import Comparison
 
 ITEMS = 400
-# The mixture of experiments/spct_tiny.py, without its single responses.
+# All trained families. An experiment's own mixture is in its config: `evals.baselines.run` measures on that.
 LEVELS, SIZES = {0: 0.6, 1: 0.4}, {2: 0.62, 3: 0.3}
 
 
@@ -19,11 +19,16 @@ def read(source: Source, held_out: bool = False) -> list[Comparison]:
     from grm_jax.data import world
 
     families = world.HELD_OUT_NAMES if held_out else None
-    items = world.make_items("test", 0, ITEMS, 0, families, world.WorldConfig(levels=LEVELS, sizes=SIZES))
+    return measurable(world.make_items("test", 0, ITEMS, 0, families, world.WorldConfig(levels=LEVELS, sizes=SIZES)))
+
+
+def measurable(items: Sequence[Comparison]) -> list[Comparison]:
+    """Items of the world as a benchmark wants them: with a best response, their family as subset, and nothing of the truth."""
     found = []
     for item in items:
-        meta = {"subset": item.meta["world"]["family"], "group": item.id}
-        found.append(Comparison(item.query, item.responses, None, item.label, item.id, meta))
+        if item.n > 1 and item.best is not None:
+            meta = {"subset": item.meta["world"]["family"], "group": item.id}
+            found.append(Comparison(item.query, item.responses, None, item.label, item.id, meta))
     return found
 
 
