@@ -2,6 +2,7 @@
 
     python experiments/study.py --config experiments/spct_tiny.py --seeds 0,1,2 --workdir runs/study --out experiments/results/spct_tiny
 
+The seeds of the main runs may be given to several processes (--ablations "" --seeds 1); a last one over all of them finds them done.
 The main runs do every stage; an ablation does RFT, RL and an evaluation without the meta RM, and one that only changes RL starts from the RFT
 model of the same seed. A run that is finished is not run again, so the study can be interrupted, and grown.
 Intervals: 95% bootstrap over items, of credits averaged over seeds (the items are the same for all seeds).
@@ -103,10 +104,14 @@ CLAIMS = (
 def aggregate(runs: dict[str, list[Path]]) -> dict:
     """What the study found: the claims, each ablation against the main runs, and every cell."""
     main = runs[MAIN]
+    same = {
+        name: [f for f in main if f.name.rsplit("-", 1)[1] in {g.name.rsplit("-", 1)[1] for g in folders}]
+        for name, folders in runs.items()
+    }
     claims = {text: difference(main, a, main, b) for text, a, b in CLAIMS}
     ablations = {
         name: {
-            cell: {"ablation - main": difference(folders, cell, main, cell), **pooled(folders).get(cell, {})}
+            cell: {"ablation - main": difference(folders, cell, same[name], cell), **pooled(folders).get(cell, {})}
             for cell in ("rft/Greedy@1", "rl/Greedy@1", "rl/Voting@8")
         }
         for name, folders in runs.items()
@@ -139,6 +144,11 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default=str(ROOT / "experiments" / "spct_tiny.py"))
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument(
+        "--ablation_seeds",
+        default="",
+        help="seeds of the ablations, where fewer; compared with the main runs of these seeds",
+    )
     parser.add_argument("--ablations", default=DEFAULT, help="comma-separated; empty for none")
     parser.add_argument("--extra", default="", help="further field=value changes for every run, comma-separated")
     parser.add_argument("--workdir", default="runs/study")
@@ -151,11 +161,15 @@ def main(argv=None) -> None:
     seeds = [int(seed) for seed in options.seeds.split(",")]
     runs: dict[str, list[Path]] = {}
     began = time.time()
+    ablated = [int(seed) for seed in options.ablation_seeds.split(",")] if options.ablation_seeds else seeds
+    if extra := set(ablated) - set(seeds):
+        parser.error(f"--ablation_seeds {sorted(extra)} have no main run: add them to --seeds")
     for ablation in [MAIN, *filter(None, options.ablations.split(","))]:
-        runs[ablation] = [run_one(get_config, ablation, seed, workdir, options.extra) for seed in seeds]
+        wanted = seeds if ablation == MAIN else ablated
+        runs[ablation] = [run_one(get_config, ablation, seed, workdir, options.extra) for seed in wanted]
     study = aggregate(runs)
     study["about"] = {
-        "config": Path(options.config).name, "extra": options.extra, "seeds": seeds, "date": time.strftime("%Y-%m-%d"),
+        "config": Path(options.config).name, "extra": options.extra, "seeds": seeds, "ablation_seeds": ablated, "date": time.strftime("%Y-%m-%d"),
         "seconds": round(time.time() - began), "device": jax.devices()[0].device_kind, "machine": platform.machine(), "jax": jax.__version__,
     }  # fmt: skip
     out = Path(options.out or workdir)

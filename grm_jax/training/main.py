@@ -148,14 +148,14 @@ def _evaluate(config, mesh, tokenizer, graphdef, abstract, folders) -> None:
     items = [c for c in sources.judging(config, section.split).take(0, section.comparisons) if c.best is not None]
     log.info("evaluation on %d comparisons of split %s", len(items), section.split)
 
-    def judge_of(params, meta=None):
+    def judge_of(params, is_last):
         model = nnx.merge(graphdef, states.compute_params(params, cfg.dtype))
         return Judge(
             tokenizer,
             engine_runner(model, mesh, section.prompt_slots or None),
             config.template,
-            meta,
-            ExpectedScores(model_log_probs(model, mesh), tokenizer),
+            meta if is_last else None,
+            ExpectedScores(model_log_probs(model, mesh), tokenizer) if is_last else None,
             cfg.max_length,
         )
 
@@ -172,7 +172,7 @@ def _evaluate(config, mesh, tokenizer, graphdef, abstract, folders) -> None:
     last = list(rows)[-1]
     for name, params_of in rows.items():
         samples = section.base_samples if name == "base" else section.samples
-        judge = judge_of(params_of(), meta if name == last else None)
+        judge = judge_of(params_of(), name == last)
         found, verdicts = evaluate.table(name, judge, items, section, samples)
         cells += found
         if jax.process_index() == 0:
