@@ -7,14 +7,18 @@ be read. Intervals are 95% bootstrap over items.
 """
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 
 from grm_jax.judging import Judge, votes
 from grm_jax.judging.options import Options
-from grm_jax.judging.types import Comparison, Critique, Verdict
+from grm_jax.judging.types import Comparison, Critique, Principle, Verdict
 from grm_jax.training import rft_data
+from grm_jax.training.storage import folder_of, write_whole
 
 RESAMPLES = 2000
 
@@ -85,18 +89,63 @@ def cell(
     )
 
 
-def judged(judge: Judge, items: Sequence[Comparison], options: Options, chunk: int = 64) -> list[Verdict]:
-    """Verdicts in the order of the items. Raises ValueError naming the first item that could not be judged."""
-    found: dict[int, Verdict] = {}
-    for i, verdict in judge.stream(items, options, chunk):
-        if not isinstance(verdict, Verdict):
-            raise ValueError(f"{items[i].id} could not be judged: {verdict.reason}")
-        found[i] = verdict
-    return [found[i] for i in range(len(items))]
+def judged(judge: Judge, items: Sequence[Comparison], options: Options, folder=None, chunk: int = 64) -> list[Verdict]:
+    """Verdicts in the order of the items. Raises ValueError naming the first item that could not be judged.
+
+    folder: keeps the verdicts of each chunk, so that an evaluation that was interrupted goes on; None keeps nothing. What was judged under
+    other options or items, or without a meta RM, is in a folder of its own.
+    """
+    if folder is not None:
+        asked = [
+            vars(options),
+            judge.family,
+            judge.meta_rm is not None,
+            [(c.id, c.turns, c.responses) for c in items],
+            chunk,
+        ]
+        folder = folder_of(folder) / hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+    found: list[Verdict] = []
+    for start in range(0, len(items), chunk):
+        part, path = items[start : start + chunk], None if folder is None else folder / f"{start:06d}.json"
+        if path is not None and path.exists():
+            found += [_verdict(row) for row in json.loads(path.read_text())]
+            continue
+        verdicts: dict[int, Verdict] = {}
+        for i, verdict in judge.stream(part, options, chunk):
+            if not isinstance(verdict, Verdict):
+                raise ValueError(f"{part[i].id} could not be judged: {verdict.reason}")
+            verdicts[i] = verdict
+        found += [verdicts[i] for i in range(len(part))]
+        if path is not None and jax.process_index() == 0:
+            write_whole(path, json.dumps([dataclasses.asdict(verdict) for verdict in found[start:]]))
+    return found
+
+
+def _verdict(row: dict) -> Verdict:
+    """The verdict that `dataclasses.asdict` and JSON made a dict of."""
+
+    def critique(fields):
+        principles = tuple(Principle(**p) for p in fields["principles"])
+        texts = ("scores", "order", "expected_scores")
+        return Critique(**{**fields, "principles": principles, **{name: _tuple(fields[name]) for name in texts}})
+
+    critiques = tuple(critique(c) for c in row["critiques"])
+    votes_by_rule = {rule: tuple(scores) for rule, scores in row["votes"].items()}
+    changed = {
+        "critiques": critiques,
+        "votes": votes_by_rule,
+        "scores": _tuple(row["scores"]),
+        "kept": _tuple(row["kept"]),
+    }
+    return Verdict(**{**row, **changed})
+
+
+def _tuple(values):
+    return None if values is None else tuple(values)
 
 
 def table(
-    name: str, judge: Judge, items: Sequence[Comparison], section, samples: int
+    name: str, judge: Judge, items: Sequence[Comparison], section, samples: int, folder=None
 ) -> tuple[list[Cell], list[Verdict]]:
     """All cells of one model, and the verdicts of its sampled critiques.
 
@@ -104,16 +153,17 @@ def table(
       judge: with a meta RM, "MetaRM@k" cells are made too; with `section.expected`, "Expected@k".
       section: `eval` of a config: ks, temperature, max_new_tokens, seed, expected.
       samples: critiques per item; ks above it are left out.
+      folder: of this judge's weights; keeps verdicts (`judged`).
     """
     common = {"seed": section.seed, "max_new_tokens": section.max_new_tokens}
     meta, judge.meta_rm = judge.meta_rm, None
-    greedy = judged(judge, items, Options(k=1, temperature=0.0, orders="random", **common))
+    greedy = judged(judge, items, Options(k=1, temperature=0.0, orders="random", **common), folder)
     judge.meta_rm = meta
     cells = [cell(name, "Greedy", items, greedy, 1, "sum", False)]
     if samples:
         expected = bool(section.expected and judge.expected)
         options = Options(k=samples, temperature=section.temperature, expected=expected, **common)
-        verdicts = judged(judge, items, options)
+        verdicts = judged(judge, items, options, folder)
         ways: list[tuple[str, str, bool]] = [("Voting", "sum", False)]
         ways += [("Expected", "expected", False)] if expected else []
         ways += [("MetaRM", "sum", True)] if meta is not None else []

@@ -18,7 +18,7 @@ from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.sampler import engine_runner
 from grm_jax.models import get_config
 from grm_jax.sharding import make_mesh
-from grm_jax.training import evaluate, grpo, loop, meta_rm, report, rft, sources, steps
+from grm_jax.training import checkpoint, evaluate, grpo, loop, meta_rm, report, rft, sources, steps
 from grm_jax.training import state as states
 from grm_jax.training.storage import folder_of, write_whole, writing
 
@@ -159,7 +159,7 @@ def _evaluate(config, mesh, tokenizer, graphdef, abstract, folders) -> None:
             cfg.max_length,
         )
 
-    meta = None
+    meta = meta_params = None
     if loop.is_done(folders["meta_rm"]):
         scalar_def, scalar_abstract = states.abstract_model(steps.model_config(config, scalar_head=True), mesh)
         meta_params = loop.load_params(folders["meta_rm"], scalar_abstract)
@@ -172,8 +172,11 @@ def _evaluate(config, mesh, tokenizer, graphdef, abstract, folders) -> None:
     last = list(rows)[-1]
     for name, params_of in rows.items():
         samples = section.base_samples if name == "base" else section.samples
-        judge = judge_of(params_of(), name == last)
-        found, verdicts = evaluate.table(name, judge, items, section, samples)
+        params, is_last = params_of(), name == last
+        judge = judge_of(params, is_last)
+        weights = [checkpoint.fingerprint(p) for p in (params, meta_params if is_last else None) if p is not None]
+        folder = folders["eval"] / "judged" / "-".join([name, *weights])
+        found, verdicts = evaluate.table(name, judge, items, section, samples, folder)
         cells += found
         if jax.process_index() == 0:
             print(report.text_table(found), flush=True)

@@ -48,8 +48,11 @@ def add_head(config, mesh, params, seed: int):
     return jax.tree.unflatten(jax.tree.structure(fresh), leaves)
 
 
-def policy_trials(config, model, tokenizer, mesh) -> list[rft_data.Trial]:
-    """The trained policy's own critiques, `meta_rm.samples` of each of `meta_rm.comparisons` comparisons, not hinted."""
+def policy_trials(config, model, tokenizer, mesh, folder, fingerprint: str) -> list[rft_data.Trial]:
+    """The trained policy's own critiques, `meta_rm.samples` of each of `meta_rm.comparisons` comparisons, not hinted.
+
+    folder: keeps them, so that a resumed stage does not sample again.  fingerprint: of the policy's parameters.
+    """
     from grm_jax.judging.sampler import engine_runner
 
     meta = config.meta_rm
@@ -57,6 +60,8 @@ def policy_trials(config, model, tokenizer, mesh) -> list[rft_data.Trial]:
     sampler = rft_samplers.model(
         engine_runner(model, mesh), tokenizer, config.rl.max_new_tokens, meta.temperature, seed=config.seed + 1
     )
+    salt = f"{fingerprint}/{config.rl.max_new_tokens}/{meta.temperature}/{config.seed}"
+    sampler = rft_samplers.journaled(sampler, folder, salt, together=True)
     options = rft_data.RftOptions(config.template, meta.samples, hinted=0, reject=True, seed=config.seed + 1)
     return rft_data.build(comparisons, sampler, options).trials
 
@@ -157,7 +162,8 @@ def train(config, mesh, tokenizer, start_params, policy_params, rft_folder, fold
     tx = optim.make_optimizer(meta)
 
     trials = read_trials(folder_of(rft_folder) / "data" / "trials.jsonl")[: meta.rft_trials]
-    own = policy_trials(config, nnx.merge(graphdef, policy_params), tokenizer, mesh)
+    policy = checkpoint.fingerprint(policy_params)
+    own = policy_trials(config, nnx.merge(graphdef, policy_params), tokenizer, mesh, folder / "samples", policy)
     template = "compact_meta_rm" if config.template.startswith("compact") else "meta_rm"
     first = add_head(config, mesh, start_params, config.seed)
     encode = MetaRM(nnx.merge(scalar[0], first), tokenizer, template).encode
@@ -187,7 +193,7 @@ def train(config, mesh, tokenizer, start_params, policy_params, rft_folder, fold
         identity={
             "data": f"{len(data)} critiques",
             "seed": config.seed,
-            "policy": checkpoint.fingerprint(policy_params),
+            "policy": policy,
         },
         shown=("loss", "accuracy"),
         tensorboard=config.tensorboard,

@@ -53,7 +53,10 @@ def _build(config, tokenizer, mesh, folder) -> None:
     options = rft_data.RftOptions(
         template=config.template, samples=rft.samples, hinted=rft.hinted, reject=rft.reject, seed=config.seed
     )
-    built = rft_data.build(comparisons, make_sampler(config, tokenizer, mesh), options)
+    sampler = make_sampler(config, tokenizer, mesh)
+    if rft.sampler in ("model", "endpoint"):  # the two that take hours
+        sampler = rft_samplers.journaled(sampler, folder / "samples", _sampled_by(rft), rft.sampler == "model")
+    built = rft_data.build(comparisons, sampler, options)
     if jax.process_index() != 0:
         return
     mixed = rft_data.mix(built.examples, sources.general(config), config.seed)
@@ -64,6 +67,10 @@ def _build(config, tokenizer, mesh, folder) -> None:
     counts = {**built.summary(), "examples": len(encoded), "tokens": len(encoded.tokens)}
     write_whole(folder / "ready.json", json.dumps(counts, indent=2) + "\n")
     log.info("RFT set: %s", json.dumps(counts))
+
+
+def _sampled_by(rft) -> str:
+    return json.dumps([rft.sampler, dict(rft.sampling)], sort_keys=True, default=str)
 
 
 def train(config, mesh, tokenizer, first_params, folder):

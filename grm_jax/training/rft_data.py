@@ -15,6 +15,9 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import jax
+from tqdm import tqdm
+
 from grm_jax.data.sft import Example, write_examples
 from grm_jax.judging.orders import orders
 from grm_jax.judging.types import Comparison, Critique
@@ -230,7 +233,9 @@ def build(comparisons: Iterable[Comparison], sampler: Sampler, options: RftOptio
     Raises ValueError for a comparison without a label of exactly one best response, or a sampler that loses replies.
     """
     out, part = RftSet(), []
-    for comparison in comparisons:
+    total = len(comparisons) if isinstance(comparisons, Sequence) else None
+    bar = tqdm(comparisons, "sampling critiques", total, mininterval=1, disable=jax.process_index() != 0)
+    for comparison in bar:
         is_right(comparison, None)  # a bad label is found before anything is sampled
         part.append(comparison)
         if len(part) == options.chunk:

@@ -15,13 +15,19 @@ import random
 import time
 import urllib.error
 import urllib.request
+import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
 from grm_jax.data import teacher as world_teacher
 from grm_jax.data.records import Malformed, read_records
 from grm_jax.training.rft_data import Reply, Sampler, Wanted, best_of
+from grm_jax.training.storage import folder_of, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -151,39 +157,48 @@ def endpoint(
     return sample
 
 
-def journaled(sampler: Sampler, path: str | Path) -> Sampler:
-    """The same sampler with a memory on disk: replies are appended to a JSONL file and never asked for again.
+def journaled(sampler: Sampler, folder, salt: str = "", together: bool = False) -> Sampler:
+    """The same sampler with a memory: each call's replies become a file in `folder`, local or a bucket's, and are never asked for again.
 
-    Hours of sampling survive an interruption. A reply belongs to one comparison, order, sample number and kind of prompt;
-    failures are not remembered. A last line that was cut off is dropped.
+    Hours of sampling survive an interruption. A reply belongs to one comparison, order, sample number and kind of prompt, and to
+    `salt` (what else it depends on: the policy's fingerprint, say); failures are not remembered.
+
+    Args:
+      together: every process calls the sampler and gets all replies, as with a model on several hosts; process 0 writes. Raises
+        RuntimeError, on all of them, where the processes do not see the same files.
     """
-    path = Path(path)
+    folder = folder_of(folder)
+    parts = sorted(folder.glob("*.jsonl")) if folder.exists() else []
     known: dict[str, Reply] = {}
-    if path.exists():
-        whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-        path.write_text("".join(whole), encoding="utf-8")
-        for row in map(json.loads, whole):
-            order = None if row["order"] is None else tuple(row["order"])
-            known[row["key"]] = Reply(row["text"], row["finish"], order)
+    for row in (json.loads(line) for part in parts for line in part.read_text().splitlines()):
+        order = None if row["order"] is None else tuple(row["order"])
+        known[row["key"]] = Reply(row["text"], row["finish"], order)
+    if together and jax.process_count() > 1:
+        seen = multihost_utils.process_allgather(np.array([zlib.crc32("\n".join(sorted(known)).encode())]))
+        if len(np.unique(seen)) > 1:
+            raise RuntimeError(f"the processes see different files in {folder}: give a workdir that all of them share")
+    if known:
+        log.info("%d replies of an earlier start in %s", len(known), folder)
 
     def sample(wanted: Sequence[Wanted]) -> list[Reply | None]:
-        keys = [_key(one) for one in wanted]
+        keys = [_key(one, salt) for one in wanted]
         missing = [i for i, key in enumerate(keys) if key not in known]
-        replies = sampler([wanted[i] for i in missing]) if missing else []
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as out:
-            for i, reply in zip(missing, replies, strict=True):
-                if reply is not None:
-                    known[keys[i]] = reply
-                    out.write(json.dumps({"key": keys[i], **dataclasses.asdict(reply)}, ensure_ascii=False) + "\n")
+        if missing:
+            replies = sampler([wanted[i] for i in missing])
+            new = {keys[i]: reply for i, reply in zip(missing, replies, strict=True) if reply is not None}
+            known.update(new)
+            parts.append(folder / f"{len(parts):06d}.jsonl")
+            if new and (not together or jax.process_index() == 0):
+                rows = [{"key": key, **dataclasses.asdict(reply)} for key, reply in new.items()]
+                write_whole(parts[-1], "".join(json.dumps(row) + "\n" for row in rows))
         return [known.get(key) for key in keys]
 
     return sample
 
 
-def _key(one: Wanted) -> str:
-    """What a reply is an answer to: a hash of the prompt, and the sample's number."""
-    prompt = json.dumps([one.messages, one.order, one.hinted, one.sample], ensure_ascii=False)
+def _key(one: Wanted, salt: str) -> str:
+    """What a reply is an answer to: a hash of the prompt, the sample's number and the salt."""
+    prompt = json.dumps([one.messages, one.order, one.hinted, one.sample, salt], ensure_ascii=False)
     return f"{one.comparison.id}/{hashlib.sha256(prompt.encode('utf-8', 'surrogatepass')).hexdigest()[:24]}"
 
 

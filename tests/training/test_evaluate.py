@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from grm_jax.judging.types import Comparison, Critique, Verdict
+from grm_jax.judging import votes
+from grm_jax.judging.options import Options
+from grm_jax.judging.types import Comparison, Critique, Principle, Verdict
 from grm_jax.training import evaluate, meta_rm, report
 
 
@@ -50,6 +52,38 @@ def test_the_meta_rm_keeps_the_better_half_of_each_block():
     plain = evaluate.cell("m", "Voting", [comparison()], [judged], 4, "sum", False)
     guided = evaluate.cell("m", "MetaRM", [comparison()], [judged], 4, "sum", True)
     assert (plain.accuracy, guided.accuracy) == (0.0, 1.0)
+
+
+def test_an_interrupted_evaluation_goes_on_with_equal_verdicts(tmp_path):
+    items = [Comparison(f"q{i}", ("a", "b"), label=0, id=str(i)) for i in range(10)]
+    asked = []
+
+    class Judge:
+        family, meta_rm = "grm", None
+
+        def __init__(self, fails_at):
+            self.fails_at = fails_at
+
+        def stream(self, part, options, chunk):
+            if len(asked) == self.fails_at:
+                raise KeyboardInterrupt
+            asked.append(len(part))
+            for i in reversed(range(len(part))):
+                principles = (Principle("Accuracy", 60.0, "is it right"),)
+                fields = dict(
+                    order=(1, 0), status="ok", meta_score=0.1, expected_scores=(1 / 3, 2.0), principles=principles
+                )
+                critiques = (Critique(part[i].query, scores=(8.0, 3.0), **fields), Critique("nothing"))
+                yield i, votes.verdict(critiques, 2, part[i].id)
+
+    whole = evaluate.judged(Judge(None), items, Options(k=2), chunk=4)
+    asked.clear()
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.judged(Judge(2), items, Options(k=2), tmp_path, chunk=4)
+    assert evaluate.judged(Judge(None), items, Options(k=2), tmp_path, chunk=4) == whole
+    assert asked == [4, 4, 2]
+    evaluate.judged(Judge(None), items, Options(k=2, temperature=0.0), tmp_path, chunk=4)  # other options: all anew
+    assert asked[3:] == [4, 4, 2]
 
 
 def test_intervals_hold_the_mean_and_pairing_narrows_them():

@@ -229,7 +229,7 @@ def test_an_endpoint_that_keeps_failing_stops_the_run(server):
 
 
 def test_a_journal_remembers_replies_across_interruptions(tmp_path):
-    items, asked, path = world.make_items("train", 0, 6), [], tmp_path / "j" / "replies.jsonl"
+    items, asked, path = world.make_items("train", 0, 6), [], tmp_path / "j" / "replies"
 
     def counting(fail=()):
         inner = rft_samplers.teacher(0.7)
@@ -242,14 +242,16 @@ def test_a_journal_remembers_replies_across_interruptions(tmp_path):
 
     whole = build(items, rft_samplers.teacher(0.7), COMPACT)
     build(items[:4], rft_samplers.journaled(counting(fail=(1,)), path), COMPACT)
-    with path.open("a") as out:
-        out.write('{"key": "cut o')  # as a kill leaves it
+    (path / "000001.jsonl.partial").write_text('{"key": "cut o')  # as a kill leaves it
     resumed = build(items, rft_samplers.journaled(counting(), path), COMPACT)
     assert asked == [16, 1 + 8]
     assert resumed.examples == whole.examples
     # Another prompt is another question: nothing is reused.
     build(items, rft_samplers.journaled(counting(), path), RftOptions(template="compact", seed=9))
     assert asked[-1] > 12
+    # Nor is it where the policy is another.
+    build(items, rft_samplers.journaled(counting(), path, salt="another policy"), COMPACT)
+    assert asked[-1] == 24
 
 
 def test_what_is_not_too_easy_remains_for_rl():
@@ -313,3 +315,33 @@ def test_a_set_is_saved_whole(tmp_path):
     assert list(read_examples(tmp_path / "rft" / "examples.jsonl")) == made.examples
     assert json.loads((tmp_path / "rft" / "fates.json").read_text()) == made.summary()
     assert len((tmp_path / "rft" / "trials.jsonl").read_text().splitlines()) == len(made.trials)
+
+
+def test_an_interrupted_build_does_not_ask_again(tmp_path, monkeypatch):
+    """The RFT stage keeps what a model or an endpoint sampled: hours of it, at full size."""
+    from experiments.spct_tiny import get_config
+    from grm_jax.training import rft
+
+    config = get_config()
+    config.rft.update(comparisons=300, sampler="endpoint")
+    config.data.general_items = 0
+    asked = []
+
+    def failing(calls):
+        inner = rft_samplers.teacher(0.7)
+
+        def sample(wanted):
+            if len(asked) == calls:
+                raise RuntimeError("the endpoint went away")
+            asked.append(len(wanted))
+            return inner(wanted)
+
+        return sample
+
+    tok = tokenizer.load(vocabulary.vocabulary_path())
+    monkeypatch.setattr(rft, "make_sampler", lambda *_: failing(1))
+    with pytest.raises(RuntimeError, match="went away"):
+        rft.prepare(config, tok, None, tmp_path)
+    monkeypatch.setattr(rft, "make_sampler", lambda *_: failing(9))
+    rft.prepare(config, tok, None, tmp_path)
+    assert asked == [256 * 4, 44 * 4]
