@@ -235,6 +235,26 @@ def _as_comparison(
     return Comparison(query, tuple(responses), reference=reference, label=label, id=name, meta={"world": world})
 
 
+def believing(truth: Mapping, label: int | tuple[float, ...], rng: random.Random) -> dict:
+    """meta["world"] as it would be if `label` were the truth: what a teacher reads must not give away the label that a control has drawn anew."""
+    grades, readings = list(truth["grades"]), truth["readings"]
+    if isinstance(label, int):
+        best = grades.index(max(grades))
+        grades[best], grades[label] = grades[label], grades[best]
+        believed = label if label != best else None
+    else:
+        right = bool(label[0])
+        believed = None if right == (grades[0] == RIGHT) else 0
+        if believed == 0:
+            grades[0] = RIGHT if right else WRONG
+    if believed is None:
+        return {**truth}
+    result = readings[believed]
+    if grades[believed] != RIGHT or result in ("both", "nothing"):
+        result = get_family(truth["family"]).slip(rng, tuple(truth["args"]), truth["result"])
+    return {**truth, "grades": grades, "result": result}
+
+
 def _instruction(split: str, index: int, seed: int, names: tuple[str, ...], config: WorldConfig) -> Instruction:
     rng = random.Random(f"general/{seed}/{split}/{index}")
     family = get_family(rng.choice(names))

@@ -4,6 +4,7 @@ workdir/rft      rejective fine-tuning        workdir/meta_rm  the meta reward m
 workdir/rl       GRPO on rule-based rewards   workdir/eval     the table, the plots, the page
 """
 
+import dataclasses
 import json
 import logging
 import time
@@ -142,10 +143,17 @@ def _note_config(config, cfg, workdir) -> None:
         write_whole(path, config.to_json_best_effort(indent=2) + "\n")
 
 
+def _held_out(config) -> list:
+    """What is evaluated on: comparisons with a best response, none twice, without reference answers, which a template would show."""
+    source = sources.judging(config, config.eval.split)
+    count = min(config.eval.comparisons, source.size or config.eval.comparisons)
+    return [dataclasses.replace(c, reference=None) for c in source.take(0, count) if c.best is not None]
+
+
 def _evaluate(config, mesh, tokenizer, graphdef, abstract, folders) -> None:
     start, section = time.time(), config.eval
     cfg = steps.model_config(config)
-    items = [c for c in sources.judging(config, section.split).take(0, section.comparisons) if c.best is not None]
+    items = _held_out(config)
     log.info("evaluation on %d comparisons of split %s", len(items), section.split)
 
     def judge_of(params, is_last):

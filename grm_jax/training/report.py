@@ -120,7 +120,7 @@ def plot_calibration(quality: Mapping, path) -> None:
 
 
 def write(folder, title: str, cells: Sequence[Cell], rl_folder, facts: Mapping, config_text: str):
-    """Writes report.html, its plots, table.txt and table.json into `folder`.
+    """Writes report.html, its plots, table.txt, table.json and credits.json (each item's credit, by cell) into `folder`.
 
     Args:
       rl_folder: of the RL stage, for its curves (left out where there are none).
@@ -147,6 +147,8 @@ def write(folder, title: str, cells: Sequence[Cell], rl_folder, facts: Mapping, 
         plots.append(("Meta reward model", "calibration.png"))
     (folder / "table.txt").write_text(text_table(cells) + "\n")
     (folder / "table.json").write_text(json.dumps([c.row() for c in cells], indent=2) + "\n")
+    credits = {f"{c.model}/{c.method}@{c.k}": c.credits for c in cells}
+    (folder / "credits.json").write_text(json.dumps(credits) + "\n")
     body = io.StringIO()
     body.write("<h2>Held-out accuracy</h2>" + html_table(cells))
     for heading, name in plots:

@@ -187,7 +187,8 @@ def journaled(sampler: Sampler, folder, salt: str = "", together: bool = False) 
             replies = sampler([wanted[i] for i in missing])
             new = {keys[i]: reply for i, reply in zip(missing, replies, strict=True) if reply is not None}
             known.update(new)
-            parts.append(folder / f"{len(parts):06d}.jsonl")
+            number = int(parts[-1].stem) + 1 if parts else 0
+            parts.append(folder / f"{number:06d}.jsonl")
             if new and (not together or jax.process_index() == 0):
                 rows = [{"key": key, **dataclasses.asdict(reply)} for key, reply in new.items()]
                 write_whole(parts[-1], "".join(json.dumps(row) + "\n" for row in rows))

@@ -84,7 +84,10 @@ def _shuffled_labels(source: Source, seed: int) -> Source:
         comparison = source.at(place)
         rng = random.Random(f"labels/{seed}/{place}")
         label = (float(rng.random() < 0.5),) if comparison.n == 1 else rng.randrange(comparison.n)
-        return dataclasses.replace(comparison, label=label)
+        meta = dict(comparison.meta)
+        if "world" in meta:
+            meta["world"] = world.believing(meta["world"], label, rng)
+        return dataclasses.replace(comparison, label=label, meta=meta)
 
     return Source(at, source.size, source.identity + "/shuffled labels")
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from experiments import study
 from grm_jax.judging import votes
 from grm_jax.judging.options import Options
 from grm_jax.judging.types import Comparison, Critique, Principle, Verdict
@@ -134,3 +135,5 @@ def test_report_is_one_page_with_its_plots(tmp_path):
     text = page.read_text()
     assert text.count("data:image/png;base64,") == 3 and "a &lt;title&gt;" in text and "http" not in text
     assert "Voting@4" in (tmp_path / "eval" / "table.txt").read_text()
+    # What a study over several runs reads.
+    assert study.credits_of(tmp_path) == {f"rl/Voting@{k}": [1.0] for k in (1, 2, 4)}

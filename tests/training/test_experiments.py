@@ -1,10 +1,12 @@
 """The experiments: values of the paper, ablations as one-line changes, sources of data."""
 
+import json
+
 import numpy as np
 import pytest
 
 from experiments import ablations, spct_2b, spct_9b, spct_27b, spct_tiny, study
-from grm_jax.training import optim, rollouts, sources, steps
+from grm_jax.training import main, optim, rft_data, rft_samplers, rollouts, sources, steps
 
 
 def test_27b_has_the_values_of_the_paper():
@@ -90,6 +92,32 @@ def test_shuffled_labels_are_the_same_each_time_and_know_nothing():
     assert sources.judging(config, "test").take(0, 5) == sources.judging(spct_tiny.get_config(), "test").take(0, 5)
 
 
+def test_the_teacher_of_shuffled_labels_does_not_know_the_truth():
+    """What rejection keeps agrees with the drawn labels, and says nothing about the true ones."""
+    true = {c.id: c for c in sources.judging(spct_tiny.get_config()).take(0, 400)}
+    drawn = sources.judging(spct_tiny.get_config("shuffled_labels")).take(0, 400)
+    built = rft_data.build(drawn, rft_samplers.teacher(0.75, shortcut=0.6), rft_data.RftOptions(template="compact"))
+    for hinted in (False, True):
+        kept = [t for t in built.trials if t.fate == "kept" and t.hinted == hinted and t.comparison.n == 2]
+        scores = [rft_data.read(t.comparison, t.order, rft_data.Reply(t.text), "compact").scores for t in kept]
+        right = np.mean([rft_data.is_right(true[t.comparison.id], s) for t, s in zip(kept, scores)])
+        assert len(kept) > 100 and 0.4 < right < 0.6, (hinted, right)
+
+
+def test_what_is_evaluated_on_comes_once_and_without_its_answer(tmp_path):
+    rows = [
+        {"query": f"q{i}", "responses": ["a", "b"], "label": i % 2, "id": str(i), "reference": "a"} for i in range(5)
+    ]
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = spct_27b.get_config()
+    config.data.held_out = (
+        {"name": "x", "layout": "comparison", "files": (str(tmp_path / "held.jsonl"),), "rate": 1.0},
+    )
+    config.eval.comparisons = 12
+    items = main._held_out(config)
+    assert sorted(c.id for c in items) == list("01234") and not any(c.reference for c in items)
+
+
 def test_nothing_held_out_is_said():
     config = spct_27b.get_config()
     config.data.held_out = ()
@@ -98,8 +126,6 @@ def test_nothing_held_out_is_said():
 
 
 def test_the_study_pools_seeds_and_pairs_items(tmp_path):
-    import json
-
     runs = {}
     for name, rl in ((study.MAIN, (1, 1, 1, 0)), ("no_rejection", (1, 0, 0, 0))):
         runs[name] = []
