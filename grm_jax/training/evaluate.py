@@ -3,7 +3,7 @@
 Every item is judged once greedily and `samples` times at the evaluation temperature. Voting@k is read off these samples: they are cut
 into consecutive blocks of k, each block votes, and an item's credit is the mean over its blocks, so small k are not the luck of one draw.
 A tie between the best and others earns an equal share, as a random choice among them would (SPCT section 5.1); so does a vote in which nothing could
-be read. Intervals are 95% bootstrap over items.
+be read. Intervals are 95% bootstrap over prompts: comparisons of one query are drawn together.
 """
 
 import dataclasses
@@ -52,18 +52,28 @@ def credit(comparison: Comparison, scores: Sequence[float] | None) -> tuple[floa
     return (1 / len(top) if best in top else 0.0), len(top) > 1
 
 
-def interval(credits: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """95% bootstrap interval of the mean, over items."""
-    values = np.asarray(credits)
-    draws = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
-    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
+def prompts_of(items: Sequence[Comparison]) -> list[str]:
+    """What says which items share a prompt, for `interval`: the turns of each."""
+    return [json.dumps(item.turns) for item in items]
+
+
+def interval(credits: Sequence[float], seed: int = 0, prompts: Sequence[str] | None = None) -> tuple[float, float]:
+    """95% bootstrap interval of the mean, over items; over prompts where `prompts` names each item's."""
+    values = np.asarray(credits, np.float64)
+    names = {name: code for code, name in enumerate(dict.fromkeys(prompts or range(len(values))))}
+    codes = [names[name] for name in prompts or range(len(values))]
+    sums, counts = np.bincount(codes, values), np.bincount(codes)
+    draws = np.random.default_rng(seed).integers(0, len(names), (RESAMPLES, len(names)))
+    low, high = np.percentile(sums[draws].sum(axis=1) / counts[draws].sum(axis=1), [2.5, 97.5])
     return float(low), float(high)
 
 
-def difference(a: Sequence[float], b: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
+def difference(
+    a: Sequence[float], b: Sequence[float], seed: int = 0, prompts: Sequence[str] | None = None
+) -> tuple[float, float, float]:
     """(mean, low, high) of a - b, paired by item: the interval that says whether one is above the other."""
     paired = np.asarray(a) - np.asarray(b)
-    return (float(paired.mean()), *interval(paired, seed))
+    return (float(paired.mean()), *interval(paired, seed, prompts))
 
 
 def block_scores(critiques: Sequence[Critique], n: int, rule: str, guided: bool) -> tuple[float, ...] | None:
@@ -83,7 +93,7 @@ def cell(
         credits.append(float(np.mean([c for c, _ in scored])))
         ties.append(float(np.mean([tie for _, tie in scored])))
         read.append(1 - verdict.unparsed / len(verdict.critiques))
-    low, high = interval(credits)
+    low, high = interval(credits, prompts=prompts_of(items))
     return Cell(
         model, method, k, float(np.mean(credits)), low, high, float(np.mean(ties)), float(np.mean(read)), tuple(credits)
     )
@@ -185,7 +195,7 @@ def floors(items: Sequence[Comparison]) -> list[Cell]:
             "Rule",
             1,
             float(np.mean(credits)),
-            *interval(credits),
+            *interval(credits, prompts=prompts_of(items)),
             float(np.mean([t for _, t in found])),
             1.0,
             credits,

@@ -190,7 +190,7 @@ def _evaluate(config, mesh, tokenizer, graphdef, abstract, folders) -> None:
             print(report.text_table(found), flush=True)
         if judge.meta_rm is not None and (quality := evaluate.meta_quality(items, verdicts)):
             facts["meta_rm"] = quality
-    facts["differences"] = _differences(cells)
+    facts["differences"] = _differences(cells, evaluate.prompts_of(items))
     facts["seconds"] = {s: loop.read_result(f)["seconds"] for s, f in folders.items() if loop.is_done(f)}
     facts["seconds"]["eval"] = round(time.time() - start, 1)
     if jax.process_index() == 0:
@@ -203,7 +203,7 @@ def _evaluate(config, mesh, tokenizer, graphdef, abstract, folders) -> None:
     )
 
 
-def _differences(cells) -> dict:
+def _differences(cells, prompts) -> dict:
     """The comparisons that the paper's claims rest on, paired by item: mean and 95% interval, in accuracy."""
     by_name = {(c.model, c.method, c.k): c for c in cells}
     last = cells[-1].model
@@ -217,7 +217,7 @@ def _differences(cells) -> dict:
     found = {}
     for name, (a, b) in pairs.items():
         if a in by_name and b in by_name:
-            mean, low, high = evaluate.difference(by_name[a].credits, by_name[b].credits)
+            mean, low, high = evaluate.difference(by_name[a].credits, by_name[b].credits, prompts=prompts)
             found[name] = {"mean": mean, "low": low, "high": high}
     return found
 

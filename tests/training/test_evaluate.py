@@ -23,6 +23,18 @@ def verdict(scores, meta=None, n=2):
     return Verdict("x", (0.0,) * n, None, critiques, sum(s is None for s in scores))
 
 
+def test_comparisons_of_one_prompt_are_drawn_together():
+    """Forty copies of ten prompts are ten observations, not four hundred."""
+    few = np.random.default_rng(1).random(10) < 0.6
+    alone, copies = few.astype(float), np.repeat(few.astype(float), 40)
+    prompts = [str(i) for i in range(10) for _ in range(40)]
+    width = lambda bounds: bounds[1] - bounds[0]  # noqa: E731
+    assert evaluate.interval(copies, prompts=prompts) == evaluate.interval(alone)
+    assert width(evaluate.interval(copies)) < 0.3 * width(evaluate.interval(alone))
+    items = [Comparison(f"q{i}", (f"a{j}", "b"), label=0, id=f"{i}/{j}") for i in range(3) for j in range(2)]
+    assert len(set(evaluate.prompts_of(items))) == 3
+
+
 def test_credit_shares_ties_as_a_random_choice_would():
     assert evaluate.credit(comparison(), (8, 3)) == (1.0, False)
     assert evaluate.credit(comparison(), (3, 8)) == (0.0, False)
