@@ -14,6 +14,7 @@ import numpy as np
 from grm_jax.evals.benchmark import Benchmark, Metrics, average
 from grm_jax.evals.bootstrap import Resampler
 from grm_jax.evals.judged import Judged, vote
+from grm_jax.judging.votes import NoVote
 
 BLOCKS = 8
 DRAWS = 200
@@ -38,7 +39,7 @@ def kinds(judged: Sequence[Judged]) -> list[str]:
     found = ["sum"]
     if any(j.comparison.n > 1 for j in judged):
         found.append("majority")
-    if all(c.expected_scores is not None for c in readable):
+    if any(c.expected_scores is not None for c in readable):
         found.append("expected")
     if all(c.meta_score is not None for c in readable):
         found.append("meta")
@@ -52,7 +53,10 @@ def revote(judged: Judged, kind: str, k: int, block: int) -> Judged:
         return dataclasses.replace(judged, scores=None, views=())
     if kind == "meta":
         return vote(judged.comparison, part, "sum", guided=True, k_meta=max(1, k // 2))
-    return vote(judged.comparison, part, kind)
+    try:
+        return vote(judged.comparison, part, kind)
+    except NoVote:  # as a block that could not be read: none of its critiques has expected scores
+        return dataclasses.replace(judged, scores=None, views=())
 
 
 @dataclasses.dataclass

@@ -124,14 +124,7 @@ class ExpectedScores:
 
 def model_log_probs(model, mesh=None) -> LogProbs:
     """Log-probabilities by teacher forcing. Lengths are padded to buckets; only the asked rows of logits are made."""
-    import jax
-    import jax.numpy as jnp
-    from flax import nnx
-
-    @nnx.jit
-    def forward(model, tokens_1xL, segments_1xL, positions_M):
-        x_1xLxD = model.hidden(tokens_1xL, None, segments_1xL)
-        return jax.nn.log_softmax(model.embedder.decode(x_1xLxD[0, positions_M]), axis=-1)
+    forward = asked_rows(mesh)
 
     def log_probs(ids: list[int], positions: list[int]) -> np.ndarray:
         length = bucket(len(ids))
@@ -140,7 +133,21 @@ def model_log_probs(model, mesh=None) -> LogProbs:
         positions_M = np.zeros(-(-len(positions) // 4) * 4, np.int32)  # in fours: few shapes
         positions_M[: len(positions)] = positions
         with under(mesh):
-            rows = forward(model, tokens_1xL, segments_1xL, jnp.asarray(positions_M))
+            rows = forward(model, tokens_1xL, segments_1xL, positions_M)
         return np.asarray(rows)[: len(positions)]
 
     return log_probs
+
+
+def asked_rows(mesh=None):
+    """The program (model, tokens, segments, positions) -> log-probabilities (M, V), whole on every host."""
+    import jax
+    from flax import nnx
+
+    from grm_jax.sharding import named
+
+    def forward(model, tokens_1xL, segments_1xL, positions_M):
+        x_1xLxD = model.hidden(tokens_1xL, None, segments_1xL)
+        return jax.nn.log_softmax(model.embedder.decode(x_1xLxD[0, positions_M]), axis=-1)
+
+    return nnx.jit(forward, out_shardings=None if mesh is None else named(mesh))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from grm_jax.judging import orders as ordering
 from grm_jax.judging import votes
+from grm_jax.judging.meta import TooLong
 from grm_jax.judging.options import Options
 from grm_jax.judging.sampler import Request, Row, Runner
 from grm_jax.judging.types import Comparison, Critique, Principle, Verdict
@@ -179,11 +180,13 @@ class Judge:
         if failed is not None:
             return Unjudged(failed.error or "the sampler failed without saying why")
         critiques = [self._read(job, sample, options) for sample in range(len(job.orders))]
-        if self.meta_rm is not None:
-            critiques = self._meta_scored(job, critiques)
-        return votes.verdict(
-            critiques, job.comparison.n, job.comparison.id, options.vote, self.meta_rm is not None, options.k_meta
-        )
+        n, id = job.comparison.n, job.comparison.id
+        try:
+            if self.meta_rm is not None:
+                critiques = self._meta_scored(job, critiques)
+            return votes.verdict(critiques, n, id, options.vote, self.meta_rm is not None, options.k_meta)
+        except (TooLong, votes.NoVote) as error:  # this comparison's fault: the others go on
+            return Unjudged(str(error))
 
     def _read(self, job: _Job, sample: int, options: Options) -> Critique:
         """The critique of one row, its scores in the caller's order."""

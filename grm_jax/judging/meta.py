@@ -17,6 +17,10 @@ BUCKETS = (64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 16384, 3
 Judged = tuple[Comparison, tuple[int, ...], str]
 
 
+class TooLong(ValueError):
+    """A critique with its responses is longer than the meta model's context."""
+
+
 class MetaRM:
     """Scores critiques with a model that has a scalar head (`Gemma.rewards`).
 
@@ -35,12 +39,17 @@ class MetaRM:
     ):
         from flax import nnx
 
+        from grm_jax.sharding import named
+
         if not model.cfg.scalar_head:
             raise ValueError(f"{model.cfg.name} has no scalar head: a meta reward model is a sequence classifier")
         self.tokenizer, self.template, self.mesh, self.batch, self.name = tokenizer, template, mesh, batch, name
         rendering.load(template)
         self._model = model
-        self._rewards = nnx.jit(lambda model, tokens, segments: model.rewards(tokens, segments))
+        self._rewards = nnx.jit(
+            lambda model, tokens, segments: model.rewards(tokens, segments),
+            out_shardings=None if mesh is None else named(mesh),  # whole on every host, which reads it
+        )
 
     def encode(self, judged: Judged) -> list[int]:
         """The token ids that are scored."""
@@ -49,13 +58,14 @@ class MetaRM:
         return self.tokenizer.encode_chat(messages, add_generation_prompt=False)
 
     def __call__(self, critiques: Sequence[Judged]) -> list[float]:
-        """One logit per critique. Raises ValueError for a critique that is longer than the model's context."""
+        """One logit per critique. Raises TooLong for a critique that is longer than the model's context."""
         encoded = [self.encode(judged) for judged in critiques]
         longest = self._model.cfg.max_length
         for ids in encoded:
             if len(ids) > longest:
-                raise ValueError(
-                    f"a critique with its responses is {len(ids):,} tokens, the meta model's context {longest:,}"
+                raise TooLong(
+                    f"a critique with its responses is {len(ids):,} tokens, the meta model's context {longest:,}: "
+                    "lower max_new_tokens, or shorten the responses"
                 )
         scores: dict[int, float] = {}
         # Sorted by length, so that a batch is padded to about its own size.

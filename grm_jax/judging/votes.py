@@ -10,6 +10,10 @@ from grm_jax.judging.types import Critique, Verdict
 RULES = ("sum", "mean", "expected", "majority")
 
 
+class NoVote(ValueError):
+    """Critiques could be read, but none of them can vote by the rule that was asked for."""
+
+
 def readable(critiques: Sequence[Critique]) -> list[Critique]:
     """The critiques whose scores could be read."""
     return [critique for critique in critiques if critique.status == "ok" and critique.scores is not None]
@@ -36,10 +40,13 @@ def majority(critiques: Sequence[Critique], n: int) -> tuple[float, ...]:
 
 
 def expected(critiques: Sequence[Critique], n: int) -> tuple[float, ...] | None:
-    """The mean of the expected scores under the model's own score tokens; None where a critique has none."""
-    if any(critique.expected_scores is None for critique in critiques):
-        return None
-    return tuple(math.fsum(critique.expected_scores[i] for critique in critiques) / len(critiques) for i in range(n))
+    """The mean of the expected scores under the model's own score tokens, over the critiques that have them.
+
+    A readable critique has none where a score is no whole number ("7.5") or its tokens cannot be located: it does not vote here.
+    None where no critique has them.
+    """
+    having = [critique.expected_scores for critique in critiques if critique.expected_scores is not None]
+    return tuple(math.fsum(scores[i] for scores in having) / len(having) for i in range(n)) if having else None
 
 
 def votes(critiques: Sequence[Critique], n: int) -> dict[str, tuple[float, ...]]:
@@ -89,14 +96,17 @@ def verdict(
 
     rule: which vote decides scores and best.  guided: let only the critiques vote that the meta reward model keeps.
     Where nothing can be read the scores are all 0, best is None, and unparsed equals the number of critiques.
-    Raises ValueError for an unknown rule, or for "expected" where no expected scores were computed.
+    Raises ValueError for an unknown rule, NoVote for "expected" where no critique that votes has expected scores.
     """
     if rule not in RULES:
         raise ValueError(f"vote {rule!r}: use one of {', '.join(RULES)}")
     kept = kept_by_meta(critiques, k_meta) if guided else None
     results = votes([critiques[i] for i in kept] if guided else critiques, n)
     if results and rule not in results:
-        raise ValueError("vote 'expected' needs expected scores: judge with expected=True")
+        raise NoVote(
+            "vote 'expected': none of the critiques that vote has expected scores, which need whole numbers in the box: "
+            "judge with expected=True, with more critiques, or vote by sum"
+        )
     scores = results.get(rule, (0.0,) * n)
     winners = top(scores) if results else []
     return Verdict(

@@ -259,6 +259,16 @@ def test_meta_guidance_votes_with_the_kept_critiques():
     assert scaling.revote(judged, "sum", 2, 1).scores == (10, 10)
 
 
+def test_the_curve_of_expected_scores_outlives_a_critique_that_has_none():
+    rows = row((7, 7), (7.5, 4), (7, 7), (7, 7))
+    for i in (0, 2, 3):
+        rows["critiques"][i]["expected_scores"] = [7.25, 6.5]
+    judged = from_row(Comparison("q", ("a", "b"), label=0), rows)
+    assert "expected" in scaling.kinds([judged])
+    assert scaling.revote(judged, "expected", 4, 0).scores == (7.25, 6.5)
+    assert scaling.revote(judged, "expected", 1, 1).scores is None
+
+
 def correct(p, count, seed, groups=1):
     rng = np.random.default_rng(seed)
     found = []

@@ -10,9 +10,11 @@ import pytest
 from fake_judge import fake_judge, well_formed, words
 from flax import nnx
 
-from grm_jax.judging.expected import ExpectedScores, model_log_probs
+from grm_jax.judging.expected import ExpectedScores, asked_rows, model_log_probs
+from grm_jax.judging.options import Options
 from grm_jax.judging.types import Comparison
 from grm_jax.models import Gemma, get_config
+from grm_jax.sharding import make_mesh, state_shardings
 from grm_jax.text import parse, templates
 from grm_jax.text import tokenizer as tokenizers
 
@@ -124,3 +126,28 @@ def test_places_in_gemmas_own_tokens():
         places = expected.places(ids, text, parse(text, 2), templates.load("grm"))
         assert [gemma.decode([ids[at]]).strip() for at, _ in places] == [str(score)[0] for score in scores]
         assert all(gemma.id_of(lead.replace(" ", "▁") + str(d)) is not None for _, lead in places for d in range(10))
+
+
+def test_a_comparison_without_expected_scores_does_not_end_the_run(log_probs, tokenizer):
+    judge = fake_judge(
+        lambda responses, key: well_formed([7.5 if "half" in responses else 7, 4]),
+        tokenizer=tokenizer,
+        expected=ExpectedScores(log_probs, tokenizer),
+    )
+    pairs = [Comparison("q", ("half", "b")), Comparison("q", ("a", "b"))]
+    found = dict(judge.stream(pairs, Options(k=1, vote="expected")))
+    assert "whole numbers" in found[0].reason and len(found[1].scores) == 2
+
+
+def test_every_host_of_a_mesh_has_all_of_the_log_probs(model):
+    """On several hosts each reads what the program returns, so no part of it may be elsewhere."""
+    mesh = make_mesh(2, 2, 2)
+    tokens, positions = np.full((1, 64), 7, np.int32), np.arange(4, dtype=np.int32)
+    with jax.set_mesh(mesh):
+        placed = Gemma(model.cfg, nnx.Rngs(0))
+        nnx.update(placed, jax.device_put(nnx.state(model), state_shardings(nnx.state(placed), mesh)))
+        rows = asked_rows(mesh)(placed, tokens, np.ones_like(tokens), positions)
+    assert rows.sharding.is_fully_replicated and len(rows.sharding.device_set) == 8
+    ids = tokens[0, :4].tolist()
+    found = model_log_probs(placed, mesh)(ids, [1, 3])
+    np.testing.assert_allclose(found, model_log_probs(model)(ids, [1, 3]), atol=1e-4)

@@ -85,6 +85,15 @@ def test_expected_scores_are_averaged_and_decide_when_asked():
     assert verdict.scores == (6.375, 7.375) and verdict.best == 1
 
 
+def test_a_critique_without_expected_scores_does_not_silence_the_others():
+    having = [critique((7, 6), expected_scores=(6.0, 6.5)), critique((7, 6), expected_scores=(7.0, 7.25))] * 15
+    having.append(critique((7, 6), expected_scores=(6.5, 6.875)))
+    verdict = votes.verdict([*having, critique((7.5, 4))], 2, rule="expected")
+    assert verdict.scores == (6.5, 6.875) and verdict.best == 1 and len(verdict.critiques) == 32
+    with pytest.raises(votes.NoVote, match="none of the critiques that vote has expected scores"):
+        votes.verdict([critique((7.5, 4)), critique(None)], 2, rule="expected")
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="use one of sum, mean"):
         votes.verdict(PAPER, 2, rule="median")

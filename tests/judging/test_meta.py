@@ -1,0 +1,49 @@
+"""The meta reward model around a random tiny model: its place on a mesh, and critiques that it cannot hold."""
+
+import jax
+import numpy as np
+import pytest
+from fake_judge import fake_judge, well_formed, words
+from flax import nnx
+
+from grm_jax.judging.judge import Unjudged
+from grm_jax.judging.meta import MetaRM, TooLong
+from grm_jax.judging.options import Options
+from grm_jax.judging.types import Comparison, Verdict
+from grm_jax.models import Gemma, get_config
+from grm_jax.sharding import make_mesh, state_shardings
+
+
+@pytest.fixture(scope="module")
+def model():
+    cfg = get_config("tiny_gemma2", scalar_head=True)
+    return Gemma(cfg.replace(vocab_size=words().vocab_size, max_length=256, num_layers=2), nnx.Rngs(0))
+
+
+def test_every_host_of_a_mesh_has_all_of_the_rewards(model):
+    """On several hosts each reads what the program returns, so no part of it may be elsewhere."""
+    mesh = make_mesh(2, 2, 2)
+    tokens = np.random.default_rng(0).integers(3, 90, (4, 64)).astype(np.int32)
+    with jax.set_mesh(mesh):
+        placed = Gemma(model.cfg, nnx.Rngs(0))
+        nnx.update(placed, jax.device_put(nnx.state(model), state_shardings(nnx.state(placed), mesh)))
+        meta = MetaRM(placed, words(), "compact_meta_rm", mesh)
+        rewards = meta._rewards(placed, tokens, np.ones_like(tokens))
+    assert rewards.sharding.is_fully_replicated and len(rewards.sharding.device_set) == 8
+    encoded = [row[:length].tolist() for row, length in zip(tokens, (9, 30, 64))]
+    alone = MetaRM(model, words(), "compact_meta_rm").score_tokens(encoded)
+    np.testing.assert_allclose(meta.score_tokens(encoded), alone, atol=1e-4)
+
+
+def test_a_critique_beyond_the_meta_models_context_fails_its_comparison_only(model):
+    meta = MetaRM(model, words(), "compact_meta_rm")
+    long = "so " * 300
+    judge = fake_judge(
+        lambda responses, key: well_formed([9, 1], long if "long" in responses else "short"), meta_rm=meta
+    )
+    pairs = [Comparison("q", ("a", "b")), Comparison("q", ("long", "b")), Comparison("q", ("c", "d"))]
+    found = dict(judge.stream(pairs, Options(k=2)))
+    assert isinstance(found[0], Verdict) and isinstance(found[2], Verdict)
+    assert isinstance(found[1], Unjudged) and "the meta model's context 256: lower max_new_tokens" in found[1].reason
+    with pytest.raises(TooLong, match="lower max_new_tokens"):
+        meta([(pairs[0], (0, 1), long)])
