@@ -17,7 +17,7 @@ from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.types import Comparison
 from grm_jax.training import checkpoint, loop, optim, rft_data, rft_samplers, sources, steps
 from grm_jax.training import state as states
-from grm_jax.training.storage import folder_of
+from grm_jax.training.storage import folder_of, read_lines
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def policy_trials(config, model, tokenizer, mesh, folder, fingerprint: str) -> l
 def read_trials(path) -> list[rft_data.Trial]:
     """The trials that `RftSet.save` wrote."""
     trials = []
-    for line in folder_of(path).read_text().splitlines():
+    for line in read_lines(folder_of(path)):
         row = json.loads(line)
         fields = row["comparison"]
         label = tuple(fields["label"]) if isinstance(fields["label"], list) else fields["label"]

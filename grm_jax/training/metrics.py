@@ -8,7 +8,7 @@ import time
 import jax
 import numpy as np
 
-from grm_jax.training.storage import folder_of, is_remote, write_whole
+from grm_jax.training.storage import folder_of, is_remote, read_lines, write_whole
 
 
 def plain(value):
@@ -78,7 +78,7 @@ def read_jsonl(path):
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in read_lines(path):
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

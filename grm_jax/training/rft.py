@@ -60,6 +60,12 @@ def _build(config, tokenizer, mesh, folder) -> None:
     if jax.process_index() != 0:
         return
     mixed = rft_data.mix(built.examples, sources.general(config), config.seed)
+    if not mixed:
+        raise ValueError(
+            f"the RFT set is empty: nothing is left of config.rft.samples={rft.samples} and config.rft.hinted={rft.hinted} of each of "
+            f"config.rft.comparisons={rft.comparisons} ({json.dumps(built.summary())}), and config.data.general_items="
+            f"{config.data.general_items} gave none: raise one of them"
+        )
     encoded = sft.encode_all(mixed, tokenizer)
     with writing(folder) as local:
         built.save(local)

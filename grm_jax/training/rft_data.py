@@ -230,9 +230,12 @@ def wanted_for(comparison: Comparison, options: RftOptions) -> list[Wanted]:
 def build(comparisons: Iterable[Comparison], sampler: Sampler, options: RftOptions) -> RftSet:
     """Samples critiques of comparisons, and keeps what rejection leaves.
 
+    With no samples of either kind the set is empty and nothing is asked.
     Raises ValueError for a comparison without a label of exactly one best response, or a sampler that loses replies.
     """
     out, part = RftSet(), []
+    if not options.samples + options.hinted:
+        return out
     total = len(comparisons) if isinstance(comparisons, Sequence) else None
     bar = tqdm(comparisons, "sampling critiques", total, mininterval=1, disable=jax.process_index() != 0)
     for comparison in bar:

@@ -27,11 +27,24 @@ from jax.experimental import multihost_utils
 from grm_jax.data import teacher as world_teacher
 from grm_jax.data.records import Malformed, read_records
 from grm_jax.training.rft_data import Reply, Sampler, Wanted, best_of
-from grm_jax.training.storage import folder_of, write_whole
+from grm_jax.training.storage import folder_of, read_lines, write_whole
 
 log = logging.getLogger(__name__)
 
 _RETRIED = (408, 409, 429, 500, 502, 503, 504)
+JUDGED = 200  # requests over which a journal judges the share of failures, where it has so many
+
+
+class SamplingError(RuntimeError):
+    """Samples cannot be had, or not by all processes alike."""
+
+
+class TooManyFailed(SamplingError):
+    """More than the share `max_failed` of the requests of one call failed for good. replies: of that call, None where it failed."""
+
+    def __init__(self, replies: list[Reply | None], asked: int, failed: int, max_failed: float, reason: str):
+        super().__init__(f"{failed} of {asked} requests failed, more than the share of {max_failed:g}; {reason}")
+        self.replies, self.max_failed = replies, max_failed
 
 
 def teacher(accuracy: float = 0.75, shortcut: float = 0.25, principles: bool = True, seed: int = 0) -> Sampler:
@@ -115,7 +128,8 @@ def endpoint(
       parallel: Requests in flight.
       retries: Further tries after a time-out, a refused connection, or a status that may pass (429, 5xx).
       timeout: Seconds for one try.
-      max_failed: Share of requests that may fail for good; above it RuntimeError is raised, with the last reason.
+      max_failed: Share of requests that may fail for good; above it TooManyFailed is raised, with the last reason.
+        With a journal, a call of a few requests is judged together with what was asked before it.
       pause: Seconds before the first retry, doubled each time.
     """
     address = url.rstrip("/") + "/chat/completions"
@@ -148,11 +162,10 @@ def endpoint(
         reasons = [result for result in results if isinstance(result, str)]
         if reasons:
             log.warning("%d of %d requests failed, the last with: %s", len(reasons), len(results), reasons[-1])
+        replies = [None if isinstance(result, str) else result for result in results]
         if len(reasons) > max_failed * len(results):
-            raise RuntimeError(
-                f"{len(reasons)} of {len(results)} requests failed, more than the share of {max_failed:g}; {reasons[-1]}"
-            )
-        return [None if isinstance(result, str) else result for result in results]
+            raise TooManyFailed(replies, len(results), len(reasons), max_failed, reasons[-1])
+        return replies
 
     return sample
 
@@ -161,22 +174,23 @@ def journaled(sampler: Sampler, folder, salt: str = "", together: bool = False) 
     """The same sampler with a memory: each call's replies become a file in `folder`, local or a bucket's, and are never asked for again.
 
     Hours of sampling survive an interruption. A reply belongs to one comparison, order, sample number and kind of prompt, and to
-    `salt` (what else it depends on: the policy's fingerprint, say); failures are not remembered.
+    `salt` (what else it depends on: the policy's fingerprint, say). A request that failed for good is a row without text and not made
+    again either (remove the row to have it made), so that a run that goes on builds the same set. Where too many of a call
+    failed, what did come is kept, the failed ones will be asked again, and TooManyFailed is raised.
 
     Args:
       together: every process calls the sampler and gets all replies, as with a model on several hosts; process 0 writes. Raises
-        RuntimeError, on all of them, where the processes do not see the same files.
+        SamplingError, on all of them, where the processes do not see the same files.
     """
     folder = folder_of(folder)
     parts = sorted(folder.glob("*.jsonl")) if folder.exists() else []
-    known: dict[str, Reply] = {}
-    for row in (json.loads(line) for part in parts for line in part.read_text().splitlines()):
-        order = None if row["order"] is None else tuple(row["order"])
-        known[row["key"]] = Reply(row["text"], row["finish"], order)
+    known: dict[str, Reply | None] = {}
+    for row in (json.loads(line) for part in parts for line in read_lines(part)):
+        known[row["key"]] = None if row["text"] is None else _reply_of(row)
     if together and jax.process_count() > 1:
         seen = multihost_utils.process_allgather(np.array([zlib.crc32("\n".join(sorted(known)).encode())]))
         if len(np.unique(seen)) > 1:
-            raise RuntimeError(f"the processes see different files in {folder}: give a workdir that all of them share")
+            raise SamplingError(f"the processes see different files in {folder}: give a workdir that all of them share")
     if known:
         log.info("%d replies of an earlier start in %s", len(known), folder)
 
@@ -184,17 +198,35 @@ def journaled(sampler: Sampler, folder, salt: str = "", together: bool = False) 
         keys = [_key(one, salt) for one in wanted]
         missing = [i for i, key in enumerate(keys) if key not in known]
         if missing:
-            replies = sampler([wanted[i] for i in missing])
-            new = {keys[i]: reply for i, reply in zip(missing, replies, strict=True) if reply is not None}
+            too_many = None
+            try:
+                replies = sampler([wanted[i] for i in missing])
+            except TooManyFailed as error:
+                replies = error.replies
+                # Of a handful of requests one is already a great share: what was asked before counts with them.
+                asked = max(len(replies), min(len(known) + len(replies), JUDGED))
+                too_many = error if replies.count(None) > error.max_failed * asked else None
+            new = {
+                keys[i]: reply for i, reply in zip(missing, replies, strict=True) if reply is not None or not too_many
+            }
             known.update(new)
             number = int(parts[-1].stem) + 1 if parts else 0
             parts.append(folder / f"{number:06d}.jsonl")
             if new and (not together or jax.process_index() == 0):
-                rows = [{"key": key, **dataclasses.asdict(reply)} for key, reply in new.items()]
+                rows = [
+                    {"key": key, **(dataclasses.asdict(reply) if reply else {"text": None})}
+                    for key, reply in new.items()
+                ]
                 write_whole(parts[-1], "".join(json.dumps(row) + "\n" for row in rows))
+            if too_many:
+                raise too_many
         return [known.get(key) for key in keys]
 
     return sample
+
+
+def _reply_of(row: dict) -> Reply:
+    return Reply(row["text"], row["finish"], None if row["order"] is None else tuple(row["order"]))
 
 
 def _key(one: Wanted, salt: str) -> str:

@@ -70,6 +70,11 @@ def fetched(path: str) -> Path:
     return target
 
 
+def read_lines(path) -> list[str]:
+    """The lines of a text file of ours, cut at "\\n" alone: a JSON text may hold U+2028 and its like, where `splitlines` would cut too."""
+    return [line for line in epath.Path(path).read_text(encoding="utf-8").split("\n") if line]
+
+
 def write_whole(path, text: str) -> None:
     """Writes a text beside its place and moves it there: half a file is never found under the name."""
     path = epath.Path(path)

@@ -113,6 +113,21 @@ def test_either_kind_of_sample_can_be_left_out(samples, hinted):
     assert {e.kind for e in made.examples} <= {"hinted" if hinted else "non_hinted"}
 
 
+def test_without_samples_of_either_kind_there_are_no_critiques(tmp_path):
+    assert not build([PAIR], scripted(), RftOptions(template="compact", samples=0, hinted=0)).trials
+    from experiments.spct_tiny import get_config
+    from grm_jax.training import rft
+
+    config = get_config("no_hinted,no_non_hinted")
+    config.data.general_items = 5
+    config.rft.comparisons = 10
+    tok = tokenizer.load(vocabulary.vocabulary_path())
+    assert len(rft.prepare(config, tok, None, tmp_path / "a")) == 5
+    config.data.general_items = 0
+    with pytest.raises(ValueError, match="the RFT set is empty.*config.rft.samples=0.*config.data.general_items=0"):
+        rft.prepare(config, tok, None, tmp_path / "b")
+
+
 def test_trials_remember_right_and_wrong_for_the_meta_reward_model():
     made = build([PAIR], scripted((2, 9), (2, 9), (2, 9), (9, 2)), COMPACT)
     assert [(t.right, t.fate, t.hinted) for t in made.trials] == [(True, "too_easy", False)] * 3 + [
@@ -182,14 +197,15 @@ def test_the_teacher_is_reproducible_and_its_rates_arrive():
 
 
 class FakeServer(http.server.BaseHTTPRequestHandler):
-    """Fails the first request with 503, then answers; "bad" in the model's name answers 400."""
+    """Fails the first request with 503, then answers; "bad" in the model's name, or in a prompt, answers 400."""
 
     calls: list = []
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.calls.append((self.path, body, self.headers.get("Authorization")))
-        status = 400 if "bad" in body["model"] else 503 if len(self.calls) == 1 else 200
+        bad = "bad" in body["model"] or "bad word" in body["messages"][0]["content"]
+        status = 400 if bad else 503 if len(self.calls) == 1 else 200
         answer = {"choices": [{"message": {"content": r"fine \boxed{2, 9}"}, "finish_reason": "stop"}]}
         self.send_response(status)
         self.end_headers()
@@ -228,6 +244,37 @@ def test_an_endpoint_that_keeps_failing_stops_the_run(server):
     assert sample(rft_data.wanted_for(PAIR, COMPACT)) == [None] * 4
 
 
+def test_a_request_that_fails_for_good_does_not_bar_the_way(server, tmp_path, caplog):
+    """One prompt that the endpoint refuses: built, built again from the journal, and from a journal that does not know of it."""
+    options = RftOptions(template="compact", samples=1, hinted=0, chunk=40)
+    items = [Comparison("a bad word" if i == 7 else f"question {i}", ("x", "y"), label=1, id=str(i)) for i in range(40)]
+    FakeServer.calls = [None]  # the first request need not fail
+    made = []
+    for _ in range(2):
+        asked = rft_samplers.endpoint(server, "m", 50, parallel=4, pause=0.0)
+        made.append(build(items, rft_samplers.journaled(asked, tmp_path / "j"), options))
+    assert made[0].summary() == made[1].summary() and made[0].fates["non_hinted/failed"] == 1
+    assert len(FakeServer.calls) == 1 + 40
+    (part,) = (tmp_path / "j").glob("*.jsonl")
+    part.write_text("".join(line + "\n" for line in part.read_text().splitlines() if json.loads(line)["text"]))
+    asked = rft_samplers.endpoint(server, "m", 50, pause=0.0)
+    build(items, rft_samplers.journaled(asked, tmp_path / "j"), options)
+    assert len(FakeServer.calls) == 1 + 40 + 1
+
+
+def test_replies_of_a_call_that_failed_too_often_are_kept(server, tmp_path):
+    items = [Comparison("a bad word" if i % 2 else f"question {i}", ("x", "y"), label=1, id=str(i)) for i in range(8)]
+    options = RftOptions(template="compact", samples=1, hinted=0)
+    FakeServer.calls = [None]
+    for calls in (8, 8 + 4):
+        sample = rft_samplers.journaled(rft_samplers.endpoint(server, "m", 50, pause=0.0), tmp_path / "j")
+        with pytest.raises(
+            rft_samplers.TooManyFailed, match="requests failed, more than the share of 0.05.*answered 400"
+        ):
+            build(items, sample, options)
+        assert len(FakeServer.calls) == 1 + calls
+
+
 def test_a_journal_remembers_replies_across_interruptions(tmp_path):
     items, asked, path = world.make_items("train", 0, 6), [], tmp_path / "j" / "replies"
 
@@ -244,8 +291,10 @@ def test_a_journal_remembers_replies_across_interruptions(tmp_path):
     build(items[:4], rft_samplers.journaled(counting(fail=(1,)), path), COMPACT)
     (path / "000001.jsonl.partial").write_text('{"key": "cut o')  # as a kill leaves it
     resumed = build(items, rft_samplers.journaled(counting(), path), COMPACT)
-    assert asked == [16, 1 + 8]
-    assert resumed.examples == whole.examples
+    assert asked == [16, 8]  # what failed for good is not asked again either
+    failing = rft_samplers.teacher(0.7)
+    want = build(items, lambda w: [None if i == 1 else r for i, r in enumerate(failing(w))], COMPACT)
+    assert resumed.examples == want.examples and resumed.summary() == want.summary() != whole.summary()
     # Another prompt is another question: nothing is reused.
     build(items, rft_samplers.journaled(counting(), path), RftOptions(template="compact", seed=9))
     assert asked[-1] > 12
@@ -315,6 +364,25 @@ def test_a_set_is_saved_whole(tmp_path):
     assert list(read_examples(tmp_path / "rft" / "examples.jsonl")) == made.examples
     assert json.loads((tmp_path / "rft" / "fates.json").read_text()) == made.summary()
     assert len((tmp_path / "rft" / "trials.jsonl").read_text().splitlines()) == len(made.trials)
+
+
+def test_texts_with_any_sign_for_a_new_line_come_back(tmp_path):
+    from grm_jax.training import meta_rm
+
+    text = "a\u2028b\u2029c\u0085d\x0be\x1cf\r\ng"
+    pair = Comparison(f"q{text}", (f"x{text}", "y"), label=1, id="pair")
+    made = build([pair], lambda wanted: [Reply(f"{text}\\boxed{{2, 9}}")] * 4, COMPACT)
+    made.save(tmp_path)
+    assert meta_rm.read_trials(tmp_path / "trials.jsonl") == made.trials
+    asked = []
+
+    def sample(wanted):
+        asked.append(len(wanted))
+        return [Reply(text)] * len(wanted)
+
+    for _ in range(2):
+        build([pair], rft_samplers.journaled(sample, tmp_path / "j"), COMPACT)
+    assert asked == [4]
 
 
 def test_an_interrupted_build_does_not_ask_again(tmp_path, monkeypatch):
