@@ -15,6 +15,7 @@ from grm_jax.judging.types import Comparison
 
 # What a row leaves out where the benchmark's authors ask that its text is not published.
 PRIVATE = ("query", "responses", "reference", "meta")
+WAY_OUT = "judge into another folder, or again: --overwrite, or remove the file"
 
 
 def choose(comparisons: Sequence[Comparison], limit: int | None, subset: str | None = None) -> list[Comparison]:
@@ -107,9 +108,7 @@ def check_settings(path: Path, settings: dict) -> None:
     row = next(read_rows(path), {})
     for name, value in settings.items():
         if name in row and row[name] != value:
-            raise ValueError(
-                f"{path} was judged with {name} = {row[name]!r}, now it is {value!r}: use another --out, or --overwrite"
-            )
+            raise ValueError(f"{path} was judged with {name} = {row[name]!r}, now it is {value!r}: {WAY_OUT}")
 
 
 def check_comparisons(path: Path, comparisons: Sequence[Comparison]) -> None:
@@ -117,8 +116,7 @@ def check_comparisons(path: Path, comparisons: Sequence[Comparison]) -> None:
     found, asked = [str(row.get("id")) for row in read_rows(path)], [str(c.id) for c in comparisons]
     if found != asked:
         raise ValueError(
-            f"{path} holds {len(found)} comparisons, now {len(asked)} are asked for, and they are not the same: "
-            "use another --out, or --overwrite"
+            f"{path} holds {len(found)} comparisons, now {len(asked)} are asked for, and they are not the same: {WAY_OUT}"
         )
 
 

@@ -7,11 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from grm_jax.data import world
+from grm_jax.data.families import TRAINED_NAMES
 from grm_jax.evals.baselines import cloud, generative, run, scalar
+from grm_jax.evals.benchmark import Benchmark
 from grm_jax.judging.types import Comparison
 from grm_jax.sharding import make_mesh
-from grm_jax.text import parse
-from grm_jax.training import sources
+from grm_jax.text import parse, rendering
+from grm_jax.training import rft_samplers, sources
+from grm_jax.training import state as states
 from grm_jax.training.rft_data import Reply, Wanted
 
 CRITIQUE = (
@@ -25,6 +29,17 @@ def test_a_critique_becomes_a_choice_that_the_parser_reads():
     assert parse(text, 3, output="choice").scores.index(1) == 1
     assert generative.as_choice("\\boxed{4, 4}") is None and generative.as_choice("none") is None
     assert generative.as_choice("\\boxed{a, b}") is None
+
+
+def test_a_choice_holds_no_principles_however_they_are_written():
+    """The world's teacher writes them as plain lines; the choice is the same as if it had written none."""
+    items = [c for c in world.make_items("train", 0, 60) if c.n > 1]
+    wanted = [Wanted(c, tuple(range(c.n)), False, sample, []) for c in items for sample in range(2)]
+    with_them, without = (
+        [generative.as_choice(reply.text) for reply in rft_samplers.teacher(principles=principles)(wanted)]
+        for principles in (True, False)
+    )
+    assert with_them == without and len([text for text in without if text]) > 60
 
 
 def test_samplers_say_the_place_that_the_prompt_shows():
@@ -49,7 +64,8 @@ def test_bradley_terry_loss_in_float64():
 def test_pairs_that_do_not_fit_are_left_out():
     pairs = scalar.pair_up([([1, 2], [3]), ([1] * 9, [2])], 4)
     assert pairs.tokens.tolist() == [[[1, 2, 0, 0], [3, 0, 0, 0]]] and pairs.segment_ids.sum() == 3
-    with pytest.raises(ValueError, match="raise bt.seq_len"):
+    assert scalar.pair_up([([1] * 20, [2])], 96).tokens.shape == (1, 2, 32)  # no more padding than the texts need
+    with pytest.raises(ValueError, match="raise meta_rm.seq_len"):
         scalar.pair_up([([1] * 9, [2])], 4)
 
 
@@ -76,8 +92,29 @@ def test_a_world_experiment_is_measured_on_its_own_held_out_comparisons(tmp_path
     items = run.Bench(config, tmp_path, None, "world", ".", None).everything
     own = sources.judging(config, "test").take(0, 40)
     assert [c.id for c in items] == [c.id for c in own if c.n > 1] and 0 < len(items) < 40
-    assert {c.meta["subset"] for c in items} <= set(config.data.families)
+    assert {c.meta["subset"] for c in items} <= set(config.data.families or TRAINED_NAMES)
     assert all("world" not in c.meta for c in items)
+
+
+def test_no_judge_is_shown_a_reference(tmp_path, one_device, monkeypatch):
+    config_file = tmp_path / "toy.py"
+    config_file.write_text(TOY)
+    config = run.load_config(str(config_file), "seed=0")
+    known = Comparison("q", ("a", "b"), "the answer", 0, "x", {"group": "x"})
+    monkeypatch.setattr(Benchmark, "load", lambda self, root: [known])
+    bench = run.Bench(config, tmp_path, None, "gsm8k", ".", None)
+    assert [c.reference for c in bench.comparisons] == [None]
+    assert rendering.choose("compact", bench.comparisons[0]) == "compact"
+
+
+def test_a_judge_is_named_by_its_weights(tmp_path, one_device):
+    config_file = tmp_path / "toy.py"
+    config_file.write_text(TOY)
+    bench = run.Bench(run.load_config(str(config_file), "seed=0,eval.comparisons=8"), tmp_path, None, "world", ".", 1)
+    with jax.set_mesh(one_device):
+        first, second = (states.init_params(bench.cfg, one_device, seed) for seed in (0, 1))
+        names = [bench.judge(params, "compact").name for params in (first, first, second)]
+    assert names[0] == names[1] != names[2] and names[0].startswith("compact@")
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 
 from grm_jax.data import sft
 from grm_jax.judging.types import Comparison
+from grm_jax.text.sections import find_sections
 from grm_jax.training import rft, rft_data, sources
 from grm_jax.training.rft_data import Reply, Sampler, Wanted, best_of
 from grm_jax.training.storage import folder_of, writing
 
 _SCORES = re.compile(r"\\boxed\{([^{}]*)\}")
-_ANALYSIS = re.compile(r"^#+ *Analysis *\n", re.MULTILINE)
 
 
 def template_of(config, name: str) -> str:
@@ -29,7 +29,7 @@ def template_of(config, name: str) -> str:
 def as_choice(text: str) -> str | None:
     """A critique with scores turned into one that names the best response by its number; None on a tie or without scores.
 
-    What precedes the analysis (the principles) is left out: this baseline writes none.
+    What precedes the analysis (the principles, under a heading or as lines with weights) is left out: this baseline writes none.
     """
     boxes = list(_SCORES.finditer(text))
     if not boxes:
@@ -40,9 +40,7 @@ def as_choice(text: str) -> str | None:
         return None
     if scores.count(max(scores)) > 1:
         return None
-    heading = _ANALYSIS.search(text)
-    analysis = text[heading.end() if heading else 0 : boxes[-1].start()]
-    analysis = re.sub(r"\n#+ *Scores *\n?\s*$", "\n", analysis).strip()
+    analysis = find_sections(text[: boxes[-1].start()]).analysis
     return f"{analysis}\n\\boxed{{{scores.index(max(scores)) + 1}}}"
 
 

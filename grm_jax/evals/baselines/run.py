@@ -6,7 +6,7 @@
 baselines; without it both are left out. Every stage that is done is skipped, so the command can be given again.
 An experiment on the judging world is measured on its own held-out comparisons, those of its eval stage, unless --benchmark
 names another.
-Results: WORKDIR/NAME-SEED/results.json for `grm table runs`, and WORKDIR/table.md over all seeds.
+Results: WORKDIR/NAME-SEED/JUDGE/results.json for `grm table runs`, and WORKDIR/table.md over all seeds.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from grm_jax.evals.baselines import cloud, generative, scalar
 from grm_jax.evals.benchmark import average
 from grm_jax.evals.benchmarks import world
 from grm_jax.evals.cli import write_reports
-from grm_jax.evals.judged import Judged, vote
+from grm_jax.evals.judged import Judged
 from grm_jax.evals.measure import measure
+from grm_jax.evals.scaling import revote
 from grm_jax.judging import Judge
 from grm_jax.judging.expected import ExpectedScores, model_log_probs
 from grm_jax.judging.meta import MetaRM
@@ -36,7 +37,7 @@ from grm_jax.judging.options import Options
 from grm_jax.judging.sampler import engine_runner
 from grm_jax.judging.types import Comparison
 from grm_jax.sharding import make_mesh
-from grm_jax.training import loop, sources, steps
+from grm_jax.training import checkpoint, loop, sources, steps
 from grm_jax.training import state as states
 from grm_jax.training.rft_data import best_of
 
@@ -59,7 +60,8 @@ class Bench:
             self.everything = world.measurable(source.take(0, config.eval.comparisons))
         else:
             self.everything = self.benchmark.load(data)
-        self.comparisons = run.choose(self.everything, limit)
+        # No baseline is shown a reference answer, so the SPCT run is not either.
+        self.comparisons = [dataclasses.replace(c, reference=None) for c in run.choose(self.everything, limit)]
         section = config.eval
         self.options = Options(
             k=min(8, section.samples),
@@ -76,7 +78,9 @@ class Bench:
         model = nnx.merge(self.graphdef, states.compute_params(params, self.cfg.dtype))
         expected = ExpectedScores(model_log_probs(model, self.mesh), self.tokenizer)
         runner = engine_runner(model, self.mesh, self.config.eval.prompt_slots or None)
-        return Judge(self.tokenizer, runner, template, meta, expected, self.cfg.max_length, name=template)
+        # Verdicts of other weights are noticed by the name: they are not those of this judge.
+        name = f"{template}@{checkpoint.fingerprint(params)}"
+        return Judge(self.tokenizer, runner, template, meta, expected, self.cfg.max_length, name=name)
 
     def meta_rm(self) -> MetaRM | None:
         """The meta reward model of the SPCT run; None where it has none."""
@@ -85,7 +89,8 @@ class Bench:
         graphdef, abstract = states.abstract_model(steps.model_config(self.config, scalar_head=True), self.mesh)
         params = loop.load_params(self.spct / "meta_rm", abstract)
         template = "compact_meta_rm" if self.config.template.startswith("compact") else "meta_rm"
-        return MetaRM(nnx.merge(graphdef, params), self.tokenizer, template, self.mesh, self.config.eval.meta_batch)
+        name, batch = f"meta_rm@{checkpoint.fingerprint(params)}", self.config.eval.meta_batch
+        return MetaRM(nnx.merge(graphdef, params), self.tokenizer, template, self.mesh, batch, name)
 
 
 def spct_judge(bench: Bench, folder: Path) -> list[dict]:
@@ -104,7 +109,7 @@ def spct_judge(bench: Bench, folder: Path) -> list[dict]:
         ways = {(f"spct {stage}", 1): ("sum", 1), (f"spct {stage}", k): ("sum", k)}
         ways[(f"spct {stage}, expected scores", k)] = ("expected", k)
         for (name, votes), (rule, first) in ways.items():
-            judged = [vote(j.comparison, j.critiques[:first], rule) for j in guided]
+            judged = [revote(j, rule, first, 0) for j in guided]
             entries.append(_entry(bench, judged, name, votes, cost if votes == k else {}))
         if meta is not None:
             entries.append(_entry(bench, guided, f"spct {stage}, meta RM", k, cost))

@@ -47,14 +47,18 @@ def encode_response(tokenizer, comparison: Comparison, response: str, critique: 
 
 
 def pair_up(texts: Sequence[tuple[list[int], list[int]]], seq_len: int) -> Pairs:
-    """Pairs of token lists, padded; pairs with a text longer than seq_len are left out, and counted in the log."""
+    """Pairs of token lists, padded to the longest (in steps of 16).
+
+    Pairs with a text longer than seq_len are left out, and counted in the log. ValueError where none is left.
+    """
     fitting = [pair for pair in texts if max(map(len, pair)) <= seq_len]
     if len(fitting) < len(texts):
         log.warning("%d of %d pairs hold more than %d tokens", len(texts) - len(fitting), len(texts), seq_len)
     if not fitting:
-        raise ValueError(f"none of {len(texts)} pairs fits {seq_len} tokens: raise bt.seq_len")
-    tokens = np.zeros((len(fitting), 2, seq_len), np.int32)
-    segments = np.zeros((len(fitting), 2, seq_len), np.int32)
+        raise ValueError(f"none of {len(texts)} pairs fits {seq_len} tokens: raise meta_rm.seq_len")
+    longest = max(len(ids) for pair in fitting for ids in pair)
+    shape = (len(fitting), 2, min(seq_len, -(-longest // 16) * 16))
+    tokens, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     for row, pair in enumerate(fitting):
         for side, ids in enumerate(pair):
             tokens[row, side, : len(ids)], segments[row, side, : len(ids)] = ids, 1
@@ -87,6 +91,8 @@ def build_step(config, section, mesh, model_abstract=None):
 
 def train(config, section, mesh, start_params, pairs: Pairs, folder, stage: str = "bt"):
     """Trains a scalar head and its trunk from `start_params` (a language model's); returns the parameters."""
+    section = section.copy_and_resolve_references()
+    section.seq_len = pairs.tokens.shape[2]
     scalar = states.abstract_model(steps.model_config(config, scalar_head=True), mesh)
     update, tx = build_step(config, section, mesh, scalar), optim.make_optimizer(section)
 
