@@ -20,7 +20,7 @@ class Judged:
     """One judged comparison.
 
     scores: of the vote over all critiques, one per response; None where nothing could be read.
-    views: scores by the order in which the responses were shown, None where no critique of that order could be read.
+    views: scores of the vote by the order in which the responses were shown, None where no critique of that order could be read.
     Empty for judges that see each response alone, or no order at all.
     critiques: of a generative judge, scores in the caller's order.  votes_of: how many critiques the scores sum over
     (1 for other judges), so that a threshold on the scale of one critique can be applied.
@@ -81,12 +81,18 @@ def vote(
     guided: bool = False,
     k_meta: int | None = None,
 ) -> Judged:
-    """The vote over some critiques of a comparison, and the same vote within each order that they saw."""
+    """The vote over some critiques of a comparison, and the same vote within each order that they saw.
+
+    guided: in both only the critiques vote that the meta reward model keeps; an order of which it keeps none has no view.
+    """
     verdict = votes.verdict(critiques, comparison.n, rule=rule, guided=guided, k_meta=k_meta)
-    voting = [critiques[i] for i in verdict.kept] if verdict.kept is not None else votes.readable(critiques)
+    readable = votes.readable(critiques)
+    voting = [critiques[i] for i in verdict.kept] if verdict.kept is not None else readable
+    read, chosen = ({critique.order for critique in those} for those in (readable, voting))
     views = []
     for order in dict.fromkeys(critique.order for critique in critiques):
-        results = votes.votes([critique for critique in critiques if critique.order == order], comparison.n)
-        views.append((order, results.get(rule)))
+        if order in chosen or order not in read:
+            results = votes.votes([critique for critique in voting if critique.order == order], comparison.n)
+            views.append((order, results.get(rule)))
     scores = tuple(verdict.scores) if verdict.votes else None
     return Judged(comparison, scores, tuple(views), tuple(critiques), max(1, len(voting)) if rule == "sum" else 1)

@@ -27,6 +27,7 @@ def measure(
 
     total: comparisons of the whole benchmark, where only a part was judged.  judge: what to call the judge, and its settings.
     greedy: the same comparisons at temperature 0.
+    Curves and greedy value are under the headline's rule; "by_paper" has them under the paper's, where it is another.
     """
     rule, resampler = headline_rule(benchmark, judged), Resampler(judged, draws)
     metrics, grades = {}, {}
@@ -57,11 +58,18 @@ def measure(
         "published": [{"model": p.model, "values": p.values, "source": p.source} for p in benchmark.published],
     }
     if greedy is not None:
-        graded = benchmark.grade(greedy, rule)
-        entry["greedy"] = resampler.estimate(lambda w: _first(benchmark.aggregate(graded, w)))[
-            entry["headline"]
-        ].as_json()
+        entry["greedy"] = headline_of(benchmark, greedy, rule, resampler)
+    if "paper" in benchmark.rules and rule != "paper":
+        entry["by_paper"] = {"curves": scaling.curves(benchmark, judged, "paper")}
+        if greedy is not None:
+            entry["by_paper"]["greedy"] = headline_of(benchmark, greedy, "paper", resampler)
     return entry
+
+
+def headline_of(benchmark: Benchmark, judged: Sequence[Judged], rule: str, resampler: Resampler) -> dict:
+    """The headline estimate of other judgements of the resampler's comparisons."""
+    graded = benchmark.grade(judged, rule)
+    return next(iter(resampler.estimate(lambda w: _first(benchmark.aggregate(graded, w))).values())).as_json()
 
 
 def notes(benchmark: Benchmark, judged: Sequence[Judged]) -> str:

@@ -259,6 +259,24 @@ def test_meta_guidance_votes_with_the_kept_critiques():
     assert scaling.revote(judged, "sum", 2, 1).scores == (10, 10)
 
 
+def test_both_orders_are_judged_by_the_critiques_that_the_meta_model_keeps():
+    """Order (1, 0) has a wrong critique and a right one; the meta model keeps the right one."""
+    rows = row((9, 3), (1, 9), (8, 3), (7, 5), kept=[0, 3], k_meta=2)
+    for critique, meta in zip(rows["critiques"], (2.0, -1.0, -2.0, 1.0)):
+        critique["meta_score"] = meta
+    judged = from_row(Comparison("q", ("a", "b"), label=0), rows)
+    assert dict(judged.views) == {(0, 1): (9, 3), (1, 0): (7, 5)}
+    benchmark = benchmarks.get("judgebench")
+    value = lambda j: benchmark.aggregate(benchmark.grade([j], "official"), np.ones(1))["accuracy"]
+    unguided = from_row(judged.comparison, rows | {"kept": None})
+    assert (value(unguided), value(judged)) == (0.0, 1.0)
+    # An order of which no critique was kept tells nothing; one that could not be read is a failure of the judge.
+    assert dict(from_row(judged.comparison, rows | {"k_meta": 1}).views) == {(0, 1): (9, 3)}
+    unread = row((9, 3), None, kept=[0])
+    unread["critiques"][0]["meta_score"] = 1.0
+    assert dict(from_row(judged.comparison, unread).views) == {(0, 1): (9, 3), (1, 0): None}
+
+
 def test_the_curve_of_expected_scores_outlives_a_critique_that_has_none():
     rows = row((7, 7), (7.5, 4), (7, 7), (7, 7))
     for i in (0, 2, 3):

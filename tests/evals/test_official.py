@@ -1,5 +1,6 @@
 """Our metrics against the official scorers: golden numbers, stored published outputs, and the formulas written again."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -267,6 +268,16 @@ def test_realmistake_unread_rows():
     read = np.array([True, False, False, True])
     ours = realmistake.detection(error, says, read, np.ones(4))
     assert ours == pytest.approx({"accuracy": 0.25, "precision": 0.5, "recall": 0.5, "f1": 0.5})
+
+
+@pytest.mark.parametrize("name", ["realmistake", "llamafactory_kto_demo", "ppe_best_of_k"])
+def test_a_critique_that_was_not_read_costs_no_score(name):
+    """Critiques all say 8 of a right response and 7 of a wrong one; of the right one's eight, two could not be read."""
+    right, wrong = judged((6 * 8.0,), (1.0,), group="p", pairs=[[0, 1]]), judged((8 * 7.0,), (0.0,), group="p")
+    rows = [dataclasses.replace(right, votes_of=6), dataclasses.replace(wrong, votes_of=8)]
+    assert measure(name, rows)["auc"] == 1.0
+    equal = [dataclasses.replace(j, scores=(7.0 * j.votes_of,)) for j in rows]
+    assert measure(name, equal)["auc"] == 0.5
 
 
 def test_realmistake_single_class_and_all_unread():

@@ -4,7 +4,10 @@ import json
 
 import pytest
 
-from grm_jax.evals import paper, table
+from grm_jax.evals import benchmarks, paper, table
+from grm_jax.evals.judged import vote
+from grm_jax.evals.measure import measure
+from grm_jax.judging.types import Comparison, Critique
 
 
 def estimate(value):
@@ -52,6 +55,23 @@ def test_our_rows_stand_under_the_papers(runs):
     assert rows["spct, greedy"]["cells"][0]["value"] == pytest.approx(0.88)
     # Two benchmarks of four give no overall number.
     assert [c and c["value"] for c in rows["rft, Voting@8"]["cells"]] == pytest.approx([0.8, 0.6, None, None, None])
+
+
+def test_every_row_of_a_measured_run_counts_ties_as_the_paper(tmp_path):
+    """Everything is a tie: 0 by PPE's own strict rule, 1/2 by the paper's, in each row that the table has."""
+    benchmark, tie = benchmarks.get("ppe_correctness"), Critique("", scores=(5.0, 5.0), order=(0, 1), status="ok")
+    comparisons = [Comparison("q", ("a", "b"), None, 0, str(i), {"subset": "GPQA"}) for i in range(6)]
+    tied = [vote(c, [tie] * 2) for c in comparisons]
+    measured = measure(
+        benchmark, tied, 6, {"kind": "model", "name": "m", "k": 2}, 20, [vote(c, [tie]) for c in comparisons]
+    )
+    (tmp_path / "results.json").write_text(json.dumps([measured]))
+    found = table.build(table.read_runs([f"m={tmp_path}"]), True, {})
+    column = paper.BENCHMARKS.index("ppe_correctness")
+    for title, names in {"Table 2": ("m, greedy", "m, Voting@2"), "Table 3": ("@1 m, sum", "@2 m, sum")}.items():
+        rows = rows_of(found, title)
+        assert [rows[name]["cells"][column]["value"] for name in names] == [0.5, 0.5]
+    assert measured["metrics"]["official"][measured["headline"]]["value"] == measured["greedy"]["value"] == 0.0
 
 
 def test_gains_are_against_voting_at_1(runs):

@@ -46,11 +46,12 @@ def read_singles(source: Source) -> list[Comparison]:
 
 
 def grade_singles(judged: Sequence[Judged], rule: str) -> Grades:
-    """Score and truth of each response; an unreadable one stands at the median of what was read."""
-    known = [j.scores[0] for j in judged if j.scores]
+    """Score per critique and truth of each response; an unreadable one stands at the median of what was read."""
+    scores = [j.scores[0] / j.votes_of if j.scores else None for j in judged]
+    known = [s for s in scores if s is not None]
     middle = float(np.median(known)) if known else 0.0
     return {
-        "score": column(j.scores[0] if j.scores else middle for j in judged),
+        "score": column(middle if s is None else s for s in scores),
         "right": np.array([j.comparison.label[0] > 0.5 for j in judged]),
     }
 

@@ -126,7 +126,8 @@ def grade_singles(judged: Sequence[Judged], rule: str) -> Grades:
 
 
 def _score(judged: Judged) -> float | None:
-    return None if judged.scores is None else judged.scores[0]
+    """On the scale of one critique: a sum is smaller where a critique could not be read."""
+    return None if judged.scores is None else judged.scores[0] / judged.votes_of
 
 
 def _pair_accuracy(scores, truth, pairs, rule: str) -> float:

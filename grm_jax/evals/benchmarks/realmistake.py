@@ -61,8 +61,8 @@ def _password(path) -> str:
 
 def grade(judged: Sequence[Judged], rule: str) -> Grades:
     """Score, truth (1: no error), and the detector's answer (1: error) where it could be read."""
-    scores = [j.scores[0] if j.scores else math.nan for j in judged]
-    per_critique = [j.scores[0] / j.votes_of if j.scores else math.nan for j in judged]
+    # On the scale of one critique: a sum is smaller where a critique could not be read.
+    scores = [j.scores[0] / j.votes_of if j.scores else math.nan for j in judged]
     known = [s for s in scores if not math.isnan(s)]
     # An unreadable judgement says nothing: it stands in the middle of what was read.
     middle = float(np.median(known)) if known else 0.0
@@ -70,7 +70,7 @@ def grade(judged: Sequence[Judged], rule: str) -> Grades:
     return {
         "score": column(middle if math.isnan(s) else s for s in scores),
         "right": np.array([j.comparison.label[0] > 0.5 for j in judged]),
-        "says_error": column(s < THRESHOLD if not math.isnan(s) else 0.0 for s in per_critique),
+        "says_error": column(s < THRESHOLD if not math.isnan(s) else 0.0 for s in scores),
         "read": read_I,
         "on_scale": any(j.critiques for j in judged),  # the threshold means nothing for other judges
         "subset": Parts.of(j.subset for j in judged),
