@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         return evaluate(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         print(f"grm eval: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

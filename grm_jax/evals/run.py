@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from grm_jax.evals import floors
@@ -55,15 +55,15 @@ def judge_with_model(
     from grm_jax.judging.journal import Journal
     from grm_jax.judging.judge import Unjudged
     from grm_jax.judging.rows import error_row, row_of
-    from grm_jax.judging.run import finished, settings_of
+    from grm_jax.judging.run import finished, settings_of, template_named
 
     output = Path(output)
-    settings = settings_of(judge, options)
+    settings, digest = settings_of(judge, options), fingerprint(comparisons)
     cost = output.with_suffix(".cost.json")
-    header = settings | {"template": judge.family, "input": fingerprint(comparisons)}
+    header = settings | {"template": judge.family, "input": digest}
+    settings |= {"input": digest[:12]}
     if not overwrite and finished(output):
-        check_settings(output, settings)
-        check_comparisons(output, comparisons)
+        check(output, comparisons, settings, lambda comparison: template_named(judge, comparison, options))
         return json.loads(cost.read_text()) if cost.exists() else {}
     earlier = json.loads(cost.read_text())["seconds"] if cost.exists() and not overwrite else 0.0
     journal = Journal(output, header, resume=not overwrite, overwrite=overwrite)
@@ -76,8 +76,7 @@ def judge_with_model(
             if isinstance(result, Unjudged):
                 row = error_row(line, result.reason, settings, comparison.id)
             else:
-                template = judge.template_for(comparison, options)
-                row = row_of(comparison, result, settings, line, f"{template.name}@{template.fingerprint}")
+                row = row_of(comparison, result, settings, line, template_named(judge, comparison, options))
             journal.append(_without_text(row) if private else row)
             # After every row: a run that is killed outright has told what it took so far.
             cost.write_text(json.dumps({"seconds": earlier + time.monotonic() - start}))
@@ -103,21 +102,23 @@ def fingerprint(comparisons: Sequence[Comparison]) -> str:
     return digest.hexdigest()
 
 
-def check_settings(path: Path, settings: dict) -> None:
-    """Raises ValueError where a finished file was judged with other settings than are asked for now."""
-    row = next(read_rows(path), {})
-    for name, value in settings.items():
-        if name in row and row[name] != value:
-            raise ValueError(f"{path} was judged with {name} = {row[name]!r}, now it is {value!r}: {WAY_OUT}")
+def check(path: Path, comparisons: Sequence[Comparison], settings: dict, named: Callable[[Comparison], str]) -> None:
+    """Raises ValueError where a finished file holds other comparisons, or was judged otherwise, than is asked for now.
 
+    named: the template of a comparison, as rows name it.
+    """
+    from grm_jax.judging.run import otherwise
 
-def check_comparisons(path: Path, comparisons: Sequence[Comparison]) -> None:
-    """Raises ValueError where a finished file holds other comparisons than are asked for now."""
-    found, asked = [str(row.get("id")) for row in read_rows(path)], [str(c.id) for c in comparisons]
-    if found != asked:
+    rows = list(read_rows(path))
+    if rows and (differing := otherwise(rows[0], {k: v for k, v in settings.items() if k != "input"})):
+        raise ValueError(f"{path} was judged {differing}: {WAY_OUT}")
+    if [str(row.get("id")) for row in rows] != [str(c.id) for c in comparisons]:
         raise ValueError(
-            f"{path} holds {len(found)} comparisons, now {len(asked)} are asked for, and they are not the same: {WAY_OUT}"
+            f"{path} holds {len(rows)} comparisons, now {len(comparisons)} are asked for, and they are not the same: {WAY_OUT}"
         )
+    for row, comparison in zip(rows, comparisons):
+        if differing := otherwise(row, settings, None if row.get("error") else named(comparison)):
+            raise ValueError(f"{path} was judged {differing}: {WAY_OUT}")
 
 
 def _without_text(row: dict) -> dict:
@@ -133,7 +134,9 @@ def read_rows(path: str | Path):
                 try:
                     yield json.loads(line)
                 except ValueError:
-                    raise ValueError(f"{path}, line {number} is not JSON") from None
+                    raise ValueError(
+                        f'{path}, line {number} is not JSON: write one object a line, {{"id": ..., "scores": [...]}}'
+                    ) from None
 
 
 def load_judged(comparisons: Sequence[Comparison], path: str | Path, vote: str | None = None) -> list[Judged]:
@@ -156,7 +159,10 @@ def _judged(comparison: Comparison, row: dict, path, vote: str | None) -> Judged
         return from_row(comparison, row, vote)
     scores = row.get("scores")
     if scores is not None and len(scores) != comparison.n:
-        raise ValueError(f"{path}: row {comparison.id!r} has {len(scores)} scores for {comparison.n} responses")
+        raise ValueError(
+            f"{path}: row {comparison.id!r} has {len(scores)} scores for {comparison.n} responses: give one for each, in the "
+            "order of `grm eval --write_comparisons`, or null"
+        )
     views = tuple(
         (tuple(v["order"]), None if v["scores"] is None else tuple(v["scores"])) for v in row.get("views", ())
     )

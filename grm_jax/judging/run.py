@@ -6,12 +6,14 @@ import dataclasses
 import hashlib
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from grm_jax.judging import formats, rows
 from grm_jax.judging.journal import Journal
 from grm_jax.judging.judge import Judge, Unjudged
 from grm_jax.judging.options import Options
+from grm_jax.judging.types import Comparison
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +53,11 @@ def judge_file(
     """
     settings = settings_of(judge, options)
     digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()
-    if resume and finished(output):
-        return _outcome(output, settings)
     lines = list(formats.read(source, format))[:limit]
     header = settings | {"template": judge.family, "input": digest, "limit": limit, "format": format}
+    settings |= {"input": digest[:12]}
+    if resume and finished(output):
+        return _outcome(output, lines, settings, lambda comparison: template_named(judge, comparison, options))
     journal = Journal(output, header, resume, overwrite)
     resumed = len(journal.done)
     try:
@@ -69,8 +72,7 @@ def judge_file(
                 if isinstance(result, Unjudged):
                     row = rows.error_row(line.number, result.reason, settings, line.id)
                 else:
-                    template = judge.template_for(line.comparison, options)
-                    named = f"{template.name}@{template.fingerprint}"
+                    named = template_named(judge, line.comparison, options)
                     row = rows.row_of(line.comparison, result, settings, line.number, named)
                 bar.add(journal, row)
         errors = sum(row["error"] is not None for row in journal.rows())
@@ -86,14 +88,38 @@ def finished(output: str | Path) -> bool:
     return output.exists() and not output.with_name(output.name + ".part").exists()
 
 
-def _outcome(output: str | Path, settings: dict) -> Outcome:
-    """The outcome of a run that had ended. Raises ValueError where it had other settings."""
-    found = list(read_rows(output))
+def template_named(judge: Judge, comparison: Comparison, options: Options) -> str:
+    """The template that a comparison is judged under, as rows name it."""
+    template = judge.template_for(comparison, options)
+    return f"{template.name}@{template.fingerprint}"
+
+
+def otherwise(row: dict, settings: dict, template: str | None = None) -> str | None:
+    """How a finished row came to be otherwise than is asked for now, in words; None where it did not.
+
+    What a row does not hold (an earlier version's, or an error row's template) is not compared.
+    """
     for name, value in settings.items():
-        if found and found[0].get(name) != value:
-            raise ValueError(
-                f"{output} is finished, with {name} = {found[0].get(name)!r}, not {value!r}: --overwrite to judge again"
-            )
+        if name in row and row[name] != value:
+            if name == "input":
+                return "from another input (texts, references, labels) than is given now"
+            return f"with {name} = {row[name]!r}, now it is {value!r}"
+    if template is not None and row.get("template") not in (None, template):
+        return f"with template = {row['template']!r}, now it is {template!r}"
+    return None
+
+
+def _outcome(output: str | Path, lines: list, settings: dict, named: Callable[[Comparison], str]) -> Outcome:
+    """The outcome of a run that had ended. Raises ValueError where it had other settings, another template or input."""
+    found = list(read_rows(output))
+    differing = None
+    for row, line in zip(found, lines):
+        template = named(line.comparison) if line.comparison is not None and row["error"] is None else None
+        differing = differing or otherwise(row, settings, template)
+    if differing is None and len(found) != len(lines):
+        differing = f"with {len(found)} rows, now {len(lines)} are asked for"
+    if differing:
+        raise ValueError(f"{output} is finished, {differing}: name another output, or --overwrite to judge again")
     return Outcome(len(found), sum(row["error"] is not None for row in found), len(found))
 
 
@@ -113,11 +139,15 @@ def read_rows(path: str | Path):
             except ValueError:
                 if not text.endswith("\n"):
                     return  # the torn end of a journal
-                raise ValueError(f"{path}, line {number} is not JSON") from None
+                raise ValueError(
+                    f"{path}, line {number} is not JSON: name an output of `grm judge`, or judge again with --overwrite"
+                ) from None
             if "line" not in row and number == 1 and "input" in row:
                 continue  # a journal's header
             if "line" not in row or "critiques" not in row:
-                raise ValueError(f"{path}, line {number} is not a row that `grm judge` wrote")
+                raise ValueError(
+                    f"{path}, line {number} is not a row that `grm judge` wrote: name its output, not its input"
+                )
             yield row
 
 

@@ -97,6 +97,21 @@ def test_other_settings_are_refused(data, tmp_path):
         judge_all(comparisons[:10], tmp_path / "a.jsonl")
 
 
+def test_a_finished_file_is_not_that_of_another_template_or_of_references(data, tmp_path):
+    comparisons, path = benchmarks.get("rewardbench").load(data)[:4], tmp_path / "a.jsonl"
+    for private in (False, True):
+        ask = lambda template, items, private=private: run.judge_with_model(
+            fake_judge(noisy, name="toy@1", template=template), items, path, Options(k=2), private, progress=False
+        )
+        path.unlink(missing_ok=True)
+        cost = ask("compact", comparisons)
+        assert ask("compact", comparisons) == cost
+        with pytest.raises(ValueError, match="with template = 'compact@.*'compact_pairwise@.*--overwrite"):
+            ask("compact_pairwise", comparisons)
+        with pytest.raises(ValueError, match="from another input .*another folder"):
+            ask("compact", [dataclasses.replace(c, reference="the answer") for c in comparisons])
+
+
 def test_private_rows_hold_no_text(data, tmp_path):
     comparisons = benchmarks.get("rewardbench").load(data)[:3]
     judge = fake_judge(noisy, name="toy@1")
@@ -175,6 +190,21 @@ def test_wrong_command_lines_say_what_is_wrong(data, tmp_path, capsys):
     ]
     assert cli.main([*base, "--part"]) == 0
     assert json.loads((tmp_path / "part" / "results.json").read_text())[0]["comparisons"] == 1
+
+
+def test_errors_say_the_way_out(data, tmp_path, capsys, monkeypatch):
+    comparison, path = Comparison("q", ("a", "b"), id="x"), tmp_path / "s.jsonl"
+    for text, way_out in (("{", "write one object a line"), ('{"id": "x", "scores": [1]}', "give one for each")):
+        path.write_text(text + "\n")
+        with pytest.raises(ValueError, match=way_out):
+            run.load_judged([comparison], path)
+
+    def full(*_):
+        raise MemoryError("one row of prompt 512 needs 3 GiB: use more devices on `tensor`")
+
+    monkeypatch.setattr(cli, "evaluate", full)
+    assert cli.main(["--benchmark", "rewardbench", "--data", str(data), "--judge", "first"]) == 2
+    assert capsys.readouterr().err.startswith("grm eval: one row of prompt 512")
 
 
 def test_a_model_run_gives_curves_gains_and_a_page(data, tmp_path):

@@ -177,7 +177,7 @@ def test_existing_work_is_neither_lost_nor_mixed(tmp_path):
     with pytest.raises(FileExistsError, match="--resume.*--overwrite"):
         judge_all(judge, source, output)
     assert judge_all(judge, source, output, resume=True).resumed == 2
-    with pytest.raises(ValueError, match="finished, with seed = 0, not 1"):
+    with pytest.raises(ValueError, match="finished, with seed = 0, now it is 1"):
         judge_all(judge, source, output, resume=True, seed=1)
     assert judge_all(judge, source, output, overwrite=True, seed=1).resumed == 0
     assert loaded(output)[0]["seed"] == 1
@@ -187,6 +187,22 @@ def test_existing_work_is_neither_lost_nor_mixed(tmp_path):
     write_rows(source, ROWS[:3])
     with pytest.raises(ValueError, match="begun with input"):
         judge_all(judge, source, output, resume=True)
+
+
+def test_a_finished_output_is_not_that_of_another_input_or_template(tmp_path):
+    source, output = write_rows(tmp_path / "in.jsonl", ROWS[:2], {1: b"{\n"}), tmp_path / "out.jsonl"
+    judge_all(fake_judge(first_wins), source, output)
+    assert judge_all(fake_judge(first_wins), source, output, resume=True).resumed == 3
+    with pytest.raises(ValueError, match="with template = 'compact@.*now it is 'compact_single.*--overwrite"):
+        judge_all(fake_judge(first_wins, template="compact_single"), source, output, resume=True)
+    with pytest.raises(ValueError, match="with 3 rows, now 1 are asked for.*--overwrite"):
+        judge_all(fake_judge(first_wins), source, output, resume=True, limit=1)
+    write_rows(source, [ROWS[0], ROWS[2], ROWS[1]])
+    with pytest.raises(ValueError, match="finished, from another input .*name another output, or --overwrite"):
+        judge_all(fake_judge(first_wins), source, output, resume=True)
+    before = [json.dumps({k: v for k, v in row.items() if k != "input"}) for row in loaded(output)]
+    output.write_text("\n".join(before) + "\n")  # rows of an earlier version do not say: they are taken as they were
+    assert judge_all(fake_judge(first_wins), source, output, resume=True).resumed == 3
 
 
 def test_two_runs_cannot_write_one_file(tmp_path):
@@ -255,6 +271,22 @@ def test_wrong_use_is_told_before_the_weights_are_read(tmp_path, command, capsys
     with pytest.raises(SystemExit) as error:
         command(source, tmp_path / "o", "--format", "csv")
     assert error.value.code == 2
+
+
+def test_too_little_memory_is_one_line(tmp_path, command, capsys, monkeypatch):
+    def full(*_, **__):
+        raise MemoryError("one row of prompt 512 needs 3 GiB: use more devices on `tensor`")
+
+    monkeypatch.setattr("grm_jax.judging.run.judge_file", full)
+    assert command(write_rows(tmp_path / "in.jsonl", ROWS[:2]), tmp_path / "out.jsonl") == 2
+    assert capsys.readouterr().err == "grm judge: one row of prompt 512 needs 3 GiB: use more devices on `tensor`\n"
+
+
+def test_rows_that_are_none_say_what_to_name(tmp_path):
+    for text, way_out in (('{"line": \n', "name an output of `grm judge`"), ('{"query": "q"}\n', "not its input")):
+        (tmp_path / "x.jsonl").write_text(text)
+        with pytest.raises(ValueError, match=way_out):
+            list(read_rows(tmp_path / "x.jsonl"))
 
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path, command, capsys, monkeypatch):
