@@ -140,6 +140,44 @@ def as_text(study: dict) -> str:
     return "\n".join(lines)
 
 
+def plots(study: dict, out: Path) -> None:
+    """scaling.png: the main runs over k; ablations.png: each ablation against the main runs of the same seeds."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    from grm_jax.training import evaluate, report
+
+    cells = []
+    for name, d in study["main"].items():
+        model, way = name.split("/")
+        method, k = way.split("@")
+        cells.append(evaluate.Cell(model, method, int(k), d["mean"], d["low"], d["high"], 0.0, 1.0))
+    report.plot_scaling(cells, out / "scaling.png")
+    shown = ("rft/Greedy@1", "rl/Greedy@1", "rl/Voting@8")
+    names = [name for name, cells in study["ablations"].items() if any(cells[c]["ablation - main"] for c in shown)]
+    if not names:
+        return
+    figure, axis = plt.subplots(figsize=(7.5, 1.2 + 0.5 * len(names)), layout="constrained")
+    for number, (cell, colour) in enumerate(zip(shown, report.COLOURS)):
+        found = [(i, study["ablations"][name][cell]["ablation - main"]) for i, name in enumerate(names)]
+        found = [(i + 0.2 * (number - 1), d) for i, d in found if d]
+        means = [100 * d["mean"] for _, d in found]
+        errors = [[100 * (d["mean"] - d["low"]) for _, d in found], [100 * (d["high"] - d["mean"]) for _, d in found]]
+        axis.errorbar(means, [y for y, _ in found], xerr=errors, fmt="o", color=colour, capsize=3, label=cell)
+    axis.axvline(0, color="grey", linewidth=1)
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+    axis.set(
+        xlabel="accuracy against the main runs of the same seeds (points, 95% interval)", title="Ablations and controls"
+    )
+    axis.grid(alpha=0.3, axis="x")
+    axis.legend(fontsize=8)
+    figure.savefig(out / "ablations.png", dpi=110)
+    plt.close(figure)
+
+
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default=str(ROOT / "experiments" / "spct_tiny.py"))
@@ -152,7 +190,9 @@ def main(argv=None) -> None:
     parser.add_argument("--ablations", default=DEFAULT, help="comma-separated; empty for none")
     parser.add_argument("--extra", default="", help="further field=value changes for every run, comma-separated")
     parser.add_argument("--workdir", default="runs/study")
-    parser.add_argument("--out", default="", help="folder for study.json and study.txt; the workdir if empty")
+    parser.add_argument(
+        "--out", default="", help="folder for study.json, study.txt and the plots; the workdir if empty"
+    )
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     import jax
@@ -176,6 +216,7 @@ def main(argv=None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "study.json").write_text(json.dumps(study, indent=2) + "\n")
     (out / "study.txt").write_text(as_text(study) + "\n")
+    plots(study, out)
     (out / "config.json").write_text((runs[MAIN][0] / "config.json").read_text())
     print(as_text(study))
 

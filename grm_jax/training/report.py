@@ -85,8 +85,10 @@ def plot_scaling(cells: Sequence[Cell], path) -> None:
     for c in cells:
         if c.method not in ("Rule", "Greedy"):
             groups.setdefault((c.model, c.method), []).append(c)
-    for colour, ((model, method), line) in zip(COLOURS * 4, groups.items()):
-        ks, ys = [c.k for c in line], [100 * c.accuracy for c in line]
+    for number, (colour, ((model, method), line)) in enumerate(zip(COLOURS * 4, groups.items())):
+        # A little apart, so that intervals do not lie on each other.
+        ks = [c.k * 1.04 ** (number - (len(groups) - 1) / 2) for c in line]
+        ys = [100 * c.accuracy for c in line]
         errors = [[100 * (c.accuracy - c.low) for c in line], [100 * (c.high - c.accuracy) for c in line]]
         axis.errorbar(ks, ys, errors, color=colour, marker="o", capsize=3, label=f"{model}, {method}@k")
         greedy = [c for c in cells if c.model == model and c.method == "Greedy"]

@@ -141,3 +141,9 @@ def test_the_study_pools_seeds_and_pairs_items(tmp_path):
     assert found["claims"]["MetaRM@8 at or above Voting@8 (RL)"] is None
     assert found["ablations"]["no_rejection"]["rl/Greedy@1"]["ablation - main"]["mean"] == -0.5
     assert "no_rejection" in study.as_text(found)
+    study.plots(found, tmp_path)
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("scaling.png", "ablations.png"))
+    # Ablations of fewer seeds are compared with the main runs of these seeds alone.
+    (runs[study.MAIN][0] / "eval" / "credits.json").write_text(json.dumps({"rl/Greedy@1": [0, 0, 0, 0]}))
+    found = study.aggregate({study.MAIN: runs[study.MAIN], "no_rejection": runs["no_rejection"][1:]})
+    assert found["ablations"]["no_rejection"]["rl/Greedy@1"]["ablation - main"]["mean"] == -0.5
