@@ -122,13 +122,18 @@ class Checkpoints:
         steps = self.steps()[::-1]
         failures = []
         for step in steps:
+            found, why = None, "unreadable on another host"
             try:
                 found = self._read(step, abstract_tree)
             except Exception as error:  # Whatever the storage layer raises on damaged bytes.
-                found, why = None, f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+                why = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            # The fingerprint is computed by all hosts together: only once each of them has its arrays.
             if agree(found is not None, all_of=True):
-                return step, *found
-            failures.append(f"step {step}: {why if found is None else 'unreadable on another host'}")
+                tree, record = found
+                if agree(fingerprint(tree) == record[FINGERPRINT], all_of=True):
+                    return step, tree, record
+                why = f"its arrays do not have the fingerprint {record[FINGERPRINT]} that was saved with them"
+            failures.append(f"step {step}: {why}")
             log.warning("checkpoint %s/%d cannot be read (%s): falling back to the one before", self.folder, step, why)
         if not failures:
             return None
@@ -154,12 +159,9 @@ class Checkpoints:
         )
         flat, record = got.state, got.record
         names = list(target)
-        tree = jax.tree.unflatten(jax.tree.structure(abstract_tree), [flat[n] for n in names])
-        if fingerprint(tree) != record[FINGERPRINT]:
-            raise CheckpointError(
-                f"its arrays do not have the fingerprint {record[FINGERPRINT]} that was saved with them"
-            )
-        return tree, record
+        if FINGERPRINT not in record:
+            raise CheckpointError("its record holds no fingerprint")
+        return jax.tree.unflatten(jax.tree.structure(abstract_tree), [flat[n] for n in names]), record
 
 
 def agree(flag, all_of=False):

@@ -19,7 +19,8 @@ def train(config, mesh, tokenizer, reference_params, comparisons_at: Callable, f
 
     Args:
       config: an experiment.
-      reference_params: parameters of the RFT model: start of the policy, and (cast to `reference_dtype`) its reference.
+      reference_params: parameters of the RFT model: start of the policy, and (cast to `reference_dtype`) its reference. Given as a function
+        that makes them, they do not stay in memory through the stage.
       comparisons_at: place -> Comparison, for any place from 0 on; step i takes places i * P to (i + 1) * P.
       folder: where the stage lives; a checkpoint in it is gone on from.
       data_identity: what names the data, checked on resume.
@@ -34,13 +35,22 @@ def train(config, mesh, tokenizer, reference_params, comparisons_at: Callable, f
     update = steps.build_grpo_step(config, mesh, abstract)
     reference_logps = steps.build_logps(config, mesh, abstract, rl.reference_dtype)
     policy_logps = steps.build_logps(config, mesh, abstract, name="policy_logps")
-    tx = optim.make_optimizer(rl)
-    identity = {"reference": checkpoint.fingerprint(reference_params), "data": data_identity, "seed": config.seed}
+    tx = optim.make_optimizer(rl, "rl")
+    # In a list, to be taken out: from the first step on only the policy and the reference are needed.
+    held = [states.given(reference_params)]
+    del reference_params
+    identity = {
+        "reference": checkpoint.fingerprint(held[0]),
+        "data": data_identity,
+        "seed": config.seed,
+        "rl.prompts": rl.prompts,
+    }
     reference = jax.jit(
         lambda p: states.compute_params(p, rl.reference_dtype), out_shardings=states.shardings(abstract[1], mesh)
-    )(reference_params)
+    )(held[0])
 
     def step(state, i, seed):
+        held.clear()  # where a checkpoint was gone on from, nobody has taken it
         comparisons = [comparisons_at(place) for place in range(i * rl.prompts, (i + 1) * rl.prompts)]
         prompts, too_long = rollouts.make_prompts(comparisons, config.template, tokenizer, seed, rl.prompt_len)
         rolled = rollouts.roll_out(nnx.merge(graphdef, state["params"]), prompts, tokenizer, rl, seed)
@@ -60,6 +70,9 @@ def train(config, mesh, tokenizer, reference_params, comparisons_at: Callable, f
             if number == 0:
                 # The gap says something only while policy and sampler are the same weights.
                 first = {name: metrics[name] for name in ("gap_mean", "gap_max")}
+            if several and not float(metrics["finite"]):
+                metrics = {**metrics, "updated": number}
+                break  # another update would hide that this one was not made
         metrics = {**jax.device_get({**metrics, **first}), **rolled.metrics}
         times["update_s"] = time.perf_counter() - start
         tokens = float(rolled.batch["mask"].sum())
@@ -72,9 +85,8 @@ def train(config, mesh, tokenizer, reference_params, comparisons_at: Callable, f
         return state, metrics, what
 
     def fresh():
-        # A copy: the policy's buffers are donated, the caller's stay.
-        start = jax.tree.map(lambda x: x.copy(), reference_params)
-        return states.init_state(start, tx, mesh, config.seed)
+        # A copy: the policy's buffers are donated, the reference's and the caller's stay.
+        return states.init_state(jax.tree.map(lambda x: x.copy(), held.pop()), tx, mesh, config.seed)
 
     state = loop.train(
         "rl",
@@ -85,6 +97,7 @@ def train(config, mesh, tokenizer, reference_params, comparisons_at: Callable, f
         step=step,
         programs=(reference_logps, update) if rl.updates_per_rollout == 1 else (reference_logps, policy_logps, update),
         identity=identity,
+        settings={"template": config.template},
         shown=("reward", "read_rate", "kl", "entropy", "length"),
         tensorboard=config.tensorboard,
     )

@@ -19,6 +19,9 @@ from grm_jax.training.storage import folder_of, write_whole
 
 log = logging.getLogger(__name__)
 RESULT = "result.json"
+# Fields of a stage that its numbers do not depend on: they may be other ones when it is gone on with.
+FREE = ("save_every", "keep", "log_every", "profile_steps", "micro_batches", "micro_rows", "prompt_slots")
+_stop_asked = False  # by a signal that came while a stage ended
 
 
 class NonFiniteLoss(RuntimeError):
@@ -27,6 +30,14 @@ class NonFiniteLoss(RuntimeError):
 
 class Stopped(RuntimeError):
     """The run was asked to stop (SIGTERM) and has saved its state; start it again to go on."""
+
+
+def leave_if_asked(stage: str) -> None:
+    """Raises Stopped where a signal came while the stage before this one ended: that one is whole, this one has not begun."""
+    global _stop_asked
+    if _stop_asked:
+        _stop_asked = False
+        raise Stopped(f"{stage}: stopped by a signal before its first step, what came before is saved: run it again")
 
 
 def is_done(folder) -> bool:
@@ -83,6 +94,7 @@ def train(
     tensorboard: bool = True,
     summary: Mapping | None = None,
     finish: Callable | None = None,
+    settings: Mapping[str, str | int | float] | None = None,
 ):
     """Runs a stage to its last step, from its newest readable checkpoint if it has one.
 
@@ -90,34 +102,41 @@ def train(
       stage: name, for logs.
       section: of a config: steps, save_every, keep, log_every, profile_steps.
       folder: the stage's folder.
-      fresh: () -> the state at step 0.
+      fresh: () -> the state at step 0; called at most once, before the first step.
       abstract: the state as ShapeDtypeStructs with shardings: what a restore fills, on whatever topology this is.
       step: (state, i, seed) -> (state, metrics, what): takes batch number i and says in `what` which one it was. metrics must hold
-        `finite`; it and others may be device arrays.
-      identity: what a checkpoint must have been made with to be continued (data, reference, seed).
+        `finite`; it and others may be device arrays. Of a step of several updates that is not finite, `updated` says how many were made
+        before that: the state has them.
+      identity: what a checkpoint must have been made with to be continued (data, reference, seed, what places in the data depend on).
+        What an older checkpoint does not name is not asked of it.
       programs: what its steps run, to be compiled before the first of them.
       shown: metrics beside the progress bar.
       summary: further entries for result.json; finish: (last state) -> more of them.
+      settings: what the numbers depend on beside the section's own fields; a change of any of them is logged when a checkpoint is gone on from.
 
     Returns:
       The last state.
 
     Raises:
-      NonFiniteLoss, Stopped: both after saving. CheckpointError: checkpoints that are unreadable or of another run.
+      NonFiniteLoss, Stopped: both after saving. A signal in the last step lets the stage end, and stops the next one before it begins.
+      CheckpointError: checkpoints that are unreadable or of another run.
     """
+    leave_if_asked(stage)
     folder = folder_of(folder)
     start_time = time.time()
+    now = _settings(stage, section) | dict(settings or {})
     with checkpoint.Checkpoints(folder / "checkpoints", section.keep) as store, checkpoint.StopSignal() as stop:
         found = store.restore_or_none(abstract)
         first, state = (0, fresh()) if found is None else (found[0], found[1])
         if found is not None:
             _check_identity(folder, found[2].get("identity", {}), dict(identity))
+            _tell_changes(stage, found[2].get("settings", {}), now)
             log.info("%s: going on from step %d of %d", stage, first, section.steps)
         words = rng_words(state)
         compile_s = compile_ahead(stage, programs) if first < section.steps else 0.0
 
         def save(i):
-            store.save(i, state, {"stage": stage, "position": i, "identity": dict(identity)})
+            store.save(i, state, {"stage": stage, "position": i, "identity": dict(identity), "settings": now})
 
         profiler = metrics.Profiler(folder / "profile", section.profile_steps)
         with (
@@ -131,12 +150,22 @@ def train(
                 row = jax.device_get(row)
                 profiler.after(i, state)
                 if not row.pop("finite"):
-                    save(i)
-                    store.wait()
+                    if updated := int(row.pop("updated", 0)):
+                        # What is there now is neither the state before this step nor the one after it.
+                        store.wait()
+                        last = (
+                            f"the newest checkpoint is {store.folder}/{store.steps()[-1]}"
+                            if store.steps()
+                            else "there is no checkpoint yet"
+                        )
+                        told = f"{updated} of its updates were made before, so this state is not saved; {last}"
+                    else:
+                        save(i)
+                        store.wait()
+                        told = f"Nothing was updated; the state before it is saved in {store.folder}/{i}"
                     raise NonFiniteLoss(
                         f"{stage}: loss {float(row['loss']):g}, gradient norm {float(row['grad_norm']):g} at step {i}, batch {what}. "
-                        f"Nothing was updated; the state before it is saved in {store.folder}/{i}. Look at that batch, lower the "
-                        f"learning rate, or skip it by starting the stage with another seed"
+                        f"{told}. Look at that batch, lower the learning rate, or skip it by starting the stage with another seed"
                     )
                 row["step_s"] = time.perf_counter() - began
                 if i == first:
@@ -156,20 +185,23 @@ def train(
                         f"{stage}: stopped by a signal after step {i + 1} of {section.steps}, state saved: run it again"
                     )
         profiler.close()
-    save_params(folder, state["params"], section.steps)
-    write_result(
-        folder,
-        {
-            "stage": stage,
-            "steps": section.steps,
-            "seconds": round(time.time() - start_time, 1),
-            "first_step_s": round(first_step_s, 1) if section.steps > first else None,
-            "identity": dict(identity),
-            "last": {k: metrics.plain(v) for k, v in row.items()} if section.steps > first else {},
-            **(summary or {}),
-            **(finish(state) if finish else {}),
-        },
-    )
+        store.wait()
+        save_params(folder, state["params"], section.steps)
+        write_result(
+            folder,
+            {
+                "stage": stage,
+                "steps": section.steps,
+                "seconds": round(time.time() - start_time, 1),
+                "first_step_s": round(first_step_s, 1) if section.steps > first else None,
+                "identity": dict(identity),
+                "last": {k: metrics.plain(v) for k, v in row.items()} if section.steps > first else {},
+                **(summary or {}),
+                **(finish(state) if finish else {}),
+            },
+        )
+        global _stop_asked
+        _stop_asked = stop.requested()
     return state
 
 
@@ -191,6 +223,20 @@ def load_params(folder, abstract_params):
             f"{folder}/final holds no parameters: run that stage first, or remove its result.json"
         )
     return found[1]
+
+
+def _settings(stage: str, section) -> dict[str, str | int | float]:
+    """The fields of a section that its numbers depend on, as "rl.beta"."""
+    plain = (str, bool, int, float)
+    return {f"{stage}.{name}": v for name, v in section.items() if name not in FREE and isinstance(v, plain)}
+
+
+def _tell_changes(stage: str, saved: Mapping, now: Mapping) -> None:
+    changed = [
+        f"{name} was {saved[name]!r} and is {now[name]!r}" for name in now if name in saved and saved[name] != now[name]
+    ]
+    if changed:
+        log.warning("%s: goes on with other settings than it was saved with: %s", stage, ", ".join(changed))
 
 
 def _check_identity(folder, saved: Mapping, now: Mapping) -> None:

@@ -149,7 +149,8 @@ def train(config, mesh, tokenizer, start_params, policy_params, rft_folder, fold
 
     Args:
       start_params: the language model whose trunk it starts from.
-      policy_params: the trained policy, which writes the second half of the data.
+      policy_params: the trained policy, which writes the second half of the data. Given as functions that make them, neither of the two
+        stays in memory through the stage.
       rft_folder: of the RFT stage; its data/trials.jsonl is the first half.
 
     Returns:
@@ -159,15 +160,15 @@ def train(config, mesh, tokenizer, start_params, policy_params, rft_folder, fold
     graphdef, _ = states.abstract_model(steps.model_config(config), mesh)
     scalar = states.abstract_model(steps.model_config(config, scalar_head=True), mesh)
     update = steps.build_meta_rm_step(config, mesh, scalar)
-    tx = optim.make_optimizer(meta)
+    tx = optim.make_optimizer(meta, "meta_rm")
 
     trials = read_trials(folder_of(rft_folder) / "data" / "trials.jsonl")[: meta.rft_trials]
+    policy_params = states.given(policy_params)
     policy = checkpoint.fingerprint(policy_params)
     own = policy_trials(config, nnx.merge(graphdef, policy_params), tokenizer, mesh, folder / "samples", policy)
+    del policy_params
     template = "compact_meta_rm" if config.template.startswith("compact") else "meta_rm"
-    first = add_head(config, mesh, start_params, config.seed)
-    encode = MetaRM(nnx.merge(scalar[0], first), tokenizer, template).encode
-    data = label([*trials, *own], encode, meta.seq_len)
+    data = label([*trials, *own], MetaRM(nnx.merge(*scalar), tokenizer, template).encode, meta.seq_len)
     train_rows, held_rows = split(data, meta.held_out, config.seed)
     log.info(
         "meta RM: %d critiques to train on, %d held out, %.0f%% right",
@@ -175,6 +176,9 @@ def train(config, mesh, tokenizer, start_params, policy_params, rft_folder, fold
         len(held_rows),
         100 * data.labels.mean(),
     )
+
+    def fresh():
+        return states.init_state(add_head(config, mesh, states.given(start_params), config.seed), tx, mesh, config.seed)
 
     def step(state, i, seed):
         places = range(i * meta.batch_size, (i + 1) * meta.batch_size)
@@ -186,7 +190,7 @@ def train(config, mesh, tokenizer, start_params, policy_params, rft_folder, fold
         "meta_rm",
         meta,
         folder,
-        fresh=lambda: states.init_state(first, tx, mesh, config.seed),
+        fresh=fresh,
         abstract=update.args[0],
         step=step,
         programs=(update,),
@@ -194,7 +198,10 @@ def train(config, mesh, tokenizer, start_params, policy_params, rft_folder, fold
             "data": f"{len(data)} critiques",
             "seed": config.seed,
             "policy": policy,
+            "meta_rm.batch_size": meta.batch_size,
+            "meta_rm.seq_len": meta.seq_len,
         },
+        settings={"template": config.template},
         shown=("loss", "accuracy"),
         tensorboard=config.tensorboard,
         finish=lambda state: {

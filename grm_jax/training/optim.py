@@ -7,28 +7,36 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from grm_jax.training.state import is_variable
+
 SCHEDULES = ("constant", "cosine", "linear")
 
 
-def make_schedule(section):
-    """Learning rate by step: linear warm-up over `warmup_steps`, then `constant`, or down to `lr * final_lr_share` at `steps`.
+def make_schedule(section, stage=""):
+    """Learning rate by update: linear warm-up over `warmup_steps`, then `constant`, or down to `lr * final_lr_share` at `steps`.
 
     Args:
-      section: a stage of a config with lr, steps, warmup_steps, schedule, final_lr_share.
+      section: a stage of a config with lr, steps, warmup_steps, schedule, final_lr_share, and where a step makes several updates,
+        updates_per_rollout.
+      stage: its name, for errors.
 
     Raises:
       ValueError: for a schedule that is not one of SCHEDULES, or a warm-up that is not shorter than the run.
     """
-    warmup, steps, final = section.warmup_steps, section.steps, section.lr * section.final_lr_share
-    if warmup and warmup >= steps:
-        raise ValueError(f"warmup_steps={warmup} is not shorter than steps={steps}: lower warmup_steps")
+    where = f"config.{stage}." if stage else ""
+    if section.warmup_steps and section.warmup_steps >= section.steps:
+        raise ValueError(
+            f"{where}warmup_steps={section.warmup_steps} is not shorter than {where}steps={section.steps}: lower {where}warmup_steps"
+        )
+    updates = section.get("updates_per_rollout", 1)
+    warmup, steps, final = section.warmup_steps * updates, section.steps * updates, section.lr * section.final_lr_share
     after = {
         "constant": lambda: optax.constant_schedule(section.lr),
         "cosine": lambda: optax.cosine_decay_schedule(section.lr, max(steps - warmup, 1), section.final_lr_share),
         "linear": lambda: optax.linear_schedule(section.lr, final, max(steps - warmup, 1)),
     }
     if section.schedule not in after:
-        raise ValueError(f"schedule {section.schedule!r} is not known: use one of {', '.join(SCHEDULES)}")
+        raise ValueError(f"{where}schedule {section.schedule!r} is not known: use one of {', '.join(SCHEDULES)}")
     if not warmup:
         return after[section.schedule]()
     # The first update has 1/warmup of the rate, not 0: a step that does nothing is a step lost.
@@ -36,22 +44,33 @@ def make_schedule(section):
     return optax.join_schedules([ramp, after[section.schedule]()], [warmup])
 
 
-def make_optimizer(section):
+def make_optimizer(section, stage=""):
     """optax AdamW with global-norm clipping; weight decay on matrices only (never on norms' scales).
 
     Args:
       section: a stage of a config with the fields of `make_schedule` and b1, b2, eps, weight_decay, clip_norm (0: none).
+      stage: its name, for errors.
     """
     parts = [optax.clip_by_global_norm(section.clip_norm)] if section.clip_norm else []
     adamw = optax.adamw(
-        make_schedule(section),
+        make_schedule(section, stage),
         b1=section.b1,
         b2=section.b2,
         eps=section.eps,
         weight_decay=section.weight_decay,
-        mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+        mask=_decayed,
     )
     return optax.chain(*parts, adamw)
+
+
+def _decayed(params):
+    """Whether each array decays: matrices do. The layers' norm scales are stacked into one matrix, and known by their axes."""
+
+    def decays(leaf):
+        axes = leaf.get_metadata().get("axes", ()) if is_variable(leaf) else ()
+        return jax.tree.map(lambda x: x.ndim > 1 and "norm" not in axes, leaf)
+
+    return jax.tree.map(decays, params, is_leaf=is_variable)
 
 
 def micro_batch_count(section, rows, mesh):

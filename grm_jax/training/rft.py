@@ -80,21 +80,27 @@ def _sampled_by(rft) -> str:
 
 
 def train(config, mesh, tokenizer, first_params, folder):
-    """Fine-tunes from `first_params` on the set in `<folder>/data`; returns the trained parameters."""
+    """Fine-tunes from `first_params` on the set in `<folder>/data`; returns the trained parameters.
+
+    Given as a function that makes them, the first parameters are made once the set is there, and do not stay through the training.
+    """
     folder, rft = folder_of(folder), config.rft
     encoded = prepare(config, tokenizer, mesh, folder / "data")
+    held = [states.given(first_params)]  # in a list, to be taken out
+    del first_params
     packed = packing.PackedBatches(encoded, config.batch_size, config.seq_len, config.seed)
     abstract = states.abstract_model(steps.model_config(config), mesh)
     update = steps.build_sft_step(config, mesh, abstract)
-    tx = optim.make_optimizer(rft)
+    tx = optim.make_optimizer(rft, "rft")
 
     def step(state, i, seed):
+        held.clear()  # where a checkpoint was gone on from, nobody has taken it
         batch = packed.batch(i)
         state, metrics = update.fn(state, states.put_batch(batch, mesh))
         return state, {**metrics, "tokens": int((batch["segment_ids"] > 0).sum())}, f"{i} of seed {config.seed}"
 
     def fresh():
-        return states.init_state(jax.tree.map(lambda x: x.copy(), first_params), tx, mesh, config.seed)
+        return states.init_state(jax.tree.map(lambda x: x.copy(), held.pop()), tx, mesh, config.seed)
 
     state = loop.train(
         "rft",
@@ -107,8 +113,11 @@ def train(config, mesh, tokenizer, first_params, folder):
         identity={
             "data": f"{len(encoded)} examples/{len(encoded.tokens)} tokens",
             "seed": config.seed,
-            "start": checkpoint.fingerprint(first_params),
+            "start": checkpoint.fingerprint(held[0]),
+            "batch_size": config.batch_size,
+            "seq_len": config.seq_len,
         },
+        settings={"template": config.template},
         shown=("loss", "grad_norm"),
         tensorboard=config.tensorboard,
         summary={

@@ -13,6 +13,11 @@ from grm_jax import sharding
 from grm_jax.models import Gemma
 
 
+def given(params):
+    """Parameters that were given as they are, or as a function that makes them: such are kept by nobody but the one who asked."""
+    return params() if callable(params) else params
+
+
 def is_variable(x):
     return isinstance(x, nnx.Variable)
 

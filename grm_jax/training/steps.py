@@ -83,7 +83,7 @@ def build_sft_step(config, mesh, model_abstract=None):
         return losses.sft_loss(out.logps, micro["weights"], tokens), {}
 
     shapes = sft_batch_shapes(config.batch_size, config.seq_len)
-    tx = optim.make_optimizer(config.rft)
+    tx = optim.make_optimizer(config.rft, "rft")
     return build_update(
         "sft_update",
         loss_of,
@@ -208,7 +208,7 @@ def build_grpo_step(config, mesh, model_abstract=None):
         }
         return loss, jax.lax.stop_gradient({**metrics, **extra})
 
-    tx = optim.make_optimizer(rl)
+    tx = optim.make_optimizer(rl, "rl")
     shapes = grpo_batch_shapes(config)
     return build_update("grpo_update", loss_of, tx, rl, params, mesh, shapes, lambda b: jnp.maximum(b["mask"].sum(), 1))
 
@@ -235,7 +235,7 @@ def build_meta_rm_step(config, mesh, model_abstract=None):
         return losses.bce_loss(scores_B, micro["labels"]) * share, {"accuracy": right * share}
 
     shapes = meta_rm_batch_shapes(section.batch_size, section.seq_len)
-    tx = optim.make_optimizer(section)
+    tx = optim.make_optimizer(section, "meta_rm")
     return build_update("meta_rm_update", loss_of, tx, section, params, mesh, shapes, lambda b: b["labels"].shape[0])
 
 

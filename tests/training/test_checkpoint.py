@@ -112,6 +112,31 @@ def test_nothing_readable_is_an_error_that_keeps_the_files(tmp_path):
     assert (tmp_path / "1").exists()
 
 
+def test_a_checkpoint_that_another_host_cannot_read_is_left_by_all_before_they_compute_on_it(
+    tmp_path, monkeypatch, caplog
+):
+    with checkpoint.Checkpoints(tmp_path) as store:
+        store.save(1, make_tree(1, 1.0))
+        store.save(2, make_tree(1, 2.0))
+    asked, computed = [], []
+
+    def agree(flag, all_of=False):
+        asked.append(flag)
+        return flag and len(asked) > 1  # the other host fails at the newest
+
+    def fingerprint(tree, real=checkpoint.fingerprint):
+        computed.append(len(asked))
+        return real(tree)
+
+    monkeypatch.setattr(checkpoint, "agree", agree)
+    monkeypatch.setattr(checkpoint, "fingerprint", fingerprint)
+    with checkpoint.Checkpoints(tmp_path) as store:
+        step, tree, _ = store.restore(abstract(make_tree(1)))
+    assert step == 1 and "unreadable on another host" in caplog.text
+    assert_same(tree, make_tree(1, 1.0))
+    assert asked == [True, True, True] and computed == [2]  # read, read and, only then, the same
+
+
 def test_no_checkpoint_is_none(tmp_path):
     with checkpoint.Checkpoints(tmp_path) as store:
         assert store.restore_or_none(abstract(make_tree(1))) is None

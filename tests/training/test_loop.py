@@ -113,6 +113,31 @@ def test_sigterm_saves_first_and_the_run_goes_on_from_there(tmp_path):
     np.testing.assert_array_equal(got["params"]["w"], want["params"]["w"])
 
 
+def test_sigterm_in_the_last_step_lets_the_stage_end_and_stops_the_next_one(tmp_path):
+    terminate = stop_at(9, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    train(tmp_path / "one", terminate)
+    assert loop.is_done(tmp_path / "one")
+    with pytest.raises(loop.Stopped, match="toy: stopped by a signal before its first step"):
+        train(tmp_path / "two")
+    assert not (tmp_path / "two").exists()
+    train(tmp_path / "two")  # once
+
+
+def test_a_step_that_was_half_made_is_not_saved_as_the_state_before_it(tmp_path):
+    def step(state, i, seed):
+        if i != 5:
+            return add_noise(state, i, seed)
+        row = {"loss": jnp.float32(np.nan), "grad_norm": jnp.float32(2), "finite": jnp.float32(0), "updated": 1}
+        return add_noise(state, i, seed)[0], row, "5"
+
+    with pytest.raises(
+        loop.NonFiniteLoss, match=r"1 of its updates were made before.*newest checkpoint is .*/4\. Look"
+    ):
+        train(tmp_path, step)
+    got, want = train(tmp_path), train(tmp_path / "one")
+    np.testing.assert_array_equal(got["params"]["w"], want["params"]["w"])
+
+
 def test_nan_stops_the_run_keeps_the_last_good_state_and_names_the_batch(tmp_path):
     def step(state, i, seed):
         if i != 5:
@@ -155,6 +180,18 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path):
         train(tmp_path, stop_at(5, crash))
     with pytest.raises(checkpoint.CheckpointError, match="data was 'a' and is 'b'.*another workdir"):
         train(tmp_path, identity={"data": "b"})
+
+
+def test_other_settings_are_told_and_other_places_in_the_data_refused(tmp_path, caplog):
+    with pytest.raises(Crash):
+        train(tmp_path, stop_at(5, crash), lr=0.1)
+    # A checkpoint that does not say its batch size, as older ones, is not asked for it.
+    with pytest.raises(Crash), caplog.at_level(logging.WARNING):
+        train(tmp_path, stop_at(7, crash), identity={"data": "a", "batch_size": 8}, lr=0.2, log_every=2)
+    assert "toy: goes on with other settings than it was saved with: toy.lr was 0.1 and is 0.2" in caplog.text
+    assert "log_every" not in caplog.text
+    with pytest.raises(checkpoint.CheckpointError, match="batch_size was 8 and is 4.*another workdir"):
+        train(tmp_path, identity={"data": "a", "batch_size": 4}, lr=0.2)
 
 
 def test_a_log_cut_in_the_middle_of_a_line_is_read_to_its_last_whole_one(tmp_path):

@@ -34,6 +34,31 @@ def test_schedules_that_cannot_be_are_refused():
         optim.make_schedule(section(schedule="step"))
 
 
+def test_the_schedule_ends_with_the_last_update_of_the_last_rollout():
+    rate = optim.make_schedule(section(schedule="linear", updates_per_rollout=2))
+    np.testing.assert_allclose([rate(20), rate(110), rate(200)], [1e-2, 5.5e-3, 1e-3], rtol=1e-4)
+    with pytest.raises(ValueError, match="config.rl.warmup_steps=100 is not shorter than config.rl.steps=100"):
+        optim.make_optimizer(section(warmup_steps=100), "rl")
+    with pytest.raises(ValueError, match="config.rft.schedule 'step' is not known"):
+        optim.make_optimizer(section(schedule="step"), "rft")
+
+
+def test_norm_scales_of_stacked_layers_do_not_decay():
+    from flax import nnx
+
+    from grm_jax.models import Gemma, get_config
+
+    params = jax.tree.map(jnp.ones_like, nnx.state(Gemma(get_config("tiny_gemma2"), nnx.Rngs(0))))
+    tx = optim.make_optimizer(section(weight_decay=0.1, warmup_steps=0, schedule="constant"))
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    scales = 0
+    for variable in jax.tree.leaves(updates, is_leaf=lambda x: isinstance(x, nnx.Variable)):
+        is_scale = "norm" in variable.get_metadata()["axes"]
+        scales += is_scale and variable.get_value().ndim > 1
+        np.testing.assert_allclose(variable.get_value(), 0.0 if is_scale else -1e-3, rtol=1e-5)
+    assert scales
+
+
 def test_decay_is_for_matrices_only():
     tx = optim.make_optimizer(section(weight_decay=0.1, warmup_steps=0, schedule="constant"))
     params = {"matrix": jnp.ones((2, 2)), "scale": jnp.ones(2)}

@@ -1,0 +1,87 @@
+"""The three trainings, of one step each: what they keep in memory, what their checkpoints are tied to, where a bad update stops."""
+
+import dataclasses
+import gc
+
+import jax
+import pytest
+import resume_child
+
+from grm_jax.sharding import make_mesh
+from grm_jax.training import grpo, loop, meta_rm, metrics, rft, sources, steps
+from grm_jax.training import state as states
+
+
+@pytest.fixture
+def setting(monkeypatch):
+    """(config, mesh, tokenizer, abstract parameters), with the mesh set and nothing compiled ahead."""
+    config = resume_child.make_config()
+    config.rft.update(steps=1, warmup_steps=0)
+    config.rl.update(steps=1)
+    config.meta_rm.update(steps=1, warmup_steps=0)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    monkeypatch.setattr(loop, "compile_ahead", lambda *_: 0.0)
+    with jax.set_mesh(mesh):
+        abstract = states.abstract_model(steps.model_config(config), mesh)[1]
+        yield config, mesh, sources.load_tokenizer(config), abstract
+
+
+def wrapped(monkeypatch, name, around):
+    """`around(fn, state, batch)` in the place of the update that `steps.NAME` builds."""
+    build = getattr(steps, name)
+
+    def built(*args):
+        program = build(*args)
+        return dataclasses.replace(program, fn=lambda state, batch: around(program.fn, state, batch))
+
+    monkeypatch.setattr(steps, name, built)
+
+
+def test_a_stage_keeps_its_state_and_reference_and_no_first_parameters(setting, monkeypatch, tmp_path):
+    config, mesh, tokenizer, abstract = setting
+    table = (config.model_overrides["vocab_size"], config.model_overrides["d_model"])
+    seen = []
+
+    def count(fn, state, batch):
+        gc.collect()
+        seen.append(sum(x.shape == table for x in jax.live_arrays()))
+        return fn(state, batch)
+
+    for name in ("build_sft_step", "build_grpo_step", "build_meta_rm_step"):
+        wrapped(monkeypatch, name, count)
+
+    def first():
+        return states.init_params(steps.model_config(config), mesh, 0)
+
+    def last(stage):
+        return lambda: loop.load_params(tmp_path / stage, abstract)
+
+    assert first().flat_state()  # the shape is the table's, and of nothing else
+    assert sum(x.shape == table for x in jax.tree.leaves(abstract)) == 1
+    rft.train(config, mesh, tokenizer, first, tmp_path / "rft")
+    at = sources.judging(config).at
+    grpo.train(config, mesh, tokenizer, last("rft"), at, tmp_path / "rl", "world")
+    meta_rm.train(config, mesh, tokenizer, last("rft"), last("rl"), tmp_path / "rft", tmp_path / "meta_rm")
+    # The weights and two moments; in RL the reference too, in both updates.
+    assert seen == [3, 4, 4, 3]
+    tied = {stage: set(loop.read_result(tmp_path / stage)["identity"]) for stage in ("rft", "rl", "meta_rm")}
+    assert {"batch_size", "seq_len"} <= tied["rft"] and "rl.prompts" in tied["rl"]
+    assert {"meta_rm.batch_size", "meta_rm.seq_len"} <= tied["meta_rm"]
+
+
+def test_no_further_update_of_a_rollout_after_one_that_is_not_finite(setting, monkeypatch, tmp_path):
+    config, mesh, tokenizer, _ = setting
+    config.rl.update(updates_per_rollout=4)
+    calls = []
+
+    def poisoned(fn, state, batch):
+        calls.append(len(calls))
+        state, row = fn(state, batch)
+        return state, {**row, "finite": row["finite"] * (len(calls) != 2)}
+
+    wrapped(monkeypatch, "build_grpo_step", poisoned)
+    first = lambda: states.init_params(steps.model_config(config), mesh, 0)  # noqa: E731
+    at = sources.judging(config).at
+    with pytest.raises(loop.NonFiniteLoss, match="at step 0.*1 of its updates were made before.*no checkpoint yet"):
+        grpo.train(config, mesh, tokenizer, first, at, tmp_path, "world")
+    assert calls == [0, 1] and not metrics.read_jsonl(tmp_path / "metrics.jsonl")
