@@ -9,6 +9,7 @@ be read. Intervals are 95% bootstrap over prompts: comparisons of one query are 
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 
 import jax
@@ -20,6 +21,7 @@ from grm_jax.judging.types import Comparison, Critique, Principle, Verdict
 from grm_jax.training import rft_data
 from grm_jax.training.storage import folder_of, write_whole
 
+log = logging.getLogger(__name__)
 RESAMPLES = 2000
 
 
@@ -100,7 +102,7 @@ def cell(
 
 
 def judged(judge: Judge, items: Sequence[Comparison], options: Options, folder=None, chunk: int = 64) -> list[Verdict]:
-    """Verdicts in the order of the items. Raises ValueError naming the first item that could not be judged.
+    """Verdicts in the order of the items. One that cannot be judged counts as unread; ValueError, with a reason, where none can be.
 
     folder: keeps the verdicts of each chunk, so that an evaluation that was interrupted goes on; None keeps nothing. What was judged under
     other options or items, or without a meta RM, is in a folder of its own.
@@ -115,6 +117,7 @@ def judged(judge: Judge, items: Sequence[Comparison], options: Options, folder=N
         ]
         folder = folder_of(folder) / hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
     found: list[Verdict] = []
+    unread, reason = 0, ""
     for start in range(0, len(items), chunk):
         part, path = items[start : start + chunk], None if folder is None else folder / f"{start:06d}.json"
         if path is not None and path.exists():
@@ -123,11 +126,15 @@ def judged(judge: Judge, items: Sequence[Comparison], options: Options, folder=N
         verdicts: dict[int, Verdict] = {}
         for i, verdict in judge.stream(part, options, chunk):
             if not isinstance(verdict, Verdict):
-                raise ValueError(f"{part[i].id} could not be judged: {verdict.reason}")
+                log.warning("%s could not be judged, and counts as unread: %s", part[i].id, verdict.reason)
+                unread, reason = unread + 1, verdict.reason
+                verdict = votes.verdict([Critique("", sample=s) for s in range(options.k)], part[i].n, part[i].id)
             verdicts[i] = verdict
         found += [verdicts[i] for i in range(len(part))]
         if path is not None and jax.process_index() == 0:
             write_whole(path, json.dumps([dataclasses.asdict(verdict) for verdict in found[start:]]))
+    if unread == len(items) > 0:
+        raise ValueError(f"none of {unread} comparisons could be judged, the last because: {reason}")
     return found
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from experiments import study
 from grm_jax.judging import votes
+from grm_jax.judging.judge import Unjudged
 from grm_jax.judging.options import Options
 from grm_jax.judging.types import Comparison, Critique, Principle, Verdict
 from grm_jax.training import evaluate, meta_rm, report
@@ -97,6 +98,27 @@ def test_an_interrupted_evaluation_goes_on_with_equal_verdicts(tmp_path):
     assert asked == [4, 4, 2]
     evaluate.judged(Judge(None), items, Options(k=2, temperature=0.0), tmp_path, chunk=4)  # other options: all anew
     assert asked[3:] == [4, 4, 2]
+
+
+def test_one_that_cannot_be_judged_counts_as_unread():
+    items = [Comparison(f"q{i}", ("a", "b"), label=0, id=str(i)) for i in range(3)]
+
+    class Judge:
+        family, meta_rm = "grm", None
+
+        def __init__(self, bad):
+            self.bad = bad
+
+        def stream(self, part, options, chunk):
+            for i in range(len(part)):
+                right = votes.verdict([Critique("t", scores=(8.0, 3.0), order=(0, 1), status="ok")] * 2, 2, part[i].id)
+                yield i, Unjudged("too long") if i in self.bad else right
+
+    found = evaluate.judged(Judge({1}), items, Options(k=2))
+    assert [v.unparsed for v in found] == [0, 2, 0]
+    assert evaluate.cell("m", "Voting", items, found, 2, "sum", False).accuracy == pytest.approx(2.5 / 3)
+    with pytest.raises(ValueError, match="none of 3 comparisons could be judged, the last because: too long"):
+        evaluate.judged(Judge({0, 1, 2}), items, Options(k=2))
 
 
 def test_intervals_hold_the_mean_and_pairing_narrows_them():
