@@ -1,6 +1,6 @@
 """Makes the files that experiments/spct_gsm8k.py trains on, from the published GSM8K groups of four model solutions.
 
-    python experiments/gsm8k_critiques.py ../shared/data/gsm8k/grade_school_math/data/example_model_solutions.jsonl data/gsm8k
+    python experiments/gsm8k_critiques.py DATA/example_model_solutions.jsonl data/gsm8k
 
 Writes train.jsonl and held_out.jsonl (pairs of a right and a wrong solution; a problem is on one side only), critiques.jsonl (three plain and
 one hinted critique of each training pair, in the `grm` form) and general.jsonl (the problems of the training side with their worked solutions).

@@ -40,9 +40,11 @@ class Account:
 
     Attributes:
       max_share: Share of malformed records above which `check` raises; 0 tolerates none.
+      source: Name of the data, for that error.
     """
 
     max_share: float = 0.01
+    source: str = ""
     seen: int = 0
     malformed: list[tuple[str, int, str]] = dataclasses.field(default_factory=list)
     unusable: collections.Counter = dataclasses.field(default_factory=collections.Counter)
@@ -57,8 +59,8 @@ class Account:
         if len(self.malformed) > self.max_share * self.seen and (final or self.seen >= GRACE):
             first = "; ".join(f"{path}:{line}: {reason}" for path, line, reason in self.malformed[:_SHOWN])
             raise TooManyMalformed(
-                f"{len(self.malformed)} of {self.seen} records are malformed, more than the share of {self.max_share:g} "
-                f"that may be skipped: {first}. Mend the records, or raise max_skipped"
+                f"{self.source}{': ' if self.source else ''}{len(self.malformed)} of {self.seen} records are malformed, more than the share of "
+                f"{self.max_share:g} that may be skipped: {first}. Mend the records, or raise max_skipped"
             )
 
     def summary(self) -> dict:

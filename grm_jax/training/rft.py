@@ -8,7 +8,7 @@ import jax
 from grm_jax.data import packing, sft
 from grm_jax.training import checkpoint, loop, optim, rft_data, rft_samplers, sources, steps
 from grm_jax.training import state as states
-from grm_jax.training.storage import folder_of, reading, write_whole, writing
+from grm_jax.training.storage import fetched, folder_of, reading, write_whole, writing
 
 log = logging.getLogger(__name__)
 
@@ -22,14 +22,14 @@ def make_sampler(config, tokenizer, mesh):
     if rft.sampler == "teacher":
         return rft_samplers.teacher(principles=config.principles, seed=config.seed, **settings)
     if rft.sampler == "file":
-        return rft_samplers.file(**settings)
+        return rft_samplers.file(fetched(settings.pop("path")), **settings)
     if rft.sampler == "endpoint":
         return rft_samplers.endpoint(**settings)
     if rft.sampler == "model":
         from grm_jax import checkpoints
         from grm_jax.judging.sampler import engine_runner
 
-        model = checkpoints.load(settings.pop("path"), mesh=mesh)
+        model = checkpoints.load(fetched(settings.pop("path")), mesh=mesh)
         return rft_samplers.model(engine_runner(model, mesh), tokenizer, seed=config.seed, **settings)
     raise ValueError(f"rft.sampler {rft.sampler!r} is not known: use teacher, file, endpoint or model")
 

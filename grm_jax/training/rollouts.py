@@ -70,7 +70,7 @@ def make_prompts(
     if not fitting:
         shortest = min(len(prompt.tokens) for prompt in prompts)
         raise ValueError(
-            f"all {len(prompts)} prompts are too long, the shortest has {shortest} tokens: raise prompt_len ({longest})"
+            f"all {len(prompts)} prompts are too long, the shortest has {shortest} tokens: raise config.rl.prompt_len ({longest})"
         )
     spare = itertools.cycle(fitting)
     kept = [prompt if len(prompt.tokens) <= longest else next(spare) for prompt in prompts]
@@ -93,7 +93,7 @@ def roll_out(model, prompts: list[Prompt], tokenizer, rl, seed: int) -> Rollouts
 
     Args:
       model: the policy; runs under the mesh in context.
-      rl: section of a config: group_size, max_new_tokens, temperature, prompt_len, rows_at_once.
+      rl: section of a config: group_size, max_new_tokens, temperature, prompt_len, prompt_slots, normalise_std.
       seed: of the sampling; a step's own.
     """
     start = time.perf_counter()

@@ -8,14 +8,17 @@ data.general = "world", or a tuple of JSONL files of chats (`data.sft.read_examp
 import dataclasses
 import hashlib
 import json
+import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from grm_jax.data import batches, layouts, records, sft, world
 from grm_jax.data.vocabulary import vocabulary_path
 from grm_jax.judging.types import Comparison
-from grm_jax.training.storage import fetched
+from grm_jax.training.storage import fetched, folder_of
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +31,61 @@ class Source:
 
     def take(self, start: int, count: int) -> list[Comparison]:
         return [self.at(place) for place in range(start, start + count)]
+
+
+def paths(config, stages: Collection[str] | None = None) -> Iterator[tuple[str, str]]:
+    """(field, path) of all files and folders that the stages (None: those of the config) read, as they stand in the config."""
+    stages = config.stages if stages is None else stages
+    for field in ("init", "tokenizer"):
+        if config.get(field) and (field, config[field]) != ("tokenizer", "world"):
+            yield f"config.{field}", config[field]
+    data = config.get("data")
+    if data is None:
+        return
+    if tuple(data.judging) != ("world",):
+        used = {"judging": {"rft", "rl", "meta_rm"}, "held_out": {"eval"}}
+        for field in [name for name, of in used.items() if of & set(stages)]:
+            for entry in data.get(field, ()):
+                yield from ((f"config.data.{field} ({entry['name']})", path) for path in _several(entry["files"]))
+    if "rft" in stages:
+        if data.general_items and data.general != "world":
+            yield from (("config.data.general", path) for path in _several(data.general))
+        if config.rft.sampler in ("file", "model") and "path" in config.rft.sampling:
+            yield "config.rft.sampling.path", config.rft.sampling["path"]
+
+
+def check(config, stages: Collection[str] | None = None) -> None:
+    """Looks for everything that `stages` (None: those of the config) will read, before hours are spent on what comes first.
+
+    Raises FileNotFoundError for a file or folder that is not there, ValueError for a field that is empty or a layout that does not exist,
+    all with the field's name.
+    """
+    stages = config.stages if stages is None else stages
+    tokenizer_path(config)
+    if tuple(config.data.judging) != ("world",):
+        if "eval" in stages:
+            _held_out(config, "test")
+        for entry in (*config.data.judging, *config.data.get("held_out", ())):
+            layouts.get_layout(entry["layout"])
+    if "rft" in stages and config.rft.sampler in ("file", "model") and not config.rft.sampling.get("path"):
+        raise ValueError(
+            f"config.rft.sampling.path is empty: the sampler {config.rft.sampler!r} reads what stands there"
+        )
+    for field, path in paths(config, stages):
+        if not folder_of(path).exists():
+            raise FileNotFoundError(
+                f"{field} names {path}, which does not exist, or may not be read from here: mend the path"
+            )
+
+
+def _several(files) -> tuple[str, ...]:
+    return (files,) if isinstance(files, str) else tuple(files)
+
+
+def _held_out(config, split: str):
+    if not config.data.get("held_out", ()):
+        raise ValueError(f"data.held_out is empty: name sources for the split {split!r}, or leave the stage eval out")
+    return config.data.held_out
 
 
 def world_config(data) -> world.WorldConfig:
@@ -49,11 +107,7 @@ def judging(config, split: str = "train") -> Source:
         at = batches.from_world(split, seed, families=families, config=world_config(data))
         source = Source(at, None, f"world/{split}/{seed}")
     else:
-        entries = data.judging if split == "train" else data.held_out
-        if not entries:
-            raise ValueError(
-                f"data.held_out is empty: name sources for the split {split!r}, or leave the stage eval out"
-            )
+        entries = data.judging if split == "train" else _held_out(config, split)
         lists = [_read(entry, data.max_skipped) for entry in entries]
         ats = [batches.from_list(comparisons, seed) for comparisons in lists]
         at = ats[0] if len(ats) == 1 else batches.from_mixture(ats, [entry["rate"] for entry in entries], seed)
@@ -62,9 +116,10 @@ def judging(config, split: str = "train") -> Source:
 
 
 def _read(entry, max_skipped: float) -> list[Comparison]:
-    account = records.Account(max_skipped)
+    account = records.Account(max_skipped, entry["name"])
     layout = layouts.get_layout(entry["layout"])
-    found = list(records.read_comparisons(tuple(entry["files"]), layout, max_skipped, account))
+    files = [fetched(path) for path in _several(entry["files"])]
+    found = list(records.read_comparisons(files, layout, max_skipped, account))
     if not found:
         raise ValueError(
             f"source {entry['name']!r} holds no comparison: look at its files and layout ({entry['layout']})"
@@ -103,8 +158,8 @@ def general(config) -> list[sft.Example]:
         )
         return [sft.Example(tuple(one.messages[:-1]), one.answer, "general", one.id) for one in found]
     examples: list[sft.Example] = []
-    for path in data.general:
-        for example in sft.read_examples(path, data.max_skipped):
+    for path in _several(data.general):
+        for example in sft.read_examples(fetched(path), data.max_skipped, records.Account(source="data.general")):
             examples.append(example)
             if len(examples) == data.general_items:
                 return examples
@@ -112,7 +167,9 @@ def general(config) -> list[sft.Example]:
 
 
 def tokenizer_path(config) -> Path:
-    """The tokenizer's file or folder; "world" is the judging world's own."""
+    """The tokenizer's file or folder; "world" is the judging world's own. Raises ValueError where the config names none."""
+    if not config.tokenizer:
+        raise ValueError("config.tokenizer is empty: name the model's tokenizer, its file or the folder that holds it")
     return vocabulary_path() if config.tokenizer == "world" else fetched(config.tokenizer)
 
 
@@ -129,6 +186,8 @@ def first_params(config, cfg, mesh):
     from grm_jax.training import state as states
 
     if not config.init:
+        if not config.model.startswith("tiny"):
+            log.warning("config.init is empty: %s begins with random weights", config.model)
         return states.init_params(cfg, mesh, config.seed)
     from grm_jax import checkpoints
 

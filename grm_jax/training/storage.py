@@ -59,7 +59,7 @@ def fetched(path: str) -> Path:
     Raises FileNotFoundError where there is nothing.
     """
     if not is_remote(path):
-        return Path(path)
+        return Path(path).expanduser()
     source = folder_of(path)
     if not source.exists():
         raise FileNotFoundError(f"{path} does not exist, or this machine's account may not read it")

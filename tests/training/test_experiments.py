@@ -1,12 +1,14 @@
 """The experiments: values of the paper, ablations as one-line changes, sources of data."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
-from experiments import ablations, spct_2b, spct_9b, spct_27b, spct_tiny, study
+from experiments import ablations, spct_2b, spct_9b, spct_27b, spct_gsm8k, spct_tiny, study
 from grm_jax.training import main, optim, rft_data, rft_samplers, rollouts, sources, steps
+from grm_jax.training import state as states
 
 
 def test_27b_has_the_values_of_the_paper():
@@ -62,7 +64,7 @@ def test_prompts_shuffle_responses_and_refuse_what_does_not_fit():
     assert [p.tokens for p in prompts] == [p.tokens for p in again]
     some, too_long = rollouts.make_prompts(items, "compact", tokenizer, seed=1, longest=30)
     assert 0 < too_long < len(some) == len(items) and max(len(p.tokens) for p in some) <= 30
-    with pytest.raises(ValueError, match="all 40 prompts are too long.*raise prompt_len"):
+    with pytest.raises(ValueError, match="all 40 prompts are too long.*raise config.rl.prompt_len"):
         rollouts.make_prompts(items, "compact", tokenizer, seed=1, longest=5)
     arrays = rollouts.prompt_arrays(prompts[:3], 64, 0)
     for row, length, prompt in zip(arrays["prompts"], arrays["prompt_lengths"], prompts):
@@ -116,6 +118,64 @@ def test_what_is_evaluated_on_comes_once_and_without_its_answer(tmp_path):
     config.eval.comparisons = 12
     items = main._held_out(config)
     assert sorted(c.id for c in items) == list("01234") and not any(c.reference for c in items)
+
+
+def test_what_a_run_would_miss_is_said_before_it_starts(tmp_path, caplog):
+    config = spct_gsm8k.get_config()
+    files = {}
+    for name in ("pairs", "held_out", "general", "samples", "weights"):
+        files[name] = tmp_path / f"{name}.jsonl"
+        files[name].write_text("{}")
+    config.tokenizer = config.init = str(files["weights"])
+    entry = dict(name="mine", layout="comparison", rate=1.0)
+    config.data.judging = (entry | {"files": (str(files["pairs"]),)},)
+    config.data.held_out = (entry | {"files": str(files["held_out"])},)
+    config.data.general = (str(files["general"]),)
+    config.rft.sampling.path = str(files["samples"])
+    sources.check(config)
+    fields = {
+        "pairs": "config.data.judging (mine)", "held_out": "config.data.held_out (mine)", "general": "config.data.general",
+        "samples": "config.rft.sampling.path", "weights": "config.init",
+    }  # fmt: skip
+    for name, field in fields.items():
+        files[name].rename(tmp_path / "away")
+        with pytest.raises(FileNotFoundError, match=re.escape(f"{field} names {files[name]}, which does not exist")):
+            sources.check(config)
+        if name == "held_out":
+            sources.check(config, ("rft", "rl"))
+        if name in ("general", "samples"):
+            sources.check(config, ("rl", "eval"))
+        (tmp_path / "away").rename(files[name])
+    config.data.held_out = (entry | {"files": (), "layout": "comparisn"},)
+    with pytest.raises(ValueError, match="comparisn"):
+        sources.check(config)
+    config.data.held_out = ()
+    with pytest.raises(ValueError, match="data.held_out is empty"):
+        sources.check(config)
+    config.rft.sampling = {}
+    with pytest.raises(ValueError, match="config.rft.sampling.path is empty"):
+        sources.check(config, ("rft",))
+    config.tokenizer = ""
+    for look in (sources.check, sources.load_tokenizer):
+        with pytest.raises(ValueError, match="config.tokenizer is empty"):
+            look(config)
+    sources.check(spct_tiny.get_config())
+
+
+def test_random_weights_are_told_where_they_are_a_mistake(caplog, monkeypatch):
+    monkeypatch.setattr(states, "init_params", lambda *_: "params")
+    sources.first_params(spct_tiny.get_config(), None, None)
+    assert not caplog.text
+    sources.first_params(spct_27b.get_config(), None, None)
+    assert "config.init is empty: gemma2_27b begins with random weights" in caplog.text
+
+
+def test_a_source_with_too_many_malformed_records_is_named(tmp_path):
+    config = spct_27b.get_config()
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    config.data.judging = (dict(name="mine", layout="comparison", files=(str(tmp_path / "a.jsonl"),), rate=1.0),)
+    with pytest.raises(ValueError, match="^mine: 1 of 1 records are malformed"):
+        sources.judging(config)
 
 
 def test_nothing_held_out_is_said():

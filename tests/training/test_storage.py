@@ -1,5 +1,7 @@
 """Folders that may stand in a bucket."""
 
+import json
+
 import pytest
 
 from grm_jax.training import storage
@@ -29,3 +31,33 @@ def test_what_a_bucket_holds_is_copied_once(bucket):
 
 def test_local_paths_stay_as_they_are(tmp_path):
     assert storage.fetched(str(tmp_path)) == tmp_path
+
+
+def test_data_samples_and_weights_may_stand_in_a_bucket(bucket, monkeypatch):
+    from experiments import spct_tiny
+    from grm_jax import checkpoints
+    from grm_jax.training import rft, sources
+
+    bucket.mkdir()
+    pair = {"id": "one", "query": "q", "responses": ["x", "y"], "label": 1}
+    (bucket / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
+    (bucket / "general.jsonl").write_text(json.dumps({"query": "q", "answer": "a"}) + "\n")
+    (bucket / "samples.jsonl").write_text(json.dumps({"id": "one", "text": "t"}) + "\n")
+    config = spct_tiny.get_config()
+    entry = dict(name="pairs", layout="comparison", files=("gs://bucket/pairs.jsonl",), rate=1.0)
+    with config.ignore_type():
+        config.data.judging = config.data.held_out = (entry,)
+        config.data.general = ("gs://bucket/general.jsonl",)
+    assert [sources.judging(config, split).at(0).id for split in ("train", "test")] == ["one", "one"]
+    assert [example.completion for example in sources.general(config)] == ["a"]
+    config.rft.sampler, config.rft.sampling = "file", {"path": "gs://bucket/samples.jsonl"}
+    assert callable(rft.make_sampler(config, None, None))
+
+    def load(path, mesh):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(checkpoints, "load", load)
+    (bucket / "weights").mkdir()
+    config.rft.sampler, config.rft.sampling = "model", {"path": "gs://bucket/weights"}
+    with pytest.raises(FileNotFoundError, match="^[^:]*bucket/weights$"):
+        rft.make_sampler(config, None, None)
