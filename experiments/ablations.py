@@ -5,6 +5,9 @@ Several, and plain fields, go together: `get_config("no_general,rl.beta=0.01,see
 
 from ml_collections import ConfigDict
 
+from launch.config import set_field
+from launch.errors import LaunchError
+
 
 def _no_principles(config):
     config.principles = False
@@ -51,27 +54,19 @@ ABLATIONS = {
 
 
 def apply(config: ConfigDict, arg: str) -> ConfigDict:
-    """Applies a comma-separated list of ablations and `field=value`s; the experiment's name gets them added.
+    """Applies a comma-separated list of ablations and `field=value`s (as `--config.field=value`); the experiment's name gets them added.
 
-    Raises ValueError for what is neither.
+    Raises ValueError for what is neither, and a field or value that cannot be.
     """
     for part in filter(None, (arg or "").split(",")):
         if part in ABLATIONS:
             ABLATIONS[part](config)
         elif "=" in part:
-            _set(config, *part.split("=", 1))
+            try:
+                set_field(config, *part.split("=", 1))
+            except LaunchError as error:
+                raise ValueError(str(error)) from None
         else:
             raise ValueError(f"{part!r} is neither an ablation ({', '.join(ABLATIONS)}) nor field=value")
         config.name = f"{config.name}-{part}"
     return config
-
-
-def _set(config: ConfigDict, field: str, text: str) -> None:
-    *parents, last = field.split(".")
-    section = config
-    for name in parents:
-        section = section[name]
-    if last not in section:
-        raise ValueError(f"the config has no field {field!r}: it has {', '.join(sorted(section))}")
-    kind = type(section[last])
-    section[last] = text in ("1", "true", "True") if kind is bool else kind(text)

@@ -22,7 +22,7 @@ def load(spec: str, overrides: dict[str, str]) -> Any:
     path_text, _, arg = spec.partition(":")
     config = _get_config(find(path_text), arg)
     for field, text in overrides.items():
-        _set(config, field, text)
+        set_field(config, field, text)
     return config
 
 
@@ -64,7 +64,8 @@ def fields(config: Any, prefix: str = "") -> Iterator[str]:
             yield from fields(value, f"{prefix}{name}.")
 
 
-def _set(config: Any, field: str, text: str) -> None:
+def set_field(config: Any, field: str, text: str) -> None:
+    """Replaces one field ("rl.beta") by `text`, read as a value of the kind that it has. Raises LaunchError naming the nearest field."""
     *parents, last = field.split(".")
     section = config
     for name in parents:

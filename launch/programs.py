@@ -6,7 +6,7 @@ Axes: L sequence length.
 from collections.abc import Sequence
 from typing import Any
 
-from launch.compile_only import Task
+from launch.compile_only import Task, argument_bytes
 from launch.slices import slice_devices
 
 
@@ -79,9 +79,11 @@ def tasks(config: Any, mesh, names: Sequence[str] | None = None, hbm: int = 0) -
         forward = rl_flops(cfg, rl)
         tokens = rl.prompts * (rl.prompt_len + rl.group_size * rl.max_new_tokens)
         reference = steps.build_logps(config, mesh, model, dtype=rl.get("reference_dtype"))
+        update = steps.build_grpo_step(config, mesh, model)
+        # The first argument of each, the reference's weights and the training state, lies there while the other runs.
         found += [
-            _task(reference, mesh, forward, tokens),
-            _task(steps.build_grpo_step(config, mesh, model), mesh, 3 * forward, tokens),
+            _task(reference, mesh, forward, tokens, argument_bytes(update.args[:1])),
+            _task(update, mesh, 3 * forward, tokens, argument_bytes(reference.args[:1])),
         ]
         if hbm:
             found += rollout_tasks(config, mesh, cfg, hbm)
@@ -173,5 +175,5 @@ def build_forward(config: Any, mesh, model_abstract):
     return steps.Program("forward", jax.jit(forward, in_shardings=places, out_shardings=out), (params, batch))
 
 
-def _task(program, mesh, flops: float, tokens: int) -> Task:
-    return Task(program.name, program.fn, program.args, mesh, flops, tokens)
+def _task(program, mesh, flops: float, tokens: int, beside: int = 0) -> Task:
+    return Task(program.name, program.fn, program.args, mesh, flops, tokens, beside=beside)

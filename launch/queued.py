@@ -7,6 +7,7 @@ The program on the workers runs detached and leaves its exit status in a file, s
 """
 
 import dataclasses
+import hashlib
 import shlex
 import subprocess
 import tempfile
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launch import gcloud
-from launch.errors import FAILED, PEER_LOST, START_AGAIN, LaunchError
+from launch.errors import FAILED, PEER_LOST, START_AGAIN, WRONG_COMMAND, LaunchError
 from launch.gcloud import Resource
 
 HOME = "grm_jax"
@@ -25,12 +26,16 @@ PYTHON = (
 )
 SETUP = f"rm -rf {HOME} && mkdir {HOME} && tar -xzf {HOME}.tar.gz -C {HOME} && ({PYTHON}) >/dev/null && cd {HOME} && make venv"
 STATUS = f"cd {HOME} && (cat status 2>/dev/null || (kill -0 $(cat pid) 2>/dev/null && echo running || echo lost))"
+THERE = f"cd {HOME} && echo $(cat job 2>/dev/null || echo - -) $( {STATUS.partition(' && ')[2]} )"
 ERRORS = f'cd {HOME} && [ "$(cat status 2>/dev/null)" = 0 ] || (echo "--- $(hostname)"; tail -n 15 log)'
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """words: the arguments of launch/tpu.py on the workers. attempts: how many times a resource is created. poll: seconds between looks."""
+    """words: the arguments of launch/tpu.py on the workers. attempts: how many times a resource is created. poll: seconds between looks.
+
+    tree: names what is in the archive (`digest`).
+    """
 
     resource: Resource
     words: tuple[str, ...]
@@ -39,6 +44,16 @@ class Job:
     attempts: int = 20
     poll: float = 20.0
     patience: int = 15
+    tree: str = "-"
+
+    @property
+    def command(self) -> str:
+        """Names the words."""
+        return hashlib.sha256(shlex.join(self.words).encode()).hexdigest()[:12]
+
+
+class Busy(LaunchError):
+    """The resource runs something else, which is not ours to end."""
 
 
 class Lost(Exception):
@@ -64,6 +79,9 @@ def run(
             f"The run goes on without this terminal. To follow it again: the same command. To end it: {gcloud.spelled(job.resource.delete())}"
         )
         return START_AGAIN
+    except Busy as error:
+        say(f"launch: {error}")
+        return WRONG_COMMAND
     except LaunchError as error:
         say(f"launch: {error}")
         status = FAILED
@@ -129,8 +147,18 @@ class _Driver:
         raise LaunchError(f"the state of {self.resource.name} cannot be read: {reason}")
 
     def run_program(self) -> int:
-        if self.program_status() in ("running", "0"):
+        command, tree, status = self.there()
+        ours = command == self.job.command
+        if status == "running" and not ours:
+            raise Busy(
+                f"{self.resource.name} runs another command: give another --name, wait until it has ended, or end it: "
+                f"{gcloud.spelled(self.resource.delete())}"
+            )
+        # What has ended under another command or commit is not what is asked for now.
+        if status == "running" or (status == "0" and ours and tree == self.job.tree):
             self.say("The program is there already: following it.")
+            if tree != self.job.tree:
+                self.say("It was started from another commit than the one that is checked out here.")
         else:
             for node in self.resource.nodes:
                 self.insist(self.resource.copy(node, self.job.archive, f"{HOME}.tar.gz"), f"copying to {node}")
@@ -166,12 +194,16 @@ class _Driver:
         words = shlex.join(self.job.words)
         inner = shlex.quote(f".venv/bin/python launch/tpu.py {words} >log 2>&1; echo $? >status")
         self.on_all(
-            f"cd {HOME} && rm -f status && (setsid nohup bash -c {inner} >/dev/null 2>&1 & echo $! >pid)", "starting"
+            f"cd {HOME} && rm -f status && echo {self.job.command} {self.job.tree} >job"
+            f" && (setsid nohup bash -c {inner} >/dev/null 2>&1 & echo $! >pid)",
+            "starting",
         )
 
-    def program_status(self) -> str | None:
-        answer = self.call(self.resource.ssh(self.resource.nodes[0], STATUS, "0"))
-        return answer.out.strip() if not answer.code else None
+    def there(self) -> tuple[str, str, str]:
+        """(command, tree, status) of the program on the workers: `Job.command` and `Job.tree` of the job that started it, "-" for none."""
+        answer = self.call(self.resource.ssh(self.resource.nodes[0], THERE, "0"))
+        command, tree, status = (answer.out.split() + ["-"] * 3)[:3] if not answer.code else ("-", "-", "lost")
+        return command, tree, status
 
     def follow(self, offset: int) -> tuple[str | None, str]:
         """(status or None if ssh failed, what worker 0 has written since `offset` bytes)."""
@@ -237,6 +269,11 @@ def archive(root: Path, config_file: Path) -> str:
     if done.returncode:
         raise LaunchError(f"the tree at {root} cannot be archived: {done.stderr.strip()}. Start from a git clone")
     return str(target)
+
+
+def digest(path: str) -> str:
+    """Names an archive: the same for the same commit and experiment."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
 
 
 def commands(job: Job) -> list[str]:

@@ -180,12 +180,14 @@ def run_queued(options, config, overrides: dict[str, str]) -> int:
         answer = gcloud.run(gcloud.bucket(options.workdir))
         if answer.code:
             raise LaunchError(f"{options.workdir} cannot be reached: {answer.reason}")
+        if missing := _left_out(config):
+            raise LaunchError(missing)
         tree = queued.archive(ROOT, file)
-    job = queued.Job(resource, words, tree, options.keep)
     if options.dry_run:
-        print("\n".join(queued.commands(job)))
+        print("\n".join(queued.commands(queued.Job(resource, words, tree, options.keep))))
+        _warn(_left_out(config))
         return 0
-    return queued.run(job)
+    return queued.run(queued.Job(resource, words, tree, options.keep, tree=queued.digest(tree)))
 
 
 def print_jobset(options, config, overrides: dict[str, str]) -> int:
@@ -203,6 +205,8 @@ def print_jobset(options, config, overrides: dict[str, str]) -> int:
         options.name, part, options.num_slices, words, options.image, tree, options.queue, options.spot
     )
     print(gke.spelled(jobset), end="")
+    if missing := _left_out(config):
+        _warn(missing + (f"; or see that the image {options.image} holds it" if options.image else ""))
     return 0
 
 
@@ -224,8 +228,31 @@ def _away(options, config, needed: tuple[str, ...], foreign: tuple[str, ...]):
     if options.num_slices < 1:
         raise LaunchError(f"--num_slices={options.num_slices}: use 1 or more")
     part = get_slice(options.accelerator)
-    _check_mesh(config, part.chips * options.num_slices, f"{options.num_slices} x {part.name}")
+    _check_mesh(config, part.chips * options.num_slices, f"{options.num_slices} x {part.name}", options.num_slices)
     return part
+
+
+def _left_out(config) -> str:
+    """What is wrong with the paths that the run reads on the workers, "" if nothing: they get what is committed, and reach buckets."""
+    import subprocess
+
+    from grm_jax.training import sources
+
+    def is_there(path: str) -> bool:
+        if "://" in path or Path(path).is_absolute():
+            return "://" in path
+        found = subprocess.run(["git", "ls-tree", "HEAD", "--", path], cwd=ROOT, capture_output=True, text=True)
+        return bool(found.stdout)
+
+    left = [f"{field} names {path}" for field, path in sources.paths(config) if not is_there(path)]
+    more = f", and {len(left) - 3} more" if len(left) > 3 else ""
+    told = f"{', '.join(left[:3])}{more}: the workers get only what is committed; copy it to a bucket and give its gs:// address"
+    return told if left else ""
+
+
+def _warn(text: str) -> None:
+    if text:
+        print(f"launch: warning: {text}", file=sys.stderr)
 
 
 def _words(options, overrides: dict[str, str]) -> tuple[Path, tuple[str, ...]]:
@@ -237,7 +264,7 @@ def _words(options, overrides: dict[str, str]) -> tuple[Path, tuple[str, ...]]:
     return file, ("--config", f"{name}{colon}{arg}", *changes, "--workdir", options.workdir)
 
 
-def _check_mesh(config, chips: int, what: str) -> None:
+def _check_mesh(config, chips: int, what: str, num_slices: int) -> None:
     """What `_check_model` finds out of a mesh on the machine itself, before there is one."""
     from types import SimpleNamespace
 
@@ -253,6 +280,11 @@ def _check_mesh(config, chips: int, what: str) -> None:
             f"mesh {given} does not make the {chips} chips of {what}: set one of config.mesh.* (one may be -1)"
         )
     sizes = mesh | dict.fromkeys(free, chips // known)
+    if sizes["data"] % num_slices:
+        raise LaunchError(
+            f"mesh data={sizes['data']} is not a multiple of the {num_slices} slices: fsdp and tensor lie inside one slice, "
+            f"set --config.mesh.data={num_slices}"
+        )
     unbuilt: Any = SimpleNamespace(shape=sizes)  # a Mesh needs devices
     check_fits(get_config(config.model, **dict(config.get("model_overrides", {}))), unbuilt)
     _check_rows(config, sizes["data"] * sizes["fsdp"])
@@ -286,7 +318,7 @@ def run_here(options, config, workdir: str) -> int:
     _keep_compiled(options.compilation_cache, workdir)
     _check_model(config)
     _check_workdir(workdir)
-    from grm_jax.training import checkpoint, loop
+    from grm_jax.training import checkpoint, loop, rft_samplers
     from grm_jax.training import main as training
 
     try:
@@ -294,8 +326,10 @@ def run_here(options, config, workdir: str) -> int:
     except loop.Stopped as stopped:
         print(f"launch: {stopped}", file=sys.stderr)
         return START_AGAIN
-    except loop.NonFiniteLoss as error:
-        print(f"launch: {error}", file=sys.stderr)
+    except (loop.NonFiniteLoss, rft_samplers.SamplingError, MemoryError) as error:
+        if options.traceback:
+            raise
+        print(f"launch: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED
     except checkpoint.CheckpointError as error:
         raise LaunchError(str(error)) from error

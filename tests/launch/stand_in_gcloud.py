@@ -103,6 +103,7 @@ def answer(memory, argv):
 def ssh(memory, command):
     if "setsid" in command:
         memory.update(started=True, status=list(memory["program"].pop(0)))
+        memory["job"] = re.search(r"echo (\S+ \S+) >job", command).group(1)
         return 0, "", ""
     if "tail -c +" in command:
         offset = int(re.search(r"tail -c \+(\d+)", command).group(1)) - 1
@@ -112,7 +113,8 @@ def ssh(memory, command):
     if "tail -n 15 log" in command:
         return 0, "--- host-3\nValueError: the reason\n", ""
     if "kill -0" in command:
-        return (0, "running\n", "") if memory["started"] else (0, "lost\n", "")
+        status = {True: "running", False: "lost"}.get(memory["started"], memory["started"])
+        return 0, f"{memory['job'] or '- -'} {status}\n", ""
     return 0, "", ""  # installing
 
 

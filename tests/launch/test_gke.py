@@ -49,6 +49,16 @@ def test_a_slice_is_a_job_and_a_host_is_a_pod(capsys):
     assert {port["containerPort"] for port in worker["ports"]} >= {distributed.PORT, distributed.PORT + 1}
 
 
+def test_data_that_the_pods_may_not_have_is_told(capsys):
+    printed(capsys, *SLICE, *IMAGE)
+    assert tpu.main([*WORDS, "--print", *SLICE, *IMAGE]) == 0
+    said = capsys.readouterr().err
+    assert (
+        said.startswith("launch: warning: config.data.judging (skywork) names data/skywork") and said.count("\n") == 1
+    )
+    assert "give its gs:// address; or see that the image example/grm:1 holds it" in said
+
+
 def test_the_command_is_that_of_the_workers_of_a_queued_resource():
     options, overrides = tpu.parse([*WORDS, *SLICE, "--config.rl.beta=0.02"])
     _, words = tpu._words(options, overrides)
@@ -129,7 +139,11 @@ def test_the_schema_sees_faults(fault):
             "config.rl.prompts=8 does not divide over mesh data x fsdp = 16",
         ),
         ([*SLICE, *IMAGE, "--print", "--config.mesh.tensor=64"], "mesh tensor=64 does not divide the 16 KV heads"),
-        (["--accelerator", "v5p-8", *IMAGE, "--print", "--num_slices", "2"], "GKE joins slices of several hosts only"),
+        (
+            ["--accelerator", "v5p-8", *IMAGE, "--print", "--num_slices", "2", "--config.mesh.data=2"],
+            "GKE joins slices of several hosts only",
+        ),
+        ([*SLICE, *IMAGE, "--print", "--num_slices", "2"], "slice, set --config.mesh.data=2"),
         ([*SLICE, *IMAGE, "--print", "--name", "GRM_27B"], "'GRM_27B' cannot name a JobSet"),
         ([*SLICE, *IMAGE, "--print", "--name", "a" * 60], "digits and dashes, all small, 46 at most"),
         ([*SLICE, *IMAGE, "--print", "--workdir", "runs/x"], "--on gke needs --workdir gs://BUCKET/FOLDER"),

@@ -188,6 +188,36 @@ def test_checkpoints_of_another_run_are_one_line(experiment, tmp_path, capsys, m
     assert "are of another run: use another workdir" in refused(words, capsys)
 
 
+def test_what_sampling_cannot_do_is_one_line_and_status_1(experiment, tmp_path, capsys, monkeypatch):
+    from grm_jax.training import main, rft_samplers
+
+    words = ["--config", experiment, "--config.mesh.fsdp=8", "--workdir", str(tmp_path)]
+    failed = rft_samplers.TooManyFailed([None], 4, 4, 0.05, "http://x answered 400: no\nmore")
+    for error in (failed, rft_samplers.SamplingError("other\nfiles"), MemoryError("8 GiB\nneeded")):
+
+        def run(config, workdir, error=error):
+            raise error
+
+        monkeypatch.setattr(main, "run", run)
+        assert tpu.main(words) == 1
+        assert capsys.readouterr().err == f"launch: {' '.join(str(error).split())}\n"
+        with pytest.raises(type(error)):
+            tpu.main([*words, "--traceback"])
+
+
+def test_what_stays_beside_each_program_of_rl_is_counted():
+    import jax
+
+    from grm_jax.sharding import make_mesh
+
+    config = configs.load(TINY, {"rl.reference_dtype": "bfloat16", "mesh.fsdp": "1"})
+    found = {t.name: t for t in programs.tasks(config, make_mesh(devices=jax.devices()[:1]))}
+    floats = sum(x.size for x in jax.tree.leaves(found["sft_update"].args[0]["params"]))
+    assert found["sft_update"].beside == found["meta_rm_update"].beside == 0
+    assert 12 * floats <= found["reference_logps"].beside < 12 * floats + 1000  # weights and two moments in float32
+    assert 2 * floats <= found["grpo_update"].beside < 2.1 * floats  # norm scales stay in float32
+
+
 def test_overrides_keep_the_kind_of_the_field(experiment):
     changed = configs.load(
         experiment,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from launch import config as configs
 from launch import gcloud, queued, tpu
 
 HERE = Path(__file__).parent
@@ -27,16 +28,18 @@ def cloud(tmp_path, monkeypatch):
     monkeypatch.setenv("STAND_IN_STATE", str(state))
     said = []
 
-    def run(states, program=(), fails=None, exists=False, started=False, num_slices=1, **job):
+    def run(states, program=(), fails=None, exists=False, started=False, num_slices=1, by=None, **job):
+        resource = gcloud.Resource("grm-27b", "us-central2-b", "v4-64", num_slices, spot=True)
+        words = ("--config", "experiments/spct_27b.py", "--workdir", "gs://bucket/x", "--config.name=it's")
+        settings = {"attempts": 4, "patience": 3, "tree": "one", **job}
+        asked = queued.Job(resource, words, "tree.tar.gz", **settings)
         memory = {
             "states": [list(s) for s in states], "program": [list(p) for p in program], "fails": fails or {}, "exists": exists,
             "started": started, "status": ["running", "0"], "left": ["ACTIVE"], "now": "", "log": "", "calls": [], "violations": [],
+            "job": (by or f"{asked.command} {asked.tree}") if started else "",
         }  # fmt: skip
         state.write_text(json.dumps(memory))
-        resource = gcloud.Resource("grm-27b", "us-central2-b", "v4-64", num_slices, spot=True)
-        words = ("--config", "experiments/spct_27b.py", "--workdir", "gs://bucket/x", "--config.name=it's")
-        settings = {"attempts": 4, "patience": 3, **job}
-        return queued.run(queued.Job(resource, words, "tree.tar.gz", **settings), say=said.append, sleep=lambda _: None)
+        return queued.run(asked, say=said.append, sleep=lambda _: None)
 
     run.memory = lambda: json.loads(state.read_text())
     run.said = said
@@ -142,6 +145,35 @@ def test_the_same_command_again_follows_what_runs(cloud):
     assert "scp" not in memory["calls"] and "create" not in memory["calls"]
 
 
+def test_a_finished_run_of_another_command_or_commit_is_not_taken_for_this_one(cloud):
+    """What --keep leaves behind: the same command and commit is followed, anything else is copied, installed and run."""
+    assert cloud([], [], exists=True, started="0") == 0
+    assert "scp" not in cloud.memory()["calls"]
+    ours = queued.Job(
+        None, ("--config", "experiments/spct_27b.py", "--workdir", "gs://bucket/x", "--config.name=it's"), ""
+    ).command
+    for by in ("0123456789ab one", f"{ours} another"):
+        assert cloud([], [DONE], exists=True, started="0", by=by) == 0
+        assert "scp" in cloud.memory()["calls"] and not cloud.memory()["program"]
+
+
+def test_a_resource_that_runs_another_command_is_left_alone(cloud):
+    assert cloud([], [], exists=True, started=True, by="0123456789ab one") == 2
+    memory = cloud.memory()
+    assert memory["exists"] and not {"scp", "delete"} & set(memory["calls"])
+    assert "grm-27b runs another command: give another --name" in cloud.said[-1]
+
+
+def test_a_running_program_of_another_commit_is_followed_and_said(cloud):
+    assert cloud([], [], exists=True, started=True, tree="two", by=None) == 0
+    assert not any("another commit" in line for line in cloud.said)
+    ours = queued.Job(
+        None, ("--config", "experiments/spct_27b.py", "--workdir", "gs://bucket/x", "--config.name=it's"), ""
+    ).command
+    assert cloud([], [], exists=True, started=True, tree="two", by=f"{ours} one") == 0
+    assert any("another commit" in line for line in cloud.said) and "scp" not in cloud.memory()["calls"]
+
+
 def test_keep_leaves_it_and_says_so(cloud):
     assert cloud([ACTIVE], [DONE], keep=True) == 0
     assert cloud.memory()["exists"] and "costs until it is deleted: gcloud compute tpus" in cloud.said[-1]
@@ -162,6 +194,26 @@ WORDS = [
     "--zone",
     "us-central2-b",
 ]
+
+
+def test_data_that_the_workers_would_not_get_is_refused_before_anything_is_created(cloud, capsys):
+    cloud([ACTIVE], [DONE])
+    Path(os.environ["STAND_IN_STATE"]).write_text(json.dumps(cloud.memory() | {"calls": []}))
+    words = [*WORDS, "--accelerator", "v4-64", "--workdir", "gs://b/x", "--config.tokenizer=/home/me/tokenizer"]
+    assert tpu.main([*words, "--config.init=gs://b/weights"]) == 2
+    said = capsys.readouterr().err
+    assert "launch: config.tokenizer names /home/me/tokenizer, config.data.judging (skywork) names data/skywork" in said
+    assert ", and 5 more: the workers get only what is committed; copy it to a bucket" in said and said.count("\n") == 1
+    assert cloud.memory()["calls"] == ["bucket"]
+    assert tpu.main([*words, "--dry_run"]) == 0  # creates nothing
+    assert "launch: warning: config.tokenizer names /home/me/tokenizer" in capsys.readouterr().err
+
+
+def test_data_in_buckets_and_in_the_commit_is_taken():
+    config = configs.load("experiments/spct_27b.py", {"init": "gs://b/w", "tokenizer": "experiments", "stages": "rl"})
+    config.data.judging = (dict(name="a", layout="comparison", files=("gs://b/a.jsonl", "README.md"), rate=1.0),)
+    assert tpu._left_out(config) == ""
+    assert tpu._left_out(configs.load("experiments/spct_tiny.py", {})) == ""
 
 
 def test_dry_run_prints_commands_and_calls_nothing(cloud, capsys):
@@ -186,6 +238,10 @@ def test_dry_run_prints_commands_and_calls_nothing(cloud, capsys):
             [*WORDS, "--accelerator", "v4-8", "--workdir", "gs://b/x", "--config.mesh.fsdp=3"],
             "does not make the 4 chips of 1 x v4-8",
         ),
+        (
+            [*WORDS, "--accelerator", "v4-8", "--workdir", "gs://b/x", "--num_slices", "2"],
+            "mesh data=1 is not a multiple of the 2 slices: fsdp and tensor lie inside one slice, set --config.mesh.data=2",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_created(words, said, capsys):
@@ -208,6 +264,8 @@ def test_the_archive_holds_the_commit_and_the_experiment():
     root = HERE.parents[1]
     with tarfile.open(queued.archive(root, root / "experiments/spct_tiny.py")) as tree:
         names = tree.getnames()
+    again = [queued.digest(queued.archive(root, root / "experiments/spct_tiny.py")) for _ in range(2)]
+    assert again[0] == again[1]
     assert {"setup.py", "requirements.lock", "Makefile", "launch/tpu.py", "experiments/spct_tiny.py"} <= set(names)
     assert not any(name.startswith((".venv", "runs")) for name in names)
 
@@ -233,14 +291,14 @@ def test_what_is_sent_to_the_workers_is_shell_that_does_it(tmp_path):
     words = ("--config", "x.py:a=1", '--config.name=it\'s $HOME "here"')
     job = queued.Job(gcloud.Resource("grm", "z", "v4-8"), words, "tree.tar.gz")
     driver = queued._Driver(job, worker, print, lambda _: None)
-    assert driver.program_status() == "lost"
+    assert driver.there() == ("-", "-", "lost")
     driver.start()
     time.sleep(0.3)
-    assert driver.program_status() == "running"
+    assert driver.there() == (job.command, "-", "running")
     status, text = driver.follow(0)
     assert (status, text.splitlines()[:3]) == ("running", list(words))
     time.sleep(1.2)
     assert driver.follow(len(text.encode())) == ("75", "")
-    assert driver.program_status() == "75"
+    assert driver.there() == (job.command, "-", "75")
     errors = worker([f"--command={queued.ERRORS}"]).out
     assert errors.startswith("--- ") and words[0] in errors

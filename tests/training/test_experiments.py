@@ -46,8 +46,21 @@ def test_arguments_set_fields_of_their_type():
     assert (config.rl.beta, config.seed, config.rl.steps, config.rft.reject) == (0.01, 3, 7, False)
     with pytest.raises(ValueError, match="'no_such' is neither an ablation"):
         spct_tiny.get_config("no_such")
-    with pytest.raises(ValueError, match="no field 'rl.stepz'"):
-        spct_tiny.get_config("rl.stepz=3")
+    config = spct_tiny.get_config("stages=rft,data.families=order,rl.beta=1,rft.sampler=file")
+    assert (config.stages, config.data.families, config.rl.beta, config.rft.sampler) == (
+        ("rft",),
+        ("order",),
+        1.0,
+        "file",
+    )
+    assert isinstance(config.rl.beta, float) and config.name.startswith("spct_tiny-stages=rft-data")
+    for arg, said in (
+        ("rl.stepz=3", "config.rl.stepz does not exist: did you mean config.rl.steps"),
+        ("rlx.beta=1", "config.rlx.beta does not exist: did you mean config.rl.beta"),
+        ("seed=abc", "config.seed='abc' is not a whole number: it is 0 in the experiment"),
+    ):
+        with pytest.raises(ValueError, match="^" + re.escape(said)):
+            spct_tiny.get_config(arg)
 
 
 def test_prompts_shuffle_responses_and_refuse_what_does_not_fit():
