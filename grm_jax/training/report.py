@@ -10,13 +10,19 @@ from grm_jax.training.evaluate import Cell
 from grm_jax.training.metrics import read_jsonl
 from grm_jax.training.storage import folder_of
 
+HEADINGS = {
+    "meta_rm": "Meta reward model on the held-out critiques",
+    "differences": "Differences, paired by comparison (95% interval)",
+    "seconds": "Seconds of each stage",
+}
 COLOURS = ("#1b6ca8", "#d1495b", "#2e933c", "#8d6a9f", "#e09f3e")
 PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{title}</title>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
 table {{ border-collapse: collapse; }} td, th {{ padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }}
 td:first-child, th:first-child, td:nth-child(2), th:nth-child(2) {{ text-align: left; }}
+.wide {{ overflow-x: auto; }} @media (max-width: 40rem) {{ td, th {{ padding: .2rem .3rem; font-size: 12px; }} }}
 img {{ max-width: 100%; }} pre {{ background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: 12px; }}
 </style>
 <h1>{title}</h1>
@@ -47,7 +53,26 @@ def html_table(cells: Sequence[Cell]) -> str:
         f"<td>{100 * c.low:.1f} to {100 * c.high:.1f}</td><td>{100 * c.tie_rate:.1f}%</td><td>{100 * c.read_rate:.1f}%</td></tr>"
         for c in cells
     ]
-    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+    return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
+
+
+def html_fact(value) -> str:
+    """A fact of the page: differences with their intervals and plain numbers as rows; what else JSON can hold as it is."""
+    if not isinstance(value, Mapping):
+        return f"<pre>{html.escape(json.dumps(value, indent=2))}</pre>"
+    rows = []
+    for name, found in value.items():
+        if isinstance(found, Mapping) and {"mean", "low", "high"} <= set(found):
+            points = "{:+.1f} points</td><td>{:+.1f} to {:+.1f}".format(
+                *(100 * found[k] for k in ("mean", "low", "high"))
+            )
+            rows.append(f"<tr><td>{html.escape(name)}</td><td>{points}</td></tr>")
+        elif isinstance(found, (int, float)):
+            number = f"{found:,}" if isinstance(found, int) else f"{found:,.4g}"
+            rows.append(f"<tr><td>{html.escape(name)}</td><td>{number}</td></tr>")
+        elif not isinstance(found, (list, tuple)):  # lists are what the plots were drawn from
+            rows.append(f"<tr><td>{html.escape(name)}</td><td>{html.escape(json.dumps(found))}</td></tr>")
+    return f'<div class="wide"><table>{"".join(rows)}</table></div>'
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
@@ -157,7 +182,7 @@ def write(folder, title: str, cells: Sequence[Cell], rl_folder, facts: Mapping, 
         data = base64.b64encode((folder / name).read_bytes()).decode()
         body.write(f'<h2>{heading}</h2><img alt="{heading}" src="data:image/png;base64,{data}">')
     for heading, value in facts.items():
-        body.write(f"<h2>{html.escape(heading)}</h2><pre>{html.escape(json.dumps(value, indent=2))}</pre>")
+        body.write(f"<h2>{html.escape(HEADINGS.get(heading, heading))}</h2>{html_fact(value)}")
     body.write(f"<h2>Config</h2><pre>{html.escape(config_text)}</pre>")
     page = folder / "report.html"
     page.write_text(PAGE.format(title=html.escape(title), body=body.getvalue()))

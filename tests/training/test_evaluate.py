@@ -165,9 +165,15 @@ def test_report_is_one_page_with_its_plots(tmp_path):
 
     (tmp_path / "rl" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     quality = meta_rm.quality(np.array([-1.0, 1.0]), np.array([0.0, 1.0]))
-    page = report.write(tmp_path / "eval", "a <title>", cells, tmp_path / "rl", {"meta_rm": quality}, "{}")
+    facts = {
+        "meta_rm": quality,
+        "differences": {"RL - RFT": {"mean": 0.054, "low": 0.038, "high": 0.071}},
+        "seconds": {"rl": 12034},
+    }
+    page = report.write(tmp_path / "eval", "a <title>", cells, tmp_path / "rl", facts, "{}")
     text = page.read_text()
     assert text.count("data:image/png;base64,") == 3 and "a &lt;title&gt;" in text and "http" not in text
+    assert "<td>RL - RFT</td><td>+5.4 points</td><td>+3.8 to +7.1</td>" in text and "<td>12,034</td>" in text
     assert "Voting@4" in (tmp_path / "eval" / "table.txt").read_text()
     # What a study over several runs reads.
     assert study.credits_of(tmp_path) == {f"rl/Voting@{k}": [1.0] for k in (1, 2, 4)}
