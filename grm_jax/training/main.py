@@ -60,30 +60,46 @@ def run(config, workdir) -> dict:
     _note_config(config, cfg, workdir)
     log.info("%s: %.2fM parameters on %s", config.name, cfg.num_params / 1e6, dict(mesh.shape))
 
-    def final_params(stage):
-        return loop.load_params(folders[stage], abstract)
+    sources.check(config, [stage for stage in config.stages if not loop.is_done(folders[stage])])
 
-    def export(stage, params, scalar_head=False):
+    def final_params(stage):
+        scalar = states.abstract_model(steps.model_config(config, scalar_head=True), mesh)[1]
+        return loop.load_params(folders[stage], scalar if stage == "meta_rm" else abstract)
+
+    def export(stage, params):
         """A Hugging Face folder, for `grm judge` and for other programs."""
         if config.export:
-            model_def = states.abstract_model(steps.model_config(config, scalar_head), mesh)[0]
+            model_def = states.abstract_model(steps.model_config(config, scalar_head=stage == "meta_rm"), mesh)[0]
             like = sources.tokenizer_path(config)
             model = nnx.merge(model_def, params)
             with writing(folders[stage] / "hf") as local:
                 checkpoints.save(model, local, like=like, dtype="bfloat16", overwrite=True)
 
     def wanted(stage):
-        if stage in config.stages and loop.is_done(folders[stage]):
-            log.info("%s is done: %s", stage, folders[stage])
-        return stage in config.stages and not loop.is_done(folders[stage])
+        if stage not in config.stages:
+            return False
+        if not loop.is_done(folders[stage]):
+            loop.leave_if_asked(stage)
+            return True
+        log.info("%s is done: %s", stage, folders[stage])
+        if config.export and stage != "eval" and not _is_exported(folders[stage] / "hf"):
+            export(stage, final_params(stage))  # what ended the last start came between the two
+        return False
 
     with jax.set_mesh(mesh):
+        # Stages are given functions that make the parameters they start from: nobody else keeps these while a stage runs.
+        def first():
+            return sources.first_params(config, cfg, mesh)
+
+        def final(stage):
+            return lambda: final_params(stage)
+
         #######################################################################
         #                     Rejective fine-tuning                           #
         #######################################################################
 
         if wanted("rft"):
-            export("rft", rft.train(config, mesh, tokenizer, sources.first_params(config, cfg, mesh), folders["rft"]))
+            export("rft", rft.train(config, mesh, tokenizer, first, folders["rft"]))
 
         #######################################################################
         #                     Reinforcement learning                          #
@@ -91,24 +107,19 @@ def run(config, workdir) -> dict:
 
         if wanted("rl"):
             judging = sources.judging(config)
-            first = config.rl.first_item
             # Without RFT (the ablation "no cold start") the policy begins, and its reference stays, at the first parameters.
-            start = final_params("rft") if loop.is_done(folders["rft"]) else sources.first_params(config, cfg, mesh)
-            at = lambda place: judging.at(first + place)  # noqa: E731
+            start = final("rft") if loop.is_done(folders["rft"]) else first
+            at = lambda place: judging.at(config.rl.first_item + place)  # noqa: E731
             export("rl", grpo.train(config, mesh, tokenizer, start, at, folders["rl"], judging.identity))
-            del start
 
         #######################################################################
         #                       Meta reward model                             #
         #######################################################################
 
         if wanted("meta_rm"):
-            policy = final_params("rl" if loop.is_done(folders["rl"]) else "rft")
-            starts = {"base": lambda: sources.first_params(config, cfg, mesh), "rft": lambda: final_params("rft")}
-            start = starts[config.meta_rm.start]()
-            trained = meta_rm.train(config, mesh, tokenizer, start, policy, folders["rft"], folders["meta_rm"])
-            export("meta_rm", trained, scalar_head=True)
-            del start, policy, trained
+            policy = final("rl" if loop.is_done(folders["rl"]) else "rft")
+            start = {"base": first, "rft": final("rft")}[config.meta_rm.start]
+            export("meta_rm", meta_rm.train(config, mesh, tokenizer, start, policy, folders["rft"], folders["meta_rm"]))
 
         #######################################################################
         #                           Evaluation                                #
@@ -117,6 +128,11 @@ def run(config, workdir) -> dict:
         if wanted("eval"):
             _evaluate(config, mesh, tokenizer, graphdef, abstract, folders)
     return {stage: loop.read_result(folders[stage]) for stage in config.stages if loop.is_done(folders[stage])}
+
+
+def _is_exported(folder) -> bool:
+    """Whether a folder was written to its end: the config comes last, in a bucket the tokenizer."""
+    return (folder / "config.json").exists() and any(folder.glob("tokenizer*"))
 
 
 # What the shapes of the parameters come from.

@@ -85,3 +85,31 @@ def test_no_further_update_of_a_rollout_after_one_that_is_not_finite(setting, mo
     with pytest.raises(loop.NonFiniteLoss, match="at step 0.*1 of its updates were made before.*no checkpoint yet"):
         grpo.train(config, mesh, tokenizer, first, at, tmp_path, "world")
     assert calls == [0, 1] and not metrics.read_jsonl(tmp_path / "metrics.jsonl")
+
+
+def test_an_export_that_was_cut_off_is_made_again(tmp_path):
+    """Killed between a stage's result and the end of its Hugging Face folder."""
+    from grm_jax import checkpoints
+    from grm_jax.training import main
+
+    config = resume_child.make_config()
+    config.stages, config.export = ("rft",), True
+    config.rft.update(steps=1, warmup_steps=0)
+    config.mesh.update(fsdp=4, tensor=2)
+    main.run(config, tmp_path)
+    whole = (tmp_path / "rft/hf/model.safetensors").read_bytes()
+    (tmp_path / "rft/hf/config.json").unlink()
+    (tmp_path / "rft/hf/model.safetensors").write_bytes(whole[:100])
+    main.run(config, tmp_path)
+    assert (tmp_path / "rft/hf/model.safetensors").read_bytes() == whole
+    assert checkpoints.load(tmp_path / "rft/hf").cfg.num_layers == 2
+
+
+def test_what_is_missing_is_said_before_anything_is_trained(tmp_path):
+    from grm_jax.training import main
+
+    config = resume_child.make_config()
+    config.init = str(tmp_path / "no weights here")
+    with pytest.raises(FileNotFoundError, match="config.init names .*no weights here"):
+        main.run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "rft").exists()
