@@ -168,6 +168,7 @@ def plots(study: dict, out: Path) -> None:
         axis.errorbar(means, [y for y, _ in found], xerr=errors, fmt="o", color=colour, capsize=3, label=cell)
     axis.axvline(0, color="grey", linewidth=1)
     axis.set_yticks(range(len(names)), names)
+    axis.margins(y=0.1)
     axis.invert_yaxis()
     axis.set(
         xlabel="accuracy against the main runs of the same seeds (points, 95% interval)", title="Ablations and controls"
@@ -197,10 +198,11 @@ def main(argv=None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     import jax
 
+    from grm_jax.training import loop
+
     get_config, workdir = load_experiment(options.config), Path(options.workdir)
     seeds = [int(seed) for seed in options.seeds.split(",")]
     runs: dict[str, list[Path]] = {}
-    began = time.time()
     ablated = [int(seed) for seed in options.ablation_seeds.split(",")] if options.ablation_seeds else seeds
     if extra := set(ablated) - set(seeds):
         parser.error(f"--ablation_seeds {sorted(extra)} have no main run: add them to --seeds")
@@ -210,7 +212,8 @@ def main(argv=None) -> None:
     study = aggregate(runs)
     study["about"] = {
         "config": Path(options.config).name, "extra": options.extra, "seeds": seeds, "ablation_seeds": ablated, "date": time.strftime("%Y-%m-%d"),
-        "seconds": round(time.time() - began), "device": jax.devices()[0].device_kind, "machine": platform.machine(), "jax": jax.__version__,
+        "seconds": {f.name: loop.read_result(f / "eval")["seconds"] for folders in runs.values() for f in folders},
+        "device": jax.devices()[0].device_kind, "machine": platform.machine(), "jax": jax.__version__,
     }  # fmt: skip
     out = Path(options.out or workdir)
     out.mkdir(parents=True, exist_ok=True)
