@@ -59,12 +59,12 @@ def parser() -> argparse.ArgumentParser:
     model = p.add_argument_group("judging with a model (as `grm judge`)")
     model.add_argument("--meta_rm", help="folder of a meta reward model")
     model.add_argument("--tokenizer", help="folder or file of the tokenizer, where the model's folder has none")
-    model.add_argument("--template", default="grm")
+    model.add_argument("--template", help="default: what the model's judge.json names, else grm")
     model.add_argument("--k", type=int, default=8, help="critiques per comparison (default 8)")
     model.add_argument("--k_meta", type=int)
     model.add_argument("--temperature", type=float, default=0.5)
     model.add_argument("--top_p", type=float, default=1.0)
-    model.add_argument("--max_new_tokens", type=int, default=1024)
+    model.add_argument("--max_new_tokens", type=int, help="default: the model's judge.json, else 1024")
     model.add_argument("--vote", default="sum")
     model.add_argument("--orders", default="balanced")
     model.add_argument("--expected", action="store_true")
@@ -184,9 +184,11 @@ def _from_file(args, benchmark, comparisons, out: Path):
 
 
 def _with_model(args, out: Path):
+    from grm_jax.judging.cli import fill_in
     from grm_jax.judging.judge import Judge
     from grm_jax.judging.options import Options
 
+    fill_in(args)
     options = Options(
         k=args.k, temperature=args.temperature, seed=args.seed, max_new_tokens=args.max_new_tokens, top_p=args.top_p,
         vote=args.vote, orders=args.orders, k_meta=args.k_meta, expected=args.expected,

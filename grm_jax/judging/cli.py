@@ -23,7 +23,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--tokenizer", help="folder or file of the tokenizer, where the model's folder has none")
     p.add_argument("--meta_rm", help="folder of a meta reward model, which chooses the critiques that vote")
     p.add_argument(
-        "--template", default="grm", help="grm, compact, another template's name, or a Jinja file (default grm)"
+        "--template",
+        help="grm, compact, another template's name, or a Jinja file (default: what the model's judge.json names, else grm)",
     )
     p.add_argument("--meta_template", help="template of the meta reward model: a name or a Jinja file")
     p.add_argument("--format", choices=sorted(formats.FORMATS), help="format of the input (default: found out per row)")
@@ -31,7 +32,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--temperature", type=float, default=0.5, help="0 is greedy (default 0.5)")
     p.add_argument("--top_p", type=float, default=1.0)
     p.add_argument("--top_k", type=int, default=0)
-    p.add_argument("--max_new_tokens", type=int, default=1024, help="longest critique in tokens (default 1024)")
+    p.add_argument(
+        "--max_new_tokens", type=int, help="longest critique in tokens (default: the model's judge.json, else 1024)"
+    )
     p.add_argument("--seed", type=int, default=0)
     p.add_argument(
         "--orders", choices=orders.KINDS, default="balanced", help="orders of the responses (default balanced)"
@@ -69,6 +72,7 @@ def judge(args: argparse.Namespace) -> int:
     """Judges the file that the arguments name. Whatever can be wrong is found out before the weights are read."""
     from grm_jax.text import rendering
 
+    fill_in(args)
     options = options_of(args)
     if not Path(args.input).is_file():
         raise FileNotFoundError(f"no input file {args.input}")
@@ -106,6 +110,15 @@ def judge(args: argparse.Namespace) -> int:
     )
     print(summary_text(args.output, outcome), file=sys.stderr)
     return 1 if outcome.errors else 0
+
+
+def fill_in(args: argparse.Namespace) -> None:
+    """Puts what the model's judge.json says in the place of what the command line does not."""
+    from grm_jax.judging.loading import noted
+
+    for name, value in noted(args.model).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
 
 
 def refuse_several_hosts() -> None:

@@ -48,7 +48,7 @@ class Judge:
     runner: samples rows for requests (`sampler.engine_runner(model)`; a function in tests).  template: a family ("grm",
     "compact": the member that fits each comparison is chosen), a template's name, or a file.  meta_rm: scores critiques
     (`MetaRM`).  expected: computes expected scores (`ExpectedScores`).  context: longest prompt plus critique in tokens.
-    name: what output rows call the model, "name@fingerprint".
+    name: what output rows call the model, "name@fingerprint".  max_new_tokens: longest critique where a call does not say.
     """
 
     def __init__(
@@ -60,7 +60,9 @@ class Judge:
         expected: Callable | None = None,
         context: int | None = None,
         name: str = "model",
+        max_new_tokens: int = 1024,
     ):
+        self.max_new_tokens = max_new_tokens
         self.tokenizer, self.runner, self.family = tokenizer, runner, str(template or "grm")
         self.meta_rm, self.expected, self.context, self.name = meta_rm, expected, context, name
         if self.family != "compact":
@@ -71,7 +73,7 @@ class Judge:
     def load(cls, path, meta_rm=None, mesh=None, template=None, dtype: str = "bfloat16", **engine) -> Judge:
         """A judge from a model folder or checkpoint with its tokenizer; meta_rm is a path of the same kind.
 
-        template: see `Judge`. engine: prompt_slots and rows, to bound what is sampled at once.
+        template: see `Judge`; the one that the folder's judge.json names, else "grm". engine: prompt_slots and rows, to bound what is sampled at once.
         Raises FileNotFoundError or ValueError naming what is missing.
         """
         from grm_jax.judging.loading import load_judge
@@ -87,6 +89,7 @@ class Judge:
         the reason. Use `stream` to have the others judged all the same.
         """
         comparisons = [comparisons] if isinstance(comparisons, Comparison) else list(comparisons)
+        options = {"max_new_tokens": self.max_new_tokens, **options}
         settings = Options(k=k, temperature=temperature, seed=seed, **options)
         if settings.principles != "first":
             for i, comparison in enumerate(comparisons):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from grm_jax.text import tokenizer as tokenizers
 
 WEIGHTS = (".safetensors", ".gguf", ".bin", ".msgpack", ".npz")
 HEAD_BYTES = 1 << 20
+NOTE = "judge.json"  # beside a judge's weights: how it was trained to be asked
+LONGEST = 1024
 
 
 def load_judge(
@@ -32,7 +35,8 @@ def load_judge(
     model = models.load(path, mesh=mesh, dtype=dtype)
     words = load_tokenizer(path, tokenizer)
     check_vocabulary(words, model.cfg)
-    family = str(template or "grm")
+    note = noted(path)
+    family = str(template or note["template"])
     meta = load_meta_rm(meta_rm, mesh, meta_template or _meta_template(family), dtype) if meta_rm else None
     return cls(
         tokenizer=words,
@@ -42,7 +46,29 @@ def load_judge(
         expected=ExpectedScores(model_log_probs(model, mesh), words),
         context=model.cfg.max_length,
         name=named(path),
+        max_new_tokens=note["max_new_tokens"],
     )
+
+
+def noted(path) -> dict:
+    """{"template", "max_new_tokens"} that a judge was trained with, from the judge.json in its folder; "grm" and 1,024 where there is none.
+
+    Raises ValueError for a file that is no such note.
+    """
+    file = Path(path).expanduser() / NOTE
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return {
+            "template": str(found.get("template", "grm")),
+            "max_new_tokens": int(found.get("max_new_tokens", LONGEST)),
+        }
+    except (ValueError, AttributeError, TypeError):
+        raise ValueError(f'{file} should hold {{"template": NAME, "max_new_tokens": N}}: mend or remove it') from None
+
+
+def note(folder, template: str, max_new_tokens: int) -> None:
+    """Writes the judge.json that `noted` reads."""
+    (Path(folder) / NOTE).write_text(json.dumps({"template": template, "max_new_tokens": max_new_tokens}) + "\n")
 
 
 def _meta_template(family: str) -> str:

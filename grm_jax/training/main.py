@@ -15,6 +15,7 @@ from flax import nnx
 from grm_jax import checkpoints
 from grm_jax.judging import Judge
 from grm_jax.judging.expected import ExpectedScores, model_log_probs
+from grm_jax.judging.loading import note
 from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.sampler import engine_runner
 from grm_jax.models import get_config
@@ -73,6 +74,8 @@ def run(config, workdir) -> dict:
             like = sources.tokenizer_path(config)
             model = nnx.merge(model_def, params)
             with writing(folders[stage] / "hf") as local:
+                if stage != "meta_rm":
+                    note(local, config.template, config.rl.max_new_tokens)
                 checkpoints.save(model, local, like=like, dtype="bfloat16", overwrite=True)
 
     def wanted(stage):

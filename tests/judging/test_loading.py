@@ -12,7 +12,7 @@ from fake_judge import fake_runner, well_formed
 from flax import nnx
 
 from grm_jax import Comparison, Judge, checkpoints
-from grm_jax.data.vocabulary import vocabulary_path
+from grm_jax.data.vocabulary import SIZE, vocabulary_path
 from grm_jax.judging import cli, loading
 from grm_jax.judging.meta import MetaRM
 from grm_jax.models import Gemma, get_config
@@ -169,3 +169,23 @@ def test_fingerprints_follow_what_is_in_the_folder(folders, tmp_path):
 def test_a_tokenizer_of_another_model_is_refused(folders, tmp_path):
     with pytest.raises(ValueError, match="another model's tokenizer"):
         Judge.load(folders[0], tokenizer=vocabulary_path(), dtype="float32")
+
+
+def test_a_judge_says_how_it_was_trained_to_be_asked(tmp_path):
+    import argparse
+
+    model = Gemma(get_config("tiny_gemma2", vocab_size=SIZE, max_length=256), nnx.Rngs(0))
+    checkpoints.save(model, tmp_path, like=vocabulary_path())
+    assert loading.noted(tmp_path) == {"template": "grm", "max_new_tokens": 1024}
+    loading.note(tmp_path, "compact", 24)
+    judge = Judge.load(tmp_path)
+    assert (judge.family, judge.max_new_tokens) == ("compact", 24)
+    (verdict,) = judge([Comparison("add 1 2", ("3", "4"))], k=2)
+    assert all(critique.tokens <= 24 for critique in verdict.critiques)
+    assert Judge.load(tmp_path, template="grm").family == "grm"
+    args = argparse.Namespace(model=str(tmp_path), template=None, max_new_tokens=7)
+    cli.fill_in(args)
+    assert (args.template, args.max_new_tokens) == ("compact", 7)  # what is said stands
+    (tmp_path / loading.NOTE).write_text("[1]")
+    with pytest.raises(ValueError, match="judge.json should hold"):
+        loading.noted(tmp_path)

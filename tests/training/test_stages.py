@@ -7,6 +7,7 @@ import jax
 import pytest
 import resume_child
 
+from grm_jax import Judge
 from grm_jax.sharding import make_mesh
 from grm_jax.training import grpo, loop, meta_rm, metrics, rft, sources, steps
 from grm_jax.training import state as states
@@ -103,6 +104,8 @@ def test_an_export_that_was_cut_off_is_made_again(tmp_path):
     main.run(config, tmp_path)
     assert (tmp_path / "rft/hf/model.safetensors").read_bytes() == whole
     assert checkpoints.load(tmp_path / "rft/hf").cfg.num_layers == 2
+    judge = Judge.load(tmp_path / "rft/hf")  # and it knows how it was trained to be asked
+    assert (judge.family, judge.max_new_tokens) == ("compact", config.rl.max_new_tokens)
 
 
 def test_what_is_missing_is_said_before_anything_is_trained(tmp_path):
