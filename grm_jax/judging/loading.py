@@ -37,7 +37,7 @@ def load_judge(
     check_vocabulary(words, model.cfg)
     note = noted(path)
     family = str(template or note["template"])
-    meta = load_meta_rm(meta_rm, mesh, meta_template or _meta_template(family), dtype) if meta_rm else None
+    meta = load_meta_rm(meta_rm, mesh, meta_template or meta_template_of(family), dtype) if meta_rm else None
     return cls(
         tokenizer=words,
         runner=engine_runner(model, mesh, prompt_slots, rows),
@@ -71,7 +71,8 @@ def note(folder, template: str, max_new_tokens: int) -> None:
     (Path(folder) / NOTE).write_text(json.dumps({"template": template, "max_new_tokens": max_new_tokens}) + "\n")
 
 
-def _meta_template(family: str) -> str:
+def meta_template_of(family: str) -> str:
+    """What a meta reward model reads beside a judge of this family of templates."""
     return "compact_meta_rm" if family.startswith("compact") else "meta_rm"
 
 

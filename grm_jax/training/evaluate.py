@@ -104,8 +104,8 @@ def cell(
 def judged(judge: Judge, items: Sequence[Comparison], options: Options, folder=None, chunk: int = 64) -> list[Verdict]:
     """Verdicts in the order of the items. One that cannot be judged counts as unread; ValueError, with a reason, where none can be.
 
-    folder: keeps the verdicts of each chunk, so that an evaluation that was interrupted goes on; None keeps nothing. What was judged under
-    other options or items, or without a meta RM, is in a folder of its own.
+    folder: keeps the verdicts of each chunk in which all could be judged, so that an evaluation that was interrupted goes on; None keeps
+    nothing. What was judged under other options or items, or without a meta RM, is in a folder of its own.
     """
     if folder is not None:
         asked = [
@@ -124,6 +124,7 @@ def judged(judge: Judge, items: Sequence[Comparison], options: Options, folder=N
             found += [_verdict(row) for row in json.loads(path.read_text())]
             continue
         verdicts: dict[int, Verdict] = {}
+        unread_before = unread
         for i, verdict in judge.stream(part, options, chunk):
             if not isinstance(verdict, Verdict):
                 log.warning("%s could not be judged, and counts as unread: %s", part[i].id, verdict.reason)
@@ -131,7 +132,7 @@ def judged(judge: Judge, items: Sequence[Comparison], options: Options, folder=N
                 verdict = votes.verdict([Critique("", sample=s) for s in range(options.k)], part[i].n, part[i].id)
             verdicts[i] = verdict
         found += [verdicts[i] for i in range(len(part))]
-        if path is not None and jax.process_index() == 0:
+        if path is not None and unread == unread_before and jax.process_index() == 0:
             write_whole(path, json.dumps([dataclasses.asdict(verdict) for verdict in found[start:]]))
     if unread == len(items) > 0:
         raise ValueError(f"none of {unread} comparisons could be judged, the last because: {reason}")

@@ -15,7 +15,7 @@ from flax import nnx
 from grm_jax import checkpoints
 from grm_jax.judging import Judge
 from grm_jax.judging.expected import ExpectedScores, model_log_probs
-from grm_jax.judging.loading import note
+from grm_jax.judging.loading import meta_template_of, note
 from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.sampler import engine_runner
 from grm_jax.models import get_config
@@ -190,7 +190,7 @@ def _evaluate(config, mesh, tokenizer, graphdef, abstract, folders) -> None:
     if loop.is_done(folders["meta_rm"]):
         scalar_def, scalar_abstract = states.abstract_model(steps.model_config(config, scalar_head=True), mesh)
         meta_params = loop.load_params(folders["meta_rm"], scalar_abstract)
-        template = "compact_meta_rm" if config.template.startswith("compact") else "meta_rm"
+        template = meta_template_of(config.template)
         meta = MetaRM(nnx.merge(scalar_def, meta_params), tokenizer, template, mesh, batch=section.meta_batch)
 
     cells, facts = evaluate.floors(items), {}

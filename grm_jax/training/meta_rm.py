@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from grm_jax.data.packing import permuted
+from grm_jax.judging.loading import meta_template_of
 from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.types import Comparison
 from grm_jax.training import checkpoint, loop, optim, rft_data, rft_samplers, sources, steps
@@ -167,7 +168,7 @@ def train(config, mesh, tokenizer, start_params, policy_params, rft_folder, fold
     policy = checkpoint.fingerprint(policy_params)
     own = policy_trials(config, nnx.merge(graphdef, policy_params), tokenizer, mesh, folder / "samples", policy)
     del policy_params
-    template = "compact_meta_rm" if config.template.startswith("compact") else "meta_rm"
+    template = meta_template_of(config.template)
     data = label([*trials, *own], MetaRM(nnx.merge(*scalar), tokenizer, template).encode, meta.seq_len)
     train_rows, held_rows = split(data, meta.held_out, config.seed)
     log.info(

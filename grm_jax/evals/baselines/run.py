@@ -32,6 +32,7 @@ from grm_jax.evals.measure import measure
 from grm_jax.evals.scaling import revote
 from grm_jax.judging import Judge
 from grm_jax.judging.expected import ExpectedScores, model_log_probs
+from grm_jax.judging.loading import meta_template_of
 from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.options import Options
 from grm_jax.judging.sampler import engine_runner
@@ -88,7 +89,7 @@ class Bench:
             return None
         graphdef, abstract = states.abstract_model(steps.model_config(self.config, scalar_head=True), self.mesh)
         params = loop.load_params(self.spct / "meta_rm", abstract)
-        template = "compact_meta_rm" if self.config.template.startswith("compact") else "meta_rm"
+        template = meta_template_of(self.config.template)
         name, batch = f"meta_rm@{checkpoint.fingerprint(params)}", self.config.eval.meta_batch
         return MetaRM(nnx.merge(graphdef, params), self.tokenizer, template, self.mesh, batch, name)
 

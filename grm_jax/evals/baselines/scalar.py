@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from grm_jax.data.packing import permuted
+from grm_jax.judging.loading import meta_template_of
 from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.types import Comparison
 from grm_jax.training import checkpoint, loop, meta_rm, optim, steps
@@ -123,7 +124,7 @@ class Scalar:
 
     def __init__(self, config, mesh, params, tokenizer, batch: int = 16):
         graphdef, _ = states.abstract_model(steps.model_config(config, scalar_head=True), mesh)
-        template = "compact_meta_rm" if config.template.startswith("compact") else "meta_rm"
+        template = meta_template_of(config.template)
         # The meta reward model's batching does what is needed here; only the texts are others.
         self.scorer, self.tokenizer = MetaRM(nnx.merge(graphdef, params), tokenizer, template, mesh, batch), tokenizer
 
