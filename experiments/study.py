@@ -15,6 +15,7 @@ import logging
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,12 +113,36 @@ def aggregate(runs: dict[str, list[Path]]) -> dict:
     ablations = {
         name: {
             cell: {"ablation - main": difference(folders, cell, same[name], cell), **pooled(folders).get(cell, {})}
-            for cell in ("rft/Greedy@1", "rl/Greedy@1", "rl/Voting@8")
+            for cell in SHOWN
         }
         for name, folders in runs.items()
         if name != MAIN
     }
     return {"claims": claims, "ablations": ablations, "main": pooled(main)}
+
+
+SHOWN = ("rft/Greedy@1", "rl/Greedy@1", "rl/Voting@8")
+
+
+def kept_ablations(study: dict, earlier: dict, seeds: Sequence[int]) -> dict[str, dict]:
+    """The ablations of an earlier study that this one has not run, where the main runs of their seeds came out the same.
+
+    Raises ValueError where they did not, or are not among `seeds`: the differences would be to other runs.
+    """
+    found = {name: cells for name, cells in earlier["ablations"].items() if name not in study["ablations"]}
+    before = earlier["about"]
+    ran = {name: before.get("ablations", {}).get(name, before["ablation_seeds"]) for name in found}
+    for seed in sorted({seed for of_one in ran.values() for seed in of_one}):
+        if seed not in seeds:
+            raise ValueError(f"the earlier study's ablations have seed {seed}, which is not among {list(seeds)}: add it")
+        for cell in SHOWN:
+            old = earlier["main"][cell]["seeds"][before["seeds"].index(seed)]
+            new = study["main"][cell]["seeds"][list(seeds).index(seed)]
+            if old != new:
+                raise ValueError(
+                    f"{cell} of the main run of seed {seed} was {old} in the earlier study and is {new}: run its ablations again"
+                )
+    return found
 
 
 def as_text(study: dict) -> str:
@@ -155,12 +180,11 @@ def plots(study: dict, out: Path) -> None:
         method, k = way.split("@")
         cells.append(evaluate.Cell(model, method, int(k), d["mean"], d["low"], d["high"], 0.0, 1.0))
     report.plot_scaling(cells, out / "scaling.png")
-    shown = ("rft/Greedy@1", "rl/Greedy@1", "rl/Voting@8")
-    names = [name for name, cells in study["ablations"].items() if any(cells[c]["ablation - main"] for c in shown)]
+    names = [name for name, cells in study["ablations"].items() if any(cells[c]["ablation - main"] for c in SHOWN)]
     if not names:
         return
     figure, axis = plt.subplots(figsize=(7.5, 1.2 + 0.5 * len(names)), layout="constrained")
-    for number, (cell, colour) in enumerate(zip(shown, report.COLOURS)):
+    for number, (cell, colour) in enumerate(zip(SHOWN, report.COLOURS)):
         found = [(i, study["ablations"][name][cell]["ablation - main"]) for i, name in enumerate(names)]
         found = [(i + 0.2 * (number - 1), d) for i, d in found if d]
         means = [100 * d["mean"] for _, d in found]
@@ -192,6 +216,9 @@ def main(argv=None) -> None:
     parser.add_argument("--extra", default="", help="further field=value changes for every run, comma-separated")
     parser.add_argument("--workdir", default="runs/study")
     parser.add_argument(
+        "--keep", default="", help="study.json of an earlier study: its ablations that are not run here are kept, if the main runs are the same"
+    )
+    parser.add_argument(
         "--out", default="", help="folder for study.json, study.txt and the plots; the workdir if empty"
     )
     options = parser.parse_args(argv)
@@ -210,9 +237,18 @@ def main(argv=None) -> None:
         wanted = seeds if ablation == MAIN else ablated
         runs[ablation] = [run_one(get_config, ablation, seed, workdir, options.extra) for seed in wanted]
     study = aggregate(runs)
+    earlier_seconds: dict = {}
+    of_ablations = {name: ablated for name in runs if name != MAIN}
+    if options.keep:
+        earlier = json.loads(Path(options.keep).read_text())
+        kept = kept_ablations(study, earlier, seeds)
+        before = earlier["about"]
+        of_ablations |= {name: before.get("ablations", {}).get(name, before["ablation_seeds"]) for name in kept}
+        study["ablations"] |= kept
+        earlier_seconds = {f: s for f, s in before["seconds"].items() if f.rsplit("-", 1)[0] in kept}
     study["about"] = {
-        "config": Path(options.config).name, "extra": options.extra, "seeds": seeds, "ablation_seeds": ablated, "date": time.strftime("%Y-%m-%d"),
-        "seconds": {f.name: loop.read_result(f / "eval")["seconds"] for folders in runs.values() for f in folders},
+        "config": Path(options.config).name, "extra": options.extra, "seeds": seeds, "ablation_seeds": ablated, "ablations": of_ablations, "date": time.strftime("%Y-%m-%d"),
+        "seconds": earlier_seconds | {f.name: loop.read_result(f / "eval")["seconds"] for folders in runs.values() for f in folders},
         "device": jax.devices()[0].device_kind, "machine": platform.machine(), "jax": jax.__version__,
     }  # fmt: skip
     out = Path(options.out or workdir)

@@ -1,6 +1,7 @@
 """Log-probabilities of given tokens: one chunked, rematerialised function for SFT, policy, reference and the sampler's check.
 
 The [batch, length, 256k] logits never exist: positions are taken `logits_chunk` at a time, and the backward pass computes each chunk again.
+Where only some positions count (completions, not prompts or padding), these come first and the chunks without any are passed over.
 
 Axes: B batch, L length, D model width, V vocabulary, M targets (any leading shape, flattened), G completions per prompt, P prompt, T completion.
 """
@@ -23,35 +24,46 @@ class TokenLogps(NamedTuple):
 
 
 def token_logps(
-    model: Gemma, tokens_BxL, positions_BxL=None, segment_ids_BxL=None, temperature=1.0, entropy: bool = False
+    model: Gemma, tokens_BxL, positions_BxL=None, segment_ids_BxL=None, temperature=1.0, entropy: bool = False, wanted_BxL=None
 ) -> TokenLogps:
     """log p(token t | its sequence before t) for each slot; 0 where nothing precedes it (slot 0, first token of a segment, padding).
 
     temperature divides the capped logits (a scalar, may be traced). Shapes: tokens, positions, segment ids (B, L); returns (B, L).
+    wanted (B, L), nonzero on the tokens whose log-prob is read: the others come back as 0, and cost no logits.
     """
     x_BxLxD = model.hidden(tokens_BxL, positions_BxL, segment_ids_BxL)
-    out = target_logps(model, x_BxLxD[:, :-1], tokens_BxL[:, 1:], temperature, entropy)
     follows = jnp.ones_like(tokens_BxL[:, 1:], bool)
     if segment_ids_BxL is not None:
         follows = (segment_ids_BxL[:, 1:] == segment_ids_BxL[:, :-1]) & (segment_ids_BxL[:, 1:] > 0)
+    wanted = None if wanted_BxL is None else follows & (wanted_BxL[:, 1:] != 0)
+    out = target_logps(model, x_BxLxD[:, :-1], tokens_BxL[:, 1:], temperature, entropy, wanted)
     return jax.tree.map(lambda a: jnp.pad(jnp.where(follows, a, 0.0), ((0, 0), (1, 0))), out)
 
 
-def target_logps(model: Gemma, x, targets, temperature=1.0, entropy: bool = False) -> TokenLogps:
-    """log p(target) from the final-normed activations that predict it. x (B, ..., D), targets (B, ...); chunked over the middle axes."""
+def target_logps(model: Gemma, x, targets, temperature=1.0, entropy: bool = False, wanted=None) -> TokenLogps:
+    """log p(target) from the final-normed activations that predict it. x (B, ..., D), targets (B, ...); chunked over the middle axes.
+
+    wanted, of the targets' shape: what is zero or False there comes back as 0.
+    """
     cfg = model.cfg
     B, D = x.shape[0], x.shape[-1]
     x_BxMxD, targets_BxM = x.reshape(B, -1, D), targets.reshape(B, -1)
     M = targets_BxM.shape[1]
     chunk = min(cfg.logits_chunk, M)
     pad = -M % chunk
+    wanted_BxM = jnp.ones((B, M), bool) if wanted is None else (wanted != 0).reshape(B, M)
+    if sort := wanted is not None and M > chunk:
+        order_BxM = jnp.argsort(~wanted_BxM, axis=1, stable=True)  # The wanted ones first, each row for itself.
+        x_BxMxD = jnp.take_along_axis(x_BxMxD, order_BxM[..., None], axis=1)
+        targets_BxM, sorted_BxM = (jnp.take_along_axis(a, order_BxM, axis=1) for a in (targets_BxM, wanted_BxM))
+    else:
+        sorted_BxM = wanted_BxM
     x_BxMxD = jnp.pad(x_BxMxD, ((0, 0), (0, pad), (0, 0)))
-    targets_BxM = jnp.pad(targets_BxM, ((0, 0), (0, pad)))
+    targets_BxM, sorted_BxM = (jnp.pad(a, ((0, 0), (0, pad))) for a in (targets_BxM, sorted_BxM))
     # Gathered over `fsdp` once, here, and not once per chunk.
     table_VxD = constrain(model.embedder.table_VxD[...].astype(x.dtype), "vocab", "act_embed")
 
-    @jax.checkpoint
-    def one(x_BxCxD, targets_BxC):
+    def of_chunk(x_BxCxD, targets_BxC):
         logits_BxCxV = constrain(table_logits(cfg, table_VxD, x_BxCxD) / temperature, "batch", "length", "vocab")
         lse_BxC = jax.nn.logsumexp(logits_BxCxV, axis=-1)
         # A one-hot sum keeps a sharded vocabulary in place, where a gather would collect it; XLA fuses it into one pass.
@@ -62,23 +74,42 @@ def target_logps(model: Gemma, x, targets, temperature=1.0, entropy: bool = Fals
         p = jnp.exp(logits_BxCxV - lse_BxC[..., None])
         return logp, lse_BxC - jnp.sum(jnp.where(p > 0, p * logits_BxCxV, 0.0), axis=-1)
 
+    def nothing(x_BxCxD, targets_BxC):
+        zeros = jnp.zeros(targets_BxC.shape, jnp.float32)
+        return zeros, zeros if entropy else None
+
+    @jax.checkpoint
+    def one(x_BxCxD, targets_BxC, wanted_BxC):
+        if not sort:
+            return of_chunk(x_BxCxD, targets_BxC)
+        return jax.lax.cond(wanted_BxC.any(), of_chunk, nothing, x_BxCxD, targets_BxC)
+
     if M + pad == chunk:
-        logps, ent = one(x_BxMxD, targets_BxM)
+        logps, ent = one(x_BxMxD, targets_BxM, sorted_BxM)
     else:
         chunks = (M + pad) // chunk
-        xs = (x_BxMxD.reshape(B, chunks, chunk, D).swapaxes(0, 1), targets_BxM.reshape(B, chunks, chunk).swapaxes(0, 1))
+        chunked = lambda a: a.reshape(B, chunks, chunk, *a.shape[2:]).swapaxes(0, 1)
+        xs = (chunked(x_BxMxD), chunked(targets_BxM), chunked(sorted_BxM))
         _, (logps, ent) = jax.lax.scan(lambda _, xs: (None, one(*xs)), None, xs)
-        logps, ent = jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(B, -1), (logps, ent))
-    return TokenLogps(*jax.tree.map(lambda a: a[:, :M].reshape(targets.shape), (logps, ent)))
+        logps, ent = jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(B, -1)[:, :M], (logps, ent))
+
+    def placed(a_BxM):
+        if sort:
+            a_BxM = jnp.take_along_axis(a_BxM, jnp.argsort(order_BxM, axis=1), axis=1)
+        if wanted is not None:
+            a_BxM = jnp.where(wanted_BxM, a_BxM, 0.0)
+        return a_BxM.reshape(targets.shape)
+
+    return TokenLogps(*jax.tree.map(placed, (logps, ent)))
 
 
 def grouped_token_logps(
-    model: Gemma, prompts_BxP, prompt_lengths_B, completions_BxGxT, temperature=1.0, entropy: bool = False
+    model: Gemma, prompts_BxP, prompt_lengths_B, completions_BxGxT, temperature=1.0, entropy: bool = False, wanted_BxGxT=None
 ) -> TokenLogps:
     """Log-probs of G completions of each prompt, the prompt processed once per group.
 
-    prompts are LEFT-padded to P (lengths in prompt_lengths_B); completions may be padded on the right with anything (mask what comes back).
-    Returns (B, G, T). Equal to `token_logps` over each prompt + completion, in G-times fewer prompt tokens:
+    prompts are LEFT-padded to P (lengths in prompt_lengths_B); completions may be padded on the right with anything (mask what comes back, or say what is
+    `wanted`, as in `token_logps`). Returns (B, G, T). Equal to `token_logps` over each prompt + completion, in G-times fewer prompt tokens:
 
         one row:    . p0 p1 p2 | a0 a1 a2 | b0 b1 b2          (P = 4, G = 2, T = 3)
         positions:  0  0  1  2    3  4  5    3  4  5
@@ -124,6 +155,5 @@ def grouped_token_logps(
     x = model.final_norm(x)
     last_BxGx1xD = jnp.broadcast_to(x[:, None, P - 1 : P], (B, G, 1, x.shape[-1]))
     own_BxGxTxD = x[:, P:].reshape(B, G, T, -1)
-    return target_logps(
-        model, jnp.concatenate([last_BxGx1xD, own_BxGxTxD[:, :, :-1]], axis=2), completions_BxGxT, temperature, entropy
-    )
+    predicting_BxGxTxD = jnp.concatenate([last_BxGx1xD, own_BxGxTxD[:, :, :-1]], axis=2)
+    return target_logps(model, predicting_BxGxTxD, completions_BxGxT, temperature, entropy, wanted_BxGxT)

@@ -26,6 +26,7 @@ from grm_jax.training.storage import folder_of, write_whole, writing
 
 log = logging.getLogger(__name__)
 STAGES = ("rft", "rl", "meta_rm", "eval")
+META_RM_STARTS = ("base", "rft", "rl")
 
 
 def run(config, workdir) -> dict:
@@ -43,6 +44,8 @@ def run(config, workdir) -> dict:
     """
     if unknown := set(config.stages) - set(STAGES):
         raise ValueError(f"stages {sorted(unknown)} do not exist: use {', '.join(STAGES)}")
+    if "meta_rm" in config.stages and config.meta_rm.start not in META_RM_STARTS:
+        raise ValueError(f"meta_rm.start {config.meta_rm.start!r}: use one of {', '.join(META_RM_STARTS)}")
     workdir = folder_of(workdir)
     folders = {stage: workdir / stage for stage in STAGES}
 
@@ -121,7 +124,7 @@ def run(config, workdir) -> dict:
 
         if wanted("meta_rm"):
             policy = final("rl" if loop.is_done(folders["rl"]) else "rft")
-            start = {"base": first, "rft": final("rft")}[config.meta_rm.start]
+            start = {"base": first, "rft": final("rft"), "rl": policy}[config.meta_rm.start]
             export("meta_rm", meta_rm.train(config, mesh, tokenizer, start, policy, folders["rft"], folders["meta_rm"]))
 
         #######################################################################

@@ -199,6 +199,7 @@ def train(config, mesh, tokenizer, start_params, policy_params, rft_folder, fold
             "data": f"{len(data)} critiques",
             "seed": config.seed,
             "policy": policy,
+            "meta_rm.start": meta.start,
             "meta_rm.batch_size": meta.batch_size,
             "meta_rm.seq_len": meta.seq_len,
         },

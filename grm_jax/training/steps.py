@@ -79,7 +79,7 @@ def build_sft_step(config, mesh, model_abstract=None):
 
     def loss_of(params, micro, tokens):
         model = nnx.merge(graphdef, states.compute_params(params, cfg.dtype))
-        out = token_logps(model, micro["tokens"], micro["positions"], micro["segment_ids"])
+        out = token_logps(model, micro["tokens"], micro["positions"], micro["segment_ids"], wanted_BxL=micro["weights"])
         return losses.sft_loss(out.logps, micro["weights"], tokens), {}
 
     shapes = sft_batch_shapes(config.batch_size, config.seq_len)
@@ -121,16 +121,14 @@ def grpo_batch_shapes(config):
 
 def _logps(model, batch, config, entropy=False):
     """TokenLogps (P, G, T) of the completions, the prompt of a group processed once (or once per row if asked)."""
-    if config.rl.group_packed:
-        return grouped_token_logps(
-            model, batch["prompts"], batch["prompt_lengths"], batch["completions"], config.rl.temperature, entropy
-        )
-    return ungrouped_token_logps(
-        model, batch["prompts"], batch["prompt_lengths"], batch["completions"], config.rl.temperature, entropy
-    )
+    path = grouped_token_logps if config.rl.group_packed else ungrouped_token_logps
+    tokens = (batch["prompts"], batch["prompt_lengths"], batch["completions"])
+    return path(model, *tokens, config.rl.temperature, entropy, batch["mask"])
 
 
-def ungrouped_token_logps(model, prompts_PxS, prompt_lengths_P, completions_PxGxT, temperature=1.0, entropy=False):
+def ungrouped_token_logps(
+    model, prompts_PxS, prompt_lengths_P, completions_PxGxT, temperature=1.0, entropy=False, wanted_PxGxT=None
+):
     """The same numbers as `grouped_token_logps` by the plain path: one row per completion, each with its own prompt."""
     P, S = prompts_PxS.shape
     _, G, T = completions_PxGxT.shape
@@ -139,7 +137,10 @@ def ungrouped_token_logps(model, prompts_PxS, prompt_lengths_P, completions_PxGx
     )  # (P * G, S + T), prompts left-padded
     real_PxS = jnp.arange(S) >= (S - prompt_lengths_P)[:, None]
     segments = jnp.concatenate([jnp.repeat(real_PxS, G, axis=0), jnp.ones((P * G, T), bool)], axis=1)
-    out = token_logps(model, tokens, None, segments.astype(jnp.int32), temperature, entropy)
+    if wanted_PxGxT is None:
+        wanted_PxGxT = jnp.ones(completions_PxGxT.shape, bool)
+    wanted = jnp.pad(wanted_PxGxT.reshape(P * G, T), ((0, 0), (S, 0)))  # The prompt's own log-probs are not read.
+    out = token_logps(model, tokens, None, segments.astype(jnp.int32), temperature, entropy, wanted)
     return jax.tree.map(lambda x: x[:, S:].reshape(P, G, T), out)
 
 

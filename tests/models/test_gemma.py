@@ -196,3 +196,35 @@ def test_target_logps_takes_any_middle_axes():
     x, targets = model.hidden(tokens(2, 6)), tokens(2, 6, seed=5)
     flat = target_logps(model, x, targets).logps
     close(target_logps(model, x.reshape(2, 2, 3, -1), targets.reshape(2, 2, 3)).logps.reshape(2, 6), flat, 1e-6)
+
+
+def test_only_wanted_log_probs_are_computed(reference):
+    """Values, entropies and gradients of the wanted positions as without the choice, 0 elsewhere; rows that want different amounts."""
+    name, state, tokens_BxL, *_ = reference
+    graphdef, _, _ = build(name, logits_chunk=7)
+    L = tokens_BxL.shape[1]
+    wanted = jnp.stack([jnp.arange(L) % 5 == row for row in range(tokens_BxL.shape[0])]).at[0, 3:].set(False)
+
+    def loss(choose):
+        def of(state):
+            chosen = {"wanted_BxL": wanted.astype(jnp.float32)} if choose else {}
+            out = token_logps(nnx.merge(graphdef, state), tokens_BxL, entropy=True, **chosen)
+            return jnp.sum((out.logps + 0.1 * out.entropy) * wanted), out
+
+        return jax.jit(jax.value_and_grad(of, has_aux=True))(state)
+
+    (_, some), some_grad = loss(True)
+    (_, every), every_grad = loss(False)
+    jax.tree.map(lambda a, b: close(a, b * wanted, 1e-6), some, every)
+    jax.tree.map(lambda a, b: close(a, b, 1e-6), some_grad, every_grad)
+
+
+def test_chunks_without_wanted_positions_are_passed_over():
+    """A poisoned activation would reach the gradients of everything that is computed with it."""
+    model = Gemma(get_config("tiny_gemma2", logits_chunk=4), nnx.Rngs(0))
+    targets = tokens(2, 12, seed=5)
+    wanted = jnp.zeros((2, 12), bool).at[0, jnp.array([1, 5, 11])].set(True).at[1, jnp.array([0, 2, 3, 10])].set(True)
+    x = jnp.where(wanted[..., None], model.hidden(tokens(2, 12)), jnp.nan)
+    x = x.at[0, 0].set(0.0)  # Shares the one chunk that is computed.
+    grad = jax.grad(lambda x: target_logps(model, x, targets, wanted=wanted).logps.sum())(x)
+    assert jnp.isfinite(grad).all() and not grad[~wanted].any() and (jnp.abs(grad[wanted]).sum(axis=-1) > 0).all()

@@ -9,7 +9,7 @@ import resume_child
 
 from grm_jax import Judge
 from grm_jax.sharding import make_mesh
-from grm_jax.training import grpo, loop, meta_rm, metrics, rft, sources, steps
+from grm_jax.training import grpo, loop, main, meta_rm, metrics, rft, sources, steps
 from grm_jax.training import state as states
 
 
@@ -116,3 +116,11 @@ def test_what_is_missing_is_said_before_anything_is_trained(tmp_path):
     with pytest.raises(FileNotFoundError, match="config.init names .*no weights here"):
         main.run(config, tmp_path / "run")
     assert not (tmp_path / "run" / "rft").exists()
+
+
+def test_a_start_of_the_meta_rm_that_does_not_exist_is_refused_before_anything_trains(tmp_path):
+    config = resume_child.make_config()
+    config.meta_rm.start = "policy"
+    with pytest.raises(ValueError, match="meta_rm.start 'policy': use one of base, rft, rl"):
+        main.run(config, tmp_path)
+    assert not list(tmp_path.iterdir())
