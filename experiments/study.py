@@ -134,7 +134,9 @@ def kept_ablations(study: dict, earlier: dict, seeds: Sequence[int]) -> dict[str
     ran = {name: before.get("ablations", {}).get(name, before["ablation_seeds"]) for name in found}
     for seed in sorted({seed for of_one in ran.values() for seed in of_one}):
         if seed not in seeds:
-            raise ValueError(f"the earlier study's ablations have seed {seed}, which is not among {list(seeds)}: add it")
+            raise ValueError(
+                f"the earlier study's ablations have seed {seed}, which is not among {list(seeds)}: add it"
+            )
         for cell in SHOWN:
             old = earlier["main"][cell]["seeds"][before["seeds"].index(seed)]
             new = study["main"][cell]["seeds"][list(seeds).index(seed)]
@@ -216,7 +218,9 @@ def main(argv=None) -> None:
     parser.add_argument("--extra", default="", help="further field=value changes for every run, comma-separated")
     parser.add_argument("--workdir", default="runs/study")
     parser.add_argument(
-        "--keep", default="", help="study.json of an earlier study: its ablations that are not run here are kept, if the main runs are the same"
+        "--keep",
+        default="",
+        help="study.json of an earlier study: its ablations that are not run here are kept, if the main runs are the same",
     )
     parser.add_argument(
         "--out", default="", help="folder for study.json, study.txt and the plots; the workdir if empty"

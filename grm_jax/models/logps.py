@@ -24,7 +24,13 @@ class TokenLogps(NamedTuple):
 
 
 def token_logps(
-    model: Gemma, tokens_BxL, positions_BxL=None, segment_ids_BxL=None, temperature=1.0, entropy: bool = False, wanted_BxL=None
+    model: Gemma,
+    tokens_BxL,
+    positions_BxL=None,
+    segment_ids_BxL=None,
+    temperature=1.0,
+    entropy: bool = False,
+    wanted_BxL=None,
 ) -> TokenLogps:
     """log p(token t | its sequence before t) for each slot; 0 where nothing precedes it (slot 0, first token of a segment, padding).
 
@@ -104,7 +110,13 @@ def target_logps(model: Gemma, x, targets, temperature=1.0, entropy: bool = Fals
 
 
 def grouped_token_logps(
-    model: Gemma, prompts_BxP, prompt_lengths_B, completions_BxGxT, temperature=1.0, entropy: bool = False, wanted_BxGxT=None
+    model: Gemma,
+    prompts_BxP,
+    prompt_lengths_B,
+    completions_BxGxT,
+    temperature=1.0,
+    entropy: bool = False,
+    wanted_BxGxT=None,
 ) -> TokenLogps:
     """Log-probs of G completions of each prompt, the prompt processed once per group.
 

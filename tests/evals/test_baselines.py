@@ -9,8 +9,11 @@ import pytest
 
 from grm_jax.data import world
 from grm_jax.data.families import TRAINED_NAMES
-from grm_jax.evals.baselines import cloud, generative, run, scalar
+from grm_jax.evals.baselines import cloud, generative, report, run, scalar
 from grm_jax.evals.benchmark import Benchmark
+from grm_jax.evals.benchmarks.world import WORLD
+from grm_jax.evals.judged import Judged
+from grm_jax.evals.measure import measure
 from grm_jax.judging.types import Comparison
 from grm_jax.sharding import make_mesh
 from grm_jax.text import parse, rendering
@@ -123,6 +126,45 @@ def one_device(monkeypatch):
     mesh = make_mesh(devices=jax.devices()[:1])
     monkeypatch.setattr(run, "make_mesh", lambda **_: mesh)
     return mesh
+
+
+def measured(name, wins, seed=0, k=1):
+    """A judge that is right on the comparisons of `wins`, of twelve with two responses each."""
+    comparisons = [
+        Comparison(f"q{i}", ("yes", "no"), None, 0, f"c{i}", {"group": f"c{i}", "subset": "s"}) for i in range(12)
+    ]
+    judged = [Judged(c, (1.0, 0.0) if i in wins else (0.0, 1.0)) for i, c in enumerate(comparisons)]
+    entry = measure(WORLD, judged, 12, {"kind": "baseline", "name": name, "k": k, "seed": seed}, draws=20)
+    return report.Measured(entry, judged)
+
+
+def test_the_table_has_means_over_seeds_and_paired_differences():
+    right, half = set(range(12)), set(range(6))
+    found = {
+        "bt": {0: measured("bt", half), 1: measured("bt", half | {7, 8, 9})},
+        "spct rl, k = 8": {0: measured("spct rl", right, k=8), 1: measured("spct rl", right - {0, 1, 2}, k=8)},
+        "cloud": {1: measured("cloud", set())},
+    }
+    table = report.summary(WORLD, found, draws=50)
+    rows = {row["name"]: row for row in table["rows"]}
+    assert rows["bt"]["value"] == pytest.approx(0.625) and rows["bt"]["seeds"] == pytest.approx({0: 0.5, 1: 0.75})
+    assert rows["bt"]["low"] < 0.625 < rows["bt"]["high"]
+    assert rows["bt"]["difference"]["value"] == pytest.approx(0.625 - 0.875)
+    assert rows["cloud"]["difference"]["value"] == pytest.approx(-0.75)  # over seed 1, which both have
+    assert rows["spct rl, k = 8"]["difference"] is None and table["reference"] == "spct rl, k = 8"
+    lines = report.markdown(table).splitlines()
+    assert [line.split(" | ")[0] for line in lines[4:]] == [
+        "| spct rl, k = 8", "| bt", "| cloud", "| longest response", "| first response"
+    ]  # fmt: skip
+    html = report.page(table)
+    assert "62.5" in html and html.count("<svg") == 1 and "against spct rl, k = 8" in html
+
+
+def test_judges_of_other_comparisons_do_not_come_into_one_table():
+    other = measured("cloud", set())
+    found = {"bt": {0: measured("bt", set())}, "cloud": {0: report.Measured(other.entry, other.judged[1:])}}
+    with pytest.raises(ValueError, match="cloud of seed 0 judged other comparisons than the rest: keep data.seed"):
+        report.summary(WORLD, found)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@
 baselines; without it both are left out. Every stage that is done is skipped, so the command can be given again.
 An experiment on the judging world is measured on its own held-out comparisons, those of its eval stage, unless --benchmark
 names another.
-Results: WORKDIR/NAME-SEED/JUDGE/results.json for `grm table runs`, and WORKDIR/table.md over all seeds.
+Results: WORKDIR/NAME-SEED/JUDGE/results.json for `grm table runs`; over all seeds WORKDIR/table.md, table.json and table.html.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import jax
 from flax import nnx
 
 from grm_jax.evals import benchmarks, run
-from grm_jax.evals.baselines import cloud, generative, scalar
+from grm_jax.evals.baselines import cloud, generative, report, scalar
+from grm_jax.evals.baselines.report import Measured
 from grm_jax.evals.benchmark import average
 from grm_jax.evals.benchmarks import world
 from grm_jax.evals.cli import write_reports
@@ -94,7 +95,7 @@ class Bench:
         return MetaRM(nnx.merge(graphdef, params), self.tokenizer, template, self.mesh, batch, name)
 
 
-def spct_judge(bench: Bench, folder: Path) -> list[dict]:
+def spct_judge(bench: Bench, folder: Path) -> list[Measured]:
     """The SPCT run itself after each of its stages: one critique, k votes, expected scores, k votes guided by its meta RM."""
     entries = []
     for stage in ("rft", "rl"):
@@ -117,7 +118,7 @@ def spct_judge(bench: Bench, folder: Path) -> list[dict]:
     return entries
 
 
-def llm_judge(bench: Bench, folder: Path, name: str = "llm_judge") -> list[dict]:
+def llm_judge(bench: Bench, folder: Path, name: str = "llm_judge") -> list[Measured]:
     """Trains and measures "llm_judge" or "pairwise"; the latter with and without the probability of its number."""
     if loop.is_done(folder / "train"):
         params = loop.load_params(folder / "train", bench.abstract)
@@ -131,7 +132,7 @@ def llm_judge(bench: Bench, folder: Path, name: str = "llm_judge") -> list[dict]
     return [_measured(bench, name, judge, folder, vote) for vote in ("majority", "expected")]
 
 
-def _measured(bench: Bench, name: str, judge: Judge, folder: Path, vote: str) -> dict:
+def _measured(bench: Bench, name: str, judge: Judge, folder: Path, vote: str) -> Measured:
     options = Options(**{**vars(bench.options), "vote": vote, "expected": True})
     path = folder / f"{bench.benchmark.name}.{vote}.jsonl"
     cost = run.judge_with_model(judge, bench.comparisons, path, options, progress=False)
@@ -139,7 +140,7 @@ def _measured(bench: Bench, name: str, judge: Judge, folder: Path, vote: str) ->
     return _entry(bench, judged, f"{name}{', token probabilities' if vote == 'expected' else ''}", options.k, cost)
 
 
-def _by_pairs(bench: Bench, judge: Judge, folder: Path, vote: str) -> dict:
+def _by_pairs(bench: Bench, judge: Judge, folder: Path, vote: str) -> Measured:
     """A pairwise judge on comparisons of several responses: every pair is judged, a response's score is its wins."""
     options = Options(**{**vars(bench.options), "vote": vote, "expected": True})
     pairs, owners = [], []
@@ -162,7 +163,7 @@ def _by_pairs(bench: Bench, judge: Judge, folder: Path, vote: str) -> dict:
     return _entry(bench, judged, f"pairwise{', token probabilities' if vote == 'expected' else ''}", options.k, cost)
 
 
-def bt(bench: Bench, folder: Path) -> list[dict]:
+def bt(bench: Bench, folder: Path) -> list[Measured]:
     """The Bradley-Terry scalar."""
     config, section = bench.config, section_of(bench.config)
     taken = sources.judging(config).take(0, section.comparisons)
@@ -179,7 +180,7 @@ def bt(bench: Bench, folder: Path) -> list[dict]:
     return [_entry(bench, judged, "bt", 1, {})]
 
 
-def cloud_judge(bench: Bench, folder: Path) -> list[dict]:
+def cloud_judge(bench: Bench, folder: Path) -> list[Measured]:
     """The semi-scalar judge at k = 1 and at k; needs the RFT model of an SPCT run."""
     if bench.spct is None or not loop.is_done(bench.spct / "rft"):
         log.warning("cloud is left out: %s holds no finished RFT stage", bench.spct)
@@ -223,9 +224,9 @@ def _scalar_params(bench: Bench, section, pairs, folder: Path, stage: str, start
     return scalar.train(bench.config, section, bench.mesh, start(), pairs, folder / "train", stage)
 
 
-def _entry(bench: Bench, judged: Sequence[Judged], name: str, k: int, cost: dict) -> dict:
+def _entry(bench: Bench, judged: Sequence[Judged], name: str, k: int, cost: dict) -> Measured:
     judge = {"kind": "baseline", "name": name, "k": k, "seed": bench.config.seed}
-    return measure(bench.benchmark, judged, len(bench.everything), judge, cost=cost)
+    return Measured(measure(bench.benchmark, judged, len(bench.everything), judge, cost=cost), judged)
 
 
 RUNNERS = {
@@ -245,17 +246,6 @@ def load_config(path: str, arg: str):
     return module.get_config(arg)
 
 
-def table(found: dict[str, list[dict]]) -> str:
-    """name -> entries of the seeds, as Markdown: mean over seeds, each seed with its interval."""
-    lines = ["| judge | mean over seeds | seeds (95% interval over items) |", "|---|---|---|"]
-    for name, entries in found.items():
-        values = [e["metrics"][e["rule"]][e["headline"]] for e in entries]
-        mean = average(v["value"] for v in values)
-        seeds = "; ".join(f"{100 * v['value']:.1f} ({100 * v['low']:.1f}–{100 * v['high']:.1f})" for v in values)
-        lines.append(f"| {name} | {100 * mean:.1f} | {seeds} |")
-    return "\n".join(lines) + "\n"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """See the file's docstring."""
     p = argparse.ArgumentParser(
@@ -272,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--limit", type=int)
     args = p.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    found: dict[str, list[dict]] = {}
+    found: dict[str, dict[int, Measured]] = {}
     for seed in (int(text) for text in args.seeds.split(",")):
         config = load_config(args.config, ",".join(filter(None, (f"seed={seed}", args.set))))
         spct = Path(args.spct.format(seed=seed)) if args.spct else None
@@ -284,16 +274,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             with jax.set_mesh(bench.mesh):
                 folder = Path(args.workdir) / f"{name}-{seed}"
                 folder.mkdir(parents=True, exist_ok=True)
-                for entry in RUNNERS[name](bench, folder):
-                    judge = entry["judge"]
+                for measured in RUNNERS[name](bench, folder):
+                    judge = measured.entry["judge"]
                     label = judge["name"] + (f", k = {judge['k']}" if judge["k"] > 1 else "")
-                    found.setdefault(label, []).append(entry)
+                    found.setdefault(label, {})[seed] = measured
                     out = folder / label.replace(", ", "_").replace(" ", "_").replace("=", "")
                     out.mkdir(exist_ok=True)
-                    write_reports([entry], out)
-    text = table(found)
-    (Path(args.workdir) / "table.md").write_text(text, encoding="utf-8")
-    print(text)
+                    write_reports([measured.entry], out)
+    if not found:
+        print("nothing was measured: the judges that were asked for need --spct", file=sys.stderr)
+        return 1
+    print(report.write(report.summary(bench.benchmark, found), Path(args.workdir)))
     return 0
 
 
