@@ -251,7 +251,8 @@ def main(argv=None) -> None:
         study["ablations"] |= kept
         earlier_seconds = {f: s for f, s in before["seconds"].items() if f.rsplit("-", 1)[0] in kept}
     study["about"] = {
-        "config": Path(options.config).name, "extra": options.extra, "seeds": seeds, "ablation_seeds": ablated, "ablations": of_ablations, "date": time.strftime("%Y-%m-%d"),
+        "config": Path(options.config).name, "extra": options.extra, "seeds": seeds, "ablation_seeds": ablated, "ablations": of_ablations,
+        "date": time.strftime("%Y-%m-%d"),
         "seconds": earlier_seconds | {f.name: loop.read_result(f / "eval")["seconds"] for folders in runs.values() for f in folders},
         "device": jax.devices()[0].device_kind, "machine": platform.machine(), "jax": jax.__version__,
     }  # fmt: skip
