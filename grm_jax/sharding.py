@@ -118,15 +118,20 @@ def named(mesh: Mesh, *axes: str | None) -> NamedSharding:
     return NamedSharding(mesh, spec(axes))
 
 
+def one_device() -> bool:
+    """Whether the mesh in context (`jax.set_mesh`) is of one device; True without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or mesh.size == 1
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pins an activation to the table under the mesh in context (`jax.set_mesh`); without one it does nothing.
 
     A mesh axis that does not divide the dimension is left out: a batch of 3 on 8 devices is replicated, not refused.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if one_device():
         return x
-    fitted = []
+    mesh, fitted = jax.sharding.get_abstract_mesh(), []
     for dim, mesh_axes in zip(x.shape, spec(axes), strict=True):
         names = (mesh_axes,) if isinstance(mesh_axes, str) else tuple(mesh_axes or ())
         while names and dim % int(np.prod([mesh.shape[n] for n in names])):

@@ -1,7 +1,8 @@
 """Log-probabilities of given tokens: one chunked, rematerialised function for SFT, policy, reference and the sampler's check.
 
 The [batch, length, 256k] logits never exist: positions are taken `logits_chunk` at a time, and the backward pass computes each chunk again.
-Where only some positions count (completions, not prompts or padding), these come first and the chunks without any are passed over.
+Where only some positions count (completions, not prompts or padding), on one device these come first and the chunks without any are passed
+over. On several devices nothing is: inside a condition, the table's gradient would be summed over the devices once per chunk, not once.
 
 Axes: B batch, L length, D model width, V vocabulary, M targets (any leading shape, flattened), G completions per prompt, P prompt, T completion.
 """
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 
 from grm_jax.models.attention import merge_parts, prefix_attention, self_attention
 from grm_jax.models.gemma import Gemma, table_logits
-from grm_jax.sharding import constrain
+from grm_jax.sharding import constrain, one_device
 
 
 class TokenLogps(NamedTuple):
@@ -35,7 +36,7 @@ def token_logps(
     """log p(token t | its sequence before t) for each slot; 0 where nothing precedes it (slot 0, first token of a segment, padding).
 
     temperature divides the capped logits (a scalar, may be traced). Shapes: tokens, positions, segment ids (B, L); returns (B, L).
-    wanted (B, L), nonzero on the tokens whose log-prob is read: the others come back as 0, and cost no logits.
+    wanted (B, L), nonzero on the tokens whose log-prob is read: the others come back as 0, and on one device cost no logits.
     """
     x_BxLxD = model.hidden(tokens_BxL, positions_BxL, segment_ids_BxL)
     follows = jnp.ones_like(tokens_BxL[:, 1:], bool)
@@ -58,7 +59,7 @@ def target_logps(model: Gemma, x, targets, temperature=1.0, entropy: bool = Fals
     chunk = min(cfg.logits_chunk, M)
     pad = -M % chunk
     wanted_BxM = jnp.ones((B, M), bool) if wanted is None else (wanted != 0).reshape(B, M)
-    if sort := wanted is not None and M > chunk:
+    if sort := wanted is not None and M > chunk and one_device():
         order_BxM = jnp.argsort(~wanted_BxM, axis=1, stable=True)  # The wanted ones first, each row for itself.
         x_BxMxD = jnp.take_along_axis(x_BxMxD, order_BxM[..., None], axis=1)
         targets_BxM, sorted_BxM = (jnp.take_along_axis(a, order_BxM, axis=1) for a in (targets_BxM, wanted_BxM))

@@ -8,6 +8,7 @@ from flax import nnx
 
 from grm_jax import sharding
 from grm_jax.models import Gemma, get_config, grouped_token_logps, target_logps, token_logps
+from grm_jax.training import state as states
 
 GENERATIONS = ("tiny_gemma2", "tiny_gemma3")
 
@@ -228,3 +229,17 @@ def test_chunks_without_wanted_positions_are_passed_over():
     x = x.at[0, 0].set(0.0)  # Shares the one chunk that is computed.
     grad = jax.grad(lambda x: target_logps(model, x, targets, wanted=wanted).logps.sum())(x)
     assert jnp.isfinite(grad).all() and not grad[~wanted].any() and (jnp.abs(grad[wanted]).sum(axis=-1) > 0).all()
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_chunks_are_passed_over_on_one_device_only(devices):
+    """In a condition the table's gradient is summed over the devices for each chunk: compiled for a v5e slice, an all-reduce in a branch."""
+    mesh = sharding.make_mesh(fsdp=devices, devices=jax.devices()[:devices])
+    with jax.set_mesh(mesh):
+        graphdef, params = states.abstract_model(get_config("tiny_gemma2", logits_chunk=4), mesh)
+
+        def loss(params, tokens):
+            return token_logps(nnx.merge(graphdef, params), tokens, wanted_BxL=tokens).logps.sum()
+
+        text = jax.jit(jax.grad(loss)).lower(params, jax.ShapeDtypeStruct((4, 13), jnp.int32)).as_text()
+    assert ("stablehlo.case" in text or "stablehlo.if" in text) == (devices == 1)
