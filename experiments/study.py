@@ -4,11 +4,14 @@
 
 The seeds of the main runs may be given to several processes (--ablations "" --seeds 1); a last one over all of them finds them done.
 The main runs do every stage; an ablation does RFT, RL and an evaluation without the meta RM, and one that only changes RL starts from the RFT
-model of the same seed. A run that is finished is not run again, so the study can be interrupted, and grown.
+model of the same seed. A run that is finished is not run again, so the study can be interrupted, and grown; on another machine too, as OUT/credits
+keeps of each run which config it was of and what it got right, and only what is not there, or of another config, is run.
 Intervals: 95% bootstrap over items, of credits averaged over seeds (the items are the same for all seeds).
 """
 
 import argparse
+import dataclasses
+import hashlib
 import importlib.util
 import json
 import logging
@@ -17,6 +20,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
@@ -35,42 +40,83 @@ def load_experiment(path: str):
     return module.get_config
 
 
-def run_one(get_config, ablation: str, seed: int, workdir: Path, extra: str = "") -> Path:
-    """Runs (or goes on with) one cell of the study; returns its folder."""
-    from grm_jax.training.main import run
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One finished cell of the study: {"model/method@k": credit of each item}, and what its stages took."""
 
+    ablation: str
+    seed: int
+    credits: dict[str, list[float]]
+    seconds: dict[str, float]
+
+    @property
+    def name(self) -> str:
+        return f"{self.ablation}-{self.seed}"
+
+
+def cell_config(get_config, ablation: str, seed: int, extra: str = ""):
+    """The config of one cell: an ablation leaves out the meta RM, and most samples of the evaluation."""
     parts = [part for part in ("" if ablation == MAIN else ablation, f"seed={seed}", extra) if part]
     config = get_config(",".join(parts))
-    folder = workdir / f"{ablation}-{seed}"
     if ablation != MAIN:
         config.stages = tuple(stage for stage in config.stages if stage != "meta_rm")
         config.eval.samples = 8
         config.export = False
-        if ablation.startswith(RL_ONLY):
-            folder.mkdir(parents=True, exist_ok=True)
-            main_rft = workdir / f"{MAIN}-{seed}" / "rft"
-            if not (folder / "rft").exists() and main_rft.exists():
-                (folder / "rft").symlink_to(main_rft.resolve())
+    return config
+
+
+def identity(config) -> str:
+    """A hash of everything that decides a run's result: the sections of stages that do not run are left out."""
+    from grm_jax.training.main import STAGES
+
+    aside = {"name", "tensorboard", "export", *(set(STAGES) - set(config.stages))}
+    fields = {name: value for name, value in json.loads(config.to_json_best_effort()).items() if name not in aside}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def run_one(get_config, ablation: str, seed: int, workdir: Path, credits: Path, extra: str = "") -> Run:
+    """Runs (or goes on with, or finds) one cell of the study.
+
+    credits: folder that keeps what each finished run got right.
+    """
+    from grm_jax.training import loop
+    from grm_jax.training.main import run
+
+    config = cell_config(get_config, ablation, seed, extra)
+    folder, kept = workdir / f"{ablation}-{seed}", credits / f"{ablation}-{seed}.json"
+    if kept.exists():
+        row = json.loads(kept.read_text())
+        if row["config"] == identity(config):
+            return Run(ablation, seed, row["credits"], row["seconds"])
+        log.warning("%s is of another config: it is run again", kept)
+    if ablation.startswith(RL_ONLY):
+        folder.mkdir(parents=True, exist_ok=True)
+        main_rft = workdir / f"{MAIN}-{seed}" / "rft"
+        if not (folder / "rft").exists() and main_rft.exists():
+            (folder / "rft").symlink_to(main_rft.resolve())
     run(config, folder)
-    return folder
+    found = Run(ablation, seed, credits_of(folder), loop.read_result(folder / "eval")["seconds"])
+    credits.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps({"config": identity(config), "seconds": found.seconds, "credits": found.credits}) + "\n")
+    return found
 
 
 def credits_of(folder: Path) -> dict[str, list[float]]:
-    """{"model/method@k": credit of each item} of a finished run."""
-    return json.loads((folder / "eval" / "credits.json").read_text())
+    """{"model/method@k": credit of each item}, to five digits, of a finished run."""
+    credits = json.loads((folder / "eval" / "credits.json").read_text())
+    return {name: [round(value, 5) for value in values] for name, values in credits.items()}
 
 
-def pooled(folders: list[Path]) -> dict[str, dict]:
+def pooled(runs: Sequence[Run]) -> dict[str, dict]:
     """Each cell over the seeds: mean, interval, and the seeds' own means."""
     import numpy as np
 
     from grm_jax.training import evaluate
 
-    runs = [credits_of(folder) for folder in folders]
     found = {}
-    for name in runs[0]:
-        if all(name in run for run in runs):
-            values = np.array([run[name] for run in runs])
+    for name in runs[0].credits:
+        if all(name in run.credits for run in runs):
+            values = np.array([run.credits[name] for run in runs])
             low, high = evaluate.interval(values.mean(axis=0))
             found[name] = {
                 "mean": float(values.mean()), "low": low, "high": high, "seeds": values.mean(axis=1).round(4).tolist()
@@ -78,13 +124,13 @@ def pooled(folders: list[Path]) -> dict[str, dict]:
     return found
 
 
-def difference(folders_a: list[Path], name_a: str, folders_b: list[Path], name_b: str) -> dict | None:
+def difference(runs_a: Sequence[Run], name_a: str, runs_b: Sequence[Run], name_b: str) -> dict | None:
     """Paired difference a - b over the seeds and items; None where a cell is missing."""
     import numpy as np
 
     from grm_jax.training import evaluate
 
-    a, b = [credits_of(f).get(name_a) for f in folders_a], [credits_of(f).get(name_b) for f in folders_b]
+    a, b = [run.credits.get(name_a) for run in runs_a], [run.credits.get(name_b) for run in runs_b]
     if None in a or None in b:
         return None
     mean, low, high = evaluate.difference(np.mean(a, axis=0), np.mean(b, axis=0))
@@ -102,20 +148,17 @@ CLAIMS = (
 )
 
 
-def aggregate(runs: dict[str, list[Path]]) -> dict:
+def aggregate(runs: dict[str, list[Run]]) -> dict:
     """What the study found: the claims, each ablation against the main runs, and every cell."""
     main = runs[MAIN]
-    same = {
-        name: [f for f in main if f.name.rsplit("-", 1)[1] in {g.name.rsplit("-", 1)[1] for g in folders}]
-        for name, folders in runs.items()
-    }
+    same = {name: [run for run in main if run.seed in {other.seed for other in found}] for name, found in runs.items()}
     claims = {text: difference(main, a, main, b) for text, a, b in CLAIMS}
     ablations = {
         name: {
-            cell: {"ablation - main": difference(folders, cell, same[name], cell), **pooled(folders).get(cell, {})}
+            cell: {"ablation - main": difference(found, cell, same[name], cell), **pooled(found).get(cell, {})}
             for cell in SHOWN
         }
-        for name, folders in runs.items()
+        for name, found in runs.items()
         if name != MAIN
     }
     return {"claims": claims, "ablations": ablations, "main": pooled(main)}
@@ -229,17 +272,21 @@ def main(argv=None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     import jax
 
-    from grm_jax.training import loop
-
-    get_config, workdir = load_experiment(options.config), Path(options.workdir)
+    get_config, workdir, out = (
+        load_experiment(options.config),
+        Path(options.workdir),
+        Path(options.out or options.workdir),
+    )
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    runs: dict[str, list[Path]] = {}
+    runs: dict[str, list[Run]] = {}
     ablated = [int(seed) for seed in options.ablation_seeds.split(",")] if options.ablation_seeds else seeds
     if extra := set(ablated) - set(seeds):
         parser.error(f"--ablation_seeds {sorted(extra)} have no main run: add them to --seeds")
     for ablation in [MAIN, *filter(None, options.ablations.split(","))]:
         wanted = seeds if ablation == MAIN else ablated
-        runs[ablation] = [run_one(get_config, ablation, seed, workdir, options.extra) for seed in wanted]
+        runs[ablation] = [
+            run_one(get_config, ablation, seed, workdir, out / "credits", options.extra) for seed in wanted
+        ]
     study = aggregate(runs)
     earlier_seconds: dict = {}
     of_ablations = {name: ablated for name in runs if name != MAIN}
@@ -253,15 +300,15 @@ def main(argv=None) -> None:
     study["about"] = {
         "config": Path(options.config).name, "extra": options.extra, "seeds": seeds, "ablation_seeds": ablated, "ablations": of_ablations,
         "date": time.strftime("%Y-%m-%d"),
-        "seconds": earlier_seconds | {f.name: loop.read_result(f / "eval")["seconds"] for folders in runs.values() for f in folders},
+        "seconds": earlier_seconds | {run.name: run.seconds for found in runs.values() for run in found},
         "device": jax.devices()[0].device_kind, "machine": platform.machine(), "jax": jax.__version__,
     }  # fmt: skip
-    out = Path(options.out or workdir)
     out.mkdir(parents=True, exist_ok=True)
     (out / "study.json").write_text(json.dumps(study, indent=2) + "\n")
     (out / "study.txt").write_text(as_text(study) + "\n")
     plots(study, out)
-    (out / "config.json").write_text((runs[MAIN][0] / "config.json").read_text())
+    config = cell_config(get_config, MAIN, seeds[0], options.extra)
+    (out / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
     print(as_text(study))
 
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import spct_tiny
 from grm_jax.data import world
 from grm_jax.data.families import TRAINED_NAMES
-from grm_jax.evals.baselines import cloud, generative, report, run, scalar
+from grm_jax.evals.baselines import cloud, generative, kept, report, run, scalar
 from grm_jax.evals.benchmark import Benchmark
 from grm_jax.evals.benchmarks.world import WORLD
 from grm_jax.evals.judged import Judged
@@ -158,6 +159,29 @@ def test_the_table_has_means_over_seeds_and_paired_differences():
     ]  # fmt: skip
     html = report.page(table)
     assert "62.5" in html and html.count("<svg") == 1 and "against spct rl, k = 8" in html
+
+
+def test_what_judges_said_comes_back_for_the_same_config_alone(tmp_path):
+    which = lambda name, arg="seed=0": kept.identity(spct_tiny.get_config(arg), name, "world", None)  # noqa: E731
+    assert (
+        which("bt") == which("bt", "seed=0,meta_rm.start=rl,rl.steps=7") != which("bt", "seed=0,meta_rm.batch_size=4")
+    )
+    assert (
+        which("llm_judge")
+        == which("llm_judge", "seed=0,meta_rm.batch_size=4")
+        != which("llm_judge", "seed=0,rft.steps=3")
+    )
+    assert len({which("spct"), which("spct", "seed=0,rl.steps=7"), which("spct", "seed=1"), which("bt")}) == 4
+
+    found, path = {"bt": measured("bt", {1, 2})}, tmp_path / "judges" / "bt-0.json"
+    comparisons = [j.comparison for j in found["bt"].judged]
+    kept.save(path, "x", found, both_orders=False)
+    (again,) = kept.load(path, "x", comparisons).values()
+    assert again.judged == found["bt"].judged
+    table, table_again = (report.summary(WORLD, {"bt": {0: m}}, draws=20) for m in (found["bt"], again))
+    assert table == table_again
+    assert kept.load(path, "y", comparisons) is None and kept.load(path, "x", comparisons[1:]) is None
+    assert kept.load(tmp_path / "none.json", "x", comparisons) is None
 
 
 def test_judges_of_other_comparisons_do_not_come_into_one_table():

@@ -201,14 +201,8 @@ def test_nothing_held_out_is_said():
 def test_the_study_pools_seeds_and_pairs_items(tmp_path):
     runs = {}
     for name, rl in ((study.MAIN, (1, 1, 1, 0)), ("no_rejection", (1, 0, 0, 0))):
-        runs[name] = []
-        for seed in (0, 1):
-            folder = tmp_path / f"{name}-{seed}" / "eval"
-            folder.mkdir(parents=True)
-            rft = [1, 0, 0, 0]
-            cells = {"rft/Greedy@1": rft, "rl/Greedy@1": rl, "rl/Voting@8": rl}
-            (folder / "credits.json").write_text(json.dumps(cells))
-            runs[name].append(folder.parent)
+        cells = {"rft/Greedy@1": [1, 0, 0, 0], "rl/Greedy@1": rl, "rl/Voting@8": rl}
+        runs[name] = [study.Run(name, seed, cells, {}) for seed in (0, 1)]
     found = study.aggregate(runs)
     assert found["claims"]["RL above RFT, greedy"]["mean"] == 0.5
     assert found["claims"]["MetaRM@8 at or above Voting@8 (RL)"] is None
@@ -217,7 +211,7 @@ def test_the_study_pools_seeds_and_pairs_items(tmp_path):
     study.plots(found, tmp_path)
     assert all((tmp_path / name).stat().st_size > 10_000 for name in ("scaling.png", "ablations.png"))
     # Ablations of fewer seeds are compared with the main runs of these seeds alone.
-    (runs[study.MAIN][0] / "eval" / "credits.json").write_text(json.dumps({"rl/Greedy@1": [0, 0, 0, 0]}))
+    runs[study.MAIN][0] = study.Run(study.MAIN, 0, {"rl/Greedy@1": [0, 0, 0, 0]}, {})
     found = study.aggregate({study.MAIN: runs[study.MAIN], "no_rejection": runs["no_rejection"][1:]})
     assert found["ablations"]["no_rejection"]["rl/Greedy@1"]["ablation - main"]["mean"] == -0.5
 
@@ -235,3 +229,26 @@ def test_ablations_of_an_earlier_study_are_kept_where_its_main_runs_came_out_the
         study.kept_ablations(a_study([2, 3], [0.6, 0.9], {}), earlier, [2, 3])
     with pytest.raises(ValueError, match=r"have seed 2, which is not among \[1\]: add it"):
         study.kept_ablations(a_study([1], [0.5], {}), earlier, [1])
+
+
+def test_a_study_keeps_what_a_run_got_right_and_runs_only_what_is_missing(tmp_path, monkeypatch):
+    ran = []
+
+    def run(config, folder):
+        ran.append(folder.name)
+        (folder / "eval").mkdir(parents=True)
+        (folder / "eval" / "credits.json").write_text('{"rl/Voting@8": [1.0, 0.33333333]}')
+        (folder / "eval" / "result.json").write_text('{"seconds": {"eval": 1.5}}')
+
+    monkeypatch.setattr(main, "run", run)
+    one = lambda ablation, place, extra="": study.run_one(  # noqa: E731
+        spct_tiny.get_config, ablation, 2, tmp_path / place, tmp_path / "credits", extra
+    )
+    first = one("no_hinted", "a")
+    assert first.credits == {"rl/Voting@8": [1.0, 0.33333]} and first.seconds == {"eval": 1.5}
+    assert one("no_hinted", "b") == first and ran == ["no_hinted-2"]  # another machine
+    assert one("no_hinted", "c", "meta_rm.steps=5") == first  # an ablation has no meta RM
+    one("no_hinted", "d", "rl.steps=5")
+    one("main", "e")
+    one("main", "f", "meta_rm.steps=5")
+    assert ran == ["no_hinted-2", "no_hinted-2", "main-2", "main-2"]

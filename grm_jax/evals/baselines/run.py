@@ -6,7 +6,8 @@
 baselines; without it both are left out. Every stage that is done is skipped, so the command can be given again.
 An experiment on the judging world is measured on its own held-out comparisons, those of its eval stage, unless --benchmark
 names another.
-Results: WORKDIR/NAME-SEED/JUDGE/results.json for `grm table runs`; over all seeds WORKDIR/table.md, table.json and table.html.
+Results: WORKDIR/NAME-SEED/JUDGE/results.json for `grm table runs`; over all seeds table.md, table.json and table.html in --out, whose folder
+`judges` keeps what each judge said: with it, seeds can be added on another machine, and only what is missing, or of another config, is run.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import jax
 from flax import nnx
 
 from grm_jax.evals import benchmarks, run
-from grm_jax.evals.baselines import cloud, generative, report, scalar
+from grm_jax.evals.baselines import cloud, generative, kept, report, scalar
 from grm_jax.evals.baselines.report import Measured
 from grm_jax.evals.benchmark import average
 from grm_jax.evals.benchmarks import world
@@ -260,8 +261,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--benchmark", default="world")
     p.add_argument("--data", default=".")
     p.add_argument("--limit", type=int)
+    p.add_argument("--out", help="folder for the table, and for what each judge said (default: the workdir)")
     args = p.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    out = Path(args.out or args.workdir)
     found: dict[str, dict[int, Measured]] = {}
     for seed in (int(text) for text in args.seeds.split(",")):
         config = load_config(args.config, ",".join(filter(None, (f"seed={seed}", args.set))))
@@ -271,21 +274,35 @@ def main(argv: Sequence[str] | None = None) -> int:
             if name not in RUNNERS:
                 print(f"unknown baseline {name!r}: use {', '.join(RUNNERS)}", file=sys.stderr)
                 return 2
-            with jax.set_mesh(bench.mesh):
-                folder = Path(args.workdir) / f"{name}-{seed}"
-                folder.mkdir(parents=True, exist_ok=True)
-                for measured in RUNNERS[name](bench, folder):
-                    judge = measured.entry["judge"]
-                    label = judge["name"] + (f", k = {judge['k']}" if judge["k"] > 1 else "")
-                    found.setdefault(label, {})[seed] = measured
-                    out = folder / label.replace(", ", "_").replace(" ", "_").replace("=", "")
-                    out.mkdir(exist_ok=True)
-                    write_reports([measured.entry], out)
+            which = kept.identity(config, name, args.benchmark, args.limit)
+            path = out / "judges" / f"{name}-{seed}.json"
+            judges = kept.load(path, which, bench.comparisons)
+            if judges is None:
+                with jax.set_mesh(bench.mesh):
+                    judges = _run(name, bench, Path(args.workdir) / f"{name}-{seed}")
+                if judges:
+                    kept.save(path, which, judges, bench.benchmark.both_orders)
+            for label, measured in judges.items():
+                found.setdefault(label, {})[seed] = measured
     if not found:
         print("nothing was measured: the judges that were asked for need --spct", file=sys.stderr)
         return 1
-    print(report.write(report.summary(bench.benchmark, found), Path(args.workdir)))
+    print(report.write(report.summary(bench.benchmark, found), out))
     return 0
+
+
+def _run(name: str, bench: Bench, folder: Path) -> dict[str, Measured]:
+    """Trains and measures what one runner makes: judges by label, each with a results file in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    judges = {}
+    for measured in RUNNERS[name](bench, folder):
+        judge = measured.entry["judge"]
+        label = judge["name"] + (f", k = {judge['k']}" if judge["k"] > 1 else "")
+        judges[label] = measured
+        reports = folder / label.replace(", ", "_").replace(" ", "_").replace("=", "")
+        reports.mkdir(exist_ok=True)
+        write_reports([measured.entry], reports)
+    return judges
 
 
 if __name__ == "__main__":
