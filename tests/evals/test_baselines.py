@@ -244,3 +244,27 @@ def test_the_scalar_learns_to_prefer_a_token(tmp_path, one_device):
         first = sources.first_params(config, steps.model_config(config), mesh)
         scalar.train(config, section, mesh, first, scalar.pair_up(texts, section.seq_len), tmp_path / "bt")
     assert loop.read_result(tmp_path / "bt")["last"]["accuracy"] == 1.0
+
+
+def test_as_it_stands_runs_nothing(tmp_path, one_device, capsys, monkeypatch):
+    config_file = tmp_path / "toy.py"
+    config_file.write_text(TOY)
+    args = [
+        "--config",
+        str(config_file),
+        "--workdir",
+        str(tmp_path / "w"),
+        "--out",
+        str(tmp_path / "out"),
+        "--as_it_stands",
+    ]
+    args += ["--baselines", "bt", "--limit", "6"]
+    monkeypatch.setitem(run.RUNNERS, "bt", lambda *_: pytest.fail("was run"))
+    assert run.main(args) == 1 and "nothing was measured" in capsys.readouterr().err
+    bench = run.Bench(run.load_config(str(config_file), "seed=0"), tmp_path, None, "world", ".", 6)
+    judged = [Judged(c, tuple(range(c.n))) for c in bench.comparisons]
+    entry = measure(bench.benchmark, judged, 6, {"kind": "baseline", "name": "bt", "k": 1, "seed": 0}, draws=20)
+    which = kept.identity(bench.config, "bt", "world", 6)
+    kept.save(tmp_path / "out" / "judges" / "bt-0.json", which, {"bt": report.Measured(entry, judged)}, False)
+    assert run.main(args) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"judges", "table.json", "table.md", "table.html"}

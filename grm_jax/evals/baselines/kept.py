@@ -41,21 +41,24 @@ def identity(config, name: str, benchmark: str, limit: int | None) -> str:
 
 
 def save(path: Path, which: str, found: dict[str, Measured], both_orders: bool) -> None:
-    """Writes the judges of one runner and seed. which: `identity`.  both_orders: keep the scores of each order too."""
-    judges = {}
+    """Writes the judges of one runner and seed, all of the same comparisons. which: `identity`.  both_orders: keep the scores of each order too."""
+    judges, ids = {}, []
     for label, measured in found.items():
-        rows = []
-        for judged in measured.judged:
-            row: dict = {"id": judged.comparison.id, "scores": _short(judged.scores)}
-            if both_orders:
-                row |= {
-                    "views": [[list(order), _short(scores)] for order, scores in judged.views],
-                    "votes_of": judged.votes_of,
-                }
-            rows.append(row)
-        judges[label] = {"entry": {key: measured.entry[key] for key in ENTRY}, "judged": rows}
+        ids = [judged.comparison.id for judged in measured.judged]
+        judges[label] = {
+            "entry": {key: measured.entry[key] for key in ENTRY},
+            "scores": [_short(judged.scores) for judged in measured.judged],
+        }
+        if both_orders:
+            judges[label] |= {
+                "views": [
+                    [[list(order), _short(scores)] for order, scores in judged.views] for judged in measured.judged
+                ],
+                "votes_of": [judged.votes_of for judged in measured.judged],
+            }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"identity": which, "judges": judges}) + "\n", encoding="utf-8")
+    text = json.dumps({"identity": which, "ids": ids, "judges": judges}, separators=(",", ":"))
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def load(path: Path, which: str, comparisons: Sequence[Comparison]) -> dict[str, Measured] | None:
@@ -63,21 +66,17 @@ def load(path: Path, which: str, comparisons: Sequence[Comparison]) -> dict[str,
     if not path.exists():
         return None
     kept = json.loads(path.read_text(encoding="utf-8"))
-    ids = [c.id for c in comparisons]
-    judges = kept["judges"].values()
-    if kept["identity"] != which or any([row["id"] for row in judge["judged"]] != ids for judge in judges):
+    if kept["identity"] != which or kept["ids"] != [c.id for c in comparisons]:
         log.warning("%s is of another config or of other comparisons: it is measured again", path)
         return None
-    found = {}
+    found, several = {}, len(comparisons)
     for label, judge in kept["judges"].items():
+        rows = zip(
+            comparisons, judge["scores"], judge.get("views", [()] * several), judge.get("votes_of", [1] * several)
+        )
         judged = [
-            Judged(
-                comparison,
-                _tuple(row["scores"]),
-                tuple((tuple(order), _tuple(scores)) for order, scores in row.get("views", ())),
-                votes_of=row.get("votes_of", 1),
-            )
-            for comparison, row in zip(comparisons, judge["judged"])
+            Judged(c, _tuple(scores), tuple((tuple(order), _tuple(seen)) for order, seen in views), votes_of=votes)
+            for c, scores, views, votes in rows
         ]
         found[label] = Measured(judge["entry"], judged)
     return found

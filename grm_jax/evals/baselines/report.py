@@ -129,7 +129,7 @@ def markdown(found: dict) -> str:
 def explained(found: dict) -> str:
     """What the columns hold."""
     return (
-        f"Accuracy in percent ({found['headline']}), mean over seeds, with the interval over comparisons; chance is {found['chance']}. "
+        f"Accuracy: {found['headline']} in percent, mean over seeds, with the interval over comparisons; chance is {found['chance']}. "
         "Differences in points, paired by comparison. Ties and read: shares in percent of comparisons and of critiques. "
         "Tokens: generated per comparison."
     )
@@ -138,7 +138,7 @@ def explained(found: dict) -> str:
 def figure(found: dict) -> str:
     """A line per judge: mean and interval, a dot per seed; vertical lines for the rules that read nothing."""
     rows = sorted(found["rows"], key=lambda row: -row["value"])
-    drawing, axes = plots._axes(0.9 + 0.27 * len(rows))
+    drawing, axes = plots._axes(1.1 + 0.25 * len(rows))
     axes.grid(axis="x", color=plots.FAINT, linewidth=0.4, alpha=0.5)
     axes.grid(axis="y", visible=False)
     for y, row in enumerate(rows):
@@ -153,9 +153,9 @@ def figure(found: dict) -> str:
         axes.axvline(100 * value["value"], color=plots.INK, linewidth=0.9, linestyle=style, label=name)
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=7.5)
     axes.invert_yaxis()
-    axes.set_xlabel("accuracy, % (bar: 95% interval of the mean; dots: seeds)", color=plots.INK, fontsize=8)
+    axes.set_xlabel(f"{found['headline']}, %", color=plots.INK, fontsize=8)
     if found["floors"]:
-        axes.legend(fontsize=7, frameon=False, labelcolor=plots.INK)
+        drawing.legend(loc="outside lower center", ncols=2, fontsize=7, frameon=False, labelcolor=plots.INK)
     return plots._svg(drawing, "Accuracy of each judge")
 
 
