@@ -129,7 +129,7 @@ def markdown(found: dict) -> str:
 def explained(found: dict) -> str:
     """What the columns hold."""
     return (
-        f"Accuracy: {found['headline']} in percent, mean over seeds, with the interval over comparisons; chance is {found['chance']}. "
+        f"{found['headline'].capitalize()} in percent, mean over seeds, with the interval over comparisons; chance is {found['chance']}. "
         "Differences in points, paired by comparison. Ties and read: shares in percent of comparisons and of critiques. "
         "Tokens: generated per comparison."
     )
