@@ -15,7 +15,7 @@ MOST_BARS = 30
 
 def page(entries: Sequence[dict]) -> str:
     """The page of the entries of a results file."""
-    return _template().render(
+    return template("page.html").render(
         judge=tables.judge_line(entries[0]),
         columns=_columns(entries),
         cards=[card(entry) for entry in entries],
@@ -23,13 +23,14 @@ def page(entries: Sequence[dict]) -> str:
 
 
 @functools.cache
-def _template():
+def template(name: str):
+    """A page of this package's templates."""
     import jinja2
 
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    return env.get_template("page.html")
+    return env.get_template(name)
 
 
 def _columns(entries) -> dict:

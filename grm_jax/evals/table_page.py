@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-
 from grm_jax.evals import plots
-from grm_jax.evals.page import TEMPLATES
+from grm_jax.evals.page import template
 from grm_jax.evals.table import cell_text
 
 COLOURS = ("#2f6fb0", "#b5651d", "#3c8d5a", "#8a4fb0", "#a83250", "#5a6b78", "#7a8f2a")
@@ -14,17 +12,7 @@ COLOURS = ("#2f6fb0", "#b5651d", "#3c8d5a", "#8a4fb0", "#a83250", "#5a6b78", "#7
 def page(found: dict) -> str:
     """The page of what `table.build` returns."""
     figures = [figure(found["figure4"], axis) for axis in ("k", "seconds", "flops")]
-    return _template().render(found=found, figures=[f for f in figures if f], cell=cell_text)
-
-
-@functools.cache
-def _template():
-    import jinja2
-
-    env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    return env.get_template("table.html")
+    return template("table.html").render(found=found, figures=[f for f in figures if f], cell=cell_text)
 
 
 def figure(data: dict, axis: str) -> str:

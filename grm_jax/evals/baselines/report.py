@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from grm_jax.evals import plots, tables
 from grm_jax.evals.benchmark import Benchmark, Metrics, average
 from grm_jax.evals.bootstrap import DRAWS, Resampler
 from grm_jax.evals.judged import Judged
-from grm_jax.evals.page import TEMPLATES
+from grm_jax.evals.page import template
 
 REFERENCE = "spct rl, k = "  # the judge that the others are compared with, where it was measured
 COLUMNS = ("judge", "accuracy", "95% interval", "seeds", "against", "ties", "read", "tokens")
@@ -161,19 +160,9 @@ def figure(found: dict) -> str:
 
 def page(found: dict) -> str:
     """One self-contained HTML file."""
-    return _template().render(
+    return template("baselines.html").render(
         found=found, heads=heads(found), rows=body(found), explained=explained(found), figure=figure(found)
     )
-
-
-@functools.cache
-def _template():
-    import jinja2
-
-    env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    return env.get_template("baselines.html")
 
 
 def write(found: dict, folder: Path) -> str:
