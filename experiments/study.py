@@ -29,6 +29,7 @@ if __name__ == "__main__":
 
 MAIN = "main"
 RL_ONLY = ("beta_",)
+SHOWN = ("rft/Greedy@1", "rl/Greedy@1", "rl/Voting@8")
 DEFAULT = "no_principles,no_hinted,no_non_hinted,no_rejection,no_general,beta_0,beta_0.01,beta_0.02,shuffled_labels"
 
 
@@ -164,32 +165,6 @@ def aggregate(runs: dict[str, list[Run]]) -> dict:
     return {"claims": claims, "ablations": ablations, "main": pooled(main)}
 
 
-SHOWN = ("rft/Greedy@1", "rl/Greedy@1", "rl/Voting@8")
-
-
-def kept_ablations(study: dict, earlier: dict, seeds: Sequence[int]) -> dict[str, dict]:
-    """The ablations of an earlier study that this one has not run, where the main runs of their seeds came out the same.
-
-    Raises ValueError where they did not, or are not among `seeds`: the differences would be to other runs.
-    """
-    found = {name: cells for name, cells in earlier["ablations"].items() if name not in study["ablations"]}
-    before = earlier["about"]
-    ran = {name: before.get("ablations", {}).get(name, before["ablation_seeds"]) for name in found}
-    for seed in sorted({seed for of_one in ran.values() for seed in of_one}):
-        if seed not in seeds:
-            raise ValueError(
-                f"the earlier study's ablations have seed {seed}, which is not among {list(seeds)}: add it"
-            )
-        for cell in SHOWN:
-            old = earlier["main"][cell]["seeds"][before["seeds"].index(seed)]
-            new = study["main"][cell]["seeds"][list(seeds).index(seed)]
-            if old != new:
-                raise ValueError(
-                    f"{cell} of the main run of seed {seed} was {old} in the earlier study and is {new}: run its ablations again"
-                )
-    return found
-
-
 def as_text(study: dict) -> str:
     lines = []
 
@@ -261,22 +236,14 @@ def main(argv=None) -> None:
     parser.add_argument("--extra", default="", help="further field=value changes for every run, comma-separated")
     parser.add_argument("--workdir", default="runs/study")
     parser.add_argument(
-        "--keep",
-        default="",
-        help="study.json of an earlier study: its ablations that are not run here are kept, if the main runs are the same",
-    )
-    parser.add_argument(
         "--out", default="", help="folder for study.json, study.txt and the plots; the workdir if empty"
     )
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     import jax
 
-    get_config, workdir, out = (
-        load_experiment(options.config),
-        Path(options.workdir),
-        Path(options.out or options.workdir),
-    )
+    get_config, workdir = load_experiment(options.config), Path(options.workdir)
+    out = Path(options.out or workdir)
     seeds = [int(seed) for seed in options.seeds.split(",")]
     runs: dict[str, list[Run]] = {}
     ablated = [int(seed) for seed in options.ablation_seeds.split(",")] if options.ablation_seeds else seeds
@@ -288,19 +255,10 @@ def main(argv=None) -> None:
             run_one(get_config, ablation, seed, workdir, out / "credits", options.extra) for seed in wanted
         ]
     study = aggregate(runs)
-    earlier_seconds: dict = {}
-    of_ablations = {name: ablated for name in runs if name != MAIN}
-    if options.keep:
-        earlier = json.loads(Path(options.keep).read_text())
-        kept = kept_ablations(study, earlier, seeds)
-        before = earlier["about"]
-        of_ablations |= {name: before.get("ablations", {}).get(name, before["ablation_seeds"]) for name in kept}
-        study["ablations"] |= kept
-        earlier_seconds = {f: s for f, s in before["seconds"].items() if f.rsplit("-", 1)[0] in kept}
     study["about"] = {
-        "config": Path(options.config).name, "extra": options.extra, "seeds": seeds, "ablation_seeds": ablated, "ablations": of_ablations,
+        "config": Path(options.config).name, "extra": options.extra, "seeds": seeds, "ablation_seeds": ablated,
         "date": time.strftime("%Y-%m-%d"),
-        "seconds": earlier_seconds | {run.name: run.seconds for found in runs.values() for run in found},
+        "seconds": {run.name: run.seconds for found in runs.values() for run in found},
         "device": jax.devices()[0].device_kind, "machine": platform.machine(), "jax": jax.__version__,
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)

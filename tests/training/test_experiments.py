@@ -216,21 +216,6 @@ def test_the_study_pools_seeds_and_pairs_items(tmp_path):
     assert found["ablations"]["no_rejection"]["rl/Greedy@1"]["ablation - main"]["mean"] == -0.5
 
 
-def a_study(seeds, greedy, ablations):
-    cells = {cell: {"seeds": greedy} for cell in study.SHOWN}
-    return {"about": {"seeds": seeds, "ablation_seeds": [2]}, "main": cells, "ablations": ablations}
-
-
-def test_ablations_of_an_earlier_study_are_kept_where_its_main_runs_came_out_the_same():
-    earlier = a_study([1, 2], [0.5, 0.7], {"beta_0": "old", "no_hinted": "old"})
-    now = a_study([2, 3], [0.7, 0.9], {"beta_0": "new"})
-    assert study.kept_ablations(now, earlier, [2, 3]) == {"no_hinted": "old"}
-    with pytest.raises(ValueError, match="of seed 2 was 0.7 in the earlier study and is 0.6: run its ablations again"):
-        study.kept_ablations(a_study([2, 3], [0.6, 0.9], {}), earlier, [2, 3])
-    with pytest.raises(ValueError, match=r"have seed 2, which is not among \[1\]: add it"):
-        study.kept_ablations(a_study([1], [0.5], {}), earlier, [1])
-
-
 def test_a_study_keeps_what_a_run_got_right_and_runs_only_what_is_missing(tmp_path, monkeypatch):
     ran = []
 
