@@ -57,6 +57,16 @@ class MetaRM:
         messages = rendering.render(self.template, comparison, order, critique=text)
         return self.tokenizer.encode_chat(messages, add_generation_prompt=False)
 
+    def critique_start(self, judged: Judged, ids: list[int]) -> int:
+        """How many of `ids`, which `encode` made of the same critique, come before the critique.
+
+        A token that holds the end of the prompt and the start of the critique (a vocabulary may join them) is the critique's.
+        """
+        comparison, order, _ = judged
+        messages = rendering.render(self.template, comparison, order)
+        prompt = self.tokenizer.encode_chat(messages, add_generation_prompt=True)
+        return next((i for i, (a, b) in enumerate(zip(prompt, ids)) if a != b), len(prompt))
+
     def __call__(self, critiques: Sequence[Judged]) -> list[float]:
         """One logit per critique. Raises TooLong for a critique that is longer than the model's context."""
         encoded = [self.encode(judged) for judged in critiques]

@@ -1,7 +1,7 @@
 """Gemma 2 and 3 in Flax NNX. Knows arrays only: tokens come from `grm_jax.text`, weights from `grm_jax.checkpoints`."""
 
 from grm_jax.models.config import CONFIGS, GemmaConfig, LayerSpec, get_config
-from grm_jax.models.gemma import Gemma
+from grm_jax.models.gemma import Gemma, last_real
 from grm_jax.models.logps import TokenLogps, grouped_token_logps, target_logps, token_logps
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "TokenLogps",
     "get_config",
     "grouped_token_logps",
+    "last_real",
     "load",
     "target_logps",
     "token_logps",

@@ -231,15 +231,26 @@ class Gemma(nnx.Module):
         """Scalar reward per row, float32 (B,): the head applied at the row's last real token.
 
         Raises ValueError for a model without a scalar head."""
+        self._check_head()
+        x_BxLxD = self.hidden(tokens_BxL, None, segment_ids_BxL)
+        last_B = last_real(jnp.ones_like(tokens_BxL) if segment_ids_BxL is None else segment_ids_BxL)
+        x_BxD = jnp.take_along_axis(x_BxLxD, last_B[:, None, None], axis=1)[:, 0]
+        return jnp.einsum("bd,d->b", x_BxD, self.score_D[...].astype(x_BxD.dtype), preferred_element_type=jnp.float32)
+
+    def token_rewards(self, tokens_BxL, segment_ids_BxL=None):
+        """The scalar head at every position, float32 (B, L): what it says of a row up to there. At the last real token it is `rewards`.
+
+        Raises ValueError for a model without a scalar head."""
+        self._check_head()
+        x_BxLxD = self.hidden(tokens_BxL, None, segment_ids_BxL)
+        score_D = self.score_D[...].astype(x_BxLxD.dtype)
+        return jnp.einsum("bld,d->bl", x_BxLxD, score_D, preferred_element_type=jnp.float32)
+
+    def _check_head(self):
         if not self.cfg.scalar_head:
             raise ValueError(
                 f"{self.cfg.name} has no scalar head: build it with scalar_head=True, or load a sequence classifier"
             )
-        x_BxLxD = self.hidden(tokens_BxL, None, segment_ids_BxL)
-        real = jnp.ones_like(tokens_BxL) if segment_ids_BxL is None else (segment_ids_BxL > 0)
-        last_B = jnp.max(jnp.where(real, jnp.arange(tokens_BxL.shape[1]), 0), axis=1)
-        x_BxD = jnp.take_along_axis(x_BxLxD, last_B[:, None, None], axis=1)[:, 0]
-        return jnp.einsum("bd,d->b", x_BxD, self.score_D[...].astype(x_BxD.dtype), preferred_element_type=jnp.float32)
 
     def trunk(self, x_BxLxD, positions_BxL, attend: Attend, state=None):
         """All layers, with whatever attention the caller gives.
@@ -271,6 +282,11 @@ class Gemma(nnx.Module):
             x, state, y = layer(block, x, LayerRef(cfg.tail[place], place, None), state)
             tail_ys.append(y)
         return x, state, (unit_ys, tail_ys)
+
+
+def last_real(segment_ids_BxL):
+    """Position of each row's last real token, int32 (B,): its last segment id above 0 (ids of padding are 0)."""
+    return jnp.max(jnp.where(segment_ids_BxL > 0, jnp.arange(segment_ids_BxL.shape[1]), 0), axis=1)
 
 
 def full_attention(cfg: GemmaConfig, positions_BxL, segment_ids_BxL) -> Attend:

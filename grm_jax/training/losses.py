@@ -134,5 +134,18 @@ def grpo_loss(
 
 def bce_loss(scores_B, labels_B):
     """Mean binary cross-entropy of scalar scores (logits) against 0/1 labels: the meta reward model's loss."""
+    return _bce(scores_B, labels_B).mean()
+
+
+def token_bce_loss(scores_BxL, labels_B, weights_BxL):
+    """Binary cross-entropy of a score per token against the label of its row: weighted mean over a row's tokens, then the mean over rows.
+
+    Weights of 1 on a critique's tokens ask of each prefix whether the critique will be right, as the token-level verifiers of
+    arXiv 2110.14168 (section 4.2) are trained. A row without weights counts 0.
+    """
+    return row_mean(_bce(scores_BxL, labels_B[:, None]), weights_BxL).mean()
+
+
+def _bce(scores, labels):
     # softplus(-s) and softplus(s) are -log sigmoid(s) and -log(1 - sigmoid(s)), without overflow for large |s|.
-    return (labels_B * jax.nn.softplus(-scores_B) + (1.0 - labels_B) * jax.nn.softplus(scores_B)).mean()
+    return labels * jax.nn.softplus(-scores) + (1.0 - labels) * jax.nn.softplus(scores)

@@ -25,10 +25,12 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """Tokenised critiques with their labels: tokens and segment_ids (N, L), labels (N,), and whose comparison each is of."""
+    """Tokenised critiques with their labels: tokens and segment_ids (N, L), starts of the critique and labels (N,), and whose comparison
+    each is of."""
 
     tokens: np.ndarray
     segment_ids: np.ndarray
+    starts: np.ndarray
     labels: np.ndarray
     comparisons: np.ndarray
 
@@ -36,7 +38,8 @@ class Labelled:
         return len(self.labels)
 
     def rows(self, index) -> dict[str, np.ndarray]:
-        return {"tokens": self.tokens[index], "segment_ids": self.segment_ids[index], "labels": self.labels[index]}
+        names = ("tokens", "segment_ids", "starts", "labels")
+        return {name: getattr(self, name)[index] for name in names}
 
 
 def add_head(config, mesh, params, seed: int):
@@ -79,10 +82,11 @@ def read_trials(path) -> list[rft_data.Trial]:
     return trials
 
 
-def label(trials, encode, seq_len: int) -> Labelled:
-    """Tokenises the readable non-hinted trials; longer ones are left out and counted in the log."""
+def label(trials, meta: MetaRM, seq_len: int) -> Labelled:
+    """Tokenises the readable non-hinted trials as `meta` reads them; longer ones are left out and counted in the log."""
     readable = [t for t in trials if not t.hinted and t.fate in ("kept", "wrong", "tie", "too_easy")]
-    ids = [encode((t.comparison, t.order, t.text)) for t in readable]
+    judged = [(t.comparison, t.order, t.text) for t in readable]
+    ids = [meta.encode(one) for one in judged]
     fitting = [i for i, tokens in enumerate(ids) if len(tokens) <= seq_len]
     if len(fitting) < len(ids):
         log.warning("meta RM: %d of %d critiques are longer than %d tokens", len(ids) - len(fitting), len(ids), seq_len)
@@ -93,6 +97,7 @@ def label(trials, encode, seq_len: int) -> Labelled:
     return Labelled(
         tokens,
         segments,
+        np.array([meta.critique_start(judged[i], ids[i]) for i in fitting], np.int32),
         np.array([float(readable[i].right) for i in fitting], np.float32),
         np.array([str(readable[i].comparison.id) for i in fitting]),
     )
@@ -169,7 +174,7 @@ def train(config, mesh, tokenizer, start_params, policy_params, rft_folder, fold
     own = policy_trials(config, nnx.merge(graphdef, policy_params), tokenizer, mesh, folder / "samples", policy)
     del policy_params
     template = meta_template_of(config.template)
-    data = label([*trials, *own], MetaRM(nnx.merge(*scalar), tokenizer, template).encode, meta.seq_len)
+    data = label([*trials, *own], MetaRM(nnx.merge(*scalar), tokenizer, template), meta.seq_len)
     train_rows, held_rows = split(data, meta.held_out, config.seed)
     log.info(
         "meta RM: %d critiques to train on, %d held out, %.0f%% right",
@@ -202,6 +207,7 @@ def train(config, mesh, tokenizer, start_params, policy_params, rft_folder, fold
             "meta_rm.start": meta.start,
             "meta_rm.batch_size": meta.batch_size,
             "meta_rm.seq_len": meta.seq_len,
+            "meta_rm.token_loss": meta.token_loss,
         },
         settings={"template": config.template},
         shown=("loss", "accuracy"),

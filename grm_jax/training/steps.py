@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from grm_jax.models import get_config, grouped_token_logps, token_logps
+from grm_jax.models import get_config, grouped_token_logps, last_real, token_logps
 from grm_jax.training import losses, optim
 from grm_jax.training import state as states
 
@@ -218,22 +218,36 @@ def build_grpo_step(config, mesh, model_abstract=None):
 
 
 def meta_rm_batch_shapes(batch_size, seq_len):
-    """One judged critique per row: its tokens, segment 0 for padding, and whether the critique was right (1) or not (0)."""
-    shape = (batch_size, seq_len)
-    return {"tokens": (shape, jnp.int32), "segment_ids": (shape, jnp.int32), "labels": ((batch_size,), jnp.float32)}
+    """One judged critique per row: its tokens, segment 0 for padding, where the critique starts, and whether it was right (1) or not (0)."""
+    shape, rows = (batch_size, seq_len), (batch_size,)
+    tokens = {"tokens": (shape, jnp.int32), "segment_ids": (shape, jnp.int32)}
+    return {**tokens, "starts": (rows, jnp.int32), "labels": (rows, jnp.float32)}
 
 
 def build_meta_rm_step(config, mesh, model_abstract=None):
-    """One step of `config.meta_rm`: (state, batch) -> (state, metrics); binary cross-entropy on the scalar head."""
+    """One step of `config.meta_rm`: (state, batch) -> (state, metrics); binary cross-entropy on the scalar head.
+
+    `meta_rm.token_loss`, where above 0, is the weight of the same cross-entropy at every token of the critique, added to that at the
+    last one. The metrics are of the last token, which is what judges.
+    """
     cfg, section = model_config(config, scalar_head=True), config.meta_rm
     graphdef, params = model_abstract or states.abstract_model(cfg, mesh)
 
     def loss_of(params, micro, rows):
         model = nnx.merge(graphdef, states.compute_params(params, cfg.dtype))
-        scores_B = model.rewards(micro["tokens"], micro["segment_ids"])
-        share = scores_B.shape[0] / rows
+        share = micro["labels"].shape[0] / rows
+        if section.token_loss:
+            segments, starts_Bx1 = micro["segment_ids"], micro["starts"][:, None]
+            scores_BxL = model.token_rewards(micro["tokens"], segments)
+            scores_B = jnp.take_along_axis(scores_BxL, last_real(segments)[:, None], axis=1)[:, 0]
+            of_critique = (segments > 0) & (jnp.arange(segments.shape[1]) >= starts_Bx1)
+            on_tokens = losses.token_bce_loss(scores_BxL, micro["labels"], of_critique.astype(jnp.float32))
+        else:
+            scores_B, on_tokens = model.rewards(micro["tokens"], micro["segment_ids"]), 0.0
+        last = losses.bce_loss(scores_B, micro["labels"])
         right = jnp.mean((scores_B > 0) == (micro["labels"] > 0.5))
-        return losses.bce_loss(scores_B, micro["labels"]) * share, {"accuracy": right * share}
+        metrics = {"accuracy": right * share, "last_loss": last * share}
+        return (last + section.token_loss * on_tokens) * share, metrics
 
     shapes = meta_rm_batch_shapes(section.batch_size, section.seq_len)
     tx = optim.make_optimizer(section, "meta_rm")

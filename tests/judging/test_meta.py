@@ -35,6 +35,19 @@ def test_every_host_of_a_mesh_has_all_of_the_rewards(model):
     np.testing.assert_allclose(meta.score_tokens(encoded), alone, atol=1e-4)
 
 
+def test_the_prompt_ends_where_the_critique_starts(model):
+    meta = MetaRM(model, words(), "compact_meta_rm")
+    comparison = Comparison("which is larger", ("a", "b b b"))
+    for text in ("1: a right", "no"):
+        judged = (comparison, (1, 0), text)
+        ids = meta.encode(judged)
+        start = meta.critique_start(judged, ids)
+        assert 0 < start < len(ids)
+        assert ids[:start] == meta.encode((comparison, (1, 0), "yes"))[:start]
+        assert text in words().decode(ids[start:])
+        assert text not in words().decode(ids[:start])
+
+
 def test_a_critique_beyond_the_meta_models_context_fails_its_comparison_only(model):
     meta = MetaRM(model, words(), "compact_meta_rm")
     long = "so " * 300

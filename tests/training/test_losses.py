@@ -180,6 +180,16 @@ def test_sft_loss_is_the_token_mean_and_adds_up():
     assert losses.sft_loss(logps, jnp.zeros((4, 6))) == 0.0
 
 
+def test_token_bce_loss_is_the_mean_over_rows_of_the_mean_over_their_tokens():
+    rng = np.random.default_rng(3)
+    scores, labels = rng.normal(0, 20, (3, 7)), np.array([1.0, 0.0, 1.0])
+    weights = np.array([[0, 0, 1, 1, 1, 0, 0], [0, 1, 0, 0, 0, 0, 0], [0] * 7], np.float64)
+    each = np.logaddexp(0.0, np.where(labels[:, None] == 1, -scores, scores))
+    want = (each[0, 2:5].mean() + each[1, 1] + 0.0) / 3
+    got = losses.token_bce_loss(*(jnp.float32(x) for x in (scores, labels, weights)))
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
 def test_bce_loss_equals_the_float64_reference_for_large_scores():
     scores = np.array([-15.78, 1.31, 1.67, 60.0, -60.0])
     labels = np.array([0.0, 1.0, 1.0, 1.0, 0.0])

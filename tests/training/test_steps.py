@@ -28,7 +28,7 @@ def make_config(**rl):
     config.rft = stage()
     defaults = dict(prompts=8, group_size=4, prompt_len=10, max_new_tokens=6, temperature=1.0, beta=0.08, clip=0.2)
     config.rl = stage(**(defaults | dict(kl_estimator="k3", updates_per_rollout=1, group_packed=True) | rl))
-    config.meta_rm = stage(batch_size=8, seq_len=16)
+    config.meta_rm = stage(batch_size=8, seq_len=16, token_loss=0.0)
     return config
 
 
@@ -207,9 +207,32 @@ def test_meta_rm_separates_two_tokens():
     tokens = rng.integers(10, 20, (8, 16)).astype(np.int32)
     tokens[:, 11] = np.where(labels > 0, 30, 31)
     segments = np.tile((np.arange(16) < 12).astype(np.int32), (8, 1))
-    batch = {"tokens": tokens, "segment_ids": segments, "labels": labels}
+    batch = {"tokens": tokens, "segment_ids": segments, "starts": np.full(8, 9, np.int32), "labels": labels}
     state, metrics = run_step(config, steps.build_meta_rm_step, batch, single(), count=30)
     assert float(metrics["loss"]) < 0.1 and float(metrics["accuracy"]) == 1.0
+    assert metrics["last_loss"] == metrics["loss"]
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_meta_rm_asks_each_token_of_the_critique_where_told_to(micro_batches):
+    config = make_config()
+    config.meta_rm.update(token_loss=0.5, micro_batches=micro_batches)
+    rng = np.random.default_rng(8)
+    labels, starts = rng.integers(0, 2, 8).astype(np.float32), rng.integers(2, 8, 8).astype(np.int32)
+    tokens, lengths = rng.integers(10, 20, (8, 16)).astype(np.int32), rng.integers(9, 17, 8)
+    segments = (np.arange(16) < lengths[:, None]).astype(np.int32)
+    batch = {"tokens": tokens, "segment_ids": segments, "starts": starts, "labels": labels}
+    _, metrics = run_step(config, steps.build_meta_rm_step, batch, single())
+
+    mesh = single()
+    graphdef, _ = states.abstract_model(steps.model_config(config, scalar_head=True), mesh)
+    model = nnx.merge(graphdef, states.init_params(steps.model_config(config, scalar_head=True), mesh, 0))
+    scores = np.asarray(model.token_rewards(tokens, segments), np.float64)
+    each = np.logaddexp(0, np.where(labels[:, None] > 0.5, -scores, scores))
+    last = np.mean([each[b, lengths[b] - 1] for b in range(8)])
+    on_tokens = np.mean([each[b, starts[b] : lengths[b]].mean() for b in range(8)])
+    np.testing.assert_allclose(metrics["last_loss"], last, rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], last + 0.5 * on_tokens, rtol=1e-5)
 
 
 def test_programs_are_built_without_a_device_array_and_lower():
