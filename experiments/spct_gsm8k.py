@@ -2,7 +2,7 @@
 
     python experiments/gsm8k_critiques.py .../example_model_solutions.jsonl data/gsm8k
     python launch/tpu.py --config experiments/spct_gsm8k.py --config.init=WEIGHTS --config.tokenizer=TOKENIZER --workdir runs/spct_gsm8k
-    python launch/tpu.py --config experiments/spct_gsm8k.py:cpu ...    # an hour and a half of one core: shows that it runs, not what RL is worth
+    python launch/tpu.py --config experiments/spct_gsm8k.py:cpu ...    # over an hour of one core: shows that it runs, not what RL is worth
 
 WEIGHTS: a Hugging Face folder or a GGUF file of Gemma 3 270M. TOKENIZER: its tokenizer.model or the folder that holds it.
 No value here is the paper's unless it says so: its smallest model has 16B parameters.
@@ -65,10 +65,11 @@ def _for_a_cpu(config) -> None:
     config.export = False
     config.data.general_items = 40
     config.batch_size = 2
-    config.rft.update(steps=50, lr=5e-5, warmup_steps=5, save_every=10)
+    config.model_overrides.update(remat="none")  # 10 GiB in all
+    config.rft.update(steps=25, lr=1e-4, warmup_steps=3, save_every=5)
     config.rft.comparisons = 150
     config.rl.update(steps=20, lr=5e-6, save_every=2)
     config.rl.prompts = 2
     config.rl.first_item = 150  # problems that RFT has not seen
-    config.eval.comparisons = 40
+    config.eval.comparisons = 24
     config.eval.samples = 4

@@ -3,8 +3,8 @@
     python experiments/study.py --config experiments/spct_tiny.py --seeds 0,1,2 --workdir runs/study --out experiments/results/spct_tiny
 
 The seeds of the main runs may be given to several processes (--ablations "" --seeds 1); a last one over all of them finds them done.
-The main runs do every stage; an ablation does RFT, RL and an evaluation without the meta RM, and one that only changes RL starts from the RFT
-model of the same seed. A run that is finished is not run again, so the study can be interrupted, and grown; on another machine too, as OUT/credits
+The main runs do every stage; an ablation does RFT, RL and an evaluation without the meta RM. One that only changes RL starts from the RFT model of
+the same seed, and those that the paper's Table 4 has of the RFT model end there. A run that is finished is not run again, so the study can be interrupted, and grown; on another machine too, as OUT/credits
 keeps of each run which config it was of and what it got right, and only what is not there, or of another config, is run.
 Intervals: 95% bootstrap over items, of credits averaged over seeds (the items are the same for all seeds).
 """
@@ -29,6 +29,7 @@ if __name__ == "__main__":
 
 MAIN = "main"
 RL_ONLY = ("beta_",)
+RFT_ROWS = ("no_hinted", "no_non_hinted", "no_general")  # Table 4 of the paper has these of the RFT model
 SHOWN = ("rft/Greedy@1", "rl/Greedy@1", "rl/Voting@8")
 DEFAULT = "no_principles,no_hinted,no_non_hinted,no_rejection,no_general,beta_0,beta_0.01,beta_0.02,shuffled_labels"
 
@@ -60,7 +61,8 @@ def cell_config(get_config, ablation: str, seed: int, extra: str = ""):
     parts = [part for part in ("" if ablation == MAIN else ablation, f"seed={seed}", extra) if part]
     config = get_config(",".join(parts))
     if ablation != MAIN:
-        config.stages = tuple(stage for stage in config.stages if stage != "meta_rm")
+        left_out = ("meta_rm", "rl") if ablation in RFT_ROWS else ("meta_rm",)
+        config.stages = tuple(stage for stage in config.stages if stage not in left_out)
         config.eval.samples = 8
         config.export = False
     return config

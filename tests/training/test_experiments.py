@@ -21,13 +21,20 @@ def test_27b_has_the_values_of_the_paper():
     assert config.data.general_items == 1_070_000
 
 
-@pytest.mark.parametrize("experiment", [spct_tiny, spct_2b, spct_9b, spct_27b])
+@pytest.mark.parametrize("experiment", [spct_tiny, spct_gsm8k, spct_2b, spct_9b, spct_27b])
 def test_every_experiment_has_a_model_and_an_optimizer_for_each_stage(experiment):
     config = experiment.get_config()
     assert steps.model_config(config).name == config.model
     for section in (config.rft, config.rl, config.meta_rm):
         optim.make_optimizer(section)
     assert config.rl.prompt_len + config.rl.max_new_tokens <= steps.model_config(config).max_length
+
+
+def test_the_gsm8k_experiment_has_sizes_for_a_cpu():
+    plain, small = spct_gsm8k.get_config("seed=3"), spct_gsm8k.get_config("cpu,beta_0,seed=3")
+    assert plain.name == "spct_gsm8k-seed=3" and small.name == "spct_gsm8k-cpu-beta_0-seed=3"
+    assert small.rl.steps == 20 and small.rl.prompts < plain.rl.prompts and small.rl.group_size == plain.rl.group_size
+    assert (small.rl.beta, small.seed, plain.seed) == (0.0, 3, 3)
 
 
 @pytest.mark.parametrize("name", ablations.ABLATIONS)
@@ -233,7 +240,9 @@ def test_a_study_keeps_what_a_run_got_right_and_runs_only_what_is_missing(tmp_pa
     assert first.credits == {"rl/Voting@8": [1.0, 0.33333]} and first.seconds == {"eval": 1.5}
     assert one("no_hinted", "b") == first and ran == ["no_hinted-2"]  # another machine
     assert one("no_hinted", "c", "meta_rm.steps=5") == first  # an ablation has no meta RM
-    one("no_hinted", "d", "rl.steps=5")
-    one("main", "e")
-    one("main", "f", "meta_rm.steps=5")
-    assert ran == ["no_hinted-2", "no_hinted-2", "main-2", "main-2"]
+    assert one("no_hinted", "d", "rl.steps=5") == first  # and this one is of the RFT model
+    one("no_rejection", "e")
+    one("no_rejection", "f", "rl.steps=5")
+    one("main", "g")
+    one("main", "h", "meta_rm.steps=5")
+    assert ran == ["no_hinted-2", "no_rejection-2", "no_rejection-2", "main-2", "main-2"]
