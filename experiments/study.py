@@ -242,6 +242,7 @@ def main(argv=None) -> None:
     )
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every step of every save
     import jax
 
     get_config, workdir = load_experiment(options.config), Path(options.workdir)

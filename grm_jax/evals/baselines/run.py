@@ -265,6 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--out", help="folder for the table, and for what each judge said (default: the workdir)")
     args = p.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every step of every save
     out = Path(args.out or args.workdir)
     found: dict[str, dict[int, Measured]] = {}
     for seed in (int(text) for text in args.seeds.split(",")):
