@@ -69,7 +69,10 @@ def main() -> None:
         clocks.write_text(json.dumps(seconds, indent=1) + "\n")
     RESULTS.mkdir(parents=True, exist_ok=True)
     for file in ("results.json", "results.md", "results.html"):
-        shutil.copyfile(args.work / file, RESULTS / file)
+        text = (args.work / file).read_text(encoding="utf-8")
+        (RESULTS / file).write_text(
+            text.replace(f"{HERE.parent}/", ""), encoding="utf-8"
+        )  # the template, seen from here
     machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores"
     (RESULTS / "seconds.json").write_text(
         json.dumps({"machine": machine} | json.loads(clocks.read_text()), indent=1) + "\n"
