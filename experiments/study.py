@@ -4,7 +4,8 @@
 
 The seeds of the main runs may be given to several processes (--ablations "" --seeds 1); a last one over all of them finds them done.
 The main runs do every stage; an ablation does RFT, RL and an evaluation without the meta RM. One that only changes RL starts from the RFT model of
-the same seed, and those that the paper's Table 4 has of the RFT model end there. A run that is finished is not run again, so the study can be interrupted, and grown; on another machine too, as OUT/credits
+the same seed, and those that the paper's Table 4 has of the RFT model end there.
+A run that is finished is not run again, so the study can be interrupted, and grown; on another machine too, as OUT/credits
 keeps of each run which config it was of and what it got right, and only what is not there, or of another config, is run.
 Intervals: 95% bootstrap over items, of credits averaged over seeds (the items are the same for all seeds).
 """
