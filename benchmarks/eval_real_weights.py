@@ -23,16 +23,6 @@ RESULTS = HERE / "results" / "eval_gemma3_270m"
 SETS = {"rm_bench": ("--subset", "chat"), "pandalm": (), "gsm8k": ("--orders", "given")}
 
 
-def tokenizer_folder(tokenizer: Path, folder: Path) -> Path:
-    """A folder with the vocabulary and a chat format that only puts BOS in front."""
-    from judge_real_weights import NO_TURNS
-
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(tokenizer, folder / "tokenizer.model")
-    (folder / "chat_template.jinja").write_text(NO_TURNS)
-    return folder
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, type=Path)
@@ -44,6 +34,8 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=8)
     parser.add_argument("--greedy", action="store_true", help="a greedy run too, which gains are measured against")
     args = parser.parse_args()
+    from judge_real_weights import tokenizer_folder
+
     from grm_jax.evals import cli
 
     words = tokenizer_folder(args.tokenizer, args.work / "tokenizer")

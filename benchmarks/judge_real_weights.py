@@ -61,14 +61,19 @@ def main() -> None:
             write_result(name, args.work / f"{name}.out.jsonl", args.work, judge(name, args))
 
 
+def tokenizer_folder(tokenizer: Path, folder: Path) -> Path:
+    """A folder with the vocabulary and a chat format that only puts BOS in front."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(tokenizer, folder / "tokenizer.model")
+    (folder / "chat_template.jinja").write_text(NO_TURNS)
+    return folder
+
+
 def judge(name: str, args: argparse.Namespace) -> dict:
     """Runs `grm judge` on a set, going on where it stopped; returns what the session took."""
     from grm_jax.judging import cli
 
-    words = args.work / "tokenizer"
-    words.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(args.model / "tokenizer.model", words / "tokenizer.model")
-    (words / "chat_template.jinja").write_text(NO_TURNS)
+    words = tokenizer_folder(args.model / "tokenizer.model", args.work / "tokenizer")
     source = args.work / f"{name}.jsonl"
     if not source.exists():
         write_input(name, args.data, source)
