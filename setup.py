@@ -39,7 +39,6 @@ setup(
         "pyyaml>=6.0",
         "rich>=13",
         "safetensors>=0.5",
-        "scikit-learn>=1.5",
         "scipy>=1.13",
         "sentencepiece>=0.2.1",
         "seqio>=0.0.20",
@@ -64,6 +63,7 @@ setup(
             "pytest>=8.3",
             "pytest-timeout>=2.3",
             "ruff>=0.11",
+            "scikit-learn>=1.5",
         ],
         # The peers we are compared with. They live in an environment of their own: grm_jax itself never imports them.
         "bench": [

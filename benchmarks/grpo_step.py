@@ -1,6 +1,7 @@
-"""One GRPO step (rollout, reference, update) against Tunix's GRPO learner: the same shapes, machine and run.
+"""One GRPO step (rollout, reference, update) against Tunix's GRPO learner and TRL's trainer: the same shapes, machine and run.
 
     .venv/bin/python benchmarks/grpo_step.py --peers PYTHON      PYTHON: an interpreter with the `bench` extra; without it only ours
+    .venv/bin/python benchmarks/grpo_step.py --tunix PYTHON --trl PYTHON      the two in environments of their own; one may be left out
 
 A Gemma 2 of 4 layers, width 256, 4 heads over 2 KV heads of 64, ffn 1,024, vocabulary 4,096, random float32 weights; beta 0.08, AdamW, one update per
 rollout batch, temperature 1 from the whole distribution, no stop. Each system is a process of its own that makes two steps to warm up
@@ -168,6 +169,52 @@ def tunix(P, G, S, T, steps):
     return {"steps": rows[WARM:], "parts": {}}
 
 
+def trl(P, G, S, T, steps):
+    """The same by TRL's GRPOTrainer, PyTorch eager, Hugging Face's generate; a step ends where the next one's rewards are asked for."""
+    import tempfile
+
+    import torch
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
+    from trl import GRPOConfig, GRPOTrainer
+
+    m = MODEL
+    words = Tokenizer(models.WordLevel({str(i): i for i in range(m["vocab"])}, unk_token="3"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="0", eos_token="1", bos_token="2", unk_token="3", padding_side="left"
+    )
+    shape = Gemma2Config(
+        num_hidden_layers=m["layers"], vocab_size=m["vocab"], hidden_size=m["width"], intermediate_size=m["ffn"], num_attention_heads=m["heads"],
+        head_dim=m["head"], num_key_value_heads=m["kv_heads"], query_pre_attn_scalar=m["head"], sliding_window=4096, pad_token_id=0,
+        eos_token_id=1, bos_token_id=2, attn_implementation="eager",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    times = []
+
+    def reward(completion_ids, **_):
+        times.append(clock())
+        assert all(len(ids) == T for ids in completion_ids), "a completion stopped early"
+        return [reward_of(ids) for ids in completion_ids]
+
+    with tempfile.TemporaryDirectory() as folder:
+        Gemma2ForCausalLM(shape).save_pretrained(
+            folder
+        )  # TRL reads the reference model again from where the policy was
+        prompts = [" ".join(map(str, p)) for step in range(WARM + steps + 1) for p in prompts_of(P, S, step)]
+        options = GRPOConfig(
+            output_dir=folder, per_device_train_batch_size=P * G, num_generations=G, max_completion_length=T, beta=0.08, epsilon=0.2,
+            temperature=1.0, top_p=1.0, top_k=0, num_iterations=1, steps_per_generation=1, learning_rate=1e-6, lr_scheduler_type="constant",
+            max_steps=WARM + steps + 1, generation_kwargs={"min_new_tokens": T}, shuffle_dataset=False, use_cpu=True, bf16=False,
+            gradient_checkpointing=False, model_init_kwargs={"attn_implementation": "eager", "dtype": "float32"}, max_grad_norm=0.0,
+            report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
+        )  # fmt: skip
+        GRPOTrainer(folder, reward, options, Dataset.from_dict({"prompt": prompts}), processing_class=tokenizer).train()
+    rows = [(b - a).tolist() for a, b in zip(times, times[1:])]
+    return {"steps": rows[WARM:], "parts": {}}
+
+
 def measure(python, system, shape, steps):
     """Runs one system in a process of its own; its last line is the result."""
     environment = {**os.environ, "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"), "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -182,6 +229,8 @@ def measure(python, system, shape, steps):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", default="")
+    parser.add_argument("--tunix", default="")
+    parser.add_argument("--trl", default="")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--shape", default="", choices=["", *SHAPES])
@@ -189,9 +238,14 @@ def main():
     parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "grpo_step.json"))
     options = parser.parse_args()
     if options.system:
-        print(json.dumps({"ours": ours, "tunix": tunix}[options.system](*SHAPES[options.shape], options.steps)))
+        print(
+            json.dumps(
+                {"ours": ours, "tunix": tunix, "trl": trl}[options.system](*SHAPES[options.shape], options.steps)
+            )
+        )
         return
-    systems = {"ours": sys.executable, **({"tunix": options.peers} if options.peers else {})}
+    peers = {"tunix": options.tunix or options.peers, "trl": options.trl or options.peers}
+    systems = {"ours": sys.executable, **{name: python for name, python in peers.items() if python}}
     results = {}
     for name in [options.shape] if options.shape else SHAPES:
         runs = {system: [] for system in systems}
@@ -209,9 +263,9 @@ def main():
                 "parts": found[-1]["parts"],
             }
             print(f"{name}  {system:<6} {seconds:7.3f} s a step, {cpu:7.3f} CPU s  {found[-1]['parts']}", flush=True)
-        if "tunix" in results[name]:
-            ratios = [results[name]["tunix"][k] / results[name]["ours"][k] for k in ("seconds", "cpu_seconds")]
-            print(f"{name}  {ratios[0]:.1f}x by the clock, {ratios[1]:.1f}x in CPU time", flush=True)
+        for peer in list(systems)[1:]:
+            ratios = [results[name][peer][k] / results[name]["ours"][k] for k in ("seconds", "cpu_seconds")]
+            print(f"{name}  against {peer}: {ratios[0]:.1f}x by the clock, {ratios[1]:.1f}x in CPU time", flush=True)
     about = {
         "model": MODEL,
         "cores": os.cpu_count(),

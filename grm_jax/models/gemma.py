@@ -231,26 +231,19 @@ class Gemma(nnx.Module):
         """Scalar reward per row, float32 (B,): the head applied at the row's last real token.
 
         Raises ValueError for a model without a scalar head."""
-        self._check_head()
         x_BxLxD = self.hidden(tokens_BxL, None, segment_ids_BxL)
         last_B = last_real(jnp.ones_like(tokens_BxL) if segment_ids_BxL is None else segment_ids_BxL)
-        x_BxD = jnp.take_along_axis(x_BxLxD, last_B[:, None, None], axis=1)[:, 0]
-        return jnp.einsum("bd,d->b", x_BxD, self.score_D[...].astype(x_BxD.dtype), preferred_element_type=jnp.float32)
+        return self.rewards_of(jnp.take_along_axis(x_BxLxD, last_B[:, None, None], axis=1)[:, 0])
 
-    def token_rewards(self, tokens_BxL, segment_ids_BxL=None):
-        """The scalar head at every position, float32 (B, L): what it says of a row up to there. At the last real token it is `rewards`.
+    def rewards_of(self, x):
+        """The scalar head on activations of `hidden`: (..., D) to float32 (...), at each position what it says of a row up to there.
 
         Raises ValueError for a model without a scalar head."""
-        self._check_head()
-        x_BxLxD = self.hidden(tokens_BxL, None, segment_ids_BxL)
-        score_D = self.score_D[...].astype(x_BxLxD.dtype)
-        return jnp.einsum("bld,d->bl", x_BxLxD, score_D, preferred_element_type=jnp.float32)
-
-    def _check_head(self):
         if not self.cfg.scalar_head:
             raise ValueError(
                 f"{self.cfg.name} has no scalar head: build it with scalar_head=True, or load a sequence classifier"
             )
+        return jnp.einsum("...d,d->...", x, self.score_D[...].astype(x.dtype), preferred_element_type=jnp.float32)
 
     def trunk(self, x_BxLxD, positions_BxL, attend: Attend, state=None):
         """All layers, with whatever attention the caller gives.

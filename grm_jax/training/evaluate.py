@@ -220,13 +220,13 @@ def meta_quality(items: Sequence[Comparison], verdicts: Sequence[Verdict]) -> di
     """AUC and calibration of the meta scores on the evaluation's own critiques; None where none could be read."""
     from grm_jax.training import meta_rm
 
-    pairs = [
-        (critique.meta_score, rft_data.is_right(comparison, critique.scores))
+    rows = [
+        (critique.meta_score, rft_data.is_right(comparison, critique.scores), str(comparison.id))
         for comparison, verdict in zip(items, verdicts)
         for critique in verdict.critiques
         if critique.meta_score is not None
     ]
-    if not pairs:  # No critique could be read, so none was scored.
+    if not rows:  # No critique could be read, so none was scored.
         return None
-    scores, labels = np.array(pairs, np.float64).T
-    return meta_rm.quality(scores, labels)
+    scores, labels, comparisons = zip(*rows)
+    return meta_rm.quality(np.array(scores, np.float64), np.array(labels, np.float64), comparisons)

@@ -7,12 +7,16 @@ seen what it will judge. A share of the comparisons is held out for AUC and cali
 import dataclasses
 import json
 import logging
+import math
+from collections import defaultdict
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from flax import nnx
 
 from grm_jax.data.packing import permuted
+from grm_jax.evals.curves import roc_auc
 from grm_jax.judging.loading import meta_template_of
 from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.types import Comparison
@@ -112,10 +116,25 @@ def split(data: Labelled, held_out: float, seed: int) -> tuple[np.ndarray, np.nd
     return np.flatnonzero(~is_held), np.flatnonzero(is_held)
 
 
-def quality(scores: np.ndarray, labels: np.ndarray, bins: int = 10) -> dict:
-    """AUC, accuracy at 0, loss, and calibration: expected calibration error and a table by bins of probability."""
-    from sklearn.metrics import roc_auc_score
+def auc_within(scores: np.ndarray, labels: np.ndarray, comparisons: Sequence[str]) -> float | None:
+    """The AUC among the critiques of one comparison, averaged over the comparisons that have right and wrong ones; None without any.
 
+    This is what guided voting lives on: it chooses among critiques of one comparison. The AUC over all critiques is also high where the
+    scores only tell easy comparisons from hard ones.
+    """
+    rows_of = defaultdict(list)
+    for row, comparison in enumerate(comparisons):
+        rows_of[comparison].append(row)
+    found = [roc_auc(scores[rows], labels[rows] > 0.5) for rows in rows_of.values()]
+    found = [auc for auc in found if not math.isnan(auc)]
+    return float(np.mean(found)) if found else None
+
+
+def quality(scores: np.ndarray, labels: np.ndarray, comparisons: Sequence[str], bins: int = 10) -> dict:
+    """AUC over all critiques and within comparisons, accuracy at 0, loss, and calibration: expected error and a table by bins of probability.
+
+    scores, labels: (N,) logits, and 1 where the critique was right.  comparisons: whose critique each is.
+    """
     probability = 1 / (1 + np.exp(-scores.astype(np.float64)))
     which = np.minimum((probability * bins).astype(int), bins - 1)
     table, error = [], 0.0
@@ -125,9 +144,10 @@ def quality(scores: np.ndarray, labels: np.ndarray, bins: int = 10) -> dict:
             said, was = float(probability[inside].mean()), float(labels[inside].mean())
             table.append({"probability": said, "right": was, "count": int(inside.sum())})
             error += inside.mean() * abs(said - was)
-    both = 0 < labels.mean() < 1
+    auc = roc_auc(scores, labels > 0.5)
     return {
-        "auc": float(roc_auc_score(labels, scores)) if both else None,
+        "auc": None if math.isnan(auc) else auc,
+        "auc_within": auc_within(scores, labels, comparisons),
         "accuracy": float(((scores > 0) == (labels > 0.5)).mean()),
         "loss": float(np.logaddexp(0, np.where(labels > 0.5, -scores, scores)).mean()),
         "right_share": float(labels.mean()),
@@ -213,7 +233,11 @@ def train(config, mesh, tokenizer, start_params, policy_params, rft_folder, fold
         shown=("loss", "accuracy"),
         tensorboard=config.tensorboard,
         finish=lambda state: {
-            "held_out": quality(score(config, mesh, state["params"], data, held_rows), data.labels[held_rows]),
+            "held_out": quality(
+                score(config, mesh, state["params"], data, held_rows),
+                data.labels[held_rows],
+                data.comparisons[held_rows],
+            ),
             "trained_on": len(train_rows),
         },
     )

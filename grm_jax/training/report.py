@@ -138,8 +138,10 @@ def plot_calibration(quality: Mapping, path) -> None:
     axis.plot([0, 1], [0, 1], color="grey", linestyle=":")
     table = quality["calibration"]
     axis.plot([b["probability"] for b in table], [b["right"] for b in table], marker="o", color=COLOURS[1])
-    auc = "-" if quality["auc"] is None else f"{quality['auc']:.3f}"
-    axis.set(xlabel="probability said", ylabel="share right", title=f"Meta RM: AUC {auc}, ECE {quality['ece']:.3f}")
+    auc, within = ("-" if quality[name] is None else f"{quality[name]:.3f}" for name in ("auc", "auc_within"))
+    title = f"Meta RM: AUC {auc}, within a comparison {within}, ECE {quality['ece']:.3f}"
+    axis.set(xlabel="probability said", ylabel="share right")
+    axis.set_title(title, fontsize=9)
     axis.grid(alpha=0.3)
     with path.open("wb") as file:
         figure.savefig(file, dpi=110)

@@ -235,19 +235,18 @@ def build_meta_rm_step(config, mesh, model_abstract=None):
 
     def loss_of(params, micro, rows):
         model = nnx.merge(graphdef, states.compute_params(params, cfg.dtype))
-        share = micro["labels"].shape[0] / rows
+        labels_B, segments_BxL = micro["labels"], micro["segment_ids"]
+        x_BxLxD = model.hidden(micro["tokens"], None, segments_BxL)
+        last_BxD = jnp.take_along_axis(x_BxLxD, last_real(segments_BxL)[:, None, None], axis=1)[:, 0]
+        scores_B = model.rewards_of(last_BxD)
+        loss = last = losses.bce_loss(scores_B, labels_B)
         if section.token_loss:
-            segments, starts_Bx1 = micro["segment_ids"], micro["starts"][:, None]
-            scores_BxL = model.token_rewards(micro["tokens"], segments)
-            scores_B = jnp.take_along_axis(scores_BxL, last_real(segments)[:, None], axis=1)[:, 0]
-            of_critique = (segments > 0) & (jnp.arange(segments.shape[1]) >= starts_Bx1)
-            on_tokens = losses.token_bce_loss(scores_BxL, micro["labels"], of_critique.astype(jnp.float32))
-        else:
-            scores_B, on_tokens = model.rewards(micro["tokens"], micro["segment_ids"]), 0.0
-        last = losses.bce_loss(scores_B, micro["labels"])
-        right = jnp.mean((scores_B > 0) == (micro["labels"] > 0.5))
-        metrics = {"accuracy": right * share, "last_loss": last * share}
-        return (last + section.token_loss * on_tokens) * share, metrics
+            of_critique = (segments_BxL > 0) & (jnp.arange(segments_BxL.shape[1]) >= micro["starts"][:, None])
+            scores_BxL = model.rewards_of(x_BxLxD)
+            loss += section.token_loss * losses.token_bce_loss(scores_BxL, labels_B, of_critique.astype(jnp.float32))
+        share = labels_B.shape[0] / rows
+        right = jnp.mean((scores_B > 0) == (labels_B > 0.5))
+        return loss * share, {"accuracy": right * share, "last_loss": last * share}
 
     shapes = meta_rm_batch_shapes(section.batch_size, section.seq_len)
     tx = optim.make_optimizer(section, "meta_rm")

@@ -181,12 +181,13 @@ def test_scalar_head_reads_the_last_real_token():
 def test_the_scalar_head_at_every_token_is_what_a_row_that_ends_there_gets():
     model = Gemma(get_config("tiny_gemma2", scalar_head=True), nnx.Rngs(0))
     row = tokens(2, 10).at[:, 4].set(0)  # id 0 is a token like any other where nothing is said to be padding
-    scores = model.token_rewards(row)
+    scores = model.rewards_of(model.hidden(row))
     assert scores.shape == (2, 10) and scores.dtype == jnp.float32
     close(scores[:, -1], model.rewards(row), 1e-5)
     close(scores[:, 4], model.rewards(row[:, :5]), 1e-5)
     segments = jnp.pad(jnp.ones((2, 10), jnp.int32), ((0, 0), (0, 6)))
-    close(model.token_rewards(jnp.pad(row, ((0, 0), (0, 6))), segments)[:, :10], scores, 1e-5)
+    padded = model.hidden(jnp.pad(row, ((0, 0), (0, 6))), None, segments)
+    close(model.rewards_of(padded)[:, :10], scores, 1e-5)
 
 
 def test_a_model_without_a_scalar_head_says_so():

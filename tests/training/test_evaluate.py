@@ -142,11 +142,30 @@ def test_meta_quality_of_a_calibrated_and_of_a_useless_score():
     rng = np.random.default_rng(1)
     scores = rng.normal(0, 2, 4000)
     labels = (rng.random(4000) < 1 / (1 + np.exp(-scores))).astype(float)
-    good = meta_rm.quality(scores, labels)
-    assert good["auc"] > 0.8 and good["ece"] < 0.04
-    useless = meta_rm.quality(rng.normal(0, 2, 4000), labels)
-    assert abs(useless["auc"] - 0.5) < 0.03 and useless["ece"] > 0.2
-    assert meta_rm.quality(scores[:5], np.ones(5))["auc"] is None
+    whose = [f"c{i // 4}" for i in range(4000)]
+    good = meta_rm.quality(scores, labels, whose)
+    assert good["auc"] > 0.8 and good["auc_within"] > 0.8 and good["ece"] < 0.04
+    useless = meta_rm.quality(rng.normal(0, 2, 4000), labels, whose)
+    assert abs(useless["auc"] - 0.5) < 0.03 and abs(useless["auc_within"] - 0.5) < 0.03 and useless["ece"] > 0.2
+    one_class = meta_rm.quality(scores[:5], np.ones(5), whose[:5])
+    assert one_class["auc"] is None and one_class["auc_within"] is None
+
+
+def test_a_meta_score_of_how_hard_a_comparison_is_has_an_auc_but_none_within_comparisons():
+    # Two easy comparisons (mostly right, scored high) and two hard ones; inside each, the score says nothing or the contrary.
+    labels = np.array([1, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0], float)
+    scores = np.repeat([2.0, 2.0, -2.0, -2.0], 4)
+    whose = np.repeat(["a", "b", "c", "d"], 4)
+    found = meta_rm.quality(scores, labels, whose)
+    assert found["auc"] == pytest.approx((7 * 7 + 0.5 * 7 * 1 + 0.5 * 1 * 7) / 64)
+    assert found["auc_within"] == 0.5  # of a and c; b and d have critiques of one kind only
+    scores[3], scores[11] = (
+        3.0,
+        -1.0,
+    )  # the wrong one above its comparison's right ones, the right one above the wrong ones
+    assert meta_rm.auc_within(scores, labels, whose) == 0.5
+    scores[3] = 1.0
+    assert meta_rm.auc_within(scores, labels, whose) == 1.0
 
 
 def test_meta_split_keeps_a_comparison_on_one_side():
@@ -166,7 +185,7 @@ def test_report_is_one_page_with_its_plots(tmp_path):
     import json
 
     (tmp_path / "rl" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    quality = meta_rm.quality(np.array([-1.0, 1.0]), np.array([0.0, 1.0]))
+    quality = meta_rm.quality(np.array([-1.0, 1.0]), np.array([0.0, 1.0]), ["a", "a"])
     facts = {
         "meta_rm": quality,
         "differences": {"RL - RFT": {"mean": 0.054, "low": 0.038, "high": 0.071}},

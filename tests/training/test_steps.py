@@ -227,7 +227,7 @@ def test_meta_rm_asks_each_token_of_the_critique_where_told_to(micro_batches):
     mesh = single()
     graphdef, _ = states.abstract_model(steps.model_config(config, scalar_head=True), mesh)
     model = nnx.merge(graphdef, states.init_params(steps.model_config(config, scalar_head=True), mesh, 0))
-    scores = np.asarray(model.token_rewards(tokens, segments), np.float64)
+    scores = np.asarray(model.rewards_of(model.hidden(tokens, None, segments)), np.float64)
     each = np.logaddexp(0, np.where(labels[:, None] > 0.5, -scores, scores))
     last = np.mean([each[b, lengths[b] - 1] for b in range(8)])
     on_tokens = np.mean([each[b, starts[b] : lengths[b]].mean() for b in range(8)])
