@@ -7,7 +7,7 @@ The main runs do every stage; an ablation does RFT, RL and an evaluation without
 the same seed, and those that the paper's Table 4 has of the RFT model end there.
 A run that is finished is not run again, so the study can be interrupted, and grown; on another machine too, as OUT/credits
 keeps of each run which config it was of and what it got right, and only what is not there, or of another config, is run.
-Intervals: 95% bootstrap over items, of credits averaged over seeds (the items are the same for all seeds).
+Intervals: 95% bootstrap of credits averaged over seeds (the items are the same for all seeds), over prompts: comparisons of one query are drawn together.
 """
 
 import argparse
@@ -32,7 +32,7 @@ MAIN = "main"
 RL_ONLY = ("beta_",)
 RFT_ROWS = ("no_hinted", "no_non_hinted", "no_general")  # Table 4 of the paper has these of the RFT model
 SHOWN = ("rft/Greedy@1", "rl/Greedy@1", "rl/Voting@8")
-DEFAULT = "no_principles,no_hinted,no_non_hinted,no_rejection,no_general,beta_0,beta_0.01,beta_0.02,shuffled_labels"
+DEFAULT = "no_principles,no_hinted,no_non_hinted,no_judging_data,no_rejection,no_general,beta_0,beta_0.01,beta_0.02,shuffled_labels"
 
 
 def load_experiment(path: str):
@@ -111,7 +111,7 @@ def credits_of(folder: Path) -> dict[str, list[float]]:
     return {name: [round(value, 5) for value in values] for name, values in credits.items()}
 
 
-def pooled(runs: Sequence[Run]) -> dict[str, dict]:
+def pooled(runs: Sequence[Run], prompts: Sequence[str] | None = None) -> dict[str, dict]:
     """Each cell over the seeds: mean, interval, and the seeds' own means."""
     import numpy as np
 
@@ -121,14 +121,16 @@ def pooled(runs: Sequence[Run]) -> dict[str, dict]:
     for name in runs[0].credits:
         if all(name in run.credits for run in runs):
             values = np.array([run.credits[name] for run in runs])
-            low, high = evaluate.interval(values.mean(axis=0))
+            low, high = evaluate.interval(values.mean(axis=0), prompts=prompts)
             found[name] = {
                 "mean": float(values.mean()), "low": low, "high": high, "seeds": values.mean(axis=1).round(4).tolist()
             }  # fmt: skip
     return found
 
 
-def difference(runs_a: Sequence[Run], name_a: str, runs_b: Sequence[Run], name_b: str) -> dict | None:
+def difference(
+    runs_a: Sequence[Run], name_a: str, runs_b: Sequence[Run], name_b: str, prompts: Sequence[str] | None = None
+) -> dict | None:
     """Paired difference a - b over the seeds and items; None where a cell is missing."""
     import numpy as np
 
@@ -137,7 +139,7 @@ def difference(runs_a: Sequence[Run], name_a: str, runs_b: Sequence[Run], name_b
     a, b = [run.credits.get(name_a) for run in runs_a], [run.credits.get(name_b) for run in runs_b]
     if None in a or None in b:
         return None
-    mean, low, high = evaluate.difference(np.mean(a, axis=0), np.mean(b, axis=0))
+    mean, low, high = evaluate.difference(np.mean(a, axis=0), np.mean(b, axis=0), prompts=prompts)
     seeds = [float(np.mean(x) - np.mean(y)) for x, y in zip(a, b)]
     return {"mean": mean, "low": low, "high": high, "seeds": [round(s, 4) for s in seeds]}
 
@@ -152,20 +154,26 @@ CLAIMS = (
 )
 
 
-def aggregate(runs: dict[str, list[Run]]) -> dict:
-    """What the study found: the claims, each ablation against the main runs, and every cell."""
+def aggregate(runs: dict[str, list[Run]], prompts: Sequence[str] | None = None) -> dict:
+    """What the study found: the claims, each ablation against the main runs, and every cell.
+
+    prompts: each item's, as `evaluate.prompts_of` names them; None draws items one by one.
+    """
     main = runs[MAIN]
     same = {name: [run for run in main if run.seed in {other.seed for other in found}] for name, found in runs.items()}
-    claims = {text: difference(main, a, main, b) for text, a, b in CLAIMS}
+    claims = {text: difference(main, a, main, b, prompts) for text, a, b in CLAIMS}
     ablations = {
         name: {
-            cell: {"ablation - main": difference(found, cell, same[name], cell), **pooled(found).get(cell, {})}
+            cell: {
+                "ablation - main": difference(found, cell, same[name], cell, prompts),
+                **pooled(found, prompts).get(cell, {}),
+            }
             for cell in SHOWN
         }
         for name, found in runs.items()
         if name != MAIN
     }
-    return {"claims": claims, "ablations": ablations, "main": pooled(main)}
+    return {"claims": claims, "ablations": ablations, "main": pooled(main, prompts)}
 
 
 def as_text(study: dict) -> str:
@@ -246,6 +254,9 @@ def main(argv=None) -> None:
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every step of every save
     import jax
 
+    from grm_jax.training import evaluate
+    from grm_jax.training.main import held_out
+
     get_config, workdir = load_experiment(options.config), Path(options.workdir)
     out = Path(options.out or workdir)
     seeds = [int(seed) for seed in options.seeds.split(",")]
@@ -258,7 +269,8 @@ def main(argv=None) -> None:
         runs[ablation] = [
             run_one(get_config, ablation, seed, workdir, out / "credits", options.extra) for seed in wanted
         ]
-    study = aggregate(runs)
+    config = cell_config(get_config, MAIN, seeds[0], options.extra)
+    study = aggregate(runs, evaluate.prompts_of(held_out(config)))
     study["about"] = {
         "config": Path(options.config).name, "extra": options.extra, "seeds": seeds, "ablation_seeds": ablated,
         "date": time.strftime("%Y-%m-%d"),
@@ -269,7 +281,6 @@ def main(argv=None) -> None:
     (out / "study.json").write_text(json.dumps(study, indent=2) + "\n")
     (out / "study.txt").write_text(as_text(study) + "\n")
     plots(study, out)
-    config = cell_config(get_config, MAIN, seeds[0], options.extra)
     (out / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
     print(as_text(study))
 

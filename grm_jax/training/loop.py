@@ -165,7 +165,7 @@ def train(
                         told = f"Nothing was updated; the state before it is saved in {store.folder}/{i}"
                     raise NonFiniteLoss(
                         f"{stage}: loss {float(row['loss']):g}, gradient norm {float(row['grad_norm']):g} at step {i}, batch {what}. "
-                        f"{told}. Look at that batch, lower the learning rate, or skip it by starting the stage with another seed"
+                        f"{told}. Look at that batch, lower the learning rate, or start the stage in another workdir with another seed"
                     )
                 row["step_s"] = time.perf_counter() - began
                 if i == first:

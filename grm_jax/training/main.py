@@ -10,6 +10,7 @@ import logging
 import time
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from grm_jax import checkpoints
@@ -20,7 +21,7 @@ from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.sampler import engine_runner
 from grm_jax.models import get_config
 from grm_jax.sharding import make_mesh
-from grm_jax.training import checkpoint, evaluate, grpo, loop, meta_rm, report, rft, sources, steps
+from grm_jax.training import checkpoint, evaluate, grpo, loop, losses, meta_rm, optim, report, rft, sources, steps
 from grm_jax.training import state as states
 from grm_jax.training.storage import folder_of, write_whole, writing
 
@@ -64,7 +65,9 @@ def run(config, workdir) -> dict:
     _note_config(config, cfg, workdir)
     log.info("%s: %.2fM parameters on %s", config.name, cfg.num_params / 1e6, dict(mesh.shape))
 
-    sources.check(config, [stage for stage in config.stages if not loop.is_done(folders[stage])])
+    to_do = [stage for stage in config.stages if not loop.is_done(folders[stage])]
+    sources.check(config, to_do)
+    _check_settings(config, to_do)
 
     def final_params(stage):
         scalar = states.abstract_model(steps.model_config(config, scalar_head=True), mesh)[1]
@@ -136,6 +139,29 @@ def run(config, workdir) -> dict:
     return {stage: loop.read_result(folders[stage]) for stage in config.stages if loop.is_done(folders[stage])}
 
 
+def _check_settings(config, stages) -> None:
+    """Refuses what would stop a stage, before hours are spent on those before it. Raises ValueError naming the field."""
+    for stage in set(stages) & {"rft", "rl", "meta_rm"}:
+        optim.make_optimizer(config[stage], stage)
+    if "rft" in stages:
+        rft.check_sampler(config.rft.sampler)
+    if "rl" in stages:
+        rl = config.rl
+        losses.kl_per_token(0.0, 0.0, rl.kl_estimator)
+        if rl.temperature <= 0:
+            raise ValueError(
+                f"config.rl.temperature={rl.temperature}: a policy that learns has to sample, give one above 0"
+            )
+        if rl.group_size < 2:
+            raise ValueError(
+                f"config.rl.group_size={rl.group_size}: advantages compare the critiques of one group, give at least 2"
+            )
+        try:
+            jnp.dtype(rl.reference_dtype)
+        except TypeError as error:
+            raise ValueError(f"config.rl.reference_dtype={rl.reference_dtype!r}: give float32 or bfloat16") from error
+
+
 def _is_exported(folder) -> bool:
     """Whether a folder was written to its end: the config comes last, in a bucket the tokenizer."""
     return (folder / "config.json").exists() and any(folder.glob("tokenizer*"))
@@ -160,22 +186,47 @@ def _note_config(config, cfg, workdir) -> None:
         if other := [n for n in SIZES if getattr(theirs, n) != getattr(cfg, n)]:
             told = ", ".join(f"{n}={getattr(theirs, n)} (here {getattr(cfg, n)})" for n in other)
             raise ValueError(f"{workdir} holds checkpoints of another model, with {told}: give another workdir")
+    fields = json.loads(config.to_json_best_effort())
+    if path.exists():
+        # What is done stays as it was made, and so does what the file says of it.
+        for stage in (stage for stage in STAGES if loop.is_done(workdir / stage) and stage in before):
+            if told := _changed(before[stage], fields.get(stage, {})):
+                log.warning(
+                    "%s is done, with other values than this config's (%s): remove %s, and what came after it, to run it again",
+                    *(stage, told, workdir / stage),
+                )
+                fields[stage] = before[stage]
     if jax.process_index() == 0:
         # Whole: another host, or a run that goes on, may read it at this moment.
-        write_whole(path, config.to_json_best_effort(indent=2) + "\n")
+        write_whole(path, json.dumps(fields, indent=2, sort_keys=True) + "\n")
 
 
-def _held_out(config) -> list:
+def _changed(before: dict, now: dict) -> str:
+    """The fields that differ: "beta=0.08 (here 0)"."""
+    names = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
+    return ", ".join(f"{name}={before.get(name)} (here {now.get(name)})" for name in sorted(names))
+
+
+def held_out(config) -> list:
     """What is evaluated on: comparisons with a best response, none twice, without reference answers, which a template would show."""
     source = sources.judging(config, config.eval.split)
     count = min(config.eval.comparisons, source.size or config.eval.comparisons)
-    return [dataclasses.replace(c, reference=None) for c in source.take(0, count) if c.best is not None]
+    found = [dataclasses.replace(c, reference=None) for c in source.take(0, count) if c.best is not None]
+    if len(found) < count:
+        log.info(
+            "evaluation: %d of %d comparisons have no one best response and are left out", count - len(found), count
+        )
+    if not found:
+        raise ValueError(
+            f"none of the {count} comparisons to evaluate on has one best response: look at config.data.held_out"
+        )
+    return found
 
 
 def _evaluate(config, mesh, tokenizer, graphdef, abstract, folders) -> None:
     start, section = time.time(), config.eval
     cfg = steps.model_config(config)
-    items = _held_out(config)
+    items = held_out(config)
     log.info("evaluation on %d comparisons of split %s", len(items), section.split)
 
     def judge_of(params, is_last):

@@ -111,7 +111,7 @@ def split(data: Labelled, held_out: float, seed: int) -> tuple[np.ndarray, np.nd
     """(train, held-out) row indices; the rows of one comparison are all on one side."""
     names = np.unique(data.comparisons)
     order = np.random.default_rng(seed).permutation(len(names))
-    chosen = set(names[order[: max(1, int(held_out * len(names)))]])
+    chosen = set(names[order[: min(max(1, int(held_out * len(names))), len(names) - 1)]])
     is_held = np.array([name in chosen for name in data.comparisons])
     return np.flatnonzero(~is_held), np.flatnonzero(is_held)
 
@@ -195,6 +195,11 @@ def train(config, mesh, tokenizer, start_params, policy_params, rft_folder, fold
     del policy_params
     template = meta_template_of(config.template)
     data = label([*trials, *own], MetaRM(nnx.merge(*scalar), tokenizer, template), meta.seq_len)
+    if len(np.unique(data.comparisons)) < 2:
+        raise ValueError(
+            f"the meta reward model has {len(data)} critiques of {len(np.unique(data.comparisons))} comparisons to learn from, and holds some "
+            f"out: raise config.meta_rm.comparisons, or config.meta_rm.seq_len={meta.seq_len} if they are longer"
+        )
     train_rows, held_rows = split(data, meta.held_out, config.seed)
     log.info(
         "meta RM: %d critiques to train on, %d held out, %.0f%% right",

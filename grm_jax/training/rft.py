@@ -11,6 +11,7 @@ from grm_jax.training import state as states
 from grm_jax.training.storage import fetched, folder_of, reading, write_whole, writing
 
 log = logging.getLogger(__name__)
+SAMPLERS = ("teacher", "file", "endpoint", "model")
 
 
 def make_sampler(config, tokenizer, mesh):
@@ -19,19 +20,24 @@ def make_sampler(config, tokenizer, mesh):
     Raises ValueError for another name.
     """
     rft, settings = config.rft, dict(config.rft.sampling)
+    check_sampler(rft.sampler)
     if rft.sampler == "teacher":
         return rft_samplers.teacher(principles=config.principles, seed=config.seed, **settings)
     if rft.sampler == "file":
         return rft_samplers.file(fetched(settings.pop("path")), **settings)
     if rft.sampler == "endpoint":
         return rft_samplers.endpoint(**settings)
-    if rft.sampler == "model":
-        from grm_jax import checkpoints
-        from grm_jax.judging.sampler import engine_runner
+    from grm_jax import checkpoints
+    from grm_jax.judging.sampler import engine_runner
 
-        model = checkpoints.load(fetched(settings.pop("path")), mesh=mesh)
-        return rft_samplers.model(engine_runner(model, mesh), tokenizer, seed=config.seed, **settings)
-    raise ValueError(f"rft.sampler {rft.sampler!r} is not known: use teacher, file, endpoint or model")
+    model = checkpoints.load(fetched(settings.pop("path")), mesh=mesh)
+    return rft_samplers.model(engine_runner(model, mesh), tokenizer, seed=config.seed, **settings)
+
+
+def check_sampler(name: str) -> None:
+    """Raises ValueError for a sampler that does not exist."""
+    if name not in SAMPLERS:
+        raise ValueError(f"rft.sampler {name!r} is not known: use {', '.join(SAMPLERS[:-1])} or {SAMPLERS[-1]}")
 
 
 def prepare(config, tokenizer, mesh, folder) -> sft.Encoded:
@@ -49,7 +55,11 @@ def prepare(config, tokenizer, mesh, folder) -> sft.Encoded:
 
 def _build(config, tokenizer, mesh, folder) -> None:
     rft = config.rft
-    comparisons = sources.judging(config).take(0, rft.comparisons)
+    source = sources.judging(config)
+    count = min(rft.comparisons, source.size or rft.comparisons)
+    if count < rft.comparisons:
+        log.warning("the sources hold %d comparisons, fewer than the rft.comparisons=%d", count, rft.comparisons)
+    comparisons = source.take(0, count)
     options = rft_data.RftOptions(
         template=config.template, samples=rft.samples, hinted=rft.hinted, reject=rft.reject, seed=config.seed
     )

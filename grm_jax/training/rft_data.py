@@ -193,9 +193,8 @@ def training_template(family: str, comparison: Comparison) -> str:
 
     The reference, if there is one, is not shown. `family` may also name one template, which is then used for all.
     """
-    if family in ("grm", "compact") and comparison.n == 1:
-        return f"{family}_single_binary"
-    return family
+    single = f"{family}_single_binary"
+    return single if comparison.n == 1 and single in rendering.names() else family
 
 
 def hint_of(comparison: Comparison, order: Sequence[int]) -> int | str:
@@ -236,10 +235,10 @@ def build(comparisons: Iterable[Comparison], sampler: Sampler, options: RftOptio
     out, part = RftSet(), []
     if not options.samples + options.hinted:
         return out
-    total = len(comparisons) if isinstance(comparisons, Sequence) else None
-    bar = tqdm(comparisons, "sampling critiques", total, mininterval=1, disable=jax.process_index() != 0)
-    for comparison in bar:
+    comparisons = list(comparisons)
+    for comparison in comparisons:
         is_right(comparison, None)  # a bad label is found before anything is sampled
+    for comparison in tqdm(comparisons, "sampling critiques", mininterval=1, disable=jax.process_index() != 0):
         part.append(comparison)
         if len(part) == options.chunk:
             _build_chunk(part, sampler, options, out)

@@ -105,13 +105,17 @@ def judging(config, split: str = "train") -> Source:
     if tuple(data.judging) == ("world",):
         families = tuple(data.families) or None
         at = batches.from_world(split, seed, families=families, config=world_config(data))
-        source = Source(at, None, f"world/{split}/{seed}")
+        of = json.dumps([families, data.world.to_dict()], sort_keys=True)
+        source = Source(at, None, f"world/{split}/{seed}/{hashlib.sha256(of.encode()).hexdigest()[:12]}")
     else:
         entries = data.judging if split == "train" else _held_out(config, split)
         lists = [_read(entry, data.max_skipped) for entry in entries]
+        rates = [entry["rate"] for entry in entries]
+        if split != "train":  # Each once: rates are for what goes on for ever.
+            lists, rates = [[comparison for found in lists for comparison in found]], [1.0]
         ats = [batches.from_list(comparisons, seed) for comparisons in lists]
-        at = ats[0] if len(ats) == 1 else batches.from_mixture(ats, [entry["rate"] for entry in entries], seed)
-        source = Source(at, sum(map(len, lists)), _identity(lists, seed))
+        at = ats[0] if len(ats) == 1 else batches.from_mixture(ats, rates, seed)
+        source = Source(at, sum(map(len, lists)), _identity(lists, rates, seed))
     return _shuffled_labels(source, seed) if data.shuffle_labels and split == "train" else source
 
 
@@ -120,6 +124,7 @@ def _read(entry, max_skipped: float) -> list[Comparison]:
     layout = layouts.get_layout(entry["layout"])
     files = [fetched(path) for path in _several(entry["files"])]
     found = list(records.read_comparisons(files, layout, max_skipped, account))
+    log.info("source %s: %d comparisons of %s", entry["name"], len(found), json.dumps(account.summary()))
     if not found:
         raise ValueError(
             f"source {entry['name']!r} holds no comparison: look at its files and layout ({entry['layout']})"
@@ -127,9 +132,13 @@ def _read(entry, max_skipped: float) -> list[Comparison]:
     return found
 
 
-def _identity(lists: Sequence[Sequence[Comparison]], seed: int) -> str:
-    ids = json.dumps([[c.id for c in comparisons] for comparisons in lists])
-    return f"{sum(map(len, lists))} comparisons/{hashlib.sha256(ids.encode()).hexdigest()[:12]}/{seed}"
+def _identity(lists: Sequence[Sequence[Comparison]], rates: Sequence[float], seed: int) -> str:
+    """Of what decides which comparison stands at a place, its texts and labels with it."""
+    digest = hashlib.sha256(json.dumps(list(rates)).encode())
+    for comparisons in lists:
+        for c in comparisons:
+            digest.update(json.dumps([c.id, c.turns, c.responses, c.label]).encode())
+    return f"{sum(map(len, lists))} comparisons/{digest.hexdigest()[:12]}/{seed}"
 
 
 def _shuffled_labels(source: Source, seed: int) -> Source:
@@ -163,6 +172,9 @@ def general(config) -> list[sft.Example]:
             examples.append(example)
             if len(examples) == data.general_items:
                 return examples
+    log.warning(
+        "data.general holds %d examples, fewer than the data.general_items=%d", len(examples), data.general_items
+    )
     return examples
 
 

@@ -1,5 +1,6 @@
 """The experiments: values of the paper, ablations as one-line changes, sources of data."""
 
+import dataclasses
 import json
 import re
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import ablations, spct_2b, spct_9b, spct_27b, spct_gsm8k, spct_tiny, study
+from grm_jax.text import rendering
 from grm_jax.training import main, optim, rft_data, rft_samplers, rollouts, sources, steps
 from grm_jax.training import state as states
 
@@ -136,8 +138,70 @@ def test_what_is_evaluated_on_comes_once_and_without_its_answer(tmp_path):
         {"name": "x", "layout": "comparison", "files": (str(tmp_path / "held.jsonl"),), "rate": 1.0},
     )
     config.eval.comparisons = 12
-    items = main._held_out(config)
+    items = main.held_out(config)
     assert sorted(c.id for c in items) == list("01234") and not any(c.reference for c in items)
+
+
+def test_several_held_out_sources_are_each_read_once_whatever_their_rates(tmp_path):
+    entries = []
+    for name, count, rate in (("a", 100, 100.0), ("b", 50, 1.0)):
+        rows = [{"query": f"{name}{i}", "responses": ["x", "y"], "label": 0, "id": f"{name}{i}"} for i in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        entries.append(
+            {"name": name, "layout": "comparison", "files": (str(tmp_path / f"{name}.jsonl"),), "rate": rate}
+        )
+    config = spct_27b.get_config()
+    config.data.held_out = tuple(entries)
+    items = main.held_out(config)
+    assert len({c.id for c in items}) == len(items) == 150
+
+
+def test_comparisons_without_a_best_response_are_not_evaluated_on_and_none_left_is_said(tmp_path, caplog):
+    rows = [{"query": f"q{i}", "responses": ["x", "y"], "label": [1, i % 2], "id": f"{i}"} for i in range(4)]
+    path = tmp_path / "a.jsonl"
+    config = spct_27b.get_config()
+    config.data.held_out = ({"name": "a", "layout": "comparison", "files": (str(path),), "rate": 1.0},)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with caplog.at_level("INFO"):
+        assert sorted(c.id for c in main.held_out(config)) == ["0", "2"]
+    assert "2 of 4 comparisons have no one best response" in caplog.text
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[1::2]))
+    with pytest.raises(ValueError, match="none of the 2 comparisons to evaluate on has one best response.*held_out"):
+        main.held_out(config)
+
+
+def test_a_source_is_known_by_its_labels_texts_and_rates(tmp_path):
+    def identity(label, text, rate):
+        entries = []
+        for name in ("a", "b"):
+            row = {"query": "q", "responses": ["x", text], "label": label, "id": name}
+            (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+            entries.append(
+                {"name": name, "layout": "comparison", "files": (str(tmp_path / f"{name}.jsonl"),), "rate": 1.0}
+            )
+        config = spct_27b.get_config()
+        config.data.judging = (entries[0], entries[1] | {"rate": rate})
+        return sources.judging(config).identity
+
+    assert identity(0, "y", 1.0) == identity(0, "y", 1.0)
+    assert len({identity(*of) for of in ((0, "y", 1.0), (1, "y", 1.0), (0, "z", 1.0), (0, "y", 2.0))}) == 4
+    worlds = {sources.judging(spct_tiny.get_config(arg)).identity for arg in ("", "data.seed=1")}
+    other = spct_tiny.get_config()
+    other.data.world.sizes = {"2": 1.0}
+    assert len({*worlds, sources.judging(other).identity}) == 3
+
+
+def test_no_principles_changes_what_a_model_is_asked_for():
+    pair = sources.judging(spct_tiny.get_config()).at(0)
+    for experiment, family in ((spct_27b, "grm"), (spct_gsm8k, "compact")):
+        config = experiment.get_config("no_principles")
+        assert config.template == f"{family}_no_principles"
+        for n in (1, 2):
+            one = dataclasses.replace(pair, responses=("a", "b")[:n], label=(1.0,) if n == 1 else 0)
+            template = rft_data.training_template(config.template, one)
+            assert rendering.load(template).high == (1 if n == 1 else 10)
+            (message,) = rendering.render(template, one)
+            assert "rinciple" not in message["content"]
 
 
 def test_what_a_run_would_miss_is_said_before_it_starts(tmp_path, caplog):
@@ -221,6 +285,18 @@ def test_the_study_pools_seeds_and_pairs_items(tmp_path):
     runs[study.MAIN][0] = study.Run(study.MAIN, 0, {"rl/Greedy@1": [0, 0, 0, 0]}, {})
     found = study.aggregate({study.MAIN: runs[study.MAIN], "no_rejection": runs["no_rejection"][1:]})
     assert found["ablations"]["no_rejection"]["rl/Greedy@1"]["ablation - main"]["mean"] == -0.5
+
+
+def test_intervals_of_the_study_draw_comparisons_of_one_query_together():
+    credits = {"rl/Voting@8": [float(i % 2) for i in range(60)], "rl/Voting@1": [0.5] * 60}
+    runs = {study.MAIN: [study.Run(study.MAIN, 0, credits, {})]}
+    alone, together = (study.aggregate(runs, prompts) for prompts in (None, [f"q{i % 4}" for i in range(60)]))
+    name = "Voting@8 above Voting@1 (RL)"
+    for one, other in (
+        (alone["claims"][name], together["claims"][name]),
+        (alone["main"]["rl/Voting@8"], together["main"]["rl/Voting@8"]),
+    ):
+        assert one["mean"] == other["mean"] and other["high"] - other["low"] > 2 * (one["high"] - one["low"])
 
 
 def test_a_study_keeps_what_a_run_got_right_and_runs_only_what_is_missing(tmp_path, monkeypatch):

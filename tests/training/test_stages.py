@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import json
 
 import jax
 import pytest
@@ -124,3 +125,50 @@ def test_a_start_of_the_meta_rm_that_does_not_exist_is_refused_before_anything_t
     with pytest.raises(ValueError, match="meta_rm.start 'policy': use one of base, rft, rl"):
         main.run(config, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("rft.sampler", "teecher", "rft.sampler 'teecher' is not known: use teacher, file, endpoint or model"),
+        ("rl.kl_estimator", "k1", "kl_estimator 'k1' has an expected gradient of exactly zero"),
+        ("rl.temperature", 0.0, "config.rl.temperature=0.0: .* give one above 0"),
+        ("rl.group_size", 1, "config.rl.group_size=1: .* give at least 2"),
+        ("rl.reference_dtype", "bf17", "config.rl.reference_dtype='bf17': give float32 or bfloat16"),
+        ("rl.schedule", "cosin", "config.rl.schedule 'cosin' is not known"),
+        ("meta_rm.warmup_steps", 99, "config.meta_rm.warmup_steps=99 is not shorter than config.meta_rm.steps"),
+    ],
+)
+def test_what_would_stop_a_later_stage_is_refused_before_anything_trains(tmp_path, field, value, message):
+    config = resume_child.make_config()
+    section, name = field.split(".")
+    config[section][name] = value
+    with pytest.raises(ValueError, match=message):
+        main.run(config, tmp_path)
+    assert not (tmp_path / "rft").exists()
+
+
+def test_a_stage_that_is_done_keeps_its_config_and_a_change_is_told(tmp_path, caplog):
+    config = resume_child.make_config()
+    cfg = steps.model_config(config)
+    main._note_config(config, cfg, tmp_path)
+    (tmp_path / "rl").mkdir()
+    loop.write_result(tmp_path / "rl", {"stage": "rl"})
+    was = config.rl.beta
+    config.rl.beta, config.meta_rm.lr = 0.5, 0.25
+    for _ in range(2):
+        caplog.clear()
+        main._note_config(config, cfg, tmp_path)
+        noted = json.loads((tmp_path / "config.json").read_text())
+        assert noted["rl"]["beta"] == was and noted["meta_rm"]["lr"] == 0.25
+        assert f"rl is done, with other values than this config's (beta={was} (here 0.5))" in caplog.text
+        assert "meta_rm" not in caplog.text
+
+
+def test_a_meta_rm_without_critiques_to_learn_from_says_what_to_raise(setting, tmp_path):
+    config, mesh, tokenizer, _ = setting
+    config.meta_rm.seq_len = 4
+    first = lambda: states.init_params(steps.model_config(config), mesh, 0)  # noqa: E731
+    rft.prepare(config, tokenizer, mesh, tmp_path / "rft" / "data")
+    with pytest.raises(ValueError, match="0 critiques of 0 comparisons.*config.meta_rm.seq_len=4"):
+        meta_rm.train(config, mesh, tokenizer, first, first, tmp_path / "rft", tmp_path / "meta_rm")

@@ -23,11 +23,12 @@ def read(source: Source, held_out: bool = False) -> list[Comparison]:
 
 
 def measurable(items: Sequence[Comparison]) -> list[Comparison]:
-    """Items of the world as a benchmark wants them: with a best response, their family as subset, and nothing of the truth."""
+    """Items of the world as a benchmark wants them: with a best response, their family as subset, those of one query as a group, and nothing
+    of the truth."""
     found = []
     for item in items:
         if item.n > 1 and item.best is not None:
-            meta = {"subset": item.meta["world"]["family"], "group": item.id}
+            meta = {"subset": item.meta["world"]["family"], "group": item.query}
             found.append(Comparison(item.query, item.responses, None, item.label, item.id, meta))
     return found
 
