@@ -76,6 +76,8 @@ def set_field(config: Any, field: str, text: str) -> None:
         old = section[last]
     elif parents == ["model_overrides"] and last in _model_fields():
         old = _model_fields()[last]
+    elif parents == ["rft", "sampling"] and last in _sampling_fields():
+        old = _sampling_fields()[last]
     else:
         raise _unknown(config, field)
     if hasattr(old, "items"):
@@ -95,6 +97,13 @@ def _model_fields() -> dict[str, Any]:
     from grm_jax.models.config import CONFIGS
 
     return dataclasses.asdict(next(iter(CONFIGS.values())))
+
+
+def _sampling_fields() -> dict[str, Any]:
+    """Settings of any sampler may be given, so that `rft.sampler` can be another than the experiment's."""
+    from grm_jax.training import rft_samplers
+
+    return {key: default for name in rft_samplers.SAMPLERS for key, default in rft_samplers.settings_of(name).items()}
 
 
 def _unknown(config: Any, field: str) -> LaunchError:

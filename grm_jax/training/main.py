@@ -143,8 +143,6 @@ def _check_settings(config, stages) -> None:
     """Refuses what would stop a stage, before hours are spent on those before it. Raises ValueError naming the field."""
     for stage in set(stages) & {"rft", "rl", "meta_rm"}:
         optim.make_optimizer(config[stage], stage)
-    if "rft" in stages:
-        rft.check_sampler(config.rft.sampler)
     if "rl" in stages:
         rl = config.rl
         losses.kl_per_token(0.0, 0.0, rl.kl_estimator)

@@ -11,16 +11,14 @@ from grm_jax.training import state as states
 from grm_jax.training.storage import fetched, folder_of, reading, write_whole, writing
 
 log = logging.getLogger(__name__)
-SAMPLERS = ("teacher", "file", "endpoint", "model")
 
 
 def make_sampler(config, tokenizer, mesh):
     """What writes the critiques: `rft.sampler` is "teacher", "file", "endpoint" or "model", with its settings in `rft.sampling`.
 
-    Raises ValueError for another name.
+    Raises ValueError for another name, or settings that the sampler does not have.
     """
-    rft, settings = config.rft, dict(config.rft.sampling)
-    check_sampler(rft.sampler)
+    rft, settings = config.rft, rft_samplers.chosen_settings(config.rft.sampler, config.rft.sampling)
     if rft.sampler == "teacher":
         return rft_samplers.teacher(principles=config.principles, seed=config.seed, **settings)
     if rft.sampler == "file":
@@ -32,12 +30,6 @@ def make_sampler(config, tokenizer, mesh):
 
     model = checkpoints.load(fetched(settings.pop("path")), mesh=mesh)
     return rft_samplers.model(engine_runner(model, mesh), tokenizer, seed=config.seed, **settings)
-
-
-def check_sampler(name: str) -> None:
-    """Raises ValueError for a sampler that does not exist."""
-    if name not in SAMPLERS:
-        raise ValueError(f"rft.sampler {name!r} is not known: use {', '.join(SAMPLERS[:-1])} or {SAMPLERS[-1]}")
 
 
 def prepare(config, tokenizer, mesh, folder) -> sft.Encoded:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -31,6 +32,7 @@ from grm_jax.training.storage import folder_of, read_lines, write_whole
 
 log = logging.getLogger(__name__)
 
+SAMPLERS = ("teacher", "file", "endpoint", "model")
 _RETRIED = (408, 409, 429, 500, 502, 503, 504)
 JUDGED = 200  # requests over which a journal judges the share of failures, where it has so many
 
@@ -67,6 +69,36 @@ def teacher(accuracy: float = 0.75, shortcut: float = 0.25, principles: bool = T
         return replies
 
     return sample
+
+
+def settings_of(name: str) -> dict[str, object]:
+    """{setting: its default} of the sampler `name`, None for one that has to be given. Raises ValueError for a sampler that does not exist."""
+    made_here = {"seed", "principles", "runner", "tokenizer"}
+    functions = {"teacher": teacher, "file": file, "endpoint": endpoint, "model": model}
+    if name not in functions:
+        *others, last = functions
+        raise ValueError(f"rft.sampler {name!r} is not known: use {', '.join(others)} or {last}")
+    found: dict[str, object] = {"path": None} if name == "model" else {}
+    for key, parameter in inspect.signature(functions[name]).parameters.items():
+        if key not in made_here:
+            found[key] = None if parameter.default is parameter.empty else parameter.default
+    return found
+
+
+def chosen_settings(name: str, given: Mapping[str, object]) -> dict[str, object]:
+    """What of `rft.sampling` is for the sampler `name`; what is for another one is left out, as an experiment may name it too.
+
+    Raises ValueError for a setting that no sampler has, or one that is missing.
+    """
+    own = settings_of(name)
+    known = {key for other in SAMPLERS for key in settings_of(other)}
+    if unknown := set(given) - known:
+        raise ValueError(
+            f"config.rft.sampling.{min(unknown)} does not exist: the sampler {name!r} takes {', '.join(own)}"
+        )
+    if missing := [key for key, default in own.items() if default is None and not given.get(key)]:
+        raise ValueError(f"config.rft.sampling.{missing[0]} is empty: the sampler {name!r} needs it")
+    return {key: value for key, value in given.items() if key in own}
 
 
 def _best(one: Wanted) -> int:

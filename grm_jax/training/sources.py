@@ -16,6 +16,7 @@ from pathlib import Path
 from grm_jax.data import batches, layouts, records, sft, world
 from grm_jax.data.vocabulary import vocabulary_path
 from grm_jax.judging.types import Comparison
+from grm_jax.training import rft_samplers
 from grm_jax.training.storage import fetched, folder_of
 
 log = logging.getLogger(__name__)
@@ -67,10 +68,8 @@ def check(config, stages: Collection[str] | None = None) -> None:
             _held_out(config, "test")
         for entry in (*config.data.judging, *config.data.get("held_out", ())):
             layouts.get_layout(entry["layout"])
-    if "rft" in stages and config.rft.sampler in ("file", "model") and not config.rft.sampling.get("path"):
-        raise ValueError(
-            f"config.rft.sampling.path is empty: the sampler {config.rft.sampler!r} reads what stands there"
-        )
+    if "rft" in stages:
+        rft_samplers.chosen_settings(config.rft.sampler, config.rft.sampling)
     for field, path in paths(config, stages):
         if not folder_of(path).exists():
             raise FileNotFoundError(

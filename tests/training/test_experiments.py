@@ -9,7 +9,7 @@ import pytest
 
 from experiments import ablations, spct_2b, spct_9b, spct_27b, spct_gsm8k, spct_tiny, study
 from grm_jax.text import rendering
-from grm_jax.training import main, optim, rft_data, rft_samplers, rollouts, sources, steps
+from grm_jax.training import main, optim, rft, rft_data, rft_samplers, rollouts, sources, steps
 from grm_jax.training import state as states
 
 
@@ -202,6 +202,33 @@ def test_no_principles_changes_what_a_model_is_asked_for():
             assert rendering.load(template).high == (1 if n == 1 else 10)
             (message,) = rendering.render(template, one)
             assert "rinciple" not in message["content"]
+
+
+def test_another_sampler_than_the_experiments_can_be_given_from_outside(tmp_path):
+    config = spct_27b.get_config("rft.sampler=model,rft.sampling.path=weights,rft.sampling.max_new_tokens=64")
+    chosen = rft_samplers.chosen_settings(config.rft.sampler, config.rft.sampling)
+    assert chosen == {"path": "weights", "max_new_tokens": 64, "temperature": 1.0}  # the url is another sampler's
+    config = spct_27b.get_config("rft.sampler=file,rft.sampling.path=1.jsonl")
+    assert rft_samplers.chosen_settings("file", config.rft.sampling) == {"path": "1.jsonl"}
+    with pytest.raises(ValueError, match="config.rft.sampling.pth does not exist"):
+        spct_27b.get_config("rft.sampling.pth=x")
+    with pytest.raises(ValueError, match="config.rft.sampling.pth does not exist: the sampler 'file' takes path"):
+        rft_samplers.chosen_settings("file", {"path": "x", "pth": "y"})
+    with pytest.raises(ValueError, match="config.rft.sampling.model is empty: the sampler 'endpoint' needs it"):
+        rft_samplers.chosen_settings("endpoint", {"url": "http://x", "max_new_tokens": 5})
+
+
+def test_fewer_comparisons_than_asked_for_are_each_sampled_once(tmp_path, caplog):
+    rows = [{"query": f"q{i}", "responses": ["x", "y"], "label": 0, "id": f"{i}"} for i in range(3)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    samples = [{"id": f"{i}", "text": "\\boxed{9, 1}"} for i in range(3)]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
+    config = spct_tiny.get_config(f"rft.sampler=file,rft.sampling.path={tmp_path / 'samples.jsonl'}")
+    config.data.judging = ({"name": "a", "layout": "comparison", "files": (str(tmp_path / "a.jsonl"),), "rate": 1.0},)
+    config.rft.update(comparisons=10, samples=1, hinted=0, reject=False)
+    rft.prepare(config, sources.load_tokenizer(config), None, tmp_path / "data")
+    assert "the sources hold 3 comparisons, fewer than the rft.comparisons=10" in caplog.text
+    assert json.loads((tmp_path / "data" / "fates.json").read_text())["non_hinted/kept"] == 3
 
 
 def test_what_a_run_would_miss_is_said_before_it_starts(tmp_path, caplog):
