@@ -21,9 +21,22 @@ from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.sampler import engine_runner
 from grm_jax.models import get_config
 from grm_jax.sharding import make_mesh
-from grm_jax.training import checkpoint, evaluate, grpo, loop, losses, meta_rm, optim, report, rft, sources, steps
+from grm_jax.training import (
+    checkpoint,
+    evaluate,
+    grpo,
+    loop,
+    losses,
+    meta_rm,
+    optim,
+    report,
+    rft,
+    rft_data,
+    sources,
+    steps,
+)
 from grm_jax.training import state as states
-from grm_jax.training.storage import folder_of, write_whole, writing
+from grm_jax.training.storage import fetched, folder_of, write_whole, writing
 
 log = logging.getLogger(__name__)
 STAGES = ("rft", "rl", "meta_rm", "eval")
@@ -115,7 +128,9 @@ def run(config, workdir) -> dict:
         #######################################################################
 
         if wanted("rl"):
-            judging = sources.judging(config)
+            trials = config.rl.get("easy_trials", "")
+            easy = rft_data.easy_ids(rft_data.read_trials(fetched(trials))) if trials else ()
+            judging = sources.judging(config, without=easy)
             # Without RFT (the ablation "no cold start") the policy begins, and its reference stays, at the first parameters.
             start = final("rft") if loop.is_done(folders["rft"]) else first
             at = lambda place: judging.at(config.rl.first_item + place)  # noqa: E731

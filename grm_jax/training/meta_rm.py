@@ -5,7 +5,6 @@ seen what it will judge. A share of the comparisons is held out for AUC and cali
 """
 
 import dataclasses
-import json
 import logging
 import math
 from collections import defaultdict
@@ -19,10 +18,9 @@ from grm_jax.data.packing import permuted
 from grm_jax.evals.curves import roc_auc
 from grm_jax.judging.loading import meta_template_of
 from grm_jax.judging.meta import MetaRM
-from grm_jax.judging.types import Comparison
 from grm_jax.training import checkpoint, loop, optim, rft_data, rft_samplers, sources, steps
 from grm_jax.training import state as states
-from grm_jax.training.storage import folder_of, read_lines
+from grm_jax.training.storage import folder_of
 
 log = logging.getLogger(__name__)
 
@@ -72,18 +70,6 @@ def policy_trials(config, model, tokenizer, mesh, folder, fingerprint: str) -> l
     sampler = rft_samplers.journaled(sampler, folder, salt, together=True)
     options = rft_data.RftOptions(config.template, meta.samples, hinted=0, reject=True, seed=config.seed + 1)
     return rft_data.build(comparisons, sampler, options).trials
-
-
-def read_trials(path) -> list[rft_data.Trial]:
-    """The trials that `RftSet.save` wrote."""
-    trials = []
-    for line in read_lines(folder_of(path)):
-        row = json.loads(line)
-        fields = row["comparison"]
-        label = tuple(fields["label"]) if isinstance(fields["label"], list) else fields["label"]
-        comparison = Comparison(**{**fields, "label": label})
-        trials.append(rft_data.Trial(**{**row, "comparison": comparison, "order": tuple(row["order"])}))
-    return trials
 
 
 def label(trials, meta: MetaRM, seq_len: int) -> Labelled:
@@ -188,7 +174,7 @@ def train(config, mesh, tokenizer, start_params, policy_params, rft_folder, fold
     update = steps.build_meta_rm_step(config, mesh, scalar)
     tx = optim.make_optimizer(meta, "meta_rm")
 
-    trials = read_trials(folder_of(rft_folder) / "data" / "trials.jsonl")[: meta.rft_trials]
+    trials = rft_data.read_trials(folder_of(rft_folder) / "data" / "trials.jsonl")[: meta.rft_trials]
     policy_params = states.given(policy_params)
     policy = checkpoint.fingerprint(policy_params)
     own = policy_trials(config, nnx.merge(graphdef, policy_params), tokenizer, mesh, folder / "samples", policy)

@@ -22,6 +22,7 @@ from grm_jax.data.sft import Example, write_examples
 from grm_jax.judging.orders import orders
 from grm_jax.judging.types import Comparison, Critique
 from grm_jax.text import parse, rendering
+from grm_jax.training.storage import folder_of, read_lines
 
 log = logging.getLogger(__name__)
 
@@ -108,20 +109,6 @@ class RftSet:
         """Counts by "hinted/FATE", "non_hinted/FATE" and "comparison/FATE", sorted."""
         return dict(sorted(self.fates.items()))
 
-    def not_too_easy(self) -> list[Comparison]:
-        """The comparisons whose non-hinted samples are not all right: what reinforcement learning is left with.
-
-        The paper removes from its RL set what another model gets right three times of three (appendix C.1): build a set
-        with that model and `hinted=0`, and take these.
-        """
-        missed: dict[int, bool] = {}
-        by_key = {id(trial.comparison): trial.comparison for trial in self.trials}
-        for trial in self.trials:
-            if not trial.hinted:
-                key = id(trial.comparison)
-                missed[key] = missed.get(key, False) or not trial.right
-        return [by_key[key] for key, any_missed in missed.items() if any_missed]
-
     def save(self, folder: str | Path) -> None:
         """Writes examples.jsonl, trials.jsonl and fates.json."""
         folder = Path(folder)
@@ -129,6 +116,29 @@ class RftSet:
         with (folder / "trials.jsonl").open("w", encoding="utf-8") as out:
             out.writelines(json.dumps(trial.row(), ensure_ascii=False) + "\n" for trial in self.trials)
         (folder / "fates.json").write_text(json.dumps(self.summary(), indent=2) + "\n", encoding="utf-8")
+
+
+def read_trials(path) -> list[Trial]:
+    """The trials that `RftSet.save` wrote."""
+    trials = []
+    for line in read_lines(folder_of(path)):
+        row = json.loads(line)
+        fields = row["comparison"]
+        label = tuple(fields["label"]) if isinstance(fields["label"], list) else fields["label"]
+        comparison = Comparison(**{**fields, "label": label})
+        trials.append(Trial(**{**row, "comparison": comparison, "order": tuple(row["order"])}))
+    return trials
+
+
+def easy_ids(trials: Iterable[Trial]) -> set[str]:
+    """Ids of the comparisons whose non-hinted samples are all right: what the paper (appendix C.1) leaves out of its RL set, where another
+    model drew three samples of each."""
+    right: dict[str, bool] = {}
+    for trial in trials:
+        if not trial.hinted:
+            name = str(trial.comparison.id)
+            right[name] = right.get(name, True) and trial.right
+    return {name for name, all_right in right.items() if all_right}
 
 
 # ---------------------------------------------------------------- the rule

@@ -53,6 +53,8 @@ def paths(config, stages: Collection[str] | None = None) -> Iterator[tuple[str, 
             yield from (("config.data.general", path) for path in _several(data.general))
         if config.rft.sampler in ("file", "model") and "path" in config.rft.sampling:
             yield "config.rft.sampling.path", config.rft.sampling["path"]
+    if "rl" in stages and config.rl.get("easy_trials"):
+        yield "config.rl.easy_trials", config.rl.easy_trials
 
 
 def check(config, stages: Collection[str] | None = None) -> None:
@@ -95,13 +97,18 @@ def world_config(data) -> world.WorldConfig:
     return world.WorldConfig(**fields)
 
 
-def judging(config, split: str = "train") -> Source:
+def judging(config, split: str = "train", without: Collection[str] = ()) -> Source:
     """The comparisons to train on, or those held out for the split "test" (another split of the world, or `data.held_out`).
 
-    Raises ValueError for a source that holds no comparison, an unknown layout, or nothing held out.
+    without: ids that are left out; of the world, which is endless, none can be.
+    Raises ValueError for a source that holds no comparison, or none but those left out, an unknown layout, or nothing held out.
     """
     data, seed = config.data, config.data.seed
     if tuple(data.judging) == ("world",):
+        if without:
+            raise ValueError(
+                f"{len(without)} comparisons are to be left out of the judging world, which is endless: name sources"
+            )
         families = tuple(data.families) or None
         at = batches.from_world(split, seed, families=families, config=world_config(data))
         of = json.dumps([families, data.world.to_dict()], sort_keys=True)
@@ -110,6 +117,8 @@ def judging(config, split: str = "train") -> Source:
         entries = data.judging if split == "train" else _held_out(config, split)
         lists = [_read(entry, data.max_skipped) for entry in entries]
         rates = [entry["rate"] for entry in entries]
+        if without:
+            lists = [_left(entry["name"], comparisons, without) for entry, comparisons in zip(entries, lists)]
         if split != "train":  # Each once: rates are for what goes on for ever.
             lists, rates = [[comparison for found in lists for comparison in found]], [1.0]
         ats = [batches.from_list(comparisons, seed) for comparisons in lists]
@@ -127,6 +136,16 @@ def _read(entry, max_skipped: float) -> list[Comparison]:
     if not found:
         raise ValueError(
             f"source {entry['name']!r} holds no comparison: look at its files and layout ({entry['layout']})"
+        )
+    return found
+
+
+def _left(name: str, comparisons: Sequence[Comparison], without: Collection[str]) -> list[Comparison]:
+    found = [c for c in comparisons if str(c.id) not in without]
+    log.info("source %s: %d of %d comparisons are left out", name, len(comparisons) - len(found), len(comparisons))
+    if not found:
+        raise ValueError(
+            f"source {name!r} has no comparison but those that are left out: take it out of config.data.judging"
         )
     return found
 

@@ -6,11 +6,12 @@ import threading
 
 import pytest
 
+from experiments import spct_27b, spct_tiny
 from grm_jax.data import vocabulary, world
 from grm_jax.data.sft import Example, read_examples
 from grm_jax.judging.types import Comparison
 from grm_jax.text import tokenizer
-from grm_jax.training import rft_data, rft_samplers
+from grm_jax.training import rft_data, rft_samplers, sources
 from grm_jax.training.rft_data import Reply, RftOptions, build, is_right
 
 COMPACT = RftOptions(template="compact")
@@ -303,10 +304,23 @@ def test_a_journal_remembers_replies_across_interruptions(tmp_path):
     assert asked[-1] == 24
 
 
-def test_what_is_not_too_easy_remains_for_rl():
+def test_what_is_not_too_easy_remains_for_rl(tmp_path, caplog):
     other = Comparison("q2", ("x", "y"), label=0, id="other")
     made = build([PAIR, other], scripted((2, 9), (2, 9), (2, 9), (9, 2), (9, 2), (2, 9), (9, 2), (9, 2)), COMPACT)
-    assert made.not_too_easy() == [other]
+    made.save(tmp_path)
+    easy = rft_data.easy_ids(rft_data.read_trials(tmp_path / "trials.jsonl"))
+    assert easy == {str(PAIR.id)}
+    rows = [{"query": "q", "responses": ["x", "y"], "label": 0, "id": name} for name in (PAIR.id, "other")]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    entry = {"name": "a", "layout": "comparison", "files": (str(tmp_path / "a.jsonl"),), "rate": 1.0}
+    config = spct_27b.get_config()
+    config.data.judging = (entry,)
+    whole, left = sources.judging(config), sources.judging(config, without=easy)
+    assert (whole.size, left.size, left.at(0).id) == (2, 1, "other") and whole.identity != left.identity
+    with pytest.raises(ValueError, match="source 'a' has no comparison but those that are left out"):
+        sources.judging(config, without={*easy, "other"})
+    with pytest.raises(ValueError, match="judging world, which is endless"):
+        sources.judging(spct_tiny.get_config(), without=easy)
 
 
 def test_samples_from_a_file_bring_their_own_order(tmp_path):
@@ -367,13 +381,12 @@ def test_a_set_is_saved_whole(tmp_path):
 
 
 def test_texts_with_any_sign_for_a_new_line_come_back(tmp_path):
-    from grm_jax.training import meta_rm
 
     text = "a\u2028b\u2029c\u0085d\x0be\x1cf\r\ng"
     pair = Comparison(f"q{text}", (f"x{text}", "y"), label=1, id="pair")
     made = build([pair], lambda wanted: [Reply(f"{text}\\boxed{{2, 9}}")] * 4, COMPACT)
     made.save(tmp_path)
-    assert meta_rm.read_trials(tmp_path / "trials.jsonl") == made.trials
+    assert rft_data.read_trials(tmp_path / "trials.jsonl") == made.trials
     asked = []
 
     def sample(wanted):
