@@ -35,6 +35,15 @@ SHOWN = ("rft/Greedy@1", "rl/Greedy@1", "rl/Voting@8")
 DEFAULT = "no_principles,no_hinted,no_non_hinted,no_judging_data,no_rejection,no_general,beta_0,beta_0.01,beta_0.02,shuffled_labels"
 
 
+def asked_for(text: str) -> list[tuple[str, list[int]]]:
+    """[(ablation, its own seeds)] of "no_hinted,no_rejection@0+2"; no seeds where it names none."""
+    found = []
+    for part in filter(None, text.split(",")):
+        name, _, seeds = part.partition("@")
+        found.append((name, [int(seed) for seed in seeds.split("+")] if seeds else []))
+    return found
+
+
 def load_experiment(path: str):
     """The get_config of an experiment's file."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
@@ -243,7 +252,9 @@ def main(argv=None) -> None:
         default="",
         help="seeds of the ablations, where fewer; compared with the main runs of these seeds",
     )
-    parser.add_argument("--ablations", default=DEFAULT, help="comma-separated; empty for none")
+    parser.add_argument(
+        "--ablations", default=DEFAULT, help="comma-separated; empty for none; NAME@0+2 for one with seeds of its own"
+    )
     parser.add_argument("--extra", default="", help="further field=value changes for every run, comma-separated")
     parser.add_argument("--workdir", default="runs/study")
     parser.add_argument(
@@ -262,17 +273,18 @@ def main(argv=None) -> None:
     seeds = [int(seed) for seed in options.seeds.split(",")]
     runs: dict[str, list[Run]] = {}
     ablated = [int(seed) for seed in options.ablation_seeds.split(",")] if options.ablation_seeds else seeds
-    if extra := set(ablated) - set(seeds):
-        parser.error(f"--ablation_seeds {sorted(extra)} have no main run: add them to --seeds")
-    for ablation in [MAIN, *filter(None, options.ablations.split(","))]:
-        wanted = seeds if ablation == MAIN else ablated
+    if extra := {*ablated, *(seed for _, own in asked_for(options.ablations) for seed in own)} - set(seeds):
+        parser.error(f"ablations of seeds {sorted(extra)} have no main run: add them to --seeds")
+    for ablation, own in [(MAIN, seeds), *asked_for(options.ablations)]:
+        wanted = own or ablated
         runs[ablation] = [
             run_one(get_config, ablation, seed, workdir, out / "credits", options.extra) for seed in wanted
         ]
     config = cell_config(get_config, MAIN, seeds[0], options.extra)
     study = aggregate(runs, evaluate.prompts_of(held_out(config)))
     study["about"] = {
-        "config": Path(options.config).name, "extra": options.extra, "seeds": seeds, "ablation_seeds": ablated,
+        "config": Path(options.config).name, "extra": options.extra, "seeds": seeds,
+        "ablation_seeds": {name: [run.seed for run in found] for name, found in runs.items() if name != MAIN},
         "date": time.strftime("%Y-%m-%d"),
         "seconds": {run.name: run.seconds for found in runs.values() for run in found},
         "device": jax.devices()[0].device_kind, "machine": platform.machine(), "jax": jax.__version__,

@@ -314,6 +314,13 @@ def test_the_study_pools_seeds_and_pairs_items(tmp_path):
     assert found["ablations"]["no_rejection"]["rl/Greedy@1"]["ablation - main"]["mean"] == -0.5
 
 
+def test_an_ablation_may_have_seeds_of_its_own():
+    assert study.asked_for("no_hinted,beta_0.01@0+2,") == [("no_hinted", []), ("beta_0.01", [0, 2])]
+    assert study.asked_for("") == []
+    with pytest.raises(SystemExit):
+        study.main(["--seeds", "0,1", "--ablations", "no_hinted@2"])
+
+
 def test_intervals_of_the_study_draw_comparisons_of_one_query_together():
     credits = {"rl/Voting@8": [float(i % 2) for i in range(60)], "rl/Voting@1": [0.5] * 60}
     runs = {study.MAIN: [study.Run(study.MAIN, 0, credits, {})]}
