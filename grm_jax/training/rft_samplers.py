@@ -18,7 +18,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -74,7 +74,7 @@ def teacher(accuracy: float = 0.75, shortcut: float = 0.25, principles: bool = T
 def settings_of(name: str) -> dict[str, object]:
     """{setting: its default} of the sampler `name`, None for one that has to be given. Raises ValueError for a sampler that does not exist."""
     made_here = {"seed", "principles", "runner", "tokenizer"}
-    functions = {"teacher": teacher, "file": file, "endpoint": endpoint, "model": model}
+    functions: dict[str, Callable] = {"teacher": teacher, "file": file, "endpoint": endpoint, "model": model}
     if name not in functions:
         *others, last = functions
         raise ValueError(f"rft.sampler {name!r} is not known: use {', '.join(others)} or {last}")
