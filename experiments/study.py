@@ -54,12 +54,13 @@ def load_experiment(path: str):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One finished cell of the study: {"model/method@k": credit of each item}, and what its stages took."""
+    """One finished cell of the study: {"model/method@k": credit of each item}, what its stages took, and how good its meta RM was."""
 
     ablation: str
     seed: int
     credits: dict[str, list[float]]
     seconds: dict[str, float]
+    meta_rm: dict[str, float | None] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -100,7 +101,7 @@ def run_one(get_config, ablation: str, seed: int, workdir: Path, credits: Path, 
     if kept.exists():
         row = json.loads(kept.read_text())
         if row["config"] == identity(config):
-            return Run(ablation, seed, row["credits"], row["seconds"])
+            return Run(ablation, seed, row["credits"], row["seconds"], row.get("meta_rm", {}))
         log.warning("%s is of another config: it is run again", kept)
     if ablation.startswith(RL_ONLY):
         folder.mkdir(parents=True, exist_ok=True)
@@ -108,9 +109,12 @@ def run_one(get_config, ablation: str, seed: int, workdir: Path, credits: Path, 
         if not (folder / "rft").exists() and main_rft.exists():
             (folder / "rft").symlink_to(main_rft.resolve())
     run(config, folder)
-    found = Run(ablation, seed, credits_of(folder), loop.read_result(folder / "eval")["seconds"])
+    result = loop.read_result(folder / "eval")
+    quality = {name: result.get("meta_rm", {}).get(name) for name in ("auc", "auc_within", "ece")}
+    found = Run(ablation, seed, credits_of(folder), result["seconds"], quality if "meta_rm" in result else {})
+    row = {"seconds": found.seconds, "meta_rm": found.meta_rm, "credits": found.credits}
     credits.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps({"config": identity(config), "seconds": found.seconds, "credits": found.credits}) + "\n")
+    kept.write_text(json.dumps({"config": identity(config), **row}) + "\n")
     return found
 
 
@@ -182,7 +186,12 @@ def aggregate(runs: dict[str, list[Run]], prompts: Sequence[str] | None = None) 
         for name, found in runs.items()
         if name != MAIN
     }
-    return {"claims": claims, "ablations": ablations, "main": pooled(main, prompts)}
+    return {
+        "claims": claims,
+        "ablations": ablations,
+        "main": pooled(main, prompts),
+        "meta_rm": {str(run.seed): run.meta_rm for run in main if run.meta_rm},
+    }
 
 
 def as_text(study: dict) -> str:
@@ -197,6 +206,11 @@ def as_text(study: dict) -> str:
     lines.append("")
     for name, d in study["main"].items():
         lines.append(f"{name:<24} {points(d, False)}  seeds {', '.join(f'{100 * s:.1f}' for s in d['seeds'])}")
+    if study["meta_rm"]:
+        lines += ["", "meta RM on the critiques that it guided, by seed"]
+    for seed, quality in study["meta_rm"].items():
+        told = (f"{name} {'-' if value is None else f'{value:.3f}'}" for name, value in quality.items())
+        lines.append(f"    seed {seed}   {'   '.join(told)}")
     for name, cells in study["ablations"].items():
         lines += ["", name]
         for cell, d in cells.items():

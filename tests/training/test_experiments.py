@@ -340,7 +340,8 @@ def test_a_study_keeps_what_a_run_got_right_and_runs_only_what_is_missing(tmp_pa
         ran.append(folder.name)
         (folder / "eval").mkdir(parents=True)
         (folder / "eval" / "credits.json").write_text('{"rl/Voting@8": [1.0, 0.33333333]}')
-        (folder / "eval" / "result.json").write_text('{"seconds": {"eval": 1.5}}')
+        quality = {"meta_rm": {"auc": 0.8, "auc_within": 0.6, "ece": 0.1, "count": 7}} if "main" in folder.name else {}
+        (folder / "eval" / "result.json").write_text(json.dumps({"seconds": {"eval": 1.5}, **quality}))
 
     monkeypatch.setattr(main, "run", run)
     one = lambda ablation, place, extra="": study.run_one(  # noqa: E731
@@ -353,6 +354,9 @@ def test_a_study_keeps_what_a_run_got_right_and_runs_only_what_is_missing(tmp_pa
     assert one("no_hinted", "d", "rl.steps=5") == first  # and this one is of the RFT model
     one("no_rejection", "e")
     one("no_rejection", "f", "rl.steps=5")
-    one("main", "g")
+    judged = one("main", "g")
+    assert judged.meta_rm == {"auc": 0.8, "auc_within": 0.6, "ece": 0.1} and one("main", "g2") == judged
+    told = study.as_text(study.aggregate({study.MAIN: [judged]}))
+    assert "seed 2   auc 0.800   auc_within 0.600   ece 0.100" in told
     one("main", "h", "meta_rm.steps=5")
     assert ran == ["no_hinted-2", "no_rejection-2", "no_rejection-2", "main-2", "main-2"]
