@@ -31,7 +31,7 @@ if __name__ == "__main__":
 MAIN = "main"
 RL_ONLY = ("beta_",)
 RFT_ROWS = ("no_hinted", "no_non_hinted", "no_general")  # Table 4 of the paper has these of the RFT model
-SHOWN = ("rft/Greedy@1", "rl/Greedy@1", "rl/Voting@8")
+SHOWN = ("rft/Greedy@1", "rft/Voting@8", "rl/Greedy@1", "rl/Voting@8")
 DEFAULT = "no_principles,no_hinted,no_non_hinted,no_judging_data,no_rejection,no_general,beta_0,beta_0.01,beta_0.02,shuffled_labels"
 
 
@@ -182,6 +182,7 @@ def aggregate(runs: dict[str, list[Run]], prompts: Sequence[str] | None = None) 
                 **pooled(found, prompts).get(cell, {}),
             }
             for cell in SHOWN
+            if not (name.startswith(RL_ONLY) and cell.startswith("rft/"))  # its RFT model is the main run's
         }
         for name, found in runs.items()
         if name != MAIN
@@ -234,16 +235,19 @@ def plots(study: dict, out: Path) -> None:
         method, k = way.split("@")
         cells.append(evaluate.Cell(model, method, int(k), d["mean"], d["low"], d["high"], 0.0, 1.0))
     report.plot_scaling(cells, out / "scaling.png")
-    names = [name for name, cells in study["ablations"].items() if any(cells[c]["ablation - main"] for c in SHOWN)]
+    found = {
+        name: {cell: d["ablation - main"] for cell, d in cells.items() if d["ablation - main"]}
+        for name, cells in study["ablations"].items()
+    }
+    names = [name for name, cells in found.items() if cells]
     if not names:
         return
-    figure, axis = plt.subplots(figsize=(7.5, 1.2 + 0.5 * len(names)), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7.5, 1.2 + 0.6 * len(names)), layout="constrained")
     for number, (cell, colour) in enumerate(zip(SHOWN, report.COLOURS)):
-        found = [(i, study["ablations"][name][cell]["ablation - main"]) for i, name in enumerate(names)]
-        found = [(i + 0.2 * (number - 1), d) for i, d in found if d]
-        means = [100 * d["mean"] for _, d in found]
-        errors = [[100 * (d["mean"] - d["low"]) for _, d in found], [100 * (d["high"] - d["mean"]) for _, d in found]]
-        axis.errorbar(means, [y for y, _ in found], xerr=errors, fmt="o", color=colour, capsize=3, label=cell)
+        points = [(i + 0.17 * (number - 1.5), found[name][cell]) for i, name in enumerate(names) if cell in found[name]]
+        means = [100 * d["mean"] for _, d in points]
+        errors = [[100 * (d["mean"] - d["low"]) for _, d in points], [100 * (d["high"] - d["mean"]) for _, d in points]]
+        axis.errorbar(means, [y for y, _ in points], xerr=errors, fmt="o", color=colour, capsize=3, label=cell)
     axis.axvline(0, color="grey", linewidth=1)
     axis.set_yticks(range(len(names)), names)
     axis.margins(y=0.1)
