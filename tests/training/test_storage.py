@@ -58,6 +58,7 @@ def test_data_samples_and_weights_may_stand_in_a_bucket(bucket, monkeypatch):
 
     monkeypatch.setattr(checkpoints, "load", load)
     (bucket / "weights").mkdir()
-    config.rft.sampler, config.rft.sampling = "model", {"path": "gs://bucket/weights"}
+    config.rft.sampler = "model"
+    config.rft.sampling = {"path": "gs://bucket/weights", "max_new_tokens": 8}
     with pytest.raises(FileNotFoundError, match="^[^:]*bucket/weights$"):
         rft.make_sampler(config, None, None)
