@@ -6,13 +6,15 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-from
+# Less of what takes longest and shows least: the study (experiments/study.py) has all of it.
+DEMO ?= --config.meta_rm.comparisons=2000 --config.meta_rm.steps=500 --config.eval.comparisons=150
 LOCK_SUM = $(shell cat requirements.lock setup.py | cksum)
 
 .PHONY: demo test lint lock venv
 .DEFAULT_GOAL := test
 
 demo: venv
-	$(BIN)/python launch/tpu.py --config experiments/spct_tiny.py --workdir runs/spct_tiny
+	$(BIN)/python launch/tpu.py --config experiments/spct_tiny.py --workdir runs/spct_tiny $(DEMO)
 
 test: venv
 	$(BIN)/python -m pytest $(ARGS)
