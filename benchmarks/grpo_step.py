@@ -199,9 +199,8 @@ def trl(P, G, S, T, steps):
         return [reward_of(ids) for ids in completion_ids]
 
     with tempfile.TemporaryDirectory() as folder:
-        Gemma2ForCausalLM(shape).save_pretrained(
-            folder
-        )  # TRL reads the reference model again from where the policy was
+        # TRL reads the reference model again from where the policy was.
+        Gemma2ForCausalLM(shape).save_pretrained(folder)
         prompts = [" ".join(map(str, p)) for step in range(WARM + steps + 1) for p in prompts_of(P, S, step)]
         options = GRPOConfig(
             output_dir=folder, per_device_train_batch_size=P * G, num_generations=G, max_completion_length=T, beta=0.08, epsilon=0.2,
@@ -238,11 +237,8 @@ def main():
     parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "grpo_step.json"))
     options = parser.parse_args()
     if options.system:
-        print(
-            json.dumps(
-                {"ours": ours, "tunix": tunix, "trl": trl}[options.system](*SHAPES[options.shape], options.steps)
-            )
-        )
+        run = {"ours": ours, "tunix": tunix, "trl": trl}[options.system]
+        print(json.dumps(run(*SHAPES[options.shape], options.steps)))
         return
     peers = {"tunix": options.tunix or options.peers, "trl": options.trl or options.peers}
     systems = {"ours": sys.executable, **{name: python for name, python in peers.items() if python}}

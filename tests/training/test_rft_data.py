@@ -381,7 +381,6 @@ def test_a_set_is_saved_whole(tmp_path):
 
 
 def test_texts_with_any_sign_for_a_new_line_come_back(tmp_path):
-
     text = "a\u2028b\u2029c\u0085d\x0be\x1cf\r\ng"
     pair = Comparison(f"q{text}", (f"x{text}", "y"), label=1, id="pair")
     made = build([pair], lambda wanted: [Reply(f"{text}\\boxed{{2, 9}}")] * 4, COMPACT)
