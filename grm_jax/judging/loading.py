@@ -12,6 +12,7 @@ from grm_jax.text import tokenizer as tokenizers
 WEIGHTS = (".safetensors", ".gguf", ".bin", ".msgpack", ".npz")
 HEAD_BYTES = 1 << 20
 NOTE = "judge.json"  # beside a judge's weights: how it was trained to be asked
+META_NOTE = "meta_rm.json"  # beside a meta reward model's: what it reads, and what its score is
 LONGEST = 1024
 
 
@@ -37,7 +38,7 @@ def load_judge(
     check_vocabulary(words, model.cfg)
     note = noted(path)
     family = str(template or note["template"])
-    meta = load_meta_rm(meta_rm, mesh, meta_template or meta_template_of(family), dtype) if meta_rm else None
+    meta = load_meta_rm(meta_rm, mesh, meta_template, dtype, family=family) if meta_rm else None
     return cls(
         tokenizer=words,
         runner=engine_runner(model, mesh, prompt_slots, rows),
@@ -71,20 +72,49 @@ def note(folder, template: str, max_new_tokens: int) -> None:
     (Path(folder) / NOTE).write_text(json.dumps({"template": template, "max_new_tokens": max_new_tokens}) + "\n")
 
 
-def meta_template_of(family: str) -> str:
-    """What a meta reward model reads beside a judge of this family of templates."""
+def noted_meta(path) -> dict:
+    """{"template" (None where it is not said), "likelihood"} of a meta reward model, from the meta_rm.json in its folder.
+
+    Without one the model is a plain sequence classifier: likelihood 0. Raises ValueError for a file that is no such note.
+    """
+    file = Path(path).expanduser() / META_NOTE
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        template = found.get("template")
+        return {"template": template and str(template), "likelihood": float(found.get("likelihood", 0.0))}
+    except (ValueError, AttributeError, TypeError):
+        raise ValueError(f'{file} should hold {{"template": NAME, "likelihood": WEIGHT}}: mend or remove it') from None
+
+
+def note_meta(folder, template: str, likelihood: float) -> None:
+    """Writes the meta_rm.json that `noted_meta` reads."""
+    (Path(folder) / META_NOTE).write_text(json.dumps({"template": template, "likelihood": likelihood}) + "\n")
+
+
+def meta_template_of(family: str, likelihood: float = 0.0) -> str:
+    """What a meta reward model reads beside a judge of this family of templates: one whose score has the likelihood of the critique in it
+    reads what the judge read."""
+    if likelihood:
+        return family
     return "compact_meta_rm" if family.startswith("compact") else "meta_rm"
 
 
-def load_meta_rm(path, mesh=None, template: str = "meta_rm", dtype: str = "bfloat16", tokenizer=None):
-    """A meta reward model from a sequence classifier's folder."""
+def load_meta_rm(
+    path, mesh=None, template: str | None = None, dtype: str = "bfloat16", tokenizer=None, family: str = "grm"
+):
+    """A meta reward model from a sequence classifier's folder.
+
+    template: what it reads; None for what its meta_rm.json names, and without one, what goes with the judge's `family`.
+    """
     from grm_jax import models
     from grm_jax.judging.meta import MetaRM
 
+    found = noted_meta(path)
     model = models.load(path, mesh=mesh, dtype=dtype)
     words = load_tokenizer(path, tokenizer)
     check_vocabulary(words, model.cfg)
-    return MetaRM(model, words, template, mesh, name=named(path))
+    template = template or found["template"] or meta_template_of(family, found["likelihood"])
+    return MetaRM(model, words, template, mesh, name=named(path), likelihood=found["likelihood"])
 
 
 def load_tokenizer(path, tokenizer=None) -> tokenizers.Tokenizer:

@@ -22,10 +22,11 @@ class TooLong(ValueError):
 
 
 class MetaRM:
-    """Scores critiques with a model that has a scalar head (`Gemma.rewards`).
+    """Scores critiques with a model that has a scalar head (`models.critique_rewards`).
 
     The chat is the query with the responses in the order that the critique saw them, then the critique as the answer.
-    template: "meta_rm", "compact_meta_rm", or a file.  batch: critiques per forward pass.  name: for output rows.
+    template: "meta_rm", "compact_meta_rm", a judge's family of templates, or a file.  batch: critiques per forward pass.
+    name: for output rows.  likelihood: weight of the critique's mean log-probability in its score, 0 for the scalar head alone.
     """
 
     def __init__(
@@ -36,25 +37,31 @@ class MetaRM:
         mesh=None,
         batch: int = 4,
         name: str = "meta_rm",
+        likelihood: float = 0.0,
     ):
         from flax import nnx
 
+        from grm_jax.models import critique_rewards
         from grm_jax.sharding import named
 
         if not model.cfg.scalar_head:
             raise ValueError(f"{model.cfg.name} has no scalar head: a meta reward model is a sequence classifier")
         self.tokenizer, self.template, self.mesh, self.batch, self.name = tokenizer, template, mesh, batch, name
+        self.likelihood = float(likelihood)
         rendering.load(template)
         self._model = model
         self._rewards = nnx.jit(
-            lambda model, tokens, segments: model.rewards(tokens, segments),
+            lambda model, tokens, segments, starts: critique_rewards(
+                model, model.hidden(tokens, None, segments), tokens, segments, starts, self.likelihood
+            ),
             out_shardings=None if mesh is None else named(mesh),  # whole on every host, which reads it
         )
 
     def encode(self, judged: Judged) -> list[int]:
         """The token ids that are scored."""
         comparison, order, text = judged
-        messages = rendering.render(self.template, comparison, order, critique=text)
+        template = rendering.choose(self.template, comparison)
+        messages = rendering.render(template, comparison, order, critique=text)
         return self.tokenizer.encode_chat(messages, add_generation_prompt=False)
 
     def critique_start(self, judged: Judged, ids: list[int]) -> int:
@@ -63,7 +70,7 @@ class MetaRM:
         A token that holds the end of the prompt and the start of the critique (a vocabulary may join them) is the critique's.
         """
         comparison, order, _ = judged
-        messages = rendering.render(self.template, comparison, order)
+        messages = rendering.render(rendering.choose(self.template, comparison), comparison, order)
         prompt = self.tokenizer.encode_chat(messages, add_generation_prompt=True)
         return next((i for i, (a, b) in enumerate(zip(prompt, ids)) if a != b), len(prompt))
 
@@ -77,24 +84,32 @@ class MetaRM:
                     f"a critique with its responses is {len(ids):,} tokens, the meta model's context {longest:,}: "
                     "lower max_new_tokens, or shorten the responses"
                 )
+        # Only the likelihood asks where a critique starts, which costs another rendering.
+        starts = (
+            [self.critique_start(one, ids) for one, ids in zip(critiques, encoded)]
+            if self.likelihood
+            else [0] * len(encoded)
+        )
         scores: dict[int, float] = {}
         # Sorted by length, so that a batch is padded to about its own size.
         by_length = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
         for start in range(0, len(by_length), self.batch):
             part = by_length[start : start + self.batch]
-            scores.update(zip(part, self.score_tokens([encoded[i] for i in part])))
+            scores.update(zip(part, self.score_tokens([encoded[i] for i in part], [starts[i] for i in part])))
         return [scores[i] for i in range(len(encoded))]
 
-    def score_tokens(self, encoded: list[list[int]]) -> list[float]:
-        """Scalar rewards of at most `batch` texts, given as token ids."""
+    def score_tokens(self, encoded: list[list[int]], starts: Sequence[int] = ()) -> list[float]:
+        """Scalar rewards of at most `batch` texts, given as token ids; starts: where each critique begins, which the likelihood reads."""
         length = bucket(max(map(len, encoded)))
         tokens_BxL = np.full((self.batch, length), self.tokenizer.pad_id, np.int32)
         segments_BxL = np.zeros((self.batch, length), np.int32)
         for row, ids in enumerate(encoded):
             tokens_BxL[row, : len(ids)], segments_BxL[row, : len(ids)] = ids, 1
+        starts_B = np.zeros(self.batch, np.int32)
+        starts_B[: len(starts)] = starts
         segments_BxL[len(encoded) :, 0] = 1  # empty rows of a last batch: one token, so that nothing divides by zero
         with under(self.mesh):
-            rewards_B = self._rewards(self._model, tokens_BxL, segments_BxL)
+            rewards_B = self._rewards(self._model, tokens_BxL, segments_BxL, starts_B)
         return [float(reward) for reward in np.asarray(rewards_B)[: len(encoded)]]
 
 

@@ -2,7 +2,7 @@
 
 from grm_jax.models.config import CONFIGS, GemmaConfig, LayerSpec, get_config
 from grm_jax.models.gemma import Gemma, last_real
-from grm_jax.models.logps import TokenLogps, grouped_token_logps, target_logps, token_logps
+from grm_jax.models.logps import TokenLogps, critique_rewards, grouped_token_logps, target_logps, token_logps
 
 __all__ = [
     "CONFIGS",
@@ -10,6 +10,7 @@ __all__ = [
     "GemmaConfig",
     "LayerSpec",
     "TokenLogps",
+    "critique_rewards",
     "get_config",
     "grouped_token_logps",
     "last_real",

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from grm_jax.models.attention import merge_parts, prefix_attention, self_attention
-from grm_jax.models.gemma import Gemma, table_logits
+from grm_jax.models.gemma import Gemma, last_real, table_logits
 from grm_jax.sharding import constrain, one_device
 
 
@@ -45,6 +45,26 @@ def token_logps(
     wanted = None if wanted_BxL is None else follows & (wanted_BxL[:, 1:] != 0)
     out = target_logps(model, x_BxLxD[:, :-1], tokens_BxL[:, 1:], temperature, entropy, wanted)
     return jax.tree.map(lambda a: jnp.pad(jnp.where(follows, a, 0.0), ((0, 0), (1, 0))), out)
+
+
+def critique_rewards(model: Gemma, x_BxLxD, tokens_BxL, segment_ids_BxL, starts_B, likelihood: float):
+    """What a meta reward model says of critiques: float32 logits (B,).
+
+    The scalar head at the last token of each row, plus `likelihood` times the mean log-probability, in nats, that the model itself gives
+    to the tokens from `starts_B` on. A model that writes critiques knows at every token what it would have written; the head alone has
+    one place to learn from. Trained by cross-entropy on outcomes, such a log-probability is a reward (arXiv 2412.01981, there against a
+    reference model, which here is left out).
+
+    x (B, L, D): `hidden` of the same rows, one segment each.  likelihood: 0 for the head alone, which costs no logits.
+    """
+    last_B = last_real(segment_ids_BxL)
+    rewards_B = model.rewards_of(jnp.take_along_axis(x_BxLxD, last_B[:, None, None], axis=1)[:, 0])
+    if not likelihood:
+        return rewards_B
+    written_BxL = (segment_ids_BxL > 0) & (jnp.arange(tokens_BxL.shape[1]) >= starts_B[:, None])
+    written_BxL = written_BxL[:, 1:]  # The first token of a row follows nothing.
+    logps_BxL = target_logps(model, x_BxLxD[:, :-1], tokens_BxL[:, 1:], wanted=written_BxL).logps
+    return rewards_B + likelihood * logps_BxL.sum(axis=1) / jnp.maximum(written_BxL.sum(axis=1), 1)
 
 
 def target_logps(model: Gemma, x, targets, temperature=1.0, entropy: bool = False, wanted=None) -> TokenLogps:

@@ -16,8 +16,7 @@ from flax import nnx
 from grm_jax import checkpoints
 from grm_jax.judging import Judge
 from grm_jax.judging.expected import ExpectedScores, model_log_probs
-from grm_jax.judging.loading import meta_template_of, note
-from grm_jax.judging.meta import MetaRM
+from grm_jax.judging.loading import meta_template_of, note, note_meta
 from grm_jax.judging.sampler import engine_runner
 from grm_jax.models import get_config
 from grm_jax.sharding import make_mesh
@@ -93,7 +92,10 @@ def run(config, workdir) -> dict:
             like = sources.tokenizer_path(config)
             model = nnx.merge(model_def, params)
             with writing(folders[stage] / "hf") as local:
-                if stage != "meta_rm":
+                if stage == "meta_rm":
+                    likelihood = config.meta_rm.likelihood
+                    note_meta(local, meta_template_of(config.template, likelihood), likelihood)
+                else:
                     note(local, config.template, config.rl.max_new_tokens)
                 checkpoints.save(model, local, like=like, dtype="bfloat16", overwrite=True)
 
@@ -255,10 +257,9 @@ def _evaluate(config, mesh, tokenizer, graphdef, abstract, folders) -> None:
 
     meta = meta_params = None
     if loop.is_done(folders["meta_rm"]):
-        scalar_def, scalar_abstract = states.abstract_model(steps.model_config(config, scalar_head=True), mesh)
-        meta_params = loop.load_params(folders["meta_rm"], scalar_abstract)
-        template = meta_template_of(config.template)
-        meta = MetaRM(nnx.merge(scalar_def, meta_params), tokenizer, template, mesh, batch=section.meta_batch)
+        _, scalar = states.abstract_model(steps.model_config(config, scalar_head=True), mesh)
+        meta_params = loop.load_params(folders["meta_rm"], scalar)
+        meta = meta_rm.scorer(config, mesh, meta_params, tokenizer, section.meta_batch)
 
     cells, facts = evaluate.floors(items), {}
     rows = {"base": lambda: sources.first_params(config, cfg, mesh)}

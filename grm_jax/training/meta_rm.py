@@ -54,6 +54,14 @@ def add_head(config, mesh, params, seed: int):
     return jax.tree.unflatten(jax.tree.structure(fresh), leaves)
 
 
+def scorer(config, mesh, params, tokenizer, batch: int = 4, name: str = "meta_rm") -> MetaRM:
+    """The meta reward model of `config` over trained (or abstract) parameters."""
+    graphdef, _ = states.abstract_model(steps.model_config(config, scalar_head=True), mesh)
+    likelihood = config.meta_rm.likelihood
+    template = meta_template_of(config.template, likelihood)
+    return MetaRM(nnx.merge(graphdef, params), tokenizer, template, mesh, batch, name, likelihood)
+
+
 def policy_trials(config, model, tokenizer, mesh, folder, fingerprint: str) -> list[rft_data.Trial]:
     """The trained policy's own critiques, `meta_rm.samples` of each of `meta_rm.comparisons` comparisons, not hinted.
 
@@ -151,8 +159,10 @@ def score(config, mesh, params, data: Labelled, index: np.ndarray) -> np.ndarray
     for start in range(0, len(index), rows):
         part = index[start : start + rows]
         padded = np.resize(part, rows)  # The last batch repeats its own rows.
-        batch = states.put_batch({name: data.rows(padded)[name] for name in ("tokens", "segment_ids")}, mesh)
-        found.append(np.asarray(program.fn(params, batch["tokens"], batch["segment_ids"]))[: len(part)])
+        batch = states.put_batch({name: data.rows(padded)[name] for name in ("tokens", "segment_ids", "starts")}, mesh)
+        found.append(
+            np.asarray(program.fn(params, batch["tokens"], batch["segment_ids"], batch["starts"]))[: len(part)]
+        )
     return np.concatenate(found)
 
 
@@ -179,8 +189,7 @@ def train(config, mesh, tokenizer, start_params, policy_params, rft_folder, fold
     policy = checkpoint.fingerprint(policy_params)
     own = policy_trials(config, nnx.merge(graphdef, policy_params), tokenizer, mesh, folder / "samples", policy)
     del policy_params
-    template = meta_template_of(config.template)
-    data = label([*trials, *own], MetaRM(nnx.merge(*scalar), tokenizer, template), meta.seq_len)
+    data = label([*trials, *own], scorer(config, mesh, scalar[1], tokenizer), meta.seq_len)
     if len(np.unique(data.comparisons)) < 2:
         raise ValueError(
             f"the meta reward model has {len(data)} critiques of {len(np.unique(data.comparisons))} comparisons to learn from, and holds some "
@@ -219,6 +228,7 @@ def train(config, mesh, tokenizer, start_params, policy_params, rft_folder, fold
             "meta_rm.batch_size": meta.batch_size,
             "meta_rm.seq_len": meta.seq_len,
             "meta_rm.token_loss": meta.token_loss,
+            "meta_rm.likelihood": meta.likelihood,
         },
         settings={"template": config.template},
         shown=("loss", "accuracy"),

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from grm_jax.models import get_config, grouped_token_logps, last_real, token_logps
+from grm_jax.models import critique_rewards, get_config, grouped_token_logps, token_logps
 from grm_jax.training import losses, optim
 from grm_jax.training import state as states
 
@@ -225,8 +225,9 @@ def meta_rm_batch_shapes(batch_size, seq_len):
 
 
 def build_meta_rm_step(config, mesh, model_abstract=None):
-    """One step of `config.meta_rm`: (state, batch) -> (state, metrics); binary cross-entropy on the scalar head.
+    """One step of `config.meta_rm`: (state, batch) -> (state, metrics); binary cross-entropy on `critique_rewards`.
 
+    `meta_rm.likelihood` is the weight of the critique's own log-probability in the reward, 0 for the scalar head alone.
     `meta_rm.token_loss`, where above 0, is the weight of the same cross-entropy at every token of the critique, added to that at the
     last one. The metrics are of the last token, which is what judges.
     """
@@ -237,8 +238,7 @@ def build_meta_rm_step(config, mesh, model_abstract=None):
         model = nnx.merge(graphdef, states.compute_params(params, cfg.dtype))
         labels_B, segments_BxL = micro["labels"], micro["segment_ids"]
         x_BxLxD = model.hidden(micro["tokens"], None, segments_BxL)
-        last_BxD = jnp.take_along_axis(x_BxLxD, last_real(segments_BxL)[:, None, None], axis=1)[:, 0]
-        scores_B = model.rewards_of(last_BxD)
+        scores_B = critique_rewards(model, x_BxLxD, micro["tokens"], segments_BxL, micro["starts"], section.likelihood)
         loss = last = losses.bce_loss(scores_B, labels_B)
         if section.token_loss:
             of_critique = (segments_BxL > 0) & (jnp.arange(segments_BxL.shape[1]) >= micro["starts"][:, None])
@@ -254,14 +254,15 @@ def build_meta_rm_step(config, mesh, model_abstract=None):
 
 
 def build_meta_rm_scores(config, mesh, rows, model_abstract=None):
-    """Scalar rewards of critiques: (params, tokens (B, L), segment_ids (B, L)) -> float32 (B,)."""
-    cfg = model_config(config, scalar_head=True)
+    """Scalar rewards of critiques: (params, tokens (B, L), segment_ids (B, L), starts (B,)) -> float32 (B,)."""
+    cfg, likelihood = model_config(config, scalar_head=True), config.meta_rm.likelihood
     graphdef, params = model_abstract or states.abstract_model(cfg, mesh)
     shapes = meta_rm_batch_shapes(rows, config.meta_rm.seq_len)
-    batch = states.abstract_batch({name: shapes[name] for name in ("tokens", "segment_ids")}, mesh)
+    batch = states.abstract_batch({name: shapes[name] for name in ("tokens", "segment_ids", "starts")}, mesh)
 
-    def fn(params, tokens, segment_ids):
-        return nnx.merge(graphdef, states.compute_params(params, cfg.dtype)).rewards(tokens, segment_ids)
+    def fn(params, tokens, segment_ids, starts):
+        model = nnx.merge(graphdef, states.compute_params(params, cfg.dtype))
+        return critique_rewards(model, model.hidden(tokens, None, segment_ids), tokens, segment_ids, starts, likelihood)
 
     scores = jax.jit(fn, out_shardings=states.replicated(mesh))
-    return Program("meta_rm_scores", scores, (params, batch["tokens"], batch["segment_ids"]))
+    return Program("meta_rm_scores", scores, (params, batch["tokens"], batch["segment_ids"], batch["starts"]))

@@ -28,7 +28,7 @@ def make_config(**rl):
     config.rft = stage()
     defaults = dict(prompts=8, group_size=4, prompt_len=10, max_new_tokens=6, temperature=1.0, beta=0.08, clip=0.2)
     config.rl = stage(**(defaults | dict(kl_estimator="k3", updates_per_rollout=1, group_packed=True) | rl))
-    config.meta_rm = stage(batch_size=8, seq_len=16, token_loss=0.0)
+    config.meta_rm = stage(batch_size=8, seq_len=16, token_loss=0.0, likelihood=0.0)
     return config
 
 

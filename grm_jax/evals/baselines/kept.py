@@ -25,7 +25,7 @@ ASIDE = {
 }
 _META_RM_ONLY = (
     "start", "comparisons", "samples", "temperature", "rft_trials", "first_item", "held_out",
-    "steps", "lr", "warmup_steps", "save_every", "token_loss",
+    "steps", "lr", "warmup_steps", "save_every", "token_loss", "likelihood",
 )  # fmt: skip
 
 

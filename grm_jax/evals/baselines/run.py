@@ -34,13 +34,12 @@ from grm_jax.evals.measure import measure
 from grm_jax.evals.scaling import revote
 from grm_jax.judging import Judge
 from grm_jax.judging.expected import ExpectedScores, model_log_probs
-from grm_jax.judging.loading import meta_template_of
 from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.options import Options
 from grm_jax.judging.sampler import engine_runner
 from grm_jax.judging.types import Comparison
 from grm_jax.sharding import make_mesh
-from grm_jax.training import checkpoint, loop, sources, steps
+from grm_jax.training import checkpoint, loop, meta_rm, sources, steps
 from grm_jax.training import state as states
 from grm_jax.training.rft_data import best_of
 
@@ -89,11 +88,10 @@ class Bench:
         """The meta reward model of the SPCT run; None where it has none."""
         if self.spct is None or not loop.is_done(self.spct / "meta_rm"):
             return None
-        graphdef, abstract = states.abstract_model(steps.model_config(self.config, scalar_head=True), self.mesh)
+        _, abstract = states.abstract_model(steps.model_config(self.config, scalar_head=True), self.mesh)
         params = loop.load_params(self.spct / "meta_rm", abstract)
-        template = meta_template_of(self.config.template)
         name, batch = f"meta_rm@{checkpoint.fingerprint(params)}", self.config.eval.meta_batch
-        return MetaRM(nnx.merge(graphdef, params), self.tokenizer, template, self.mesh, batch, name)
+        return meta_rm.scorer(self.config, self.mesh, params, self.tokenizer, batch, name)
 
 
 def spct_judge(bench: Bench, folder: Path) -> list[Measured]:
