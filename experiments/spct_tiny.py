@@ -73,7 +73,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # ---------------------------------------------------------------- meta reward model
     config.meta_rm = _stage(steps=1000, lr=5e-4, warmup_steps=20, schedule="cosine", final_lr_share=0.1, save_every=250)
     config.meta_rm.start = "rft"  # the paper starts from its base; here the base is random weights
-    config.meta_rm.seq_len = 112
+    config.meta_rm.seq_len = 96
     config.meta_rm.token_loss = 0.0
     # Among the critiques of one comparison the head alone tells little (experiments/results/spct_tiny); what the trunk would have written, more.
     config.meta_rm.likelihood = 5.0

@@ -160,6 +160,10 @@ def _check_settings(config, stages) -> None:
     """Refuses what would stop a stage, before hours are spent on those before it. Raises ValueError naming the field."""
     for stage in set(stages) & {"rft", "rl", "meta_rm"}:
         optim.make_optimizer(config[stage], stage)
+    if "meta_rm" in stages and config.meta_rm.likelihood < 0:
+        raise ValueError(
+            f"config.meta_rm.likelihood={config.meta_rm.likelihood}: the weight of a log-probability, give 0 (the scalar head alone) or more"
+        )
     if "rl" in stages:
         rl = config.rl
         losses.kl_per_token(0.0, 0.0, rl.kl_estimator)

@@ -5,6 +5,7 @@ meta reward model (Gemma2ForSequenceClassification); the prompt template is some
 """
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -131,6 +132,23 @@ def test_meta_scores_do_not_depend_on_the_batch(judge):
     alone = [float(score(meta._model, np.array([meta.encode(one)], np.int32))[0]) for one in many]
     np.testing.assert_allclose(together, alone, atol=2e-5)
     assert abs(meta([many[0]])[0] - meta([(COMPARISONS[1], (1, 0), many[0][2])])[0]) > 1e-4  # the order is seen
+
+
+def test_a_meta_model_says_what_it_reads_and_what_its_score_is(folders, tmp_path):
+    meta = tmp_path / "meta"
+    shutil.copytree(folders[1], meta)
+    assert loading.noted_meta(meta) == {"template": None, "likelihood": 0.0}
+    plain = loading.load_meta_rm(meta, dtype="float32", family="compact")
+    assert (plain.template, plain.likelihood) == ("compact_meta_rm", 0.0)
+    loading.note_meta(meta, "compact", 5.0)
+    noted = Judge.load(folders[0], meta_rm=meta, template=folders[2], dtype="float32").meta_rm
+    assert (noted.template, noted.likelihood) == ("compact", 5.0)
+    assert noted.name != plain.name  # verdicts of the one are not those of the other
+    one = [(COMPARISONS[1], (0, 1), "text")]
+    assert noted(one) != plain(one)
+    (meta / "meta_rm.json").write_text('{"likelihood": "much"}')
+    with pytest.raises(ValueError, match="meta_rm.json should hold"):
+        loading.load_meta_rm(meta)
 
 
 def test_a_meta_model_needs_a_head(judge, folders):

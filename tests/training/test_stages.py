@@ -68,7 +68,7 @@ def test_a_stage_keeps_its_state_and_reference_and_no_first_parameters(setting, 
     assert seen == [3, 4, 4, 3]
     tied = {stage: set(loop.read_result(tmp_path / stage)["identity"]) for stage in ("rft", "rl", "meta_rm")}
     assert {"batch_size", "seq_len"} <= tied["rft"] and "rl.prompts" in tied["rl"]
-    assert {"meta_rm.batch_size", "meta_rm.seq_len"} <= tied["meta_rm"]
+    assert {"meta_rm.batch_size", "meta_rm.seq_len", "meta_rm.likelihood"} <= tied["meta_rm"]
 
 
 def test_no_further_update_of_a_rollout_after_one_that_is_not_finite(setting, monkeypatch, tmp_path):
@@ -136,6 +136,7 @@ def test_a_start_of_the_meta_rm_that_does_not_exist_is_refused_before_anything_t
         ("rl.group_size", 1, "config.rl.group_size=1: .* give at least 2"),
         ("rl.reference_dtype", "bf17", "config.rl.reference_dtype='bf17': give float32 or bfloat16"),
         ("rl.schedule", "cosin", "config.rl.schedule 'cosin' is not known"),
+        ("meta_rm.likelihood", -1.0, "config.meta_rm.likelihood=-1.0: the weight of a log-probability, give 0"),
         ("meta_rm.warmup_steps", 99, "config.meta_rm.warmup_steps=99 is not shorter than config.meta_rm.steps"),
     ],
 )

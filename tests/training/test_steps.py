@@ -235,6 +235,38 @@ def test_meta_rm_asks_each_token_of_the_critique_where_told_to(micro_batches):
     np.testing.assert_allclose(metrics["loss"], last + 0.5 * on_tokens, rtol=1e-5)
 
 
+@pytest.mark.parametrize("micro_batches, devices", [(1, 1), (2, 8)])
+def test_meta_rm_judges_by_the_likelihood_of_the_critique_where_told_to(micro_batches, devices):
+    config = make_config()
+    config.meta_rm.update(likelihood=3.0, micro_batches=micro_batches)
+    rng = np.random.default_rng(9)
+    rows = 8 * micro_batches
+    config.meta_rm.batch_size = rows
+    labels, starts = rng.integers(0, 2, rows).astype(np.float32), rng.integers(2, 8, rows).astype(np.int32)
+    tokens, lengths = rng.integers(10, 20, (rows, 16)).astype(np.int32), rng.integers(9, 17, rows)
+    segments = (np.arange(16) < lengths[:, None]).astype(np.int32)
+    batch = {"tokens": tokens, "segment_ids": segments, "starts": starts, "labels": labels}
+    mesh = single() if devices == 1 else make_mesh(2, 2, 2)
+    _, metrics = run_step(config, steps.build_meta_rm_step, batch, mesh)
+
+    cfg = steps.model_config(config, scalar_head=True)
+    graphdef, _ = states.abstract_model(cfg, single())
+    params = states.init_params(cfg, single(), 0)
+    model = nnx.merge(graphdef, params)
+    heads = np.asarray(model.rewards(tokens, segments), np.float64)
+    logps = np.asarray(jax.nn.log_softmax(model(tokens, None, segments)), np.float64)
+    of_own = [np.mean([logps[b, at - 1, tokens[b, at]] for at in range(starts[b], lengths[b])]) for b in range(rows)]
+    scores = heads + 3.0 * np.array(of_own)
+    np.testing.assert_allclose(
+        metrics["last_loss"], np.logaddexp(0, np.where(labels > 0.5, -scores, scores)).mean(), rtol=1e-4
+    )
+    np.testing.assert_allclose(metrics["accuracy"], np.mean((scores > 0) == (labels > 0.5)), rtol=1e-6)
+
+    program = steps.build_meta_rm_scores(config, single(), rows)
+    with jax.set_mesh(single()):
+        np.testing.assert_allclose(program.fn(params, tokens, segments, starts), scores, atol=1e-4)
+
+
 def test_programs_are_built_without_a_device_array_and_lower():
     config = make_config()
     mesh = make_mesh(1, 4, 2)
