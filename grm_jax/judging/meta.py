@@ -100,6 +100,10 @@ class MetaRM:
 
     def score_tokens(self, encoded: list[list[int]], starts: Sequence[int] = ()) -> list[float]:
         """Scalar rewards of at most `batch` texts, given as token ids; starts: where each critique begins, which the likelihood reads."""
+        if self.likelihood and len(starts) != len(encoded):
+            raise ValueError(
+                f"{len(starts)} starts of {len(encoded)} critiques: the likelihood needs one each (`critique_start`)"
+            )
         length = bucket(max(map(len, encoded)))
         tokens_BxL = np.full((self.batch, length), self.tokenizer.pad_id, np.int32)
         segments_BxL = np.zeros((self.batch, length), np.int32)
