@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-from
 # Less of what takes longest and shows least: the study (experiments/study.py) has all of it.
-DEMO ?= --config.meta_rm.comparisons=2000 --config.meta_rm.steps=500 --config.eval.comparisons=150
+DEMO ?= --config.rl.steps=80 --config.meta_rm.comparisons=2000 --config.meta_rm.steps=500 --config.eval.comparisons=150
 LOCK_SUM = $(shell cat requirements.lock setup.py | cksum)
 
 .PHONY: demo test lint lock venv
