@@ -87,9 +87,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.meta_rm.batch_size = 512  # paper, appendix D.1
     config.meta_rm.seq_len = 4096  # not in the paper
     config.meta_rm.token_loss = 0.0  # paper, section 4: the critique as a whole
-    config.meta_rm.likelihood = (
-        0.0  # paper: a scalar head; above 0 only over a start that writes critiques ("rft", "rl")
-    )
+    config.meta_rm.likelihood = 0.0  # paper: a scalar head; above 0 for a start that writes critiques
     config.meta_rm.samples = 3  # paper, appendix D.1: N of the policy's own
     config.meta_rm.first_item = 0  # not in the paper
     config.meta_rm.comparisons = 50_000  # not in the paper

@@ -231,8 +231,12 @@ class Gemma(nnx.Module):
         """Scalar reward per row, float32 (B,): the head applied at the row's last real token.
 
         Raises ValueError for a model without a scalar head."""
-        x_BxLxD = self.hidden(tokens_BxL, None, segment_ids_BxL)
-        last_B = last_real(jnp.ones_like(tokens_BxL) if segment_ids_BxL is None else segment_ids_BxL)
+        segments_BxL = jnp.ones_like(tokens_BxL) if segment_ids_BxL is None else segment_ids_BxL
+        return self.last_rewards(self.hidden(tokens_BxL, None, segment_ids_BxL), segments_BxL)
+
+    def last_rewards(self, x_BxLxD, segment_ids_BxL):
+        """The scalar head on activations of `hidden`, at the last real token of each row: float32 (B,)."""
+        last_B = last_real(segment_ids_BxL)
         return self.rewards_of(jnp.take_along_axis(x_BxLxD, last_B[:, None, None], axis=1)[:, 0])
 
     def rewards_of(self, x):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from grm_jax.models.attention import merge_parts, prefix_attention, self_attention
-from grm_jax.models.gemma import Gemma, last_real, table_logits
+from grm_jax.models.gemma import Gemma, table_logits
 from grm_jax.sharding import constrain, one_device
 
 
@@ -57,8 +57,7 @@ def critique_rewards(model: Gemma, x_BxLxD, tokens_BxL, segment_ids_BxL, starts_
 
     x (B, L, D): `hidden` of the same rows, one segment each.  likelihood: 0 for the head alone, which costs no logits.
     """
-    last_B = last_real(segment_ids_BxL)
-    rewards_B = model.rewards_of(jnp.take_along_axis(x_BxLxD, last_B[:, None, None], axis=1)[:, 0])
+    rewards_B = model.last_rewards(x_BxLxD, segment_ids_BxL)
     if not likelihood:
         return rewards_B
     written_BxL = (segment_ids_BxL > 0) & (jnp.arange(tokens_BxL.shape[1]) >= starts_B[:, None])
