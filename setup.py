@@ -18,7 +18,9 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["grm_jax", "grm_jax.*"]),
     include_package_data=True,
-    package_data={"grm_jax": ["**/*.jinja", "**/*.json", "**/*.html", "**/*.css", "**/*.txt", "**/*.model"]},
+    package_data={
+        "grm_jax": ["**/*.jinja", "**/*.json", "**/*.html", "**/*.css", "**/*.txt", "**/*.model"]
+    },
     install_requires=[
         "absl-py>=2.1",
         "clu>=0.0.12",

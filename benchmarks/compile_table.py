@@ -42,7 +42,7 @@ def config_for(model: str, slice_name: str):
     """An experiment of nothing but supervised fine-tuning."""
     from ml_collections import ConfigDict
 
-    from launch.slices import get_slice
+    from launch.compile.slices import get_slice
 
     chips = get_slice(slice_name).chips
     return ConfigDict(
@@ -65,7 +65,7 @@ def config_for(model: str, slice_name: str):
 def compile_row(model: str, slice_name: str, program: str) -> dict:
     """One row, in this process."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from launch import compile_only, programs
+    from launch.compile import compile_only, programs
 
     config = config_for(model, slice_name)
     mesh = programs.make_slice_mesh(config, slice_name)
@@ -75,18 +75,24 @@ def compile_row(model: str, slice_name: str, program: str) -> dict:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--slices", default=",".join(SLICES))
     parser.add_argument("--programs", default=",".join(PROGRAMS))
-    parser.add_argument("--again", action="store_true", help="compile rows that are there already once more")
-    parser.add_argument("--one", nargs=3, metavar=("MODEL", "SLICE", "PROGRAM"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--again", action="store_true", help="compile rows that are there already once more"
+    )
+    parser.add_argument(
+        "--one", nargs=3, metavar=("MODEL", "SLICE", "PROGRAM"), help=argparse.SUPPRESS
+    )
     options = parser.parse_args()
     if options.one:
         print(json.dumps(compile_row(*options.one)))
         return 0
 
-    from launch import compile_only
+    from launch.compile import compile_only
 
     path = OUT.with_suffix(".json")
     stored = json.loads(path.read_text())["results"] if path.exists() else []
@@ -100,7 +106,10 @@ def main() -> int:
                 command = [sys.executable, __file__, "--one", model, slice_name, program]
                 done = subprocess.run(command, capture_output=True, text=True)
                 if done.returncode:
-                    print(f"{' on '.join(key)}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+                    print(
+                        f"{' on '.join(key)}: {done.stderr.strip().splitlines()[-1]}",
+                        file=sys.stderr,
+                    )
                     continue
                 rows[key] = _result(json.loads(done.stdout.splitlines()[-1]))
                 print(compile_only.one_line(rows[key]), flush=True)
@@ -110,7 +119,7 @@ def main() -> int:
 
 
 def _result(row: dict):
-    from launch.compile_only import Result
+    from launch.compile.compile_only import Result
 
     row.pop("flops_ratio", None)
     return Result(**row)
@@ -118,13 +127,14 @@ def _result(row: dict):
 
 def _ordered(rows: dict) -> list:
     order = {
-        (f"{m} {p}", s): n for n, (m, p, s) in enumerate((m, p, s) for m in MODELS for p in PROGRAMS for s in SLICES)
+        (f"{m} {p}", s): n
+        for n, (m, p, s) in enumerate((m, p, s) for m in MODELS for p in PROGRAMS for s in SLICES)
     }
     return [rows[key] for key in sorted(rows, key=lambda key: order.get(key, len(order)))]
 
 
 def _write(rows: dict, path: Path) -> None:
-    from launch import compile_only
+    from launch.compile import compile_only
 
     about = compile_only.about("Gemma 2 on TPU slices, one sequence of 4,096 tokens per chip") | {
         "command": "python benchmarks/compile_table.py"

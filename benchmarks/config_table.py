@@ -35,14 +35,16 @@ def compile_case(name: str, slice_name: str, tensor: int) -> dict:
     os.environ["JAX_PLATFORMS"] = "cpu"
     import importlib
 
-    from launch import compile_only, programs
-    from launch.slices import get_slice
+    from launch.compile import compile_only, programs
+    from launch.compile.slices import get_slice
 
     config = importlib.import_module(f"experiments.{name}").get_config()
     config.mesh.tensor = tensor
     mesh = programs.make_slice_mesh(config, slice_name)
     tasks = programs.tasks(config, mesh, hbm=get_slice(slice_name).chip.hbm_bytes)
-    results = compile_only.compile_tasks(tasks, slice_name, say=lambda line: print(line, file=sys.stderr, flush=True))
+    results = compile_only.compile_tasks(
+        tasks, slice_name, say=lambda line: print(line, file=sys.stderr, flush=True)
+    )
     rl = config.rl
     return {
         "config": name,
@@ -73,10 +75,18 @@ def row(case: dict) -> str:
     mesh = " x ".join(str(n) for n in case["mesh"].values())
     tightest = min(case["programs"], key=lambda p: p["headroom"])
     peak = f"{tightest['peak'] / 2**30:.1f} of {tightest['hbm_available'] / 2**30:.2f}"
-    fits = f"{tightest['headroom']:.0%} free" if not any(p["error"] for p in case["programs"]) else "does not fit"
+    fits = (
+        f"{tightest['headroom']:.0%} free"
+        if not any(p["error"] for p in case["programs"])
+        else "does not fit"
+    )
     sft = next(p["roofline_seconds"] for p in case["programs"] if p["program"] == "sft_update")
     parts = step_seconds(case)
-    rl = f"{sum(parts.values()):.0f} s ({', '.join(f'{k} {v:.1f}' for k, v in parts.items())})" if parts else "-"
+    rl = (
+        f"{sum(parts.values()):.0f} s ({', '.join(f'{k} {v:.1f}' for k, v in parts.items())})"
+        if parts
+        else "-"
+    )
     return f"| {case['config']} | {case['slice']} | {mesh} | {tightest['program']} | {peak} | {fits} | {sft:.1f} s | {rl} |"
 
 
@@ -102,18 +112,27 @@ def write(cases: dict[tuple[str, str], dict]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--configs", default=",".join(CASES))
     parser.add_argument("--slices", default="", help="only these")
-    parser.add_argument("--again", action="store_true", help="compile what is there already once more")
-    parser.add_argument("--one", nargs=3, metavar=("CONFIG", "SLICE", "TENSOR"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--again", action="store_true", help="compile what is there already once more"
+    )
+    parser.add_argument(
+        "--one", nargs=3, metavar=("CONFIG", "SLICE", "TENSOR"), help=argparse.SUPPRESS
+    )
     options = parser.parse_args()
     if options.one:
         name, slice_name, tensor = options.one
         print(json.dumps(compile_case(name, slice_name, int(tensor))))
         return 0
     path = OUT.with_suffix(".json")
-    cases = {(c["config"], c["slice"]): c for c in (json.loads(path.read_text()) if path.exists() else [])}
+    cases = {
+        (c["config"], c["slice"]): c
+        for c in (json.loads(path.read_text()) if path.exists() else [])
+    }
     failed = 0
     for name in options.configs.split(","):
         for slice_name, tensor in CASES[name].items():

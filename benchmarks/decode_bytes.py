@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-from launch.slices import GIB, get_slice, quiet_environment, slice_devices  # noqa: E402
+from launch.compile.slices import GIB, get_slice, quiet_environment, slice_devices  # noqa: E402
 
 quiet_environment()
 
@@ -63,7 +63,10 @@ def abstract_params(cfg, mesh):
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Gemma(cfg, nnx.Rngs(0))))
     leaves, tree = jax.tree.flatten(state)
     places = jax.tree.leaves(state_shardings(state, mesh))
-    placed = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s) for x, s in zip(leaves, places, strict=True)]
+    placed = [
+        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+        for x, s in zip(leaves, places, strict=True)
+    ]
     return graphdef, jax.tree.unflatten(tree, placed)
 
 
@@ -73,7 +76,7 @@ def run(model: str, slice_name: str, unrolled: bool = False) -> Result:
     from grm_jax.models import get_config
     from grm_jax.sampling import plan, programs
     from grm_jax.sharding import check_fits, make_mesh
-    from launch.hlo_cost import cost
+    from launch.compile.hlo_cost import cost
 
     part, devices = get_slice(slice_name), slice_devices(slice_name)
     cfg = get_config(model, dtype="bfloat16", param_dtype="bfloat16")
@@ -138,8 +141,12 @@ def table(results: list[Result]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("cases", nargs="*", default=CASES, help="MODEL@SLICE or MODEL@SLICE@unrolled")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "decode_bytes")
+    parser.add_argument(
+        "cases", nargs="*", default=CASES, help="MODEL@SLICE or MODEL@SLICE@unrolled"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks" / "results" / "decode_bytes"
+    )
     args = parser.parse_args()
     import jax
     import jaxlib
@@ -164,7 +171,9 @@ def main() -> None:
 def write(out: Path, about: dict, results: list[Result]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     rows = [dataclasses.asdict(r) for r in results]
-    out.with_suffix(".json").write_text(json.dumps({"about": about, "results": rows}, indent=1) + "\n")
+    out.with_suffix(".json").write_text(
+        json.dumps({"about": about, "results": rows}, indent=1) + "\n"
+    )
     notes = "".join(f"- {key}: {value}\n" for key, value in about.items())
     out.with_suffix(".md").write_text(f"# Bytes per decode step\n\n{notes}\n{table(results)}\n")
 

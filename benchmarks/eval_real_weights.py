@@ -23,7 +23,9 @@ SETS = {"rm_bench": ("--subset", "chat"), "pandalm": (), "gsm8k": ("--orders", "
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", required=True, type=Path)
     parser.add_argument("--tokenizer", required=True, type=Path)
     parser.add_argument("--data", required=True, type=Path)
@@ -31,7 +33,9 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--k", type=int, default=8)
-    parser.add_argument("--greedy", action="store_true", help="a greedy run too, which gains are measured against")
+    parser.add_argument(
+        "--greedy", action="store_true", help="a greedy run too, which gains are measured against"
+    )
     args = parser.parse_args()
     from judge_real_weights import tokenizer_folder
 
@@ -48,7 +52,11 @@ def main() -> None:
             "k": args.k,
             "limit": args.limit,
         }
-        flags |= {"template": HERE / "judge_base_model.jinja", "max_new_tokens": 20, "dtype": "float32"}
+        flags |= {
+            "template": HERE / "judge_base_model.jinja",
+            "max_new_tokens": 20,
+            "dtype": "float32",
+        }
         flags |= {"prompt_slots": 8, "rows": 4, "chunk": 8, "out": args.work}
         argv = [str(part) for flag, value in flags.items() for part in (f"--{flag}", value)]
         clock, cpu = time.monotonic(), time.process_time()
@@ -57,7 +65,9 @@ def main() -> None:
         seconds = json.loads(clocks.read_text()) if clocks.exists() else {}
         earlier = seconds.get(name, {"sessions": 0, "wall": 0, "cpu": 0})
         spent = {"wall": round(time.monotonic() - clock), "cpu": round(time.process_time() - cpu)}
-        seconds[name] = {"sessions": earlier["sessions"] + 1} | {key: earlier[key] + spent[key] for key in spent}
+        seconds[name] = {"sessions": earlier["sessions"] + 1} | {
+            key: earlier[key] + spent[key] for key in spent
+        }
         clocks.write_text(json.dumps(seconds, indent=1) + "\n")
     RESULTS.mkdir(parents=True, exist_ok=True)
     for file in ("results.json", "results.md", "results.html"):

@@ -71,8 +71,18 @@ def ours(P, G, S, T, steps):
         steps=100, lr=1e-6, warmup_steps=0, schedule="constant", final_lr_share=0.0, b1=0.9, b2=0.999, eps=1e-8,
         weight_decay=0.0, clip_norm=0.0, micro_batches=1,
     )  # fmt: skip
-    rl = dict(prompts=P, group_size=G, prompt_len=S, max_new_tokens=T, temperature=1.0, beta=0.08, clip=0.2)
-    config.rl = ConfigDict(stage | rl | dict(kl_estimator="k3", updates_per_rollout=1, group_packed=True))
+    rl = dict(
+        prompts=P,
+        group_size=G,
+        prompt_len=S,
+        max_new_tokens=T,
+        temperature=1.0,
+        beta=0.08,
+        clip=0.2,
+    )
+    config.rl = ConfigDict(
+        stage | rl | dict(kl_estimator="k3", updates_per_rollout=1, group_packed=True)
+    )
     mesh = make_mesh(devices=jax.devices()[:1])
     cfg = programs.model_config(config)
     abstract = states.abstract_model(cfg, mesh)
@@ -89,8 +99,12 @@ def ours(P, G, S, T, steps):
             times = [clock()]
             prompts = prompts_of(P, S, step)
             model = nnx.merge(abstract[0], state["params"])
-            samples = sampling.sample(model, prompts, G, T, temperature=1.0, seed=step, prompt_slots=P)
-            rewards = np.array([[reward_of(row.tolist()) for row in group] for group in samples.tokens], np.float32)
+            samples = sampling.sample(
+                model, prompts, G, T, temperature=1.0, seed=step, prompt_slots=P
+            )
+            rewards = np.array(
+                [[reward_of(row.tolist()) for row in group] for group in samples.tokens], np.float32
+            )
             batch = {
                 "prompts": np.array(prompts, np.int32),
                 "prompt_lengths": np.full(P, S, np.int32),
@@ -111,7 +125,11 @@ def ours(P, G, S, T, steps):
             rows.append((times[-1] - times[0]).tolist())
             parts.append([(b - a)[0] for a, b in zip(times, times[1:])])
     middle = np.median(parts[WARM:], axis=0).tolist()
-    return {"steps": rows[WARM:], "parts": dict(zip(("rollout", "reference", "update"), middle)), "gap_max": gap}
+    return {
+        "steps": rows[WARM:],
+        "parts": dict(zip(("rollout", "reference", "update"), middle)),
+        "gap_max": gap,
+    }
 
 
 def tunix(P, G, S, T, steps):
@@ -142,7 +160,9 @@ def tunix(P, G, S, T, steps):
         cluster_config=rl_cluster.ClusterConfig(
             role_to_mesh={role: mesh for role in (Role.ACTOR, Role.REFERENCE, Role.ROLLOUT)},
             training_config=rl_cluster.RLTrainingConfig(
-                actor_optimizer=optax.adamw(1e-6), eval_every_n_steps=10_000, max_steps=WARM + steps + 1
+                actor_optimizer=optax.adamw(1e-6),
+                eval_every_n_steps=10_000,
+                max_steps=WARM + steps + 1,
             ),
             rollout_config=base_rollout.RolloutConfig(
                 max_tokens_to_generate=T,
@@ -161,9 +181,13 @@ def tunix(P, G, S, T, steps):
         return [reward_of([int(i) for i in text.split()]) for text in completions]
 
     # An array, not a list: Tunix repeats every leaf of the batch G times.
-    texts = [[" ".join(map(str, p)) for p in prompts_of(P, S, step)] for step in range(WARM + steps + 1)]
+    texts = [
+        [" ".join(map(str, p)) for p in prompts_of(P, S, step)] for step in range(WARM + steps + 1)
+    ]
     data = [{"prompts": np.array(batch)} for batch in texts]
-    learner = GRPOLearner(cluster, GRPOConfig(num_generations=G, num_iterations=1, beta=0.08, epsilon=0.2), reward)
+    learner = GRPOLearner(
+        cluster, GRPOConfig(num_generations=G, num_iterations=1, beta=0.08, epsilon=0.2), reward
+    )
     learner.train(data)
     rows = [(b - a).tolist() for a, b in zip(times, times[1:])]
     return {"steps": rows[WARM:], "parts": {}}
@@ -183,7 +207,12 @@ def trl(P, G, S, T, steps):
     words = Tokenizer(models.WordLevel({str(i): i for i in range(m["vocab"])}, unk_token="3"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="0", eos_token="1", bos_token="2", unk_token="3", padding_side="left"
+        tokenizer_object=words,
+        pad_token="0",
+        eos_token="1",
+        bos_token="2",
+        unk_token="3",
+        padding_side="left",
     )
     shape = Gemma2Config(
         num_hidden_layers=m["layers"], vocab_size=m["vocab"], hidden_size=m["width"], intermediate_size=m["ffn"], num_attention_heads=m["heads"],
@@ -201,7 +230,11 @@ def trl(P, G, S, T, steps):
     with tempfile.TemporaryDirectory() as folder:
         # TRL reads the reference model again from where the policy was.
         Gemma2ForCausalLM(shape).save_pretrained(folder)
-        prompts = [" ".join(map(str, p)) for step in range(WARM + steps + 1) for p in prompts_of(P, S, step)]
+        prompts = [
+            " ".join(map(str, p))
+            for step in range(WARM + steps + 1)
+            for p in prompts_of(P, S, step)
+        ]
         options = GRPOConfig(
             output_dir=folder, per_device_train_batch_size=P * G, num_generations=G, max_completion_length=T, beta=0.08, epsilon=0.2,
             temperature=1.0, top_p=1.0, top_k=0, num_iterations=1, steps_per_generation=1, learning_rate=1e-6, lr_scheduler_type="constant",
@@ -209,16 +242,35 @@ def trl(P, G, S, T, steps):
             gradient_checkpointing=False, model_init_kwargs={"attn_implementation": "eager", "dtype": "float32"}, max_grad_norm=0.0,
             report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
         )  # fmt: skip
-        GRPOTrainer(folder, reward, options, Dataset.from_dict({"prompt": prompts}), processing_class=tokenizer).train()
+        GRPOTrainer(
+            folder,
+            reward,
+            options,
+            Dataset.from_dict({"prompt": prompts}),
+            processing_class=tokenizer,
+        ).train()
     rows = [(b - a).tolist() for a, b in zip(times, times[1:])]
     return {"steps": rows[WARM:], "parts": {}}
 
 
 def measure(python, system, shape, steps):
     """Runs one system in a process of its own; its last line is the result."""
-    environment = {**os.environ, "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
     environment["PYTHONPATH"] = f"{ROOT}:{ROOT / 'benchmarks'}"
-    command = [*shlex.split(python), __file__, "--system", system, "--shape", shape, "--steps", str(steps)]
+    command = [
+        *shlex.split(python),
+        __file__,
+        "--system",
+        system,
+        "--shape",
+        shape,
+        "--steps",
+        str(steps),
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{system} failed on {shape}:\n{done.stderr[-2000:]}")
@@ -226,7 +278,9 @@ def measure(python, system, shape, steps):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--peers", default="")
     parser.add_argument("--tunix", default="")
     parser.add_argument("--trl", default="")
@@ -258,10 +312,19 @@ def main():
                 "timed_steps": len(steps),
                 "parts": found[-1]["parts"],
             }
-            print(f"{name}  {system:<6} {seconds:7.3f} s a step, {cpu:7.3f} CPU s  {found[-1]['parts']}", flush=True)
+            print(
+                f"{name}  {system:<6} {seconds:7.3f} s a step, {cpu:7.3f} CPU s  {found[-1]['parts']}",
+                flush=True,
+            )
         for peer in list(systems)[1:]:
-            ratios = [results[name][peer][k] / results[name]["ours"][k] for k in ("seconds", "cpu_seconds")]
-            print(f"{name}  against {peer}: {ratios[0]:.1f}x by the clock, {ratios[1]:.1f}x in CPU time", flush=True)
+            ratios = [
+                results[name][peer][k] / results[name]["ours"][k]
+                for k in ("seconds", "cpu_seconds")
+            ]
+            print(
+                f"{name}  against {peer}: {ratios[0]:.1f}x by the clock, {ratios[1]:.1f}x in CPU time",
+                flush=True,
+            )
     about = {
         "model": MODEL,
         "cores": os.cpu_count(),

@@ -32,18 +32,28 @@ def write_input(name: str, data: Path, path: Path) -> None:
     from grm_jax.evals.run import choose
 
     found = [
-        c for c in benchmarks.get(name).read(Source(data, name)) if c.rewards is not None and len(set(c.rewards)) > 1
+        c
+        for c in benchmarks.get(name).read(Source(data, name))
+        if c.rewards is not None and len(set(c.rewards)) > 1
     ]
     found = [c for c in found if sum(map(len, c.responses)) <= MOST_CHARACTERS]
     rows = [
-        {"id": c.id, "query": c.query, "responses": list(c.responses), "label": c.label, "meta": c.meta}
+        {
+            "id": c.id,
+            "query": c.query,
+            "responses": list(c.responses),
+            "label": c.label,
+            "meta": c.meta,
+        }
         for c in choose(found, EACH)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", required=True, type=Path)
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--work", required=True, type=Path)
@@ -51,12 +61,19 @@ def main() -> None:
     parser.add_argument("--template", default=str(HERE / "judge_base_model.jinja"))
     parser.add_argument("--k", type=int, default=4)
     parser.add_argument("--max_new_tokens", type=int, default=20)
-    parser.add_argument("--as_it_stands", action="store_true", help="no judging: write down what the journals hold")
+    parser.add_argument(
+        "--as_it_stands", action="store_true", help="no judging: write down what the journals hold"
+    )
     args = parser.parse_args()
     for name in args.sets:
         if args.as_it_stands:
             output = args.work / f"{name}.out.jsonl"
-            write_result(name, output if output.exists() else args.work / f"{name}.out.jsonl.part", args.work, {})
+            write_result(
+                name,
+                output if output.exists() else args.work / f"{name}.out.jsonl.part",
+                args.work,
+                {},
+            )
         else:
             write_result(name, args.work / f"{name}.out.jsonl", args.work, judge(name, args))
 
@@ -78,14 +95,24 @@ def judge(name: str, args: argparse.Namespace) -> dict:
     if not source.exists():
         write_input(name, args.data, source)
     clock, cpu = time.monotonic(), time.process_time()
-    options = {"model": args.model, "tokenizer": words, "template": args.template, "k": args.k, "dtype": "float32"}
+    options = {
+        "model": args.model,
+        "tokenizer": words,
+        "template": args.template,
+        "k": args.k,
+        "dtype": "float32",
+    }
     options |= {"max_new_tokens": args.max_new_tokens, "prompt_slots": 8, "rows": 2, "chunk": 16}
     flags = [str(part) for option, value in options.items() for part in (f"--{option}", value)]
     status = cli.main([str(source), str(args.work / f"{name}.out.jsonl"), *flags, "--resume"])
     if status == 2:
         raise SystemExit(2)
     clock, cpu = time.monotonic() - clock, time.process_time() - cpu
-    return {"exit_status": status, "last_session_seconds": round(clock), "last_session_cpu_seconds": round(cpu)}
+    return {
+        "exit_status": status,
+        "last_session_seconds": round(clock),
+        "last_session_cpu_seconds": round(cpu),
+    }
 
 
 def write_result(name: str, output: Path, work: Path, session: dict) -> None:
@@ -94,9 +121,15 @@ def write_result(name: str, output: Path, work: Path, session: dict) -> None:
     from grm_jax.judging.run import read_rows
     from grm_jax.judging.summary import accuracy_by_k, summarise
 
-    report.main([str(output), "-o", str(work / f"{name}.html"), "--title", f"Gemma 3 270M on {name}"])
+    report.main(
+        [str(output), "-o", str(work / f"{name}.html"), "--title", f"Gemma 3 270M on {name}"]
+    )
     rows = list(read_rows(output))
-    found = {"comparisons": f"{len(rows)} of {EACH}", "rates": summarise(rows), "by_k": accuracy_by_k(rows)}
+    found = {
+        "comparisons": f"{len(rows)} of {EACH}",
+        "rates": summarise(rows),
+        "by_k": accuracy_by_k(rows),
+    }
     found |= {"settings": {key: rows[0][key] for key in SETTINGS}, **session}
     found["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, shared with other work"
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {}

@@ -35,17 +35,25 @@ def make_checkpoint(folder: Path, gb: float) -> Path:
 
     cfg = get_config("gemma2_2b", vocab_size=64_000)
     per_layer = (
-        get_config("gemma2_2b", num_layers=2).num_params - get_config("gemma2_2b", num_layers=1).num_params
+        get_config("gemma2_2b", num_layers=2).num_params
+        - get_config("gemma2_2b", num_layers=1).num_params
     ) * 2
-    cfg = cfg.replace(num_layers=max(2, round((gb * 1e9 - cfg.vocab_size * cfg.d_model * 2) / per_layer)))
+    cfg = cfg.replace(
+        num_layers=max(2, round((gb * 1e9 - cfg.vocab_size * cfg.d_model * 2) / per_layer))
+    )
     dtype, sizes, rng = np.dtype(ml_dtypes.bfloat16), axis_sizes(cfg), np.random.default_rng(0)
 
     def random(shape):
-        return rng.integers(0, 1 << 14, size=shape, dtype=np.uint16).view(dtype)  # small positive bfloat16s
+        return rng.integers(0, 1 << 14, size=shape, dtype=np.uint16).view(
+            dtype
+        )  # small positive bfloat16s
 
     parts = [part for place in places(cfg, "hf").values() for part in place.parts]
     shapes = [(part.name, disk_shape(part, sizes)) for part in parts]
-    write_safetensors(folder / "model.safetensors", [(n, s, dtype, lambda s=s: random(s)) for n, s in sorted(shapes)])
+    write_safetensors(
+        folder / "model.safetensors",
+        [(n, s, dtype, lambda s=s: random(s)) for n, s in sorted(shapes)],
+    )
     (folder / "config.json").write_text(json.dumps(to_hf(cfg, "bfloat16")))
     return folder
 
@@ -86,7 +94,9 @@ def load_here(folder: str) -> dict:
     with Peak() as peak:
         start = time.perf_counter()
         model = load(folder)
-        jax.block_until_ready(jax.tree.leaves(jax.tree.map(lambda p: p, model.embedder.table_VxD[...])))
+        jax.block_until_ready(
+            jax.tree.leaves(jax.tree.map(lambda p: p, model.embedder.table_VxD[...]))
+        )
         seconds = time.perf_counter() - start
     return {"seconds": seconds, "bytes": parameter_bytes(model), "peak": peak.top - peak.before}
 
@@ -127,15 +137,24 @@ def measure(folder: Path, cold: bool, turns: int) -> dict:
 
 
 def load_apart(folder: Path) -> dict:
-    done = subprocess.run([sys.executable, __file__, "--load", str(folder)], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "--load", str(folder)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--gb", type=float, default=4.0, help="size of the checkpoint (4)")
     parser.add_argument("--turns", type=int, default=5, help="measurements of each kind (5)")
-    parser.add_argument("--folder", help="where to put the checkpoint: a disk with room for it (a temporary folder)")
+    parser.add_argument(
+        "--folder", help="where to put the checkpoint: a disk with room for it (a temporary folder)"
+    )
     parser.add_argument("--out", help="result file")
     parser.add_argument("--load", help=argparse.SUPPRESS)
     args = parser.parse_args()

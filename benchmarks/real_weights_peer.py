@@ -32,7 +32,9 @@ def main(gguf: str, inputs: str, output: str) -> None:
         ids = torch.tensor([prompt])
         out[f"logits_{i}"] = model(ids).logits[0, -LAST:].numpy()
         tokens, cache, greedy = ids, None, []
-        for _ in range(asked["new_tokens"]):  # written out, so that no generation config can change it
+        for _ in range(
+            asked["new_tokens"]
+        ):  # written out, so that no generation config can change it
             step = model(tokens, past_key_values=cache, use_cache=True)
             cache, tokens = step.past_key_values, step.logits[:, -1:].argmax(-1)
             greedy.append(int(tokens))

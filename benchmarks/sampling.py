@@ -52,7 +52,12 @@ def write_weights(folder: Path) -> None:
         layer = f"model.layers.{i}."
         for norm in ("input", "post_attention", "pre_feedforward", "post_feedforward"):
             tensors[f"{layer}{norm}_layernorm.weight"] = np.zeros(d, np.float32)
-        shapes = {"self_attn.q": (n, d), "self_attn.k": (k, d), "self_attn.v": (k, d), "self_attn.o": (d, n)}
+        shapes = {
+            "self_attn.q": (n, d),
+            "self_attn.k": (k, d),
+            "self_attn.v": (k, d),
+            "self_attn.o": (d, n),
+        }
         shapes |= {"mlp.gate": (f, d), "mlp.up": (f, d), "mlp.down": (d, f)}
         for name, shape in shapes.items():
             tensors[f"{layer}{name}_proj.weight"] = matrix(*shape)
@@ -118,7 +123,9 @@ def table(systems: dict[str, dict]) -> str:
             f"{s['tokens_per_cpu_second']:,.0f}",
             f"{s['peak_rss'] / 2**30:.2f}",
         )
-        lines.append(f"| {name} | {rate} | {low:,.0f} to {high:,.0f} | {per_cpu} | {ratio} | {memory} |")
+        lines.append(
+            f"| {name} | {rate} | {low:,.0f} to {high:,.0f} | {per_cpu} | {ratio} | {memory} |"
+        )
     return "\n".join(lines)
 
 
@@ -131,7 +138,13 @@ def draw(curve: list[dict], path: Path, about: str) -> None:
     k = [c["k"] for c in curve]
     figure, axis = plt.subplots(figsize=(6, 4))
     axis.plot(k, [c["tokens_per_second"] for c in curve], "o-", label="measured")
-    axis.plot(k, [curve[0]["tokens_per_second"] * n / k[0] for n in k], ":", color="gray", label="in proportion to k")
+    axis.plot(
+        k,
+        [curve[0]["tokens_per_second"] * n / k[0] for n in k],
+        ":",
+        color="gray",
+        label="in proportion to k",
+    )
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.set_xticks(k, [str(n) for n in k])
@@ -147,7 +160,11 @@ def draw(curve: list[dict], path: Path, about: str) -> None:
 
 def machine() -> dict:
     model = next(
-        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
+        (
+            line.split(":")[1].strip()
+            for line in open("/proc/cpuinfo")
+            if line.startswith("model name")
+        ),
         platform.processor(),
     )
     return {
@@ -169,7 +186,9 @@ def main() -> None:
     parser.add_argument("--systems", nargs="*", default=list(PEERS), choices=PEERS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--curve", action="store_true", help="only the curve over k")
-    parser.add_argument("--device", action="store_true", help="on an accelerator; further options: --device --help")
+    parser.add_argument(
+        "--device", action="store_true", help="on an accelerator; further options: --device --help"
+    )
     parser.add_argument("--note", default="", help="kept in the result file")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "sampling")
     args, rest = parser.parse_known_args()
@@ -191,11 +210,15 @@ def main() -> None:
         folder = Path(folder)
         write_weights(folder)
         if not args.curve:
-            pythons = {"grm_jax": sys.executable} | ({s: args.peers for s in args.systems} if args.peers else {})
+            pythons = {"grm_jax": sys.executable} | (
+                {s: args.peers for s in args.systems} if args.peers else {}
+            )
             results = {name: [] for name in pythons}
             for _ in range(args.rounds):
                 for name, python in pythons.items():
-                    results[name].append(measure(name, python, folder, K, args.protobuf if name == "gemma" else ""))
+                    results[name].append(
+                        measure(name, python, folder, K, args.protobuf if name == "gemma" else "")
+                    )
             systems = {name: summary(r) for name, r in results.items()}
             before |= {"about": about, "systems": systems, "runs": results}
             print(table(systems))
@@ -203,7 +226,10 @@ def main() -> None:
             curve = []
             for k in (1, 2, 4, 8, 16, 32):
                 curve.append(
-                    {"k": k} | summary([measure("grm_jax", sys.executable, folder, k) for _ in range(args.rounds)])
+                    {"k": k}
+                    | summary(
+                        [measure("grm_jax", sys.executable, folder, k) for _ in range(args.rounds)]
+                    )
                 )
             before |= {"curve": curve, "curve_about": about}
             args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,9 @@ def step_floor(cfg, k: int, prompt: int, own: float) -> float:
     from grm_jax.sampling.cache import layer_windows
 
     token = 2 * cfg.num_kv_heads * cfg.head_dim * 2
-    seen = sum(U * (min(prompt, w or prompt) + k * min(own, w or own)) for U, w in layer_windows(cfg))
+    seen = sum(
+        U * (min(prompt, w or prompt) + k * min(own, w or own)) for U, w in layer_windows(cfg)
+    )
     return 2 * cfg.num_params + token * seen
 
 
@@ -64,7 +66,9 @@ def ours(args, unstacked: bool) -> dict:
     if unstacked:
         model = weights.unstack(model)
     engine = Engine(model, 1, args.k, segment=args.segment)
-    prompt = np.random.default_rng(0).integers(cfg.vocab_size // 2, cfg.vocab_size, args.prompt).tolist()
+    prompt = (
+        np.random.default_rng(0).integers(cfg.vocab_size // 2, cfg.vocab_size, args.prompt).tolist()
+    )
 
     def run(new: int) -> None:
         rows = list(engine.run([Request(prompt, args.k, new, seed=1)]))
@@ -99,19 +103,33 @@ def tunix(args) -> dict:
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: gemma.Gemma(shape, rngs=nnx.Rngs(0))))
     init = jax.jit(
         lambda: jax.tree.map(
-            lambda x: x.astype(jnp.bfloat16), nnx.state(gemma.Gemma(shape, rngs=nnx.Rngs(0)), nnx.Param)
+            lambda x: x.astype(jnp.bfloat16),
+            nnx.state(gemma.Gemma(shape, rngs=nnx.Rngs(0)), nnx.Param),
         )
     )
     model = nnx.merge(graphdef, init())
-    cache = sampler.CacheConfig(args.prompt + args.new, shape.num_layers, shape.num_kv_heads, shape.head_dim)
+    cache = sampler.CacheConfig(
+        args.prompt + args.new, shape.num_layers, shape.num_kv_heads, shape.head_dim
+    )
     sample = sampler.Sampler(model, tunix_tokenizer(tokenizer_adapter), cache)
     text = " ".join(
-        map(str, np.random.default_rng(0).integers(shape.num_embed // 2, shape.num_embed - 128, args.prompt).tolist())
+        map(
+            str,
+            np.random.default_rng(0)
+            .integers(shape.num_embed // 2, shape.num_embed - 128, args.prompt)
+            .tolist(),
+        )
     )
 
     def run(new: int) -> None:
         out = sample(
-            [text] * args.k, new, max_prompt_length=args.prompt, temperature=1.0, top_p=1.0, seed=1, eos_tokens=[-1]
+            [text] * args.k,
+            new,
+            max_prompt_length=args.prompt,
+            temperature=1.0,
+            top_p=1.0,
+            seed=1,
+            eos_tokens=[-1],
         )
         jax.block_until_ready(out.tokens)
 
@@ -134,14 +152,18 @@ def peak_memory() -> int:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="sampling.py --device", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="sampling.py --device", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--model", default="gemma2_2b")
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--prompt", type=int, default=2048)
     parser.add_argument("--new", type=int, default=512)
     parser.add_argument("--segment", type=int, default=64)
     parser.add_argument("--no-tunix", action="store_true")
-    parser.add_argument("--result", type=Path, default=Path(__file__).parent / "results" / "sampling_device.json")
+    parser.add_argument(
+        "--result", type=Path, default=Path(__file__).parent / "results" / "sampling_device.json"
+    )
     args = parser.parse_args(argv)
     import jax
 
@@ -167,14 +189,20 @@ def main(argv: list[str]) -> None:
         except ImportError as error:
             print(f"{name}: left out, it does not import here: {error}")
             continue
-        except jax.errors.JaxRuntimeError as error:  # out of memory, most likely: that is a result too
+        except (
+            jax.errors.JaxRuntimeError
+        ) as error:  # out of memory, most likely: that is a result too
             print(f"{name}: {str(error).splitlines()[0][:300]}")
             out["systems"][name] = {"error": str(error).splitlines()[0][:300]}
             continue
         if "bytes_per_second" in result:
             result["share_of_copy"] = result["bytes_per_second"] / out["copy_bandwidth"]
         out["systems"][name] = result
-        share = f", {result['share_of_copy']:.0%} of the copy bandwidth" if "share_of_copy" in result else ""
+        share = (
+            f", {result['share_of_copy']:.0%} of the copy bandwidth"
+            if "share_of_copy" in result
+            else ""
+        )
         print(
             f"{name}: {result['step_ms']:.2f} ms per step{share}, {result['tokens_per_second']:,.0f} tokens/s",
             flush=True,

@@ -24,7 +24,10 @@ def ours(work, config):
     engine = Engine(model, len(work["prompts"]), work["k"])
 
     def run(seed):
-        requests = [Request(p, work["k"], work["new"], seed=seed, item=i) for i, p in enumerate(work["prompts"])]
+        requests = [
+            Request(p, work["k"], work["new"], seed=seed, item=i)
+            for i, p in enumerate(work["prompts"])
+        ]
         return sum(len(row.tokens) for row in engine.run(requests))
 
     return run
@@ -58,7 +61,9 @@ def tunix_tokenizer(tokenizer_adapter):
             pass
 
         def encode(self, text, **_):
-            return Numbers.encode(text)[
+            return Numbers.encode(
+                text
+            )[
                 1:
             ]  # BOS comes in front, and a prompt one token too long would be padded to a power of two
 
@@ -92,7 +97,13 @@ def tunix(work, config):
         attn_logits_soft_cap=config["attn_logit_softcapping"], sliding_window_size=config["sliding_window"],
     )  # fmt: skip
     model = gemma.Gemma(shape, rngs=nnx.Rngs(0))
-    w, width, head, N, K = tensors(work), config["hidden_size"], config["head_dim"], shape.num_heads, shape.num_kv_heads
+    w, width, head, N, K = (
+        tensors(work),
+        config["hidden_size"],
+        config["head_dim"],
+        shape.num_heads,
+        shape.num_kv_heads,
+    )
 
     def put(param, value):
         assert param[...].shape == value.shape, (param[...].shape, value.shape)
@@ -109,7 +120,10 @@ def tunix(work, config):
             return at(name).reshape(n, head, width).transpose(0, 2, 1)
 
         put(layer.attn.q_einsum.w, heads("self_attn.q_proj", N))
-        put(layer.attn.kv_einsum.w, np.stack([heads("self_attn.k_proj", K), heads("self_attn.v_proj", K)]))
+        put(
+            layer.attn.kv_einsum.w,
+            np.stack([heads("self_attn.k_proj", K), heads("self_attn.v_proj", K)]),
+        )
         put(layer.attn.attn_vec_einsum.w, at("self_attn.o_proj").T.reshape(N, head, width))
         for name in ("gate_proj", "up_proj", "down_proj"):
             put(getattr(layer.mlp, name).kernel, at(f"mlp.{name}").T)
@@ -122,13 +136,21 @@ def tunix(work, config):
         for ours_name, name in norms.items():
             put(getattr(layer, ours_name).scale, at(name))
     length = len(work["prompts"][0])
-    cache = sampler.CacheConfig(length + work["new"], shape.num_layers, shape.num_kv_heads, shape.head_dim)
+    cache = sampler.CacheConfig(
+        length + work["new"], shape.num_layers, shape.num_kv_heads, shape.head_dim
+    )
     sample = sampler.Sampler(model, tunix_tokenizer(tokenizer_adapter), cache)
 
     def run(seed):
         # top_p = 1 is how it is asked to sample; without it, it is greedy whatever the temperature.
         out = sample(
-            texts(work), work["new"], max_prompt_length=length, temperature=1.0, top_p=1.0, seed=seed, eos_tokens=[-1]
+            texts(work),
+            work["new"],
+            max_prompt_length=length,
+            temperature=1.0,
+            top_p=1.0,
+            seed=seed,
+            eos_tokens=[-1],
         )
         return sum(len(np.asarray(t)) for t in out.tokens)
 
@@ -165,7 +187,9 @@ def deepmind(work, config):
         params[f"layer_{i}"] = {
             "attn": {
                 "q_einsum": {"w": heads("self_attn.q_proj", N)},
-                "kv_einsum": {"w": np.stack([heads("self_attn.k_proj", K), heads("self_attn.v_proj", K)])},
+                "kv_einsum": {
+                    "w": np.stack([heads("self_attn.k_proj", K), heads("self_attn.v_proj", K)])
+                },
                 "attn_vec_einsum": {"w": at("self_attn.o_proj").T.reshape(N, head, width)},
             },
             "mlp": {
@@ -228,7 +252,9 @@ def transformers(work, config):
     def run(seed):
         torch.manual_seed(seed)
         with torch.inference_mode():
-            out = model.generate(tokens, attention_mask=torch.ones_like(tokens), generation_config=how)
+            out = model.generate(
+                tokens, attention_mask=torch.ones_like(tokens), generation_config=how
+            )
         return out.shape[0] * (out.shape[1] - tokens.shape[1])
 
     return run

@@ -98,7 +98,9 @@ def main() -> None:
     )
     print("\n".join(lines))
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.with_suffix(".json").write_text(json.dumps({"about": about, "runs": runs}, indent=1) + "\n")
+    args.out.with_suffix(".json").write_text(
+        json.dumps({"about": about, "runs": runs}, indent=1) + "\n"
+    )
     args.out.with_suffix(".md").write_text("\n".join(lines) + "\n")
 
 

@@ -83,6 +83,8 @@ def apply(config: ConfigDict, arg: str) -> ConfigDict:
             except LaunchError as error:
                 raise ValueError(str(error)) from None
         else:
-            raise ValueError(f"{part!r} is neither an ablation ({', '.join(ABLATIONS)}) nor field=value")
+            raise ValueError(
+                f"{part!r} is neither an ablation ({', '.join(ABLATIONS)}) nor field=value"
+            )
         config.name = f"{config.name}-{part}"
     return config

@@ -17,7 +17,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.export = True
 
     # ---------------------------------------------------------------- model
-    config.model = "gemma2_27b"  # paper, appendix C.1: the pretrained model, not the instruction-tuned one
+    config.model = (
+        "gemma2_27b"  # paper, appendix C.1: the pretrained model, not the instruction-tuned one
+    )
     config.init = ""  # folder of the pretrained weights; empty starts from random ones
     config.tokenizer = ""  # folder of the tokenizer, usually the same
     config.model_overrides = dict(remat="full")  # not in the paper
@@ -39,7 +41,9 @@ def get_config(arg: str = "") -> ConfigDict:
             ("math", "math", "math_train_solutions.jsonl.gz", 7.5),
         )
     )
-    config.data.held_out = (dict(name="rm_bench", layout="rm_bench", files=("data/rm_bench.json",), rate=1.0),)
+    config.data.held_out = (
+        dict(name="rm_bench", layout="rm_bench", files=("data/rm_bench.json",), rate=1.0),
+    )
     config.data.general = ("data/general.jsonl.gz",)
     config.data.general_items = 1_070_000  # paper, appendix C.1 (in-house data)
     config.data.seed = 0  # not in the paper
@@ -51,7 +55,9 @@ def get_config(arg: str = "") -> ConfigDict:
     # Paper, appendix C.1: batch 1,024. Packing is not in the paper: 256 rows of 4,096 tokens hold about as many examples of 1,000 tokens.
     config.batch_size = 256
     config.rft = _stage(steps=900, lr=5e-6)  # paper, appendix C.1
-    config.rft.comparisons = 237_000  # paper, appendix C.1, says so of RL, whose comparisons are from the same sets
+    config.rft.comparisons = (
+        237_000  # paper, appendix C.1, says so of RL, whose comparisons are from the same sets
+    )
     config.rft.samples = 3  # N_RFT: paper, section 3.2
     config.rft.hinted = 1  # paper, section 3.2
     config.rft.reject = True
@@ -69,13 +75,17 @@ def get_config(arg: str = "") -> ConfigDict:
     config.rl.prompts = 128  # paper, appendix C.1: batch 512, read as rollouts: 128 prompts x 4
     config.rl.group_size = 4  # G: paper, appendix C.1
     config.rl.beta = 0.08  # paper, appendix C.1: the most stable of {0, 0.01, 0.02, 0.08} at 27B
-    config.rl.kl_estimator = "k3"  # paper, equation 15, only writes D_KL; k3 is what GRPO (arXiv 2402.03300) uses
+    config.rl.kl_estimator = (
+        "k3"  # paper, equation 15, only writes D_KL; k3 is what GRPO (arXiv 2402.03300) uses
+    )
     config.rl.clip = 0.2  # not in the paper
     config.rl.normalise_std = True  # paper, equation 15
     config.rl.temperature = 1.0  # not in the paper
     config.rl.updates_per_rollout = 1  # not in the paper
     config.rl.prompt_len = 3072  # not in the paper
-    config.rl.max_new_tokens = 1024  # not in the paper; its critiques are of 218 to 376 tokens on average (figure 7)
+    config.rl.max_new_tokens = (
+        1024  # not in the paper; its critiques are of 218 to 376 tokens on average (figure 7)
+    )
     config.rl.length_buckets = 4  # not in the paper: padding is cut to quarters of these lengths
     config.rl.prompt_slots = 0  # not in the paper: as many prompts at once as there are
     config.rl.group_packed = True  # not in the paper
@@ -87,7 +97,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.meta_rm.batch_size = 512  # paper, appendix D.1
     config.meta_rm.seq_len = 4096  # not in the paper
     config.meta_rm.token_loss = 0.0  # paper, section 4: the critique as a whole
-    config.meta_rm.likelihood = 0.0  # paper: a scalar head; above 0 for a start that writes critiques
+    config.meta_rm.likelihood = (
+        0.0  # paper: a scalar head; above 0 for a start that writes critiques
+    )
     config.meta_rm.samples = 3  # paper, appendix D.1: N of the policy's own
     config.meta_rm.first_item = 0  # not in the paper
     config.meta_rm.comparisons = 50_000  # not in the paper

@@ -1,6 +1,6 @@
 """SPCT on real problems with real weights: Gemma 3 270M judging pairs of GSM8K solutions, on a CPU or one accelerator.
 
-    python experiments/gsm8k_critiques.py .../example_model_solutions.jsonl data/gsm8k
+    python studies/gsm8k_critiques.py .../example_model_solutions.jsonl data/gsm8k
     python launch/tpu.py --config experiments/spct_gsm8k.py --config.init=WEIGHTS --config.tokenizer=TOKENIZER --workdir runs/spct_gsm8k
     python launch/tpu.py --config experiments/spct_gsm8k.py:cpu ...    # over an hour of one core: shows that it runs, not what RL is worth
 
@@ -22,9 +22,15 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model_overrides = dict(remat="full", dtype="float32")
     config.mesh = dict(data=1, fsdp=-1, tensor=1)
 
-    config.template = "compact"  # prompts of 290 tokens (median; 500 at 99%), not the 1,150 of "grm"
-    config.data.judging = (dict(name="gsm8k", layout="comparison", files=("data/gsm8k/train.jsonl",), rate=1.0),)
-    config.data.held_out = (dict(name="gsm8k", layout="comparison", files=("data/gsm8k/held_out.jsonl",), rate=1.0),)
+    config.template = (
+        "compact"  # prompts of 290 tokens (median; 500 at 99%), not the 1,150 of "grm"
+    )
+    config.data.judging = (
+        dict(name="gsm8k", layout="comparison", files=("data/gsm8k/train.jsonl",), rate=1.0),
+    )
+    config.data.held_out = (
+        dict(name="gsm8k", layout="comparison", files=("data/gsm8k/held_out.jsonl",), rate=1.0),
+    )
     config.data.general = ("data/gsm8k/general.jsonl",)
     config.data.general_items = 500
 

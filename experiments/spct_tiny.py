@@ -6,7 +6,7 @@ changes one thing: see experiments/ablations.py.
 
 from ml_collections import ConfigDict
 
-from grm_jax.data.vocabulary import SIZE
+from grm_jax.data.world.vocabulary import SIZE
 from grm_jax.models import LayerSpec
 
 
@@ -44,7 +44,9 @@ def get_config(arg: str = "") -> ConfigDict:
     # ---------------------------------------------------------------- rejective fine-tuning
     config.seq_len = 128
     config.batch_size = 8
-    config.rft = _stage(steps=3000, lr=3e-3, warmup_steps=50, schedule="cosine", final_lr_share=0.1, save_every=500)
+    config.rft = _stage(
+        steps=3000, lr=3e-3, warmup_steps=50, schedule="cosine", final_lr_share=0.1, save_every=500
+    )
     config.rft.comparisons = 10_000
     config.rft.samples = 3  # N_RFT (paper, section 3.2)
     config.rft.hinted = 1  # paper, section 3.2
@@ -71,7 +73,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.rl.reference_dtype = "float32"
 
     # ---------------------------------------------------------------- meta reward model
-    config.meta_rm = _stage(steps=1000, lr=5e-4, warmup_steps=20, schedule="cosine", final_lr_share=0.1, save_every=250)
+    config.meta_rm = _stage(
+        steps=1000, lr=5e-4, warmup_steps=20, schedule="cosine", final_lr_share=0.1, save_every=250
+    )
     config.meta_rm.start = "rft"  # the paper starts from its base; here the base is random weights
     config.meta_rm.seq_len = 96
     config.meta_rm.token_loss = 0.0

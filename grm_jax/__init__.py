@@ -10,13 +10,23 @@ __version__ = "0.1.0"
 
 # public name -> the module that defines it
 _NAMES = {
-    "Comparison": "grm_jax.judging.types",
-    "Critique": "grm_jax.judging.types",
+    "Comparison": "grm_jax.types",
+    "Critique": "grm_jax.types",
     "Judge": "grm_jax.judging.judge",
-    "Principle": "grm_jax.judging.types",
-    "Verdict": "grm_jax.judging.types",
+    "Principle": "grm_jax.types",
+    "Verdict": "grm_jax.types",
 }
-_MODULES = ("checkpoints", "data", "evals", "judging", "models", "sampling", "sharding", "text", "training")
+_MODULES = (
+    "checkpoints",
+    "data",
+    "evals",
+    "judging",
+    "models",
+    "sampling",
+    "sharding",
+    "text",
+    "training",
+)
 
 __all__ = ["__version__", *_NAMES, *_MODULES]  # noqa: PLE0604
 

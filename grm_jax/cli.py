@@ -8,7 +8,10 @@ import sys
 COMMANDS = {
     "judge": ("grm_jax.judging.cli", "score the comparisons of a JSONL file with a trained judge"),
     "eval": ("grm_jax.evals.cli", "run reward-model benchmarks with their official metrics"),
-    "convert": ("grm_jax.checkpoints.cli", "convert checkpoints: Hugging Face, DeepMind Flax, GGUF, Orbax"),
+    "convert": (
+        "grm_jax.checkpoints.cli",
+        "convert checkpoints: Hugging Face, DeepMind Flax, GGUF, Orbax",
+    ),
     "report": ("grm_jax.judging.report", "turn judged comparisons into one readable HTML page"),
     "table": ("grm_jax.evals.table", "lay the result files of several evaluations side by side"),
 }
@@ -16,7 +19,9 @@ COMMANDS = {
 
 def usage() -> str:
     lines = ["usage: grm COMMAND [ARGUMENTS]   (grm COMMAND --help says more)", ""]
-    return "\n".join(lines + [f"  {name:<8} {help_line}" for name, (_, help_line) in COMMANDS.items()])
+    return "\n".join(
+        lines + [f"  {name:<8} {help_line}" for name, (_, help_line) in COMMANDS.items()]
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

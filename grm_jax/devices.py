@@ -8,7 +8,9 @@ from pathlib import Path
 
 def has_chips() -> bool:
     """Whether this machine has TPU chips."""
-    return any(Path("/dev").glob("accel*")) or (Path("/dev/vfio").is_dir() and any(Path("/dev/vfio").glob("[0-9]*")))
+    return any(Path("/dev").glob("accel*")) or (
+        Path("/dev/vfio").is_dir() and any(Path("/dev/vfio").glob("[0-9]*"))
+    )
 
 
 def choose_platform() -> None:
@@ -18,7 +20,9 @@ def choose_platform() -> None:
     """
     if has_chips() or "JAX_PLATFORMS" in os.environ:
         return
-    platforms = "cuda,cpu" if find_spec("jax_cuda12_plugin") or find_spec("jax_cuda13_plugin") else "cpu"
+    platforms = (
+        "cuda,cpu" if find_spec("jax_cuda12_plugin") or find_spec("jax_cuda13_plugin") else "cpu"
+    )
     os.environ["JAX_PLATFORMS"] = platforms
     if "jax" in sys.modules:  # it read the environment when it was imported
         sys.modules["jax"].config.update("jax_platforms", platforms)

@@ -4,6 +4,8 @@ Mesh axes: `data` (replicas of the weights, laid across slices), `fsdp` (weights
 Everything that has a shape (parameters, optimizer state, activations, caches) names its axes logically and reads this table.
 """
 
+import contextlib
+
 import jax
 import numpy as np
 from flax import nnx
@@ -66,7 +68,9 @@ def _arrange(devices, shape, num_slices) -> np.ndarray:
                 f"mesh data={shape[0]} is not a multiple of the {num_slices} slices: lay `data` across slices, fsdp and tensor inside one"
             )
         inner = (shape[0] // num_slices, *shape[1:])
-        return mesh_utils.create_hybrid_device_mesh(inner, (num_slices, 1, 1), devices, allow_split_physical_axes=True)
+        return mesh_utils.create_hybrid_device_mesh(
+            inner, (num_slices, 1, 1), devices, allow_split_physical_axes=True
+        )
     if devices[0].platform == "tpu":
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return np.asarray(devices).reshape(shape)
@@ -94,7 +98,11 @@ def check_fits(cfg, mesh: Mesh) -> None:
     ):
         bad = [f"{n} {what}" for what, n in dims.items() if n % size]
         if bad:
-            fits = [str(i) for i in range(1, min(dims.values()) + 1) if all(n % i == 0 for n in dims.values())]
+            fits = [
+                str(i)
+                for i in range(1, min(dims.values()) + 1)
+                if all(n % i == 0 for n in dims.values())
+            ]
             raise ValueError(
                 f"mesh {axis}={size} does not divide the {', '.join(bad)} of {cfg.name}: use {_either(fits)}"
             )
@@ -138,3 +146,8 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
             names = names[:-1]
         fitted.append(names or None)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*fitted))
+
+
+def use_mesh(mesh: Mesh | None):
+    """A context in which `mesh` is the current mesh; a no-op for None."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)

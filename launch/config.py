@@ -31,10 +31,18 @@ def find(text: str) -> Path:
     for path in (Path(text), ROOT / text):
         if path.is_file() and path.suffix == ".py":
             return path.resolve()
-    known = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "experiments").glob("*.py") if p.stem != "__init__")
+    known = sorted(
+        str(p.relative_to(ROOT))
+        for p in (ROOT / "experiments").glob("*.py")
+        if p.stem != "__init__"
+    )
     stems = {Path(k).stem: k for k in known}
     near = difflib.get_close_matches(Path(text).stem, stems, n=1, cutoff=0.6)
-    hint = f"did you mean {' or '.join(stems[n] for n in near)}?" if near else f"there are {', '.join(known)}"
+    hint = (
+        f"did you mean {' or '.join(stems[n] for n in near)}?"
+        if near
+        else f"there are {', '.join(known)}"
+    )
     raise LaunchError(f"config {text!r} does not exist: {hint}")
 
 
@@ -46,10 +54,14 @@ def _get_config(path: Path, arg: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
-        raise LaunchError(f"config {path} has no get_config(): give an experiment, such as experiments/spct_tiny.py")
+        raise LaunchError(
+            f"config {path} has no get_config(): give an experiment, such as experiments/spct_tiny.py"
+        )
     takes_arg = bool(inspect.signature(module.get_config).parameters)
     if arg and not takes_arg:
-        raise LaunchError(f"config {path.name} takes no argument, {arg!r} was given after the colon")
+        raise LaunchError(
+            f"config {path.name} takes no argument, {arg!r} was given after the colon"
+        )
     try:
         return module.get_config(arg) if takes_arg else module.get_config()
     except (ValueError, KeyError) as error:
@@ -81,7 +93,9 @@ def set_field(config: Any, field: str, text: str) -> None:
     else:
         raise _unknown(config, field)
     if hasattr(old, "items"):
-        raise LaunchError(f"config.{field} is a section: set one of {', '.join(f'config.{field}.{n}' for n in old)}")
+        raise LaunchError(
+            f"config.{field} is a section: set one of {', '.join(f'config.{field}.{n}' for n in old)}"
+        )
     value = _parse(field, text, old)
     if hasattr(section, "ignore_type"):
         with section.ignore_type(), section.unlocked():
@@ -103,7 +117,11 @@ def _sampling_fields() -> dict[str, Any]:
     """Settings of any sampler may be given, so that `rft.sampler` can be another than the experiment's."""
     from grm_jax.training import rft_samplers
 
-    return {key: default for name in rft_samplers.SAMPLERS for key, default in rft_samplers.settings_of(name).items()}
+    return {
+        key: default
+        for name in rft_samplers.SAMPLERS
+        for key, default in rft_samplers.settings_of(name).items()
+    }
 
 
 def _unknown(config: Any, field: str) -> LaunchError:
@@ -111,10 +129,20 @@ def _unknown(config: Any, field: str) -> LaunchError:
     last = field.rpartition(".")[2]
     near = difflib.get_close_matches(field, known, n=2, cutoff=0.7)
     near += [
-        k for k in known if difflib.SequenceMatcher(None, last, k.rpartition(".")[2]).ratio() > 0.75 and k not in near
+        k
+        for k in known
+        if difflib.SequenceMatcher(None, last, k.rpartition(".")[2]).ratio() > 0.75
+        and k not in near
     ]
-    hint = " or ".join(f"config.{n}" for n in near[:3]) if near else ", ".join(f"config.{n}" for n in config)
-    return LaunchError(f"config.{field} does not exist: " + (f"did you mean {hint}?" if near else f"there are {hint}"))
+    hint = (
+        " or ".join(f"config.{n}" for n in near[:3])
+        if near
+        else ", ".join(f"config.{n}" for n in config)
+    )
+    return LaunchError(
+        f"config.{field} does not exist: "
+        + (f"did you mean {hint}?" if near else f"there are {hint}")
+    )
 
 
 def _parse(field: str, text: str, old: Any) -> Any:
@@ -130,7 +158,9 @@ def _parse(field: str, text: str, old: Any) -> Any:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = text
-    if old is None or (isinstance(old, float) and isinstance(value, int | float) and not isinstance(value, bool)):
+    if old is None or (
+        isinstance(old, float) and isinstance(value, int | float) and not isinstance(value, bool)
+    ):
         return float(value) if isinstance(old, float) else value
     if isinstance(old, tuple | list):
         if isinstance(value, str):
@@ -138,7 +168,9 @@ def _parse(field: str, text: str, old: Any) -> Any:
         return type(old)(value) if isinstance(value, tuple | list) else type(old)((value,))
     if type(value) is type(old):
         return value
-    raise LaunchError(f"config.{field}={text!r} is not {_kind(old)}: it is {old!r} in the experiment")
+    raise LaunchError(
+        f"config.{field}={text!r} is not {_kind(old)}: it is {old!r} in the experiment"
+    )
 
 
 def _kind(value: Any) -> str:

@@ -44,22 +44,37 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         metavar="FILE.py[:arg]",
         help="the experiment; --config.field=value changes one value",
     )
-    parser.add_argument("--workdir", help="checkpoints, logs and results go here (default: runs/NAME); may be gs://")
     parser.add_argument(
-        "--compilation_cache", metavar="DIR", help=f"compiled programs are kept here (default {CACHE}); off: none"
+        "--workdir", help="checkpoints, logs and results go here (default: runs/NAME); may be gs://"
     )
     parser.add_argument(
-        "--emulate", type=int, metavar="N", help="N CPU devices on this machine, to try a mesh without a slice"
+        "--compilation_cache",
+        metavar="DIR",
+        help=f"compiled programs are kept here (default {CACHE}); off: none",
+    )
+    parser.add_argument(
+        "--emulate",
+        type=int,
+        metavar="N",
+        help="N CPU devices on this machine, to try a mesh without a slice",
     )
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
-    workers = parser.add_argument_group("on the workers of a slice (found by themselves on TPU VMs and GKE)")
+    workers = parser.add_argument_group(
+        "on the workers of a slice (found by themselves on TPU VMs and GKE)"
+    )
     workers.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
     workers.add_argument("--process_id", type=int)
     workers.add_argument("--num_processes", type=int)
     workers.add_argument(
-        "--timeout", type=float, default=300, metavar="SECONDS", help="how long to wait for the others (default 300)"
+        "--timeout",
+        type=float,
+        default=300,
+        metavar="SECONDS",
+        help="how long to wait for the others (default 300)",
     )
-    away = parser.add_argument_group("from a laptop, on a slice that Google Cloud queues (needs gcloud), or on GKE")
+    away = parser.add_argument_group(
+        "from a laptop, on a slice that Google Cloud queues (needs gcloud), or on GKE"
+    )
     away.add_argument(
         "--on",
         choices=["queued-resource", "gke"],
@@ -72,17 +87,26 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     away.add_argument("--spot", action="store_true")
     away.add_argument("--keep", action="store_true", help="do not delete it at the end")
     away.add_argument("--dry_run", action="store_true", help="print the commands and call none")
-    away.add_argument("--print", action="store_true", help="print the JobSet manifest; nothing is created")
-    away.add_argument("--image", help="holds this tree in /grm_jax (default: pods fetch this commit from its remote)")
+    away.add_argument(
+        "--print", action="store_true", help="print the JobSet manifest; nothing is created"
+    )
+    away.add_argument(
+        "--image",
+        help="holds this tree in /grm_jax (default: pods fetch this commit from its remote)",
+    )
     away.add_argument("--queue", metavar="NAME", help="Kueue's local queue")
     compiling = parser.add_argument_group("without the slice")
     compiling.add_argument("--compile_only", action="store_true")
     compiling.add_argument(
-        "--slice", metavar="NAME", help="as Google Cloud names it: v4-8, v5litepod-16, v5p-128, v6e-64"
+        "--slice",
+        metavar="NAME",
+        help="as Google Cloud names it: v4-8, v5litepod-16, v5p-128, v6e-64",
     )
     compiling.add_argument("--num_slices", type=int, default=1)
     compiling.add_argument("--programs", help="only these, comma-separated")
-    compiling.add_argument("--out", help="result files, without suffix (default: WORKDIR/compile_SLICE)")
+    compiling.add_argument(
+        "--out", help="result files, without suffix (default: WORKDIR/compile_SLICE)"
+    )
     options, rest = parser.parse_known_args(_joined(argv))
     overrides = {}
     for word in rest:
@@ -122,11 +146,14 @@ def main(argv: list[str]) -> int:
     try:
         options, overrides = parse(argv)
         if options.slice:
-            from launch.slices import get_slice
+            from launch.compile.slices import get_slice
 
             get_slice(options.slice)
         config = configs.load(options.config, overrides)
-        workdir = options.workdir or f"runs/{config.get('name') or Path(options.config.partition(':')[0]).stem}"
+        workdir = (
+            options.workdir
+            or f"runs/{config.get('name') or Path(options.config.partition(':')[0]).stem}"
+        )
         if options.on == "gke":
             return print_jobset(options, config, overrides)
         if options.on:
@@ -146,9 +173,9 @@ def compile_only(options, config, workdir: str) -> int:
     if not options.slice:
         raise LaunchError("--compile_only needs --slice NAME, such as --slice v5p-128")
     _use_cpu_alone()
-    from launch import compile_only as compiling
-    from launch import programs
-    from launch.slices import get_slice, quiet_environment
+    from launch.compile import compile_only as compiling
+    from launch.compile import programs
+    from launch.compile.slices import get_slice, quiet_environment
 
     quiet_environment()
     try:
@@ -161,20 +188,25 @@ def compile_only(options, config, workdir: str) -> int:
     compiling.print_table(results)
     out = Path(
         options.out
-        or f"{workdir}/compile_{options.slice}" + (f"_x{options.num_slices}" if options.num_slices > 1 else "")
+        or f"{workdir}/compile_{options.slice}"
+        + (f"_x{options.num_slices}" if options.num_slices > 1 else "")
     )
-    compiling.write(results, out, compiling.about(f"{options.config} on {options.num_slices} x {options.slice}"))
+    compiling.write(
+        results, out, compiling.about(f"{options.config} on {options.num_slices} x {options.slice}")
+    )
     print(f"written: {out}.json and {out}.md")
     return 0 if all(r.fits for r in results) else FAILED
 
 
 def run_queued(options, config, overrides: dict[str, str]) -> int:
     """Everything that can be wrong is looked for before the first command that costs."""
-    from launch import gcloud, queued
+    from launch.cluster import gcloud, queued
 
     part = _away(options, config, ("name", "zone", "accelerator"), ("print", "image", "queue"))
     file, words = _words(options, overrides)
-    resource = gcloud.Resource(options.name, options.zone, part.name, options.num_slices, options.spot, options.project)
+    resource = gcloud.Resource(
+        options.name, options.zone, part.name, options.num_slices, options.spot, options.project
+    )
     tree = f"{queued.HOME}.tar.gz" if options.dry_run else ""
     if not options.dry_run:
         answer = gcloud.run(gcloud.bucket(options.workdir))
@@ -192,27 +224,40 @@ def run_queued(options, config, overrides: dict[str, str]) -> int:
 
 def print_jobset(options, config, overrides: dict[str, str]) -> int:
     """Prints the manifest of the run; `kubectl` creates it."""
-    from launch import gke
+    from launch.cluster import gke
 
     part = _away(options, config, ("name", "accelerator"), ("zone", "project", "keep", "dry_run"))
     if not options.print:
-        raise LaunchError("--on gke creates nothing: add --print, and give the manifest to kubectl apply -f -")
+        raise LaunchError(
+            "--on gke creates nothing: add --print, and give the manifest to kubectl apply -f -"
+        )
     file, words = _words(options, overrides)
     if not file.is_relative_to(ROOT):
-        raise LaunchError(f"config {file} is not in the tree that the pods get: put it under {ROOT}/experiments")
+        raise LaunchError(
+            f"config {file} is not in the tree that the pods get: put it under {ROOT}/experiments"
+        )
     tree = None if options.image else gke.public_tree(ROOT)
     jobset = gke.manifest(
-        options.name, part, options.num_slices, words, options.image, tree, options.queue, options.spot
+        options.name,
+        part,
+        options.num_slices,
+        words,
+        options.image,
+        tree,
+        options.queue,
+        options.spot,
     )
     print(gke.spelled(jobset), end="")
     if missing := _left_out(config):
-        _warn(missing + (f"; or see that the image {options.image} holds it" if options.image else ""))
+        _warn(
+            missing + (f"; or see that the image {options.image} holds it" if options.image else "")
+        )
     return 0
 
 
 def _away(options, config, needed: tuple[str, ...], foreign: tuple[str, ...]):
     """The slice to run on, once the options of that way are whole and the mesh makes its chips."""
-    from launch.slices import get_slice
+    from launch.compile.slices import get_slice
 
     if missing := [f"--{name}" for name in needed if not getattr(options, name)]:
         every = [f"--{name}" for name in needed]
@@ -220,7 +265,9 @@ def _away(options, config, needed: tuple[str, ...], foreign: tuple[str, ...]):
             f"{' and '.join(missing)} missing: --on {options.on} needs {', '.join(every[:-1])} and {every[-1]}"
         )
     if given := [f"--{name}" for name in foreign if getattr(options, name)]:
-        raise LaunchError(f"{' and '.join(given)} has no meaning with --on {options.on}: leave it out")
+        raise LaunchError(
+            f"{' and '.join(given)} has no meaning with --on {options.on}: leave it out"
+        )
     if not (options.workdir or "").startswith("gs://"):
         raise LaunchError(
             f"--on {options.on} needs --workdir gs://BUCKET/FOLDER: a preempted machine's own disk is lost"
@@ -228,7 +275,12 @@ def _away(options, config, needed: tuple[str, ...], foreign: tuple[str, ...]):
     if options.num_slices < 1:
         raise LaunchError(f"--num_slices={options.num_slices}: use 1 or more")
     part = get_slice(options.accelerator)
-    _check_mesh(config, part.chips * options.num_slices, f"{options.num_slices} x {part.name}", options.num_slices)
+    _check_mesh(
+        config,
+        part.chips * options.num_slices,
+        f"{options.num_slices} x {part.name}",
+        options.num_slices,
+    )
     return part
 
 
@@ -241,7 +293,9 @@ def _left_out(config) -> str:
     def is_there(path: str) -> bool:
         if "://" in path or Path(path).is_absolute():
             return "://" in path
-        found = subprocess.run(["git", "ls-tree", "HEAD", "--", path], cwd=ROOT, capture_output=True, text=True)
+        found = subprocess.run(
+            ["git", "ls-tree", "HEAD", "--", path], cwd=ROOT, capture_output=True, text=True
+        )
         return bool(found.stdout)
 
     left = [f"{field} names {path}" for field, path in sources.paths(config) if not is_there(path)]
@@ -292,7 +346,11 @@ def _check_mesh(config, chips: int, what: str, num_slices: int) -> None:
 
 def _check_rows(config, ways: int) -> None:
     """Refuses batches that cannot be dealt out over `ways` = data x fsdp of the mesh."""
-    rows = {"rft": ("", "batch_size"), "rl": ("rl.", "prompts"), "meta_rm": ("meta_rm.", "batch_size")}
+    rows = {
+        "rft": ("", "batch_size"),
+        "rl": ("rl.", "prompts"),
+        "meta_rm": ("meta_rm.", "batch_size"),
+    }
     for stage, (section, name) in rows.items():
         count = (config[stage] if section else config)[name] if stage in config.stages else 0
         if count % ways:
@@ -303,14 +361,16 @@ def _check_rows(config, ways: int) -> None:
 
 def run_here(options, config, workdir: str) -> int:
     """Trains and evaluates on the devices of this process and of those that it meets."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every step of every save
     if options.emulate:
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={options.emulate}"
         os.environ["XLA_FLAGS"] = flags.strip()
         _use_cpu_alone()
     from grm_jax.devices import choose_platform
-    from launch import distributed
+    from launch.cluster import distributed
 
     choose_platform()
     worker = distributed.find_worker(options.coordinator, options.process_id, options.num_processes)
@@ -351,13 +411,13 @@ def _check_workdir(workdir: str, patience: float = 60.0) -> None:
     """Refuses a folder or bucket that cannot be written, before anything is computed for it."""
     import threading
 
-    from grm_jax.training.storage import folder_of
+    from grm_jax.storage import as_path
 
     found: list[Exception | None] = []
 
     def ask():
         try:
-            found.append(folder_of(workdir).mkdir(parents=True, exist_ok=True))
+            found.append(as_path(workdir).mkdir(parents=True, exist_ok=True))
         except Exception as error:  # each storage library has its own
             found.append(error)
 
@@ -383,9 +443,9 @@ def _check_model(config) -> None:
     check_fits(cfg, mesh)
     _check_rows(config, mesh.shape["data"] * mesh.shape["fsdp"])
     if config.get("init"):
-        from grm_jax.training.storage import fetched
+        from grm_jax.storage import fetch
 
-        checkpoints.check(fetched(config.init), cfg)
+        checkpoints.check(fetch(config.init), cfg)
 
 
 def _keep_compiled(folder: str | None, workdir: str) -> None:
@@ -396,7 +456,9 @@ def _keep_compiled(folder: str | None, workdir: str) -> None:
 
     if folder is None and "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    default = f"{workdir}/compilation_cache" if workdir.startswith("gs://") else os.path.expanduser(CACHE)
+    default = (
+        f"{workdir}/compilation_cache" if workdir.startswith("gs://") else os.path.expanduser(CACHE)
+    )
     jax.config.update("jax_compilation_cache_dir", folder or default)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 

@@ -7,8 +7,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DEVICES = 8
 
-assert "jax" not in sys.modules, "jax was imported before tests/conftest.py could choose its devices"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}".strip()
+assert "jax" not in sys.modules, (
+    "jax was imported before tests/conftest.py could choose its devices"
+)
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}".strip()
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
@@ -17,7 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "agg")
 sys.path.insert(0, str(ROOT))
 
-from launch.slices import quiet_environment  # noqa: E402
+from launch.compile.slices import quiet_environment  # noqa: E402
 
 quiet_environment()  # some tests compile for TPU slices that are not there
 
@@ -37,7 +41,13 @@ OPT_IN = {
 
 
 def pytest_addoption(parser):
-    parser.addoption("--run", action="append", default=[], choices=sorted(OPT_IN), help="also run tests of this marker")
+    parser.addoption(
+        "--run",
+        action="append",
+        default=[],
+        choices=sorted(OPT_IN),
+        help="also run tests of this marker",
+    )
 
 
 def pytest_collection_modifyitems(config, items):
@@ -56,4 +66,6 @@ def shared_data() -> Path:
     for folder in candidates:
         if folder.is_dir():
             return folder
-    pytest.skip(f"no benchmark files at {' or '.join(map(str, candidates))}: set GRM_DATA to their folder")
+    pytest.skip(
+        f"no benchmark files at {' or '.join(map(str, candidates))}: set GRM_DATA to their folder"
+    )

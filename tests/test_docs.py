@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
 # What JAX and Kubernetes say, options and names of metrics.
-OTHERS = {"RESOURCE_EXHAUSTED", "libtpu", "reward", "read_rate", "group_zero", "gap_max"}
+OTHERS = {"RESOURCE_EXHAUSTED", "libtpu", "reward", "parse_rate", "group_zero", "gap_max"}
 
 
 def spoken() -> list[str]:
@@ -19,7 +19,9 @@ def spoken() -> list[str]:
     for file in [*ROOT.glob("grm_jax/**/*.py"), *ROOT.glob("launch/*.py")]:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.JoinedStr):
-                parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]
+                parts = [
+                    part.value if isinstance(part, ast.Constant) else "\0" for part in node.values
+                ]
                 found.append("".join(parts))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(node.value)
@@ -28,8 +30,14 @@ def spoken() -> list[str]:
 
 def quoted(page: str) -> list[str]:
     """The texts in backticks in the first column of a table."""
-    first = [row.split("|")[1] for row in page.splitlines() if row.startswith("| ") and not row.startswith("| you see")]
-    return [text for column in first for text in re.findall(r"`([^`]+)`", column) if text not in OTHERS]
+    first = [
+        row.split("|")[1]
+        for row in page.splitlines()
+        if row.startswith("| ") and not row.startswith("| you see")
+    ]
+    return [
+        text for column in first for text in re.findall(r"`([^`]+)`", column) if text not in OTHERS
+    ]
 
 
 def test_every_quoted_message_is_one_that_the_code_has():

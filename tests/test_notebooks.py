@@ -26,11 +26,19 @@ def run(name, monkeypatch, tmp_path) -> tuple[str, str]:
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     monkeypatch.delenv("XLA_FLAGS")  # one device, unless the notebook asks for more
     book, code = read(name)
-    NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}).execute()
+    NotebookClient(
+        book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}
+    ).execute()
     outputs = [output for cell in code for output in cell.outputs]
-    shown = [output.data for output in outputs if output.output_type in ("display_data", "execute_result")]
+    shown = [
+        output.data
+        for output in outputs
+        if output.output_type in ("display_data", "execute_result")
+    ]
     printed = "".join(output.text for output in outputs if output.output_type == "stream")
-    return printed, "".join(f"{kind}: {content}\n" for data in shown for kind, content in data.items())
+    return printed, "".join(
+        f"{kind}: {content}\n" for data in shown for kind, content in data.items()
+    )
 
 
 def test_there_are_three():
@@ -62,12 +70,16 @@ def test_the_first_cell_is_the_same_everywhere_and_installs_on_colab_only(name, 
     assert calls == [] and space["ROOT"] == ROOT and sys.path[0] == str(ROOT)
     monkeypatch.setitem(sys.modules, "google.colab", subprocess)
     exec(first.source, {})
-    assert [words[0] for words in calls] == ["git", sys.executable] and calls[1][-1].startswith("./grm")
+    assert [words[0] for words in calls] == ["git", sys.executable] and calls[1][-1].startswith(
+        "./grm"
+    )
 
 
 def test_judge(monkeypatch, tmp_path):
     printed, shown = run("judge", monkeypatch, tmp_path)
-    assert re.search(r"prime +scores \(.*\)  best .*  labelled 1  \(\d of 4 critiques read\)", printed)
+    assert re.search(
+        r"prime +scores \(.*\)  best .*  labelled 1  \(\d of 4 critiques read\)", printed
+    )
     # The report, in a frame of its own, with all of the 4 x 4 critiques in it.
     assert "<iframe srcdoc=" in shown and shown.count("&quot;sample&quot;:") == 16
     assert "Is 91 prime?" in shown
@@ -92,4 +104,8 @@ def test_emulate_a_pod(monkeypatch, tmp_path):
     assert "cpu:0 cpu:1" in printed and "cpu:7" in printed
     assert "embed" in printed and float(re.search(r"log-probabilities: (\S+)", printed)[1]) < 1e-4
     assert "sft_update on v5litepod-4: compiled in" in printed and "of 15.75 GiB" in printed
-    assert "CPU 7" in printed + shown and "image/png: " in shown and "| sft_update | v5litepod-4 |" in shown
+    assert (
+        "CPU 7" in printed + shown
+        and "image/png: " in shown
+        and "| sft_update | v5litepod-4 |" in shown
+    )

@@ -57,7 +57,9 @@ class FakeTool:
         return 3
 
 
-@pytest.mark.parametrize("argv, status, text", [([], 2, "usage"), (["--help"], 0, "report"), (["--version"], 0, "0.")])
+@pytest.mark.parametrize(
+    "argv, status, text", [([], 2, "usage"), (["--help"], 0, "report"), (["--version"], 0, "0.")]
+)
 def test_cli_help(argv, status, text, capsys):
     assert cli.main(argv) == status
     assert text in capsys.readouterr().out
@@ -75,15 +77,26 @@ def test_every_import_is_declared():
 
     distribution = {"PIL": "pillow", "absl": "absl-py", "google": "protobuf", "orbax": "orbax-checkpoint", "sklearn": "scikit-learn",
                     "yaml": "pyyaml"}  # fmt: skip
-    declared = set(re.findall(r'"([a-z0-9_\-]+)(?:\[[a-z0-9]+\])?>=', (ROOT / "setup.py").read_text()))
+    declared = set(
+        re.findall(r'"([a-z0-9_\-]+)(?:\[[a-z0-9]+\])?>=', (ROOT / "setup.py").read_text())
+    )
     assert len(declared) > 30
     missing = set()
     for path in [*ROOT.glob("grm_jax/**/*.py"), *ROOT.glob("launch/*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+            names += (
+                [node.module]
+                if isinstance(node, ast.ImportFrom) and node.module and not node.level
+                else []
+            )
             for name in (n.partition(".")[0] for n in names):
-                own = name in sys.stdlib_module_names or name in ("grm_jax", "launch", "experiments", "benchmarks")
+                own = name in sys.stdlib_module_names or name in (
+                    "grm_jax",
+                    "launch",
+                    "experiments",
+                    "benchmarks",
+                )
                 if not own and distribution.get(name, name).replace("_", "-") not in {
                     d.replace("_", "-") for d in declared
                 }:

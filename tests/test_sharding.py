@@ -48,11 +48,15 @@ def fake_mesh(**shape):
 
 
 def test_a_mesh_that_does_not_divide_a_model_is_refused():
-    with pytest.raises(ValueError, match="mesh tensor=8 does not divide the 4 KV heads of gemma2_2b: use 1, 2 or 4"):
+    with pytest.raises(
+        ValueError, match="mesh tensor=8 does not divide the 4 KV heads of gemma2_2b: use 1, 2 or 4"
+    ):
         sharding.check_fits(get_config("gemma2_2b"), fake_mesh(tensor=8))
     with pytest.raises(ValueError, match="mesh fsdp=5 does not divide the 4608 model width"):
         sharding.check_fits(get_config("gemma2_27b"), fake_mesh(fsdp=5))
-    with pytest.raises(ValueError, match="mesh tensor=2 does not divide the 1 KV heads of gemma3_270m: use 1$"):
+    with pytest.raises(
+        ValueError, match="mesh tensor=2 does not divide the 1 KV heads of gemma3_270m: use 1$"
+    ):
         sharding.check_fits(get_config("gemma3_270m"), fake_mesh(tensor=2))
     for tensor in (1, 2, 4, 8, 16):
         sharding.check_fits(get_config("gemma2_27b"), fake_mesh(tensor=tensor, fsdp=16))
@@ -60,7 +64,9 @@ def test_a_mesh_that_does_not_divide_a_model_is_refused():
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_every_parameter_has_axes_for_each_of_its_dimensions(name):
-    state = nnx.state(nnx.eval_shape(lambda: Gemma(get_config(name, scalar_head=True), nnx.Rngs(0))))
+    state = nnx.state(
+        nnx.eval_shape(lambda: Gemma(get_config(name, scalar_head=True), nnx.Rngs(0)))
+    )
     for variable in jax.tree.leaves(state, is_leaf=lambda v: isinstance(v, nnx.Variable)):
         axes = variable.get_metadata()["axes"]
         assert len(axes) == variable.get_value().ndim

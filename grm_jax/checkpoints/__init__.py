@@ -22,7 +22,9 @@ def open_checkpoint(path):
     from grm_jax.checkpoints.deepmind import MARKS, DeepMindCheckpoint
 
     if path.is_dir() and any(
-        (inner / mark).exists() for mark in MARKS for inner in (path, path / "default", path / "state")
+        (inner / mark).exists()
+        for mark in MARKS
+        for inner in (path, path / "default", path / "state")
     ):
         return DeepMindCheckpoint(path)
     files = sorted(path.glob("*.gguf")) if path.is_dir() else [path]
@@ -67,7 +69,9 @@ def load(
     from grm_jax.checkpoints.loading import load_model
 
     if "float16" in (dtype, param_dtype):
-        raise ValueError(f"{path}: float16 overflows in Gemma's activations: use bfloat16 or float32")
+        raise ValueError(
+            f"{path}: float16 overflows in Gemma's activations: use bfloat16 or float32"
+        )
     reader = open_checkpoint(path)
     if cfg is None:
         cfg = reader.gemma_config()

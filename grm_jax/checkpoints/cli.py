@@ -33,24 +33,45 @@ def _parser() -> argparse.ArgumentParser:
         description="Write a checkpoint as a Hugging Face folder that transformers, vLLM and grm_jax read.",
         epilog="example: grm convert gemma-3-270m.gguf gemma-3-270m --dtype float32",
     )
-    parser.add_argument("src", help="a Hugging Face folder, a DeepMind Flax checkpoint, or a .gguf file")
-    parser.add_argument("dst", help="the folder to write: config.json, *.safetensors, tokenizer files")
+    parser.add_argument(
+        "src", help="a Hugging Face folder, a DeepMind Flax checkpoint, or a .gguf file"
+    )
+    parser.add_argument(
+        "dst", help="the folder to write: config.json, *.safetensors, tokenizer files"
+    )
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
         default="keep",
         help="of the weights written (keep: as they are in SRC; GGUF: float32)",
     )
-    parser.add_argument("--config", metavar="NAME", help="the model's name, e.g. gemma2_27b, where SRC does not tell")
-    parser.add_argument("--tokenizer", metavar="PATH", help="folder or file with the tokenizer, where SRC has none")
-    parser.add_argument("--file-gb", type=float, default=5.0, metavar="GB", help="largest size of one file (5)")
-    parser.add_argument("--overwrite", action="store_true", help="replace weights that DST already holds")
+    parser.add_argument(
+        "--config",
+        metavar="NAME",
+        help="the model's name, e.g. gemma2_27b, where SRC does not tell",
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="PATH", help="folder or file with the tokenizer, where SRC has none"
+    )
+    parser.add_argument(
+        "--file-gb", type=float, default=5.0, metavar="GB", help="largest size of one file (5)"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace weights that DST already holds"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
 
 
 def convert(
-    src, dst, dtype="keep", config=None, tokenizer=None, max_file_bytes=5 << 30, overwrite=False, bar=False
+    src,
+    dst,
+    dtype="keep",
+    config=None,
+    tokenizer=None,
+    max_file_bytes=5 << 30,
+    overwrite=False,
+    bar=False,
 ) -> None:
     """Reads SRC and writes DST. Raises ValueError or OSError with the reason and the way out."""
     from grm_jax.checkpoints import copy_tokenizer, load, open_checkpoint, save
@@ -63,7 +84,9 @@ def convert(
         raise ValueError(f"{dst} is both the source and the destination: give another folder")
     kept = None if dtype == "keep" else dtype
     with _progress(bar) as advance:
-        model = load(src, dtype=kept, cfg=get_config(config) if config else None, progress=advance("reading"))
+        model = load(
+            src, dtype=kept, cfg=get_config(config) if config else None, progress=advance("reading")
+        )
         save(
             model,
             dst,
@@ -72,7 +95,13 @@ def convert(
             overwrite=overwrite,
             progress=advance("writing"),
         )
-    copied = copy_tokenizer(tokenizer, dst) if tokenizer else copy_tokenizer(src, dst) if src.is_dir() else []
+    copied = (
+        copy_tokenizer(tokenizer, dst)
+        if tokenizer
+        else copy_tokenizer(src, dst)
+        if src.is_dir()
+        else []
+    )
     if not copied and src.suffix == ".gguf":
         (dst / "tokenizer.model").write_bytes(open_checkpoint(src).sentencepiece_model())
         copied = ["tokenizer.model"]

@@ -42,7 +42,10 @@ class DeepMindCheckpoint:
     def __init__(self, path):
         path = Path(path).absolute()
         # Trainers put the arrays one folder down.
-        self.path = next((p for p in (path, path / "default", path / "state") if (p / "_METADATA").exists()), path)
+        self.path = next(
+            (p for p in (path, path / "default", path / "state") if (p / "_METADATA").exists()),
+            path,
+        )
         metadata = json.loads((self.path / "_METADATA").read_text())
         stores = {}
         for entry in metadata["tree_metadata"].values():
@@ -71,7 +74,10 @@ class DeepMindCheckpoint:
         rows, width = shape("embedder/input_embedding")[:2]
         found = (layers, width, shape("layer_0/mlp/linear")[0], shape("layer_0/attn/q_einsum")[0])
         for cfg in CONFIGS.values():
-            if found == (cfg.num_layers, cfg.d_model, cfg.d_ff, cfg.num_heads) and rows >= cfg.vocab_size:
+            if (
+                found == (cfg.num_layers, cfg.d_model, cfg.d_ff, cfg.num_heads)
+                and rows >= cfg.vocab_size
+            ):
                 return self.fit(cfg)
         sizes = "layers {}, width {}, ffn {}, heads {}".format(*found)
         raise ValueError(
@@ -109,6 +115,10 @@ def _open(folder: Path, key: str, zarr3: bool):
         else {"driver": "file", "path": f"{folder}/{key}/"}
     )
     try:
-        return ts.open({"driver": "zarr3" if zarr3 else "zarr", "kvstore": kvstore}, open=True, read=True).result()
+        return ts.open(
+            {"driver": "zarr3" if zarr3 else "zarr", "kvstore": kvstore}, open=True, read=True
+        ).result()
     except ValueError as error:
-        raise ValueError(f"{folder}: array {key} cannot be opened ({error}): is the checkpoint complete?") from None
+        raise ValueError(
+            f"{folder}: array {key} cannot be opened ({error}): is the checkpoint complete?"
+        ) from None

@@ -33,7 +33,9 @@ class GgufTensor:
         first = index[0] if isinstance(index[0], slice) else slice(index[0], index[0] + 1)
         per = self.shape[0] // view[0]  # rows on disk to one index of the view's first dimension
         rows = self.tensor.data[first.start * per : first.stop * per]
-        values = dequantize(np.ascontiguousarray(rows), self.tensor.tensor_type).astype(np.float32, copy=False)
+        values = dequantize(np.ascontiguousarray(rows), self.tensor.tensor_type).astype(
+            np.float32, copy=False
+        )
         values = values.reshape(first.stop - first.start, *view[1:])
         values = values[(slice(None) if isinstance(index[0], slice) else 0, *index[1:])]
         put(out, values - self.offset if self.offset else values)
@@ -68,7 +70,9 @@ class GgufFile:
 
         gemma2 = arch == "gemma2"
         known = DEFAULTS["gemma2" if gemma2 else "gemma3_text"]
-        factor = get("rope.scaling.factor", 1.0) if get("rope.scaling.type", "none") == "linear" else 1.0
+        factor = (
+            get("rope.scaling.factor", 1.0) if get("rope.scaling.type", "none") == "linear" else 1.0
+        )
         window, theta = get("attention.sliding_window"), get("rope.freq_base", known["rope_theta"])
         local = LayerSpec(window, theta if gemma2 else get("rope.freq_base_swa", LOCAL_THETA))
         width, heads = get("embedding_length"), get("attention.head_count")
@@ -99,22 +103,35 @@ class GgufFile:
             raise ValueError(
                 f"{self.path}: tokenizer {kind!r} is no SentencePiece model: give the tokenizer's own files"
             )
-        ids = {key: self.field(f"tokenizer.ggml.{key}_token_id") for key in ("unknown", "bos", "eos", "padding")}
+        ids = {
+            key: self.field(f"tokenizer.ggml.{key}_token_id")
+            for key in ("unknown", "bos", "eos", "padding")
+        }
         kinds = pb.ModelProto.SentencePiece
         model = pb.ModelProto()
-        columns = (self.field(f"tokenizer.ggml.{key}") for key in ("tokens", "scores", "token_type"))
+        columns = (
+            self.field(f"tokenizer.ggml.{key}") for key in ("tokens", "scores", "token_type")
+        )
         for i, (text, score, piece) in enumerate(zip(*columns, strict=True)):
             # Turn tokens are marked as control here, but must be found in text as in Google's model; runs of spaces are unescaped here.
             if piece == kinds.CONTROL and i not in ids.values():
                 piece = kinds.USER_DEFINED
             model.pieces.add(
-                piece=text.replace(" ", "\u2581"), score=score, type=kinds.UNKNOWN if i == ids["unknown"] else piece
+                piece=text.replace(" ", "\u2581"),
+                score=score,
+                type=kinds.UNKNOWN if i == ids["unknown"] else piece,
             )
         spec = model.trainer_spec
         spec.model_type, spec.byte_fallback, spec.vocab_size = spec.BPE, True, len(model.pieces)
         spec.unk_id, spec.bos_id, spec.eos_id, spec.pad_id = ids.values()
         # The library finds these by their piece, not by their id.
-        spec.unk_piece, spec.bos_piece, spec.eos_piece, spec.pad_piece = (model.pieces[i].piece for i in ids.values())
+        spec.unk_piece, spec.bos_piece, spec.eos_piece, spec.pad_piece = (
+            model.pieces[i].piece for i in ids.values()
+        )
         normalizer = model.normalizer_spec
-        normalizer.name, normalizer.add_dummy_prefix, normalizer.remove_extra_whitespaces = "identity", False, False
+        normalizer.name, normalizer.add_dummy_prefix, normalizer.remove_extra_whitespaces = (
+            "identity",
+            False,
+            False,
+        )
         return model.SerializeToString()

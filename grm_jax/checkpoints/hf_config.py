@@ -49,7 +49,9 @@ def from_hf(config: dict[str, Any], name: str = "model") -> GemmaConfig:
         raise ValueError(
             f"{name}: architecture {architecture!r} is not read here: use one of {', '.join(ARCHITECTURES)}"
         )
-    text = config.get("text_config", config)  # Gemma3ForConditionalGeneration nests the language model
+    text = config.get(
+        "text_config", config
+    )  # Gemma3ForConditionalGeneration nests the language model
     kind = "gemma2" if architecture.startswith("Gemma2") else "gemma3_text"
     given = {k: v for k, v in text.items() if v is not None or k.endswith("softcapping")}
     c = DEFAULTS[kind] | given
@@ -62,7 +64,9 @@ def from_hf(config: dict[str, Any], name: str = "model") -> GemmaConfig:
     classifier = architecture.endswith("SequenceClassification")
     labels = config.get("num_labels") or len(config.get("id2label") or {"0": ""})
     if classifier and labels != 1:
-        raise ValueError(f"{name}: a classifier of {labels} labels has no single reward: num_labels must be 1")
+        raise ValueError(
+            f"{name}: a classifier of {labels} labels has no single reward: num_labels must be 1"
+        )
     cfg = GemmaConfig(
         name=name, vocab_size=c["vocab_size"], num_layers=c["num_hidden_layers"], d_model=c["hidden_size"], d_ff=c["intermediate_size"],
         num_heads=c["num_attention_heads"], num_kv_heads=c["num_key_value_heads"], head_dim=c["head_dim"],
@@ -74,7 +78,10 @@ def from_hf(config: dict[str, Any], name: str = "model") -> GemmaConfig:
     if released is None:
         return cfg
     if released.name == "gemma2_9b" and cfg.query_pre_attn_scalar == 224:
-        log.warning("%s: query_pre_attn_scalar 224 is a known mistake of early Gemma 2 9B files: 256 is used", name)
+        log.warning(
+            "%s: query_pre_attn_scalar 224 is a known mistake of early Gemma 2 9B files: 256 is used",
+            name,
+        )
         cfg = cfg.replace(query_pre_attn_scalar=256)
     return cfg.replace(name=released.name)
 
@@ -85,7 +92,10 @@ def released_like(cfg: GemmaConfig) -> GemmaConfig | None:
     def sizes(c):
         return (c.num_layers, c.d_model, c.d_ff, c.num_heads, c.num_kv_heads, c.head_dim, c.qk_norm)
 
-    return next((c for c in CONFIGS.values() if not c.name.startswith("tiny") and sizes(c) == sizes(cfg)), None)
+    return next(
+        (c for c in CONFIGS.values() if not c.name.startswith("tiny") and sizes(c) == sizes(cfg)),
+        None,
+    )
 
 
 def _pattern(c: dict[str, Any], kind: str, name: str) -> tuple[LayerSpec, ...]:
@@ -104,7 +114,9 @@ def _pattern(c: dict[str, Any], kind: str, name: str) -> tuple[LayerSpec, ...]:
         raise ValueError(
             f"{name}: layer type {sorted(unknown)[0]!r} is unknown: Gemma 2 and 3 have {' and '.join(specs)}"
         )
-    period = next(p for p in range(1, layers + 1) if all(types[i] == types[i % p] for i in range(layers)))
+    period = next(
+        p for p in range(1, layers + 1) if all(types[i] == types[i % p] for i in range(layers))
+    )
     return tuple(specs[t] for t in types[:period])
 
 
@@ -116,7 +128,8 @@ def _rope(c: dict[str, Any], kind: str, name: str) -> dict[str, tuple[float, flo
         read = {"sliding_attention": both, "full_attention": both}
     else:  # scaling is of the global layers only
         read = {
-            "sliding_attention": {"rope_theta": c["rope_local_base_freq"]} | new.get("sliding_attention", {}),
+            "sliding_attention": {"rope_theta": c["rope_local_base_freq"]}
+            | new.get("sliding_attention", {}),
             "full_attention": {"rope_theta": c["rope_theta"]}
             | (c.get("rope_scaling") or {})
             | new.get("full_attention", {}),
@@ -128,7 +141,10 @@ def _rope(c: dict[str, Any], kind: str, name: str) -> dict[str, tuple[float, flo
             raise ValueError(
                 f"{name}: rope_type {how!r} of {layer_type} is not a released Gemma: only default and linear are supported"
             )
-        out[layer_type] = (float(rope["rope_theta"]), float(rope["factor"]) if how == "linear" else 1.0)
+        out[layer_type] = (
+            float(rope["rope_theta"]),
+            float(rope["factor"]) if how == "linear" else 1.0,
+        )
     return out
 
 
@@ -145,8 +161,15 @@ def to_hf(cfg: GemmaConfig, dtype: str) -> dict[str, Any]:
 
     a, b = one(local, full), one(full, local)
     same_rope = (a.rope_theta, a.rope_scale) == (b.rope_theta, b.rope_scale)
-    if len(local) > 1 or len(full) > 1 or (a.rope_scale != 1 and a is not b) or not (cfg.qk_norm or same_rope):
-        raise ValueError(f"{cfg.name}: its layer pattern {cfg.pattern} cannot be said in a config.json of Gemma 2 or 3")
+    if (
+        len(local) > 1
+        or len(full) > 1
+        or (a.rope_scale != 1 and a is not b)
+        or not (cfg.qk_norm or same_rope)
+    ):
+        raise ValueError(
+            f"{cfg.name}: its layer pattern {cfg.pattern} cannot be said in a config.json of Gemma 2 or 3"
+        )
     specs = [cfg.pattern[i % len(cfg.pattern)] for i in range(cfg.num_layers)]
     head = "ForSequenceClassification" if cfg.scalar_head else "ForCausalLM"
     config = {

@@ -14,7 +14,12 @@ INDEX = "model.safetensors.index.json"
 # Where the language model stands: text models, then multimodal ones as old and new versions of transformers write them.
 PREFIXES = ("language_model.model.", "model.language_model.", "model.")
 # Parts of a multimodal checkpoint that are not the language model.
-VISION = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+VISION = (
+    "vision_tower.",
+    "multi_modal_projector.",
+    "model.vision_tower.",
+    "model.multi_modal_projector.",
+)
 HEADS = ("lm_head.weight", "language_model.lm_head.weight")
 
 
@@ -57,7 +62,9 @@ class HfFolder:
         if table is not None and table.shape == head.shape and table.dtype == head.dtype:
             bits = np.dtype(f"u{head.dtype.itemsize}")
             a, b = table.file.mapped(table).view(bits), head.file.mapped(head).view(bits)
-            same = all(np.array_equal(a[i : i + 4096], b[i : i + 4096]) for i in range(0, len(a), 4096))
+            same = all(
+                np.array_equal(a[i : i + 4096], b[i : i + 4096]) for i in range(0, len(a), 4096)
+            )
             table.file.unmap_pages(table)
             head.file.unmap_pages(head)
         if not same:

@@ -63,15 +63,22 @@ def load_model(
     loaded = _read_all(reader, cfg, where, variables, sharding_of, param_dtype, progress)
     for path in fresh:
         zeros = np.zeros(variables[path].shape, np.dtype(param_dtype or cfg.param_dtype))
-        loaded[path] = jax.make_array_from_callback(zeros.shape, sharding_of[path], zeros.__getitem__)
-    flat = [(path, variable.replace(loaded[".".join(map(str, path))])) for path, variable in nnx.to_flat_state(state)]
+        loaded[path] = jax.make_array_from_callback(
+            zeros.shape, sharding_of[path], zeros.__getitem__
+        )
+    flat = [
+        (path, variable.replace(loaded[".".join(map(str, path))]))
+        for path, variable in nnx.to_flat_state(state)
+    ]
     return nnx.merge(graphdef, nnx.from_flat_state(flat))
 
 
 def check_names(reader: Reader, cfg: GemmaConfig, where: dict[str, Place]) -> None:
     """Raises ValueError listing every missing, unexpected and misshapen tensor of a checkpoint, all in one message."""
     sizes = axis_sizes(cfg)
-    wanted = {part.name: disk_shape(part, sizes) for place in where.values() for part in place.parts}
+    wanted = {
+        part.name: disk_shape(part, sizes) for place in where.values() for part in place.parts
+    }
     missing = sorted(wanted.keys() - reader.tensors.keys())
     unexpected = sorted(reader.tensors.keys() - wanted.keys())
     wrong = [
@@ -80,7 +87,9 @@ def check_names(reader: Reader, cfg: GemmaConfig, where: dict[str, Place]) -> No
         if name in reader.tensors and tuple(reader.tensors[name].shape) != shape
     ]
     problems = [
-        f"{what}: {', '.join(names)}" for what, names in (("missing", missing), ("unexpected", unexpected)) if names
+        f"{what}: {', '.join(names)}"
+        for what, names in (("missing", missing), ("unexpected", unexpected))
+        if names
     ]
     if wrong:
         problems.append("wrong shapes: " + "; ".join(wrong))
@@ -91,10 +100,15 @@ def check_names(reader: Reader, cfg: GemmaConfig, where: dict[str, Place]) -> No
         )
 
 
-def _read_all(reader, cfg, where, variables, sharding_of, param_dtype, progress) -> dict[str, jax.Array]:
+def _read_all(
+    reader, cfg, where, variables, sharding_of, param_dtype, progress
+) -> dict[str, jax.Array]:
     sizes, done = axis_sizes(cfg), 0
     out: dict[str, jax.Array] = {}
-    dtypes = {path: np.dtype(param_dtype or reader.tensors[where[path].parts[0].name].dtype) for path in where}
+    dtypes = {
+        path: np.dtype(param_dtype or reader.tensors[where[path].parts[0].name].dtype)
+        for path in where
+    }
     total = sum(
         dtypes[path].itemsize * int(np.prod(shard_shape)) * len(unique)
         for path in where
@@ -134,7 +148,9 @@ def _bounds(index, shape) -> Bounds:
 def _shards(shape, sharding):
     """(shape of one shard, the bounds of this process's shards; replicas of one shard counted once)."""
     indices = sharding.addressable_devices_indices_map(tuple(shape)).values()
-    return sharding.shard_shape(tuple(shape)), list(dict.fromkeys(_bounds(index, shape) for index in indices))
+    return sharding.shard_shape(tuple(shape)), list(
+        dict.fromkeys(_bounds(index, shape) for index in indices)
+    )
 
 
 def _pieces(reader: Reader, place: Place, sizes, bounds: tuple[slice, ...], out: np.ndarray):
@@ -152,7 +168,9 @@ def _pieces(reader: Reader, place: Place, sizes, bounds: tuple[slice, ...], out:
         yield from _part_pieces(reader.tensors[part.name], part, place.axes, sizes, own, target)
 
 
-def _part_pieces(tensor: Tensor, part: Part, axes: str, sizes, bounds: tuple[slice, ...], out: np.ndarray):
+def _part_pieces(
+    tensor: Tensor, part: Part, axes: str, sizes, bounds: tuple[slice, ...], out: np.ndarray
+):
     letters = part.axes.replace(",", "")
     # A digit stands for a whole dimension of the tensor, so its size is found at the same place; the others may be flattened on disk.
     view = tuple(tensor.shape[i] if a.isdigit() else sizes[a] for i, a in enumerate(letters))
@@ -169,4 +187,8 @@ def _part_pieces(tensor: Tensor, part: Part, axes: str, sizes, bounds: tuple[sli
 
 def parameter_bytes(model) -> int:
     """Bytes of a model's parameters on this process's devices."""
-    return sum(s.data.nbytes for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)) for s in leaf.addressable_shards)
+    return sum(
+        s.data.nbytes
+        for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))
+        for s in leaf.addressable_shards
+    )

@@ -90,7 +90,9 @@ def places(cfg: GemmaConfig, form: str) -> dict[str, Place]:
         if row.ours in ("attn.q_norm.scale", "attn.k_norm.scale") and not cfg.qk_norm:
             continue
         for p in range(width):
-            parts = tuple(_part(row, form, u, LAYER[form].format(u * width + p)) for u in range(cfg.num_units))
+            parts = tuple(
+                _part(row, form, u, LAYER[form].format(u * width + p)) for u in range(cfg.num_units)
+            )
             out[f"units.{p}.{row.ours}"] = Place(row.axes, parts)
         for t in range(len(cfg.tail)):
             out[f"tail.{t}.{row.ours}"] = Place(
@@ -105,7 +107,9 @@ def _part(row: Row, form: str, unit: int | None, prefix: str) -> Part:
     if form == "gguf":
         return Part(unit, prefix + row.gguf, row.hf_axes)
     swapped = form == "dm_df" and row.dm.endswith("gating_einsum")
-    return Part(unit, prefix + row.dm, row.dm_axes.replace("F,D", "D,F") if swapped else row.dm_axes)
+    return Part(
+        unit, prefix + row.dm, row.dm_axes.replace("F,D", "D,F") if swapped else row.dm_axes
+    )
 
 
 def axis_sizes(cfg: GemmaConfig) -> dict[str, int]:

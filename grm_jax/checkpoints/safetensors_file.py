@@ -52,7 +52,9 @@ class SafetensorsTensor:
 
     def read_into(self, view: tuple[int, ...], index: Index, out: np.ndarray) -> None:
         first, rest = index[0], index[1:]
-        whole = all(isinstance(i, slice) and i == slice(0, n) for i, n in zip(rest, view[1:], strict=True))
+        whole = all(
+            isinstance(i, slice) and i == slice(0, n) for i, n in zip(rest, view[1:], strict=True)
+        )
         if not (isinstance(first, slice) and whole):
             put(out, self.file.mapped(self).reshape(view)[index])
             self.file.count(out.size * self.dtype.itemsize)
@@ -77,16 +79,24 @@ class SafetensorsFile:
         self.size = os.fstat(self.fd).st_size
         self.bytes_read = 0
         self._map: mmap.mmap | None = None
-        (length,) = struct.unpack("<Q", os.pread(self.fd, 8, 0)) if self.size >= 8 else (MAX_HEADER,)
+        (length,) = (
+            struct.unpack("<Q", os.pread(self.fd, 8, 0)) if self.size >= 8 else (MAX_HEADER,)
+        )
         if length >= min(MAX_HEADER, self.size):
-            raise ValueError(f"{path} is not a safetensors file: its header claims {length} of {self.size} bytes")
+            raise ValueError(
+                f"{path} is not a safetensors file: its header claims {length} of {self.size} bytes"
+            )
         try:
             header = json.loads(os.pread(self.fd, length, 8))
         except ValueError as error:
-            raise ValueError(f"{path} is not a safetensors file: its header is not JSON ({error})") from None
+            raise ValueError(
+                f"{path} is not a safetensors file: its header is not JSON ({error})"
+            ) from None
         self.data_start = 8 + length
         self.metadata = header.pop("__metadata__", {})
-        self.tensors = {name: SafetensorsTensor(self, name, entry) for name, entry in header.items()}
+        self.tensors = {
+            name: SafetensorsTensor(self, name, entry) for name, entry in header.items()
+        }
 
     def read(self, into: np.ndarray, offset: int) -> None:
         """Fills the bytes of `into` from the file."""
@@ -130,7 +140,11 @@ def write_safetensors(path, entries, metadata: dict[str, str] | None = None) -> 
     header: dict[str, Any] = {"__metadata__": metadata or {"format": "pt"}}
     for name, shape, dtype, _ in entries:
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        header[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
+        header[name] = {
+            "dtype": CODES[dtype],
+            "shape": list(shape),
+            "data_offsets": [offset, offset + size],
+        }
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors start aligned
@@ -140,6 +154,8 @@ def write_safetensors(path, entries, metadata: dict[str, str] | None = None) -> 
         for name, shape, dtype, make in entries:
             array = np.ascontiguousarray(make())
             if array.shape != tuple(shape) or array.dtype != dtype:
-                raise ValueError(f"{name}: announced as {shape} {dtype}, made as {array.shape} {array.dtype}")
+                raise ValueError(
+                    f"{name}: announced as {shape} {dtype}, made as {array.shape} {array.dtype}"
+                )
             file.write(array.reshape(-1).view(np.uint8).data)
     os.replace(partial, path)

@@ -60,7 +60,11 @@ def save(
     total, done = sum(map(_nbytes, entries)), 0
     weight_map: dict[str, str] = {}
     for i, group in enumerate(files):
-        file = "model.safetensors" if len(files) == 1 else f"model-{i + 1:05}-of-{len(files):05}.safetensors"
+        file = (
+            "model.safetensors"
+            if len(files) == 1
+            else f"model-{i + 1:05}-of-{len(files):05}.safetensors"
+        )
         weight_map |= dict.fromkeys((e[0] for e in group), file)
         if progress is not None:
             group, done = _counted(group, done, total, progress), done + sum(map(_nbytes, group))
@@ -71,7 +75,10 @@ def save(
                 make()  # takes part in gathering
     if writer:
         if len(files) > 1:
-            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+            index = {
+                "metadata": {"total_size": total},
+                "weight_map": dict(sorted(weight_map.items())),
+            }
             _write_json(path / INDEX, index)
         config = to_hf(cfg, str(np.dtype(dtype or params["embedder.table_VxD"].dtype)))
         if like is not None:
@@ -89,7 +96,9 @@ def _on_disk(variable, part: Part, axes: str, sizes, dtype: np.dtype) -> np.ndar
     order = [axes.index(a) for a in part.axes.replace(",", "") if not a.isdigit()]
     source = value.transpose(order)
     out = np.empty(source.shape, dtype)
-    for i in range(0, len(source), 256):  # 256 rows of the source's fast axis stay in cache while they are turned
+    for i in range(
+        0, len(source), 256
+    ):  # 256 rows of the source's fast axis stay in cache while they are turned
         put(out[i : i + 256], source[i : i + 256])
     return out.reshape(disk_shape(part, sizes))
 
@@ -143,7 +152,9 @@ def _clear(path: Path, overwrite: bool) -> None:
     path.mkdir(parents=True, exist_ok=True)
     old = sorted([*path.glob("*.safetensors"), *path.glob(INDEX)])
     if old and not overwrite:
-        raise FileExistsError(f"{path} already holds {old[0].name}: choose another folder, or allow overwriting")
+        raise FileExistsError(
+            f"{path} already holds {old[0].name}: choose another folder, or allow overwriting"
+        )
     for file in old:
         file.unlink()
 
@@ -151,9 +162,13 @@ def _clear(path: Path, overwrite: bool) -> None:
 def copy_tokenizer(source, path) -> list[str]:
     """Copies the tokenizer files of a folder, or one .model or .json file under the name that `tokenizer.load` looks for; returns their names."""
     source, path = Path(source), Path(path)
-    files = {n: source / n for n in TOKENIZER_FILES if (source / n).exists()} if source.is_dir() else {}
+    files = (
+        {n: source / n for n in TOKENIZER_FILES if (source / n).exists()} if source.is_dir() else {}
+    )
     if source.is_file() and source.suffix in (".model", ".json"):
-        files = {source.name if source.name in TOKENIZER_FILES else f"tokenizer{source.suffix}": source}
+        files = {
+            source.name if source.name in TOKENIZER_FILES else f"tokenizer{source.suffix}": source
+        }
     for name, file in files.items():
         if file.resolve() != (path / name).resolve():
             shutil.copyfile(file, path / name)

@@ -7,7 +7,9 @@ import re
 
 _FRACTION = re.compile(r"(-?)\\frac\{(-?\d+)\}\{(-?\d+)\}")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:/\d+)?")
-_DROPPED = re.compile(r"\\(?:left|right|,|;|:|!|quad|qquad|displaystyle)(?![a-zA-Z])|\\ |[$\s]|\^\{?\\circ\}?")
+_DROPPED = re.compile(
+    r"\\(?:left|right|,|;|:|!|quad|qquad|displaystyle)(?![a-zA-Z])|\\ |[$\s]|\^\{?\\circ\}?"
+)
 _WRAPPED = re.compile(r"\\(?:text|mathrm|textbf|mbox)\{([^{}]*)\}")
 _BARE_FRACTION = re.compile(r"\\frac(\d)(\d)")
 
@@ -26,7 +28,12 @@ def boxed_answer(text: str) -> str | None:
 def normalise(answer: str) -> str:
     r"""An answer without spacing, wrappers and spellings that do not change its meaning."""
     answer = _WRAPPED.sub(r"\1", answer)
-    answer = answer.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\%", "").replace("%", "")
+    answer = (
+        answer.replace("\\dfrac", "\\frac")
+        .replace("\\tfrac", "\\frac")
+        .replace("\\%", "")
+        .replace("%", "")
+    )
     answer = _DROPPED.sub("", answer).rstrip(".")
     answer = _BARE_FRACTION.sub(r"\\frac{\1}{\2}", answer)
     # 1,234,567 is one number; (1,2) and 1,2 are not.

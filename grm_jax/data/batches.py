@@ -8,9 +8,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from grm_jax.data.packing import permuted
-from grm_jax.data.world import DEFAULT, WorldConfig, make_items
-from grm_jax.judging.types import Comparison
+from grm_jax.data.packing import shuffled_index
+from grm_jax.data.world.items import DEFAULT, WorldConfig, make_items
+from grm_jax.types import Comparison
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ def from_list(comparisons: Sequence[Comparison], seed: int = 0) -> Callable[[int
     """Places over a list, in another order each epoch. Raises ValueError for an empty list."""
     if not comparisons:
         raise ValueError("no comparisons to make batches of")
-    return lambda place: comparisons[permuted(place, len(comparisons), seed)]
+    return lambda place: comparisons[shuffled_index(place, len(comparisons), seed)]
 
 
 def from_world(
@@ -67,14 +67,16 @@ def from_mixture(
     Each source is read without gaps or repeats. Raises ValueError where rates do not fit the sources.
     """
     if len(sources) != len(rates) or not sources or min(rates) <= 0:
-        raise ValueError(f"{len(rates)} rates for {len(sources)} sources: give one positive rate per source")
+        raise ValueError(
+            f"{len(rates)} rates for {len(sources)} sources: give one positive rate per source"
+        )
     counts = _shares(rates, _BLOCK)
     which = [s for s, count in enumerate(counts) for _ in range(count)]
     starts = [sum(counts[:s]) for s in range(len(counts))]
 
     def at(place: int) -> Comparison:
         block, within = divmod(place, _BLOCK)
-        slot = permuted(within, _BLOCK, seed)
+        slot = shuffled_index(within, _BLOCK, seed)
         source = which[slot]
         return sources[source](block * counts[source] + slot - starts[source])
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from grm_jax.data.answers import boxed_answer, same_answer
 from grm_jax.data.records import Malformed, Unusable
-from grm_jax.judging.types import Comparison
+from grm_jax.types import Comparison
 
 Layout = Callable[[dict, str], list[Comparison]]
 MODES = ("groups", "pairs", "singles")
@@ -61,7 +61,9 @@ def _turns(turns: list, what: str) -> list[dict[str, str]]:
         content = turn.get("content", turn.get("value"))
         if not isinstance(role, str) or not isinstance(content, str):
             raise Malformed(f"a turn of {what} is {turn!r:.60}: role and content must be texts")
-        clean.append({"role": {"human": "user", "gpt": "assistant"}.get(role, role), "content": content})
+        clean.append(
+            {"role": {"human": "user", "gpt": "assistant"}.get(role, role), "content": content}
+        )
     return clean
 
 
@@ -80,7 +82,9 @@ def _place(name: str, count: int) -> list[int]:
     return places
 
 
-def _placed(query, responses: Sequence[str], rewards: Sequence[float], name: str, *, index: bool, **meta) -> Comparison:
+def _placed(
+    query, responses: Sequence[str], rewards: Sequence[float], name: str, *, index: bool, **meta
+) -> Comparison:
     """A comparison with its responses in the places of its name.
 
     index: the label is the index of the best; otherwise it is the rewards themselves.
@@ -92,7 +96,14 @@ def _placed(query, responses: Sequence[str], rewards: Sequence[float], name: str
     order = _place(name, len(responses))
     rewards = tuple(float(rewards[i]) for i in order)
     label = rewards.index(max(rewards)) if index and len(order) > 1 else rewards
-    return Comparison(query, tuple(responses[i] for i in order), reference=reference, label=label, id=name, meta=meta)
+    return Comparison(
+        query,
+        tuple(responses[i] for i in order),
+        reference=reference,
+        label=label,
+        id=name,
+        meta=meta,
+    )
 
 
 def _pair(query, better: str, worse: str, name: str, **meta) -> Comparison:
@@ -112,7 +123,11 @@ def comparison(record: dict, name: str) -> list[Comparison]:
     label, reference = record.get("label"), record.get("reference")
     label = tuple(label) if isinstance(label, list) else label
     meta = _object(record.get("meta") or {}, "column 'meta'")
-    return [Comparison(query, tuple(responses), reference, label, str(record.get("id") or name), dict(meta))]
+    return [
+        Comparison(
+            query, tuple(responses), reference, label, str(record.get("id") or name), dict(meta)
+        )
+    ]
 
 
 # ---------------------------------------------------------------- training sets
@@ -129,7 +144,16 @@ def ultrafeedback(record: dict, name: str) -> list[Comparison]:
         raise Unusable("no completions")
     if len(responses) == 1:
         raise Unusable("one completion, with a score that is not 0 or 1")
-    return [_placed(_text(record, "instruction"), responses, scores, name, index=False, source=record.get("source"))]
+    return [
+        _placed(
+            _text(record, "instruction"),
+            responses,
+            scores,
+            name,
+            index=False,
+            source=record.get("source"),
+        )
+    ]
 
 
 _HELPSTEER_TURN = re.compile(r"\n*<extra_id_1>(User|Assistant)\n")
@@ -147,7 +171,9 @@ def helpsteer2(record: dict, name: str) -> list[Comparison]:
         raise Unusable("no single best response")
     parts = _HELPSTEER_TURN.split(_text(record, "prompt"))
     turns = [{"role": "user", "content": parts[0]}]
-    turns += [{"role": role.lower(), "content": text} for role, text in zip(parts[1::2], parts[2::2])]
+    turns += [
+        {"role": role.lower(), "content": text} for role, text in zip(parts[1::2], parts[2::2])
+    ]
     first, second = _text(record, "response_1"), _text(record, "response_2")
     better, worse = (second, first) if strength > 0 else (first, second)
     return [_pair(_query(turns), better, worse, name, strength=int(abs(strength)))]
@@ -218,7 +244,9 @@ def gsm8k(record: dict, name: str, mode: str = "groups") -> list[Comparison]:
             right.append(_column(value, "is_correct", bool, "true or false"))
     if not texts:
         raise Malformed("no column holds a solution")
-    reference = _CALCULATOR.sub("", _text(record, "ground_truth")) if "ground_truth" in record else None
+    reference = (
+        _CALCULATOR.sub("", _text(record, "ground_truth")) if "ground_truth" in record else None
+    )
     return _verified(_text(record, "question"), texts, right, name, mode, reference)
 
 
@@ -230,7 +258,9 @@ def math(record: dict, name: str, mode: str = "pairs") -> list[Comparison]:
     samples = _list(record, "samples")
     if not all(isinstance(sample, str) for sample in samples):
         raise Malformed("column 'samples' holds something that is not a text")
-    gold = _text(record, "answer") if "answer" in record else boxed_answer(_text(record, "solution"))
+    gold = (
+        _text(record, "answer") if "answer" in record else boxed_answer(_text(record, "solution"))
+    )
     if gold is None:
         raise Malformed(r"column 'solution' has no \boxed answer")
     answers = [boxed_answer(sample) for sample in samples]
@@ -247,12 +277,22 @@ def rm_bench(record: dict, name: str) -> list[Comparison]:
     meta: domain, and the styles (0 to 2) of the chosen and the rejected response, from which hard, normal and easy follow.
     """
     chosen, rejected = _list(record, "chosen"), _list(record, "rejected")
-    if not (len(chosen) == len(rejected) == 3) or not all(isinstance(t, str) for t in chosen + rejected):
+    if not (len(chosen) == len(rejected) == 3) or not all(
+        isinstance(t, str) for t in chosen + rejected
+    ):
         raise Malformed("'chosen' and 'rejected' are not three texts each")
     query, name = _text(record, "prompt"), f"rmbench-{record.get('id', name)}"
     domain = record.get("domain") or record.get("subset")
     return [
-        _pair(query, chosen[i], rejected[j], f"{name}-{i}{j}", domain=domain, chosen_style=i, rejected_style=j)
+        _pair(
+            query,
+            chosen[i],
+            rejected[j],
+            f"{name}-{i}{j}",
+            domain=domain,
+            chosen_style=i,
+            rejected_style=j,
+        )
         for i in range(3)
         for j in range(3)
     ]
@@ -263,15 +303,34 @@ def rmb(record: dict, name: str) -> list[Comparison]:
     turns = _turns(_list(record, "conversation_input"), "conversation_input")
     category = record.get("category_path")
     if "bon_best" in record:
-        losers = [_text(_object(loser, "a loser"), "answer") for loser in _list(record, "loser_list")]
+        losers = [
+            _text(_object(loser, "a loser"), "answer") for loser in _list(record, "loser_list")
+        ]
         texts = [_text(_object(record["bon_best"], "bon_best"), "answer"), *losers]
         if len(texts) < 2:
             raise Unusable("no losers")
         name = f"rmb-bon-{record.get('bon_uid', name)}"
-        return [_placed(_query(turns), texts, [1.0] + [0.0] * len(losers), name, index=True, category=category)]
+        return [
+            _placed(
+                _query(turns),
+                texts,
+                [1.0] + [0.0] * len(losers),
+                name,
+                index=True,
+                category=category,
+            )
+        ]
     better = _text(_object(_column(record, "chosen", dict, "an object"), "chosen"), "answer")
     worse = _text(_object(_column(record, "reject", dict, "an object"), "reject"), "answer")
-    return [_pair(_query(turns), better, worse, f"rmb-pair-{record.get('pair_uid', name)}", category=category)]
+    return [
+        _pair(
+            _query(turns),
+            better,
+            worse,
+            f"rmb-pair-{record.get('pair_uid', name)}",
+            category=category,
+        )
+    ]
 
 
 LAYOUTS: dict[str, Layout] = {

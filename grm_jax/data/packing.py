@@ -23,7 +23,9 @@ from grm_jax.data.sft import Encoded
 
 log = logging.getLogger(__name__)
 
-_OPEN_ROWS = 64  # rows that still take examples: more would fill them better, and make planning slower
+_OPEN_ROWS = (
+    64  # rows that still take examples: more would fill them better, and make planning slower
+)
 
 
 def plan_rows(lengths: np.ndarray, seq_len: int, seed: int) -> tuple[list[list[int]], list[int]]:
@@ -85,9 +87,16 @@ class PackedBatches:
             )
         rows, too_long = plan_rows(self.data.lengths, self.seq_len, self.seed)
         if not rows:
-            raise ValueError(f"none of {len(self.data)} examples fits seq_len {self.seq_len}: raise seq_len")
+            raise ValueError(
+                f"none of {len(self.data)} examples fits seq_len {self.seq_len}: raise seq_len"
+            )
         if too_long:
-            log.warning("%d of %d examples are longer than %d tokens", len(too_long), len(self.data), self.seq_len)
+            log.warning(
+                "%d of %d examples are longer than %d tokens",
+                len(too_long),
+                len(self.data),
+                self.seq_len,
+            )
         object.__setattr__(self, "rows", rows)
         object.__setattr__(self, "too_long", too_long)
 
@@ -106,10 +115,15 @@ class PackedBatches:
         """Batch number `step`, this process's rows: tokens, positions, segment_ids (int32), weights (float32)."""
         share = self.batch_size // self.process_count
         first = step * self.batch_size + self.process_index * share
-        names = (("tokens", np.int32), ("positions", np.int32), ("segment_ids", np.int32), ("weights", np.float32))
+        names = (
+            ("tokens", np.int32),
+            ("positions", np.int32),
+            ("segment_ids", np.int32),
+            ("weights", np.float32),
+        )
         batch = {name: np.zeros((share, self.seq_len), dtype) for name, dtype in names}
         for r in range(share):
-            self._fill(batch, r, self.rows[permuted(first + r, len(self.rows), self.seed)])
+            self._fill(batch, r, self.rows[shuffled_index(first + r, len(self.rows), self.seed)])
         return batch
 
     def _fill(self, batch: dict[str, np.ndarray], r: int, examples: list[int]) -> None:
@@ -124,7 +138,7 @@ class PackedBatches:
             start = span.stop
 
 
-def permuted(place: int, count: int, seed: int) -> int:
+def shuffled_index(place: int, count: int, seed: int) -> int:
     """The item at a place of an endless stream over `count` items: every epoch is another permutation of them all."""
     epoch, within = divmod(place, count)
     return int(_permutation(count, seed, epoch)[within])

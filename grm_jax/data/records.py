@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from grm_jax.judging.types import Comparison
+from grm_jax.types import Comparison
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,9 @@ class Account:
     def check(self, final: bool = False) -> None:
         """Raises TooManyMalformed where the share is exceeded; before the end only after some records."""
         if len(self.malformed) > self.max_share * self.seen and (final or self.seen >= GRACE):
-            first = "; ".join(f"{path}:{line}: {reason}" for path, line, reason in self.malformed[:_SHOWN])
+            first = "; ".join(
+                f"{path}:{line}: {reason}" for path, line, reason in self.malformed[:_SHOWN]
+            )
             raise TooManyMalformed(
                 f"{self.source}{': ' if self.source else ''}{len(self.malformed)} of {self.seen} records are malformed, more than the share of "
                 f"{self.max_share:g} that may be skipped: {first}. Mend the records, or raise max_skipped"
@@ -65,13 +67,21 @@ class Account:
 
     def summary(self) -> dict:
         """Counts, JSON-ready."""
-        return {"seen": self.seen, "malformed": len(self.malformed), "unusable": dict(self.unusable)}
+        return {
+            "seen": self.seen,
+            "malformed": len(self.malformed),
+            "unusable": dict(self.unusable),
+        }
 
 
 def open_text(path: str | Path):
     """A text file, gunzipped where its name ends in .gz."""
     path = Path(path)
-    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    return (
+        gzip.open(path, "rt", encoding="utf-8")
+        if path.suffix == ".gz"
+        else path.open(encoding="utf-8")
+    )
 
 
 def read_records(path: str | Path) -> Iterator[tuple[int, dict | Malformed]]:
@@ -101,7 +111,12 @@ def _read_lines(path: Path) -> Iterator[tuple[int, dict | Malformed]]:
             except json.JSONDecodeError as error:
                 yield number, Malformed(f"not JSON: {error.msg} at column {error.colno}")
                 continue
-            yield number, record if isinstance(record, dict) else Malformed(f"a {type(record).__name__}, not an object")
+            yield (
+                number,
+                record
+                if isinstance(record, dict)
+                else Malformed(f"a {type(record).__name__}, not an object"),
+            )
 
 
 def _read_list(path: Path) -> Iterator[tuple[int, dict | Malformed]]:
@@ -110,7 +125,9 @@ def _read_list(path: Path) -> Iterator[tuple[int, dict | Malformed]]:
         text = file.read()
     decoder, at = json.JSONDecoder(), _skip(text, 0, " \t\r\n")
     if text[at : at + 1] != "[":
-        raise ValueError(f"{path} holds no JSON list: give a list of objects, or one object a line as .jsonl")
+        raise ValueError(
+            f"{path} holds no JSON list: give a list of objects, or one object a line as .jsonl"
+        )
     line, counted, at = 1, 0, at + 1
     while (at := _skip(text, at, " \t\r\n,")) < len(text) and text[at] != "]":
         line, counted = line + text.count("\n", counted, at), at
@@ -119,7 +136,12 @@ def _read_list(path: Path) -> Iterator[tuple[int, dict | Malformed]]:
         except json.JSONDecodeError as error:
             # What follows a broken element cannot be found again.
             raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
-        yield line, record if isinstance(record, dict) else Malformed(f"a {type(record).__name__}, not an object")
+        yield (
+            line,
+            record
+            if isinstance(record, dict)
+            else Malformed(f"a {type(record).__name__}, not an object"),
+        )
 
 
 def _skip(text: str, at: int, characters: str) -> int:
@@ -150,7 +172,9 @@ def read_comparisons(
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
         for line, record in read_records(path):
             account.seen += 1
-            yield from convert(record, layout, f"{Path(path).name.split('.')[0]}-{line}", str(path), line, account)
+            yield from convert(
+                record, layout, f"{Path(path).name.split('.')[0]}-{line}", str(path), line, account
+            )
             account.check()
     account.check(final=True)
 

@@ -44,7 +44,9 @@ def write_examples(path: str | Path, examples: Iterable[Example]) -> int:
     return count
 
 
-def read_examples(path: str | Path, max_skipped: float = 0.0, account: Account | None = None) -> Iterator[Example]:
+def read_examples(
+    path: str | Path, max_skipped: float = 0.0, account: Account | None = None
+) -> Iterator[Example]:
     """Examples of a JSONL file: {"messages", "completion"}, or {"query", "answer"}, or a chat whose last turn is learned.
 
     A malformed line is reported with its number and skipped, up to the share `max_skipped` (see `records.Account`).
@@ -73,12 +75,16 @@ def example_of(record: dict, name: str) -> Example:
     else:
         turns = record.get("messages")
         if not isinstance(turns, list) or len(turns) < 2 or not isinstance(turns[-1], dict):
-            raise Malformed("neither 'completion', nor 'query' and 'answer', nor a chat of two turns or more")
+            raise Malformed(
+                "neither 'completion', nor 'query' and 'answer', nor a chat of two turns or more"
+            )
         messages, completion = turns[:-1], turns[-1].get("content")
     if not isinstance(completion, str) or not completion:
         raise Malformed(f"the text to learn is {completion!r:.60}: a text is needed")
     for turn in messages if isinstance(messages, list) and messages else [None]:
-        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
+        if not isinstance(turn, dict) or not all(
+            isinstance(turn.get(key), str) for key in ("role", "content")
+        ):
             raise Malformed(f"a turn is {turn!r:.60}: role and content must be texts")
     kind, identity = record.get("kind", "general"), record.get("id") or name
     return Example(tuple(messages), completion, str(kind), str(identity))
@@ -133,7 +139,12 @@ class Encoded:
     @classmethod
     def load(cls, folder: str | Path) -> Encoded:
         """Maps what `save` wrote; the tokens stay on disk until they are used."""
-        return cls(*(np.load(Path(folder) / f"{f.name}.npy", mmap_mode="r") for f in dataclasses.fields(cls)))
+        return cls(
+            *(
+                np.load(Path(folder) / f"{f.name}.npy", mmap_mode="r")
+                for f in dataclasses.fields(cls)
+            )
+        )
 
 
 def encode_all(examples: Sequence[Example], tokenizer) -> Encoded:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from grm_jax.evals.files import Source
-from grm_jax.evals.judged import Judged
-from grm_jax.judging.types import Comparison
+from grm_jax.evals.judged import JudgedComparison
+from grm_jax.types import Comparison
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,9 @@ class Parts:
 
 
 Grades = dict[str, Any]  # column -> one value per comparison (or Parts)
-Metrics = dict[str, float]  # name -> value; a share unless the name says otherwise; nan where it has no value
+Metrics = dict[
+    str, float
+]  # name -> value; a share unless the name says otherwise; nan where it has no value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Benchmark:
     name: str
     title: str
     read: Callable[[Source], list[Comparison]]
-    grade: Callable[[Sequence[Judged], str], Grades]
+    grade: Callable[[Sequence[JudgedComparison], str], Grades]
     aggregate: Callable[[Grades, np.ndarray], Metrics]
     rules: dict[str, str]
     files: str
@@ -92,7 +94,13 @@ class Benchmark:
 
 
 def placed(
-    query, responses: Sequence[str], rewards: Sequence[float], name: str, *, index: bool = True, **meta
+    query,
+    responses: Sequence[str],
+    rewards: Sequence[float],
+    name: str,
+    *,
+    index: bool = True,
+    **meta,
 ) -> Comparison:
     """A comparison whose responses stand in an order drawn from its name: files that put the better one first tell nothing.
 
@@ -103,7 +111,9 @@ def placed(
     random.Random(name).shuffle(order)
     rewards = tuple(float(rewards[i]) for i in order)
     label = rewards.index(max(rewards)) if index and len(order) > 1 else rewards
-    return Comparison(query, tuple(responses[i] for i in order), reference, label, name, {"group": name} | meta)
+    return Comparison(
+        query, tuple(responses[i] for i in order), reference, label, name, {"group": name} | meta
+    )
 
 
 # ---------------------------------------------------------------- grading one comparison
@@ -116,7 +126,7 @@ def winners(scores: Sequence[float]) -> list[int]:
     return top(scores)
 
 
-def credit(judged: Judged, best: int | None = None) -> float:
+def credit(judged: JudgedComparison, best: int | None = None) -> float:
     """1 for naming the best response, 1/t where t share the first place, 0 otherwise; 1/n where nothing could be read.
 
     The expected value of SPCT's way: responses are shuffled and the first maximum wins.
@@ -128,7 +138,7 @@ def credit(judged: Judged, best: int | None = None) -> float:
     return 1 / len(first) if best in first else 0.0
 
 
-def strict(judged: Judged, best: int | None = None) -> float:
+def strict(judged: JudgedComparison, best: int | None = None) -> float:
     """1 if the best response alone has the highest score; ties and unreadable judgements are wrong."""
     best = judged.comparison.best if best is None else best
     return float(judged.scores is not None and winners(judged.scores) == [best])
@@ -139,7 +149,7 @@ def column(values: Iterable[float]) -> np.ndarray:
     return np.array(list(values), dtype=np.float64)
 
 
-def columns(judged: Sequence[Judged], values: Iterable[float]) -> Grades:
+def columns(judged: Sequence[JudgedComparison], values: Iterable[float]) -> Grades:
     """The two columns that most benchmarks need: the value and the subset of each comparison."""
     return {"value": column(values), "subset": Parts.of(j.subset for j in judged)}
 
@@ -170,7 +180,9 @@ def accuracy_by_subset(grades: Grades, weights_I: np.ndarray) -> Metrics:
     """Accuracy over all comparisons, then of each subset."""
     parts = by_part(grades["value"], grades["subset"], weights_I)
     overall = {"accuracy": mean(grades["value"], weights_I)}
-    return overall | ({f"subset/{name}": value for name, value in parts.items()} if len(parts) > 1 else {})
+    return overall | (
+        {f"subset/{name}": value for name, value in parts.items()} if len(parts) > 1 else {}
+    )
 
 
 # ---------------------------------------------------------------- rules that several benchmarks share
@@ -182,6 +194,6 @@ PAPER = (
 STRICT = "a tie or an unreadable judgement is wrong"
 
 
-def credit_or_strict(judged: Sequence[Judged], rule: str) -> Grades:
+def credit_or_strict(judged: Sequence[JudgedComparison], rule: str) -> Grades:
     """Grades for benchmarks whose own rule is strict: "paper" gives tie credit, every other rule is strict."""
     return columns(judged, (credit(j) if rule == "paper" else strict(j) for j in judged))

@@ -11,14 +11,18 @@ ORDERS = 100
 SEED = 0
 
 
-def best_of_k(scores_K: np.ndarray, truth_K: np.ndarray, orders: int = ORDERS, seed: int = SEED) -> np.ndarray:
+def best_of_k(
+    scores_K: np.ndarray, truth_K: np.ndarray, orders: int = ORDERS, seed: int = SEED
+) -> np.ndarray:
     """(2, K, O): truth of the running pick (first maximum of the scores) and of the oracle (running maximum of the truth)."""
     rng = np.random.default_rng(seed)
     count = len(scores_K)
     places_OxK = np.stack([rng.permutation(count) for _ in range(orders)])
     shown_OxK, truth_OxK = scores_K[places_OxK], truth_K[places_OxK]
     # A place is a new maximum where it beats everything before it; the pick stays until then.
-    before = np.maximum.accumulate(np.pad(shown_OxK, ((0, 0), (1, 0)), constant_values=-np.inf)[:, :-1], axis=1)
+    before = np.maximum.accumulate(
+        np.pad(shown_OxK, ((0, 0), (1, 0)), constant_values=-np.inf)[:, :-1], axis=1
+    )
     new = shown_OxK > before
     new[:, 0] = True
     pick_OxK = np.maximum.accumulate(np.where(new, np.arange(count), 0), axis=1)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from grm_jax.evals.benchmark import Metrics
-from grm_jax.evals.judged import Judged
+from grm_jax.evals.judged import JudgedComparison
 
 DRAWS = 1000
 LEVEL = 0.95
@@ -29,13 +29,17 @@ class Estimate:
 
     def as_json(self) -> dict:
         """nan becomes null."""
-        return {"value": None if math.isnan(self.value) else self.value, "low": self.low, "high": self.high}
+        return {
+            "value": None if math.isnan(self.value) else self.value,
+            "low": self.low,
+            "high": self.high,
+        }
 
 
 class Resampler:
     """Draws weights for the comparisons of one benchmark; the same seed gives the same draws for every judge of it."""
 
-    def __init__(self, judged: Sequence[Judged], draws: int = DRAWS, seed: int = 0):
+    def __init__(self, judged: Sequence[JudgedComparison], draws: int = DRAWS, seed: int = 0):
         groups = list(dict.fromkeys(j.group for j in judged))
         at = {group: c for c, group in enumerate(groups)}
         self.of_I = np.array([at[j.group] for j in judged], dtype=np.int64)
@@ -87,7 +91,8 @@ class Resampler:
                 for name in names:
                     drawn[name].append(y[name] - x[name])
         return {
-            name: Estimate(b[name] - a[name], *interval(drawn[name])).as_json() | {"p": p_value(drawn[name])}
+            name: Estimate(b[name] - a[name], *interval(drawn[name])).as_json()
+            | {"p": p_value(drawn[name])}
             for name in names
         }
 

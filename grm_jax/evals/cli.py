@@ -29,28 +29,43 @@ def parser() -> argparse.ArgumentParser:
         help="names, comma separated; 'paper' for the paper's four; 'all' for what --data holds",
     )
     p.add_argument(
-        "--data", required=True, help="folder with one folder per benchmark (docs/evaluation.md says which files)"
+        "--data",
+        required=True,
+        help="folder with one folder per benchmark (docs/evaluation.md says which files)",
     )
     p.add_argument(
-        "--out", help="folder for verdicts, results.json, results.md and results.html (default eval/NAME-OF-JUDGE)"
+        "--out",
+        help="folder for verdicts, results.json, results.md and results.html (default eval/NAME-OF-JUDGE)",
     )
     judge = p.add_mutually_exclusive_group(required=True)
-    judge.add_argument("--model", help="model folder, checkpoint or GGUF file: judge with it, resumable")
-    judge.add_argument("--judge", choices=floors.FLOORS, help="a rule instead of a model")
-    judge.add_argument("--scores", help="judgements made elsewhere: a JSONL file, or a folder with BENCHMARK.jsonl")
     judge.add_argument(
-        "--write_comparisons", metavar="DIR", help="write BENCHMARK.jsonl for a judge elsewhere, and stop"
+        "--model", help="model folder, checkpoint or GGUF file: judge with it, resumable"
+    )
+    judge.add_argument("--judge", choices=floors.FLOORS, help="a rule instead of a model")
+    judge.add_argument(
+        "--scores", help="judgements made elsewhere: a JSONL file, or a folder with BENCHMARK.jsonl"
+    )
+    judge.add_argument(
+        "--write_comparisons",
+        metavar="DIR",
+        help="write BENCHMARK.jsonl for a judge elsewhere, and stop",
     )
     p.add_argument(
-        "--part", action="store_true", help="measure the comparisons that --scores holds, where it lacks some"
+        "--part",
+        action="store_true",
+        help="measure the comparisons that --scores holds, where it lacks some",
     )
     p.add_argument("--against", help="--out folder of another run: paired tests, ours minus theirs")
     p.add_argument(
-        "--limit", type=int, help="judge this many comparisons of each benchmark, picked by a hash of their ids"
+        "--limit",
+        type=int,
+        help="judge this many comparisons of each benchmark, picked by a hash of their ids",
     )
     p.add_argument("--subset", help="judge this subset only")
     p.add_argument(
-        "--with_reference", action="store_true", help="show the judge the reference answer, where the data hold one"
+        "--with_reference",
+        action="store_true",
+        help="show the judge the reference answer, where the data hold one",
     )
     p.add_argument("--draws", type=int, default=1000, help="draws of the bootstrap (default 1000)")
     p.add_argument("--overwrite", action="store_true", help="judge again what is in --out")
@@ -58,18 +73,24 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0)
     model = p.add_argument_group("judging with a model (as `grm judge`)")
     model.add_argument("--meta_rm", help="folder of a meta reward model")
-    model.add_argument("--tokenizer", help="folder or file of the tokenizer, where the model's folder has none")
+    model.add_argument(
+        "--tokenizer", help="folder or file of the tokenizer, where the model's folder has none"
+    )
     model.add_argument("--template", help="default: what the model's judge.json names, else grm")
     model.add_argument("--k", type=int, default=8, help="critiques per comparison (default 8)")
     model.add_argument("--k_meta", type=int)
     model.add_argument("--temperature", type=float, default=0.5)
     model.add_argument("--top_p", type=float, default=1.0)
-    model.add_argument("--max_new_tokens", type=int, help="default: the model's judge.json, else 1024")
+    model.add_argument(
+        "--max_new_tokens", type=int, help="default: the model's judge.json, else 1024"
+    )
     model.add_argument("--vote", default="sum")
     model.add_argument("--orders", default="balanced")
     model.add_argument("--expected", action="store_true")
     model.add_argument(
-        "--no_greedy", action="store_true", help="leave out the greedy run that gains are measured against"
+        "--no_greedy",
+        action="store_true",
+        help="leave out the greedy run that gains are measured against",
     )
     model.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     model.add_argument("--mesh", help="data=1,fsdp=8,tensor=1")
@@ -113,7 +134,9 @@ def evaluate(args: argparse.Namespace) -> int:
         entry = measure(benchmark, judged, total, judge, args.draws, greedy, cost)
         if args.against:
             theirs = run.load_judged(comparisons, Path(args.against) / f"{benchmark.name}.jsonl")
-            entry["against"] = {"run": Path(args.against).name} | compare(benchmark, judged, theirs, args.draws)
+            entry["against"] = {"run": Path(args.against).name} | compare(
+                benchmark, judged, theirs, args.draws
+            )
         entries.append(entry)
     write_reports(entries, out)
     return 0
@@ -121,7 +144,9 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def load(args) -> list:
     """(benchmark, comparisons to judge, how many there are) for each name. 'all' takes what is there."""
-    names = {"paper": benchmarks.PAPER, "all": benchmarks.NAMES}.get(args.benchmark) or args.benchmark.split(",")
+    names = {"paper": benchmarks.PAPER, "all": benchmarks.NAMES}.get(
+        args.benchmark
+    ) or args.benchmark.split(",")
     loaded = []
     for name in dict.fromkeys(name.strip() for name in names):
         benchmark = benchmarks.get(name)
@@ -136,7 +161,9 @@ def load(args) -> list:
             ids = {str(row.get("id")) for row in run.read_rows(scores_path(args.scores, name))}
             scored = [c for c in everything if str(c.id) in ids]
             if not scored:
-                raise ValueError(f"{args.scores} holds none of the {len(everything)} comparisons of {name}")
+                raise ValueError(
+                    f"{args.scores} holds none of the {len(everything)} comparisons of {name}"
+                )
             comparisons = run.choose(scored, args.limit, args.subset)
         else:
             comparisons = run.choose(everything, args.limit, args.subset)
@@ -164,7 +191,12 @@ def _judge_of(args, out: Path):
         return lambda b, cs: (
             run.judge_with_floor(args.judge, cs, args.seed, out / f"{b.name}.jsonl"),
             None,
-            {"kind": "floor", "name": args.judge, "rule": floors.FLOORS[args.judge], "seed": args.seed},
+            {
+                "kind": "floor",
+                "name": args.judge,
+                "rule": floors.FLOORS[args.judge],
+                "seed": args.seed,
+            },
             {},
         )
     if args.scores:
@@ -179,7 +211,11 @@ def _from_file(args, benchmark, comparisons, out: Path):
     if path.resolve() != copy.resolve():
         copy.write_bytes(path.read_bytes())
     first = next(run.read_rows(path), {})
-    named = {key: first[key] for key in ("model", "k", "temperature", "vote", "template", "meta_rm") if key in first}
+    named = {
+        key: first[key]
+        for key in ("model", "k", "temperature", "vote", "template", "meta_rm")
+        if key in first
+    }
     return judged, None, {"kind": "scores", "name": named.get("model", path.stem)} | named, {}
 
 
@@ -213,18 +249,36 @@ def _with_model(args, out: Path):
 
 def judge_benchmark(judge, benchmark, comparisons, out: Path, options, args):
     """One benchmark by one loaded judge: the sampled run, and the greedy one that gains are measured against."""
-    named = dict(private=benchmark.private, chunk=args.chunk, overwrite=args.overwrite, progress=not args.quiet)
+    named = dict(
+        private=benchmark.private,
+        chunk=args.chunk,
+        overwrite=args.overwrite,
+        progress=not args.quiet,
+    )
     path = out / f"{benchmark.name}.jsonl"
     cost = run.judge_with_model(judge, comparisons, path, options, **named)
     judged, greedy = run.load_judged(comparisons, path), None
     if options.temperature > 0 and not args.no_greedy:
         # A protocol of both orders needs one greedy text for each.
         k = 2 if benchmark.both_orders else 1
-        once = dataclasses.replace(options, temperature=0.0, k=k, vote="sum", expected=False, k_meta=None)
-        run.judge_with_model(judge, comparisons, out / f"{benchmark.name}.greedy.jsonl", once, **named)
+        once = dataclasses.replace(
+            options, temperature=0.0, k=k, vote="sum", expected=False, k_meta=None
+        )
+        run.judge_with_model(
+            judge, comparisons, out / f"{benchmark.name}.greedy.jsonl", once, **named
+        )
         greedy = run.load_judged(comparisons, out / f"{benchmark.name}.greedy.jsonl")
-    description = {"kind": "model", "name": judge.name, "meta_rm": getattr(judge.meta_rm, "name", None)}
-    return judged, greedy, description | dataclasses.asdict(options) | {"template": judge.family}, cost
+    description = {
+        "kind": "model",
+        "name": judge.name,
+        "meta_rm": getattr(judge.meta_rm, "name", None),
+    }
+    return (
+        judged,
+        greedy,
+        description | dataclasses.asdict(options) | {"template": judge.family},
+        cost,
+    )
 
 
 def parameters(path) -> int | None:

@@ -7,7 +7,9 @@ import math
 import numpy as np
 
 
-def roc_auc(scores_I: np.ndarray, positive_I: np.ndarray, weights_I: np.ndarray | None = None) -> float:
+def roc_auc(
+    scores_I: np.ndarray, positive_I: np.ndarray, weights_I: np.ndarray | None = None
+) -> float:
     """The probability that a positive scores above a negative, ties counting half; nan where one of the classes is missing.
 
     Equal to sklearn.metrics.roc_auc_score with sample_weight; written out because a bootstrap calls it thousands of times.

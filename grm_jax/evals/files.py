@@ -26,7 +26,9 @@ class Source:
 
     def __init__(self, root: str | Path, name: str, aliases: Sequence[str] = (), what: str = ""):
         self.root, self.name, self.what = Path(root), name, what
-        self.folders = [self.root / alias for alias in (name, *aliases) if (self.root / alias).is_dir()]
+        self.folders = [
+            self.root / alias for alias in (name, *aliases) if (self.root / alias).is_dir()
+        ]
         self.own = bool(self.folders)
         if not self.own and self.root.is_dir():
             self.folders = [self.root]
@@ -59,12 +61,21 @@ class Source:
         for stem in stems:
             # Names like "test" occur everywhere: a root that may hold other benchmarks is not searched below its data/.
             above = ("",) if self.own else ("", "data/")
-            patterns = [f"{a}{stem}{between}*{end}" for a in above for end in TABLES for between in ("", "/")]
+            patterns = [
+                f"{a}{stem}{between}*{end}"
+                for a in above
+                for end in TABLES
+                for between in ("", "/")
+            ]
             found = (
-                self.files(*patterns) if self.own else [p for f in self.folders for g in patterns for p in f.glob(g)]
+                self.files(*patterns)
+                if self.own
+                else [p for f in self.folders for g in patterns for p in f.glob(g)]
             )
             # Descriptions that Hugging Face and TFDS put beside the data are not data.
-            paths = [p for p in sorted(set(found)) if p.stem not in ("dataset_info", "state", "features")]
+            paths = [
+                p for p in sorted(set(found)) if p.stem not in ("dataset_info", "state", "features")
+            ]
             if paths:
                 # Of several formats of the same table one is enough.
                 kind = paths[0].suffix
@@ -72,7 +83,9 @@ class Source:
                     if path.suffix == kind:
                         yield from records(path)
                 return
-        for features in self.files("features.json") if self.own else self.root.glob("features.json"):
+        for features in (
+            self.files("features.json") if self.own else self.root.glob("features.json")
+        ):
             splits = tfds_splits(features.parent)
             for stem in stems:
                 if stem in splits:

@@ -10,13 +10,13 @@ import dataclasses
 from collections.abc import Sequence
 
 from grm_jax.judging import votes
-from grm_jax.judging.types import Comparison, Critique
+from grm_jax.types import Comparison, Critique
 
 Order = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged:
+class JudgedComparison:
     """One judged comparison.
 
     scores: of the vote over all critiques, one per response; None where nothing could be read.
@@ -59,13 +59,17 @@ def critique_of(row: dict) -> Critique:
     )
 
 
-def from_row(comparison: Comparison, row: dict, rule: str | None = None) -> Judged:
+def from_row(comparison: Comparison, row: dict, rule: str | None = None) -> JudgedComparison:
     """The judged comparison of a row of `grm judge`; an error row has no scores. rule: the row's own vote when None."""
     if row.get("error"):
-        return Judged(comparison, None, error=str(row["error"].get("reason", "not judged")))
+        return JudgedComparison(
+            comparison, None, error=str(row["error"].get("reason", "not judged"))
+        )
     critiques = tuple(critique_of(critique) for critique in row["critiques"])
     responses = row.get("responses")
-    if len(row["scores"]) != comparison.n or (responses is not None and tuple(responses) != comparison.responses):
+    if len(row["scores"]) != comparison.n or (
+        responses is not None and tuple(responses) != comparison.responses
+    ):
         raise ValueError(
             f"row {row.get('id')!r} is about {len(row['scores'])} responses that are not those of the comparison: "
             "it was judged from other data than --data names"
@@ -80,7 +84,7 @@ def vote(
     rule: str = "sum",
     guided: bool = False,
     k_meta: int | None = None,
-) -> Judged:
+) -> JudgedComparison:
     """The vote over some critiques of a comparison, and the same vote within each order that they saw.
 
     guided: in both only the critiques vote that the meta reward model keeps; an order of which it keeps none has no view.
@@ -92,7 +96,15 @@ def vote(
     views = []
     for order in dict.fromkeys(critique.order for critique in critiques):
         if order in chosen or order not in read:
-            results = votes.votes([critique for critique in voting if critique.order == order], comparison.n)
+            results = votes.votes(
+                [critique for critique in voting if critique.order == order], comparison.n
+            )
             views.append((order, results.get(rule)))
     scores = tuple(verdict.scores) if verdict.votes else None
-    return Judged(comparison, scores, tuple(views), tuple(critiques), max(1, len(voting)) if rule == "sum" else 1)
+    return JudgedComparison(
+        comparison,
+        scores,
+        tuple(views),
+        tuple(critiques),
+        max(1, len(voting)) if rule == "sum" else 1,
+    )

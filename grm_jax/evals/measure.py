@@ -9,18 +9,18 @@ from collections.abc import Sequence
 from grm_jax.evals import biases, floors, scaling
 from grm_jax.evals.benchmark import Benchmark
 from grm_jax.evals.bootstrap import DRAWS, Resampler, mcnemar
-from grm_jax.evals.judged import Judged
+from grm_jax.evals.judged import JudgedComparison
 
 SHOWN_FLOORS = ("longest", "first")
 
 
 def measure(
     benchmark: Benchmark,
-    judged: Sequence[Judged],
+    judged: Sequence[JudgedComparison],
     total: int,
     judge: dict,
     draws: int = DRAWS,
-    greedy: Sequence[Judged] | None = None,
+    greedy: Sequence[JudgedComparison] | None = None,
     cost: dict | None = None,
 ) -> dict:
     """A JSON-ready entry.
@@ -55,7 +55,9 @@ def measure(
         "gains": gains(benchmark, judged, rule, greedy),
         "cost": cost or {},
         "notes": notes(benchmark, judged),
-        "published": [{"model": p.model, "values": p.values, "source": p.source} for p in benchmark.published],
+        "published": [
+            {"model": p.model, "values": p.values, "source": p.source} for p in benchmark.published
+        ],
     }
     if greedy is not None:
         entry["greedy"] = headline_of(benchmark, greedy, rule, resampler)
@@ -66,13 +68,17 @@ def measure(
     return entry
 
 
-def headline_of(benchmark: Benchmark, judged: Sequence[Judged], rule: str, resampler: Resampler) -> dict:
+def headline_of(
+    benchmark: Benchmark, judged: Sequence[JudgedComparison], rule: str, resampler: Resampler
+) -> dict:
     """The headline estimate of other judgements of the resampler's comparisons."""
     graded = benchmark.grade(judged, rule)
-    return next(iter(resampler.estimate(lambda w: _first(benchmark.aggregate(graded, w))).values())).as_json()
+    return next(
+        iter(resampler.estimate(lambda w: _first(benchmark.aggregate(graded, w))).values())
+    ).as_json()
 
 
-def notes(benchmark: Benchmark, judged: Sequence[Judged]) -> str:
+def notes(benchmark: Benchmark, judged: Sequence[JudgedComparison]) -> str:
     """The benchmark's notes, and what this run did otherwise than its protocol asks."""
     one = sum(j.scores is not None and len(j.views) == 1 for j in judged)
     if benchmark.both_orders and one:
@@ -81,7 +87,7 @@ def notes(benchmark: Benchmark, judged: Sequence[Judged]) -> str:
     return benchmark.notes
 
 
-def headline_rule(benchmark: Benchmark, judged: Sequence[Judged]) -> str:
+def headline_rule(benchmark: Benchmark, judged: Sequence[JudgedComparison]) -> str:
     """The benchmark's own rule; for judges without critiques its rule for single scores, where it has one."""
     generative = any(j.critiques for j in judged)
     for name in () if generative else ("scalar", "single"):
@@ -94,18 +100,22 @@ def _first(metrics: dict) -> dict:
     return dict([next(iter(metrics.items()))])
 
 
-def floor_values(benchmark: Benchmark, judged: Sequence[Judged], rule: str, draws: int) -> dict:
+def floor_values(
+    benchmark: Benchmark, judged: Sequence[JudgedComparison], rule: str, draws: int
+) -> dict:
     """The headline of the length rule and of the first-is-better rule on the same comparisons."""
     found = {}
     for name in SHOWN_FLOORS:
         rows = [floors.judge(name, j.comparison) for j in judged]
         grades = benchmark.grade(rows, rule)
-        metrics = Resampler(rows, min(draws, 200)).estimate(lambda w, g=grades: _first(benchmark.aggregate(g, w)))
+        metrics = Resampler(rows, min(draws, 200)).estimate(
+            lambda w, g=grades: _first(benchmark.aggregate(g, w))
+        )
         found[name] = next(iter(metrics.values())).as_json()
     return found
 
 
-def reading(judged: Sequence[Judged]) -> dict:
+def reading(judged: Sequence[JudgedComparison]) -> dict:
     """How much could be read: critiques by status, comparisons without any score, ties, tokens."""
     critiques = [c for j in judged for c in j.critiques]
     scored = [j for j in judged if j.scores is not None]
@@ -116,30 +126,52 @@ def reading(judged: Sequence[Judged]) -> dict:
         "parsed": sum(c.status == "ok" for c in critiques) / len(critiques) if critiques else None,
         "nothing_read": len(judged) - len(scored),
         "errors": dict(Counter(j.error for j in judged if j.error).most_common(5)),
-        "ties": sum(scores.count(max(scores)) > 1 for scores in (j.scores for j in several)) / len(several)
+        "ties": sum(scores.count(max(scores)) > 1 for scores in (j.scores for j in several))
+        / len(several)
         if several
         else None,
-        "tokens_per_critique": sum(c.tokens for c in critiques) / len(critiques) if critiques else None,
+        "tokens_per_critique": sum(c.tokens for c in critiques) / len(critiques)
+        if critiques
+        else None,
     }
 
 
-def gains(benchmark: Benchmark, judged: Sequence[Judged], rule: str, greedy: Sequence[Judged] | None) -> dict:
+def gains(
+    benchmark: Benchmark,
+    judged: Sequence[JudgedComparison],
+    rule: str,
+    greedy: Sequence[JudgedComparison] | None,
+) -> dict:
     """The headline against greedy decoding and against one sample (the average over the samples), paired."""
     found = {}
     if any(len(j.critiques) > 1 for j in judged):
-        found["voting@1"] = scaling.gain(benchmark, judged, scaling.blocks(benchmark, judged, "sum", 1, rule), rule)
+        found["voting@1"] = scaling.gain(
+            benchmark, judged, scaling.blocks(benchmark, judged, "sum", 1, rule), rule
+        )
     if greedy is not None:
         grades = benchmark.grade(greedy, rule)
-        found["greedy"] = scaling.gain(benchmark, judged, lambda w: benchmark.aggregate(grades, w), rule)
+        found["greedy"] = scaling.gain(
+            benchmark, judged, lambda w: benchmark.aggregate(grades, w), rule
+        )
     return found
 
 
-def compare(benchmark: Benchmark, ours: Sequence[Judged], theirs: Sequence[Judged], draws: int = DRAWS) -> dict:
+def compare(
+    benchmark: Benchmark,
+    ours: Sequence[JudgedComparison],
+    theirs: Sequence[JudgedComparison],
+    draws: int = DRAWS,
+) -> dict:
     """Ours minus theirs under every rule of ours, paired by comparison; McNemar's exact test where each comparison is right or wrong."""
     rule = headline_rule(benchmark, ours)
     grades = benchmark.grade(theirs, rule), benchmark.grade(ours, rule)
-    difference = Resampler(ours, draws).difference(*(lambda w, g=g: benchmark.aggregate(g, w) for g in grades))
-    entry: dict = {"rule": rule, "metrics": {n: d for n, d in difference.items() if not math.isnan(d["value"] or 0.0)}}
+    difference = Resampler(ours, draws).difference(
+        *(lambda w, g=g: benchmark.aggregate(g, w) for g in grades)
+    )
+    entry: dict = {
+        "rule": rule,
+        "metrics": {n: d for n, d in difference.items() if not math.isnan(d["value"] or 0.0)},
+    }
     values = [g.get("value") for g in grades]
     if values[0] is not None and len(values[0]) == len(values[1]) == len(ours):
         entry["mcnemar"] = mcnemar(*values)

@@ -28,7 +28,10 @@ def template(name: str):
     import jinja2
 
     env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     return env.get_template(name)
 
@@ -37,7 +40,10 @@ def _columns(entries) -> dict:
     """The overview table without the columns that say nothing for this judge."""
     body = tables.rows(entries)
     kept = [c for c in range(len(tables.COLUMNS)) if any(row[c] != "–" for row in body)]
-    return {"names": [tables.COLUMNS[c] for c in kept], "rows": [[row[c] for c in kept] for row in body]}
+    return {
+        "names": [tables.COLUMNS[c] for c in kept],
+        "rows": [[row[c] for c in kept] for row in body],
+    }
 
 
 def card(entry: dict) -> dict:
@@ -50,9 +56,12 @@ def card(entry: dict) -> dict:
         "span": tables.span(value),
         "bars": bars(entry),
         "rules": [
-            (name, tables.percent(tables.headline(entry, name)["value"]), text) for name, text in entry["rules"].items()
+            (name, tables.percent(tables.headline(entry, name)["value"]), text)
+            for name, text in entry["rules"].items()
         ],
-        "floors": [(name, tables.percent(floor["value"])) for name, floor in entry["floors"].items()],
+        "floors": [
+            (name, tables.percent(floor["value"])) for name, floor in entry["floors"].items()
+        ],
         "gains": [(name, tables.signed(gain)) for name, gain in entry["gains"].items()],
         "against": tables.against_line(entry) if "against" in entry else None,
         "statuses": ", ".join(f"{n} {status}" for status, n in reading["statuses"].items()),
@@ -68,7 +77,11 @@ def card(entry: dict) -> dict:
             if entry["headline"] in p["values"]
         ],
         "cost": cost(entry["cost"]),
-        "figures": [figure for figure in (plots.curve(entry), plots.place(entry), plots.length(entry)) if figure],
+        "figures": [
+            figure
+            for figure in (plots.curve(entry), plots.place(entry), plots.length(entry))
+            if figure
+        ],
     }
 
 
@@ -76,13 +89,17 @@ def bars(entry: dict) -> list[dict]:
     """The headline and the benchmark's parts as bars, with interval and position in percent of the width."""
     metrics = entry["metrics"][entry["rule"]]
     prefixes = benchmarks.get(entry["benchmark"]).bars
-    names = [entry["headline"]] + [n for n in metrics if n != entry["headline"] and n.startswith(tuple(prefixes))]
+    names = [entry["headline"]] + [
+        n for n in metrics if n != entry["headline"] and n.startswith(tuple(prefixes))
+    ]
     found = []
     for name in names[:MOST_BARS]:
         value = metrics[name]
         if value["value"] is None or math.isnan(value["value"]):
             continue
-        low, high = (value["low"], value["high"]) if value["low"] is not None else (value["value"],) * 2
+        low, high = (
+            (value["low"], value["high"]) if value["low"] is not None else (value["value"],) * 2
+        )
         clip = lambda x: f"{min(100.0, max(0.0, 100 * x)):.2f}"  # noqa: E731
         found.append(
             {

@@ -35,13 +35,20 @@ def _svg(figure, title: str) -> str:
     import matplotlib
 
     text = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}):
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    with matplotlib.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}
+    ):
+        figure.savefig(
+            text, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = svg.replace(INK, "currentColor").replace(FAINT, "var(--faint)")
     svg = re.sub(
-        r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{title}">', svg, count=1
+        r'<svg [^>]*?viewBox="([^"]+)"[^>]*>',
+        rf'<svg viewBox="\1" role="img" aria-label="{title}">',
+        svg,
+        count=1,
     )
     return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
 
@@ -57,17 +64,41 @@ def curve(entry: dict) -> str:
             continue
         ks, values = list(known), [100 * p["value"] for p in known.values()]
         bounds = [
-            (p["low"] if p["low"] is not None else p["value"], p["high"] if p["high"] is not None else p["value"])
+            (
+                p["low"] if p["low"] is not None else p["value"],
+                p["high"] if p["high"] is not None else p["value"],
+            )
             for p in known.values()
         ]
-        axes.plot(ks, values, marker="o", markersize=4, linewidth=1.6, color=COLOURS[kind], label=LABELS[kind])
+        axes.plot(
+            ks,
+            values,
+            marker="o",
+            markersize=4,
+            linewidth=1.6,
+            color=COLOURS[kind],
+            label=LABELS[kind],
+        )
         axes.fill_between(
-            ks, [100 * b[0] for b in bounds], [100 * b[1] for b in bounds], color=COLOURS[kind], alpha=0.13, linewidth=0
+            ks,
+            [100 * b[0] for b in bounds],
+            [100 * b[1] for b in bounds],
+            color=COLOURS[kind],
+            alpha=0.13,
+            linewidth=0,
         )
     if entry.get("greedy", {}).get("value") is not None:
-        axes.axhline(100 * entry["greedy"]["value"], color=INK, linewidth=1, linestyle="--", label="greedy")
+        axes.axhline(
+            100 * entry["greedy"]["value"], color=INK, linewidth=1, linestyle="--", label="greedy"
+        )
     if entry["floors"]["longest"]["value"] is not None:
-        axes.axhline(100 * entry["floors"]["longest"]["value"], color=INK, linewidth=1, linestyle=":", label="longest")
+        axes.axhline(
+            100 * entry["floors"]["longest"]["value"],
+            color=INK,
+            linewidth=1,
+            linestyle=":",
+            label="longest",
+        )
     axes.set_xscale("log", base=2)
     ticks = sorted({int(k) for points in entry["curves"].values() for k in points})
     axes.set_xticks(ticks, [str(k) for k in ticks])

@@ -24,7 +24,9 @@ def bradley_terry(wins: np.ndarray, prior: float = 0.1, steps: int = 200) -> np.
     wins = wins + prior * met
     games, strength = wins + wins.T, np.ones(len(wins))
     for _ in range(steps):
-        new = wins.sum(1) / np.maximum((games / (strength[:, None] + strength[None, :])).sum(1), 1e-12)
+        new = wins.sum(1) / np.maximum(
+            (games / (strength[:, None] + strength[None, :])).sum(1), 1e-12
+        )
         new = np.where(wins.sum(1) > 0, new, 1.0)
         new = new / math.exp(np.mean(np.log(new)))
         if np.max(np.abs(np.log(new / strength))) < 1e-7:

@@ -10,15 +10,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from grm_jax.evals import floors
-from grm_jax.evals.judged import Judged, from_row
-from grm_jax.judging.types import Comparison
+from grm_jax.evals.judged import JudgedComparison, from_row
+from grm_jax.types import Comparison
 
 # What a row leaves out where the benchmark's authors ask that its text is not published.
 PRIVATE = ("query", "responses", "reference", "meta")
 WAY_OUT = "judge into another folder, or again: --overwrite, or remove the file"
 
 
-def choose(comparisons: Sequence[Comparison], limit: int | None, subset: str | None = None) -> list[Comparison]:
+def choose(
+    comparisons: Sequence[Comparison], limit: int | None, subset: str | None = None
+) -> list[Comparison]:
     """A part of a benchmark: one subset, and of it `limit` comparisons picked by a hash of their ids, in their order.
 
     The same limit picks the same comparisons everywhere. ValueError for a subset that is not there.
@@ -52,10 +54,10 @@ def judge_with_model(
     """
     from tqdm import tqdm
 
-    from grm_jax.judging.journal import Journal
     from grm_jax.judging.judge import Unjudged
     from grm_jax.judging.rows import error_row, row_of
     from grm_jax.judging.run import finished, settings_of, template_named
+    from grm_jax.run_store import Journal
 
     output = Path(output)
     settings, digest = settings_of(judge, options), fingerprint(comparisons)
@@ -63,11 +65,19 @@ def judge_with_model(
     header = settings | {"template": judge.family, "input": digest}
     settings |= {"input": digest[:12]}
     if not overwrite and finished(output):
-        check(output, comparisons, settings, lambda comparison: template_named(judge, comparison, options))
+        check(
+            output,
+            comparisons,
+            settings,
+            lambda comparison: template_named(judge, comparison, options),
+        )
         return json.loads(cost.read_text()) if cost.exists() else {}
     earlier = json.loads(cost.read_text())["seconds"] if cost.exists() and not overwrite else 0.0
     journal = Journal(output, header, resume=not overwrite, overwrite=overwrite)
-    start, bar = time.monotonic(), tqdm(total=len(comparisons), desc=output.stem, disable=not progress, mininterval=1)
+    start, bar = (
+        time.monotonic(),
+        tqdm(total=len(comparisons), desc=output.stem, disable=not progress, mininterval=1),
+    )
     try:
         todo = [(line, c) for line, c in enumerate(comparisons, 1) if line not in journal.done]
         bar.update(len(comparisons) - len(todo))
@@ -76,7 +86,9 @@ def judge_with_model(
             if isinstance(result, Unjudged):
                 row = error_row(line, result.reason, settings, comparison.id)
             else:
-                row = row_of(comparison, result, settings, line, template_named(judge, comparison, options))
+                row = row_of(
+                    comparison, result, settings, line, template_named(judge, comparison, options)
+                )
             journal.append(_without_text(row) if private else row)
             # After every row: a run that is killed outright has told what it took so far.
             cost.write_text(json.dumps({"seconds": earlier + time.monotonic() - start}))
@@ -87,7 +99,10 @@ def judge_with_model(
         journal.close()
     critiques = [critique for row in read_rows(output) for critique in row["critiques"]]
     spent = {"seconds": earlier + time.monotonic() - start}
-    spent |= {"tokens": sum(critique["tokens"] for critique in critiques), "critiques": len(critiques)}
+    spent |= {
+        "tokens": sum(critique["tokens"] for critique in critiques),
+        "critiques": len(critiques),
+    }
     cost.write_text(json.dumps(spent))
     return spent
 
@@ -97,12 +112,19 @@ def fingerprint(comparisons: Sequence[Comparison]) -> str:
     digest = hashlib.sha256()
     for c in comparisons:
         digest.update(
-            json.dumps([c.id, c.turns, c.responses, c.reference], sort_keys=True).encode("utf-8", "surrogatepass")
+            json.dumps([c.id, c.turns, c.responses, c.reference], sort_keys=True).encode(
+                "utf-8", "surrogatepass"
+            )
         )
     return digest.hexdigest()
 
 
-def check(path: Path, comparisons: Sequence[Comparison], settings: dict, named: Callable[[Comparison], str]) -> None:
+def check(
+    path: Path,
+    comparisons: Sequence[Comparison],
+    settings: dict,
+    named: Callable[[Comparison], str],
+) -> None:
     """Raises ValueError where a finished file holds other comparisons, or was judged otherwise, than is asked for now.
 
     named: the template of a comparison, as rows name it.
@@ -110,7 +132,9 @@ def check(path: Path, comparisons: Sequence[Comparison], settings: dict, named: 
     from grm_jax.judging.run import otherwise
 
     rows = list(read_rows(path))
-    if rows and (differing := otherwise(rows[0], {k: v for k, v in settings.items() if k != "input"})):
+    if rows and (
+        differing := otherwise(rows[0], {k: v for k, v in settings.items() if k != "input"})
+    ):
         raise ValueError(f"{path} was judged {differing}: {WAY_OUT}")
     if [str(row.get("id")) for row in rows] != [str(c.id) for c in comparisons]:
         raise ValueError(
@@ -123,7 +147,9 @@ def check(path: Path, comparisons: Sequence[Comparison], settings: dict, named: 
 
 def _without_text(row: dict) -> dict:
     critiques = [c | {"text": "", "analysis": "", "principles": []} for c in row["critiques"]]
-    return {key: value for key, value in row.items() if key not in PRIVATE} | {"critiques": critiques}
+    return {key: value for key, value in row.items() if key not in PRIVATE} | {
+        "critiques": critiques
+    }
 
 
 def read_rows(path: str | Path):
@@ -139,7 +165,9 @@ def read_rows(path: str | Path):
                     ) from None
 
 
-def load_judged(comparisons: Sequence[Comparison], path: str | Path, vote: str | None = None) -> list[Judged]:
+def load_judged(
+    comparisons: Sequence[Comparison], path: str | Path, vote: str | None = None
+) -> list[JudgedComparison]:
     """The judged comparisons of a file: rows of `grm judge`, or {"id", "scores"} (null where nothing could be read).
 
     Rows are found by id, so a file may hold more than is asked for. Raises ValueError where one is missing or does not fit.
@@ -154,7 +182,7 @@ def load_judged(comparisons: Sequence[Comparison], path: str | Path, vote: str |
     return [_judged(c, rows[str(c.id)], path, vote) for c in comparisons]
 
 
-def _judged(comparison: Comparison, row: dict, path, vote: str | None) -> Judged:
+def _judged(comparison: Comparison, row: dict, path, vote: str | None) -> JudgedComparison:
     if "critiques" in row and (row["critiques"] or row.get("error")):
         return from_row(comparison, row, vote)
     scores = row.get("scores")
@@ -164,14 +192,17 @@ def _judged(comparison: Comparison, row: dict, path, vote: str | None) -> Judged
             "order of `grm eval --write_comparisons`, or null"
         )
     views = tuple(
-        (tuple(v["order"]), None if v["scores"] is None else tuple(v["scores"])) for v in row.get("views", ())
+        (tuple(v["order"]), None if v["scores"] is None else tuple(v["scores"]))
+        for v in row.get("views", ())
     )
-    return Judged(comparison, None if scores is None else tuple(map(float, scores)), views)
+    return JudgedComparison(
+        comparison, None if scores is None else tuple(map(float, scores)), views
+    )
 
 
 def judge_with_floor(
     name: str, comparisons: Sequence[Comparison], seed: int, output: str | Path | None
-) -> list[Judged]:
+) -> list[JudgedComparison]:
     """The judgements of a floor, written as a scores file where one is asked for."""
     judged = [floors.judge(name, comparison, seed) for comparison in comparisons]
     if output is not None:
@@ -179,7 +210,7 @@ def judge_with_floor(
     return judged
 
 
-def write_scores(judged: Sequence[Judged], path: str | Path) -> None:
+def write_scores(judged: Sequence[JudgedComparison], path: str | Path) -> None:
     """A scores file: {"id", "scores", "views"?} a line."""
     lines = []
     for j in judged:

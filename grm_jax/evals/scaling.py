@@ -13,7 +13,7 @@ import numpy as np
 
 from grm_jax.evals.benchmark import Benchmark, Metrics, average
 from grm_jax.evals.bootstrap import Resampler
-from grm_jax.evals.judged import Judged, vote
+from grm_jax.evals.judged import JudgedComparison, vote
 from grm_jax.judging.votes import NoVote
 
 BLOCKS = 8
@@ -31,7 +31,7 @@ def steps(count: int) -> list[int]:
     return sorted({2**i for i in range(count.bit_length()) if 2**i <= count} | {count})
 
 
-def kinds(judged: Sequence[Judged]) -> list[str]:
+def kinds(judged: Sequence[JudgedComparison]) -> list[str]:
     """The ways of voting that the critiques allow."""
     readable = [c for j in judged for c in j.critiques if c.status == "ok"]
     if not readable:
@@ -46,7 +46,7 @@ def kinds(judged: Sequence[Judged]) -> list[str]:
     return found
 
 
-def revote(judged: Judged, kind: str, k: int, block: int) -> Judged:
+def revote(judged: JudgedComparison, kind: str, k: int, block: int) -> JudgedComparison:
     """The judgement of one block of k critiques."""
     part = judged.critiques[block * k : (block + 1) * k]
     if not part:
@@ -71,14 +71,21 @@ class Blocks:
         return {name: average(m.get(name, float("nan")) for m in metrics) for name in metrics[0]}
 
 
-def blocks(benchmark: Benchmark, judged: Sequence[Judged], kind: str, k: int, rule: str) -> Blocks:
+def blocks(
+    benchmark: Benchmark, judged: Sequence[JudgedComparison], kind: str, k: int, rule: str
+) -> Blocks:
     """The blocks of one (kind, k)."""
     total = max(len(j.critiques) for j in judged)
     count = max(1, min(BLOCKS, total // k))
-    return Blocks(benchmark, [benchmark.grade([revote(j, kind, k, b) for j in judged], rule) for b in range(count)])
+    return Blocks(
+        benchmark,
+        [benchmark.grade([revote(j, kind, k, b) for j in judged], rule) for b in range(count)],
+    )
 
 
-def curves(benchmark: Benchmark, judged: Sequence[Judged], rule: str, draws: int = DRAWS) -> dict:
+def curves(
+    benchmark: Benchmark, judged: Sequence[JudgedComparison], rule: str, draws: int = DRAWS
+) -> dict:
     """{kind: {k: {"value", "low", "high"}}} of the headline metric; empty for judges without critiques."""
     total = max((len(j.critiques) for j in judged), default=0)
     if not total:
@@ -96,7 +103,13 @@ def curves(benchmark: Benchmark, judged: Sequence[Judged], rule: str, draws: int
     return found
 
 
-def gain(benchmark: Benchmark, judged: Sequence[Judged], baseline, rule: str, draws: int = DRAWS) -> dict:
+def gain(
+    benchmark: Benchmark,
+    judged: Sequence[JudgedComparison],
+    baseline,
+    rule: str,
+    draws: int = DRAWS,
+) -> dict:
     """The headline of a run minus that of a baseline (a function of weights), paired on the same draws."""
     grades = benchmark.grade(judged, rule)
     full = Resampler(judged, draws).difference(

@@ -23,9 +23,15 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="grm table", description="Lays result files of `grm eval` beside the paper's rows."
     )
-    p.add_argument("what", choices=("paper", "runs"), help="paper: with the paper's rows; runs: ours alone")
-    p.add_argument("runs", nargs="+", metavar="RUN", help="--out folder of grm eval, or NAME=FOLDER")
-    p.add_argument("--out", help="file to write: .md, .html or .json (default: Markdown to the terminal)")
+    p.add_argument(
+        "what", choices=("paper", "runs"), help="paper: with the paper's rows; runs: ours alone"
+    )
+    p.add_argument(
+        "runs", nargs="+", metavar="RUN", help="--out folder of grm eval, or NAME=FOLDER"
+    )
+    p.add_argument(
+        "--out", help="file to write: .md, .html or .json (default: Markdown to the terminal)"
+    )
     p.add_argument(
         "--flops_per_token",
         help="NAME=FLOPS,...: forward FLOPs per token of a run's model (2 x parameters when not given)",
@@ -39,14 +45,18 @@ def main(argv: list[str] | None = None) -> int:
     try:
         runs = read_runs(args.runs)
         flops = dict(pair.split("=", 1) for pair in (args.flops_per_token or "").split(",") if pair)
-        found = build(runs, args.what == "paper", {name: float(value) for name, value in flops.items()})
+        found = build(
+            runs, args.what == "paper", {name: float(value) for name, value in flops.items()}
+        )
     except (ValueError, OSError) as error:
         print(f"grm table: {error}", file=sys.stderr)
         return 2
     if not args.out:
         print(markdown(found))
     elif args.out.endswith(".json"):
-        Path(args.out).write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        Path(args.out).write_text(
+            json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     elif args.out.endswith(".html"):
         from grm_jax.evals.table_page import page
 
@@ -67,7 +77,9 @@ def read_runs(given: Sequence[str]) -> dict[str, dict[str, dict]]:
         name = name or Path(folder).resolve().name
         if name in runs:
             raise ValueError(f"two runs are called {name!r}: name them as NAME=FOLDER")
-        runs[name] = {entry["benchmark"]: entry for entry in json.loads(path.read_text(encoding="utf-8"))}
+        runs[name] = {
+            entry["benchmark"]: entry for entry in json.loads(path.read_text(encoding="utf-8"))
+        }
     return runs
 
 
@@ -107,7 +119,10 @@ def greedy(run: dict[str, dict], names: Sequence[str]) -> list[dict | None] | No
     for name, entry in run.items():
         value = entry.get("by_paper", entry).get("greedy")
         if value:
-            found[name] = entry | {"rule": "greedy", "metrics": {"greedy": {entry["headline"]: value}}}
+            found[name] = entry | {
+                "rule": "greedy",
+                "metrics": {"greedy": {entry["headline"]: value}},
+            }
     return cells(found, names)
 
 
@@ -131,7 +146,11 @@ def build(runs: dict[str, dict[str, dict]], with_paper: bool, flops: dict[str, f
     """The tables as data: columns, rows (the paper's and ours), notes; the points of figure 4; what judging cost."""
     there = {name for run in runs.values() for name in run}
     names = [n for n in paper.BENCHMARKS if n in there]
-    others = [n for n in dict.fromkeys(n for run in runs.values() for n in run) if n not in paper.BENCHMARKS]
+    others = [
+        n
+        for n in dict.fromkeys(n for run in runs.values() for n in run)
+        if n not in paper.BENCHMARKS
+    ]
     titles = {n: e["title"] for run in runs.values() for n, e in run.items()}
     found: dict = {
         "tables": [],
@@ -145,7 +164,12 @@ def build(runs: dict[str, dict[str, dict]], with_paper: bool, flops: dict[str, f
         shown = others if with_paper else names + others
         found["tables"].append(side_by_side(runs, shown, [titles[n] for n in shown]))
     used = {mark for table in found["tables"] for row in table["rows"] for mark in row["marks"]}
-    used |= {mark for line in found["figure4"]["lines"] for p in line["points"] for mark in p.get("marks", "")}
+    used |= {
+        mark
+        for line in found["figure4"]["lines"]
+        for p in line["points"]
+        for mark in p.get("marks", "")
+    }
     found["notes"] = {mark: text for mark, text in found["notes"].items() if mark in used}
     return found
 
@@ -163,7 +187,8 @@ def table_3(runs) -> dict:
     """Voting at k = 1, 8, 32 (and every other k that a run has), plain and meta-guided; gain over Voting@1 of the same run."""
     rows = []
     for k in sorted(
-        set(KS) | {int(k) for run in runs.values() for e in run.values() for k in curves(e).get("sum", {})}
+        set(KS)
+        | {int(k) for run in runs.values() for e in run.values() for k in curves(e).get("sum", {})}
     ):
         rows += [_printed(row) | {"name": f"@{k} {row.name}"} for row in paper.TABLE_3.get(k, ())]
         for name, run in runs.items():
@@ -171,9 +196,19 @@ def table_3(runs) -> dict:
                 found = cells(run, paper.BENCHMARKS, k, kind)
                 rows += _ours(f"@{k} {name}, {kind}", found)
                 base = cells(run, paper.BENCHMARKS, 1)
-                if found and base and k > 1 and found[-1]["value"] is not None and base[-1]["value"] is not None:
+                if (
+                    found
+                    and base
+                    and k > 1
+                    and found[-1]["value"] is not None
+                    and base[-1]["value"] is not None
+                ):
                     rows[-1]["gain"] = found[-1]["value"] - base[-1]["value"]
-    return {"title": "Table 3: inference-time scaling", "columns": list(paper.COLUMNS), "rows": rows}
+    return {
+        "title": "Table 3: inference-time scaling",
+        "columns": list(paper.COLUMNS),
+        "rows": rows,
+    }
 
 
 def table_4(runs) -> dict:
@@ -182,7 +217,9 @@ def table_4(runs) -> dict:
     for name, row in paper.TABLE_4.items():
         rows.append(_printed(row))
         if name in runs:
-            rows += _ours(name, greedy(runs[name], paper.BENCHMARKS) or cells(runs[name], paper.BENCHMARKS))
+            rows += _ours(
+                name, greedy(runs[name], paper.BENCHMARKS) or cells(runs[name], paper.BENCHMARKS)
+            )
     return {"title": "Table 4: ablations", "columns": list(paper.COLUMNS), "rows": rows}
 
 
@@ -214,7 +251,11 @@ def figure_4(runs, with_paper: bool, flops: dict[str, float]) -> dict:
     if with_paper and on in ("rewardbench", None):
         for name, points in paper.FIGURE_4.items():
             lines.append(
-                {"name": name, "paper": True, "points": [{"k": k, "value": v / 100, "marks": m} for k, v, m in points]}
+                {
+                    "name": name,
+                    "paper": True,
+                    "points": [{"k": k, "value": v / 100, "marks": m} for k, v, m in points],
+                }
             )
         for name, points in paper.FIGURE_4_SIZES.items():
             sized = [{"billions": b, "value": v / 100, "marks": m} for b, v, m in points]
@@ -242,7 +283,11 @@ def _scaling_lines(name: str, entry: dict, flops_per_token: float | None) -> lis
             points.append(p)
         if points:
             lines.append(
-                {"name": f"{name}, {'voting' if kind == 'sum' else 'meta-guided'}", "paper": False, "points": points}
+                {
+                    "name": f"{name}, {'voting' if kind == 'sum' else 'meta-guided'}",
+                    "paper": False,
+                    "points": points,
+                }
             )
     return lines
 
@@ -254,22 +299,34 @@ def cell_text(cell: dict | None) -> str:
     """A value with its interval."""
     if cell is None or cell["value"] is None:
         return "–"
-    return tables.percent(cell["value"]) + (f" ({tables.span(cell)})" if cell["low"] is not None else "")
+    return tables.percent(cell["value"]) + (
+        f" ({tables.span(cell)})" if cell["low"] is not None else ""
+    )
 
 
 def markdown(found: dict) -> str:
     """The tables, figure 4 as a list of points, and the notes."""
     lines = ["# Beside the paper" if found["notes"] else "# Runs side by side", ""]
-    lines += ["The paper's rows in italics. Ties count 1/t, as the paper's shuffled argmax does in expectation.", ""]
+    lines += [
+        "The paper's rows in italics. Ties count 1/t, as the paper's shuffled argmax does in expectation.",
+        "",
+    ]
     for table in found["tables"]:
         gains = any("gain" in row for row in table["rows"])
         names = [*table["columns"], *(["gain on @1"] if gains else [])]
-        lines += [f"## {table['title']}", "", "| | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+        lines += [
+            f"## {table['title']}",
+            "",
+            "| | " + " | ".join(names) + " |",
+            "|---|" + "---|" * len(names),
+        ]
         for row in table["rows"]:
             name = f"*{row['name']}*" if row["paper"] else f"**{row['name']}**"
             mark = f" [{row['marks']}]" if row["marks"] else ""
             extra = [f"{100 * row['gain']:+.1f}" if "gain" in row else ""] if gains else []
-            lines.append(f"| {name}{mark} | " + " | ".join([*map(cell_text, row["cells"]), *extra]) + " |")
+            lines.append(
+                f"| {name}{mark} | " + " | ".join([*map(cell_text, row["cells"]), *extra]) + " |"
+            )
         lines.append("")
     lines += figure_lines(found["figure4"])
     lines += [f"- [{mark}] {text}" for mark, text in found["notes"].items()]

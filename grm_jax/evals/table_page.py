@@ -12,20 +12,29 @@ COLOURS = ("#2f6fb0", "#b5651d", "#3c8d5a", "#8a4fb0", "#a83250", "#5a6b78", "#7
 def page(found: dict) -> str:
     """The page of what `table.build` returns."""
     figures = [figure(found["figure4"], axis) for axis in ("k", "seconds", "flops")]
-    return template("table.html").render(found=found, figures=[f for f in figures if f], cell=cell_text)
+    return template("table.html").render(
+        found=found, figures=[f for f in figures if f], cell=cell_text
+    )
 
 
 def figure(data: dict, axis: str) -> str:
     """Lines over k, seconds or FLOPs; on the k axis the paper's greedy sizes are horizontal marks. Empty without points."""
-    lines = [(line, [p for p in line["points"] if p.get(axis) and p["value"] is not None]) for line in data["lines"]]
+    lines = [
+        (line, [p for p in line["points"] if p.get(axis) and p["value"] is not None])
+        for line in data["lines"]
+    ]
     if not any(points for _, points in lines) or (
         axis != "k" and all(line["paper"] for line, points in lines if points)
     ):
         return ""
     drawing, axes = plots._axes(3.2)
-    for colour, (line, points) in zip(COLOURS * 5, [(line, points) for line, points in lines if points]):
+    for colour, (line, points) in zip(
+        COLOURS * 5, [(line, points) for line, points in lines if points]
+    ):
         style = (
-            {"linestyle": "--", "marker": "s", "alpha": 0.75} if line["paper"] else {"linestyle": "-", "marker": "o"}
+            {"linestyle": "--", "marker": "s", "alpha": 0.75}
+            if line["paper"]
+            else {"linestyle": "-", "marker": "o"}
         )
         axes.plot(
             [p[axis] for p in points],
@@ -52,7 +61,11 @@ def figure(data: dict, axis: str) -> str:
         axes.set_xticks(ticks, [str(k) for k in ticks])
     axes.xaxis.set_minor_formatter(lambda value, _: "")
     axes.set_xlabel(
-        {"k": "critiques that vote (k)", "seconds": "measured seconds", "flops": "FLOPs of generated tokens"}[axis],
+        {
+            "k": "critiques that vote (k)",
+            "seconds": "measured seconds",
+            "flops": "FLOPs of generated tokens",
+        }[axis],
         color=plots.INK,
         fontsize=9,
     )

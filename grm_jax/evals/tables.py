@@ -38,7 +38,9 @@ def headline(entry: dict, rule: str | None = None) -> dict:
 
 def vote_at_1(entry: dict) -> dict | None:
     """The estimate of one sample; None for judges without critiques."""
-    return next((points.get(1) or points.get("1") for points in [entry["curves"].get("sum", {})]), None)
+    return next(
+        (points.get(1) or points.get("1") for points in [entry["curves"].get("sum", {})]), None
+    )
 
 
 def rows(entries: Sequence[dict]) -> list[list[str]]:
@@ -48,7 +50,9 @@ def rows(entries: Sequence[dict]) -> list[list[str]]:
         value, paper = headline(entry), entry["metrics"].get("paper")
         differs = paper and paper[entry["headline"]]["value"] != value["value"]
         one = vote_at_1(entry)
-        part = f"{entry['comparisons']}" + (f" of {entry['of']}" if entry["comparisons"] < entry["of"] else "")
+        part = f"{entry['comparisons']}" + (
+            f" of {entry['of']}" if entry["comparisons"] < entry["of"] else ""
+        )
         found.append(
             [
                 entry["title"],
@@ -104,7 +108,9 @@ def terminal(entries: Sequence[dict]) -> None:
                 line = f"  {entry['title']} by rule {name!r}: {percent(headline(entry, name)['value'])} ({text})"
                 console.print(line, highlight=False, markup=False)
         if "against" in entry:
-            console.print(f"  {entry['title']} against {against_line(entry)}", highlight=False, markup=False)
+            console.print(
+                f"  {entry['title']} against {against_line(entry)}", highlight=False, markup=False
+            )
 
 
 def against_line(entry: dict) -> str:
@@ -138,7 +144,11 @@ def markdown(entries: Sequence[dict]) -> str:
         lines += ["| metric | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
         for metric in entry["metrics"][entry["rule"]]:
             cells = [entry["metrics"][name][metric] for name in names]
-            lines.append(f"| {metric} | " + " | ".join(f"{percent(c['value'])} ({span(c)})" for c in cells) + " |")
+            lines.append(
+                f"| {metric} | "
+                + " | ".join(f"{percent(c['value'])} ({span(c)})" for c in cells)
+                + " |"
+            )
         lines += [""] + [f"- {name}: {text}." for name, text in entry["rules"].items()]
         if entry["notes"]:
             lines.append(f"- {entry['notes']}")

@@ -69,7 +69,9 @@ def policy_index(row: dict, policy: str | None, index: int | None) -> int | None
     return models.index(policy) if policy in models else None
 
 
-def collect(rows: Iterable[dict], policy: str | None = None, index: int | None = None) -> tuple[dict[str, Theme], dict]:
+def collect(
+    rows: Iterable[dict], policy: str | None = None, index: int | None = None
+) -> tuple[dict[str, Theme], dict]:
     """Themes by key, and counts of rows. A critique says that the policy lost where another response has a higher score.
 
     Raises ValueError where no row holds the policy.
@@ -83,7 +85,9 @@ def collect(rows: Iterable[dict], policy: str | None = None, index: int | None =
             continue
         counts["with the policy"] += 1
         winners = top(row["scores"]) if row["scores"] else []
-        verdict = "tied" if len(winners) > 1 and at in winners else "won" if at in winners else "lost"
+        verdict = (
+            "tied" if len(winners) > 1 and at in winners else "won" if at in winners else "lost"
+        )
         counts[verdict] += 1
         for critique in row["critiques"]:
             if critique["status"] == "ok":
@@ -154,14 +158,19 @@ def report(themes: dict[str, Theme], counts: dict, policy: str, shown: int = 15)
             asked,
             ", ".join(theme.examples),
         ]
-        lines.append("| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+        lines.append(
+            "| "
+            + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells)
+            + " |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m grm_jax.evals.weakness ROWS.jsonl ... (--policy NAME | --policy_index I) [--out FILE]`."""
     p = argparse.ArgumentParser(
-        prog="grm_jax.evals.weakness", description="What a policy loses on, from judged comparisons."
+        prog="grm_jax.evals.weakness",
+        description="What a policy loses on, from judged comparisons.",
     )
     p.add_argument("rows", nargs="+", help="rows of grm judge or grm eval")
     who = p.add_mutually_exclusive_group(required=True)
@@ -178,8 +187,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = args.policy or f"response {args.policy_index}"
     text = report(themes, counts, name)
     if args.out and args.out.endswith(".json"):
-        listed = [dataclasses.asdict(theme) | {"lift": lift(theme, themes)} for theme in ranked(themes)]
-        text = json.dumps({"policy": name, "counts": counts, "themes": listed}, indent=1, ensure_ascii=False) + "\n"
+        listed = [
+            dataclasses.asdict(theme) | {"lift": lift(theme, themes)} for theme in ranked(themes)
+        ]
+        text = (
+            json.dumps(
+                {"policy": name, "counts": counts, "themes": listed}, indent=1, ensure_ascii=False
+            )
+            + "\n"
+        )
     if args.out:
         Path(args.out).write_text(text, encoding="utf-8")
     else:

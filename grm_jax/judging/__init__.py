@@ -1,21 +1,21 @@
-"""From comparisons to verdicts: sample critiques, read them, vote."""
+"""From comparisons to verdicts: sample critiques, parse them, vote."""
 
 _EXPORTS = {
-    "Comparison": "types",
-    "Critique": "types",
-    "Principle": "types",
-    "Verdict": "types",
-    "Judge": "judge",
+    "Comparison": "grm_jax.types",
+    "Critique": "grm_jax.types",
+    "Principle": "grm_jax.types",
+    "Verdict": "grm_jax.types",
+    "Judge": "grm_jax.judging.judge",
 }
 
 
 def __getattr__(name):
-    # Lazy: types must be importable without jax, and the judge imports text, which imports types.
+    # Lazy, so that `grm judge --help` does not import JAX.
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
 
 
 __all__ = sorted(_EXPORTS)

@@ -18,36 +18,82 @@ def parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 all rows judged, 1 some rows are error rows, 2 wrong command line or files, 130 interrupted.",
     )
     p.add_argument("input", help="JSONL file (or one JSON array) of comparisons")
-    p.add_argument("output", help="JSONL file to write; OUT.part is its journal while the run goes on")
-    p.add_argument("--model", required=True, help="model folder (safetensors), DeepMind checkpoint or GGUF file")
-    p.add_argument("--tokenizer", help="folder or file of the tokenizer, where the model's folder has none")
-    p.add_argument("--meta_rm", help="folder of a meta reward model, which chooses the critiques that vote")
+    p.add_argument(
+        "output", help="JSONL file to write; OUT.part is its journal while the run goes on"
+    )
+    p.add_argument(
+        "--model",
+        required=True,
+        help="model folder (safetensors), DeepMind checkpoint or GGUF file",
+    )
+    p.add_argument(
+        "--tokenizer", help="folder or file of the tokenizer, where the model's folder has none"
+    )
+    p.add_argument(
+        "--meta_rm", help="folder of a meta reward model, which chooses the critiques that vote"
+    )
     p.add_argument(
         "--template",
         help="grm, compact, another template's name, or a Jinja file (default: what the model's judge.json names, else grm)",
     )
-    p.add_argument("--meta_template", help="template of the meta reward model: a name or a Jinja file")
-    p.add_argument("--format", choices=sorted(formats.FORMATS), help="format of the input (default: found out per row)")
+    p.add_argument(
+        "--meta_template", help="template of the meta reward model: a name or a Jinja file"
+    )
+    p.add_argument(
+        "--format",
+        choices=sorted(formats.FORMATS),
+        help="format of the input (default: found out per row)",
+    )
     p.add_argument("--k", type=int, default=8, help="critiques per comparison (default 8)")
     p.add_argument("--temperature", type=float, default=0.5, help="0 is greedy (default 0.5)")
     p.add_argument("--top_p", type=float, default=1.0)
     p.add_argument("--top_k", type=int, default=0)
     p.add_argument(
-        "--max_new_tokens", type=int, help="longest critique in tokens (default: the model's judge.json, else 1024)"
+        "--max_new_tokens",
+        type=int,
+        help="longest critique in tokens (default: the model's judge.json, else 1024)",
     )
     p.add_argument("--seed", type=int, default=0)
     p.add_argument(
-        "--orders", choices=orders.KINDS, default="balanced", help="orders of the responses (default balanced)"
+        "--orders",
+        choices=orders.KINDS,
+        default="balanced",
+        help="orders of the responses (default balanced)",
     )
-    p.add_argument("--vote", choices=votes.RULES, default="sum", help="the vote that decides (default sum)")
-    p.add_argument("--k_meta", type=int, help="critiques that the meta reward model lets vote (default half of k)")
-    p.add_argument("--principles", default="own", help="own, first (a call of their own per query), or a text file")
-    p.add_argument("--expected", action="store_true", help="also expected scores from the token probabilities")
+    p.add_argument(
+        "--vote", choices=votes.RULES, default="sum", help="the vote that decides (default sum)"
+    )
+    p.add_argument(
+        "--k_meta",
+        type=int,
+        help="critiques that the meta reward model lets vote (default half of k)",
+    )
+    p.add_argument(
+        "--principles",
+        default="own",
+        help="own, first (a call of their own per query), or a text file",
+    )
+    p.add_argument(
+        "--expected", action="store_true", help="also expected scores from the token probabilities"
+    )
     p.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
-    p.add_argument("--mesh", help="data=1,fsdp=8,tensor=1; one axis may be -1 (default: one device)")
-    p.add_argument("--prompt_slots", type=int, help="most prompts sampled at once (default: what memory holds)")
-    p.add_argument("--rows", type=int, help="most critiques per prompt sampled at once (default: what memory holds)")
-    p.add_argument("--chunk", type=int, default=256, help="comparisons handed to the sampler at once (default 256)")
+    p.add_argument(
+        "--mesh", help="data=1,fsdp=8,tensor=1; one axis may be -1 (default: one device)"
+    )
+    p.add_argument(
+        "--prompt_slots", type=int, help="most prompts sampled at once (default: what memory holds)"
+    )
+    p.add_argument(
+        "--rows",
+        type=int,
+        help="most critiques per prompt sampled at once (default: what memory holds)",
+    )
+    p.add_argument(
+        "--chunk",
+        type=int,
+        default=256,
+        help="comparisons handed to the sampler at once (default 256)",
+    )
     p.add_argument("--limit", type=int, help="judge the first rows only")
     p.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     p.add_argument("--overwrite", action="store_true", help="start again, replacing what is there")
@@ -64,7 +110,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"grm judge: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\ngrm judge: stopped; {args.output}.part holds what is done, --resume goes on with it", file=sys.stderr)
+        print(
+            f"\ngrm judge: stopped; {args.output}.part holds what is done, --resume goes on with it",
+            file=sys.stderr,
+        )
         return 130
 
 
@@ -80,7 +129,9 @@ def judge(args: argparse.Namespace) -> int:
         rendering.load(args.template)
     for path in (Path(args.output), Path(args.output + ".part")):
         if path.exists() and not (args.resume or args.overwrite):
-            raise FileExistsError(f"{path} exists: pass --resume to go on with it, or --overwrite to start again")
+            raise FileExistsError(
+                f"{path} exists: pass --resume to go on with it, or --overwrite to start again"
+            )
     from grm_jax.judging.judge import Judge
     from grm_jax.judging.run import judge_file
 
@@ -114,9 +165,9 @@ def judge(args: argparse.Namespace) -> int:
 
 def fill_in(args: argparse.Namespace) -> None:
     """Puts what the model's judge.json says in the place of what the command line does not."""
-    from grm_jax.judging.loading import noted
+    from grm_jax.judging.loading import read_judge_metadata
 
-    for name, value in noted(args.model).items():
+    for name, value in read_judge_metadata(args.model).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
 
@@ -174,8 +225,12 @@ def summary_text(output: str, outcome) -> str:
 
     found = summarise(read_rows(output))
     share = lambda value: "-" if value is None else f"{value:.1%}"  # noqa: E731
-    lines = [f"{output}: {outcome.rows} rows, {outcome.errors} of them errors, {outcome.resumed} from an earlier run"]
-    lines.append(f"critiques read {share(found['parsed'])}, ties {share(found['ties'])}, flips {share(found['flips'])}")
+    lines = [
+        f"{output}: {outcome.rows} rows, {outcome.errors} of them errors, {outcome.resumed} from an earlier run"
+    ]
+    lines.append(
+        f"critiques read {share(found['parsed'])}, ties {share(found['ties'])}, flips {share(found['flips'])}"
+    )
     if found["labelled"]:
         lines.append(
             f"accuracy {share(found['accuracy'])} of {found['labelled']} labelled, {share(found['tie_credit'])} with ties shared"

@@ -18,11 +18,11 @@ from collections.abc import Callable
 import numpy as np
 
 from grm_jax.judging.meta import bucket
-from grm_jax.judging.sampler import under
-from grm_jax.judging.types import Critique
+from grm_jax.sharding import use_mesh
 from grm_jax.text.parse import find_box
 from grm_jax.text.rendering import Template
 from grm_jax.text.tokenizer import Tokenizer
+from grm_jax.types import Critique
 
 # log_probs(ids, positions) -> natural-log probabilities (len(positions), V) of the token that follows each position
 LogProbs = Callable[[list[int], list[int]], np.ndarray]
@@ -48,7 +48,11 @@ class ExpectedScores:
         if places is None:
             return None
         probs_MxV = np.exp(self.log_probs(prompt + ids, [len(prompt) + at - 1 for at, _ in places]))
-        values = range(1, len(critique.order) + 1) if template.output == "choice" else self._scale(template)
+        values = (
+            range(1, len(critique.order) + 1)
+            if template.output == "choice"
+            else self._scale(template)
+        )
         found = []
         for (at, lead), probs_V in zip(places, probs_MxV):
             masses = self._masses(prompt + ids, len(prompt) + at, lead, probs_V, list(values))
@@ -62,7 +66,9 @@ class ExpectedScores:
     def _scale(self, template: Template) -> range:
         return range(int(template.low), int(template.high) + 1)
 
-    def places(self, ids: list[int], text: str, critique: Critique, template: Template) -> list[tuple[int, str]] | None:
+    def places(
+        self, ids: list[int], text: str, critique: Critique, template: Template
+    ) -> list[tuple[int, str]] | None:
         """(index in ids, leading space) of the token that begins each score; None where tokens and scores do not line up.
 
         A tokenizer may write ", 4" as ",", " ", "4" or as ",", " 4": the lead is what the token holds before the digit.
@@ -82,15 +88,17 @@ class ExpectedScores:
                 return None
             begin = box.start + inside + number.start() + number.group().index(digits)
             at = int(np.searchsorted(starts, len(text[:begin].encode()), side="right")) - 1
-            lead = pieces[at][: len(text[:begin].encode()) - int(starts[at])].decode("utf-8", "replace")
+            lead = pieces[at][: len(text[:begin].encode()) - int(starts[at])].decode(
+                "utf-8", "replace"
+            )
             if lead.strip():
-                return (
-                    None  # a token that holds more than a space before the digit: other scores would be cut otherwise
-                )
+                return None  # a token that holds more than a space before the digit: other scores would be cut otherwise
             found.append((at, lead))
         return found
 
-    def _masses(self, ids: list[int], at: int, lead: str, probs_V: np.ndarray, values: list[int]) -> list[float] | None:
+    def _masses(
+        self, ids: list[int], at: int, lead: str, probs_V: np.ndarray, values: list[int]
+    ) -> list[float] | None:
         """Normalised probabilities of the values at one place."""
         masses: dict[int, float] = {value: 0.0 for value in values}
         single = {value: self._id(lead + str(value)) for value in values}
@@ -132,7 +140,7 @@ def model_log_probs(model, mesh=None) -> LogProbs:
         tokens_1xL[0, : len(ids)], segments_1xL[0, : len(ids)] = ids, 1
         positions_M = np.zeros(-(-len(positions) // 4) * 4, np.int32)  # in fours: few shapes
         positions_M[: len(positions)] = positions
-        with under(mesh):
+        with use_mesh(mesh):
             rows = forward(model, tokens_1xL, segments_1xL, positions_M)
         return np.asarray(rows)[: len(positions)]
 

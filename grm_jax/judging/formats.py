@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from grm_jax.judging.types import Comparison
+from grm_jax.types import Comparison
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,14 @@ def _parsed(number: int, raw: bytes, format: str | None) -> Line:
 def _line(number: int, row, format: str | None) -> Line:
     if not isinstance(row, dict):
         return Line(number, None, f"a {type(row).__name__} where an object of fields was expected")
-    id = next((str(row[key]) for key in ("id", "bon_uid", "pair_uid", "prompt_id") if row.get(key) is not None), None)
+    id = next(
+        (
+            str(row[key])
+            for key in ("id", "bon_uid", "pair_uid", "prompt_id")
+            if row.get(key) is not None
+        ),
+        None,
+    )
     try:
         _check_text(row)
         comparison = FORMATS[format or detect(row)](row)
@@ -89,7 +96,9 @@ def _check_text(row: dict) -> None:
     try:
         json.dumps(row, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f"half a surrogate pair (\\u{ord(error.object[error.start]):04x}) is no character") from None
+        raise ValueError(
+            f"half a surrogate pair (\\u{ord(error.object[error.start]):04x}) is no character"
+        ) from None
 
 
 def detect(row: dict) -> str:
@@ -100,12 +109,16 @@ def detect(row: dict) -> str:
     if "conversation_input" in row:
         fitting.append("rmb")
     elif "chosen" in row and "rejected" in row:
-        turns = isinstance(row["chosen"], list) and all(isinstance(turn, dict) for turn in row["chosen"])
+        turns = isinstance(row["chosen"], list) and all(
+            isinstance(turn, dict) for turn in row["chosen"]
+        )
         fitting.append("trl" if turns or not isinstance(row.get("prompt"), str) else "rewardbench")
     if len(fitting) == 1:
         return fitting[0]
     problem = f"both {' and '.join(fitting)}" if fitting else "no format"
-    raise ValueError(f"the fields {', '.join(map(str, list(row)[:8]))} fit {problem}: name one with --format")
+    raise ValueError(
+        f"the fields {', '.join(map(str, list(row)[:8]))} fit {problem}: name one with --format"
+    )
 
 
 def _comparison(row: dict) -> Comparison:
@@ -132,13 +145,17 @@ def _preference(query, chosen: list[str], rejected: list[str], row: dict) -> Com
 
 
 def _rewardbench(row: dict) -> Comparison:
-    return _preference(row["prompt"], _texts(row["chosen"], "chosen"), _texts(row["rejected"], "rejected"), row)
+    return _preference(
+        row["prompt"], _texts(row["chosen"], "chosen"), _texts(row["rejected"], "rejected"), row
+    )
 
 
 def _texts(value, name: str) -> list[str]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{name} holds a {type(value).__name__} that is not text: for chat turns use --format trl")
+        raise ValueError(
+            f"{name} holds a {type(value).__name__} that is not text: for chat turns use --format trl"
+        )
     return texts
 
 
@@ -146,7 +163,9 @@ def _trl(row: dict) -> Comparison:
     chosen, rejected, prompt = row["chosen"], row["rejected"], row.get("prompt")
     if isinstance(chosen, str) and isinstance(rejected, str):
         if prompt is None:
-            raise ValueError("chosen and rejected are texts without a prompt: where the query ends cannot be known")
+            raise ValueError(
+                "chosen and rejected are texts without a prompt: where the query ends cannot be known"
+            )
         return _preference(prompt, [chosen], [rejected], row)
     if not (isinstance(chosen, list) and isinstance(rejected, list) and chosen and rejected):
         raise ValueError("chosen and rejected must both be texts, or both be lists of turns")
@@ -162,7 +181,9 @@ def _trl(row: dict) -> Comparison:
 
 def _last(turns: list, name: str) -> str:
     if len(turns) != 1 or not isinstance(turns[0], dict):
-        raise ValueError(f"{name} holds {len(turns)} turns after the prompt: one answer was expected")
+        raise ValueError(
+            f"{name} holds {len(turns)} turns after the prompt: one answer was expected"
+        )
     return turns[0]["content"]
 
 
@@ -171,7 +192,9 @@ def _rmb(row: dict) -> Comparison:
         best, others = row["bon_best"], row["loser_list"]
     else:
         best, others = row["chosen"], [row["reject"]]
-    return _preference(row["conversation_input"], [best["answer"]], [other["answer"] for other in others], row)
+    return _preference(
+        row["conversation_input"], [best["answer"]], [other["answer"] for other in others], row
+    )
 
 
 FORMATS: dict[str, Callable[[dict], Comparison]] = {

@@ -16,9 +16,9 @@ from grm_jax.judging import votes
 from grm_jax.judging.meta import TooLong
 from grm_jax.judging.options import Options
 from grm_jax.judging.sampler import Request, Row, Runner
-from grm_jax.judging.types import Comparison, Critique, Principle, Verdict
 from grm_jax.text import parse, parse_principles, rendering
 from grm_jax.text.tokenizer import Tokenizer
+from grm_jax.types import Comparison, Critique, Principle, Verdict
 
 LONGEST_PRINCIPLES = 4000  # characters of a principles text that could not be read as a list
 
@@ -45,7 +45,7 @@ class _Job:
 class Judge:
     """A generative reward model with its tokenizer and template.
 
-    runner: samples rows for requests (`sampler.engine_runner(model)`; a function in tests).  template: a family ("grm",
+    runner: samples rows for requests (`sampler.engine_sampler(model)`; a function in tests).  template: a family ("grm",
     "compact": the member that fits each comparison is chosen), a template's name, or a file.  meta_rm: scores critiques
     (`MetaRM`).  expected: computes expected scores (`ExpectedScores`).  context: longest prompt plus critique in tokens.
     name: what output rows call the model, "name@fingerprint".  max_new_tokens: longest critique where a call does not say.
@@ -70,7 +70,9 @@ class Judge:
         self._principles: dict[tuple, str] = {}
 
     @classmethod
-    def load(cls, path, meta_rm=None, mesh=None, template=None, dtype: str = "bfloat16", **engine) -> Judge:
+    def load(
+        cls, path, meta_rm=None, mesh=None, template=None, dtype: str = "bfloat16", **engine
+    ) -> Judge:
         """A judge from a model folder or checkpoint with its tokenizer; meta_rm is a path of the same kind.
 
         template: see `Judge`; the one that the folder's judge.json names, else "grm". engine: prompt_slots and rows, to bound what is sampled at once.
@@ -81,7 +83,12 @@ class Judge:
         return load_judge(cls, path, meta_rm, mesh, template, dtype, **engine)
 
     def __call__(
-        self, comparisons: Sequence[Comparison], k: int = 8, temperature: float = 0.5, seed: int = 0, **options
+        self,
+        comparisons: Sequence[Comparison],
+        k: int = 8,
+        temperature: float = 0.5,
+        seed: int = 0,
+        **options,
     ):
         """Verdicts of comparisons, in their order. options: the other fields of `Options`.
 
@@ -93,7 +100,9 @@ class Judge:
         settings = Options(k=k, temperature=temperature, seed=seed, **options)
         if settings.principles != "first":
             for i, comparison in enumerate(comparisons):
-                _raise(i, comparison, self._prepare(comparison, settings, settings.given_principles))
+                _raise(
+                    i, comparison, self._prepare(comparison, settings, settings.given_principles)
+                )
         verdicts: dict[int, Verdict] = {}
         for i, result in self.stream(comparisons, settings):
             _raise(i, comparisons[i], result)
@@ -106,7 +115,9 @@ class Judge:
     ) -> Iterator[tuple[int, Verdict | Unjudged]]:
         """(index, verdict or Unjudged) of each comparison as it is finished. chunk: how many are handed to the sampler at once."""
         if options.expected and self.expected is None:
-            raise ValueError("expected scores need the model's probabilities: this judge was built without them")
+            raise ValueError(
+                "expected scores need the model's probabilities: this judge was built without them"
+            )
         for start in range(0, len(comparisons), chunk):
             part = comparisons[start : start + chunk]
             for i, result in self._judge_chunk(part, options):
@@ -151,11 +162,17 @@ class Judge:
 
     def template_for(self, comparison: Comparison, options: Options) -> rendering.Template:
         """The template that a comparison is judged under."""
-        if options.principles == "first" and options.given_principles is None and self.family in rendering.FAMILIES:
+        if (
+            options.principles == "first"
+            and options.given_principles is None
+            and self.family in rendering.FAMILIES
+        ):
             return rendering.load("critique" if self.family == "grm" else "compact_critique")
         return rendering.load(rendering.choose(self.family, comparison, options.given_principles))
 
-    def _prepare(self, comparison: Comparison, options: Options, principles: str | None) -> _Job | Unjudged:
+    def _prepare(
+        self, comparison: Comparison, options: Options, principles: str | None
+    ) -> _Job | Unjudged:
         try:
             template = self.template_for(comparison, options)
             seen = ordering.orders(comparison, options.k, options.orders, options.seed)
@@ -187,7 +204,9 @@ class Judge:
         try:
             if self.meta_rm is not None:
                 critiques = self._meta_scored(job, critiques)
-            return votes.verdict(critiques, n, id, options.vote, self.meta_rm is not None, options.k_meta)
+            return votes.verdict(
+                critiques, n, id, options.vote, self.meta_rm is not None, options.k_meta
+            )
         except (TooLong, votes.NoVote) as error:  # this comparison's fault: the others go on
             return Unjudged(str(error))
 
@@ -196,7 +215,9 @@ class Judge:
         row, order, template = job.rows[sample], job.orders[sample], job.template
         ids = [int(i) for i in row.tokens]
         text = self.tokenizer.decode(ids)
-        critique = parse(text, job.comparison.n, template.low, template.high, template.output, row.finish)
+        critique = parse(
+            text, job.comparison.n, template.low, template.high, template.output, row.finish
+        )
         principles: tuple[Principle, ...] = critique.principles
         if not principles and job.principles:
             principles = parse_principles(job.principles)
@@ -205,19 +226,28 @@ class Judge:
             expected = self.expected(job.prompts[order], ids, text, critique, template)
         tokens = sum(i not in self.tokenizer.stop_ids for i in ids)
         critique = dataclasses.replace(
-            critique, principles=principles, expected_scores=expected, tokens=tokens, sample=sample, seed=options.seed
+            critique,
+            principles=principles,
+            expected_scores=expected,
+            tokens=tokens,
+            sample=sample,
+            seed=options.seed,
         )
         return critique.in_caller_order(order)
 
     def _meta_scored(self, job: _Job, critiques: list[Critique]) -> list[Critique]:
         """The critiques with the meta reward model's logits; it sees the order that each critique saw."""
         readable = [i for i, critique in enumerate(critiques) if critique.status == "ok"]
-        scores = self.meta_rm([(job.comparison, job.orders[i], critiques[i].text) for i in readable])
+        scores = self.meta_rm(
+            [(job.comparison, job.orders[i], critiques[i].text) for i in readable]
+        )
         for i, score in zip(readable, scores):
             critiques[i] = dataclasses.replace(critiques[i], meta_score=float(score))
         return critiques
 
-    def _write_principles(self, comparisons: Sequence[Comparison], options: Options) -> list[str | None]:
+    def _write_principles(
+        self, comparisons: Sequence[Comparison], options: Options
+    ) -> list[str | None]:
         """Principles for each comparison, written once per query (None where the prompt does not fit) and remembered."""
         name = "compact_principles" if self.family == "compact" else "principles"
         keys, todo = [], {}

@@ -11,8 +11,10 @@ from grm_jax.text import tokenizer as tokenizers
 
 WEIGHTS = (".safetensors", ".gguf", ".bin", ".msgpack", ".npz")
 HEAD_BYTES = 1 << 20
-NOTE = "judge.json"  # beside a judge's weights: how it was trained to be asked
-META_NOTE = "meta_rm.json"  # beside a meta reward model's: what it reads, and what its score is
+JUDGE_METADATA = "judge.json"  # beside a judge's weights: how it was trained to be asked
+META_RM_METADATA = (
+    "meta_rm.json"  # beside a meta reward model's: what it reads, and what its score is
+)
 LONGEST = 1024
 
 
@@ -31,17 +33,17 @@ def load_judge(
     """What `Judge.load` does. tokenizer: a folder or file, where the model's folder has none."""
     from grm_jax import models
     from grm_jax.judging.expected import ExpectedScores, model_log_probs
-    from grm_jax.judging.sampler import engine_runner
+    from grm_jax.judging.sampler import engine_sampler
 
     model = models.load(path, mesh=mesh, dtype=dtype)
     words = load_tokenizer(path, tokenizer)
     check_vocabulary(words, model.cfg)
-    note = noted(path)
+    note = read_judge_metadata(path)
     family = str(template or note["template"])
     meta = load_meta_rm(meta_rm, mesh, meta_template, dtype, family=family) if meta_rm else None
     return cls(
         tokenizer=words,
-        runner=engine_runner(model, mesh, prompt_slots, rows),
+        runner=engine_sampler(model, mesh, prompt_slots, rows),
         template=family,
         meta_rm=meta,
         expected=ExpectedScores(model_log_probs(model, mesh), words),
@@ -51,12 +53,12 @@ def load_judge(
     )
 
 
-def noted(path) -> dict:
+def read_judge_metadata(path) -> dict:
     """{"template", "max_new_tokens"} that a judge was trained with, from the judge.json in its folder; "grm" and 1,024 where there is none.
 
     Raises ValueError for a file that is no such note.
     """
-    file = Path(path).expanduser() / NOTE
+    file = Path(path).expanduser() / JUDGE_METADATA
     try:
         found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         return {
@@ -64,31 +66,42 @@ def noted(path) -> dict:
             "max_new_tokens": int(found.get("max_new_tokens", LONGEST)),
         }
     except (ValueError, AttributeError, TypeError):
-        raise ValueError(f'{file} should hold {{"template": NAME, "max_new_tokens": N}}: mend or remove it') from None
+        raise ValueError(
+            f'{file} should hold {{"template": NAME, "max_new_tokens": N}}: mend or remove it'
+        ) from None
 
 
-def note(folder, template: str, max_new_tokens: int) -> None:
+def write_judge_metadata(folder, template: str, max_new_tokens: int) -> None:
     """Writes the judge.json that `noted` reads."""
-    (Path(folder) / NOTE).write_text(json.dumps({"template": template, "max_new_tokens": max_new_tokens}) + "\n")
+    (Path(folder) / JUDGE_METADATA).write_text(
+        json.dumps({"template": template, "max_new_tokens": max_new_tokens}) + "\n"
+    )
 
 
-def noted_meta(path) -> dict:
+def read_meta_rm_metadata(path) -> dict:
     """{"template" (None where it is not said), "likelihood"} of a meta reward model, from the meta_rm.json in its folder.
 
     Without one the model is a plain sequence classifier: likelihood 0. Raises ValueError for a file that is no such note.
     """
-    file = Path(path).expanduser() / META_NOTE
+    file = Path(path).expanduser() / META_RM_METADATA
     try:
         found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         template = found.get("template")
-        return {"template": template and str(template), "likelihood": float(found.get("likelihood", 0.0))}
+        return {
+            "template": template and str(template),
+            "likelihood": float(found.get("likelihood", 0.0)),
+        }
     except (ValueError, AttributeError, TypeError):
-        raise ValueError(f'{file} should hold {{"template": NAME, "likelihood": WEIGHT}}: mend or remove it') from None
+        raise ValueError(
+            f'{file} should hold {{"template": NAME, "likelihood": WEIGHT}}: mend or remove it'
+        ) from None
 
 
-def note_meta(folder, template: str, likelihood: float) -> None:
-    """Writes the meta_rm.json that `noted_meta` reads."""
-    (Path(folder) / META_NOTE).write_text(json.dumps({"template": template, "likelihood": likelihood}) + "\n")
+def write_meta_rm_metadata(folder, template: str, likelihood: float) -> None:
+    """Writes the meta_rm.json that `read_meta_rm_metadata` reads."""
+    (Path(folder) / META_RM_METADATA).write_text(
+        json.dumps({"template": template, "likelihood": likelihood}) + "\n"
+    )
 
 
 def meta_template_of(family: str, likelihood: float = 0.0) -> str:
@@ -100,7 +113,12 @@ def meta_template_of(family: str, likelihood: float = 0.0) -> str:
 
 
 def load_meta_rm(
-    path, mesh=None, template: str | None = None, dtype: str = "bfloat16", tokenizer=None, family: str = "grm"
+    path,
+    mesh=None,
+    template: str | None = None,
+    dtype: str = "bfloat16",
+    tokenizer=None,
+    family: str = "grm",
 ):
     """A meta reward model from a sequence classifier's folder.
 
@@ -109,7 +127,7 @@ def load_meta_rm(
     from grm_jax import models
     from grm_jax.judging.meta import MetaRM
 
-    found = noted_meta(path)
+    found = read_meta_rm_metadata(path)
     model = models.load(path, mesh=mesh, dtype=dtype)
     words = load_tokenizer(path, tokenizer)
     check_vocabulary(words, model.cfg)

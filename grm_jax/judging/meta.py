@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from grm_jax.judging.sampler import under
-from grm_jax.judging.types import Comparison
+from grm_jax.sharding import use_mesh
 from grm_jax.text import rendering
 from grm_jax.text.tokenizer import Tokenizer
+from grm_jax.types import Comparison
 
 BUCKETS = (64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 16384, 32768, 65536, 131072)
 
 # A comparison, the order that the critique saw, and the critique's text.
-Judged = tuple[Comparison, tuple[int, ...], str]
+JudgedComparison = tuple[Comparison, tuple[int, ...], str]
 
 
 class TooLong(ValueError):
@@ -45,26 +45,41 @@ class MetaRM:
         from grm_jax.sharding import named
 
         if not model.cfg.scalar_head:
-            raise ValueError(f"{model.cfg.name} has no scalar head: a meta reward model is a sequence classifier")
-        self.tokenizer, self.template, self.mesh, self.batch, self.name = tokenizer, template, mesh, batch, name
+            raise ValueError(
+                f"{model.cfg.name} has no scalar head: a meta reward model is a sequence classifier"
+            )
+        self.tokenizer, self.template, self.mesh, self.batch, self.name = (
+            tokenizer,
+            template,
+            mesh,
+            batch,
+            name,
+        )
         self.likelihood = float(likelihood)
         rendering.load(template)
         self._model = model
         self._rewards = nnx.jit(
             lambda model, tokens, segments, starts: critique_rewards(
-                model, model.hidden(tokens, None, segments), tokens, segments, starts, self.likelihood
+                model,
+                model.hidden(tokens, None, segments),
+                tokens,
+                segments,
+                starts,
+                self.likelihood,
             ),
-            out_shardings=None if mesh is None else named(mesh),  # whole on every host, which reads it
+            out_shardings=None
+            if mesh is None
+            else named(mesh),  # whole on every host, which reads it
         )
 
-    def encode(self, judged: Judged) -> list[int]:
+    def encode(self, judged: JudgedComparison) -> list[int]:
         """The token ids that are scored."""
         comparison, order, text = judged
         template = rendering.choose(self.template, comparison)
         messages = rendering.render(template, comparison, order, critique=text)
         return self.tokenizer.encode_chat(messages, add_generation_prompt=False)
 
-    def critique_start(self, judged: Judged, ids: list[int]) -> int:
+    def critique_start(self, judged: JudgedComparison, ids: list[int]) -> int:
         """How many of `ids`, which `encode` made of the same critique, come before the critique.
 
         A token that holds the end of the prompt and the start of the critique (a vocabulary may join them) is the critique's.
@@ -74,7 +89,7 @@ class MetaRM:
         prompt = self.tokenizer.encode_chat(messages, add_generation_prompt=True)
         return next((i for i, (a, b) in enumerate(zip(prompt, ids)) if a != b), len(prompt))
 
-    def __call__(self, critiques: Sequence[Judged]) -> list[float]:
+    def __call__(self, critiques: Sequence[JudgedComparison]) -> list[float]:
         """One logit per critique. Raises TooLong for a critique that is longer than the model's context."""
         encoded = [self.encode(judged) for judged in critiques]
         longest = self._model.cfg.max_length
@@ -95,7 +110,9 @@ class MetaRM:
         by_length = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
         for start in range(0, len(by_length), self.batch):
             part = by_length[start : start + self.batch]
-            scores.update(zip(part, self.score_tokens([encoded[i] for i in part], [starts[i] for i in part])))
+            scores.update(
+                zip(part, self.score_tokens([encoded[i] for i in part], [starts[i] for i in part]))
+            )
         return [scores[i] for i in range(len(encoded))]
 
     def score_tokens(self, encoded: list[list[int]], starts: Sequence[int] = ()) -> list[float]:
@@ -111,8 +128,10 @@ class MetaRM:
             tokens_BxL[row, : len(ids)], segments_BxL[row, : len(ids)] = ids, 1
         starts_B = np.zeros(self.batch, np.int32)
         starts_B[: len(starts)] = starts
-        segments_BxL[len(encoded) :, 0] = 1  # empty rows of a last batch: one token, so that nothing divides by zero
-        with under(self.mesh):
+        segments_BxL[len(encoded) :, 0] = (
+            1  # empty rows of a last batch: one token, so that nothing divides by zero
+        )
+        with use_mesh(self.mesh):
             rewards_B = self._rewards(self._model, tokens_BxL, segments_BxL, starts_B)
         return [float(reward) for reward in np.asarray(rewards_B)[: len(encoded)]]
 

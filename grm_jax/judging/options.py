@@ -37,7 +37,9 @@ class Options:
         if self.temperature < 0:
             raise ValueError(f"temperature = {self.temperature}: use 0 (greedy) or more")
         if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens = {self.max_new_tokens}: a critique needs at least one token")
+            raise ValueError(
+                f"max_new_tokens = {self.max_new_tokens}: a critique needs at least one token"
+            )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p = {self.top_p}: use a share in (0, 1]")
         if not 0 <= self.seed < 2**31:
@@ -51,4 +53,6 @@ class Options:
         if self.k_meta is not None and not 1 <= self.k_meta <= self.k:
             raise ValueError(f"k_meta = {self.k_meta}: keep between 1 and k = {self.k} critiques")
         if self.principles not in ("own", "first"):
-            raise ValueError(f"principles {self.principles!r}: use 'own' or 'first', or pass given_principles")
+            raise ValueError(
+                f"principles {self.principles!r}: use 'own' or 'first', or pass given_principles"
+            )

@@ -11,12 +11,14 @@ import hashlib
 import json
 import random
 
-from grm_jax.judging.types import Comparison
+from grm_jax.types import Comparison
 
 KINDS = ("balanced", "random", "given")
 
 
-def orders(comparison: Comparison, k: int, kind: str = "balanced", seed: int = 0) -> list[tuple[int, ...]]:
+def orders(
+    comparison: Comparison, k: int, kind: str = "balanced", seed: int = 0
+) -> list[tuple[int, ...]]:
     """k orders; order[j] is the caller's index of the response shown at position j.
 
     kind: "balanced", "random", or "given" (as the caller has them, for single-order protocols).
@@ -38,8 +40,12 @@ def orders(comparison: Comparison, k: int, kind: str = "balanced", seed: int = 0
 
 def content_key(comparison: Comparison, seed: int) -> int:
     """A number of 64 bits from a seed and the texts of a comparison; the same on every machine."""
-    content = json.dumps([seed, comparison.turns, comparison.responses, comparison.reference], sort_keys=True)
-    return int.from_bytes(hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+    content = json.dumps(
+        [seed, comparison.turns, comparison.responses, comparison.reference], sort_keys=True
+    )
+    return int.from_bytes(
+        hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest()[:8], "big"
+    )
 
 
 def item_of(ids: list[int]) -> int:

@@ -48,7 +48,7 @@ def page(rows: Sequence[dict], title: str = "Judged comparisons", source: str = 
         "rows": [row_data(row) for row in rows],
     }
     style = (PAGE / "report.css").read_text(encoding="utf-8")
-    script = (PAGE / "report.js.txt").read_text(encoding="utf-8")
+    script = (PAGE / "report.js").read_text(encoding="utf-8")
     parts = {
         "@TITLE@": html.escape(title),
         "@STYLE@": style,
@@ -82,11 +82,21 @@ def row_data(row: dict) -> dict:
     """A row with what the page shows about it: its grade, its flip, its margin, how its vote grew."""
     data = {name: row.get(name) for name in KEPT}
     if row.get("error"):
-        return data | {"credit": None, "margin": 0, "nothing": False, "truth": [], "critiques": [], "tie": False}
+        return data | {
+            "credit": None,
+            "margin": 0,
+            "nothing": False,
+            "truth": [],
+            "critiques": [],
+            "tie": False,
+        }
     nothing = row["unparsed"] == len(row["critiques"])
     ranked = sorted(row["scores"], reverse=True)
     label = row["label"]
-    truth = [label == i if isinstance(label, int) else bool(label and label[i] == max(label)) for i in range(row["n"])]
+    truth = [
+        label == i if isinstance(label, int) else bool(label and label[i] == max(label))
+        for i in range(row["n"])
+    ]
     return data | {
         "credit": None if nothing and row["n"] == 1 else summary.grade(row),
         "flip": summary.flipped(row),
@@ -112,15 +122,25 @@ def run_text(rows: Sequence[dict], source: str) -> str:
     parts = [f"model {judged['model']}", f"template {judged['template']}"]
     if judged.get("meta_rm"):
         parts.append(f"meta {judged['meta_rm']}")
-    parts += [f"k = {judged['k']}", f"temperature {judged['temperature']:g}", f"seed {judged['seed']}"]
+    parts += [
+        f"k = {judged['k']}",
+        f"temperature {judged['temperature']:g}",
+        f"seed {judged['seed']}",
+    ]
     return " · ".join([*parts, source] if source else parts)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `grm report`; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="grm report", description="One readable page from the output of `grm judge`.")
-    parser.add_argument("rows", help="OUT.jsonl of grm judge, or OUT.jsonl.part of a run that goes on")
-    parser.add_argument("-o", "--output", default="report.html", help="page to write (default report.html)")
+    parser = argparse.ArgumentParser(
+        prog="grm report", description="One readable page from the output of `grm judge`."
+    )
+    parser.add_argument(
+        "rows", help="OUT.jsonl of grm judge, or OUT.jsonl.part of a run that goes on"
+    )
+    parser.add_argument(
+        "-o", "--output", default="report.html", help="page to write (default report.html)"
+    )
     parser.add_argument("--title", default="Judged comparisons")
     parser.add_argument("--limit", type=int, help="show the first rows only")
     args = parser.parse_args(argv)

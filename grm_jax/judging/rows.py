@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from grm_jax.judging.types import Comparison, Critique, Principle, Verdict
+from grm_jax.types import Comparison, Critique, Principle, Verdict
 
 
-def row_of(comparison: Comparison, verdict: Verdict, settings: dict, line: int, template: str) -> dict:
+def row_of(
+    comparison: Comparison, verdict: Verdict, settings: dict, line: int, template: str
+) -> dict:
     """The row of a judged comparison: scores in the caller's order, nothing that depends on time or machine.
 
     settings: what the run has in common (`run.settings_of`).  template: "name@fingerprint".  line: 1 for the first.
@@ -42,7 +44,9 @@ def critique_row(critique: Critique) -> dict:
         "scores": None if critique.scores is None else list(critique.scores),
         "status": critique.status,
         "meta_score": critique.meta_score,
-        "expected_scores": None if critique.expected_scores is None else list(critique.expected_scores),
+        "expected_scores": None
+        if critique.expected_scores is None
+        else list(critique.expected_scores),
         "tokens": critique.tokens,
         "sample": critique.sample,
         "finish": critique.finish,
@@ -54,10 +58,12 @@ def critique_row(critique: Critique) -> dict:
 def critique_of(row: dict) -> Critique:
     """The critique that `critique_row` wrote."""
     fields: dict[str, Any] = {
-        name: row[name] for name in ("text", "status", "meta_score", "tokens", "sample", "finish", "analysis")
+        name: row[name]
+        for name in ("text", "status", "meta_score", "tokens", "sample", "finish", "analysis")
     }
     numbers: dict[str, Any] = {
-        name: None if row[name] is None else tuple(row[name]) for name in ("scores", "expected_scores")
+        name: None if row[name] is None else tuple(row[name])
+        for name in ("scores", "expected_scores")
     }
     principles = tuple(Principle(**principle) for principle in row["principles"])
     return Critique(**fields, **numbers, order=tuple(row["order"]), principles=principles)
@@ -65,6 +71,12 @@ def critique_of(row: dict) -> Critique:
 
 def error_row(line: int, reason: str, settings: dict, id: str | None = None) -> dict:
     """The row of an input line that could not be judged."""
-    row: dict[str, Any] = {"id": id if id is not None else str(line), "line": line, "n": 0, "label": None, "scores": []}
+    row: dict[str, Any] = {
+        "id": id if id is not None else str(line),
+        "line": line,
+        "n": 0,
+        "label": None,
+        "scores": [],
+    }
     row |= {"best": None, "tie": False, "votes": {}, "unparsed": 0, "kept": None, "critiques": []}
     return row | settings | {"template": None, "error": {"line": line, "reason": reason}}

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from grm_jax.judging import formats, rows
-from grm_jax.judging.journal import Journal
 from grm_jax.judging.judge import Judge, Unjudged
 from grm_jax.judging.options import Options
-from grm_jax.judging.types import Comparison
+from grm_jax.run_store import Journal
+from grm_jax.types import Comparison
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +54,17 @@ def judge_file(
     settings = settings_of(judge, options)
     digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()
     lines = list(formats.read(source, format))[:limit]
-    header = settings | {"template": judge.family, "input": digest, "limit": limit, "format": format}
+    header = settings | {
+        "template": judge.family,
+        "input": digest,
+        "limit": limit,
+        "format": format,
+    }
     settings |= {"input": digest[:12]}
     if resume and finished(output):
-        return _outcome(output, lines, settings, lambda comparison: template_named(judge, comparison, options))
+        return _outcome(
+            output, lines, settings, lambda comparison: template_named(judge, comparison, options)
+        )
     journal = Journal(output, header, resume, overwrite)
     resumed = len(journal.done)
     try:
@@ -65,7 +72,10 @@ def judge_file(
         with _Progress(len(lines), resumed, progress) as bar:
             for line in todo:
                 if line.comparison is None:
-                    bar.add(journal, rows.error_row(line.number, line.reason or "unreadable", settings, line.id))
+                    bar.add(
+                        journal,
+                        rows.error_row(line.number, line.reason or "unreadable", settings, line.id),
+                    )
             good = [line for line in todo if line.comparison is not None]
             for i, result in judge.stream([line.comparison for line in good], options, chunk):
                 line = good[i]
@@ -109,17 +119,23 @@ def otherwise(row: dict, settings: dict, template: str | None = None) -> str | N
     return None
 
 
-def _outcome(output: str | Path, lines: list, settings: dict, named: Callable[[Comparison], str]) -> Outcome:
+def _outcome(
+    output: str | Path, lines: list, settings: dict, named: Callable[[Comparison], str]
+) -> Outcome:
     """The outcome of a run that had ended. Raises ValueError where it had other settings, another template or input."""
     found = list(read_rows(output))
     differing = None
     for row, line in zip(found, lines):
-        template = named(line.comparison) if line.comparison is not None and row["error"] is None else None
+        template = (
+            named(line.comparison) if line.comparison is not None and row["error"] is None else None
+        )
         differing = differing or otherwise(row, settings, template)
     if differing is None and len(found) != len(lines):
         differing = f"with {len(found)} rows, now {len(lines)} are asked for"
     if differing:
-        raise ValueError(f"{output} is finished, {differing}: name another output, or --overwrite to judge again")
+        raise ValueError(
+            f"{output} is finished, {differing}: name another output, or --overwrite to judge again"
+        )
     return Outcome(len(found), sum(row["error"] is not None for row in found), len(found))
 
 
@@ -160,9 +176,20 @@ class _Progress:
         # Where stderr is a file, a line every half minute is enough.
         interval = 0.5 if sys.stderr.isatty() else 30.0
         self.bar = tqdm(
-            total=total, initial=resumed, unit="row", desc="judging", disable=not show, mininterval=interval
+            total=total,
+            initial=resumed,
+            unit="row",
+            desc="judging",
+            disable=not show,
+            mininterval=interval,
         )
-        self.start, self.tokens, self.critiques, self.read, self.errors = time.monotonic(), 0, 0, 0, 0
+        self.start, self.tokens, self.critiques, self.read, self.errors = (
+            time.monotonic(),
+            0,
+            0,
+            0,
+            0,
+        )
 
     def __enter__(self):
         return self

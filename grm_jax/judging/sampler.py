@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
+
+from grm_jax.sharding import use_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,9 @@ class Row(Protocol):
 Runner = Callable[[Sequence[Request]], Iterable[Row]]
 
 
-def engine_runner(model, mesh=None, prompt_slots: int | None = None, rows: int | None = None) -> Runner:
+def engine_sampler(
+    model, mesh=None, prompt_slots: int | None = None, rows: int | None = None
+) -> Runner:
     """The runner over `grm_jax.sampling`; by default as many prompts and rows at once as memory holds."""
     from grm_jax import sampling
     from grm_jax.sampling.plan import fit
@@ -49,26 +52,17 @@ def engine_runner(model, mesh=None, prompt_slots: int | None = None, rows: int |
         asked = [sampling.Request(**vars(request)) for request in requests]
         if not asked:
             return
-        with under(mesh):
+        with use_mesh(mesh):
             if not placed:  # once, and before memory is planned
                 placed.append(for_decoding(model))
             engine = sampling.Engine(placed[0], *fit(model.cfg, asked, prompt_slots, rows))
         iterator = iter(engine.run(asked))
         while True:
             # The mesh is in context only while the engine works: a generator must not leave it behind at a yield.
-            with under(mesh):
+            with use_mesh(mesh):
                 row = next(iterator, None)
             if row is None:
                 return
             yield row
 
     return run
-
-
-def under(mesh):
-    """A context in which `mesh` is the current one; nothing for None."""
-    if mesh is None:
-        return contextlib.nullcontext()
-    import jax
-
-    return jax.set_mesh(mesh)

@@ -46,7 +46,8 @@ def summarise(rows: Iterable[dict]) -> dict:
         "critiques": len(critiques),
         "parsed": _share([critique["status"] == "ok" for critique in critiques]),
         "statuses": dict(Counter(critique["status"] for critique in critiques)),
-        "nothing_read": len(judged) - len([row for row in judged if row["unparsed"] < len(row["critiques"])]),
+        "nothing_read": len(judged)
+        - len([row for row in judged if row["unparsed"] < len(row["critiques"])]),
         "flips": _share(flips),
         "seen_in_several_orders": len(flips),
         "first_place": _share([won for won, _ in firsts]),
@@ -126,7 +127,9 @@ def as_k_grew(row: dict) -> list[dict]:
     steps = []
     for k in range(1, len(critiques) + 1):
         k_meta = max(1, whole * k // len(critiques)) if guided else None
-        verdict = votes.verdict(critiques[:k], row["n"], rule=row.get("vote", "sum"), guided=guided, k_meta=k_meta)
+        verdict = votes.verdict(
+            critiques[:k], row["n"], rule=row.get("vote", "sum"), guided=guided, k_meta=k_meta
+        )
         kept = None if verdict.kept is None else list(verdict.kept)
         steps.append(
             {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from grm_jax.judging.types import Critique, Verdict
+from grm_jax.types import Critique, Verdict
 
 RULES = ("sum", "mean", "expected", "majority")
 
@@ -16,7 +16,11 @@ class NoVote(ValueError):
 
 def readable(critiques: Sequence[Critique]) -> list[Critique]:
     """The critiques whose scores could be read."""
-    return [critique for critique in critiques if critique.status == "ok" and critique.scores is not None]
+    return [
+        critique
+        for critique in critiques
+        if critique.status == "ok" and critique.scores is not None
+    ]
 
 
 def sum_scores(critiques: Sequence[Critique], n: int) -> tuple[float, ...]:
@@ -45,8 +49,14 @@ def expected(critiques: Sequence[Critique], n: int) -> tuple[float, ...] | None:
     A readable critique has none where a score is no whole number ("7.5") or its tokens cannot be located: it does not vote here.
     None where no critique has them.
     """
-    having = [critique.expected_scores for critique in critiques if critique.expected_scores is not None]
-    return tuple(math.fsum(scores[i] for scores in having) / len(having) for i in range(n)) if having else None
+    having = [
+        critique.expected_scores for critique in critiques if critique.expected_scores is not None
+    ]
+    return (
+        tuple(math.fsum(scores[i] for scores in having) / len(having) for i in range(n))
+        if having
+        else None
+    )
 
 
 def votes(critiques: Sequence[Critique], n: int) -> dict[str, tuple[float, ...]]:
@@ -62,7 +72,9 @@ def votes(critiques: Sequence[Critique], n: int) -> dict[str, tuple[float, ...]]
 def top(scores: Sequence[float]) -> list[int]:
     """Indices of the highest score; several on a tie. Sums of thirds count as equal to within 1e-9."""
     best = max(scores)
-    return [i for i, score in enumerate(scores) if math.isclose(score, best, rel_tol=1e-9, abs_tol=1e-9)]
+    return [
+        i for i, score in enumerate(scores) if math.isclose(score, best, rel_tol=1e-9, abs_tol=1e-9)
+    ]
 
 
 def kept_by_meta(critiques: Sequence[Critique], k_meta: int | None = None) -> tuple[int, ...]:
@@ -74,7 +86,11 @@ def kept_by_meta(critiques: Sequence[Critique], k_meta: int | None = None) -> tu
     k_meta = max(1, len(critiques) // 2) if k_meta is None else k_meta
     if k_meta < 1:
         raise ValueError(f"k_meta = {k_meta}: keep at least one critique")
-    candidates = [i for i, critique in enumerate(critiques) if critique.status == "ok" and critique.scores is not None]
+    candidates = [
+        i
+        for i, critique in enumerate(critiques)
+        if critique.status == "ok" and critique.scores is not None
+    ]
     missing = [i for i in candidates if critiques[i].meta_score is None]
     if missing:
         raise ValueError(

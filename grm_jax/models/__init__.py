@@ -2,7 +2,13 @@
 
 from grm_jax.models.config import CONFIGS, GemmaConfig, LayerSpec, get_config
 from grm_jax.models.gemma import Gemma, last_real
-from grm_jax.models.logps import TokenLogps, critique_rewards, grouped_token_logps, target_logps, token_logps
+from grm_jax.models.logps import (
+    TokenLogps,
+    critique_rewards,
+    grouped_token_logps,
+    target_logps,
+    token_logps,
+)
 
 __all__ = [
     "CONFIGS",

@@ -31,7 +31,9 @@ def attend_part(q_BxLxNxH, k_BxSxKxH, v_BxSxKxH, mask_BxLxS, cap: float | None):
     B, L, N, H = q_BxLxNxH.shape
     K = k_BxSxKxH.shape[2]
     q = q_BxLxNxH.reshape(B, L, K, N // K, H)
-    logits_BxKxGxLxS = jnp.einsum("blkgh,bskh->bkgls", q, k_BxSxKxH, preferred_element_type=jnp.float32)
+    logits_BxKxGxLxS = jnp.einsum(
+        "blkgh,bskh->bkgls", q, k_BxSxKxH, preferred_element_type=jnp.float32
+    )
     if cap is not None:  # before the mask: a capped mask value would let masked keys in
         logits_BxKxGxLxS = cap * jnp.tanh(logits_BxKxGxLxS / cap)
     logits_BxKxGxLxS = jnp.where(mask_BxLxS[:, None, None], logits_BxKxGxLxS, MASKED)
@@ -59,7 +61,14 @@ def visible(q_position_BxL, kv_position_BxS, window: int | None):
 
 
 def self_attention(
-    q_BxLxNxH, k_BxLxKxH, v_BxLxKxH, positions_BxL, segment_ids_BxL, window: int | None, cap: float | None, chunk: int
+    q_BxLxNxH,
+    k_BxLxKxH,
+    v_BxLxKxH,
+    positions_BxL,
+    segment_ids_BxL,
+    window: int | None,
+    cap: float | None,
+    chunk: int,
 ):
     """Causal attention inside segments, `chunk` queries at a time against only the keys that they can see.
 
@@ -82,7 +91,15 @@ def self_attention(
 
 
 def prefix_attention(
-    q_BxLxNxH, k_BxSxKxH, v_BxSxKxH, q_positions_BxL, kv_positions_BxS, kv_valid_BxS, window, cap, chunk: int
+    q_BxLxNxH,
+    k_BxSxKxH,
+    v_BxSxKxH,
+    q_positions_BxL,
+    kv_positions_BxS,
+    kv_valid_BxS,
+    window,
+    cap,
+    chunk: int,
 ):
     """Attention of later queries to an earlier prefix of keys (all of which precede them), chunked over queries.
 
@@ -108,5 +125,7 @@ def _join(chunks):
 def default_positions(segment_ids_BxL):
     """Position of each slot inside its own run of equal segment ids, from 0."""
     slots = jnp.arange(segment_ids_BxL.shape[1])
-    starts = segment_ids_BxL != jnp.pad(segment_ids_BxL, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
+    starts = (
+        segment_ids_BxL != jnp.pad(segment_ids_BxL, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
+    )
     return slots - jax.lax.cummax(jnp.where(starts, slots, 0), axis=1)

@@ -62,7 +62,10 @@ class GemmaConfig:
             raise ValueError(
                 f"{self.name}: num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}"
             )
-        for field, allowed in (("remat", ("none", "dots", "full")), ("attention", ("xla", "splash"))):
+        for field, allowed in (
+            ("remat", ("none", "dots", "full")),
+            ("attention", ("xla", "splash")),
+        ):
             if getattr(self, field) not in allowed:
                 raise ValueError(
                     f"{self.name}: {field}={getattr(self, field)!r} is unknown: use one of {', '.join(allowed)}"
@@ -84,13 +87,19 @@ class GemmaConfig:
         attn = self.d_model * self.head_dim * 2 * (self.num_heads + self.num_kv_heads)
         norms = 4 * self.d_model + (2 * self.head_dim if self.qk_norm else 0)
         layer = attn + 3 * self.d_model * self.d_ff + norms
-        return self.vocab_size * self.d_model + self.num_layers * layer + self.d_model * (2 if self.scalar_head else 1)
+        return (
+            self.vocab_size * self.d_model
+            + self.num_layers * layer
+            + self.d_model * (2 if self.scalar_head else 1)
+        )
 
     def replace(self, **changes) -> "GemmaConfig":
         return dataclasses.replace(self, **changes)
 
 
-def _gemma2(name, num_layers, d_model, d_ff, heads, head_dim, scalar, window=4096, **kw) -> GemmaConfig:
+def _gemma2(
+    name, num_layers, d_model, d_ff, heads, head_dim, scalar, window=4096, **kw
+) -> GemmaConfig:
     kw = {"vocab_size": 256_000, "attn_cap": 50.0, "final_cap": 30.0, "max_length": 8192} | kw
     return GemmaConfig(
         name=name, num_layers=num_layers, d_model=d_model, d_ff=d_ff, num_heads=heads[0], num_kv_heads=heads[1], head_dim=head_dim,
@@ -98,8 +107,14 @@ def _gemma2(name, num_layers, d_model, d_ff, heads, head_dim, scalar, window=409
     )  # fmt: skip
 
 
-def _gemma3(name, num_layers, d_model, d_ff, heads, head_dim, scalar, window, rope_scale, **kw) -> GemmaConfig:
-    kw = {"vocab_size": 262_144, "qk_norm": True, "max_length": 131_072 if rope_scale > 1 else 32_768} | kw
+def _gemma3(
+    name, num_layers, d_model, d_ff, heads, head_dim, scalar, window, rope_scale, **kw
+) -> GemmaConfig:
+    kw = {
+        "vocab_size": 262_144,
+        "qk_norm": True,
+        "max_length": 131_072 if rope_scale > 1 else 32_768,
+    } | kw
     pattern = (LayerSpec(window, 10_000.0),) * 5 + (LayerSpec(None, 1_000_000.0, rope_scale),)
     return GemmaConfig(
         name=name, num_layers=num_layers, d_model=d_model, d_ff=d_ff, num_heads=heads[0], num_kv_heads=heads[1], head_dim=head_dim,
@@ -120,8 +135,33 @@ CONFIGS = {
         _gemma3("gemma3_27b", 62, 5376, 21504, (32, 16), 128, 168, 1024, 8.0),
         # For tests: every feature of the generation at a size that a laptop compiles in a second. The query scale differs from the
         # head width and the windows are short, so that a wrong constant shows.
-        _gemma2("tiny_gemma2", 5, 32, 64, (8, 4), 8, 12, window=6, vocab_size=128, max_length=256, dtype="float32"),
-        _gemma3("tiny_gemma3", 8, 32, 64, (8, 4), 8, 12, 5, 8.0, vocab_size=128, max_length=256, dtype="float32"),
+        _gemma2(
+            "tiny_gemma2",
+            5,
+            32,
+            64,
+            (8, 4),
+            8,
+            12,
+            window=6,
+            vocab_size=128,
+            max_length=256,
+            dtype="float32",
+        ),
+        _gemma3(
+            "tiny_gemma3",
+            8,
+            32,
+            64,
+            (8, 4),
+            8,
+            12,
+            5,
+            8.0,
+            vocab_size=128,
+            max_length=256,
+            dtype="float32",
+        ),
     )
 }
 

@@ -39,11 +39,17 @@ class LayerRef(NamedTuple):
 Attend = Callable[[LayerRef, jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any, Any]]
 
 
-def _param(rngs: nnx.Rngs, cfg: GemmaConfig, stack: tuple[int, ...], shape, axes, fan_in: int) -> nnx.Param:
+def _param(
+    rngs: nnx.Rngs, cfg: GemmaConfig, stack: tuple[int, ...], shape, axes, fan_in: int
+) -> nnx.Param:
     """One declaration: shape, logical axes and a normal initializer of variance 1/fan_in (0: zeros). `stack` puts the scanned axis in front."""
     full = (*stack, *shape)
     dtype = jnp.dtype(cfg.param_dtype)
-    value = jax.random.normal(rngs.params(), full, dtype) * fan_in**-0.5 if fan_in else jnp.zeros(full, dtype)
+    value = (
+        jax.random.normal(rngs.params(), full, dtype) * fan_in**-0.5
+        if fan_in
+        else jnp.zeros(full, dtype)
+    )
     return nnx.Param(value, axes=("layers",) * len(stack) + tuple(axes))
 
 
@@ -62,7 +68,10 @@ class RMSNorm(nnx.Module):
 
 def rope_angles(positions_BxL, spec: LayerSpec, head_dim: int):
     """cos, sin of shape (B, L, 1, H/2), float32: late positions lose whole turns in bfloat16."""
-    frequency = spec.rope_theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim) / spec.rope_scale
+    frequency = (
+        spec.rope_theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+        / spec.rope_scale
+    )
     angle = positions_BxL[..., None, None].astype(jnp.float32) * frequency
     return jnp.cos(angle), jnp.sin(angle)
 
@@ -123,7 +132,9 @@ def _dense_backward(factors, g):
     (D, F), contract = w_DxF.shape, (((0,), (0,)), ((), ()))
     x_MxD, g_MxF = x.reshape(-1, D), g.reshape(-1, F)
     grad_w_DxF = (
-        jax.lax.dot_general(x_MxD, g_MxF, contract) if D <= F else jax.lax.dot_general(g_MxF, x_MxD, contract).T
+        jax.lax.dot_general(x_MxD, g_MxF, contract)
+        if D <= F
+        else jax.lax.dot_general(g_MxF, x_MxD, contract).T
     )
     return g @ w_DxF.T, grad_w_DxF
 
@@ -143,7 +154,9 @@ class MLP(nnx.Module):
     def __call__(self, x_BxLxD):
         dtype = x_BxLxD.dtype
         gate = jax.nn.gelu(dense(x_BxLxD, self.gate_DxF[...].astype(dtype)), approximate=True)
-        h_BxLxF = constrain(gate * dense(x_BxLxD, self.up_DxF[...].astype(dtype)), "batch", "length", "mlp")
+        h_BxLxF = constrain(
+            gate * dense(x_BxLxD, self.up_DxF[...].astype(dtype)), "batch", "length", "mlp"
+        )
         return dense(h_BxLxF, self.down_FxD[...].astype(dtype))
 
 
@@ -171,7 +184,12 @@ class Embedder(nnx.Module):
     def __init__(self, cfg: GemmaConfig, rngs: nnx.Rngs):
         self.cfg = cfg
         self.table_VxD = _param(
-            rngs, cfg, (), (cfg.vocab_size + cfg.vocab_pad, cfg.d_model), ("vocab", "embed"), cfg.d_model
+            rngs,
+            cfg,
+            (),
+            (cfg.vocab_size + cfg.vocab_pad, cfg.d_model),
+            ("vocab", "embed"),
+            cfg.d_model,
         )
 
     def encode(self, tokens_BxL):
@@ -189,11 +207,15 @@ class Embedder(nnx.Module):
 
 def table_logits(cfg: GemmaConfig, table_VxD, x):
     """Capped float32 logits (..., V) of final-normed activations (..., D); padding rows of the table get the lowest float."""
-    logits = jnp.einsum("...d,vd->...v", x, table_VxD.astype(x.dtype), preferred_element_type=jnp.float32)
+    logits = jnp.einsum(
+        "...d,vd->...v", x, table_VxD.astype(x.dtype), preferred_element_type=jnp.float32
+    )
     if cfg.final_cap is not None:
         logits = cfg.final_cap * jnp.tanh(logits / cfg.final_cap)
     if cfg.vocab_pad:
-        logits = jnp.where(jnp.arange(table_VxD.shape[0]) < cfg.vocab_size, logits, jnp.finfo(jnp.float32).min)
+        logits = jnp.where(
+            jnp.arange(table_VxD.shape[0]) < cfg.vocab_size, logits, jnp.finfo(jnp.float32).min
+        )
     return logits
 
 
@@ -247,7 +269,9 @@ class Gemma(nnx.Module):
             raise ValueError(
                 f"{self.cfg.name} has no scalar head: build it with scalar_head=True, or load a sequence classifier"
             )
-        return jnp.einsum("...d,d->...", x, self.score_D[...].astype(x.dtype), preferred_element_type=jnp.float32)
+        return jnp.einsum(
+            "...d,d->...", x, self.score_D[...].astype(x.dtype), preferred_element_type=jnp.float32
+        )
 
     def trunk(self, x_BxLxD, positions_BxL, attend: Attend, state=None):
         """All layers, with whatever attention the caller gives.
@@ -255,7 +279,10 @@ class Gemma(nnx.Module):
         Returns (x_BxLxD before the final norm, state, ys), ys = (a list over places of ys stacked over U, a list over tail layers).
         """
         cfg = self.cfg
-        angles = {(s.rope_theta, s.rope_scale): rope_angles(positions_BxL, s, cfg.head_dim) for s in cfg.pattern}
+        angles = {
+            (s.rope_theta, s.rope_scale): rope_angles(positions_BxL, s, cfg.head_dim)
+            for s in cfg.pattern
+        }
 
         def layer(block, x, ref, state):
             return block(x, angles[ref.spec.rope_theta, ref.spec.rope_scale], ref, attend, state)
@@ -273,7 +300,9 @@ class Gemma(nnx.Module):
         if cfg.remat != "none":
             unit = jax.checkpoint(unit, policy=REMAT[cfg.remat], prevent_cse=False)
         indices = jnp.arange(cfg.num_units)
-        (x, state), unit_ys = jax.lax.scan(unit, (x_BxLxD, state), (stacked, indices), unroll=cfg.unroll)
+        (x, state), unit_ys = jax.lax.scan(
+            unit, (x_BxLxD, state), (stacked, indices), unroll=cfg.unroll
+        )
         tail_ys = []
         for place, block in enumerate(self.tail):
             x, state, y = layer(block, x, LayerRef(cfg.tail[place], place, None), state)
@@ -296,7 +325,14 @@ def full_attention(cfg: GemmaConfig, positions_BxL, segment_ids_BxL) -> Attend:
             o = splash_attention(q, k, v, segment_ids_BxL, layer.spec.window, cfg.attn_cap)
         else:
             o, _ = self_attention(
-                q, k, v, positions_BxL, segment_ids_BxL, layer.spec.window, cfg.attn_cap, cfg.query_chunk
+                q,
+                k,
+                v,
+                positions_BxL,
+                segment_ids_BxL,
+                layer.spec.window,
+                cfg.attn_cap,
+                cfg.query_chunk,
             )
         return o, state, None
 

@@ -47,7 +47,9 @@ def token_logps(
     return jax.tree.map(lambda a: jnp.pad(jnp.where(follows, a, 0.0), ((0, 0), (1, 0))), out)
 
 
-def critique_rewards(model: Gemma, x_BxLxD, tokens_BxL, segment_ids_BxL, starts_B, likelihood: float):
+def critique_rewards(
+    model: Gemma, x_BxLxD, tokens_BxL, segment_ids_BxL, starts_B, likelihood: float
+):
     """What a meta reward model says of critiques: float32 logits (B,).
 
     The scalar head at the last token of each row, plus `likelihood` times the mean log-probability, in nats, that the model itself gives
@@ -66,7 +68,9 @@ def critique_rewards(model: Gemma, x_BxLxD, tokens_BxL, segment_ids_BxL, starts_
     return rewards_B + likelihood * logps_BxL.sum(axis=1) / jnp.maximum(written_BxL.sum(axis=1), 1)
 
 
-def target_logps(model: Gemma, x, targets, temperature=1.0, entropy: bool = False, wanted=None) -> TokenLogps:
+def target_logps(
+    model: Gemma, x, targets, temperature=1.0, entropy: bool = False, wanted=None
+) -> TokenLogps:
     """log p(target) from the final-normed activations that predict it. x (B, ..., D), targets (B, ...); chunked over the middle axes.
 
     wanted, of the targets' shape: what is zero or False there comes back as 0.
@@ -79,9 +83,13 @@ def target_logps(model: Gemma, x, targets, temperature=1.0, entropy: bool = Fals
     pad = -M % chunk
     wanted_BxM = jnp.ones((B, M), bool) if wanted is None else (wanted != 0).reshape(B, M)
     if sort := wanted is not None and M > chunk and one_device():
-        order_BxM = jnp.argsort(~wanted_BxM, axis=1, stable=True)  # The wanted ones first, each row for itself.
+        order_BxM = jnp.argsort(
+            ~wanted_BxM, axis=1, stable=True
+        )  # The wanted ones first, each row for itself.
         x_BxMxD = jnp.take_along_axis(x_BxMxD, order_BxM[..., None], axis=1)
-        targets_BxM, sorted_BxM = (jnp.take_along_axis(a, order_BxM, axis=1) for a in (targets_BxM, wanted_BxM))
+        targets_BxM, sorted_BxM = (
+            jnp.take_along_axis(a, order_BxM, axis=1) for a in (targets_BxM, wanted_BxM)
+        )
     else:
         sorted_BxM = wanted_BxM
     x_BxMxD = jnp.pad(x_BxMxD, ((0, 0), (0, pad), (0, 0)))
@@ -90,7 +98,9 @@ def target_logps(model: Gemma, x, targets, temperature=1.0, entropy: bool = Fals
     table_VxD = constrain(model.embedder.table_VxD[...].astype(x.dtype), "vocab", "act_embed")
 
     def of_chunk(x_BxCxD, targets_BxC):
-        logits_BxCxV = constrain(table_logits(cfg, table_VxD, x_BxCxD) / temperature, "batch", "length", "vocab")
+        logits_BxCxV = constrain(
+            table_logits(cfg, table_VxD, x_BxCxD) / temperature, "batch", "length", "vocab"
+        )
         lse_BxC = jax.nn.logsumexp(logits_BxCxV, axis=-1)
         # A one-hot sum keeps a sharded vocabulary in place, where a gather would collect it; XLA fuses it into one pass.
         hit = jnp.arange(logits_BxCxV.shape[-1]) == targets_BxC[..., None]
@@ -154,19 +164,37 @@ def grouped_token_logps(
     slots_P = jnp.arange(P)
     prompt_valid_BxP = slots_P >= pad_B[:, None]
     prompt_positions_BxP = jnp.maximum(slots_P - pad_B[:, None], 0)
-    own_positions_BxGxT = jnp.broadcast_to(prompt_lengths_B[:, None, None] + jnp.arange(T), (B, G, T))
-    positions = jnp.concatenate([prompt_positions_BxP, own_positions_BxGxT.reshape(B, G * T)], axis=1)
+    own_positions_BxGxT = jnp.broadcast_to(
+        prompt_lengths_B[:, None, None] + jnp.arange(T), (B, G, T)
+    )
+    positions = jnp.concatenate(
+        [prompt_positions_BxP, own_positions_BxGxT.reshape(B, G * T)], axis=1
+    )
     segments_BxP = prompt_valid_BxP.astype(jnp.int32)
 
     def attend(layer, q, k, v, state):
         window, chunk = layer.spec.window, cfg.query_chunk
         o_prompt, _ = self_attention(
-            q[:, :P], k[:, :P], v[:, :P], prompt_positions_BxP, segments_BxP, window, cfg.attn_cap, chunk
+            q[:, :P],
+            k[:, :P],
+            v[:, :P],
+            prompt_positions_BxP,
+            segments_BxP,
+            window,
+            cfg.attn_cap,
+            chunk,
         )
         split = lambda a: a[:, P:].reshape(B * G, T, *a.shape[2:])
         own_positions = own_positions_BxGxT.reshape(B * G, T)
         o_own, lse_own = self_attention(
-            split(q), split(k), split(v), own_positions, jnp.ones_like(own_positions), window, cfg.attn_cap, chunk
+            split(q),
+            split(k),
+            split(v),
+            own_positions,
+            jnp.ones_like(own_positions),
+            window,
+            cfg.attn_cap,
+            chunk,
         )
         # A completion can see at most the last window - 1 slots of the left-padded prompt.
         first = 0 if window is None else max(0, P - window + 1)
@@ -188,4 +216,6 @@ def grouped_token_logps(
     last_BxGx1xD = jnp.broadcast_to(x[:, None, P - 1 : P], (B, G, 1, x.shape[-1]))
     own_BxGxTxD = x[:, P:].reshape(B, G, T, -1)
     predicting_BxGxTxD = jnp.concatenate([last_BxGx1xD, own_BxGxTxD[:, :, :-1]], axis=2)
-    return target_logps(model, predicting_BxGxTxD, completions_BxGxT, temperature, entropy, wanted_BxGxT)
+    return target_logps(
+        model, predicting_BxGxTxD, completions_BxGxT, temperature, entropy, wanted_BxGxT
+    )

@@ -16,7 +16,13 @@ BLOCK = 512
 
 
 def splash_attention(
-    q_BxLxNxH, k_BxLxKxH, v_BxLxKxH, segment_ids_BxL, window: int | None, cap: float | None, interpret: bool = False
+    q_BxLxNxH,
+    k_BxLxKxH,
+    v_BxLxKxH,
+    segment_ids_BxL,
+    window: int | None,
+    cap: float | None,
+    interpret: bool = False,
 ):
     """Causal attention inside segments. Queries come scaled. Returns o_BxLxNxH.
 
@@ -36,7 +42,10 @@ def splash_attention(
         groups = q.shape[2] // k.shape[2]  # the kernel takes one KV head per query head
 
         def row(q, k, v, s):
-            q, k, v = (x.transpose(1, 0, 2) for x in (q, jnp.repeat(k, groups, axis=1), jnp.repeat(v, groups, axis=1)))
+            q, k, v = (
+                x.transpose(1, 0, 2)
+                for x in (q, jnp.repeat(k, groups, axis=1), jnp.repeat(v, groups, axis=1))
+            )
             return kernel(q, k, v, splash.SegmentIds(q=s, kv=s)).transpose(1, 0, 2)
 
         return jax.vmap(row)(q, k, v, segments)
@@ -46,14 +55,21 @@ def splash_attention(
         kv_spec = spec(("batch", "length", "kv_heads", "head_dim"))
         segment_spec = PartitionSpec(*spec(("batch", "length")))
         local = jax.shard_map(
-            local, in_specs=(heads_spec, kv_spec, kv_spec, segment_spec), out_specs=heads_spec, check_vma=False
+            local,
+            in_specs=(heads_spec, kv_spec, kv_spec, segment_spec),
+            out_specs=heads_spec,
+            check_vma=False,
         )
     return local(q_BxLxNxH, k_BxLxKxH, v_BxLxKxH, segment_ids_BxL.astype(jnp.int32))
 
 
 def _kernel(L: int, heads: int, window: int | None, cap: float | None, interpret: bool):
     # The left bound counts tokens before the query: a window of W, the query included, reaches W - 1 back.
-    mask = masks.CausalMask((L, L)) if window is None or window >= L else masks.LocalMask((L, L), (window - 1, 0), 0)
+    mask = (
+        masks.CausalMask((L, L))
+        if window is None or window >= L
+        else masks.LocalMask((L, L), (window - 1, 0), 0)
+    )
     b = next(size for size in (BLOCK, 256, 128) if L % size == 0)
     blocks = splash.BlockSizes(
         block_q=b,

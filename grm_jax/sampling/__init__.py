@@ -16,7 +16,9 @@ class Samples:
     """k samples of each of P prompts, padded with 0 past each row's length. Log-probs are natural logs, before any top-k or top-p filter."""
 
     tokens: np.ndarray  # (P, k, T) int32
-    logprobs: np.ndarray  # (P, k, T) float32, under the sampling temperature (under 1 where it is 0)
+    logprobs: (
+        np.ndarray
+    )  # (P, k, T) float32, under the sampling temperature (under 1 where it is 0)
     logprobs_1: np.ndarray  # (P, k, T) float32, under temperature 1
     lengths: np.ndarray  # (P, k) int32, the stop token counted
     finish: np.ndarray  # (P, k) "stop", "length" or "error"
@@ -70,7 +72,11 @@ def sample(
     )
     for row in track(engine, requests, progress):
         at, n = (row.request, row.sample), len(row.tokens)
-        out.tokens[at][:n], out.logprobs[at][:n], out.logprobs_1[at][:n] = row.tokens, row.logps, row.logps_1
+        out.tokens[at][:n], out.logprobs[at][:n], out.logprobs_1[at][:n] = (
+            row.tokens,
+            row.logps,
+            row.logps_1,
+        )
         out.lengths[at], out.finish[at] = n, row.finish
         if row.error:
             out.errors[row.request] = row.error

@@ -34,7 +34,9 @@ def choose(logits_RxV, uniform_R, temperature_R, top_p_R, top_k_R) -> Choice:
     top_R = jnp.max(logits_RxV, axis=-1)
     # Not argmax: its reduction over pairs is a scalar loop on a CPU.
     V = logits_RxV.shape[-1]
-    greedy_R = jnp.min(jnp.where(logits_RxV == top_R[:, None], jnp.arange(V, dtype=jnp.int32), V - 1), axis=-1)
+    greedy_R = jnp.min(
+        jnp.where(logits_RxV == top_R[:, None], jnp.arange(V, dtype=jnp.int32), V - 1), axis=-1
+    )
     scale_R = 1.0 / jnp.where(temperature_R > 0, jnp.maximum(temperature_R, COLDEST), 1.0)
     shifted_RxV = logits_RxV - top_R[:, None]
     scaled_RxV = shifted_RxV * scale_R[:, None]
@@ -43,7 +45,9 @@ def choose(logits_RxV, uniform_R, temperature_R, top_p_R, top_k_R) -> Choice:
     lse_R = jnp.log(jnp.sum(weights_RxV, axis=-1))
     lse_1_R = jnp.log(jnp.sum(jnp.exp(shifted_RxV), axis=-1))
     filters = jnp.any((temperature_R > 0) & ((top_p_R < 1) | (top_k_R > 0)))
-    weights_RxV = jax.lax.cond(filters, _filter, lambda w, *_: w, weights_RxV, scaled_RxV, top_p_R, top_k_R)
+    weights_RxV = jax.lax.cond(
+        filters, _filter, lambda w, *_: w, weights_RxV, scaled_RxV, top_p_R, top_k_R
+    )
 
     token_R = jnp.where(temperature_R > 0, invert_cdf(weights_RxV, uniform_R), greedy_R)
     picked_R = jnp.take_along_axis(shifted_RxV, token_R[:, None], axis=-1)[:, 0]
@@ -75,7 +79,9 @@ def threshold(key_RxV, weight_RxV, target_R):
     def digit(i, low_R):
         shift = jnp.uint32(32 - RADIX_BITS) - jnp.uint32(RADIX_BITS) * i.astype(jnp.uint32)
         found_R = low_R
-        for j in range(1, 2**RADIX_BITS):  # 15 sums in one pass over V; the sum falls as the candidate grows
+        for j in range(
+            1, 2**RADIX_BITS
+        ):  # 15 sums in one pass over V; the sum falls as the candidate grows
             candidate_R = low_R + (jnp.uint32(j) << shift)
             total_R = jnp.sum(jnp.where(key_RxV >= candidate_R[:, None], weight_RxV, 0.0), axis=-1)
             found_R = jnp.where(total_R >= target_R, candidate_R, found_R)

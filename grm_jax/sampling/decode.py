@@ -46,7 +46,14 @@ def prefill(model: Gemma, tokens_BxS, lengths_B):
             o = splash_attention(q, k, v, segments_BxS, layer.spec.window, cfg.attn_cap)
         else:
             o, _ = self_attention(
-                q, k, v, positions_BxS, segments_BxS, layer.spec.window, cfg.attn_cap, cfg.query_chunk
+                q,
+                k,
+                v,
+                positions_BxS,
+                segments_BxS,
+                layer.spec.window,
+                cfg.attn_cap,
+                cfg.query_chunk,
             )
         keep = prefix_length(S, layer.spec.window)
         return o, state, tuple(a[:, S - keep :].swapaxes(1, 2) for a in (k, v))
@@ -55,7 +62,8 @@ def prefill(model: Gemma, tokens_BxS, lengths_B):
     prefix = list(units) + [tuple(a[None] for a in kv) for kv in tail]
     prompts, _ = batch_axes(B, 1)
     prefix = [
-        tuple(constrain(a, "layers", prompts, "kv_heads", "cache_length", "head_dim") for a in kv) for kv in prefix
+        tuple(constrain(a, "layers", prompts, "kv_heads", "cache_length", "head_dim") for a in kv)
+        for kv in prefix
     ]
     return prefix, model.final_norm(x[:, -1:])[:, 0]
 
@@ -69,10 +77,16 @@ def insert(state: State, prefix, last_BxD, slots_B, per_prompt: dict[str, jax.Ar
     return constrain_state(
         dataclasses.replace(
             state,
-            prefix=[(put(k, nk), put(v, nv)) for (k, v), (nk, nv) in zip(state.prefix, prefix, strict=True)],
+            prefix=[
+                (put(k, nk), put(v, nv))
+                for (k, v), (nk, nv) in zip(state.prefix, prefix, strict=True)
+            ],
             last_PxD=state.last_PxD.at[slots_B].set(last_BxD),
             finish_PxR=state.finish_PxR.at[slots_B].set(EMPTY),
-            **{name: getattr(state, name).at[slots_B].set(value) for name, value in per_prompt.items()},
+            **{
+                name: getattr(state, name).at[slots_B].set(value)
+                for name, value in per_prompt.items()
+            },
         )
     )
 
@@ -92,16 +106,24 @@ def admit(model: Gemma, state: State, new_PxR, sample_PxR) -> tuple[State, Emitt
     state = _advance(state, choice, new_PxR)
     shape = (1, P, R)
     return state, Emitted(
-        choice.token.reshape(shape), choice.logp.reshape(shape), choice.logp_1.reshape(shape), jnp.int32(1)
+        choice.token.reshape(shape),
+        choice.logp.reshape(shape),
+        choice.logp_1.reshape(shape),
+        jnp.int32(1),
     )
 
 
-def decode_segment(model: Gemma, state: State, steps, fewest, capacity: int) -> tuple[State, Emitted]:
+def decode_segment(
+    model: Gemma, state: State, steps, fewest, capacity: int
+) -> tuple[State, Emitted]:
     """Decode steps until `steps` (at most `capacity`) are made or fewer than `fewest` (at least 1) rows still run; both traced."""
     P, R = state.token_PxR.shape
     shape = (capacity, P, R)
     emitted = Emitted(
-        jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32), jnp.int32(0)
+        jnp.zeros(shape, jnp.int32),
+        jnp.zeros(shape, jnp.float32),
+        jnp.zeros(shape, jnp.float32),
+        jnp.int32(0),
     )
 
     def more(carry):
@@ -116,7 +138,9 @@ def decode_segment(model: Gemma, state: State, steps, fewest, capacity: int) -> 
         state = _advance(state, choice, state.finish_PxR == RUNNING)
 
         def put(buffer, value):
-            return jax.lax.dynamic_update_index_in_dim(buffer, value.reshape(P, R), emitted.steps, 0)
+            return jax.lax.dynamic_update_index_in_dim(
+                buffer, value.reshape(P, R), emitted.steps, 0
+            )
 
         return state, Emitted(
             put(emitted.token_CxPxR, choice.token),
@@ -155,11 +179,14 @@ def _feed(model: Gemma, state: State):
         ring_k, ring_v = write(ring_k, k), write(ring_v, v)
         suffix = [*suffix[:place], (ring_k, ring_v), *suffix[place + 1 :]]
         own_k, own_v, pre_k, pre_v = (
-            jax.lax.dynamic_index_in_dim(a, unit, keepdims=False) for a in (ring_k, ring_v, *state.prefix[place])
+            jax.lax.dynamic_index_in_dim(a, unit, keepdims=False)
+            for a in (ring_k, ring_v, *state.prefix[place])
         )
         # --- what the row may see: ages below its own count, prompt slots inside the window
         age_T = (state.clock - jnp.arange(T)) % T
-        own_PxRxT = age_T < (fed_PxR[..., None] if window is None else jnp.minimum(fed_PxR, window)[..., None])
+        own_PxRxT = age_T < (
+            fed_PxR[..., None] if window is None else jnp.minimum(fed_PxR, window)[..., None]
+        )
         slot_S = jnp.arange(S - pre_k.shape[2], S)
         pre_position_PxS = slot_S - (S - state.prompt_length_P[:, None])
         pre_PxRxS = jnp.broadcast_to((pre_position_PxS >= 0)[:, None], (P, R, slot_S.size))
@@ -169,17 +196,23 @@ def _feed(model: Gemma, state: State):
         q_PxKxRxGxH = q.reshape(P, R, K, G, H).swapaxes(1, 2)
         own = _logits(_rows_by_ring, q_PxKxRxGxH, own_k, own_PxRxT, cfg.attn_cap)
         pre = _logits(_rows_by_prefix, q_PxKxRxGxH, pre_k, pre_PxRxS, cfg.attn_cap)
-        top = jnp.maximum(jnp.max(own, axis=-1, keepdims=True), jnp.max(pre, axis=-1, keepdims=True))
+        top = jnp.maximum(
+            jnp.max(own, axis=-1, keepdims=True), jnp.max(pre, axis=-1, keepdims=True)
+        )
         own, pre = jnp.exp(own - top), jnp.exp(pre - top)
         total_PxKxRxG = jnp.sum(own, axis=-1) + jnp.sum(pre, axis=-1)
-        o_PxKxRxGxH = _ring_sum(own.astype(own_v.dtype), own_v) + _prefix_sum(pre.astype(pre_v.dtype), pre_v)
+        o_PxKxRxGxH = _ring_sum(own.astype(own_v.dtype), own_v) + _prefix_sum(
+            pre.astype(pre_v.dtype), pre_v
+        )
         o_PxRxKxGxH = (o_PxKxRxGxH / total_PxKxRxG[..., None]).swapaxes(1, 2)
         o_PxRxKxGxH = constrain(o_PxRxKxGxH, prompts, rows, "kv_heads", None, "head_dim")
         return o_PxRxKxGxH.reshape(P * R, 1, N, H), suffix, None
 
     tokens_Bx1 = state.token_PxR.reshape(-1, 1)
     positions_Bx1 = position_PxR.reshape(-1, 1)
-    x, suffix, _ = model.trunk(model.embedder.encode(tokens_Bx1), positions_Bx1, attend, state.suffix)
+    x, suffix, _ = model.trunk(
+        model.embedder.encode(tokens_Bx1), positions_Bx1, attend, state.suffix
+    )
     return model.embedder.decode(model.final_norm(x)[:, 0]), suffix
 
 
@@ -193,7 +226,10 @@ def _logits(product, q_PxKxRxGxH, k, visible_PxRxS, cap: float | None):
 def _rows_by_prefix(q_PxKxRxGxH, k_PxKxSxH):
     P, K, R, G, H = q_PxKxRxGxH.shape
     out = jnp.einsum(
-        "pkmh,pksh->pkms", q_PxKxRxGxH.reshape(P, K, R * G, H), k_PxKxSxH, preferred_element_type=jnp.float32
+        "pkmh,pksh->pkms",
+        q_PxKxRxGxH.reshape(P, K, R * G, H),
+        k_PxKxSxH,
+        preferred_element_type=jnp.float32,
     )
     return out.reshape(P, K, R, G, -1)
 
@@ -201,7 +237,10 @@ def _rows_by_prefix(q_PxKxRxGxH, k_PxKxSxH):
 def _prefix_sum(p_PxKxRxGxS, v_PxKxSxH):
     P, K, R, G, S = p_PxKxRxGxS.shape
     out = jnp.einsum(
-        "pkms,pksh->pkmh", p_PxKxRxGxS.reshape(P, K, R * G, S), v_PxKxSxH, preferred_element_type=jnp.float32
+        "pkms,pksh->pkmh",
+        p_PxKxRxGxS.reshape(P, K, R * G, S),
+        v_PxKxSxH,
+        preferred_element_type=jnp.float32,
     )
     return out.reshape(P, K, R, G, -1)
 
@@ -213,7 +252,9 @@ def _rows_by_ring(q_PxKxRxGxH, k_PxKxRxTxH):
         return jnp.einsum("pkrgh,pkrth->pkrgt", q, k, preferred_element_type=jnp.float32)
 
     def sums(q, k):
-        return jnp.sum(q[:, :, :, :, None].astype(jnp.float32) * k[:, :, :, None].astype(jnp.float32), axis=-1)
+        return jnp.sum(
+            q[:, :, :, :, None].astype(jnp.float32) * k[:, :, :, None].astype(jnp.float32), axis=-1
+        )
 
     return jax.lax.platform_dependent(q_PxKxRxGxH, k_PxKxRxTxH, cpu=sums, default=product)
 
@@ -223,7 +264,9 @@ def _ring_sum(p_PxKxRxGxT, v_PxKxRxTxH):
         return jnp.einsum("pkrgt,pkrth->pkrgh", p, v, preferred_element_type=jnp.float32)
 
     def sums(p, v):
-        return jnp.sum(p[..., None].astype(jnp.float32) * v[:, :, :, None].astype(jnp.float32), axis=-2)
+        return jnp.sum(
+            p[..., None].astype(jnp.float32) * v[:, :, :, None].astype(jnp.float32), axis=-2
+        )
 
     return jax.lax.platform_dependent(p_PxKxRxGxT, v_PxKxRxTxH, cpu=sums, default=product)
 
@@ -242,9 +285,14 @@ def _draw(state: State, logits_BxV) -> Choice:
         return jnp.repeat(a_P, R)
 
     uniform_B = jax.vmap(uniform)(
-        rows(state.seed_P), rows(state.item_P), state.sample_PxR.reshape(-1), state.length_PxR.reshape(-1)
+        rows(state.seed_P),
+        rows(state.item_P),
+        state.sample_PxR.reshape(-1),
+        state.length_PxR.reshape(-1),
     )
-    return choose(logits_BxV, uniform_B, rows(state.temperature_P), rows(state.top_p_P), rows(state.top_k_P))
+    return choose(
+        logits_BxV, uniform_B, rows(state.temperature_P), rows(state.top_p_P), rows(state.top_k_P)
+    )
 
 
 def _advance(state: State, choice: Choice, live_PxR) -> State:

@@ -87,7 +87,9 @@ def fit(
         grown = parts["suffix"] + parts["suffix"] // (
             2 * len(cache.layer_windows(cfg))
         )  # one old ring beside the longer ones
-        return parts["prefix"] // (prefix_split * tensor) + (grown + parts["logits"]) // (rows_split * tensor)
+        return parts["prefix"] // (prefix_split * tensor) + (grown + parts["logits"]) // (
+            rows_split * tensor
+        )
 
     while per_device(P, R) > room and P > 1:
         P //= 2
@@ -103,7 +105,9 @@ def fit(
     return P, R
 
 
-FULL_PROMPTS = 8  # at least as many rows as the samples of that many prompts, few enough to refill often
+FULL_PROMPTS = (
+    8  # at least as many rows as the samples of that many prompts, few enough to refill often
+)
 # On an accelerator at least that many on each part of the mesh: below, a step takes as long as reading the weights does, however few rows there
 # are (v5e: 197 TFLOP/s over 819 GB/s are 240 FLOPs per byte, and a bfloat16 weight is 2 bytes and 2 FLOPs a row).
 BUSY_ROWS = 256

@@ -44,7 +44,9 @@ class Programs:
 
 
 @functools.lru_cache(maxsize=256)
-def build(graphdef, cfg: GemmaConfig, shape: Shape, segment: int, mesh=None, platform: str = "cpu") -> Programs:
+def build(
+    graphdef, cfg: GemmaConfig, shape: Shape, segment: int, mesh=None, platform: str = "cpu"
+) -> Programs:
     """Programs for one shape; cached, so that engines of the same structure share what is compiled.
 
     A decode segment is compiled for each (S, T), an insertion for each S and number of prompts, an admission once: it sees no caches.
@@ -57,7 +59,9 @@ def build(graphdef, cfg: GemmaConfig, shape: Shape, segment: int, mesh=None, pla
 
     def insert(state, prefix, last, slots, per_prompt):
         rest = dataclasses.replace(state, suffix=[])
-        rest = _insert_program(cfg, shape.P, shape.R, shape.S, mesh, platform)(rest, prefix, last, slots, per_prompt)
+        rest = _insert_program(cfg, shape.P, shape.R, shape.S, mesh, platform)(
+            rest, prefix, last, slots, per_prompt
+        )
         return dataclasses.replace(rest, suffix=state.suffix)
 
     def admit(params, state, new, sample):
@@ -66,7 +70,10 @@ def build(graphdef, cfg: GemmaConfig, shape: Shape, segment: int, mesh=None, pla
         return dataclasses.replace(small, prefix=state.prefix, suffix=state.suffix), emitted
 
     return Programs(
-        empty=jax.jit(lambda: cache.empty_state(cfg, shape.P, shape.R, shape.S, shape.T), out_shardings=formats),
+        empty=jax.jit(
+            lambda: cache.empty_state(cfg, shape.P, shape.R, shape.S, shape.T),
+            out_shardings=formats,
+        ),
         insert=insert,
         admit=admit,
         segment=jax.jit(run_segment, donate_argnums=1, out_shardings=both),
@@ -88,7 +95,9 @@ def _admit_program(graphdef, cfg: GemmaConfig, P: int, R: int, mesh, platform: s
         return decode.admit(nnx.merge(graphdef, params), state, new, sample)
 
     return jax.jit(
-        admit, donate_argnums=1, out_shardings=formats and (cache.without_caches(formats), _everywhere(mesh))
+        admit,
+        donate_argnums=1,
+        out_shardings=formats and (cache.without_caches(formats), _everywhere(mesh)),
     )
 
 
@@ -100,7 +109,9 @@ def _everywhere(mesh) -> NamedSharding | None:
 @functools.lru_cache(maxsize=64)
 def prefill_program(graphdef) -> Callable:
     """prefill(params, tokens_BxS, lengths_B) -> (prefix, last_BxD)"""
-    return jax.jit(lambda params, tokens, lengths: decode.prefill(nnx.merge(graphdef, params), tokens, lengths))
+    return jax.jit(
+        lambda params, tokens, lengths: decode.prefill(nnx.merge(graphdef, params), tokens, lengths)
+    )
 
 
 def resize(
@@ -114,7 +125,10 @@ def resize(
     windows = cache.layer_windows(cfg)
     prefix, suffix, clock = list(state.prefix), list(state.suffix), state.clock
     for i, (_, window) in enumerate(windows):
-        if new.S != old.S and (length := cache.prefix_length(new.S, window)) != prefix[i][0].shape[3]:
+        if (
+            new.S != old.S
+            and (length := cache.prefix_length(new.S, window)) != prefix[i][0].shape[3]
+        ):
             place = formats and formats.prefix[i][0]
             prefix[i] = tuple(_replace(_longer_prefix(length, place), a) for a in prefix[i])
     if new.T != old.T:
@@ -140,10 +154,14 @@ def _longer_prefix(length: int, place) -> Callable:
 
 @functools.lru_cache(maxsize=256)
 def _longer_ring(length: int, place) -> Callable:
-    return jax.jit(lambda a, clock, top: cache.longer_ring(a, clock, top, length), out_shardings=place)
+    return jax.jit(
+        lambda a, clock, top: cache.longer_ring(a, clock, top, length), out_shardings=place
+    )
 
 
-def scrub(state: cache.State, cfg: GemmaConfig, shape: Shape, mesh=None, platform: str = "cpu") -> cache.State:
+def scrub(
+    state: cache.State, cfg: GemmaConfig, shape: Shape, mesh=None, platform: str = "cpu"
+) -> cache.State:
     """Clears numbers that are not finite out of the rings: a masked slot weighs 0, but 0 times NaN is NaN for whoever takes the row next."""
     formats = state_formats(cfg, shape, mesh, platform)
     program = _scrub_program(formats and formats.suffix[0][0])
@@ -152,10 +170,16 @@ def scrub(state: cache.State, cfg: GemmaConfig, shape: Shape, mesh=None, platfor
 
 @functools.lru_cache(maxsize=64)
 def _scrub_program(place) -> Callable:
-    return jax.jit(lambda a: jnp.where(jnp.isfinite(a), a, jnp.zeros_like(a)), donate_argnums=0, out_shardings=place)
+    return jax.jit(
+        lambda a: jnp.where(jnp.isfinite(a), a, jnp.zeros_like(a)),
+        donate_argnums=0,
+        out_shardings=place,
+    )
 
 
-def state_formats(cfg: GemmaConfig, shape: Shape, mesh=None, platform: str = "cpu") -> cache.State | None:
+def state_formats(
+    cfg: GemmaConfig, shape: Shape, mesh=None, platform: str = "cpu"
+) -> cache.State | None:
     """Sharding, and on a TPU memory layout, of every leaf of the state. None where the defaults serve: one device that is not a TPU."""
     if mesh is None and platform != "tpu":
         return None
@@ -164,8 +188,14 @@ def state_formats(cfg: GemmaConfig, shape: Shape, mesh=None, platform: str = "cp
     def place(path, leaf):
         field = path[0].name
         axes = {"prefix": prefix_axes, "suffix": suffix_axes}.get(field, (None,) * leaf.ndim)
-        sharding = SingleDeviceSharding(jax.devices()[0]) if mesh is None else NamedSharding(mesh, spec(axes))
-        return Format(RING_LAYOUT, sharding) if field == "suffix" and platform == "tpu" else sharding
+        sharding = (
+            SingleDeviceSharding(jax.devices()[0])
+            if mesh is None
+            else NamedSharding(mesh, spec(axes))
+        )
+        return (
+            Format(RING_LAYOUT, sharding) if field == "suffix" and platform == "tpu" else sharding
+        )
 
     return jax.tree_util.tree_map_with_path(place, abstract_state(cfg, shape))
 
@@ -175,7 +205,14 @@ def abstract_state(cfg: GemmaConfig, shape: Shape) -> cache.State:
 
 
 def abstract_programs(
-    graphdef, params, cfg: GemmaConfig, shape: Shape, segment: int, mesh, platform: str = "tpu", prompts: int = 1
+    graphdef,
+    params,
+    cfg: GemmaConfig,
+    shape: Shape,
+    segment: int,
+    mesh,
+    platform: str = "tpu",
+    prompts: int = 1,
 ):
     """(name, jitted, abstract arguments) of prefill and of a decode segment, for compiling without devices. Call under `jax.set_mesh(mesh)`.
 
@@ -183,7 +220,9 @@ def abstract_programs(
     """
 
     def like(tree, formats):
-        return jax.tree.map(lambda x, f: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=f), tree, formats)
+        return jax.tree.map(
+            lambda x, f: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=f), tree, formats
+        )
 
     state = like(abstract_state(cfg, shape), state_formats(cfg, shape, mesh, platform))
     count = jax.ShapeDtypeStruct((), jnp.int32)

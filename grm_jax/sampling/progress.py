@@ -18,5 +18,7 @@ def track(engine: Engine, requests: Sequence[Request], show: bool) -> Iterator[R
         for row in engine.run(requests):
             bar.update()
             rate = engine.stats.tokens / max(1e-9, time.monotonic() - start)
-            bar.set_postfix_str(f"{rate:,.0f} tok/s, rows busy {engine.stats.utilisation:.0%}", refresh=False)
+            bar.set_postfix_str(
+                f"{rate:,.0f} tok/s, rows busy {engine.stats.utilisation:.0%}", refresh=False
+            )
             yield row

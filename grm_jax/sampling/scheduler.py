@@ -19,7 +19,25 @@ from grm_jax.models.config import GemmaConfig
 from grm_jax.models.gemma import Gemma
 from grm_jax.sampling import cache, programs, weights
 
-PROMPT_BUCKETS = (32, 64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 16384, 32768, 65536, 131072)
+PROMPT_BUCKETS = (
+    32,
+    64,
+    128,
+    256,
+    512,
+    768,
+    1024,
+    1536,
+    2048,
+    3072,
+    4096,
+    6144,
+    8192,
+    16384,
+    32768,
+    65536,
+    131072,
+)
 # Steps of a third and a half: a ring is read whole at every step, so on average a sixth of what is read is not written yet.
 RING_BUCKETS = (
     32,
@@ -145,7 +163,9 @@ def prefill_batch(S: int, prompts: int, shards: int = 1) -> int:
 class Engine:
     """Runs requests through P prompt slots of R rows each. Build it once per model; compiled programs are kept."""
 
-    def __init__(self, model: Gemma, prompt_slots: int, rows: int, segment: int = SEGMENT, idle: float = 0.05):
+    def __init__(
+        self, model: Gemma, prompt_slots: int, rows: int, segment: int = SEGMENT, idle: float = 0.05
+    ):
         """segment: most decode steps between two looks of the host. idle: share of finished rows at which a segment ends early, while work waits."""
         model = weights.for_decoding(model)
         self.cfg = model.cfg
@@ -170,16 +190,22 @@ class Engine:
                 waiting.append(i)
         if not waiting:
             return
-        waiting.sort(key=lambda i: -bucket(len(requests[i].prompt), PROMPT_BUCKETS))  # taken from the end
+        waiting.sort(
+            key=lambda i: -bucket(len(requests[i].prompt), PROMPT_BUCKETS)
+        )  # taken from the end
         longest = max(
-            min(r.max_new_tokens, self.cfg.max_length - len(r.prompt)) for r in (requests[i] for i in waiting)
+            min(r.max_new_tokens, self.cfg.max_length - len(r.prompt))
+            for r in (requests[i] for i in waiting)
         )
         self._take_shape(
-            bucket(len(requests[waiting[-1]].prompt), PROMPT_BUCKETS), bucket(min(self.segment, longest), RING_BUCKETS)
+            bucket(len(requests[waiting[-1]].prompt), PROMPT_BUCKETS),
+            bucket(min(self.segment, longest), RING_BUCKETS),
         )
         state = self._programs.empty()
         slots: list[_Slot | None] = [None] * self.P
-        poisoned = np.zeros((self.P, self.R), bool)  # rows whose ring may hold numbers that are not finite
+        poisoned = np.zeros(
+            (self.P, self.R), bool
+        )  # rows whose ring may hold numbers that are not finite
         while True:
             state = self._fill_slots(state, requests, waiting, slots)
             state, emitted = self._fill_rows(state, slots, poisoned)
@@ -188,14 +214,20 @@ class Engine:
                 continue  # rows that ended with their first token make room at once
             if not any(row is not None for slot in slots if slot for row in slot.rows):
                 return
-            state = self._resize(state, self.shape.S, bucket(self._needed_ring(slots), RING_BUCKETS))
-            state, emitted = self._programs.segment(self.params, state, self.segment, self._fewest(slots, waiting))
+            state = self._resize(
+                state, self.shape.S, bucket(self._needed_ring(slots), RING_BUCKETS)
+            )
+            state, emitted = self._programs.segment(
+                self.params, state, self.segment, self._fewest(slots, waiting)
+            )
             self.stats.segments += 1
             yield from self._collect(state, emitted, slots, poisoned)
 
     def _take_shape(self, S: int, T: int) -> None:
         self.shape = programs.Shape(self.P, self.R, S, T)
-        self._programs = programs.build(self.graphdef, self.cfg, self.shape, self.segment, self.mesh, self.platform)
+        self._programs = programs.build(
+            self.graphdef, self.cfg, self.shape, self.segment, self.mesh, self.platform
+        )
 
     def _resize(self, state, S: int, T: int):
         """Caches never shrink during a run: among many rows there is always a long one."""
@@ -217,7 +249,9 @@ class Engine:
         free = [p for p, slot in enumerate(slots) if slot is None]
         while free and waiting:
             S = bucket(len(requests[waiting[-1]].prompt), PROMPT_BUCKETS)
-            alike = sum(bucket(len(requests[i].prompt), PROMPT_BUCKETS) == S for i in waiting[-len(free) :])
+            alike = sum(
+                bucket(len(requests[i].prompt), PROMPT_BUCKETS) == S for i in waiting[-len(free) :]
+            )
             B = prefill_batch(S, alike, self.shards)
             taken, free = free[:B], free[B:]
             ids = [waiting.pop() for _ in range(B)]
@@ -229,7 +263,9 @@ class Engine:
             state = self._resize(state, S, self.shape.T)
             prefix, last = programs.prefill_program(self.graphdef)(self.params, tokens, lengths)
             per_prompt = _per_prompt(batch, lengths, self.cfg)
-            state = self._programs.insert(state, prefix, last, np.array(taken, np.int32), per_prompt)
+            state = self._programs.insert(
+                state, prefix, last, np.array(taken, np.int32), per_prompt
+            )
             for p, i, request in zip(taken, ids, batch):
                 slots[p] = _Slot(i, request, [None] * self.R)
             self.stats.prompts += B
@@ -254,7 +290,11 @@ class Engine:
     def _needed_ring(self, slots) -> int:
         """Tokens that the longest live row will have fed after the next segment (its last token is never fed)."""
         live = [
-            (len(row.tokens), slot.limit(self.cfg)) for slot in slots if slot for row in slot.rows if row is not None
+            (len(row.tokens), slot.limit(self.cfg))
+            for slot in slots
+            if slot
+            for row in slot.rows
+            if row is not None
         ]
         return max(min(n + self.segment, limit) - 1 for n, limit in live)
 
@@ -301,7 +341,11 @@ class _Partial:
         error = None
         if finish == "error":
             error = f"the logits of token {len(self.tokens)} are not finite: the weights or the prompt's activations hold NaN or infinity"
-        arrays = (np.array(self.tokens, np.int32), np.array(self.logps, np.float32), np.array(self.logps_1, np.float32))
+        arrays = (
+            np.array(self.tokens, np.int32),
+            np.array(self.logps, np.float32),
+            np.array(self.logps_1, np.float32),
+        )
         return Row(request, self.sample, *arrays, finish, error)
 
 

@@ -21,7 +21,9 @@ def sampling_shardings(state, mesh):
 
     def place(variable):
         axes = [RULES[a] if a else None for a in variable.get_metadata()["axes"]]
-        return NamedSharding(mesh, PartitionSpec(*("tensor" if a == "tensor" else None for a in axes)))
+        return NamedSharding(
+            mesh, PartitionSpec(*("tensor" if a == "tensor" else None for a in axes))
+        )
 
     return jax.tree.map(place, state, is_leaf=lambda v: isinstance(v, nnx.Variable))
 
@@ -36,7 +38,9 @@ def for_sampling(state, mesh, dtype: str, donate: bool = False):
     def move(variable, sharding=None):
         old = variable[...]
         target = old.dtype if "norm" in variable.get_metadata()["axes"] else jnp.dtype(dtype)
-        if old.dtype == target and (sharding is None or old.sharding.is_equivalent_to(sharding, old.ndim)):
+        if old.dtype == target and (
+            sharding is None or old.sharding.is_equivalent_to(sharding, old.ndim)
+        ):
             return variable
         value = _mover(target, sharding)(old)
         if donate:
@@ -64,7 +68,10 @@ def for_decoding(model: Gemma) -> Gemma:
     """
     mesh = jax.sharding.get_mesh()
     graphdef, state = nnx.split(model)
-    model = nnx.merge(graphdef, for_sampling(state, None if mesh.empty or mesh.size == 1 else mesh, model.cfg.dtype))
+    model = nnx.merge(
+        graphdef,
+        for_sampling(state, None if mesh.empty or mesh.size == 1 else mesh, model.cfg.dtype),
+    )
     if jax.default_backend() != "cpu" or model.cfg.num_units == 1:
         return model
     if sum(x.nbytes for x in jax.tree.leaves(nnx.state(model.units))) < UNSTACK_BYTES:

@@ -50,11 +50,16 @@ def check(messages: list[dict[str, str]]) -> None:
         raise ValueError("no messages: a chat needs at least one turn")
     for i, message in enumerate(messages):
         if not isinstance(message.get("content"), str) or not isinstance(message.get("role"), str):
-            raise ValueError(f"message {i} is {message!r:.80}: it needs a role and a content, both strings")
+            raise ValueError(
+                f"message {i} is {message!r:.80}: it needs a role and a content, both strings"
+            )
 
 
 def render(
-    template: str, messages: list[dict[str, str]], add_generation_prompt: bool, special_tokens: dict[str, str]
+    template: str,
+    messages: list[dict[str, str]],
+    add_generation_prompt: bool,
+    special_tokens: dict[str, str],
 ) -> list[tuple[str, bool]]:
     """The chat as pieces (text, is_content): what the template wrote has False, message texts have True.
 
@@ -67,7 +72,10 @@ def render(
     masked = [{**m, "content": f" {OPEN}{i}{CLOSE} "} for i, m in enumerate(messages)]
     try:
         text = _compiled(template).render(
-            messages=masked, add_generation_prompt=add_generation_prompt, tools=None, **special_tokens
+            messages=masked,
+            add_generation_prompt=add_generation_prompt,
+            tools=None,
+            **special_tokens,
         )
     except jinja2.TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
@@ -86,7 +94,9 @@ def _compiled(template: str):
     def refuse(reason):
         raise jinja2.TemplateError(reason)
 
-    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    env = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
     env.globals["raise_exception"] = refuse
     env.globals["strftime_now"] = lambda form: ""  # a prompt must not depend on the day
     env.filters["tojson"] = lambda value, **kw: json.dumps(value, ensure_ascii=False, **kw)

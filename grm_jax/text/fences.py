@@ -54,7 +54,11 @@ def _pattern(marker: str) -> str:
     # Spacing is free around every sign, so that "[ / Response 1 ]" is a look-alike of "[/Response 1]".
     out = parts[0]
     for before, part, token in zip(parts, parts[1:], re.findall(r"\d+|\s+|.", marker)[1:]):
-        loose = before != SPACE and part != SPACE and (not token.isalnum() or before in BRACKETS.values())
+        loose = (
+            before != SPACE
+            and part != SPACE
+            and (not token.isalnum() or before in BRACKETS.values())
+        )
         out += (SPACE if loose else GAP) + part
     # One bare word, such as [User], is too common in code (`rows[user]`) to be broken anywhere but at the start of a
     # line.
@@ -63,7 +67,11 @@ def _pattern(marker: str) -> str:
 
 # The usual ways to mark a text, whatever the template's own way is: [Response 1], [/Query], [The End of Response 1].
 WORDS = ("response", "reference", "query", "principles", "conversation")
-USUAL = ("[Response 1]", "[/Response 1]", *(f"[{slash}{word}]" for word in WORDS[1:] for slash in ("", "/")))
+USUAL = (
+    "[Response 1]",
+    "[/Response 1]",
+    *(f"[{slash}{word}]" for word in WORDS[1:] for slash in ("", "/")),
+)
 
 
 def _edges() -> str:
@@ -81,7 +89,11 @@ def _pattern_of_word(word: str) -> str:
 @functools.lru_cache(maxsize=256)
 def compile_markers(markers: tuple[str, ...]) -> re.Pattern:
     """One expression that finds every look-alike of the given markers and of the usual ones, longest first."""
-    unique = {re.sub(r"\d+", "0", marker.strip()).lower(): None for marker in (*markers, *USUAL) if marker.strip()}
+    unique = {
+        re.sub(r"\d+", "0", marker.strip()).lower(): None
+        for marker in (*markers, *USUAL)
+        if marker.strip()
+    }
     patterns = [_edges(), *map(_pattern, sorted(unique, key=len, reverse=True))]
     return re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE)
 
@@ -101,7 +113,11 @@ def markers_beside(rendered: str, placeholders: list[str]) -> tuple[str, ...]:
                 if not line.strip() and len(lines) > 1:
                     line = lines[-2 if pick == -1 else 1]
                 line = line.strip()
-                if 3 <= len(line) <= LONGEST_MARKER and re.search(r"\w{3}", line) and placeholder not in line:
+                if (
+                    3 <= len(line) <= LONGEST_MARKER
+                    and re.search(r"\w{3}", line)
+                    and placeholder not in line
+                ):
                     found.append(line)
     return tuple(dict.fromkeys(found))
 

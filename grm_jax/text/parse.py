@@ -16,8 +16,8 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from grm_jax.judging.types import Critique
 from grm_jax.text.sections import Sections, find_sections, parse_principles
+from grm_jax.types import Critique
 
 BOX = re.compile(r"\\{1,2}boxed[ \t]*\{([^{}]*)\}")
 # A box that the text did not get to close: "...\boxed{7, " or "...\box" as its last characters.
@@ -39,7 +39,12 @@ class Box:
 
 
 def parse(
-    text: str, n: int, low: float = 1, high: float = 10, output: str = "scores", finish: str | None = None
+    text: str,
+    n: int,
+    low: float = 1,
+    high: float = 10,
+    output: str = "scores",
+    finish: str | None = None,
 ) -> Critique:
     """Reads one generated text about n responses.
 
@@ -80,7 +85,9 @@ def _boxes(text: str, sections: Sections) -> list[Box]:
         if all(NUMBER.fullmatch(token) for token in tokens):
             values = tuple(float(token) for token in tokens)
             in_section = sections.scores_start is not None and hit.start() >= sections.scores_start
-            found.append(Box(hit.start(), hit.end(), values, sections.is_quoted(hit.start()), in_section))
+            found.append(
+                Box(hit.start(), hit.end(), values, sections.is_quoted(hit.start()), in_section)
+            )
     return found
 
 
@@ -102,7 +109,9 @@ def _pick(text: str, boxes: list[Box], wanted: int, finish: str | None) -> tuple
     return None, "wrong_count" if plain else "no_scores"
 
 
-def _scores(values: tuple[float, ...], n: int, low: float, high: float, output: str) -> tuple[float, ...] | None:
+def _scores(
+    values: tuple[float, ...], n: int, low: float, high: float, output: str
+) -> tuple[float, ...] | None:
     """The scores that a box states, None where one is off the scale."""
     if output == "choice":
         best = values[0]

@@ -18,8 +18,8 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from grm_jax.judging.types import Comparison, Principle
 from grm_jax.text import fences
+from grm_jax.types import Comparison, Principle
 
 FOLDER = Path(__file__).parent / "templates"
 FAMILIES = ("grm", "compact")
@@ -63,7 +63,9 @@ def load(name_or_path: str | Path) -> Template:
         return _load(FOLDER / f"{text}.jinja", text, 0.0)
     path = Path(text).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"no template {text!r}: give a file, or one of {', '.join(names())}")
+        raise FileNotFoundError(
+            f"no template {text!r}: give a file, or one of {', '.join(names())}"
+        )
     return _load(path.resolve(), path.name, path.stat().st_mtime)
 
 
@@ -86,7 +88,9 @@ def _load(path: Path, name: str, changed: float) -> Template:
         raise ValueError(f"template {name!r}, line {error.lineno}: {error.message}") from error
     output = settings.get("output", "scores")
     if output not in OUTPUTS:
-        raise ValueError(f"template {name!r}: output is {output!r}, it must be one of {', '.join(OUTPUTS)}")
+        raise ValueError(
+            f"template {name!r}: output is {output!r}, it must be one of {', '.join(OUTPUTS)}"
+        )
     template = Template(
         name=name,
         output=output,
@@ -108,7 +112,11 @@ def _settings(env, source: str) -> dict[str, Any]:
 
     settings = {}
     for node in env.parse(source).body:
-        if isinstance(node, nodes.Assign) and isinstance(node.target, nodes.Name) and isinstance(node.node, nodes.Expr):
+        if (
+            isinstance(node, nodes.Assign)
+            and isinstance(node.target, nodes.Name)
+            and isinstance(node.node, nodes.Expr)
+        ):
             try:
                 settings[node.target.name] = node.node.as_const()
             except nodes.Impossible:
@@ -139,7 +147,9 @@ def _markers(template: Template) -> tuple[str, ...]:
         counts = (max(1, template.n_min), min(template.n_max, max(3, template.n_min)))
         for n in dict.fromkeys(counts):
             ids = (f"P{i}\x00Z" for i in itertools.count())
-            turns = [{"role": role, "content": next(ids)} for role in (roles if several else roles[:1])]
+            turns = [
+                {"role": role, "content": next(ids)} for role in (roles if several else roles[:1])
+            ]
             responses = [next(ids) for _ in range(n)]
             reference, principles = next(ids), next(ids)
             text = _fill(template, turns, responses, reference, principles, None)
@@ -166,7 +176,9 @@ def _fill(template: Template, turns, responses, reference, principles, hint) -> 
             high=template.high,
         )
     except jinja2.UndefinedError as error:
-        raise ValueError(f"template {template.name!r}: {error}; it may use {', '.join(VARIABLES)}") from error
+        raise ValueError(
+            f"template {template.name!r}: {error}; it may use {', '.join(VARIABLES)}"
+        ) from error
     except jinja2.TemplateError as error:
         raise ValueError(f"template {template.name!r}: {error}") from error
     return text.strip("\n")
@@ -195,16 +207,23 @@ def render(
     template = name_or_path if isinstance(name_or_path, Template) else load(name_or_path)
     n = comparison.n
     if not template.n_min <= n <= template.n_max:
-        raise ValueError(f"template {template.name!r} takes {_range(template)}; the comparison has {n}")
+        raise ValueError(
+            f"template {template.name!r} takes {_range(template)}; the comparison has {n}"
+        )
     order = tuple(range(n)) if order is None else tuple(order)
     if sorted(order) != list(range(n)):
         raise ValueError(f"order {order} is not a permutation of the {n} responses")
     if "reference" in template.needs and not comparison.reference:
-        raise ValueError(f"template {template.name!r} shows a reference answer and the comparison has none")
+        raise ValueError(
+            f"template {template.name!r} shows a reference answer and the comparison has none"
+        )
     if "principles" in template.needs and not principles:
         raise ValueError(f"template {template.name!r} takes principles: pass principles=...")
     fence = functools.partial(fences.fence, markers=template.markers)
-    turns = [{"role": _role(turn["role"]), "content": fence(turn["content"])} for turn in comparison.turns]
+    turns = [
+        {"role": _role(turn["role"]), "content": fence(turn["content"])}
+        for turn in comparison.turns
+    ]
     text = _fill(
         template,
         turns,

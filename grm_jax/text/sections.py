@@ -11,7 +11,7 @@ import bisect
 import dataclasses
 import re
 
-from grm_jax.judging.types import Principle
+from grm_jax.types import Principle
 
 # Every repetition has a bound or its own characters: a hostile text must not make the search quadratic.
 DRESS = r"[ \t#*_=>~\-]{0,16}(?:\(?[0-9]{1,2}[.):][ \t]{0,4})?[*_ \t]{0,4}"
@@ -24,7 +24,12 @@ HEADINGS = {
     "scores": r"(?:the[ \t]+)?(?:(?:final|overall)[ \t]+)?(?:scores?|ratings?)|best(?:[ \t]+response)?",
 }
 HEADING = re.compile(
-    "^" + DRESS + "(?:" + "|".join(f"(?P<{name}>{words})" for name, words in HEADINGS.items()) + ")" + END,
+    "^"
+    + DRESS
+    + "(?:"
+    + "|".join(f"(?P<{name}>{words})" for name, words in HEADINGS.items())
+    + ")"
+    + END,
     re.IGNORECASE | re.MULTILINE,
 )
 LONGEST_HEADING = 60
@@ -34,8 +39,12 @@ QUOTE_LINE = re.compile(r"^[ \t]{0,3}>[^\n]*$", re.MULTILINE)
 # Quotations end with their line: a lone sign must not swallow the text.
 MARKS = re.compile(r"\"[^\"\n]*\"|“[^“”\n]*”|«[^«»\n]*»|「[^「」\n]*」")
 TICKS = re.compile(r"`+|\n")
-ECHO = re.compile(r"\[\s*(?:the\s+(?:begin|start)\s+of\s+)?-?response\s+([0-9]{1,2})\s*\]", re.IGNORECASE)
-ECHO_END = re.compile(r"\[\s*(?:/|the\s+end\s+of\s+)-?\s*response\s+([0-9]{1,2})\s*\]", re.IGNORECASE)
+ECHO = re.compile(
+    r"\[\s*(?:the\s+(?:begin|start)\s+of\s+)?-?response\s+([0-9]{1,2})\s*\]", re.IGNORECASE
+)
+ECHO_END = re.compile(
+    r"\[\s*(?:/|the\s+end\s+of\s+)-?\s*response\s+([0-9]{1,2})\s*\]", re.IGNORECASE
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +80,9 @@ def find_sections(text: str) -> Sections:
     scores_start = scores[0] if scores else None
     limit = scores_start if scores_start is not None else len(text)
     analysis = next((span for span in starts["analysis"] if span[0] < limit), None)
-    principles = next((span for span in starts["principles"] if span[0] < (analysis or (limit,))[0]), None)
+    principles = next(
+        (span for span in starts["principles"] if span[0] < (analysis or (limit,))[0]), None
+    )
     before_analysis = analysis[0] if analysis else limit
     principles_text = text[principles[1] if principles else 0 : before_analysis]
     if analysis is None:
@@ -80,7 +91,9 @@ def find_sections(text: str) -> Sections:
         cut = (principles[1] if principles else 0) + (lines[-1][1] if lines else 0)
         principles_text = text[principles[1] if principles else 0 : cut] if lines else ""
         return Sections(principles_text.strip(), text[cut:limit].strip(), scores_start, quoted)
-    return Sections(principles_text.strip(), text[analysis[1] : limit].strip(), scores_start, quoted)
+    return Sections(
+        principles_text.strip(), text[analysis[1] : limit].strip(), scores_start, quoted
+    )
 
 
 def quoted_spans(text: str) -> tuple[tuple[int, int], ...]:
@@ -107,7 +120,9 @@ def _code_blocks(text: str) -> list[tuple[int, int]]:
         sign = hit.group(1)
         if opened is None:
             opened = (hit.start(), sign)
-        elif sign[0] == opened[1][0] and len(sign) >= len(opened[1]) and hit.group().strip() == sign:
+        elif (
+            sign[0] == opened[1][0] and len(sign) >= len(opened[1]) and hit.group().strip() == sign
+        ):
             spans.append((opened[0], hit.end()))
             opened = None
     if opened is not None:
@@ -200,7 +215,9 @@ def _principle(line: str) -> list | None:
         if percent > 100:
             return None
         glue = "" if weight.start() == 0 else " "
-        rest = (rest[: weight.start()].rstrip(" \t-–—,;") + glue + rest[weight.end() :].lstrip(" \t,;")).strip()
+        rest = (
+            rest[: weight.start()].rstrip(" \t-–—,;") + glue + rest[weight.end() :].lstrip(" \t,;")
+        ).strip()
     end = NAME_END.search(rest)
     if end and end.start() <= LONGEST_NAME:
         name, description = rest[: end.start()], rest[end.end() :]

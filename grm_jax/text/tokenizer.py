@@ -36,7 +36,14 @@ class Tokenizer:
     vocab_size: number of ids.  controls: {string: id} of the tokens that are not text.
     """
 
-    def __init__(self, backend, file: Path, config: dict, chat_template: str | None, stops: tuple[int, ...] = ()):
+    def __init__(
+        self,
+        backend,
+        file: Path,
+        config: dict,
+        chat_template: str | None,
+        stops: tuple[int, ...] = (),
+    ):
         self._backend, self._file, self._config = backend, file, config
         self.vocab_size: int = backend.size
         self.controls: dict[str, int] = dict(backend.controls)
@@ -44,17 +51,25 @@ class Tokenizer:
         eos = backend.id_of("<eos>")
         self.eos_id: int | None = eos if eos is not None else self._named("eos")
         if self.eos_id is None:
-            raise ValueError(f"{file} has no end-of-text token: name it as eos_token in tokenizer_config.json")
+            raise ValueError(
+                f"{file} has no end-of-text token: name it as eos_token in tokenizer_config.json"
+            )
         pad = self._named("pad")
         self.pad_id: int = self.eos_id if pad is None else pad
         ends = [backend.id_of(token) for token in END_OF_TURN if token in self.controls]
         self.stop_ids: tuple[int, ...] = tuple(
             sorted({i for i in (self.eos_id, self._named("eos"), *ends, *stops) if i is not None})
         )
-        self.chat_template = chat_template or (chat.GEMMA_TEMPLATE if "<start_of_turn>" in self.controls else None)
+        self.chat_template = chat_template or (
+            chat.GEMMA_TEMPLATE if "<start_of_turn>" in self.controls else None
+        )
         self._control_ids = frozenset(self.controls.values())
         # One general pattern instead of six thousand <unusedN> alternatives; a hit counts if it is in `controls`.
-        others = sorted((token for token in self.controls if not STEERING.fullmatch(token)), key=len, reverse=True)
+        others = sorted(
+            (token for token in self.controls if not STEERING.fullmatch(token)),
+            key=len,
+            reverse=True,
+        )
         self._control = re.compile("|".join([STEERING.pattern, *map(re.escape, others)]))
 
     def _named(self, name: str) -> int | None:
@@ -108,7 +123,9 @@ class Tokenizer:
         """The id of a token spelled exactly so, None where the vocabulary has no such token."""
         return self._backend.id_of(token)
 
-    def encode_chat(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> list[int]:
+    def encode_chat(
+        self, messages: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> list[int]:
         """Ids of chat turns [{"role", "content"}] in the model's own format, with BOS exactly once at the start.
 
         Raises ValueError where the vocabulary has no chat format, or the format refuses the roles.
@@ -117,7 +134,10 @@ class Tokenizer:
             raise ValueError(
                 f"{self._file} has no chat template and no turn tokens: use encode, or add a chat_template"
             )
-        tokens = {name: self._spelling(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        tokens = {
+            name: self._spelling(name)
+            for name in ("bos_token", "eos_token", "pad_token", "unk_token")
+        }
         pieces = chat.render(self.chat_template, messages, add_generation_prompt, tokens)
         ids: list[int] = []
         run = ""  # plain text collected across pieces, so that it is cut into tokens as one string
@@ -167,12 +187,19 @@ class Tokenizer:
                 shutil.copyfile(source, folder / companion)
         if not (folder / "tokenizer_config.json").exists():
             config: dict[str, Any] = {
-                name: self._spelling(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")
+                name: self._spelling(name)
+                for name in ("bos_token", "eos_token", "pad_token", "unk_token")
             }
-            config |= {"tokenizer_class": "GemmaTokenizer", "add_bos_token": True, "add_eos_token": False}
+            config |= {
+                "tokenizer_class": "GemmaTokenizer",
+                "add_bos_token": True,
+                "add_eos_token": False,
+            }
             if self.chat_template:
                 config["chat_template"] = self.chat_template
-            (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+            (folder / "tokenizer_config.json").write_text(
+                json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+            )
 
 
 def load(path: str | Path) -> Tokenizer:
@@ -189,10 +216,14 @@ def load(path: str | Path) -> Tokenizer:
         sibling = folder / "tokenizer.json"
         present = [folder / name for name in FILES if (folder / name).is_file()]
         if not present:
-            raise FileNotFoundError(f"no tokenizer in {folder}: it has neither {' nor '.join(FILES)}")
+            raise FileNotFoundError(
+                f"no tokenizer in {folder}: it has neither {' nor '.join(FILES)}"
+            )
         path = present[0]
     if not path.is_file():
-        raise FileNotFoundError(f"no tokenizer at {path}: give a model folder, a .model or a tokenizer.json")
+        raise FileNotFoundError(
+            f"no tokenizer at {path}: give a model folder, a .model or a tokenizer.json"
+        )
     backend = TokenizerJson(path) if path.suffix == ".json" else SentencePiece(path)
     if (
         isinstance(backend, SentencePiece)
@@ -209,7 +240,10 @@ def load(path: str | Path) -> Tokenizer:
 def _adds_tokens(config: dict, backend: SentencePiece) -> bool:
     """Whether the settings name tokens beyond the SentencePiece model (Gemma 3's place of an image aside)."""
     added = config.get("added_tokens_decoder", {})
-    return any(int(i) >= backend.size and token["content"] != "<image_soft_token>" for i, token in added.items())
+    return any(
+        int(i) >= backend.size and token["content"] != "<image_soft_token>"
+        for i, token in added.items()
+    )
 
 
 def _read_json(file: Path) -> dict:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grm_jax.training.storage import folder_of
+from grm_jax.storage import as_path
 
 log = logging.getLogger(__name__)
 FINGERPRINT = "fingerprint"
@@ -66,7 +66,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
-        self.folder = folder_of(folder)
+        self.folder = as_path(folder)
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -104,7 +104,9 @@ class Checkpoints:
         record = {**(record or {}), FINGERPRINT: fingerprint(tree)}
         args = self._ocp.args
         self._manager.save(
-            step, args=args.Composite(state=args.StandardSave(flat), record=args.JsonSave(record)), force=True
+            step,
+            args=args.Composite(state=args.StandardSave(flat), record=args.JsonSave(record)),
+            force=True,
         )
 
     def restore(self, abstract_tree):
@@ -134,7 +136,12 @@ class Checkpoints:
                     return step, tree, record
                 why = f"its arrays do not have the fingerprint {record[FINGERPRINT]} that was saved with them"
             failures.append(f"step {step}: {why}")
-            log.warning("checkpoint %s/%d cannot be read (%s): falling back to the one before", self.folder, step, why)
+            log.warning(
+                "checkpoint %s/%d cannot be read (%s): falling back to the one before",
+                self.folder,
+                step,
+                why,
+            )
         if not failures:
             return None
         # Only when nothing is readable are the files left for a person to look at; see `_drop` for the other case.
@@ -161,7 +168,9 @@ class Checkpoints:
         names = list(target)
         if FINGERPRINT not in record:
             raise CheckpointError("its record holds no fingerprint")
-        return jax.tree.unflatten(jax.tree.structure(abstract_tree), [flat[n] for n in names]), record
+        return jax.tree.unflatten(
+            jax.tree.structure(abstract_tree), [flat[n] for n in names]
+        ), record
 
 
 def agree(flag, all_of=False):
@@ -198,9 +207,12 @@ class StopSignal:
         for number in self._signals:
             try:
                 self._previous[number] = signal.signal(number, self._note)
-            except ValueError:  # Not in the main thread (a notebook's worker): signals stay with their owner.
+            except (
+                ValueError
+            ):  # Not in the main thread (a notebook's worker): signals stay with their owner.
                 log.warning(
-                    "signal %d cannot be caught outside the main thread: no save when the machine is preempted", number
+                    "signal %d cannot be caught outside the main thread: no save when the machine is preempted",
+                    number,
                 )
         return self
 

@@ -17,9 +17,9 @@ import numpy as np
 
 from grm_jax.judging import Judge, votes
 from grm_jax.judging.options import Options
-from grm_jax.judging.types import Comparison, Critique, Principle, Verdict
+from grm_jax.storage import as_path, write_atomic
 from grm_jax.training import rft_data
-from grm_jax.training.storage import folder_of, write_whole
+from grm_jax.types import Comparison, Critique, Principle, Verdict
 
 log = logging.getLogger(__name__)
 RESAMPLES = 2000
@@ -36,12 +36,14 @@ class Cell:
     low: float
     high: float
     tie_rate: float
-    read_rate: float
+    parse_rate: float
     credits: tuple[float, ...] = dataclasses.field(repr=False, default=())
 
     def row(self) -> dict:
         """Without the credits: JSON-ready."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "credits"}
+        return {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "credits"
+        }
 
 
 def credit(comparison: Comparison, scores: Sequence[float] | None) -> tuple[float, bool]:
@@ -59,7 +61,9 @@ def prompts_of(items: Sequence[Comparison]) -> list[str]:
     return [json.dumps(item.turns) for item in items]
 
 
-def interval(credits: Sequence[float], seed: int = 0, prompts: Sequence[str] | None = None) -> tuple[float, float]:
+def interval(
+    credits: Sequence[float], seed: int = 0, prompts: Sequence[str] | None = None
+) -> tuple[float, float]:
     """95% bootstrap interval of the mean, over items; over prompts where `prompts` names each item's."""
     values = np.asarray(credits, np.float64)
     names = {name: code for code, name in enumerate(dict.fromkeys(prompts or range(len(values))))}
@@ -78,30 +82,50 @@ def difference(
     return (float(paired.mean()), *interval(paired, seed, prompts))
 
 
-def block_scores(critiques: Sequence[Critique], n: int, rule: str, guided: bool) -> tuple[float, ...] | None:
+def block_scores(
+    critiques: Sequence[Critique], n: int, rule: str, guided: bool
+) -> tuple[float, ...] | None:
     """The vote of one block; None where nothing could be read."""
     kept = [critiques[i] for i in votes.kept_by_meta(critiques)] if guided else critiques
     return votes.votes(kept, n).get(rule)
 
 
 def cell(
-    model: str, method: str, items: Sequence[Comparison], verdicts: Sequence[Verdict], k: int, rule: str, guided: bool
+    model: str,
+    method: str,
+    items: Sequence[Comparison],
+    verdicts: Sequence[Verdict],
+    k: int,
+    rule: str,
+    guided: bool,
 ) -> Cell:
     """Accuracy of one way of voting with k samples, from verdicts with at least k critiques each."""
     credits, ties, read = [], [], []
     for comparison, verdict in zip(items, verdicts):
         blocks = [verdict.critiques[s : s + k] for s in range(0, len(verdict.critiques) - k + 1, k)]
-        scored = [credit(comparison, block_scores(block, comparison.n, rule, guided)) for block in blocks]
+        scored = [
+            credit(comparison, block_scores(block, comparison.n, rule, guided)) for block in blocks
+        ]
         credits.append(float(np.mean([c for c, _ in scored])))
         ties.append(float(np.mean([tie for _, tie in scored])))
         read.append(1 - verdict.unparsed / len(verdict.critiques))
     low, high = interval(credits, prompts=prompts_of(items))
     return Cell(
-        model, method, k, float(np.mean(credits)), low, high, float(np.mean(ties)), float(np.mean(read)), tuple(credits)
+        model,
+        method,
+        k,
+        float(np.mean(credits)),
+        low,
+        high,
+        float(np.mean(ties)),
+        float(np.mean(read)),
+        tuple(credits),
     )
 
 
-def judged(judge: Judge, items: Sequence[Comparison], options: Options, folder=None, chunk: int = 64) -> list[Verdict]:
+def judged(
+    judge: Judge, items: Sequence[Comparison], options: Options, folder=None, chunk: int = 64
+) -> list[Verdict]:
     """Verdicts in the order of the items. One that cannot be judged counts as unread; ValueError, with a reason, where none can be.
 
     folder: keeps the verdicts of each chunk in which all could be judged, so that an evaluation that was interrupted goes on; None keeps
@@ -115,11 +139,14 @@ def judged(judge: Judge, items: Sequence[Comparison], options: Options, folder=N
             [(c.id, c.turns, c.responses) for c in items],
             chunk,
         ]
-        folder = folder_of(folder) / hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+        folder = as_path(folder) / hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
     found: list[Verdict] = []
     unread, reason = 0, ""
     for start in range(0, len(items), chunk):
-        part, path = items[start : start + chunk], None if folder is None else folder / f"{start:06d}.json"
+        part, path = (
+            items[start : start + chunk],
+            None if folder is None else folder / f"{start:06d}.json",
+        )
         if path is not None and path.exists():
             found += [_verdict(row) for row in json.loads(path.read_text())]
             continue
@@ -127,15 +154,23 @@ def judged(judge: Judge, items: Sequence[Comparison], options: Options, folder=N
         unread_before = unread
         for i, verdict in judge.stream(part, options, chunk):
             if not isinstance(verdict, Verdict):
-                log.warning("%s could not be judged, and counts as unread: %s", part[i].id, verdict.reason)
+                log.warning(
+                    "%s could not be judged, and counts as unread: %s", part[i].id, verdict.reason
+                )
                 unread, reason = unread + 1, verdict.reason
-                verdict = votes.verdict([Critique("", sample=s) for s in range(options.k)], part[i].n, part[i].id)
+                verdict = votes.verdict(
+                    [Critique("", sample=s) for s in range(options.k)], part[i].n, part[i].id
+                )
             verdicts[i] = verdict
         found += [verdicts[i] for i in range(len(part))]
         if path is not None and unread == unread_before and jax.process_index() == 0:
-            write_whole(path, json.dumps([dataclasses.asdict(verdict) for verdict in found[start:]]))
+            write_atomic(
+                path, json.dumps([dataclasses.asdict(verdict) for verdict in found[start:]])
+            )
     if unread == len(items) > 0:
-        raise ValueError(f"none of {unread} comparisons could be judged, the last because: {reason}")
+        raise ValueError(
+            f"none of {unread} comparisons could be judged, the last because: {reason}"
+        )
     return found
 
 
@@ -145,7 +180,9 @@ def _verdict(row: dict) -> Verdict:
     def critique(fields):
         principles = tuple(Principle(**p) for p in fields["principles"])
         texts = ("scores", "order", "expected_scores")
-        return Critique(**{**fields, "principles": principles, **{name: _tuple(fields[name]) for name in texts}})
+        return Critique(
+            **{**fields, "principles": principles, **{name: _tuple(fields[name]) for name in texts}}
+        )
 
     critiques = tuple(critique(c) for c in row["critiques"])
     votes_by_rule = {rule: tuple(scores) for rule, scores in row["votes"].items()}
@@ -221,7 +258,7 @@ def meta_quality(items: Sequence[Comparison], verdicts: Sequence[Verdict]) -> di
     from grm_jax.training import meta_rm
 
     rows = [
-        (critique.meta_score, rft_data.is_right(comparison, critique.scores), str(comparison.id))
+        (critique.meta_score, rft_data.is_correct(comparison, critique.scores), str(comparison.id))
         for comparison, verdict in zip(items, verdicts)
         for critique in verdict.critiques
         if critique.meta_score is not None

@@ -14,7 +14,15 @@ from grm_jax.training import checkpoint, loop, optim, rollouts, steps
 from grm_jax.training import state as states
 
 
-def train(config, mesh, tokenizer, reference_params, comparisons_at: Callable, folder, data_identity: str = ""):
+def train(
+    config,
+    mesh,
+    tokenizer,
+    reference_params,
+    comparisons_at: Callable,
+    folder,
+    data_identity: str = "",
+):
     """Trains the policy from the RFT model's parameters.
 
     Args:
@@ -46,14 +54,21 @@ def train(config, mesh, tokenizer, reference_params, comparisons_at: Callable, f
         "rl.prompts": rl.prompts,
     }
     reference = jax.jit(
-        lambda p: states.compute_params(p, rl.reference_dtype), out_shardings=states.shardings(abstract[1], mesh)
+        lambda p: states.compute_params(p, rl.reference_dtype),
+        out_shardings=states.shardings(abstract[1], mesh),
     )(held[0])
 
     def step(state, i, seed):
         held.clear()  # where a checkpoint was gone on from, nobody has taken it
-        comparisons = [comparisons_at(place) for place in range(i * rl.prompts, (i + 1) * rl.prompts)]
-        prompts, too_long = rollouts.make_prompts(comparisons, config.template, tokenizer, seed, rl.prompt_len)
-        rolled = rollouts.roll_out(nnx.merge(graphdef, state["params"]), prompts, tokenizer, rl, seed)
+        comparisons = [
+            comparisons_at(place) for place in range(i * rl.prompts, (i + 1) * rl.prompts)
+        ]
+        prompts, too_long = rollouts.make_prompts(
+            comparisons, config.template, tokenizer, seed, rl.prompt_len
+        )
+        rolled = rollouts.roll_out(
+            nnx.merge(graphdef, state["params"]), prompts, tokenizer, rl, seed
+        )
         times = {"rollout_s": rolled.metrics["rollout_s"]}
 
         start = time.perf_counter()
@@ -64,7 +79,9 @@ def train(config, mesh, tokenizer, reference_params, comparisons_at: Callable, f
 
         start = time.perf_counter()
         several = rl.updates_per_rollout > 1
-        arrays["old_logps"] = policy_logps.fn(state["params"], rollout) if several else arrays["ref_logps"]
+        arrays["old_logps"] = (
+            policy_logps.fn(state["params"], rollout) if several else arrays["ref_logps"]
+        )
         for number in range(rl.updates_per_rollout):
             state, metrics = update.fn(state, arrays)
             if number == 0:
@@ -86,7 +103,9 @@ def train(config, mesh, tokenizer, reference_params, comparisons_at: Callable, f
 
     def fresh():
         # A copy: the policy's buffers are donated, the reference's and the caller's stay.
-        return states.init_state(jax.tree.map(lambda x: x.copy(), held.pop()), tx, mesh, config.seed)
+        return states.init_state(
+            jax.tree.map(lambda x: x.copy(), held.pop()), tx, mesh, config.seed
+        )
 
     state = loop.train(
         "rl",
@@ -95,10 +114,12 @@ def train(config, mesh, tokenizer, reference_params, comparisons_at: Callable, f
         fresh=fresh,
         abstract=update.args[0],
         step=step,
-        programs=(reference_logps, update) if rl.updates_per_rollout == 1 else (reference_logps, policy_logps, update),
+        programs=(reference_logps, update)
+        if rl.updates_per_rollout == 1
+        else (reference_logps, policy_logps, update),
         identity=identity,
         settings={"template": config.template},
-        shown=("reward", "read_rate", "kl", "entropy", "length"),
+        shown=("reward", "parse_rate", "kl", "entropy", "length"),
         tensorboard=config.tensorboard,
     )
     return state["params"]

@@ -14,13 +14,21 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
+from grm_jax.storage import as_path, write_atomic
 from grm_jax.training import checkpoint, metrics
-from grm_jax.training.storage import folder_of, write_whole
 
 log = logging.getLogger(__name__)
 RESULT = "result.json"
 # Fields of a stage that its numbers do not depend on: they may be other ones when it is gone on with.
-FREE = ("save_every", "keep", "log_every", "profile_steps", "micro_batches", "micro_rows", "prompt_slots")
+FREE = (
+    "save_every",
+    "keep",
+    "log_every",
+    "profile_steps",
+    "micro_batches",
+    "micro_rows",
+    "prompt_slots",
+)
 _stop_asked = False  # by a signal that came while a stage ended
 
 
@@ -32,26 +40,28 @@ class Stopped(RuntimeError):
     """The run was asked to stop (SIGTERM) and has saved its state; start it again to go on."""
 
 
-def leave_if_asked(stage: str) -> None:
+def raise_if_stopped(stage: str) -> None:
     """Raises Stopped where a signal came while the stage before this one ended: that one is whole, this one has not begun."""
     global _stop_asked
     if _stop_asked:
         _stop_asked = False
-        raise Stopped(f"{stage}: stopped by a signal before its first step, what came before is saved: run it again")
+        raise Stopped(
+            f"{stage}: stopped by a signal before its first step, what came before is saved: run it again"
+        )
 
 
 def is_done(folder) -> bool:
-    return (folder_of(folder) / RESULT).exists()
+    return (as_path(folder) / RESULT).exists()
 
 
 def read_result(folder) -> dict:
-    return json.loads((folder_of(folder) / RESULT).read_text())
+    return json.loads((as_path(folder) / RESULT).read_text())
 
 
 def write_result(folder, result: Mapping) -> None:
     """Marks a stage as done. Process 0 writes; the others return when the result is there to be seen."""
     if jax.process_index() == 0:
-        write_whole(folder_of(folder) / RESULT, json.dumps(result, indent=2, sort_keys=True) + "\n")
+        write_atomic(as_path(folder) / RESULT, json.dumps(result, indent=2, sort_keys=True) + "\n")
     checkpoint.wait_for_all(f"result of {folder}")
 
 
@@ -75,8 +85,14 @@ def compile_ahead(stage: str, programs: Sequence) -> float:
     for program in programs:
         start = time.perf_counter()
         stats = program.lower().compile().memory_analysis()
-        need = f", peak {stats.peak_memory_in_bytes / 2**20:,.1f} MiB per device" if stats is not None else ""
-        log.info("%s: %s compiled in %.1f s%s", stage, program.name, time.perf_counter() - start, need)
+        need = (
+            f", peak {stats.peak_memory_in_bytes / 2**20:,.1f} MiB per device"
+            if stats is not None
+            else ""
+        )
+        log.info(
+            "%s: %s compiled in %.1f s%s", stage, program.name, time.perf_counter() - start, need
+        )
     return time.perf_counter() - began
 
 
@@ -121,11 +137,14 @@ def train(
       NonFiniteLoss, Stopped: both after saving. A signal in the last step lets the stage end, and stops the next one before it begins.
       CheckpointError: checkpoints that are unreadable or of another run.
     """
-    leave_if_asked(stage)
-    folder = folder_of(folder)
+    raise_if_stopped(stage)
+    folder = as_path(folder)
     start_time = time.time()
     now = _settings(stage, section) | dict(settings or {})
-    with checkpoint.Checkpoints(folder / "checkpoints", section.keep) as store, checkpoint.StopSignal() as stop:
+    with (
+        checkpoint.Checkpoints(folder / "checkpoints", section.keep) as store,
+        checkpoint.StopSignal() as stop,
+    ):
         found = store.restore_or_none(abstract)
         first, state = (0, fresh()) if found is None else (found[0], found[1])
         if found is not None:
@@ -136,7 +155,11 @@ def train(
         compile_s = compile_ahead(stage, programs) if first < section.steps else 0.0
 
         def save(i):
-            store.save(i, state, {"stage": stage, "position": i, "identity": dict(identity), "settings": now})
+            store.save(
+                i,
+                state,
+                {"stage": stage, "position": i, "identity": dict(identity), "settings": now},
+            )
 
         profiler = metrics.Profiler(folder / "profile", section.profile_steps)
         with (
@@ -171,7 +194,10 @@ def train(
                 if i == first:
                     first_step_s = time.time() - start_time
                     log.info(
-                        "%s: first step after %.1f s, %.1f s of them compiling ahead", stage, first_step_s, compile_s
+                        "%s: first step after %.1f s, %.1f s of them compiling ahead",
+                        stage,
+                        first_step_s,
+                        compile_s,
                     )
                 bar.update(i + 1, row)
                 if (i + 1) % section.log_every == 0 or i + 1 == section.steps:
@@ -195,7 +221,9 @@ def train(
                 "seconds": round(time.time() - start_time, 1),
                 "first_step_s": round(first_step_s, 1) if section.steps > first else None,
                 "identity": dict(identity),
-                "last": {k: metrics.plain(v) for k, v in row.items()} if section.steps > first else {},
+                "last": {k: metrics.plain(v) for k, v in row.items()}
+                if section.steps > first
+                else {},
                 **(summary or {}),
                 **(finish(state) if finish else {}),
             },
@@ -207,7 +235,7 @@ def train(
 
 def save_params(folder, params, step: int) -> None:
     """Writes the parameters alone, for the next stages."""
-    with checkpoint.Checkpoints(folder_of(folder) / "final", keep=1) as store:
+    with checkpoint.Checkpoints(as_path(folder) / "final", keep=1) as store:
         store.save(step, params)
 
 
@@ -216,7 +244,7 @@ def load_params(folder, abstract_params):
 
     Raises CheckpointError where the stage has left none.
     """
-    with checkpoint.Checkpoints(folder_of(folder) / "final", keep=1) as store:
+    with checkpoint.Checkpoints(as_path(folder) / "final", keep=1) as store:
         found = store.restore(abstract_params)
     if found is None:
         raise checkpoint.CheckpointError(
@@ -228,15 +256,23 @@ def load_params(folder, abstract_params):
 def _settings(stage: str, section) -> dict[str, str | int | float]:
     """The fields of a section that its numbers depend on, as "rl.beta"."""
     plain = (str, bool, int, float)
-    return {f"{stage}.{name}": v for name, v in section.items() if name not in FREE and isinstance(v, plain)}
+    return {
+        f"{stage}.{name}": v
+        for name, v in section.items()
+        if name not in FREE and isinstance(v, plain)
+    }
 
 
 def _tell_changes(stage: str, saved: Mapping, now: Mapping) -> None:
     changed = [
-        f"{name} was {saved[name]!r} and is {now[name]!r}" for name in now if name in saved and saved[name] != now[name]
+        f"{name} was {saved[name]!r} and is {now[name]!r}"
+        for name in now
+        if name in saved and saved[name] != now[name]
     ]
     if changed:
-        log.warning("%s: goes on with other settings than it was saved with: %s", stage, ", ".join(changed))
+        log.warning(
+            "%s: goes on with other settings than it was saved with: %s", stage, ", ".join(changed)
+        )
 
 
 def _check_identity(folder, saved: Mapping, now: Mapping) -> None:

@@ -38,7 +38,9 @@ def group_advantages(rewards_PxG, normalise_std=True):
       normalise_std: False leaves out the division (the "Dr. GRPO" variant).
     """
     centred_PxG = rewards_PxG - rewards_PxG.mean(axis=1, keepdims=True)
-    degenerate_Px1 = rewards_PxG.max(axis=1, keepdims=True) == rewards_PxG.min(axis=1, keepdims=True)
+    degenerate_Px1 = rewards_PxG.max(axis=1, keepdims=True) == rewards_PxG.min(
+        axis=1, keepdims=True
+    )
     if normalise_std:
         std_Px1 = jnp.sqrt((centred_PxG**2).mean(axis=1, keepdims=True))
         centred_PxG = centred_PxG / jnp.where(degenerate_Px1, 1.0, std_Px1)
@@ -66,7 +68,9 @@ def kl_per_token(logps, ref_logps, estimator="k3"):
             "kl_estimator 'k1' has an expected gradient of exactly zero when it is a loss on the policy's own samples "
             "(the mean of the score function), so beta would do nothing: use 'k3' (the paper's family) or 'k2'"
         )
-    raise ValueError(f"kl_estimator {estimator!r} is not known: use one of {', '.join(KL_ESTIMATORS)}")
+    raise ValueError(
+        f"kl_estimator {estimator!r} is not known: use one of {', '.join(KL_ESTIMATORS)}"
+    )
 
 
 def row_mean(values_RxT, mask_RxT):
@@ -114,7 +118,8 @@ def grpo_loss(
     # Padding may hold anything, minus infinity included: 0 * inf would be NaN, in the gradient as well.
     live_RxT = mask_RxT > 0
     logps_RxT, old_logps_RxT, ref_logps_RxT = (
-        jnp.where(live_RxT, x, 0.0) for x in (logps_RxT, old_logps_RxT, jax.lax.stop_gradient(ref_logps_RxT))
+        jnp.where(live_RxT, x, 0.0)
+        for x in (logps_RxT, old_logps_RxT, jax.lax.stop_gradient(ref_logps_RxT))
     )
 
     ratio_RxT = jnp.exp(logps_RxT - old_logps_RxT)

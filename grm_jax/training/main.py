@@ -16,10 +16,11 @@ from flax import nnx
 from grm_jax import checkpoints
 from grm_jax.judging import Judge
 from grm_jax.judging.expected import ExpectedScores, model_log_probs
-from grm_jax.judging.loading import meta_template_of, note, note_meta
-from grm_jax.judging.sampler import engine_runner
+from grm_jax.judging.loading import meta_template_of, write_judge_metadata, write_meta_rm_metadata
+from grm_jax.judging.sampler import engine_sampler
 from grm_jax.models import get_config
 from grm_jax.sharding import make_mesh
+from grm_jax.storage import as_path, fetch, write_atomic, writing
 from grm_jax.training import (
     checkpoint,
     evaluate,
@@ -35,7 +36,6 @@ from grm_jax.training import (
     steps,
 )
 from grm_jax.training import state as states
-from grm_jax.training.storage import fetched, folder_of, write_whole, writing
 
 log = logging.getLogger(__name__)
 STAGES = ("rft", "rl", "meta_rm", "eval")
@@ -58,8 +58,10 @@ def run(config, workdir) -> dict:
     if unknown := set(config.stages) - set(STAGES):
         raise ValueError(f"stages {sorted(unknown)} do not exist: use {', '.join(STAGES)}")
     if "meta_rm" in config.stages and config.meta_rm.start not in META_RM_STARTS:
-        raise ValueError(f"meta_rm.start {config.meta_rm.start!r}: use one of {', '.join(META_RM_STARTS)}")
-    workdir = folder_of(workdir)
+        raise ValueError(
+            f"meta_rm.start {config.meta_rm.start!r}: use one of {', '.join(META_RM_STARTS)}"
+        )
+    workdir = as_path(workdir)
     folders = {stage: workdir / stage for stage in STAGES}
 
     ###########################################################################
@@ -88,22 +90,26 @@ def run(config, workdir) -> dict:
     def export(stage, params):
         """A Hugging Face folder, for `grm judge` and for other programs."""
         if config.export:
-            model_def = states.abstract_model(steps.model_config(config, scalar_head=stage == "meta_rm"), mesh)[0]
+            model_def = states.abstract_model(
+                steps.model_config(config, scalar_head=stage == "meta_rm"), mesh
+            )[0]
             like = sources.tokenizer_path(config)
             model = nnx.merge(model_def, params)
             with writing(folders[stage] / "hf") as local:
                 if stage == "meta_rm":
                     likelihood = config.meta_rm.likelihood
-                    note_meta(local, meta_template_of(config.template, likelihood), likelihood)
+                    write_meta_rm_metadata(
+                        local, meta_template_of(config.template, likelihood), likelihood
+                    )
                 else:
-                    note(local, config.template, config.rl.max_new_tokens)
+                    write_judge_metadata(local, config.template, config.rl.max_new_tokens)
                 checkpoints.save(model, local, like=like, dtype="bfloat16", overwrite=True)
 
     def wanted(stage):
         if stage not in config.stages:
             return False
         if not loop.is_done(folders[stage]):
-            loop.leave_if_asked(stage)
+            loop.raise_if_stopped(stage)
             return True
         log.info("%s is done: %s", stage, folders[stage])
         if config.export and stage != "eval" and not _is_exported(folders[stage] / "hf"):
@@ -131,12 +137,15 @@ def run(config, workdir) -> dict:
 
         if wanted("rl"):
             trials = config.rl.get("easy_trials", "")
-            easy = rft_data.easy_ids(rft_data.read_trials(fetched(trials))) if trials else ()
+            easy = rft_data.easy_ids(rft_data.read_trials(fetch(trials))) if trials else ()
             judging = sources.judging(config, without=easy)
             # Without RFT (the ablation "no cold start") the policy begins, and its reference stays, at the first parameters.
             start = final("rft") if loop.is_done(folders["rft"]) else first
             at = lambda place: judging.at(config.rl.first_item + place)  # noqa: E731
-            export("rl", grpo.train(config, mesh, tokenizer, start, at, folders["rl"], judging.identity))
+            export(
+                "rl",
+                grpo.train(config, mesh, tokenizer, start, at, folders["rl"], judging.identity),
+            )
 
         #######################################################################
         #                       Meta reward model                             #
@@ -145,7 +154,12 @@ def run(config, workdir) -> dict:
         if wanted("meta_rm"):
             policy = final("rl" if loop.is_done(folders["rl"]) else "rft")
             start = {"base": first, "rft": final("rft"), "rl": policy}[config.meta_rm.start]
-            export("meta_rm", meta_rm.train(config, mesh, tokenizer, start, policy, folders["rft"], folders["meta_rm"]))
+            export(
+                "meta_rm",
+                meta_rm.train(
+                    config, mesh, tokenizer, start, policy, folders["rft"], folders["meta_rm"]
+                ),
+            )
 
         #######################################################################
         #                           Evaluation                                #
@@ -153,7 +167,11 @@ def run(config, workdir) -> dict:
 
         if wanted("eval"):
             _evaluate(config, mesh, tokenizer, graphdef, abstract, folders)
-    return {stage: loop.read_result(folders[stage]) for stage in config.stages if loop.is_done(folders[stage])}
+    return {
+        stage: loop.read_result(folders[stage])
+        for stage in config.stages
+        if loop.is_done(folders[stage])
+    }
 
 
 def _check_settings(config, stages) -> None:
@@ -178,7 +196,9 @@ def _check_settings(config, stages) -> None:
         try:
             jnp.dtype(rl.reference_dtype)
         except TypeError as error:
-            raise ValueError(f"config.rl.reference_dtype={rl.reference_dtype!r}: give float32 or bfloat16") from error
+            raise ValueError(
+                f"config.rl.reference_dtype={rl.reference_dtype!r}: give float32 or bfloat16"
+            ) from error
 
 
 def _is_exported(folder) -> bool:
@@ -204,11 +224,15 @@ def _note_config(config, cfg, workdir) -> None:
         theirs = get_config(before["model"], **sizes)
         if other := [n for n in SIZES if getattr(theirs, n) != getattr(cfg, n)]:
             told = ", ".join(f"{n}={getattr(theirs, n)} (here {getattr(cfg, n)})" for n in other)
-            raise ValueError(f"{workdir} holds checkpoints of another model, with {told}: give another workdir")
+            raise ValueError(
+                f"{workdir} holds checkpoints of another model, with {told}: give another workdir"
+            )
     fields = json.loads(config.to_json_best_effort())
     if path.exists():
         # What is done stays as it was made, and so does what the file says of it.
-        for stage in (stage for stage in STAGES if loop.is_done(workdir / stage) and stage in before):
+        for stage in (
+            stage for stage in STAGES if loop.is_done(workdir / stage) and stage in before
+        ):
             if told := _changed(before[stage], fields.get(stage, {})):
                 log.warning(
                     "%s is done, with other values than this config's (%s): remove %s, and what came after it, to run it again",
@@ -217,7 +241,7 @@ def _note_config(config, cfg, workdir) -> None:
                 fields[stage] = before[stage]
     if jax.process_index() == 0:
         # Whole: another host, or a run that goes on, may read it at this moment.
-        write_whole(path, json.dumps(fields, indent=2, sort_keys=True) + "\n")
+        write_atomic(path, json.dumps(fields, indent=2, sort_keys=True) + "\n")
 
 
 def _changed(before: dict, now: dict) -> str:
@@ -230,10 +254,14 @@ def held_out(config) -> list:
     """What is evaluated on: comparisons with a best response, none twice, without reference answers, which a template would show."""
     source = sources.judging(config, config.eval.split)
     count = min(config.eval.comparisons, source.size or config.eval.comparisons)
-    found = [dataclasses.replace(c, reference=None) for c in source.take(0, count) if c.best is not None]
+    found = [
+        dataclasses.replace(c, reference=None) for c in source.take(0, count) if c.best is not None
+    ]
     if len(found) < count:
         log.info(
-            "evaluation: %d of %d comparisons have no one best response and are left out", count - len(found), count
+            "evaluation: %d of %d comparisons have no one best response and are left out",
+            count - len(found),
+            count,
         )
     if not found:
         raise ValueError(
@@ -252,7 +280,7 @@ def _evaluate(config, mesh, tokenizer, graphdef, abstract, folders) -> None:
         model = nnx.merge(graphdef, states.compute_params(params, cfg.dtype))
         return Judge(
             tokenizer,
-            engine_runner(model, mesh, section.prompt_slots or None),
+            engine_sampler(model, mesh, section.prompt_slots or None),
             config.template,
             meta if is_last else None,
             ExpectedScores(model_log_probs(model, mesh), tokenizer) if is_last else None,
@@ -267,13 +295,21 @@ def _evaluate(config, mesh, tokenizer, graphdef, abstract, folders) -> None:
 
     cells, facts = evaluate.floors(items), {}
     rows = {"base": lambda: sources.first_params(config, cfg, mesh)}
-    rows |= {s: lambda s=s: loop.load_params(folders[s], abstract) for s in ("rft", "rl") if loop.is_done(folders[s])}
+    rows |= {
+        s: lambda s=s: loop.load_params(folders[s], abstract)
+        for s in ("rft", "rl")
+        if loop.is_done(folders[s])
+    }
     last = list(rows)[-1]
     for name, params_of in rows.items():
         samples = section.base_samples if name == "base" else section.samples
         params, is_last = params_of(), name == last
         judge = judge_of(params, is_last)
-        weights = [checkpoint.fingerprint(p) for p in (params, meta_params if is_last else None) if p is not None]
+        weights = [
+            checkpoint.fingerprint(p)
+            for p in (params, meta_params if is_last else None)
+            if p is not None
+        ]
         folder = folders["eval"] / "judged" / "-".join([name, *weights])
         found, verdicts = evaluate.table(name, judge, items, section, samples, folder)
         cells += found
@@ -282,15 +318,26 @@ def _evaluate(config, mesh, tokenizer, graphdef, abstract, folders) -> None:
         if judge.meta_rm is not None and (quality := evaluate.meta_quality(items, verdicts)):
             facts["meta_rm"] = quality
     facts["differences"] = _differences(cells, evaluate.prompts_of(items))
-    facts["seconds"] = {s: loop.read_result(f)["seconds"] for s, f in folders.items() if loop.is_done(f)}
+    facts["seconds"] = {
+        s: loop.read_result(f)["seconds"] for s, f in folders.items() if loop.is_done(f)
+    }
     facts["seconds"]["eval"] = round(time.time() - start, 1)
     if jax.process_index() == 0:
         page = report.write(
-            folders["eval"], config.name, cells, folders["rl"], facts, config.to_json_best_effort(indent=2)
+            folders["eval"],
+            config.name,
+            cells,
+            folders["rl"],
+            facts,
+            config.to_json_best_effort(indent=2),
         )
-        print(f"\n{report.text_table(cells)}\n\n{_sentences(facts['differences'])}\n\nreport: {page}", flush=True)
+        print(
+            f"\n{report.text_table(cells)}\n\n{_sentences(facts['differences'])}\n\nreport: {page}",
+            flush=True,
+        )
     loop.write_result(
-        folders["eval"], {"stage": "eval", "cells": [c.row() for c in cells], "items": len(items), **facts}
+        folders["eval"],
+        {"stage": "eval", "cells": [c.row() for c in cells], "items": len(items), **facts},
     )
 
 
@@ -308,7 +355,9 @@ def _differences(cells, prompts) -> dict:
     found = {}
     for name, (a, b) in pairs.items():
         if a in by_name and b in by_name:
-            mean, low, high = evaluate.difference(by_name[a].credits, by_name[b].credits, prompts=prompts)
+            mean, low, high = evaluate.difference(
+                by_name[a].credits, by_name[b].credits, prompts=prompts
+            )
             found[name] = {"mean": mean, "low": low, "high": high}
     return found
 

@@ -14,13 +14,13 @@ import jax
 import numpy as np
 from flax import nnx
 
-from grm_jax.data.packing import permuted
+from grm_jax.data.packing import shuffled_index
 from grm_jax.evals.curves import roc_auc
 from grm_jax.judging.loading import meta_template_of
 from grm_jax.judging.meta import MetaRM
+from grm_jax.storage import as_path
 from grm_jax.training import checkpoint, loop, optim, rft_data, rft_samplers, sources, steps
 from grm_jax.training import state as states
-from grm_jax.training.storage import folder_of
 
 log = logging.getLogger(__name__)
 
@@ -67,27 +67,40 @@ def policy_trials(config, model, tokenizer, mesh, folder, fingerprint: str) -> l
 
     folder: keeps them, so that a resumed stage does not sample again.  fingerprint: of the policy's parameters.
     """
-    from grm_jax.judging.sampler import engine_runner
+    from grm_jax.judging.sampler import engine_sampler
 
     meta = config.meta_rm
     comparisons = sources.judging(config).take(meta.first_item, meta.comparisons)
     sampler = rft_samplers.model(
-        engine_runner(model, mesh), tokenizer, config.rl.max_new_tokens, meta.temperature, seed=config.seed + 1
+        engine_sampler(model, mesh),
+        tokenizer,
+        config.rl.max_new_tokens,
+        meta.temperature,
+        seed=config.seed + 1,
     )
     salt = f"{fingerprint}/{config.rl.max_new_tokens}/{meta.temperature}/{config.seed}"
     sampler = rft_samplers.journaled(sampler, folder, salt, together=True)
-    options = rft_data.RftOptions(config.template, meta.samples, hinted=0, reject=True, seed=config.seed + 1)
+    options = rft_data.RftOptions(
+        config.template, meta.samples, hinted=0, reject=True, seed=config.seed + 1
+    )
     return rft_data.build(comparisons, sampler, options).trials
 
 
 def label(trials, meta: MetaRM, seq_len: int) -> Labelled:
     """Tokenises the readable non-hinted trials as `meta` reads them; longer ones are left out and counted in the log."""
-    readable = [t for t in trials if not t.hinted and t.fate in ("kept", "wrong", "tie", "too_easy")]
+    readable = [
+        t for t in trials if not t.hinted and t.outcome in ("kept", "wrong", "tie", "too_easy")
+    ]
     judged = [(t.comparison, t.order, t.text) for t in readable]
     ids = [meta.encode(one) for one in judged]
     fitting = [i for i, tokens in enumerate(ids) if len(tokens) <= seq_len]
     if len(fitting) < len(ids):
-        log.warning("meta RM: %d of %d critiques are longer than %d tokens", len(ids) - len(fitting), len(ids), seq_len)
+        log.warning(
+            "meta RM: %d of %d critiques are longer than %d tokens",
+            len(ids) - len(fitting),
+            len(ids),
+            seq_len,
+        )
     tokens = np.zeros((len(fitting), seq_len), np.int32)
     segments = np.zeros((len(fitting), seq_len), np.int32)
     for row, i in enumerate(fitting):
@@ -124,7 +137,9 @@ def auc_within(scores: np.ndarray, labels: np.ndarray, comparisons: Sequence[str
     return float(np.mean(found)) if found else None
 
 
-def quality(scores: np.ndarray, labels: np.ndarray, comparisons: Sequence[str], bins: int = 10) -> dict:
+def quality(
+    scores: np.ndarray, labels: np.ndarray, comparisons: Sequence[str], bins: int = 10
+) -> dict:
     """AUC over all critiques and within comparisons, accuracy at 0, loss, and calibration: expected error and a table by bins of probability.
 
     scores, labels: (N,) logits, and 1 where the critique was right.  comparisons: whose critique each is.
@@ -159,9 +174,13 @@ def score(config, mesh, params, data: Labelled, index: np.ndarray) -> np.ndarray
     for start in range(0, len(index), rows):
         part = index[start : start + rows]
         padded = np.resize(part, rows)  # The last batch repeats its own rows.
-        batch = states.put_batch({name: data.rows(padded)[name] for name in ("tokens", "segment_ids", "starts")}, mesh)
+        batch = states.put_batch(
+            {name: data.rows(padded)[name] for name in ("tokens", "segment_ids", "starts")}, mesh
+        )
         found.append(
-            np.asarray(program.fn(params, batch["tokens"], batch["segment_ids"], batch["starts"]))[: len(part)]
+            np.asarray(program.fn(params, batch["tokens"], batch["segment_ids"], batch["starts"]))[
+                : len(part)
+            ]
         )
     return np.concatenate(found)
 
@@ -178,16 +197,18 @@ def train(config, mesh, tokenizer, start_params, policy_params, rft_folder, fold
     Returns:
       Parameters of a model with a scalar head.
     """
-    meta, folder = config.meta_rm, folder_of(folder)
+    meta, folder = config.meta_rm, as_path(folder)
     graphdef, _ = states.abstract_model(steps.model_config(config), mesh)
     scalar = states.abstract_model(steps.model_config(config, scalar_head=True), mesh)
     update = steps.build_meta_rm_step(config, mesh, scalar)
     tx = optim.make_optimizer(meta, "meta_rm")
 
-    trials = rft_data.read_trials(folder_of(rft_folder) / "data" / "trials.jsonl")[: meta.rft_trials]
+    trials = rft_data.read_trials(as_path(rft_folder) / "data" / "trials.jsonl")[: meta.rft_trials]
     policy_params = states.given(policy_params)
     policy = checkpoint.fingerprint(policy_params)
-    own = policy_trials(config, nnx.merge(graphdef, policy_params), tokenizer, mesh, folder / "samples", policy)
+    own = policy_trials(
+        config, nnx.merge(graphdef, policy_params), tokenizer, mesh, folder / "samples", policy
+    )
     del policy_params
     data = label([*trials, *own], scorer(config, mesh, scalar[1], tokenizer), meta.seq_len)
     if len(np.unique(data.comparisons)) < 2:
@@ -204,11 +225,15 @@ def train(config, mesh, tokenizer, start_params, policy_params, rft_folder, fold
     )
 
     def fresh():
-        return states.init_state(add_head(config, mesh, states.given(start_params), config.seed), tx, mesh, config.seed)
+        return states.init_state(
+            add_head(config, mesh, states.given(start_params), config.seed), tx, mesh, config.seed
+        )
 
     def step(state, i, seed):
         places = range(i * meta.batch_size, (i + 1) * meta.batch_size)
-        index = train_rows[[permuted(place, len(train_rows), config.seed) for place in places]]
+        index = train_rows[
+            [shuffled_index(place, len(train_rows), config.seed) for place in places]
+        ]
         state, metrics = update.fn(state, states.put_batch(data.rows(index), mesh))
         return state, metrics, f"{i} of seed {config.seed}"
 

@@ -8,7 +8,7 @@ import time
 import jax
 import numpy as np
 
-from grm_jax.training.storage import folder_of, is_remote, read_lines, write_whole
+from grm_jax.storage import as_path, is_remote, read_lines, write_atomic
 
 
 def plain(value):
@@ -27,22 +27,28 @@ class MetricLog:
     """
 
     def __init__(self, folder, stage, resume_step=0, tensorboard=True):
-        self.path, self.stage = folder_of(folder) / f"{stage}.jsonl", stage
+        self.path, self.stage = as_path(folder) / f"{stage}.jsonl", stage
         self._file = self._writer = None
         self._rows: list[str] = []
         if jax.process_index() != 0:
             return
-        kept = [json.dumps(row) + "\n" for row in read_jsonl(self.path) if row["step"] <= resume_step]
-        write_whole(self.path, "".join(kept))
+        kept = [
+            json.dumps(row) + "\n" for row in read_jsonl(self.path) if row["step"] <= resume_step
+        ]
+        write_atomic(self.path, "".join(kept))
         if is_remote(self.path):
-            self._rows = kept  # A bucket's files cannot be appended to: each row writes the file anew.
+            self._rows = (
+                kept  # A bucket's files cannot be appended to: each row writes the file anew.
+            )
         else:
             self._file = self.path.open("a")
         if tensorboard:
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
             from clu.metric_writers import summary_writer
 
-            self._writer = summary_writer.SummaryWriter(str(folder_of(folder) / "tensorboard" / stage))
+            self._writer = summary_writer.SummaryWriter(
+                str(as_path(folder) / "tensorboard" / stage)
+            )
 
     def write(self, step, scalars):
         """Appends one row; values are numbers or short strings (strings stay out of TensorBoard)."""
@@ -54,9 +60,13 @@ class MetricLog:
             self._file.flush()
         else:
             self._rows.append(json.dumps(row) + "\n")
-            write_whole(self.path, "".join(self._rows))
+            write_atomic(self.path, "".join(self._rows))
         if self._writer is not None:
-            numbers = {f"{self.stage}/{k}": v for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}
+            numbers = {
+                f"{self.stage}/{k}": v
+                for k, v in row.items()
+                if isinstance(v, (int, float)) and k != "step"
+            }
             self._writer.write_scalars(int(step), numbers)
 
     def close(self):
@@ -74,7 +84,7 @@ class MetricLog:
 
 def read_jsonl(path):
     """Rows of a JSONL file; a last line cut off by a kill is left out, and a file that is not there has none."""
-    path = folder_of(path)
+    path = as_path(path)
     if not path.exists():
         return []
     rows = []
@@ -99,8 +109,15 @@ class Progress:
         self._main = jax.process_index() == 0
         self._bar = None
         if self._main and self._console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = RichProgress(*columns, TextColumn("{task.fields[note]}"), console=self._console)
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
+            self._bar = RichProgress(
+                *columns, TextColumn("{task.fields[note]}"), console=self._console
+            )
             self._bar.start()
             self._task = self._bar.add_task(title, total=total, completed=start, note="")
 
@@ -149,4 +166,8 @@ def memory_metrics():
     """Bytes in use and at peak on the busiest local device, in GiB; empty where the backend does not say (CPU)."""
     stats = [d.memory_stats() or {} for d in jax.local_devices()]
     names = {"memory_gib": "bytes_in_use", "memory_peak_gib": "peak_bytes_in_use"}
-    return {ours: max(s[theirs] for s in stats) / 2**30 for ours, theirs in names.items() if theirs in stats[0]}
+    return {
+        ours: max(s[theirs] for s in stats) / 2**30
+        for ours, theirs in names.items()
+        if theirs in stats[0]
+    }

@@ -29,14 +29,22 @@ def make_schedule(section, stage=""):
             f"{where}warmup_steps={section.warmup_steps} is not shorter than {where}steps={section.steps}: lower {where}warmup_steps"
         )
     updates = section.get("updates_per_rollout", 1)
-    warmup, steps, final = section.warmup_steps * updates, section.steps * updates, section.lr * section.final_lr_share
+    warmup, steps, final = (
+        section.warmup_steps * updates,
+        section.steps * updates,
+        section.lr * section.final_lr_share,
+    )
     after = {
         "constant": lambda: optax.constant_schedule(section.lr),
-        "cosine": lambda: optax.cosine_decay_schedule(section.lr, max(steps - warmup, 1), section.final_lr_share),
+        "cosine": lambda: optax.cosine_decay_schedule(
+            section.lr, max(steps - warmup, 1), section.final_lr_share
+        ),
         "linear": lambda: optax.linear_schedule(section.lr, final, max(steps - warmup, 1)),
     }
     if section.schedule not in after:
-        raise ValueError(f"{where}schedule {section.schedule!r} is not known: use one of {', '.join(SCHEDULES)}")
+        raise ValueError(
+            f"{where}schedule {section.schedule!r} is not known: use one of {', '.join(SCHEDULES)}"
+        )
     if not warmup:
         return after[section.schedule]()
     # The first update has 1/warmup of the rate, not 0: a step that does nothing is a step lost.
@@ -99,7 +107,9 @@ def split_batch(batch, micro_batches):
     """
     rows = jax.tree.leaves(batch)[0].shape[0]
     if rows % micro_batches:
-        raise ValueError(f"micro_batches={micro_batches} does not divide the {rows} rows of the batch: use a divisor")
+        raise ValueError(
+            f"micro_batches={micro_batches} does not divide the {rows} rows of the batch: use a divisor"
+        )
 
     def split(x):
         return x.reshape(rows // micro_batches, micro_batches, *x.shape[1:]).swapaxes(0, 1)
@@ -129,7 +139,9 @@ def accumulated_value_and_grad(loss_fn, params, batch, micro_batches):
         loss, metrics, grads = carry
         (new_loss, new_metrics), new_grads = value_and_grad(params, micro)
         metrics = {
-            name: jnp.maximum(old, new_metrics[name]) if name.endswith("_max") else old + new_metrics[name]
+            name: jnp.maximum(old, new_metrics[name])
+            if name.endswith("_max")
+            else old + new_metrics[name]
             for name, old in metrics.items()
         }
         return (loss + new_loss, metrics, jax.tree.map(jnp.add, grads, new_grads)), None
@@ -162,4 +174,8 @@ def guarded_update(tx, grads, opt_state, params, loss):
         "update_norm": optax.global_norm(updates),
         "finite": finite.astype(jnp.float32),
     }
-    return jax.tree.map(keep, new_params, params), jax.tree.map(keep, new_opt_state, opt_state), metrics
+    return (
+        jax.tree.map(keep, new_params, params),
+        jax.tree.map(keep, new_opt_state, opt_state),
+        metrics,
+    )

@@ -6,9 +6,9 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 
+from grm_jax.storage import as_path
 from grm_jax.training.evaluate import Cell
 from grm_jax.training.metrics import read_jsonl
-from grm_jax.training.storage import folder_of
 
 HEADINGS = {
     "meta_rm": "Meta reward model on the held-out critiques",
@@ -33,11 +33,13 @@ img {{ max-width: 100%; }} pre {{ background: #f6f6f6; padding: 1rem; overflow-x
 
 def text_table(cells: Sequence[Cell]) -> str:
     """The cells as aligned lines, accuracy in percent."""
-    lines = [f"{'model':<17} {'method':<11} {'accuracy':>8}  {'95% interval':>14}  {'ties':>6}  {'read':>6}"]
+    lines = [
+        f"{'model':<17} {'method':<11} {'accuracy':>8}  {'95% interval':>14}  {'ties':>6}  {'read':>6}"
+    ]
     for c in cells:
         lines.append(
             f"{c.model:<17} {method_name(c):<11} {100 * c.accuracy:8.1f}  {100 * c.low:6.1f} - {100 * c.high:5.1f}  "
-            f"{100 * c.tie_rate:5.1f}%  {100 * c.read_rate:5.1f}%"
+            f"{100 * c.tie_rate:5.1f}%  {100 * c.parse_rate:5.1f}%"
         )
     return "\n".join(lines)
 
@@ -47,10 +49,13 @@ def method_name(c: Cell) -> str:
 
 
 def html_table(cells: Sequence[Cell]) -> str:
-    head = "".join(f"<th>{name}</th>" for name in ("model", "method", "accuracy", "95% interval", "ties", "read"))
+    head = "".join(
+        f"<th>{name}</th>"
+        for name in ("model", "method", "accuracy", "95% interval", "ties", "read")
+    )
     rows = [
         f"<tr><td>{html.escape(c.model)}</td><td>{method_name(c)}</td><td>{100 * c.accuracy:.1f}</td>"
-        f"<td>{100 * c.low:.1f} to {100 * c.high:.1f}</td><td>{100 * c.tie_rate:.1f}%</td><td>{100 * c.read_rate:.1f}%</td></tr>"
+        f"<td>{100 * c.low:.1f} to {100 * c.high:.1f}</td><td>{100 * c.tie_rate:.1f}%</td><td>{100 * c.parse_rate:.1f}%</td></tr>"
         for c in cells
     ]
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
@@ -71,13 +76,17 @@ def html_fact(value) -> str:
             number = f"{found:,}" if isinstance(found, int) else f"{found:,.4g}"
             rows.append(f"<tr><td>{html.escape(name)}</td><td>{number}</td></tr>")
         elif not isinstance(found, (list, tuple)):  # lists are what the plots were drawn from
-            rows.append(f"<tr><td>{html.escape(name)}</td><td>{html.escape(json.dumps(found))}</td></tr>")
+            rows.append(
+                f"<tr><td>{html.escape(name)}</td><td>{html.escape(json.dumps(found))}</td></tr>"
+            )
     return f'<div class="wide"><table>{"".join(rows)}</table></div>'
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
     """Mean over the last `window` values up to each place."""
-    return [sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(values))]
+    return [
+        sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(values))
+    ]
 
 
 def plot_training(rows: Sequence[Mapping], path) -> None:
@@ -114,15 +123,22 @@ def plot_scaling(cells: Sequence[Cell], path) -> None:
         # A little apart, so that intervals do not lie on each other.
         ks = [c.k * 1.04 ** (number - (len(groups) - 1) / 2) for c in line]
         ys = [100 * c.accuracy for c in line]
-        errors = [[100 * (c.accuracy - c.low) for c in line], [100 * (c.high - c.accuracy) for c in line]]
-        axis.errorbar(ks, ys, errors, color=colour, marker="o", capsize=3, label=f"{model}, {method}@k")
+        errors = [
+            [100 * (c.accuracy - c.low) for c in line],
+            [100 * (c.high - c.accuracy) for c in line],
+        ]
+        axis.errorbar(
+            ks, ys, errors, color=colour, marker="o", capsize=3, label=f"{model}, {method}@k"
+        )
         greedy = [c for c in cells if c.model == model and c.method == "Greedy"]
         if greedy and method == "Voting":
             axis.axhline(100 * greedy[0].accuracy, color=colour, linestyle=":", alpha=0.7)
     axis.set_xscale("log", base=2)
     ks = sorted({c.k for line in groups.values() for c in line})
     axis.set_xticks(ks, [str(k) for k in ks])
-    axis.set(xlabel="samples k", ylabel="accuracy (%)", title="Inference-time scaling (dotted: greedy)")
+    axis.set(
+        xlabel="samples k", ylabel="accuracy (%)", title="Inference-time scaling (dotted: greedy)"
+    )
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     with path.open("wb") as file:
@@ -137,8 +153,12 @@ def plot_calibration(quality: Mapping, path) -> None:
     figure, axis = plt.subplots(figsize=(4.5, 4.5), constrained_layout=True)
     axis.plot([0, 1], [0, 1], color="grey", linestyle=":")
     table = quality["calibration"]
-    axis.plot([b["probability"] for b in table], [b["right"] for b in table], marker="o", color=COLOURS[1])
-    auc, within = ("-" if quality[name] is None else f"{quality[name]:.3f}" for name in ("auc", "auc_within"))
+    axis.plot(
+        [b["probability"] for b in table], [b["right"] for b in table], marker="o", color=COLOURS[1]
+    )
+    auc, within = (
+        "-" if quality[name] is None else f"{quality[name]:.3f}" for name in ("auc", "auc_within")
+    )
     title = f"Meta RM: AUC {auc}, within a comparison {within}, ECE {quality['ece']:.3f}"
     axis.set(xlabel="probability said", ylabel="share right")
     axis.set_title(title, fontsize=9)
@@ -161,10 +181,10 @@ def write(folder, title: str, cells: Sequence[Cell], rl_folder, facts: Mapping, 
     import matplotlib
 
     matplotlib.use("agg")
-    folder = folder_of(folder)
+    folder = as_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     plots = []
-    rows = read_jsonl(folder_of(rl_folder) / "metrics.jsonl") if rl_folder else []
+    rows = read_jsonl(as_path(rl_folder) / "metrics.jsonl") if rl_folder else []
     if rows:
         plot_training(rows, folder / "training.png")
         plots.append(("Reinforcement learning", "training.png"))

@@ -6,9 +6,9 @@ import logging
 import jax
 
 from grm_jax.data import packing, sft
+from grm_jax.storage import as_path, fetch, reading, write_atomic, writing
 from grm_jax.training import checkpoint, loop, optim, rft_data, rft_samplers, sources, steps
 from grm_jax.training import state as states
-from grm_jax.training.storage import fetched, folder_of, reading, write_whole, writing
 
 log = logging.getLogger(__name__)
 
@@ -18,28 +18,33 @@ def make_sampler(config, tokenizer, mesh):
 
     Raises ValueError for another name, or settings that the sampler does not have.
     """
-    rft, settings = config.rft, rft_samplers.chosen_settings(config.rft.sampler, config.rft.sampling)
+    rft, settings = (
+        config.rft,
+        rft_samplers.chosen_settings(config.rft.sampler, config.rft.sampling),
+    )
     if rft.sampler == "teacher":
         return rft_samplers.teacher(principles=config.principles, seed=config.seed, **settings)
     if rft.sampler == "file":
-        return rft_samplers.file(fetched(settings.pop("path")), **settings)
+        return rft_samplers.file(fetch(settings.pop("path")), **settings)
     if rft.sampler == "endpoint":
         return rft_samplers.endpoint(**settings)
     from grm_jax import checkpoints
-    from grm_jax.judging.sampler import engine_runner
+    from grm_jax.judging.sampler import engine_sampler
 
-    model = checkpoints.load(fetched(settings.pop("path")), mesh=mesh)
-    return rft_samplers.model(engine_runner(model, mesh), tokenizer, seed=config.seed, **settings)
+    model = checkpoints.load(fetch(settings.pop("path")), mesh=mesh)
+    return rft_samplers.model(engine_sampler(model, mesh), tokenizer, seed=config.seed, **settings)
 
 
 def prepare(config, tokenizer, mesh, folder) -> sft.Encoded:
     """The tokenised training set; built once, then read back from `folder`.
 
-    Beside the tokens it keeps examples.jsonl, trials.jsonl (every sample with its fate, for the meta RM) and fates.json.
+    Beside the tokens it keeps examples.jsonl, trials.jsonl (every sample with its outcome, for the meta RM) and outcomes.json.
     """
-    folder = folder_of(folder)
+    folder = as_path(folder)
     # Every process takes part in sampling from a model of ours; the other samplers are asked by one.
-    if not (folder / "ready.json").exists() and (config.rft.sampler == "model" or jax.process_index() == 0):
+    if not (folder / "ready.json").exists() and (
+        config.rft.sampler == "model" or jax.process_index() == 0
+    ):
         _build(config, tokenizer, mesh, folder)
     checkpoint.wait_for_all(f"data in {folder}")
     return sft.Encoded.load(reading(folder / "tokens"))
@@ -50,14 +55,24 @@ def _build(config, tokenizer, mesh, folder) -> None:
     source = sources.judging(config)
     count = min(rft.comparisons, source.size or rft.comparisons)
     if count < rft.comparisons:
-        log.warning("the sources hold %d comparisons, fewer than the rft.comparisons=%d", count, rft.comparisons)
+        log.warning(
+            "the sources hold %d comparisons, fewer than the rft.comparisons=%d",
+            count,
+            rft.comparisons,
+        )
     comparisons = source.take(0, count)
     options = rft_data.RftOptions(
-        template=config.template, samples=rft.samples, hinted=rft.hinted, reject=rft.reject, seed=config.seed
+        template=config.template,
+        samples=rft.samples,
+        hinted=rft.hinted,
+        reject=rft.reject,
+        seed=config.seed,
     )
     sampler = make_sampler(config, tokenizer, mesh)
     if rft.sampler in ("model", "endpoint"):  # the two that take hours
-        sampler = rft_samplers.journaled(sampler, folder / "samples", _sampled_by(rft), rft.sampler == "model")
+        sampler = rft_samplers.journaled(
+            sampler, folder / "samples", _sampled_by(rft), rft.sampler == "model"
+        )
     built = rft_data.build(comparisons, sampler, options)
     if jax.process_index() != 0:
         return
@@ -73,7 +88,7 @@ def _build(config, tokenizer, mesh, folder) -> None:
         built.save(local)
         encoded.save(local / "tokens")
     counts = {**built.summary(), "examples": len(encoded), "tokens": len(encoded.tokens)}
-    write_whole(folder / "ready.json", json.dumps(counts, indent=2) + "\n")
+    write_atomic(folder / "ready.json", json.dumps(counts, indent=2) + "\n")
     log.info("RFT set: %s", json.dumps(counts))
 
 
@@ -86,7 +101,7 @@ def train(config, mesh, tokenizer, first_params, folder):
 
     Given as a function that makes them, the first parameters are made once the set is there, and do not stay through the training.
     """
-    folder, rft = folder_of(folder), config.rft
+    folder, rft = as_path(folder), config.rft
     encoded = prepare(config, tokenizer, mesh, folder / "data")
     held = [states.given(first_params)]  # in a list, to be taken out
     del first_params
@@ -99,10 +114,16 @@ def train(config, mesh, tokenizer, first_params, folder):
         held.clear()  # where a checkpoint was gone on from, nobody has taken it
         batch = packed.batch(i)
         state, metrics = update.fn(state, states.put_batch(batch, mesh))
-        return state, {**metrics, "tokens": int((batch["segment_ids"] > 0).sum())}, f"{i} of seed {config.seed}"
+        return (
+            state,
+            {**metrics, "tokens": int((batch["segment_ids"] > 0).sum())},
+            f"{i} of seed {config.seed}",
+        )
 
     def fresh():
-        return states.init_state(jax.tree.map(lambda x: x.copy(), held.pop()), tx, mesh, config.seed)
+        return states.init_state(
+            jax.tree.map(lambda x: x.copy(), held.pop()), tx, mesh, config.seed
+        )
 
     state = loop.train(
         "rft",

@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from grm_jax.data.sft import Example, write_examples
 from grm_jax.judging.orders import orders
-from grm_jax.judging.types import Comparison, Critique
+from grm_jax.storage import as_path, read_lines
 from grm_jax.text import parse, rendering
-from grm_jax.training.storage import folder_of, read_lines
+from grm_jax.types import Comparison, Critique
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _STRENGTHS = {1: "slightly better", 2: "better", 3: "much better"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class CritiqueRequest:
     """A critique to sample. `messages` is the prompt, with the hint in it if `hinted`; `sample` counts from 0."""
 
     comparison: Comparison
@@ -42,7 +42,7 @@ class Wanted:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reply:
+class CritiqueReply:
     """What a sampler gave: a text, why it ended if known, and its own order where it did not follow the wanted one."""
 
     text: str
@@ -51,7 +51,7 @@ class Reply:
 
 
 # Replies in the order of what was wanted; None where there is none (the endpoint failed, the file had no more).
-Sampler = Callable[[Sequence[Wanted]], Sequence[Reply | None]]
+Sampler = Callable[[Sequence[CritiqueRequest]], Sequence[CritiqueReply | None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ class RftOptions:
 class Trial:
     """One sample with its verdict: the raw material of the meta reward model.
 
-    fate: "kept", "wrong", "tie" (wrong because the best shares its score), "too_easy", or the parser's status.
+    outcome: "kept", "wrong", "tie" (wrong because the best shares its score), "too_easy", or the parser's status.
     """
 
     comparison: Comparison
@@ -89,7 +89,7 @@ class Trial:
     text: str
     hinted: bool
     right: bool
-    fate: str
+    outcome: str
 
     def row(self) -> dict:
         """JSON-ready."""
@@ -99,29 +99,33 @@ class Trial:
 
 @dataclasses.dataclass
 class RftSet:
-    """What was built: examples to learn, every trial, and counts of each fate."""
+    """What was built: examples to learn, every trial, and counts of each outcome."""
 
     examples: list[Example] = dataclasses.field(default_factory=list)
     trials: list[Trial] = dataclasses.field(default_factory=list)
-    fates: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    outcomes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
     def summary(self) -> dict[str, int]:
-        """Counts by "hinted/FATE", "non_hinted/FATE" and "comparison/FATE", sorted."""
-        return dict(sorted(self.fates.items()))
+        """Counts by "hinted/OUTCOME", "non_hinted/OUTCOME" and "comparison/OUTCOME", sorted."""
+        return dict(sorted(self.outcomes.items()))
 
     def save(self, folder: str | Path) -> None:
-        """Writes examples.jsonl, trials.jsonl and fates.json."""
+        """Writes examples.jsonl, trials.jsonl and outcomes.json."""
         folder = Path(folder)
         write_examples(folder / "examples.jsonl", self.examples)
         with (folder / "trials.jsonl").open("w", encoding="utf-8") as out:
-            out.writelines(json.dumps(trial.row(), ensure_ascii=False) + "\n" for trial in self.trials)
-        (folder / "fates.json").write_text(json.dumps(self.summary(), indent=2) + "\n", encoding="utf-8")
+            out.writelines(
+                json.dumps(trial.row(), ensure_ascii=False) + "\n" for trial in self.trials
+            )
+        (folder / "outcomes.json").write_text(
+            json.dumps(self.summary(), indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def read_trials(path) -> list[Trial]:
     """The trials that `RftSet.save` wrote."""
     trials = []
-    for line in read_lines(folder_of(path)):
+    for line in read_lines(as_path(path)):
         row = json.loads(line)
         fields = row["comparison"]
         label = tuple(fields["label"]) if isinstance(fields["label"], list) else fields["label"]
@@ -144,19 +148,19 @@ def easy_ids(trials: Iterable[Trial]) -> set[str]:
 # ---------------------------------------------------------------- the rule
 
 
-def is_right(comparison: Comparison, scores: Sequence[float] | None) -> bool:
+def is_correct(comparison: Comparison, scores: Sequence[float] | None) -> bool:
     """The strict rule (SPCT, equation 10), for scores in the caller's order.
 
     Two or more responses: the best has a higher score than every other; a tie with it is wrong. One response: the score
     is the label. No scores are wrong. Raises ValueError for a comparison without a single best response.
     """
     if comparison.n == 1:
-        return scores is not None and scores[0] == right_score(comparison)
-    best = best_of(comparison)
+        return scores is not None and scores[0] == correct_score(comparison)
+    best = best_index(comparison)
     return scores is not None and all(scores[best] > s for i, s in enumerate(scores) if i != best)
 
 
-def best_of(comparison: Comparison) -> int:
+def best_index(comparison: Comparison) -> int:
     """Index of the one best response. Raises ValueError where the label names none, or several."""
     if comparison.best is None:
         raise ValueError(
@@ -165,14 +169,18 @@ def best_of(comparison: Comparison) -> int:
     return comparison.best
 
 
-def right_score(comparison: Comparison) -> float:
+def correct_score(comparison: Comparison) -> float:
     """The label of a response alone, 1.0 or 0.0. Raises ValueError without one."""
     if comparison.rewards is None:
-        raise ValueError(f"comparison {comparison.id!r} has no label: a response alone needs (1.0,) or (0.0,)")
+        raise ValueError(
+            f"comparison {comparison.id!r} has no label: a response alone needs (1.0,) or (0.0,)"
+        )
     return comparison.rewards[0]
 
 
-def read(comparison: Comparison, order: Sequence[int], reply: Reply, template: str) -> Critique:
+def read(
+    comparison: Comparison, order: Sequence[int], reply: CritiqueReply, template: str
+) -> Critique:
     """Parses a reply; its scores are put into the caller's order."""
     shape = rendering.load(template)
     critique = parse(reply.text, comparison.n, shape.low, shape.high, shape.output, reply.finish)
@@ -184,13 +192,13 @@ def read(comparison: Comparison, order: Sequence[int], reply: Reply, template: s
     return dataclasses.replace(critique, scores=tuple(scores), order=tuple(order))
 
 
-def fate_of(comparison: Comparison, critique: Critique) -> str:
+def outcome_of(comparison: Comparison, critique: Critique) -> str:
     """ "right", "tie", "wrong", or the status of a critique without scores."""
     if critique.scores is None:
         return critique.status
-    if is_right(comparison, critique.scores):
+    if is_correct(comparison, critique.scores):
         return "right"
-    if comparison.n > 1 and critique.scores[best_of(comparison)] == max(critique.scores):
+    if comparison.n > 1 and critique.scores[best_index(comparison)] == max(critique.scores):
         return "tie"
     return "wrong"
 
@@ -210,15 +218,15 @@ def training_template(family: str, comparison: Comparison) -> str:
 def hint_of(comparison: Comparison, order: Sequence[int]) -> int | str:
     """The hint: the index of the best response or the right score; with its strength where the data has one."""
     if comparison.n == 1:
-        return int(right_score(comparison))
+        return int(correct_score(comparison))
     strength = comparison.meta.get("strength")
     if strength is None:
-        return best_of(comparison)
+        return best_index(comparison)
     phrase = _STRENGTHS.get(strength, f"better by {strength}")
-    return f"the best response is Response {list(order).index(best_of(comparison)) + 1}; it is {phrase}."
+    return f"the best response is Response {list(order).index(best_index(comparison)) + 1}; it is {phrase}."
 
 
-def wanted_for(comparison: Comparison, options: RftOptions) -> list[Wanted]:
+def wanted_for(comparison: Comparison, options: RftOptions) -> list[CritiqueRequest]:
     """The samples to draw for a comparison, non-hinted ones first."""
     template = training_template(options.template, comparison)
     total = options.samples + options.hinted
@@ -228,7 +236,13 @@ def wanted_for(comparison: Comparison, options: RftOptions) -> list[Wanted]:
         hinted = sample >= options.samples
         hint = hint_of(comparison, order) if hinted else None
         wanted.append(
-            Wanted(comparison, order, hinted, sample, rendering.render(template, comparison, order, hint=hint))
+            CritiqueRequest(
+                comparison,
+                order,
+                hinted,
+                sample,
+                rendering.render(template, comparison, order, hint=hint),
+            )
         )
     return wanted
 
@@ -247,8 +261,10 @@ def build(comparisons: Iterable[Comparison], sampler: Sampler, options: RftOptio
         return out
     comparisons = list(comparisons)
     for comparison in comparisons:
-        is_right(comparison, None)  # a bad label is found before anything is sampled
-    for comparison in tqdm(comparisons, "sampling critiques", mininterval=1, disable=jax.process_index() != 0):
+        is_correct(comparison, None)  # a bad label is found before anything is sampled
+    for comparison in tqdm(
+        comparisons, "sampling critiques", mininterval=1, disable=jax.process_index() != 0
+    ):
         part.append(comparison)
         if len(part) == options.chunk:
             _build_chunk(part, sampler, options, out)
@@ -259,7 +275,9 @@ def build(comparisons: Iterable[Comparison], sampler: Sampler, options: RftOptio
     return out
 
 
-def _build_chunk(comparisons: Sequence[Comparison], sampler: Sampler, options: RftOptions, out: RftSet) -> None:
+def _build_chunk(
+    comparisons: Sequence[Comparison], sampler: Sampler, options: RftOptions, out: RftSet
+) -> None:
     wanted = [wanted_for(comparison, options) for comparison in comparisons]
     flat = [one for group in wanted for one in group]
     replies = list(sampler(flat))
@@ -273,41 +291,54 @@ def _build_chunk(comparisons: Sequence[Comparison], sampler: Sampler, options: R
         start += len(group)
 
 
-def _judge_group(group: Sequence[Wanted], replies: Sequence[Reply | None], options: RftOptions, out: RftSet) -> None:
-    """All samples of one comparison: their fates, then what is kept of them."""
+def _judge_group(
+    group: Sequence[CritiqueRequest],
+    replies: Sequence[CritiqueReply | None],
+    options: RftOptions,
+    out: RftSet,
+) -> None:
+    """All samples of one comparison: their outcomes, then what is kept of them."""
     comparison = group[0].comparison
     template = training_template(options.template, comparison)
     trials = []
     for one, reply in zip(group, replies):
         if reply is None:
-            out.fates[f"{_kind(one.hinted)}/failed"] += 1
+            out.outcomes[f"{_kind(one.hinted)}/failed"] += 1
             continue
         order = one.order if reply.order is None else reply.order
-        fate = fate_of(comparison, read(comparison, order, reply, template))
-        trials.append(Trial(comparison, tuple(order), reply.text, one.hinted, fate == "right", fate))
+        outcome = outcome_of(comparison, read(comparison, order, reply, template))
+        trials.append(
+            Trial(comparison, tuple(order), reply.text, one.hinted, outcome == "right", outcome)
+        )
     plain = [trial for trial in trials if not trial.hinted]
-    too_easy = options.reject and 0 < options.samples == len(plain) and all(trial.right for trial in plain)
+    too_easy = (
+        options.reject and 0 < options.samples == len(plain) and all(trial.right for trial in plain)
+    )
     kept = 0
     for trial in trials:
-        fate = _final_fate(trial, too_easy, options.reject)
-        out.fates[f"{_kind(trial.hinted)}/{fate}"] += 1
-        out.trials.append(dataclasses.replace(trial, fate=fate))
-        if fate == "kept":
+        outcome = _final_outcome(trial, too_easy, options.reject)
+        out.outcomes[f"{_kind(trial.hinted)}/{outcome}"] += 1
+        out.trials.append(dataclasses.replace(trial, outcome=outcome))
+        if outcome == "kept":
             kept += 1
             # The prompt is rendered anew: without the hint, and in the order that this text is about.
             messages = rendering.render(template, comparison, trial.order)
-            out.examples.append(Example(tuple(messages), trial.text, _kind(trial.hinted), comparison.id))
-    out.fates["comparison/" + ("too_easy" if too_easy else "kept" if kept else "never_right")] += 1
+            out.examples.append(
+                Example(tuple(messages), trial.text, _kind(trial.hinted), comparison.id)
+            )
+    out.outcomes[
+        "comparison/" + ("too_easy" if too_easy else "kept" if kept else "never_right")
+    ] += 1
 
 
 def _kind(hinted: bool) -> str:
     return HINTED if hinted else NON_HINTED
 
 
-def _final_fate(trial: Trial, too_easy: bool, reject: bool) -> str:
+def _final_outcome(trial: Trial, too_easy: bool, reject: bool) -> str:
     if trial.right:
         return "too_easy" if too_easy and not trial.hinted else "kept"
-    return "kept" if not reject and trial.fate in ("wrong", "tie") else trial.fate
+    return "kept" if not reject and trial.outcome in ("wrong", "tie") else trial.outcome
 
 
 def mix(examples: Sequence[Example], general: Sequence[Example], seed: int = 0) -> list[Example]:

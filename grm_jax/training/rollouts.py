@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from grm_jax import sampling
-from grm_jax.judging.types import Comparison, Critique
 from grm_jax.text import rendering
 from grm_jax.training import losses, rft_data
+from grm_jax.types import Comparison, Critique
 
 RIGHT, WRONG = 1.0, -1.0  # SPCT equation 11: no other reward, none for form
 
@@ -48,7 +48,12 @@ def make_prompt(comparison: Comparison, family: str, tokenizer, rng: random.Rand
     """The prompt of a comparison, its responses in a random order: no place is favoured by the data (SPCT section 4)."""
     order = tuple(rng.sample(range(comparison.n), comparison.n))
     template = rft_data.training_template(family, comparison)
-    return Prompt(comparison, order, template, tokenizer.encode_chat(rendering.render(template, comparison, order)))
+    return Prompt(
+        comparison,
+        order,
+        template,
+        tokenizer.encode_chat(rendering.render(template, comparison, order)),
+    )
 
 
 def make_prompts(
@@ -64,7 +69,9 @@ def make_prompts(
     rng = random.Random(f"orders/{seed}")
     prompts = []
     for comparison in comparisons:
-        rft_data.is_right(comparison, None)  # Raises for a label that does not say which response is best.
+        rft_data.is_correct(
+            comparison, None
+        )  # Raises for a label that does not say which response is best.
         prompts.append(make_prompt(comparison, family, tokenizer, rng))
     fitting = [prompt for prompt in prompts if len(prompt.tokens) <= longest]
     if not fitting:
@@ -79,13 +86,13 @@ def make_prompts(
 
 def read(prompt: Prompt, tokens: Sequence[int], finish: str, tokenizer) -> Critique:
     """One completion as text and scores."""
-    reply = rft_data.Reply(tokenizer.decode(tokens), str(finish))
+    reply = rft_data.CritiqueReply(tokenizer.decode(tokens), str(finish))
     return rft_data.read(prompt.comparison, prompt.order, reply, prompt.template)
 
 
 def reward(comparison: Comparison, critique: Critique) -> float:
     """+1 for a critique that is right by the strict rule, -1 for any other, unread ones included (SPCT equation 11)."""
-    return RIGHT if rft_data.is_right(comparison, critique.scores) else WRONG
+    return RIGHT if rft_data.is_correct(comparison, critique.scores) else WRONG
 
 
 def roll_out(model, prompts: list[Prompt], tokenizer, rl, seed: int) -> Rollouts:
@@ -116,13 +123,19 @@ def roll_out(model, prompts: list[Prompt], tokenizer, rl, seed: int) -> Rollouts
     P, G, T = samples.tokens.shape
     critiques = [
         [
-            read(prompt, samples.tokens[p, g, : samples.lengths[p, g]].tolist(), samples.finish[p, g], tokenizer)
+            read(
+                prompt,
+                samples.tokens[p, g, : samples.lengths[p, g]].tolist(),
+                samples.finish[p, g],
+                tokenizer,
+            )
             for g in range(G)
         ]
         for p, prompt in enumerate(prompts)
     ]
     rewards_PxG = np.array(
-        [[reward(prompt.comparison, c) for c in row] for prompt, row in zip(prompts, critiques)], np.float32
+        [[reward(prompt.comparison, c) for c in row] for prompt, row in zip(prompts, critiques)],
+        np.float32,
     )
     batch = {
         **prompt_arrays(prompts, rl.prompt_len, tokenizer.pad_id),
@@ -142,7 +155,10 @@ def prompt_arrays(prompts: Sequence[Prompt], slots: int, pad_id: int) -> dict[st
     tokens_PxS = np.full((len(prompts), slots), pad_id, np.int32)
     for row, prompt in zip(tokens_PxS, prompts):
         row[slots - len(prompt.tokens) :] = prompt.tokens
-    return {"prompts": tokens_PxS, "prompt_lengths": np.array([len(p.tokens) for p in prompts], np.int32)}
+    return {
+        "prompts": tokens_PxS,
+        "prompt_lengths": np.array([len(p.tokens) for p in prompts], np.int32),
+    }
 
 
 def trim(batch: dict[str, np.ndarray], buckets: int) -> dict[str, np.ndarray]:
@@ -152,7 +168,11 @@ def trim(batch: dict[str, np.ndarray], buckets: int) -> dict[str, np.ndarray]:
     """
 
     def rounded(needed: int, full: int) -> int:
-        return next(-(-full * i // buckets) for i in range(1, buckets + 1) if -(-full * i // buckets) >= needed)
+        return next(
+            -(-full * i // buckets)
+            for i in range(1, buckets + 1)
+            if -(-full * i // buckets) >= needed
+        )
 
     S, T = batch["prompts"].shape[1], batch["mask"].shape[2]
     S_cut = rounded(int(batch["prompt_lengths"].max()), S)
@@ -162,17 +182,22 @@ def trim(batch: dict[str, np.ndarray], buckets: int) -> dict[str, np.ndarray]:
 
 
 def summary(
-    prompts: Sequence[Prompt], rewards_PxG: np.ndarray, critiques: Sequence[Sequence[Critique]], lengths_PxG: np.ndarray
+    prompts: Sequence[Prompt],
+    rewards_PxG: np.ndarray,
+    critiques: Sequence[Sequence[Critique]],
+    lengths_PxG: np.ndarray,
 ) -> dict[str, float]:
     """Shares over the samples of one round, and the share of groups that teach nothing because all rewards are equal."""
     flat = [critique for row in critiques for critique in row]
-    fates = [rft_data.fate_of(p.comparison, c) for p, row in zip(prompts, critiques) for c in row]
+    outcomes = [
+        rft_data.outcome_of(p.comparison, c) for p, row in zip(prompts, critiques) for c in row
+    ]
     equal = rewards_PxG.max(axis=1) == rewards_PxG.min(axis=1)
     return {
         "reward": float(rewards_PxG.mean()),
         "accuracy": float((rewards_PxG > 0).mean()),
-        "read_rate": float(np.mean([c.status == "ok" for c in flat])),
-        "tie_rate": float(np.mean([fate == "tie" for fate in fates])),
+        "parse_rate": float(np.mean([c.status == "ok" for c in flat])),
+        "tie_rate": float(np.mean([outcome == "tie" for outcome in outcomes])),
         "group_zero": float(equal.mean()),
         "length": float(lengths_PxG.mean()),
         "length_max": float(lengths_PxG.max()),

@@ -14,10 +14,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from grm_jax.data import batches, layouts, records, sft, world
-from grm_jax.data.vocabulary import vocabulary_path
-from grm_jax.judging.types import Comparison
+from grm_jax.data.world.vocabulary import vocabulary_path
+from grm_jax.storage import as_path, fetch
 from grm_jax.training import rft_samplers
-from grm_jax.training.storage import fetched, folder_of
+from grm_jax.types import Comparison
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,10 @@ def paths(config, stages: Collection[str] | None = None) -> Iterator[tuple[str, 
         used = {"judging": {"rft", "rl", "meta_rm"}, "held_out": {"eval"}}
         for field in [name for name, of in used.items() if of & set(stages)]:
             for entry in data.get(field, ()):
-                yield from ((f"config.data.{field} ({entry['name']})", path) for path in _several(entry["files"]))
+                yield from (
+                    (f"config.data.{field} ({entry['name']})", path)
+                    for path in _several(entry["files"])
+                )
     if "rft" in stages:
         if data.general_items and data.general != "world":
             yield from (("config.data.general", path) for path in _several(data.general))
@@ -73,7 +76,7 @@ def check(config, stages: Collection[str] | None = None) -> None:
     if "rft" in stages:
         rft_samplers.chosen_settings(config.rft.sampler, config.rft.sampling)
     for field, path in paths(config, stages):
-        if not folder_of(path).exists():
+        if not as_path(path).exists():
             raise FileNotFoundError(
                 f"{field} names {path}, which does not exist, or may not be read from here: mend the path"
             )
@@ -85,14 +88,18 @@ def _several(files) -> tuple[str, ...]:
 
 def _held_out(config, split: str):
     if not config.data.get("held_out", ()):
-        raise ValueError(f"data.held_out is empty: name sources for the split {split!r}, or leave the stage eval out")
+        raise ValueError(
+            f"data.held_out is empty: name sources for the split {split!r}, or leave the stage eval out"
+        )
     return config.data.held_out
 
 
 def world_config(data) -> world.WorldConfig:
     """The mixture of the judging world that `data.world` describes; JSON-like configs have text keys."""
     fields: dict = {
-        name: {int(k): v for k, v in data.world[name].items()} for name in ("levels", "sizes") if name in data.world
+        name: {int(k): v for k, v in data.world[name].items()}
+        for name in ("levels", "sizes")
+        if name in data.world
     }
     return world.WorldConfig(**fields)
 
@@ -112,13 +119,18 @@ def judging(config, split: str = "train", without: Collection[str] = ()) -> Sour
         families = tuple(data.families) or None
         at = batches.from_world(split, seed, families=families, config=world_config(data))
         of = json.dumps([families, data.world.to_dict()], sort_keys=True)
-        source = Source(at, None, f"world/{split}/{seed}/{hashlib.sha256(of.encode()).hexdigest()[:12]}")
+        source = Source(
+            at, None, f"world/{split}/{seed}/{hashlib.sha256(of.encode()).hexdigest()[:12]}"
+        )
     else:
         entries = data.judging if split == "train" else _held_out(config, split)
         lists = [_read(entry, data.max_skipped) for entry in entries]
         rates = [entry["rate"] for entry in entries]
         if without:
-            lists = [_left(entry["name"], comparisons, without) for entry, comparisons in zip(entries, lists)]
+            lists = [
+                _left(entry["name"], comparisons, without)
+                for entry, comparisons in zip(entries, lists)
+            ]
         if split != "train":  # Each once: rates are for what goes on for ever.
             lists, rates = [[comparison for found in lists for comparison in found]], [1.0]
         ats = [batches.from_list(comparisons, seed) for comparisons in lists]
@@ -130,9 +142,11 @@ def judging(config, split: str = "train", without: Collection[str] = ()) -> Sour
 def _read(entry, max_skipped: float) -> list[Comparison]:
     account = records.Account(max_skipped, entry["name"])
     layout = layouts.get_layout(entry["layout"])
-    files = [fetched(path) for path in _several(entry["files"])]
+    files = [fetch(path) for path in _several(entry["files"])]
     found = list(records.read_comparisons(files, layout, max_skipped, account))
-    log.info("source %s: %d comparisons of %s", entry["name"], len(found), json.dumps(account.summary()))
+    log.info(
+        "source %s: %d comparisons of %s", entry["name"], len(found), json.dumps(account.summary())
+    )
     if not found:
         raise ValueError(
             f"source {entry['name']!r} holds no comparison: look at its files and layout ({entry['layout']})"
@@ -140,9 +154,16 @@ def _read(entry, max_skipped: float) -> list[Comparison]:
     return found
 
 
-def _left(name: str, comparisons: Sequence[Comparison], without: Collection[str]) -> list[Comparison]:
+def _left(
+    name: str, comparisons: Sequence[Comparison], without: Collection[str]
+) -> list[Comparison]:
     found = [c for c in comparisons if str(c.id) not in without]
-    log.info("source %s: %d of %d comparisons are left out", name, len(comparisons) - len(found), len(comparisons))
+    log.info(
+        "source %s: %d of %d comparisons are left out",
+        name,
+        len(comparisons) - len(found),
+        len(comparisons),
+    )
     if not found:
         raise ValueError(
             f"source {name!r} has no comparison but those that are left out: take it out of config.data.judging"
@@ -181,17 +202,28 @@ def general(config) -> list[sft.Example]:
         return []
     if data.general == "world":
         found = world.general_items(
-            "train", 0, data.general_items, data.seed, tuple(data.families) or None, world_config(data)
+            "train",
+            0,
+            data.general_items,
+            data.seed,
+            tuple(data.families) or None,
+            world_config(data),
         )
-        return [sft.Example(tuple(one.messages[:-1]), one.answer, "general", one.id) for one in found]
+        return [
+            sft.Example(tuple(one.messages[:-1]), one.answer, "general", one.id) for one in found
+        ]
     examples: list[sft.Example] = []
     for path in _several(data.general):
-        for example in sft.read_examples(fetched(path), data.max_skipped, records.Account(source="data.general")):
+        for example in sft.read_examples(
+            fetch(path), data.max_skipped, records.Account(source="data.general")
+        ):
             examples.append(example)
             if len(examples) == data.general_items:
                 return examples
     log.warning(
-        "data.general holds %d examples, fewer than the data.general_items=%d", len(examples), data.general_items
+        "data.general holds %d examples, fewer than the data.general_items=%d",
+        len(examples),
+        data.general_items,
     )
     return examples
 
@@ -199,8 +231,10 @@ def general(config) -> list[sft.Example]:
 def tokenizer_path(config) -> Path:
     """The tokenizer's file or folder; "world" is the judging world's own. Raises ValueError where the config names none."""
     if not config.tokenizer:
-        raise ValueError("config.tokenizer is empty: name the model's tokenizer, its file or the folder that holds it")
-    return vocabulary_path() if config.tokenizer == "world" else fetched(config.tokenizer)
+        raise ValueError(
+            "config.tokenizer is empty: name the model's tokenizer, its file or the folder that holds it"
+        )
+    return vocabulary_path() if config.tokenizer == "world" else fetch(config.tokenizer)
 
 
 def load_tokenizer(config):
@@ -221,5 +255,7 @@ def first_params(config, cfg, mesh):
         return states.init_params(cfg, mesh, config.seed)
     from grm_jax import checkpoints
 
-    model = checkpoints.load(fetched(config.init), mesh=mesh, dtype=cfg.dtype, param_dtype="float32", cfg=cfg)
+    model = checkpoints.load(
+        fetch(config.init), mesh=mesh, dtype=cfg.dtype, param_dtype="float32", cfg=cfg
+    )
     return nnx.state(model)

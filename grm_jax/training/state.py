@@ -36,7 +36,9 @@ def with_shardings(tree, tree_shardings):
     """The same tree as jax.ShapeDtypeStruct with shardings: what a program is compiled for, and what a restore fills."""
 
     def attach(place, subtree):
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), subtree)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), subtree
+        )
 
     return jax.tree.map(attach, tree_shardings, tree)
 
@@ -54,7 +56,9 @@ def abstract_model(cfg, mesh):
 def init_params(cfg, mesh, seed):
     """Random parameters, each created where it lives."""
     _, abstract = abstract_model(cfg, mesh)
-    init = jax.jit(lambda: nnx.state(Gemma(cfg, nnx.Rngs(seed))), out_shardings=shardings(abstract, mesh))
+    init = jax.jit(
+        lambda: nnx.state(Gemma(cfg, nnx.Rngs(seed))), out_shardings=shardings(abstract, mesh)
+    )
     return init()
 
 
@@ -63,7 +67,9 @@ def compute_params(params, dtype):
     dtype = jnp.dtype(dtype)
 
     def cast(v):
-        return v if "norm" in v.get_metadata()["axes"] else jax.tree.map(lambda x: x.astype(dtype), v)
+        return (
+            v if "norm" in v.get_metadata()["axes"] else jax.tree.map(lambda x: x.astype(dtype), v)
+        )
 
     return jax.tree.map(cast, params, is_leaf=is_variable)
 
@@ -98,14 +104,18 @@ def batch_shardings(batch, mesh):
     """Rows (the leading axis) over `data` and `fsdp`; scalars replicated."""
 
     def place(x):
-        return sharding.named(mesh, "batch", *(None,) * (x.ndim - 1)) if x.ndim else replicated(mesh)
+        return (
+            sharding.named(mesh, "batch", *(None,) * (x.ndim - 1)) if x.ndim else replicated(mesh)
+        )
 
     return jax.tree.map(place, batch)
 
 
 def abstract_batch(batch_shapes, mesh):
     """{name: (shape, dtype)} as ShapeDtypeStructs with shardings."""
-    batch = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in batch_shapes.items()}
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in batch_shapes.items()
+    }
     return with_shardings(batch, batch_shardings(batch, mesh))
 
 

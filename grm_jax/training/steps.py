@@ -32,7 +32,9 @@ class Program:
 
 def model_config(config, scalar_head=False):
     """The GemmaConfig of an experiment: `config.model` by name, fields replaced by `config.model_overrides`."""
-    return get_config(config.model, **{**config.get("model_overrides", {}), "scalar_head": scalar_head})
+    return get_config(
+        config.model, **{**config.get("model_overrides", {}), "scalar_head": scalar_head}
+    )
 
 
 def build_update(name, loss_of, tx, section, params, mesh, batch_shapes, normaliser=None):
@@ -40,7 +42,10 @@ def build_update(name, loss_of, tx, section, params, mesh, batch_shapes, normali
 
     loss_of(params, micro, normaliser) -> (loss, metrics); normaliser(batch) is what the whole batch divides by.
     """
-    state, batch = states.abstract_state(params, tx, mesh), states.abstract_batch(batch_shapes, mesh)
+    state, batch = (
+        states.abstract_state(params, tx, mesh),
+        states.abstract_batch(batch_shapes, mesh),
+    )
     micros = optim.micro_batch_count(section, jax.tree.leaves(batch)[0].shape[0], mesh)
 
     def step(state, batch):
@@ -48,7 +53,9 @@ def build_update(name, loss_of, tx, section, params, mesh, batch_shapes, normali
         loss, metrics, grads = optim.accumulated_value_and_grad(
             lambda p, micro: loss_of(p, micro, whole), state["params"], batch, micros
         )
-        params, opt_state, norms = optim.guarded_update(tx, grads, state["opt_state"], state["params"], loss)
+        params, opt_state, norms = optim.guarded_update(
+            tx, grads, state["opt_state"], state["params"], loss
+        )
         step = state["step"] + norms["finite"].astype(jnp.int32)
         new_state = {**state, "params": params, "opt_state": opt_state, "step": step}
         return new_state, {"loss": loss, **metrics, **norms}
@@ -79,7 +86,13 @@ def build_sft_step(config, mesh, model_abstract=None):
 
     def loss_of(params, micro, tokens):
         model = nnx.merge(graphdef, states.compute_params(params, cfg.dtype))
-        out = token_logps(model, micro["tokens"], micro["positions"], micro["segment_ids"], wanted_BxL=micro["weights"])
+        out = token_logps(
+            model,
+            micro["tokens"],
+            micro["positions"],
+            micro["segment_ids"],
+            wanted_BxL=micro["weights"],
+        )
         return losses.sft_loss(out.logps, micro["weights"], tokens), {}
 
     shapes = sft_batch_shapes(config.batch_size, config.seq_len)
@@ -116,7 +129,11 @@ def grpo_batch_shapes(config):
     shapes = rollout_shapes(config)
     per_token = (shapes["mask"][0], jnp.float32)
     names = ("ref_logps", "old_logps", "sampler_logps")
-    return {**shapes, "advantages": (per_token[0][:2], jnp.float32), **{name: per_token for name in names}}
+    return {
+        **shapes,
+        "advantages": (per_token[0][:2], jnp.float32),
+        **{name: per_token for name in names},
+    }
 
 
 def _logps(model, batch, config, entropy=False):
@@ -127,7 +144,13 @@ def _logps(model, batch, config, entropy=False):
 
 
 def ungrouped_token_logps(
-    model, prompts_PxS, prompt_lengths_P, completions_PxGxT, temperature=1.0, entropy=False, wanted_PxGxT=None
+    model,
+    prompts_PxS,
+    prompt_lengths_P,
+    completions_PxGxT,
+    temperature=1.0,
+    entropy=False,
+    wanted_PxGxT=None,
 ):
     """The same numbers as `grouped_token_logps` by the plain path: one row per completion, each with its own prompt."""
     P, S = prompts_PxS.shape
@@ -136,10 +159,14 @@ def ungrouped_token_logps(
         [jnp.repeat(prompts_PxS, G, axis=0), completions_PxGxT.reshape(P * G, T)], axis=1
     )  # (P * G, S + T), prompts left-padded
     real_PxS = jnp.arange(S) >= (S - prompt_lengths_P)[:, None]
-    segments = jnp.concatenate([jnp.repeat(real_PxS, G, axis=0), jnp.ones((P * G, T), bool)], axis=1)
+    segments = jnp.concatenate(
+        [jnp.repeat(real_PxS, G, axis=0), jnp.ones((P * G, T), bool)], axis=1
+    )
     if wanted_PxGxT is None:
         wanted_PxGxT = jnp.ones(completions_PxGxT.shape, bool)
-    wanted = jnp.pad(wanted_PxGxT.reshape(P * G, T), ((0, 0), (S, 0)))  # The prompt's own log-probs are not read.
+    wanted = jnp.pad(
+        wanted_PxGxT.reshape(P * G, T), ((0, 0), (S, 0))
+    )  # The prompt's own log-probs are not read.
     out = token_logps(model, tokens, None, segments.astype(jnp.int32), temperature, entropy, wanted)
     return jax.tree.map(lambda x: x[:, S:].reshape(P, G, T), out)
 
@@ -153,7 +180,8 @@ def build_logps(config, mesh, model_abstract=None, dtype=None, name="reference_l
     graphdef, params = model_abstract or states.abstract_model(cfg, mesh)
     if dtype is not None:
         params = states.with_shardings(
-            jax.eval_shape(lambda p: states.compute_params(p, dtype), params), states.shardings(params, mesh)
+            jax.eval_shape(lambda p: states.compute_params(p, dtype), params),
+            states.shardings(params, mesh),
         )
     batch = states.abstract_batch(rollout_shapes(config), mesh)
     micros = optim.micro_batch_count(config.rl, config.rl.prompts, mesh)
@@ -165,7 +193,9 @@ def build_logps(config, mesh, model_abstract=None, dtype=None, name="reference_l
     def fn(params, batch):
         if micros == 1:
             return one(params, batch)
-        logps_MxPxGxT = jax.lax.map(lambda micro: one(params, micro), optim.split_batch(batch, micros))
+        logps_MxPxGxT = jax.lax.map(
+            lambda micro: one(params, micro), optim.split_batch(batch, micros)
+        )
         # split_batch dealt the rows out in turn; this is its inverse.
         return logps_MxPxGxT.swapaxes(0, 1).reshape(batch["mask"].shape)
 
@@ -211,7 +241,16 @@ def build_grpo_step(config, mesh, model_abstract=None):
 
     tx = optim.make_optimizer(rl, "rl")
     shapes = grpo_batch_shapes(config)
-    return build_update("grpo_update", loss_of, tx, rl, params, mesh, shapes, lambda b: jnp.maximum(b["mask"].sum(), 1))
+    return build_update(
+        "grpo_update",
+        loss_of,
+        tx,
+        rl,
+        params,
+        mesh,
+        shapes,
+        lambda b: jnp.maximum(b["mask"].sum(), 1),
+    )
 
 
 # ----------------------------------------------------------------------------- meta reward model
@@ -238,19 +277,27 @@ def build_meta_rm_step(config, mesh, model_abstract=None):
         model = nnx.merge(graphdef, states.compute_params(params, cfg.dtype))
         labels_B, segments_BxL = micro["labels"], micro["segment_ids"]
         x_BxLxD = model.hidden(micro["tokens"], None, segments_BxL)
-        scores_B = critique_rewards(model, x_BxLxD, micro["tokens"], segments_BxL, micro["starts"], section.likelihood)
+        scores_B = critique_rewards(
+            model, x_BxLxD, micro["tokens"], segments_BxL, micro["starts"], section.likelihood
+        )
         loss = last = losses.bce_loss(scores_B, labels_B)
         if section.token_loss:
-            of_critique = (segments_BxL > 0) & (jnp.arange(segments_BxL.shape[1]) >= micro["starts"][:, None])
+            of_critique = (segments_BxL > 0) & (
+                jnp.arange(segments_BxL.shape[1]) >= micro["starts"][:, None]
+            )
             scores_BxL = model.rewards_of(x_BxLxD)
-            loss += section.token_loss * losses.token_bce_loss(scores_BxL, labels_B, of_critique.astype(jnp.float32))
+            loss += section.token_loss * losses.token_bce_loss(
+                scores_BxL, labels_B, of_critique.astype(jnp.float32)
+            )
         share = labels_B.shape[0] / rows
         right = jnp.mean((scores_B > 0) == (labels_B > 0.5))
         return loss * share, {"accuracy": right * share, "last_loss": last * share}
 
     shapes = meta_rm_batch_shapes(section.batch_size, section.seq_len)
     tx = optim.make_optimizer(section, "meta_rm")
-    return build_update("meta_rm_update", loss_of, tx, section, params, mesh, shapes, lambda b: b["labels"].shape[0])
+    return build_update(
+        "meta_rm_update", loss_of, tx, section, params, mesh, shapes, lambda b: b["labels"].shape[0]
+    )
 
 
 def build_meta_rm_scores(config, mesh, rows, model_abstract=None):
@@ -258,11 +305,17 @@ def build_meta_rm_scores(config, mesh, rows, model_abstract=None):
     cfg, likelihood = model_config(config, scalar_head=True), config.meta_rm.likelihood
     graphdef, params = model_abstract or states.abstract_model(cfg, mesh)
     shapes = meta_rm_batch_shapes(rows, config.meta_rm.seq_len)
-    batch = states.abstract_batch({name: shapes[name] for name in ("tokens", "segment_ids", "starts")}, mesh)
+    batch = states.abstract_batch(
+        {name: shapes[name] for name in ("tokens", "segment_ids", "starts")}, mesh
+    )
 
     def fn(params, tokens, segment_ids, starts):
         model = nnx.merge(graphdef, states.compute_params(params, cfg.dtype))
-        return critique_rewards(model, model.hidden(tokens, None, segment_ids), tokens, segment_ids, starts, likelihood)
+        return critique_rewards(
+            model, model.hidden(tokens, None, segment_ids), tokens, segment_ids, starts, likelihood
+        )
 
     scores = jax.jit(fn, out_shardings=states.replicated(mesh))
-    return Program("meta_rm_scores", scores, (params, batch["tokens"], batch["segment_ids"], batch["starts"]))
+    return Program(
+        "meta_rm_scores", scores, (params, batch["tokens"], batch["segment_ids"], batch["starts"])
+    )

@@ -28,11 +28,17 @@ def main(index: str, port: str, folder: str, out: str) -> None:
     model = load_model(reader, reader.gemma_config(), make_mesh(fsdp=4, tensor=2))
     table = model.embedder.table_VxD[...]
     expected = tensors(GEMMA2)["model.embed_tokens.weight"]
-    equal = all(np.array_equal(shard.data, expected[shard.index]) for shard in table.addressable_shards)
+    equal = all(
+        np.array_equal(shard.data, expected[shard.index]) for shard in table.addressable_shards
+    )
     save(model, out, like=folder)
     print(
         json.dumps(
-            {"read": reader.bytes_read, "file": reader.files[0].size - reader.files[0].data_start, "equal": equal}
+            {
+                "read": reader.bytes_read,
+                "file": reader.files[0].size - reader.files[0].data_start,
+                "equal": equal,
+            }
         )
     )
 

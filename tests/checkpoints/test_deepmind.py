@@ -21,11 +21,16 @@ def nested(config: dict, values: dict[str, np.ndarray], gates_df: bool = False) 
     """DeepMind's tree, arranged by hand from Hugging Face values."""
     table = values["model.embed_tokens.weight"]
     tree = {
-        "embedder": {"input_embedding": np.concatenate([table, np.full((PAD, D), 100, table.dtype)])},
+        "embedder": {
+            "input_embedding": np.concatenate([table, np.full((PAD, D), 100, table.dtype)])
+        },
         "final_norm": {"scale": values["model.norm.weight"]},
     }
     for i in range(config["num_hidden_layers"]):
-        at = {k.removeprefix(f"model.layers.{i}.").removesuffix(".weight"): v for k, v in values.items()}
+        at = {
+            k.removeprefix(f"model.layers.{i}.").removesuffix(".weight"): v
+            for k, v in values.items()
+        }
         q = at["self_attn.q_proj"].reshape(N, H, D).transpose(0, 2, 1)
         k, v = (at[f"self_attn.{x}_proj"].reshape(K, H, D).transpose(0, 2, 1) for x in "kv")
         gates = np.stack([at["mlp.gate_proj"], at["mlp.up_proj"]])
@@ -34,10 +39,16 @@ def nested(config: dict, values: dict[str, np.ndarray], gates_df: bool = False) 
             "attn_vec_einsum": {"w": at["self_attn.o_proj"].T.reshape(N, H, D)},
         }  # fmt: skip
         if "self_attn.q_norm" in at:
-            attn |= {"_query_norm": {"scale": at["self_attn.q_norm"]}, "_key_norm": {"scale": at["self_attn.k_norm"]}}
+            attn |= {
+                "_query_norm": {"scale": at["self_attn.q_norm"]},
+                "_key_norm": {"scale": at["self_attn.k_norm"]},
+            }
         tree[f"layer_{i}"] = {
             "attn": attn,
-            "mlp": {"gating_einsum": gates.transpose(0, 2, 1) if gates_df else gates, "linear": at["mlp.down_proj"].T},
+            "mlp": {
+                "gating_einsum": gates.transpose(0, 2, 1) if gates_df else gates,
+                "linear": at["mlp.down_proj"].T,
+            },
             "pre_attention_norm": {"scale": at["input_layernorm"]},
             "post_attention_norm": {"scale": at["post_attention_layernorm"]},
             "pre_ffw_norm": {"scale": at["pre_feedforward_layernorm"]},
@@ -73,7 +84,9 @@ def stacked(flat_tree: dict, pattern: int) -> dict:
             continue
         unit, place = divmod(int(match[1]), pattern)
         for leaf, value in leaves.items():
-            groups.setdefault((f"transformer/stacked_layers/attention_type_{place}/{match[2]}", leaf), {})[unit] = value
+            groups.setdefault(
+                (f"transformer/stacked_layers/attention_type_{place}/{match[2]}", leaf), {}
+            )[unit] = value
     for (key, leaf), units in groups.items():
         out.setdefault(key, {})[leaf] = np.stack([units[u] for u in range(len(units))])
     return out
@@ -100,7 +113,9 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("config", "pattern"), [(GEMMA2, 2), (GEMMA3, 6)], ids=["gemma2", "gemma3"])
+@pytest.mark.parametrize(
+    ("config", "pattern"), [(GEMMA2, 2), (GEMMA3, 6)], ids=["gemma2", "gemma3"]
+)
 def test_every_layout_gives_the_same_model(tmp_path, config, pattern, layout):
     values = tensors(config)
     expected = load(write_folder(tmp_path / "hf", config, values))
@@ -123,7 +138,9 @@ def test_gates_either_way_round(tmp_path, gates_df):
     values = tensors(GEMMA2)
     cfg = open_checkpoint(write_folder(tmp_path / "hf", GEMMA2, values)).gemma_config()
     model = load(write(tmp_path / "dm", nested(GEMMA2, values, gates_df)), cfg=cfg)
-    np.testing.assert_array_equal(model.units[1].mlp.up_DxF[...][1], values["model.layers.3.mlp.up_proj.weight"].T)
+    np.testing.assert_array_equal(
+        model.units[1].mlp.up_DxF[...][1], values["model.layers.3.mlp.up_proj.weight"].T
+    )
 
 
 def test_released_sizes_are_recognised(monkeypatch):
@@ -148,7 +165,8 @@ class _Shape:
 def test_unknown_sizes_ask_for_a_config(tmp_path):
     path = write(tmp_path / "dm", nested(GEMMA2, tensors(GEMMA2)))
     with pytest.raises(
-        ValueError, match=r"no released Gemma 2 or 3 \(layers 5, width 32, ffn 96, heads 8\): give its config"
+        ValueError,
+        match=r"no released Gemma 2 or 3 \(layers 5, width 32, ffn 96, heads 8\): give its config",
     ):
         load(path)
     with pytest.raises(ValueError, match="missing: layer_5/attn/attn_vec_einsum"):

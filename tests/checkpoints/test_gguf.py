@@ -48,7 +48,9 @@ def write(path, config, values, quantization=None, arch=None, tokens=None):
         if value.ndim == 1:
             w.add_tensor(gguf_name(name), value + 1)
         elif quantization is not None:
-            w.add_tensor(gguf_name(name), gguf.quantize(value, quantization), raw_dtype=quantization)
+            w.add_tensor(
+                gguf_name(name), gguf.quantize(value, quantization), raw_dtype=quantization
+            )
         else:
             w.add_tensor(gguf_name(name), value)
     if tokens:
@@ -68,33 +70,53 @@ def test_values_are_those_written(tmp_path, config, quantization):
 
     def stored(name):
         value = values[name]
-        return value if quantization is None else gguf.dequantize(gguf.quantize(value, quantization), quantization)
+        return (
+            value
+            if quantization is None
+            else gguf.dequantize(gguf.quantize(value, quantization), quantization)
+        )
 
-    np.testing.assert_array_equal(model.embedder.table_VxD[...], stored("model.embed_tokens.weight"))
+    np.testing.assert_array_equal(
+        model.embedder.table_VxD[...], stored("model.embed_tokens.weight")
+    )
     width = len(model.cfg.pattern)
     last = model.cfg.num_units * width  # the first layer of the tail
     k = stored(f"model.layers.{last}.self_attn.k_proj.weight").reshape(K, -1, config["hidden_size"])
     np.testing.assert_array_equal(model.tail[0].attn.k_DxKxH[...], k.transpose(2, 0, 1))
-    np.testing.assert_array_equal(model.units[1].mlp.down_FxD[...][0], stored("model.layers.1.mlp.down_proj.weight").T)
+    np.testing.assert_array_equal(
+        model.units[1].mlp.down_FxD[...][0], stored("model.layers.1.mlp.down_proj.weight").T
+    )
     norm = values["model.layers.0.post_feedforward_layernorm.weight"]
-    np.testing.assert_array_equal(model.units[0].post_ffw_norm.scale[...][0], (norm + 1) - np.float32(1))
+    np.testing.assert_array_equal(
+        model.units[0].post_ffw_norm.scale[...][0], (norm + 1) - np.float32(1)
+    )
 
 
 def test_norms_lose_the_one_before_they_are_rounded(tmp_path):
     """0.001 is a bfloat16 to three digits, 1.001 is not: rounding first would give 0."""
-    values = tensors(GEMMA2, dtype=np.float32) | {"model.norm.weight": np.full(32, 1e-3, np.float32)}
+    values = tensors(GEMMA2, dtype=np.float32) | {
+        "model.norm.weight": np.full(32, 1e-3, np.float32)
+    }
     scale = np.asarray(
-        load(write(tmp_path / "toy.gguf", GEMMA2, values), dtype="bfloat16").final_norm.scale[...], np.float32
+        load(write(tmp_path / "toy.gguf", GEMMA2, values), dtype="bfloat16").final_norm.scale[...],
+        np.float32,
     )
     np.testing.assert_allclose(scale, 1e-3, rtol=0.004)
 
 
 def test_the_config_fills_in_what_the_format_does_not_say(tmp_path):
-    cfg = open_checkpoint(write(tmp_path / "a.gguf", GEMMA3, tensors(GEMMA3, dtype=np.float32))).gemma_config()
+    cfg = open_checkpoint(
+        write(tmp_path / "a.gguf", GEMMA3, tensors(GEMMA3, dtype=np.float32))
+    ).gemma_config()
     assert cfg.pattern == (LayerSpec(6, 10_000.0),) * 5 + (LayerSpec(None, 1_000_000.0, 8.0),)
     assert cfg.qk_norm and cfg.query_pre_attn_scalar == cfg.head_dim and cfg.norm_eps == 1e-6
-    cfg = open_checkpoint(write(tmp_path / "b.gguf", GEMMA2, tensors(GEMMA2, dtype=np.float32))).gemma_config()
-    assert cfg.pattern == (LayerSpec(6), LayerSpec(None)) and (cfg.attn_cap, cfg.final_cap) == (50.0, 30.0)
+    cfg = open_checkpoint(
+        write(tmp_path / "b.gguf", GEMMA2, tensors(GEMMA2, dtype=np.float32))
+    ).gemma_config()
+    assert cfg.pattern == (LayerSpec(6), LayerSpec(None)) and (cfg.attn_cap, cfg.final_cap) == (
+        50.0,
+        30.0,
+    )
 
 
 def test_the_27b_scale_comes_from_its_width(tmp_path):
@@ -107,7 +129,11 @@ def test_the_27b_scale_comes_from_its_width(tmp_path):
         "head_dim": 128,
     }
     config = GEMMA2 | sizes | {"num_hidden_layers": 46}
-    path = write(tmp_path / "big.gguf", config, {"model.embed_tokens.weight": np.zeros((1, 4608), np.float32)})
+    path = write(
+        tmp_path / "big.gguf",
+        config,
+        {"model.embed_tokens.weight": np.zeros((1, 4608), np.float32)},
+    )
     cfg = open_checkpoint(path).gemma_config()
     assert (cfg.name, cfg.query_pre_attn_scalar) == ("gemma2_27b", 144)
 
@@ -145,6 +171,10 @@ def test_the_tokenizer_is_rebuilt(tmp_path):
     path = write(tmp_path / "toy.gguf", GEMMA2, {}, tokens=tokens)
     again = spm.SentencePieceProcessor(model_proto=open_checkpoint(path).sentencepiece_model())
     assert [again.pad_id(), again.eos_id(), again.bos_id(), again.unk_id()] == [0, 1, 2, 3]
-    for text in ("the quick  fox", "<start_of_turn>user\nthe dog<end_of_turn>", "  \u00e9 \u6f22 the\t"):
+    for text in (
+        "the quick  fox",
+        "<start_of_turn>user\nthe dog<end_of_turn>",
+        "  \u00e9 \u6f22 the\t",
+    ):
         assert again.encode(text) == own.encode(text)
         assert again.decode(again.encode(text)) == text

@@ -68,12 +68,24 @@ def test_new_rope_keys_equal_the_old():
 
 def test_layer_kinds_from_a_list_or_a_number():
     assert from_hf(GEMMA2).pattern == (LayerSpec(6), LayerSpec(None))
-    swapped = GEMMA2 | {"layer_types": ["full_attention", "sliding_attention"] * 2 + ["full_attention"]}
+    swapped = GEMMA2 | {
+        "layer_types": ["full_attention", "sliding_attention"] * 2 + ["full_attention"]
+    }
     assert from_hf(swapped).pattern == (LayerSpec(None), LayerSpec(6))
     every_four = from_hf(GEMMA3 | {"sliding_window_pattern": 4}).pattern
     assert [s.window for s in every_four] == [6, 6, 6, None]
-    irregular = ["sliding_attention", "full_attention", "full_attention", "sliding_attention", "full_attention"]
-    assert [s.window for s in from_hf(GEMMA2 | {"layer_types": irregular}).pattern] == [6, None, None]
+    irregular = [
+        "sliding_attention",
+        "full_attention",
+        "full_attention",
+        "sliding_attention",
+        "full_attention",
+    ]
+    assert [s.window for s in from_hf(GEMMA2 | {"layer_types": irregular}).pattern] == [
+        6,
+        None,
+        None,
+    ]
 
 
 def test_caps_may_be_switched_off():
@@ -99,7 +111,10 @@ def test_the_stale_scale_of_the_9b_is_corrected_aloud(caplog):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architectures": ["LlamaForCausalLM"]}, "architecture 'LlamaForCausalLM' is not read here"),
+        (
+            {"architectures": ["LlamaForCausalLM"]},
+            "architecture 'LlamaForCausalLM' is not read here",
+        ),
         ({"tie_word_embeddings": False}, "tie_word_embeddings=False"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
         ({"layer_types": ["sliding_attention"] * 3}, "layer_types lists 3 layers of 8"),
@@ -107,8 +122,14 @@ def test_the_stale_scale_of_the_9b_is_corrected_aloud(caplog):
             {"layer_types": ["sliding_attention"] * 7 + ["chunked_attention"]},
             "layer type 'chunked_attention' is unknown",
         ),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type 'yarn' of full_attention"),
-        ({"architectures": ["Gemma2ForSequenceClassification"], "num_labels": 3}, "3 labels has no single reward"),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
+            "rope_type 'yarn' of full_attention",
+        ),
+        (
+            {"architectures": ["Gemma2ForSequenceClassification"], "num_labels": 3},
+            "3 labels has no single reward",
+        ),
     ],
 )
 def test_what_is_no_gemma_is_refused(change, message):

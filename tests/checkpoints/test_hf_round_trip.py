@@ -18,11 +18,18 @@ CLASSIFIER = GEMMA2 | {"architectures": ["Gemma2ForSequenceClassification"], "nu
 
 
 @pytest.mark.parametrize("files", [1, 3])
-@pytest.mark.parametrize("config", [GEMMA2, GEMMA3, CLASSIFIER], ids=lambda c: c["architectures"][0])
+@pytest.mark.parametrize(
+    "config", [GEMMA2, GEMMA3, CLASSIFIER], ids=lambda c: c["architectures"][0]
+)
 def test_every_tensor_comes_back_byte_for_byte(tmp_path, config, files):
     """Mixed dtypes on purpose: each tensor keeps its own."""
     source = write_folder(tmp_path / "in", config, tensors(config, norm_dtype=np.float32), files)
-    save(load(source, dtype=None), tmp_path / "out", like=source, max_file_bytes=20_000 if files > 1 else 1 << 30)
+    save(
+        load(source, dtype=None),
+        tmp_path / "out",
+        like=source,
+        max_file_bytes=20_000 if files > 1 else 1 << 30,
+    )
     written = len(list((tmp_path / "out").glob("*.safetensors")))
     assert written == 1 if files == 1 else written > 2
     assert raw(tmp_path / "out") == raw(source)
@@ -40,9 +47,16 @@ def test_layers_land_in_their_places(tmp_path):
     np.testing.assert_array_equal(model.units[0].attn.k_DxKxH[...][1], k.transpose(2, 0, 1))
     o = values["model.layers.4.self_attn.o_proj.weight"].reshape(D, N, H)
     np.testing.assert_array_equal(model.tail[0].attn.o_NxHxD[...], o.transpose(1, 2, 0))
-    np.testing.assert_array_equal(model.units[0].mlp.gate_DxF[...][0], values["model.layers.0.mlp.gate_proj.weight"].T)
-    np.testing.assert_array_equal(model.tail[0].mlp.down_FxD[...], values["model.layers.4.mlp.down_proj.weight"].T)
-    assert model.units[0].mlp.gate_DxF.shape == (2, D, F) and model.embedder.table_VxD.shape == (V, D)
+    np.testing.assert_array_equal(
+        model.units[0].mlp.gate_DxF[...][0], values["model.layers.0.mlp.gate_proj.weight"].T
+    )
+    np.testing.assert_array_equal(
+        model.tail[0].mlp.down_FxD[...], values["model.layers.4.mlp.down_proj.weight"].T
+    )
+    assert model.units[0].mlp.gate_DxF.shape == (2, D, F) and model.embedder.table_VxD.shape == (
+        V,
+        D,
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 1), (1, 2, 4), (2, 2, 2)])
@@ -51,7 +65,9 @@ def test_sharded_as_the_table_says_and_equal_to_one_device(tmp_path, shape):
     mesh = make_mesh(*shape)
     one, many = load(source), load(source, mesh=mesh)
     state = nnx.state(many, nnx.Param)
-    for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(state_shardings(state, mesh)), strict=True):
+    for leaf, sharding in zip(
+        jax.tree.leaves(state), jax.tree.leaves(state_shardings(state, mesh)), strict=True
+    ):
         assert leaf.sharding == sharding
     jax.tree.map(np.testing.assert_array_equal, nnx.state(one, nnx.Param), state)
     save(many, tmp_path / "out")
@@ -69,7 +85,11 @@ def test_float32_on_disk_is_rounded_to_nearest_even(tmp_path):
 def test_master_weights_in_float32_compute_in_bfloat16(tmp_path):
     values = tensors(GEMMA2)
     model = load(write_folder(tmp_path, GEMMA2, values), param_dtype="float32", remat="full")
-    assert (model.cfg.dtype, model.cfg.param_dtype, model.cfg.remat) == ("bfloat16", "float32", "full")
+    assert (model.cfg.dtype, model.cfg.param_dtype, model.cfg.remat) == (
+        "bfloat16",
+        "float32",
+        "full",
+    )
     table = np.asarray(model.embedder.table_VxD[...])
     assert table.dtype == np.float32
     np.testing.assert_array_equal(table, values["model.embed_tokens.weight"].astype(np.float32))
@@ -99,7 +119,9 @@ def test_text_part_of_a_multimodal_checkpoint(tmp_path, language, vision):
     written = raw(tmp_path / "out")
     assert set(written) == set(values)
     assert all(written[name][2] == value.tobytes() for name, value in values.items())
-    assert json.loads((tmp_path / "out/config.json").read_text())["architectures"] == ["Gemma3ForCausalLM"]
+    assert json.loads((tmp_path / "out/config.json").read_text())["architectures"] == [
+        "Gemma3ForCausalLM"
+    ]
 
 
 def test_reward_head_read_added_and_dropped(tmp_path):
@@ -131,11 +153,16 @@ def test_padding_rows_of_the_table_stay_behind(tmp_path):
     )
     save(load(tmp_path / "lm", cfg=cfg), tmp_path / "out")
     dtype, shape, data = raw(tmp_path / "out")["model.embed_tokens.weight"]
-    assert shape == (V - 16, D) and data == raw(tmp_path / "lm")["model.embed_tokens.weight"][2][: len(data)]
+    assert (
+        shape == (V - 16, D)
+        and data == raw(tmp_path / "lm")["model.embed_tokens.weight"][2][: len(data)]
+    )
     assert json.loads((tmp_path / "out/config.json").read_text())["vocab_size"] == V - 16
 
 
-@pytest.mark.parametrize("name, kept", [("world.model", "tokenizer.model"), ("mine.json", "tokenizer.json")])
+@pytest.mark.parametrize(
+    "name, kept", [("world.model", "tokenizer.model"), ("mine.json", "tokenizer.json")]
+)
 def test_a_tokenizer_file_of_any_name_is_found_by_a_judge_afterwards(tmp_path, name, kept):
     """The folders that training exports with the world's own vocabulary."""
     (tmp_path / name).write_text("a vocabulary")
@@ -146,11 +173,18 @@ def test_a_tokenizer_file_of_any_name_is_found_by_a_judge_afterwards(tmp_path, n
 
 def test_tokenizer_files_and_token_ids_come_along(tmp_path):
     source = write_folder(tmp_path / "in", GEMMA2 | {"eos_token_id": [1, 107]}, tensors(GEMMA2))
-    for name in ("tokenizer.model", "tokenizer_config.json", "chat_template.jinja", "unrelated.txt"):
+    for name in (
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "unrelated.txt",
+    ):
         (source / name).write_text(name)
     save(load(source), tmp_path / "out", like=source)
     assert (tmp_path / "out/tokenizer.model").read_text() == "tokenizer.model"
-    assert (tmp_path / "out/chat_template.jinja").exists() and not (tmp_path / "out/unrelated.txt").exists()
+    assert (tmp_path / "out/chat_template.jinja").exists() and not (
+        tmp_path / "out/unrelated.txt"
+    ).exists()
     assert json.loads((tmp_path / "out/config.json").read_text())["eos_token_id"] == [1, 107]
 
 
@@ -166,7 +200,9 @@ def test_weights_are_not_overwritten_unasked(tmp_path):
 
 def test_progress_reaches_the_end(tmp_path):
     seen = []
-    model = load(write_folder(tmp_path / "in", GEMMA2, tensors(GEMMA2)), progress=lambda *at: seen.append(at))
+    model = load(
+        write_folder(tmp_path / "in", GEMMA2, tensors(GEMMA2)), progress=lambda *at: seen.append(at)
+    )
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
     assert seen[-1] == (total, total) and seen == sorted(seen)
     seen.clear()
@@ -186,7 +222,9 @@ def test_an_incomplete_copy_is_refused(tmp_path):
     source = write_folder(tmp_path / "in", GEMMA2, tensors(GEMMA2), files=3)
     shutil.copytree(source, tmp_path / "cut")
     (tmp_path / "cut/model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="names files that are not there: model-00002-of-00003"):
+    with pytest.raises(
+        FileNotFoundError, match="names files that are not there: model-00002-of-00003"
+    ):
         load(tmp_path / "cut")
     file = source / "model-00001-of-00003.safetensors"
     file.write_bytes(file.read_bytes()[:-100])

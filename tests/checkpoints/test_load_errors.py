@@ -28,7 +28,9 @@ def test_a_gemma3_checkpoint_is_no_gemma2(tmp_path):
 
 def test_a_mesh_that_does_not_fit_is_refused_first(tmp_path):
     source = write_folder(tmp_path, GEMMA2, {})
-    with pytest.raises(ValueError, match="tensor=8 does not divide the 4 KV heads of .*: use 1, 2 or 4"):
+    with pytest.raises(
+        ValueError, match="tensor=8 does not divide the 4 KV heads of .*: use 1, 2 or 4"
+    ):
         load(source, mesh=make_mesh(tensor=8))
 
 
@@ -53,11 +55,15 @@ def test_what_is_no_checkpoint(tmp_path):
         load(tmp_path)
     for i in "ab":
         (tmp_path / f"{i}.safetensors").write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match="2 safetensors files and no model.safetensors.index.json"):
+    with pytest.raises(
+        FileNotFoundError, match="2 safetensors files and no model.safetensors.index.json"
+    ):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 64, b"\x08\x00\x00\x00\x00\x00\x00\x00not json and more"])
+@pytest.mark.parametrize(
+    "content", [b"", b"short", b"\xff" * 64, b"\x08\x00\x00\x00\x00\x00\x00\x00not json and more"]
+)
 def test_files_that_are_not_safetensors(tmp_path, content):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(content)

@@ -43,7 +43,10 @@ def tensors(config: dict, seed: int = 0, dtype=BF16, norm_dtype=None) -> dict[st
     if config["architectures"][0].endswith("SequenceClassification"):
         shapes["score.weight"] = (1, D)
     kinds = {1: norm_dtype or dtype}
-    return {name: rng.normal(size=shape).astype(kinds.get(len(shape), dtype)) for name, shape in shapes.items()}
+    return {
+        name: rng.normal(size=shape).astype(kinds.get(len(shape), dtype))
+        for name, shape in shapes.items()
+    }
 
 
 def write_folder(path: Path, config: dict, values: dict[str, np.ndarray], files: int = 1) -> Path:
@@ -59,7 +62,10 @@ def write_folder(path: Path, config: dict, values: dict[str, np.ndarray], files:
         file = f"model-{i + 1:05}-of-{files:05}.safetensors"
         save_file({name: values[name] for name in names[i::files]}, path / file, {"format": "pt"})
         weight_map |= dict.fromkeys(names[i::files], file)
-    index = {"metadata": {"total_size": sum(v.nbytes for v in values.values())}, "weight_map": weight_map}
+    index = {
+        "metadata": {"total_size": sum(v.nbytes for v in values.values())},
+        "weight_map": weight_map,
+    }
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
     return path
 

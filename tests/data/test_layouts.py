@@ -20,9 +20,17 @@ GOOD = {
     "ultrafeedback": {
         "source": "s",
         "instruction": "q",
-        "completions": [{"response": t, "overall_score": v} for t, v in (("worse", 3.0), ("best", 9.0), ("mid", 5.0))],
+        "completions": [
+            {"response": t, "overall_score": v}
+            for t, v in (("worse", 3.0), ("best", 9.0), ("mid", 5.0))
+        ],
     },
-    "helpsteer2": {"prompt": "q", "response_1": "worse", "response_2": "best", "preference_strength": 2},
+    "helpsteer2": {
+        "prompt": "q",
+        "response_1": "worse",
+        "response_2": "best",
+        "preference_strength": 2,
+    },
     "offsetbias": {"instruction": "q", "output_1": "best", "output_2": "worse", "label": 1},
     "skywork": {"chosen": turns("q", "best"), "rejected": turns("q", "worse"), "source": "s"},
     "gsm8k": {
@@ -33,8 +41,18 @@ GOOD = {
         "175b_finetuning": {"is_correct": True, "solution": "best"},
         "175b_verification": {"is_correct": True, "solution": "best"},
     },
-    "math": {"problem": "q", "solution": r"so \boxed{\frac12}", "samples": [r"worse \boxed{2}", r"best \boxed{0.5}"]},
-    "rm_bench": {"id": 7, "prompt": "q", "chosen": ["best"] * 3, "rejected": ["worse"] * 3, "domain": "chat"},
+    "math": {
+        "problem": "q",
+        "solution": r"so \boxed{\frac12}",
+        "samples": [r"worse \boxed{2}", r"best \boxed{0.5}"],
+    },
+    "rm_bench": {
+        "id": 7,
+        "prompt": "q",
+        "chosen": ["best"] * 3,
+        "rejected": ["worse"] * 3,
+        "domain": "chat",
+    },
     "rmb": {
         "bon_uid": "7",
         "conversation_input": [{"role": "user", "content": "q", "language": "English"}],
@@ -59,7 +77,14 @@ def test_a_record_becomes_comparisons_with_the_best_labelled(name):
 def test_a_missing_column_is_malformed_and_named(name):
     read = layouts.get_layout(name)
     for key in GOOD[name]:
-        if key in ("source", "domain", "id", "bon_uid", "category_path", "ground_truth") or key.endswith("ication"):
+        if key in (
+            "source",
+            "domain",
+            "id",
+            "bon_uid",
+            "category_path",
+            "ground_truth",
+        ) or key.endswith("ication"):
             continue
         record = {k: v for k, v in GOOD[name].items() if k != key}
         if name == "gsm8k" and key != "question":
@@ -72,13 +97,18 @@ def test_places_of_the_best_are_balanced():
     places = [layouts.offsetbias(GOOD["offsetbias"], f"file-{i}")[0].label for i in range(2000)]
     assert abs(sum(places) / 2000 - 0.5) < 0.05
     # Only the name decides: reading again, or another file, changes nothing.
-    assert places[:5] == [layouts.offsetbias(GOOD["offsetbias"], f"file-{i}")[0].label for i in range(5)]
+    assert places[:5] == [
+        layouts.offsetbias(GOOD["offsetbias"], f"file-{i}")[0].label for i in range(5)
+    ]
 
 
 def test_ultrafeedback_keeps_scores_as_rewards_and_refuses_ties():
     made = layouts.ultrafeedback(GOOD["ultrafeedback"], "r")[0]
     assert sorted(made.label) == [3.0, 5.0, 9.0]
-    tied = {**GOOD["ultrafeedback"], "completions": [{"response": t, "overall_score": 4} for t in "ab"]}
+    tied = {
+        **GOOD["ultrafeedback"],
+        "completions": [{"response": t, "overall_score": 4} for t in "ab"],
+    }
     with pytest.raises(records.Unusable, match="no single best"):
         layouts.ultrafeedback(tied, "r")
 
@@ -119,7 +149,12 @@ def test_rm_bench_pairs_know_their_styles():
 
 
 def test_rmb_reads_pairs_too():
-    pair = {**GOOD["rmb"], "chosen": {"answer": "best"}, "reject": {"answer": "worse"}, "pair_uid": "9"}
+    pair = {
+        **GOOD["rmb"],
+        "chosen": {"answer": "best"},
+        "reject": {"answer": "worse"},
+        "pair_uid": "9",
+    }
     del pair["bon_best"]
     made = layouts.rmb(pair, "r")[0]
     assert made.n == 2 and made.responses[made.best] == "best" and made.id == "rmb-pair-9"
@@ -153,7 +188,9 @@ def test_the_last_balanced_box_is_the_answer():
 
 
 def lines(path, rows):
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    )
     return path
 
 
@@ -161,9 +198,15 @@ def test_a_malformed_record_is_reported_with_file_and_line_and_skipped(tmp_path,
     good = GOOD["offsetbias"]
     path = lines(tmp_path / "pairs.jsonl", [good, "{broken", "", good, {**good, "label": 3}, "[1]"])
     account = records.Account()
-    made = list(records.read_comparisons(path, layouts.offsetbias, max_skipped=0.7, account=account))
+    made = list(
+        records.read_comparisons(path, layouts.offsetbias, max_skipped=0.7, account=account)
+    )
     assert [c.id for c in made] == ["pairs-1", "pairs-4"]
-    assert [(p, line) for p, line, _ in account.malformed] == [(str(path), 2), (str(path), 5), (str(path), 6)]
+    assert [(p, line) for p, line, _ in account.malformed] == [
+        (str(path), 2),
+        (str(path), 5),
+        (str(path), 6),
+    ]
     assert f"{path}:5: skipped: column 'label' is 3" in caplog.text
     assert account.summary() == {"seen": 5, "malformed": 3, "unusable": {}}
 
@@ -180,7 +223,14 @@ def test_unusable_records_are_counted_but_are_no_fault(tmp_path):
     tie = {**GOOD["helpsteer2"], "preference_strength": 0}
     path = lines(tmp_path / "p.jsonl", [tie, tie, GOOD["helpsteer2"]])
     account = records.Account()
-    assert len(list(records.read_comparisons(path, layouts.helpsteer2, max_skipped=0.0, account=account))) == 1
+    assert (
+        len(
+            list(
+                records.read_comparisons(path, layouts.helpsteer2, max_skipped=0.0, account=account)
+            )
+        )
+        == 1
+    )
     assert account.summary()["unusable"] == {"no single best response": 2}
 
 
@@ -212,7 +262,9 @@ def test_our_own_layout_keeps_the_order_and_the_label():
     made = layouts.comparison(
         {"query": turns("a", "b", "c"), "responses": ["x", "y"], "label": [0.1, 0.9], "id": 3}, "r"
     )
-    assert made[0].label == (0.1, 0.9) and made[0].id == "3" and made[0].query == turns("a", "b", "c")
+    assert (
+        made[0].label == (0.1, 0.9) and made[0].id == "3" and made[0].query == turns("a", "b", "c")
+    )
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the public sets are not here (../shared/data)")
@@ -226,6 +278,10 @@ def test_our_own_layout_keeps_the_order_and_the_label():
 )
 def test_real_files_are_read_whole(file, layout, count):
     account = records.Account()
-    made = list(records.read_comparisons(SHARED / file, layouts.get_layout(layout), max_skipped=0.0, account=account))
+    made = list(
+        records.read_comparisons(
+            SHARED / file, layouts.get_layout(layout), max_skipped=0.0, account=account
+        )
+    )
     assert len(made) == count
     assert not account.malformed

@@ -5,14 +5,17 @@ import json
 import numpy as np
 import pytest
 
-from grm_jax.data import batches, packing, records, sft, vocabulary, world
+from grm_jax.data import batches, packing, records, sft, world
+from grm_jax.data.world import vocabulary
 from grm_jax.text import tokenizer
 
 
 def encoded(lengths, prompt=2):
     """Example i holds the token i + 1, `lengths[i]` times; the first `prompt` are its prompt."""
     tokens = [np.full(n, i + 1, np.int32) for i, n in enumerate(lengths)]
-    return sft.Encoded(np.concatenate(tokens), np.cumsum(lengths), np.full(len(lengths), prompt, np.int32))
+    return sft.Encoded(
+        np.concatenate(tokens), np.cumsum(lengths), np.full(len(lengths), prompt, np.int32)
+    )
 
 
 LENGTHS = np.random.default_rng(0).integers(3, 17, size=101)
@@ -57,7 +60,10 @@ def test_epochs_and_seeds_differ_and_steps_do_not_depend_on_what_came_before():
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_one_global_batch(processes):
     whole = packing.PackedBatches(encoded(LENGTHS), batch_size=4, seq_len=32)
-    parts = [packing.PackedBatches(encoded(LENGTHS), 4, 32, 0, i, processes).batch(5) for i in range(processes)]
+    parts = [
+        packing.PackedBatches(encoded(LENGTHS), 4, 32, 0, i, processes).batch(5)
+        for i in range(processes)
+    ]
     for name, rows in whole.batch(5).items():
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), rows)
 

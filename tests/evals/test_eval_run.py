@@ -11,10 +11,10 @@ import pytest
 
 from grm_jax.evals import benchmarks, cli, run, scaling
 from grm_jax.evals.bootstrap import Resampler, mcnemar, p_value
-from grm_jax.evals.judged import Judged, from_row
+from grm_jax.evals.judged import JudgedComparison, from_row
 from grm_jax.evals.measure import compare, measure
 from grm_jax.judging.options import Options
-from grm_jax.judging.types import Comparison
+from grm_jax.types import Comparison
 
 sys.path.append(str(Path(__file__).parents[1] / "judging"))
 from fake_judge import fake_judge, first_wins, well_formed  # noqa: E402
@@ -25,7 +25,9 @@ def noisy(responses, key):
     rng = random.Random(str((key, responses)))
     if rng.random() < 1 / 12:
         return "I cannot say."
-    return well_formed([min(10, max(1, round(rng.gauss(6 if "good" in r else 5, 1.5)))) for r in responses])
+    return well_formed(
+        [min(10, max(1, round(rng.gauss(6 if "good" in r else 5, 1.5)))) for r in responses]
+    )
 
 
 @pytest.fixture
@@ -49,7 +51,9 @@ def data(tmp_path):
 def judge_all(comparisons, output, write=noisy, **options):
     chunk = options.pop("chunk", 8)
     judge = fake_judge(write, name="toy@1")
-    run.judge_with_model(judge, comparisons, output, Options(k=4, **options), chunk=chunk, progress=False)
+    run.judge_with_model(
+        judge, comparisons, output, Options(k=4, **options), chunk=chunk, progress=False
+    )
     return output.read_bytes()
 
 
@@ -101,12 +105,19 @@ def test_a_finished_file_is_not_that_of_another_template_or_of_references(data, 
     comparisons, path = benchmarks.get("rewardbench").load(data)[:4], tmp_path / "a.jsonl"
     for private in (False, True):
         ask = lambda template, items, private=private: run.judge_with_model(
-            fake_judge(noisy, name="toy@1", template=template), items, path, Options(k=2), private, progress=False
+            fake_judge(noisy, name="toy@1", template=template),
+            items,
+            path,
+            Options(k=2),
+            private,
+            progress=False,
         )
         path.unlink(missing_ok=True)
         cost = ask("compact", comparisons)
         assert ask("compact", comparisons) == cost
-        with pytest.raises(ValueError, match="with template = 'compact@.*'compact_pairwise@.*--overwrite"):
+        with pytest.raises(
+            ValueError, match="with template = 'compact@.*'compact_pairwise@.*--overwrite"
+        ):
             ask("compact_pairwise", comparisons)
         with pytest.raises(ValueError, match="from another input .*another folder"):
             ask("compact", [dataclasses.replace(c, reference="the answer") for c in comparisons])
@@ -115,7 +126,9 @@ def test_a_finished_file_is_not_that_of_another_template_or_of_references(data, 
 def test_private_rows_hold_no_text(data, tmp_path):
     comparisons = benchmarks.get("rewardbench").load(data)[:3]
     judge = fake_judge(noisy, name="toy@1")
-    run.judge_with_model(judge, comparisons, tmp_path / "a.jsonl", Options(k=2), private=True, progress=False)
+    run.judge_with_model(
+        judge, comparisons, tmp_path / "a.jsonl", Options(k=2), private=True, progress=False
+    )
     text = (tmp_path / "a.jsonl").read_text()
     assert "good" not in text and "Accuracy" not in text
     assert run.load_judged(comparisons, tmp_path / "a.jsonl")[0].critiques
@@ -127,7 +140,18 @@ def test_private_rows_hold_no_text(data, tmp_path):
 def test_floor_reports(data, tmp_path, capsys):
     out = tmp_path / "out"
     status = cli.main(
-        ["--benchmark", "rewardbench", "--data", str(data), "--judge", "longest", "--out", str(out), "--draws", "50"]
+        [
+            "--benchmark",
+            "rewardbench",
+            "--data",
+            str(data),
+            "--judge",
+            "longest",
+            "--out",
+            str(out),
+            "--draws",
+            "50",
+        ]
     )
     assert status == 0
     (entry,) = json.loads((out / "results.json").read_text())
@@ -136,25 +160,46 @@ def test_floor_reports(data, tmp_path, capsys):
     page = (out / "results.html").read_text()
     assert page.count("<section") == 1 and "http://" not in page.replace("http://www.w3.org", "")
     assert "<script" not in page and "<link" not in page
-    assert "RewardBench" in (out / "results.md").read_text() and "floor longest" in capsys.readouterr().out
+    assert (
+        "RewardBench" in (out / "results.md").read_text()
+        and "floor longest" in capsys.readouterr().out
+    )
 
 
 def test_scores_made_elsewhere_and_paired_tests(data, tmp_path):
     base = ["--benchmark", "rewardbench", "--data", str(data), "--draws", "200"]
     assert cli.main([*base, "--write_comparisons", str(tmp_path / "in")]) == 0
-    rows = [json.loads(line) for line in (tmp_path / "in" / "rewardbench.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "in" / "rewardbench.jsonl").read_text().splitlines()
+    ]
     scores = tmp_path / "scores.jsonl"
     # Every fourth is wrong, one in ten is unreadable.
     lines = []
     for i, row in enumerate(rows):
         right = [float(j == row["label"]) for j in range(2)]
         lines.append(
-            json.dumps({"id": row["id"], "scores": None if i % 10 == 9 else right[::-1] if i % 4 == 3 else right})
+            json.dumps(
+                {
+                    "id": row["id"],
+                    "scores": None if i % 10 == 9 else right[::-1] if i % 4 == 3 else right,
+                }
+            )
         )
     scores.write_text("\n".join(lines))
     assert cli.main([*base, "--judge", "shortest", "--out", str(tmp_path / "best")]) == 0
     assert (
-        cli.main([*base, "--scores", str(scores), "--out", str(tmp_path / "ours"), "--against", str(tmp_path / "best")])
+        cli.main(
+            [
+                *base,
+                "--scores",
+                str(scores),
+                "--out",
+                str(tmp_path / "ours"),
+                "--against",
+                str(tmp_path / "best"),
+            ]
+        )
         == 0
     )
     (entry,) = json.loads((tmp_path / "ours" / "results.json").read_text())
@@ -167,12 +212,28 @@ def test_scores_made_elsewhere_and_paired_tests(data, tmp_path):
 def test_wrong_command_lines_say_what_is_wrong(data, tmp_path, capsys):
     assert cli.main(["--benchmark", "rmbench", "--data", str(data), "--judge", "first"]) == 2
     assert "did you mean" in capsys.readouterr().err
-    assert cli.main(["--benchmark", "rmb", "--data", str(data), "--judge", "first", "--out", str(tmp_path)]) == 2
+    assert (
+        cli.main(
+            ["--benchmark", "rmb", "--data", str(data), "--judge", "first", "--out", str(tmp_path)]
+        )
+        == 2
+    )
     assert "Put there: the folder RMB_dataset" in capsys.readouterr().err
     scores = tmp_path / "s.jsonl"
     scores.write_text('{"id": "rewardbench-0-donotanswer", "scores": [1, 2]}\n')
     assert (
-        cli.main(["--benchmark", "rewardbench", "--data", str(data), "--scores", str(scores), "--out", str(tmp_path)])
+        cli.main(
+            [
+                "--benchmark",
+                "rewardbench",
+                "--data",
+                str(data),
+                "--scores",
+                str(scores),
+                "--out",
+                str(tmp_path),
+            ]
+        )
         == 2
     )
     assert "has no row for 39 of 40 comparisons" in capsys.readouterr().err
@@ -194,7 +255,10 @@ def test_wrong_command_lines_say_what_is_wrong(data, tmp_path, capsys):
 
 def test_errors_say_the_way_out(data, tmp_path, capsys, monkeypatch):
     comparison, path = Comparison("q", ("a", "b"), id="x"), tmp_path / "s.jsonl"
-    for text, way_out in (("{", "write one object a line"), ('{"id": "x", "scores": [1]}', "give one for each")):
+    for text, way_out in (
+        ("{", "write one object a line"),
+        ('{"id": "x", "scores": [1]}', "give one for each"),
+    ):
         path.write_text(text + "\n")
         with pytest.raises(ValueError, match=way_out):
             run.load_judged([comparison], path)
@@ -212,10 +276,19 @@ def test_a_model_run_gives_curves_gains_and_a_page(data, tmp_path):
     comparisons = benchmark.load(data)
     args = type("Args", (), {"chunk": 16, "overwrite": False, "quiet": True, "no_greedy": False})
     judge = fake_judge(noisy, name="toy@1")
-    judged, greedy, description, cost = cli.judge_benchmark(judge, benchmark, comparisons, tmp_path, Options(k=8), args)
+    judged, greedy, description, cost = cli.judge_benchmark(
+        judge, benchmark, comparisons, tmp_path, Options(k=8), args
+    )
     entry = measure(benchmark, judged, len(comparisons), description, 100, greedy, cost)
-    assert set(entry["curves"]) == {"sum", "majority"} and set(entry["curves"]["sum"]) == {1, 2, 4, 8}
-    assert entry["curves"]["sum"][8]["value"] == pytest.approx(entry["metrics"]["generative"]["score"]["value"])
+    assert set(entry["curves"]) == {"sum", "majority"} and set(entry["curves"]["sum"]) == {
+        1,
+        2,
+        4,
+        8,
+    }
+    assert entry["curves"]["sum"][8]["value"] == pytest.approx(
+        entry["metrics"]["generative"]["score"]["value"]
+    )
     assert set(entry["gains"]) == {"voting@1", "greedy"}
     gain = entry["metrics"]["generative"]["score"]["value"] - entry["curves"]["sum"][1]["value"]
     assert entry["gains"]["voting@1"]["value"] == pytest.approx(gain)
@@ -237,16 +310,28 @@ def test_a_part_of_a_benchmark_is_the_same_part_everywhere(data):
 
 def test_a_protocol_of_both_orders_gets_both(tmp_path):
     benchmark = benchmarks.get("judgebench")
-    comparisons = [Comparison(f"q{i}", ("good", "bad"), None, 0, f"j{i}", {"subset": "mmlu-pro"}) for i in range(4)]
+    comparisons = [
+        Comparison(f"q{i}", ("good", "bad"), None, 0, f"j{i}", {"subset": "mmlu-pro"})
+        for i in range(4)
+    ]
     args = type("Args", (), {"chunk": 16, "overwrite": False, "quiet": True, "no_greedy": False})
     judge = fake_judge(first_wins, name="toy@1")
-    judged, greedy, *_ = cli.judge_benchmark(judge, benchmark, comparisons, tmp_path, Options(k=2), args)
+    judged, greedy, *_ = cli.judge_benchmark(
+        judge, benchmark, comparisons, tmp_path, Options(k=2), args
+    )
     assert all(len(j.views) == 2 for j in [*judged, *greedy])
     # Nothing but position bias: right in one order and wrong in the other is not right.
-    assert measure(benchmark, judged, 4, {}, 20, greedy)["metrics"]["official"]["accuracy"]["value"] == 0.0
+    assert (
+        measure(benchmark, judged, 4, {}, 20, greedy)["metrics"]["official"]["accuracy"]["value"]
+        == 0.0
+    )
     (tmp_path / "odd").mkdir()
-    odd, *_ = cli.judge_benchmark(judge, benchmark, comparisons, tmp_path / "odd", Options(k=1), args)
-    assert "4 comparisons were read in one order only" in measure(benchmark, odd, 4, {}, 20)["notes"]
+    odd, *_ = cli.judge_benchmark(
+        judge, benchmark, comparisons, tmp_path / "odd", Options(k=1), args
+    )
+    assert (
+        "4 comparisons were read in one order only" in measure(benchmark, odd, 4, {}, 20)["notes"]
+    )
 
 
 # ---------------------------------------------------------------- votes and intervals
@@ -262,7 +347,14 @@ def row(*scores, **more):
         }
         for i, s in enumerate(scores)
     ]
-    return {"id": "a", "scores": [0, 0], "critiques": critiques, "kept": None, "error": None, "vote": "sum"} | more
+    return {
+        "id": "a",
+        "scores": [0, 0],
+        "critiques": critiques,
+        "kept": None,
+        "error": None,
+        "vote": "sum",
+    } | more
 
 
 def test_rows_become_judgements():
@@ -271,7 +363,10 @@ def test_rows_become_judgements():
     assert judged.scores == (13, 8) and judged.votes_of == 2
     assert dict(judged.views) == {(0, 1): (9, 3), (1, 0): (4, 5)}
     assert from_row(comparison, row(None, None)).scores is None
-    assert from_row(comparison, row(error={"line": 1, "reason": "too long"}, critiques=[])).error == "too long"
+    assert (
+        from_row(comparison, row(error={"line": 1, "reason": "too long"}, critiques=[])).error
+        == "too long"
+    )
     with pytest.raises(ValueError, match="judged from other data"):
         from_row(comparison, row((9, 3)) | {"scores": [1, 2, 3]})
     with pytest.raises(ValueError, match="judged from other data"):
@@ -322,8 +417,10 @@ def correct(p, count, seed, groups=1):
     found = []
     for i in range(count):
         hit = rng.random() < p
-        comparison = Comparison("q", ("a", "b"), None, 0, str(i), {"group": str(i // groups), "subset": "s"})
-        found.append(Judged(comparison, (1.0, 0.0) if hit else (0.0, 1.0)))
+        comparison = Comparison(
+            "q", ("a", "b"), None, 0, str(i), {"group": str(i // groups), "subset": "s"}
+        )
+        found.append(JudgedComparison(comparison, (1.0, 0.0) if hit else (0.0, 1.0)))
     return found
 
 
@@ -332,20 +429,25 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     for seed in range(60):
         judged = correct(0.7, 80, seed)
         grades = benchmark.grade(judged, "official")
-        estimate = Resampler(judged, 200, seed).estimate(lambda w, g=grades: benchmark.aggregate(g, w))["accuracy"]
+        estimate = Resampler(judged, 200, seed).estimate(
+            lambda w, g=grades: benchmark.aggregate(g, w)
+        )["accuracy"]
         covered += estimate.low <= 0.7 <= estimate.high
     assert covered >= 51  # 57 expected
 
 
 def test_prompts_are_drawn_whole():
     judged = [
-        dataclasses.replace(j, scores=(float(i // 4 % 2), 0.5)) for i, j in enumerate(correct(1.0, 80, 0, groups=4))
+        dataclasses.replace(j, scores=(float(i // 4 % 2), 0.5))
+        for i, j in enumerate(correct(1.0, 80, 0, groups=4))
     ]
     benchmark = benchmarks.get("humanevalpack")
     grades = benchmark.grade(judged, "official")
     wide = Resampler(judged, 400).estimate(lambda w: benchmark.aggregate(grades, w))["accuracy"]
     alone = [
-        dataclasses.replace(j, comparison=dataclasses.replace(j.comparison, meta={"group": j.comparison.id}))
+        dataclasses.replace(
+            j, comparison=dataclasses.replace(j.comparison, meta={"group": j.comparison.id})
+        )
         for j in judged
     ]
     narrow = Resampler(alone, 400).estimate(lambda w: benchmark.aggregate(grades, w))["accuracy"]

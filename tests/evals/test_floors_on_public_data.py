@@ -31,7 +31,11 @@ COUNTS = {
 
 @pytest.fixture(scope="module")
 def loaded(shared_data):
-    return {name: benchmarks.get(name).load(shared_data) for name in LONGEST if (shared_data / name).is_dir()}
+    return {
+        name: benchmarks.get(name).load(shared_data)
+        for name in LONGEST
+        if (shared_data / name).is_dir()
+    }
 
 
 @pytest.mark.parametrize("name", LONGEST)
@@ -41,7 +45,9 @@ def test_length_rule(loaded, name):
     benchmark, comparisons = benchmarks.get(name), loaded[name]
     assert len(comparisons) == COUNTS[name]
     judged = [floors.judge("longest", c) for c in comparisons]
-    metrics = benchmark.aggregate(benchmark.grade(judged, next(iter(benchmark.rules))), np.ones(len(judged)))
+    metrics = benchmark.aggregate(
+        benchmark.grade(judged, next(iter(benchmark.rules))), np.ones(len(judged))
+    )
     assert {key: round(metrics[key], 3) for key in LONGEST[name]} == pytest.approx(LONGEST[name])
 
 

@@ -11,17 +11,22 @@ import pytest
 from grm_jax.evals import benchmarks
 from grm_jax.evals.benchmarks import realmistake, rewardbench, rewardbench2, rm_bench
 from grm_jax.evals.curves import roc_auc
-from grm_jax.evals.judged import Judged
-from grm_jax.judging.types import Comparison
+from grm_jax.evals.judged import JudgedComparison
+from grm_jax.types import Comparison
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "rewardbench_0_1_4.json").read_text())
 
 
 def judged(scores, label, subset="all", group=None, views=(), **meta):
     comparison = Comparison(
-        "q", ("r",) * len(scores or label), None, label, None, {"subset": subset, "group": group} | meta
+        "q",
+        ("r",) * len(scores or label),
+        None,
+        label,
+        None,
+        {"subset": subset, "group": group} | meta,
     )
-    return Judged(comparison, None if scores is None else tuple(scores), tuple(views))
+    return JudgedComparison(comparison, None if scores is None else tuple(scores), tuple(views))
 
 
 def measure(name, rows, rule=None):
@@ -39,7 +44,9 @@ def test_rewardbench_sections_equal_the_package(case):
     assert ours == pytest.approx(case["sections"], abs=1e-12)
 
 
-@pytest.mark.parametrize("model", ["RM-R1-Qwen2.5-Instruct-32B", "RM-R1-DeepSeek-Distilled-Qwen-32B"])
+@pytest.mark.parametrize(
+    "model", ["RM-R1-Qwen2.5-Instruct-32B", "RM-R1-DeepSeek-Distilled-Qwen-32B"]
+)
 def test_rewardbench_sections_equal_published_results(shared_data, model):
     folder = shared_data / f"rmr1_rewardbench_outputs/eval/result/{model}/reward_bench/score_result"
     parts = json.loads((folder / "each_small_section_score.json").read_text())
@@ -56,7 +63,10 @@ def test_rewardbench_from_verdicts_to_the_score():
     for subset, accuracy in accuracies.items():
         right = round(20 * accuracy)
         rounded[subset] = right / 20
-        rows += [judged((1.0, 0.0) if i < right else (0.0, 1.0), 0, subset, f"{subset}{i}") for i in range(20)]
+        rows += [
+            judged((1.0, 0.0) if i < right else (0.0, 1.0), 0, subset, f"{subset}{i}")
+            for i in range(20)
+        ]
     ours = measure("rewardbench", rows)
     expected = rewardbench.sections(rounded)
     assert ours["score"] == pytest.approx(sum(expected.values()) / 4)
@@ -87,13 +97,17 @@ def tie_rows(case):
     for row in case["rows"]:
         kind, number = row["id"].split(":")
         label = tuple(float(i < row["num_correct"]) for i in range(len(row["scores"])))
-        rows.append(judged(row["scores"], label, "Ties", f"ties-{number}", kind=kind, number=int(number)))
+        rows.append(
+            judged(row["scores"], label, "Ties", f"ties-{number}", kind=kind, number=int(number))
+        )
     return rows
 
 
 @pytest.mark.parametrize("case", GOLDEN["ties"])
 def test_ties_equals_the_package_where_every_prompt_has_a_spread(case):
-    assert measure("rewardbench2", tie_rows(case))["subset/Ties"] == pytest.approx(case["score"], abs=1e-12)
+    assert measure("rewardbench2", tie_rows(case))["subset/Ties"] == pytest.approx(
+        case["score"], abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("case", GOLDEN["ties_integers"])
@@ -102,7 +116,10 @@ def test_ties_follows_the_formula_where_the_package_drops_prompts(case):
     last, dropped = [], []
     for number in range(12):
         tied, ref = rows[f"tied:{number}"], rows[f"ref:{number}"]
-        gaps = [min(r["scores"][: r["num_correct"]]) - max(r["scores"][r["num_correct"] :]) for r in (tied, ref)]
+        gaps = [
+            min(r["scores"][: r["num_correct"]]) - max(r["scores"][r["num_correct"] :])
+            for r in (tied, ref)
+        ]
         right = tied["scores"][: tied["num_correct"]]
         spread, gap = max(right) - min(right), min(gaps)
         # The limits of tanh(gap / 0 - 1); no gap over no spread counts nothing.
@@ -121,7 +138,13 @@ def test_perfect_ties_score_one_and_a_hundredth():
     ]
     assert measure("rewardbench2", rows)["subset/Ties"] == pytest.approx(1.01)
     unread = [
-        judged(None, j.comparison.label, "Ties", "0", **{k: j.comparison.meta[k] for k in ("kind", "number")})
+        judged(
+            None,
+            j.comparison.label,
+            "Ties",
+            "0",
+            **{k: j.comparison.meta[k] for k in ("kind", "number")},
+        )
         for j in rows
     ]
     assert measure("rewardbench2", unread)["subset/Ties"] == pytest.approx(-0.01)
@@ -130,14 +153,21 @@ def test_perfect_ties_score_one_and_a_hundredth():
 # ---------------------------------------------------------------- RMB
 
 
-@pytest.mark.parametrize("model", ["RM-R1-Qwen2.5-Instruct-32B", "RM-R1-DeepSeek-Distilled-Qwen-32B"])
+@pytest.mark.parametrize(
+    "model", ["RM-R1-Qwen2.5-Instruct-32B", "RM-R1-DeepSeek-Distilled-Qwen-32B"]
+)
 def test_rmb_is_the_mean_of_four_of_the_stored_counts(shared_data, model):
     folder = shared_data / f"rmr1_rewardbench_outputs/eval/result/{model}/RMB"
     meta = json.loads((folder / "META_RESULT.json").read_text())
     rows = []
     for goal in ("Helpfulness", "Harmlessness"):
-        counts = json.loads((folder / f"BoN_set_{goal}/score_result/Final_score.json").read_text())[0]
-        right, total = counts["BoN Absolute Number of Correct"], counts["BoN Absolute Total Numbers"]
+        counts = json.loads((folder / f"BoN_set_{goal}/score_result/Final_score.json").read_text())[
+            0
+        ]
+        right, total = (
+            counts["BoN Absolute Number of Correct"],
+            counts["BoN Absolute Total Numbers"],
+        )
         for i in range(total):
             # A lost group loses one of its two pairs.
             for pair in range(2):
@@ -145,7 +175,8 @@ def test_rmb_is_the_mean_of_four_of_the_stored_counts(shared_data, model):
                 rows.append(judged(scores, 0, f"{goal} BoN", f"b{goal}{i}"))
         pairs = round(meta[f"Pairwise {goal}"] * 20000)
         rows += [
-            judged((1.0, 0.0) if i < pairs else (0.0, 1.0), 0, f"{goal} pairwise", f"p{goal}{i}") for i in range(20000)
+            judged((1.0, 0.0) if i < pairs else (0.0, 1.0), 0, f"{goal} pairwise", f"p{goal}{i}")
+            for i in range(20000)
         ]
     ours = measure("rmb_pairs", rows)
     for goal in ("Helpfulness", "Harmlessness"):
@@ -155,7 +186,10 @@ def test_rmb_is_the_mean_of_four_of_the_stored_counts(shared_data, model):
 
 
 def test_a_tie_in_one_pair_loses_an_rmb_group():
-    rows = [judged((1.0, 0.0), 0, "Helpfulness BoN", "g"), judged((1.0, 1.0), 0, "Helpfulness BoN", "g")]
+    rows = [
+        judged((1.0, 0.0), 0, "Helpfulness BoN", "g"),
+        judged((1.0, 1.0), 0, "Helpfulness BoN", "g"),
+    ]
     assert measure("rmb_pairs", rows)["score"] == 0.0
     assert measure("rmb_pairs", rows, "paper")["score"] == 0.5
 
@@ -235,15 +269,22 @@ def test_pandalm_macro_equals_scikit_learn_on_stored_outputs(shared_data):
     comparisons = benchmarks.get("pandalm").load(shared_data)
     stored = json.loads((shared_data / "pandalm/data/pandalm-7b-testset-v1.json").read_text())
     said = np.array([int(row["pandalm_result"]) for row in stored])
-    rows = [Judged(c, {0: (1.0, 1.0), 1: (1.0, 0.0), 2: (0.0, 1.0)}[s]) for c, s in zip(comparisons, said)]
+    rows = [
+        JudgedComparison(c, {0: (1.0, 1.0), 1: (1.0, 0.0), 2: (0.0, 1.0)}[s])
+        for c, s in zip(comparisons, said)
+    ]
     truth = np.array([c.meta["class"] for c in comparisons])
     ours = measure("pandalm", rows)
     expected = precision_recall_fscore_support(truth, said, average="macro")[:3]
     assert [ours[k] for k in ("precision_3", "recall_3", "f1_3")] == pytest.approx(expected)
-    assert ours["accuracy_3"] == pytest.approx(accuracy_score(truth, said)) == pytest.approx(0.6677, abs=5e-5)
-    assert pandalm.macro(truth, np.zeros(len(truth), int), np.ones(len(truth)))["precision_3"] == pytest.approx(
-        105 / 999 / 3
+    assert (
+        ours["accuracy_3"]
+        == pytest.approx(accuracy_score(truth, said))
+        == pytest.approx(0.6677, abs=5e-5)
     )
+    assert pandalm.macro(truth, np.zeros(len(truth), int), np.ones(len(truth)))[
+        "precision_3"
+    ] == pytest.approx(105 / 999 / 3)
 
 
 # ---------------------------------------------------------------- ReaLMistake
@@ -254,7 +295,11 @@ def test_auc_equals_scikit_learn(seed):
     from sklearn.metrics import roc_auc_score
 
     rng = np.random.default_rng(seed)
-    scores, truth, weights = rng.integers(1, 11, 200), rng.random(200) < 0.3, rng.integers(0, 4, 200).astype(float)
+    scores, truth, weights = (
+        rng.integers(1, 11, 200),
+        rng.random(200) < 0.3,
+        rng.integers(0, 4, 200).astype(float),
+    )
     assert roc_auc(scores, truth, weights) == pytest.approx(
         roc_auc_score(truth, scores, sample_weight=weights), abs=1e-12
     )
@@ -273,7 +318,10 @@ def test_realmistake_unread_rows():
 @pytest.mark.parametrize("name", ["realmistake", "llamafactory_kto_demo", "ppe_best_of_k"])
 def test_a_critique_that_was_not_read_costs_no_score(name):
     """Critiques all say 8 of a right response and 7 of a wrong one; of the right one's eight, two could not be read."""
-    right, wrong = judged((6 * 8.0,), (1.0,), group="p", pairs=[[0, 1]]), judged((8 * 7.0,), (0.0,), group="p")
+    right, wrong = (
+        judged((6 * 8.0,), (1.0,), group="p", pairs=[[0, 1]]),
+        judged((8 * 7.0,), (0.0,), group="p"),
+    )
     rows = [dataclasses.replace(right, votes_of=6), dataclasses.replace(wrong, votes_of=8)]
     assert measure(name, rows)["auc"] == 1.0
     equal = [dataclasses.replace(j, scores=(7.0 * j.votes_of,)) for j in rows]
@@ -291,7 +339,9 @@ def test_realmistake_single_class_and_all_unread():
 
 
 def test_ppe_accuracy_is_the_mean_over_prompts():
-    rows = [judged((1.0, 0.0), 0, "MATH", "a")] * 1 + [judged((0.0, 1.0), 0, "MATH", "b") for _ in range(3)]
+    rows = [judged((1.0, 0.0), 0, "MATH", "a")] * 1 + [
+        judged((0.0, 1.0), 0, "MATH", "b") for _ in range(3)
+    ]
     rows += [judged((1.0, 0.0), 0, "GPQA", "c"), judged((1.0, 1.0), 0, "GPQA", "c")]
     ours = measure("ppe_correctness", rows)
     assert ours["subset/MATH"] == 0.5 and ours["subset/GPQA"] == 0.5 and ours["accuracy"] == 0.5
@@ -322,10 +372,17 @@ def test_ppe_best_of_k_of_an_oracle_and_of_a_constant():
             for i, t in enumerate((1.0, 0.0, 0.0, 1.0))
         ]
 
-    best, flat = measure("ppe_best_of_k", rows(lambda t: t)), measure("ppe_best_of_k", rows(lambda t: 1.0))
+    best, flat = (
+        measure("ppe_best_of_k", rows(lambda t: t)),
+        measure("ppe_best_of_k", rows(lambda t: 1.0)),
+    )
     assert best["auc"] == 1.0 and best["accuracy"] == 1.0 and best["best_of_k_loss"] == 0.0
     assert best["best_of_k_end"] == best["best_of_k_max"] == 1.0
-    assert flat["auc"] == 0.5 and flat["accuracy"] == 0.0 and flat["best_of_k_end"] == pytest.approx(0.5, abs=0.15)
+    assert (
+        flat["auc"] == 0.5
+        and flat["accuracy"] == 0.0
+        and flat["best_of_k_end"] == pytest.approx(0.5, abs=0.15)
+    )
     assert measure("ppe_best_of_k", rows(lambda t: 1.0), "paper")["accuracy"] == 0.5
 
 
@@ -336,7 +393,16 @@ def test_ppe_ranks_models_as_people_do_when_the_judge_agrees():
         a, b = rng.choice(4, 2, replace=False)
         first = rng.random() < 1 / (1 + np.exp(float(b - a)))
         scores = (1.0, 0.0) if first else (0.0, 1.0)
-        rows.append(judged(scores, int(not first), "English", str(i), models=[f"m{a}", f"m{b}"], slices=["hard"]))
+        rows.append(
+            judged(
+                scores,
+                int(not first),
+                "English",
+                str(i),
+                models=[f"m{a}", f"m{b}"],
+                slices=["hard"],
+            )
+        )
     ours = measure("ppe_preference", rows)
     assert ours["accuracy"] == 1.0 and ours["models/spearman"] == pytest.approx(1.0)
     assert (

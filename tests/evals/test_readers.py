@@ -63,7 +63,11 @@ def test_tfds(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "importlib_resources", importlib.resources)
     tfds = pytest.importorskip("tensorflow_datasets")
     features = tfds.features.FeaturesDict(
-        {"prompt": tfds.features.Text(), "chosen": tfds.features.Text(), "rejected": tfds.features.Text()}
+        {
+            "prompt": tfds.features.Text(),
+            "chosen": tfds.features.Text(),
+            "rejected": tfds.features.Text(),
+        }
         | {"subset": tfds.features.Text(), "id": tfds.features.Scalar(np.int64)}
     )
     tfds.dataset_builders.store_as_tfds_dataset(
@@ -79,11 +83,17 @@ def test_tfds(tmp_path, monkeypatch):
     assert [c.turns[0]["content"] for c in found] == ["p0", "p1"]
 
 
-@pytest.mark.parametrize("name", [name for name in benchmarks.NAMES if not name.startswith("world")])
+@pytest.mark.parametrize(
+    "name", [name for name in benchmarks.NAMES if not name.startswith("world")]
+)
 def test_missing_files_say_what_to_put_where(tmp_path, name):
     with pytest.raises(MissingData) as error:
         benchmarks.get(name).load(tmp_path)
-    assert name in str(error.value) and "Put there:" in str(error.value) and str(tmp_path) in str(error.value)
+    assert (
+        name in str(error.value)
+        and "Put there:" in str(error.value)
+        and str(tmp_path) in str(error.value)
+    )
 
 
 def test_other_benchmarks_under_the_same_root_are_not_read(tmp_path):
@@ -116,7 +126,14 @@ def test_rewardbench2(tmp_path):
 
 
 def test_ppe_preference_drops_ties_and_keeps_the_places(tmp_path):
-    base = {"prompt": "p", "response_1": "a", "response_2": "b", "model_a": "m", "model_b": "n", "language": "English"}
+    base = {
+        "prompt": "p",
+        "response_1": "a",
+        "response_2": "b",
+        "model_a": "m",
+        "model_b": "n",
+        "language": "English",
+    }
     rows = [
         base | {"question_id": w, "winner": w, "hard_prompt": True}
         for w in ("model_a", "model_b", "tie", "tie (bothbad)")
@@ -124,18 +141,32 @@ def test_ppe_preference_drops_ties_and_keeps_the_places(tmp_path):
     parquet(tmp_path / "PPE-Human-Preference-V1/data/test-00000-of-00001.parquet", rows)
     found = benchmarks.get("ppe_preference").load(tmp_path)
     assert (
-        [c.label for c in found] == [0, 1] and found[0].responses == ("a", "b") and found[0].meta["slices"] == ["hard"]
+        [c.label for c in found] == [0, 1]
+        and found[0].responses == ("a", "b")
+        and found[0].meta["slices"] == ["hard"]
     )
 
 
 def test_ppe_correctness_pairs_and_singles(tmp_path):
-    row = {"question_id": 1, "prompt": "p", "scores": [True, False, True], "sampled_conflict_pairs": [[0, 1], [1, 2]]}
+    row = {
+        "question_id": 1,
+        "prompt": "p",
+        "scores": [True, False, True],
+        "sampled_conflict_pairs": [[0, 1], [1, 2]],
+    }
     row |= {f"response_{i + 1}": f"r{i}" for i in range(3)}
-    parquet(tmp_path / "ppe_correctness/PPE-GPQA-Best-of-K/data/train-00000-of-00001.parquet", [row])
+    parquet(
+        tmp_path / "ppe_correctness/PPE-GPQA-Best-of-K/data/train-00000-of-00001.parquet", [row]
+    )
     pairs = benchmarks.get("ppe_correctness").load(tmp_path)
-    assert [c.responses[c.best] for c in pairs] == ["r0", "r2"] and {c.meta["subset"] for c in pairs} == {"GPQA"}
+    assert [c.responses[c.best] for c in pairs] == ["r0", "r2"] and {
+        c.meta["subset"] for c in pairs
+    } == {"GPQA"}
     singles = benchmarks.get("ppe_best_of_k").load(tmp_path)
-    assert [c.label for c in singles] == [(1.0,), (0.0,), (1.0,)] and singles[0].meta["pairs"] == [[0, 1], [1, 2]]
+    assert [c.label for c in singles] == [(1.0,), (0.0,), (1.0,)] and singles[0].meta["pairs"] == [
+        [0, 1],
+        [1, 2],
+    ]
 
 
 def test_rmb_at_once_and_as_pairs(tmp_path):
@@ -146,7 +177,12 @@ def test_rmb_at_once_and_as_pairs(tmp_path):
         "bon_best": {"answer": "w"},
         "loser_list": [{"answer": "l"}, {"answer": "m"}],
     }
-    pair = {"pair_uid": "v", "conversation_input": turns, "chosen": {"answer": "w"}, "reject": {"answer": "l"}}
+    pair = {
+        "pair_uid": "v",
+        "conversation_input": turns,
+        "chosen": {"answer": "w"},
+        "reject": {"answer": "l"},
+    }
     for goal in ("Helpfulness", "Harmlessness"):
         for kind, row in (("BoN_set", bon), ("Pairwise_set", pair)):
             path = tmp_path / "rmb/RMB_dataset" / kind / goal / "Code" / "x.json"
@@ -166,7 +202,10 @@ def test_judgebench_and_llmbar(tmp_path):
         "response_B": "b",
         "label": "B>A",
     }
-    jsonl(tmp_path / "judgebench/data/dataset=judgebench,response_model=gpt-4o-2024-05-13.jsonl", [row])
+    jsonl(
+        tmp_path / "judgebench/data/dataset=judgebench,response_model=gpt-4o-2024-05-13.jsonl",
+        [row],
+    )
     (found,) = benchmarks.get("judgebench").load(tmp_path)
     assert found.label == 1 and found.meta["subset"] == "mmlu-pro"
     for folder in ("LLMBar/Adversarial/Manual", "CaseStudy/Base_9"):

@@ -7,7 +7,7 @@ import pytest
 from grm_jax.evals import benchmarks, paper, table
 from grm_jax.evals.judged import vote
 from grm_jax.evals.measure import measure
-from grm_jax.judging.types import Comparison, Critique
+from grm_jax.types import Comparison, Critique
 
 
 def estimate(value):
@@ -15,7 +15,9 @@ def estimate(value):
 
 
 def entry(name, value, k=8, meta=None):
-    curves = {"sum": {str(j): estimate(value - 0.04 + 0.01 * i) for i, j in enumerate((1, 2, 4, 8))}}
+    curves = {
+        "sum": {str(j): estimate(value - 0.04 + 0.01 * i) for i, j in enumerate((1, 2, 4, 8))}
+    }
     if meta is not None:
         curves["meta"] = {"8": estimate(meta)}
     return {
@@ -23,7 +25,10 @@ def entry(name, value, k=8, meta=None):
         "title": name.title(),
         "headline": "score",
         "rule": "official",
-        "metrics": {"official": {"score": estimate(value - 0.1)}, "paper": {"score": estimate(value)}},
+        "metrics": {
+            "official": {"score": estimate(value - 0.1)},
+            "paper": {"score": estimate(value)},
+        },
         "curves": {"sum": {"1": estimate(0.0)}},
         "by_paper": {"curves": curves, "greedy": estimate(value - 0.02)},
         "greedy": estimate(0.0),
@@ -43,7 +48,12 @@ def runs(tmp_path):
 
 
 def rows_of(found, title):
-    return {row["name"]: row for t in found["tables"] if t["title"].startswith(title) for row in t["rows"]}
+    return {
+        row["name"]: row
+        for t in found["tables"]
+        if t["title"].startswith(title)
+        for row in t["rows"]
+    }
 
 
 def test_our_rows_stand_under_the_papers(runs):
@@ -54,24 +64,43 @@ def test_our_rows_stand_under_the_papers(runs):
     assert ours == pytest.approx([0.9, 0.7, 0.6, 0.8, 0.75])
     assert rows["spct, greedy"]["cells"][0]["value"] == pytest.approx(0.88)
     # Two benchmarks of four give no overall number.
-    assert [c and c["value"] for c in rows["rft, Voting@8"]["cells"]] == pytest.approx([0.8, 0.6, None, None, None])
+    assert [c and c["value"] for c in rows["rft, Voting@8"]["cells"]] == pytest.approx(
+        [0.8, 0.6, None, None, None]
+    )
 
 
 def test_every_row_of_a_measured_run_counts_ties_as_the_paper(tmp_path):
     """Everything is a tie: 0 by PPE's own strict rule, 1/2 by the paper's, in each row that the table has."""
-    benchmark, tie = benchmarks.get("ppe_correctness"), Critique("", scores=(5.0, 5.0), order=(0, 1), status="ok")
-    comparisons = [Comparison("q", ("a", "b"), None, 0, str(i), {"subset": "GPQA"}) for i in range(6)]
+    benchmark, tie = (
+        benchmarks.get("ppe_correctness"),
+        Critique("", scores=(5.0, 5.0), order=(0, 1), status="ok"),
+    )
+    comparisons = [
+        Comparison("q", ("a", "b"), None, 0, str(i), {"subset": "GPQA"}) for i in range(6)
+    ]
     tied = [vote(c, [tie] * 2) for c in comparisons]
     measured = measure(
-        benchmark, tied, 6, {"kind": "model", "name": "m", "k": 2}, 20, [vote(c, [tie]) for c in comparisons]
+        benchmark,
+        tied,
+        6,
+        {"kind": "model", "name": "m", "k": 2},
+        20,
+        [vote(c, [tie]) for c in comparisons],
     )
     (tmp_path / "results.json").write_text(json.dumps([measured]))
     found = table.build(table.read_runs([f"m={tmp_path}"]), True, {})
     column = paper.BENCHMARKS.index("ppe_correctness")
-    for title, names in {"Table 2": ("m, greedy", "m, Voting@2"), "Table 3": ("@1 m, sum", "@2 m, sum")}.items():
+    for title, names in {
+        "Table 2": ("m, greedy", "m, Voting@2"),
+        "Table 3": ("@1 m, sum", "@2 m, sum"),
+    }.items():
         rows = rows_of(found, title)
         assert [rows[name]["cells"][column]["value"] for name in names] == [0.5, 0.5]
-    assert measured["metrics"]["official"][measured["headline"]]["value"] == measured["greedy"]["value"] == 0.0
+    assert (
+        measured["metrics"]["official"][measured["headline"]]["value"]
+        == measured["greedy"]["value"]
+        == 0.0
+    )
 
 
 def test_gains_are_against_voting_at_1(runs):
@@ -93,7 +122,9 @@ def test_ablations_find_their_row(runs):
 
 def test_the_papers_totals_follow_from_its_columns():
     for row in (
-        paper.TABLE_2 + tuple(r for rows in paper.TABLE_3.values() for r in rows) + tuple(paper.TABLE_4.values())
+        paper.TABLE_2
+        + tuple(r for rows in paper.TABLE_3.values() for r in rows)
+        + tuple(paper.TABLE_4.values())
     ):
         agrees = row.values[-1] == pytest.approx(sum(row.values[:4]) / 4, abs=0.06)
         assert agrees or "g" in row.marks, row.name

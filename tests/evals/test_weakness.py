@@ -16,14 +16,24 @@ def row(id, scores, critiques, models=("ours", "theirs"), error=None):
         }
         for s, names in critiques
     ]
-    return {"id": id, "n": 2, "scores": scores, "critiques": made, "meta": {"models": list(models)}, "error": error}
+    return {
+        "id": id,
+        "n": 2,
+        "scores": scores,
+        "critiques": made,
+        "meta": {"models": list(models)},
+        "error": error,
+    }
 
 
 ROWS = [
     row(
         "a",
         [8, 14],
-        [([4, 7], [("Factual Accuracy", 70), ("Tone", 30)]), ([4, 7], [("Accuracy of facts", 60), ("Depth", 40)])],
+        [
+            ([4, 7], [("Factual Accuracy", 70), ("Tone", 30)]),
+            ([4, 7], [("Accuracy of facts", 60), ("Depth", 40)]),
+        ],
     ),
     row("b", [5, 9], [([5, 9], [("factual accuracy", None)])]),
     row("c", [9, 3], [([9, 3], [("Tone", 50), ("Depth", 50)])]),
@@ -63,7 +73,9 @@ def test_the_report(tmp_path, capsys):
     assert weakness.main([str(source), "--policy", "ours"]) == 0
     text = capsys.readouterr().out
     assert "4 comparisons: 2 lost, 1 won, 1 tied" in text and "| Factual Accuracy | 3 | 0 |" in text
-    assert weakness.main([str(source), "--policy_index", "1", "--out", str(tmp_path / "w.json")]) == 0
+    assert (
+        weakness.main([str(source), "--policy_index", "1", "--out", str(tmp_path / "w.json")]) == 0
+    )
     assert json.loads((tmp_path / "w.json").read_text())["counts"]["lost"] == 1
     assert weakness.main([str(source), "--policy", "nobody"]) == 2
     assert "none of 6 rows holds the policy 'nobody'" in capsys.readouterr().err

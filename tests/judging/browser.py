@@ -9,11 +9,19 @@ import time
 import urllib.request
 
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
-KEYS = {"Escape": "\ue00c", "Enter": "\ue007", "ArrowDown": "\ue015", "ArrowUp": "\ue013", "Tab": "\ue004"}
+KEYS = {
+    "Escape": "\ue00c",
+    "Enter": "\ue007",
+    "ArrowDown": "\ue015",
+    "ArrowUp": "\ue013",
+    "Tab": "\ue004",
+}
 
 
 def available() -> bool:
-    return bool(shutil.which("chromedriver")) and bool(shutil.which("chromium") or shutil.which("google-chrome"))
+    return bool(shutil.which("chromedriver")) and bool(
+        shutil.which("chromium") or shutil.which("google-chrome")
+    )
 
 
 class Browser:
@@ -24,16 +32,28 @@ class Browser:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.driver = subprocess.Popen(
-            [shutil.which("chromedriver"), f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [shutil.which("chromedriver"), f"--port={port}"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         self.base = f"http://127.0.0.1:{port}"
-        arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
+        arguments = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--hide-scrollbars",
+        ]
         options = {
             "args": [*arguments, f"--window-size={max(width, 500)},{height}"],
             "binary": shutil.which("chromium") or shutil.which("google-chrome"),
             # Chromium's windows are at least 500 wide: a phone is a device metric.
             **(
-                {"mobileEmulation": {"deviceMetrics": {"width": width, "height": height, "pixelRatio": 2}}}
+                {
+                    "mobileEmulation": {
+                        "deviceMetrics": {"width": width, "height": height, "pixelRatio": 2}
+                    }
+                }
                 if width < 500
                 else {}
             ),
@@ -41,16 +61,19 @@ class Browser:
         capabilities = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
         for _ in range(100):
             try:
-                self.session = self._send("POST", "/session", {"capabilities": {"alwaysMatch": capabilities}})[
-                    "sessionId"
-                ]
+                self.session = self._send(
+                    "POST", "/session", {"capabilities": {"alwaysMatch": capabilities}}
+                )["sessionId"]
                 break
             except (ConnectionError, urllib.error.URLError) as error:
                 if isinstance(error, urllib.error.HTTPError):
                     raise
                 time.sleep(0.1)
         if dark:
-            self.cdp("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+            self.cdp(
+                "Emulation.setEmulatedMedia",
+                features=[{"name": "prefers-color-scheme", "value": "dark"}],
+            )
 
     def __enter__(self):
         return self
@@ -64,7 +87,9 @@ class Browser:
 
     def _send(self, method, path, body=None):
         data = None if method in ("GET", "DELETE") else json.dumps(body or {}).encode()
-        request = urllib.request.Request(self.base + path, data, {"Content-Type": "application/json"}, method=method)
+        request = urllib.request.Request(
+            self.base + path, data, {"Content-Type": "application/json"}, method=method
+        )
         with urllib.request.urlopen(request, timeout=60) as reply:
             return json.load(reply)["value"]
 
@@ -82,17 +107,25 @@ class Browser:
         return self.command("POST", "/execute/sync", {"script": script, "args": list(arguments)})
 
     def text(self, selector):
-        return self.run("return [...document.querySelectorAll(arguments[0])].map(e => e.innerText)", selector)
+        return self.run(
+            "return [...document.querySelectorAll(arguments[0])].map(e => e.innerText)", selector
+        )
 
     def click(self, selector):
-        element = self.command("POST", "/element", {"using": "css selector", "value": selector})[ELEMENT]
+        element = self.command("POST", "/element", {"using": "css selector", "value": selector})[
+            ELEMENT
+        ]
         self.command("POST", f"/element/{element}/click")
 
     def press(self, *keys):
         for key in keys:
             value = KEYS.get(key, key)
             actions = [{"type": "keyDown", "value": value}, {"type": "keyUp", "value": value}]
-            self.command("POST", "/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": actions}]})
+            self.command(
+                "POST",
+                "/actions",
+                {"actions": [{"type": "key", "id": "keyboard", "actions": actions}]},
+            )
 
     def log(self):
         return [entry["message"] for entry in self.command("POST", "/se/log", {"type": "browser"})]

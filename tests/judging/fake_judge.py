@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from grm_jax.data.vocabulary import vocabulary_path
+from grm_jax.data.world.vocabulary import vocabulary_path
 from grm_jax.judging.judge import Judge
 from grm_jax.text import tokenizer as tokenizers
 

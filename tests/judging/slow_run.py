@@ -15,7 +15,13 @@ def main(source, output, pause):
         return fake_judge.well_formed([(key[0] >> i) % 10 + 1 for i in range(len(responses))])
 
     outcome = judge_file(
-        fake_judge.fake_judge(write), source, output, Options(k=2), resume=True, progress=False, chunk=64
+        fake_judge.fake_judge(write),
+        source,
+        output,
+        Options(k=2),
+        resume=True,
+        progress=False,
+        chunk=64,
     )
     return 1 if outcome.errors else 0
 

@@ -12,11 +12,11 @@ from flax import nnx
 
 from grm_jax.judging.expected import ExpectedScores, asked_rows, model_log_probs
 from grm_jax.judging.options import Options
-from grm_jax.judging.types import Comparison
 from grm_jax.models import Gemma, get_config
 from grm_jax.sharding import make_mesh, state_shardings
 from grm_jax.text import parse, templates
 from grm_jax.text import tokenizer as tokenizers
+from grm_jax.types import Comparison
 
 PROMPT = "Judge these."
 
@@ -28,7 +28,9 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    cfg = get_config("tiny_gemma2").replace(vocab_size=tokenizer.vocab_size, max_length=512, final_cap=None)
+    cfg = get_config("tiny_gemma2").replace(
+        vocab_size=tokenizer.vocab_size, max_length=512, final_cap=None
+    )
     model = Gemma(cfg, nnx.Rngs(0))
     # A sharper random model: its probabilities differ from place to place by more than rounding.
     model.embedder.table_VxD[...] = model.embedder.table_VxD[...] * 4
@@ -64,14 +66,19 @@ def test_equal_to_brute_force(model, log_probs, tokenizer, scores):
     critique, template = parse(text, 2), templates.load("compact")
     exact = ExpectedScores(log_probs, tokenizer, negligible=0)
     places = exact.places(ids, text, critique, template)
-    assert [lead for _, lead in places] == ["", " "]  # "{7" and ", 4" are cut differently by this vocabulary
+    assert [lead for _, lead in places] == [
+        "",
+        " ",
+    ]  # "{7" and ", 4" are cut differently by this vocabulary
     wanted = []
     for place, lead in places:
         masses = by_brute_force(model, tokenizer, prompt, ids, place, lead, range(1, 11))
         wanted.append(sum(value * p for value, p in masses.items()))
     found = exact(prompt, ids, text, critique, template)
     np.testing.assert_allclose(found, wanted, rtol=2e-4)
-    rough = ExpectedScores(log_probs, tokenizer, negligible=1e-2)(prompt, ids, text, critique, template)
+    rough = ExpectedScores(log_probs, tokenizer, negligible=1e-2)(
+        prompt, ids, text, critique, template
+    )
     assert all(abs(a - b) <= 9e-2 for a, b in zip(rough, found))
 
 
@@ -82,19 +89,27 @@ def test_binary_and_choice(model, log_probs, tokenizer):
     ids, template = tokenizer.encode(text), templates.load("compact_single_binary")
     ((place, lead),) = exact.places(ids, text, parse(text, 1, 0, 1), template)
     masses = by_brute_force(model, tokenizer, prompt, ids, place, lead, (0, 1))
-    np.testing.assert_allclose(exact(prompt, ids, text, parse(text, 1, 0, 1), template), [masses[1]], rtol=1e-4)
+    np.testing.assert_allclose(
+        exact(prompt, ids, text, parse(text, 1, 0, 1), template), [masses[1]], rtol=1e-4
+    )
     text = "### Best\n\\boxed{2}"
     ids, template = tokenizer.encode(text), templates.load("compact_llm_judge")
     critique = parse(text, 3, output="choice")
     ((place, lead),) = exact.places(ids, text, critique, template)
     masses = by_brute_force(model, tokenizer, prompt, ids, place, lead, (1, 2, 3))
-    np.testing.assert_allclose(exact(prompt, ids, text, critique, template), [masses[v] for v in (1, 2, 3)], rtol=1e-4)
+    np.testing.assert_allclose(
+        exact(prompt, ids, text, critique, template), [masses[v] for v in (1, 2, 3)], rtol=1e-4
+    )
 
 
-@pytest.mark.parametrize("text", ["### Scores\n\\boxed{7.5, 4}", "no box", "### Scores\n\\boxed{07, 4}"])
+@pytest.mark.parametrize(
+    "text", ["### Scores\n\\boxed{7.5, 4}", "no box", "### Scores\n\\boxed{07, 4}"]
+)
 def test_none_where_scores_are_no_whole_numbers(log_probs, tokenizer, text):
     critique = dataclasses.replace(parse(text, 2), order=(0, 1))
-    found = ExpectedScores(log_probs, tokenizer)([2], tokenizer.encode(text), text, critique, templates.load("compact"))
+    found = ExpectedScores(log_probs, tokenizer)(
+        [2], tokenizer.encode(text), text, critique, templates.load("compact")
+    )
     assert found is None or text.endswith("{07, 4}")
 
 
@@ -109,7 +124,9 @@ def test_a_judge_breaks_ties_by_expected_scores(log_probs, tokenizer):
     assert all(1 < score < 10 for score in verdict.scores)
     first, second = verdict.critiques
     assert first.order != second.order
-    assert verdict.scores[0] == pytest.approx((first.expected_scores[0] + second.expected_scores[0]) / 2)
+    assert verdict.scores[0] == pytest.approx(
+        (first.expected_scores[0] + second.expected_scores[0]) / 2
+    )
     with pytest.raises(ValueError, match="built without them"):
         fake_judge(lambda *_: "", tokenizer=tokenizer)([Comparison("q", ("a", "b"))], expected=True)
 
@@ -124,8 +141,14 @@ def test_places_in_gemmas_own_tokens():
         text = well_formed(scores)
         ids = gemma.encode(text)
         places = expected.places(ids, text, parse(text, 2), templates.load("grm"))
-        assert [gemma.decode([ids[at]]).strip() for at, _ in places] == [str(score)[0] for score in scores]
-        assert all(gemma.id_of(lead.replace(" ", "▁") + str(d)) is not None for _, lead in places for d in range(10))
+        assert [gemma.decode([ids[at]]).strip() for at, _ in places] == [
+            str(score)[0] for score in scores
+        ]
+        assert all(
+            gemma.id_of(lead.replace(" ", "▁") + str(d)) is not None
+            for _, lead in places
+            for d in range(10)
+        )
 
 
 def test_a_comparison_without_expected_scores_does_not_end_the_run(log_probs, tokenizer):
@@ -145,7 +168,9 @@ def test_every_host_of_a_mesh_has_all_of_the_log_probs(model):
     tokens, positions = np.full((1, 64), 7, np.int32), np.arange(4, dtype=np.int32)
     with jax.set_mesh(mesh):
         placed = Gemma(model.cfg, nnx.Rngs(0))
-        nnx.update(placed, jax.device_put(nnx.state(model), state_shardings(nnx.state(placed), mesh)))
+        nnx.update(
+            placed, jax.device_put(nnx.state(model), state_shardings(nnx.state(placed), mesh))
+        )
         rows = asked_rows(mesh)(placed, tokens, np.ones_like(tokens), positions)
     assert rows.sharding.is_fully_replicated and len(rows.sharding.device_set) == 8
     ids = tokens[0, :4].tolist()

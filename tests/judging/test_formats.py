@@ -24,7 +24,11 @@ ROWS = {
 
 def read(tmp_path, *rows, format=None):
     file = tmp_path / "in.jsonl"
-    file.write_bytes(b"".join(row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n" for row in rows))
+    file.write_bytes(
+        b"".join(
+            row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n" for row in rows
+        )
+    )
     return list(formats.read(file, format))
 
 
@@ -35,8 +39,12 @@ def test_each_format_is_found_out(tmp_path, name):
     assert comparison is not None, line.reason
     assert comparison.turns == TURNS
     assert comparison.responses[0] == "good"
-    assert comparison.rewards[0] == 1.0 and sum(comparison.rewards) == (2 if name == "rewardbench 2" else 1)
-    assert comparison.responses == ("good", "bad", "worse")[: comparison.n] or name == "rewardbench 2"
+    assert comparison.rewards[0] == 1.0 and sum(comparison.rewards) == (
+        2 if name == "rewardbench 2" else 1
+    )
+    assert (
+        comparison.responses == ("good", "bad", "worse")[: comparison.n] or name == "rewardbench 2"
+    )
     assert line.number == 1
 
 
@@ -78,7 +86,10 @@ def test_multi_turn_implicit_prompt(tmp_path):
         ),
         ({"chosen": "a", "rejected": "b"}, "texts without a prompt"),
         ({"prompt": "p", "chosen": ["a", 3], "rejected": ["b"]}, "not text"),
-        ({"chosen": CHAT("a")[:1], "rejected": CHAT("b")[1:]}, "share no first turn|there is no query"),
+        (
+            {"chosen": CHAT("a")[:1], "rejected": CHAT("b")[1:]},
+            "share no first turn|there is no query",
+        ),
         ({"conversation_input": TURNS, "bon_best": {"answer": "a"}}, "'loser_list' is missing"),
     ],
 )
@@ -95,7 +106,10 @@ def test_a_bad_row_says_why(tmp_path, row, reason):
 
 def test_blank_lines_are_counted_and_a_byte_order_mark_is_no_harm(tmp_path):
     row = json.dumps(ROWS["comparison"]).encode() + b"\n"
-    assert [line.number for line in read(tmp_path, b"\xef\xbb\xbf" + row, b"\n", b"  \n", row)] == [1, 4]
+    assert [line.number for line in read(tmp_path, b"\xef\xbb\xbf" + row, b"\n", b"  \n", row)] == [
+        1,
+        4,
+    ]
 
 
 def test_a_json_array_is_read_too(tmp_path):

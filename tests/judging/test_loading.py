@@ -13,7 +13,7 @@ from fake_judge import fake_runner, well_formed
 from flax import nnx
 
 from grm_jax import Comparison, Judge, checkpoints
-from grm_jax.data.vocabulary import SIZE, vocabulary_path
+from grm_jax.data.world.vocabulary import SIZE, vocabulary_path
 from grm_jax.judging import cli, loading
 from grm_jax.judging.meta import MetaRM
 from grm_jax.models import Gemma, get_config
@@ -66,7 +66,8 @@ def folders(tmp_path_factory):
         (root / name / "tokenizer_config.json").write_text(json.dumps(settings, ensure_ascii=False))
     (root / "theirs.jinja").write_text(WORDING)
     architectures = [
-        json.loads((root / name / "config.json").read_text())["architectures"] for name in ("judge", "meta")
+        json.loads((root / name / "config.json").read_text())["architectures"]
+        for name in ("judge", "meta")
     ]
     assert architectures == [["Gemma2ForCausalLM"], ["Gemma2ForSequenceClassification"]]
     return root / "judge", root / "meta", root / "theirs.jinja"
@@ -83,7 +84,9 @@ def test_another_mesh_and_another_batch_give_the_same_verdicts(judge, folders):
     kind = {"meta_rm": meta, "template": template, "dtype": "float32"}
     other = Judge.load(path, mesh=make_mesh(1, 2, 4), prompt_slots=1, rows=2, **kind)
     ask = {"k": 3, "max_new_tokens": 5, "temperature": 1.0}
-    for one, two in zip(judge(COMPARISONS, **ask), other(COMPARISONS[::-1], **ask)[::-1], strict=True):
+    for one, two in zip(
+        judge(COMPARISONS, **ask), other(COMPARISONS[::-1], **ask)[::-1], strict=True
+    ):
         assert [c.text for c in one.critiques] == [c.text for c in two.critiques]
         assert (one.scores, one.best) == (two.scores, two.best)
 
@@ -93,7 +96,9 @@ def test_published_folders_judge_as_they_are(judge):
     # Random weights write no scores: what is shown is that prompt, sampler, decoding and parser fit together.
     assert [verdict.unparsed for verdict in verdicts] == [2, 2]
     assert all(
-        critique.tokens <= 5 and critique.finish in ("stop", "length") for v in verdicts for critique in v.critiques
+        critique.tokens <= 5 and critique.finish in ("stop", "length")
+        for v in verdicts
+        for critique in v.critiques
     )
     assert judge(COMPARISONS, k=2, max_new_tokens=5) == verdicts
     assert judge([COMPARISONS[1]], k=2, max_new_tokens=5) == [verdicts[1]]
@@ -104,10 +109,16 @@ def test_their_wording_and_turns_reach_the_model(judge):
     judge = Judge(judge.tokenizer, fake_runner(judge.tokenizer, lambda *_: "", seen), judge.family)
     judge(COMPARISONS, k=2)
     ids = judge.tokenizer.encode_chat([{"role": "user", "content": "x"}])
-    assert judge.tokenizer.decode(ids, skip_controls=False) == "<｜begin▁of▁sentence｜><｜User｜>x<｜Assistant｜>"
+    assert (
+        judge.tokenizer.decode(ids, skip_controls=False)
+        == "<｜begin▁of▁sentence｜><｜User｜>x<｜Assistant｜>"
+    )
     prompt = next(text for text in seen if "Add 1 and 2." in text)
     assert prompt.startswith("Score the answers from 1 to 10")
-    assert prompt.count("[The End of Response 1]") == 1 and prompt.count("[-The End of Response 1]") == 1
+    assert (
+        prompt.count("[The End of Response 1]") == 1
+        and prompt.count("[-The End of Response 1]") == 1
+    )
 
 
 def test_their_meta_model_guides_the_vote(judge):
@@ -116,31 +127,43 @@ def test_their_meta_model_guides_the_vote(judge):
     def write(responses, key):
         return texts.setdefault(key, well_formed([len(texts) % 9 + 1, 5]))
 
-    guided = Judge(judge.tokenizer, fake_runner(judge.tokenizer, write), judge.family, judge.meta_rm, judge.expected)
+    guided = Judge(
+        judge.tokenizer,
+        fake_runner(judge.tokenizer, write),
+        judge.family,
+        judge.meta_rm,
+        judge.expected,
+    )
     (verdict,) = guided([COMPARISONS[1]], k=4, k_meta=2, expected=True)
     logits = [critique.meta_score for critique in verdict.critiques]
     assert sorted(verdict.kept) == sorted(np.argsort(logits)[-2:]) and len(set(logits)) > 1
-    assert verdict.scores == tuple(sum(verdict.critiques[i].scores[r] for i in verdict.kept) for r in range(2))
+    assert verdict.scores == tuple(
+        sum(verdict.critiques[i].scores[r] for i in verdict.kept) for r in range(2)
+    )
     assert all(critique.expected_scores is not None for critique in verdict.critiques)
 
 
 def test_meta_scores_do_not_depend_on_the_batch(judge):
     meta = judge.meta_rm
-    many = [(COMPARISONS[1], order, "text " * n) for n, order in ((1, (0, 1)), (3, (1, 0)), (2, (0, 1)))]
+    many = [
+        (COMPARISONS[1], order, "text " * n) for n, order in ((1, (0, 1)), (3, (1, 0)), (2, (0, 1)))
+    ]
     together = meta(many)
     score = nnx.jit(lambda model, tokens: model.rewards(tokens))
     alone = [float(score(meta._model, np.array([meta.encode(one)], np.int32))[0]) for one in many]
     np.testing.assert_allclose(together, alone, atol=2e-5)
-    assert abs(meta([many[0]])[0] - meta([(COMPARISONS[1], (1, 0), many[0][2])])[0]) > 1e-4  # the order is seen
+    assert (
+        abs(meta([many[0]])[0] - meta([(COMPARISONS[1], (1, 0), many[0][2])])[0]) > 1e-4
+    )  # the order is seen
 
 
 def test_a_meta_model_says_what_it_reads_and_what_its_score_is(folders, tmp_path):
     meta = tmp_path / "meta"
     shutil.copytree(folders[1], meta)
-    assert loading.noted_meta(meta) == {"template": None, "likelihood": 0.0}
+    assert loading.read_meta_rm_metadata(meta) == {"template": None, "likelihood": 0.0}
     plain = loading.load_meta_rm(meta, dtype="float32", family="compact")
     assert (plain.template, plain.likelihood) == ("compact_meta_rm", 0.0)
-    loading.note_meta(meta, "compact", 5.0)
+    loading.write_meta_rm_metadata(meta, "compact", 5.0)
     noted = Judge.load(folders[0], meta_rm=meta, template=folders[2], dtype="float32").meta_rm
     assert (noted.template, noted.likelihood) == ("compact", 5.0)
     assert noted.name != plain.name  # verdicts of the one are not those of the other
@@ -164,9 +187,25 @@ def test_command_line_from_folders(folders, tmp_path, capsys):
     path, meta, template = folders
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text(
-        "".join(json.dumps({"query": c.query, "responses": c.responses, "label": 0}) + "\n" for c in COMPARISONS)
+        "".join(
+            json.dumps({"query": c.query, "responses": c.responses, "label": 0}) + "\n"
+            for c in COMPARISONS
+        )
     )
-    argv = [source, output, "--model", path, "--meta_rm", meta, "--template", template, "--k", 2, "--max_new_tokens", 4]
+    argv = [
+        source,
+        output,
+        "--model",
+        path,
+        "--meta_rm",
+        meta,
+        "--template",
+        template,
+        "--k",
+        2,
+        "--max_new_tokens",
+        4,
+    ]
     argv += ["--dtype", "float32", "--quiet", "--mesh", "data=1,fsdp=4,tensor=2"]
     assert cli.main(list(map(str, argv))) == 0
     rows = [json.loads(line) for line in output.read_text().splitlines()]
@@ -194,8 +233,8 @@ def test_a_judge_says_how_it_was_trained_to_be_asked(tmp_path):
 
     model = Gemma(get_config("tiny_gemma2", vocab_size=SIZE, max_length=256), nnx.Rngs(0))
     checkpoints.save(model, tmp_path, like=vocabulary_path())
-    assert loading.noted(tmp_path) == {"template": "grm", "max_new_tokens": 1024}
-    loading.note(tmp_path, "compact", 24)
+    assert loading.read_judge_metadata(tmp_path) == {"template": "grm", "max_new_tokens": 1024}
+    loading.write_judge_metadata(tmp_path, "compact", 24)
     judge = Judge.load(tmp_path)
     assert (judge.family, judge.max_new_tokens) == ("compact", 24)
     (verdict,) = judge([Comparison("add 1 2", ("3", "4"))], k=2)
@@ -204,6 +243,6 @@ def test_a_judge_says_how_it_was_trained_to_be_asked(tmp_path):
     args = argparse.Namespace(model=str(tmp_path), template=None, max_new_tokens=7)
     cli.fill_in(args)
     assert (args.template, args.max_new_tokens) == ("compact", 7)  # what is said stands
-    (tmp_path / loading.NOTE).write_text("[1]")
+    (tmp_path / loading.JUDGE_METADATA).write_text("[1]")
     with pytest.raises(ValueError, match="judge.json should hold"):
-        loading.noted(tmp_path)
+        loading.read_judge_metadata(tmp_path)

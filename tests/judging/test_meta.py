@@ -9,15 +9,17 @@ from flax import nnx
 from grm_jax.judging.judge import Unjudged
 from grm_jax.judging.meta import MetaRM, TooLong
 from grm_jax.judging.options import Options
-from grm_jax.judging.types import Comparison, Verdict
 from grm_jax.models import Gemma, get_config
 from grm_jax.sharding import make_mesh, state_shardings
+from grm_jax.types import Comparison, Verdict
 
 
 @pytest.fixture(scope="module")
 def model():
     cfg = get_config("tiny_gemma2", scalar_head=True)
-    return Gemma(cfg.replace(vocab_size=words().vocab_size, max_length=256, num_layers=2), nnx.Rngs(0))
+    return Gemma(
+        cfg.replace(vocab_size=words().vocab_size, max_length=256, num_layers=2), nnx.Rngs(0)
+    )
 
 
 @pytest.mark.parametrize("likelihood", [0.0, 5.0])
@@ -28,12 +30,16 @@ def test_every_host_of_a_mesh_has_all_of_the_rewards(model, likelihood):
     starts = np.array([3, 10, 40, 0], np.int32)
     with jax.set_mesh(mesh):
         placed = Gemma(model.cfg, nnx.Rngs(0))
-        nnx.update(placed, jax.device_put(nnx.state(model), state_shardings(nnx.state(placed), mesh)))
+        nnx.update(
+            placed, jax.device_put(nnx.state(model), state_shardings(nnx.state(placed), mesh))
+        )
         meta = MetaRM(placed, words(), "compact_meta_rm", mesh, likelihood=likelihood)
         rewards = meta._rewards(placed, tokens, np.ones_like(tokens), starts)
     assert rewards.sharding.is_fully_replicated and len(rewards.sharding.device_set) == 8
     encoded = [row[:length].tolist() for row, length in zip(tokens, (9, 30, 64))]
-    alone = MetaRM(model, words(), "compact_meta_rm", likelihood=likelihood).score_tokens(encoded, starts[:3])
+    alone = MetaRM(model, words(), "compact_meta_rm", likelihood=likelihood).score_tokens(
+        encoded, starts[:3]
+    )
     np.testing.assert_allclose(meta.score_tokens(encoded, starts[:3]), alone, atol=1e-4)
 
 
@@ -45,7 +51,9 @@ def test_the_likelihood_of_a_critique_is_that_of_its_own_tokens(model):
         (comparison, (0, 1), "no " * 20),
         (Comparison("one", ("a",)), (0,), "fine"),
     ]
-    head, both = (MetaRM(model, words(), family, batch=3, likelihood=weight) for weight in (0.0, 2.0))
+    head, both = (
+        MetaRM(model, words(), family, batch=3, likelihood=weight) for weight in (0.0, 2.0)
+    )
     plain, scores = head(judged), both(judged)
     for one, without, score in zip(judged, plain, scores):
         ids = both.encode(one)
@@ -76,11 +84,19 @@ def test_a_critique_beyond_the_meta_models_context_fails_its_comparison_only(mod
     meta = MetaRM(model, words(), "compact_meta_rm")
     long = "so " * 300
     judge = fake_judge(
-        lambda responses, key: well_formed([9, 1], long if "long" in responses else "short"), meta_rm=meta
+        lambda responses, key: well_formed([9, 1], long if "long" in responses else "short"),
+        meta_rm=meta,
     )
-    pairs = [Comparison("q", ("a", "b")), Comparison("q", ("long", "b")), Comparison("q", ("c", "d"))]
+    pairs = [
+        Comparison("q", ("a", "b")),
+        Comparison("q", ("long", "b")),
+        Comparison("q", ("c", "d")),
+    ]
     found = dict(judge.stream(pairs, Options(k=2)))
     assert isinstance(found[0], Verdict) and isinstance(found[2], Verdict)
-    assert isinstance(found[1], Unjudged) and "the meta model's context 256: lower max_new_tokens" in found[1].reason
+    assert (
+        isinstance(found[1], Unjudged)
+        and "the meta model's context 256: lower max_new_tokens" in found[1].reason
+    )
     with pytest.raises(TooLong, match="lower max_new_tokens"):
         meta([(pairs[0], (0, 1), long)])

@@ -36,13 +36,18 @@ def write(responses, key):
     rng = random.Random(str(key))
     if rng.random() < 0.2:
         return f"No scores, but {ATTACK}"
-    return well_formed([rng.randint(1, 10) for _ in responses], analysis=f"The analysis says {ATTACK}")
+    return well_formed(
+        [rng.randint(1, 10) for _ in responses], analysis=f"The analysis says {ATTACK}"
+    )
 
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    text = "".join(json.dumps(row) + "\n" for row in ROWS) + '{"broken <script>window.hacked = 3</script>\n'
+    text = (
+        "".join(json.dumps(row) + "\n" for row in ROWS)
+        + '{"broken <script>window.hacked = 3</script>\n'
+    )
     (folder / "in.jsonl").write_text(text)
     judge = fake_judge(write, meta_rm=Meta(), name=f"model{ATTACK}@1")
     judge_file(judge, folder / "in.jsonl", folder / "out.jsonl", Options(k=6), progress=False)
@@ -51,18 +56,26 @@ def judged(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(judged):
-    assert report.main([str(judged / "out.jsonl"), "-o", str(judged / "report.html"), "--title", f"T {ATTACK}"]) == 0
+    assert (
+        report.main(
+            [str(judged / "out.jsonl"), "-o", str(judged / "report.html"), "--title", f"T {ATTACK}"]
+        )
+        == 0
+    )
     return judged / "report.html"
 
 
 def test_page_is_one_file_with_nothing_from_outside(page):
     text = page.read_text()
     assert not re.search(
-        r"""(?:src|href)=["'](?!#|data:,)""", re.sub(r'<script type="application/json".*?</script>', "", text)
+        r"""(?:src|href)=["'](?!#|data:,)""",
+        re.sub(r'<script type="application/json".*?</script>', "", text),
     )
     assert len(re.findall(r"<script", text, re.IGNORECASE)) == 2
     assert text.count("</script>") == 2
-    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL).group(1)
+    data = re.search(
+        r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL
+    ).group(1)
     assert "<" not in data and "\u2028" not in data
     assert json.loads(data)["rows"][0]["responses"][0].endswith(ATTACK)
     assert "window.hacked" not in text.replace(data, "").replace("&lt;", "<").split("<style>")[1]
@@ -76,7 +89,9 @@ def test_summary_of_the_file_by_hand(judged):
     assert found["errors"] == 1 and found["comparisons"] == 70 and found["labelled"] == 70
     assert found["accuracy"] == pytest.approx(len(right) / 70)
     assert found["chance"] == pytest.approx((35 / 2 + 35 / 3) / 70)
-    assert found["parsed"] == pytest.approx(sum(c["status"] == "ok" for c in critiques) / len(critiques))
+    assert found["parsed"] == pytest.approx(
+        sum(c["status"] == "ok" for c in critiques) / len(critiques)
+    )
     curve = summary.accuracy_by_k(rows)
     assert [point["k"] for point in curve] == [1, 2, 3, 4, 5, 6]
     assert curve[-1]["credit"] == pytest.approx(found["tie_credit"])
@@ -86,12 +101,22 @@ def test_the_vote_as_k_grew_ends_in_the_verdict(judged):
     for row in read_rows(judged / "out.jsonl"):
         if not row["error"]:
             last = summary.as_k_grew(row)[-1]
-            assert (last["best"], last["kept"], last["scores"]) == (row["best"], row["kept"], row["scores"])
+            assert (last["best"], last["kept"], last["scores"]) == (
+                row["best"],
+                row["kept"],
+                row["scores"],
+            )
 
 
 def test_flips_and_first_wins_of_pure_position_bias(tmp_path):
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[:10]))
-    judge_file(fake_judge(first_wins), tmp_path / "in.jsonl", tmp_path / "out.jsonl", Options(k=6), progress=False)
+    judge_file(
+        fake_judge(first_wins),
+        tmp_path / "in.jsonl",
+        tmp_path / "out.jsonl",
+        Options(k=6),
+        progress=False,
+    )
     found = summary.summarise(read_rows(tmp_path / "out.jsonl"))
     assert (found["flips"], found["first_place"], found["ties"], found["tie_credit"]) == (
         1,
@@ -117,7 +142,8 @@ def test_an_empty_file_makes_a_page(tmp_path):
 # --- in a browser ---
 
 needs_browser = pytest.mark.skipif(
-    not browser.available(), reason="no chromium with chromedriver: apt-get install chromium chromium-driver"
+    not browser.available(),
+    reason="no chromium with chromedriver: apt-get install chromium chromium-driver",
 )
 
 
@@ -147,16 +173,16 @@ def test_search_filter_and_sort(desktop):
     desktop.run(
         "const s = document.getElementById('search'); s.value = ''; s.dispatchEvent(new Event('input')); s.blur()"
     )
-    choose = (
-        "const s = document.getElementById(arguments[0]); s.value = arguments[1]; s.dispatchEvent(new Event('change'))"
-    )
+    choose = "const s = document.getElementById(arguments[0]); s.value = arguments[1]; s.dispatchEvent(new Event('change'))"
     desktop.run(choose, "filter", "error")
     assert desktop.text("#list .badge") == ["error"] and "not JSON" in desktop.text(".error")[0]
     desktop.run(choose, "filter", "tie")
     assert set(desktop.text("#list .badge")) <= {"tie"}
     desktop.run(choose, "filter", "all")
     desktop.run(choose, "sort", "clear")
-    margins = [sorted(map(float, text.split(" : ")))[-2:] for text in desktop.text("#list .nums")[:2]]
+    margins = [
+        sorted(map(float, text.split(" : ")))[-2:] for text in desktop.text("#list .nums")[:2]
+    ]
     assert margins[0][1] - margins[0][0] >= margins[1][1] - margins[1][0]
     desktop.run(choose, "sort", "line")
     assert len(desktop.text("#list .item")) == 60
@@ -190,11 +216,17 @@ def test_a_comparison_shows_all_there_is(desktop):
     row = next(row for row in map(json.loads, open(desktop_rows(desktop))) if row["id"] == "row-3")
     assert desktop.text(".turn .who") == ["user", "assistant", "user"]
     assert len(desktop.text(".card")) == 3
-    kept = [text for text in desktop.text("details.critique summary .badge") if text in ("kept", "not kept")]
+    kept = [
+        text
+        for text in desktop.text("details.critique summary .badge")
+        if text in ("kept", "not kept")
+    ]
     assert [text == "kept" for text in kept] == [i in row["kept"] for i in range(6)]
     assert desktop.run("return document.querySelectorAll('.grew polyline').length") == 3
     desktop.press("Escape", "o")
-    widths = desktop.run("return [...document.querySelectorAll('.principle .bar i')].map(i => i.style.width)")
+    widths = desktop.run(
+        "return [...document.querySelectorAll('.principle .bar i')].map(i => i.style.width)"
+    )
     assert widths[:2] == ["60%", "40%"]
 
 
@@ -227,7 +259,9 @@ return worst;
 def test_fits_its_window_and_can_be_read(page, width, dark):
     with browser.Browser(width, 844, dark) as window:
         window.open(page)
-        assert window.run("return document.documentElement.dataset.theme") == ("dark" if dark else "light")
+        assert window.run("return document.documentElement.dataset.theme") == (
+            "dark" if dark else "light"
+        )
         for step in ("list", "comparison"):
             if step == "comparison":
                 window.click('[data-place="1"]')
@@ -236,6 +270,12 @@ def test_fits_its_window_and_can_be_read(page, width, dark):
             ratio, where = window.run(CONTRAST)
             assert ratio >= 4.5, where
         if width < 500:
-            assert window.run("return getComputedStyle(document.querySelector('.side')).display") == "none"
+            assert (
+                window.run("return getComputedStyle(document.querySelector('.side')).display")
+                == "none"
+            )
             window.click(".back")
-            assert window.run("return getComputedStyle(document.querySelector('.side')).display") != "none"
+            assert (
+                window.run("return getComputedStyle(document.querySelector('.side')).display")
+                != "none"
+            )

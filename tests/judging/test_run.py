@@ -13,13 +13,18 @@ import pytest
 from fake_judge import fake_judge, first_wins, well_formed
 
 from grm_jax.judging import cli
-from grm_jax.judging.journal import Journal
 from grm_jax.judging.options import Options
 from grm_jax.judging.run import judge_file, read_rows
+from grm_jax.run_store import Journal
 
 HERE = Path(__file__).parent
 ROWS = [
-    {"query": f"Question {i}?", "responses": [f"answer {i}", "another"], "label": i % 2, "id": f"q{i}"}
+    {
+        "query": f"Question {i}?",
+        "responses": [f"answer {i}", "another"],
+        "label": i % 2,
+        "id": f"q{i}",
+    }
     for i in range(200)
 ]
 BAD = {3: b'{"query": \n', 50: b'{"query": "q", "responses": []}\n', 120: b"\xff\xfe\n"}
@@ -40,7 +45,9 @@ def loaded(path):
 def judge_all(judge, source, output, **options):
     names = ("resume", "overwrite", "format", "limit", "chunk")
     others = {name: options.pop(name) for name in names if name in options}
-    return judge_file(judge, source, output, Options(**{"k": 2, **options}), progress=False, **others)
+    return judge_file(
+        judge, source, output, Options(**{"k": 2, **options}), progress=False, **others
+    )
 
 
 def test_rows_carry_what_the_contract_names(tmp_path):
@@ -48,8 +55,21 @@ def test_rows_carry_what_the_contract_names(tmp_path):
     outcome = judge_all(fake_judge(first_wins, name="m@1"), source, output, seed=5)
     assert (outcome.rows, outcome.errors, outcome.resumed) == (3, 0, 0)
     row = loaded(output)[1]
-    assert (row["id"], row["line"], row["n"], row["label"], row["tie"], row["best"]) == ("q1", 2, 2, 1, True, None)
-    assert (row["k"], row["temperature"], row["seed"], row["model"], row["error"]) == (2, 0.5, 5, "m@1", None)
+    assert (row["id"], row["line"], row["n"], row["label"], row["tie"], row["best"]) == (
+        "q1",
+        2,
+        2,
+        1,
+        True,
+        None,
+    )
+    assert (row["k"], row["temperature"], row["seed"], row["model"], row["error"]) == (
+        2,
+        0.5,
+        5,
+        "m@1",
+        None,
+    )
     assert row["template"].startswith("compact@") and row["scores"] == [13, 13]
     assert set(row["votes"]) == {"sum", "mean", "majority"}
     critique = row["critiques"][0]
@@ -65,7 +85,11 @@ def test_rows_carry_what_the_contract_names(tmp_path):
         "principles",
         "analysis",
     }
-    assert critique["principles"][0] == {"name": "Accuracy", "weight": 60.0, "description": "the facts are right"}
+    assert critique["principles"][0] == {
+        "name": "Accuracy",
+        "weight": 60.0,
+        "description": "the facts are right",
+    }
 
 
 def test_bad_rows_become_error_rows_and_the_rest_is_judged(tmp_path):
@@ -85,10 +109,19 @@ def test_bad_rows_become_error_rows_and_the_rest_is_judged(tmp_path):
     assert (outcome.rows, outcome.errors) == (7, 5)
     found = loaded(output)
     assert [row["line"] for row in found] == list(range(1, 8))
-    assert [row["error"] is None for row in found] == [True, False, False, False, False, False, True]
+    assert [row["error"] is None for row in found] == [
+        True,
+        False,
+        False,
+        False,
+        False,
+        False,
+        True,
+    ]
     reasons = [row["error"]["reason"] for row in found if row["error"]]
     for reason, part in zip(
-        reasons, ("not JSON", "at least one", "not UTF-8", "40", "do not fit the model's context of 8,192")
+        reasons,
+        ("not JSON", "at least one", "not UTF-8", "40", "do not fit the model's context of 8,192"),
     ):
         assert part in reason
     assert all(row["error"]["line"] == row["line"] for row in found if row["error"])
@@ -101,7 +134,9 @@ def test_killed_twenty_times_and_resumed_the_output_is_the_same(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])}
 
     def run(output, pause):
-        return subprocess.Popen([sys.executable, HERE / "slow_run.py", source, output, str(pause)], env=environment)
+        return subprocess.Popen(
+            [sys.executable, HERE / "slow_run.py", source, output, str(pause)], env=environment
+        )
 
     assert run(whole, 0).wait() == 1
     rng, kills, journal = random.Random(0), 0, tmp_path / "out.jsonl.part"
@@ -124,7 +159,11 @@ def test_killed_twenty_times_and_resumed_the_output_is_the_same(tmp_path):
     assert run(output, 0).wait() == 1
     assert loaded(output) == loaded(whole)
     assert output.read_bytes() == whole.read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl", "whole.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "in.jsonl",
+        "out.jsonl",
+        "whole.jsonl",
+    ]
 
 
 def test_a_torn_last_line_is_cut_off_at_any_byte(tmp_path):
@@ -165,7 +204,9 @@ def test_a_run_killed_between_its_last_two_steps_is_finished_again(tmp_path):
     judge_all(judge, source, output)
     whole = output.read_bytes()
     header = journal_of(judge, source, tmp_path / "journal")
-    (tmp_path / "out.jsonl.part").write_bytes(header + whole)  # OUT is in place, its journal not yet removed
+    (tmp_path / "out.jsonl.part").write_bytes(
+        header + whole
+    )  # OUT is in place, its journal not yet removed
     assert judge_all(judge, source, output, resume=True).resumed == 4
     assert output.read_bytes() == whole and not (tmp_path / "out.jsonl.part").exists()
 
@@ -190,18 +231,27 @@ def test_existing_work_is_neither_lost_nor_mixed(tmp_path):
 
 
 def test_a_finished_output_is_not_that_of_another_input_or_template(tmp_path):
-    source, output = write_rows(tmp_path / "in.jsonl", ROWS[:2], {1: b"{\n"}), tmp_path / "out.jsonl"
+    source, output = (
+        write_rows(tmp_path / "in.jsonl", ROWS[:2], {1: b"{\n"}),
+        tmp_path / "out.jsonl",
+    )
     judge_all(fake_judge(first_wins), source, output)
     assert judge_all(fake_judge(first_wins), source, output, resume=True).resumed == 3
-    with pytest.raises(ValueError, match="with template = 'compact@.*now it is 'compact_single.*--overwrite"):
+    with pytest.raises(
+        ValueError, match="with template = 'compact@.*now it is 'compact_single.*--overwrite"
+    ):
         judge_all(fake_judge(first_wins, template="compact_single"), source, output, resume=True)
     with pytest.raises(ValueError, match="with 3 rows, now 1 are asked for.*--overwrite"):
         judge_all(fake_judge(first_wins), source, output, resume=True, limit=1)
     write_rows(source, [ROWS[0], ROWS[2], ROWS[1]])
-    with pytest.raises(ValueError, match="finished, from another input .*name another output, or --overwrite"):
+    with pytest.raises(
+        ValueError, match="finished, from another input .*name another output, or --overwrite"
+    ):
         judge_all(fake_judge(first_wins), source, output, resume=True)
     before = [json.dumps({k: v for k, v in row.items() if k != "input"}) for row in loaded(output)]
-    output.write_text("\n".join(before) + "\n")  # rows of an earlier version do not say: they are taken as they were
+    output.write_text(
+        "\n".join(before) + "\n"
+    )  # rows of an earlier version do not say: they are taken as they were
     assert judge_all(fake_judge(first_wins), source, output, resume=True).resumed == 3
 
 
@@ -242,17 +292,26 @@ def command(monkeypatch):
     def load(path, **options):
         assert path == "MODEL"
         return fake_judge(
-            lambda responses, key: well_formed([7] + [2] * (len(responses) - 1)), template=options["template"]
+            lambda responses, key: well_formed([7] + [2] * (len(responses) - 1)),
+            template=options["template"],
         )
 
     monkeypatch.setattr(Judge, "load", load)
-    return lambda *argv: cli.main([*map(str, argv), "--model", "MODEL", "--quiet", "--template", "compact"])
+    return lambda *argv: cli.main(
+        [*map(str, argv), "--model", "MODEL", "--quiet", "--template", "compact"]
+    )
 
 
 def test_exit_status_says_whether_all_rows_were_judged(tmp_path, command, capsys):
-    good, bad = write_rows(tmp_path / "good.jsonl", ROWS[:3]), write_rows(tmp_path / "bad.jsonl", ROWS[:3], {1: b"{\n"})
+    good, bad = (
+        write_rows(tmp_path / "good.jsonl", ROWS[:3]),
+        write_rows(tmp_path / "bad.jsonl", ROWS[:3], {1: b"{\n"}),
+    )
     assert command(good, tmp_path / "good.out", "--k", 2) == 0
-    assert "3 rows, 0 of them errors" in (said := capsys.readouterr().err) and "critiques read 100.0%" in said
+    assert (
+        "3 rows, 0 of them errors" in (said := capsys.readouterr().err)
+        and "critiques read 100.0%" in said
+    )
     assert command(bad, tmp_path / "bad.out", "--k", 2) == 1
     assert "4 rows, 1 of them errors" in capsys.readouterr().err
 
@@ -279,11 +338,17 @@ def test_too_little_memory_is_one_line(tmp_path, command, capsys, monkeypatch):
 
     monkeypatch.setattr("grm_jax.judging.run.judge_file", full)
     assert command(write_rows(tmp_path / "in.jsonl", ROWS[:2]), tmp_path / "out.jsonl") == 2
-    assert capsys.readouterr().err == "grm judge: one row of prompt 512 needs 3 GiB: use more devices on `tensor`\n"
+    assert (
+        capsys.readouterr().err
+        == "grm judge: one row of prompt 512 needs 3 GiB: use more devices on `tensor`\n"
+    )
 
 
 def test_rows_that_are_none_say_what_to_name(tmp_path):
-    for text, way_out in (('{"line": \n', "name an output of `grm judge`"), ('{"query": "q"}\n', "not its input")):
+    for text, way_out in (
+        ('{"line": \n', "name an output of `grm judge`"),
+        ('{"query": "q"}\n', "not its input"),
+    ):
         (tmp_path / "x.jsonl").write_text(text)
         with pytest.raises(ValueError, match=way_out):
             list(read_rows(tmp_path / "x.jsonl"))
@@ -291,7 +356,9 @@ def test_rows_that_are_none_say_what_to_name(tmp_path):
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path, command, capsys, monkeypatch):
     source = write_rows(tmp_path / "in.jsonl", ROWS[:2])
-    monkeypatch.setattr("grm_jax.judging.run.judge_file", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "grm_jax.judging.run.judge_file", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     assert command(source, tmp_path / "out.jsonl") == 130
     assert "--resume goes on with it" in capsys.readouterr().err
 
@@ -299,6 +366,10 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, command, capsys, monkeyp
 def test_principles_may_come_from_a_file(tmp_path, command):
     source = write_rows(tmp_path / "in.jsonl", ROWS[:1])
     (tmp_path / "p.txt").write_text("1. Rhyme (100%): it rhymes")
-    assert command(source, tmp_path / "out.jsonl", "--principles", tmp_path / "p.txt", "--k", 1) == 0
+    assert (
+        command(source, tmp_path / "out.jsonl", "--principles", tmp_path / "p.txt", "--k", 1) == 0
+    )
     (row,) = loaded(tmp_path / "out.jsonl")
-    assert row["principles"].startswith("given@") and row["template"].startswith("compact_given_principles@")
+    assert row["principles"].startswith("given@") and row["template"].startswith(
+        "compact_given_principles@"
+    )

@@ -5,13 +5,19 @@ import dataclasses
 import pytest
 
 from grm_jax.judging import votes
-from grm_jax.judging.types import Critique
+from grm_jax.types import Critique
 
 
 def critique(scores, order=None, **fields):
     """A critique as the prompt had it, put back into the caller's order."""
     n = len(scores) if scores else 2
-    read = Critique("text", scores=scores, order=tuple(range(n)), status="ok" if scores else "no_scores", **fields)
+    read = Critique(
+        "text",
+        scores=scores,
+        order=tuple(range(n)),
+        status="ok" if scores else "no_scores",
+        **fields,
+    )
     return read.in_caller_order(order or tuple(range(n)))
 
 
@@ -79,14 +85,20 @@ def test_one_response_is_its_own_best():
 
 
 def test_expected_scores_are_averaged_and_decide_when_asked():
-    critiques = [critique((7, 7), expected_scores=(6.5, 7.25)), critique((7, 7), (1, 0), expected_scores=(7.5, 6.25))]
+    critiques = [
+        critique((7, 7), expected_scores=(6.5, 7.25)),
+        critique((7, 7), (1, 0), expected_scores=(7.5, 6.25)),
+    ]
     verdict = votes.verdict(critiques, 2, rule="expected")
     assert verdict.votes["sum"] == (14, 14)
     assert verdict.scores == (6.375, 7.375) and verdict.best == 1
 
 
 def test_a_critique_without_expected_scores_does_not_silence_the_others():
-    having = [critique((7, 6), expected_scores=(6.0, 6.5)), critique((7, 6), expected_scores=(7.0, 7.25))] * 15
+    having = [
+        critique((7, 6), expected_scores=(6.0, 6.5)),
+        critique((7, 6), expected_scores=(7.0, 7.25)),
+    ] * 15
     having.append(critique((7, 6), expected_scores=(6.5, 6.875)))
     verdict = votes.verdict([*having, critique((7.5, 4))], 2, rule="expected")
     assert verdict.scores == (6.5, 6.875) and verdict.best == 1 and len(verdict.critiques) == 32

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from launch import config as configs
-from launch import programs, tpu
+from launch import tpu
+from launch.compile import programs
 from launch.errors import LaunchError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,7 +79,9 @@ def test_a_wrong_command_is_quick_and_allocates_nothing():
         except SystemExit as end:
             print(end.code, "jax" in sys.modules)
     """
-    out = subprocess.run([sys.executable, "-c", textwrap.dedent(check)], capture_output=True, text=True, cwd="/")
+    out = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(check)], capture_output=True, text=True, cwd="/"
+    )
     assert out.stdout.split() == ["2", "False"]
 
 
@@ -118,24 +121,34 @@ sys.exit(tpu.main(["--config", "experiments/spct_tiny.py", "--emulate", "4", "--
 def test_emulated_devices_leave_the_chips_alone(tmp_path):
     import os
 
-    environment = {name: value for name, value in os.environ.items() if name not in ("JAX_PLATFORMS", "XLA_FLAGS")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("JAX_PLATFORMS", "XLA_FLAGS")
+    }
     words = [sys.executable, "-c", EMULATED, str(tmp_path)]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert (done.returncode, done.stdout) == (0, "4 cpu\n"), done.stderr[-2000:]
     assert "Unable to initialize backend" not in done.stderr
 
 
-def test_weights_of_another_model_are_refused_before_anything_is_made(experiment, weights, tmp_path, capsys):
+def test_weights_of_another_model_are_refused_before_anything_is_made(
+    experiment, weights, tmp_path, capsys
+):
     words = ["--config", experiment, "--config.mesh.fsdp=8", "--workdir", str(tmp_path / "w")]
     said = refused([*words, f"--config.init={weights}"], capsys)
     assert "does not hold a tiny_gemma2 (2 layers of width 32). unexpected: model.layers.2." in said
-    assert "no-such does not exist: give a Hugging Face folder" in refused([*words, "--config.init=no-such"], capsys)
+    assert "no-such does not exist: give a Hugging Face folder" in refused(
+        [*words, "--config.init=no-such"], capsys
+    )
     assert not (tmp_path / "w").exists()
 
 
 def test_the_weights_of_the_model_itself_pass(experiment, weights):
     tpu._check_model(
-        configs.load(experiment, {"init": str(weights), "mesh.fsdp": "8", "model_overrides.num_layers": "5"})
+        configs.load(
+            experiment, {"init": str(weights), "mesh.fsdp": "8", "model_overrides.num_layers": "5"}
+        )
     )
 
 
@@ -143,10 +156,13 @@ def test_a_workdir_with_checkpoints_of_another_model(tmp_path, capsys):
     config = configs.load(TINY, {"model_overrides.d_model": "64"})
     (tmp_path / "config.json").write_text(config.to_json_best_effort())
     words = ["--config", TINY, "--workdir", str(tmp_path)]
-    assert "holds checkpoints of another model, with d_model=64 (here 128): give another workdir" in refused(
-        words, capsys
+    assert (
+        "holds checkpoints of another model, with d_model=64 (here 128): give another workdir"
+        in refused(words, capsys)
     )
-    assert "holds the experiment 'spct_tiny', this is 'other'" in refused([*words, "--config.name=other"], capsys)
+    assert "holds the experiment 'spct_tiny', this is 'other'" in refused(
+        [*words, "--config.name=other"], capsys
+    )
     assert (
         json.loads((tmp_path / "config.json").read_text())["model_overrides"]["d_model"] == 64
     )  # and is left as it was
@@ -155,25 +171,33 @@ def test_a_workdir_with_checkpoints_of_another_model(tmp_path, capsys):
 def test_a_workdir_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     words = ["--config", TINY, "--workdir", str(tmp_path / "file")]
-    assert f"--workdir={tmp_path}/file cannot be reached: [Errno 17] File exists" in refused(words, capsys)
+    assert f"--workdir={tmp_path}/file cannot be reached: [Errno 17] File exists" in refused(
+        words, capsys
+    )
 
 
 @pytest.mark.parametrize(
     "answer, said",
-    [(lambda: time.sleep(30), "no answer within 0 s"), (lambda: 1 / 0, "division by zero"), (lambda: None, None)],
+    [
+        (lambda: time.sleep(30), "no answer within 0 s"),
+        (lambda: 1 / 0, "division by zero"),
+        (lambda: None, None),
+    ],
 )
 def test_a_bucket_that_does_not_answer_is_not_waited_for(answer, said, monkeypatch):
-    from grm_jax.training import storage
+    from grm_jax import storage
 
     class Bucket:
         def mkdir(self, parents, exist_ok):
             return answer()
 
-    monkeypatch.setattr(storage, "folder_of", lambda path: Bucket())
+    monkeypatch.setattr(storage, "as_path", lambda path: Bucket())
     if said is None:
         tpu._check_workdir("gs://b/x")
     else:
-        with pytest.raises(LaunchError, match=f"--workdir=gs://b/x cannot be reached: {said}; look at its name"):
+        with pytest.raises(
+            LaunchError, match=f"--workdir=gs://b/x cannot be reached: {said}; look at its name"
+        ):
             tpu._check_workdir("gs://b/x", patience=0.3)
 
 
@@ -181,14 +205,18 @@ def test_checkpoints_of_another_run_are_one_line(experiment, tmp_path, capsys, m
     from grm_jax.training import checkpoint, main
 
     def run(config, workdir):
-        raise checkpoint.CheckpointError("the checkpoints in x are of another run: use\nanother workdir")
+        raise checkpoint.CheckpointError(
+            "the checkpoints in x are of another run: use\nanother workdir"
+        )
 
     monkeypatch.setattr(main, "run", run)
     words = ["--config", experiment, "--config.mesh.fsdp=8", "--workdir", str(tmp_path)]
     assert "are of another run: use another workdir" in refused(words, capsys)
 
 
-def test_what_sampling_cannot_do_is_one_line_and_status_1(experiment, tmp_path, capsys, monkeypatch):
+def test_what_sampling_cannot_do_is_one_line_and_status_1(
+    experiment, tmp_path, capsys, monkeypatch
+):
     from grm_jax.training import main, rft_samplers
 
     words = ["--config", experiment, "--config.mesh.fsdp=8", "--workdir", str(tmp_path)]
@@ -214,7 +242,9 @@ def test_what_stays_beside_each_program_of_rl_is_counted():
     found = {t.name: t for t in programs.tasks(config, make_mesh(devices=jax.devices()[:1]))}
     floats = sum(x.size for x in jax.tree.leaves(found["sft_update"].args[0]["params"]))
     assert found["sft_update"].beside == found["meta_rm_update"].beside == 0
-    assert 12 * floats <= found["reference_logps"].beside < 12 * floats + 1000  # weights and two moments in float32
+    assert (
+        12 * floats <= found["reference_logps"].beside < 12 * floats + 1000
+    )  # weights and two moments in float32
     assert 2 * floats <= found["grpo_update"].beside < 2.1 * floats  # norm scales stay in float32
 
 
@@ -224,8 +254,18 @@ def test_overrides_keep_the_kind_of_the_field(experiment):
         {"batch_size": "32", "rft.lr": "3e-4", "stages": "rft,rl", "init": "gs://b/x:1", "note": "7", "tensorboard": "no",
          "rft.weight_decay": "1", "model_overrides.query_chunk": "128"},
     )  # fmt: skip
-    assert (changed.batch_size, changed.rft.lr, changed.stages, changed.init) == (32, 3e-4, ("rft", "rl"), "gs://b/x:1")
-    assert (changed.note, changed.tensorboard, changed.rft.weight_decay, changed.model_overrides.query_chunk) == (
+    assert (changed.batch_size, changed.rft.lr, changed.stages, changed.init) == (
+        32,
+        3e-4,
+        ("rft", "rl"),
+        "gs://b/x:1",
+    )
+    assert (
+        changed.note,
+        changed.tensorboard,
+        changed.rft.weight_decay,
+        changed.model_overrides.query_chunk,
+    ) == (
         7,
         False,
         1.0,
@@ -265,7 +305,7 @@ def test_rollouts_are_compiled_beside_the_training_state():
     import jax
 
     from experiments import spct_tiny
-    from launch import compile_only, slices
+    from launch.compile import compile_only, slices
 
     config = spct_tiny.get_config()
     config.mesh = dict(data=1, fsdp=2, tensor=2)
@@ -276,10 +316,17 @@ def test_rollouts_are_compiled_beside_the_training_state():
     # The weights of decoding are whole along fsdp, and those of training stay beside them.
     assert not any("fsdp" in str(leaf.sharding.spec) for leaf in jax.tree.leaves(tasks[0].args[0]))
     prefill, decode = compile_only.compile_tasks(tasks, "v5litepod-4")
-    assert prefill.beside == decode.beside > 0 and decode.peak > decode.beside + decode.arguments > 0
-    assert decode.tokens == config.rl.prompts * config.rl.group_size  # all at once: an accelerator wants the rows
+    assert (
+        prefill.beside == decode.beside > 0 and decode.peak > decode.beside + decode.arguments > 0
+    )
+    assert (
+        decode.tokens == config.rl.prompts * config.rl.group_size
+    )  # all at once: an accelerator wants the rows
     # One step of the loop, not the program with its whole bound; the rings and prefixes of a small model weigh as much as its weights.
-    assert 0.5 < decode.flops / decode.model_flops < 3 and 0.5 < prefill.flops / prefill.model_flops < 3
+    assert (
+        0.5 < decode.flops / decode.model_flops < 3
+        and 0.5 < prefill.flops / prefill.model_flops < 3
+    )
 
 
 def test_two_slices_talk_only_in_reductions(experiment, tmp_path):
@@ -301,7 +348,9 @@ def test_two_slices_talk_only_in_reductions(experiment, tmp_path):
     from grm_jax.models import get_config
 
     gradients = 4 * get_config("tiny_gemma2", num_layers=2).num_params
-    assert gradients / 4 < update["dcn_bytes"]["all-reduce"] < 4 * gradients  # whole tiles are sent: small arrays swell
+    assert (
+        gradients / 4 < update["dcn_bytes"]["all-reduce"] < 4 * gradients
+    )  # whole tiles are sent: small arrays swell
     assert update["dcn_seconds"] > 0
 
 
@@ -349,18 +398,27 @@ def test_the_compiler_is_asked_where_the_arguments_fit():
     import numpy as np
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-    from launch.compile_only import Task, compile_task
-    from launch.slices import slice_devices
+    from launch.compile.compile_only import Task, compile_task
+    from launch.compile.slices import slice_devices
 
     mesh = Mesh(np.array(slice_devices("v5litepod-1")), ("x",))
-    x = jax.ShapeDtypeStruct((2**10, 2**20), "float32", sharding=NamedSharding(mesh, PartitionSpec()))
-    result = compile_task(Task("swell", jax.jit(lambda x: [x * i for i in range(5)]), (x,), mesh), "v5litepod-1")
+    x = jax.ShapeDtypeStruct(
+        (2**10, 2**20), "float32", sharding=NamedSharding(mesh, PartitionSpec())
+    )
+    result = compile_task(
+        Task("swell", jax.jit(lambda x: [x * i for i in range(5)]), (x,), mesh), "v5litepod-1"
+    )
     assert "does not fit: the program needs" in result.error
     assert result.peak > result.hbm_available > result.arguments == 2**32
     # Here the compiler sees nothing wrong: it does not know what else lies there.
     beside = result.hbm_available - 2**32 - 2**20
-    result = compile_task(Task("twice", jax.jit(lambda x: x * 2), (x,), mesh, beside=beside), "v5litepod-1")
-    assert "does not fit: the program and what stays beside it need" in result.error and result.headroom < 0
+    result = compile_task(
+        Task("twice", jax.jit(lambda x: x * 2), (x,), mesh, beside=beside), "v5litepod-1"
+    )
+    assert (
+        "does not fit: the program and what stays beside it need" in result.error
+        and result.headroom < 0
+    )
 
 
 def test_a_machine_without_the_tpu_compiler(experiment, monkeypatch, capsys):
@@ -371,18 +429,39 @@ def test_a_machine_without_the_tpu_compiler(experiment, monkeypatch, capsys):
 
     monkeypatch.setattr(topologies, "get_topology_desc", absent)
     said = refused(["--config", experiment, "--compile_only", "--slice", "v5litepod-4"], capsys)
-    assert "to the TPU compiler: no libtpu; compiling for a slice needs libtpu, on Linux: pip install" in said
+    assert (
+        "to the TPU compiler: no libtpu; compiling for a slice needs libtpu, on Linux: pip install"
+        in said
+    )
 
 
 def test_an_unknown_program_is_refused(experiment, capsys):
-    assert tpu.main(["--config", experiment, "--compile_only", "--slice", "v5litepod-4", "--programs", "grpo"]) == 2
-    assert "program 'grpo' does not exist here: there are forward, sft_update" in capsys.readouterr().err
+    assert (
+        tpu.main(
+            [
+                "--config",
+                experiment,
+                "--compile_only",
+                "--slice",
+                "v5litepod-4",
+                "--programs",
+                "grpo",
+            ]
+        )
+        == 2
+    )
+    assert (
+        "program 'grpo' does not exist here: there are forward, sft_update"
+        in capsys.readouterr().err
+    )
 
 
 def test_attention_flops_are_the_visible_pairs():
     from grm_jax.models import get_config
 
-    cfg = get_config("tiny_gemma2")  # five layers, alternating window 6 and the whole past; 8 heads of 8
+    cfg = get_config(
+        "tiny_gemma2"
+    )  # five layers, alternating window 6 and the whole past; 8 heads of 8
     window, whole = 1 + 2 + 3 + 4 + 5 + 6 + 6 + 6, 36
     assert programs.attention_flops(cfg, 8) == 4 * 8 * 8 * (3 * window + 2 * whole)
 

@@ -4,11 +4,12 @@ import importlib
 
 import pytest
 
-from launch import compile_only, programs, slices
+from launch.compile import compile_only, programs, slices
 
 
 @pytest.mark.parametrize(
-    "name, slice_name, program", [("spct_2b", "v5litepod-8", "forward"), ("spct_27b", "v5p-64", "rollout_decode")]
+    "name, slice_name, program",
+    [("spct_2b", "v5litepod-8", "forward"), ("spct_27b", "v5p-64", "rollout_decode")],
 )
 def test_a_shipped_experiment_fits_its_slice(name, slice_name, program):
     config = importlib.import_module(f"experiments.{name}").get_config()

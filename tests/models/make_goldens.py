@@ -28,7 +28,11 @@ def transformers_model(case: Case, dtype):
         "gemma2": (Gemma2Config, Gemma2ForCausalLM),
         "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
     }[case.family]
-    keys = {k: v for k, v in case.config.items() if k not in ("architectures", "model_type", "hidden_act")}
+    keys = {
+        k: v
+        for k, v in case.config.items()
+        if k not in ("architectures", "model_type", "hidden_act")
+    }
     model = model_class(config_class(**keys, attn_implementation="eager"))
     state = {name: torch.tensor(value) for name, value in weights(case).items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
@@ -78,11 +82,16 @@ def deepmind_params(case: Case) -> dict:
 
         attn = {
             "q_einsum": {"w": heads("self_attn.q_proj", n)},
-            "kv_einsum": {"w": np.stack([heads("self_attn.k_proj", k), heads("self_attn.v_proj", k)])},
+            "kv_einsum": {
+                "w": np.stack([heads("self_attn.k_proj", k), heads("self_attn.v_proj", k)])
+            },
             "attn_vec_einsum": {"w": at("self_attn.o_proj").T.reshape(n, h, d)},
         }
         if case.family == "gemma3":
-            attn |= {"_query_norm": {"scale": at("self_attn.q_norm")}, "_key_norm": {"scale": at("self_attn.k_norm")}}
+            attn |= {
+                "_query_norm": {"scale": at("self_attn.q_norm")},
+                "_key_norm": {"scale": at("self_attn.k_norm")},
+            }
         params[f"layer_{i}"] = {
             "attn": attn,
             "mlp": {
@@ -143,7 +152,9 @@ def from_deepmind(case: Case) -> dict[str, np.ndarray]:
             name = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/w")
             shared = name.endswith(("kv_einsum", "gating_einsum"))  # two arrays in one: kept apart
             for i in range(2) if shared else [None]:
-                out[f"grad/{name}" + ("" if i is None else f"#{i}")] = sample(value if i is None else value[i])
+                out[f"grad/{name}" + ("" if i is None else f"#{i}")] = sample(
+                    value if i is None else value[i]
+                )
     return out
 
 
@@ -153,9 +164,15 @@ def main(folder: str | None = None, only: str | None = None) -> None:
     for name, compute in (("transformers", from_transformers), ("deepmind", from_deepmind)):
         if only not in (None, name):
             continue
-        values = {f"{case_name}/{key}": v for case_name in PEERS[name] for key, v in compute(CASES[case_name]).items()}
+        values = {
+            f"{case_name}/{key}": v
+            for case_name in PEERS[name]
+            for key, v in compute(CASES[case_name]).items()
+        }
         np.savez_compressed(out / f"{name}.npz", **values)
-        print(f"{out / name}.npz: {len(values)} arrays, {(out / f'{name}.npz').stat().st_size / 1e3:.0f} kB")
+        print(
+            f"{out / name}.npz: {len(values)} arrays, {(out / f'{name}.npz').stat().st_size / 1e3:.0f} kB"
+        )
 
 
 if __name__ == "__main__":

@@ -43,13 +43,17 @@ class Case:
     @property
     def config(self) -> dict[str, Any]:
         """The case's config.json."""
-        return CONFIGS[self.family] | ({"attn_logit_softcapping": self.attn_cap} if self.attn_cap else {})
+        return CONFIGS[self.family] | (
+            {"attn_logit_softcapping": self.attn_cap} if self.attn_cap else {}
+        )
 
 
 CASES = {
     "gemma2": Case("gemma2", gradients=True, bf16=True),
     "gemma2_caps": Case("gemma2", attn_gain=3.6, head_gain=20.0),
-    "gemma2_tight": Case("gemma2", attn_gain=3.0, attn_cap=8.0),  # many attention logits at the cap, also below zero
+    "gemma2_tight": Case(
+        "gemma2", attn_gain=3.0, attn_cap=8.0
+    ),  # many attention logits at the cap, also below zero
     "gemma2_left": Case("gemma2", pad="left"),
     "gemma2_right": Case("gemma2", pad="right"),
     "gemma2_gap": Case("gemma2", pad="gap"),
@@ -113,9 +117,9 @@ def weights(case: Case) -> dict[str, np.ndarray]:
 
 def batch(case: Case) -> tuple[np.ndarray, np.ndarray]:
     """(tokens, mask), int32 (ROWS, LENGTH): BOS, then tokens; row 1 is padded on the case's side by 9 slots, longer than a window."""
-    tokens = 3 + (np.random.PCG64(99).random_raw(ROWS * LENGTH) % np.uint64(VOCAB - 3)).astype(np.int32).reshape(
-        ROWS, LENGTH
-    )
+    tokens = 3 + (np.random.PCG64(99).random_raw(ROWS * LENGTH) % np.uint64(VOCAB - 3)).astype(
+        np.int32
+    ).reshape(ROWS, LENGTH)
     mask = np.ones_like(tokens)
     if case.pad == "left":
         mask[1, :9] = 0

@@ -60,7 +60,9 @@ def gradients_of(model, name: str) -> dict[str, jax.Array]:
 
     @jax.jit
     def gradients(state):
-        return jax.grad(lambda s: token_logps(nnx.merge(graphdef, s), tokens).logps[:, 1:].mean())(state)
+        return jax.grad(lambda s: token_logps(nnx.merge(graphdef, s), tokens).logps[:, 1:].mean())(
+            state
+        )
 
     return {path: variable[...] for path, variable in flat_params(gradients(state)).items()}
 

@@ -17,12 +17,18 @@ def serve(folder: str, inputs: str, output: str) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     batch = {k: torch.tensor(v, dtype=torch.long) for k, v in np.load(inputs).items()}
-    classifier = AutoConfig.from_pretrained(folder).architectures[0].endswith("SequenceClassification")
+    classifier = (
+        AutoConfig.from_pretrained(folder).architectures[0].endswith("SequenceClassification")
+    )
     kind = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
     model, info = kind.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
-    problems = {k: v for k, v in info.items() if v and k in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    problems = {
+        k: v
+        for k, v in info.items()
+        if v and k in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    }
     assert not problems, problems
     with torch.no_grad():
         logits = model.eval()(input_ids=batch["tokens"], attention_mask=batch["mask"]).logits
@@ -40,7 +46,9 @@ def write(case: str, layout: str, folder: str) -> None:
     from make_goldens import deepmind_params
     from parity_cases import CASES
 
-    file = Path(gemma.__file__).parent / "gm/ckpts/_compat.py"  # on its own: its package wants a certain kauldron
+    file = (
+        Path(gemma.__file__).parent / "gm/ckpts/_compat.py"
+    )  # on its own: its package wants a certain kauldron
     spec = importlib.util.spec_from_file_location("compat", file)
     compat = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(compat)

@@ -44,7 +44,10 @@ def with_layers(case: str, change):
 
 
 def replaced(spec, **changes):
-    return type(spec)(**{"window": spec.window, "rope_theta": spec.rope_theta, "rope_scale": spec.rope_scale} | changes)
+    return type(spec)(
+        **{"window": spec.window, "rope_theta": spec.rope_theta, "rope_scale": spec.rope_scale}
+        | changes
+    )
 
 
 # --- constants -------------------------------------------------------------------------------------------------------------------------------
@@ -137,7 +140,9 @@ def window_by_slot_and_not_by_position(monkeypatch, _):
 def padding_attended_to(monkeypatch, _):
     right = gemma.self_attention
     monkeypatch.setattr(
-        gemma, "self_attention", lambda q, k, v, pos, seg, *rest: right(q, k, v, pos, jnp.ones_like(seg), *rest)
+        gemma,
+        "self_attention",
+        lambda q, k, v, pos, seg, *rest: right(q, k, v, pos, jnp.ones_like(seg), *rest),
     )
 
 
@@ -153,7 +158,9 @@ def exact_gelu(monkeypatch, _):
 @fault("gemma2", "gemma3")
 def norm_without_the_one(monkeypatch, _):
     def call(self, x):
-        return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps) * self.scale[...]
+        return (
+            x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps) * self.scale[...]
+        )
 
     monkeypatch.setattr(gemma.RMSNorm, "__call__", call)
 
@@ -161,7 +168,9 @@ def norm_without_the_one(monkeypatch, _):
 @fault("gemma3")
 def queries_and_keys_not_normed(monkeypatch, case):
     right, width = gemma.RMSNorm.__call__, CASES[case].config["head_dim"]
-    monkeypatch.setattr(gemma.RMSNorm, "__call__", lambda self, x: x if x.shape[-1] == width else right(self, x))
+    monkeypatch.setattr(
+        gemma.RMSNorm, "__call__", lambda self, x: x if x.shape[-1] == width else right(self, x)
+    )
 
 
 @fault("gemma2", "gemma3")
@@ -199,14 +208,18 @@ def _untransposed(variable):
 @fault("gemma2", "gemma3")
 def gate_not_transposed(_, case):
     return with_parameters(
-        case, lambda block: setattr(block.mlp, "gate_DxF", nnx.Param(_untransposed(block.mlp.gate_DxF)))
+        case,
+        lambda block: setattr(block.mlp, "gate_DxF", nnx.Param(_untransposed(block.mlp.gate_DxF))),
     )
 
 
 @fault("gemma2")
 def gate_and_up_exchanged(_, case):
     def change(block):
-        block.mlp.gate_DxF, block.mlp.up_DxF = nnx.Param(block.mlp.up_DxF[...]), nnx.Param(block.mlp.gate_DxF[...])
+        block.mlp.gate_DxF, block.mlp.up_DxF = (
+            nnx.Param(block.mlp.up_DxF[...]),
+            nnx.Param(block.mlp.gate_DxF[...]),
+        )
 
     return with_parameters(case, change)
 
@@ -218,7 +231,9 @@ def heads_tiled_instead_of_grouped(_, case):
     def change(block):
         q = block.attn.q_DxNxH[...]
         *front, n, h = q.shape
-        block.attn.q_DxNxH = nnx.Param(q.reshape(*front, 2, n // 2, h).swapaxes(-2, -3).reshape(q.shape))
+        block.attn.q_DxNxH = nnx.Param(
+            q.reshape(*front, 2, n // 2, h).swapaxes(-2, -3).reshape(q.shape)
+        )
 
     return with_parameters(case, change)
 
@@ -234,7 +249,9 @@ def norms_before_and_after_exchanged(_, case):
 # --- the checks ------------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("case", "peer"), sorted({(case, peer) for _, case, peer in FAULTS.values()}))
+@pytest.mark.parametrize(
+    ("case", "peer"), sorted({(case, peer) for _, case, peer in FAULTS.values()})
+)
 def test_green_without_a_fault(case, peer):
     assert parity(case, peer=peer) <= LOGITS
 
@@ -271,7 +288,9 @@ def test_embedding_scale_not_rounded(monkeypatch, faulty):
     if faulty:
         monkeypatch.setattr(gemma.Embedder, "encode", encode)
     ours = model_of("gemma2", "bfloat16").embedder.encode(jnp.asarray(batch(CASES["gemma2"])[0]))
-    same = np.array_equal(np.asarray(ours, np.float32), golden("transformers")["gemma2/embedded_bf16"])
+    same = np.array_equal(
+        np.asarray(ours, np.float32), golden("transformers")["gemma2/embedded_bf16"]
+    )
     assert same == (not faulty)
 
 
@@ -283,7 +302,8 @@ def padded_folder(tmp):
     values = weights(case)
     table = values["model.embed_tokens.weight"]
     save_file(
-        values | {"model.embed_tokens.weight": np.concatenate([table, 3 * table[:8]])}, path / "model.safetensors"
+        values | {"model.embed_tokens.weight": np.concatenate([table, 3 * table[:8]])},
+        path / "model.safetensors",
     )
     (path / "config.json").write_text(json.dumps(case.config))
     return path
@@ -297,8 +317,12 @@ def test_padding_rows_leak(tmp_path, faulty):
     cfg = cfg.replace(vocab_size=cfg.vocab_size + 8) if faulty else cfg.replace(vocab_pad=8)
     tokens = batch(CASES["gemma2"])[0]
     ours = token_logps(load(path, dtype="float32", cfg=cfg), jnp.asarray(tokens), entropy=True)
-    theirs = np.asarray(jax.nn.log_softmax(golden("transformers")["gemma2/logits"][:, :-1]), np.float64)
+    theirs = np.asarray(
+        jax.nn.log_softmax(golden("transformers")["gemma2/logits"][:, :-1]), np.float64
+    )
     logps = np.take_along_axis(theirs, tokens[:, 1:, None], -1)[..., 0]
     entropy = -(np.exp(theirs) * theirs).sum(-1)
-    worst = max(np.abs(ours.logps[:, 1:] - logps).max(), np.abs(ours.entropy[:, 1:] - entropy).max())
+    worst = max(
+        np.abs(ours.logps[:, 1:] - logps).max(), np.abs(ours.entropy[:, 1:] - entropy).max()
+    )
     assert worst > 0.01 if faulty else worst < 1e-4

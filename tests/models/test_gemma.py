@@ -64,7 +64,9 @@ def test_chunks_remat_and_unrolled_layers_change_nothing(reference):
     name, state, tokens_BxL, logits, grads, _ = reference
     graphdef, _, forward = build(name, query_chunk=7, logits_chunk=5, remat="full", unroll=8)
     close(forward(state, tokens_BxL), logits, 1e-5)
-    loss = jax.jit(jax.grad(lambda state: -token_logps(nnx.merge(graphdef, state), tokens_BxL).logps.mean()))
+    loss = jax.jit(
+        jax.grad(lambda state: -token_logps(nnx.merge(graphdef, state), tokens_BxL).logps.mean())
+    )
     jax.tree.map(lambda a, b: close(a, b, 1e-4), loss(state), grads)
 
 
@@ -74,9 +76,13 @@ def test_padding_on_either_side_and_packing_leave_a_sequence_as_it_is(reference)
     _, _, forward = build(name)
     one, other = tokens_BxL[0, :18], tokens_BxL[1, :22]
     pad = jnp.zeros(22, jnp.int32)
-    rows = jnp.stack([jnp.concatenate(r) for r in ((one, pad), (pad, one), (one, other), (other, one))])
+    rows = jnp.stack(
+        [jnp.concatenate(r) for r in ((one, pad), (pad, one), (one, other), (other, one))]
+    )
     ones, twos = jnp.ones(18, jnp.int32), jnp.full(22, 2)
-    segments = jnp.stack([jnp.concatenate(r) for r in ((ones, pad), (pad, ones), (ones, twos), (twos, ones))])
+    segments = jnp.stack(
+        [jnp.concatenate(r) for r in ((ones, pad), (pad, ones), (ones, twos), (twos, ones))]
+    )
     logits = forward(state, rows, None, segments)
     alone = forward(state, tokens_BxL[:, :40])[0, :18]
     for row, at in enumerate((0, 22, 0, 22)):
@@ -86,9 +92,15 @@ def test_padding_on_either_side_and_packing_leave_a_sequence_as_it_is(reference)
 def test_token_logps_are_the_log_softmax_of_the_logits(reference):
     name, state, tokens_BxL, logits, *_ = reference
     graphdef, _, _ = build(name, logits_chunk=7)
-    out = jax.jit(lambda s: token_logps(nnx.merge(graphdef, s), tokens_BxL, temperature=0.7, entropy=True))(state)
+    out = jax.jit(
+        lambda s: token_logps(nnx.merge(graphdef, s), tokens_BxL, temperature=0.7, entropy=True)
+    )(state)
     log_p = jax.nn.log_softmax(logits / 0.7)
-    close(out.logps[:, 1:], jnp.take_along_axis(log_p[:, :-1], tokens_BxL[:, 1:, None], axis=-1)[..., 0], 1e-5)
+    close(
+        out.logps[:, 1:],
+        jnp.take_along_axis(log_p[:, :-1], tokens_BxL[:, 1:, None], axis=-1)[..., 0],
+        1e-5,
+    )
     close(out.entropy[:, 1:], -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)[:, :-1], 1e-5)
     assert not out.logps[:, 0].any()
 
@@ -97,7 +109,9 @@ def test_token_logps_of_packed_rows_do_not_cross_segments(reference):
     name, state, tokens_BxL, *_ = reference
     graphdef, _, _ = build(name)
     segments = jnp.broadcast_to(jnp.array([1] * 15 + [2] * 20 + [0] * 5), tokens_BxL.shape)
-    out = jax.jit(lambda s: token_logps(nnx.merge(graphdef, s), tokens_BxL, None, segments))(state).logps
+    out = jax.jit(lambda s: token_logps(nnx.merge(graphdef, s), tokens_BxL, None, segments))(
+        state
+    ).logps
     assert not out[:, 15].any() and not out[:, 35:].any() and (out[:, 16:35] < 0).all()
 
 
@@ -115,9 +129,17 @@ def test_a_group_that_shares_its_prompt_equals_rows_with_their_own(reference):
         return jnp.sum(out * weight), out
 
     def plain(state):
-        rows = jnp.concatenate([jnp.broadcast_to(prompts[:, None], (2, G, P)), completions], axis=-1).reshape(2 * G, -1)
-        segments = jnp.repeat((jnp.arange(P + T) >= (P - lengths)[:, None]).astype(jnp.int32), G, axis=0)
-        out = token_logps(nnx.merge(graphdef, state), rows, None, segments).logps[:, P:].reshape(2, G, T)
+        rows = jnp.concatenate(
+            [jnp.broadcast_to(prompts[:, None], (2, G, P)), completions], axis=-1
+        ).reshape(2 * G, -1)
+        segments = jnp.repeat(
+            (jnp.arange(P + T) >= (P - lengths)[:, None]).astype(jnp.int32), G, axis=0
+        )
+        out = (
+            token_logps(nnx.merge(graphdef, state), rows, None, segments)
+            .logps[:, P:]
+            .reshape(2, G, T)
+        )
         return jnp.sum(out * weight), out
 
     (_, a), grad_a = jax.jit(jax.value_and_grad(grouped, has_aux=True))(state)
@@ -157,7 +179,9 @@ def test_rows_that_pad_the_table_are_never_predicted():
     assert logits.shape[-1] == 144 and (jax.nn.softmax(logits)[..., 128:] == 0).all()
 
     def logps(graphdef, state):
-        return jax.jit(lambda s: token_logps(nnx.merge(graphdef, s), tokens_BxL, entropy=True))(state)
+        return jax.jit(lambda s: token_logps(nnx.merge(graphdef, s), tokens_BxL, entropy=True))(
+            state
+        )
 
     with_pad = logps(graphdef, state)
     state["embedder"]["table_VxD"] = table.replace(table[...][:128])
@@ -180,7 +204,9 @@ def test_scalar_head_reads_the_last_real_token():
 
 def test_the_scalar_head_at_every_token_is_what_a_row_that_ends_there_gets():
     model = Gemma(get_config("tiny_gemma2", scalar_head=True), nnx.Rngs(0))
-    row = tokens(2, 10).at[:, 4].set(0)  # id 0 is a token like any other where nothing is said to be padding
+    row = (
+        tokens(2, 10).at[:, 4].set(0)
+    )  # id 0 is a token like any other where nothing is said to be padding
     scores = model.rewards_of(model.hidden(row))
     assert scores.shape == (2, 10) and scores.dtype == jnp.float32
     close(scores[:, -1], model.rewards(row), 1e-5)
@@ -208,7 +234,11 @@ def test_target_logps_takes_any_middle_axes():
     model = Gemma(get_config("tiny_gemma2", logits_chunk=4), nnx.Rngs(0))
     x, targets = model.hidden(tokens(2, 6)), tokens(2, 6, seed=5)
     flat = target_logps(model, x, targets).logps
-    close(target_logps(model, x.reshape(2, 2, 3, -1), targets.reshape(2, 2, 3)).logps.reshape(2, 6), flat, 1e-6)
+    close(
+        target_logps(model, x.reshape(2, 2, 3, -1), targets.reshape(2, 2, 3)).logps.reshape(2, 6),
+        flat,
+        1e-6,
+    )
 
 
 def test_only_wanted_log_probs_are_computed(reference):
@@ -216,7 +246,11 @@ def test_only_wanted_log_probs_are_computed(reference):
     name, state, tokens_BxL, *_ = reference
     graphdef, _, _ = build(name, logits_chunk=7)
     L = tokens_BxL.shape[1]
-    wanted = jnp.stack([jnp.arange(L) % 5 == row for row in range(tokens_BxL.shape[0])]).at[0, 3:].set(False)
+    wanted = (
+        jnp.stack([jnp.arange(L) % 5 == row for row in range(tokens_BxL.shape[0])])
+        .at[0, 3:]
+        .set(False)
+    )
 
     def loss(choose):
         def of(state):
@@ -236,11 +270,21 @@ def test_chunks_without_wanted_positions_are_passed_over():
     """A poisoned activation would reach the gradients of everything that is computed with it."""
     model = Gemma(get_config("tiny_gemma2", logits_chunk=4), nnx.Rngs(0))
     targets = tokens(2, 12, seed=5)
-    wanted = jnp.zeros((2, 12), bool).at[0, jnp.array([1, 5, 11])].set(True).at[1, jnp.array([0, 2, 3, 10])].set(True)
+    wanted = (
+        jnp.zeros((2, 12), bool)
+        .at[0, jnp.array([1, 5, 11])]
+        .set(True)
+        .at[1, jnp.array([0, 2, 3, 10])]
+        .set(True)
+    )
     x = jnp.where(wanted[..., None], model.hidden(tokens(2, 12)), jnp.nan)
     x = x.at[0, 0].set(0.0)  # Shares the one chunk that is computed.
     grad = jax.grad(lambda x: target_logps(model, x, targets, wanted=wanted).logps.sum())(x)
-    assert jnp.isfinite(grad).all() and not grad[~wanted].any() and (jnp.abs(grad[wanted]).sum(axis=-1) > 0).all()
+    assert (
+        jnp.isfinite(grad).all()
+        and not grad[~wanted].any()
+        and (jnp.abs(grad[wanted]).sum(axis=-1) > 0).all()
+    )
 
 
 @pytest.mark.parametrize("devices", [1, 4])
@@ -253,5 +297,9 @@ def test_chunks_are_passed_over_on_one_device_only(devices):
         def loss(params, tokens):
             return token_logps(nnx.merge(graphdef, params), tokens, wanted_BxL=tokens).logps.sum()
 
-        text = jax.jit(jax.grad(loss)).lower(params, jax.ShapeDtypeStruct((4, 13), jnp.int32)).as_text()
+        text = (
+            jax.jit(jax.grad(loss))
+            .lower(params, jax.ShapeDtypeStruct((4, 13), jnp.int32))
+            .as_text()
+        )
     assert ("stablehlo.case" in text or "stablehlo.if" in text) == (devices == 1)

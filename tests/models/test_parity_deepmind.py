@@ -16,7 +16,10 @@ def test_logits(name):
 def test_the_two_peers_agree_with_each_other():
     """Where they did not, parity with both could not be asked for."""
     for name in ("gemma2", "gemma2_caps", "gemma3"):
-        assert distance(golden("deepmind")[f"{name}/logits"], golden("transformers")[f"{name}/logits"]) <= LOGITS
+        assert (
+            distance(golden("deepmind")[f"{name}/logits"], golden("transformers")[f"{name}/logits"])
+            <= LOGITS
+        )
 
 
 @pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.gradients])
@@ -28,8 +31,12 @@ def test_gradients_of_the_mean_log_prob(name):
         for part in place.parts:
             letters = part.axes.replace(",", "")
             value = np.asarray(flat[path] if part.unit is None else flat[path][part.unit])
-            ours = sample(value.transpose([place.axes.index(a) for a in letters if not a.isdigit()]))
-            theirs = values[f"{name}/grad/{part.name}" + (f"#{letters[0]}" if letters[0].isdigit() else "")]
+            ours = sample(
+                value.transpose([place.axes.index(a) for a in letters if not a.isdigit()])
+            )
+            theirs = values[
+                f"{name}/grad/{part.name}" + (f"#{letters[0]}" if letters[0].isdigit() else "")
+            ]
             assert np.abs(ours - theirs).max() <= GRADIENTS * np.abs(theirs).max(), part
             seen += 1
     assert seen == sum(key.startswith(f"{name}/grad/") for key in values)

@@ -24,8 +24,12 @@ pytestmark = pytest.mark.peers
 
 def peer(script: str, *args) -> None:
     if "GRM_PEERS" not in os.environ:
-        pytest.skip("GRM_PEERS is not set: give the interpreter of an environment with the `bench` extra")
-    subprocess.run([*shlex.split(os.environ["GRM_PEERS"]), str(HERE / script), *map(str, args)], check=True)
+        pytest.skip(
+            "GRM_PEERS is not set: give the interpreter of an environment with the `bench` extra"
+        )
+    subprocess.run(
+        [*shlex.split(os.environ["GRM_PEERS"]), str(HERE / script), *map(str, args)], check=True
+    )
 
 
 def test_the_goldens_are_what_the_peers_compute(tmp_path):
@@ -36,7 +40,10 @@ def test_the_goldens_are_what_the_peers_compute(tmp_path):
         for key, value in kept.items():
             # bfloat16 products are summed in an order that depends on the machine.
             np.testing.assert_allclose(
-                again[key], value, rtol=0, atol=(0.1 if "bf16" in key else 1e-4) * np.abs(value).max()
+                again[key],
+                value,
+                rtol=0,
+                atol=(0.1 if "bf16" in key else 1e-4) * np.abs(value).max(),
             )
 
 
@@ -46,7 +53,12 @@ def test_transformers_serves_what_we_write(tmp_path, case):
     tokens, mask = batch(CASES[case])
     np.savez(tmp_path / "in.npz", tokens=tokens, mask=mask)
     peer("peer_folders.py", "serve", tmp_path / "out", tmp_path / "in.npz", tmp_path / "logits.npz")
-    assert distance(np.load(tmp_path / "logits.npz")["logits"], golden("transformers")[f"{case}/logits"]) <= LOGITS
+    assert (
+        distance(
+            np.load(tmp_path / "logits.npz")["logits"], golden("transformers")[f"{case}/logits"]
+        )
+        <= LOGITS
+    )
 
 
 @pytest.mark.parametrize("case", ["gemma2_right", "gemma3_right"])
@@ -58,7 +70,9 @@ def test_transformers_scores_with_our_reward_head(tmp_path, case):
     np.savez(tmp_path / "in.npz", tokens=tokens, mask=mask)
     peer("peer_folders.py", "serve", tmp_path / "out", tmp_path / "in.npz", tmp_path / "scores.npz")
     theirs = np.load(tmp_path / "scores.npz")["logits"][:, 0]
-    np.testing.assert_allclose(load(tmp_path / "out", dtype="float32").rewards(tokens, mask), theirs, rtol=1e-4)
+    np.testing.assert_allclose(
+        load(tmp_path / "out", dtype="float32").rewards(tokens, mask), theirs, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("layout", ["nested", "flat", "stacked"])

@@ -20,7 +20,10 @@ def test_the_cases_bind_and_span_windows():
     capped = golden("transformers")["gemma2_caps/logits"]
     assert 29.5 < np.abs(capped).max() <= 30.0
     tokens, mask = batch(CASES["gemma2_left"])
-    assert tokens.shape[1] > 4 * CONFIGS["gemma2"]["sliding_window"] and mask[1].sum() < mask.shape[1] - 8
+    assert (
+        tokens.shape[1] > 4 * CONFIGS["gemma2"]["sliding_window"]
+        and mask[1].sum() < mask.shape[1] - 8
+    )
 
 
 @pytest.mark.parametrize("chunk", [5, 8])

@@ -8,7 +8,7 @@ import pytest
 from grm_jax import sharding
 from grm_jax.models.attention import default_positions, self_attention
 from grm_jax.models.splash import splash_attention
-from launch.slices import slice_devices
+from launch.compile.slices import slice_devices
 
 
 @pytest.mark.parametrize("window", [None, 50])
@@ -24,7 +24,9 @@ def test_the_kernel_masks_and_caps_as_the_xla_path_does(window):
 
 def test_a_length_that_the_blocks_do_not_divide_is_refused():
     x = jnp.zeros((1, 100, 1, 128))
-    with pytest.raises(ValueError, match="multiple of 128, not 100: pad the batch, or set attention='xla'"):
+    with pytest.raises(
+        ValueError, match="multiple of 128, not 100: pad the batch, or set attention='xla'"
+    ):
         splash_attention(x, x, x, jnp.ones((1, 100)), None, None)
 
 
@@ -42,6 +44,8 @@ def test_forward_and_backward_compile_for_a_slice():
     q, k = argument(2, 256, 4, 128), argument(2, 256, 2, 128)
     # The suite's float32 precision is not one that the kernel's bfloat16 products have.
     with jax.set_mesh(mesh), jax.default_matmul_precision("default"):
-        lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, k, argument(2, 256, dtype=jnp.int32))
+        lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(
+            q, k, k, argument(2, 256, dtype=jnp.int32)
+        )
         program = lowered.compile().as_text()
     assert "splash_mha_fwd" in program and "splash_mha_dkv" in program

@@ -44,7 +44,9 @@ class Lab:
         """Float32 logits (n, V) of a full forward over n tokens."""
         row = np.zeros((1, LENGTH), np.int32)
         row[0, : len(tokens)] = tokens
-        return np.asarray(self.forward(name)(nnx.state(self.model(name)), row))[0, : len(tokens), :128]
+        return np.asarray(self.forward(name)(nnx.state(self.model(name)), row))[
+            0, : len(tokens), :128
+        ]
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +76,9 @@ def runs(lab, prompts):
             Request(prompts[0], 3, 60, temperature=0.8, stop=(1, 2, 3), seed=7, item=0),
             Request(prompts[1], 1, 200, temperature=0.0, item=1),
             Request([], 2, 10, item=2),
-            Request(prompts[2], 5, 40, temperature=1.3, top_p=0.9, top_k=20, stop=(5,), seed=7, item=3),
+            Request(
+                prompts[2], 5, 40, temperature=1.3, top_p=0.9, top_k=20, stop=(5,), seed=7, item=3
+            ),
             Request(prompts[3], 2, 100, seed=7, item=4),
             Request(prompts[3], 0, 10, item=5),
             Request([7] * 256, 2, 10, item=6),

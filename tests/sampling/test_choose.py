@@ -89,18 +89,26 @@ def test_the_draw_inverts_the_cumulative_distribution(size):
     weights = np.random.default_rng(size).integers(0, 4, (40, size)).astype(np.float32)
     weights[:, 3] += 1
     uniform = np.linspace(0, 0.9999, 40, dtype=np.float32)
-    exact = (np.cumsum(weights, axis=1) <= uniform[:, None] * weights.sum(axis=1, keepdims=True)).sum(axis=1)
+    exact = (
+        np.cumsum(weights, axis=1) <= uniform[:, None] * weights.sum(axis=1, keepdims=True)
+    ).sum(axis=1)
     assert (np.asarray(jax.jit(invert_cdf)(weights, uniform)) == exact).all()
 
 
 def test_threshold_is_the_sorted_one():
     rng = np.random.default_rng(0)
-    x = np.round(rng.standard_normal((200, 128)) * 4).astype(np.float32) / 4  # many ties, both signs, zeros
+    x = (
+        np.round(rng.standard_normal((200, 128)) * 4).astype(np.float32) / 4
+    )  # many ties, both signs, zeros
     k = rng.choice([1, 2, 17, 127, 128], 200)
-    find = jax.jit(lambda x, k: ordered_bits(x) >= threshold(ordered_bits(x), jnp.ones_like(x), k)[:, None])
+    find = jax.jit(
+        lambda x, k: ordered_bits(x) >= threshold(ordered_bits(x), jnp.ones_like(x), k)[:, None]
+    )
     kth = np.take_along_axis(-np.sort(-x, axis=1), k[:, None] - 1, axis=1)
     assert (np.asarray(find(x, k.astype(np.float32))) == (x >= kth)).all()
-    ordered = np.sort(rng.standard_normal(1000).astype(np.float32) * 10.0 ** rng.integers(-30, 30, 1000))
+    ordered = np.sort(
+        rng.standard_normal(1000).astype(np.float32) * 10.0 ** rng.integers(-30, 30, 1000)
+    )
     assert (np.diff(np.asarray(jax.jit(ordered_bits)(ordered)).astype(np.int64)) >= 0).all()
 
 
@@ -108,12 +116,18 @@ def test_filters_match_a_sort_on_many_rows():
     rng = np.random.default_rng(1)
     R, V = 200, 128
     logits = (rng.standard_normal((R, V)) * 3).astype(np.float32)
-    top_p, top_k = rng.uniform(0.05, 1.0, R).astype(np.float32), rng.integers(0, 150, R).astype(np.int32)
+    top_p, top_k = (
+        rng.uniform(0.05, 1.0, R).astype(np.float32),
+        rng.integers(0, 150, R).astype(np.int32),
+    )
     scaled = logits - logits.max(axis=1, keepdims=True)
     kept = np.asarray(jax.jit(module._filter)(np.exp(scaled), scaled, top_p, top_k)) > 0
     for row in range(R):
         # A cut within rounding of the share may fall on either side.
-        low, high = (distribution(logits[row], 1.0, p, top_k[row]) > 0 for p in (top_p[row] - 1e-5, top_p[row] + 1e-5))
+        low, high = (
+            distribution(logits[row], 1.0, p, top_k[row]) > 0
+            for p in (top_p[row] - 1e-5, top_p[row] + 1e-5)
+        )
         assert (kept[row] >= low).all() and (kept[row] <= high).all(), row
 
 
@@ -139,7 +153,9 @@ def test_log_probs_are_those_before_the_filters():
             assert logp[row] == pytest.approx(exact, abs=1e-5)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1e-6, 1e-44])  # the inverse of the last one is no float32
+@pytest.mark.parametrize(
+    "temperature", [0.0, 1e-6, 1e-44]
+)  # the inverse of the last one is no float32
 def test_greedy_and_nearly_greedy(temperature):
     rng = np.random.default_rng(2)
     logits = rng.standard_normal((8, 64)).astype(np.float32)
@@ -150,7 +166,10 @@ def test_greedy_and_nearly_greedy(temperature):
 def test_the_ends_of_the_uniform_never_reach_a_token_without_weight():
     logits = np.full((2, 40), -1e30, np.float32)
     logits[:, [7, 23]] = 0.0
-    assert small(logits, [0.0, np.nextafter(np.float32(1), np.float32(0))], 1.0).token.tolist() == [7, 23]
+    assert small(logits, [0.0, np.nextafter(np.float32(1), np.float32(0))], 1.0).token.tolist() == [
+        7,
+        23,
+    ]
 
 
 def test_rows_whose_logits_are_not_numbers_are_named():

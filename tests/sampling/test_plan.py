@@ -21,7 +21,9 @@ def test_the_bill_is_what_the_state_takes():
     state = jax.eval_shape(lambda: cache.empty_state(CFG, P, R, S, T))
     parts = state_bytes(CFG, P, R, S, T)
     for name in ("prefix", "suffix"):
-        assert parts[name] == sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(getattr(state, name)))
+        assert parts[name] == sum(
+            a.size * a.dtype.itemsize for a in jax.tree.leaves(getattr(state, name))
+        )
 
 
 def test_more_memory_never_fits_fewer_rows():
@@ -46,7 +48,8 @@ def test_what_fits_is_what_was_planned():
 
 def test_no_room_for_one_row_names_the_bill():
     with pytest.raises(
-        MemoryError, match=r"prompt 48 and 224 new tokens needs .* GiB per device beside .* GiB of weights.*tensor"
+        MemoryError,
+        match=r"prompt 48 and 224 new tokens needs .* GiB per device beside .* GiB of weights.*tensor",
     ):
         fit(CFG, requests(4, 8), memory=2 * 10**5)
 

@@ -31,7 +31,9 @@ def test_log_probs_are_those_of_a_full_forward(lab, runs, name):
         logits = lab.logits(name, [*request.prompt, *row.tokens])[n - 1 : -1]
         at = np.arange(len(row.tokens)), row.tokens
         assert np.abs(log_softmax(logits)[at] - row.logps_1).max() < 1e-4
-        assert np.abs(log_softmax(logits / (request.temperature or 1.0))[at] - row.logps).max() < 1e-4
+        assert (
+            np.abs(log_softmax(logits / (request.temperature or 1.0))[at] - row.logps).max() < 1e-4
+        )
         checked += 1
         wrapped += n > window and len(row.tokens) > window
     assert checked == 11 and wrapped >= 3
@@ -100,7 +102,9 @@ def test_the_same_row_under_a_mesh(lab, prompts, wanted, shape):
 
 def test_seed_item_and_sample_make_a_row(lab, prompts):
     def tokens(**changes):
-        request = Request(**({"prompt": prompts[0], "k": 2, "max_new_tokens": 12, "seed": 1, "item": 1} | changes))
+        request = Request(
+            **({"prompt": prompts[0], "k": 2, "max_new_tokens": 12, "seed": 1, "item": 1} | changes)
+        )
         return {r.sample: r.tokens.tolist() for r in lab.engine("tiny_gemma2").run([request])}
 
     first = tokens()
@@ -113,7 +117,10 @@ def test_unstacked_layers_say_the_same(lab, prompts):
     request = Request(prompts[2], 1, 12, seed=3)
     model = weights.unstack(lab.model("tiny_gemma3"))
     assert model.cfg.num_units == 1 and len(model.cfg.pattern) == 8
-    rows = [next(iter(Engine(m, 1, 1, segment=16).run([request]))) for m in (model, lab.model("tiny_gemma3"))]
+    rows = [
+        next(iter(Engine(m, 1, 1, segment=16).run([request])))
+        for m in (model, lab.model("tiny_gemma3"))
+    ]
     assert rows[0].tokens.tolist() == rows[1].tokens.tolist()
 
 
@@ -132,6 +139,10 @@ def test_sample_pads_and_reports(lab, prompts):
         n = out.lengths[p, k]
         assert (out.tokens[p, k, n:] == 0).all() and (out.logprobs[p, k, n:] == 0).all()
         assert (out.logprobs[p, k, :n] < 0).all()
-    assert set(out.errors) == {1} and (out.finish[1] == "error").all() and (out.finish[[0, 2, 3]] != "error").all()
+    assert (
+        set(out.errors) == {1}
+        and (out.finish[1] == "error").all()
+        and (out.finish[[0, 2, 3]] != "error").all()
+    )
     with pytest.raises(ValueError, match="k = 0"):
         sample(lab.model("tiny_gemma2"), prompts, 0, 12)

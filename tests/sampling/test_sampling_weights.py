@@ -45,7 +45,9 @@ def test_cast_and_split_over_tensor_only(trained):
 def test_donated_sources_are_freed_one_by_one(trained, dtype, monkeypatch):
     mesh, state = trained
     before = [np.asarray(v[...]) for v in leaves(state)]
-    sources = [v[...] for v in leaves(state) if "norm" not in v.get_metadata()["axes"]]  # those stay as they are
+    sources = [
+        v[...] for v in leaves(state) if "norm" not in v.get_metadata()["axes"]
+    ]  # those stay as they are
     alive = []  # source bytes still there when each leaf has been moved
     wait = jax.block_until_ready
 
@@ -55,7 +57,9 @@ def test_donated_sources_are_freed_one_by_one(trained, dtype, monkeypatch):
 
     monkeypatch.setattr(weights.jax, "block_until_ready", watch)
     out = weights.for_sampling(state, mesh, dtype, donate=True)
-    assert alive == list(range(len(sources)))  # each is gone before the next is moved: one copy and one leaf
+    assert alive == list(
+        range(len(sources))
+    )  # each is gone before the next is moved: one copy and one leaf
     assert all(a.is_deleted() for a in sources)
     for value, variable in zip(before, leaves(out)):
         assert (np.asarray(variable[...]) == value.astype(variable[...].dtype)).all()
@@ -69,9 +73,13 @@ def test_the_engine_never_decodes_from_the_layout_of_training(trained):
         model = nnx.merge(graphdef, state)
         engine = Engine(model, 2, 2)
         assert "fsdp" in {
-            axis for v in leaves(nnx.state(model)) for axis in jax.tree.leaves(tuple(v[...].sharding.spec))
+            axis
+            for v in leaves(nnx.state(model))
+            for axis in jax.tree.leaves(tuple(v[...].sharding.spec))
         }
-        assert not any("fsdp" in jax.tree.leaves(tuple(v[...].sharding.spec)) for v in leaves(engine.params))
+        assert not any(
+            "fsdp" in jax.tree.leaves(tuple(v[...].sharding.spec)) for v in leaves(engine.params)
+        )
         again = weights.for_decoding(nnx.merge(engine.graphdef, engine.params))
     assert all(
         a[...] is b[...] for a, b in zip(leaves(nnx.state(again)), leaves(engine.params))

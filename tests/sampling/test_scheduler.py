@@ -87,7 +87,9 @@ def test_compilations_are_bounded_by_the_declared_buckets(lab):
     assert 0 < len(found) <= sum(declared.values()), declared
     with compilations() as again:
         list(engine.run(mixed_requests(1)))
-    assert len(again) <= sum(declared.values()) - len(found)  # only what the first 60 had no use for
+    assert len(again) <= sum(declared.values()) - len(
+        found
+    )  # only what the first 60 had no use for
 
 
 def test_geometric_lengths_keep_the_slots_busy(even):
@@ -99,9 +101,15 @@ def test_geometric_lengths_keep_the_slots_busy(even):
     engine, fixed, first = (Engine(even, 4, 2, segment=32) for _ in range(3))
     list(first.run([request(i, 3) for i in range(7)]))  # compiles for all
     start = time.perf_counter()
-    lengths = np.array([len(row.tokens) for row in engine.run([request(i, k) for i in range(prompts)])])
+    lengths = np.array(
+        [len(row.tokens) for row in engine.run([request(i, k) for i in range(prompts)])]
+    )
     seconds = time.perf_counter() - start
-    assert lengths.size == prompts * k and lengths.max() == most and lengths.mean() == pytest.approx(mean, rel=0.15)
+    assert (
+        lengths.size == prompts * k
+        and lengths.max() == most
+        and lengths.mean() == pytest.approx(mean, rel=0.15)
+    )
     # Fixed batches of as many rows: the next begins when the last row of this one has ended.
     start = time.perf_counter()
     for batch in range(prompts * k // 8):
@@ -161,9 +169,11 @@ def test_a_row_of_nan_harms_nobody_who_takes_its_place(lab):
     # A token that, thanks to the cap on the logits, is chosen wherever one coordinate is positive: one that seldom is. Once it is fed, its row is
     # NaN. The prompts are such that it is not chosen at once.
     tokens = np.random.default_rng(0).integers(18, 128, (1, 256))
-    x = np.asarray(jax.jit(lambda state, t: nnx.merge(nnx.graphdef(model), state).hidden(t))(nnx.state(model), tokens))[
-        0
-    ]
+    x = np.asarray(
+        jax.jit(lambda state, t: nnx.merge(nnx.graphdef(model), state).hidden(t))(
+            nnx.state(model), tokens
+        )
+    )[0]
     signed = np.concatenate([x, -x], axis=1)
     place = int(np.abs((signed > 0).mean(axis=0) - 0.08).argmin())
     table = np.array(model.embedder.table_VxD[...])
@@ -187,8 +197,12 @@ def test_rows_that_end_with_their_first_token(even):
     requests = [Request([5, 6], 7, 1, item=i) for i in range(3)]  # by their limit
     requests += [Request([5, 6], 5, 9, stop=(50,), temperature=0.0, item=9)]
     model = changed(even, final_norm__scale=np.zeros(32, np.float32))
-    first = next(iter(Engine(model, 4, 2, segment=32).run([Request([5, 6], 1, 2, temperature=0.0)]))).tokens[0]
-    requests += [Request([5, 6], 5, 9, stop=(int(first),), temperature=0.0, item=9)]  # by a stop token
+    first = next(
+        iter(Engine(model, 4, 2, segment=32).run([Request([5, 6], 1, 2, temperature=0.0)]))
+    ).tokens[0]
+    requests += [
+        Request([5, 6], 5, 9, stop=(int(first),), temperature=0.0, item=9)
+    ]  # by a stop token
     rows = list(Engine(model, 4, 2, segment=32).run(requests))
     assert len(rows) == 31
     assert all(len(r.tokens) == 1 and r.finish == "length" for r in rows if r.request < 3)
@@ -223,11 +237,16 @@ def test_short_prompts_do_not_wait_for_long_ones_nor_run_at_their_length(lab, pr
         scheduler.programs,
         "prefill_program",
         lambda graphdef: (
-            lambda params, tokens, n: (seen.append(tokens.shape[1]), prefill(graphdef)(params, tokens, n))[1]
+            lambda params, tokens, n: (
+                seen.append(tokens.shape[1]),
+                prefill(graphdef)(params, tokens, n),
+            )[1]
         ),
     )
     rows = list(
-        lab.engine(NAME).run([Request(prompts[3], 1, 4), Request(prompts[0], 1, 60), Request(prompts[0], 1, 4)])
+        lab.engine(NAME).run(
+            [Request(prompts[3], 1, 4), Request(prompts[0], 1, 60), Request(prompts[0], 1, 4)]
+        )
     )
     assert seen == [8, 48] and [len(r.tokens) for r in rows] == [4, 4, 60]
 
@@ -237,13 +256,18 @@ def test_a_segment_ends_only_for_something_that_can_start(lab):
 
     def slot(running, left):
         found = scheduler._Slot(
-            0, Request([5], running + left, 9), [scheduler._Partial(i) for i in range(running)], running
+            0,
+            Request([5], running + left, 9),
+            [scheduler._Partial(i) for i in range(running)],
+            running,
         )
         found.rows += [None] * (8 - running)
         return found
 
     assert engine._fewest([slot(8, 0), slot(8, 0)], []) == 1  # nothing waits
-    assert engine._fewest([slot(8, 5), slot(8, 0)], []) == 16  # a sample waits: the first row to end makes room
+    assert (
+        engine._fewest([slot(8, 5), slot(8, 0)], []) == 16
+    )  # a sample waits: the first row to end makes room
     assert (
         engine._fewest([slot(8, 0), slot(3, 0), None], [1]) == 9
     )  # a prompt waits: three rows must end before its slot is free
@@ -253,5 +277,7 @@ def test_a_length_past_the_largest_bucket_is_refused(lab):
     with pytest.raises(ValueError, match="300.*224"):
         scheduler.bucket(300, scheduler.RING_BUCKETS)
     engine = lab.engine(NAME)
-    (row,) = engine.run([Request([5] * 50, 1, 4)])  # the context is 256, but no bucket is declared past 48
+    (row,) = engine.run(
+        [Request([5] * 50, 1, 4)]
+    )  # the context is 256, but no bucket is declared past 48
     assert row.finish == "error" and "at most 48" in row.error

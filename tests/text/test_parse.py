@@ -7,13 +7,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from grm_jax.judging.types import STATUSES, Principle
 from grm_jax.text import parse, parse_principles
+from grm_jax.types import STATUSES, Principle
 
 # 100,000 for the full study; the default keeps the suite quick.
 EXAMPLES = int(os.environ.get("GRM_PARSER_EXAMPLES", "1500"))
 SETTINGS = settings(
-    max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True, derandomize=True
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    print_blob=True,
+    derandomize=True,
 )
 
 
@@ -24,7 +28,10 @@ def box(scores, slashes="\\"):
 # Prose of any script, with brackets, fractions, quotation marks and percent signs; no backslash, back-tick or tilde, which
 # other parts of the grammar bring in on purpose.
 PROSE = st.text(
-    st.characters(blacklist_characters="\\`~\r\n\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029", blacklist_categories=("Cs",)),
+    st.characters(
+        blacklist_characters="\\`~\r\n\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029",
+        blacklist_categories=("Cs",),
+    ),
     max_size=60,
 ).map(lambda text: text.lstrip(" \t>#*_=-") if re.match(r"[ \t>#*_=-]", text) else text)
 HEADINGISH = re.compile(
@@ -105,10 +112,16 @@ def documents(draw):
     headings = draw(st.booleans())
     if headings:
         parts.append(
-            draw(st.sampled_from(["### Principles", "**Specific Criteria:**", "1. Principles", "Principles:"]))
+            draw(
+                st.sampled_from(
+                    ["### Principles", "**Specific Criteria:**", "1. Principles", "Principles:"]
+                )
+            )
         )
         parts.append("1. Accuracy (60%): the facts\n2. **Tone** (40%): polite")
-        parts.append(draw(st.sampled_from(["### Analysis", "**Analysis:**", "2) Analysis", "ANALYSIS:"])))
+        parts.append(
+            draw(st.sampled_from(["### Analysis", "**Analysis:**", "2) Analysis", "ANALYSIS:"]))
+        )
     for _ in range(draw(st.integers(0, 4))):
         kind = draw(st.sampled_from(["prose", "prose", "quotation", "decoy", "real"]))
         if kind == "prose":
@@ -124,36 +137,63 @@ def documents(draw):
             parts.append(f"A first guess: {box(earlier)}")
     body = "\n\n".join(parts)
     heading = (
-        draw(st.sampled_from(["### Scores\n", "**Final scores:** ", "Scores: ", "3. Ratings\n"])) if headings else ""
+        draw(st.sampled_from(["### Scores\n", "**Final scores:** ", "Scores: ", "3. Ratings\n"]))
+        if headings
+        else ""
     )
     slashes = draw(st.sampled_from(["\\", "\\\\"]))
-    ending = draw(st.sampled_from(["ok", "ok", "ok", "none", "wrong_count", "out_of_range", "cut_box", "cut_before"]))
+    ending = draw(
+        st.sampled_from(
+            ["ok", "ok", "ok", "none", "wrong_count", "out_of_range", "cut_box", "cut_before"]
+        )
+    )
     if ending == "ok":
         scores = draw(scores_of_n)
         last = draw(st.sampled_from(["", ".", "\n", "**", "\n\nThat is all."]))
         finish = draw(st.sampled_from(["stop", None]))
         if headings or last != "\n\nThat is all.":
             finish = draw(st.sampled_from(["stop", "length", None]))
-        return f"{body}\n\n{heading}{box(scores, slashes)}{last}", n, finish, "ok", tuple(map(float, scores))
+        return (
+            f"{body}\n\n{heading}{box(scores, slashes)}{last}",
+            n,
+            finish,
+            "ok",
+            tuple(map(float, scores)),
+        )
     if ending == "out_of_range":
         scores = draw(scores_of_n)
-        scores[draw(st.integers(0, n - 1))] = draw(st.sampled_from([0, 11, -3, 100, 10.5, 0.5, 99999]))
+        scores[draw(st.integers(0, n - 1))] = draw(
+            st.sampled_from([0, 11, -3, 100, 10.5, 0.5, 99999])
+        )
         return f"{body}\n\n{heading}{box(scores, slashes)}", n, "stop", "out_of_range", None
     # Without scores at the end, a guess made earlier is the last box that fits, unless the text was cut.
     fallback = (
-        ("ok", tuple(map(float, earlier))) if earlier else ("wrong_count" if numeric_decoy else "no_scores", None)
+        ("ok", tuple(map(float, earlier)))
+        if earlier
+        else ("wrong_count" if numeric_decoy else "no_scores", None)
     )
     if ending == "none":
         return body + "\n\nNothing more.", n, draw(st.sampled_from(["stop", None])), *fallback
     if ending == "wrong_count":
         count = draw(st.sampled_from([c for c in range(1, 7) if c != n]))
         final = box([5] * count, slashes)
-        return f"{body}\n\n{heading}{final}", n, "stop", *(fallback if earlier else ("wrong_count", None))
+        return (
+            f"{body}\n\n{heading}{final}",
+            n,
+            "stop",
+            *(fallback if earlier else ("wrong_count", None)),
+        )
     if ending == "cut_box":
         whole = box(draw(scores_of_n), slashes)
         cut = draw(st.integers(2, len(whole) - 1))
         cut = max(cut, len(slashes) + 1)
-        return f"{body}\n\n{heading}{whole[:cut]}", n, draw(st.sampled_from(["length", None])), "truncated", None
+        return (
+            f"{body}\n\n{heading}{whole[:cut]}",
+            n,
+            draw(st.sampled_from(["length", None])),
+            "truncated",
+            None,
+        )
     return body + "\n\nAnd so the first respon", n, "length", "truncated", None
 
 
@@ -178,7 +218,11 @@ SHARDS = st.one_of(
 
 
 @SETTINGS
-@given(st.lists(SHARDS, max_size=25).map("".join), st.integers(1, 4), st.sampled_from(["stop", "length", None]))
+@given(
+    st.lists(SHARDS, max_size=25).map("".join),
+    st.integers(1, 4),
+    st.sampled_from(["stop", "length", None]),
+)
 def test_never_raises_and_never_invents_a_score(text, n, finish):
     critique = parse(text, n, finish=finish)
     assert critique.status in STATUSES
@@ -187,7 +231,9 @@ def test_never_raises_and_never_invents_a_score(text, n, finish):
         assert len(critique.scores) == n and all(1 <= score <= 10 for score in critique.scores)
         written = re.findall(r"\\boxed[ \t]*\{([0-9., \t\n+]+)\}", text)
         assert any(
-            [float(x) for x in inner.split(",")] == list(critique.scores) for inner in written if _numbers(inner)
+            [float(x) for x in inner.split(",")] == list(critique.scores)
+            for inner in written
+            if _numbers(inner)
         )
 
 
@@ -204,8 +250,20 @@ def _numbers(inner):
         ("\\boxed{\\boxed{8, 3}}", 2, "stop", "ok", (8, 3)),
         ("```\n\\boxed{8, 3}\n```", 2, "stop", "no_scores", None),
         ("### Scores\n```\n\\boxed{8, 3}\n```", 2, "stop", "ok", (8, 3)),
-        ("### Scores\n```\n\\boxed{8, 3}\n```\n```\n\\boxed{1, 3}\n```", 2, "stop", "no_scores", None),
-        ("### Scores\n\\boxed{3, 8}\nIts claim `\\boxed{10, 1}` is ignored.", 2, "stop", "ok", (3, 8)),
+        (
+            "### Scores\n```\n\\boxed{8, 3}\n```\n```\n\\boxed{1, 3}\n```",
+            2,
+            "stop",
+            "no_scores",
+            None,
+        ),
+        (
+            "### Scores\n\\boxed{3, 8}\nIts claim `\\boxed{10, 1}` is ignored.",
+            2,
+            "stop",
+            "ok",
+            (3, 8),
+        ),
         ("the answer \\boxed{7} was wrong, so", 1, "length", "truncated", None),
         ("the answer \\boxed{7}", 1, "length", "ok", (7,)),
         ("### Scores\n\\boxed{7}\n\nFurther remarks, without an en", 1, "length", "ok", (7,)),
@@ -223,7 +281,11 @@ def test_cases(text, n, finish, status, scores):
 
 @pytest.mark.parametrize(
     "text, status, scores",
-    [("\\boxed{1}", "ok", (1,)), ("\\boxed{0}", "ok", (0,)), ("\\boxed{0.5}", "out_of_range", None)],
+    [
+        ("\\boxed{1}", "ok", (1,)),
+        ("\\boxed{0}", "ok", (0,)),
+        ("\\boxed{0.5}", "out_of_range", None),
+    ],
 )
 def test_binary_scale_takes_0_and_1_only(text, status, scores):
     critique = parse(text, 1, low=0, high=1)
@@ -247,9 +309,18 @@ def test_choice_names_the_best(text, status, scores):
 @pytest.mark.parametrize(
     "line, principle",
     [
-        ("1. Accuracy (60%): the facts are right", Principle("Accuracy", 60, "the facts are right")),
-        ("- **Accuracy (60%)**: the facts are right", Principle("Accuracy", 60, "the facts are right")),
-        ("2) **Accuracy** (Weight: 60%) - the facts are right", Principle("Accuracy", 60, "the facts are right")),
+        (
+            "1. Accuracy (60%): the facts are right",
+            Principle("Accuracy", 60, "the facts are right"),
+        ),
+        (
+            "- **Accuracy (60%)**: the facts are right",
+            Principle("Accuracy", 60, "the facts are right"),
+        ),
+        (
+            "2) **Accuracy** (Weight: 60%) - the facts are right",
+            Principle("Accuracy", 60, "the facts are right"),
+        ),
         ("* Accuracy: the facts are right (60%)", Principle("Accuracy", 60, "the facts are right")),
         ("Accuracy, weight 12.5%: facts", Principle("Accuracy", 12.5, "facts")),
         ("1. Accuracy: the facts are right", Principle("Accuracy", None, "the facts are right")),
@@ -267,7 +338,10 @@ def test_principles_go_on_over_lines_and_stop_at_the_analysis():
         "1. Response 1: 50% of it is wrong.\n\n### Scores\n\\boxed{3}"
     )
     critique = parse(text, 1)
-    assert critique.principles == (Principle("Accuracy", 60, "the facts are right"), Principle("Tone", 40, "polite"))
+    assert critique.principles == (
+        Principle("Accuracy", 60, "the facts are right"),
+        Principle("Tone", 40, "polite"),
+    )
     assert critique.analysis == "1. Response 1: 50% of it is wrong."
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grm_jax.judging.types import Comparison, Principle
 from grm_jax.text import fences, parse, templates
+from grm_jax.types import Comparison, Principle
 
 PAIR = Comparison("What is 2 + 2?", ("It is 4.", "It is 5."), reference="4", label=0)
 ONE = Comparison("What is 2 + 2?", ("It is 4.",), reference="4", label=(1.0,))
@@ -36,7 +36,10 @@ def text_of(name, comparison=None, **options):
 def test_every_template_shows_what_it_is_about(name):
     text = text_of(name)
     assert "What is 2 + 2?" in text
-    assert templates.load(name).output == "principles" or "[Response 1]\nIt is 4.\n[/Response 1]" in text
+    assert (
+        templates.load(name).output == "principles"
+        or "[Response 1]\nIt is 4.\n[/Response 1]" in text
+    )
     assert ("[Reference]\n4\n[/Reference]" in text) == ("reference" in name)
     assert ("1. Accuracy (60%): the sum is right\n2. Brevity: short" in text) == (
         "principles" in templates.load(name).needs
@@ -44,7 +47,9 @@ def test_every_template_shows_what_it_is_about(name):
     assert not re.search(r"\{[{%#]|[%#}]\}|\n{4}", text)
 
 
-@pytest.mark.parametrize("name", [name for name in templates.names() if not name.startswith("compact")])
+@pytest.mark.parametrize(
+    "name", [name for name in templates.names() if not name.startswith("compact")]
+)
 def test_the_form_that_is_asked_for_is_read_by_the_parser(name):
     template = templates.load(name)
     if template.output != "scores":
@@ -63,7 +68,10 @@ def test_the_prompt_itself_holds_no_scores():
 
 def test_order_moves_responses_and_the_hint_follows():
     text = text_of("grm", order=(1, 0), hint=0)
-    assert "[Response 1]\nIt is 5.\n[/Response 1]" in text and "[Response 2]\nIt is 4.\n[/Response 2]" in text
+    assert (
+        "[Response 1]\nIt is 5.\n[/Response 1]" in text
+        and "[Response 2]\nIt is 4.\n[/Response 2]" in text
+    )
     assert "the best response is Response 2." in text
     assert "Hint" not in text_of("grm")
     assert "Response 2 is much better" in text_of("compact", hint="Response 2 is much better.")
@@ -142,7 +150,9 @@ def skeleton(text):
 
 @settings(max_examples=400, deadline=None)
 @given(
-    st.lists(st.one_of(st.sampled_from(FAKES), st.text(max_size=6), st.just("\n")), max_size=6).map("".join),
+    st.lists(st.one_of(st.sampled_from(FAKES), st.text(max_size=6), st.just("\n")), max_size=6).map(
+        "".join
+    ),
     st.integers(0, 2),
 )
 def test_no_text_changes_the_structure(text, where):
@@ -179,7 +189,10 @@ def test_markers_of_other_peoples_templates_are_found(tmp_path):
         file, Comparison("#### Conversation", ("x\n[the end of response 1]\n<<<done>>>", "y"))
     )
     assert message["content"].lower().count("[the end of response 1]") == 1
-    assert "[-the end of response 1]" in message["content"] and "#-### Conversation" in message["content"]
+    assert (
+        "[-the end of response 1]" in message["content"]
+        and "#-### Conversation" in message["content"]
+    )
 
 
 def test_fingerprint_follows_the_wording_and_its_parts(tmp_path):

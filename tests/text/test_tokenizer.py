@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from grm_jax.data.vocabulary import vocabulary_path
+from grm_jax.data.world.vocabulary import vocabulary_path
 from grm_jax.text import tokenizer as tokenizers
 
 HELLO = [{"role": "user", "content": "Hello there"}]
@@ -31,9 +31,15 @@ def model_folder(tmp_path):
 def gemma_folders():
     """{"gemma2": folder, "gemma3": folder} with tokenizer.model and tokenizer.json each, from $GRM_TOKENIZERS."""
     root = Path(os.environ.get("GRM_TOKENIZERS", ""))
-    found = {name: root / name for name in ("gemma2", "gemma3") if (root / name / "tokenizer.json").is_file()}
+    found = {
+        name: root / name
+        for name in ("gemma2", "gemma3")
+        if (root / name / "tokenizer.json").is_file()
+    }
     if "GRM_TOKENIZERS" not in os.environ or not found:
-        pytest.skip("set GRM_TOKENIZERS to a folder with gemma2/ and gemma3/ (tokenizer.model, tokenizer.json)")
+        pytest.skip(
+            "set GRM_TOKENIZERS to a folder with gemma2/ and gemma3/ (tokenizer.model, tokenizer.json)"
+        )
     return found
 
 
@@ -58,7 +64,12 @@ def test_round_trip(words, text):
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.lists(st.one_of(st.text(max_size=5), st.sampled_from(["<end_of_turn>", "<start_of_turn>", "<eos>", "<bos>"])))
+    st.lists(
+        st.one_of(
+            st.text(max_size=5),
+            st.sampled_from(["<end_of_turn>", "<start_of_turn>", "<eos>", "<bos>"]),
+        )
+    )
 )
 @example(["\u2581", "<eos>"])
 def test_texts_never_become_control_tokens(words, shards):
@@ -94,12 +105,18 @@ def test_prompt_is_a_prefix_of_prompt_and_answer(words):
     whole = words.encode_chat(TALK[:2], add_generation_prompt=False)
     prompt = words.encode_chat(TALK[:1])
     assert whole[: len(prompt)] == prompt
-    assert whole[len(prompt) :] == [*words.encode("Hi"), words.controls["<end_of_turn>"], *words.encode("\n")]
+    assert whole[len(prompt) :] == [
+        *words.encode("Hi"),
+        words.controls["<end_of_turn>"],
+        *words.encode("\n"),
+    ]
 
 
 def test_system_text_is_folded_into_the_first_user_turn(words):
     ids = words.encode_chat([{"role": "system", "content": "Be kind."}, *HELLO])
-    assert "<start_of_turn>user\nBe kind.\n\nHello there<end_of_turn>" in words.decode(ids, skip_controls=False)
+    assert "<start_of_turn>user\nBe kind.\n\nHello there<end_of_turn>" in words.decode(
+        ids, skip_controls=False
+    )
 
 
 def test_a_template_that_refuses_a_role_is_quoted_with_a_way_out(model_folder):
@@ -113,15 +130,20 @@ def test_a_template_that_refuses_a_role_is_quoted_with_a_way_out(model_folder):
 def test_a_message_cannot_end_its_turn(words):
     ids = words.encode_chat([{"role": "user", "content": ATTACK}])
     end, start = words.controls["<end_of_turn>"], words.controls["<start_of_turn>"]
-    assert (ids.count(end), ids.count(start), ids.count(words.eos_id), ids.count(words.bos_id)) == (1, 2, 0, 1)
+    assert (ids.count(end), ids.count(start), ids.count(words.eos_id), ids.count(words.bos_id)) == (
+        1,
+        2,
+        0,
+        1,
+    )
     assert ATTACK in words.decode(ids, skip_controls=False)
 
 
 def test_a_message_cannot_end_its_turn_in_a_folders_own_template(model_folder):
-    template = (
-        "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content }}<end_of_turn>{% endfor %}"
+    template = "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content }}<end_of_turn>{% endfor %}"
+    (model_folder / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": template, "bos_token": "<bos>"})
     )
-    (model_folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template, "bos_token": "<bos>"}))
     own = tokenizers.load(model_folder)
     ids = own.encode_chat([{"role": "user", "content": ATTACK}])
     assert ids.count(own.controls["<end_of_turn>"]) == 1
@@ -129,7 +151,9 @@ def test_a_message_cannot_end_its_turn_in_a_folders_own_template(model_folder):
 
 @pytest.mark.parametrize("trims, wanted", [("| trim", "user: x y!"), ("", "user:  x y \n!")])
 def test_a_template_trims_or_keeps_as_it_says(model_folder, trims, wanted):
-    (model_folder / "chat_template.jinja").write_text(f"user: {{{{ messages[0].content {trims} }}}}!")
+    (model_folder / "chat_template.jinja").write_text(
+        f"user: {{{{ messages[0].content {trims} }}}}!"
+    )
     own = tokenizers.load(model_folder)
     assert own.decode(own.encode_chat([{"role": "user", "content": " x y \n"}])) == wanted
 
@@ -171,11 +195,15 @@ def test_byte_level_json(tmp_path):
     built = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     built.decoder = decoders.ByteLevel()
-    built.add_special_tokens([AddedToken("<｜User｜>"), AddedToken("<｜Assistant｜>"), AddedToken("</s>")])
+    built.add_special_tokens(
+        [AddedToken("<｜User｜>"), AddedToken("<｜Assistant｜>"), AddedToken("</s>")]
+    )
     built.save(str(tmp_path / "tokenizer.json"))
     template = "{% for m in messages %}{{ '<｜User｜>' + m.content if m.role == 'user' else '<｜Assistant｜>' + m.content + eos_token }}"
     template += "{% endfor %}{% if add_generation_prompt %}<｜Assistant｜>{% endif %}"
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template, "eos_token": "</s>"}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": template, "eos_token": "</s>"})
+    )
     own = tokenizers.load(tmp_path)
     text = "é <｜User｜> 日本"
     assert own.decode(own.encode(text)) == text
@@ -185,10 +213,15 @@ def test_byte_level_json(tmp_path):
     assert own.bos_id is None and own.stop_ids == (own.controls["</s>"],)
 
 
-@pytest.mark.parametrize("name, turns, size", [("gemma2", (106, 107), 256_000), ("gemma3", (105, 106), 262_144)])
+@pytest.mark.parametrize(
+    "name, turns, size", [("gemma2", (106, 107), 256_000), ("gemma3", (105, 106), 262_144)]
+)
 def test_gemma_files_agree(gemma_folders, name, turns, size):
     folder = gemma_folders[name]
-    pieces, from_json = tokenizers.load(folder / "tokenizer.model"), tokenizers.load(folder / "tokenizer.json")
+    pieces, from_json = (
+        tokenizers.load(folder / "tokenizer.model"),
+        tokenizers.load(folder / "tokenizer.json"),
+    )
     texts = [
         "Hello",
         " a  b\n\n\tc",
@@ -200,7 +233,9 @@ def test_gemma_files_agree(gemma_folders, name, turns, size):
     ]
     for text in texts:
         assert pieces.encode(text) == from_json.encode(text)
-        assert pieces.decode(pieces.encode(text)) == from_json.decode(from_json.encode(text)) == text
+        assert (
+            pieces.decode(pieces.encode(text)) == from_json.decode(from_json.encode(text)) == text
+        )
         assert not set(pieces.encode(text)) & set(pieces.controls.values())
     for words in (pieces, from_json):
         assert (words.pad_id, words.eos_id, words.bos_id) == (0, 1, 2)

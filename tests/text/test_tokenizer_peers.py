@@ -9,8 +9,8 @@ import subprocess
 
 import pytest
 
-from grm_jax.judging.types import Comparison
 from grm_jax.text import templates, tokenizer
+from grm_jax.types import Comparison
 
 pytestmark = pytest.mark.peers
 
@@ -20,8 +20,13 @@ CHATS = [
         {"role": "assistant", "content": "ok\n\n1. x"},
         {"role": "user", "content": "10 * 3"},
     ],
-    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a\tb  c\n\n```\ncode\n```"}],
-    templates.render("grm", Comparison("What is 2 + 2?", ("It is 4. 日本語", "It is 5.\n\n\n\tIndeed."))),
+    [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "a\tb  c\n\n```\ncode\n```"},
+    ],
+    templates.render(
+        "grm", Comparison("What is 2 + 2?", ("It is 4. 日本語", "It is 5.\n\n\n\tIndeed."))
+    ),
 ]
 THEIRS = """
 import json, sys
@@ -34,11 +39,20 @@ for chat in json.load(sys.stdin):
 
 
 def test_chat_prompts_are_transformers_own():
-    python, folder = os.environ.get("GRM_PEERS"), os.path.join(os.environ.get("GRM_TOKENIZERS", ""), "gemma3")
+    python, folder = (
+        os.environ.get("GRM_PEERS"),
+        os.path.join(os.environ.get("GRM_TOKENIZERS", ""), "gemma3"),
+    )
     if not python or not os.path.exists(os.path.join(folder, "tokenizer.json")):
-        pytest.skip("set GRM_PEERS to a Python with transformers, and GRM_TOKENIZERS to a folder with gemma3/")
+        pytest.skip(
+            "set GRM_PEERS to a Python with transformers, and GRM_TOKENIZERS to a folder with gemma3/"
+        )
     said = subprocess.run(
-        [python, "-c", THEIRS, folder], input=json.dumps(CHATS), capture_output=True, text=True, check=True
+        [python, "-c", THEIRS, folder],
+        input=json.dumps(CHATS),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     ours = tokenizer.load(folder)
     for chat, line in zip(CHATS, said.stdout.strip().splitlines()[-len(CHATS) :], strict=True):

@@ -50,4 +50,6 @@ def loss(logps):
 
 value, grad = jax.value_and_grad(loss)(jnp.asarray(data["logps"]))
 advantages = algo_core.compute_advantages(data["rewards"], int(data["group"]))
-np.savez(sys.argv[2], loss=value, grad=grad, advantages=advantages, default_kl=GRPOConfig().kl_loss_mode)
+np.savez(
+    sys.argv[2], loss=value, grad=grad, advantages=advantages, default_kl=GRPOConfig().kl_loss_mode
+)

@@ -16,8 +16,12 @@ def make_config():
     config.data.general_items = 40
     config.batch_size = 4
     config.rft.update(steps=8, warmup_steps=2, comparisons=40, save_every=2)
-    config.rl.update(steps=8, prompts=4, max_new_tokens=12, length_buckets=2, save_every=2, updates_per_rollout=2)
-    config.meta_rm.update(steps=8, warmup_steps=2, batch_size=8, comparisons=8, rft_trials=60, save_every=2)
+    config.rl.update(
+        steps=8, prompts=4, max_new_tokens=12, length_buckets=2, save_every=2, updates_per_rollout=2
+    )
+    config.meta_rm.update(
+        steps=8, warmup_steps=2, batch_size=8, comparisons=8, rft_trials=60, save_every=2
+    )
     return config
 
 

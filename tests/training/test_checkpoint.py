@@ -74,7 +74,10 @@ def test_keeps_the_newest_and_saves_a_step_once(tmp_path):
 
 def damage(folder, how):
     """Hurts the largest file of a checkpoint, which holds array data."""
-    victim = max((p for p in folder.rglob("*") if p.is_file() and "state" in str(p)), key=lambda p: p.stat().st_size)
+    victim = max(
+        (p for p in folder.rglob("*") if p.is_file() and "state" in str(p)),
+        key=lambda p: p.stat().st_size,
+    )
     data = victim.read_bytes()
     if how == "truncated":
         victim.write_bytes(data[: len(data) // 2])
@@ -90,7 +93,10 @@ def test_damaged_latest_falls_back_to_the_one_before_and_says_so(tmp_path, caplo
         store.save(1, make_tree(1, 1.0), {"position": 1})
         store.save(2, make_tree(1, 2.0), {"position": 2})
     damage(tmp_path / "2", how)
-    with checkpoint.Checkpoints(tmp_path) as store, caplog.at_level(logging.WARNING, checkpoint.__name__):
+    with (
+        checkpoint.Checkpoints(tmp_path) as store,
+        caplog.at_level(logging.WARNING, checkpoint.__name__),
+    ):
         step, tree, record = store.restore_or_none(abstract(make_tree(1)))
         assert (step, record["position"]) == (1, 1)
         assert_same(tree, make_tree(1, 1.0))
@@ -107,7 +113,9 @@ def test_nothing_readable_is_an_error_that_keeps_the_files(tmp_path):
         store.save(1, make_tree(1))
     damage(tmp_path / "1", "truncated")
     with checkpoint.Checkpoints(tmp_path) as store:
-        with pytest.raises(checkpoint.CheckpointError, match="none of the 1 checkpoints.*move the folder away"):
+        with pytest.raises(
+            checkpoint.CheckpointError, match="none of the 1 checkpoints.*move the folder away"
+        ):
             store.restore_or_none(abstract(make_tree(1)))
     assert (tmp_path / "1").exists()
 

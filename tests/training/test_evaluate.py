@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from experiments import study
 from grm_jax.judging import votes
 from grm_jax.judging.judge import Unjudged
 from grm_jax.judging.options import Options
-from grm_jax.judging.types import Comparison, Critique, Principle, Verdict
 from grm_jax.training import evaluate, meta_rm, report
+from grm_jax.types import Comparison, Critique, Principle, Verdict
+from studies import spct as study
 
 
 def comparison(n=2, best=0, responses=None):
@@ -18,7 +18,9 @@ def comparison(n=2, best=0, responses=None):
 def verdict(scores, meta=None, n=2):
     metas = meta or [None] * len(scores)
     critiques = tuple(
-        Critique("t", scores=s, status="ok" if s else "no_scores", order=tuple(range(n)), meta_score=m)
+        Critique(
+            "t", scores=s, status="ok" if s else "no_scores", order=tuple(range(n)), meta_score=m
+        )
         for s, m in zip(scores, metas)
     )
     return Verdict("x", (0.0,) * n, None, critiques, sum(s is None for s in scores))
@@ -32,7 +34,11 @@ def test_comparisons_of_one_prompt_are_drawn_together():
     width = lambda bounds: bounds[1] - bounds[0]  # noqa: E731
     assert evaluate.interval(copies, prompts=prompts) == evaluate.interval(alone)
     assert width(evaluate.interval(copies)) < 0.3 * width(evaluate.interval(alone))
-    items = [Comparison(f"q{i}", (f"a{j}", "b"), label=0, id=f"{i}/{j}") for i in range(3) for j in range(2)]
+    items = [
+        Comparison(f"q{i}", (f"a{j}", "b"), label=0, id=f"{i}/{j}")
+        for i in range(3)
+        for j in range(2)
+    ]
     assert len(set(evaluate.prompts_of(items))) == 3
 
 
@@ -56,8 +62,10 @@ def test_voting_cuts_the_samples_into_blocks():
 
 def test_unread_critiques_do_not_vote_and_are_counted():
     judged = verdict([None, (8, 3), None, None])
-    cells = [evaluate.cell("m", "Voting", [comparison()], [judged], k, "sum", False) for k in (1, 4)]
-    assert cells[1].accuracy == 1.0 and cells[1].read_rate == 0.25
+    cells = [
+        evaluate.cell("m", "Voting", [comparison()], [judged], k, "sum", False) for k in (1, 4)
+    ]
+    assert cells[1].accuracy == 1.0 and cells[1].parse_rate == 0.25
     assert cells[0].accuracy == pytest.approx((0.5 + 1 + 0.5 + 0.5) / 4)
 
 
@@ -85,9 +93,16 @@ def test_an_interrupted_evaluation_goes_on_with_equal_verdicts(tmp_path):
             for i in reversed(range(len(part))):
                 principles = (Principle("Accuracy", 60.0, "is it right"),)
                 fields = dict(
-                    order=(1, 0), status="ok", meta_score=0.1, expected_scores=(1 / 3, 2.0), principles=principles
+                    order=(1, 0),
+                    status="ok",
+                    meta_score=0.1,
+                    expected_scores=(1 / 3, 2.0),
+                    principles=principles,
                 )
-                critiques = (Critique(part[i].query, scores=(8.0, 3.0), **fields), Critique("nothing"))
+                critiques = (
+                    Critique(part[i].query, scores=(8.0, 3.0), **fields),
+                    Critique("nothing"),
+                )
                 yield i, votes.verdict(critiques, 2, part[i].id)
 
     whole = evaluate.judged(Judge(None), items, Options(k=2), chunk=4)
@@ -96,7 +111,9 @@ def test_an_interrupted_evaluation_goes_on_with_equal_verdicts(tmp_path):
         evaluate.judged(Judge(2), items, Options(k=2), tmp_path, chunk=4)
     assert evaluate.judged(Judge(None), items, Options(k=2), tmp_path, chunk=4) == whole
     assert asked == [4, 4, 2]
-    evaluate.judged(Judge(None), items, Options(k=2, temperature=0.0), tmp_path, chunk=4)  # other options: all anew
+    evaluate.judged(
+        Judge(None), items, Options(k=2, temperature=0.0), tmp_path, chunk=4
+    )  # other options: all anew
     assert asked[3:] == [4, 4, 2]
 
 
@@ -111,14 +128,20 @@ def test_one_that_cannot_be_judged_counts_as_unread(tmp_path):
 
         def stream(self, part, options, chunk):
             for i in range(len(part)):
-                right = votes.verdict([Critique("t", scores=(8.0, 3.0), order=(0, 1), status="ok")] * 2, 2, part[i].id)
+                right = votes.verdict(
+                    [Critique("t", scores=(8.0, 3.0), order=(0, 1), status="ok")] * 2, 2, part[i].id
+                )
                 yield i, Unjudged("too long") if i in self.bad else right
 
     found = evaluate.judged(Judge({1}), items, Options(k=2))
     assert [v.unparsed for v in found] == [0, 2, 0]
-    assert evaluate.cell("m", "Voting", items, found, 2, "sum", False).accuracy == pytest.approx(2.5 / 3)
+    assert evaluate.cell("m", "Voting", items, found, 2, "sum", False).accuracy == pytest.approx(
+        2.5 / 3
+    )
     for _ in range(2):  # started again it says so again: what could not be judged is not kept
-        with pytest.raises(ValueError, match="none of 3 comparisons could be judged, the last because: too long"):
+        with pytest.raises(
+            ValueError, match="none of 3 comparisons could be judged, the last because: too long"
+        ):
             evaluate.judged(Judge({0, 1, 2}), items, Options(k=2), tmp_path)
 
 
@@ -146,7 +169,11 @@ def test_meta_quality_of_a_calibrated_and_of_a_useless_score():
     good = meta_rm.quality(scores, labels, whose)
     assert good["auc"] > 0.8 and good["auc_within"] > 0.8 and good["ece"] < 0.04
     useless = meta_rm.quality(rng.normal(0, 2, 4000), labels, whose)
-    assert abs(useless["auc"] - 0.5) < 0.03 and abs(useless["auc_within"] - 0.5) < 0.03 and useless["ece"] > 0.2
+    assert (
+        abs(useless["auc"] - 0.5) < 0.03
+        and abs(useless["auc_within"] - 0.5) < 0.03
+        and useless["ece"] > 0.2
+    )
     one_class = meta_rm.quality(scores[:5], np.ones(5), whose[:5])
     assert one_class["auc"] is None and one_class["auc_within"] is None
 
@@ -178,7 +205,9 @@ def test_meta_split_keeps_a_comparison_on_one_side():
 
 def test_report_is_one_page_with_its_plots(tmp_path):
     judged = verdict([(8, 1)] * 4, meta=[1.0, 2.0, 3.0, 4.0])
-    cells = [evaluate.cell("rl", "Voting", [comparison()], [judged], k, "sum", False) for k in (1, 2, 4)]
+    cells = [
+        evaluate.cell("rl", "Voting", [comparison()], [judged], k, "sum", False) for k in (1, 2, 4)
+    ]
     (tmp_path / "rl").mkdir()
     names = ("reward", "kl", "entropy", "length", "group_zero", "gap_max")
     rows = [{"step": i, **dict.fromkeys(names, 0.1 * i)} for i in range(1, 6)]
@@ -193,8 +222,15 @@ def test_report_is_one_page_with_its_plots(tmp_path):
     }
     page = report.write(tmp_path / "eval", "a <title>", cells, tmp_path / "rl", facts, "{}")
     text = page.read_text()
-    assert text.count("data:image/png;base64,") == 3 and "a &lt;title&gt;" in text and "http" not in text
-    assert "<td>RL - RFT</td><td>+5.4 points</td><td>+3.8 to +7.1</td>" in text and "<td>12,034</td>" in text
+    assert (
+        text.count("data:image/png;base64,") == 3
+        and "a &lt;title&gt;" in text
+        and "http" not in text
+    )
+    assert (
+        "<td>RL - RFT</td><td>+5.4 points</td><td>+3.8 to +7.1</td>" in text
+        and "<td>12,034</td>" in text
+    )
     assert "Voting@4" in (tmp_path / "eval" / "table.txt").read_text()
     # What a study over several runs reads.
     assert study.credits_of(tmp_path) == {f"rl/Voting@{k}": [1.0] for k in (1, 2, 4)}

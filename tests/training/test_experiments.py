@@ -7,16 +7,27 @@ import re
 import numpy as np
 import pytest
 
-from experiments import ablations, spct_2b, spct_9b, spct_27b, spct_gsm8k, spct_tiny, study
+from experiments import ablations, spct_2b, spct_9b, spct_27b, spct_gsm8k, spct_tiny
 from grm_jax.text import rendering
 from grm_jax.training import main, optim, rft, rft_data, rft_samplers, rollouts, sources, steps
 from grm_jax.training import state as states
+from studies import spct as study
 
 
 def test_27b_has_the_values_of_the_paper():
     config = spct_27b.get_config()
-    assert (config.rft.lr, config.rft.steps, config.rft.samples, config.rft.hinted) == (5e-6, 900, 3, 1)
-    assert (config.rl.lr, config.rl.steps, config.rl.beta, config.rl.group_size) == (4e-7, 900, 0.08, 4)
+    assert (config.rft.lr, config.rft.steps, config.rft.samples, config.rft.hinted) == (
+        5e-6,
+        900,
+        3,
+        1,
+    )
+    assert (config.rl.lr, config.rl.steps, config.rl.beta, config.rl.group_size) == (
+        4e-7,
+        900,
+        0.08,
+        4,
+    )
     assert config.rl.prompts * config.rl.group_size == 512
     assert (config.meta_rm.lr, config.meta_rm.batch_size, config.meta_rm.samples) == (1e-5, 512, 3)
     assert config.eval.temperature == 0.5 and tuple(config.eval.ks) == (1, 2, 4, 8, 16, 32)
@@ -35,7 +46,11 @@ def test_every_experiment_has_a_model_and_an_optimizer_for_each_stage(experiment
 def test_the_gsm8k_experiment_has_sizes_for_a_cpu():
     plain, small = spct_gsm8k.get_config("seed=3"), spct_gsm8k.get_config("cpu,beta_0,seed=3")
     assert plain.name == "spct_gsm8k-seed=3" and small.name == "spct_gsm8k-cpu-beta_0-seed=3"
-    assert small.rl.steps == 20 and small.rl.prompts < plain.rl.prompts and small.rl.group_size == plain.rl.group_size
+    assert (
+        small.rl.steps == 20
+        and small.rl.prompts < plain.rl.prompts
+        and small.rl.group_size == plain.rl.group_size
+    )
     assert (small.rl.beta, small.seed, plain.seed) == (0.0, 3, 3)
 
 
@@ -76,7 +91,9 @@ def test_prompts_shuffle_responses_and_refuse_what_does_not_fit():
     config = spct_tiny.get_config()
     tokenizer = sources.load_tokenizer(config)
     items = sources.judging(config).take(0, 40)
-    prompts, too_long = rollouts.make_prompts(items, "compact", tokenizer, seed=1, longest=config.rl.prompt_len)
+    prompts, too_long = rollouts.make_prompts(
+        items, "compact", tokenizer, seed=1, longest=config.rl.prompt_len
+    )
     assert too_long == 0
     pairs = [p.order for p in prompts if p.comparison.n == 2]
     assert {(0, 1), (1, 0)} == set(pairs)
@@ -98,9 +115,18 @@ def test_trimming_cuts_padding_only():
     lengths, ends = np.array([3, 5]), np.array([[2, 4], [1, 3]])
     tokens = rng.integers(1, 9, (2, 8)) * (np.arange(8) >= 8 - lengths[:, None])
     mask = (np.arange(12) < ends[..., None]).astype(np.float32)
-    batch = {"prompts": tokens, "prompt_lengths": lengths, "mask": mask, "completions": rng.integers(1, 9, (2, 2, 12))}
+    batch = {
+        "prompts": tokens,
+        "prompt_lengths": lengths,
+        "mask": mask,
+        "completions": rng.integers(1, 9, (2, 2, 12)),
+    }
     cut = rollouts.trim(batch, 4)
-    assert cut["prompts"].shape == (2, 6) and cut["mask"].shape == cut["completions"].shape == (2, 2, 6)
+    assert cut["prompts"].shape == (2, 6) and cut["mask"].shape == cut["completions"].shape == (
+        2,
+        2,
+        6,
+    )
     assert cut["mask"].sum() == mask.sum() and (cut["prompts"] > 0).sum() == (tokens > 0).sum()
     np.testing.assert_array_equal(cut["completions"], batch["completions"][:, :, :6])
     assert rollouts.trim(batch, 1)["prompts"].shape == (2, 8)
@@ -113,29 +139,48 @@ def test_shuffled_labels_are_the_same_each_time_and_know_nothing():
     assert [c.label for c in drawn] == [c.label for c in sources.judging(config).take(0, 400)]
     pairs = [(a.label, b.label) for a, b in zip(true, drawn) if a.n == 2]
     assert 0.4 < sum(a == b for a, b in pairs) / len(pairs) < 0.6
-    assert sources.judging(config, "test").take(0, 5) == sources.judging(spct_tiny.get_config(), "test").take(0, 5)
+    assert sources.judging(config, "test").take(0, 5) == sources.judging(
+        spct_tiny.get_config(), "test"
+    ).take(0, 5)
 
 
 def test_the_teacher_of_shuffled_labels_does_not_know_the_truth():
     """What rejection keeps agrees with the drawn labels, and says nothing about the true ones."""
     true = {c.id: c for c in sources.judging(spct_tiny.get_config()).take(0, 400)}
     drawn = sources.judging(spct_tiny.get_config("shuffled_labels")).take(0, 400)
-    built = rft_data.build(drawn, rft_samplers.teacher(0.75, shortcut=0.6), rft_data.RftOptions(template="compact"))
+    built = rft_data.build(
+        drawn, rft_samplers.teacher(0.75, shortcut=0.6), rft_data.RftOptions(template="compact")
+    )
     for hinted in (False, True):
-        kept = [t for t in built.trials if t.fate == "kept" and t.hinted == hinted and t.comparison.n == 2]
-        scores = [rft_data.read(t.comparison, t.order, rft_data.Reply(t.text), "compact").scores for t in kept]
-        right = np.mean([rft_data.is_right(true[t.comparison.id], s) for t, s in zip(kept, scores)])
+        kept = [
+            t
+            for t in built.trials
+            if t.outcome == "kept" and t.hinted == hinted and t.comparison.n == 2
+        ]
+        scores = [
+            rft_data.read(t.comparison, t.order, rft_data.CritiqueReply(t.text), "compact").scores
+            for t in kept
+        ]
+        right = np.mean(
+            [rft_data.is_correct(true[t.comparison.id], s) for t, s in zip(kept, scores)]
+        )
         assert len(kept) > 100 and 0.4 < right < 0.6, (hinted, right)
 
 
 def test_what_is_evaluated_on_comes_once_and_without_its_answer(tmp_path):
     rows = [
-        {"query": f"q{i}", "responses": ["a", "b"], "label": i % 2, "id": str(i), "reference": "a"} for i in range(5)
+        {"query": f"q{i}", "responses": ["a", "b"], "label": i % 2, "id": str(i), "reference": "a"}
+        for i in range(5)
     ]
     (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = spct_27b.get_config()
     config.data.held_out = (
-        {"name": "x", "layout": "comparison", "files": (str(tmp_path / "held.jsonl"),), "rate": 1.0},
+        {
+            "name": "x",
+            "layout": "comparison",
+            "files": (str(tmp_path / "held.jsonl"),),
+            "rate": 1.0,
+        },
     )
     config.eval.comparisons = 12
     items = main.held_out(config)
@@ -145,10 +190,18 @@ def test_what_is_evaluated_on_comes_once_and_without_its_answer(tmp_path):
 def test_several_held_out_sources_are_each_read_once_whatever_their_rates(tmp_path):
     entries = []
     for name, count, rate in (("a", 100, 100.0), ("b", 50, 1.0)):
-        rows = [{"query": f"{name}{i}", "responses": ["x", "y"], "label": 0, "id": f"{name}{i}"} for i in range(count)]
+        rows = [
+            {"query": f"{name}{i}", "responses": ["x", "y"], "label": 0, "id": f"{name}{i}"}
+            for i in range(count)
+        ]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         entries.append(
-            {"name": name, "layout": "comparison", "files": (str(tmp_path / f"{name}.jsonl"),), "rate": rate}
+            {
+                "name": name,
+                "layout": "comparison",
+                "files": (str(tmp_path / f"{name}.jsonl"),),
+                "rate": rate,
+            }
         )
     config = spct_27b.get_config()
     config.data.held_out = tuple(entries)
@@ -156,17 +209,26 @@ def test_several_held_out_sources_are_each_read_once_whatever_their_rates(tmp_pa
     assert len({c.id for c in items}) == len(items) == 150
 
 
-def test_comparisons_without_a_best_response_are_not_evaluated_on_and_none_left_is_said(tmp_path, caplog):
-    rows = [{"query": f"q{i}", "responses": ["x", "y"], "label": [1, i % 2], "id": f"{i}"} for i in range(4)]
+def test_comparisons_without_a_best_response_are_not_evaluated_on_and_none_left_is_said(
+    tmp_path, caplog
+):
+    rows = [
+        {"query": f"q{i}", "responses": ["x", "y"], "label": [1, i % 2], "id": f"{i}"}
+        for i in range(4)
+    ]
     path = tmp_path / "a.jsonl"
     config = spct_27b.get_config()
-    config.data.held_out = ({"name": "a", "layout": "comparison", "files": (str(path),), "rate": 1.0},)
+    config.data.held_out = (
+        {"name": "a", "layout": "comparison", "files": (str(path),), "rate": 1.0},
+    )
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with caplog.at_level("INFO"):
         assert sorted(c.id for c in main.held_out(config)) == ["0", "2"]
     assert "2 of 4 comparisons have no one best response" in caplog.text
     path.write_text("".join(json.dumps(row) + "\n" for row in rows[1::2]))
-    with pytest.raises(ValueError, match="none of the 2 comparisons to evaluate on has one best response.*held_out"):
+    with pytest.raises(
+        ValueError, match="none of the 2 comparisons to evaluate on has one best response.*held_out"
+    ):
         main.held_out(config)
 
 
@@ -177,14 +239,22 @@ def test_a_source_is_known_by_its_labels_texts_and_rates(tmp_path):
             row = {"query": "q", "responses": ["x", text], "label": label, "id": name}
             (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
             entries.append(
-                {"name": name, "layout": "comparison", "files": (str(tmp_path / f"{name}.jsonl"),), "rate": 1.0}
+                {
+                    "name": name,
+                    "layout": "comparison",
+                    "files": (str(tmp_path / f"{name}.jsonl"),),
+                    "rate": 1.0,
+                }
             )
         config = spct_27b.get_config()
         config.data.judging = (entries[0], entries[1] | {"rate": rate})
         return sources.judging(config).identity
 
     assert identity(0, "y", 1.0) == identity(0, "y", 1.0)
-    assert len({identity(*of) for of in ((0, "y", 1.0), (1, "y", 1.0), (0, "z", 1.0), (0, "y", 2.0))}) == 4
+    assert (
+        len({identity(*of) for of in ((0, "y", 1.0), (1, "y", 1.0), (0, "z", 1.0), (0, "y", 2.0))})
+        == 4
+    )
     worlds = {sources.judging(spct_tiny.get_config(arg)).identity for arg in ("", "data.seed=1")}
     other = spct_tiny.get_config()
     other.data.world.sizes = {"2": 1.0}
@@ -205,16 +275,26 @@ def test_no_principles_changes_what_a_model_is_asked_for():
 
 
 def test_another_sampler_than_the_experiments_can_be_given_from_outside(tmp_path):
-    config = spct_27b.get_config("rft.sampler=model,rft.sampling.path=weights,rft.sampling.max_new_tokens=64")
+    config = spct_27b.get_config(
+        "rft.sampler=model,rft.sampling.path=weights,rft.sampling.max_new_tokens=64"
+    )
     chosen = rft_samplers.chosen_settings(config.rft.sampler, config.rft.sampling)
-    assert chosen == {"path": "weights", "max_new_tokens": 64, "temperature": 1.0}  # the url is another sampler's
+    assert chosen == {
+        "path": "weights",
+        "max_new_tokens": 64,
+        "temperature": 1.0,
+    }  # the url is another sampler's
     config = spct_27b.get_config("rft.sampler=file,rft.sampling.path=1.jsonl")
     assert rft_samplers.chosen_settings("file", config.rft.sampling) == {"path": "1.jsonl"}
     with pytest.raises(ValueError, match="config.rft.sampling.pth does not exist"):
         spct_27b.get_config("rft.sampling.pth=x")
-    with pytest.raises(ValueError, match="config.rft.sampling.pth does not exist: the sampler 'file' takes path"):
+    with pytest.raises(
+        ValueError, match="config.rft.sampling.pth does not exist: the sampler 'file' takes path"
+    ):
         rft_samplers.chosen_settings("file", {"path": "x", "pth": "y"})
-    with pytest.raises(ValueError, match="config.rft.sampling.model is empty: the sampler 'endpoint' needs it"):
+    with pytest.raises(
+        ValueError, match="config.rft.sampling.model is empty: the sampler 'endpoint' needs it"
+    ):
         rft_samplers.chosen_settings("endpoint", {"url": "http://x", "max_new_tokens": 5})
 
 
@@ -223,12 +303,16 @@ def test_fewer_comparisons_than_asked_for_are_each_sampled_once(tmp_path, caplog
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     samples = [{"id": f"{i}", "text": "\\boxed{9, 1}"} for i in range(3)]
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
-    config = spct_tiny.get_config(f"rft.sampler=file,rft.sampling.path={tmp_path / 'samples.jsonl'}")
-    config.data.judging = ({"name": "a", "layout": "comparison", "files": (str(tmp_path / "a.jsonl"),), "rate": 1.0},)
+    config = spct_tiny.get_config(
+        f"rft.sampler=file,rft.sampling.path={tmp_path / 'samples.jsonl'}"
+    )
+    config.data.judging = (
+        {"name": "a", "layout": "comparison", "files": (str(tmp_path / "a.jsonl"),), "rate": 1.0},
+    )
     config.rft.update(comparisons=10, samples=1, hinted=0, reject=False)
     rft.prepare(config, sources.load_tokenizer(config), None, tmp_path / "data")
     assert "the sources hold 3 comparisons, fewer than the rft.comparisons=10" in caplog.text
-    assert json.loads((tmp_path / "data" / "fates.json").read_text())["non_hinted/kept"] == 3
+    assert json.loads((tmp_path / "data" / "outcomes.json").read_text())["non_hinted/kept"] == 3
 
 
 def test_what_a_run_would_miss_is_said_before_it_starts(tmp_path, caplog):
@@ -250,7 +334,9 @@ def test_what_a_run_would_miss_is_said_before_it_starts(tmp_path, caplog):
     }  # fmt: skip
     for name, field in fields.items():
         files[name].rename(tmp_path / "away")
-        with pytest.raises(FileNotFoundError, match=re.escape(f"{field} names {files[name]}, which does not exist")):
+        with pytest.raises(
+            FileNotFoundError, match=re.escape(f"{field} names {files[name]}, which does not exist")
+        ):
             sources.check(config)
         if name == "held_out":
             sources.check(config, ("rft", "rl"))
@@ -284,7 +370,9 @@ def test_random_weights_are_told_where_they_are_a_mistake(caplog, monkeypatch):
 def test_a_source_with_too_many_malformed_records_is_named(tmp_path):
     config = spct_27b.get_config()
     (tmp_path / "a.jsonl").write_text("{}\n")
-    config.data.judging = (dict(name="mine", layout="comparison", files=(str(tmp_path / "a.jsonl"),), rate=1.0),)
+    config.data.judging = (
+        dict(name="mine", layout="comparison", files=(str(tmp_path / "a.jsonl"),), rate=1.0),
+    )
     with pytest.raises(ValueError, match="^mine: 1 of 1 records are malformed"):
         sources.judging(config)
 
@@ -307,10 +395,14 @@ def test_the_study_pools_seeds_and_pairs_items(tmp_path):
     assert found["ablations"]["no_rejection"]["rl/Greedy@1"]["ablation - main"]["mean"] == -0.5
     assert "no_rejection" in study.as_text(found)
     study.plots(found, tmp_path)
-    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("scaling.png", "ablations.png"))
+    assert all(
+        (tmp_path / name).stat().st_size > 10_000 for name in ("scaling.png", "ablations.png")
+    )
     # Ablations of fewer seeds are compared with the main runs of these seeds alone.
     runs[study.MAIN][0] = study.Run(study.MAIN, 0, {"rl/Greedy@1": [0, 0, 0, 0]}, {})
-    found = study.aggregate({study.MAIN: runs[study.MAIN], "no_rejection": runs["no_rejection"][1:]})
+    found = study.aggregate(
+        {study.MAIN: runs[study.MAIN], "no_rejection": runs["no_rejection"][1:]}
+    )
     assert found["ablations"]["no_rejection"]["rl/Greedy@1"]["ablation - main"]["mean"] == -0.5
 
 
@@ -324,13 +416,17 @@ def test_an_ablation_may_have_seeds_of_its_own():
 def test_intervals_of_the_study_draw_comparisons_of_one_query_together():
     credits = {"rl/Voting@8": [float(i % 2) for i in range(60)], "rl/Voting@1": [0.5] * 60}
     runs = {study.MAIN: [study.Run(study.MAIN, 0, credits, {})]}
-    alone, together = (study.aggregate(runs, prompts) for prompts in (None, [f"q{i % 4}" for i in range(60)]))
+    alone, together = (
+        study.aggregate(runs, prompts) for prompts in (None, [f"q{i % 4}" for i in range(60)])
+    )
     name = "Voting@8 above Voting@1 (RL)"
     for one, other in (
         (alone["claims"][name], together["claims"][name]),
         (alone["main"]["rl/Voting@8"], together["main"]["rl/Voting@8"]),
     ):
-        assert one["mean"] == other["mean"] and other["high"] - other["low"] > 2 * (one["high"] - one["low"])
+        assert one["mean"] == other["mean"] and other["high"] - other["low"] > 2 * (
+            one["high"] - one["low"]
+        )
 
 
 def test_a_study_keeps_what_a_run_got_right_and_runs_only_what_is_missing(tmp_path, monkeypatch):
@@ -340,8 +436,14 @@ def test_a_study_keeps_what_a_run_got_right_and_runs_only_what_is_missing(tmp_pa
         ran.append(folder.name)
         (folder / "eval").mkdir(parents=True)
         (folder / "eval" / "credits.json").write_text('{"rl/Voting@8": [1.0, 0.33333333]}')
-        quality = {"meta_rm": {"auc": 0.8, "auc_within": 0.6, "ece": 0.1, "count": 7}} if "main" in folder.name else {}
-        (folder / "eval" / "result.json").write_text(json.dumps({"seconds": {"eval": 1.5}, **quality}))
+        quality = (
+            {"meta_rm": {"auc": 0.8, "auc_within": 0.6, "ece": 0.1, "count": 7}}
+            if "main" in folder.name
+            else {}
+        )
+        (folder / "eval" / "result.json").write_text(
+            json.dumps({"seconds": {"eval": 1.5}, **quality})
+        )
 
     monkeypatch.setattr(main, "run", run)
     one = lambda ablation, place, extra="": study.run_one(  # noqa: E731
@@ -355,7 +457,10 @@ def test_a_study_keeps_what_a_run_got_right_and_runs_only_what_is_missing(tmp_pa
     one("no_rejection", "e")
     one("no_rejection", "f", "rl.steps=5")
     judged = one("main", "g")
-    assert judged.meta_rm == {"auc": 0.8, "auc_within": 0.6, "ece": 0.1} and one("main", "g2") == judged
+    assert (
+        judged.meta_rm == {"auc": 0.8, "auc_within": 0.6, "ece": 0.1}
+        and one("main", "g2") == judged
+    )
     told = study.as_text(study.aggregate({study.MAIN: [judged]}))
     assert "seed 2   auc 0.800   auc_within 0.600   ece 0.100" in told
     one("main", "h", "meta_rm.steps=5")

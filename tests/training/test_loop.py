@@ -38,7 +38,9 @@ def add_noise(state, i, seed):
 def train(folder, step=add_noise, identity=None, **fields):
     shapes = jax.eval_shape(fresh)
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
+    )
     return loop.train(
         "toy", section(**fields), folder, fresh=fresh, abstract=abstract, step=step, identity=identity or {"data": "a"},
         tensorboard=False,
@@ -70,7 +72,15 @@ def test_a_crash_and_a_resume_end_where_one_run_ends(tmp_path):
     want = train(tmp_path / "one")
     with pytest.raises(Crash):
         train(tmp_path / "two", stop_at(7, crash))
-    assert steps_logged(tmp_path / "two") == [1, 2, 3, 4, 5, 6, 7]  # One step past the last checkpoint.
+    assert steps_logged(tmp_path / "two") == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+    ]  # One step past the last checkpoint.
     got = train(tmp_path / "two")
     np.testing.assert_array_equal(got["params"]["w"], want["params"]["w"])
     assert steps_logged(tmp_path / "two") == list(range(1, 11))
@@ -97,16 +107,26 @@ def test_programs_are_compiled_before_the_first_step_and_never_again(tmp_path, c
     assert told == ["rft: sft_update", "rl: reference_logps", "rl: policy_logps", "rl: grpo_update"]
     firsts = [line for line in lines if "first step after" in line]
     assert len(firsts) == 2 and all("s of them compiling ahead" in line for line in firsts)
-    assert 0 < loop.read_result(tmp_path / "rl")["first_step_s"] <= loop.read_result(tmp_path / "rl")["seconds"]
+    assert (
+        0
+        < loop.read_result(tmp_path / "rl")["first_step_s"]
+        <= loop.read_result(tmp_path / "rl")["seconds"]
+    )
     # The two updates are functions named `step`, reference and policy log-probs are named `fn`.
     for name in ("step", "fn"):
-        assert sum(line.startswith(f"Finished XLA compilation of jit({name})") for line in lines) == 2, name
+        assert (
+            sum(line.startswith(f"Finished XLA compilation of jit({name})") for line in lines) == 2
+        ), name
 
 
 def test_sigterm_saves_first_and_the_run_goes_on_from_there(tmp_path):
     want = train(tmp_path / "one")
     with pytest.raises(loop.Stopped, match="after step 6 of 10, state saved"):
-        train(tmp_path / "two", stop_at(5, lambda: os.kill(os.getpid(), signal.SIGTERM)), save_every=100)
+        train(
+            tmp_path / "two",
+            stop_at(5, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+            save_every=100,
+        )
     with checkpoint.Checkpoints(tmp_path / "two" / "checkpoints") as store:
         assert store.steps() == [6]
     got = train(tmp_path / "two", save_every=100)
@@ -127,11 +147,17 @@ def test_a_step_that_was_half_made_is_not_saved_as_the_state_before_it(tmp_path)
     def step(state, i, seed):
         if i != 5:
             return add_noise(state, i, seed)
-        row = {"loss": jnp.float32(np.nan), "grad_norm": jnp.float32(2), "finite": jnp.float32(0), "updated": 1}
+        row = {
+            "loss": jnp.float32(np.nan),
+            "grad_norm": jnp.float32(2),
+            "finite": jnp.float32(0),
+            "updated": 1,
+        }
         return add_noise(state, i, seed)[0], row, "5"
 
     with pytest.raises(
-        loop.NonFiniteLoss, match=r"1 of its updates were made before.*newest checkpoint is .*/4\. Look"
+        loop.NonFiniteLoss,
+        match=r"1 of its updates were made before.*newest checkpoint is .*/4\. Look",
     ):
         train(tmp_path, step)
     got, want = train(tmp_path), train(tmp_path / "one")
@@ -178,7 +204,9 @@ def test_a_truncated_latest_checkpoint_costs_its_steps_and_nothing_else(tmp_path
 def test_a_checkpoint_of_other_data_is_refused(tmp_path):
     with pytest.raises(Crash):
         train(tmp_path, stop_at(5, crash))
-    with pytest.raises(checkpoint.CheckpointError, match="data was 'a' and is 'b'.*another workdir"):
+    with pytest.raises(
+        checkpoint.CheckpointError, match="data was 'a' and is 'b'.*another workdir"
+    ):
         train(tmp_path, identity={"data": "b"})
 
 
@@ -187,10 +215,21 @@ def test_other_settings_are_told_and_other_places_in_the_data_refused(tmp_path, 
         train(tmp_path, stop_at(5, crash), lr=0.1)
     # A checkpoint that does not say its batch size, as older ones, is not asked for it.
     with pytest.raises(Crash), caplog.at_level(logging.WARNING):
-        train(tmp_path, stop_at(7, crash), identity={"data": "a", "batch_size": 8}, lr=0.2, log_every=2)
-    assert "toy: goes on with other settings than it was saved with: toy.lr was 0.1 and is 0.2" in caplog.text
+        train(
+            tmp_path,
+            stop_at(7, crash),
+            identity={"data": "a", "batch_size": 8},
+            lr=0.2,
+            log_every=2,
+        )
+    assert (
+        "toy: goes on with other settings than it was saved with: toy.lr was 0.1 and is 0.2"
+        in caplog.text
+    )
     assert "log_every" not in caplog.text
-    with pytest.raises(checkpoint.CheckpointError, match="batch_size was 8 and is 4.*another workdir"):
+    with pytest.raises(
+        checkpoint.CheckpointError, match="batch_size was 8 and is 4.*another workdir"
+    ):
         train(tmp_path, identity={"data": "a", "batch_size": 4}, lr=0.2)
 
 
@@ -220,7 +259,7 @@ def test_the_config_beside_the_results_is_never_half_written(tmp_path):
     from experiments.spct_tiny import get_config
     from grm_jax.training import main, steps
 
-    config, folder = get_config(), main.folder_of(tmp_path)
+    config, folder = get_config(), main.as_path(tmp_path)
     cfg = steps.model_config(config)
     main._note_config(config, cfg, folder)
     done, read = threading.Event(), []

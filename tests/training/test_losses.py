@@ -79,7 +79,9 @@ def test_padding_never_reaches_loss_or_gradient():
 
     def loss(x, pad):
         pad_all = [jnp.where(mask > 0, y, pad) for y in (x, ref, old)]
-        return losses.grpo_loss(pad_all[0], pad_all[1], mask, adv, beta=0.08, old_logps_RxT=pad_all[2])[0]
+        return losses.grpo_loss(
+            pad_all[0], pad_all[1], mask, adv, beta=0.08, old_logps_RxT=pad_all[2]
+        )[0]
 
     clean, clean_grad = jax.value_and_grad(loss)(logps, 0.0)
     dirty, dirty_grad = jax.value_and_grad(loss)(logps, -jnp.inf)
@@ -96,7 +98,9 @@ def test_micro_batches_add_up():
     ]
     np.testing.assert_allclose(halves[0][0] + halves[1][0], whole, rtol=1e-6)
     for name in ("kl", "clip_share"):
-        np.testing.assert_allclose(halves[0][1][name] + halves[1][1][name], whole_metrics[name], rtol=1e-5)
+        np.testing.assert_allclose(
+            halves[0][1][name] + halves[1][1][name], whole_metrics[name], rtol=1e-5
+        )
 
 
 def exact_kl(p, q):
@@ -107,7 +111,9 @@ def expected_kl_gradient(estimator, theta, ref):
     """E over the policy's own samples of the gradient of the KL loss term: every outcome, weighted by its probability."""
 
     def one(theta, outcome):
-        return losses.kl_per_token(jax.nn.log_softmax(theta)[outcome], jnp.log(ref)[outcome], estimator)
+        return losses.kl_per_token(
+            jax.nn.log_softmax(theta)[outcome], jnp.log(ref)[outcome], estimator
+        )
 
     grads = jax.vmap(jax.grad(one), (None, 0))(theta, jnp.arange(theta.size))
     return jax.nn.softmax(theta) @ grads
@@ -143,10 +149,16 @@ def test_k1_is_refused_with_its_reason():
 def test_advantages_are_those_of_the_paper_and_affine_invariant():
     signs = jnp.float32([[1, -1, -1, -1], [1, 1, -1, -1], [1, 1, 1, -1]])
     adv = losses.group_advantages(signs)
-    want = [[1.7320508, -0.57735, -0.57735, -0.57735], [1, 1, -1, -1], [0.57735, 0.57735, 0.57735, -1.7320508]]
+    want = [
+        [1.7320508, -0.57735, -0.57735, -0.57735],
+        [1, 1, -1, -1],
+        [0.57735, 0.57735, 0.57735, -1.7320508],
+    ]
     np.testing.assert_allclose(adv, want, atol=1e-5)
     np.testing.assert_allclose(adv, losses.group_advantages((signs + 1) / 2), atol=1e-6)
-    np.testing.assert_allclose(losses.group_advantages(signs, normalise_std=False)[0], [1.5, -0.5, -0.5, -0.5])
+    np.testing.assert_allclose(
+        losses.group_advantages(signs, normalise_std=False)[0], [1.5, -0.5, -0.5, -0.5]
+    )
 
 
 @pytest.mark.parametrize("value", [1.0, -1.0, 0.1, 1e-3])
@@ -175,7 +187,9 @@ def test_sft_loss_is_the_token_mean_and_adds_up():
     weights = jnp.float32(rng.integers(0, 2, (4, 6)))
     whole = losses.sft_loss(logps, weights)
     np.testing.assert_allclose(whole, -np.sum(logps * weights) / np.sum(weights), rtol=1e-6)
-    parts = sum(losses.sft_loss(logps[i : i + 1], weights[i : i + 1], weights.sum()) for i in range(4))
+    parts = sum(
+        losses.sft_loss(logps[i : i + 1], weights[i : i + 1], weights.sum()) for i in range(4)
+    )
     np.testing.assert_allclose(parts, whole, rtol=1e-6)
     assert losses.sft_loss(logps, jnp.zeros((4, 6))) == 0.0
 
@@ -194,5 +208,7 @@ def test_bce_loss_equals_the_float64_reference_for_large_scores():
     scores = np.array([-15.78, 1.31, 1.67, 60.0, -60.0])
     labels = np.array([0.0, 1.0, 1.0, 1.0, 0.0])
     want = np.mean(np.logaddexp(0.0, np.where(labels == 1, -scores, scores)))
-    np.testing.assert_allclose(losses.bce_loss(jnp.float32(scores), jnp.float32(labels)), want, atol=1e-6)
+    np.testing.assert_allclose(
+        losses.bce_loss(jnp.float32(scores), jnp.float32(labels)), want, atol=1e-6
+    )
     assert np.isfinite(losses.bce_loss(jnp.float32([1e4, -1e4]), jnp.float32([0.0, 1.0])))

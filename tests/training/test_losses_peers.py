@@ -18,10 +18,17 @@ pytestmark = pytest.mark.peers
 
 def tunix(tmp_path, **arrays):
     if "GRM_PEERS" not in os.environ:
-        pytest.skip("GRM_PEERS is not set: give the interpreter of an environment with the `bench` extra")
+        pytest.skip(
+            "GRM_PEERS is not set: give the interpreter of an environment with the `bench` extra"
+        )
     np.savez(tmp_path / "in.npz", **arrays)
     script = Path(__file__).parent / "peer_tunix_loss.py"
-    command = [*shlex.split(os.environ["GRM_PEERS"]), str(script), str(tmp_path / "in.npz"), str(tmp_path / "out.npz")]
+    command = [
+        *shlex.split(os.environ["GRM_PEERS"]),
+        str(script),
+        str(tmp_path / "in.npz"),
+        str(tmp_path / "out.npz"),
+    ]
     subprocess.run(command, check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
     return np.load(tmp_path / "out.npz")
 
@@ -30,7 +37,16 @@ def case(seed, kl, beta=0.08):
     logps, old, ref, mask, adv = (np.float32(x) for x in random_case(seed))
     rewards = np.random.default_rng(seed).choice([-1.0, 1.0], 8)
     return dict(
-        logps=logps, old=old, ref=ref, mask=mask, advantages=adv, rewards=rewards, group=4, beta=beta, clip=0.2, kl=kl
+        logps=logps,
+        old=old,
+        ref=ref,
+        mask=mask,
+        advantages=adv,
+        rewards=rewards,
+        group=4,
+        beta=beta,
+        clip=0.2,
+        kl=kl,
     )
 
 
@@ -41,7 +57,9 @@ def test_the_same_formula_gives_the_same_loss_and_gradient(tmp_path, theirs, our
 
     def loss(x):
         args = (jnp.asarray(data[name]) for name in ("ref", "mask", "advantages"))
-        return losses.grpo_loss(x, *args, beta=0.08, old_logps_RxT=jnp.asarray(data["old"]), kl_estimator=ours)[0]
+        return losses.grpo_loss(
+            x, *args, beta=0.08, old_logps_RxT=jnp.asarray(data["old"]), kl_estimator=ours
+        )[0]
 
     value, grad = jax.value_and_grad(loss)(jnp.asarray(data["logps"]))
     np.testing.assert_allclose(value, found["loss"], atol=1e-5)

@@ -30,14 +30,18 @@ def test_schedule_warms_up_from_above_zero_and_ends_where_it_says(schedule, end)
 def test_schedules_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="warmup_steps=100 is not shorter than steps=100"):
         optim.make_schedule(section(warmup_steps=100))
-    with pytest.raises(ValueError, match="'step' is not known: use one of constant, cosine, linear"):
+    with pytest.raises(
+        ValueError, match="'step' is not known: use one of constant, cosine, linear"
+    ):
         optim.make_schedule(section(schedule="step"))
 
 
 def test_the_schedule_ends_with_the_last_update_of_the_last_rollout():
     rate = optim.make_schedule(section(schedule="linear", updates_per_rollout=2))
     np.testing.assert_allclose([rate(20), rate(110), rate(200)], [1e-2, 5.5e-3, 1e-3], rtol=1e-4)
-    with pytest.raises(ValueError, match="config.rl.warmup_steps=100 is not shorter than config.rl.steps=100"):
+    with pytest.raises(
+        ValueError, match="config.rl.warmup_steps=100 is not shorter than config.rl.steps=100"
+    ):
         optim.make_optimizer(section(warmup_steps=100), "rl")
     with pytest.raises(ValueError, match="config.rft.schedule 'step' is not known"):
         optim.make_optimizer(section(schedule="step"), "rft")

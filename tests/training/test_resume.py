@@ -122,7 +122,9 @@ def test_ten_kills_in_each_training(undisturbed, tmp_path, stage):
             process = start(workdir)
             while process.poll() is None and len(rows_in(workdir, stage)) < target:
                 time.sleep(0.005)
-            time.sleep(rng.random() * (0.1 if target else 10))  # at 0: anywhere in the start-up and the first steps
+            time.sleep(
+                rng.random() * (0.1 if target else 10)
+            )  # at 0: anywhere in the start-up and the first steps
             if process.poll() is None and not loop.is_done(workdir / stage):
                 process.send_signal(signal.SIGKILL)
                 moments.append(len(rows_in(workdir, stage)))

@@ -1,4 +1,4 @@
-"""Rejective fine-tuning data: the strict rule, fates, hints that are not stored, and the four sources of samples."""
+"""Rejective fine-tuning data: the strict rule, outcomes, hints that are not stored, and the four sources of samples."""
 
 import http.server
 import json
@@ -7,12 +7,13 @@ import threading
 import pytest
 
 from experiments import spct_27b, spct_tiny
-from grm_jax.data import vocabulary, world
+from grm_jax.data import world
 from grm_jax.data.sft import Example, read_examples
-from grm_jax.judging.types import Comparison
+from grm_jax.data.world import vocabulary
 from grm_jax.text import tokenizer
 from grm_jax.training import rft_data, rft_samplers, sources
-from grm_jax.training.rft_data import Reply, RftOptions, build, is_right
+from grm_jax.training.rft_data import CritiqueReply, RftOptions, build, is_correct
+from grm_jax.types import Comparison
 
 COMPACT = RftOptions(template="compact")
 PAIR = Comparison("q", ("x", "y"), label=1, id="pair")
@@ -27,10 +28,10 @@ def scripted(*texts):
         for one in wanted:
             scores = queue.pop(0)
             if scores is None or isinstance(scores, str):
-                replies.append(None if scores is None else Reply(scores))
+                replies.append(None if scores is None else CritiqueReply(scores))
                 continue
             shown = ", ".join(str(scores[i]) for i in one.order)
-            replies.append(Reply(f"because\n\n\\boxed{{{shown}}}"))
+            replies.append(CritiqueReply(f"because\n\n\\boxed{{{shown}}}"))
         return replies
 
     return sample
@@ -56,7 +57,7 @@ def scripted(*texts):
 )
 def test_the_strict_rule(label, scores, right):
     n = len(label) if isinstance(label, tuple) else label + 1
-    assert is_right(Comparison("q", ("r",) * n, label=label), scores) == right
+    assert is_correct(Comparison("q", ("r",) * n, label=label), scores) == right
 
 
 @pytest.mark.parametrize("label", [None, (0.5, 0.5)])
@@ -65,7 +66,7 @@ def test_a_comparison_needs_one_best(label):
         build([Comparison("q", ("a", "b"), label=label)], scripted(), COMPACT)
 
 
-# ---------------------------------------------------------------- fates
+# ---------------------------------------------------------------- outcomes
 
 
 def test_wrong_samples_are_rejected_and_counted():
@@ -86,7 +87,7 @@ def test_too_easy_drops_the_non_hinted_samples_only():
     assert [e.kind for e in made.examples] == ["hinted"]
     # A sample that never came leaves fewer than N: not known to be easy.
     made = build([PAIR], scripted((2, 9), (2, 9), None, (2, 9)), COMPACT)
-    assert made.fates["non_hinted/kept"] == 2 and made.fates["non_hinted/failed"] == 1
+    assert made.outcomes["non_hinted/kept"] == 2 and made.outcomes["non_hinted/failed"] == 1
 
 
 def test_what_cannot_be_read_keeps_its_reason():
@@ -125,15 +126,17 @@ def test_without_samples_of_either_kind_there_are_no_critiques(tmp_path):
     tok = tokenizer.load(vocabulary.vocabulary_path())
     assert len(rft.prepare(config, tok, None, tmp_path / "a")) == 5
     config.data.general_items = 0
-    with pytest.raises(ValueError, match="the RFT set is empty.*config.rft.samples=0.*config.data.general_items=0"):
+    with pytest.raises(
+        ValueError, match="the RFT set is empty.*config.rft.samples=0.*config.data.general_items=0"
+    ):
         rft.prepare(config, tok, None, tmp_path / "b")
 
 
 def test_trials_remember_right_and_wrong_for_the_meta_reward_model():
     made = build([PAIR], scripted((2, 9), (2, 9), (2, 9), (9, 2)), COMPACT)
-    assert [(t.right, t.fate, t.hinted) for t in made.trials] == [(True, "too_easy", False)] * 3 + [
-        (False, "wrong", True)
-    ]
+    assert [(t.right, t.outcome, t.hinted) for t in made.trials] == [
+        (True, "too_easy", False)
+    ] * 3 + [(False, "wrong", True)]
     row = json.loads(json.dumps(made.trials[0].row()))
     assert row["comparison"]["id"] == "pair" and row["right"] is True
 
@@ -154,7 +157,9 @@ def test_the_hint_is_asked_with_but_not_stored():
         text = one.messages[0]["content"]
         assert ("Hint:" in text) == one.hinted
         if one.hinted and one.comparison.n == 3:
-            assert f"Response {one.order.index(one.comparison.label) + 1}." in text.split("Hint:")[1]
+            assert (
+                f"Response {one.order.index(one.comparison.label) + 1}." in text.split("Hint:")[1]
+            )
         if one.hinted and one.comparison.n == 1:
             assert f"{one.comparison.label[0]:g}" in text.split("Hint:")[1]
     hinted = [e for e in made.examples if e.kind == "hinted"]
@@ -193,7 +198,7 @@ def test_the_teacher_is_reproducible_and_its_rates_arrive():
     a = build(items, rft_samplers.teacher(0.6, 0.3), COMPACT)
     b = build(items, rft_samplers.teacher(0.6, 0.3), RftOptions(template="compact", chunk=7))
     assert a.examples == b.examples and a.summary() == b.summary()
-    assert a.fates["hinted/kept"] == 400
+    assert a.outcomes["hinted/kept"] == 400
     assert 0.4 < sum(t.right for t in a.trials if not t.hinted) / 1200 < 0.75
 
 
@@ -207,7 +212,9 @@ class FakeServer(http.server.BaseHTTPRequestHandler):
         self.calls.append((self.path, body, self.headers.get("Authorization")))
         bad = "bad" in body["model"] or "bad word" in body["messages"][0]["content"]
         status = 400 if bad else 503 if len(self.calls) == 1 else 200
-        answer = {"choices": [{"message": {"content": r"fine \boxed{2, 9}"}, "finish_reason": "stop"}]}
+        answer = {
+            "choices": [{"message": {"content": r"fine \boxed{2, 9}"}, "finish_reason": "stop"}]
+        }
         self.send_response(status)
         self.end_headers()
         self.wfile.write(json.dumps(answer if status == 200 else {"error": "no"}).encode())
@@ -228,13 +235,19 @@ def server():
 
 def test_an_endpoint_is_asked_again_after_a_passing_failure(server, monkeypatch):
     monkeypatch.setenv("SOME_KEY", "secret")
-    sample = rft_samplers.endpoint(server, "m", 50, 0.7, key_variable="SOME_KEY", parallel=1, pause=0.0)
+    sample = rft_samplers.endpoint(
+        server, "m", 50, 0.7, key_variable="SOME_KEY", parallel=1, pause=0.0
+    )
     replies = sample(rft_data.wanted_for(PAIR, COMPACT))
     assert [reply.text for reply in replies] == [r"fine \boxed{2, 9}"] * 4
     assert len(FakeServer.calls) == 5
     path, body, key = FakeServer.calls[0]
     assert path == "/v1/chat/completions" and key == "Bearer secret"
-    assert body["max_tokens"] == 50 and body["temperature"] == 0.7 and body["messages"][0]["role"] == "user"
+    assert (
+        body["max_tokens"] == 50
+        and body["temperature"] == 0.7
+        and body["messages"][0]["role"] == "user"
+    )
 
 
 def test_an_endpoint_that_keeps_failing_stops_the_run(server):
@@ -248,29 +261,40 @@ def test_an_endpoint_that_keeps_failing_stops_the_run(server):
 def test_a_request_that_fails_for_good_does_not_bar_the_way(server, tmp_path, caplog):
     """One prompt that the endpoint refuses: built, built again from the journal, and from a journal that does not know of it."""
     options = RftOptions(template="compact", samples=1, hinted=0, chunk=40)
-    items = [Comparison("a bad word" if i == 7 else f"question {i}", ("x", "y"), label=1, id=str(i)) for i in range(40)]
+    items = [
+        Comparison("a bad word" if i == 7 else f"question {i}", ("x", "y"), label=1, id=str(i))
+        for i in range(40)
+    ]
     FakeServer.calls = [None]  # the first request need not fail
     made = []
     for _ in range(2):
         asked = rft_samplers.endpoint(server, "m", 50, parallel=4, pause=0.0)
         made.append(build(items, rft_samplers.journaled(asked, tmp_path / "j"), options))
-    assert made[0].summary() == made[1].summary() and made[0].fates["non_hinted/failed"] == 1
+    assert made[0].summary() == made[1].summary() and made[0].outcomes["non_hinted/failed"] == 1
     assert len(FakeServer.calls) == 1 + 40
     (part,) = (tmp_path / "j").glob("*.jsonl")
-    part.write_text("".join(line + "\n" for line in part.read_text().splitlines() if json.loads(line)["text"]))
+    part.write_text(
+        "".join(line + "\n" for line in part.read_text().splitlines() if json.loads(line)["text"])
+    )
     asked = rft_samplers.endpoint(server, "m", 50, pause=0.0)
     build(items, rft_samplers.journaled(asked, tmp_path / "j"), options)
     assert len(FakeServer.calls) == 1 + 40 + 1
 
 
 def test_replies_of_a_call_that_failed_too_often_are_kept(server, tmp_path):
-    items = [Comparison("a bad word" if i % 2 else f"question {i}", ("x", "y"), label=1, id=str(i)) for i in range(8)]
+    items = [
+        Comparison("a bad word" if i % 2 else f"question {i}", ("x", "y"), label=1, id=str(i))
+        for i in range(8)
+    ]
     options = RftOptions(template="compact", samples=1, hinted=0)
     FakeServer.calls = [None]
     for calls in (8, 8 + 4):
-        sample = rft_samplers.journaled(rft_samplers.endpoint(server, "m", 50, pause=0.0), tmp_path / "j")
+        sample = rft_samplers.journaled(
+            rft_samplers.endpoint(server, "m", 50, pause=0.0), tmp_path / "j"
+        )
         with pytest.raises(
-            rft_samplers.TooManyFailed, match="requests failed, more than the share of 0.05.*answered 400"
+            rft_samplers.TooManyFailed,
+            match="requests failed, more than the share of 0.05.*answered 400",
         ):
             build(items, sample, options)
         assert len(FakeServer.calls) == 1 + calls
@@ -294,8 +318,12 @@ def test_a_journal_remembers_replies_across_interruptions(tmp_path):
     resumed = build(items, rft_samplers.journaled(counting(), path), COMPACT)
     assert asked == [16, 8]  # what failed for good is not asked again either
     failing = rft_samplers.teacher(0.7)
-    want = build(items, lambda w: [None if i == 1 else r for i, r in enumerate(failing(w))], COMPACT)
-    assert resumed.examples == want.examples and resumed.summary() == want.summary() != whole.summary()
+    want = build(
+        items, lambda w: [None if i == 1 else r for i, r in enumerate(failing(w))], COMPACT
+    )
+    assert (
+        resumed.examples == want.examples and resumed.summary() == want.summary() != whole.summary()
+    )
     # Another prompt is another question: nothing is reused.
     build(items, rft_samplers.journaled(counting(), path), RftOptions(template="compact", seed=9))
     assert asked[-1] > 12
@@ -306,18 +334,36 @@ def test_a_journal_remembers_replies_across_interruptions(tmp_path):
 
 def test_what_is_not_too_easy_remains_for_rl(tmp_path, caplog):
     other = Comparison("q2", ("x", "y"), label=0, id="other")
-    made = build([PAIR, other], scripted((2, 9), (2, 9), (2, 9), (9, 2), (9, 2), (2, 9), (9, 2), (9, 2)), COMPACT)
+    made = build(
+        [PAIR, other],
+        scripted((2, 9), (2, 9), (2, 9), (9, 2), (9, 2), (2, 9), (9, 2), (9, 2)),
+        COMPACT,
+    )
     made.save(tmp_path)
     easy = rft_data.easy_ids(rft_data.read_trials(tmp_path / "trials.jsonl"))
     assert easy == {str(PAIR.id)}
-    rows = [{"query": "q", "responses": ["x", "y"], "label": 0, "id": name} for name in (PAIR.id, "other")]
+    rows = [
+        {"query": "q", "responses": ["x", "y"], "label": 0, "id": name}
+        for name in (PAIR.id, "other")
+    ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    entry = {"name": "a", "layout": "comparison", "files": (str(tmp_path / "a.jsonl"),), "rate": 1.0}
+    entry = {
+        "name": "a",
+        "layout": "comparison",
+        "files": (str(tmp_path / "a.jsonl"),),
+        "rate": 1.0,
+    }
     config = spct_27b.get_config()
     config.data.judging = (entry,)
     whole, left = sources.judging(config), sources.judging(config, without=easy)
-    assert (whole.size, left.size, left.at(0).id) == (2, 1, "other") and whole.identity != left.identity
-    with pytest.raises(ValueError, match="source 'a' has no comparison but those that are left out"):
+    assert (whole.size, left.size, left.at(0).id) == (
+        2,
+        1,
+        "other",
+    ) and whole.identity != left.identity
+    with pytest.raises(
+        ValueError, match="source 'a' has no comparison but those that are left out"
+    ):
         sources.judging(config, without={*easy, "other"})
     with pytest.raises(ValueError, match="judging world, which is endless"):
         sources.judging(spct_tiny.get_config(), without=easy)
@@ -327,7 +373,10 @@ def test_samples_from_a_file_bring_their_own_order(tmp_path):
     path = tmp_path / "samples.jsonl"
     rows = [
         {"id": "pair", "text": r"\boxed{9, 2}", "order": [1, 0]},
-        {"id": "pair", "critiques": [{"text": r"\boxed{9, 2}", "order": [0, 1]}, {"text": r"\boxed{1, 2}"}]},
+        {
+            "id": "pair",
+            "critiques": [{"text": r"\boxed{9, 2}", "order": [0, 1]}, {"text": r"\boxed{1, 2}"}],
+        },
         {"id": "pair", "text": r"\boxed{3, 4}", "hinted": True},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -345,7 +394,13 @@ def test_a_model_is_asked_for_different_samples_of_one_prompt():
 
     class Row:
         def __init__(self, request, tokens, finish="stop"):
-            self.request, self.sample, self.tokens, self.finish, self.error = request, 0, tokens, finish, None
+            self.request, self.sample, self.tokens, self.finish, self.error = (
+                request,
+                0,
+                tokens,
+                finish,
+                None,
+            )
 
     def runner(requests):
         asked.extend(requests)
@@ -376,21 +431,21 @@ def test_a_set_is_saved_whole(tmp_path):
     made = build(world.make_items("train", 0, 20), rft_samplers.teacher(), COMPACT)
     made.save(tmp_path / "rft")
     assert list(read_examples(tmp_path / "rft" / "examples.jsonl")) == made.examples
-    assert json.loads((tmp_path / "rft" / "fates.json").read_text()) == made.summary()
+    assert json.loads((tmp_path / "rft" / "outcomes.json").read_text()) == made.summary()
     assert len((tmp_path / "rft" / "trials.jsonl").read_text().splitlines()) == len(made.trials)
 
 
 def test_texts_with_any_sign_for_a_new_line_come_back(tmp_path):
     text = "a\u2028b\u2029c\u0085d\x0be\x1cf\r\ng"
     pair = Comparison(f"q{text}", (f"x{text}", "y"), label=1, id="pair")
-    made = build([pair], lambda wanted: [Reply(f"{text}\\boxed{{2, 9}}")] * 4, COMPACT)
+    made = build([pair], lambda wanted: [CritiqueReply(f"{text}\\boxed{{2, 9}}")] * 4, COMPACT)
     made.save(tmp_path)
     assert rft_data.read_trials(tmp_path / "trials.jsonl") == made.trials
     asked = []
 
     def sample(wanted):
         asked.append(len(wanted))
-        return [Reply(text)] * len(wanted)
+        return [CritiqueReply(text)] * len(wanted)
 
     for _ in range(2):
         build([pair], rft_samplers.journaled(sample, tmp_path / "j"), COMPACT)

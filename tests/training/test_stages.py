@@ -34,12 +34,16 @@ def wrapped(monkeypatch, name, around):
 
     def built(*args):
         program = build(*args)
-        return dataclasses.replace(program, fn=lambda state, batch: around(program.fn, state, batch))
+        return dataclasses.replace(
+            program, fn=lambda state, batch: around(program.fn, state, batch)
+        )
 
     monkeypatch.setattr(steps, name, built)
 
 
-def test_a_stage_keeps_its_state_and_reference_and_no_first_parameters(setting, monkeypatch, tmp_path):
+def test_a_stage_keeps_its_state_and_reference_and_no_first_parameters(
+    setting, monkeypatch, tmp_path
+):
     config, mesh, tokenizer, abstract = setting
     table = (config.model_overrides["vocab_size"], config.model_overrides["d_model"])
     seen = []
@@ -63,15 +67,22 @@ def test_a_stage_keeps_its_state_and_reference_and_no_first_parameters(setting, 
     rft.train(config, mesh, tokenizer, first, tmp_path / "rft")
     at = sources.judging(config).at
     grpo.train(config, mesh, tokenizer, last("rft"), at, tmp_path / "rl", "world")
-    meta_rm.train(config, mesh, tokenizer, last("rft"), last("rl"), tmp_path / "rft", tmp_path / "meta_rm")
+    meta_rm.train(
+        config, mesh, tokenizer, last("rft"), last("rl"), tmp_path / "rft", tmp_path / "meta_rm"
+    )
     # The weights and two moments; in RL the reference too, in both updates.
     assert seen == [3, 4, 4, 3]
-    tied = {stage: set(loop.read_result(tmp_path / stage)["identity"]) for stage in ("rft", "rl", "meta_rm")}
+    tied = {
+        stage: set(loop.read_result(tmp_path / stage)["identity"])
+        for stage in ("rft", "rl", "meta_rm")
+    }
     assert {"batch_size", "seq_len"} <= tied["rft"] and "rl.prompts" in tied["rl"]
     assert {"meta_rm.batch_size", "meta_rm.seq_len", "meta_rm.likelihood"} <= tied["meta_rm"]
 
 
-def test_no_further_update_of_a_rollout_after_one_that_is_not_finite(setting, monkeypatch, tmp_path):
+def test_no_further_update_of_a_rollout_after_one_that_is_not_finite(
+    setting, monkeypatch, tmp_path
+):
     config, mesh, tokenizer, _ = setting
     config.rl.update(updates_per_rollout=4)
     calls = []
@@ -84,7 +95,9 @@ def test_no_further_update_of_a_rollout_after_one_that_is_not_finite(setting, mo
     wrapped(monkeypatch, "build_grpo_step", poisoned)
     first = lambda: states.init_params(steps.model_config(config), mesh, 0)  # noqa: E731
     at = sources.judging(config).at
-    with pytest.raises(loop.NonFiniteLoss, match="at step 0.*1 of its updates were made before.*no checkpoint yet"):
+    with pytest.raises(
+        loop.NonFiniteLoss, match="at step 0.*1 of its updates were made before.*no checkpoint yet"
+    ):
         grpo.train(config, mesh, tokenizer, first, at, tmp_path, "world")
     assert calls == [0, 1] and not metrics.read_jsonl(tmp_path / "metrics.jsonl")
 
@@ -130,17 +143,35 @@ def test_a_start_of_the_meta_rm_that_does_not_exist_is_refused_before_anything_t
 @pytest.mark.parametrize(
     "field, value, message",
     [
-        ("rft.sampler", "teecher", "rft.sampler 'teecher' is not known: use teacher, file, endpoint or model"),
+        (
+            "rft.sampler",
+            "teecher",
+            "rft.sampler 'teecher' is not known: use teacher, file, endpoint or model",
+        ),
         ("rl.kl_estimator", "k1", "kl_estimator 'k1' has an expected gradient of exactly zero"),
         ("rl.temperature", 0.0, "config.rl.temperature=0.0: .* give one above 0"),
         ("rl.group_size", 1, "config.rl.group_size=1: .* give at least 2"),
-        ("rl.reference_dtype", "bf17", "config.rl.reference_dtype='bf17': give float32 or bfloat16"),
+        (
+            "rl.reference_dtype",
+            "bf17",
+            "config.rl.reference_dtype='bf17': give float32 or bfloat16",
+        ),
         ("rl.schedule", "cosin", "config.rl.schedule 'cosin' is not known"),
-        ("meta_rm.likelihood", -1.0, "config.meta_rm.likelihood=-1.0: the weight of a log-probability, give 0"),
-        ("meta_rm.warmup_steps", 99, "config.meta_rm.warmup_steps=99 is not shorter than config.meta_rm.steps"),
+        (
+            "meta_rm.likelihood",
+            -1.0,
+            "config.meta_rm.likelihood=-1.0: the weight of a log-probability, give 0",
+        ),
+        (
+            "meta_rm.warmup_steps",
+            99,
+            "config.meta_rm.warmup_steps=99 is not shorter than config.meta_rm.steps",
+        ),
     ],
 )
-def test_what_would_stop_a_later_stage_is_refused_before_anything_trains(tmp_path, field, value, message):
+def test_what_would_stop_a_later_stage_is_refused_before_anything_trains(
+    tmp_path, field, value, message
+):
     config = resume_child.make_config()
     section, name = field.split(".")
     config[section][name] = value
@@ -162,7 +193,10 @@ def test_a_stage_that_is_done_keeps_its_config_and_a_change_is_told(tmp_path, ca
         main._note_config(config, cfg, tmp_path)
         noted = json.loads((tmp_path / "config.json").read_text())
         assert noted["rl"]["beta"] == was and noted["meta_rm"]["lr"] == 0.25
-        assert f"rl is done, with other values than this config's (beta={was} (here 0.5))" in caplog.text
+        assert (
+            f"rl is done, with other values than this config's (beta={was} (here 0.5))"
+            in caplog.text
+        )
         assert "meta_rm" not in caplog.text
 
 

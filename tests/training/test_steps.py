@@ -26,8 +26,18 @@ def make_config(**rl):
     config = ml_collections.ConfigDict(dict(model="tiny_gemma2", seq_len=24, batch_size=8))
     config.model_overrides = dict(num_layers=2)  # one local and one global layer
     config.rft = stage()
-    defaults = dict(prompts=8, group_size=4, prompt_len=10, max_new_tokens=6, temperature=1.0, beta=0.08, clip=0.2)
-    config.rl = stage(**(defaults | dict(kl_estimator="k3", updates_per_rollout=1, group_packed=True) | rl))
+    defaults = dict(
+        prompts=8,
+        group_size=4,
+        prompt_len=10,
+        max_new_tokens=6,
+        temperature=1.0,
+        beta=0.08,
+        clip=0.2,
+    )
+    config.rl = stage(
+        **(defaults | dict(kl_estimator="k3", updates_per_rollout=1, group_packed=True) | rl)
+    )
     config.meta_rm = stage(batch_size=8, seq_len=16, token_loss=0.0, likelihood=0.0)
     return config
 
@@ -35,12 +45,21 @@ def make_config(**rl):
 def sft_batch(rng, rows=8, length=24, vocab=128):
     tokens = rng.integers(3, vocab, (rows, length)).astype(np.int32)
     # Two packed sequences of 10 and 9 tokens, then padding.
-    segments = np.concatenate([np.full(10, 1), np.full(9, 2), np.zeros(length - 19)]).astype(np.int32)
-    positions = np.concatenate([np.arange(10), np.arange(9), np.zeros(length - 19)]).astype(np.int32)
+    segments = np.concatenate([np.full(10, 1), np.full(9, 2), np.zeros(length - 19)]).astype(
+        np.int32
+    )
+    positions = np.concatenate([np.arange(10), np.arange(9), np.zeros(length - 19)]).astype(
+        np.int32
+    )
     weights = np.zeros(length, np.float32)
     weights[4:10] = weights[12:19] = 1
     tile = lambda x: np.tile(x, (rows, 1))  # noqa: E731
-    return {"tokens": tokens, "segment_ids": tile(segments), "positions": tile(positions), "weights": tile(weights)}
+    return {
+        "tokens": tokens,
+        "segment_ids": tile(segments),
+        "positions": tile(positions),
+        "weights": tile(weights),
+    }
 
 
 def grpo_batch(rng, config, vocab=128):
@@ -67,10 +86,14 @@ def grpo_batch(rng, config, vocab=128):
 
 def run_step(config, build, batch, mesh, count=1):
     program = build(config, mesh)
-    section = {steps.build_sft_step: config.rft, steps.build_grpo_step: config.rl}.get(build, config.meta_rm)
+    section = {steps.build_sft_step: config.rft, steps.build_grpo_step: config.rl}.get(
+        build, config.meta_rm
+    )
     cfg = steps.model_config(config, scalar_head=build is steps.build_meta_rm_step)
     with jax.set_mesh(mesh):
-        state = states.init_state(states.init_params(cfg, mesh, 0), optim.make_optimizer(section), mesh, 0)
+        state = states.init_state(
+            states.init_params(cfg, mesh, 0), optim.make_optimizer(section), mesh, 0
+        )
         for _ in range(count):
             state, metrics = program.fn(state, states.put_batch(batch, mesh))
     return state, metrics
@@ -85,11 +108,17 @@ def assert_close(a, b, **tolerance):
         np.testing.assert_allclose(np.asarray(x), np.asarray(y), **tolerance)
 
 
-@pytest.mark.parametrize("build,key", [(steps.build_sft_step, "rft"), (steps.build_grpo_step, "rl")])
+@pytest.mark.parametrize(
+    "build,key", [(steps.build_sft_step, "rft"), (steps.build_grpo_step, "rl")]
+)
 @pytest.mark.parametrize("mesh_sizes", [(2, 4, 1), (1, 2, 4)])
 def test_sharded_and_accumulated_step_is_the_plain_one(build, key, mesh_sizes):
     config = make_config()
-    batch = sft_batch(np.random.default_rng(0)) if key == "rft" else grpo_batch(np.random.default_rng(0), config)
+    batch = (
+        sft_batch(np.random.default_rng(0))
+        if key == "rft"
+        else grpo_batch(np.random.default_rng(0), config)
+    )
     plain, plain_metrics = run_step(config, build, batch, single())
     config[key].micro_batches = 1 if mesh_sizes[1] == 4 else 2
     other, other_metrics = run_step(config, build, batch, make_mesh(*mesh_sizes))
@@ -112,7 +141,9 @@ def test_sft_learns_only_the_weighted_tokens():
     config = make_config()
     batch = sft_batch(np.random.default_rng(2))
     other = {**batch, "tokens": batch["tokens"].copy()}
-    other["tokens"][:, 18] = 5  # The last weighted token of the second sequence: a target, and context of none.
+    other["tokens"][:, 18] = (
+        5  # The last weighted token of the second sequence: a target, and context of none.
+    )
     _, a = run_step(config, steps.build_sft_step, batch, single())
     _, b = run_step(config, steps.build_sft_step, other, single())
     assert float(a["loss"]) != float(b["loss"])
@@ -181,10 +212,16 @@ def test_gap_and_entropy_are_of_the_current_policy():
     with jax.set_mesh(mesh):
         params = states.init_params(steps.model_config(config), mesh, 0)
         rollout = {name: batch[name] for name in steps.rollout_shapes(config)}
-        own = np.asarray(steps.build_logps(config, mesh).fn(params, states.put_batch(rollout, mesh)))
+        own = np.asarray(
+            steps.build_logps(config, mesh).fn(params, states.put_batch(rollout, mesh))
+        )
     batch = {**batch, "sampler_logps": own, "old_logps": own, "ref_logps": own}
     _, metrics = run_step(config, steps.build_grpo_step, batch, mesh)
-    assert float(metrics["gap_max"]) < 1e-5 and float(metrics["kl"]) < 1e-9 and float(metrics["clip_share"]) == 0
+    assert (
+        float(metrics["gap_max"]) < 1e-5
+        and float(metrics["kl"]) < 1e-9
+        and float(metrics["clip_share"]) == 0
+    )
     assert abs(float(metrics["ratio_max"]) - 1) < 1e-5
     assert 0 < float(metrics["entropy"]) < np.log(128) + 1e-3
 
@@ -207,7 +244,12 @@ def test_meta_rm_separates_two_tokens():
     tokens = rng.integers(10, 20, (8, 16)).astype(np.int32)
     tokens[:, 11] = np.where(labels > 0, 30, 31)
     segments = np.tile((np.arange(16) < 12).astype(np.int32), (8, 1))
-    batch = {"tokens": tokens, "segment_ids": segments, "starts": np.full(8, 9, np.int32), "labels": labels}
+    batch = {
+        "tokens": tokens,
+        "segment_ids": segments,
+        "starts": np.full(8, 9, np.int32),
+        "labels": labels,
+    }
     state, metrics = run_step(config, steps.build_meta_rm_step, batch, single(), count=30)
     assert float(metrics["loss"]) < 0.1 and float(metrics["accuracy"]) == 1.0
     assert metrics["last_loss"] == metrics["loss"]
@@ -218,7 +260,10 @@ def test_meta_rm_asks_each_token_of_the_critique_where_told_to(micro_batches):
     config = make_config()
     config.meta_rm.update(token_loss=0.5, micro_batches=micro_batches)
     rng = np.random.default_rng(8)
-    labels, starts = rng.integers(0, 2, 8).astype(np.float32), rng.integers(2, 8, 8).astype(np.int32)
+    labels, starts = (
+        rng.integers(0, 2, 8).astype(np.float32),
+        rng.integers(2, 8, 8).astype(np.int32),
+    )
     tokens, lengths = rng.integers(10, 20, (8, 16)).astype(np.int32), rng.integers(9, 17, 8)
     segments = (np.arange(16) < lengths[:, None]).astype(np.int32)
     batch = {"tokens": tokens, "segment_ids": segments, "starts": starts, "labels": labels}
@@ -226,7 +271,9 @@ def test_meta_rm_asks_each_token_of_the_critique_where_told_to(micro_batches):
 
     mesh = single()
     graphdef, _ = states.abstract_model(steps.model_config(config, scalar_head=True), mesh)
-    model = nnx.merge(graphdef, states.init_params(steps.model_config(config, scalar_head=True), mesh, 0))
+    model = nnx.merge(
+        graphdef, states.init_params(steps.model_config(config, scalar_head=True), mesh, 0)
+    )
     scores = np.asarray(model.rewards_of(model.hidden(tokens, None, segments)), np.float64)
     each = np.logaddexp(0, np.where(labels[:, None] > 0.5, -scores, scores))
     last = np.mean([each[b, lengths[b] - 1] for b in range(8)])
@@ -242,7 +289,10 @@ def test_meta_rm_judges_by_the_likelihood_of_the_critique_where_told_to(micro_ba
     rng = np.random.default_rng(9)
     rows = 8 * micro_batches
     config.meta_rm.batch_size = rows
-    labels, starts = rng.integers(0, 2, rows).astype(np.float32), rng.integers(2, 8, rows).astype(np.int32)
+    labels, starts = (
+        rng.integers(0, 2, rows).astype(np.float32),
+        rng.integers(2, 8, rows).astype(np.int32),
+    )
     tokens, lengths = rng.integers(10, 20, (rows, 16)).astype(np.int32), rng.integers(9, 17, rows)
     segments = (np.arange(16) < lengths[:, None]).astype(np.int32)
     batch = {"tokens": tokens, "segment_ids": segments, "starts": starts, "labels": labels}
@@ -255,12 +305,19 @@ def test_meta_rm_judges_by_the_likelihood_of_the_critique_where_told_to(micro_ba
     model = nnx.merge(graphdef, params)
     heads = np.asarray(model.rewards(tokens, segments), np.float64)
     logps = np.asarray(jax.nn.log_softmax(model(tokens, None, segments)), np.float64)
-    of_own = [np.mean([logps[b, at - 1, tokens[b, at]] for at in range(starts[b], lengths[b])]) for b in range(rows)]
+    of_own = [
+        np.mean([logps[b, at - 1, tokens[b, at]] for at in range(starts[b], lengths[b])])
+        for b in range(rows)
+    ]
     scores = heads + 3.0 * np.array(of_own)
     np.testing.assert_allclose(
-        metrics["last_loss"], np.logaddexp(0, np.where(labels > 0.5, -scores, scores)).mean(), rtol=1e-4
+        metrics["last_loss"],
+        np.logaddexp(0, np.where(labels > 0.5, -scores, scores)).mean(),
+        rtol=1e-4,
     )
-    np.testing.assert_allclose(metrics["accuracy"], np.mean((scores > 0) == (labels > 0.5)), rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics["accuracy"], np.mean((scores > 0) == (labels > 0.5)), rtol=1e-6
+    )
 
     program = steps.build_meta_rm_scores(config, single(), rows)
     with jax.set_mesh(single()):
@@ -270,7 +327,12 @@ def test_meta_rm_judges_by_the_likelihood_of_the_critique_where_told_to(micro_ba
 def test_programs_are_built_without_a_device_array_and_lower():
     config = make_config()
     mesh = make_mesh(1, 4, 2)
-    for build in (steps.build_sft_step, steps.build_grpo_step, steps.build_logps, steps.build_meta_rm_step):
+    for build in (
+        steps.build_sft_step,
+        steps.build_grpo_step,
+        steps.build_logps,
+        steps.build_meta_rm_step,
+    ):
         program = build(config, mesh)
         assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(program.args))
         with jax.set_mesh(mesh):

@@ -6,11 +6,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from grm_jax.evals.benchmark import PAPER, Benchmark, Grades, Metrics, Parts, column, mean, placed, winners
+from grm_jax.evals.benchmark import (
+    PAPER,
+    Benchmark,
+    Grades,
+    Metrics,
+    Parts,
+    column,
+    mean,
+    placed,
+    winners,
+)
 from grm_jax.evals.curves import roc_auc
 from grm_jax.evals.files import Source, records
-from grm_jax.evals.judged import Judged
-from grm_jax.judging.types import Comparison
+from grm_jax.evals.judged import JudgedComparison
+from grm_jax.types import Comparison
 
 
 def read(source: Source) -> list[Comparison]:
@@ -24,12 +34,20 @@ def read(source: Source) -> list[Comparison]:
             right = f"{int(sum(rewards))} of {len(rewards)} right"
             reference = record.get("ground_truth")
             found.append(
-                placed(record["question"], texts, rewards, name, index=False, subset=right, reference=reference)
+                placed(
+                    record["question"],
+                    texts,
+                    rewards,
+                    name,
+                    index=False,
+                    subset=right,
+                    reference=reference,
+                )
             )
     return found
 
 
-def grade(judged: Sequence[Judged], rule: str) -> Grades:
+def grade(judged: Sequence[JudgedComparison], rule: str) -> Grades:
     """Per group: pairs won, pairs, truth of the pick, and of each response its score within the group's range."""
     won, pairs, picked = [], [], []
     for j in judged:
@@ -53,8 +71,12 @@ def grade(judged: Sequence[Judged], rule: str) -> Grades:
     }
 
 
-def _in_group(judged: Judged) -> np.ndarray:
-    return np.zeros(judged.comparison.n) if judged.scores is None else np.array(judged.scores) / judged.votes_of
+def _in_group(judged: JudgedComparison) -> np.ndarray:
+    return (
+        np.zeros(judged.comparison.n)
+        if judged.scores is None
+        else np.array(judged.scores) / judged.votes_of
+    )
 
 
 def aggregate(grades: Grades, weights_I: np.ndarray) -> Metrics:

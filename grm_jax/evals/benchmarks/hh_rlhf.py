@@ -7,7 +7,7 @@ import re
 from grm_jax.evals.benchmark import PAPER, Benchmark, accuracy_by_subset, placed
 from grm_jax.evals.benchmarks.humanevalpack import grade
 from grm_jax.evals.files import Source, records
-from grm_jax.judging.types import Comparison, Turn
+from grm_jax.types import Comparison, Turn
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -16,7 +16,10 @@ _ROLES = {"Human": "user", "Assistant": "assistant"}
 def dialogue(text: str) -> list[Turn]:
     """The turns of one transcript, stripped."""
     parts = _TURN.split(text)
-    return [{"role": _ROLES[who], "content": said.strip()} for who, said in zip(parts[1::2], parts[2::2])]
+    return [
+        {"role": _ROLES[who], "content": said.strip()}
+        for who, said in zip(parts[1::2], parts[2::2])
+    ]
 
 
 def read(source: Source) -> list[Comparison]:
@@ -30,7 +33,11 @@ def read(source: Source) -> list[Comparison]:
             chosen, rejected = dialogue(record["chosen"]), dialogue(record["rejected"])
             query = [turn for turn in chosen[:-1] if turn["content"]]
             pair = (chosen[-1]["content"], rejected[-1]["content"])
-            found.append(placed(query, pair, (1, 0), f"hh_rlhf-{number}", subset=f"{min(len(query), 7)} turns"))
+            found.append(
+                placed(
+                    query, pair, (1, 0), f"hh_rlhf-{number}", subset=f"{min(len(query), 7)} turns"
+                )
+            )
     return found
 
 

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from grm_jax.evals.benchmark import PAPER, Benchmark, Grades, accuracy_by_subset, columns, credit, placed, strict
+from grm_jax.evals.benchmark import (
+    PAPER,
+    Benchmark,
+    Grades,
+    accuracy_by_subset,
+    columns,
+    credit,
+    placed,
+    strict,
+)
 from grm_jax.evals.files import Source, records
-from grm_jax.evals.judged import Judged
-from grm_jax.judging.types import Comparison
+from grm_jax.evals.judged import JudgedComparison
+from grm_jax.types import Comparison
 
 LANGUAGES = ("python", "js", "java", "go", "cpp", "rust")
 
@@ -18,14 +27,17 @@ def read(source: Source) -> list[Comparison]:
     for language in LANGUAGES:
         for path in source.files(f"{language}/**/humanevalpack.jsonl"):
             for record in records(path):
-                pair = [record["declaration"] + record[body] for body in ("canonical_solution", "buggy_solution")]
+                pair = [
+                    record["declaration"] + record[body]
+                    for body in ("canonical_solution", "buggy_solution")
+                ]
                 name = f"humanevalpack-{record['task_id']}"
                 meta = {"subset": language, "bug": record["bug_type"], "group": name}
                 found.append(placed(record["instruction"], pair, (1, 0), name, **meta))
     return found or source.missing("python/data/humanevalpack.jsonl")
 
 
-def grade(judged: Sequence[Judged], rule: str) -> Grades:
+def grade(judged: Sequence[JudgedComparison], rule: str) -> Grades:
     """See the rules."""
     return columns(judged, (strict(j) if rule == "strict" else credit(j) for j in judged))
 

@@ -16,8 +16,8 @@ from grm_jax.evals.benchmark import (
     winners,
 )
 from grm_jax.evals.files import Source, records
-from grm_jax.evals.judged import Judged
-from grm_jax.judging.types import Comparison
+from grm_jax.evals.judged import JudgedComparison
+from grm_jax.types import Comparison
 
 PARTS = ("mmlu-pro", "livebench-reasoning", "livebench-math", "livecodebench")
 
@@ -29,7 +29,9 @@ def read(source: Source) -> list[Comparison]:
         maker = "claude" if "claude" in path.name else "gpt"
         for record in records(path):
             name = f"judgebench-{maker}-{record['pair_id']}"
-            part = next((part for part in PARTS if record["source"].startswith(part)), record["source"])
+            part = next(
+                (part for part in PARTS if record["source"].startswith(part)), record["source"]
+            )
             meta = {"subset": part, "group": name, "maker": maker}
             label = {"A>B": 0, "B>A": 1}[record["label"]]
             pair = (record["response_A"], record["response_B"])
@@ -37,7 +39,7 @@ def read(source: Source) -> list[Comparison]:
     return found
 
 
-def both_orders(judged: Judged) -> float:
+def both_orders(judged: JudgedComparison) -> float:
     """1 where right verdicts outnumber wrong ones over the two orders; a tie or an unreadable verdict counts neither way.
 
     Right and tie is right; right and wrong is not. A judge that saw one order, or none, gets its one verdict counted.
@@ -50,7 +52,7 @@ def both_orders(judged: Judged) -> float:
     return float(balance > 0)
 
 
-def grade(judged: Sequence[Judged], rule: str) -> Grades:
+def grade(judged: Sequence[JudgedComparison], rule: str) -> Grades:
     """See the rules."""
     value = {"paper": credit, "single": strict}.get(rule, both_orders)
     return columns(judged, (value(j) for j in judged))
@@ -74,7 +76,9 @@ JUDGEBENCH = Benchmark(
     aliases=("JudgeBench",),
     published=(
         Published("o1-mini, both orders", {"accuracy": 65.71}, "stored outputs, gpt-4o file"),
-        Published("Skywork-Reward-Gemma-2-27B, single", {"accuracy": 64.29}, "stored outputs, gpt-4o file"),
+        Published(
+            "Skywork-Reward-Gemma-2-27B, single", {"accuracy": 64.29}, "stored outputs, gpt-4o file"
+        ),
         Published("GRM-Gemma-2B, single", {"accuracy": 59.43}, "stored outputs, gpt-4o file"),
     ),
     notes="Published numbers differ by protocol; compare only within one rule.",

@@ -6,15 +6,25 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from grm_jax.evals.benchmark import PAPER, Benchmark, Grades, Metrics, accuracy_by_subset, column, placed
+from grm_jax.evals.benchmark import (
+    PAPER,
+    Benchmark,
+    Grades,
+    Metrics,
+    accuracy_by_subset,
+    column,
+    placed,
+)
 from grm_jax.evals.benchmarks.humanevalpack import grade
 from grm_jax.evals.curves import roc_auc
 from grm_jax.evals.files import Source, records
-from grm_jax.evals.judged import Judged
-from grm_jax.judging.types import Comparison
+from grm_jax.evals.judged import JudgedComparison
+from grm_jax.types import Comparison
 
 _ROLES = {"human": "user", "gpt": "assistant"}
-_PLACE = "of github.com/hiyouga/LLaMA-Factory (or github.com/NiuTrans/GRAM), as llamafactory_dpo_demo/"
+_PLACE = (
+    "of github.com/hiyouga/LLaMA-Factory (or github.com/NiuTrans/GRAM), as llamafactory_dpo_demo/"
+)
 
 
 def _turns(turns) -> list[dict[str, str]]:
@@ -41,11 +51,13 @@ def read_singles(source: Source) -> list[Comparison]:
     for number, record in enumerate(records(source.need("kto_en_demo.json")[0])):
         *query, answer = _turns(record["messages"])
         label, name = (float(record["label"]),), f"kto-{number}"
-        found.append(Comparison(_query(query), (answer["content"],), None, label, name, {"group": name}))
+        found.append(
+            Comparison(_query(query), (answer["content"],), None, label, name, {"group": name})
+        )
     return found
 
 
-def grade_singles(judged: Sequence[Judged], rule: str) -> Grades:
+def grade_singles(judged: Sequence[JudgedComparison], rule: str) -> Grades:
     """Score per critique and truth of each response; an unreadable one stands at the median of what was read."""
     scores = [j.scores[0] / j.votes_of if j.scores else None for j in judged]
     known = [s for s in scores if s is not None]

@@ -21,10 +21,16 @@ from grm_jax.evals.benchmark import (
     winners,
 )
 from grm_jax.evals.files import Source, records
-from grm_jax.evals.judged import Judged
-from grm_jax.judging.types import Comparison
+from grm_jax.evals.judged import JudgedComparison
+from grm_jax.types import Comparison
 
-SUBSETS = ("Natural", "Adversarial/Neighbor", "Adversarial/GPTInst", "Adversarial/GPTOut", "Adversarial/Manual")
+SUBSETS = (
+    "Natural",
+    "Adversarial/Neighbor",
+    "Adversarial/GPTInst",
+    "Adversarial/GPTOut",
+    "Adversarial/Manual",
+)
 
 
 def read(source: Source) -> list[Comparison]:
@@ -38,11 +44,15 @@ def read(source: Source) -> list[Comparison]:
         for number, record in enumerate(records(path)):
             name = f"llmbar-{subset}-{number}"
             pair, label = (record["output_1"], record["output_2"]), int(record["label"]) - 1
-            found.append(Comparison(record["input"], pair, None, label, name, {"subset": subset, "group": name}))
+            found.append(
+                Comparison(
+                    record["input"], pair, None, label, name, {"subset": subset, "group": name}
+                )
+            )
     return found or source.missing("LLMBar/Natural/dataset.json")
 
 
-def per_order(judged: Judged) -> tuple[float, float, float]:
+def per_order(judged: JudgedComparison) -> tuple[float, float, float]:
     """(mean accuracy over the orders, same winner in both, right in both) of one pair.
 
     A tie, and an unreadable verdict, names the response shown first, as the rating mode does, and so differs between orders.
@@ -58,7 +68,7 @@ def per_order(judged: Judged) -> tuple[float, float, float]:
     return float(np.mean(right)), float(len(set(named)) == 1), float(all(right))
 
 
-def grade(judged: Sequence[Judged], rule: str) -> Grades:
+def grade(judged: Sequence[JudgedComparison], rule: str) -> Grades:
     """Accuracy, agreement, both right; "paper" replaces the accuracy by tie credit of the vote over both orders."""
     found = [per_order(j) for j in judged]
     return {
@@ -74,7 +84,9 @@ def aggregate(grades: Grades, weights_I: np.ndarray) -> Metrics:
     parts = by_part(grades["value"], grades["subset"], weights_I)
     known = ~np.isnan(grades["agree"])
     found = {"accuracy": average(parts.values())}
-    found["adversarial"] = average(value for name, value in parts.items() if name.startswith("Adversarial"))
+    found["adversarial"] = average(
+        value for name, value in parts.items() if name.startswith("Adversarial")
+    )
     found["positional_agreement"] = mean(np.nan_to_num(grades["agree"]), weights_I * known)
     found["both_right"] = mean(np.nan_to_num(grades["both"]), weights_I * known)
     return found | {f"subset/{name}": value for name, value in parts.items()}

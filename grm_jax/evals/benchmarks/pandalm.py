@@ -22,8 +22,8 @@ from grm_jax.evals.benchmark import (
     winners,
 )
 from grm_jax.evals.files import Source, records
-from grm_jax.evals.judged import Judged
-from grm_jax.judging.types import Comparison
+from grm_jax.evals.judged import JudgedComparison
+from grm_jax.types import Comparison
 
 CLASSES = (0, 1, 2)  # tie, first, second
 
@@ -37,7 +37,9 @@ def read(source: Source) -> list[Comparison]:
     for record in records(source.need("testset-v1.json")[0]):
         votes = Counter(int(record[f"annotator{i}"]) for i in (1, 2, 3)).most_common()
         majority = votes[0][0] if votes[0][1] >= 2 else 0
-        query = record["instruction"] + (f"\n\n{record['input']}" if str(record.get("input") or "").strip() else "")
+        query = record["instruction"] + (
+            f"\n\n{record['input']}" if str(record.get("input") or "").strip() else ""
+        )
         responses = (str(record["response1"]), str(record["response2"]))
         name = f"pandalm-{record['idx']}"
         label = majority - 1 if majority else (0.5, 0.5)
@@ -46,11 +48,13 @@ def read(source: Source) -> list[Comparison]:
     return found
 
 
-def grade(judged: Sequence[Judged], rule: str) -> Grades:
+def grade(judged: Sequence[JudgedComparison], rule: str) -> Grades:
     """Credit on the decided pairs, and the class that the judge's scores name (equal or unreadable: tie)."""
     named = [winners(j.scores) if j.scores is not None else [0, 1] for j in judged]
     truth = np.array([j.comparison.meta["class"] for j in judged])
-    given = [strict(j) if rule == "strict" else credit(j) for j in judged if j.comparison.meta["class"]]
+    given = [
+        strict(j) if rule == "strict" else credit(j) for j in judged if j.comparison.meta["class"]
+    ]
     value = np.zeros(len(judged))
     value[truth > 0] = given
     return {
@@ -76,7 +80,9 @@ def macro(truth_I: np.ndarray, said_I: np.ndarray, weights_I: np.ndarray) -> Met
         hit = weights_I[(truth_I == c) & (said_I == c)].sum()
         said, there = weights_I[said_I == c].sum(), weights_I[truth_I == c].sum()
         precision, recall = (hit / said if said else 0.0), (hit / there if there else 0.0)
-        scores.append((precision, recall, 2 * precision * recall / (precision + recall) if hit else 0.0))
+        scores.append(
+            (precision, recall, 2 * precision * recall / (precision + recall) if hit else 0.0)
+        )
     names = ("precision_3", "recall_3", "f1_3")
     return {name: math.fsum(s[i] for s in scores) / len(CLASSES) for i, name in enumerate(names)}
 
@@ -97,8 +103,16 @@ PANDALM = Benchmark(
     bars=("accuracy", "recall_3", "f1_3"),
     aliases=("PandaLM",),
     published=(
-        Published("GPT-3.5-turbo", {"accuracy_3": 69.27, "f1_3": 50.41}, "stored outputs of the repository, 999 pairs"),
-        Published("PandaLM-7B", {"accuracy_3": 66.77, "f1_3": 57.43}, "stored outputs of the repository, 999 pairs"),
+        Published(
+            "GPT-3.5-turbo",
+            {"accuracy_3": 69.27, "f1_3": 50.41},
+            "stored outputs of the repository, 999 pairs",
+        ),
+        Published(
+            "PandaLM-7B",
+            {"accuracy_3": 66.77, "f1_3": 57.43},
+            "stored outputs of the repository, 999 pairs",
+        ),
     ),
     notes="105 of the 999 pairs are human ties: they count in the three-class numbers only.",
 )

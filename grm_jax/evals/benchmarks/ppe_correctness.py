@@ -27,8 +27,8 @@ from grm_jax.evals.benchmark import (
 from grm_jax.evals.bestofk import best_of_k, min_max
 from grm_jax.evals.curves import roc_auc
 from grm_jax.evals.files import Source
-from grm_jax.evals.judged import Judged
-from grm_jax.judging.types import Comparison
+from grm_jax.evals.judged import JudgedComparison
+from grm_jax.types import Comparison
 
 # name in the paper -> beginnings of folder names of the published sets
 SETS = {
@@ -67,7 +67,11 @@ def read_pairs(source: Source) -> list[Comparison]:
         for p, (i, j) in enumerate(record["sampled_conflict_pairs"]):
             if truth[i] != truth[j]:
                 pair, rewards = (responses[i], responses[j]), (truth[i], truth[j])
-                found.append(placed(record["prompt"], pair, rewards, f"{group}-{p}", subset=name, group=group))
+                found.append(
+                    placed(
+                        record["prompt"], pair, rewards, f"{group}-{p}", subset=name, group=group
+                    )
+                )
     return found
 
 
@@ -78,15 +82,23 @@ def aggregate_pairs(grades: Grades, weights_I: np.ndarray) -> Metrics:
     # A prompt counts as often as it was drawn, however many pairs it has.
     drawn = grades["first"]
     parts = by_part(np.nan_to_num(values), grades["set_of_prompt"], weights_I[drawn])
-    return {"accuracy": average(parts.values())} | {f"subset/{name}": value for name, value in parts.items()}
+    return {"accuracy": average(parts.values())} | {
+        f"subset/{name}": value for name, value in parts.items()
+    }
 
 
-def grade_pairs(judged: Sequence[Judged], rule: str) -> Grades:
+def grade_pairs(judged: Sequence[JudgedComparison], rule: str) -> Grades:
     """Value of each pair, with the prompt it belongs to and the set that the prompt belongs to."""
     prompt = Parts.of(j.group for j in judged)
-    first = np.array([int(np.argmax(prompt.codes_I == c)) for c in range(len(prompt.names))], dtype=np.int64)
+    first = np.array(
+        [int(np.argmax(prompt.codes_I == c)) for c in range(len(prompt.names))], dtype=np.int64
+    )
     sets = Parts.of(judged[i].subset for i in first)
-    return credit_or_strict(judged, rule) | {"prompt": prompt, "first": first, "set_of_prompt": sets}
+    return credit_or_strict(judged, rule) | {
+        "prompt": prompt,
+        "first": first,
+        "set_of_prompt": sets,
+    }
 
 
 def read_singles(source: Source) -> list[Comparison]:
@@ -96,12 +108,16 @@ def read_singles(source: Source) -> list[Comparison]:
         group = f"ppe-{name}-{number}"
         pairs = [list(pair) for pair in record["sampled_conflict_pairs"]]
         for i, response in enumerate(responses):
-            meta = {"subset": name, "group": group, "index": i} | ({"pairs": pairs} if i == 0 else {})
-            found.append(Comparison(record["prompt"], (response,), None, (truth[i],), f"{group}-{i}", meta))
+            meta = {"subset": name, "group": group, "index": i} | (
+                {"pairs": pairs} if i == 0 else {}
+            )
+            found.append(
+                Comparison(record["prompt"], (response,), None, (truth[i],), f"{group}-{i}", meta)
+            )
     return found
 
 
-def grade_singles(judged: Sequence[Judged], rule: str) -> Grades:
+def grade_singles(judged: Sequence[JudgedComparison], rule: str) -> Grades:
     """Per prompt: answers' scores and truths, the accuracy on its pairs, its best-of-k curve. One row per prompt.
 
     An unreadable answer has the lowest score of its prompt.
@@ -115,17 +131,28 @@ def grade_singles(judged: Sequence[Judged], rule: str) -> Grades:
         lowest = min((s for s in given if s is not None), default=0.0) - 1
         scores = np.array([lowest if s is None else s for s in given])
         truth = np.array([judged[i].comparison.label[0] for i in members])
-        pairs = next((judged[i].comparison.meta["pairs"] for i in members if "pairs" in judged[i].comparison.meta), [])
-        rows.append((judged[members[0]].subset, scores, truth, _pair_accuracy(scores, truth, pairs, rule)))
+        pairs = next(
+            (
+                judged[i].comparison.meta["pairs"]
+                for i in members
+                if "pairs" in judged[i].comparison.meta
+            ),
+            [],
+        )
+        rows.append(
+            (judged[members[0]].subset, scores, truth, _pair_accuracy(scores, truth, pairs, rule))
+        )
     return {
-        "rows": [(min_max(scores), truth, best_of_k(scores, truth)) for _, scores, truth, _ in rows],
+        "rows": [
+            (min_max(scores), truth, best_of_k(scores, truth)) for _, scores, truth, _ in rows
+        ],
         "value": np.array([row[3] for row in rows]),
         "set": Parts.of(row[0] for row in rows),
         "first": np.array([members[0] for members in groups.values()], dtype=np.int64),
     }
 
 
-def _score(judged: Judged) -> float | None:
+def _score(judged: JudgedComparison) -> float | None:
     """On the scale of one critique: a sum is smaller where a critique could not be read."""
     return None if judged.scores is None else judged.scores[0] / judged.votes_of
 
@@ -136,7 +163,13 @@ def _pair_accuracy(scores, truth, pairs, rule: str) -> float:
         if max(i, j) < len(scores) and truth[i] != truth[j]:
             better, worse = (i, j) if truth[i] > truth[j] else (j, i)
             tie = 0.5 if rule == "paper" else 0.0
-            found.append(1.0 if scores[better] > scores[worse] else tie if scores[better] == scores[worse] else 0.0)
+            found.append(
+                1.0
+                if scores[better] > scores[worse]
+                else tie
+                if scores[better] == scores[worse]
+                else 0.0
+            )
     return float(np.mean(found)) if found else math.nan
 
 
@@ -154,8 +187,12 @@ def aggregate_singles(grades: Grades, weights_I: np.ndarray) -> Metrics:
         truth = np.concatenate([row[1] for row in rows])
         values, known = grades["value"][at], ~np.isnan(grades["value"][at])
         sets[name] = {
-            "auc": roc_auc(score, truth > 0.5, np.concatenate([np.full(len(r[1]), x) for r, x in zip(rows, w)])),
-            "accuracy": float(np.average(values[known], weights=w[known])) if known.any() else math.nan,
+            "auc": roc_auc(
+                score, truth > 0.5, np.concatenate([np.full(len(r[1]), x) for r, x in zip(rows, w)])
+            ),
+            "accuracy": float(np.average(values[known], weights=w[known]))
+            if known.any()
+            else math.nan,
         } | _curve(rows, w)
     for key in ("auc", "accuracy", "best_of_k_max", "best_of_k_end", "best_of_k_loss"):
         found[key] = average(metrics[key] for metrics in sets.values())
@@ -166,7 +203,9 @@ def aggregate_singles(grades: Grades, weights_I: np.ndarray) -> Metrics:
 def _curve(rows, weights) -> Metrics:
     """max: mean over orders of the curve's maximum; end: the pick among all; loss: mean squared distance to the oracle."""
     shortest = min(row[2].shape[1] for row in rows)
-    picked = np.average(np.stack([row[2][0, :shortest] for row in rows]), axis=0, weights=weights)  # (k, orders)
+    picked = np.average(
+        np.stack([row[2][0, :shortest] for row in rows]), axis=0, weights=weights
+    )  # (k, orders)
     oracle = np.average(np.stack([row[2][1, :shortest] for row in rows]), axis=0, weights=weights)
     return {
         "best_of_k_max": float(picked.max(axis=0).mean()),
@@ -216,5 +255,6 @@ PPE_BEST_OF_K = Benchmark(
     chance="AUC 0.5",
     bars=("auc/",),
     aliases=("ppe_correctness",),
-    notes=_NOTES + " Rewards are scaled to 0..1 within a prompt before the AUC. Best of k: 100 random orders.",
+    notes=_NOTES
+    + " Rewards are scaled to 0..1 within a prompt before the AUC. Best of k: 100 random orders.",
 )

@@ -21,12 +21,18 @@ from grm_jax.evals.benchmark import (
     mean,
 )
 from grm_jax.evals.files import Source
-from grm_jax.evals.judged import Judged
+from grm_jax.evals.judged import JudgedComparison
 from grm_jax.evals.ranking import model_agreement
-from grm_jax.judging.types import Comparison
+from grm_jax.types import Comparison
 
 # flag column -> name of the slice
-SLICES = {"hard_prompt": "hard", "easy_prompt": "easy", "if_prompt": "if", "math_prompt": "math", "is_code": "code"}
+SLICES = {
+    "hard_prompt": "hard",
+    "easy_prompt": "easy",
+    "if_prompt": "if",
+    "math_prompt": "math",
+    "is_code": "code",
+}
 
 
 def read(source: Source) -> list[Comparison]:
@@ -38,25 +44,43 @@ def read(source: Source) -> list[Comparison]:
         name = f"ppe-preference-{record['question_id']}"
         models = [record.get("model_a"), record.get("model_b")]
         slices = [short for flag, short in SLICES.items() if record.get(flag)]
-        meta = {"group": name, "subset": record.get("language") or "unknown", "models": models, "slices": slices}
+        meta = {
+            "group": name,
+            "subset": record.get("language") or "unknown",
+            "models": models,
+            "slices": slices,
+        }
         label = int(record["winner"] == "model_b")
         found.append(
-            Comparison(_query(record["prompt"]), (record["response_1"], record["response_2"]), None, label, name, meta)
+            Comparison(
+                _query(record["prompt"]),
+                (record["response_1"], record["response_2"]),
+                None,
+                label,
+                name,
+                meta,
+            )
         )
     return found
 
 
 def _query(prompt):
-    return prompt if isinstance(prompt, str) else [{"role": t["role"], "content": t["content"]} for t in prompt]
+    return (
+        prompt
+        if isinstance(prompt, str)
+        else [{"role": t["role"], "content": t["content"]} for t in prompt]
+    )
 
 
-def grade(judged: Sequence[Judged], rule: str) -> Grades:
+def grade(judged: Sequence[JudgedComparison], rule: str) -> Grades:
     """Value and language, slices, and the two models with the share of the win that the judge gives to the first."""
     models = [tuple(j.comparison.meta["models"]) for j in judged]
     names = sorted({str(m) for pair in models for m in pair})
     at = {name: i for i, name in enumerate(names)}
     return credit_or_strict(judged, rule) | {
-        "slices": {s: column(s in j.comparison.meta["slices"] for j in judged) for s in SLICES.values()},
+        "slices": {
+            s: column(s in j.comparison.meta["slices"] for j in judged) for s in SLICES.values()
+        },
         "first": np.array([at[str(a)] for a, _ in models], dtype=np.int64),
         "second": np.array([at[str(b)] for _, b in models], dtype=np.int64),
         "models": len(names),
@@ -69,11 +93,22 @@ def grade(judged: Sequence[Judged], rule: str) -> Grades:
 def aggregate(grades: Grades, weights_I: np.ndarray) -> Metrics:
     """Accuracy; by slice and language; agreement of the models' ranking and win rates with the humans'."""
     found = {"accuracy": mean(grades["value"], weights_I)}
-    found |= {f"slice/{s}": mean(grades["value"], weights_I * there) for s, there in grades["slices"].items()}
-    found |= {f"language/{s}": v for s, v in by_part(grades["value"], grades["language"], weights_I).items()}
+    found |= {
+        f"slice/{s}": mean(grades["value"], weights_I * there)
+        for s, there in grades["slices"].items()
+    }
+    found |= {
+        f"language/{s}": v
+        for s, v in by_part(grades["value"], grades["language"], weights_I).items()
+    }
     if grades["models"] > 2:
         found |= model_agreement(
-            grades["first"], grades["second"], grades["truth"], grades["given"], weights_I, grades["models"]
+            grades["first"],
+            grades["second"],
+            grades["truth"],
+            grades["given"],
+            weights_I,
+            grades["models"],
         )
     return found
 

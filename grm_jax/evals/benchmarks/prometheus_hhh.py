@@ -5,9 +5,13 @@ from __future__ import annotations
 from grm_jax.evals.benchmark import PAPER, Benchmark, accuracy_by_subset, placed
 from grm_jax.evals.benchmarks.humanevalpack import grade
 from grm_jax.evals.files import Source, records
-from grm_jax.judging.types import Comparison
+from grm_jax.types import Comparison
 
-_INSTRUCTION, _RESPONSE, _RUBRIC = "###The instruction to evaluate:\n", "###Response to evaluate:\n", "###Score Rubrics"
+_INSTRUCTION, _RESPONSE, _RUBRIC = (
+    "###The instruction to evaluate:\n",
+    "###Response to evaluate:\n",
+    "###Score Rubrics",
+)
 
 
 def unwrap(text: str) -> tuple[str, str]:
@@ -27,7 +31,9 @@ def read(source: Source) -> list[Comparison]:
     for number, record in enumerate(records(source.need("hhh_alignment_eval.json")[0])):
         query, chosen = unwrap(record["chosen_instruction"])
         _, rejected = unwrap(record["rejected_instruction"])
-        found.append(placed(query, (chosen, rejected), (1, 0), f"hhh-{number}", subset=record["source"]))
+        found.append(
+            placed(query, (chosen, rejected), (1, 0), f"hhh-{number}", subset=record["source"])
+        )
     return found
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from grm_jax.evals.benchmark import Benchmark, Grades, Metrics, Parts, Published, average, column
 from grm_jax.evals.curves import roc_auc
 from grm_jax.evals.files import Source
-from grm_jax.evals.judged import Judged
-from grm_jax.judging.types import Comparison
+from grm_jax.evals.judged import JudgedComparison
+from grm_jax.types import Comparison
 
 THRESHOLD = 5.5  # on the scale of one critique (1 to 10): below is "error"; the benchmark's detectors answer yes or no
 
@@ -43,7 +43,12 @@ def read(source: Source) -> list[Comparison]:
                 meta = {"subset": f"{task}, {model}", "group": id}
                 found.append(
                     Comparison(
-                        record["input"], (record["llm_response"],), None, (float(label == "no_error"),), id, meta
+                        record["input"],
+                        (record["llm_response"],),
+                        None,
+                        (float(label == "no_error"),),
+                        id,
+                        meta,
                     )
                 )
     return found
@@ -51,7 +56,11 @@ def read(source: Source) -> list[Comparison]:
 
 def _password(path) -> str:
     readme = path.with_name("README.md")
-    found = re.search(r"[Pp]assword[^`]{0,60}`([^`]+)`", readme.read_text()) if readme.is_file() else None
+    found = (
+        re.search(r"[Pp]assword[^`]{0,60}`([^`]+)`", readme.read_text())
+        if readme.is_file()
+        else None
+    )
     if not found:
         raise ValueError(
             f"{path}: the password of the zip is read from {readme}, which does not name one: put the README there"
@@ -59,7 +68,7 @@ def _password(path) -> str:
     return found[1]
 
 
-def grade(judged: Sequence[Judged], rule: str) -> Grades:
+def grade(judged: Sequence[JudgedComparison], rule: str) -> Grades:
     """Score, truth (1: no error), and the detector's answer (1: error) where it could be read."""
     # On the scale of one critique: a sum is smaller where a critique could not be read.
     scores = [j.scores[0] / j.votes_of if j.scores else math.nan for j in judged]
@@ -72,7 +81,9 @@ def grade(judged: Sequence[Judged], rule: str) -> Grades:
         "right": np.array([j.comparison.label[0] > 0.5 for j in judged]),
         "says_error": column(s < THRESHOLD if not math.isnan(s) else 0.0 for s in scores),
         "read": read_I,
-        "on_scale": any(j.critiques for j in judged),  # the threshold means nothing for other judges
+        "on_scale": any(
+            j.critiques for j in judged
+        ),  # the threshold means nothing for other judges
         "subset": Parts.of(j.subset for j in judged),
     }
 

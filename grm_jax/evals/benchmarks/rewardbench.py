@@ -21,8 +21,8 @@ from grm_jax.evals.benchmark import (
     strict,
 )
 from grm_jax.evals.files import Source
-from grm_jax.evals.judged import Judged
-from grm_jax.judging.types import Comparison
+from grm_jax.evals.judged import JudgedComparison
+from grm_jax.types import Comparison
 
 # Weights inside a section. math-prm holds 447 pairs and is counted as many as the six code subsets together.
 COUNTS = {
@@ -46,7 +46,13 @@ COUNTS = {
 } | {f"hep-{language}": 164 for language in ("cpp", "go", "java", "js", "python", "rust")}
 _HARD = ("natural", "adver-neighbor", "adver-GPTInst", "adver-GPTOut", "adver-manual")
 SECTIONS = {
-    "Chat": ("alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy", "mt-bench-med"),
+    "Chat": (
+        "alpacaeval-easy",
+        "alpacaeval-length",
+        "alpacaeval-hard",
+        "mt-bench-easy",
+        "mt-bench-med",
+    ),
     "Chat Hard": ("mt-bench-hard", *(f"llmbar-{kind}" for kind in _HARD)),
     "Safety": (
         "refusals-dangerous",
@@ -76,11 +82,13 @@ def sections(accuracies: Mapping[str, float]) -> dict[str, float]:
     for section, subsets in SECTIONS.items():
         there = [s for s in subsets if not math.isnan(accuracies.get(s, math.nan))]
         total = sum(COUNTS[s] for s in there)
-        scores[section] = sum(accuracies[s] * COUNTS[s] for s in there) / total if total else math.nan
+        scores[section] = (
+            sum(accuracies[s] * COUNTS[s] for s in there) / total if total else math.nan
+        )
     return scores
 
 
-def grade(judged: Sequence[Judged], rule: str) -> Grades:
+def grade(judged: Sequence[JudgedComparison], rule: str) -> Grades:
     """See the rules."""
     return columns(judged, (strict(j) if rule == "scalar" else credit(j) for j in judged))
 
@@ -90,11 +98,20 @@ def aggregate(grades: Grades, weights_I: np.ndarray) -> Metrics:
     subsets = by_part(grades["value"], grades["subset"], weights_I)
     found = sections(subsets)
     parts = {f"section/{name}": value for name, value in found.items()}
-    return {"score": average(found.values())} | parts | {f"subset/{name}": value for name, value in subsets.items()}
+    return (
+        {"score": average(found.values())}
+        | parts
+        | {f"subset/{name}": value for name, value in subsets.items()}
+    )
 
 
 def _row(model: str, chat, hard, safety, reasoning, total, source) -> Published:
-    values = {"section/Chat": chat, "section/Chat Hard": hard, "section/Safety": safety, "section/Reasoning": reasoning}
+    values = {
+        "section/Chat": chat,
+        "section/Chat Hard": hard,
+        "section/Safety": safety,
+        "section/Reasoning": reasoning,
+    }
     return Published(model, {"score": total} | values, source)
 
 
@@ -116,7 +133,15 @@ REWARDBENCH = Benchmark(
     published=(
         _row("DeepSeek-GRM-27B, greedy", 94.1, 78.3, 88.0, 83.8, 86.0, "SPCT, table 8"),
         _row("DeepSeek-GRM-27B, MetaRM@32", 95.3, 85.7, 89.5, 91.0, 90.4, "SPCT, table 8"),
-        _row("RM-R1-Qwen2.5-Instruct-32B", 95.25, 83.11, 91.89, 95.21, 91.37, "RM-R1 repository, stored result"),
+        _row(
+            "RM-R1-Qwen2.5-Instruct-32B",
+            95.25,
+            83.11,
+            91.89,
+            95.21,
+            91.37,
+            "RM-R1 repository, stored result",
+        ),
     ),
     notes="Prior sets are left out, as in the paper. The official script places responses by an unseeded coin; here the "
     "place depends on the item's id.",

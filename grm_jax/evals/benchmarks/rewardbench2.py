@@ -23,8 +23,8 @@ from grm_jax.evals.benchmark import (
     strict,
 )
 from grm_jax.evals.files import Source
-from grm_jax.evals.judged import Judged
-from grm_jax.judging.types import Comparison
+from grm_jax.evals.judged import JudgedComparison
+from grm_jax.types import Comparison
 
 
 def read(source: Source) -> list[Comparison]:
@@ -41,16 +41,21 @@ def read(source: Source) -> list[Comparison]:
         if record["subset"] == "Ties":
             kind, number = str(record["id"]).split(":")
             meta |= {"group": f"ties-{number}", "kind": kind, "number": int(number)}
-        found.append(placed(record["prompt"], chosen + rejected, rewards, name, index=False, **meta))
+        found.append(
+            placed(record["prompt"], chosen + rejected, rewards, name, index=False, **meta)
+        )
     return found
 
 
-def grade(judged: Sequence[Judged], rule: str) -> Grades:
+def grade(judged: Sequence[JudgedComparison], rule: str) -> Grades:
     """Value for the five subsets; for Ties the statistics of each record: accurate, spread, gap."""
     stats = [_statistics(j) if j.subset == "Ties" else (0.0, 0.0, 0.0) for j in judged]
     numbers = [j.comparison.meta.get("number", -1) if j.subset == "Ties" else -1 for j in judged]
     return {
-        "value": column(0.0 if j.subset == "Ties" else strict(j) if rule == "strict" else credit(j) for j in judged),
+        "value": column(
+            0.0 if j.subset == "Ties" else strict(j) if rule == "strict" else credit(j)
+            for j in judged
+        ),
         "subset": Parts.of(j.subset for j in judged),
         "tied": np.array([j.comparison.meta.get("kind") == "tied" for j in judged]),
         "number": np.array(numbers),
@@ -60,7 +65,7 @@ def grade(judged: Sequence[Judged], rule: str) -> Grades:
     }
 
 
-def _statistics(judged: Judged) -> tuple[float, float, float]:
+def _statistics(judged: JudgedComparison) -> tuple[float, float, float]:
     """(1 if every right response is above every wrong one, spread of the right ones, gap to the best wrong one)."""
     if judged.scores is None:
         return 0.0, 0.0, -math.inf
@@ -81,7 +86,11 @@ def ties(grades: Grades, weights_I: np.ndarray) -> float:
     if not tied.any() or not ref.any() or not weights_I[tied].sum() or not weights_I[ref].sum():
         return math.nan
     at = {number: i for i, number in zip(np.flatnonzero(ref), grades["number"][ref])}
-    both = [(i, at[number]) for i, number in zip(np.flatnonzero(tied), grades["number"][tied]) if number in at]
+    both = [
+        (i, at[number])
+        for i, number in zip(np.flatnonzero(tied), grades["number"][tied])
+        if number in at
+    ]
     w, spread = weights_I[[i for i, _ in both]], grades["spread"][[i for i, _ in both]]
     gap_tied, gap_ref = grades["gap"][[i for i, _ in both]], grades["gap"][[j for _, j in both]]
     lower = np.minimum(gap_tied, gap_ref)
@@ -106,7 +115,9 @@ def aggregate(grades: Grades, weights_I: np.ndarray) -> Metrics:
     parts = by_part(grades["value"], grades["subset"], weights_I)
     if "Ties" in parts:
         parts["Ties"] = ties(grades, weights_I)
-    return {"score": average(parts.values())} | {f"subset/{name}": value for name, value in parts.items()}
+    return {"score": average(parts.values())} | {
+        f"subset/{name}": value for name, value in parts.items()
+    }
 
 
 REWARDBENCH2 = Benchmark(

@@ -24,8 +24,8 @@ from grm_jax.evals.benchmark import (
     placed,
 )
 from grm_jax.evals.files import Source, records
-from grm_jax.evals.judged import Judged
-from grm_jax.judging.types import Comparison
+from grm_jax.evals.judged import JudgedComparison
+from grm_jax.types import Comparison
 
 DOMAINS = ("chat", "math", "code", "safety")
 STYLES = 3
@@ -48,7 +48,7 @@ def read(source: Source) -> list[Comparison]:
     return found
 
 
-def grade(judged: Sequence[Judged], rule: str) -> Grades:
+def grade(judged: Sequence[JudgedComparison], rule: str) -> Grades:
     """Value of each pair, and its cell: domain, style of the chosen, style of the rejected."""
     cells = Parts.of((j.subset, *j.comparison.meta["styles"]) for j in judged)
     return credit_or_strict(judged, rule) | {"cell": cells}
@@ -58,10 +58,18 @@ def aggregate(grades: Grades, weights_I: np.ndarray) -> Metrics:
     """The mean of the domains, then domains, levels, and levels of each domain."""
     cells = by_part(grades["value"], grades["cell"], weights_I)
     domains = [d for d in DOMAINS if any(cell[0] == d for cell in cells)]
-    levels = {d: matrix_levels({cell[1:]: value for cell, value in cells.items() if cell[0] == d}) for d in domains}
+    levels = {
+        d: matrix_levels({cell[1:]: value for cell, value in cells.items() if cell[0] == d})
+        for d in domains
+    }
     per_domain = {d: average(levels[d].values()) for d in domains}
-    found = {"score": average(per_domain.values())} | {f"domain/{d}": value for d, value in per_domain.items()}
-    found |= {f"level/{name}": average(levels[d][name] for d in domains) for name in ("hard", "normal", "easy")}
+    found = {"score": average(per_domain.values())} | {
+        f"domain/{d}": value for d, value in per_domain.items()
+    }
+    found |= {
+        f"level/{name}": average(levels[d][name] for d in domains)
+        for name in ("hard", "normal", "easy")
+    }
     return found | {f"{d}/{name}": value for d in domains for name, value in levels[d].items()}
 
 
@@ -88,7 +96,13 @@ RM_BENCH = Benchmark(
     published=(
         Published(
             "DeepSeek-R1",
-            {"score": 85.28, "domain/chat": 84.24, "domain/code": 72.66, "domain/math": 93.59, "domain/safety": 90.65}
+            {
+                "score": 85.28,
+                "domain/chat": 84.24,
+                "domain/code": 72.66,
+                "domain/math": 93.59,
+                "domain/safety": 90.65,
+            }
             | {"level/hard": 80.24},
             "RM-Bench README",
         ),

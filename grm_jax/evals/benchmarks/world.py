@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from grm_jax.evals.benchmark import PAPER, Benchmark, Grades, accuracy_by_subset, columns, credit, strict
+from grm_jax.evals.benchmark import (
+    PAPER,
+    Benchmark,
+    Grades,
+    accuracy_by_subset,
+    columns,
+    credit,
+    strict,
+)
 from grm_jax.evals.files import Source
-from grm_jax.evals.judged import Judged
-from grm_jax.judging.types import Comparison
+from grm_jax.evals.judged import JudgedComparison
+from grm_jax.types import Comparison
 
 ITEMS = 400
 # All trained families. An experiment's own mixture is in its config: `evals.baselines.run` measures on that.
@@ -19,7 +27,11 @@ def read(source: Source, held_out: bool = False) -> list[Comparison]:
     from grm_jax.data import world
 
     families = world.HELD_OUT_NAMES if held_out else None
-    return measurable(world.make_items("test", 0, ITEMS, 0, families, world.WorldConfig(levels=LEVELS, sizes=SIZES)))
+    return measurable(
+        world.make_items(
+            "test", 0, ITEMS, 0, families, world.WorldConfig(levels=LEVELS, sizes=SIZES)
+        )
+    )
 
 
 def measurable(items: Sequence[Comparison]) -> list[Comparison]:
@@ -33,7 +45,7 @@ def measurable(items: Sequence[Comparison]) -> list[Comparison]:
     return found
 
 
-def grade(judged: Sequence[Judged], rule: str) -> Grades:
+def grade(judged: Sequence[JudgedComparison], rule: str) -> Grades:
     """See the rules."""
     return columns(judged, (strict(j) if rule == "strict" else credit(j) for j in judged))
 

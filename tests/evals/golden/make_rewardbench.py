@@ -10,7 +10,11 @@ import sys
 import numpy as np
 from datasets import Dataset
 from rewardbench.constants import EXAMPLE_COUNTS, SUBSET_MAPPING
-from rewardbench.utils import calculate_scores_per_section, process_single_model, reroll_and_score_dataset
+from rewardbench.utils import (
+    calculate_scores_per_section,
+    process_single_model,
+    reroll_and_score_dataset,
+)
 
 SEEDS = range(4)
 
@@ -27,7 +31,11 @@ def sections(seed):
 def best_of_four(seed):
     rng = np.random.default_rng(seed)
     scores = rng.integers(1, 6, (40, 4)).astype(float)
-    flat = {"text": ["x"] * scores.size, "scores": scores.ravel().tolist(), "id": np.repeat(np.arange(40), 4).tolist()}
+    flat = {
+        "text": ["x"] * scores.size,
+        "scores": scores.ravel().tolist(),
+        "id": np.repeat(np.arange(40), 4).tolist(),
+    }
     return {
         "scores": scores.tolist(),
         "results": reroll_and_score_dataset(Dataset.from_dict(flat), [4] * 40)["results"][:],
@@ -42,7 +50,9 @@ def ties(seed, integers):
         for kind, right in (("ref", 1), ("tied", int(rng.integers(2, 6)))):
             wrong = int(rng.integers(2, 5))
             above = rng.random() < 0.7
-            scores = rng.normal(size=right + wrong) + np.array([2.0 * above] * right + [0.0] * wrong)
+            scores = rng.normal(size=right + wrong) + np.array(
+                [2.0 * above] * right + [0.0] * wrong
+            )
             scores = np.clip(np.round(scores * 2 + 5), 1, 10) if integers else scores
             rows.append({"id": f"{kind}:{number}", "scores": scores.tolist(), "num_correct": right})
     return {"rows": rows, "score": float(process_single_model(Dataset.from_list(rows))[1])}

@@ -1,0 +1,108 @@
+"""Prints what the judging world is like: sizes, lengths in tokens, balance of labels, scripted policies, the teacher.
+
+python -m grm_jax.data.world.describe [items]
+"""
+
+from __future__ import annotations
+
+import collections
+import random
+import sys
+
+import numpy as np
+
+from grm_jax.data import world
+from grm_jax.data.world import teacher
+from grm_jax.data.world.controls import CONTROLS
+from grm_jax.data.world.vocabulary import vocabulary_path
+from grm_jax.text import parse, rendering, tokenizer
+from grm_jax.types import Comparison
+
+
+def strict(scores, best: int) -> bool:
+    """Whether `best` has the one highest score."""
+    return all(scores[best] > s for i, s in enumerate(scores) if i != best)
+
+
+def lengths(items: list[Comparison], family: str = "compact") -> dict[int, np.ndarray]:
+    """Number of responses -> (items, 3): tokens of prompt, critique, and meta RM input."""
+    tok = tokenizer.load(vocabulary_path())
+    found = collections.defaultdict(list)
+    for i, c in enumerate(items):
+        name = f"{family}_single_binary" if c.n == 1 else family
+        text = teacher.critique(c, range(c.n), i)
+        meta = tok.encode_chat(rendering.render(f"{family}_meta_rm", c, critique=text))
+        found[c.n].append(
+            (len(tok.encode_chat(rendering.render(name, c))), len(tok.encode(text)) + 1, len(meta))
+        )
+    return {n: np.array(rows) for n, rows in sorted(found.items())}
+
+
+def controls(items: list[Comparison]) -> dict[str, float]:
+    """Accuracy of each scripted policy over comparisons of two or more responses, and of chance."""
+    many = [c for c in items if c.n >= 2]
+    found = {"chance": sum(1 / c.n for c in many) / len(many)}
+    for name, policy in CONTROLS.items():
+        found[name] = sum(strict(policy(c), label_of(c)) for c in many) / len(many)
+    return found
+
+
+def teacher_rates(items: list[Comparison], accuracy: float, shortcut: float) -> tuple[float, float]:
+    """(accuracy by the strict rule, share of ties with the best) of the scripted critic."""
+    right = tied = 0
+    for i, c in enumerate(items):
+        order = random.Random(i).sample(range(c.n), c.n)
+        text = teacher.critique(c, order, i, accuracy, shortcut=shortcut)
+        scores = parse(text, c.n, 0 if c.n == 1 else 1, 1 if c.n == 1 else 10).scores or ()
+        if c.n == 1:
+            right += scores == c.rewards
+            continue
+        best = order.index(label_of(c))
+        right += strict(scores, best)
+        tied += scores[best] == max(scores) and not strict(scores, best)
+    return right / len(items), tied / len(items)
+
+
+def label_of(c: Comparison) -> int:
+    """The index of the best response of a world item of two or more."""
+    assert isinstance(c.label, int)
+    return c.label
+
+
+def main(count: int = 4000) -> None:
+    items = world.make_items("train", 0, count)
+    print(
+        f"{count} items of split train, seed 0\n\ntokens (p50 p95 max): prompt, critique, meta RM input"
+    )
+    found = lengths(items)
+    for n, rows in [*found.items(), ("all", np.concatenate(list(found.values())))]:
+        cells = [
+            " ".join(f"{v:3.0f}" for v in np.percentile(rows[:, j], (50, 95, 100)))
+            for j in range(3)
+        ]
+        print(f"  {n} responses ({len(rows)}): " + "   ".join(cells))
+    print("\nplace of the best response")
+    for n in (2, 3, 4):
+        places = collections.Counter(c.label for c in items if c.n == n)
+        print(
+            f"  {n} responses: " + " ".join(f"{places[i] / places.total():.3f}" for i in range(n))
+        )
+    print("\naccuracy of scripted policies, two or more responses")
+    for name, value in controls(items).items():
+        print(f"  {name:9s} {value:.3f}")
+    print("\nteacher: asked accuracy, shortcuts -> accuracy, ties with the best")
+    for accuracy, shortcut in (
+        (1.0, 0.0),
+        (0.9, 0.0),
+        (0.75, 0.0),
+        (0.75, 0.25),
+        (0.75, 0.5),
+        (0.5, 0.0),
+        (0.5, 0.5),
+    ):
+        right, tied = teacher_rates(items, accuracy, shortcut)
+        print(f"  {accuracy:.2f} {shortcut:.2f} -> {right:.3f} {tied:.3f}")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:2]))

@@ -1,0 +1,312 @@
+"""The judging world: comparisons whose truth is decided by rules, made from nothing but (seed, split, index).
+
+Item i of a split is a pure function of the seed, the split's name and i. So there is no state to save beyond a position,
+hosts can read disjoint ranges, and an item is the same on every machine.
+
+    items = make_items("train", start=0, count=64, seed=0)             # trained families
+    items = make_items("test", 0, 64, families=HELD_OUT_NAMES)          # families that training never judges
+    chats = general_items("train", 0, 64)                               # plain query -> right answer, all families
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+
+from grm_jax.data.world.families import (
+    FAMILIES,
+    HELD_OUT_NAMES,
+    LEVELS,
+    TRAINED_NAMES,
+    Args,
+    Family,
+    get_family,
+)
+from grm_jax.data.world.responses import (
+    EMPTY,
+    HEDGED,
+    RIGHT,
+    WRONG,
+    draw_opening,
+    grade,
+    manner_of,
+    reading_of,
+    write_response,
+)
+from grm_jax.types import Comparison
+
+__all__ = [
+    "DEFAULT",
+    "HELD_OUT_NAMES",
+    "SPLITS",
+    "TRAINED_NAMES",
+    "Instruction",
+    "WorldConfig",
+    "general_items",
+    "make_items",
+]
+
+# Tenths of the space of queries that each split owns, by hash.
+SPLITS = {"train": range(0, 8), "validation": range(8, 9), "test": range(9, 10)}
+_MAX_TRIES = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldConfig:
+    """The mixture that items are drawn from.
+
+    Attributes:
+      levels: Difficulty level -> weight.
+      sizes: Number of responses -> weight.
+      best_hedged: Share of comparisons whose best response is the hedged one (a right result beside a wrong one).
+      distractors: Weight of each lower grade (HEDGED, WRONG, EMPTY) among the other responses.
+      reference: Whether comparisons carry a right answer as their reference. Off: a template may show it to the judge.
+    """
+
+    levels: Mapping[int, float] = dataclasses.field(
+        default_factory=lambda: {0: 0.4, 1: 0.4, 2: 0.2}
+    )
+    sizes: Mapping[int, float] = dataclasses.field(
+        default_factory=lambda: {1: 0.1, 2: 0.55, 3: 0.2, 4: 0.09, 5: 0.03, 6: 0.03}
+    )
+    best_hedged: float = 0.06
+    distractors: Mapping[int, float] = dataclasses.field(
+        default_factory=lambda: {HEDGED: 0.12, WRONG: 0.76, EMPTY: 0.12}
+    )
+    reference: bool = False
+
+    def __post_init__(self):
+        if unknown := set(self.levels) - set(LEVELS):
+            raise ValueError(f"levels {sorted(unknown)} do not exist: use {LEVELS}")
+        if bad := [n for n in self.sizes if n < 1]:
+            raise ValueError(f"sizes {bad}: a comparison has at least one response")
+
+
+DEFAULT = WorldConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """A general instruction with a right answer."""
+
+    query: str
+    answer: str
+    id: str
+    meta: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The same as two chat turns."""
+        return [
+            {"role": "user", "content": self.query},
+            {"role": "assistant", "content": self.answer},
+        ]
+
+
+def make_items(
+    split: str,
+    start: int,
+    count: int,
+    seed: int = 0,
+    families: Sequence[str] | None = None,
+    config: WorldConfig = DEFAULT,
+) -> list[Comparison]:
+    """Comparisons start ... start + count - 1 of a split.
+
+    Args:
+      split: "train", "validation" or "test"; no query of an open family, and no item at all, is in two splits.
+      start: Index of the first item, 0 or more.
+      count: Number of items.
+      seed: Another seed is another world of the same kind.
+      families: Names of families to draw from, equally often; the trained ones unless given.
+      config: Mixture of levels, sizes and grades.
+
+    Returns:
+      Comparisons. For two or more responses `label` is the index of the single best one, for one response (1.0,) or
+      (0.0,). `meta["world"]` holds family, level, arguments, result, and per response its grade, reading and manner.
+
+    Raises:
+      ValueError: Unknown split or family, or a negative range.
+    """
+    names = _checked(split, start, count, families, TRAINED_NAMES)
+    return [_comparison(split, i, seed, names, config) for i in range(start, start + count)]
+
+
+def general_items(
+    split: str,
+    start: int,
+    count: int,
+    seed: int = 0,
+    families: Sequence[str] | None = None,
+    config: WorldConfig = DEFAULT,
+) -> list[Instruction]:
+    """General instructions start ... start + count - 1 of a split: a plain query and a right answer.
+
+    All families are asked here, the held-out ones too: what is held out is judging them. Arguments as in `make_items`.
+    """
+    names = _checked(split, start, count, families, tuple(FAMILIES))
+    return [_instruction(split, i, seed, names, config) for i in range(start, start + count)]
+
+
+def _checked(
+    split: str, start: int, count: int, families, default: tuple[str, ...]
+) -> tuple[str, ...]:
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: use one of {', '.join(SPLITS)}")
+    if start < 0 or count < 0:
+        raise ValueError(f"start {start} and count {count} must not be negative")
+    names = tuple(families) if families is not None else default
+    if not names:
+        raise ValueError(
+            "families is empty: name at least one family, or pass None for the default ones"
+        )
+    for name in names:
+        get_family(name)
+    return names
+
+
+def _pick(rng: random.Random, weights: Mapping[int, float]) -> int:
+    return rng.choices(tuple(weights), tuple(weights.values()))[0]
+
+
+def _bucket(*parts: str) -> int:
+    digest = hashlib.blake2b("\n".join(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % 10
+
+
+def _in_split(split: str, family: Family, query: str, responses: Sequence[str] = ()) -> bool:
+    """Whether the split owns this item: by its query, or where queries are few by query and responses together."""
+    if not family.closed:
+        return _bucket(query) in SPLITS[split]
+    return not responses or _bucket(query, *sorted(responses)) in SPLITS[split]
+
+
+def _comparison(
+    split: str, index: int, seed: int, names: tuple[str, ...], config: WorldConfig
+) -> Comparison:
+    rng = random.Random(f"judging/{seed}/{split}/{index}")
+    family = get_family(rng.choice(names))
+    level, n = _pick(rng, config.levels), _pick(rng, config.sizes)
+    for _ in range(_MAX_TRIES):
+        args = family.draw(rng, level)
+        query = family.ask(args)
+        responses = _responses(rng, family, args, n, config)
+        if responses and _in_split(split, family, query, responses):
+            return _as_comparison(
+                f"world-{seed}-{split}-{index}",
+                family,
+                level,
+                args,
+                query,
+                responses,
+                config.reference,
+            )
+    raise ValueError(
+        f"no item of family {family.name!r}, level {level}, with {n} responses fits split {split!r}: use fewer responses"
+    )
+
+
+def _responses(
+    rng: random.Random, family: Family, args: Args, n: int, config: WorldConfig
+) -> list[str] | None:
+    """n responses in random order, exactly one of the highest grade where n >= 2; None where the draw fails."""
+    best = RIGHT if rng.random() >= config.best_hedged else HEDGED
+    if n == 1:
+        targets = [best if rng.random() < 0.5 else _pick(rng, config.distractors)]
+    else:
+        lower = {g: w for g, w in config.distractors.items() if g < best}
+        targets = [best, *(_pick(rng, lower) for _ in range(n - 1))]
+    responses: list[str] = []
+    for target in targets:
+        response = _aimed(rng, family, args, target, responses)
+        if response is None:
+            return None
+        responses.append(response)
+    rng.shuffle(responses)
+    return responses
+
+
+def _aimed(
+    rng: random.Random, family: Family, args: Args, target: int, taken: list[str]
+) -> str | None:
+    """A new response of exactly the grade `target`; a repeated one only where new ones have run out."""
+    repeated = None
+    for _ in range(12):
+        response = write_response(rng, family, args, target)
+        if grade(family, args, response) == target:
+            if response not in taken:
+                return response
+            repeated = response
+    return repeated
+
+
+def _as_comparison(
+    name: str,
+    family: Family,
+    level: int,
+    args: Args,
+    query: str,
+    responses: list[str],
+    with_reference: bool,
+) -> Comparison:
+    grades = [grade(family, args, response) for response in responses]
+    result = family.solve(args)
+    world = {
+        "family": family.name,
+        "level": level,
+        "args": list(args),
+        "result": result,
+        "grades": grades,
+        "readings": [reading_of(family, args, response) for response in responses],
+        "manners": [manner_of(response) for response in responses],
+    }
+    if len(responses) == 1:
+        label: int | tuple[float, ...] = (float(grades[0] == RIGHT),)
+    else:
+        label = grades.index(max(grades))
+    reference = family.write(random.Random(name), args, result) if with_reference else None
+    return Comparison(
+        query, tuple(responses), reference=reference, label=label, id=name, meta={"world": world}
+    )
+
+
+def believing(truth: Mapping, label: int | tuple[float, ...], rng: random.Random) -> dict:
+    """meta["world"] as it would be if `label` were the truth: what a teacher reads must not give away the label that a control has drawn anew."""
+    grades, readings = list(truth["grades"]), truth["readings"]
+    if isinstance(label, int):
+        best = grades.index(max(grades))
+        grades[best], grades[label] = grades[label], grades[best]
+        believed = label if label != best else None
+    else:
+        right = bool(label[0])
+        believed = None if right == (grades[0] == RIGHT) else 0
+        if believed == 0:
+            grades[0] = RIGHT if right else WRONG
+    if believed is None:
+        return {**truth}
+    result = readings[believed]
+    if grades[believed] != RIGHT or result in ("both", "nothing"):
+        result = get_family(truth["family"]).slip(rng, tuple(truth["args"]), truth["result"])
+    return {**truth, "grades": grades, "result": result}
+
+
+def _instruction(
+    split: str, index: int, seed: int, names: tuple[str, ...], config: WorldConfig
+) -> Instruction:
+    rng = random.Random(f"general/{seed}/{split}/{index}")
+    family = get_family(rng.choice(names))
+    level = _pick(rng, config.levels)
+    for _ in range(_MAX_TRIES):
+        args = family.draw(rng, level)
+        query = family.ask(args)
+        if _in_split(split, family, query):
+            answer = draw_opening(rng, brief=True) + family.write(rng, args, family.solve(args))
+            return Instruction(
+                query,
+                answer,
+                f"general-{seed}-{split}-{index}",
+                {"family": family.name, "level": level},
+            )
+    raise ValueError(f"no query of family {family.name!r}, level {level}, fits split {split!r}")

@@ -1,0 +1,191 @@
+"""A scripted critic for the judging world: it plays the sampling model of rejective fine-tuning.
+
+It writes principles with weights, works the result out, holds each response against it, and scores. It errs at
+adjustable rates, and in the ways that models err: an improper principle, a slip in the working, a misread response, a tie,
+or no working at all but a judgement by manner ("sounds sure"). Errors propagate: after a slip, verdicts and scores follow
+the wrong result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Mapping, Sequence
+
+from grm_jax.data.world.families import TRAINED_NAMES, get_family
+from grm_jax.data.world.responses import EMPTY, HEDGED, RIGHT, WRONG
+from grm_jax.types import Comparison
+
+# What the main principle asks, by family: it is about this very query, and the working follows from it.
+AIMS = {
+    "add": "the sum is right",
+    "largest": "the largest item",
+    "smallest": "the smallest item",
+    "sort": "the items go up",
+    "descend": "the items go down",
+    "reverse": "the items turned round",
+    "repeat": "the same items",
+    "count": "the count is right",
+    "member": "whether it is there",
+    "first": "the first item",
+    "last": "the last item",
+    "replace": "one item is changed",
+    "remove": "one item is gone",
+    "capitals": "all in capitals",
+    "length": "the number of words",
+    "ending": "the last word",
+    "opening": "the first word",
+}
+_RULED = ("length", "ending", "opening", "capitals")  # families about following an instruction
+_SECOND = (("Clarity", "one clear answer"), ("Brevity", "no idle talk"))
+_SHALLOW = ("Tone", "it sounds sure")  # what a judgement without working goes by
+NAMES = ("Accuracy", "Instruction", *(name for name, _ in _SECOND), _SHALLOW[0])
+DESCRIPTIONS = (*AIMS.values(), *(text for _, text in _SECOND), _SHALLOW[1])
+
+WEIGHTS = (60, 70, 80, 40, 30, 20)  # percent: of a main principle, then what is left for the second
+
+# Scores by grade, all of one digit (one token); n = 1 is scored 0 or 1 instead.
+_SCORES = {RIGHT: (8, 9), HEDGED: (5, 6), WRONG: (2, 3, 4), EMPTY: (1,)}
+_VERDICTS = {RIGHT: "right", HEDGED: "unclear", WRONG: "wrong", EMPTY: "empty"}
+# The other fixed words of a critique, for the vocabulary.
+PHRASES = (
+    *(f" {verdict}" for verdict in (*_VERDICTS.values(), "both", "nothing")),
+    *("result", " sounds sure.", " sounds unsure.", " yes", " no", ",", "}"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Errors:
+    """How a text that goes wrong goes wrong: relative weights."""
+
+    slip: float = 0.4  # the working ends at a wrong result
+    principle: float = (
+        0.1  # the main principle is another family's, and the working ends at a wrong result
+    )
+    misread: float = 0.25  # one verdict is off
+    tie: float = 0.25  # the best shares its score with another
+
+
+def critique(
+    comparison: Comparison,
+    order: Sequence[int],
+    rng: random.Random | int,
+    accuracy: float = 0.75,
+    *,
+    shortcut: float = 0.25,
+    hint: int | None = None,
+    errors: Errors = Errors(),
+    principles: bool = True,
+) -> str:
+    """Writes one critique.
+
+    Args:
+      comparison: From `world.make_items`.
+      order: order[j] is the caller's index of the response shown at position j.
+      rng: A generator, or a seed for one.
+      accuracy: Probability that a text with working is free of errors.
+      shortcut: Share of texts that skip the working and judge by manner; such a text is right about as often as chance.
+      hint: Caller's index of the best response, if the critic was told. Working is then free of slips, and a
+        shortcut follows the hint.
+      errors: Mixture of the errors.
+      principles: Whether the text opens with principles.
+
+    Returns:
+      Principles, analysis, then the scores in a box, in prompt order.
+
+    Raises:
+      ValueError: The comparison is not from the world, or `order` is not a permutation of its responses.
+    """
+    world = comparison.meta.get("world")
+    if world is None:
+        raise ValueError(
+            f"comparison {comparison.id!r} has no meta['world']: the teacher only knows world items"
+        )
+    if sorted(order) != list(range(comparison.n)):
+        raise ValueError(f"order {tuple(order)} is not a permutation of {comparison.n} responses")
+    rng = random.Random(rng) if isinstance(rng, int) else rng
+    short, error = rng.random() < shortcut, ""
+    if short:
+        analysis, scores = _by_manner(world, order, rng, hint)
+    else:
+        error = "" if hint is not None or rng.random() < accuracy else _pick_error(rng, errors)
+        analysis, scores = _by_working(world, order, rng, error)
+    head = _principles(world, rng, short, error == "principle") + "\n\n" if principles else ""
+    return f"{head}{analysis}\n\n\\boxed{{{', '.join(map(str, scores))}}}"
+
+
+def _pick_error(rng: random.Random, errors: Errors) -> str:
+    weights = dataclasses.asdict(errors)
+    return rng.choices(tuple(weights), tuple(weights.values()))[0]
+
+
+def _principles(world: Mapping, rng: random.Random, short: bool, improper: bool) -> str:
+    family = world["family"]
+    if improper:
+        family = rng.choice([name for name in TRAINED_NAMES if name != family])
+    main = _SHALLOW if short else ("Instruction" if family in _RULED else "Accuracy", AIMS[family])
+    weight = rng.choice(WEIGHTS[:3])
+    lines = [(main, weight), (rng.choice(_SECOND), 100 - weight)]
+    return "\n".join(f"{name} ({share}%): {text}" for (name, text), share in lines)
+
+
+def _by_manner(
+    world: Mapping, order: Sequence[int], rng: random.Random, hint: int | None
+) -> tuple[str, list[int]]:
+    """Judges without working: whoever sounds sure, or whoever the hint names."""
+    if len(order) == 1:
+        good = world["grades"][0] == RIGHT if hint is not None else rng.random() < 0.5
+        return ("1 sounds sure." if good else "1 sounds unsure."), [int(good)]
+    sure = {"sure": 3, "wordy": 2, "plain": 1, "terse": 0}
+    appeal = [sure[world["manners"][i]] + rng.random() * 1.5 for i in order]
+    chosen = (
+        order.index(hint) if hint is not None else max(range(len(order)), key=appeal.__getitem__)
+    )
+    scores = [
+        rng.choice((8, 9)) if j == chosen else rng.choice((3, 4, 5)) for j in range(len(order))
+    ]
+    return f"{chosen + 1} sounds sure.", scores
+
+
+def _by_working(
+    world: Mapping, order: Sequence[int], rng: random.Random, error: str
+) -> tuple[str, list[int]]:
+    """Works the result out, compares each response with it, scores by verdict."""
+    result, readings, grades = (
+        world["result"],
+        [world["readings"][i] for i in order],
+        [world["grades"][i] for i in order],
+    )
+    if error in ("slip", "principle"):
+        result = _slipped(world, readings, rng)
+        grades = [_regrade(g, reading, result) for g, reading in zip(grades, readings)]
+    elif error == "misread":
+        j = rng.randrange(len(grades))
+        grades[j] = WRONG if grades[j] == RIGHT else RIGHT
+    lines = [f"result {result}"]
+    lines += [
+        f"{j + 1}: {reading} {_VERDICTS[g]}" for j, (reading, g) in enumerate(zip(readings, grades))
+    ]
+    scores = [rng.choice(_SCORES[g]) for g in grades]
+    if len(order) == 1:
+        scores = [int(grades[0] == RIGHT) if error != "tie" else 1 - int(grades[0] == RIGHT)]
+    elif error == "tie":
+        rivals = sorted(range(len(scores)), key=scores.__getitem__)
+        scores[rivals[-2]] = scores[rivals[-1]]
+    return "\n".join(lines), scores
+
+
+def _slipped(world: Mapping, readings: Sequence[str], rng: random.Random) -> str:
+    """A wrong result: half the time one that some response shows, which then looks right."""
+    shown = [r for r in readings if r not in (world["result"], "both", "nothing")]
+    if shown and rng.random() < 0.5:
+        return rng.choice(shown)
+    family, args = get_family(world["family"]), tuple(world["args"])
+    return family.slip(rng, args, world["result"])
+
+
+def _regrade(grade: int, reading: str, result: str) -> int:
+    """The grade that follows from a wrong result; what hedges or does not answer keeps its grade."""
+    if grade in (HEDGED, EMPTY):
+        return grade
+    return RIGHT if reading == result else WRONG

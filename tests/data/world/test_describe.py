@@ -1,0 +1,26 @@
+"""The printed measurements, and that the data modules stay light."""
+
+import subprocess
+import sys
+
+from grm_jax.data import world
+from grm_jax.data.world import describe
+
+
+def test_it_prints_every_measurement(capsys):
+    describe.main(60)
+    text = capsys.readouterr().out
+    for part in ("2 responses", "place of the best response", "longest", "chance", "0.75 0.25 ->"):
+        assert part in text
+
+
+def test_rates_of_a_perfect_teacher():
+    assert describe.teacher_rates(world.make_items("train", 0, 50), 1.0, 0.0) == (1.0, 0.0)
+
+
+def test_only_the_seqio_module_imports_tensorflow():
+    names = "world teacher vocabulary controls layouts records sft packing batches describe"
+    code = f"import sys\nfrom grm_jax.data import {', '.join(names.split())}\nfrom grm_jax.training import rft_data\n"
+    code += "print([m for m in ('tensorflow', 'seqio', 'torch') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

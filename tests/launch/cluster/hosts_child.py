@@ -1,0 +1,19 @@
+"""One host of a tiny GRPO run for test_hosts.py: `python hosts_child.py LAUNCHER-ARGUMENTS`.
+
+An untrained model never writes a critique that can be read, and rewards that are all -1 leave Adam nothing but rounding to follow. So the
+reward is replaced by one that depends on the text alone: whether its length is even.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+
+if __name__ == "__main__":
+    from grm_jax.training import rollouts
+    from launch import tpu
+
+    rollouts.reward = lambda comparison, critique: (
+        rollouts.RIGHT if len(critique.text) % 2 == 0 else rollouts.WRONG
+    )
+    sys.exit(tpu.main(sys.argv[1:]))

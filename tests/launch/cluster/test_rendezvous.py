@@ -1,0 +1,281 @@
+"""Processes that meet, that do not come, and that die."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.cluster import rendezvous
+from launch.cluster.distributed import Worker, find_worker
+from launch.errors import PEER_LOST, LaunchError
+
+ROOT = Path(__file__).resolve().parents[3]
+HOST = "127.0.0.1"
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as s:
+        s.bind(("", 0))
+        return s.getsockname()[1]
+
+
+def meet_all(port, processes, count, timeout=3.0, on_death=lambda *_: None):
+    """What `meet` gives or raises in each process, run as threads."""
+    outcomes = {}
+
+    def run(i):
+        try:
+            outcomes[i] = rendezvous.meet(HOST, port, i, count, timeout, on_death)
+        except LaunchError as error:
+            outcomes[i] = error
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in processes]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    return outcomes
+
+
+def test_everybody_comes(port):
+    meetings = meet_all(port, range(4), 4)
+    assert all(isinstance(m, rendezvous.Meeting) for m in meetings.values())
+    [m.leave() for m in meetings.values()]
+
+
+def test_the_absent_are_named_on_every_host_within_the_timeout(port):
+    start = time.monotonic()
+    outcomes = meet_all(port, [0, 2], 5, timeout=1.0)
+    assert time.monotonic() - start < 4
+    for i in (0, 2):
+        assert "processes 1, 3, 4" in str(outcomes[i]) and "did not come within 1 s" in str(
+            outcomes[i]
+        )
+
+
+def test_a_coordinator_that_never_comes_is_named(port):
+    outcome = meet_all(port, [3], 4, timeout=0.5)[3]
+    assert "process 0 did not come" in str(outcome) and f"{HOST}:{port}" in str(outcome)
+
+
+def test_two_processes_of_one_number_are_refused(port):
+    threads = [
+        threading.Thread(target=lambda: _quietly(rendezvous.meet, HOST, port, 1, 3, 3.0))
+        for _ in range(2)
+    ]
+    [t.start() for t in threads]
+    with pytest.raises(LaunchError, match="process number 1 of .* is taken"):
+        rendezvous.meet(HOST, port, 0, 3, 3.0)
+    [t.join() for t in threads]
+
+
+def _quietly(fn, *args):
+    try:
+        fn(*args)
+    except LaunchError:
+        pass
+
+
+def test_a_taken_port_is_said(port):
+    with (
+        socket.create_server(("", port)),
+        pytest.raises(LaunchError, match=f"cannot listen on port {port}"),
+    ):
+        rendezvous.meet(HOST, port, 0, 2, 1.0)
+
+
+CHILD = """
+    import sys, time
+    sys.path.insert(0, {root!r})
+    from launch.cluster import rendezvous
+    i, port, how = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    meeting = rendezvous.meet("127.0.0.1", port, i, 3, 20.0)
+    print("met", flush=True)
+    time.sleep(0.2 if how == "leaves" else 60)
+    meeting.leave()
+"""
+
+
+def children(port, hows):
+    script = textwrap.dedent(CHILD.format(root=str(ROOT)))
+
+    def start(i, how):
+        return subprocess.Popen(
+            [sys.executable, "-c", script, str(i), str(port), how],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return [start(i, how) for i, how in enumerate(hows)]
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_killed_process_ends_the_others_at_once_and_is_named(port, victim):
+    started = children(port, ["stays"] * 3)
+    try:
+        assert [c.stdout.readline() for c in started] == ["met\n"] * 3
+        os.kill(started[victim].pid, signal.SIGKILL)
+        start = time.monotonic()
+        for i, child in enumerate(started):
+            if i != victim:
+                _, errors = child.communicate(timeout=20)
+                assert child.returncode == PEER_LOST
+                assert (
+                    f"process {victim} on" in errors
+                    and "died" in errors
+                    and "Start the job again" in errors
+                )
+        assert time.monotonic() - start < 10
+    finally:
+        [c.kill() for c in started]
+
+
+def test_a_process_that_is_done_may_leave_first(port):
+    started = children(port, ["leaves", "leaves", "leaves"])
+    assert [c.wait(timeout=30) for c in started] == [0, 0, 0]
+
+
+def test_worker_from_flags():
+    assert find_worker("10.0.0.2:9000", 3, 8) == Worker("10.0.0.2", 9000, 8, 3)
+    assert find_worker("host", 0, 2).port == 8476
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (("host:1", None, 2), "--process_id missing"),
+        (("host:x", 0, 2), "not HOST:PORT"),
+        (("host:1", 2, 2), "--process_id=2 is not one of 0 ... 1"),
+    ],
+)
+def test_worker_flags_that_do_not_make_sense(flags, said):
+    with pytest.raises(LaunchError, match=said):
+        find_worker(*flags)
+
+
+def test_worker_in_a_jobset():
+    pods = {"TPU_WORKER_ID": "1", "TPU_WORKER_HOSTNAMES": "job-0.svc,job-1.svc"}
+    assert find_worker(environment=pods, metadata=None) == Worker("job-0.svc", 8476, 2, 1)
+    second = {
+        **pods,
+        "MEGASCALE_NUM_SLICES": "2",
+        "MEGASCALE_SLICE_ID": "1",
+        "MEGASCALE_COORDINATOR_ADDRESS": "job-0.svc:8080",
+    }
+    assert find_worker(environment=second, metadata=None) == Worker("job-0.svc", 8476, 4, 3)
+
+
+@pytest.mark.parametrize("endpoints", ["10.0.0.1,10.0.0.2", "a:0:10.0.0.1,b:1:10.0.0.2"])
+def test_worker_on_a_tpu_vm(endpoints):
+    attributes = {
+        "agent-worker-number": "1",
+        "worker-network-endpoints": endpoints,
+        "tpu-env": "TYPE: 'V4'\n",
+    }
+    assert find_worker(environment={}, metadata=attributes.get) == Worker("10.0.0.1", 8476, 2, 1)
+
+
+def test_worker_of_the_second_slice_on_tpu_vms():
+    env = "MEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'\nMEGASCALE_COORDINATOR_ADDRESS: '10.0.0.9:8080'\n"
+    attributes = {
+        "agent-worker-number": "0",
+        "worker-network-endpoints": "10.1.0.1,10.1.0.2",
+        "tpu-env": env,
+    }
+    assert find_worker(environment={}, metadata=attributes.get) == Worker("10.0.0.9", 8476, 4, 2)
+
+
+def test_one_machine_is_not_a_slice():
+    assert find_worker(environment={}, metadata={}.get) is None
+    assert (
+        find_worker(
+            environment={"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost"}, metadata=None
+        )
+        is None
+    )
+
+
+def test_messages_are_lines_of_json(port):
+    """What stands on the wire, for a reader of a packet dump."""
+    server = threading.Thread(
+        target=lambda: _quietly(rendezvous.meet, HOST, port, 0, 2, 5.0, lambda *_: None)
+    )
+    server.start()
+    for _ in range(50):
+        try:
+            connection = socket.create_connection((HOST, port))
+            break
+        except OSError:
+            time.sleep(0.1)
+    connection.sendall(b'{"process": 1, "host": "b"}\n')
+    assert json.loads(connection.makefile().readline()) == {"all": True}
+    connection.sendall(b'{"bye": 1}\n')
+    connection.close()
+    server.join()
+
+
+JAX_CHILD = """
+    import sys, time
+    sys.path.insert(0, {root!r})
+    from launch.cluster import distributed
+    worker = distributed.find_worker("127.0.0.1:" + sys.argv[2], int(sys.argv[1]), 2)
+    distributed.start(worker, 60)
+    import jax, jax.numpy as jnp
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+    mesh = Mesh(jax.devices(), ("x",))
+    x = jax.make_array_from_callback((4,), NamedSharding(mesh, PartitionSpec("x")), lambda i: jnp.arange(4.0)[i])
+    found = f"{{jax.process_count()}} {{jax.device_count()}} {{float(jax.jit(jnp.sum)(x))}}"
+    # To a file: Gloo's own threads write to stdout at the same time, and may break a line of ours in two.
+    import pathlib
+    part = pathlib.Path(sys.argv[3] + ".part")
+    part.write_text(found)
+    part.rename(sys.argv[3])
+    time.sleep(120)
+"""
+
+
+def test_jax_starts_on_two_processes_and_neither_outlives_the_other(port, tmp_path):
+    env = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    script = textwrap.dedent(JAX_CHILD.format(root=str(ROOT)))
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(i), str(port), str(tmp_path / str(i))],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
+        )
+        for i in range(2)
+    ]
+    try:
+        for i, child in enumerate(started):
+            deadline = time.monotonic() + 120
+            while (
+                not (tmp_path / str(i)).exists()
+                and child.poll() is None
+                and time.monotonic() < deadline
+            ):
+                time.sleep(0.1)
+            assert (tmp_path / str(i)).exists(), (
+                child.communicate(timeout=1)[1] if child.poll() is not None else "silent"
+            )
+            assert (tmp_path / str(i)).read_text().split() == ["2", "4", "6.0"]
+        os.kill(started[1].pid, signal.SIGKILL)
+        start = time.monotonic()
+        _, errors = started[0].communicate(timeout=30)
+        assert started[0].returncode == PEER_LOST and "process 1 on" in errors
+        assert time.monotonic() - start < 15
+    finally:
+        [c.kill() for c in started]

@@ -1,0 +1,71 @@
+"""Folders that may stand in a bucket."""
+
+import json
+
+import pytest
+
+from grm_jax import storage
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """A folder under the name of a bucket."""
+    place = storage.epath.Path(tmp_path / "bucket")
+    monkeypatch.setattr(
+        storage, "as_path", lambda path: place / str(path).removeprefix("gs://bucket/")
+    )
+    storage.fetch.cache_clear()
+    yield place
+    storage.fetch.cache_clear()
+
+
+def test_what_a_bucket_holds_is_copied_once(bucket):
+    (bucket / "model" / "deep").mkdir(parents=True)
+    (bucket / "model" / "config.json").write_text("{}")
+    (bucket / "model" / "deep" / "weights").write_bytes(b"1234")
+    found = storage.fetch("gs://bucket/model")
+    assert (found / "config.json").read_text() == "{}" and (
+        found / "deep" / "weights"
+    ).read_bytes() == b"1234"
+    assert storage.fetch("gs://bucket/model") == found
+    assert storage.fetch("gs://bucket/model/config.json").read_text() == "{}"
+    with pytest.raises(FileNotFoundError, match="gs://bucket/nothing does not exist"):
+        storage.fetch("gs://bucket/nothing")
+
+
+def test_local_paths_stay_as_they_are(tmp_path):
+    assert storage.fetch(str(tmp_path)) == tmp_path
+
+
+def test_data_samples_and_weights_may_stand_in_a_bucket(bucket, monkeypatch):
+    from experiments import spct_tiny
+    from grm_jax import checkpoints
+    from grm_jax.training import rft, sources
+
+    bucket.mkdir()
+    pair = {"id": "one", "query": "q", "responses": ["x", "y"], "label": 1}
+    (bucket / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
+    (bucket / "general.jsonl").write_text(json.dumps({"query": "q", "answer": "a"}) + "\n")
+    (bucket / "samples.jsonl").write_text(json.dumps({"id": "one", "text": "t"}) + "\n")
+    config = spct_tiny.get_config()
+    entry = dict(name="pairs", layout="comparison", files=("gs://bucket/pairs.jsonl",), rate=1.0)
+    with config.ignore_type():
+        config.data.judging = config.data.held_out = (entry,)
+        config.data.general = ("gs://bucket/general.jsonl",)
+    assert [sources.judging(config, split).at(0).id for split in ("train", "test")] == [
+        "one",
+        "one",
+    ]
+    assert [example.completion for example in sources.general(config)] == ["a"]
+    config.rft.sampler, config.rft.sampling = "file", {"path": "gs://bucket/samples.jsonl"}
+    assert callable(rft.make_sampler(config, None, None))
+
+    def load(path, mesh):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(checkpoints, "load", load)
+    (bucket / "weights").mkdir()
+    config.rft.sampler = "model"
+    config.rft.sampling = {"path": "gs://bucket/weights", "max_new_tokens": 8}
+    with pytest.raises(FileNotFoundError, match="^[^:]*bucket/weights$"):
+        rft.make_sampler(config, None, None)
