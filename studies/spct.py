@@ -333,7 +333,7 @@ def main(argv=None) -> None:
     import jax
 
     from grm_jax.training import evaluate
-    from grm_jax.training.main import held_out
+    from grm_jax.training.eval_stage import held_out
 
     get_config, workdir = load_experiment(options.config), Path(options.workdir)
     out = Path(options.out or workdir)

@@ -265,12 +265,7 @@ def test_overrides_keep_the_kind_of_the_field(experiment):
         changed.tensorboard,
         changed.rft.weight_decay,
         changed.model_overrides.query_chunk,
-    ) == (
-        7,
-        False,
-        1.0,
-        128,
-    )
+    ) == (7, False, 1.0, 128)
     assert isinstance(changed.rft.weight_decay, float)
 
 

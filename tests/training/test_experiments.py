@@ -9,7 +9,17 @@ import pytest
 
 from experiments import ablations, spct_2b, spct_9b, spct_27b, spct_gsm8k, spct_tiny
 from grm_jax.text import rendering
-from grm_jax.training import main, optim, rft, rft_data, rft_samplers, rollouts, sources, steps
+from grm_jax.training import (
+    eval_stage,
+    main,
+    optim,
+    rft,
+    rft_data,
+    rft_samplers,
+    rollouts,
+    sources,
+    steps,
+)
 from grm_jax.training import state as states
 from studies import spct as study
 
@@ -183,7 +193,7 @@ def test_what_is_evaluated_on_comes_once_and_without_its_answer(tmp_path):
         },
     )
     config.eval.comparisons = 12
-    items = main.held_out(config)
+    items = eval_stage.held_out(config)
     assert sorted(c.id for c in items) == list("01234") and not any(c.reference for c in items)
 
 
@@ -205,7 +215,7 @@ def test_several_held_out_sources_are_each_read_once_whatever_their_rates(tmp_pa
         )
     config = spct_27b.get_config()
     config.data.held_out = tuple(entries)
-    items = main.held_out(config)
+    items = eval_stage.held_out(config)
     assert len({c.id for c in items}) == len(items) == 150
 
 
@@ -223,13 +233,13 @@ def test_comparisons_without_a_best_response_are_not_evaluated_on_and_none_left_
     )
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with caplog.at_level("INFO"):
-        assert sorted(c.id for c in main.held_out(config)) == ["0", "2"]
+        assert sorted(c.id for c in eval_stage.held_out(config)) == ["0", "2"]
     assert "2 of 4 comparisons have no one best response" in caplog.text
     path.write_text("".join(json.dumps(row) + "\n" for row in rows[1::2]))
     with pytest.raises(
         ValueError, match="none of the 2 comparisons to evaluate on has one best response.*held_out"
     ):
-        main.held_out(config)
+        eval_stage.held_out(config)
 
 
 def test_a_source_is_known_by_its_labels_texts_and_rates(tmp_path):

@@ -129,7 +129,7 @@ REALMISTAKE = Benchmark(
     aggregate=aggregate,
     rules={
         "official": f"AUC: ties count half, unreadable stands at the median; detection: error below {THRESHOLD} per critique, "
-        "unreadable is wrong in the accuracy and 'no error' in precision and recall",
+        "unreadable is wrong in the accuracy and 'no error' in precision and recall"
     },
     files="data.zip and README.md of github.com/psunlpgroup/ReaLMistake, as realmistake/",
     chance="AUC 0.5",
