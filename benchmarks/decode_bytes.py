@@ -57,10 +57,10 @@ def abstract_params(cfg, mesh):
     import jax
     from flax import nnx
 
-    from grm_jax.models import Gemma
+    from grm_jax.models import Transformer
     from grm_jax.sharding import state_shardings
 
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Gemma(cfg, nnx.Rngs(0))))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Transformer(cfg, nnx.Rngs(0))))
     leaves, tree = jax.tree.flatten(state)
     places = jax.tree.leaves(state_shardings(state, mesh))
     placed = [

@@ -58,10 +58,10 @@ def load(
     progress=None,
     **changes,
 ):
-    """A `Gemma` with the weights at `path`, sharded over `mesh` (None: the first device).
+    """A `Transformer` with the weights at `path`, sharded over `mesh` (None: the first device).
 
     dtype: what the model computes in, and what its parameters are kept in unless `param_dtype` says otherwise; None keeps each tensor as on
-    disk.  cfg: the GemmaConfig, where the checkpoint does not describe a released model.  changes: other config fields (remat="full",
+    disk.  cfg: the TransformerConfig, where the checkpoint does not describe a released model.  changes: other config fields (remat="full",
     scalar_head=True for a fresh reward head of zeros on a language model, or False to drop one).
     progress: called with (bytes read, bytes in all).
     Raises ValueError listing every missing, unexpected and misshapen tensor, or the mesh sizes that fit.

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from grm_jax.checkpoints.tensors import BFLOAT16, Index, put
-from grm_jax.models.config import CONFIGS, GemmaConfig
+from grm_jax.models.config import CONFIGS, TransformerConfig
 
 MARKS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
 STACKED = re.compile(r"stacked_layers/attention_type_(\d+)/(.*)")
@@ -62,7 +62,7 @@ class DeepMindCheckpoint:
                 self.tensors[plain] = TensorStoreTensor(store, i)
         self.form = "dm"
 
-    def gemma_config(self) -> GemmaConfig:
+    def gemma_config(self) -> TransformerConfig:
         """The released model whose sizes these are; padding rows of the table become `vocab_pad`.
 
         Raises ValueError with the sizes found, where no released model has them: then the caller must say which config it is."""
@@ -84,7 +84,7 @@ class DeepMindCheckpoint:
             f"{self.path} is no released Gemma 2 or 3 ({sizes}): give its config, as in load(path, cfg=...)"
         )
 
-    def fit(self, cfg: GemmaConfig) -> GemmaConfig:
+    def fit(self, cfg: TransformerConfig) -> TransformerConfig:
         """`cfg` with the padding rows of this checkpoint's table; chooses the way its gates lie."""
         gates = self.tensors.get("layer_0/mlp/gating_einsum")
         if gates is not None and gates.shape == (2, cfg.d_model, cfg.d_ff):

@@ -8,7 +8,7 @@ import numpy as np
 from grm_jax.checkpoints.hf_config import DEFAULTS, released_like
 from grm_jax.checkpoints.names import GGUF_NORMS
 from grm_jax.checkpoints.tensors import Index, put
-from grm_jax.models.config import GemmaConfig, LayerSpec
+from grm_jax.models.config import LayerSpec, TransformerConfig
 
 # GGUF does not say these: the base of Gemma 3's local layers, and which layers are global.
 LOCAL_THETA = 10_000.0
@@ -57,7 +57,7 @@ class GgufFile:
     def field(self, key: str, default: Any = None) -> Any:
         return self.fields[key].contents() if key in self.fields else default
 
-    def gemma_config(self) -> GemmaConfig:
+    def gemma_config(self) -> TransformerConfig:
         """The model that the metadata describes. Raises ValueError for another architecture than gemma2 and gemma3."""
         arch = self.field("general.architecture")
         if arch not in EVERY:
@@ -76,7 +76,7 @@ class GgufFile:
         window, theta = get("attention.sliding_window"), get("rope.freq_base", known["rope_theta"])
         local = LayerSpec(window, theta if gemma2 else get("rope.freq_base_swa", LOCAL_THETA))
         width, heads = get("embedding_length"), get("attention.head_count")
-        cfg = GemmaConfig(
+        cfg = TransformerConfig(
             name=Path(self.path).stem, vocab_size=self.tensors["token_embd.weight"].shape[0], num_layers=get("block_count"), d_model=width,
             d_ff=get("feed_forward_length"), num_heads=heads, num_kv_heads=get("attention.head_count_kv"),
             head_dim=get("attention.key_length"), query_pre_attn_scalar=get("attention.key_length"),

@@ -1,4 +1,4 @@
-"""Hugging Face's config.json <-> GemmaConfig, with the traps that old and new files hold.
+"""Hugging Face's config.json <-> TransformerConfig, with the traps that old and new files hold.
 
 A released config.json leaves out what equals the default of its class in transformers, so those defaults are part of the format.
 """
@@ -6,7 +6,7 @@ A released config.json leaves out what equals the default of its class in transf
 import logging
 from typing import Any
 
-from grm_jax.models.config import CONFIGS, GemmaConfig, LayerSpec
+from grm_jax.models.config import CONFIGS, LayerSpec, TransformerConfig
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ FIXED = {
 }
 
 
-def from_hf(config: dict[str, Any], name: str = "model") -> GemmaConfig:
+def from_hf(config: dict[str, Any], name: str = "model") -> TransformerConfig:
     """The model that a config.json describes, named after the released size it equals, or `name`.
 
     Raises ValueError that names the key for an architecture, activation, RoPE type or layer kind that Gemma 2 and 3 do not have.
@@ -67,7 +67,7 @@ def from_hf(config: dict[str, Any], name: str = "model") -> GemmaConfig:
         raise ValueError(
             f"{name}: a classifier of {labels} labels has no single reward: num_labels must be 1"
         )
-    cfg = GemmaConfig(
+    cfg = TransformerConfig(
         name=name, vocab_size=c["vocab_size"], num_layers=c["num_hidden_layers"], d_model=c["hidden_size"], d_ff=c["intermediate_size"],
         num_heads=c["num_attention_heads"], num_kv_heads=c["num_key_value_heads"], head_dim=c["head_dim"],
         query_pre_attn_scalar=c["query_pre_attn_scalar"], pattern=_pattern(c, kind, name), attn_cap=c["attn_logit_softcapping"],
@@ -86,7 +86,7 @@ def from_hf(config: dict[str, Any], name: str = "model") -> GemmaConfig:
     return cfg.replace(name=released.name)
 
 
-def released_like(cfg: GemmaConfig) -> GemmaConfig | None:
+def released_like(cfg: TransformerConfig) -> TransformerConfig | None:
     """The named config of the same sizes, or None. The vocabulary may differ: multimodal files have 64 rows more."""
 
     def sizes(c):
@@ -148,7 +148,7 @@ def _rope(c: dict[str, Any], kind: str, name: str) -> dict[str, tuple[float, flo
     return out
 
 
-def to_hf(cfg: GemmaConfig, dtype: str) -> dict[str, Any]:
+def to_hf(cfg: TransformerConfig, dtype: str) -> dict[str, Any]:
     """The config.json of a model, in the keys that old and new versions of transformers and vLLM read.
 
     Raises ValueError if the layers differ in a way that the format has no word for.

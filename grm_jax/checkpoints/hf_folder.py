@@ -7,7 +7,7 @@ import numpy as np
 
 from grm_jax.checkpoints.hf_config import from_hf
 from grm_jax.checkpoints.safetensors_file import SafetensorsFile, SafetensorsTensor
-from grm_jax.models.config import GemmaConfig
+from grm_jax.models.config import TransformerConfig
 
 INDEX = "model.safetensors.index.json"
 
@@ -53,7 +53,7 @@ class HfFolder:
     def bytes_read(self) -> int:
         return sum(file.bytes_read for file in self.files)
 
-    def gemma_config(self) -> GemmaConfig:
+    def gemma_config(self) -> TransformerConfig:
         return from_hf(self.config, Path(self.path).name)
 
     def _check_tied(self, head: SafetensorsTensor) -> None:

@@ -12,8 +12,8 @@ from flax import nnx
 
 from grm_jax.checkpoints.names import Part, Place, axis_sizes, disk_shape, places
 from grm_jax.checkpoints.tensors import Reader, Tensor, aligned_empty
-from grm_jax.models.config import GemmaConfig
-from grm_jax.models.gemma import Gemma
+from grm_jax.models.config import TransformerConfig
+from grm_jax.models.transformer import Transformer
 from grm_jax.sharding import check_fits, state_shardings
 
 Bounds = tuple[tuple[int, int], ...]  # (start, stop) on every axis
@@ -25,9 +25,9 @@ MAX_PIECE_BYTES = 32 << 20
 READERS = 12  # threads, whatever the cores: most of them wait for the disk while one or two turn what has come
 
 
-def abstract_model(cfg: GemmaConfig):
+def abstract_model(cfg: TransformerConfig):
     """(graphdef, state of shapes) of a model that is not allocated."""
-    return nnx.split(nnx.eval_shape(lambda: Gemma(cfg, nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: Transformer(cfg, nnx.Rngs(0))))
 
 
 def flat_params(state) -> dict[str, nnx.Variable]:
@@ -37,12 +37,12 @@ def flat_params(state) -> dict[str, nnx.Variable]:
 
 def load_model(
     reader: Reader,
-    cfg: GemmaConfig,
+    cfg: TransformerConfig,
     mesh=None,
     param_dtype: str | None = None,
     fresh: frozenset[str] = frozenset(),
     progress: Progress | None = None,
-) -> Gemma:
+) -> Transformer:
     """Reads `cfg`'s parameters from an open checkpoint onto the mesh (None: the first device).
 
     param_dtype None keeps each tensor's dtype on disk. `fresh` names parameters that start at zero instead of being read.
@@ -73,7 +73,7 @@ def load_model(
     return nnx.merge(graphdef, nnx.from_flat_state(flat))
 
 
-def check_names(reader: Reader, cfg: GemmaConfig, where: dict[str, Place]) -> None:
+def check_names(reader: Reader, cfg: TransformerConfig, where: dict[str, Place]) -> None:
     """Raises ValueError listing every missing, unexpected and misshapen tensor of a checkpoint, all in one message."""
     sizes = axis_sizes(cfg)
     wanted = {

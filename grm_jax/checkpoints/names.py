@@ -14,7 +14,7 @@ and of the GGUF converter. Every side rotates halves, so that no permutation is 
 
 from typing import NamedTuple
 
-from grm_jax.models.config import GemmaConfig
+from grm_jax.models.config import TransformerConfig
 
 
 class Row(NamedTuple):
@@ -75,7 +75,7 @@ class Place(NamedTuple):
     parts: tuple[Part, ...]
 
 
-def places(cfg: GemmaConfig, form: str) -> dict[str, Place]:
+def places(cfg: TransformerConfig, form: str) -> dict[str, Place]:
     """Our parameter path -> where it lies in format `form`, for every parameter of the model.
 
     form: "hf", "gguf", "dm", or "dm_df" for DeepMind's Gemma 2 2B, whose gates lie as (2, D, F) and not (2, F, D).
@@ -112,7 +112,7 @@ def _part(row: Row, form: str, unit: int | None, prefix: str) -> Part:
     )
 
 
-def axis_sizes(cfg: GemmaConfig) -> dict[str, int]:
+def axis_sizes(cfg: TransformerConfig) -> dict[str, int]:
     return {
         "D": cfg.d_model,
         "F": cfg.d_ff,

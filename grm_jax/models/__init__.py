@@ -1,7 +1,6 @@
 """Gemma 2 and 3 in Flax NNX. Knows arrays only: tokens come from `grm_jax.text`, weights from `grm_jax.checkpoints`."""
 
-from grm_jax.models.config import CONFIGS, GemmaConfig, LayerSpec, get_config
-from grm_jax.models.gemma import Gemma, last_real
+from grm_jax.models.config import CONFIGS, LayerSpec, TransformerConfig, get_config
 from grm_jax.models.logps import (
     TokenLogps,
     critique_rewards,
@@ -9,11 +8,12 @@ from grm_jax.models.logps import (
     target_logps,
     token_logps,
 )
+from grm_jax.models.transformer import Transformer, last_real
 
 __all__ = [
     "CONFIGS",
-    "Gemma",
-    "GemmaConfig",
+    "Transformer",
+    "TransformerConfig",
     "LayerSpec",
     "TokenLogps",
     "critique_rewards",
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-def load(path, mesh=None, dtype: str = "bfloat16") -> Gemma:
+def load(path, mesh=None, dtype: str = "bfloat16") -> Transformer:
     """A model from a Hugging Face safetensors folder, a DeepMind Flax or Orbax checkpoint, or a GGUF file, sharded over the mesh.
 
     Raises ValueError with the missing and unexpected tensor names, or the mesh sizes that fit."""

@@ -21,7 +21,7 @@ class LayerSpec:
 
 
 @dataclasses.dataclass(frozen=True)
-class GemmaConfig:
+class TransformerConfig:
     """Shape and arithmetic of one Gemma.
 
     query_pre_attn_scalar: queries are multiplied by its -1/2 power. Not always the head width: 144 for Gemma-2-27B, 168 for Gemma-3-27B.
@@ -93,15 +93,15 @@ class GemmaConfig:
             + self.d_model * (2 if self.scalar_head else 1)
         )
 
-    def replace(self, **changes) -> "GemmaConfig":
+    def replace(self, **changes) -> "TransformerConfig":
         return dataclasses.replace(self, **changes)
 
 
 def _gemma2(
     name, num_layers, d_model, d_ff, heads, head_dim, scalar, window=4096, **kw
-) -> GemmaConfig:
+) -> TransformerConfig:
     kw = {"vocab_size": 256_000, "attn_cap": 50.0, "final_cap": 30.0, "max_length": 8192} | kw
-    return GemmaConfig(
+    return TransformerConfig(
         name=name, num_layers=num_layers, d_model=d_model, d_ff=d_ff, num_heads=heads[0], num_kv_heads=heads[1], head_dim=head_dim,
         query_pre_attn_scalar=scalar, pattern=(LayerSpec(window), LayerSpec(None)), **kw,
     )  # fmt: skip
@@ -109,14 +109,14 @@ def _gemma2(
 
 def _gemma3(
     name, num_layers, d_model, d_ff, heads, head_dim, scalar, window, rope_scale, **kw
-) -> GemmaConfig:
+) -> TransformerConfig:
     kw = {
         "vocab_size": 262_144,
         "qk_norm": True,
         "max_length": 131_072 if rope_scale > 1 else 32_768,
     } | kw
     pattern = (LayerSpec(window, 10_000.0),) * 5 + (LayerSpec(None, 1_000_000.0, rope_scale),)
-    return GemmaConfig(
+    return TransformerConfig(
         name=name, num_layers=num_layers, d_model=d_model, d_ff=d_ff, num_heads=heads[0], num_kv_heads=heads[1], head_dim=head_dim,
         query_pre_attn_scalar=scalar, pattern=pattern, **kw,
     )  # fmt: skip
@@ -166,7 +166,7 @@ CONFIGS = {
 }
 
 
-def get_config(name: str, **changes) -> GemmaConfig:
+def get_config(name: str, **changes) -> TransformerConfig:
     """The named configuration with fields replaced.
 
     Raises ValueError that lists the known names."""

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from grm_jax.models.attention import merge_parts, prefix_attention, self_attention
-from grm_jax.models.gemma import Gemma, table_logits
+from grm_jax.models.transformer import Transformer, table_logits
 from grm_jax.sharding import constrain, one_device
 
 
@@ -25,7 +25,7 @@ class TokenLogps(NamedTuple):
 
 
 def token_logps(
-    model: Gemma,
+    model: Transformer,
     tokens_BxL,
     positions_BxL=None,
     segment_ids_BxL=None,
@@ -48,7 +48,7 @@ def token_logps(
 
 
 def critique_rewards(
-    model: Gemma, x_BxLxD, tokens_BxL, segment_ids_BxL, starts_B, likelihood: float
+    model: Transformer, x_BxLxD, tokens_BxL, segment_ids_BxL, starts_B, likelihood: float
 ):
     """What a meta reward model says of critiques: float32 logits (B,).
 
@@ -69,7 +69,7 @@ def critique_rewards(
 
 
 def target_logps(
-    model: Gemma, x, targets, temperature=1.0, entropy: bool = False, wanted=None
+    model: Transformer, x, targets, temperature=1.0, entropy: bool = False, wanted=None
 ) -> TokenLogps:
     """log p(target) from the final-normed activations that predict it. x (B, ..., D), targets (B, ...); chunked over the middle axes.
 
@@ -140,7 +140,7 @@ def target_logps(
 
 
 def grouped_token_logps(
-    model: Gemma,
+    model: Transformer,
     prompts_BxP,
     prompt_lengths_B,
     completions_BxGxT,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from grm_jax.models.gemma import Gemma
+from grm_jax.models.transformer import Transformer
 from grm_jax.sampling.scheduler import Engine, Request, Row, Stats
 
 __all__ = ["Engine", "Request", "Row", "Samples", "Stats", "sample"]
@@ -27,7 +27,7 @@ class Samples:
 
 
 def sample(
-    model: Gemma,
+    model: Transformer,
     prompts: Sequence[Sequence[int]],
     k: int,
     max_new_tokens: int,

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grm_jax.models.config import GemmaConfig
+from grm_jax.models.config import TransformerConfig
 from grm_jax.sharding import constrain
 
 RUNNING, STOP, LENGTH, NONFINITE, EMPTY = range(5)
@@ -65,7 +65,7 @@ class Emitted:
 STOPS = 8  # stop tokens per prompt
 
 
-def layer_windows(cfg: GemmaConfig) -> list[tuple[int, int | None]]:
+def layer_windows(cfg: TransformerConfig) -> list[tuple[int, int | None]]:
     """(units, window) for each cache: places of the pattern first, then the tail."""
     return [(cfg.num_units, s.window) for s in cfg.pattern] + [(1, s.window) for s in cfg.tail]
 
@@ -79,7 +79,7 @@ def ring_length(T: int, window: int | None) -> int:
     return T if window is None else min(T, window)
 
 
-def empty_state(cfg: GemmaConfig, P: int, R: int, S: int, T: int) -> State:
+def empty_state(cfg: TransformerConfig, P: int, R: int, S: int, T: int) -> State:
     """A state without rows, for P prompts of at most S tokens, R rows each, rings of T tokens."""
     K, H, dtype = cfg.num_kv_heads, cfg.head_dim, jnp.dtype(cfg.dtype)
 

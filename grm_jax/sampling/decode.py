@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from grm_jax.models.attention import MASKED, self_attention
-from grm_jax.models.gemma import Gemma
+from grm_jax.models.transformer import Transformer
 from grm_jax.sampling.cache import (
     EMPTY,
     LENGTH,
@@ -26,7 +26,7 @@ from grm_jax.sampling.choose import Choice, choose
 from grm_jax.sharding import constrain
 
 
-def prefill(model: Gemma, tokens_BxS, lengths_B):
+def prefill(model: Transformer, tokens_BxS, lengths_B):
     """Runs left-padded prompts once.
 
     Returns (prefix, last_BxD): a (k, v) of (U, B, K, S, H) per place and tail layer, local layers cut to what their window can still see, and
@@ -91,7 +91,7 @@ def insert(state: State, prefix, last_BxD, slots_B, per_prompt: dict[str, jax.Ar
     )
 
 
-def admit(model: Gemma, state: State, new_PxR, sample_PxR) -> tuple[State, Emitted]:
+def admit(model: Transformer, state: State, new_PxR, sample_PxR) -> tuple[State, Emitted]:
     """Starts rows: draws each new row's first token from its prompt's last activation."""
     logits_PxV = model.embedder.decode(state.last_PxD)
     P, R = new_PxR.shape
@@ -114,7 +114,7 @@ def admit(model: Gemma, state: State, new_PxR, sample_PxR) -> tuple[State, Emitt
 
 
 def decode_segment(
-    model: Gemma, state: State, steps, fewest, capacity: int
+    model: Transformer, state: State, steps, fewest, capacity: int
 ) -> tuple[State, Emitted]:
     """Decode steps until `steps` (at most `capacity`) are made or fewer than `fewest` (at least 1) rows still run; both traced."""
     P, R = state.token_PxR.shape
@@ -152,7 +152,7 @@ def decode_segment(
     return jax.lax.while_loop(more, step, (state, emitted))
 
 
-def _feed(model: Gemma, state: State):
+def _feed(model: Transformer, state: State):
     """One token of every row through the layers. Returns (logits_BxV, suffix with the token's keys and values)."""
     cfg = model.cfg
     P, R = state.token_PxR.shape

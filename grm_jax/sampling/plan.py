@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from grm_jax.models.config import GemmaConfig
+from grm_jax.models.config import TransformerConfig
 from grm_jax.sampling import cache, scheduler
 
 SHARE = 0.85  # of a chip's memory; the rest is for activations, fragmentation and the runtime
 LOGITS_COPIES = 4  # float32 [rows, vocabulary] arrays alive while a token is chosen
 
 
-def state_bytes(cfg: GemmaConfig, P: int, R: int, S: int, T: int) -> dict[str, int]:
+def state_bytes(cfg: TransformerConfig, P: int, R: int, S: int, T: int) -> dict[str, int]:
     """Bytes over all devices of one sampler state: its prefixes, its rings, and the logits of a step."""
     token = 2 * cfg.num_kv_heads * cfg.head_dim * jax.numpy.dtype(cfg.dtype).itemsize
     layers = cache.layer_windows(cfg)
@@ -41,7 +41,7 @@ def device_memory() -> tuple[int, int]:
 
 
 def fit(
-    cfg: GemmaConfig,
+    cfg: TransformerConfig,
     requests: Sequence[scheduler.Request],
     prompt_slots: int | None = None,
     rows: int | None = None,

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from grm_jax.models.config import GemmaConfig
+from grm_jax.models.config import TransformerConfig
 from grm_jax.sampling import cache, decode
 from grm_jax.sharding import spec
 
@@ -45,7 +45,7 @@ class Programs:
 
 @functools.lru_cache(maxsize=256)
 def build(
-    graphdef, cfg: GemmaConfig, shape: Shape, segment: int, mesh=None, platform: str = "cpu"
+    graphdef, cfg: TransformerConfig, shape: Shape, segment: int, mesh=None, platform: str = "cpu"
 ) -> Programs:
     """Programs for one shape; cached, so that engines of the same structure share what is compiled.
 
@@ -81,14 +81,18 @@ def build(
 
 
 @functools.lru_cache(maxsize=256)
-def _insert_program(cfg: GemmaConfig, P: int, R: int, S: int, mesh, platform: str) -> Callable:
+def _insert_program(
+    cfg: TransformerConfig, P: int, R: int, S: int, mesh, platform: str
+) -> Callable:
     formats = state_formats(cfg, Shape(P, R, S, 1), mesh, platform)
     formats = formats and dataclasses.replace(formats, suffix=[])
     return jax.jit(decode.insert, donate_argnums=0, out_shardings=formats)
 
 
 @functools.lru_cache(maxsize=64)
-def _admit_program(graphdef, cfg: GemmaConfig, P: int, R: int, mesh, platform: str) -> Callable:
+def _admit_program(
+    graphdef, cfg: TransformerConfig, P: int, R: int, mesh, platform: str
+) -> Callable:
     formats = state_formats(cfg, Shape(P, R, 1, 1), mesh, platform)
 
     def admit(params, state, new, sample):
@@ -115,7 +119,12 @@ def prefill_program(graphdef) -> Callable:
 
 
 def resize(
-    state: cache.State, cfg: GemmaConfig, old: Shape, new: Shape, mesh=None, platform: str = "cpu"
+    state: cache.State,
+    cfg: TransformerConfig,
+    old: Shape,
+    new: Shape,
+    mesh=None,
+    platform: str = "cpu",
 ) -> cache.State:
     """The same rows with room for longer prompts (new.S) or more tokens (new.T). The old caches are freed.
 
@@ -160,7 +169,7 @@ def _longer_ring(length: int, place) -> Callable:
 
 
 def scrub(
-    state: cache.State, cfg: GemmaConfig, shape: Shape, mesh=None, platform: str = "cpu"
+    state: cache.State, cfg: TransformerConfig, shape: Shape, mesh=None, platform: str = "cpu"
 ) -> cache.State:
     """Clears numbers that are not finite out of the rings: a masked slot weighs 0, but 0 times NaN is NaN for whoever takes the row next."""
     formats = state_formats(cfg, shape, mesh, platform)
@@ -178,7 +187,7 @@ def _scrub_program(place) -> Callable:
 
 
 def state_formats(
-    cfg: GemmaConfig, shape: Shape, mesh=None, platform: str = "cpu"
+    cfg: TransformerConfig, shape: Shape, mesh=None, platform: str = "cpu"
 ) -> cache.State | None:
     """Sharding, and on a TPU memory layout, of every leaf of the state. None where the defaults serve: one device that is not a TPU."""
     if mesh is None and platform != "tpu":
@@ -200,14 +209,14 @@ def state_formats(
     return jax.tree_util.tree_map_with_path(place, abstract_state(cfg, shape))
 
 
-def abstract_state(cfg: GemmaConfig, shape: Shape) -> cache.State:
+def abstract_state(cfg: TransformerConfig, shape: Shape) -> cache.State:
     return jax.eval_shape(lambda: cache.empty_state(cfg, shape.P, shape.R, shape.S, shape.T))
 
 
 def abstract_programs(
     graphdef,
     params,
-    cfg: GemmaConfig,
+    cfg: TransformerConfig,
     shape: Shape,
     segment: int,
     mesh,

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from grm_jax.models.config import GemmaConfig
-from grm_jax.models.gemma import Gemma
+from grm_jax.models.config import TransformerConfig
+from grm_jax.models.transformer import Transformer
 from grm_jax.sampling import cache, programs, weights
 
 PROMPT_BUCKETS = (
@@ -124,7 +124,7 @@ def bucket(n: int, buckets: Sequence[int]) -> int:
     )
 
 
-def check(request: Request, cfg: GemmaConfig) -> str | None:
+def check(request: Request, cfg: TransformerConfig) -> str | None:
     """Why a request cannot run, or None."""
     n, room = len(request.prompt), cfg.max_length - len(request.prompt)
     if n == 0:
@@ -164,7 +164,12 @@ class Engine:
     """Runs requests through P prompt slots of R rows each. Build it once per model; compiled programs are kept."""
 
     def __init__(
-        self, model: Gemma, prompt_slots: int, rows: int, segment: int = SEGMENT, idle: float = 0.05
+        self,
+        model: Transformer,
+        prompt_slots: int,
+        rows: int,
+        segment: int = SEGMENT,
+        idle: float = 0.05,
     ):
         """segment: most decode steps between two looks of the host. idle: share of finished rows at which a segment ends early, while work waits."""
         model = weights.for_decoding(model)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from grm_jax.models.gemma import Gemma
+from grm_jax.models.transformer import Transformer
 from grm_jax.sharding import RULES
 
 UNSTACK_BYTES = 4 << 20  # weights of a layer stack that no longer sit in a CPU's cache
@@ -60,7 +60,7 @@ def _mover(dtype, sharding: NamedSharding | None):
     return jax.jit(lambda x: x.astype(dtype), out_shardings=sharding)
 
 
-def for_decoding(model: Gemma) -> Gemma:
+def for_decoding(model: Transformer) -> Transformer:
     """The model as the decode loop wants it, under the mesh in context: weights in the activations' dtype, split over `tensor` alone.
 
     On a CPU layers of some size stand one by one as well: there a slice of a stack is a copy at every step. A model that is so already comes
@@ -79,11 +79,11 @@ def for_decoding(model: Gemma) -> Gemma:
     return unstack(model)
 
 
-def unstack(model: Gemma) -> Gemma:
+def unstack(model: Transformer) -> Transformer:
     """The same network with one unit that is all of its layers. Copies the layers' weights."""
     cfg = model.cfg
     flat = cfg.replace(pattern=cfg.pattern * cfg.num_units + cfg.tail)
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: Gemma(flat, nnx.Rngs(0))))
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: Transformer(flat, nnx.Rngs(0))))
     units, tail = nnx.state(model.units), nnx.state(model.tail)
     places = len(cfg.pattern)
 

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from grm_jax import sharding
-from grm_jax.models import Gemma
+from grm_jax.models import Transformer
 
 
 def given(params):
@@ -49,7 +49,7 @@ def abstract_model(cfg, mesh):
     Raises ValueError if the mesh does not divide the model.
     """
     sharding.check_fits(cfg, mesh)
-    graphdef, params = nnx.split(nnx.eval_shape(lambda: Gemma(cfg, nnx.Rngs(0))))
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: Transformer(cfg, nnx.Rngs(0))))
     return graphdef, with_shardings(params, shardings(params, mesh))
 
 
@@ -57,7 +57,7 @@ def init_params(cfg, mesh, seed):
     """Random parameters, each created where it lives."""
     _, abstract = abstract_model(cfg, mesh)
     init = jax.jit(
-        lambda: nnx.state(Gemma(cfg, nnx.Rngs(seed))), out_shardings=shardings(abstract, mesh)
+        lambda: nnx.state(Transformer(cfg, nnx.Rngs(seed))), out_shardings=shardings(abstract, mesh)
     )
     return init()
 

@@ -31,7 +31,7 @@ class Program:
 
 
 def model_config(config, scalar_head=False):
-    """The GemmaConfig of an experiment: `config.model` by name, fields replaced by `config.model_overrides`."""
+    """The TransformerConfig of an experiment: `config.model` by name, fields replaced by `config.model_overrides`."""
     return get_config(
         config.model, **{**config.get("model_overrides", {}), "scalar_head": scalar_head}
     )

@@ -1,4 +1,4 @@
-"""config.json -> GemmaConfig: the released files in their old and new forms, and what must be refused."""
+"""config.json -> TransformerConfig: the released files in their old and new forms, and what must be refused."""
 
 import logging
 
@@ -6,7 +6,7 @@ import pytest
 from toys import GEMMA2, GEMMA3
 
 from grm_jax.checkpoints.hf_config import from_hf, to_hf
-from grm_jax.models import CONFIGS, GemmaConfig, LayerSpec, get_config
+from grm_jax.models import CONFIGS, LayerSpec, TransformerConfig, get_config
 
 # As published, shortened to what says something about the model.
 GEMMA2_27B = {
@@ -30,7 +30,7 @@ GEMMA3_270M = {
 }  # fmt: skip
 
 
-def same(cfg: GemmaConfig, name: str, **but):
+def same(cfg: TransformerConfig, name: str, **but):
     assert cfg == get_config(name, **but)
 
 

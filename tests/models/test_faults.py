@@ -16,7 +16,7 @@ from parity_ours import LOGITS, distance, folder, golden, logits_of, model_of, p
 from safetensors.numpy import save_file
 
 from grm_jax.checkpoints import load, open_checkpoint
-from grm_jax.models import attention, gemma, token_logps
+from grm_jax.models import attention, token_logps, transformer
 
 FAULTS = {}
 
@@ -127,20 +127,20 @@ def attention_cap_after_the_mask(monkeypatch, _):
 
 @fault("gemma2_gap", peer="deepmind")
 def window_by_slot_and_not_by_position(monkeypatch, _):
-    right = gemma.self_attention
+    right = transformer.self_attention
 
     def self_attention(q, k, v, positions, segment_ids, window, *rest):
         slots = jnp.broadcast_to(jnp.arange(positions.shape[1]), positions.shape)
         return right(q, k, v, slots if window else positions, segment_ids, window, *rest)
 
-    monkeypatch.setattr(gemma, "self_attention", self_attention)
+    monkeypatch.setattr(transformer, "self_attention", self_attention)
 
 
 @fault("gemma2_left")
 def padding_attended_to(monkeypatch, _):
-    right = gemma.self_attention
+    right = transformer.self_attention
     monkeypatch.setattr(
-        gemma,
+        transformer,
         "self_attention",
         lambda q, k, v, pos, seg, *rest: right(q, k, v, pos, jnp.ones_like(seg), *rest),
     )
@@ -162,14 +162,16 @@ def norm_without_the_one(monkeypatch, _):
             x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps) * self.scale[...]
         )
 
-    monkeypatch.setattr(gemma.RMSNorm, "__call__", call)
+    monkeypatch.setattr(transformer.RMSNorm, "__call__", call)
 
 
 @fault("gemma3")
 def queries_and_keys_not_normed(monkeypatch, case):
-    right, width = gemma.RMSNorm.__call__, CASES[case].config["head_dim"]
+    right, width = transformer.RMSNorm.__call__, CASES[case].config["head_dim"]
     monkeypatch.setattr(
-        gemma.RMSNorm, "__call__", lambda self, x: x if x.shape[-1] == width else right(self, x)
+        transformer.RMSNorm,
+        "__call__",
+        lambda self, x: x if x.shape[-1] == width else right(self, x),
     )
 
 
@@ -180,12 +182,14 @@ def rope_on_neighbouring_pairs(monkeypatch, _):
         a, b = x[..., ::2], x[..., 1::2]
         return jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape)
 
-    monkeypatch.setattr(gemma, "rotate", rotate)
+    monkeypatch.setattr(transformer, "rotate", rotate)
 
 
 @fault("gemma2")
 def embeddings_not_normalised(monkeypatch, _):
-    monkeypatch.setattr(gemma.Embedder, "encode", lambda self, tokens: self.table_VxD[...][tokens])
+    monkeypatch.setattr(
+        transformer.Embedder, "encode", lambda self, tokens: self.table_VxD[...][tokens]
+    )
 
 
 # --- layout of the weights -------------------------------------------------------------------------------------------------------------------
@@ -286,7 +290,7 @@ def test_embedding_scale_not_rounded(monkeypatch, faulty):
         return (self.table_VxD[...][tokens].astype(jnp.float32) * scale).astype(self.cfg.dtype)
 
     if faulty:
-        monkeypatch.setattr(gemma.Embedder, "encode", encode)
+        monkeypatch.setattr(transformer.Embedder, "encode", encode)
     ours = model_of("gemma2", "bfloat16").embedder.encode(jnp.asarray(batch(CASES["gemma2"])[0]))
     same = np.array_equal(
         np.asarray(ours, np.float32), golden("transformers")["gemma2/embedded_bf16"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from grm_jax.models import Gemma
+from grm_jax.models import Transformer
 from grm_jax.sampling import Engine, Request, scheduler
 
 NAME = "tiny_gemma2"
@@ -30,7 +30,7 @@ def compilations():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def changed(model: Gemma, **arrays) -> Gemma:
+def changed(model: Transformer, **arrays) -> Transformer:
     """The same network with some parameters replaced: `embedder.table_VxD` is written embedder__table_VxD."""
     graphdef, state = nnx.split(model)
     flat = {".".join(map(str, path)): (path, v) for path, v in nnx.to_flat_state(state)}

@@ -1,4 +1,4 @@
-"""Gemma 2 and 3 as one Flax NNX module: the generations differ by `GemmaConfig` values only.
+"""Gemma 2 and 3 as one Flax NNX module: the generations differ by `TransformerConfig` values only.
 
 Axes: B batch, L length, D model width, F ffn width, N query heads, K KV heads, H head width, V vocabulary rows, U repeats of the layer pattern.
 
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from grm_jax.models.attention import default_positions, self_attention
-from grm_jax.models.config import GemmaConfig, LayerSpec
+from grm_jax.models.config import LayerSpec, TransformerConfig
 from grm_jax.sharding import constrain
 
 REMAT = {
@@ -40,7 +40,7 @@ Attend = Callable[[LayerRef, jax.Array, jax.Array, jax.Array, Any], tuple[jax.Ar
 
 
 def _param(
-    rngs: nnx.Rngs, cfg: GemmaConfig, stack: tuple[int, ...], shape, axes, fan_in: int
+    rngs: nnx.Rngs, cfg: TransformerConfig, stack: tuple[int, ...], shape, axes, fan_in: int
 ) -> nnx.Param:
     """One declaration: shape, logical axes and a normal initializer of variance 1/fan_in (0: zeros). `stack` puts the scanned axis in front."""
     full = (*stack, *shape)
@@ -56,7 +56,7 @@ def _param(
 class RMSNorm(nnx.Module):
     """x / rms(x) * (1 + scale), in float32 until the very end."""
 
-    def __init__(self, cfg: GemmaConfig, size: int, rngs: nnx.Rngs, stack=()):
+    def __init__(self, cfg: TransformerConfig, size: int, rngs: nnx.Rngs, stack=()):
         self.eps = cfg.norm_eps
         self.scale = _param(rngs, cfg, stack, (size,), ("norm",), 0)
 
@@ -84,7 +84,7 @@ def rotate(x_BxLxNxH, angles):
 
 
 class Attention(nnx.Module):
-    def __init__(self, cfg: GemmaConfig, rngs: nnx.Rngs, stack=()):
+    def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs, stack=()):
         D, N, K, H = cfg.d_model, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
         self.cfg = cfg
         self.q_DxNxH = _param(rngs, cfg, stack, (D, N, H), ("embed", "heads", "head_dim"), D)
@@ -145,7 +145,7 @@ dense.defvjp(lambda x, w_DxF: (x @ w_DxF, (x, w_DxF)), _dense_backward)
 class MLP(nnx.Module):
     """GeGLU with the tanh approximation of GELU, whatever an old config's `hidden_act` says."""
 
-    def __init__(self, cfg: GemmaConfig, rngs: nnx.Rngs, stack=()):
+    def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs, stack=()):
         D, F = cfg.d_model, cfg.d_ff
         self.gate_DxF = _param(rngs, cfg, stack, (D, F), ("embed", "mlp"), D)
         self.up_DxF = _param(rngs, cfg, stack, (D, F), ("embed", "mlp"), D)
@@ -163,7 +163,7 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """Attention and MLP, each between a norm before and a norm after."""
 
-    def __init__(self, cfg: GemmaConfig, rngs: nnx.Rngs, stack=()):
+    def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs, stack=()):
         self.pre_attn_norm = RMSNorm(cfg, cfg.d_model, rngs, stack)
         self.attn = Attention(cfg, rngs, stack)
         self.post_attn_norm = RMSNorm(cfg, cfg.d_model, rngs, stack)
@@ -181,7 +181,7 @@ class Block(nnx.Module):
 class Embedder(nnx.Module):
     """The tied table: tokens in, logits out."""
 
-    def __init__(self, cfg: GemmaConfig, rngs: nnx.Rngs):
+    def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs):
         self.cfg = cfg
         self.table_VxD = _param(
             rngs,
@@ -205,7 +205,7 @@ class Embedder(nnx.Module):
         return table_logits(self.cfg, self.table_VxD[...], x)
 
 
-def table_logits(cfg: GemmaConfig, table_VxD, x):
+def table_logits(cfg: TransformerConfig, table_VxD, x):
     """Capped float32 logits (..., V) of final-normed activations (..., D); padding rows of the table get the lowest float."""
     logits = jnp.einsum(
         "...d,vd->...v", x, table_VxD.astype(x.dtype), preferred_element_type=jnp.float32
@@ -219,10 +219,10 @@ def table_logits(cfg: GemmaConfig, table_VxD, x):
     return logits
 
 
-class Gemma(nnx.Module):
+class Transformer(nnx.Module):
     """The whole model. `nnx.split(model)` gives (graphdef, state); policy, reference and meta RM are states of one graph."""
 
-    def __init__(self, cfg: GemmaConfig, rngs: nnx.Rngs):
+    def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs):
         self.cfg = cfg
         self.embedder = Embedder(cfg, rngs)
         self.units = nnx.List([Block(cfg, rngs, (cfg.num_units,)) for _ in cfg.pattern])
@@ -315,7 +315,7 @@ def last_real(segment_ids_BxL):
     return jnp.max(jnp.where(segment_ids_BxL > 0, jnp.arange(segment_ids_BxL.shape[1]), 0), axis=1)
 
 
-def full_attention(cfg: GemmaConfig, positions_BxL, segment_ids_BxL) -> Attend:
+def full_attention(cfg: TransformerConfig, positions_BxL, segment_ids_BxL) -> Attend:
     """Self-attention over the batch as it stands, by the implementation that the config names."""
 
     def attend(layer: LayerRef, q, k, v, state):
