@@ -1,10 +1,17 @@
-"""The mesh and the one table that maps logical axes to it.
+"""The device mesh, and the one table that maps logical array axes to mesh axes.
 
-Mesh axes: `data` (replicas of the weights, laid across slices), `fsdp` (weights and batch split), `tensor` (heads, ffn and vocabulary split).
-Everything that has a shape (parameters, optimizer state, activations, caches) names its axes logically and reads this table.
+Mesh axes: `data` replicates the weights and spans slices; `fsdp` splits weights and batch; `tensor`
+splits heads, ffn width and vocabulary. Parameters, optimizer state, activations and caches name
+their axes logically:
+
+    q_DxNxH   ("embed", "heads", "head_dim")    ->  PartitionSpec("fsdp", "tensor", None)
+    x_BxLxD   ("batch", "length", "act_embed")  ->  PartitionSpec(("data", "fsdp"), None, None)
 """
 
 import contextlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,8 +19,9 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
 
-RULES = {
+RULES: dict[str, str | tuple[str, ...] | None] = {
     # parameters
     "layers": None,
     "vocab": "tensor",
@@ -24,130 +32,182 @@ RULES = {
     "mlp": "tensor",
     "norm": None,
     # activations and caches
-    "batch": ("data", "fsdp"),
+    "batch": BATCH_AXES,
     "length": None,
     "act_embed": None,
     "cache_length": None,
 }
 
 
-def spec(axes: tuple[str | None, ...]) -> PartitionSpec:
-    """Mesh axes for an array with these logical axes. Raises KeyError for a name that the table does not hold."""
-    return PartitionSpec(*(RULES[a] if a is not None else None for a in axes))
+def resolve_mesh(
+    mesh: Mapping[str, int], num_devices: int, num_slices: int = 1, label: str = "devices"
+) -> dict[str, int]:
+    """Returns the size of each mesh axis for a number of devices, without needing the devices.
 
+    Args:
+      mesh: sizes by axis name. A missing axis has size 1; one axis may be -1 (what remains).
+      num_devices: devices of all slices together.
+      num_slices: `data` must be a multiple of it, because only `data` spans slices.
+      label: names the devices in the error, as in "chips of v5p-128".
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
-    """A (data, fsdp, tensor) mesh; one axis may be -1 and takes what is left.
-
-    With devices of several slices, `data` is laid across slices (its size must be a multiple of their number) and the rest inside one, so that
-    only data-parallel reductions use the network between slices.
-    Raises ValueError if the product is not the number of devices, or `data` does not divide over the slices.
+    Raises:
+      ValueError: the product is not the number of devices, or `data` does not divide over slices.
     """
-    devices = list(jax.devices() if devices is None else devices)
-    sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
-    free = [a for a, n in sizes.items() if n == -1]
-    known = int(np.prod([n for n in sizes.values() if n != -1]))
-    if len(free) == 1 and len(devices) % known == 0:
-        sizes[free[0]] = len(devices) // known
-    shape = tuple(sizes.values())
-    if int(np.prod(shape)) != len(devices) or min(shape) < 1:
-        given = " x ".join(f"{a}={n}" for a, n in zip(AXES, (data, fsdp, tensor), strict=True))
+    sizes = {axis: mesh.get(axis, 1) for axis in AXES}
+    free = [axis for axis, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(free) == 1 and fixed > 0 and num_devices % fixed == 0:
+        sizes[free[0]] = num_devices // fixed
+    if math.prod(sizes.values()) != num_devices or min(sizes.values()) < 1:
+        described = " x ".join(f"{axis}={mesh.get(axis, 1)}" for axis in AXES)
         raise ValueError(
-            f"mesh {given} does not make {len(devices)} devices: the product must be {len(devices)} (one axis may be -1)"
+            f"mesh {described} does not make {num_devices} {label}: "
+            f"the product must be {num_devices} (one axis may be -1)"
         )
-    num_slices = len({getattr(d, "slice_index", 0) for d in devices})
-    return Mesh(_arrange(devices, shape, num_slices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    if sizes["data"] % num_slices:
+        raise ValueError(
+            f"mesh data={sizes['data']} is not a multiple of the {num_slices} slices: "
+            f"fsdp and tensor stay inside one slice, set data={num_slices} or a multiple"
+        )
+    return sizes
 
 
-def _arrange(devices, shape, num_slices) -> np.ndarray:
+def make_mesh(
+    data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """Builds a (data, fsdp, tensor) mesh over `devices` (default: all); one axis may be -1.
+
+    `data` spans slices and the other axes stay inside one, so that only data-parallel reductions
+    cross the network between slices.
+
+    Raises:
+      ValueError: as `resolve_mesh`.
+    """
     from jax.experimental import mesh_utils
 
+    devices = list(jax.devices() if devices is None else devices)
+    num_slices = len({getattr(device, "slice_index", 0) for device in devices})
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    shape = tuple(resolve_mesh(sizes, len(devices), num_slices).values())
     if num_slices > 1:
-        if shape[0] % num_slices:
-            raise ValueError(
-                f"mesh data={shape[0]} is not a multiple of the {num_slices} slices: lay `data` across slices, fsdp and tensor inside one"
-            )
-        inner = (shape[0] // num_slices, *shape[1:])
-        return mesh_utils.create_hybrid_device_mesh(
-            inner, (num_slices, 1, 1), devices, allow_split_physical_axes=True
+        array = mesh_utils.create_hybrid_device_mesh(
+            (shape[0] // num_slices, *shape[1:]),
+            (num_slices, 1, 1),
+            devices,
+            allow_split_physical_axes=True,
         )
-    if devices[0].platform == "tpu":
-        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    return np.asarray(devices).reshape(shape)
+    elif devices[0].platform == "tpu":
+        array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        array = np.asarray(devices).reshape(shape)
+    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def check_fits(cfg, mesh: Mesh) -> None:
-    """Refuses a mesh that does not divide a model, before anything is allocated.
+def check_fits(cfg: Any, mesh: Mesh | Mapping[str, int]) -> None:
+    """Checks that a mesh, or its sizes from `resolve_mesh`, divides a model's dimensions.
 
-    Raises ValueError that names the axis, the dimension and the sizes that do fit.
+    Raises:
+      ValueError: names the mesh axis, the dimension, and the sizes that divide it.
     """
-    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
-    rows = cfg.vocab_size + cfg.vocab_pad
-    for size, axis, dims in (
-        (
-            tensor,
-            "tensor",
-            {
-                "KV heads": cfg.num_kv_heads,
-                "query heads": cfg.num_heads,
-                "ffn width": cfg.d_ff,
-                "vocabulary rows": rows,
-            },
-        ),
-        (fsdp, "fsdp", {"model width": cfg.d_model}),
-    ):
-        bad = [f"{n} {what}" for what, n in dims.items() if n % size]
+    sizes = mesh.shape if isinstance(mesh, Mesh) else mesh
+    dimensions = {
+        "tensor": {
+            "KV heads": cfg.num_kv_heads,
+            "query heads": cfg.num_heads,
+            "ffn width": cfg.d_ff,
+            "vocabulary rows": cfg.vocab_size + cfg.vocab_pad,
+        },
+        "fsdp": {"model width": cfg.d_model},
+    }
+    for axis, lengths in dimensions.items():
+        bad = [f"{n} {name}" for name, n in lengths.items() if n % sizes[axis]]
         if bad:
-            fits = [
-                str(i)
-                for i in range(1, min(dims.values()) + 1)
-                if all(n % i == 0 for n in dims.values())
-            ]
+            common = math.gcd(*lengths.values())
+            *fits, last = (str(i) for i in range(1, common + 1) if common % i == 0)
             raise ValueError(
-                f"mesh {axis}={size} does not divide the {', '.join(bad)} of {cfg.name}: use {_either(fits)}"
+                f"mesh {axis}={sizes[axis]} does not divide the {', '.join(bad)} of {cfg.name}: "
+                f"use {', '.join(fits)}{' or ' if fits else ''}{last}"
             )
 
 
-def _either(fits: list[str]) -> str:
-    return fits[0] if len(fits) == 1 else ", ".join(fits[:-1]) + " or " + fits[-1]
+def current_mesh() -> Mesh | jax.sharding.AbstractMesh | None:
+    """Returns the mesh in context (`jax.set_mesh`), or None without one or for a single device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 else mesh
 
 
-def state_shardings(state, mesh: Mesh):
-    """NamedShardings for a state of NNX variables (or their abstract shapes), by the `axes` that each parameter declares."""
-    return jax.tree.map(
-        lambda v: NamedSharding(mesh, spec(v.get_metadata()["axes"])),
-        state,
-        is_leaf=lambda v: isinstance(v, nnx.Variable),
-    )
+def batch_shards(mesh: Any) -> int:
+    """Returns into how many shards a mesh splits the batch axis; 1 for None."""
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def spec(axes: Sequence[str | None], mesh_axes: Sequence[str] = AXES) -> PartitionSpec:
+    """Returns the mesh axes of an array with these logical axes, restricted to `mesh_axes`.
+
+    Raises:
+      KeyError: an axis that is not in the table.
+    """
+
+    def restrict(rule: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        if isinstance(rule, tuple):
+            return tuple(axis for axis in rule if axis in mesh_axes) or None
+        return rule if rule in mesh_axes else None
+
+    return PartitionSpec(*(restrict(RULES[axis]) if axis is not None else None for axis in axes))
 
 
 def named(mesh: Mesh, *axes: str | None) -> NamedSharding:
-    """The sharding of an array with these logical axes."""
+    """Returns the sharding of an array with these logical axes; without axes it is replicated."""
     return NamedSharding(mesh, spec(axes))
 
 
-def one_device() -> bool:
-    """Whether the mesh in context (`jax.set_mesh`) is of one device; True without one."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return mesh.empty or mesh.size == 1
+def is_variable(x: Any) -> bool:
+    return isinstance(x, nnx.Variable)
+
+
+def state_shardings(tree: Any, mesh: Mesh, mesh_axes: Sequence[str] = AXES) -> Any:
+    """Returns a NamedSharding for each NNX variable of a tree, by the logical axes it declares.
+
+    Leaves that are not variables are replicated. Arrays are split over `mesh_axes` only.
+    """
+
+    def place(leaf: Any) -> NamedSharding:
+        axes = leaf.get_metadata()["axes"] if is_variable(leaf) else ()
+        return NamedSharding(mesh, spec(axes, mesh_axes))
+
+    return jax.tree.map(place, tree, is_leaf=is_variable)
+
+
+def with_shardings(tree: Any, shardings: Any) -> Any:
+    """Returns the tree as jax.ShapeDtypeStruct with shardings, for compilation and for restoring.
+
+    shardings: a tree of the same structure, or a prefix of it.
+    """
+
+    def attach(sharding: Any, subtree: Any) -> Any:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), subtree
+        )
+
+    return jax.tree.map(attach, shardings, tree)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pins an activation to the table under the mesh in context (`jax.set_mesh`); without one it does nothing.
+    """Constrains an activation to the table's sharding under the mesh in context, if any.
 
-    A mesh axis that does not divide the dimension is left out: a batch of 3 on 8 devices is replicated, not refused.
+    Drops a mesh axis that does not divide the dimension: a batch of 3 is replicated on 8 devices.
     """
-    if one_device():
+    if (mesh := current_mesh()) is None:
         return x
-    mesh, fitted = jax.sharding.get_abstract_mesh(), []
+    fitted: list[tuple[str, ...] | None] = []
     for dim, mesh_axes in zip(x.shape, spec(axes), strict=True):
         names = (mesh_axes,) if isinstance(mesh_axes, str) else tuple(mesh_axes or ())
-        while names and dim % int(np.prod([mesh.shape[n] for n in names])):
+        while names and dim % math.prod(mesh.shape[name] for name in names):
             names = names[:-1]
         fitted.append(names or None)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*fitted))
 
 
-def use_mesh(mesh: Mesh | None):
-    """A context in which `mesh` is the current mesh; a no-op for None."""
+def use_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """Returns a context in which `mesh` is the current mesh; a no-op for None."""
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)

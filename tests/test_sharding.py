@@ -1,7 +1,6 @@
 """The mesh, the table, and the refusals that come before any allocation."""
 
 import dataclasses
-import types
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,8 @@ class Device:
     device_kind: str = "cpu"
 
 
-def test_one_axis_takes_what_is_left():
+def test_one_axis_takes_the_remaining_devices():
+    assert sharding.resolve_mesh({"fsdp": -1, "tensor": 4}, 64) == sizes(fsdp=16, tensor=4)
     assert dict(sharding.make_mesh(2, -1, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
 
 
@@ -43,23 +43,23 @@ def test_slices_lie_along_data():
         sharding.make_mesh(1, 4, 2, devices)
 
 
-def fake_mesh(**shape):
-    return types.SimpleNamespace(shape={"data": 1, "fsdp": 1, "tensor": 1} | shape)
+def sizes(**axes):
+    return {"data": 1, "fsdp": 1, "tensor": 1} | axes
 
 
 def test_a_mesh_that_does_not_divide_a_model_is_refused():
     with pytest.raises(
         ValueError, match="mesh tensor=8 does not divide the 4 KV heads of gemma2_2b: use 1, 2 or 4"
     ):
-        sharding.check_fits(get_config("gemma2_2b"), fake_mesh(tensor=8))
+        sharding.check_fits(get_config("gemma2_2b"), sizes(tensor=8))
     with pytest.raises(ValueError, match="mesh fsdp=5 does not divide the 4608 model width"):
-        sharding.check_fits(get_config("gemma2_27b"), fake_mesh(fsdp=5))
+        sharding.check_fits(get_config("gemma2_27b"), sizes(fsdp=5))
     with pytest.raises(
         ValueError, match="mesh tensor=2 does not divide the 1 KV heads of gemma3_270m: use 1$"
     ):
-        sharding.check_fits(get_config("gemma3_270m"), fake_mesh(tensor=2))
+        sharding.check_fits(get_config("gemma3_270m"), sizes(tensor=2))
     for tensor in (1, 2, 4, 8, 16):
-        sharding.check_fits(get_config("gemma2_27b"), fake_mesh(tensor=tensor, fsdp=16))
+        sharding.check_fits(get_config("gemma2_27b"), sizes(tensor=tensor, fsdp=16))
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))

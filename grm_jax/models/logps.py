@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from grm_jax.models.attention import merge_parts, prefix_attention, self_attention
 from grm_jax.models.transformer import Transformer, table_logits
-from grm_jax.sharding import constrain, one_device
+from grm_jax.sharding import constrain, current_mesh
 
 
 class TokenLogps(NamedTuple):
@@ -82,7 +82,7 @@ def target_logps(
     chunk = min(cfg.logits_chunk, M)
     pad = -M % chunk
     wanted_BxM = jnp.ones((B, M), bool) if wanted is None else (wanted != 0).reshape(B, M)
-    if sort := wanted is not None and M > chunk and one_device():
+    if sort := wanted is not None and M > chunk and current_mesh() is None:
         order_BxM = jnp.argsort(
             ~wanted_BxM, axis=1, stable=True
         )  # The wanted ones first, each row for itself.
