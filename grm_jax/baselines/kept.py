@@ -10,11 +10,12 @@ from pathlib import Path
 
 from grm_jax.baselines.report import Measured
 from grm_jax.evals.judged import JudgedComparison
+from grm_jax.evals.results import upgraded
 from grm_jax.types import Comparison
 
 log = logging.getLogger(__name__)
 
-ENTRY = ("judge", "comparisons", "rule", "headline", "metrics", "floors", "read", "cost")
+ENTRY = ("judge", "comparisons", "rule", "headline", "metrics", "content_blind", "parsing", "cost")
 # Sections of an experiment that do not decide what a baseline says; of "meta_rm" the scalars take their rows and optimizer.
 ASIDE = {
     "llm_judge": ("rl", "meta_rm"),
@@ -57,7 +58,7 @@ def save(path: Path, which: str, found: dict[str, Measured], both_orders: bool) 
                     [[list(order), _short(scores)] for order, scores in judged.views]
                     for judged in measured.judged
                 ],
-                "votes_of": [judged.votes_of for judged in measured.judged],
+                "votes_of": [judged.num_votes for judged in measured.judged],
             }
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"identity": which, "ids": ids, "judges": judges}, separators=(",", ":"))
@@ -85,11 +86,11 @@ def load(path: Path, which: str, comparisons: Sequence[Comparison]) -> dict[str,
                 c,
                 _tuple(scores),
                 tuple((tuple(order), _tuple(seen)) for order, seen in views),
-                votes_of=votes,
+                num_votes=votes,
             )
             for c, scores, views, votes in rows
         ]
-        found[label] = Measured(judge["entry"], judged)
+        found[label] = Measured(upgraded(judge["entry"]), judged)
     return found
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from grm_jax.evals import plots, tables
-from grm_jax.evals.benchmark import Benchmark, Metrics, average
+from grm_jax.evals.benchmark import Benchmark, Metrics, nan_mean
 from grm_jax.evals.bootstrap import DRAWS, Resampler
 from grm_jax.evals.judged import JudgedComparison
 from grm_jax.evals.page import template
@@ -44,7 +44,7 @@ def summary(
     resampler = Resampler(first.judged, draws)
     reference = next((name for name in found if name.startswith(REFERENCE)), None)
     rows = [_row(benchmark, resampler, found, name, reference) for name in found]
-    floors = {f"{name} response": value for name, value in first.entry["floors"].items()}
+    floors = {f"{name} response": value for name, value in first.entry["content_blind"].items()}
     return {
         "benchmark": benchmark.title,
         "headline": first.entry["headline"],
@@ -53,13 +53,13 @@ def summary(
         "reference": reference,
         "seeds": sorted({seed for runs in found.values() for seed in runs}),
         "rows": rows,
-        "floors": floors,
+        "content_blind": floors,
     }
 
 
 def _row(benchmark, resampler, found, name: str, reference: str | None) -> dict:
     runs = found[name]
-    reads = [run.entry["read"] for run in runs.values()]
+    reads = [run.entry["parsing"] for run in runs.values()]
     row = {"name": name, **resampler.estimate(_mean(benchmark, runs.values()))["mean"].as_json()}
     row["seeds"] = {seed: tables.headline(run.entry)["value"] for seed, run in runs.items()}
     both = [seed for seed in runs if reference and seed in found[reference]]
@@ -71,16 +71,16 @@ def _row(benchmark, resampler, found, name: str, reference: str | None) -> dict:
         ]
     for share in ("ties", "parsed"):
         known = [read[share] for read in reads if read[share] is not None]
-        row[share] = average(known) if known else None
-    row["tokens"] = average([_tokens(run.entry) for run in runs.values()])
+        row[share] = nan_mean(known) if known else None
+    row["tokens"] = nan_mean([_tokens(run.entry) for run in runs.values()])
     return row
 
 
 def _tokens(entry: dict) -> float:
     """Generated tokens per comparison; 0 for scalars."""
     return (
-        entry["read"]["critiques"]
-        * (entry["read"]["tokens_per_critique"] or 0.0)
+        entry["parsing"]["critiques"]
+        * (entry["parsing"]["tokens_per_critique"] or 0.0)
         / entry["comparisons"]
     )
 
@@ -92,7 +92,7 @@ def _mean(benchmark: Benchmark, runs):
 
     def metrics(weights) -> Metrics:
         return {
-            "mean": average([benchmark.aggregate(grades, weights)[headline] for grades in graded])
+            "mean": nan_mean([benchmark.aggregate(grades, weights)[headline] for grades in graded])
         }
 
     return metrics
@@ -117,7 +117,7 @@ def cells(row: dict) -> list[str]:
 def body(found: dict) -> list[list[str]]:
     """Judges, best first, then the rules that read nothing."""
     rows = sorted(found["rows"], key=lambda row: -row["value"])
-    floors = [{"name": name, **value} for name, value in found["floors"].items()]
+    floors = [{"name": name, **value} for name, value in found["content_blind"].items()]
     return [cells(row) for row in (*rows, *floors)]
 
 
@@ -152,7 +152,7 @@ def explained(found: dict) -> str:
 def figure(found: dict) -> str:
     """A line per judge: mean and interval, a dot per seed; vertical lines for the rules that read nothing."""
     rows = sorted(found["rows"], key=lambda row: -row["value"])
-    drawing, axes = plots._axes(1.1 + 0.25 * len(rows))
+    drawing, axes = plots.new_axes(1.1 + 0.25 * len(rows))
     axes.grid(axis="x", color=plots.FAINT, linewidth=0.4, alpha=0.5)
     axes.grid(axis="y", visible=False)
     for y, row in enumerate(rows):
@@ -171,18 +171,18 @@ def figure(found: dict) -> str:
         axes.plot(
             [100 * row["value"]], [y], "|", color=plots.INK, markersize=11, markeredgewidth=1.6
         )
-    for style, (name, value) in zip((":", "--"), found["floors"].items()):
+    for style, (name, value) in zip((":", "--"), found["content_blind"].items()):
         axes.axvline(
             100 * value["value"], color=plots.INK, linewidth=0.9, linestyle=style, label=name
         )
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=7.5)
     axes.invert_yaxis()
     axes.set_xlabel(f"{found['headline']}, %", color=plots.INK, fontsize=8)
-    if found["floors"]:
+    if found["content_blind"]:
         drawing.legend(
             loc="outside lower center", ncols=2, fontsize=7, frameon=False, labelcolor=plots.INK
         )
-    return plots._svg(drawing, "Accuracy of each judge")
+    return plots.to_svg(drawing, "Accuracy of each judge")
 
 
 def page(found: dict) -> str:

@@ -26,7 +26,7 @@ from flax import nnx
 from grm_jax.baselines import cloud, generative, kept, report, scalar
 from grm_jax.baselines.report import Measured
 from grm_jax.evals import benchmarks, run
-from grm_jax.evals.benchmark import average
+from grm_jax.evals.benchmark import nan_mean
 from grm_jax.evals.benchmarks import world
 from grm_jax.evals.cli import write_reports
 from grm_jax.evals.judged import JudgedComparison
@@ -236,7 +236,7 @@ def cloud_judge(bench: Bench, folder: Path) -> list[Measured]:
     entries = []
     for k in dict.fromkeys((1, bench.options.k)):
         judged = [
-            JudgedComparison(c, tuple(average(samples[:k]) for samples in by_response))
+            JudgedComparison(c, tuple(nan_mean(samples[:k]) for samples in by_response))
             for c, by_response in zip(bench.comparisons, found)
         ]
         entries.append(_entry(bench, judged, "cloud", k, {}))

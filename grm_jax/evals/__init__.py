@@ -1,1 +1,1 @@
-"""Reward-model benchmarks: readers, official metrics, floors, reports and comparisons between runs."""
+"""Reward-model benchmarks: readers, official metrics, content-blind baselines, reports and comparisons between runs."""

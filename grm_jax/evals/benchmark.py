@@ -20,22 +20,22 @@ from grm_jax.types import Comparison
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
+class Categories:
     """Which part each comparison belongs to: names, and one code per comparison (a bootstrap draws thousands of sums)."""
 
     names: tuple
     codes_I: np.ndarray
 
     @classmethod
-    def of(cls, keys: Iterable) -> Parts:
-        """Parts in the order of their first appearance."""
+    def of(cls, keys: Iterable) -> Categories:
+        """Categories in the order of their first appearance."""
         keys = list(keys)
         names = tuple(dict.fromkeys(keys))
         at = {name: i for i, name in enumerate(names)}
         return cls(names, np.array([at[key] for key in keys], dtype=np.int64))
 
 
-Grades = dict[str, Any]  # column -> one value per comparison (or Parts)
+Grades = dict[str, Any]  # column -> one value per comparison (or Categories)
 Metrics = dict[
     str, float
 ]  # name -> value; a share unless the name says otherwise; nan where it has no value
@@ -93,7 +93,7 @@ class Benchmark:
 # ---------------------------------------------------------------- places of responses
 
 
-def placed(
+def shuffled_comparison(
     query,
     responses: Sequence[str],
     rewards: Sequence[float],
@@ -151,26 +151,28 @@ def column(values: Iterable[float]) -> np.ndarray:
 
 def columns(judged: Sequence[JudgedComparison], values: Iterable[float]) -> Grades:
     """The two columns that most benchmarks need: the value and the subset of each comparison."""
-    return {"value": column(values), "subset": Parts.of(j.subset for j in judged)}
+    return {"value": column(values), "subset": Categories.of(j.subset for j in judged)}
 
 
 # ---------------------------------------------------------------- putting grades together
 
 
-def mean(values_I: np.ndarray, weights_I: np.ndarray) -> float:
+def weighted_mean(values_I: np.ndarray, weights_I: np.ndarray) -> float:
     """Weighted mean; nan where nothing has weight."""
     total = float(weights_I.sum())
     return float(np.dot(values_I, weights_I)) / total if total else math.nan
 
 
-def by_part(values_I: np.ndarray, parts: Parts, weights_I: np.ndarray) -> dict[Any, float]:
+def mean_by_category(
+    values_I: np.ndarray, parts: Categories, weights_I: np.ndarray
+) -> dict[Any, float]:
     """The weighted mean within each part; nan where a part has no weight."""
     totals = np.bincount(parts.codes_I, weights_I, len(parts.names))
     sums = np.bincount(parts.codes_I, weights_I * values_I, len(parts.names))
     return {name: float(s / t) if t else math.nan for name, s, t in zip(parts.names, sums, totals)}
 
 
-def average(values: Iterable[float]) -> float:
+def nan_mean(values: Iterable[float]) -> float:
     """The plain mean of the parts that have a value; nan where none has."""
     there = [value for value in values if not math.isnan(value)]
     return math.fsum(there) / len(there) if there else math.nan
@@ -178,8 +180,8 @@ def average(values: Iterable[float]) -> float:
 
 def accuracy_by_subset(grades: Grades, weights_I: np.ndarray) -> Metrics:
     """Accuracy over all comparisons, then of each subset."""
-    parts = by_part(grades["value"], grades["subset"], weights_I)
-    overall = {"accuracy": mean(grades["value"], weights_I)}
+    parts = mean_by_category(grades["value"], grades["subset"], weights_I)
+    overall = {"accuracy": weighted_mean(grades["value"], weights_I)}
     return overall | (
         {f"subset/{name}": value for name, value in parts.items()} if len(parts) > 1 else {}
     )

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from grm_jax.evals.benchmark import Parts, by_part, column, credit, mean, winners
+from grm_jax.evals.benchmark import (
+    Categories,
+    column,
+    credit,
+    mean_by_category,
+    weighted_mean,
+    winners,
+)
 from grm_jax.evals.bootstrap import Resampler
 from grm_jax.evals.judged import JudgedComparison
 
@@ -23,7 +30,7 @@ def _share(rows: Sequence[tuple[JudgedComparison, float]]) -> dict | None:
         return None
     values = column(value for _, value in rows)
     estimate = Resampler([j for j, _ in rows], DRAWS).estimate(
-        lambda w: {"share": mean(values, w)}
+        lambda w: {"share": weighted_mean(values, w)}
     )["share"]
     return estimate.as_json() | {"n": len(rows)}
 
@@ -62,9 +69,11 @@ def length(judged: Sequence[JudgedComparison]) -> dict:
         places = [int(np.searchsorted(EDGES, _log_ratio(j), side="right")) for j in labelled]
         values, parts = (
             column(credit(j) for j in labelled),
-            Parts.of(BINS[place] for place in places),
+            Categories.of(BINS[place] for place in places),
         )
-        estimates = Resampler(labelled, DRAWS).estimate(lambda w: by_part(values, parts, w))
+        estimates = Resampler(labelled, DRAWS).estimate(
+            lambda w: mean_by_category(values, parts, w)
+        )
         found["by_ratio"] = {
             name: estimates[name].as_json() | {"n": sum(BINS[p] == name for p in places)}
             for name in BINS

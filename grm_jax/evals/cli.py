@@ -9,11 +9,10 @@ import math
 import sys
 from pathlib import Path
 
-from grm_jax.evals import benchmarks, floors, run
+from grm_jax.evals import benchmarks, results, run
+from grm_jax.evals.content_blind import CONTENT_BLIND
 from grm_jax.evals.files import MissingData
 from grm_jax.evals.measure import compare, measure
-
-RESULTS = "results.json"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     judge.add_argument(
         "--model", help="model folder, checkpoint or GGUF file: judge with it, resumable"
     )
-    judge.add_argument("--judge", choices=floors.FLOORS, help="a rule instead of a model")
+    judge.add_argument("--judge", choices=CONTENT_BLIND, help="a rule instead of a model")
     judge.add_argument(
         "--scores", help="judgements made elsewhere: a JSONL file, or a folder with BENCHMARK.jsonl"
     )
@@ -189,12 +188,12 @@ def _judge_of(args, out: Path):
     """(benchmark, comparisons) -> (judged, greedy or None, description, cost)."""
     if args.judge:
         return lambda b, cs: (
-            run.judge_with_floor(args.judge, cs, args.seed, out / f"{b.name}.jsonl"),
+            run.judge_content_blind(args.judge, cs, args.seed, out / f"{b.name}.jsonl"),
             None,
             {
-                "kind": "floor",
+                "kind": "content-blind baseline",
                 "name": args.judge,
-                "rule": floors.FLOORS[args.judge],
+                "rule": CONTENT_BLIND[args.judge].description,
                 "seed": args.seed,
             },
             {},
@@ -299,8 +298,8 @@ def write_reports(entries: list[dict], out: Path) -> None:
     """
     from grm_jax.evals import page, tables
 
-    path = out / RESULTS
-    earlier = {e["benchmark"]: e for e in json.loads(path.read_text())} if path.exists() else {}
+    path = out / results.FILE
+    earlier = {e["benchmark"]: e for e in results.read_results(path)} if path.exists() else {}
     merged = earlier | {e["benchmark"]: e for e in entries}
     ordered = [merged[name] for name in benchmarks.NAMES if name in merged]
     path.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -41,11 +41,11 @@ class Source:
                 found |= {path for path in folder.rglob(pattern) if path.is_file()}
         return sorted(found)
 
-    def need(self, *patterns: str) -> list[Path]:
+    def require(self, *patterns: str) -> list[Path]:
         """The same, but raises MissingData where nothing matches."""
-        return self.files(*patterns) or self.missing(*patterns)
+        return self.files(*patterns) or self.raise_missing(*patterns)
 
-    def missing(self, *patterns: str) -> Any:
+    def raise_missing(self, *patterns: str) -> Any:
         """Raises MissingData: which pattern was looked for, where, and what to put there."""
         where = self.root / self.name
         raise MissingData(
@@ -91,7 +91,7 @@ class Source:
                 if stem in splits:
                     yield from tfds_records(features.parent, stem)
                     return
-        self.missing(*(f"{stem}*.parquet" for stem in stems))
+        self.raise_missing(*(f"{stem}*.parquet" for stem in stems))
 
 
 def records(path: str | Path) -> Iterator[dict]:

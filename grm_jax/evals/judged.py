@@ -22,7 +22,7 @@ class JudgedComparison:
     scores: of the vote over all critiques, one per response; None where nothing could be read.
     views: scores of the vote by the order in which the responses were shown, None where no critique of that order could be read.
     Empty for judges that see each response alone, or no order at all.
-    critiques: of a generative judge, scores in the caller's order.  votes_of: how many critiques the scores sum over
+    critiques: of a generative judge, scores in the caller's order.  num_votes: how many critiques the scores sum over
     (1 for other judges), so that a threshold on the scale of one critique can be applied.
     """
 
@@ -30,7 +30,7 @@ class JudgedComparison:
     scores: tuple[float, ...] | None
     views: tuple[tuple[Order, tuple[float, ...] | None], ...] = ()
     critiques: tuple[Critique, ...] = ()
-    votes_of: int = 1
+    num_votes: int = 1
     error: str | None = None
 
     @property

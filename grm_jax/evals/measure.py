@@ -1,4 +1,4 @@
-"""One benchmark's entry in a results file: metrics under every rule, floors, curves, biases, gains, and what could not be read."""
+"""One benchmark's entry in a results file: metrics under every rule, content-blind baselines, curves, biases, gains, and what could not be read."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from grm_jax.evals import biases, floors, scaling
+from grm_jax.evals import biases, content_blind, scaling
 from grm_jax.evals.benchmark import Benchmark
 from grm_jax.evals.bootstrap import DRAWS, Resampler, mcnemar
 from grm_jax.evals.judged import JudgedComparison
 
-SHOWN_FLOORS = ("longest", "first")
+SHOWN_BASELINES = ("longest", "first")
 
 
 def measure(
@@ -47,8 +47,8 @@ def measure(
         "headline": next(iter(metrics[rule])),
         "metrics": metrics,
         "chance": benchmark.chance,
-        "floors": floor_values(benchmark, judged, rule, draws),
-        "read": reading(judged),
+        "content_blind": content_blind_values(benchmark, judged, rule, draws),
+        "parsing": reading(judged),
         "position": biases.position(judged),
         "length": biases.length(judged),
         "curves": scaling.curves(benchmark, judged, rule),
@@ -100,13 +100,13 @@ def _first(metrics: dict) -> dict:
     return dict([next(iter(metrics.items()))])
 
 
-def floor_values(
+def content_blind_values(
     benchmark: Benchmark, judged: Sequence[JudgedComparison], rule: str, draws: int
 ) -> dict:
     """The headline of the length rule and of the first-is-better rule on the same comparisons."""
     found = {}
-    for name in SHOWN_FLOORS:
-        rows = [floors.judge(name, j.comparison) for j in judged]
+    for name in SHOWN_BASELINES:
+        rows = [content_blind.judge(name, j.comparison) for j in judged]
         grades = benchmark.grade(rows, rule)
         metrics = Resampler(rows, min(draws, 200)).estimate(
             lambda w, g=grades: _first(benchmark.aggregate(g, w))
@@ -124,7 +124,7 @@ def reading(judged: Sequence[JudgedComparison]) -> dict:
         "critiques": len(critiques),
         "statuses": dict(Counter(c.status for c in critiques)),
         "parsed": sum(c.status == "ok" for c in critiques) / len(critiques) if critiques else None,
-        "nothing_read": len(judged) - len(scored),
+        "unparsed": len(judged) - len(scored),
         "errors": dict(Counter(j.error for j in judged if j.error).most_common(5)),
         "ties": sum(scores.count(max(scores)) > 1 for scores in (j.scores for j in several))
         / len(several)

@@ -48,7 +48,7 @@ def _columns(entries) -> dict:
 
 def card(entry: dict) -> dict:
     """What the template shows of one benchmark."""
-    value, reading = tables.headline(entry), entry["read"]
+    value, reading = tables.headline(entry), entry["parsing"]
     return {
         "entry": entry,
         "judge": tables.judge_line(entry),
@@ -59,8 +59,8 @@ def card(entry: dict) -> dict:
             (name, tables.percent(tables.headline(entry, name)["value"]), text)
             for name, text in entry["rules"].items()
         ],
-        "floors": [
-            (name, tables.percent(floor["value"])) for name, floor in entry["floors"].items()
+        "content_blind": [
+            (name, tables.percent(floor["value"])) for name, floor in entry["content_blind"].items()
         ],
         "gains": [(name, tables.signed(gain)) for name, gain in entry["gains"].items()],
         "against": tables.against_line(entry) if "against" in entry else None,

@@ -14,7 +14,7 @@ LABELS = {"sum": "sum", "majority": "majority", "expected": "expected", "meta": 
 WIDTH = 4.3  # inches: a phone shows this size unscaled
 
 
-def _axes(height: float = 2.7):
+def new_axes(height: float = 2.7):
     import matplotlib
 
     matplotlib.use("agg")
@@ -31,7 +31,7 @@ def _axes(height: float = 2.7):
     return figure, axes
 
 
-def _svg(figure, title: str) -> str:
+def to_svg(figure, title: str) -> str:
     import matplotlib
 
     text = io.StringIO()
@@ -57,7 +57,7 @@ def curve(entry: dict) -> str:
     """The headline over k, a line per way of voting, with the greedy value and the floors. Empty without critiques."""
     if not entry["curves"]:
         return ""
-    figure, axes = _axes()
+    figure, axes = new_axes()
     for kind, points in entry["curves"].items():
         known = {int(k): p for k, p in points.items() if p["value"] is not None}
         if not known:
@@ -91,9 +91,9 @@ def curve(entry: dict) -> str:
         axes.axhline(
             100 * entry["greedy"]["value"], color=INK, linewidth=1, linestyle="--", label="greedy"
         )
-    if entry["floors"]["longest"]["value"] is not None:
+    if entry["content_blind"]["longest"]["value"] is not None:
         axes.axhline(
-            100 * entry["floors"]["longest"]["value"],
+            100 * entry["content_blind"]["longest"]["value"],
             color=INK,
             linewidth=1,
             linestyle=":",
@@ -106,7 +106,7 @@ def curve(entry: dict) -> str:
     axes.set_xlabel("critiques that vote (k)", color=INK, fontsize=9)
     axes.set_ylabel(f"{entry['headline']}, %", color=INK, fontsize=9)
     axes.legend(fontsize=8, frameon=False, labelcolor=INK)
-    return _svg(figure, f"{entry['title']}: {entry['headline']} over k")
+    return to_svg(figure, f"{entry['title']}: {entry['headline']} over k")
 
 
 def place(entry: dict) -> str:
@@ -119,14 +119,14 @@ def place(entry: dict) -> str:
     bars = [bar for bar in bars if bar[1] is not None and bar[1]["value"] is not None]
     if not bars:
         return ""
-    figure, axes = _axes(1.5)
+    figure, axes = new_axes(1.5)
     _bars(axes, [(name, share) for name, share, _ in bars], COLOURS["majority"])
     for row, (_, _, chance) in enumerate(bars):
         if chance is not None:
             axes.plot([100 * chance] * 2, [row - 0.38, row + 0.38], color=INK, linewidth=1.4)
     axes.set_xlim(0, 100)
     axes.set_xlabel("% of comparisons (line: without any bias)", color=INK, fontsize=9)
-    return _svg(figure, f"{entry['title']}: place of the winner")
+    return to_svg(figure, f"{entry['title']}: place of the winner")
 
 
 def length(entry: dict) -> str:
@@ -134,12 +134,12 @@ def length(entry: dict) -> str:
     parts = {name: p for name, p in entry["length"]["by_ratio"].items() if p["value"] is not None}
     if not parts:
         return ""
-    figure, axes = _axes(2.1)
+    figure, axes = new_axes(2.1)
     _bars(axes, [(f"{name} (n = {p['n']})", p) for name, p in parts.items()], COLOURS["expected"])
     axes.plot([50, 50], [-0.5, len(parts) - 0.5], color=INK, linewidth=0.8, linestyle=":")
     axes.set_xlim(0, 100)
     axes.set_xlabel("accuracy in %, by length of the right response", color=INK, fontsize=9)
-    return _svg(figure, f"{entry['title']}: accuracy by length")
+    return to_svg(figure, f"{entry['title']}: accuracy by length")
 
 
 def _bars(axes, rows, colour: str) -> None:

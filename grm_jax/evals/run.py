@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from grm_jax.evals import floors
+from grm_jax.evals import content_blind
 from grm_jax.evals.judged import JudgedComparison, from_row
 from grm_jax.types import Comparison
 
@@ -200,11 +200,11 @@ def _judged(comparison: Comparison, row: dict, path, vote: str | None) -> Judged
     )
 
 
-def judge_with_floor(
+def judge_content_blind(
     name: str, comparisons: Sequence[Comparison], seed: int, output: str | Path | None
 ) -> list[JudgedComparison]:
     """The judgements of a floor, written as a scores file where one is asked for."""
-    judged = [floors.judge(name, comparison, seed) for comparison in comparisons]
+    judged = [content_blind.judge(name, comparison, seed) for comparison in comparisons]
     if output is not None:
         write_scores(judged, output)
     return judged

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from grm_jax.evals.benchmark import Benchmark, Metrics, average
+from grm_jax.evals.benchmark import Benchmark, Metrics, nan_mean
 from grm_jax.evals.bootstrap import Resampler
 from grm_jax.evals.judged import JudgedComparison, vote
 from grm_jax.judging.votes import NoVote
@@ -68,7 +68,7 @@ class Blocks:
 
     def __call__(self, weights_I: np.ndarray) -> Metrics:
         metrics = [self.benchmark.aggregate(grades, weights_I) for grades in self.grades]
-        return {name: average(m.get(name, float("nan")) for m in metrics) for name in metrics[0]}
+        return {name: nan_mean(m.get(name, float("nan")) for m in metrics) for name in metrics[0]}
 
 
 def blocks(

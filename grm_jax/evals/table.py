@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from grm_jax.evals import paper, tables
+from grm_jax.evals.results import read_results
 from grm_jax.evals.scaling import KINDS
 
 KS = (1, 8, 32)  # the paper's table 3
@@ -77,9 +78,7 @@ def read_runs(given: Sequence[str]) -> dict[str, dict[str, dict]]:
         name = name or Path(folder).resolve().name
         if name in runs:
             raise ValueError(f"two runs are called {name!r}: name them as NAME=FOLDER")
-        runs[name] = {
-            entry["benchmark"]: entry for entry in json.loads(path.read_text(encoding="utf-8"))
-        }
+        runs[name] = {entry["benchmark"]: entry for entry in read_results(path)}
     return runs
 
 

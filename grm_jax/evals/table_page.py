@@ -27,7 +27,7 @@ def figure(data: dict, axis: str) -> str:
         axis != "k" and all(line["paper"] for line, points in lines if points)
     ):
         return ""
-    drawing, axes = plots._axes(3.2)
+    drawing, axes = plots.new_axes(3.2)
     for colour, (line, points) in zip(
         COLOURS * 5, [(line, points) for line, points in lines if points]
     ):
@@ -71,4 +71,4 @@ def figure(data: dict, axis: str) -> str:
     )
     axes.set_ylabel(f"{data['benchmark'] or 'rewardbench'}, %", color=plots.INK, fontsize=9)
     axes.legend(fontsize=7, frameon=False, labelcolor=plots.INK)
-    return plots._svg(drawing, f"Scaling over {axis}")
+    return plots.to_svg(drawing, f"Scaling over {axis}")

@@ -62,13 +62,13 @@ def rows(entries: Sequence[dict]) -> list[list[str]]:
                 part,
                 percent(paper[entry["headline"]]["value"]) if differs else "same" if paper else "–",
                 entry["chance"],
-                percent(entry["floors"]["longest"]["value"]),
-                percent(entry["floors"]["first"]["value"]),
+                percent(entry["content_blind"]["longest"]["value"]),
+                percent(entry["content_blind"]["first"]["value"]),
                 percent(entry["greedy"]["value"]) if "greedy" in entry else "–",
                 percent(one["value"]) if one else "–",
                 signed(entry["gains"].get("greedy")),
                 signed(entry["gains"].get("voting@1")),
-                percent(entry["read"]["parsed"]),
+                percent(entry["parsing"]["parsed"]),
             ]  # fmt: skip
         )
     return found

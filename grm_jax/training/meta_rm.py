@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from grm_jax.data.packing import shuffled_index
-from grm_jax.evals.curves import roc_auc
+from grm_jax.evals.classification import roc_auc
 from grm_jax.judging.loading import meta_template_of
 from grm_jax.judging.meta import MetaRM
 from grm_jax.storage import as_path

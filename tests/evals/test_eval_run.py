@@ -156,13 +156,13 @@ def test_floor_reports(data, tmp_path, capsys):
     assert status == 0
     (entry,) = json.loads((out / "results.json").read_text())
     assert entry["metrics"]["scalar"]["score"]["value"] == 0.0 and entry["rule"] == "scalar"
-    assert entry["floors"]["first"]["value"] == pytest.approx(0.5, abs=0.25)
+    assert entry["content_blind"]["first"]["value"] == pytest.approx(0.5, abs=0.25)
     page = (out / "results.html").read_text()
     assert page.count("<section") == 1 and "http://" not in page.replace("http://www.w3.org", "")
     assert "<script" not in page and "<link" not in page
     assert (
         "RewardBench" in (out / "results.md").read_text()
-        and "floor longest" in capsys.readouterr().out
+        and "content-blind baseline longest" in capsys.readouterr().out
     )
 
 
@@ -203,7 +203,7 @@ def test_scores_made_elsewhere_and_paired_tests(data, tmp_path):
         == 0
     )
     (entry,) = json.loads((tmp_path / "ours" / "results.json").read_text())
-    assert entry["read"]["nothing_read"] == 4
+    assert entry["parsing"]["unparsed"] == 4
     against = entry["against"]
     assert against["metrics"]["score"]["value"] < 0 and against["metrics"]["score"]["p"] < 0.05
     assert against["metrics"]["score"]["high"] < 0
@@ -292,7 +292,7 @@ def test_a_model_run_gives_curves_gains_and_a_page(data, tmp_path):
     assert set(entry["gains"]) == {"voting@1", "greedy"}
     gain = entry["metrics"]["generative"]["score"]["value"] - entry["curves"]["sum"][1]["value"]
     assert entry["gains"]["voting@1"]["value"] == pytest.approx(gain)
-    assert entry["position"]["flips"]["n"] > 0 and 0 < entry["read"]["parsed"] < 1
+    assert entry["position"]["flips"]["n"] > 0 and 0 < entry["parsing"]["parsed"] < 1
     cli.write_reports([json.loads(json.dumps(entry))], tmp_path)
     assert (tmp_path / "results.html").read_text().count("<svg") == 3
 
@@ -360,7 +360,7 @@ def row(*scores, **more):
 def test_rows_become_judgements():
     comparison = Comparison("q", ("a", "b"), label=0)
     judged = from_row(comparison, row((9, 3), (4, 5), None))
-    assert judged.scores == (13, 8) and judged.votes_of == 2
+    assert judged.scores == (13, 8) and judged.num_votes == 2
     assert dict(judged.views) == {(0, 1): (9, 3), (1, 0): (4, 5)}
     assert from_row(comparison, row(None, None)).scores is None
     assert (
@@ -378,7 +378,7 @@ def test_meta_guidance_votes_with_the_kept_critiques():
     for critique, meta in zip(rows["critiques"], (2.0, -1.0, -2.0, 1.0)):
         critique["meta_score"] = meta
     judged = from_row(Comparison("q", ("a", "b"), label=0), rows)
-    assert judged.scores == (18, 4) and judged.votes_of == 2
+    assert judged.scores == (18, 4) and judged.num_votes == 2
     assert "meta" in scaling.kinds([judged])
     assert scaling.revote(judged, "meta", 2, 0).scores == (9, 3)
     assert scaling.revote(judged, "sum", 2, 1).scores == (10, 10)

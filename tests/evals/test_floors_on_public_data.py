@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from grm_jax.evals import benchmarks, floors
+from grm_jax.evals import benchmarks, content_blind
 from grm_jax.evals.bootstrap import Resampler
 
 # Accuracy of "more characters is better", to three digits, a tie counting a half (RM-Bench: strict). AUC for single responses.
@@ -44,7 +44,7 @@ def test_length_rule(loaded, name):
         pytest.skip(f"no folder {name}")
     benchmark, comparisons = benchmarks.get(name), loaded[name]
     assert len(comparisons) == COUNTS[name]
-    judged = [floors.judge("longest", c) for c in comparisons]
+    judged = [content_blind.judge("longest", c) for c in comparisons]
     metrics = benchmark.aggregate(
         benchmark.grade(judged, next(iter(benchmark.rules))), np.ones(len(judged))
     )
@@ -56,7 +56,7 @@ def test_random_rule_is_chance(loaded, name):
     if name not in loaded:
         pytest.skip(f"no folder {name}")
     benchmark = benchmarks.get(name)
-    judged = [floors.judge("random", c, seed=1) for c in loaded[name]]
+    judged = [content_blind.judge("random", c, seed=1) for c in loaded[name]]
     grades = benchmark.grade(judged, next(iter(benchmark.rules)))
     estimates = Resampler(judged, 200).estimate(lambda w: benchmark.aggregate(grades, w))
     headline = next(iter(estimates.values()))

@@ -10,7 +10,7 @@ import pytest
 
 from grm_jax.evals import benchmarks
 from grm_jax.evals.benchmarks import realmistake, rewardbench, rewardbench2, rm_bench
-from grm_jax.evals.curves import roc_auc
+from grm_jax.evals.classification import roc_auc
 from grm_jax.evals.judged import JudgedComparison
 from grm_jax.types import Comparison
 
@@ -322,9 +322,9 @@ def test_a_critique_that_was_not_read_costs_no_score(name):
         judged((6 * 8.0,), (1.0,), group="p", pairs=[[0, 1]]),
         judged((8 * 7.0,), (0.0,), group="p"),
     )
-    rows = [dataclasses.replace(right, votes_of=6), dataclasses.replace(wrong, votes_of=8)]
+    rows = [dataclasses.replace(right, num_votes=6), dataclasses.replace(wrong, num_votes=8)]
     assert measure(name, rows)["auc"] == 1.0
-    equal = [dataclasses.replace(j, scores=(7.0 * j.votes_of,)) for j in rows]
+    equal = [dataclasses.replace(j, scores=(7.0 * j.num_votes,)) for j in rows]
     assert measure(name, equal)["auc"] == 0.5
 
 

@@ -9,15 +9,15 @@ import numpy as np
 from grm_jax.evals.benchmark import (
     PAPER,
     Benchmark,
+    Categories,
     Grades,
     Metrics,
-    Parts,
     column,
-    mean,
-    placed,
+    shuffled_comparison,
+    weighted_mean,
     winners,
 )
-from grm_jax.evals.curves import roc_auc
+from grm_jax.evals.classification import roc_auc
 from grm_jax.evals.files import Source, records
 from grm_jax.evals.judged import JudgedComparison
 from grm_jax.types import Comparison
@@ -26,7 +26,7 @@ from grm_jax.types import Comparison
 def read(source: Source) -> list[Comparison]:
     """Groups that hold right and wrong solutions; the label is 1.0 for every right one. Solutions are left as published."""
     found = []
-    for number, record in enumerate(records(source.need("example_model_solutions.jsonl")[0])):
+    for number, record in enumerate(records(source.require("example_model_solutions.jsonl")[0])):
         solutions = [value for value in record.values() if isinstance(value, dict)]
         rewards = [float(s["is_correct"]) for s in solutions]
         if 0 < sum(rewards) < len(rewards):
@@ -34,7 +34,7 @@ def read(source: Source) -> list[Comparison]:
             right = f"{int(sum(rewards))} of {len(rewards)} right"
             reference = record.get("ground_truth")
             found.append(
-                placed(
+                shuffled_comparison(
                     record["question"],
                     texts,
                     rewards,
@@ -64,7 +64,7 @@ def grade(judged: Sequence[JudgedComparison], rule: str) -> Grades:
         "pairs": column(pairs),
         "picked": column(picked),
         "share_right": column(np.mean(j.comparison.rewards) for j in judged),
-        "subset": Parts.of(j.subset for j in judged),
+        "subset": Categories.of(j.subset for j in judged),
         "scores": np.concatenate([_in_group(j) for j in judged]),
         "truth": np.concatenate([j.comparison.rewards for j in judged]),
         "of": np.repeat(np.arange(len(judged)), [j.comparison.n for j in judged]),
@@ -75,19 +75,23 @@ def _in_group(judged: JudgedComparison) -> np.ndarray:
     return (
         np.zeros(judged.comparison.n)
         if judged.scores is None
-        else np.array(judged.scores) / judged.votes_of
+        else np.array(judged.scores) / judged.num_votes
     )
 
 
 def aggregate(grades: Grades, weights_I: np.ndarray) -> Metrics:
     """Accuracy over all (right, wrong) pairs of all groups; truth of the best of four; chance of that; AUC over responses."""
-    found = {"accuracy": mean(grades["won"] / grades["pairs"], weights_I * grades["pairs"])}
-    found["best_of_4"] = mean(grades["picked"], weights_I)
-    found["best_of_4_chance"] = mean(grades["share_right"], weights_I)
+    found = {
+        "accuracy": weighted_mean(grades["won"] / grades["pairs"], weights_I * grades["pairs"])
+    }
+    found["best_of_4"] = weighted_mean(grades["picked"], weights_I)
+    found["best_of_4_chance"] = weighted_mean(grades["share_right"], weights_I)
     found["auc"] = roc_auc(grades["scores"], grades["truth"] > 0.5, weights_I[grades["of"]])
     for code, name in sorted(enumerate(grades["subset"].names), key=lambda item: item[1]):
         at = grades["subset"].codes_I == code
-        value = mean((grades["won"] / grades["pairs"])[at], (weights_I * grades["pairs"])[at])
+        value = weighted_mean(
+            (grades["won"] / grades["pairs"])[at], (weights_I * grades["pairs"])[at]
+        )
         found[f"subset/{name}"] = value
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from grm_jax.evals.benchmark import PAPER, Benchmark, accuracy_by_subset, placed
+from grm_jax.evals.benchmark import PAPER, Benchmark, accuracy_by_subset
 from grm_jax.evals.benchmarks.humanevalpack import grade
 from grm_jax.evals.files import Source, records
 from grm_jax.types import Comparison, Turn
@@ -28,13 +28,13 @@ def read(source: Source) -> list[Comparison]:
     Five of the 2,312 pairs part before their last turn; their last turns are compared all the same.
     """
     found = []
-    for path in source.need("harmless-base/test.jsonl*"):
+    for path in source.require("harmless-base/test.jsonl*"):
         for number, record in enumerate(records(path)):
             chosen, rejected = dialogue(record["chosen"]), dialogue(record["rejected"])
             query = [turn for turn in chosen[:-1] if turn["content"]]
             pair = (chosen[-1]["content"], rejected[-1]["content"])
             found.append(
-                placed(
+                shuffled_comparison(
                     query, pair, (1, 0), f"hh_rlhf-{number}", subset=f"{min(len(query), 7)} turns"
                 )
             )

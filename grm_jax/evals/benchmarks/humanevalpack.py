@@ -11,7 +11,7 @@ from grm_jax.evals.benchmark import (
     accuracy_by_subset,
     columns,
     credit,
-    placed,
+    shuffled_comparison,
     strict,
 )
 from grm_jax.evals.files import Source, records
@@ -33,8 +33,8 @@ def read(source: Source) -> list[Comparison]:
                 ]
                 name = f"humanevalpack-{record['task_id']}"
                 meta = {"subset": language, "bug": record["bug_type"], "group": name}
-                found.append(placed(record["instruction"], pair, (1, 0), name, **meta))
-    return found or source.missing("python/data/humanevalpack.jsonl")
+                found.append(shuffled_comparison(record["instruction"], pair, (1, 0), name, **meta))
+    return found or source.raise_missing("python/data/humanevalpack.jsonl")
 
 
 def grade(judged: Sequence[JudgedComparison], rule: str) -> Grades:

@@ -25,7 +25,7 @@ PARTS = ("mmlu-pro", "livebench-reasoning", "livebench-math", "livecodebench")
 def read(source: Source) -> list[Comparison]:
     """Pairs of `question`, `response_A`, `response_B`, `label` ("A>B" or "B>A"), in their order, from each response model's file."""
     found = []
-    for path in source.need("dataset=judgebench*.jsonl", "judgebench*.jsonl"):
+    for path in source.require("dataset=judgebench*.jsonl", "judgebench*.jsonl"):
         maker = "claude" if "claude" in path.name else "gpt"
         for record in records(path):
             name = f"judgebench-{maker}-{record['pair_id']}"

@@ -13,10 +13,10 @@ from grm_jax.evals.benchmark import (
     Metrics,
     accuracy_by_subset,
     column,
-    placed,
+    shuffled_comparison,
 )
 from grm_jax.evals.benchmarks.humanevalpack import grade
-from grm_jax.evals.curves import roc_auc
+from grm_jax.evals.classification import roc_auc
 from grm_jax.evals.files import Source, records
 from grm_jax.evals.judged import JudgedComparison
 from grm_jax.types import Comparison
@@ -39,16 +39,20 @@ def _query(turns: list[dict[str, str]]):
 def read_pairs(source: Source) -> list[Comparison]:
     """Pairs of `conversations`, `chosen`, `rejected`."""
     found = []
-    for number, record in enumerate(records(source.need("dpo_en_demo.json")[0])):
+    for number, record in enumerate(records(source.require("dpo_en_demo.json")[0])):
         pair = (record["chosen"]["value"], record["rejected"]["value"])
-        found.append(placed(_query(_turns(record["conversations"])), pair, (1, 0), f"dpo-{number}"))
+        found.append(
+            shuffled_comparison(
+                _query(_turns(record["conversations"])), pair, (1, 0), f"dpo-{number}"
+            )
+        )
     return found
 
 
 def read_singles(source: Source) -> list[Comparison]:
     """Conversations (`messages`) whose last turn is rated `label` true or false."""
     found = []
-    for number, record in enumerate(records(source.need("kto_en_demo.json")[0])):
+    for number, record in enumerate(records(source.require("kto_en_demo.json")[0])):
         *query, answer = _turns(record["messages"])
         label, name = (float(record["label"]),), f"kto-{number}"
         found.append(
@@ -59,7 +63,7 @@ def read_singles(source: Source) -> list[Comparison]:
 
 def grade_singles(judged: Sequence[JudgedComparison], rule: str) -> Grades:
     """Score per critique and truth of each response; an unreadable one stands at the median of what was read."""
-    scores = [j.scores[0] / j.votes_of if j.scores else None for j in judged]
+    scores = [j.scores[0] / j.num_votes if j.scores else None for j in judged]
     known = [s for s in scores if s is not None]
     middle = float(np.median(known)) if known else 0.0
     return {

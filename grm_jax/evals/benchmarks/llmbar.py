@@ -10,14 +10,14 @@ import numpy as np
 from grm_jax.evals.benchmark import (
     PAPER,
     Benchmark,
+    Categories,
     Grades,
     Metrics,
-    Parts,
-    average,
-    by_part,
     column,
     credit,
-    mean,
+    mean_by_category,
+    nan_mean,
+    weighted_mean,
     winners,
 )
 from grm_jax.evals.files import Source, records
@@ -36,7 +36,7 @@ SUBSETS = (
 def read(source: Source) -> list[Comparison]:
     """Pairs of `input`, `output_1`, `output_2`, `label` (1 or 2), in their order."""
     found = []
-    for path in source.need("**/dataset.json"):
+    for path in source.require("**/dataset.json"):
         folder = path.parent.as_posix()
         subset = next((s for s in SUBSETS if folder.endswith(s)), None)
         if subset is None:  # the repository's case studies are not part of the benchmark
@@ -49,7 +49,7 @@ def read(source: Source) -> list[Comparison]:
                     record["input"], pair, None, label, name, {"subset": subset, "group": name}
                 )
             )
-    return found or source.missing("LLMBar/Natural/dataset.json")
+    return found or source.raise_missing("LLMBar/Natural/dataset.json")
 
 
 def per_order(judged: JudgedComparison) -> tuple[float, float, float]:
@@ -75,20 +75,20 @@ def grade(judged: Sequence[JudgedComparison], rule: str) -> Grades:
         "value": column(credit(j) if rule == "paper" else f[0] for j, f in zip(judged, found)),
         "agree": column(f[1] for f in found),
         "both": column(f[2] for f in found),
-        "subset": Parts.of(j.subset for j in judged),
+        "subset": Categories.of(j.subset for j in judged),
     }
 
 
 def aggregate(grades: Grades, weights_I: np.ndarray) -> Metrics:
     """The mean of Natural and the mean adversarial accuracy are the two published averages; the headline is over subsets."""
-    parts = by_part(grades["value"], grades["subset"], weights_I)
+    parts = mean_by_category(grades["value"], grades["subset"], weights_I)
     known = ~np.isnan(grades["agree"])
-    found = {"accuracy": average(parts.values())}
-    found["adversarial"] = average(
+    found = {"accuracy": nan_mean(parts.values())}
+    found["adversarial"] = nan_mean(
         value for name, value in parts.items() if name.startswith("Adversarial")
     )
-    found["positional_agreement"] = mean(np.nan_to_num(grades["agree"]), weights_I * known)
-    found["both_right"] = mean(np.nan_to_num(grades["both"]), weights_I * known)
+    found["positional_agreement"] = weighted_mean(np.nan_to_num(grades["agree"]), weights_I * known)
+    found["both_right"] = weighted_mean(np.nan_to_num(grades["both"]), weights_I * known)
     return found | {f"subset/{name}": value for name, value in parts.items()}
 
 

@@ -11,14 +11,14 @@ import numpy as np
 from grm_jax.evals.benchmark import (
     PAPER,
     Benchmark,
+    Categories,
     Grades,
     Metrics,
-    Parts,
     Published,
     column,
     credit,
-    mean,
     strict,
+    weighted_mean,
     winners,
 )
 from grm_jax.evals.files import Source, records
@@ -34,7 +34,7 @@ def read(source: Source) -> list[Comparison]:
     The label is the majority's. Responses that are JSON booleans (records 157 to 164) are read as the words True and False.
     """
     found = []
-    for record in records(source.need("testset-v1.json")[0]):
+    for record in records(source.require("testset-v1.json")[0]):
         votes = Counter(int(record[f"annotator{i}"]) for i in (1, 2, 3)).most_common()
         majority = votes[0][0] if votes[0][1] >= 2 else 0
         query = record["instruction"] + (
@@ -62,14 +62,16 @@ def grade(judged: Sequence[JudgedComparison], rule: str) -> Grades:
         "decided": column(t > 0 for t in truth),
         "truth": truth,
         "said": np.array([first[0] + 1 if len(first) == 1 else 0 for first in named]),
-        "subset": Parts.of(j.subset for j in judged),
+        "subset": Categories.of(j.subset for j in judged),
     }
 
 
 def aggregate(grades: Grades, weights_I: np.ndarray) -> Metrics:
     """Accuracy on the decided pairs; accuracy and macro precision, recall, F1 over the three classes, as published."""
-    found = {"accuracy": mean(grades["value"], weights_I * grades["decided"])}
-    found["accuracy_3"] = mean((grades["truth"] == grades["said"]).astype(float), weights_I)
+    found = {"accuracy": weighted_mean(grades["value"], weights_I * grades["decided"])}
+    found["accuracy_3"] = weighted_mean(
+        (grades["truth"] == grades["said"]).astype(float), weights_I
+    )
     return found | macro(grades["truth"], grades["said"], weights_I)
 
 

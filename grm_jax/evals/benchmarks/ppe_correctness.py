@@ -15,17 +15,17 @@ from grm_jax.evals.benchmark import (
     PAPER,
     STRICT,
     Benchmark,
+    Categories,
     Grades,
     Metrics,
-    Parts,
     Published,
-    average,
-    by_part,
     credit_or_strict,
-    placed,
+    mean_by_category,
+    nan_mean,
+    shuffled_comparison,
 )
 from grm_jax.evals.bestofk import best_of_k, min_max
-from grm_jax.evals.curves import roc_auc
+from grm_jax.evals.classification import roc_auc
 from grm_jax.evals.files import Source
 from grm_jax.evals.judged import JudgedComparison
 from grm_jax.types import Comparison
@@ -56,7 +56,7 @@ def _records(source: Source):
             responses = [record[f"response_{i + 1}"] for i in range(count)]
             yield name, number, record, responses, [float(s) for s in record["scores"]]
     if not some:
-        source.missing(*(folders[0] for folders in SETS.values()))
+        source.raise_missing(*(folders[0] for folders in SETS.values()))
 
 
 def read_pairs(source: Source) -> list[Comparison]:
@@ -68,7 +68,7 @@ def read_pairs(source: Source) -> list[Comparison]:
             if truth[i] != truth[j]:
                 pair, rewards = (responses[i], responses[j]), (truth[i], truth[j])
                 found.append(
-                    placed(
+                    shuffled_comparison(
                         record["prompt"], pair, rewards, f"{group}-{p}", subset=name, group=group
                     )
                 )
@@ -77,23 +77,23 @@ def read_pairs(source: Source) -> list[Comparison]:
 
 def aggregate_pairs(grades: Grades, weights_I: np.ndarray) -> Metrics:
     """The mean of the sets, and each: mean over prompts of the share of a prompt's pairs that are right."""
-    by_prompt = by_part(grades["value"], grades["prompt"], weights_I)
+    by_prompt = mean_by_category(grades["value"], grades["prompt"], weights_I)
     values = np.array(list(by_prompt.values()))
     # A prompt counts as often as it was drawn, however many pairs it has.
     drawn = grades["first"]
-    parts = by_part(np.nan_to_num(values), grades["set_of_prompt"], weights_I[drawn])
-    return {"accuracy": average(parts.values())} | {
+    parts = mean_by_category(np.nan_to_num(values), grades["set_of_prompt"], weights_I[drawn])
+    return {"accuracy": nan_mean(parts.values())} | {
         f"subset/{name}": value for name, value in parts.items()
     }
 
 
 def grade_pairs(judged: Sequence[JudgedComparison], rule: str) -> Grades:
     """Value of each pair, with the prompt it belongs to and the set that the prompt belongs to."""
-    prompt = Parts.of(j.group for j in judged)
+    prompt = Categories.of(j.group for j in judged)
     first = np.array(
         [int(np.argmax(prompt.codes_I == c)) for c in range(len(prompt.names))], dtype=np.int64
     )
-    sets = Parts.of(judged[i].subset for i in first)
+    sets = Categories.of(judged[i].subset for i in first)
     return credit_or_strict(judged, rule) | {
         "prompt": prompt,
         "first": first,
@@ -147,14 +147,14 @@ def grade_singles(judged: Sequence[JudgedComparison], rule: str) -> Grades:
             (min_max(scores), truth, best_of_k(scores, truth)) for _, scores, truth, _ in rows
         ],
         "value": np.array([row[3] for row in rows]),
-        "set": Parts.of(row[0] for row in rows),
+        "set": Categories.of(row[0] for row in rows),
         "first": np.array([members[0] for members in groups.values()], dtype=np.int64),
     }
 
 
 def _score(judged: JudgedComparison) -> float | None:
     """On the scale of one critique: a sum is smaller where a critique could not be read."""
-    return None if judged.scores is None else judged.scores[0] / judged.votes_of
+    return None if judged.scores is None else judged.scores[0] / judged.num_votes
 
 
 def _pair_accuracy(scores, truth, pairs, rule: str) -> float:
@@ -195,7 +195,7 @@ def aggregate_singles(grades: Grades, weights_I: np.ndarray) -> Metrics:
             else math.nan,
         } | _curve(rows, w)
     for key in ("auc", "accuracy", "best_of_k_max", "best_of_k_end", "best_of_k_loss"):
-        found[key] = average(metrics[key] for metrics in sets.values())
+        found[key] = nan_mean(metrics[key] for metrics in sets.values())
         found |= {f"{key}/{name}": metrics[key] for name, metrics in sets.items()}
     return found
 

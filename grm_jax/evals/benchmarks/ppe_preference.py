@@ -10,15 +10,15 @@ from grm_jax.evals.benchmark import (
     PAPER,
     STRICT,
     Benchmark,
+    Categories,
     Grades,
     Metrics,
-    Parts,
     Published,
-    by_part,
     column,
     credit,
     credit_or_strict,
-    mean,
+    mean_by_category,
+    weighted_mean,
 )
 from grm_jax.evals.files import Source
 from grm_jax.evals.judged import JudgedComparison
@@ -86,20 +86,20 @@ def grade(judged: Sequence[JudgedComparison], rule: str) -> Grades:
         "models": len(names),
         "truth": column(j.comparison.best == 0 for j in judged),
         "given": column(credit(j, 0) for j in judged),
-        "language": Parts.of("English" if j.subset == "English" else "other" for j in judged),
+        "language": Categories.of("English" if j.subset == "English" else "other" for j in judged),
     }
 
 
 def aggregate(grades: Grades, weights_I: np.ndarray) -> Metrics:
     """Accuracy; by slice and language; agreement of the models' ranking and win rates with the humans'."""
-    found = {"accuracy": mean(grades["value"], weights_I)}
+    found = {"accuracy": weighted_mean(grades["value"], weights_I)}
     found |= {
-        f"slice/{s}": mean(grades["value"], weights_I * there)
+        f"slice/{s}": weighted_mean(grades["value"], weights_I * there)
         for s, there in grades["slices"].items()
     }
     found |= {
         f"language/{s}": v
-        for s, v in by_part(grades["value"], grades["language"], weights_I).items()
+        for s, v in mean_by_category(grades["value"], grades["language"], weights_I).items()
     }
     if grades["models"] > 2:
         found |= model_agreement(

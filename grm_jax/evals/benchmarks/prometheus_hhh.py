@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grm_jax.evals.benchmark import PAPER, Benchmark, accuracy_by_subset, placed
+from grm_jax.evals.benchmark import PAPER, Benchmark, accuracy_by_subset
 from grm_jax.evals.benchmarks.humanevalpack import grade
 from grm_jax.evals.files import Source, records
 from grm_jax.types import Comparison
@@ -28,11 +28,13 @@ def unwrap(text: str) -> tuple[str, str]:
 def read(source: Source) -> list[Comparison]:
     """Pairs of `chosen_instruction` and `rejected_instruction`, `source` (honest, helpful, harmless, other)."""
     found = []
-    for number, record in enumerate(records(source.need("hhh_alignment_eval.json")[0])):
+    for number, record in enumerate(records(source.require("hhh_alignment_eval.json")[0])):
         query, chosen = unwrap(record["chosen_instruction"])
         _, rejected = unwrap(record["rejected_instruction"])
         found.append(
-            placed(query, (chosen, rejected), (1, 0), f"hhh-{number}", subset=record["source"])
+            shuffled_comparison(
+                query, (chosen, rejected), (1, 0), f"hhh-{number}", subset=record["source"]
+            )
         )
     return found
 

@@ -13,8 +13,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from grm_jax.evals.benchmark import Benchmark, Grades, Metrics, Parts, Published, average, column
-from grm_jax.evals.curves import roc_auc
+from grm_jax.evals.benchmark import (
+    Benchmark,
+    Categories,
+    Grades,
+    Metrics,
+    Published,
+    column,
+    nan_mean,
+)
+from grm_jax.evals.classification import roc_auc
 from grm_jax.evals.files import Source
 from grm_jax.evals.judged import JudgedComparison
 from grm_jax.types import Comparison
@@ -24,7 +32,7 @@ THRESHOLD = 5.5  # on the scale of one critique (1 to 10): below is "error"; the
 
 def read(source: Source) -> list[Comparison]:
     """Single responses labelled 1 (no error) or 0; subset is "task, model". The password comes from the README beside the zip."""
-    path = source.need("data.zip")[0]
+    path = source.require("data.zip")[0]
     with zipfile.ZipFile(path) as archive:
         archive.setpassword(_password(path).encode())
         found = []
@@ -71,7 +79,7 @@ def _password(path) -> str:
 def grade(judged: Sequence[JudgedComparison], rule: str) -> Grades:
     """Score, truth (1: no error), and the detector's answer (1: error) where it could be read."""
     # On the scale of one critique: a sum is smaller where a critique could not be read.
-    scores = [j.scores[0] / j.votes_of if j.scores else math.nan for j in judged]
+    scores = [j.scores[0] / j.num_votes if j.scores else math.nan for j in judged]
     known = [s for s in scores if not math.isnan(s)]
     # An unreadable judgement says nothing: it stands in the middle of what was read.
     middle = float(np.median(known)) if known else 0.0
@@ -84,7 +92,7 @@ def grade(judged: Sequence[JudgedComparison], rule: str) -> Grades:
         "on_scale": any(
             j.critiques for j in judged
         ),  # the threshold means nothing for other judges
-        "subset": Parts.of(j.subset for j in judged),
+        "subset": Categories.of(j.subset for j in judged),
     }
 
 
@@ -95,7 +103,10 @@ def aggregate(grades: Grades, weights_I: np.ndarray) -> Metrics:
     for code, name in enumerate(subset.names):
         at = subset.codes_I == code
         aucs[f"subset/{name}"] = roc_auc(score[at], right[at], weights_I[at])
-    found = {"auc": roc_auc(score, right, weights_I), "auc_mean_of_subsets": average(aucs.values())}
+    found = {
+        "auc": roc_auc(score, right, weights_I),
+        "auc_mean_of_subsets": nan_mean(aucs.values()),
+    }
     if grades["on_scale"]:
         found |= detection(~right, grades["says_error"] > 0.5, grades["read"] > 0.5, weights_I)
     return found | aucs

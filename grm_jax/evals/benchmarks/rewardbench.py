@@ -13,11 +13,11 @@ from grm_jax.evals.benchmark import (
     Grades,
     Metrics,
     Published,
-    average,
-    by_part,
     columns,
     credit,
-    placed,
+    mean_by_category,
+    nan_mean,
+    shuffled_comparison,
     strict,
 )
 from grm_jax.evals.files import Source
@@ -72,7 +72,9 @@ def read(source: Source) -> list[Comparison]:
         if record["subset"] in COUNTS:
             name = f"rewardbench-{record.get('id', number)}-{record['subset']}"
             pair = (record["chosen"], record["rejected"])
-            found.append(placed(record["prompt"], pair, (1, 0), name, subset=record["subset"]))
+            found.append(
+                shuffled_comparison(record["prompt"], pair, (1, 0), name, subset=record["subset"])
+            )
     return found
 
 
@@ -95,11 +97,11 @@ def grade(judged: Sequence[JudgedComparison], rule: str) -> Grades:
 
 def aggregate(grades: Grades, weights_I: np.ndarray) -> Metrics:
     """The mean of the four sections, the sections, the subsets."""
-    subsets = by_part(grades["value"], grades["subset"], weights_I)
+    subsets = mean_by_category(grades["value"], grades["subset"], weights_I)
     found = sections(subsets)
     parts = {f"section/{name}": value for name, value in found.items()}
     return (
-        {"score": average(found.values())}
+        {"score": nan_mean(found.values())}
         | parts
         | {f"subset/{name}": value for name, value in subsets.items()}
     )

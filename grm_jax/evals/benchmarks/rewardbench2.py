@@ -11,15 +11,15 @@ from grm_jax.evals.benchmark import (
     PAPER,
     STRICT,
     Benchmark,
+    Categories,
     Grades,
     Metrics,
-    Parts,
     Published,
-    average,
-    by_part,
     column,
     credit,
-    placed,
+    mean_by_category,
+    nan_mean,
+    shuffled_comparison,
     strict,
 )
 from grm_jax.evals.files import Source
@@ -42,7 +42,9 @@ def read(source: Source) -> list[Comparison]:
             kind, number = str(record["id"]).split(":")
             meta |= {"group": f"ties-{number}", "kind": kind, "number": int(number)}
         found.append(
-            placed(record["prompt"], chosen + rejected, rewards, name, index=False, **meta)
+            shuffled_comparison(
+                record["prompt"], chosen + rejected, rewards, name, index=False, **meta
+            )
         )
     return found
 
@@ -56,7 +58,7 @@ def grade(judged: Sequence[JudgedComparison], rule: str) -> Grades:
             0.0 if j.subset == "Ties" else strict(j) if rule == "strict" else credit(j)
             for j in judged
         ),
-        "subset": Parts.of(j.subset for j in judged),
+        "subset": Categories.of(j.subset for j in judged),
         "tied": np.array([j.comparison.meta.get("kind") == "tied" for j in judged]),
         "number": np.array(numbers),
         "accurate": column(s[0] for s in stats),
@@ -112,10 +114,10 @@ def margin(lower: np.ndarray, spread: np.ndarray) -> np.ndarray:
 
 def aggregate(grades: Grades, weights_I: np.ndarray) -> Metrics:
     """The mean of the six subsets, and the subsets."""
-    parts = by_part(grades["value"], grades["subset"], weights_I)
+    parts = mean_by_category(grades["value"], grades["subset"], weights_I)
     if "Ties" in parts:
         parts["Ties"] = ties(grades, weights_I)
-    return {"score": average(parts.values())} | {
+    return {"score": nan_mean(parts.values())} | {
         f"subset/{name}": value for name, value in parts.items()
     }
 

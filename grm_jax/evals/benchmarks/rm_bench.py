@@ -14,14 +14,14 @@ from grm_jax.evals.benchmark import (
     PAPER,
     STRICT,
     Benchmark,
+    Categories,
     Grades,
     Metrics,
-    Parts,
     Published,
-    average,
-    by_part,
     credit_or_strict,
-    placed,
+    mean_by_category,
+    nan_mean,
+    shuffled_comparison,
 )
 from grm_jax.evals.files import Source, records
 from grm_jax.evals.judged import JudgedComparison
@@ -35,7 +35,7 @@ def read(source: Source) -> list[Comparison]:
     """Nine pairs per prompt; the domain is the file's name (safety-refuse and safety-response are one domain)."""
     found = []
     whole = source.files("total_dataset.json")
-    for path in whole or source.need("*_filtered.json"):
+    for path in whole or source.require("*_filtered.json"):
         for record in records(path):
             domain = record["domain"] if whole else path.name.removesuffix("_filtered.json")
             group = f"rm_bench-{domain}-{record['id']}"
@@ -44,30 +44,34 @@ def read(source: Source) -> list[Comparison]:
                 for j in range(STYLES):
                     pair = (record["chosen"][i], record["rejected"][j])
                     meta: dict = {"subset": domain, "group": group, "styles": [i, j]}
-                    found.append(placed(record["prompt"], pair, (1, 0), f"{group}-{i}{j}", **meta))
+                    found.append(
+                        shuffled_comparison(
+                            record["prompt"], pair, (1, 0), f"{group}-{i}{j}", **meta
+                        )
+                    )
     return found
 
 
 def grade(judged: Sequence[JudgedComparison], rule: str) -> Grades:
     """Value of each pair, and its cell: domain, style of the chosen, style of the rejected."""
-    cells = Parts.of((j.subset, *j.comparison.meta["styles"]) for j in judged)
+    cells = Categories.of((j.subset, *j.comparison.meta["styles"]) for j in judged)
     return credit_or_strict(judged, rule) | {"cell": cells}
 
 
 def aggregate(grades: Grades, weights_I: np.ndarray) -> Metrics:
     """The mean of the domains, then domains, levels, and levels of each domain."""
-    cells = by_part(grades["value"], grades["cell"], weights_I)
+    cells = mean_by_category(grades["value"], grades["cell"], weights_I)
     domains = [d for d in DOMAINS if any(cell[0] == d for cell in cells)]
     levels = {
         d: matrix_levels({cell[1:]: value for cell, value in cells.items() if cell[0] == d})
         for d in domains
     }
-    per_domain = {d: average(levels[d].values()) for d in domains}
-    found = {"score": average(per_domain.values())} | {
+    per_domain = {d: nan_mean(levels[d].values()) for d in domains}
+    found = {"score": nan_mean(per_domain.values())} | {
         f"domain/{d}": value for d, value in per_domain.items()
     }
     found |= {
-        f"level/{name}": average(levels[d][name] for d in domains)
+        f"level/{name}": nan_mean(levels[d][name] for d in domains)
         for name in ("hard", "normal", "easy")
     }
     return found | {f"{d}/{name}": value for d in domains for name, value in levels[d].items()}
@@ -78,7 +82,7 @@ def matrix_levels(matrix: dict[tuple[int, int], float]) -> dict[str, float]:
     above = [value for (i, j), value in matrix.items() if i < j]
     diagonal = [value for (i, j), value in matrix.items() if i == j]
     below = [value for (i, j), value in matrix.items() if i > j]
-    return {"hard": average(above), "normal": average(diagonal), "easy": average(below)}
+    return {"hard": nan_mean(above), "normal": nan_mean(diagonal), "easy": nan_mean(below)}
 
 
 RM_BENCH = Benchmark(

@@ -14,15 +14,15 @@ from grm_jax.evals.benchmark import (
     PAPER,
     STRICT,
     Benchmark,
+    Categories,
     Grades,
     Metrics,
-    Parts,
     Published,
-    average,
-    by_part,
     column,
     credit,
-    placed,
+    mean_by_category,
+    nan_mean,
+    shuffled_comparison,
     strict,
 )
 from grm_jax.evals.files import Source, records
@@ -38,7 +38,7 @@ def read(source: Source, split: bool = False) -> list[Comparison]:
     found = []
     for kind in ("BoN_set", "Pairwise_set"):
         for goal in GOALS:
-            for path in source.need(f"{kind}/{goal}/**/*.json"):
+            for path in source.require(f"{kind}/{goal}/**/*.json"):
                 category = str(path.with_suffix("")).split(f"{kind}/{goal}/")[-1]
                 for number, record in enumerate(records(path)):
                     found += _comparisons(
@@ -62,24 +62,24 @@ def _comparisons(
     }
     if bon and split:
         return [
-            placed(query, (best, loser), (1, 0), f"{name}-{i}", **meta)
+            shuffled_comparison(query, (best, loser), (1, 0), f"{name}-{i}", **meta)
             for i, loser in enumerate(losers)
         ]
-    return [placed(query, (best, *losers), [1.0] + [0.0] * len(losers), name, **meta)]
+    return [shuffled_comparison(query, (best, *losers), [1.0] + [0.0] * len(losers), name, **meta)]
 
 
 def grade(judged: Sequence[JudgedComparison], rule: str) -> Grades:
     """Value of each comparison, and which group it belongs to (a group is won when all of its comparisons are)."""
-    group = Parts.of(j.group for j in judged)
+    group = Categories.of(j.group for j in judged)
     first = np.array(
         [int(np.argmax(group.codes_I == c)) for c in range(len(group.names))], dtype=np.int64
     )
     return {
         "value": column(credit(j) if rule == "paper" else strict(j) for j in judged),
-        "subset": Parts.of(j.subset for j in judged),
+        "subset": Categories.of(j.subset for j in judged),
         "group": group,
         "first": first,
-        "subset_of_group": Parts.of(judged[i].subset for i in first),
+        "subset_of_group": Categories.of(judged[i].subset for i in first),
     }
 
 
@@ -89,8 +89,8 @@ def aggregate(grades: Grades, weights_I: np.ndarray) -> Metrics:
     value = np.ones(len(first))
     # A group is right only where every pair of it is: the product (of tie credits, under the paper's rule).
     np.multiply.at(value, grades["group"].codes_I, grades["value"])
-    parts = by_part(value, grades["subset_of_group"], weights_I[first])
-    return {"score": average(parts.values())} | {
+    parts = mean_by_category(value, grades["subset_of_group"], weights_I[first])
+    return {"score": nan_mean(parts.values())} | {
         f"subset/{name}": parts[name] for name in sorted(parts)
     }
 
