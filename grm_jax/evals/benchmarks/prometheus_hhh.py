@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grm_jax.evals.benchmark import PAPER, Benchmark, accuracy_by_subset
+from grm_jax.evals.benchmark import PAPER, Benchmark, accuracy_by_subset, shuffled_comparison
 from grm_jax.evals.benchmarks.humanevalpack import grade
 from grm_jax.evals.files import Source, records
 from grm_jax.types import Comparison
