@@ -53,29 +53,12 @@ class Result:
     compile_seconds: float
 
 
-def abstract_params(cfg, mesh):
-    import jax
-    from flax import nnx
-
-    from grm_jax.models import Transformer
-    from grm_jax.sharding import state_shardings
-
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Transformer(cfg, nnx.Rngs(0))))
-    leaves, tree = jax.tree.flatten(state)
-    places = jax.tree.leaves(state_shardings(state, mesh))
-    placed = [
-        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
-        for x, s in zip(leaves, places, strict=True)
-    ]
-    return graphdef, jax.tree.unflatten(tree, placed)
-
-
 def run(model: str, slice_name: str, unrolled: bool = False) -> Result:
     import jax
 
-    from grm_jax.models import get_config
+    from grm_jax.models import abstract_model, get_config
     from grm_jax.sampling import plan, programs
-    from grm_jax.sharding import check_fits, make_mesh
+    from grm_jax.sharding import make_mesh
     from launch.compile.hlo_cost import cost
 
     part, devices = get_slice(slice_name), slice_devices(slice_name)
@@ -84,13 +67,12 @@ def run(model: str, slice_name: str, unrolled: bool = False) -> Result:
         cfg = cfg.replace(unroll=cfg.num_units)
     chips = len(devices)
     mesh = make_mesh(1, 1, chips, devices=devices)
-    check_fits(cfg, mesh)
     jax.config.update(
         "jax_enable_compilation_cache", False
     )  # an executable for devices that are not there cannot be read back
     start = time.perf_counter()
     with jax.set_mesh(mesh):
-        graphdef, params = abstract_params(cfg, mesh)
+        graphdef, params = abstract_model(cfg, mesh)
         shape = programs.Shape(P, R, S, T)
         built = programs.abstract_programs(graphdef, params, cfg, shape, SEGMENT, mesh)
         compiled = {name: fn.lower(*args).compile() for name, fn, args in built}

@@ -51,10 +51,10 @@ def random_model(cfg):
     import jax
     from flax import nnx
 
-    from grm_jax.models import Transformer
+    from grm_jax.models import build_model
 
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: Transformer(cfg, nnx.Rngs(0))))
-    return nnx.merge(graphdef, jax.jit(lambda: nnx.state(Transformer(cfg, nnx.Rngs(0))))())
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: build_model(cfg, nnx.Rngs(0))))
+    return nnx.merge(graphdef, jax.jit(lambda: nnx.state(build_model(cfg, nnx.Rngs(0))))())
 
 
 def ours(args, unstacked: bool) -> dict:

@@ -25,13 +25,13 @@ def build():
     import jax.numpy as jnp
     from flax import nnx
 
-    from grm_jax.models import Transformer, get_config
+    from grm_jax.models import build_model, get_config
 
     cfg = get_config(
         "tiny_gemma2", num_layers=8, d_model=512, d_ff=2048, num_heads=8, num_kv_heads=4, head_dim=64,
         query_pre_attn_scalar=64, vocab_size=512, max_length=8192,
     )  # fmt: skip
-    model = Transformer(cfg, nnx.Rngs(0))
+    model = build_model(cfg, nnx.Rngs(0))
     model.final_norm.scale[...] = -jnp.ones_like(model.final_norm.scale[...])
     return model
 

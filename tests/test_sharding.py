@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from grm_jax import sharding
-from grm_jax.models import CONFIGS, Transformer, get_config
+from grm_jax.models import CONFIGS, build_model, get_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ def test_a_mesh_that_does_not_divide_a_model_is_refused():
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_every_parameter_has_axes_for_each_of_its_dimensions(name):
     state = nnx.state(
-        nnx.eval_shape(lambda: Transformer(get_config(name, scalar_head=True), nnx.Rngs(0)))
+        nnx.eval_shape(lambda: build_model(get_config(name, scalar_head=True), nnx.Rngs(0)))
     )
     for variable in jax.tree.leaves(state, is_leaf=lambda v: isinstance(v, nnx.Variable)):
         axes = variable.get_metadata()["axes"]

@@ -12,9 +12,9 @@ from flax import nnx
 
 from grm_jax.checkpoints.names import Part, Place, axis_sizes, disk_shape, places
 from grm_jax.checkpoints.tensors import Reader, Tensor, aligned_empty
+from grm_jax.models.build import abstract_model
 from grm_jax.models.config import TransformerConfig
 from grm_jax.models.transformer import Transformer
-from grm_jax.sharding import check_fits, state_shardings
 
 Bounds = tuple[tuple[int, int], ...]  # (start, stop) on every axis
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all) of this process
@@ -23,11 +23,6 @@ Progress = Callable[[int, int], None]  # (bytes done, bytes in all) of this proc
 PIECE_ROWS, PIECE_BYTES = 256, 8 << 20
 MAX_PIECE_BYTES = 32 << 20
 READERS = 12  # threads, whatever the cores: most of them wait for the disk while one or two turn what has come
-
-
-def abstract_model(cfg: TransformerConfig):
-    """(graphdef, state of shapes) of a model that is not allocated."""
-    return nnx.split(nnx.eval_shape(lambda: Transformer(cfg, nnx.Rngs(0))))
 
 
 def flat_params(state) -> dict[str, nnx.Variable]:
@@ -48,18 +43,12 @@ def load_model(
     param_dtype None keeps each tensor's dtype on disk. `fresh` names parameters that start at zero instead of being read.
     Raises ValueError with every missing, unexpected and misshapen tensor at once, before anything is read.
     """
-    if mesh is not None:
-        check_fits(cfg, mesh)
+    graphdef, state = abstract_model(cfg, mesh)
     where = {path: place for path, place in places(cfg, reader.form).items() if path not in fresh}
     check_names(reader, cfg, where)
-    graphdef, state = abstract_model(cfg)
-    if mesh is None:
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shardings = jax.tree.map(lambda _: device, state)
-    else:
-        shardings = state_shardings(state, mesh)
     variables = flat_params(state)
-    sharding_of = dict(zip(variables, jax.tree.leaves(shardings), strict=True))
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding_of = {path: v.get_value().sharding or device for path, v in variables.items()}
     loaded = _read_all(reader, cfg, where, variables, sharding_of, param_dtype, progress)
     for path in fresh:
         zeros = np.zeros(variables[path].shape, np.dtype(param_dtype or cfg.param_dtype))

@@ -1,5 +1,12 @@
-"""Gemma 2 and 3 in Flax NNX. Knows arrays only: tokens come from `grm_jax.text`, weights from `grm_jax.checkpoints`."""
+"""Gemma 2 and 3 in Flax NNX: arrays in, arrays out.
 
+Tokens come from `grm_jax.text`, weights from `grm_jax.checkpoints`.
+"""
+
+from os import PathLike
+from typing import Any
+
+from grm_jax.models.build import abstract_model, build_model
 from grm_jax.models.config import CONFIGS, LayerSpec, TransformerConfig, get_config
 from grm_jax.models.logps import (
     TokenLogps,
@@ -12,10 +19,12 @@ from grm_jax.models.transformer import Transformer, last_real
 
 __all__ = [
     "CONFIGS",
-    "Transformer",
-    "TransformerConfig",
     "LayerSpec",
     "TokenLogps",
+    "Transformer",
+    "TransformerConfig",
+    "abstract_model",
+    "build_model",
     "critique_rewards",
     "get_config",
     "grouped_token_logps",
@@ -26,10 +35,14 @@ __all__ = [
 ]
 
 
-def load(path, mesh=None, dtype: str = "bfloat16") -> Transformer:
-    """A model from a Hugging Face safetensors folder, a DeepMind Flax or Orbax checkpoint, or a GGUF file, sharded over the mesh.
+def load(path: str | PathLike[str], mesh: Any = None, dtype: str = "bfloat16") -> Transformer:
+    """Loads a Hugging Face folder, a DeepMind Flax or Orbax checkpoint, or a GGUF file.
 
-    Raises ValueError with the missing and unexpected tensor names, or the mesh sizes that fit."""
+    Parameters are sharded over `mesh` (None: the first device).
+
+    Raises:
+      ValueError: missing and unexpected tensors by name, or a mesh that does not divide the model.
+    """
     from grm_jax.checkpoints import load as load_checkpoint
 
     return load_checkpoint(path, mesh=mesh, dtype=dtype)

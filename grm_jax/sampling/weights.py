@@ -5,31 +5,21 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
-from grm_jax.models.transformer import Transformer
-from grm_jax.sharding import RULES
+from grm_jax.models import Transformer, abstract_model
+from grm_jax.sharding import state_shardings
 
 UNSTACK_BYTES = 4 << 20  # weights of a layer stack that no longer sit in a CPU's cache
 
 
-def sampling_shardings(state, mesh):
-    """Where the weights of a state lie for decoding: split over `tensor`, whole along `fsdp` and `data`, which carry prompts and rows.
-
-    A weight split over `fsdp`, as training has it, would be gathered again for every token.
-    """
-
-    def place(variable):
-        axes = [RULES[a] if a else None for a in variable.get_metadata()["axes"]]
-        return NamedSharding(
-            mesh, PartitionSpec(*("tensor" if a == "tensor" else None for a in axes))
-        )
-
-    return jax.tree.map(place, state, is_leaf=lambda v: isinstance(v, nnx.Variable))
+# Decoding splits weights over `tensor` only: prompts and rows use the other axes, and a weight split over
+# `fsdp`, as in training, would be gathered again for every token.
+SAMPLING_AXES = ("tensor",)
 
 
 def for_sampling(state, mesh, dtype: str, donate: bool = False):
-    """A state cast to `dtype` and laid out for decoding (`sampling_shardings`); norm scales stay in the dtype they rest in, as in training.
+    """A state cast to `dtype` and laid out for decoding (`SAMPLING_AXES`); norm scales stay in the dtype they rest in, as in training.
 
     mesh: None for a single device. One leaf is cast and moved at a time; with `donate` its source is freed before the next, so the peak is one
     copy and one leaf. A leaf that is as it should be is handed on, not copied.
@@ -51,7 +41,9 @@ def for_sampling(state, mesh, dtype: str, donate: bool = False):
     is_variable = lambda v: isinstance(v, nnx.Variable)
     if mesh is None:
         return jax.tree.map(move, state, is_leaf=is_variable)
-    return jax.tree.map(move, state, sampling_shardings(state, mesh), is_leaf=is_variable)
+    return jax.tree.map(
+        move, state, state_shardings(state, mesh, SAMPLING_AXES), is_leaf=is_variable
+    )
 
 
 @functools.lru_cache(maxsize=256)
@@ -83,7 +75,7 @@ def unstack(model: Transformer) -> Transformer:
     """The same network with one unit that is all of its layers. Copies the layers' weights."""
     cfg = model.cfg
     flat = cfg.replace(pattern=cfg.pattern * cfg.num_units + cfg.tail)
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: Transformer(flat, nnx.Rngs(0))))
+    graphdef, _ = abstract_model(flat)
     units, tail = nnx.state(model.units), nnx.state(model.tail)
     places = len(cfg.pattern)
 

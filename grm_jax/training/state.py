@@ -10,7 +10,9 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from grm_jax import sharding
-from grm_jax.models import Transformer
+from grm_jax.models import abstract_model, build_model
+from grm_jax.sharding import is_variable, with_shardings
+from grm_jax.sharding import state_shardings as shardings
 
 
 def given(params):
@@ -18,46 +20,11 @@ def given(params):
     return params() if callable(params) else params
 
 
-def is_variable(x):
-    return isinstance(x, nnx.Variable)
-
-
-def shardings(tree, mesh):
-    """A NamedSharding for each NNX variable of a tree by its logical axes; whatever else is in it is replicated."""
-
-    def place(leaf):
-        axes = leaf.get_metadata()["axes"] if is_variable(leaf) else ()
-        return NamedSharding(mesh, sharding.spec(axes))
-
-    return jax.tree.map(place, tree, is_leaf=is_variable)
-
-
-def with_shardings(tree, tree_shardings):
-    """The same tree as jax.ShapeDtypeStruct with shardings: what a program is compiled for, and what a restore fills."""
-
-    def attach(place, subtree):
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), subtree
-        )
-
-    return jax.tree.map(attach, tree_shardings, tree)
-
-
-def abstract_model(cfg, mesh):
-    """(graphdef, params as ShapeDtypeStructs with shardings) of a model, without allocating it.
-
-    Raises ValueError if the mesh does not divide the model.
-    """
-    sharding.check_fits(cfg, mesh)
-    graphdef, params = nnx.split(nnx.eval_shape(lambda: Transformer(cfg, nnx.Rngs(0))))
-    return graphdef, with_shardings(params, shardings(params, mesh))
-
-
 def init_params(cfg, mesh, seed):
     """Random parameters, each created where it lives."""
     _, abstract = abstract_model(cfg, mesh)
     init = jax.jit(
-        lambda: nnx.state(Transformer(cfg, nnx.Rngs(seed))), out_shardings=shardings(abstract, mesh)
+        lambda: nnx.state(build_model(cfg, nnx.Rngs(seed))), out_shardings=shardings(abstract, mesh)
     )
     return init()
 

@@ -121,19 +121,16 @@ def rollout_tasks(config: Any, mesh, cfg: Any, hbm: int) -> list[Task]:
     """
     import jax
     import jax.numpy as jnp
-    from flax import nnx
 
     from grm_jax import sampling
-    from grm_jax.models import Transformer
+    from grm_jax.models import abstract_model
     from grm_jax.sampling import plan, programs, scheduler, weights
-    from grm_jax.training import state as states
 
     rl = config.rl
     cfg = cfg.replace(param_dtype=cfg.dtype, remat="none")
     split = mesh.shape["fsdp"] * mesh.shape["tensor"]
     beside = cfg.num_params * (12 + jnp.dtype(rl.reference_dtype).itemsize) // split
-    graphdef, shapes = nnx.split(nnx.eval_shape(lambda: Transformer(cfg, nnx.Rngs(0))))
-    params = states.with_shardings(shapes, weights.sampling_shardings(shapes, mesh))
+    graphdef, params = abstract_model(cfg, mesh, weights.SAMPLING_AXES)
     request = sampling.Request([0] * rl.prompt_len, rl.group_size, rl.max_new_tokens)
     with jax.set_mesh(mesh):
         P, R = plan.fit(

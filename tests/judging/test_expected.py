@@ -12,7 +12,7 @@ from flax import nnx
 
 from grm_jax.judging.expected import ExpectedScores, asked_rows, model_log_probs
 from grm_jax.judging.options import Options
-from grm_jax.models import Transformer, get_config
+from grm_jax.models import build_model, get_config
 from grm_jax.sharding import make_mesh, state_shardings
 from grm_jax.text import parse, templates
 from grm_jax.text import tokenizer as tokenizers
@@ -31,7 +31,7 @@ def model(tokenizer):
     cfg = get_config("tiny_gemma2").replace(
         vocab_size=tokenizer.vocab_size, max_length=512, final_cap=None
     )
-    model = Transformer(cfg, nnx.Rngs(0))
+    model = build_model(cfg, nnx.Rngs(0))
     # A sharper random model: its probabilities differ from place to place by more than rounding.
     model.embedder.table_VxD[...] = model.embedder.table_VxD[...] * 4
     return model
@@ -167,7 +167,7 @@ def test_every_host_of_a_mesh_has_all_of_the_log_probs(model):
     mesh = make_mesh(2, 2, 2)
     tokens, positions = np.full((1, 64), 7, np.int32), np.arange(4, dtype=np.int32)
     with jax.set_mesh(mesh):
-        placed = Transformer(model.cfg, nnx.Rngs(0))
+        placed = build_model(model.cfg, nnx.Rngs(0))
         nnx.update(
             placed, jax.device_put(nnx.state(model), state_shardings(nnx.state(placed), mesh))
         )

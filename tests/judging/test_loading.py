@@ -16,7 +16,7 @@ from grm_jax import Comparison, Judge, checkpoints
 from grm_jax.data.world.vocabulary import SIZE, vocabulary_path
 from grm_jax.judging import cli, loading
 from grm_jax.judging.meta import MetaRM
-from grm_jax.models import Transformer, get_config
+from grm_jax.models import build_model, get_config
 from grm_jax.sharding import make_mesh
 
 TURNS = (
@@ -61,7 +61,7 @@ def folders(tmp_path_factory):
     }
     cfg = get_config("tiny_gemma2").replace(vocab_size=built.get_vocab_size(), max_length=2048)
     for name, config in (("judge", cfg), ("meta", cfg.replace(scalar_head=True))):
-        checkpoints.save(Transformer(config, nnx.Rngs(1)), root / name)
+        checkpoints.save(build_model(config, nnx.Rngs(1)), root / name)
         built.save(str(root / name / "tokenizer.json"))
         (root / name / "tokenizer_config.json").write_text(json.dumps(settings, ensure_ascii=False))
     (root / "theirs.jinja").write_text(WORDING)
@@ -231,7 +231,7 @@ def test_a_tokenizer_of_another_model_is_refused(folders, tmp_path):
 def test_a_judge_says_how_it_was_trained_to_be_asked(tmp_path):
     import argparse
 
-    model = Transformer(get_config("tiny_gemma2", vocab_size=SIZE, max_length=256), nnx.Rngs(0))
+    model = build_model(get_config("tiny_gemma2", vocab_size=SIZE, max_length=256), nnx.Rngs(0))
     checkpoints.save(model, tmp_path, like=vocabulary_path())
     assert loading.read_judge_metadata(tmp_path) == {"template": "grm", "max_new_tokens": 1024}
     loading.write_judge_metadata(tmp_path, "compact", 24)

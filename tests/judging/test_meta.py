@@ -9,7 +9,7 @@ from flax import nnx
 from grm_jax.judging.judge import Unjudged
 from grm_jax.judging.meta import MetaRM, TooLong
 from grm_jax.judging.options import Options
-from grm_jax.models import Transformer, get_config
+from grm_jax.models import build_model, get_config
 from grm_jax.sharding import make_mesh, state_shardings
 from grm_jax.types import Comparison, Verdict
 
@@ -17,7 +17,7 @@ from grm_jax.types import Comparison, Verdict
 @pytest.fixture(scope="module")
 def model():
     cfg = get_config("tiny_gemma2", scalar_head=True)
-    return Transformer(
+    return build_model(
         cfg.replace(vocab_size=words().vocab_size, max_length=256, num_layers=2), nnx.Rngs(0)
     )
 
@@ -29,7 +29,7 @@ def test_every_host_of_a_mesh_has_all_of_the_rewards(model, likelihood):
     tokens = np.random.default_rng(0).integers(3, 90, (4, 64)).astype(np.int32)
     starts = np.array([3, 10, 40, 0], np.int32)
     with jax.set_mesh(mesh):
-        placed = Transformer(model.cfg, nnx.Rngs(0))
+        placed = build_model(model.cfg, nnx.Rngs(0))
         nnx.update(
             placed, jax.device_put(nnx.state(model), state_shardings(nnx.state(placed), mesh))
         )

@@ -99,9 +99,9 @@ def weights(tmp_path):
     from flax import nnx
 
     from grm_jax import checkpoints
-    from grm_jax.models import Transformer, get_config
+    from grm_jax.models import build_model, get_config
 
-    checkpoints.save(Transformer(get_config("tiny_gemma2"), nnx.Rngs(0)), tmp_path / "weights")
+    checkpoints.save(build_model(get_config("tiny_gemma2"), nnx.Rngs(0)), tmp_path / "weights")
     return tmp_path / "weights"
 
 

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from grm_jax import sharding
-from grm_jax.models import Transformer, get_config, grouped_token_logps, target_logps, token_logps
+from grm_jax.models import build_model, get_config, grouped_token_logps, target_logps, token_logps
 from grm_jax.training import state as states
 
 GENERATIONS = ("tiny_gemma2", "tiny_gemma3")
@@ -15,7 +15,7 @@ GENERATIONS = ("tiny_gemma2", "tiny_gemma3")
 
 def build(name, **changes):
     """(graphdef, state, forward) of a tiny model with weights from seed 0, whatever else is changed."""
-    graphdef, state = nnx.split(Transformer(get_config(name, **changes), nnx.Rngs(0)))
+    graphdef, state = nnx.split(build_model(get_config(name, **changes), nnx.Rngs(0)))
     return graphdef, state, jax.jit(lambda state, *args: nnx.merge(graphdef, state)(*args))
 
 
@@ -191,7 +191,7 @@ def test_rows_that_pad_the_table_are_never_predicted():
 
 
 def test_scalar_head_reads_the_last_real_token():
-    model = Transformer(get_config("tiny_gemma2", scalar_head=True), nnx.Rngs(0))
+    model = build_model(get_config("tiny_gemma2", scalar_head=True), nnx.Rngs(0))
     row = tokens(1, 10)
     padded = jnp.concatenate([jnp.pad(row, ((0, 0), (6, 0))), jnp.pad(row, ((0, 0), (0, 6)))])
     segments = (padded > 0).astype(jnp.int32)
@@ -203,7 +203,7 @@ def test_scalar_head_reads_the_last_real_token():
 
 
 def test_the_scalar_head_at_every_token_is_what_a_row_that_ends_there_gets():
-    model = Transformer(get_config("tiny_gemma2", scalar_head=True), nnx.Rngs(0))
+    model = build_model(get_config("tiny_gemma2", scalar_head=True), nnx.Rngs(0))
     row = (
         tokens(2, 10).at[:, 4].set(0)
     )  # id 0 is a token like any other where nothing is said to be padding
@@ -218,7 +218,7 @@ def test_the_scalar_head_at_every_token_is_what_a_row_that_ends_there_gets():
 
 def test_a_model_without_a_scalar_head_says_so():
     with pytest.raises(ValueError, match="tiny_gemma2 has no scalar head"):
-        Transformer(get_config("tiny_gemma2"), nnx.Rngs(0)).rewards(tokens(1, 4))
+        build_model(get_config("tiny_gemma2"), nnx.Rngs(0)).rewards(tokens(1, 4))
 
 
 def test_bad_configs_name_the_thing_and_the_way_out():
@@ -231,7 +231,7 @@ def test_bad_configs_name_the_thing_and_the_way_out():
 
 
 def test_target_logps_takes_any_middle_axes():
-    model = Transformer(get_config("tiny_gemma2", logits_chunk=4), nnx.Rngs(0))
+    model = build_model(get_config("tiny_gemma2", logits_chunk=4), nnx.Rngs(0))
     x, targets = model.hidden(tokens(2, 6)), tokens(2, 6, seed=5)
     flat = target_logps(model, x, targets).logps
     close(
@@ -268,7 +268,7 @@ def test_only_wanted_log_probs_are_computed(reference):
 
 def test_chunks_without_wanted_positions_are_passed_over():
     """A poisoned activation would reach the gradients of everything that is computed with it."""
-    model = Transformer(get_config("tiny_gemma2", logits_chunk=4), nnx.Rngs(0))
+    model = build_model(get_config("tiny_gemma2", logits_chunk=4), nnx.Rngs(0))
     targets = tokens(2, 12, seed=5)
     wanted = (
         jnp.zeros((2, 12), bool)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from grm_jax.models import Transformer, get_config
+from grm_jax.models import Transformer, build_model, get_config
 from grm_jax.sampling import Engine, Request, scheduler
 
 PROMPT_BUCKETS = (8, 48)
@@ -29,7 +29,7 @@ class Lab:
     @functools.cache  # noqa: B019 - lives for the session
     def model(self, name: str) -> Transformer:
         # Rows past the vocabulary, which no tokenizer can name: where NaN is planted.
-        return Transformer(get_config(name, vocab_pad=4), nnx.Rngs(0))
+        return build_model(get_config(name, vocab_pad=4), nnx.Rngs(0))
 
     @functools.cache  # noqa: B019
     def engine(self, name: str, P: int = 4, R: int = 2) -> Engine:

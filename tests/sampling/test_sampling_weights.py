@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from grm_jax.models import Transformer, get_config
+from grm_jax.models import build_model, get_config
 from grm_jax.sampling import Engine, weights
 from grm_jax.sharding import make_mesh, state_shardings
 
@@ -16,7 +16,7 @@ from grm_jax.sharding import make_mesh, state_shardings
 def trained():
     """(mesh, state) of a float32 training state, split over fsdp and tensor."""
     mesh = make_mesh(1, 2, 4)
-    state = nnx.state(Transformer(get_config("tiny_gemma2"), nnx.Rngs(0)))
+    state = nnx.state(build_model(get_config("tiny_gemma2"), nnx.Rngs(0)))
     return mesh, jax.device_put(state, state_shardings(state, mesh))
 
 
@@ -68,7 +68,7 @@ def test_donated_sources_are_freed_one_by_one(trained, dtype, monkeypatch):
 def test_the_engine_never_decodes_from_the_layout_of_training(trained):
     """Weights split over fsdp would be gathered again for every token."""
     mesh, state = trained
-    graphdef, _ = nnx.split(Transformer(get_config("tiny_gemma2"), nnx.Rngs(0)))
+    graphdef, _ = nnx.split(build_model(get_config("tiny_gemma2"), nnx.Rngs(0)))
     with jax.set_mesh(mesh):
         model = nnx.merge(graphdef, state)
         engine = Engine(model, 2, 2)
@@ -88,7 +88,7 @@ def test_the_engine_never_decodes_from_the_layout_of_training(trained):
 
 def test_donation_of_leaves_that_are_already_in_place():
     mesh = make_mesh(1, 1, 8, devices=jax.devices())
-    graphdef, state = nnx.split(Transformer(get_config("tiny_gemma2", num_kv_heads=8), nnx.Rngs(0)))
+    graphdef, state = nnx.split(build_model(get_config("tiny_gemma2", num_kv_heads=8), nnx.Rngs(0)))
     first = weights.for_sampling(state, mesh, "float32")
     values = [np.asarray(v[...]) for v in leaves(first)]
     again = weights.for_sampling(first, mesh, "float32", donate=True)

@@ -50,10 +50,10 @@ def test_the_schedule_ends_with_the_last_update_of_the_last_rollout():
 def test_norm_scales_of_stacked_layers_do_not_decay():
     from flax import nnx
 
-    from grm_jax.models import Transformer, get_config
+    from grm_jax.models import build_model, get_config
 
     params = jax.tree.map(
-        jnp.ones_like, nnx.state(Transformer(get_config("tiny_gemma2"), nnx.Rngs(0)))
+        jnp.ones_like, nnx.state(build_model(get_config("tiny_gemma2"), nnx.Rngs(0)))
     )
     tx = optim.make_optimizer(section(weight_decay=0.1, warmup_steps=0, schedule="constant"))
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)

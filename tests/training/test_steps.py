@@ -180,9 +180,9 @@ def test_group_packed_loss_and_gradient_equal_the_plain_path(name):
 
 
 def states_model(name):
-    from grm_jax.models import Transformer
+    from grm_jax.models import build_model
 
-    return Transformer(get_config(name), nnx.Rngs(1))
+    return build_model(get_config(name), nnx.Rngs(1))
 
 
 def test_reference_in_bfloat16_is_close_and_accumulates_in_order():
