@@ -14,7 +14,7 @@ def _no_principles(config):
     has to be one without principles."""
     config.principles = False
     if config.rft.sampler != "teacher":
-        config.template += "_no_principles"
+        config.template = f"{config.template}/no_principles"
 
 
 def _no_hinted(config):

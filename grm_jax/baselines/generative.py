@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from grm_jax.data import sft
 from grm_jax.storage import as_path, writing
+from grm_jax.text import rendering
 from grm_jax.text.sections import find_sections
 from grm_jax.training import rft, rft_data, sources
 from grm_jax.training.rft_data import CritiqueReply, CritiqueRequest, Sampler, best_index
@@ -23,7 +24,7 @@ _SCORES = re.compile(r"\\boxed\{([^{}]*)\}")
 
 def template_of(config, name: str) -> str:
     """The baseline's template in the experiment's family."""
-    return f"compact_{name}" if config.template.startswith("compact") else name
+    return rendering.role_template(config.template, name)
 
 
 def as_choice(text: str) -> str | None:

@@ -38,6 +38,7 @@ from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.options import Options
 from grm_jax.judging.sampler import engine_sampler
 from grm_jax.sharding import make_mesh
+from grm_jax.text import rendering
 from grm_jax.training import checkpoint, loop, meta_rm, sources, steps
 from grm_jax.training import state as states
 from grm_jax.training.rft_data import best_index
@@ -220,12 +221,7 @@ def cloud_judge(bench: Bench, folder: Path) -> list[Measured]:
         return []
     config, section = bench.config, section_of(bench.config)
     writer = loop.load_params(bench.spct / "rft", bench.abstract)
-    judge = bench.judge(
-        writer,
-        f"{config.template}_single_binary"
-        if config.template in ("grm", "compact")
-        else config.template,
-    )
+    judge = bench.judge(writer, rendering.single_binary(config.template))
     if loop.is_done(folder / "train"):
         pairs = None
     else:

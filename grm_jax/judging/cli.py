@@ -125,8 +125,7 @@ def judge(args: argparse.Namespace) -> int:
     options = options_of(args)
     if not Path(args.input).is_file():
         raise FileNotFoundError(f"no input file {args.input}")
-    if args.template not in rendering.FAMILIES:
-        rendering.load(args.template)
+    rendering.load(args.template)
     for path in (Path(args.output), Path(args.output + ".part")):
         if path.exists() and not (args.resume or args.overwrite):
             raise FileExistsError(

@@ -65,8 +65,9 @@ class Judge:
         self.max_new_tokens = max_new_tokens
         self.tokenizer, self.runner, self.family = tokenizer, runner, str(template or "grm")
         self.meta_rm, self.expected, self.context, self.name = meta_rm, expected, context, name
-        if self.family != "compact":
-            rendering.load(self.family)  # a wrong name or a broken file is found out now
+        rendering.load(
+            self.family
+        )  # A wrong name or a broken file fails here, not in the first call.
         self._principles: dict[tuple, str] = {}
 
     @classmethod
@@ -167,7 +168,7 @@ class Judge:
             and options.given_principles is None
             and self.family in rendering.FAMILIES
         ):
-            return rendering.load("critique" if self.family == "grm" else "compact_critique")
+            return rendering.load(f"{self.family}/critique")
         return rendering.load(rendering.choose(self.family, comparison, options.given_principles))
 
     def _prepare(
@@ -249,7 +250,7 @@ class Judge:
         self, comparisons: Sequence[Comparison], options: Options
     ) -> list[str | None]:
         """Principles for each comparison, written once per query (None where the prompt does not fit) and remembered."""
-        name = "compact_principles" if self.family == "compact" else "principles"
+        name = rendering.role_template(self.family, "principles")
         keys, todo = [], {}
         for comparison in comparisons:
             try:

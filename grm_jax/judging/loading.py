@@ -7,6 +7,7 @@ import json
 import tempfile
 from pathlib import Path
 
+from grm_jax.text import rendering
 from grm_jax.text import tokenizer as tokenizers
 
 WEIGHTS = (".safetensors", ".gguf", ".bin", ".msgpack", ".npz")
@@ -109,7 +110,7 @@ def meta_template_of(family: str, likelihood: float = 0.0) -> str:
     reads what the judge read."""
     if likelihood:
         return family
-    return "compact_meta_rm" if family.startswith("compact") else "meta_rm"
+    return rendering.role_template(family, "meta_rm")
 
 
 def load_meta_rm(

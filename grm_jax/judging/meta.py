@@ -25,7 +25,7 @@ class MetaRM:
     """Scores critiques with a model that has a scalar head (`models.critique_rewards`).
 
     The chat is the query with the responses in the order that the critique saw them, then the critique as the answer.
-    template: "meta_rm", "compact_meta_rm", a judge's family of templates, or a file.  batch: critiques per forward pass.
+    template: "grm/meta_rm", "compact/meta_rm", a judge's family of templates, or a file.  batch: critiques per forward pass.
     name: for output rows.  likelihood: weight of the critique's mean log-probability in its score, 0 for the scalar head alone.
     """
 
@@ -33,7 +33,7 @@ class MetaRM:
         self,
         model,
         tokenizer: Tokenizer,
-        template: str = "meta_rm",
+        template: str = "grm/meta_rm",
         mesh=None,
         batch: int = 4,
         name: str = "meta_rm",

@@ -1,20 +1,25 @@
-"""From a comparison to the chat messages of a prompt, through a Jinja file.
+"""Renders a comparison into the chat messages of a prompt, through a Jinja template.
 
-A template is data: a file of this package by its name ("grm", "compact_single"), or anybody's file by its path.
-It sees
-  turns        [{"role", "content"}], the conversation; `query` is the last user text        n   number of responses
-  responses    texts in prompt order        reference, principles, hint   texts or None       low, high   the scale
-and may state, as top-level `{% set %}` of constants: output ("scores", "choice", "principles" or "scalar"), low, high,
-n_min, n_max, needs (names that must not be None).
-Everything it writes becomes one user turn.
+Shipped templates are files FAMILY/ROLE.jinja in the folder `templates`. Every family ("grm", "compact") has the same
+roles: "judge" for several responses, "single" for one, "meta_rm", "principles", and so on. A user's template is a
+file of its own, named by its path.
+
+A template sees these variables:
+  turns        the conversation, [{"role", "content"}]       query       the last user text
+  responses    texts in prompt order                         n           their number
+  reference, principles, hint   texts or None                low, high   the scale of the scores
+It may set these constants at its top level: output ("scores", "choice", "principles" or "scalar"), low, high, n_min,
+n_max, needs (names of variables that must not be None). Its whole output becomes one user turn.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +27,22 @@ from grm_jax.text import fences
 from grm_jax.types import Comparison, Principle
 
 FOLDER = Path(__file__).parent / "templates"
-FAMILIES = ("grm", "compact")
+FAMILIES = tuple(sorted((path.parent.name for path in FOLDER.glob("*/judge.jinja")), reverse=True))
 OUTPUTS = ("scores", "choice", "principles", "scalar")
-MOST_RESPONSES = 32
+MAX_RESPONSES = 32
+VARIABLES = ("turns", "query", "responses", "n", "reference", "principles", "hint", "low", "high")
+ROLE_NAMES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """A prompt template, compiled. name: of a shipped template, or the name of its file.
+    """A compiled prompt template.
 
-    output: what a model writes under it.  low, high: the scale of its scores.
-    n_min, n_max: numbers of responses it takes.  needs: inputs that must be given.
-    markers: the strings that enclose texts.  fingerprint: 12 hex digits over its source and all that it includes.
+    name: "FAMILY/ROLE" of a shipped template, or the file name of a user's.
+    output: what the model writes.  low, high: the scale of its scores.
+    n_min, n_max: the number of responses it takes.  needs: inputs that must not be None.
+    markers: the strings that enclose texts.
+    fingerprint: 12 hex digits of a hash over its source and every file it includes.
     """
 
     name: str
@@ -48,29 +57,85 @@ class Template:
     jinja: Any = dataclasses.field(repr=False, compare=False)
 
 
-def names() -> list[str]:
-    """The templates that ship with the package."""
-    return sorted(path.stem for path in FOLDER.glob("[!_]*.jinja"))
+# ---------------------------------------------------------------- names
+
+
+@functools.cache
+def names() -> tuple[str, ...]:
+    """Names of the shipped templates."""
+    return tuple(sorted(f"{p.parent.name}/{p.stem}" for p in FOLDER.glob("*/[!_]*.jinja")))
+
+
+def canonical_name(name: str) -> str:
+    """ "FAMILY/ROLE" of a shipped template.
+
+    A family alone means its role "judge". Names of earlier versions ("grm_single", "compact_meta_rm", "meta_rm") are
+    translated. Any other name, such as a path, is returned as it is. A fingerprint after "@" is kept.
+    """
+    base, at, fingerprint = name.partition("@")
+    if base in FAMILIES:
+        return f"{base}/judge{at}{fingerprint}"
+    family, _, role = base.partition("_")
+    for candidate in (f"{family}/{role}", f"{FAMILIES[0]}/{base}"):
+        if candidate in names():
+            return candidate + at + fingerprint
+    return name
+
+
+def family_of(name: str) -> str:
+    """The family of a template's name; the first family for a user's own template."""
+    family = canonical_name(name).partition("/")[0]
+    return family if family in FAMILIES else FAMILIES[0]
+
+
+def role_template(name: str, role: str) -> str:
+    """The template for another role of the same family: ("compact", "meta_rm") gives "compact/meta_rm"."""
+    return f"{family_of(name)}/{role}"
+
+
+def choose(name: str, comparison: Comparison, principles: object = None) -> str:
+    """The template for a comparison: the fitting role of a family; any other template serves every comparison.
+
+    Given principles decide first, then a reference answer, then the number of responses.
+    """
+    if name not in FAMILIES:
+        return name
+    if principles:
+        return f"{name}/given_principles"
+    if comparison.reference:
+        return f"{name}/reference"
+    return f"{name}/single" if comparison.n == 1 else f"{name}/judge"
+
+
+def single_binary(name: str) -> str:
+    """The template that scores one response 0 or 1 in the same family and variant; `name` where there is none."""
+    base = canonical_name(name).removesuffix("judge")
+    binary = f"{base}single_binary" if base.endswith("/") else f"{base}_single_binary"
+    return binary if binary in names() else name
+
+
+# ---------------------------------------------------------------- loading
 
 
 def load(name_or_path: str | Path) -> Template:
-    """The template of a name ("grm") or of a file's path.
+    """Loads a shipped template by name ("grm/single", or "grm" for "grm/judge"), or a file by path.
 
-    Raises FileNotFoundError naming the templates there are, or ValueError naming what in the file is wrong.
+    Raises FileNotFoundError that lists the shipped templates, or ValueError that names the fault in the file.
     """
-    text = str(name_or_path)
-    if text in names():
-        return _load(FOLDER / f"{text}.jinja", text, 0.0)
-    path = Path(text).expanduser()
+    name = canonical_name(str(name_or_path))
+    if name in names():
+        return _load(FOLDER / f"{name}.jinja", name, 0.0)
+    path = Path(name).expanduser()
     if not path.is_file():
         raise FileNotFoundError(
-            f"no template {text!r}: give a file, or one of {', '.join(names())}"
+            f"no template {name!r}: give a file, or one of {', '.join(names())}"
         )
     return _load(path.resolve(), path.name, path.stat().st_mtime)
 
 
 @functools.lru_cache(maxsize=64)
-def _load(path: Path, name: str, changed: float) -> Template:
+def _load(path: Path, name: str, mtime: float) -> Template:
+    """Compiles a template file. mtime: part of the cache key, so that an edited file is loaded again."""
     import jinja2
     from jinja2.sandbox import SandboxedEnvironment
 
@@ -97,7 +162,7 @@ def _load(path: Path, name: str, changed: float) -> Template:
         low=float(settings.get("low", 1)),
         high=float(settings.get("high", 10)),
         n_min=int(settings.get("n_min", 1)),
-        n_max=int(settings.get("n_max", MOST_RESPONSES)),
+        n_max=int(settings.get("n_max", MAX_RESPONSES)),
         needs=tuple(settings.get("needs", ())),
         markers=(),
         fingerprint=_fingerprint(env, path.name),
@@ -106,127 +171,113 @@ def _load(path: Path, name: str, changed: float) -> Template:
     return dataclasses.replace(template, markers=_markers(template))
 
 
-def _settings(env, source: str) -> dict[str, Any]:
+def _settings(env: Any, source: str) -> dict[str, Any]:
     """The constants that a template sets at its top level."""
     from jinja2 import nodes
 
     settings = {}
     for node in env.parse(source).body:
-        if (
-            isinstance(node, nodes.Assign)
-            and isinstance(node.target, nodes.Name)
-            and isinstance(node.node, nodes.Expr)
-        ):
-            try:
-                settings[node.target.name] = node.node.as_const()
-            except nodes.Impossible:
-                continue
+        if isinstance(node, nodes.Assign) and isinstance(node.target, nodes.Name):
+            with contextlib.suppress(nodes.Impossible):
+                settings[node.target.name] = node.node.as_const()  # type: ignore[attr-defined]
     return settings
 
 
-def _fingerprint(env, filename: str) -> str:
+def _fingerprint(env: Any, filename: str) -> str:
     from jinja2 import meta
 
-    digest, todo, seen = hashlib.sha256(), [filename], set()
-    while todo:
-        name = todo.pop(0)
-        if name is None or name in seen:
+    digest, queue, seen = hashlib.sha256(), [filename], set()
+    while queue:
+        name = queue.pop(0)
+        if name in seen:
             continue
         seen.add(name)
         source = env.loader.get_source(env, name)[0]
         digest.update(source.encode())
-        todo += sorted(x for x in meta.find_referenced_templates(env.parse(source)) if x)
+        queue += sorted(x for x in meta.find_referenced_templates(env.parse(source)) if x)
     return digest.hexdigest()[:12]
 
 
 def _markers(template: Template) -> tuple[str, ...]:
-    """The strings that stand beside texts, found by rendering placeholders in one turn and in several."""
-    roles = ("user", "assistant", "system", "tool")
-    found: list[str] = []
-    for several in (False, True):
+    """The strings beside texts, found by rendering placeholders in one turn and in several."""
+    markers: list[str] = []
+    for roles in (("user",), ("user", "assistant", "system", "tool")):
         counts = (max(1, template.n_min), min(template.n_max, max(3, template.n_min)))
         for n in dict.fromkeys(counts):
             ids = (f"P{i}\x00Z" for i in itertools.count())
-            turns = [
-                {"role": role, "content": next(ids)} for role in (roles if several else roles[:1])
-            ]
+            turns = [{"role": role, "content": next(ids)} for role in roles]
             responses = [next(ids) for _ in range(n)]
             reference, principles = next(ids), next(ids)
             text = _fill(template, turns, responses, reference, principles, None)
             placeholders = [turn["content"] for turn in turns] + responses + [reference, principles]
-            found += fences.markers_beside(text, placeholders)
-    # What stands between two texts may itself hold a placeholder (a template that puts everything on one line).
-    return tuple(dict.fromkeys(m for m in found if "\x00" not in m))
+            markers += fences.markers_beside(text, placeholders)
+    # In a template that puts everything on one line, the string beside a text holds a placeholder.
+    return tuple(dict.fromkeys(m for m in markers if "\x00" not in m))
 
 
-def _fill(template: Template, turns, responses, reference, principles, hint) -> str:
+# ---------------------------------------------------------------- rendering
+
+
+def _fill(
+    template: Template,
+    turns: list[dict[str, str]],
+    responses: list[str],
+    reference: str | None,
+    principles: str | None,
+    hint: str | None,
+) -> str:
     import jinja2
 
     users = [turn["content"] for turn in turns if turn["role"] == "user"]
+    query = users[-1] if users else turns[-1]["content"]
+    values = (turns, query, responses, len(responses), reference, principles, hint)
     try:
-        text = template.jinja.render(
-            turns=turns,
-            query=users[-1] if users else turns[-1]["content"],
-            responses=responses,
-            n=len(responses),
-            reference=reference,
-            principles=principles,
-            hint=hint,
-            low=template.low,
-            high=template.high,
-        )
+        text = template.jinja.render(zip(VARIABLES, (*values, template.low, template.high)))
     except jinja2.UndefinedError as error:
-        raise ValueError(
-            f"template {template.name!r}: {error}; it may use {', '.join(VARIABLES)}"
-        ) from error
+        usable = ", ".join(VARIABLES)
+        raise ValueError(f"template {template.name!r}: {error}; it may use {usable}") from error
     except jinja2.TemplateError as error:
         raise ValueError(f"template {template.name!r}: {error}") from error
     return text.strip("\n")
 
 
-VARIABLES = ("turns", "query", "responses", "n", "reference", "principles", "hint", "low", "high")
-
-
 def render(
     name_or_path: str | Path | Template,
     comparison: Comparison,
-    order: tuple[int, ...] | None = None,
+    order: Sequence[int] | None = None,
     principles: str | tuple[Principle, ...] | None = None,
     hint: int | str | None = None,
     critique: str | None = None,
 ) -> list[dict[str, str]]:
-    """The chat messages for a comparison: one user turn, and the critique as an assistant turn where one is given.
+    """Renders the chat messages for a comparison: one user turn, then the critique if there is one.
 
-    order: order[j] is the caller's index of the response to show at position j; as given when None.
-    principles: text, or Principle tuples, for templates that take them.
-    hint: the caller's index of the best response (for one response: its correct score), or a sentence; for hinted
-    sampling.
-    critique: what a judge wrote, unchanged; for the meta reward model and for training.
-    Raises ValueError where the template does not take so many responses, or lacks a reference or principles.
+    Every text is sanitised first, so that it cannot end its own block of the prompt (`fences`).
+
+    Args:
+      order: order[j] is the caller's index of the response at position j; None keeps the order.
+      principles: text or Principle tuples, for templates that show principles.
+      hint: the caller's index of the best response (for one response: its correct score), or a
+        sentence. For hinted sampling.
+      critique: the judge's text, unchanged, as the assistant's turn. For training and the meta RM.
+
+    Raises:
+      ValueError: the template does not take this many responses, or an input it needs is missing.
     """
     template = name_or_path if isinstance(name_or_path, Template) else load(name_or_path)
-    n = comparison.n
+    n, name = comparison.n, template.name
     if not template.n_min <= n <= template.n_max:
-        raise ValueError(
-            f"template {template.name!r} takes {_range(template)}; the comparison has {n}"
-        )
+        raise ValueError(f"template {name!r} takes {_range(template)}; the comparison has {n}")
     order = tuple(range(n)) if order is None else tuple(order)
     if sorted(order) != list(range(n)):
         raise ValueError(f"order {order} is not a permutation of the {n} responses")
     if "reference" in template.needs and not comparison.reference:
-        raise ValueError(
-            f"template {template.name!r} shows a reference answer and the comparison has none"
-        )
+        raise ValueError(f"template {name!r} shows a reference answer and the comparison has none")
     if "principles" in template.needs and not principles:
-        raise ValueError(f"template {template.name!r} takes principles: pass principles=...")
+        raise ValueError(f"template {name!r} takes principles: pass principles=...")
     fence = functools.partial(fences.fence, markers=template.markers)
-    turns = [
-        {"role": _role(turn["role"]), "content": fence(turn["content"])}
-        for turn in comparison.turns
-    ]
     text = _fill(
         template,
-        turns,
+        [{"role": _role(t["role"]), "content": fence(t["content"])} for t in comparison.turns],
         [fence(comparison.responses[i]) for i in order],
         fence(comparison.reference) if comparison.reference else None,
         fence(principles_text(principles)) if principles else None,
@@ -243,9 +294,7 @@ def _range(template: Template) -> str:
 
 
 def _role(role: str) -> str:
-    role = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}.get(
-        role.lower(), role.lower()
-    )
+    role = ROLE_NAMES.get(role.lower(), role.lower())
     if role not in ("user", "assistant", "system", "tool"):
         raise ValueError(f"turn has role {role!r:.40}: use user, assistant, system or tool")
     return role
@@ -262,7 +311,7 @@ def _hint_text(hint: int | str | None, order: tuple[int, ...]) -> str | None:
 
 
 def principles_text(principles: str | tuple[Principle, ...]) -> str:
-    """Principles as a template shows them: "1. Name (40%): what it asks", one a line."""
+    """Principles as a template shows them, one a line: "1. Name (40%): description"."""
     if isinstance(principles, str):
         return principles.strip()
     lines = []
@@ -270,17 +319,3 @@ def principles_text(principles: str | tuple[Principle, ...]) -> str:
         weight = "" if principle.weight is None else f" ({principle.weight:g}%)"
         lines.append(f"{i}. {principle.name}{weight}: {principle.description}".rstrip(": "))
     return "\n".join(lines)
-
-
-def choose(family: str, comparison: Comparison, principles=None) -> str:
-    """The member of a family ("grm" or "compact") for a comparison; any other name as it is.
-
-    Given principles decide first, then a reference answer, then whether there is one response or several.
-    """
-    if family not in FAMILIES:
-        return family
-    if principles:
-        return f"{family}_given_principles"
-    if comparison.reference:
-        return f"{family}_reference"
-    return f"{family}_single" if comparison.n == 1 else family

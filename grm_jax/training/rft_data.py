@@ -211,8 +211,7 @@ def training_template(family: str, comparison: Comparison) -> str:
 
     The reference, if there is one, is not shown. `family` may also name one template, which is then used for all.
     """
-    single = f"{family}_single_binary"
-    return single if comparison.n == 1 and single in rendering.names() else family
+    return rendering.single_binary(family) if comparison.n == 1 else family
 
 
 def hint_of(comparison: Comparison, order: Sequence[int]) -> int | str:

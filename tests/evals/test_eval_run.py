@@ -116,9 +116,9 @@ def test_a_finished_file_is_not_that_of_another_template_or_of_references(data, 
         cost = ask("compact", comparisons)
         assert ask("compact", comparisons) == cost
         with pytest.raises(
-            ValueError, match="with template = 'compact@.*'compact_pairwise@.*--overwrite"
+            ValueError, match="with template = 'compact/judge@.*'compact/pairwise@.*--overwrite"
         ):
-            ask("compact_pairwise", comparisons)
+            ask("compact/pairwise", comparisons)
         with pytest.raises(ValueError, match="from another input .*another folder"):
             ask("compact", [dataclasses.replace(c, reference="the answer") for c in comparisons])
 

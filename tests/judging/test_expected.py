@@ -86,14 +86,14 @@ def test_binary_and_choice(model, log_probs, tokenizer):
     prompt = tokenizer.encode(PROMPT, bos=True)
     exact = ExpectedScores(log_probs, tokenizer)
     text = well_formed([1])
-    ids, template = tokenizer.encode(text), templates.load("compact_single_binary")
+    ids, template = tokenizer.encode(text), templates.load("compact/single_binary")
     ((place, lead),) = exact.places(ids, text, parse(text, 1, 0, 1), template)
     masses = by_brute_force(model, tokenizer, prompt, ids, place, lead, (0, 1))
     np.testing.assert_allclose(
         exact(prompt, ids, text, parse(text, 1, 0, 1), template), [masses[1]], rtol=1e-4
     )
     text = "### Best\n\\boxed{2}"
-    ids, template = tokenizer.encode(text), templates.load("compact_llm_judge")
+    ids, template = tokenizer.encode(text), templates.load("compact/llm_judge")
     critique = parse(text, 3, output="choice")
     ((place, lead),) = exact.places(ids, text, critique, template)
     masses = by_brute_force(model, tokenizer, prompt, ids, place, lead, (1, 2, 3))

@@ -133,14 +133,14 @@ def test_single_response_and_reference_choose_their_templates():
 
 
 def test_binary_template_reads_0_and_1():
-    judge = fake_judge(lambda responses, key: well_formed([1]), template="compact_single_binary")
+    judge = fake_judge(lambda responses, key: well_formed([1]), template="compact/single_binary")
     assert judge([Comparison("q", ("a",))], k=3)[0].scores == (3,)
 
 
 def test_choice_template_votes_by_majority():
     judge = fake_judge(
         lambda responses, key: f"### Best\n\\boxed{{{responses.index('b') + 1}}}",
-        template="compact_llm_judge",
+        template="compact/llm_judge",
     )
     (verdict,) = judge([Comparison("q", ("a", "b", "c"))], k=3)
     assert verdict.scores == (0, 3, 0) and verdict.best == 1

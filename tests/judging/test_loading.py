@@ -162,7 +162,7 @@ def test_a_meta_model_says_what_it_reads_and_what_its_score_is(folders, tmp_path
     shutil.copytree(folders[1], meta)
     assert loading.read_meta_rm_metadata(meta) == {"template": None, "likelihood": 0.0}
     plain = loading.load_meta_rm(meta, dtype="float32", family="compact")
-    assert (plain.template, plain.likelihood) == ("compact_meta_rm", 0.0)
+    assert (plain.template, plain.likelihood) == ("compact/meta_rm", 0.0)
     loading.write_meta_rm_metadata(meta, "compact", 5.0)
     noted = Judge.load(folders[0], meta_rm=meta, template=folders[2], dtype="float32").meta_rm
     assert (noted.template, noted.likelihood) == ("compact", 5.0)

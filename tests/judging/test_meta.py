@@ -33,11 +33,11 @@ def test_every_host_of_a_mesh_has_all_of_the_rewards(model, likelihood):
         nnx.update(
             placed, jax.device_put(nnx.state(model), state_shardings(nnx.state(placed), mesh))
         )
-        meta = MetaRM(placed, words(), "compact_meta_rm", mesh, likelihood=likelihood)
+        meta = MetaRM(placed, words(), "compact/meta_rm", mesh, likelihood=likelihood)
         rewards = meta._rewards(placed, tokens, np.ones_like(tokens), starts)
     assert rewards.sharding.is_fully_replicated and len(rewards.sharding.device_set) == 8
     encoded = [row[:length].tolist() for row, length in zip(tokens, (9, 30, 64))]
-    alone = MetaRM(model, words(), "compact_meta_rm", likelihood=likelihood).score_tokens(
+    alone = MetaRM(model, words(), "compact/meta_rm", likelihood=likelihood).score_tokens(
         encoded, starts[:3]
     )
     np.testing.assert_allclose(meta.score_tokens(encoded, starts[:3]), alone, atol=1e-4)
@@ -68,7 +68,7 @@ def test_the_likelihood_of_a_critique_is_that_of_its_own_tokens(model):
 
 
 def test_the_prompt_ends_where_the_critique_starts(model):
-    meta = MetaRM(model, words(), "compact_meta_rm")
+    meta = MetaRM(model, words(), "compact/meta_rm")
     comparison = Comparison("which is larger", ("a", "b b b"))
     for text in ("1: a right", "no"):
         judged = (comparison, (1, 0), text)
@@ -81,7 +81,7 @@ def test_the_prompt_ends_where_the_critique_starts(model):
 
 
 def test_a_critique_beyond_the_meta_models_context_fails_its_comparison_only(model):
-    meta = MetaRM(model, words(), "compact_meta_rm")
+    meta = MetaRM(model, words(), "compact/meta_rm")
     long = "so " * 300
     judge = fake_judge(
         lambda responses, key: well_formed([9, 1], long if "long" in responses else "short"),

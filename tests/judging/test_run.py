@@ -70,7 +70,7 @@ def test_rows_carry_what_the_contract_names(tmp_path):
         "m@1",
         None,
     )
-    assert row["template"].startswith("compact@") and row["scores"] == [13, 13]
+    assert row["template"].startswith("compact/judge@") and row["scores"] == [13, 13]
     assert set(row["votes"]) == {"sum", "mean", "majority"}
     critique = row["critiques"][0]
     assert set(critique) >= {
@@ -238,9 +238,9 @@ def test_a_finished_output_is_not_that_of_another_input_or_template(tmp_path):
     judge_all(fake_judge(first_wins), source, output)
     assert judge_all(fake_judge(first_wins), source, output, resume=True).resumed == 3
     with pytest.raises(
-        ValueError, match="with template = 'compact@.*now it is 'compact_single.*--overwrite"
+        ValueError, match="with template = 'compact/judge@.*now it is 'compact/single.*--overwrite"
     ):
-        judge_all(fake_judge(first_wins, template="compact_single"), source, output, resume=True)
+        judge_all(fake_judge(first_wins, template="compact/single"), source, output, resume=True)
     with pytest.raises(ValueError, match="with 3 rows, now 1 are asked for.*--overwrite"):
         judge_all(fake_judge(first_wins), source, output, resume=True, limit=1)
     write_rows(source, [ROWS[0], ROWS[2], ROWS[1]])
@@ -371,5 +371,5 @@ def test_principles_may_come_from_a_file(tmp_path, command):
     )
     (row,) = loaded(tmp_path / "out.jsonl")
     assert row["principles"].startswith("given@") and row["template"].startswith(
-        "compact_given_principles@"
+        "compact/given_principles@"
     )

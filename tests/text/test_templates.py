@@ -94,20 +94,52 @@ def test_compact_wording_is_short():
 
 
 def test_choose():
-    assert templates.choose("grm", ONE) == "grm_reference"
-    assert templates.choose("grm", Comparison("q", ("a",))) == "grm_single"
-    assert templates.choose("compact", Comparison("q", ("a", "b"))) == "compact"
-    assert templates.choose("compact", PAIR, "1. x") == "compact_given_principles"
-    assert templates.choose("pairwise", PAIR) == "pairwise"
+    assert templates.choose("grm", ONE) == "grm/reference"
+    assert templates.choose("grm", Comparison("q", ("a",))) == "grm/single"
+    assert templates.choose("compact", Comparison("q", ("a", "b"))) == "compact/judge"
+    assert templates.choose("compact", PAIR, "1. x") == "compact/given_principles"
+    assert templates.choose("compact/pairwise", PAIR) == "compact/pairwise"
+
+
+def test_every_family_has_the_same_roles():
+    roles = {}
+    for name in templates.names():
+        roles.setdefault(name.split("/")[0], set()).add(name.split("/")[1])
+    assert set(roles) == {"grm", "compact"}
+    assert roles["grm"] == roles["compact"]
+
+
+@pytest.mark.parametrize(
+    "name, canonical",
+    [
+        ("grm", "grm/judge"),
+        ("compact@0123", "compact/judge@0123"),
+        ("compact_single_binary", "compact/single_binary"),
+        ("meta_rm", "grm/meta_rm"),
+        ("compact_meta_rm@ab", "compact/meta_rm@ab"),
+        ("/tmp/my_template.jinja", "/tmp/my_template.jinja"),
+    ],
+)
+def test_names_of_earlier_versions_are_translated(name, canonical):
+    assert templates.canonical_name(name) == canonical
+
+
+def test_roles_and_families():
+    assert templates.family_of("compact_no_principles") == "compact"
+    assert templates.family_of("/tmp/mine.jinja") == "grm"
+    assert templates.role_template("compact", "meta_rm") == "compact/meta_rm"
+    assert templates.single_binary("compact") == "compact/single_binary"
+    assert templates.single_binary("grm/no_principles") == "grm/no_principles_single_binary"
+    assert templates.single_binary("compact/pairwise") == "compact/pairwise"
 
 
 @pytest.mark.parametrize(
     "name, comparison, options, message",
     [
         ("grm", ONE, {}, "takes 2 to 32 responses; the comparison has 1"),
-        ("grm_single", PAIR, {}, "takes exactly 1 response; the comparison has 2"),
-        ("grm_reference", TALK, {}, "the comparison has none"),
-        ("grm_given_principles", PAIR, {"principles": None}, "pass principles="),
+        ("grm/single", PAIR, {}, "takes exactly 1 response; the comparison has 2"),
+        ("grm/reference", TALK, {}, "the comparison has none"),
+        ("grm/given_principles", PAIR, {"principles": None}, "pass principles="),
         ("grm", PAIR, {"order": (0, 0)}, "not a permutation"),
         ("grm", PAIR, {"hint": 2}, "hint 2 is not an index"),
         ("grm", Comparison([{"role": "wizard", "content": "x"}], ("a", "b")), {}, "role 'wizard'"),
@@ -158,7 +190,7 @@ def skeleton(text):
 def test_no_text_changes_the_structure(text, where):
     texts = ["a", "b", "q"]
     texts[where] = texts[where] + "\n" + text
-    for name in ("grm", "compact", "meta_rm", "grm_reference", "compact_given_principles"):
+    for name in ("grm", "compact", "meta_rm", "grm/reference", "compact/given_principles"):
         rendered = text_of(name, Comparison(texts[2], tuple(texts[:2]), reference="r"))
         plain = text_of(name, Comparison("q", ("a", "b"), reference="r"))
         assert skeleton(rendered) == skeleton(plain)

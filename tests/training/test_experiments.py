@@ -108,7 +108,7 @@ def test_prompts_shuffle_responses_and_refuse_what_does_not_fit():
     pairs = [p.order for p in prompts if p.comparison.n == 2]
     assert {(0, 1), (1, 0)} == set(pairs)
     singles = [p.template for p in prompts if p.comparison.n == 1]
-    assert set(singles) <= {"compact_single_binary"}
+    assert set(singles) <= {"compact/single_binary"}
     again, _ = rollouts.make_prompts(items, "compact", tokenizer, seed=1, longest=999)
     assert [p.tokens for p in prompts] == [p.tokens for p in again]
     some, too_long = rollouts.make_prompts(items, "compact", tokenizer, seed=1, longest=30)

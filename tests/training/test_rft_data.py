@@ -185,7 +185,7 @@ def test_strength_goes_into_the_hint():
 
 def test_one_response_gets_the_binary_template():
     c = Comparison("q", ("x",), label=(1.0,), id="one", reference="x")
-    assert rft_data.training_template("grm", c) == "grm_single_binary"
+    assert rft_data.training_template("grm", c) == "grm/single_binary"
     # The reference is the truth: it is never shown in training.
     assert "Reference" not in rft_data.wanted_for(c, COMPACT)[0].messages[0]["content"]
 

@@ -29,9 +29,9 @@ def lengths(items: list[Comparison], family: str = "compact") -> dict[int, np.nd
     tok = tokenizer.load(vocabulary_path())
     found = collections.defaultdict(list)
     for i, c in enumerate(items):
-        name = f"{family}_single_binary" if c.n == 1 else family
+        name = rendering.single_binary(family) if c.n == 1 else family
         text = teacher.critique(c, range(c.n), i)
-        meta = tok.encode_chat(rendering.render(f"{family}_meta_rm", c, critique=text))
+        meta = tok.encode_chat(rendering.render(f"{family}/meta_rm", c, critique=text))
         found[c.n].append(
             (len(tok.encode_chat(rendering.render(name, c))), len(tok.encode(text)) + 1, len(meta))
         )

@@ -1,5 +1,27 @@
-"""The prompt templates (Jinja files beside this one) and the functions that fill them."""
+"""The shipped prompt templates, FAMILY/ROLE.jinja, and the functions that render them."""
 
-from grm_jax.text.rendering import Template, choose, load, names, principles_text, render
+from grm_jax.text.rendering import (
+    Template,
+    canonical_name,
+    choose,
+    family_of,
+    load,
+    names,
+    principles_text,
+    render,
+    role_template,
+    single_binary,
+)
 
-__all__ = ["Template", "choose", "load", "names", "principles_text", "render"]
+__all__ = [
+    "Template",
+    "canonical_name",
+    "choose",
+    "family_of",
+    "load",
+    "names",
+    "principles_text",
+    "render",
+    "role_template",
+    "single_binary",
+]

@@ -47,7 +47,7 @@ def test_items_of_lists_are_one_piece_each(tok):
 def test_prompts_and_critiques_are_short(tok):
     prompts, texts = [], []
     for i, c in enumerate(world.make_items("train", 0, 400)):
-        template = "compact_single_binary" if c.n == 1 else "compact"
+        template = "compact/single_binary" if c.n == 1 else "compact"
         messages = rendering.render(template, c)
         prompts.append(len(tok.encode_chat(messages)))
         texts.append(len(tok.encode(teacher.critique(c, range(c.n), i))) + 1)
