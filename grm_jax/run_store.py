@@ -1,127 +1,314 @@
-"""The output file of a long run: a journal that is only ever appended to, and one atomic step that makes it the result.
+"""RunStore: the partial results of a long run, so that a killed run resumes without losing work.
 
-While a run goes on, OUT.part holds a header and one line per finished row, each forced to the disk before the next. A kill
-leaves at most one torn line at its end, which the next run cuts off. When all rows are there they are written in the order of
-the input to a temporary file that replaces OUT, and the journal is removed. Every step can be killed and done again.
+`grm judge`, `grm eval`, the samplers of RFT and of the meta reward model, the eval stage and the
+baselines table all use it. Example:
+
+    identity = {"model": "spct@1a2b3c", "k": 8, "input": digest}    # what every record depends on
+    with RunStore("OUT.jsonl.part", identity, key="line") as store:
+        for line, comparison in enumerate(comparisons, start=1):
+            if line not in store:                                   # done by an earlier run
+                store.append(line, judge_one(comparison))           # on disk when it returns
+        store.finish("OUT.jsonl", order=range(1, len(comparisons) + 1))
+
+A caller that works in batches pays one fsync per batch:
+
+    with RunStore(workdir / "samples", {"sampler": "endpoint"}, shared=True) as store:
+        missing = [request for request in requests if key_of(request) not in store]
+        store.append_all({key_of(r): reply for r, reply in zip(missing, sample(missing))})
+        replies = store.records(map(key_of, requests))              # in the order of the requests
+
+A request that failed for good is a record too, by convention {"text": None}, and is not repeated.
+Put into `identity` what all records share: a run with another identity is refused. Put into the
+key what may differ from record to record.
 """
 
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+from grm_jax.storage import as_path, is_remote
+
+Key = str | int
+Record = dict[str, Any]
 
 
-class Journal:
-    """The journal of one output file, locked against a second run.
+class IdentityMismatch(ValueError):
+    """A store (or a finished output) belongs to a run with other settings or another input."""
 
-    header: what must agree for a run to go on (settings, a hash of the input).  done: numbers of the input lines that are
-    written.  Raises FileExistsError where there is work already and neither resume nor overwrite was asked for, ValueError
-    where the journal belongs to other settings or is damaged, BlockingIOError where another run holds it.
+
+class StoreMismatch(RuntimeError):
+    """The processes of one run see different records: the store is not on a shared file system."""
+
+
+class RunStore(Mapping[Key, Record]):
+    """An append-only mapping from keys to JSON records, durable after every append.
+
+    Layout. A local path with a suffix is one JSONL file: a header line with the identity, then one
+    line per record, each forced to disk before `append` returns. A kill leaves at most one torn
+    last line, which the next run drops. A bucket has no appending, so there, and for a local path
+    without a suffix, the store is a folder of numbered parts (000000.jsonl, ...), one per append;
+    a part is written atomically. Parts without a header, of earlier versions, are read as well.
+
+    Args:
+      path: the file or folder. It is created if missing.
+      identity: JSON values on which every record depends; a run resumes only where all are equal.
+      key: name of the record field that holds the key; added to records that lack it.
+      existing: "resume" continues a store, "overwrite" empties it, "refuse" raises.
+      shared: all processes of a multi-host run open the store and append the same records; process
+        0 writes, the others hold what is appended in memory. Otherwise this process is the writer.
+
+    Raises:
+      FileExistsError: the store exists and existing = "refuse".
+      IdentityMismatch: the store has another identity; names the first differing field.
+      BlockingIOError: another run is writing the store.
+      ValueError: a line in the middle of the store is damaged.
+      StoreMismatch: on all processes of a shared store, if they see different records.
     """
 
     def __init__(
-        self, output: str | Path, header: dict, resume: bool = False, overwrite: bool = False
+        self,
+        path: str | os.PathLike,
+        identity: Mapping[str, Any],
+        *,
+        key: str = "key",
+        existing: str = "resume",
+        shared: bool = False,
     ):
-        self.output = Path(output)
-        self.path = self.output.with_name(self.output.name + ".part")
-        existing = [path for path in (self.path, self.output) if path.exists()]
-        if existing and not resume and not overwrite:
+        self.path = as_path(path)
+        self.identity = json.loads(json.dumps(identity))
+        self.key = key
+        self.is_folder = is_remote(path) or not self.path.suffix
+        self.is_writer, processes = _process() if shared else (True, 1)
+        # Where a record stands in the file (offset, length), or its line where there is no file.
+        self._index: dict[Key, tuple[int, int] | bytes] = {}
+        self._descriptor = -1
+        if existing == "refuse" and self.path.exists():
             raise FileExistsError(
-                f"{existing[0]} exists: pass --resume to go on with it, or --overwrite to start again"
+                f"{self.path} exists: pass --resume to resume it, or --overwrite to start over"
             )
-        self.header = json.loads(json.dumps(header))
-        self.offsets: dict[int, int] = {}
-        self.file = open(self.path, "a+b")  # closed by finish or close
         try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self.is_writer:
+                self._lock()
+            if existing == "overwrite":
+                self._clear()
+            else:
+                self._load()
+            if processes > 1:
+                _check_same_records(self, self.path)
+        except BaseException:
+            self.close()
+            raise
+
+    def __getitem__(self, key: Key) -> Record:
+        return json.loads(self._line(key))
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._index
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._index)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __enter__(self) -> RunStore:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def records(self, order: Iterable[Key] | None = None) -> Iterator[Record]:
+        """Yields the records in the order of `order`, or in the order in which they were added."""
+        return (self[key] for key in (self if order is None else order))
+
+    def append(self, key: Key, record: Record) -> None:
+        """Adds one record; it is durable on return. Raises ValueError for a key in the store."""
+        self.append_all({key: record})
+
+    def append_all(self, records: Mapping[Key, Record]) -> None:
+        """Adds records with a single fsync (in a folder: as one part)."""
+        lines = {}
+        for key, record in records.items():
+            if key in self:
+                raise ValueError(f"{self.key} {key} is in {self.path} already")
+            lines[key] = _encode(record if self.key in record else {self.key: key, **record})
+        if not lines:
+            return
+        if self.is_writer and not self.is_folder:
+            offset = self._write(lines.values())
+            for key, line in lines.items():
+                self._index[key] = (offset, len(line))
+                offset += len(line)
+            return
+        if self.is_writer:
+            self._write_part(lines.values())
+        self._index |= lines
+
+    def finish(self, output: str | os.PathLike, order: Iterable[Key] | None = None) -> None:
+        """Replaces the local file `output` by the records, atomically, and removes the store.
+
+        order: keys in the order of the output's lines; by default the order of the appends.
+        Raises ValueError where a key of `order` has no record yet.
+        """
+        keys = list(self if order is None else order)
+        missing = [key for key in keys if key not in self]
+        if missing:
+            raise ValueError(
+                f"{self.path} lacks {len(missing)} of {len(keys)} records, the first is "
+                f"{self.key} {missing[0]}: run the same command again to add them"
+            )
+        if self.is_writer:
+            _replace(Path(output), (self._line(key) for key in keys))
+            self.path.rmtree() if self.is_folder else self.path.unlink()
+        self.close()
+
+    def close(self) -> None:
+        """Releases the lock. The store stays on disk."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _line(self, key: Key) -> bytes:
+        place = self._index[key]
+        if isinstance(place, bytes):
+            return place
+        return os.pread(self._descriptor, place[1], place[0])
+
+    def _lock(self) -> None:
+        """Creates and locks the store; in a bucket there is nothing to lock."""
+        if is_remote(self.path):
+            return
+        (self.path if self.is_folder else self.path.parent).mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDONLY if self.is_folder else os.O_RDWR | os.O_APPEND | os.O_CREAT
+        self._descriptor = os.open(self.path, flags, 0o666)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self.file.close()
             raise BlockingIOError(
                 f"{self.path} is being written by another run: wait for it, or stop it"
             ) from None
-        if overwrite and not resume:
-            self.file.truncate(0)
-        self._read()
 
-    @property
-    def done(self) -> set[int]:
-        return set(self.offsets)
+    def _parts(self) -> list[Any]:
+        return sorted(self.path.glob("*.jsonl")) if self.path.exists() else []
 
-    def _read(self) -> None:
-        """Finds the rows that are there, cuts a torn end off, and writes the header into an empty journal."""
-        self.file.seek(0)
-        good = 0
-        for number, raw in enumerate(iter(self.file.readline, b"")):
-            if not raw.endswith(b"\n"):
-                break  # the line that was being written when the run was killed
+    def _clear(self) -> None:
+        """Empties the store."""
+        if not self.is_writer:
+            return
+        if self.is_folder:
+            for part in self._parts():
+                part.unlink()
+        else:
+            os.ftruncate(self._descriptor, 0)
+            self._write([_encode(self.identity)])
+
+    def _load(self) -> None:
+        """Indexes the records, drops a torn last line, and writes the header of a new file."""
+        if self.is_folder:
+            for part in self._parts():
+                self._index_lines(part, io.BytesIO(part.read_bytes()))
+        elif self.path.exists():
+            with open(self.path, "rb") as file:
+                size = self._index_lines(self.path, file)
+            if self.is_writer:
+                os.ftruncate(self._descriptor, size)
+                if not size:
+                    self._write([_encode(self.identity)])
+
+    def _index_lines(self, path: Any, lines: Iterable[bytes]) -> int:
+        """Indexes the records of one file; returns the bytes up to the last complete line."""
+        offset = 0
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                break  # the run was killed while it wrote this line
             try:
-                content = json.loads(raw)
-            except ValueError:
+                record = json.loads(line)
+                key = record.get(self.key)
+            except (ValueError, AttributeError):
                 raise ValueError(
-                    f"{self.path}, line {number + 1} is damaged: remove the file, or --overwrite"
+                    f"{path}, line {number} is damaged: remove the file, or start over with "
+                    "--overwrite"
                 ) from None
-            if number == 0:
-                self._check_header(content)
+            if number == 1 and (key is None or not self.is_folder):
+                check_identity(record, self.identity, path)
             else:
-                self.offsets[content["line"]] = good
-            good += len(raw)
-        self.file.truncate(good)
-        self.file.seek(0, os.SEEK_END)
-        if good == 0:
-            self._write(self.header)
+                in_file = self.is_writer and not self.is_folder
+                self._index[key] = (offset, len(line)) if in_file else line
+            offset += len(line)
+        return offset
 
-    def _check_header(self, found: dict) -> None:
-        names = sorted(set(found) | set(self.header))
-        differing = [name for name in names if found.get(name) != self.header.get(name)]
-        if differing:
-            name = differing[0]
-            raise ValueError(
-                f"{self.path} was begun with {name} = {found.get(name)!r:.80}, now it is {self.header.get(name)!r:.80}: "
-                "use the same settings, or --overwrite"
+    def _write(self, lines: Iterable[bytes]) -> int:
+        """Appends lines to the file, with one fsync; returns the offset of the first."""
+        offset = os.fstat(self._descriptor).st_size
+        with open(self._descriptor, "ab", closefd=False) as file:
+            file.writelines(lines)
+        os.fsync(self._descriptor)
+        return offset
+
+    def _write_part(self, lines: Iterable[bytes]) -> None:
+        parts = self._parts()
+        number = int(parts[-1].stem) + 1 if parts else 0
+        content = [_encode(self.identity), *lines]
+        self.path.mkdir(parents=True, exist_ok=True)
+        target = self.path / f"{number:06d}.jsonl"
+        if is_remote(self.path):
+            target.write_bytes(b"".join(content))  # an object appears whole or not at all
+        else:
+            _replace(Path(target), content)
+
+
+def check_identity(old: Mapping[str, Any], new: Mapping[str, Any], path: Any) -> None:
+    """Raises IdentityMismatch that names the first field in which the identities differ."""
+    for name in sorted({*old, *new}):
+        if old.get(name) != new.get(name):
+            raise IdentityMismatch(
+                f"{path} was begun with {name} = {old.get(name)!r:.80}, now it is "
+                f"{new.get(name)!r:.80}: use the same settings, or start over with --overwrite"
             )
 
-    def _write(self, content: dict) -> int:
-        at = self.file.seek(0, os.SEEK_END)
-        self.file.write(json.dumps(content, ensure_ascii=False).encode() + b"\n")
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        return at
 
-    def append(self, row: dict) -> None:
-        """Writes a finished row and forces it to the disk. Raises ValueError for a line that is written already."""
-        if row["line"] in self.offsets:
-            raise ValueError(f"line {row['line']} is in {self.path} already")
-        self.offsets[row["line"]] = self._write(row)
+def _encode(record: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # half a surrogate pair has no UTF-8 form, but it has an escape
+        return json.dumps(record).encode() + b"\n"
 
-    def rows(self):
-        """The rows written so far, in the order of the input."""
-        for line in sorted(self.offsets):
-            self.file.seek(self.offsets[line])
-            yield json.loads(self.file.readline())
 
-    def finish(self) -> None:
-        """Makes the journal the output file, rows in the order of the input, and removes it."""
-        temporary = self.output.with_name(self.output.name + ".tmp")
-        with open(temporary, "wb") as file:
-            for line in sorted(self.offsets):
-                self.file.seek(self.offsets[line])
-                file.write(self.file.readline())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.output)
-        self.path.unlink(missing_ok=True)
-        self._sync_folder()
-        self.close()
+def _replace(path: Path, lines: Iterable[bytes]) -> None:
+    """Writes a local file atomically and durably."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
-    def _sync_folder(self) -> None:
-        folder = os.open(self.output.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
-    def close(self) -> None:
-        """Releases the file; what was appended stays."""
-        self.file.close()
+def _process() -> tuple[bool, int]:
+    """Whether this is process 0 of the run, and how many processes there are."""
+    import jax
+
+    return jax.process_index() == 0, jax.process_count()
+
+
+def _check_same_records(keys: Iterable[Key], path: Any) -> None:
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    digest = zlib.crc32("\n".join(sorted(map(str, keys))).encode())
+    if len(np.unique(multihost_utils.process_allgather(np.array([digest])))) > 1:
+        raise StoreMismatch(
+            f"the processes see different records in {path}: use a folder that all of them share"
+        )

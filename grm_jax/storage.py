@@ -6,7 +6,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import jax
 from etils import epath
 
 
@@ -23,6 +22,8 @@ def is_remote(path) -> bool:
 @contextlib.contextmanager
 def writing(folder):
     """A local folder to write into; its files are at `folder` afterwards. Process 0 copies."""
+    import jax
+
     folder = as_path(folder)
     if not is_remote(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -56,8 +56,8 @@ def judge_with_model(
 
     from grm_jax.judging.judge import Unjudged
     from grm_jax.judging.rows import error_row, row_of
-    from grm_jax.judging.run import finished, settings_of, template_named
-    from grm_jax.run_store import Journal
+    from grm_jax.judging.run import finished, part_of, settings_of, template_named
+    from grm_jax.run_store import RunStore
 
     output = Path(output)
     settings, digest = settings_of(judge, options), fingerprint(comparisons)
@@ -73,13 +73,14 @@ def judge_with_model(
         )
         return json.loads(cost.read_text()) if cost.exists() else {}
     earlier = json.loads(cost.read_text())["seconds"] if cost.exists() and not overwrite else 0.0
-    journal = Journal(output, header, resume=not overwrite, overwrite=overwrite)
+    existing = "overwrite" if overwrite else "resume"
+    journal = RunStore(part_of(output), header, key="line", existing=existing)
     start, bar = (
         time.monotonic(),
         tqdm(total=len(comparisons), desc=output.stem, disable=not progress, mininterval=1),
     )
     try:
-        todo = [(line, c) for line, c in enumerate(comparisons, 1) if line not in journal.done]
+        todo = [(line, c) for line, c in enumerate(comparisons, 1) if line not in journal]
         bar.update(len(comparisons) - len(todo))
         for i, result in judge.stream([c for _, c in todo], options, chunk):
             line, comparison = todo[i]
@@ -89,11 +90,11 @@ def judge_with_model(
                 row = row_of(
                     comparison, result, settings, line, template_named(judge, comparison, options)
                 )
-            journal.append(_without_text(row) if private else row)
+            journal.append(line, _without_text(row) if private else row)
             # After every row: a run that is killed outright has told what it took so far.
             cost.write_text(json.dumps({"seconds": earlier + time.monotonic() - start}))
             bar.update()
-        journal.finish()
+        journal.finish(output, sorted(journal))
     finally:
         bar.close()
         journal.close()

@@ -129,7 +129,7 @@ def judge(args: argparse.Namespace) -> int:
     for path in (Path(args.output), Path(args.output + ".part")):
         if path.exists() and not (args.resume or args.overwrite):
             raise FileExistsError(
-                f"{path} exists: pass --resume to go on with it, or --overwrite to start again"
+                f"{path} exists: pass --resume to resume it, or --overwrite to start over"
             )
     from grm_jax.judging.judge import Judge
     from grm_jax.judging.run import judge_file

@@ -12,7 +12,7 @@ from pathlib import Path
 from grm_jax.judging import formats, rows
 from grm_jax.judging.judge import Judge, Unjudged
 from grm_jax.judging.options import Options
-from grm_jax.run_store import Journal
+from grm_jax.run_store import RunStore
 from grm_jax.types import Comparison
 
 
@@ -48,8 +48,8 @@ def judge_file(
 ) -> Outcome:
     """Judges every row of `source` into `output` (JSONL, one row per input row, in its order).
 
-    Rows are in OUT.part as soon as they are finished; see `journal`. A row that cannot be judged becomes an error row.
-    Raises what `Journal` and `formats.read` raise, before anything is sampled.
+    Rows are in OUT.part as soon as they are finished; see `RunStore`. A row that cannot be judged becomes an error row.
+    Raises what `RunStore` and `formats.read` raise, before anything is sampled.
     """
     settings = settings_of(judge, options)
     digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()
@@ -65,10 +65,15 @@ def judge_file(
         return _outcome(
             output, lines, settings, lambda comparison: template_named(judge, comparison, options)
         )
-    journal = Journal(output, header, resume, overwrite)
-    resumed = len(journal.done)
+    existing = "resume" if resume else "overwrite" if overwrite else "refuse"
+    if existing == "refuse" and Path(output).exists():
+        raise FileExistsError(
+            f"{output} exists: pass --resume to resume it, or --overwrite to start over"
+        )
+    journal = RunStore(part_of(output), header, key="line", existing=existing)
+    resumed = len(journal)
     try:
-        todo = [line for line in lines if line.number not in journal.done]
+        todo = [line for line in lines if line.number not in journal]
         with _Progress(len(lines), resumed, progress) as bar:
             for line in todo:
                 if line.comparison is None:
@@ -85,8 +90,8 @@ def judge_file(
                     named = template_named(judge, line.comparison, options)
                     row = rows.row_of(line.comparison, result, settings, line.number, named)
                 bar.add(journal, row)
-        errors = sum(row["error"] is not None for row in journal.rows())
-        journal.finish()
+        errors = sum(row["error"] is not None for row in journal.records())
+        journal.finish(output, sorted(journal))
     finally:
         journal.close()
     return Outcome(len(lines), errors, resumed)
@@ -94,8 +99,12 @@ def judge_file(
 
 def finished(output: str | Path) -> bool:
     """Whether an earlier run wrote its output to the end."""
-    output = Path(output)
-    return output.exists() and not output.with_name(output.name + ".part").exists()
+    return Path(output).exists() and not part_of(output).exists()
+
+
+def part_of(output: str | Path) -> Path:
+    """The file that holds the rows of an unfinished run."""
+    return Path(f"{output}.part")
 
 
 def template_named(judge: Judge, comparison: Comparison, options: Options) -> str:
@@ -197,9 +206,9 @@ class _Progress:
     def __exit__(self, *exception):
         self.bar.close()
 
-    def add(self, journal: Journal, row: dict) -> None:
+    def add(self, journal: RunStore, row: dict) -> None:
         """Writes a row and counts it."""
-        journal.append(row)
+        journal.append(row["line"], row)
         self.errors += row["error"] is not None
         self.tokens += sum(critique["tokens"] for critique in row["critiques"])
         self.critiques += len(row["critiques"])

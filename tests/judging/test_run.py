@@ -15,7 +15,7 @@ from fake_judge import fake_judge, first_wins, well_formed
 from grm_jax.judging import cli
 from grm_jax.judging.options import Options
 from grm_jax.judging.run import judge_file, read_rows
-from grm_jax.run_store import Journal
+from grm_jax.run_store import RunStore
 
 HERE = Path(__file__).parent
 ROWS = [
@@ -255,30 +255,13 @@ def test_a_finished_output_is_not_that_of_another_input_or_template(tmp_path):
     assert judge_all(fake_judge(first_wins), source, output, resume=True).resumed == 3
 
 
-def test_two_runs_cannot_write_one_file(tmp_path):
-    first = Journal(tmp_path / "out.jsonl", {"a": 1})
-    with pytest.raises(BlockingIOError, match="another run"):
-        Journal(tmp_path / "out.jsonl", {"a": 1}, resume=True)
-    first.append({"line": 1})
-    with pytest.raises(ValueError, match="line 1 is in"):
-        first.append({"line": 1})
-    first.close()
-    assert Journal(tmp_path / "out.jsonl", {"a": 1}, resume=True).done == {1}
-
-
-def test_damage_in_the_middle_is_not_passed_over(tmp_path):
-    (tmp_path / "out.jsonl.part").write_bytes(b'{"a": 1}\n{"line": 1}\n{"li\x00\n{"line": 3}\n')
-    with pytest.raises(ValueError, match="line 3 is damaged"):
-        Journal(tmp_path / "out.jsonl", {"a": 1}, resume=True)
-
-
-def test_a_journal_can_be_read_while_it_is_written(tmp_path):
-    journal = Journal(tmp_path / "out.jsonl", {"input": "x"})
-    journal.append({"line": 1, "critiques": []})
-    with open(journal.path, "ab") as file:
-        file.write(b'{"line": 2, "cri')
-    assert [row["line"] for row in read_rows(journal.path)] == [1]
-    journal.close()
+def test_an_unfinished_run_can_be_read_while_it_is_written(tmp_path):
+    path = tmp_path / "out.jsonl.part"
+    with RunStore(path, {"input": "x"}, key="line") as store:
+        store.append(1, {"line": 1, "critiques": []})
+        with open(path, "ab") as file:
+            file.write(b'{"line": 2, "cri')
+        assert [row["line"] for row in read_rows(path)] == [1]
 
 
 # --- the command line ---
