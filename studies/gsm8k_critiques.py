@@ -15,7 +15,7 @@ import re
 import zlib
 from pathlib import Path
 
-from grm_jax.data import layouts, records
+from grm_jax.data.comparisons import read_comparisons
 
 HELD_OUT = 4  # of 16 parts, by hash of the question
 PRINCIPLES = (
@@ -72,11 +72,7 @@ def main(argv=None) -> None:
     options = parser.parse_args(argv)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    pairs = list(
-        records.read_comparisons(
-            (options.solutions,), layouts.get_layout("gsm8k_pairs"), 0.01, records.Account(0.01)
-        )
-    )
+    pairs = list(read_comparisons(options.solutions, "gsm8k_pairs"))
     names = ("train", "held_out", "critiques", "general")
     files = {name: (out / f"{name}.jsonl").open("w", encoding="utf-8") for name in names}
     counts = dict.fromkeys(names, 0)

@@ -1,357 +1,433 @@
-"""The column layouts of published preference sets, each read into comparisons.
+"""Layouts of published preference sets: how one record becomes comparisons.
 
-A layout is a function (record, name) -> list of Comparison. It raises Malformed for wrong columns and Unusable where no
-response is the single best. Published pairs put the better response first or under its own column: here every response
-gets a place that depends only on the record's name, so the label's position carries nothing.
+`LAYOUTS[name].read(record, name_of_record)` returns comparisons with the responses in the published
+order. Where a field says which of two is better, the better one comes first. To add a layout,
+register one function here; `grm judge --format`, `layout` in a training config and docs/data.md
+all use this registry.
+
+    @_layout("my_set", "me/my-set")
+    def my_set(record, name):
+        good, bad = _text(record, "good"), _text(record, "bad")
+        return [_preference(_text(record, "question"), [good], [bad], name)]
+
+`data.comparisons` reads files with it, and places the responses for training.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from grm_jax.data.answers import boxed_answer, same_answer
 from grm_jax.data.records import Malformed, Unusable
-from grm_jax.types import Comparison
+from grm_jax.registry import Registry
+from grm_jax.types import Comparison, Turn
 
-Layout = Callable[[dict, str], list[Comparison]]
-MODES = ("groups", "pairs", "singles")
-
-
-# ---------------------------------------------------------------- columns
+Record = dict[str, Any]
+Read = Callable[[Record, str], list[Comparison]]
 
 
-def _column(record: dict, key: str, kind: type | tuple[type, ...], what: str):
-    if key not in record:
-        raise Malformed(f"no column {key!r}; it has {', '.join(map(repr, record)) or 'none'}")
-    value = record[key]
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise Malformed(f"column {key!r} is {value!r:.60}: {what} is needed")
-    return value
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """One registered layout.
 
-
-def _text(record: dict, key: str) -> str:
-    return _column(record, key, str, "a text")
-
-
-def _number(record: dict, key: str) -> float:
-    return _column(record, key, (int, float), "a number")
-
-
-def _list(record: dict, key: str) -> list:
-    return _column(record, key, list, "a list")
-
-
-def _object(value, what: str) -> dict:
-    if not isinstance(value, dict):
-        raise Malformed(f"{what} is {value!r:.60}: an object is needed")
-    return value
-
-
-def _turns(turns: list, what: str) -> list[dict[str, str]]:
-    """Chat turns with only their role and content; ShareGPT's names are understood."""
-    if not turns:
-        raise Malformed(f"{what} has no turns")
-    clean = []
-    for turn in turns:
-        turn = _object(turn, f"a turn of {what}")
-        role = turn.get("role", turn.get("from"))
-        content = turn.get("content", turn.get("value"))
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise Malformed(f"a turn of {what} is {turn!r:.60}: role and content must be texts")
-        clean.append(
-            {"role": {"human": "user", "gpt": "assistant"}.get(role, role), "content": content}
-        )
-    return clean
-
-
-def _query(turns: list[dict[str, str]]) -> str | list[dict[str, str]]:
-    """A conversation of one user turn is plain text."""
-    return turns[0]["content"] if len(turns) == 1 and turns[0]["role"] == "user" else turns
-
-
-# ---------------------------------------------------------------- places
-
-
-def _place(name: str, count: int) -> list[int]:
-    """A permutation that depends on nothing but the name."""
-    places = list(range(count))
-    random.Random(name).shuffle(places)
-    return places
-
-
-def _placed(
-    query, responses: Sequence[str], rewards: Sequence[float], name: str, *, index: bool, **meta
-) -> Comparison:
-    """A comparison with its responses in the places of its name.
-
-    index: the label is the index of the best; otherwise it is the rewards themselves.
-    Raises Unusable where two responses share the highest reward (but one response alone is always usable).
+    Attributes:
+      read: (record, name of the record) -> comparisons, whose ids are made from the name. Raises
+        Malformed for missing or wrong fields, Unusable for a record without a comparison.
+      dataset: the set that is published so.
+      matches: whether a record is in this layout, for `detect`; None: only by name.
+      keeps_order: whether training leaves the responses in the order of the file.
     """
-    reference = meta.pop("reference", None)
-    if len(responses) > 1 and sum(r == max(rewards) for r in rewards) > 1:
-        raise Unusable("no single best response")
-    order = _place(name, len(responses))
-    rewards = tuple(float(rewards[i]) for i in order)
-    label = rewards.index(max(rewards)) if index and len(order) > 1 else rewards
-    return Comparison(
-        query,
-        tuple(responses[i] for i in order),
-        reference=reference,
-        label=label,
-        id=name,
-        meta=meta,
+
+    read: Read
+    dataset: str
+    matches: Callable[[Record], bool] | None = None
+    keeps_order: bool = False
+
+
+LAYOUTS: Registry[Layout] = Registry("layout")
+
+
+def _layout(name: str, dataset: str, **options: Any) -> Callable[[Read], Read]:
+    def add(read: Read) -> Read:
+        LAYOUTS.add(name, Layout(read, dataset, **options))
+        return read
+
+    return add
+
+
+def detect(record: Record) -> str:
+    """Returns the name of the layout that a record fits. Raises Malformed for none or several."""
+    fitting = [
+        name for name, layout in LAYOUTS.items() if layout.matches and layout.matches(record)
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    problem = f"both {' and '.join(fitting)}" if fitting else "no format"
+    raise Malformed(
+        f"the fields {', '.join(map(str, list(record)[:8]))} fit {problem}: name one with --format"
     )
 
 
-def _pair(query, better: str, worse: str, name: str, **meta) -> Comparison:
-    return _placed(query, (better, worse), (1, 0), name, index=True, **meta)
+def permutation(name: str, count: int) -> list[int]:
+    """Returns a permutation of range(count) that depends on the name alone."""
+    order = list(range(count))
+    random.Random(name).shuffle(order)
+    return order
 
 
-# ---------------------------------------------------------------- our own
+# ---------------------------------------------------------------- fields
 
 
-def comparison(record: dict, name: str) -> list[Comparison]:
-    """{"query", "responses", "label", "reference", "id", "meta"}: the layout of `grm judge`. The order is kept."""
-    query = _column(record, "query", (str, list), "a text or a list of turns")
-    query = _query(_turns(query, "query")) if isinstance(query, list) else query
-    responses = _list(record, "responses")
-    if not all(isinstance(r, str) for r in responses):
-        raise Malformed("column 'responses' holds something that is not a text")
-    label, reference = record.get("label"), record.get("reference")
-    label = tuple(label) if isinstance(label, list) else label
-    meta = _object(record.get("meta") or {}, "column 'meta'")
+def _field(record: Record, key: str, kind: type | tuple[type, ...], expected: str) -> Any:
+    if key not in record:
+        raise Malformed(
+            f"the field {key!r} is missing; the record has {', '.join(map(repr, record)) or 'none'}"
+        )
+    return _checked(record[key], f"the field {key!r}", kind, expected)
+
+
+def _checked(value: Any, name: str, kind: type | tuple[type, ...], expected: str) -> Any:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise Malformed(f"{name} is {value!r:.60}: give {expected}")
+    return value
+
+
+def _text(record: Record, key: str) -> str:
+    return _field(record, key, str, "a text")
+
+
+def _number(record: Record, key: str) -> float:
+    return _field(record, key, (int, float), "a number")
+
+
+def _list(record: Record, key: str, of: str = "values") -> list:
+    return _field(record, key, list, f"a list of {of}")
+
+
+def _texts(record: Record, key: str) -> list[str]:
+    texts = _list(record, key, "texts")
+    if not all(isinstance(text, str) for text in texts):
+        raise Malformed(f"the field {key!r} holds an item that is not a text")
+    return texts
+
+
+def _answer(record: Record, key: str) -> str:
+    return _text(_field(record, key, dict, "an object with 'answer'"), "answer")
+
+
+def _turns(turns: Sequence[Any], name: str) -> list[Turn]:
+    """Chat turns with `role` and `content`; the names that ShareGPT uses are replaced."""
+    if not turns:
+        raise Malformed(f"{name} has no turns")
+    clean = []
+    for turn in turns:
+        turn = _checked(turn, f"a turn of {name}", dict, "an object with 'role' and 'content'")
+        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise Malformed(f"a turn of {name} is {turn!r:.60}: role and content must be texts")
+        kept = {key: value for key, value in turn.items() if key not in ("from", "value")}
+        role = {"human": "user", "gpt": "assistant"}.get(role, role)
+        clean.append(kept | {"role": role, "content": content})
+    return clean
+
+
+def _query(record: Record, key: str) -> str | list[Turn]:
+    query = _field(record, key, (str, list), "a text or a list of turns")
+    return _turns(query, key) if isinstance(query, list) else query
+
+
+# ---------------------------------------------------------------- our own, and what TRL reads
+
+
+def _preference(
+    query: str | list[Turn], better: Sequence[str], worse: Sequence[str], name: str, **fields: Any
+) -> Comparison:
+    """The better responses first. One of them gives an index label, several give rewards."""
+    label = 0 if len(better) == 1 else (1.0,) * len(better) + (0.0,) * len(worse)
+    return Comparison(query, (*better, *worse), label=label, id=name, **fields)
+
+
+def _meta(record: Record, *keys: str) -> dict[str, Any]:
+    return {key: record[key] for key in keys if key in record}
+
+
+@_layout(
+    "comparison",
+    "files for `grm judge`",
+    matches=lambda record: "responses" in record,
+    keeps_order=True,
+)
+def comparison(record: Record, name: str) -> list[Comparison]:
+    """{"query", "responses"} and, optional, "label", "reference", "id", "meta"."""
+    query, label = _query(record, "query"), record.get("label")
     return [
         Comparison(
-            query, tuple(responses), reference, label, str(record.get("id") or name), dict(meta)
+            query,
+            tuple(_list(record, "responses", "texts")),
+            record.get("reference"),
+            tuple(label) if isinstance(label, list) else label,
+            str(record.get("id") or name),
+            dict(_checked(record.get("meta") or {}, "the field 'meta'", dict, "an object")),
         )
     ]
+
+
+def _is_preference(record: Record) -> bool:
+    return "chosen" in record and "rejected" in record and "conversation_input" not in record
+
+
+def _has_turns(record: Record) -> bool:
+    chosen = record["chosen"]
+    turns = isinstance(chosen, list) and all(isinstance(turn, dict) for turn in chosen)
+    return turns or not isinstance(record.get("prompt"), str)
+
+
+@_layout(
+    "rewardbench",
+    "RewardBench 1 and 2",
+    matches=lambda record: _is_preference(record) and not _has_turns(record),
+)
+def rewardbench(record: Record, name: str) -> list[Comparison]:
+    """`prompt`, and `chosen` and `rejected`: a text or a list of texts."""
+    sides = []
+    for key in ("chosen", "rejected"):
+        value = _field(record, key, (str, list), "a text or a list of texts")
+        sides.append([value] if isinstance(value, str) else value)
+        if not all(isinstance(text, str) for text in sides[-1]):
+            raise Malformed(f"the field {key!r} holds an item that is not text: trl reads turns")
+    meta = _meta(record, "subset", "category_path", "section")
+    return [_preference(_query(record, "prompt"), *sides, name, meta=meta)]
+
+
+@_layout(
+    "trl",
+    "preference sets for TRL",
+    matches=lambda record: _is_preference(record) and _has_turns(record),
+)
+def trl(record: Record, name: str) -> list[Comparison]:
+    """`chosen` and `rejected`: texts after a `prompt`, or turns.
+
+    Without a prompt, the turns that both share are the query.
+    """
+    meta = _meta(record, "subset", "category_path", "section")
+    chosen, rejected = (
+        _field(record, key, (str, list), "a text or a list of turns")
+        for key in ("chosen", "rejected")
+    )
+    prompt = None if record.get("prompt") is None else _query(record, "prompt")
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        if prompt is None:
+            raise Malformed("chosen and rejected are texts without a prompt: name the query")
+        return [_preference(prompt, [chosen], [rejected], name, meta=meta)]
+    if isinstance(chosen, str) or isinstance(rejected, str):
+        raise Malformed("chosen and rejected must both be texts, or both be lists of turns")
+    chosen, rejected = _turns(chosen, "chosen"), _turns(rejected, "rejected")
+    if prompt is None:
+        shared = 0
+        while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+            shared += 1
+        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+        if not prompt:
+            raise Malformed("chosen and rejected do not share their first turn: there is no query")
+    for key, turns in (("chosen", chosen), ("rejected", rejected)):
+        if len(turns) != 1:
+            raise Malformed(f"{key} has {len(turns)} turns after those that both share: one answer")
+    better, worse = chosen[0]["content"], rejected[0]["content"]
+    return [_preference(prompt, [better], [worse], name, meta=meta)]
 
 
 # ---------------------------------------------------------------- training sets
 
 
-def ultrafeedback(record: dict, name: str) -> list[Comparison]:
-    """openbmb/UltraFeedback: `instruction`, `completions` with `response` and `overall_score`. Scores are the rewards."""
+@_layout("skywork", "Skywork-Reward-Preference")
+def skywork(record: Record, name: str) -> list[Comparison]:
+    """`chosen` and `rejected` conversations that differ in their last turn, `source`."""
+    meta = {"source": record.get("source")}
+    turns = {key: _list(record, key, "turns") for key in ("chosen", "rejected")}
+    return [dataclasses.replace(made, meta=meta) for made in trl(turns, name)]
+
+
+@_layout("ultrafeedback", "openbmb/UltraFeedback")
+def ultrafeedback(record: Record, name: str) -> list[Comparison]:
+    """`instruction`, `completions` with `response` and `overall_score`, which is the reward."""
     responses, scores = [], []
-    for completion in _list(record, "completions"):
-        completion = _object(completion, "a completion")
+    for completion in _list(record, "completions", "objects"):
+        completion = _checked(completion, "a completion", dict, "an object")
         responses.append(_text(completion, "response"))
-        scores.append(_number(completion, "overall_score"))
-    if not responses:
-        raise Unusable("no completions")
-    if len(responses) == 1:
-        raise Unusable("one completion, with a score that is not 0 or 1")
-    return [
-        _placed(
-            _text(record, "instruction"),
-            responses,
-            scores,
-            name,
-            index=False,
-            source=record.get("source"),
+        scores.append(float(_number(completion, "overall_score")))
+    if len(responses) < 2:
+        raise Unusable(
+            "one completion, with a score that is not 0 or 1" if responses else "no completions"
         )
-    ]
+    query, meta = _text(record, "instruction"), {"source": record.get("source")}
+    return [Comparison(query, tuple(responses), label=tuple(scores), id=name, meta=meta)]
 
 
 _HELPSTEER_TURN = re.compile(r"\n*<extra_id_1>(User|Assistant)\n")
 
 
-def helpsteer2(record: dict, name: str) -> list[Comparison]:
-    """HelpSteer2-Preference: `prompt`, `response_1`, `response_2`, `preference_strength` from -3 (first) to 3 (second).
+@_layout("helpsteer2", "HelpSteer2-Preference")
+def helpsteer2(record: Record, name: str) -> list[Comparison]:
+    """`prompt`, `response_1`, `response_2`, `preference_strength` from -3 (first) to 3 (second).
 
-    The strength (1 to 3) stays in meta["strength"], for hinted sampling. Turns inside a prompt are taken apart.
+    The strength (1 to 3) becomes meta["strength"], for hinted sampling. A prompt may hold turns.
     """
     strength = _number(record, "preference_strength")
     if not -3 <= strength <= 3:
-        raise Malformed(f"column 'preference_strength' is {strength}: -3 to 3 is needed")
+        raise Malformed(f"the field 'preference_strength' is {strength}: give a number in -3 to 3")
+    first, *rest = _HELPSTEER_TURN.split(_text(record, "prompt"))
+    turns = [{"role": "user", "content": first}]
+    turns += [{"role": role.lower(), "content": text} for role, text in zip(rest[::2], rest[1::2])]
+    pair = [_text(record, "response_1"), _text(record, "response_2")]
     if strength == 0:
         raise Unusable("no single best response")
-    parts = _HELPSTEER_TURN.split(_text(record, "prompt"))
-    turns = [{"role": "user", "content": parts[0]}]
-    turns += [
-        {"role": role.lower(), "content": text} for role, text in zip(parts[1::2], parts[2::2])
-    ]
-    first, second = _text(record, "response_1"), _text(record, "response_2")
-    better, worse = (second, first) if strength > 0 else (first, second)
-    return [_pair(_query(turns), better, worse, name, strength=int(abs(strength)))]
+    better, worse = pair[::-1] if strength > 0 else pair
+    meta = {"strength": int(abs(strength))}
+    return [_preference(turns, [better], [worse], name, meta=meta)]
 
 
-def offsetbias(record: dict, name: str) -> list[Comparison]:
-    """NCSOFT/offsetbias: `instruction`, `output_1`, `output_2`, `label` (1 or 2: the number of the better)."""
+@_layout("offsetbias", "NCSOFT/offsetbias")
+def offsetbias(record: Record, name: str) -> list[Comparison]:
+    """`instruction`, `output_1`, `output_2`, `label`: 1 or 2, the number of the better output."""
     label = _number(record, "label")
     if label not in (1, 2):
-        raise Malformed(f"column 'label' is {label}: 1 or 2 is needed")
-    outputs = _text(record, "output_1"), _text(record, "output_2")
-    better, worse = outputs if label == 1 else outputs[::-1]
-    return [_pair(_text(record, "instruction"), better, worse, name)]
-
-
-def skywork(record: dict, name: str) -> list[Comparison]:
-    """Skywork-Reward-Preference: `chosen` and `rejected` conversations that differ in their last turn, `source`."""
-    chosen = _turns(_list(record, "chosen"), "chosen")
-    rejected = _turns(_list(record, "rejected"), "rejected")
-    if len(chosen) < 2 or chosen[:-1] != rejected[:-1]:
-        raise Malformed("'chosen' and 'rejected' do not share every turn but the last")
-    better, worse = chosen[-1]["content"], rejected[-1]["content"]
-    return [_pair(_query(chosen[:-1]), better, worse, name, source=record.get("source"))]
+        raise Malformed(f"the field 'label' is {label}: give 1 or 2")
+    pair = [_text(record, "output_1"), _text(record, "output_2")]
+    better, worse = pair if label == 1 else pair[::-1]
+    return [_preference(_text(record, "instruction"), [better], [worse], name)]
 
 
 # ---------------------------------------------------------------- verified answers
 
 
-def _verified(
-    query: str, texts: list[str], right: list[bool], name: str, mode: str, reference: str | None
-) -> list[Comparison]:
-    """Comparisons from answers of known correctness.
+@dataclasses.dataclass(frozen=True)
+class _Answers:
+    """Answers to one question, each with whether it is correct, and a worked solution."""
 
-    groups: one right answer (picked by name) among all wrong ones; pairs: the i-th right with the i-th wrong one;
-    singles: each answer alone, labelled 1 or 0.
-    """
-    if mode not in MODES:
-        raise ValueError(f"mode {mode!r} is not known: use one of {', '.join(MODES)}")
-    rights = [t for t, ok in zip(texts, right) if ok]
-    wrongs = [t for t, ok in zip(texts, right) if not ok]
-    if mode == "singles":
-        return [
-            Comparison(query, (text,), reference, (float(ok),), f"{name}-{i}")
-            for i, (text, ok) in enumerate(zip(texts, right))
-        ]
-    if not rights or not wrongs:
-        raise Unusable("all right" if rights else "all wrong")
-    if mode == "pairs":
-        pairs = enumerate(zip(rights, wrongs))
-        return [_pair(query, a, b, f"{name}-{i}", reference=reference) for i, (a, b) in pairs]
-    best = rights[_place(name, len(rights))[0]]
-    rewards = [1.0] + [0.0] * len(wrongs)
-    return [_placed(query, [best, *wrongs], rewards, name, index=True, reference=reference)]
+    query: str
+    texts: list[str]
+    correct: list[bool]
+    reference: str | None
+
+
+def _groups(answers: _Answers, name: str) -> list[Comparison]:
+    """One correct answer, picked by the name, and all wrong ones."""
+    correct, wrong = _sides(answers)
+    best = correct[permutation(name, len(correct))[0]]
+    return [_preference(answers.query, [best], wrong, name, reference=answers.reference)]
+
+
+def _pairs(answers: _Answers, name: str) -> list[Comparison]:
+    """The i-th correct answer with the i-th wrong one."""
+    return [
+        _preference(answers.query, [a], [b], f"{name}-{i}", reference=answers.reference)
+        for i, (a, b) in enumerate(zip(*_sides(answers)))
+    ]
+
+
+def _singles(answers: _Answers, name: str) -> list[Comparison]:
+    """Each answer alone, labelled 1 or 0."""
+    return [
+        Comparison(answers.query, (text,), answers.reference, (float(correct),), f"{name}-{i}")
+        for i, (text, correct) in enumerate(zip(answers.texts, answers.correct))
+    ]
+
+
+def _sides(answers: _Answers) -> tuple[list[str], list[str]]:
+    marked = list(zip(answers.texts, answers.correct))
+    sides = [text for text, ok in marked if ok], [text for text, ok in marked if not ok]
+    if not all(sides):
+        raise Unusable("all right" if sides[0] else "all wrong")
+    return sides
+
+
+def _verified(names: Iterable[str], dataset: str) -> Callable[[Callable], Callable]:
+    """Registers a reader of `_Answers` under three names: as groups, as pairs, as singles."""
+
+    def add(read: Callable[[Record], _Answers]) -> Callable:
+        for name, form in zip(names, (_groups, _pairs, _singles), strict=True):
+            made = functools.partial(lambda form, record, id: form(read(record), id), form)
+            LAYOUTS.add(name, Layout(made, dataset))
+        return read
+
+    return add
 
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
-def gsm8k(record: dict, name: str, mode: str = "groups") -> list[Comparison]:
-    """GSM8K's groups of four solutions: `question`, `ground_truth`, four columns with `is_correct` and `solution`.
+@_verified(("gsm8k", "gsm8k_pairs", "gsm8k_singles"), "GSM8K, four solutions each")
+def gsm8k(record: Record) -> _Answers:
+    """`question`, `ground_truth`, and fields with `is_correct` and `solution`.
 
-    Calculator annotations (<<3+4=7>>) are taken out of the texts.
+    Calculator annotations (<<3+4=7>>) are removed.
     """
-    texts, right = [], []
-    for value in record.values():
-        if isinstance(value, dict) and "solution" in value:
-            texts.append(_CALCULATOR.sub("", _text(value, "solution")))
-            right.append(_column(value, "is_correct", bool, "true or false"))
-    if not texts:
-        raise Malformed("no column holds a solution")
-    reference = (
-        _CALCULATOR.sub("", _text(record, "ground_truth")) if "ground_truth" in record else None
-    )
-    return _verified(_text(record, "question"), texts, right, name, mode, reference)
+    solutions = [v for v in record.values() if isinstance(v, dict) and "solution" in v]
+    if not solutions:
+        raise Malformed("no field holds a solution")
+    texts = [_CALCULATOR.sub("", _text(value, "solution")) for value in solutions]
+    correct = [_field(value, "is_correct", bool, "true or false") for value in solutions]
+    truth = _text(record, "ground_truth") if "ground_truth" in record else None
+    reference = None if truth is None else _CALCULATOR.sub("", truth)
+    return _Answers(_text(record, "question"), texts, correct, reference)
 
 
-def math(record: dict, name: str, mode: str = "pairs") -> list[Comparison]:
-    r"""Sampled solutions to MATH problems: `problem`, `solution` (or `answer`), `samples` (list of texts).
+@_verified(("math_groups", "math", "math_singles"), "sampled solutions of MATH")
+def math(record: Record) -> _Answers:
+    r"""`problem`, `solution` (or `answer`), `samples` (a list of texts).
 
-    A sample is right if its last \boxed answer equals the solution's. Samples without an answer count as wrong.
+    A sample is correct if its last \boxed answer equals the solution's. One without is wrong.
     """
-    samples = _list(record, "samples")
-    if not all(isinstance(sample, str) for sample in samples):
-        raise Malformed("column 'samples' holds something that is not a text")
-    gold = (
-        _text(record, "answer") if "answer" in record else boxed_answer(_text(record, "solution"))
-    )
+    samples = _texts(record, "samples")
+    if "answer" in record:
+        gold: str | None = _text(record, "answer")
+    else:
+        gold = boxed_answer(_text(record, "solution"))
     if gold is None:
-        raise Malformed(r"column 'solution' has no \boxed answer")
+        raise Malformed(r"the field 'solution' has no \boxed answer")
     answers = [boxed_answer(sample) for sample in samples]
-    right = [answer is not None and same_answer(answer, gold) for answer in answers]
-    return _verified(_text(record, "problem"), samples, right, name, mode, record.get("solution"))
+    correct = [answer is not None and same_answer(answer, gold) for answer in answers]
+    return _Answers(_text(record, "problem"), samples, correct, record.get("solution"))
 
 
 # ---------------------------------------------------------------- benchmarks
 
 
-def rm_bench(record: dict, name: str) -> list[Comparison]:
-    """RM-Bench: `prompt`, three `chosen` and three `rejected` (concise, detailed, markdown): nine pairs.
+@_layout("rm_bench", "RM-Bench")
+def rm_bench(record: Record, name: str) -> list[Comparison]:
+    """`prompt`, three `chosen` and three `rejected` (concise, detailed, markdown): nine pairs.
 
-    meta: domain, and the styles (0 to 2) of the chosen and the rejected response, from which hard, normal and easy follow.
+    meta: domain, and the styles (0 to 2) of both responses, which make a pair hard, normal or easy.
     """
-    chosen, rejected = _list(record, "chosen"), _list(record, "rejected")
-    if not (len(chosen) == len(rejected) == 3) or not all(
-        isinstance(t, str) for t in chosen + rejected
-    ):
+    chosen, rejected = _texts(record, "chosen"), _texts(record, "rejected")
+    if not len(chosen) == len(rejected) == 3:
         raise Malformed("'chosen' and 'rejected' are not three texts each")
     query, name = _text(record, "prompt"), f"rmbench-{record.get('id', name)}"
     domain = record.get("domain") or record.get("subset")
     return [
-        _pair(
-            query,
-            chosen[i],
-            rejected[j],
-            f"{name}-{i}{j}",
-            domain=domain,
-            chosen_style=i,
-            rejected_style=j,
-        )
+        _preference(query, [chosen[i]], [rejected[j]], f"{name}-{i}{j}", meta=meta)
         for i in range(3)
         for j in range(3)
+        for meta in [{"domain": domain, "chosen_style": i, "rejected_style": j}]
     ]
 
 
-def rmb(record: dict, name: str) -> list[Comparison]:
-    """RMB, pairwise (`chosen`, `reject`) and best-of-n (`bon_best`, `loser_list`) records over `conversation_input`."""
-    turns = _turns(_list(record, "conversation_input"), "conversation_input")
-    category = record.get("category_path")
+@_layout("rmb", "RMB", matches=lambda record: "conversation_input" in record)
+def rmb(record: Record, name: str) -> list[Comparison]:
+    """`conversation_input`, and `chosen` and `reject` (a pair) or `bon_best` and `loser_list`."""
+    turns = _turns(_list(record, "conversation_input", "turns"), "conversation_input")
+    meta = _meta(record, "subset", "category_path", "section")
     if "bon_best" in record:
-        losers = [
-            _text(_object(loser, "a loser"), "answer") for loser in _list(record, "loser_list")
-        ]
-        texts = [_text(_object(record["bon_best"], "bon_best"), "answer"), *losers]
-        if len(texts) < 2:
-            raise Unusable("no losers")
         name = f"rmb-bon-{record.get('bon_uid', name)}"
-        return [
-            _placed(
-                _query(turns),
-                texts,
-                [1.0] + [0.0] * len(losers),
-                name,
-                index=True,
-                category=category,
-            )
-        ]
-    better = _text(_object(_column(record, "chosen", dict, "an object"), "chosen"), "answer")
-    worse = _text(_object(_column(record, "reject", dict, "an object"), "reject"), "answer")
-    return [
-        _pair(
-            _query(turns),
-            better,
-            worse,
-            f"rmb-pair-{record.get('pair_uid', name)}",
-            category=category,
-        )
-    ]
-
-
-LAYOUTS: dict[str, Layout] = {
-    "comparison": comparison,
-    "ultrafeedback": ultrafeedback,
-    "helpsteer2": helpsteer2,
-    "offsetbias": offsetbias,
-    "skywork": skywork,
-    "gsm8k": gsm8k,
-    "gsm8k_pairs": functools.partial(gsm8k, mode="pairs"),
-    "gsm8k_singles": functools.partial(gsm8k, mode="singles"),
-    "math": math,
-    "math_groups": functools.partial(math, mode="groups"),
-    "math_singles": functools.partial(math, mode="singles"),
-    "rm_bench": rm_bench,
-    "rmb": rmb,
-}
-
-
-def get_layout(name: str) -> Layout:
-    """Looks a layout up; ValueError with the known names otherwise."""
-    if name not in LAYOUTS:
-        raise ValueError(f"unknown layout {name!r}: use one of {', '.join(LAYOUTS)}")
-    return LAYOUTS[name]
+        losers = [_answer({"a loser": loser}, "a loser") for loser in _list(record, "loser_list")]
+        if not losers:
+            raise Unusable("no losers")
+        return [_preference(turns, [_answer(record, "bon_best")], losers, name, meta=meta)]
+    name = f"rmb-pair-{record.get('pair_uid', name)}"
+    pair = [_answer(record, "chosen")], [_answer(record, "reject")]
+    return [_preference(turns, *pair, name, meta=meta)]

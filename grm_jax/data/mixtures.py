@@ -32,8 +32,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import seqio  # noqa: E402  (the log level must be set before TensorFlow is imported)
 import tensorflow as tf  # noqa: E402
 
-from grm_jax.data import layouts, sft, world  # noqa: E402
-from grm_jax.data.records import Account, convert, read_comparisons  # noqa: E402
+from grm_jax.data import sft, world  # noqa: E402
+from grm_jax.data.comparisons import convert, read_comparisons  # noqa: E402
+from grm_jax.data.layouts import LAYOUTS  # noqa: E402
+from grm_jax.data.records import Account, Record  # noqa: E402
 from grm_jax.types import Comparison  # noqa: E402
 
 Files = Mapping[str, str | Path | Sequence[str | Path]]
@@ -55,12 +57,12 @@ def add_comparisons(
 
     A malformed record is logged with file and line; above the share `max_skipped` reading stops with TooManyMalformed.
     """
-    read = layouts.get_layout(layout)
+    LAYOUTS[layout]
 
     def rows(split: str) -> Iterator[Comparison]:
         ACCOUNTS[f"{name}/{split}"] = account = Account(max_skipped)
         paths = files[split]
-        return read_comparisons(paths, read, max_skipped, account)
+        return read_comparisons(paths, layout, max_skipped, account)
 
     _add_comparison_task(name, rows, tuple(files))
 
@@ -74,7 +76,7 @@ def add_comparisons_from_tfds(
     max_skipped: float = 0.01,
 ) -> None:
     """A task over a TFDS set whose features are the columns of a layout. splits: ours -> the set's; the same if absent."""
-    read = layouts.get_layout(layout)
+    chosen = LAYOUTS[layout]
     source = seqio.TfdsDataSource(
         tfds_name, splits=dict(splits) if splits else None, tfds_data_dir=data_dir
     )
@@ -84,10 +86,8 @@ def add_comparisons_from_tfds(
         for number, record in enumerate(
             source.get_dataset(split, shuffle=False).as_numpy_iterator(), 1
         ):
-            account.seen += 1
-            yield from convert(
-                _plain(record), read, f"{name}-{split}-{number}", tfds_name, number, account
-            )
+            content = Record(number, number, _plain(record))
+            yield from convert(content, chosen, f"{name}-{split}-{number}", tfds_name, account)
             account.check()
         account.check(final=True)
 

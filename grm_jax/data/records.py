@@ -1,147 +1,191 @@
-"""Records from files, with the file and line of each, and an account of those that could not be used.
+"""Reads records (JSON-like dicts) from files, with the line of each, and counts those that fail.
 
-Reads .jsonl and .json (a list), each also as .gz. A malformed record is reported and skipped; when more than a stated
-share of the records seen is malformed, reading stops with an error that names the first ones.
+JSON lines and JSON arrays, gzipped or not, CSV, Parquet, Arrow, and prepared TFDS folders. A record
+that is not JSON, not UTF-8 or not an object is returned with the problem, so that the caller can
+report it and continue.
 """
 
 from __future__ import annotations
 
 import collections
+import csv
 import dataclasses
 import gzip
+import io
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-
-from grm_jax.types import Comparison
+from typing import IO, Any
 
 log = logging.getLogger(__name__)
 
-GRACE = 100  # records seen before the share of malformed ones is judged (the end of the data is always judged)
+GRACE = 100  # records seen before the share of malformed ones is checked; the end always checks it
 _SHOWN = 5
 
 
 class Malformed(ValueError):
-    """A record does not have the columns and types of its layout."""
+    """A record lacks a field of its layout, or a field has another type."""
 
 
 class Unusable(ValueError):
-    """A well-formed record that holds no comparison with exactly one best response, e.g. a labelled tie."""
+    """A well-formed record that gives no comparison with a single best response."""
 
 
 class TooManyMalformed(ValueError):
-    """More records than the stated share were malformed."""
+    """More than the allowed share of the records is malformed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One record of a file.
+
+    Attributes:
+      line: line of the file on which it begins, from 1; in a table, its number.
+      number: the line in a JSON-lines file, the position from 1 in an array or a table.
+      fields: its content; empty if there is a problem.
+      problem: why it has no content, None if it has.
+    """
+
+    line: int
+    number: int
+    fields: dict[str, Any]
+    problem: str | None = None
 
 
 @dataclasses.dataclass
 class Account:
-    """What became of the records: seen, malformed (file, line, reason), unusable by reason.
+    """Counts records: seen, malformed (file, line, reason), and unusable by reason.
 
     Attributes:
-      max_share: Share of malformed records above which `check` raises; 0 tolerates none.
-      source: Name of the data, for that error.
+      max_share: share of malformed records above which `check` raises; 0 allows none.
+      source: name of the data, for the error.
     """
 
     max_share: float = 0.01
     source: str = ""
     seen: int = 0
     malformed: list[tuple[str, int, str]] = dataclasses.field(default_factory=list)
-    unusable: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    unusable: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
     def report(self, path: str, line: int, reason: str) -> None:
-        """Notes and logs a malformed record."""
+        """Counts and logs a malformed record."""
         self.malformed.append((path, line, reason))
         log.warning("%s:%d: skipped: %s", path, line, reason)
 
     def check(self, final: bool = False) -> None:
-        """Raises TooManyMalformed where the share is exceeded; before the end only after some records."""
-        if len(self.malformed) > self.max_share * self.seen and (final or self.seen >= GRACE):
-            first = "; ".join(
-                f"{path}:{line}: {reason}" for path, line, reason in self.malformed[:_SHOWN]
-            )
-            raise TooManyMalformed(
-                f"{self.source}{': ' if self.source else ''}{len(self.malformed)} of {self.seen} records are malformed, more than the share of "
-                f"{self.max_share:g} that may be skipped: {first}. Mend the records, or raise max_skipped"
-            )
+        """Raises TooManyMalformed above the share, after `GRACE` records or at the end."""
+        if len(self.malformed) <= self.max_share * self.seen or not (final or self.seen >= GRACE):
+            return
+        first = "; ".join(f"{path}:{line}: {why}" for path, line, why in self.malformed[:_SHOWN])
+        prefix = f"{self.source}: " if self.source else ""
+        raise TooManyMalformed(
+            f"{prefix}{len(self.malformed)} of {self.seen} records are malformed, more than the "
+            f"share of {self.max_share:g} that may be skipped: {first}. Fix the records, or raise "
+            "max_skipped"
+        )
 
-    def summary(self) -> dict:
+    def summary(self) -> dict[str, Any]:
         """Counts, JSON-ready."""
-        return {
-            "seen": self.seen,
-            "malformed": len(self.malformed),
-            "unusable": dict(self.unusable),
-        }
+        malformed, unusable = len(self.malformed), dict(self.unusable)
+        return {"seen": self.seen, "malformed": malformed, "unusable": unusable}
 
 
-def open_text(path: str | Path):
-    """A text file, gunzipped where its name ends in .gz."""
-    path = Path(path)
-    return (
-        gzip.open(path, "rt", encoding="utf-8")
-        if path.suffix == ".gz"
-        else path.open(encoding="utf-8")
-    )
+def read_records(path: str | Path) -> Iterator[Record]:
+    """Yields the records of a file, in its order.
 
+    .csv, .parquet and .arrow are tables; every other file is one JSON array or JSON lines, by its
+    first character. Names ending in .gz are decompressed. Blank lines are skipped, but counted.
 
-def read_records(path: str | Path) -> Iterator[tuple[int, dict | Malformed]]:
-    """Yields (line, record) of a file; a record that is no JSON object comes as a Malformed instance.
-
-    Raises FileNotFoundError, or ValueError for a name of another ending or a .json file that is not a list.
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: a .json file that holds no array, or an array that is not valid JSON.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no data file {path}")
-    name = path.name.removesuffix(".gz")
-    if name.endswith((".jsonl", ".ndjson")):
-        yield from _read_lines(path)
-    elif name.endswith(".json"):
-        yield from _read_list(path)
+    suffix = Path(path.name.removesuffix(".gz")).suffix
+    if read_table := _TABLES.get(suffix):
+        for number, fields in enumerate(read_table(path), 1):
+            yield Record(number, number, fields)
+        return
+    with open_bytes(path) as file:
+        first = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+        file.seek(0)
+        if first == b"[":
+            content = file.read()
+            if suffix == ".json" or _is_array(content):
+                yield from _array_records(path, content)
+                return
+            file.seek(0)
+        for number, raw in enumerate(file, 1):
+            if number == 1:
+                raw = raw.removeprefix(b"\xef\xbb\xbf")
+                if suffix == ".json" and not _is_object(raw):
+                    raise ValueError(
+                        f"{path} holds no JSON array: give an array of objects, or one object "
+                        "per line as .jsonl"
+                    )
+            if raw.strip():
+                yield _line_record(number, raw)
+
+
+def strict_records(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Yields the contents of a file's records. Raises ValueError naming the first bad one."""
+    for record in read_records(path):
+        if record.problem:
+            raise ValueError(f"{path}, line {record.line}: {record.problem}")
+        yield record.fields
+
+
+def open_bytes(path: str | Path) -> IO[bytes]:
+    """Opens a file for reading, decompressed if its name ends in .gz."""
+    opened: Any = gzip.open(path) if Path(path).suffix == ".gz" else open(path, "rb")
+    return opened
+
+
+def _parsed(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_array(content: bytes) -> bool:
+    return isinstance(_parsed(content), list)
+
+
+def _is_object(line: bytes) -> bool:
+    return not line.strip() or isinstance(_parsed(line), dict)
+
+
+def _line_record(number: int, raw: bytes) -> Record:
+    try:
+        value = json.loads(raw.rstrip(b"\r\n").decode("utf-8"))
+    except UnicodeDecodeError as error:
+        problem = f"not UTF-8: byte {error.start + 1} is 0x{raw[error.start]:02x}"
+    except json.JSONDecodeError as error:
+        problem = f"not JSON: {error.msg} at column {error.colno}"
+    except RecursionError:
+        problem = "not JSON that can be parsed: nested too deep"
     else:
-        raise ValueError(f"{path}: records are read from .jsonl or .json files, gzipped or not")
+        return _checked(number, number, value, b"\\u" in raw)
+    return Record(number, number, {}, problem)
 
 
-def _read_lines(path: Path) -> Iterator[tuple[int, dict | Malformed]]:
-    with open_text(path) as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                yield number, Malformed(f"not JSON: {error.msg} at column {error.colno}")
-                continue
-            yield (
-                number,
-                record
-                if isinstance(record, dict)
-                else Malformed(f"a {type(record).__name__}, not an object"),
-            )
-
-
-def _read_list(path: Path) -> Iterator[tuple[int, dict | Malformed]]:
-    """Objects of a JSON list, each with the line on which it begins."""
-    with open_text(path) as file:
-        text = file.read()
-    decoder, at = json.JSONDecoder(), _skip(text, 0, " \t\r\n")
-    if text[at : at + 1] != "[":
-        raise ValueError(
-            f"{path} holds no JSON list: give a list of objects, or one object a line as .jsonl"
-        )
-    line, counted, at = 1, 0, at + 1
+def _array_records(path: Path, content: bytes) -> Iterator[Record]:
+    """The objects of a JSON array, each with the line on which it begins."""
+    text = content.decode("utf-8-sig")
+    decoder, at = json.JSONDecoder(), text.index("[") + 1
+    line, counted, number = 1, 0, 0
     while (at := _skip(text, at, " \t\r\n,")) < len(text) and text[at] != "]":
-        line, counted = line + text.count("\n", counted, at), at
+        line, counted, number = line + text.count("\n", counted, at), at, number + 1
         try:
-            record, at = decoder.raw_decode(text, at)
+            value, at = decoder.raw_decode(text, at)
         except json.JSONDecodeError as error:
-            # What follows a broken element cannot be found again.
+            # The end of a broken element is unknown, so nothing after it can be parsed.
             raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
-        yield (
-            line,
-            record
-            if isinstance(record, dict)
-            else Malformed(f"a {type(record).__name__}, not an object"),
-        )
+        yield _checked(line, number, value, "\\u" in text[counted:at])
 
 
 def _skip(text: str, at: int, characters: str) -> int:
@@ -150,51 +194,81 @@ def _skip(text: str, at: int, characters: str) -> int:
     return at
 
 
-def read_comparisons(
-    paths: str | Path | Iterable[str | Path],
-    layout: Callable[[dict, str], list[Comparison]],
-    max_skipped: float = 0.01,
-    account: Account | None = None,
-) -> Iterator[Comparison]:
-    """Comparisons of files in one layout (see `layouts.py`), in file order.
-
-    Args:
-      paths: One file or several.
-      layout: (record, name of the record) -> comparisons. Raises Malformed, or Unusable.
-      max_skipped: Share of records that may be malformed and skipped.
-      account: Filled with counts, if given; its own `max_share` is set to `max_skipped`.
-
-    Raises:
-      TooManyMalformed: As soon as the share is exceeded after 100 records, or at the end.
-    """
-    account = Account() if account is None else account
-    account.max_share = max_skipped
-    for path in [paths] if isinstance(paths, (str, Path)) else paths:
-        for line, record in read_records(path):
-            account.seen += 1
-            yield from convert(
-                record, layout, f"{Path(path).name.split('.')[0]}-{line}", str(path), line, account
-            )
-            account.check()
-    account.check(final=True)
-
-
-def convert(
-    record: dict | Malformed,
-    layout: Callable[[dict, str], list[Comparison]],
-    name: str,
-    path: str,
-    line: int,
-    account: Account,
-) -> list[Comparison]:
-    """The comparisons of one record, [] where it is malformed or unusable (noted in `account`)."""
+def _checked(line: int, number: int, value: Any, escapes: bool) -> Record:
+    if not isinstance(value, dict):
+        return Record(line, number, {}, f"a {type(value).__name__} where an object is expected")
     try:
-        if isinstance(record, Malformed):
-            raise record
-        return layout(record, name)
-    except Unusable as error:
-        account.unusable[str(error)] += 1
-    # Comparison itself raises ValueError for an empty query or response list.
-    except (Malformed, ValueError) as error:
-        account.report(path, line, str(error))
-    return []
+        if escapes:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = ord(str(error.object)[error.start])
+        return Record(
+            line, number, {}, f"half a surrogate pair (\\u{code:04x}), which is not a character"
+        )
+    return Record(line, number, value)
+
+
+# ---------------------------------------------------------------- tables
+
+
+def _csv(path: Path) -> Iterator[dict]:
+    with open_bytes(path) as file:
+        yield from csv.DictReader(io.TextIOWrapper(file, "utf-8"))
+
+
+def _parquet(path: Path) -> Iterator[dict]:
+    import pyarrow.parquet
+
+    for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1024):
+        yield from batch.to_pylist()
+
+
+def _arrow(path: Path) -> Iterator[dict]:
+    import pyarrow as pa
+
+    # `save_to_disk` writes the streaming format, `to_feather` and others the file format.
+    with pa.memory_map(str(path)) as file:
+        try:
+            batches = list(pa.ipc.open_stream(file))
+        except pa.ArrowInvalid:
+            file.seek(0)
+            reader = pa.ipc.open_file(file)
+            batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        for batch in batches:
+            yield from batch.to_pylist()
+
+
+_TABLES = {".csv": _csv, ".parquet": _parquet, ".arrow": _arrow}
+
+
+# ---------------------------------------------------------------- TFDS folders
+
+
+def tfds_splits(folder: Path) -> list[str]:
+    """Names of the splits of a prepared TFDS folder (NAME/CONFIG/VERSION)."""
+    info = json.loads((folder / "dataset_info.json").read_text())
+    return [split["name"] for split in info.get("splits", [])]
+
+
+def tfds_records(folder: Path, split: str) -> Iterator[dict]:
+    """Yields the records of a prepared TFDS folder as `plain` gives them. Imports TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(str(folder))
+    for record in tfds.as_numpy(builder.as_dataset(split=split)):
+        yield plain(record)
+
+
+def plain(value: Any) -> Any:
+    """A TFDS example as JSON-like Python: bytes decoded, arrays as lists."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, bytes):
+        return value.decode()
+    if hasattr(value, "to_list"):  # tf.RaggedTensor
+        return plain(value.to_list())
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value

@@ -53,14 +53,14 @@ def read_examples(
     """
     account = Account() if account is None else account
     account.max_share = max_skipped
-    for line, record in read_records(path):
+    for record in read_records(path):
         account.seen += 1
         try:
-            if isinstance(record, Malformed):
-                raise record
-            yield example_of(record, f"{Path(path).stem}-{line}")
+            if record.problem:
+                raise Malformed(record.problem)
+            yield example_of(record.fields, f"{Path(path).stem}-{record.line}")
         except Malformed as error:
-            account.report(str(path), line, str(error))
+            account.report(str(path), record.line, str(error))
             account.check()
     account.check(final=True)
 

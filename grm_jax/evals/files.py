@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from grm_jax.data.records import Malformed, open_text, read_records
+from grm_jax.data.records import strict_records as records
+from grm_jax.data.records import tfds_records, tfds_splits
 
 TABLES = (".parquet", ".arrow", ".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz")
 
@@ -92,65 +91,3 @@ class Source:
                     yield from tfds_records(features.parent, stem)
                     return
         self.raise_missing(*(f"{stem}*.parquet" for stem in stems))
-
-
-def records(path: str | Path) -> Iterator[dict]:
-    """The records of one file. Raises ValueError naming the file and line of the first that is not an object."""
-    path = Path(path)
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1024):
-            yield from batch.to_pylist()
-    elif path.suffix == ".arrow":
-        yield from _arrow(path)
-    elif path.name.endswith((".csv", ".csv.gz")):
-        with open_text(path) as file:
-            yield from csv.DictReader(file)
-    else:
-        for line, record in read_records(path):
-            if isinstance(record, Malformed):
-                raise ValueError(f"{path}, line {line}: {record}")
-            yield record
-
-
-def _arrow(path: Path) -> Iterator[dict]:
-    import pyarrow as pa
-
-    # `save_to_disk` writes the streaming format, `to_feather` and others the file format.
-    with pa.memory_map(str(path)) as file:
-        try:
-            batches = list(pa.ipc.open_stream(file))
-        except pa.ArrowInvalid:
-            file.seek(0)
-            reader = pa.ipc.open_file(file)
-            batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        for batch in batches:
-            yield from batch.to_pylist()
-
-
-def tfds_splits(folder: Path) -> list[str]:
-    """Splits of a prepared TFDS folder (NAME/CONFIG/VERSION)."""
-    info = json.loads((folder / "dataset_info.json").read_text())
-    return [split["name"] for split in info.get("splits", [])]
-
-
-def tfds_records(folder: Path, split: str) -> Iterator[dict]:
-    """Records of a prepared TFDS folder; bytes become text, arrays become lists."""
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(str(folder))
-    for record in tfds.as_numpy(builder.as_dataset(split=split)):
-        yield _plain(record)
-
-
-def _plain(value):
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, bytes):
-        return value.decode()
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value

@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from grm_jax.judging import formats, orders, votes
+from grm_jax.data.layouts import LAYOUTS
+from grm_jax.judging import orders, votes
 from grm_jax.judging.options import Options
 
 
@@ -40,9 +41,7 @@ def parser() -> argparse.ArgumentParser:
         "--meta_template", help="template of the meta reward model: a name or a Jinja file"
     )
     p.add_argument(
-        "--format",
-        choices=sorted(formats.FORMATS),
-        help="format of the input (default: found out per row)",
+        "--format", choices=sorted(LAYOUTS), help="format of the input (default: found out per row)"
     )
     p.add_argument("--k", type=int, default=8, help="critiques per comparison (default 8)")
     p.add_argument("--temperature", type=float, default=0.5, help="0 is greedy (default 0.5)")

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from grm_jax.judging import formats, rows
+from grm_jax.data.comparisons import read_rows as read_input
+from grm_jax.judging import rows
 from grm_jax.judging.judge import Judge, Unjudged
 from grm_jax.judging.options import Options
 from grm_jax.run_store import RunStore
@@ -49,11 +50,11 @@ def judge_file(
     """Judges every row of `source` into `output` (JSONL, one row per input row, in its order).
 
     Rows are in OUT.part as soon as they are finished; see `RunStore`. A row that cannot be judged becomes an error row.
-    Raises what `RunStore` and `formats.read` raise, before anything is sampled.
+    Raises what `RunStore` and `data.comparisons.read_rows` raise, before anything is sampled.
     """
     settings = settings_of(judge, options)
     digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()
-    lines = list(formats.read(source, format))[:limit]
+    lines = list(read_input(source, format))[:limit]
     header = settings | {
         "template": judge.family,
         "input": digest,

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from grm_jax.data.records import Malformed, read_records
+from grm_jax.data.records import Record, read_records
 from grm_jax.data.world import teacher as world_teacher
 from grm_jax.storage import as_path, read_lines, write_atomic
 from grm_jax.training.rft_data import CritiqueReply, CritiqueRequest, Sampler, best_index
@@ -320,8 +320,8 @@ def file(path: str | Path) -> Sampler:
     row of `grm judge`, whose critiques are all taken. Raises ValueError with file and line for anything else.
     """
     replies: dict[tuple[str, bool], list[CritiqueReply]] = defaultdict(list)
-    for line, record in read_records(path):
-        for identity, hinted, reply in _samples_of(record, f"{path}:{line}"):
+    for record in read_records(path):
+        for identity, hinted, reply in _samples_of(record, f"{path}:{record.line}"):
             replies[identity, hinted].append(reply)
     taken: dict[tuple[str, bool], int] = defaultdict(int)
 
@@ -344,9 +344,10 @@ def file(path: str | Path) -> Sampler:
     return sample
 
 
-def _samples_of(record: dict | Malformed, where: str) -> list[tuple[str, bool, CritiqueReply]]:
-    if isinstance(record, Malformed):
-        raise ValueError(f"{where}: {record}")
+def _samples_of(line: Record, where: str) -> list[tuple[str, bool, CritiqueReply]]:
+    if line.problem:
+        raise ValueError(f"{where}: {line.problem}")
+    record = line.fields
     rows = record.get("critiques", [record])
     if "id" not in record or not all(
         isinstance(row, dict) and isinstance(row.get("text"), str) for row in rows

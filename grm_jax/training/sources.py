@@ -13,7 +13,9 @@ import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
-from grm_jax.data import batches, layouts, records, sft, world
+from grm_jax.data import batches, records, sft, world
+from grm_jax.data.comparisons import read_comparisons
+from grm_jax.data.layouts import LAYOUTS
 from grm_jax.data.world.vocabulary import vocabulary_path
 from grm_jax.storage import as_path, fetch
 from grm_jax.training import rft_samplers
@@ -72,7 +74,7 @@ def check(config, stages: Collection[str] | None = None) -> None:
         if "eval" in stages:
             _held_out(config, "test")
         for entry in (*config.data.judging, *config.data.get("held_out", ())):
-            layouts.get_layout(entry["layout"])
+            LAYOUTS[entry["layout"]]
     if "rft" in stages:
         rft_samplers.chosen_settings(config.rft.sampler, config.rft.sampling)
     for field, path in paths(config, stages):
@@ -141,9 +143,8 @@ def judging(config, split: str = "train", without: Collection[str] = ()) -> Sour
 
 def _read(entry, max_skipped: float) -> list[Comparison]:
     account = records.Account(max_skipped, entry["name"])
-    layout = layouts.get_layout(entry["layout"])
     files = [fetch(path) for path in _several(entry["files"])]
-    found = list(records.read_comparisons(files, layout, max_skipped, account))
+    found = list(read_comparisons(files, entry["layout"], max_skipped, account))
     log.info(
         "source %s: %d comparisons of %s", entry["name"], len(found), json.dumps(account.summary())
     )

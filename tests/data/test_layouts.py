@@ -1,15 +1,16 @@
-"""Published column layouts, on small records of their shape; and malformed ones."""
+"""Published layouts, on small records of their shape, and malformed records."""
 
-import gzip
-import json
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from grm_jax.data import layouts, records
+from grm_jax.data import records
 from grm_jax.data.answers import boxed_answer, same_answer
+from grm_jax.data.comparisons import placed, simplified
+from grm_jax.data.layouts import LAYOUTS, detect
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def turns(*texts):
@@ -63,101 +64,154 @@ GOOD = {
 }
 
 
-@pytest.mark.parametrize("name", GOOD)
-def test_a_record_becomes_comparisons_with_the_best_labelled(name):
-    made = layouts.get_layout(name)(GOOD[name], "r-1")
-    assert len(made) == (9 if name == "rm_bench" else 1)
-    for c in made:
-        assert c.query == "q"
-        assert c.responses[c.best].startswith("best")
-        assert c.id
+OPTIONAL = ("source", "domain", "id", "bon_uid", "category_path", "ground_truth", "6b_finetuning")
+OPTIONAL += ("6b_verification", "175b_finetuning", "175b_verification")  # any number of solutions
+
+
+def read(name, record, record_name="r-1"):
+    return LAYOUTS[name].read(record, record_name)
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_a_missing_column_is_malformed_and_named(name):
-    read = layouts.get_layout(name)
-    for key in GOOD[name]:
-        if key in (
-            "source",
-            "domain",
-            "id",
-            "bon_uid",
-            "category_path",
-            "ground_truth",
-        ) or key.endswith("ication"):
-            continue
+def test_record_gives_comparisons_with_the_best_labelled(name):
+    comparisons = read(name, GOOD[name])
+    assert len(comparisons) == (9 if name == "rm_bench" else 1)
+    for comparison in map(simplified, comparisons):
+        assert comparison.query == "q"
+        assert comparison.responses[comparison.best].startswith("best")
+        assert comparison.id
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_published_order_is_kept_with_the_better_response_of_a_pair_first(name):
+    for comparison in read(name, GOOD[name]):
+        assert comparison.best == (1 if name == "ultrafeedback" else 0)
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_missing_field_is_malformed_and_named(name):
+    for key in set(GOOD[name]) - set(OPTIONAL):
         record = {k: v for k, v in GOOD[name].items() if k != key}
-        if name == "gsm8k" and key != "question":
-            continue  # the four solutions may be any number
-        with pytest.raises(records.Malformed):
-            read(record, "r-1")
+        with pytest.raises(records.Malformed, match=r"is missing|give "):
+            read(name, record)
 
 
-def test_places_of_the_best_are_balanced():
-    places = [layouts.offsetbias(GOOD["offsetbias"], f"file-{i}")[0].label for i in range(2000)]
-    assert abs(sum(places) / 2000 - 0.5) < 0.05
-    # Only the name decides: reading again, or another file, changes nothing.
-    assert places[:5] == [
-        layouts.offsetbias(GOOD["offsetbias"], f"file-{i}")[0].label for i in range(5)
+def test_placed_balances_the_positions_of_the_best():
+    (comparison,) = read("offsetbias", GOOD["offsetbias"])
+    labels = [placed(dataclasses.replace(comparison, id=f"file-{i}")).label for i in range(2000)]
+    assert abs(sum(labels) / 2000 - 0.5) < 0.05
+    # Only the id decides: reading again, or another file, changes nothing.
+    assert labels[:5] == [
+        placed(dataclasses.replace(comparison, id=f"file-{i}")).label for i in range(5)
     ]
 
 
-def test_ultrafeedback_keeps_scores_as_rewards_and_refuses_ties():
-    made = layouts.ultrafeedback(GOOD["ultrafeedback"], "r")[0]
-    assert sorted(made.label) == [3.0, 5.0, 9.0]
-    tied = {
-        **GOOD["ultrafeedback"],
-        "completions": [{"response": t, "overall_score": 4} for t in "ab"],
-    }
-    with pytest.raises(records.Unusable, match="no single best"):
-        layouts.ultrafeedback(tied, "r")
+def test_placed_moves_rewards_with_their_responses():
+    (comparison,) = read("ultrafeedback", GOOD["ultrafeedback"])
+    rewards = dict(zip(comparison.responses, comparison.label))
+    orders = set()
+    for i in range(20):
+        moved = placed(dataclasses.replace(comparison, id=f"r-{i}"))
+        assert dict(zip(moved.responses, moved.label)) == rewards
+        orders.add(moved.responses)
+    assert len(orders) == 6
+    with pytest.raises(ValueError, match="without an id"):
+        placed(dataclasses.replace(comparison, id=None))
+
+
+def test_ultrafeedback_scores_are_the_rewards():
+    assert sorted(read("ultrafeedback", GOOD["ultrafeedback"])[0].label) == [3.0, 5.0, 9.0]
+    alone = {**GOOD["ultrafeedback"], "completions": GOOD["ultrafeedback"]["completions"][:1]}
+    with pytest.raises(records.Unusable, match="one completion"):
+        read("ultrafeedback", alone)
 
 
 def test_helpsteer2_sign_strength_and_turns():
-    first = layouts.helpsteer2({**GOOD["helpsteer2"], "preference_strength": -3}, "r")[0]
+    first = read("helpsteer2", {**GOOD["helpsteer2"], "preference_strength": -3})[0]
     assert first.responses[first.best] == "worse" and first.meta["strength"] == 3
     with pytest.raises(records.Unusable):
-        layouts.helpsteer2({**GOOD["helpsteer2"], "preference_strength": 0}, "r")
+        read("helpsteer2", {**GOOD["helpsteer2"], "preference_strength": 0})
     with pytest.raises(records.Malformed, match="-3 to 3"):
-        layouts.helpsteer2({**GOOD["helpsteer2"], "preference_strength": 5}, "r")
+        read("helpsteer2", {**GOOD["helpsteer2"], "preference_strength": 5})
     prompt = "hello\n<extra_id_1>Assistant\nhi\n<extra_id_1>User\nmore"
-    chat = layouts.helpsteer2({**GOOD["helpsteer2"], "prompt": prompt}, "r")[0]
+    chat = read("helpsteer2", {**GOOD["helpsteer2"], "prompt": prompt})[0]
     assert chat.query == turns("hello", "hi", "more")
 
 
-def test_skywork_needs_a_shared_conversation():
+def test_skywork_conversations_must_share_all_turns_but_the_last():
+    record = {"chosen": turns("q", "best"), "rejected": turns("other", "worse")}
     with pytest.raises(records.Malformed, match="do not share"):
-        layouts.skywork({"chosen": turns("q", "best"), "rejected": turns("other", "worse")}, "r")
+        read("skywork", record)
+    record = {"chosen": turns("q", "a", "b", "best"), "rejected": turns("q", "a", "c", "worse")}
+    with pytest.raises(records.Malformed, match="turns after those that both share"):
+        read("skywork", record)
 
 
 def test_verified_answers_come_as_groups_pairs_or_singles():
-    group = layouts.gsm8k(GOOD["gsm8k"], "r")[0]
+    group = read("gsm8k", GOOD["gsm8k"])[0]
     assert group.n == 3 and "<<" not in group.reference
-    assert [c.n for c in layouts.gsm8k(GOOD["gsm8k"], "r", mode="pairs")] == [2, 2]
-    singles = layouts.gsm8k(GOOD["gsm8k"], "r", mode="singles")
+    assert [c.n for c in read("gsm8k_pairs", GOOD["gsm8k"])] == [2, 2]
+    singles = read("gsm8k_singles", GOOD["gsm8k"])
     assert [c.label for c in singles] == [(0.0,), (0.0,), (1.0,), (1.0,)]
-    right = {**GOOD["math"], "samples": [r"\boxed{1/2}"]}
     with pytest.raises(records.Unusable, match="all right"):
-        layouts.math(right, "r")
+        read("math", {**GOOD["math"], "samples": [r"\boxed{1/2}"]})
 
 
-def test_rm_bench_pairs_know_their_styles():
-    made = layouts.rm_bench(GOOD["rm_bench"], "r")
-    assert {(c.meta["chosen_style"], c.meta["rejected_style"]) for c in made} == {
+def test_rm_bench_pairs_carry_their_styles():
+    pairs = read("rm_bench", GOOD["rm_bench"])
+    assert {(c.meta["chosen_style"], c.meta["rejected_style"]) for c in pairs} == {
         (i, j) for i in range(3) for j in range(3)
     }
 
 
-def test_rmb_reads_pairs_too():
-    pair = {
-        **GOOD["rmb"],
-        "chosen": {"answer": "best"},
-        "reject": {"answer": "worse"},
-        "pair_uid": "9",
-    }
+def test_rmb_pair():
+    pair = {**GOOD["rmb"], "chosen": {"answer": "best"}, "reject": {"answer": "worse"}}
+    pair |= {"pair_uid": "9"}
     del pair["bon_best"]
-    made = layouts.rmb(pair, "r")[0]
-    assert made.n == 2 and made.responses[made.best] == "best" and made.id == "rmb-pair-9"
+    comparison = read("rmb", pair)[0]
+    assert comparison.n == 2 and comparison.responses[comparison.best] == "best"
+    assert comparison.id == "rmb-pair-9"
+
+
+def test_comparison_layout_keeps_order_label_and_id():
+    record = {"query": turns("a", "b", "c"), "responses": ["x", "y"], "label": [0.1, 0.9], "id": 3}
+    comparison = read("comparison", record)[0]
+    assert comparison.label == (0.1, 0.9) and comparison.id == "3"
+    assert comparison.query == turns("a", "b", "c")
+    assert LAYOUTS["comparison"].keeps_order
+
+
+def test_sharegpt_turns_are_renamed():
+    record = {"query": [{"from": "human", "value": "q"}], "responses": ["x"]}
+    assert read("comparison", record)[0].query == [{"role": "user", "content": "q"}]
+
+
+def test_unknown_layout_names_the_known_ones():
+    with pytest.raises(ValueError, match="unknown layout 'x'"):
+        LAYOUTS["x"]
+
+
+def test_new_layout_needs_one_registration(monkeypatch):
+    """One entry of LAYOUTS is seen by detection, the command line and training configs."""
+    from grm_jax.data import layouts
+    from grm_jax.judging import cli
+    from grm_jax.training import sources
+
+    def read_my_set(record, name):
+        return [layouts.Comparison(record["ask"], record["answers"], label=0, id=name)]
+
+    layout = layouts.Layout(read_my_set, "me/my_set", matches=lambda record: "answers" in record)
+    monkeypatch.setitem(LAYOUTS, "my_set", layout)
+    assert detect({"ask": "q", "answers": ["a", "b"]}) == "my_set"
+    command = ["in", "out", "--model", "m", "--format", "my_set"]
+    assert cli.parser().parse_args(command).format == "my_set"
+    assert sources.LAYOUTS["my_set"] is layout
+
+
+def test_docs_list_every_layout():
+    page = (ROOT / "docs/data.md").read_text()
+    for name in LAYOUTS:
+        assert f"`{name}`" in page, f"docs/data.md does not list the layout {name}"
 
 
 @pytest.mark.parametrize(
@@ -174,114 +228,11 @@ def test_rmb_reads_pairs_too():
         (r"90^\circ", "90", True),
     ],
 )
-def test_answers_that_mean_the_same(a, b, same):
+def test_same_answer_compares_meaning(a, b, same):
     assert same_answer(a, b) == same
 
 
-def test_the_last_balanced_box_is_the_answer():
+def test_boxed_answer_is_the_last_balanced_box():
     assert boxed_answer(r"\boxed{1} then \boxed{\frac{a}{b}}.") == r"\frac{a}{b}"
     assert boxed_answer(r"\boxed{1} and \boxed{2") == "1"
     assert boxed_answer("none") is None
-
-
-# ---------------------------------------------------------------- files
-
-
-def lines(path, rows):
-    path.write_text(
-        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
-    )
-    return path
-
-
-def test_a_malformed_record_is_reported_with_file_and_line_and_skipped(tmp_path, caplog):
-    good = GOOD["offsetbias"]
-    path = lines(tmp_path / "pairs.jsonl", [good, "{broken", "", good, {**good, "label": 3}, "[1]"])
-    account = records.Account()
-    made = list(
-        records.read_comparisons(path, layouts.offsetbias, max_skipped=0.7, account=account)
-    )
-    assert [c.id for c in made] == ["pairs-1", "pairs-4"]
-    assert [(p, line) for p, line, _ in account.malformed] == [
-        (str(path), 2),
-        (str(path), 5),
-        (str(path), 6),
-    ]
-    assert f"{path}:5: skipped: column 'label' is 3" in caplog.text
-    assert account.summary() == {"seen": 5, "malformed": 3, "unusable": {}}
-
-
-def test_reading_stops_above_the_stated_share(tmp_path):
-    good = GOOD["offsetbias"]
-    path = lines(tmp_path / "pairs.jsonl", [good] * 98 + ["{"] * 2 + [good] * 100)
-    assert len(list(records.read_comparisons(path, layouts.offsetbias, max_skipped=0.02))) == 198
-    with pytest.raises(records.TooManyMalformed, match=r"2 of 100 .*pairs\.jsonl:99: not JSON"):
-        list(records.read_comparisons(path, layouts.offsetbias, max_skipped=0.01))
-
-
-def test_unusable_records_are_counted_but_are_no_fault(tmp_path):
-    tie = {**GOOD["helpsteer2"], "preference_strength": 0}
-    path = lines(tmp_path / "p.jsonl", [tie, tie, GOOD["helpsteer2"]])
-    account = records.Account()
-    assert (
-        len(
-            list(
-                records.read_comparisons(path, layouts.helpsteer2, max_skipped=0.0, account=account)
-            )
-        )
-        == 1
-    )
-    assert account.summary()["unusable"] == {"no single best response": 2}
-
-
-def test_json_lists_and_gzip_know_their_lines(tmp_path):
-    text = json.dumps([{"a": 1}, 5, {"b": [2]}], indent=1)
-    (tmp_path / "x.json").write_text(text)
-    with gzip.open(tmp_path / "x.json.gz", "wt") as out:
-        out.write(text)
-    for name in ("x.json", "x.json.gz"):
-        rows = list(records.read_records(tmp_path / name))
-        assert [line for line, _ in rows] == [2, 5, 6]
-        assert rows[2][1] == {"b": [2]} and isinstance(rows[1][1], records.Malformed)
-
-
-def test_unreadable_files_say_so(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no data file"):
-        list(records.read_records(tmp_path / "none.jsonl"))
-    (tmp_path / "t.csv").write_text("")
-    with pytest.raises(ValueError, match=r"\.jsonl or \.json"):
-        list(records.read_records(tmp_path / "t.csv"))
-    (tmp_path / "o.json").write_text("{}")
-    with pytest.raises(ValueError, match="no JSON list"):
-        list(records.read_records(tmp_path / "o.json"))
-    with pytest.raises(ValueError, match="unknown layout 'x'"):
-        layouts.get_layout("x")
-
-
-def test_our_own_layout_keeps_the_order_and_the_label():
-    made = layouts.comparison(
-        {"query": turns("a", "b", "c"), "responses": ["x", "y"], "label": [0.1, 0.9], "id": 3}, "r"
-    )
-    assert (
-        made[0].label == (0.1, 0.9) and made[0].id == "3" and made[0].query == turns("a", "b", "c")
-    )
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the public sets are not here (../shared/data)")
-@pytest.mark.parametrize(
-    "file, layout, count",
-    [
-        ("gsm8k/grade_school_math/data/example_model_solutions.jsonl", "gsm8k", 731),
-        ("rm_bench/data/chat_filtered.json", "rm_bench", 9 * 129),
-        ("rm_bench/data/code_filtered.json", "rm_bench", 9 * 228),
-    ],
-)
-def test_real_files_are_read_whole(file, layout, count):
-    account = records.Account()
-    made = list(
-        records.read_comparisons(
-            SHARED / file, layouts.get_layout(layout), max_skipped=0.0, account=account
-        )
-    )
-    assert len(made) == count
-    assert not account.malformed

@@ -75,7 +75,7 @@ def test_malformed_records_stop_the_run_with_file_and_line(tasks, tmp_path):
         '{"instruction": "q", "output_1": "a", "output_2": "b", "label": 1}\n{"label": 9}\n'
     )
     tasks.add_comparisons("t_bad", {"train": path}, layout="offsetbias", max_skipped=0.1)
-    with pytest.raises(records.TooManyMalformed, match=r"bad\.jsonl:2: column 'label' is 9"):
+    with pytest.raises(records.TooManyMalformed, match=r"bad\.jsonl:2: the field 'label' is 9"):
         list(tasks.Comparisons("t_bad", "train", seed=None))
     tasks.add_comparisons("t_bad", {"train": path}, layout="offsetbias", max_skipped=0.5)
     assert len(list(tasks.Comparisons("t_bad", "train", seed=None))) == 1

@@ -1,10 +1,91 @@
-"""Input rows of every format, and rows that are none."""
+"""Files of comparisons: read for training (placed, counted) and for `grm judge` (one row each)."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
-from grm_jax.judging import formats
+from grm_jax.data import records
+from grm_jax.data.comparisons import placed, read_comparisons, read_rows
+from grm_jax.data.layouts import LAYOUTS
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+PAIR = {"instruction": "q", "output_1": "best", "output_2": "worse", "label": 1}
+
+
+def lines(path, rows):
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    )
+    return path
+
+
+# ---------------------------------------------------------------- training
+
+
+def test_malformed_record_is_logged_with_file_and_line_and_skipped(tmp_path, caplog):
+    path = lines(tmp_path / "pairs.jsonl", [PAIR, "{broken", "", PAIR, {**PAIR, "label": 3}, "[1]"])
+    account = records.Account()
+    found = list(read_comparisons(path, "offsetbias", max_skipped=0.7, account=account))
+    assert [c.id for c in found] == ["pairs-1", "pairs-4"]
+    assert [entry[:2] for entry in account.malformed] == [(str(path), i) for i in (2, 5, 6)]
+    assert f"{path}:5: skipped: the field 'label' is 3" in caplog.text
+    assert account.summary() == {"seen": 5, "malformed": 3, "unusable": {}}
+
+
+def test_reading_stops_above_the_allowed_share(tmp_path):
+    path = lines(tmp_path / "pairs.jsonl", [PAIR] * 98 + ["{"] * 2 + [PAIR] * 100)
+    assert len(list(read_comparisons(path, "offsetbias", max_skipped=0.02))) == 198
+    with pytest.raises(records.TooManyMalformed, match=r"2 of 100 .*pairs\.jsonl:99: not JSON"):
+        list(read_comparisons(path, "offsetbias", max_skipped=0.01))
+
+
+def test_ties_are_unusable_and_not_malformed(tmp_path):
+    tie = {"prompt": "q", "response_1": "a", "response_2": "b", "preference_strength": 0}
+    path = lines(tmp_path / "p.jsonl", [tie, tie, {**tie, "preference_strength": 1}])
+    account = records.Account()
+    assert len(list(read_comparisons(path, "helpsteer2", 0.0, account))) == 1
+    assert account.summary()["unusable"] == {"no single best response": 2}
+    scored = [{"response": text, "overall_score": 4} for text in "ab"]
+    path = lines(tmp_path / "u.jsonl", [{"instruction": "q", "completions": scored}])
+    account = records.Account()
+    assert not list(read_comparisons(path, "ultrafeedback", 0.0, account))
+    assert account.summary()["unusable"] == {"no single best response": 1}
+
+
+def test_training_places_published_pairs_and_leaves_our_own(tmp_path):
+    path = lines(tmp_path / "pairs.jsonl", [PAIR] * 20)
+    for i, comparison in enumerate(read_comparisons(path, "offsetbias"), 1):
+        (published,) = LAYOUTS["offsetbias"].read(PAIR, f"pairs-{i}")
+        assert comparison == placed(published)
+    ours = {
+        "query": [{"role": "user", "content": "q", "x": 1}],
+        "responses": ["a", "b"],
+        "label": 1,
+    }
+    path = lines(tmp_path / "ours.jsonl", [ours] * 20)
+    for comparison in read_comparisons(path, "comparison"):
+        assert comparison.responses == ("a", "b") and comparison.label == 1
+        assert comparison.query == "q"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the public sets (../shared/data)")
+@pytest.mark.parametrize(
+    "file, layout, count",
+    [
+        ("gsm8k/grade_school_math/data/example_model_solutions.jsonl", "gsm8k", 731),
+        ("rm_bench/data/chat_filtered.json", "rm_bench", 9 * 129),
+        ("rm_bench/data/code_filtered.json", "rm_bench", 9 * 228),
+    ],
+)
+def test_public_files_are_read_whole(file, layout, count):
+    account = records.Account()
+    assert len(list(read_comparisons(SHARED / file, layout, 0.0, account))) == count
+    assert not account.malformed
+
+
+# ---------------------------------------------------------------- grm judge
 
 TURNS = [{"role": "user", "content": "Q?"}]
 CHAT = lambda text: [*TURNS, {"role": "assistant", "content": text}]  # noqa: E731
@@ -29,11 +110,11 @@ def read(tmp_path, *rows, format=None):
             row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n" for row in rows
         )
     )
-    return list(formats.read(file, format))
+    return list(read_rows(file, format))
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_each_format_is_found_out(tmp_path, name):
+def test_layout_of_each_row_is_detected(tmp_path, name):
     (line,) = read(tmp_path, ROWS[name])
     comparison = line.comparison
     assert comparison is not None, line.reason
@@ -86,25 +167,20 @@ def test_multi_turn_implicit_prompt(tmp_path):
         ),
         ({"chosen": "a", "rejected": "b"}, "texts without a prompt"),
         ({"prompt": "p", "chosen": ["a", 3], "rejected": ["b"]}, "not text"),
-        (
-            {"chosen": CHAT("a")[:1], "rejected": CHAT("b")[1:]},
-            "share no first turn|there is no query",
-        ),
+        ({"chosen": CHAT("a")[:1], "rejected": CHAT("b")[1:]}, "there is no query"),
         ({"conversation_input": TURNS, "bon_best": {"answer": "a"}}, "'loser_list' is missing"),
     ],
 )
-def test_a_bad_row_says_why(tmp_path, row, reason):
+def test_bad_row_has_its_reason(tmp_path, row, reason):
     good = ROWS["comparison"]
     lines = read(tmp_path, good, row, good)
     assert [line.number for line in lines] == [1, 2, 3]
     assert lines[0].comparison is not None and lines[2].comparison is not None
     assert lines[1].comparison is None
-    import re
-
     assert re.search(reason, lines[1].reason), lines[1].reason
 
 
-def test_blank_lines_are_counted_and_a_byte_order_mark_is_no_harm(tmp_path):
+def test_blank_lines_count_and_a_byte_order_mark_is_skipped(tmp_path):
     row = json.dumps(ROWS["comparison"]).encode() + b"\n"
     assert [line.number for line in read(tmp_path, b"\xef\xbb\xbf" + row, b"\n", b"  \n", row)] == [
         1,
@@ -112,15 +188,24 @@ def test_blank_lines_are_counted_and_a_byte_order_mark_is_no_harm(tmp_path):
     ]
 
 
-def test_a_json_array_is_read_too(tmp_path):
+def test_json_array_rows(tmp_path):
     file = tmp_path / "in.json"
     file.write_text(json.dumps([ROWS["rmb"], ROWS["rmb pair"]], indent=1))
-    assert [line.comparison.n for line in formats.read(file)] == [3, 2]
+    assert [line.comparison.n for line in read_rows(file)] == [3, 2]
 
 
-def test_a_format_may_be_named(tmp_path):
+def test_named_layout(tmp_path):
     both = {**ROWS["comparison"], "chosen": "a", "rejected": "b", "prompt": "P"}
     assert read(tmp_path, both, format="comparison")[0].comparison.n == 3
     assert read(tmp_path, both, format="trl")[0].comparison.n == 2
-    with pytest.raises(ValueError, match="use one of comparison"):
+    with pytest.raises(ValueError, match="unknown layout 'csv'"):
         read(tmp_path, both, format="csv")
+
+
+def test_record_with_several_comparisons_gives_several_rows(tmp_path):
+    record = {"id": 7, "prompt": "q", "chosen": ["good"] * 3, "rejected": ["bad"] * 3}
+    rows = read(tmp_path, ROWS["comparison"], record, format="rm_bench")
+    assert rows[0].comparison is None
+    assert [row.number for row in rows[1:]] == [f"2.{i}" for i in range(1, 10)]
+    assert len({row.id for row in rows[1:]}) == 9
+    assert all(row.comparison.responses == ("good", "bad") for row in rows[1:])

@@ -1,0 +1,140 @@
+"""Reads comparisons from files in a published layout, for training and for `grm judge`.
+
+    for comparison in read_comparisons("train.jsonl.gz", "skywork"): ...     # training
+    for row in read_rows("pairs.jsonl"): ...                                 # `grm judge`
+
+Training skips malformed records up to a share, and places the responses: published pairs have the
+better response first, so their order must not depend on it. `grm judge` keeps the published order
+(its prompts show several orders) and returns a reason for each record that it cannot judge.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from grm_jax.data.layouts import LAYOUTS, Layout, detect, permutation
+from grm_jax.data.records import Account, Malformed, Record, Unusable, read_records
+from grm_jax.types import Comparison
+
+_ID_FIELDS = ("id", "bon_uid", "pair_uid", "prompt_id")
+
+
+def placed(comparison: Comparison) -> Comparison:
+    """Returns the comparison with its responses in an order drawn from its id, the label with them.
+
+    Raises ValueError where there is no id.
+    """
+    if comparison.id is None:
+        raise ValueError("a comparison without an id: the order of its responses depends on it")
+    order, label = permutation(comparison.id, comparison.n), comparison.label
+    if isinstance(label, int):
+        label = order.index(label)
+    elif label is not None:
+        label = tuple(label[i] for i in order)
+    responses = tuple(comparison.responses[i] for i in order)
+    return dataclasses.replace(comparison, responses=responses, label=label)
+
+
+def simplified(comparison: Comparison) -> Comparison:
+    """Returns the comparison with turns of role and content only; one user turn becomes text."""
+    turns = [{"role": turn["role"], "content": turn["content"]} for turn in comparison.turns]
+    single = len(turns) == 1 and turns[0]["role"] == "user"
+    return dataclasses.replace(comparison, query=turns[0]["content"] if single else turns)
+
+
+# ---------------------------------------------------------------- training
+
+
+def read_comparisons(
+    paths: str | Path | Iterable[str | Path],
+    layout: str,
+    max_skipped: float = 0.01,
+    account: Account | None = None,
+) -> Iterator[Comparison]:
+    """Yields the comparisons of files in one layout, in file order, their responses placed.
+
+    Args:
+      paths: one file or several.
+      layout: a name of `LAYOUTS`.
+      max_skipped: share of records that may be malformed; those are logged and skipped.
+      account: filled with counts; its `max_share` is set to `max_skipped`.
+
+    Raises:
+      TooManyMalformed: after 100 records or at the end, if the share is exceeded.
+    """
+    chosen, account = LAYOUTS[layout], Account() if account is None else account
+    account.max_share = max_skipped
+    for path in [paths] if isinstance(paths, (str, Path)) else paths:
+        stem = Path(path).name.split(".")[0]
+        for record in read_records(path):
+            yield from convert(record, chosen, f"{stem}-{record.line}", str(path), account)
+            account.check()
+    account.check(final=True)
+
+
+def convert(
+    record: Record, layout: Layout, name: str, path: str, account: Account
+) -> list[Comparison]:
+    """Returns the comparisons of one record for training, [] if it is malformed or unusable.
+
+    The account counts the record. path: its file, for the log.
+    """
+    account.seen += 1
+    try:
+        if record.problem:
+            raise Malformed(record.problem)
+        comparisons = [simplified(made) for made in layout.read(record.fields, name)]
+        for comparison in comparisons:
+            if comparison.n > 1 and comparison.label is not None and comparison.best is None:
+                raise Unusable("no single best response")
+        return comparisons if layout.keeps_order else [placed(made) for made in comparisons]
+    except Unusable as error:
+        account.unusable[str(error)] += 1
+    except ValueError as error:  # Malformed, and what Comparison itself refuses
+        account.report(path, record.line, str(error))
+    return []
+
+
+# ---------------------------------------------------------------- grm judge
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One comparison of an input file, or the reason why there is none.
+
+    number: of its line, from 1; "LINE.i" for the i-th of several comparisons of one record.
+    """
+
+    number: int | str
+    comparison: Comparison | None
+    reason: str | None = None
+    id: str | None = None
+
+
+def read_rows(path: str | Path, layout: str | None = None) -> Iterator[Row]:
+    """Yields the comparisons of a file in their published order; a bad record gives its reason.
+
+    layout: a name of `LAYOUTS`, detected for each record if None. A comparison's id is the record's
+    own, or None. Raises ValueError for an unknown layout, and what `read_records` raises.
+    """
+    if layout is not None:
+        LAYOUTS[layout]
+    for record in read_records(path):
+        yield from _rows(record, layout, f"{Path(path).name.split('.')[0]}-{record.line}")
+
+
+def _rows(record: Record, layout: str | None, name: str) -> list[Row]:
+    number, fields = record.number, record.fields
+    id = next((str(fields[key]) for key in _ID_FIELDS if fields.get(key) is not None), None)
+    try:
+        if record.problem:
+            raise Malformed(record.problem)
+        comparisons = LAYOUTS[layout or detect(fields)].read(fields, name)
+    except (ValueError, TypeError) as error:
+        return [Row(number, None, str(error), id)]
+    if len(comparisons) == 1:
+        return [Row(number, dataclasses.replace(comparisons[0], id=id), None, id)]
+    return [Row(f"{number}.{i}", made, None, made.id) for i, made in enumerate(comparisons, 1)]
