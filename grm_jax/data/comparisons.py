@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from grm_jax.data.layouts import LAYOUTS, Layout, detect, permutation
 from grm_jax.data.records import Account, Malformed, Record, Unusable, read_records

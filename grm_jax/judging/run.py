@@ -92,7 +92,7 @@ def judge_file(
                     row = rows.row_of(line.comparison, result, settings, line.number, named)
                 bar.add(journal, row)
         errors = sum(row["error"] is not None for row in journal.records())
-        journal.finish(output, sorted(journal))
+        journal.finish(output, [line.number for line in lines])
     finally:
         journal.close()
     return Outcome(len(lines), errors, resumed)
