@@ -142,9 +142,9 @@ class Judge:
                 # The s-th row of an order belongs to the s-th sample that was to see this order.
                 owners.append((i, [s for s, seen in enumerate(job.orders) if seen == order]))
         for row in self.runner(requests):
-            i, samples = owners[row.request]
+            i, samples = owners[row.request_index]
             job = jobs[i]
-            job.rows[samples[row.sample]] = row
+            job.rows[samples[row.sample_index]] = row
             if len(job.rows) == len(job.orders):
                 yield i, self._finish(job, options)
 
@@ -274,7 +274,7 @@ class Judge:
             if row.finish != "error":
                 text = self.tokenizer.decode(row.tokens)
                 read = parse_principles(text)
-                self._principles[waiting[row.request]] = (
+                self._principles[waiting[row.request_index]] = (
                     rendering.principles_text(read) if read else text.strip()[:LONGEST_PRINCIPLES]
                 )
         return [self._principles.get(key) for key in keys]

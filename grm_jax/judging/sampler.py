@@ -25,10 +25,10 @@ class Request:
 
 
 class Row(Protocol):
-    """One finished sample of requests[request]: its token ids and why it ended ("stop", "length" or "error")."""
+    """One finished sample of requests[request_index]: its token ids and why it ended ("stop", "length" or "error")."""
 
-    request: int
-    sample: int
+    request_index: int
+    sample_index: int
     tokens: Any
     finish: str
     error: str | None

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from grm_jax.models.transformer import Transformer
-from grm_jax.sampling.scheduler import Engine, Request, Row, Stats
+from grm_jax.sampling.request import Completion, Request
+from grm_jax.sampling.scheduler import Engine, Stats
 
-__all__ = ["Engine", "Request", "Row", "Samples", "Stats", "sample"]
+__all__ = ["Completion", "Engine", "Request", "Samples", "Stats", "sample"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,14 +71,14 @@ def sample(
         {},
         engine.stats,
     )
-    for row in track(engine, requests, progress):
-        at, n = (row.request, row.sample), len(row.tokens)
+    for completion in track(engine, requests, progress):
+        at, n = (completion.request_index, completion.sample_index), len(completion.tokens)
         out.tokens[at][:n], out.logprobs[at][:n], out.logprobs_1[at][:n] = (
-            row.tokens,
-            row.logps,
-            row.logps_1,
+            completion.tokens,
+            completion.logprobs,
+            completion.logprobs_1,
         )
-        out.lengths[at], out.finish[at] = n, row.finish
-        if row.error:
-            out.errors[row.request] = row.error
+        out.lengths[at], out.finish[at] = n, completion.finish
+        if completion.error:
+            out.errors[completion.request_index] = completion.error
     return out

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from grm_jax.models.config import TransformerConfig
+from grm_jax.sampling.request import MAX_STOP_TOKENS
 from grm_jax.sharding import constrain
 
 RUNNING, STOP, LENGTH, NONFINITE, EMPTY = range(5)
@@ -62,9 +63,6 @@ class Emitted:
     steps: jax.Array
 
 
-STOPS = 8  # stop tokens per prompt
-
-
 def layer_windows(cfg: TransformerConfig) -> list[tuple[int, int | None]]:
     """(units, window) for each cache: places of the pattern first, then the tail."""
     return [(cfg.num_units, s.window) for s in cfg.pattern] + [(1, s.window) for s in cfg.tail]
@@ -101,7 +99,7 @@ def empty_state(cfg: TransformerConfig, P: int, R: int, S: int, T: int) -> State
             limit_P=full(P, 1),
             item_P=full(P, 0),
             seed_P=full(P, 0),
-            stop_PxE=full((P, STOPS), -1),
+            stop_PxE=full((P, MAX_STOP_TOKENS), -1),
             sample_PxR=full((P, R), 0),
             token_PxR=full((P, R), 0),
             length_PxR=full((P, R), 0),

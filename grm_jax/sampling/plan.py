@@ -8,7 +8,9 @@ import jax
 import numpy as np
 
 from grm_jax.models.config import TransformerConfig
-from grm_jax.sampling import cache, scheduler
+from grm_jax.sampling import cache
+from grm_jax.sampling.buckets import prompt_bucket, ring_bucket
+from grm_jax.sampling.request import Request, check
 
 SHARE = 0.85  # of a chip's memory; the rest is for activations, fragmentation and the runtime
 LOGITS_COPIES = 4  # float32 [rows, vocabulary] arrays alive while a token is chosen
@@ -42,7 +44,7 @@ def device_memory() -> tuple[int, int]:
 
 def fit(
     cfg: TransformerConfig,
-    requests: Sequence[scheduler.Request],
+    requests: Sequence[Request],
     prompt_slots: int | None = None,
     rows: int | None = None,
     memory: int | None = None,
@@ -54,10 +56,10 @@ def fit(
     memory: bytes per device; by default what `device_memory` says. taken: bytes per device that something else occupies meanwhile, as the
     training state does during rollouts; by default what is in use now, less the weights. Slots are a power of two, so that a longer list
     compiles nothing new. platform: what it is planned for, by default what JAX runs on.
-    prompt_slots and rows are taken as given, as far as memory allows. Requests that cannot run (`scheduler.check`) are left out.
+    prompt_slots and rows are taken as given, as far as memory allows. Requests that cannot run (`request.check`) are left out.
     Raises MemoryError with the bill if not even one row fits.
     """
-    good = [r for r in requests if not scheduler.check(r, cfg)]
+    good = [r for r in requests if not check(r, cfg)]
     if not good:
         return 1, 1
     P = _up(min(prompt_slots or MOST_SLOTS, len(good)))
@@ -70,9 +72,8 @@ def fit(
     if (platform or jax.default_backend()) != "cpu":
         wanted = max(wanted, BUSY_ROWS * shape["data"] * shape["fsdp"])
     R = min(max(r.k for r in good), _up(math.ceil(wanted / P))) if rows is None else rows
-    S = scheduler.bucket(max(len(r.prompt) for r in good), scheduler.PROMPT_BUCKETS)
-    new = max(min(r.max_new_tokens, cfg.max_length - len(r.prompt)) for r in good)
-    T = scheduler.bucket(new, scheduler.RING_BUCKETS)
+    S = prompt_bucket(max(len(r.prompt) for r in good))
+    T = ring_bucket(max(r.token_limit(cfg) for r in good))
     weights = cfg.num_params * jax.numpy.dtype(cfg.dtype).itemsize // shape["tensor"]
     limit, in_use = device_memory() if memory is None else (memory, 0)
     taken = max(0, in_use - weights) if taken is None else taken

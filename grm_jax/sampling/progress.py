@@ -3,10 +3,11 @@
 import time
 from collections.abc import Iterator, Sequence
 
-from grm_jax.sampling.scheduler import Engine, Request, Row
+from grm_jax.sampling.request import Completion, Request
+from grm_jax.sampling.scheduler import Engine
 
 
-def track(engine: Engine, requests: Sequence[Request], show: bool) -> Iterator[Row]:
+def track(engine: Engine, requests: Sequence[Request], show: bool) -> Iterator[Completion]:
     """The engine's rows, drawn as they finish when `show`."""
     if not show:
         yield from engine.run(requests)

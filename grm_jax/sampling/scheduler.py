@@ -15,84 +15,13 @@ import jax
 import numpy as np
 from flax import nnx
 
-from grm_jax.models.config import TransformerConfig
 from grm_jax.models.transformer import Transformer
 from grm_jax.sampling import cache, programs, weights
+from grm_jax.sampling.buckets import prefill_batch, prompt_bucket, ring_bucket
+from grm_jax.sampling.request import MAX_STOP_TOKENS, Completion, Request, check
 
-PROMPT_BUCKETS = (
-    32,
-    64,
-    128,
-    256,
-    512,
-    768,
-    1024,
-    1536,
-    2048,
-    3072,
-    4096,
-    6144,
-    8192,
-    16384,
-    32768,
-    65536,
-    131072,
-)
-# Steps of a third and a half: a ring is read whole at every step, so on average a sixth of what is read is not written yet.
-RING_BUCKETS = (
-    32,
-    64,
-    96,
-    128,
-    192,
-    256,
-    384,
-    512,
-    768,
-    1024,
-    1536,
-    2048,
-    3072,
-    4096,
-    6144,
-    8192,
-    12288,
-    16384,
-    32768,
-    65536,
-    131072,
-)
 SEGMENT = 32  # decode steps between two looks of the host
-PREFILL_TOKENS = 8192  # of one prefill batch, on each part of the mesh that prompts are split over
 FINISH = {cache.STOP: "stop", cache.LENGTH: "length", cache.NONFINITE: "error"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """k samples of one prompt. item: the number that, with the seed and the sample's number, makes each row's random key."""
-
-    prompt: Sequence[int]
-    k: int
-    max_new_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    stop: tuple[int, ...] = ()
-    seed: int = 0
-    item: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One finished sample. tokens include the stop token; logps are natural logs before any top-k or top-p filter."""
-
-    request: int
-    sample: int
-    tokens: np.ndarray
-    logps: np.ndarray  # under the sampling temperature (under 1 for greedy rows)
-    logps_1: np.ndarray  # under temperature 1
-    finish: str  # "stop", "length" or "error"
-    error: str | None = None
 
 
 @dataclasses.dataclass
@@ -112,52 +41,6 @@ class Stats:
     @property
     def utilisation(self) -> float:
         return self.busy / max(1, self.slot_steps)
-
-
-def bucket(n: int, buckets: Sequence[int]) -> int:
-    """The smallest bucket that holds n. Raises ValueError past the largest."""
-    for b in buckets:
-        if n <= b:
-            return b
-    raise ValueError(
-        f"length {n} is past the largest bucket {buckets[-1]}: shorten the prompt or declare a larger bucket"
-    )
-
-
-def check(request: Request, cfg: TransformerConfig) -> str | None:
-    """Why a request cannot run, or None."""
-    n, room = len(request.prompt), cfg.max_length - len(request.prompt)
-    if n == 0:
-        return "the prompt is empty: give at least one token"
-    if request.k < 1:
-        return f"k = {request.k}: ask for at least one sample"
-    if request.max_new_tokens < 1:
-        return f"max_new_tokens = {request.max_new_tokens}: ask for at least one token"
-    if room < 1:
-        return f"the prompt of {n} tokens leaves no room in {cfg.name}'s context of {cfg.max_length}: shorten it to {cfg.max_length - 1} or less"
-    if n > PROMPT_BUCKETS[-1] or min(request.max_new_tokens, room) > RING_BUCKETS[-1]:
-        return f"{n} tokens of prompt and {request.max_new_tokens} new ones: at most {PROMPT_BUCKETS[-1]} and {RING_BUCKETS[-1]}"
-    for name, value in (("seed", request.seed), ("item", request.item)):
-        if not 0 <= value < 2**31:
-            return f"{name} = {value}: use a number from 0 to {2**31 - 1}"
-    if len(request.stop) > cache.STOPS:
-        return f"{len(request.stop)} stop tokens: at most {cache.STOPS}"
-    if not (np.isfinite(request.temperature) and request.temperature >= 0):
-        return f"temperature = {request.temperature}: use 0 (greedy) or more"
-    if not 0 < request.top_p <= 1:
-        return f"top_p = {request.top_p}: use a share in (0, 1]"
-    bad = [t for t in request.prompt if not 0 <= t < cfg.vocab_size]
-    if bad:
-        return f"token {bad[0]} is outside the vocabulary of {cfg.vocab_size}: the prompt was made by another tokenizer"
-    return None
-
-
-def prefill_batch(S: int, prompts: int, shards: int = 1) -> int:
-    """How many of so many prompts of S tokens are prefilled together. Powers of two: few compilations, and no prompt is run twice to fill a batch.
-
-    shards: parts of the mesh that prompts are split over.
-    """
-    return 1 << (min(prompts, max(1, shards * PREFILL_TOKENS // S)).bit_length() - 1)
 
 
 class Engine:
@@ -182,7 +65,7 @@ class Engine:
         self.platform = jax.default_backend()
         self.stats = Stats()
 
-    def run(self, requests: Sequence[Request]) -> Iterator[Row]:
+    def run(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Yields every sample of every request as it finishes, in no fixed order; a request that cannot run yields its error, k times.
 
         What a row says does not depend on the order of the requests, nor on P, R or the segment. Call it under the mesh that the engine was built under.
@@ -195,16 +78,14 @@ class Engine:
                 waiting.append(i)
         if not waiting:
             return
-        waiting.sort(
-            key=lambda i: -bucket(len(requests[i].prompt), PROMPT_BUCKETS)
-        )  # taken from the end
+        waiting.sort(key=lambda i: -prompt_bucket(len(requests[i].prompt)))  # taken from the end
         longest = max(
             min(r.max_new_tokens, self.cfg.max_length - len(r.prompt))
             for r in (requests[i] for i in waiting)
         )
         self._take_shape(
-            bucket(len(requests[waiting[-1]].prompt), PROMPT_BUCKETS),
-            bucket(min(self.segment, longest), RING_BUCKETS),
+            prompt_bucket(len(requests[waiting[-1]].prompt)),
+            ring_bucket(min(self.segment, longest)),
         )
         state = self._programs.empty()
         slots: list[_Slot | None] = [None] * self.P
@@ -219,9 +100,7 @@ class Engine:
                 continue  # rows that ended with their first token make room at once
             if not any(row is not None for slot in slots if slot for row in slot.rows):
                 return
-            state = self._resize(
-                state, self.shape.S, bucket(self._needed_ring(slots), RING_BUCKETS)
-            )
+            state = self._resize(state, self.shape.S, ring_bucket(self._needed_ring(slots)))
             state, emitted = self._programs.segment(
                 self.params, state, self.segment, self._fewest(slots, waiting)
             )
@@ -253,10 +132,8 @@ class Engine:
     def _fill_slots(self, state, requests, waiting: list[int], slots):
         free = [p for p, slot in enumerate(slots) if slot is None]
         while free and waiting:
-            S = bucket(len(requests[waiting[-1]].prompt), PROMPT_BUCKETS)
-            alike = sum(
-                bucket(len(requests[i].prompt), PROMPT_BUCKETS) == S for i in waiting[-len(free) :]
-            )
+            S = prompt_bucket(len(requests[waiting[-1]].prompt))
+            alike = sum(prompt_bucket(len(requests[i].prompt)) == S for i in waiting[-len(free) :])
             B = prefill_batch(S, alike, self.shards)
             taken, free = free[:B], free[B:]
             ids = [waiting.pop() for _ in range(B)]
@@ -303,7 +180,9 @@ class Engine:
         ]
         return max(min(n + self.segment, limit) - 1 for n, limit in live)
 
-    def _collect(self, state, emitted, slots, poisoned, first: bool = False) -> Iterator[Row]:
+    def _collect(
+        self, state, emitted, slots, poisoned, first: bool = False
+    ) -> Iterator[Completion]:
         length, finish, steps, token, logp, logp_1 = jax.device_get(
             (
                 state.length_PxR,
@@ -323,8 +202,8 @@ class Engine:
                     continue
                 n = int(length[p, r]) - len(row.tokens)
                 row.tokens.extend(token[:n, p, r].tolist())
-                row.logps.extend(logp[:n, p, r].tolist())
-                row.logps_1.extend(logp_1[:n, p, r].tolist())
+                row.logprobs.extend(logp[:n, p, r].tolist())
+                row.logprobs_1.extend(logp_1[:n, p, r].tolist())
                 self.stats.tokens += n
                 self.stats.busy += 0 if first else n
                 if finish[p, r] != cache.RUNNING:
@@ -339,19 +218,19 @@ class Engine:
 class _Partial:
     sample: int
     tokens: list[int] = dataclasses.field(default_factory=list)
-    logps: list[float] = dataclasses.field(default_factory=list)
-    logps_1: list[float] = dataclasses.field(default_factory=list)
+    logprobs: list[float] = dataclasses.field(default_factory=list)
+    logprobs_1: list[float] = dataclasses.field(default_factory=list)
 
-    def finished(self, request: int, finish: str) -> Row:
+    def finished(self, request: int, finish: str) -> Completion:
         error = None
         if finish == "error":
             error = f"the logits of token {len(self.tokens)} are not finite: the weights or the prompt's activations hold NaN or infinity"
         arrays = (
             np.array(self.tokens, np.int32),
-            np.array(self.logps, np.float32),
-            np.array(self.logps_1, np.float32),
+            np.array(self.logprobs, np.float32),
+            np.array(self.logprobs_1, np.float32),
         )
-        return Row(request, self.sample, *arrays, finish, error)
+        return Completion(request, self.sample, *arrays, finish, error)
 
 
 @dataclasses.dataclass
@@ -365,14 +244,14 @@ class _Slot:
         return min(self.request.max_new_tokens, cfg.max_length - len(self.request.prompt))
 
 
-def _failed(index: int, request: Request, error: str) -> Iterator[Row]:
+def _failed(index: int, request: Request, error: str) -> Iterator[Completion]:
     none = np.zeros(0, np.float32)
     for sample in range(max(1, request.k)):
-        yield Row(index, sample, none.astype(np.int32), none, none, "error", error)
+        yield Completion(index, sample, none.astype(np.int32), none, none, "error", error)
 
 
 def _per_prompt(batch: Sequence[Request], lengths, cfg) -> dict[str, np.ndarray]:
-    stops = np.full((len(batch), cache.STOPS), -1, np.int32)
+    stops = np.full((len(batch), MAX_STOP_TOKENS), -1, np.int32)
     for row, request in zip(stops, batch):
         row[: len(request.stop)] = request.stop
     limits = [min(r.max_new_tokens, cfg.max_length - len(r.prompt)) for r in batch]

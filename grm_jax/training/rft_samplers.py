@@ -155,11 +155,11 @@ def model(
         replies: list[CritiqueReply | None] = [None] * len(requests)
         for row in runner(requests):
             if row.finish == "error":
-                log.warning("request %d was not sampled: %s", row.request, row.error)
+                log.warning("request %d was not sampled: %s", row.request_index, row.error)
                 continue
             ids = [int(i) for i in row.tokens]
             ids = ids[:-1] if ids and ids[-1] in tokenizer.stop_ids else ids
-            replies[row.request] = CritiqueReply(tokenizer.decode(ids), row.finish)
+            replies[row.request_index] = CritiqueReply(tokenizer.decode(ids), row.finish)
         return replies
 
     return sample

@@ -124,7 +124,7 @@ def rollout_tasks(config: Any, mesh, cfg: Any, hbm: int) -> list[Task]:
 
     from grm_jax import sampling
     from grm_jax.models import abstract_model
-    from grm_jax.sampling import plan, programs, scheduler, weights
+    from grm_jax.sampling import buckets, plan, programs, scheduler, weights
 
     rl = config.rl
     cfg = cfg.replace(param_dtype=cfg.dtype, remat="none")
@@ -141,10 +141,10 @@ def rollout_tasks(config: Any, mesh, cfg: Any, hbm: int) -> list[Task]:
             taken=beside,
             platform="tpu",
         )
-        T = scheduler.bucket(rl.max_new_tokens - 1, scheduler.RING_BUCKETS)
-        shape = programs.Shape(P, R, scheduler.bucket(rl.prompt_len, scheduler.PROMPT_BUCKETS), T)
+        T = buckets.ring_bucket(rl.max_new_tokens - 1)
+        shape = programs.Shape(P, R, buckets.prompt_bucket(rl.prompt_len), T)
         ways = mesh.shape["data"] * mesh.shape["fsdp"]
-        batch = scheduler.prefill_batch(shape.S, P, ways)
+        batch = buckets.prefill_batch(shape.S, P, ways)
         built = programs.abstract_programs(
             graphdef, params, cfg, shape, scheduler.SEGMENT, mesh, prompts=batch
         )

@@ -14,8 +14,8 @@ RESPONSE = re.compile(r"\[Response (\d+)\]\n(.*?)\n\[/Response \1\]", re.DOTALL)
 
 @dataclasses.dataclass
 class FakeRow:
-    request: int
-    sample: int
+    request_index: int
+    sample_index: int
     tokens: np.ndarray
     finish: str = "stop"
     error: str | None = None

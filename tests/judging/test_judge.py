@@ -233,7 +233,7 @@ def test_a_failed_row_fails_its_comparison_only():
 
     def breaking(requests):
         for row in run(requests):
-            if row.request == 0 and row.sample == 0:
+            if row.request_index == 0 and row.sample_index == 0:
                 row.finish, row.error = "error", "the logits of token 3 are not finite"
             yield row
 

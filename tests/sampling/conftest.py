@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from grm_jax.models import Transformer, build_model, get_config
-from grm_jax.sampling import Engine, Request, scheduler
+from grm_jax.sampling import Engine, Request, buckets
 
 PROMPT_BUCKETS = (8, 48)
 RING_BUCKETS = (32, 224)
@@ -18,8 +18,8 @@ LENGTH = 256  # that full forwards are padded to
 @pytest.fixture(scope="session", autouse=True)
 def few_buckets():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scheduler, "PROMPT_BUCKETS", PROMPT_BUCKETS)
-        patch.setattr(scheduler, "RING_BUCKETS", RING_BUCKETS)
+        patch.setattr(buckets, "PROMPT_BUCKETS", PROMPT_BUCKETS)
+        patch.setattr(buckets, "RING_BUCKETS", RING_BUCKETS)
         yield
 
 
@@ -62,13 +62,13 @@ def prompts() -> list[list[int]]:
 
 
 def rows_of(rows) -> dict:
-    """{(request, sample): Row}"""
-    return {(row.request, row.sample): row for row in rows}
+    """{(request index, sample index): Completion}"""
+    return {(row.request_index, row.sample_index): row for row in rows}
 
 
 @pytest.fixture(scope="session")
 def runs(lab, prompts):
-    """(requests, {(request, sample): Row}) of one mixed run per model: greedy over 200 tokens, temperatures, filters, and requests that cannot run."""
+    """(requests, {(request index, sample index): Completion}) of one mixed run per model: greedy over 200 tokens, temperatures, filters, and requests that cannot run."""
 
     @functools.cache
     def run(name: str):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from grm_jax.models import get_config
-from grm_jax.sampling import Request, cache, plan, scheduler
+from grm_jax.sampling import Request, buckets, cache, plan
 from grm_jax.sampling.plan import fit, state_bytes
 from grm_jax.sharding import make_mesh
 
@@ -101,6 +101,6 @@ def test_an_accelerator_gets_enough_rows_to_be_busy():
 
 
 def test_prompts_fill_every_part_of_the_mesh_in_one_prefill():
-    assert [scheduler.prefill_batch(2048, n) for n in (1, 3, 64)] == [1, 2, 4]
-    assert scheduler.prefill_batch(2048, 64, shards=16) == 64  # 4 on each
-    assert scheduler.prefill_batch(16384, 5, shards=8) == 4
+    assert [buckets.prefill_batch(2048, n) for n in (1, 3, 64)] == [1, 2, 4]
+    assert buckets.prefill_batch(2048, 64, shards=16) == 64  # 4 on each
+    assert buckets.prefill_batch(16384, 5, shards=8) == 4

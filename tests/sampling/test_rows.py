@@ -30,9 +30,10 @@ def test_log_probs_are_those_of_a_full_forward(lab, runs, name):
         n = len(request.prompt)
         logits = lab.logits(name, [*request.prompt, *row.tokens])[n - 1 : -1]
         at = np.arange(len(row.tokens)), row.tokens
-        assert np.abs(log_softmax(logits)[at] - row.logps_1).max() < 1e-4
+        assert np.abs(log_softmax(logits)[at] - row.logprobs_1).max() < 1e-4
         assert (
-            np.abs(log_softmax(logits / (request.temperature or 1.0))[at] - row.logps).max() < 1e-4
+            np.abs(log_softmax(logits / (request.temperature or 1.0))[at] - row.logprobs).max()
+            < 1e-4
         )
         checked += 1
         wrapped += n > window and len(row.tokens) > window
@@ -66,7 +67,7 @@ def wanted(lab, prompts):
     """The rows that every other way of running must give again: the longest prompt, 30 tokens, item 9."""
     request = Request(prompts[3], 2, 30, temperature=0.9, seed=11, item=9)
     engine = Engine(lab.model("tiny_gemma2"), 1, 1, segment=32)
-    return request, {row.sample: row.tokens.tolist() for row in engine.run([request])}
+    return request, {row.sample_index: row.tokens.tolist() for row in engine.run([request])}
 
 
 def others(prompts):
@@ -79,14 +80,16 @@ def test_the_same_row_in_a_batch_of_32_and_in_any_slot(lab, prompts, wanted):
     for place in (0, 3):  # shortest prompts first, so the place among equals is the slot
         equals = [Request(prompts[3][::-1], 8, 30, seed=1, item=30 + i) for i in range(3)]
         equals.insert(place, request)
-        rows = [row for row in engine.run(equals) if row.request == place]
-        assert {row.sample: row.tokens.tolist() for row in rows} == alone
+        rows = [row for row in engine.run(equals) if row.request_index == place]
+        assert {row.sample_index: row.tokens.tolist() for row in rows} == alone
 
 
 def test_the_same_row_after_a_row_that_left_its_place(lab, prompts, wanted):
     request, alone = wanted
     rows = lab.engine("tiny_gemma2").run([*others(prompts), request])
-    assert {row.sample: row.tokens.tolist() for row in rows if row.request == 4} == alone
+    assert {
+        row.sample_index: row.tokens.tolist() for row in rows if row.request_index == 4
+    } == alone
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 4)])
@@ -97,7 +100,9 @@ def test_the_same_row_under_a_mesh(lab, prompts, wanted, shape):
     with jax.set_mesh(mesh):
         model = nnx.merge(graphdef, weights.for_sampling(state, mesh, "float32"))
         rows = list(Engine(model, 4, 2, segment=32).run([*others(prompts)[2:], request]))
-    assert {row.sample: row.tokens.tolist() for row in rows if row.request == 2} == alone
+    assert {
+        row.sample_index: row.tokens.tolist() for row in rows if row.request_index == 2
+    } == alone
 
 
 def test_seed_item_and_sample_make_a_row(lab, prompts):
@@ -105,7 +110,7 @@ def test_seed_item_and_sample_make_a_row(lab, prompts):
         request = Request(
             **({"prompt": prompts[0], "k": 2, "max_new_tokens": 12, "seed": 1, "item": 1} | changes)
         )
-        return {r.sample: r.tokens.tolist() for r in lab.engine("tiny_gemma2").run([request])}
+        return {r.sample_index: r.tokens.tolist() for r in lab.engine("tiny_gemma2").run([request])}
 
     first = tokens()
     assert first == tokens() and first[0] != first[1]

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from grm_jax.models import Transformer
-from grm_jax.sampling import Engine, Request, scheduler
+from grm_jax.sampling import Engine, Request, buckets, scheduler
 
 NAME = "tiny_gemma2"
 
@@ -74,8 +74,8 @@ def test_compilations_are_bounded_by_the_declared_buckets(lab):
         rows = list(engine.run(mixed_requests(0)))
     assert len(rows) == sum(r.k for r in mixed_requests(0)) and not any(r.error for r in rows)
     S, T, B = (
-        len(scheduler.PROMPT_BUCKETS),
-        len(scheduler.RING_BUCKETS),
+        len(buckets.PROMPT_BUCKETS),
+        len(buckets.RING_BUCKETS),
         3,
     )  # prompts are prefilled in batches of 1, 2 and 4
     declared = {
@@ -184,7 +184,7 @@ def test_a_row_of_nan_harms_nobody_who_takes_its_place(lab):
 
     def ends(R):
         rows = Engine(model, 4, R, segment=32).run(requests)
-        return {(r.request, r.sample): (r.finish, r.tokens.tolist()) for r in rows}
+        return {(r.request_index, r.sample_index): (r.finish, r.tokens.tolist()) for r in rows}
 
     apart = ends(8)  # every sample has a row of its own
     assert {finish for finish, _ in apart.values()} == {"error", "length"} or len(
@@ -205,8 +205,8 @@ def test_rows_that_end_with_their_first_token(even):
     ]  # by a stop token
     rows = list(Engine(model, 4, 2, segment=32).run(requests))
     assert len(rows) == 31
-    assert all(len(r.tokens) == 1 and r.finish == "length" for r in rows if r.request < 3)
-    assert all(len(r.tokens) == 1 and r.finish == "stop" for r in rows if r.request == 4)
+    assert all(len(r.tokens) == 1 and r.finish == "length" for r in rows if r.request_index < 3)
+    assert all(len(r.tokens) == 1 and r.finish == "stop" for r in rows if r.request_index == 4)
 
 
 def test_the_context_is_a_limit(lab):
@@ -223,7 +223,7 @@ def test_the_context_is_a_limit(lab):
 def test_more_samples_than_rows_and_fewer(lab, prompts):
     def tokens(P, R, k):
         rows = Engine(lab.model(NAME), P, R, segment=32).run([Request(prompts[1], k, 12, seed=4)])
-        return {r.sample: r.tokens.tolist() for r in rows}
+        return {r.sample_index: r.tokens.tolist() for r in rows}
 
     seven = tokens(4, 2, 7)
     assert sorted(seven) == list(range(7)) and len({tuple(t) for t in seven.values()}) == 7
@@ -275,7 +275,7 @@ def test_a_segment_ends_only_for_something_that_can_start(lab):
 
 def test_a_length_past_the_largest_bucket_is_refused(lab):
     with pytest.raises(ValueError, match="300.*224"):
-        scheduler.bucket(300, scheduler.RING_BUCKETS)
+        buckets.ring_bucket(300)
     engine = lab.engine(NAME)
     (row,) = engine.run(
         [Request([5] * 50, 1, 4)]

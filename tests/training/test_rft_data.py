@@ -394,7 +394,7 @@ def test_a_model_is_asked_for_different_samples_of_one_prompt():
 
     class Row:
         def __init__(self, request, tokens, finish="stop"):
-            self.request, self.sample, self.tokens, self.finish, self.error = (
+            self.request_index, self.sample_index, self.tokens, self.finish, self.error = (
                 request,
                 0,
                 tokens,
