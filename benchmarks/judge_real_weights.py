@@ -27,13 +27,13 @@ MOST_CHARACTERS = 1000  # of all responses together: long texts would make most 
 
 def write_input(name: str, data: Path, path: Path) -> None:
     """50 labelled comparisons of a set, drawn by a hash of their ids, as rows of `grm judge`."""
-    from grm_jax.evals import benchmarks
+    from grm_jax.evals.benchmarks import BENCHMARKS
     from grm_jax.evals.files import Source
     from grm_jax.evals.run import choose
 
     found = [
         c
-        for c in benchmarks.get(name).read(Source(data, name))
+        for c in BENCHMARKS[name].read(Source(data, name))
         if c.rewards is not None and len(set(c.rewards)) > 1
     ]
     found = [c for c in found if sum(map(len, c.responses)) <= MOST_CHARACTERS]

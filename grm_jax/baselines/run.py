@@ -25,9 +25,9 @@ from flax import nnx
 
 from grm_jax.baselines import cloud, generative, kept, report, scalar
 from grm_jax.baselines.report import Measured
-from grm_jax.evals import benchmarks, run
+from grm_jax.evals import run
 from grm_jax.evals.benchmark import nan_mean
-from grm_jax.evals.benchmarks import world
+from grm_jax.evals.benchmarks import BENCHMARKS, world
 from grm_jax.evals.cli import write_reports
 from grm_jax.evals.judged import JudgedComparison
 from grm_jax.evals.measure import measure
@@ -59,7 +59,7 @@ class Bench:
         self.cfg = steps.model_config(config)
         self.graphdef, self.abstract = states.abstract_model(self.cfg, self.mesh)
         self.tokenizer = sources.load_tokenizer(config)
-        self.benchmark = benchmarks.get(benchmark)
+        self.benchmark = BENCHMARKS[benchmark]
         if benchmark == "world" and tuple(config.data.judging) == ("world",):
             source = sources.judging(config, config.eval.split)
             self.everything = world.measurable(source.take(0, config.eval.comparisons))

@@ -34,11 +34,15 @@ class Categories:
         at = {name: i for i, name in enumerate(names)}
         return cls(names, np.array([at[key] for key in keys], dtype=np.int64))
 
+    @property
+    def first_I(self) -> np.ndarray:
+        """The index of the first comparison of each category."""
+        return np.unique(self.codes_I, return_index=True)[1]
+
 
 Grades = dict[str, Any]  # column -> one value per comparison (or Categories)
-Metrics = dict[
-    str, float
-]  # name -> value; a share unless the name says otherwise; nan where it has no value
+Metrics = dict[str, float]  # name -> value, a share unless the name says otherwise; nan: no value
+Judged = Sequence[JudgedComparison]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,20 +58,27 @@ class Published:
 class Benchmark:
     """One benchmark.
 
-    read: files -> comparisons, each with an id and meta "subset" and "group" (comparisons of one prompt).
-    grade: (judged comparisons, rule) -> columns.  aggregate: (columns, weights_I) -> metrics, the headline first.
-    rules: how ties and unreadable judgements count, by name; the first is the benchmark's own for a generative judge, "paper"
-    is what SPCT does.  bars: prefix of the metrics that are drawn as the benchmark's parts.
-    files: which files to put where.  notes: what to know when reading the number.
-    both_orders: whether the official protocol shows both orders (an even k with balanced orders gives that).
-    private: whether the authors ask that the texts are not published: they are then left out of what is written.
+    read: files -> comparisons, each with an id and meta "subset" and "group" (shared by the
+      comparisons of one prompt, which the bootstrap draws together).
+    grade: (judged comparisons, rule) -> columns.
+    aggregate: (columns, weights_I) -> metrics, the headline first.
+    headline: the first metric in words, for the docs.
+    rules: how ties and unparseable judgements count, by name. The first is the benchmark's own rule
+      for a generative judge; "paper" is SPCT's.
+    files: which files to put where.
+    bars: prefixes of the metrics to draw.
+    order: place among the benchmarks in results; the default comes last.
+    paper: whether it counts in the paper's overall number.
+    both_orders: whether the official protocol shows both orders (even k, balanced orders).
+    private: whether the authors ask not to publish the texts: outputs then omit them.
     """
 
     name: str
     title: str
     read: Callable[[Source], list[Comparison]]
-    grade: Callable[[Sequence[JudgedComparison], str], Grades]
+    grade: Callable[[Judged, str], Grades]
     aggregate: Callable[[Grades, np.ndarray], Metrics]
+    headline: str
     rules: dict[str, str]
     files: str
     chance: str
@@ -75,6 +86,8 @@ class Benchmark:
     aliases: tuple[str, ...] = ()
     published: tuple[Published, ...] = ()
     notes: str = ""
+    order: int = 1000
+    paper: bool = False
     both_orders: bool = False
     private: bool = False
 
@@ -187,15 +200,49 @@ def accuracy_by_subset(grades: Grades, weights_I: np.ndarray) -> Metrics:
     )
 
 
-# ---------------------------------------------------------------- rules that several benchmarks share
+# ---------------------------------------------------------------- shared rules
 
-PAPER = (
-    "responses are shuffled and the first maximum wins: a tie of t counts 1/t; nothing readable counts 1/n "
-    "(the paper does not say what it does then)"
+PAPER_RULE = (
+    "responses are shuffled and the first maximum wins: a tie of t counts 1/t; an unparseable "
+    "judgement counts 1/n (the paper does not define that case)"
 )
-STRICT = "a tie or an unreadable judgement is wrong"
+STRICT_RULE = "a tie or an unparseable judgement is wrong"
+CREDIT_RULES = {
+    "official": "no pairwise scorer is published; a tie or an unparseable judgement counts 1/2",
+    "strict": STRICT_RULE,
+    "paper": PAPER_RULE,
+}
 
 
-def credit_or_strict(judged: Sequence[JudgedComparison], rule: str) -> Grades:
-    """Grades for benchmarks whose own rule is strict: "paper" gives tie credit, every other rule is strict."""
-    return columns(judged, (credit(j) if rule == "paper" else strict(j) for j in judged))
+def grade_credit(judged: Judged, rule: str) -> Grades:
+    """Grades with tie credit, except under the rules "strict" and "scalar"."""
+    value = strict if rule in ("strict", "scalar") else credit
+    return columns(judged, map(value, judged))
+
+
+def grade_strict(judged: Judged, rule: str) -> Grades:
+    """Grades without tie credit, except under the rule "paper"."""
+    value = credit if rule == "paper" else strict
+    return columns(judged, map(value, judged))
+
+
+# ---------------------------------------------------------------- single responses
+
+
+def scores_per_critique(judged: Judged) -> np.ndarray:
+    """Scores of single responses on the scale of one critique; nan where none could be parsed.
+
+    A sum over critiques would be smaller where a critique could not be parsed.
+    """
+    return column(j.scores[0] / j.num_votes if j.scores else math.nan for j in judged)
+
+
+def fill_with_median(scores_I: np.ndarray) -> np.ndarray:
+    """Replaces nan by the median of the other scores, or by 0 if there are none."""
+    known = scores_I[~np.isnan(scores_I)]
+    return np.where(np.isnan(scores_I), np.median(known) if len(known) else 0.0, scores_I)
+
+
+def single_labels(judged: Judged) -> np.ndarray:
+    """Whether each single response is labelled right."""
+    return np.array([j.comparison.rewards[0] > 0.5 for j in judged])

@@ -9,7 +9,8 @@ import math
 import sys
 from pathlib import Path
 
-from grm_jax.evals import benchmarks, results, run
+from grm_jax.evals import results, run
+from grm_jax.evals.benchmarks import BENCHMARKS, PAPER
 from grm_jax.evals.content_blind import CONTENT_BLIND
 from grm_jax.evals.files import MissingData
 from grm_jax.evals.measure import compare, measure
@@ -20,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="grm eval",
         description="Runs reward-model benchmarks with their official metrics and 95% bootstrap intervals.",
-        epilog=f"Benchmarks: {', '.join(benchmarks.NAMES)}. Exit status: 0, or 2 for a wrong command line or missing files.",
+        epilog=f"Benchmarks: {', '.join(BENCHMARKS)}. Exit status: 0, or 2 for a wrong command line or missing files.",
     )
     p.add_argument(
         "--benchmark",
@@ -143,12 +144,10 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def load(args) -> list:
     """(benchmark, comparisons to judge, how many there are) for each name. 'all' takes what is there."""
-    names = {"paper": benchmarks.PAPER, "all": benchmarks.NAMES}.get(
-        args.benchmark
-    ) or args.benchmark.split(",")
+    names = {"paper": PAPER, "all": BENCHMARKS}.get(args.benchmark) or args.benchmark.split(",")
     loaded = []
     for name in dict.fromkeys(name.strip() for name in names):
-        benchmark = benchmarks.get(name)
+        benchmark = BENCHMARKS[name]
         try:
             everything = benchmark.load(args.data)
         except MissingData as error:
@@ -301,7 +300,7 @@ def write_reports(entries: list[dict], out: Path) -> None:
     path = out / results.FILE
     earlier = {e["benchmark"]: e for e in results.read_results(path)} if path.exists() else {}
     merged = earlier | {e["benchmark"]: e for e in entries}
-    ordered = [merged[name] for name in benchmarks.NAMES if name in merged]
+    ordered = [merged[name] for name in BENCHMARKS if name in merged]
     path.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (out / "results.md").write_text(tables.markdown(ordered), encoding="utf-8")
     (out / "results.html").write_text(page.page(ordered), encoding="utf-8")

@@ -7,7 +7,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from grm_jax.evals import benchmarks, plots, tables
+from grm_jax.evals import plots, tables
+from grm_jax.evals.benchmarks import BENCHMARKS
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_BARS = 30
@@ -88,7 +89,7 @@ def card(entry: dict) -> dict:
 def bars(entry: dict) -> list[dict]:
     """The headline and the benchmark's parts as bars, with interval and position in percent of the width."""
     metrics = entry["metrics"][entry["rule"]]
-    prefixes = benchmarks.get(entry["benchmark"]).bars
+    prefixes = BENCHMARKS[entry["benchmark"]].bars
     names = [entry["headline"]] + [
         n for n in metrics if n != entry["headline"] and n.startswith(tuple(prefixes))
     ]

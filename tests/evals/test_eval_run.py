@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grm_jax.evals import benchmarks, cli, run, scaling
+from grm_jax.evals import cli, run, scaling
+from grm_jax.evals.benchmarks import BENCHMARKS
 from grm_jax.evals.bootstrap import Resampler, mcnemar, p_value
 from grm_jax.evals.judged import JudgedComparison, from_row
 from grm_jax.evals.measure import compare, measure
@@ -65,7 +66,7 @@ class Stop(Exception):
 
 
 def test_a_stopped_run_goes_on_and_equals_the_uninterrupted_one(data, tmp_path):
-    comparisons = benchmarks.get("rewardbench").load(data)
+    comparisons = BENCHMARKS["rewardbench"].load(data)
     whole = judge_all(comparisons, tmp_path / "whole.jsonl")
     for stop_after in (1, 57, 120):
         calls = 0
@@ -86,14 +87,14 @@ def test_a_stopped_run_goes_on_and_equals_the_uninterrupted_one(data, tmp_path):
 
 
 def test_batches_and_repeats_give_the_same_file(data, tmp_path):
-    comparisons = benchmarks.get("rewardbench").load(data)
+    comparisons = BENCHMARKS["rewardbench"].load(data)
     first = judge_all(comparisons, tmp_path / "a.jsonl", chunk=1)
     assert judge_all(comparisons, tmp_path / "b.jsonl", chunk=64) == first
     assert judge_all(comparisons, tmp_path / "c.jsonl", seed=1) != first
 
 
 def test_other_settings_are_refused(data, tmp_path):
-    comparisons = benchmarks.get("rewardbench").load(data)
+    comparisons = BENCHMARKS["rewardbench"].load(data)
     judge_all(comparisons, tmp_path / "a.jsonl")
     with pytest.raises(ValueError, match="was judged with temperature = 0.5, now it is 1.0"):
         judge_all(comparisons, tmp_path / "a.jsonl", temperature=1.0)
@@ -102,7 +103,7 @@ def test_other_settings_are_refused(data, tmp_path):
 
 
 def test_a_finished_file_is_not_that_of_another_template_or_of_references(data, tmp_path):
-    comparisons, path = benchmarks.get("rewardbench").load(data)[:4], tmp_path / "a.jsonl"
+    comparisons, path = BENCHMARKS["rewardbench"].load(data)[:4], tmp_path / "a.jsonl"
     for private in (False, True):
         ask = lambda template, items, private=private: run.judge_with_model(
             fake_judge(noisy, name="toy@1", template=template),
@@ -124,7 +125,7 @@ def test_a_finished_file_is_not_that_of_another_template_or_of_references(data, 
 
 
 def test_private_rows_hold_no_text(data, tmp_path):
-    comparisons = benchmarks.get("rewardbench").load(data)[:3]
+    comparisons = BENCHMARKS["rewardbench"].load(data)[:3]
     judge = fake_judge(noisy, name="toy@1")
     run.judge_with_model(
         judge, comparisons, tmp_path / "a.jsonl", Options(k=2), private=True, progress=False
@@ -272,7 +273,7 @@ def test_errors_say_the_way_out(data, tmp_path, capsys, monkeypatch):
 
 
 def test_a_model_run_gives_curves_gains_and_a_page(data, tmp_path):
-    benchmark = benchmarks.get("rewardbench")
+    benchmark = BENCHMARKS["rewardbench"]
     comparisons = benchmark.load(data)
     args = type("Args", (), {"chunk": 16, "overwrite": False, "quiet": True, "no_greedy": False})
     judge = fake_judge(noisy, name="toy@1")
@@ -298,7 +299,7 @@ def test_a_model_run_gives_curves_gains_and_a_page(data, tmp_path):
 
 
 def test_a_part_of_a_benchmark_is_the_same_part_everywhere(data):
-    comparisons = benchmarks.get("rewardbench").load(data)
+    comparisons = BENCHMARKS["rewardbench"].load(data)
     ten = run.choose(comparisons, 10)
     assert ten == run.choose(list(comparisons), 10) and {c.id for c in ten} <= {
         c.id for c in run.choose(comparisons, 20)
@@ -309,7 +310,7 @@ def test_a_part_of_a_benchmark_is_the_same_part_everywhere(data):
 
 
 def test_a_protocol_of_both_orders_gets_both(tmp_path):
-    benchmark = benchmarks.get("judgebench")
+    benchmark = BENCHMARKS["judgebench"]
     comparisons = [
         Comparison(f"q{i}", ("good", "bad"), None, 0, f"j{i}", {"subset": "mmlu-pro"})
         for i in range(4)
@@ -391,7 +392,7 @@ def test_both_orders_are_judged_by_the_critiques_that_the_meta_model_keeps():
         critique["meta_score"] = meta
     judged = from_row(Comparison("q", ("a", "b"), label=0), rows)
     assert dict(judged.views) == {(0, 1): (9, 3), (1, 0): (7, 5)}
-    benchmark = benchmarks.get("judgebench")
+    benchmark = BENCHMARKS["judgebench"]
     value = lambda j: benchmark.aggregate(benchmark.grade([j], "official"), np.ones(1))["accuracy"]
     unguided = from_row(judged.comparison, rows | {"kept": None})
     assert (value(unguided), value(judged)) == (0.0, 1.0)
@@ -425,7 +426,7 @@ def correct(p, count, seed, groups=1):
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says():
-    benchmark, covered = benchmarks.get("humanevalpack"), 0
+    benchmark, covered = BENCHMARKS["humanevalpack"], 0
     for seed in range(60):
         judged = correct(0.7, 80, seed)
         grades = benchmark.grade(judged, "official")
@@ -441,7 +442,7 @@ def test_prompts_are_drawn_whole():
         dataclasses.replace(j, scores=(float(i // 4 % 2), 0.5))
         for i, j in enumerate(correct(1.0, 80, 0, groups=4))
     ]
-    benchmark = benchmarks.get("humanevalpack")
+    benchmark = BENCHMARKS["humanevalpack"]
     grades = benchmark.grade(judged, "official")
     wide = Resampler(judged, 400).estimate(lambda w: benchmark.aggregate(grades, w))["accuracy"]
     alone = [
@@ -455,7 +456,7 @@ def test_prompts_are_drawn_whole():
 
 
 def test_equal_runs_do_not_differ_and_better_ones_do():
-    benchmark = benchmarks.get("humanevalpack")
+    benchmark = BENCHMARKS["humanevalpack"]
     first, second = correct(0.6, 200, 0), correct(0.6, 200, 0)
     same = compare(benchmark, first, second, 200)
     assert same["metrics"]["accuracy"] == {"value": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from grm_jax.evals import benchmarks, content_blind
+from grm_jax.evals import content_blind
+from grm_jax.evals.benchmarks import BENCHMARKS
 from grm_jax.evals.bootstrap import Resampler
 
 # Accuracy of "more characters is better", to three digits, a tie counting a half (RM-Bench: strict). AUC for single responses.
@@ -32,7 +33,7 @@ COUNTS = {
 @pytest.fixture(scope="module")
 def loaded(shared_data):
     return {
-        name: benchmarks.get(name).load(shared_data)
+        name: BENCHMARKS[name].load(shared_data)
         for name in LONGEST
         if (shared_data / name).is_dir()
     }
@@ -42,7 +43,7 @@ def loaded(shared_data):
 def test_length_rule(loaded, name):
     if name not in loaded:
         pytest.skip(f"no folder {name}")
-    benchmark, comparisons = benchmarks.get(name), loaded[name]
+    benchmark, comparisons = BENCHMARKS[name], loaded[name]
     assert len(comparisons) == COUNTS[name]
     judged = [content_blind.judge("longest", c) for c in comparisons]
     metrics = benchmark.aggregate(
@@ -55,7 +56,7 @@ def test_length_rule(loaded, name):
 def test_random_rule_is_chance(loaded, name):
     if name not in loaded:
         pytest.skip(f"no folder {name}")
-    benchmark = benchmarks.get(name)
+    benchmark = BENCHMARKS[name]
     judged = [content_blind.judge("random", c, seed=1) for c in loaded[name]]
     grades = benchmark.grade(judged, next(iter(benchmark.rules)))
     estimates = Resampler(judged, 200).estimate(lambda w: benchmark.aggregate(grades, w))
@@ -89,7 +90,7 @@ def test_realmistake_stays_zipped(loaded, tmp_path):
 
     if "realmistake" not in loaded:
         pytest.skip("no folder realmistake")
-    assert benchmarks.get("realmistake").private
+    assert BENCHMARKS["realmistake"].private
     row = {
         "id": "a",
         "query": "secret",

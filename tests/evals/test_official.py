@@ -8,8 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grm_jax.evals import benchmarks
-from grm_jax.evals.benchmarks import realmistake, rewardbench, rewardbench2, rm_bench
+from grm_jax.evals.benchmarks import (
+    BENCHMARKS,
+    pandalm,
+    realmistake,
+    rewardbench,
+    rewardbench2,
+    rm_bench,
+)
 from grm_jax.evals.classification import roc_auc
 from grm_jax.evals.judged import JudgedComparison
 from grm_jax.types import Comparison
@@ -30,7 +36,7 @@ def judged(scores, label, subset="all", group=None, views=(), **meta):
 
 
 def measure(name, rows, rule=None):
-    benchmark = benchmarks.get(name)
+    benchmark = BENCHMARKS[name]
     grades = benchmark.grade(rows, rule or next(iter(benchmark.rules)))
     return benchmark.aggregate(grades, np.ones(len(rows)))
 
@@ -264,9 +270,7 @@ def test_llmbar_averages_the_two_orders():
 def test_pandalm_macro_equals_scikit_learn_on_stored_outputs(shared_data):
     from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-    from grm_jax.evals.benchmarks import pandalm
-
-    comparisons = benchmarks.get("pandalm").load(shared_data)
+    comparisons = BENCHMARKS["pandalm"].load(shared_data)
     stored = json.loads((shared_data / "pandalm/data/pandalm-7b-testset-v1.json").read_text())
     said = np.array([int(row["pandalm_result"]) for row in stored])
     rows = [

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from grm_jax.evals import benchmarks
+from grm_jax.evals.benchmarks import BENCHMARKS
 from grm_jax.evals.files import MissingData
 
 
@@ -53,7 +53,7 @@ REWARDBENCH = [
 )
 def test_every_format_gives_the_same_comparisons(tmp_path, write, path):
     write(tmp_path / path, REWARDBENCH)
-    found = benchmarks.get("rewardbench").load(tmp_path)
+    found = BENCHMARKS["rewardbench"].load(tmp_path)
     assert [c.meta["subset"] for c in found] == ["donotanswer", "hep-go"]  # prior sets are left out
     assert all(c.responses[c.best].startswith("good") for c in found)
 
@@ -79,16 +79,14 @@ def test_tfds(tmp_path, monkeypatch):
         file_format="tfrecord",
         disable_shuffling=True,
     )
-    found = benchmarks.get("rewardbench").load(tmp_path)
+    found = BENCHMARKS["rewardbench"].load(tmp_path)
     assert [c.turns[0]["content"] for c in found] == ["p0", "p1"]
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in benchmarks.NAMES if not name.startswith("world")]
-)
+@pytest.mark.parametrize("name", [name for name in BENCHMARKS if not name.startswith("world")])
 def test_missing_files_say_what_to_put_where(tmp_path, name):
     with pytest.raises(MissingData) as error:
-        benchmarks.get(name).load(tmp_path)
+        BENCHMARKS[name].load(tmp_path)
     assert (
         name in str(error.value)
         and "Put there:" in str(error.value)
@@ -99,18 +97,18 @@ def test_missing_files_say_what_to_put_where(tmp_path, name):
 def test_other_benchmarks_under_the_same_root_are_not_read(tmp_path):
     parquet(tmp_path / "reward-bench-2/data/test-00000-of-00001.parquet", [{"prompt": "x"}])
     with pytest.raises(MissingData):
-        benchmarks.get("rewardbench").load(tmp_path)
+        BENCHMARKS["rewardbench"].load(tmp_path)
 
 
 def test_unknown_benchmark_names_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'rm_bench'"):
-        benchmarks.get("rmbench")
+        BENCHMARKS["rmbench"]
 
 
 def test_ids_that_come_twice_are_refused(tmp_path):
     jsonl(tmp_path / "rewardbench/filtered.jsonl", REWARDBENCH[:1] * 2)
     with pytest.raises(ValueError, match="comes twice"):
-        benchmarks.get("rewardbench").load(tmp_path)
+        BENCHMARKS["rewardbench"].load(tmp_path)
 
 
 def test_rewardbench2(tmp_path):
@@ -120,7 +118,7 @@ def test_rewardbench2(tmp_path):
         {"id": "tied:3", "prompt": "p", "chosen": ["a", "e"], "rejected": ["b"], "subset": "Ties"},
     ]
     parquet(tmp_path / "reward-bench-2/data/test-00000-of-00001.parquet", rows)
-    math, ref, tied = benchmarks.get("rewardbench2").load(tmp_path)
+    math, ref, tied = BENCHMARKS["rewardbench2"].load(tmp_path)
     assert math.n == 4 and math.responses[math.best] == "a"
     assert ref.meta["group"] == tied.meta["group"] and sum(tied.rewards) == 2
 
@@ -139,7 +137,7 @@ def test_ppe_preference_drops_ties_and_keeps_the_places(tmp_path):
         for w in ("model_a", "model_b", "tie", "tie (bothbad)")
     ]
     parquet(tmp_path / "PPE-Human-Preference-V1/data/test-00000-of-00001.parquet", rows)
-    found = benchmarks.get("ppe_preference").load(tmp_path)
+    found = BENCHMARKS["ppe_preference"].load(tmp_path)
     assert (
         [c.label for c in found] == [0, 1]
         and found[0].responses == ("a", "b")
@@ -158,11 +156,11 @@ def test_ppe_correctness_pairs_and_singles(tmp_path):
     parquet(
         tmp_path / "ppe_correctness/PPE-GPQA-Best-of-K/data/train-00000-of-00001.parquet", [row]
     )
-    pairs = benchmarks.get("ppe_correctness").load(tmp_path)
+    pairs = BENCHMARKS["ppe_correctness"].load(tmp_path)
     assert [c.responses[c.best] for c in pairs] == ["r0", "r2"] and {
         c.meta["subset"] for c in pairs
     } == {"GPQA"}
-    singles = benchmarks.get("ppe_best_of_k").load(tmp_path)
+    singles = BENCHMARKS["ppe_best_of_k"].load(tmp_path)
     assert [c.label for c in singles] == [(1.0,), (0.0,), (1.0,)] and singles[0].meta["pairs"] == [
         [0, 1],
         [1, 2],
@@ -188,7 +186,7 @@ def test_rmb_at_once_and_as_pairs(tmp_path):
             path = tmp_path / "rmb/RMB_dataset" / kind / goal / "Code" / "x.json"
             path.parent.mkdir(parents=True)
             path.write_text(json.dumps([row]))
-    whole, split = benchmarks.get("rmb").load(tmp_path), benchmarks.get("rmb_pairs").load(tmp_path)
+    whole, split = BENCHMARKS["rmb"].load(tmp_path), BENCHMARKS["rmb_pairs"].load(tmp_path)
     assert sorted(c.n for c in whole) == [2, 2, 3, 3] and [c.n for c in split] == [2] * 6
     assert len({c.meta["group"] for c in split}) == 4
 
@@ -206,11 +204,11 @@ def test_judgebench_and_llmbar(tmp_path):
         tmp_path / "judgebench/data/dataset=judgebench,response_model=gpt-4o-2024-05-13.jsonl",
         [row],
     )
-    (found,) = benchmarks.get("judgebench").load(tmp_path)
+    (found,) = BENCHMARKS["judgebench"].load(tmp_path)
     assert found.label == 1 and found.meta["subset"] == "mmlu-pro"
     for folder in ("LLMBar/Adversarial/Manual", "CaseStudy/Base_9"):
         path = tmp_path / "llmbar/Dataset" / folder / "dataset.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps([{"input": "i", "output_1": "a", "output_2": "b", "label": 2}]))
-    (found,) = benchmarks.get("llmbar").load(tmp_path)
+    (found,) = BENCHMARKS["llmbar"].load(tmp_path)
     assert found.label == 1 and found.meta["subset"] == "Adversarial/Manual"

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from grm_jax.evals import benchmarks, paper, table
+from grm_jax.evals import paper, table
+from grm_jax.evals.benchmarks import BENCHMARKS
 from grm_jax.evals.judged import vote
 from grm_jax.evals.measure import measure
 from grm_jax.types import Comparison, Critique
@@ -72,7 +73,7 @@ def test_our_rows_stand_under_the_papers(runs):
 def test_every_row_of_a_measured_run_counts_ties_as_the_paper(tmp_path):
     """Everything is a tie: 0 by PPE's own strict rule, 1/2 by the paper's, in each row that the table has."""
     benchmark, tie = (
-        benchmarks.get("ppe_correctness"),
+        BENCHMARKS["ppe_correctness"],
         Critique("", scores=(5.0, 5.0), order=(0, 1), status="ok"),
     )
     comparisons = [

@@ -1,47 +1,42 @@
-"""The benchmarks by name. Each is one file that defines `Benchmark` objects; add its name here (docs/adding_a_benchmark.md)."""
+"""The registry of benchmarks: `BENCHMARKS["rm_bench"].load("data")` returns its comparisons.
 
-import difflib
+Every `Benchmark` that a file of this package defines at its top level is registered. To add one,
+add one file (docs/adding_a_benchmark.md). Results list benchmarks by `Benchmark.order`, then name.
+"""
+
 import importlib
+import pkgutil
 
 from grm_jax.evals.benchmark import Benchmark
+from grm_jax.registry import Registry
 
-# name -> the file that defines it and the object's name there
-_WHERE = {
-    "rewardbench": "rewardbench:REWARDBENCH",
-    "rewardbench2": "rewardbench2:REWARDBENCH2",
-    "ppe_preference": "ppe_preference:PPE_PREFERENCE",
-    "ppe_correctness": "ppe_correctness:PPE_CORRECTNESS",
-    "ppe_best_of_k": "ppe_correctness:PPE_BEST_OF_K",
-    "rmb": "rmb:RMB",
-    "rmb_pairs": "rmb:RMB_PAIRS",
-    "realmistake": "realmistake:REALMISTAKE",
-    "rm_bench": "rm_bench:RM_BENCH",
-    "judgebench": "judgebench:JUDGEBENCH",
-    "llmbar": "llmbar:LLMBAR",
-    "pandalm": "pandalm:PANDALM",
-    "gsm8k": "gsm8k:GSM8K",
-    "humanevalpack": "humanevalpack:HUMANEVALPACK",
-    "hh_rlhf": "hh_rlhf:HH_RLHF",
-    "prometheus_hhh": "prometheus_hhh:PROMETHEUS_HHH",
-    "llamafactory_dpo_demo": "llamafactory:PAIRS",
-    "llamafactory_kto_demo": "llamafactory:SINGLES",
-    "world": "world:WORLD",
-    "world_held_out": "world:WORLD_HELD_OUT",
-}
-NAMES = tuple(_WHERE)
-
-# The four that make up the paper's overall number, in its order.
-PAPER = ("rewardbench", "ppe_preference", "ppe_correctness", "rmb")
+BENCHMARKS: Registry[Benchmark] = Registry("benchmark")
 
 
-def get(name: str) -> Benchmark:
-    """A benchmark by name; ValueError with the nearest name otherwise."""
-    if name not in _WHERE:
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(NAMES)}"
-        raise ValueError(f"unknown benchmark {name!r}: {hint}")
-    module, attribute = _WHERE[name].split(":")
-    return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+def _register_all() -> None:
+    modules = [
+        importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)
+    ]
+    benchmarks = [b for m in modules for b in vars(m).values() if isinstance(b, Benchmark)]
+    for benchmark in sorted(benchmarks, key=lambda b: (b.order, b.name)):
+        BENCHMARKS.add(benchmark.name, benchmark)
 
 
-__all__ = ["NAMES", "PAPER", "Benchmark", "get"]
+_register_all()
+
+# The benchmarks that make up the paper's overall number, in its order.
+PAPER = tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.paper)
+
+
+def markdown_table() -> str:
+    """Returns the table of benchmarks in docs/evaluation.md."""
+    lines = ["| name | headline | ties and unparseable judgements | files |", "|---|---|---|---|"]
+    for name, benchmark in BENCHMARKS.items():
+        cells = (
+            f"`{name}`",
+            benchmark.headline,
+            *list(benchmark.rules.values())[:1],
+            benchmark.files,
+        )
+        lines.append(f"| {' | '.join(cells)} |".replace("*", r"\*"))
+    return "\n".join(lines) + "\n"

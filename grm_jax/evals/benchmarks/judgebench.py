@@ -2,84 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from grm_jax.evals.benchmark import (
-    PAPER,
-    Benchmark,
-    Grades,
-    Published,
-    accuracy_by_subset,
-    columns,
-    credit,
-    strict,
-    winners,
-)
+from grm_jax.evals import benchmark as bm
 from grm_jax.evals.files import Source, records
-from grm_jax.evals.judged import JudgedComparison
 from grm_jax.types import Comparison
 
-PARTS = ("mmlu-pro", "livebench-reasoning", "livebench-math", "livecodebench")
+SUBSETS = ("mmlu-pro", "livebench-reasoning", "livebench-math", "livecodebench")
 
 
 def read(source: Source) -> list[Comparison]:
-    """Pairs of `question`, `response_A`, `response_B`, `label` ("A>B" or "B>A"), in their order, from each response model's file."""
-    found = []
+    """Reads `question`, `response_A`, `response_B`, `label` ("A>B" or "B>A"); keeps the order."""
+    comparisons = []
     for path in source.require("dataset=judgebench*.jsonl", "judgebench*.jsonl"):
         maker = "claude" if "claude" in path.name else "gpt"
         for record in records(path):
             name = f"judgebench-{maker}-{record['pair_id']}"
-            part = next(
-                (part for part in PARTS if record["source"].startswith(part)), record["source"]
-            )
-            meta = {"subset": part, "group": name, "maker": maker}
+            origin = record["source"]
+            subset = next((s for s in SUBSETS if origin.startswith(s)), origin)
+            meta = {"subset": subset, "group": name, "maker": maker}
             label = {"A>B": 0, "B>A": 1}[record["label"]]
             pair = (record["response_A"], record["response_B"])
-            found.append(Comparison(record["question"], pair, None, label, name, meta))
-    return found
+            comparisons.append(Comparison(record["question"], pair, None, label, name, meta))
+    return comparisons
 
 
-def both_orders(judged: JudgedComparison) -> float:
-    """1 where right verdicts outnumber wrong ones over the two orders; a tie or an unreadable verdict counts neither way.
+def both_orders(judged: bm.JudgedComparison) -> float:
+    """Returns 1 if right verdicts outnumber wrong ones over the two orders, else 0.
 
-    Right and tie is right; right and wrong is not. A judge that saw one order, or none, gets its one verdict counted.
+    A tie or an unparseable verdict counts neither way. With one order its verdict decides.
     """
     balance = 0
     verdicts = [scores for _, scores in judged.views] or [judged.scores]
     for scores in verdicts:
-        if scores is not None and len(first := winners(scores)) == 1:
+        if scores is not None and len(first := bm.winners(scores)) == 1:
             balance += 1 if first == [judged.comparison.best] else -1
     return float(balance > 0)
 
 
-def grade(judged: Sequence[JudgedComparison], rule: str) -> Grades:
-    """See the rules."""
-    value = {"paper": credit, "single": strict}.get(rule, both_orders)
-    return columns(judged, (value(j) for j in judged))
+def grade(judged: bm.Judged, rule: str) -> bm.Grades:
+    """Grades each comparison by `both_orders`, by one strict verdict, or with tie credit."""
+    value = {"paper": bm.credit, "single": bm.strict}.get(rule, both_orders)
+    return bm.columns(judged, (value(j) for j in judged))
 
 
-JUDGEBENCH = Benchmark(
+JUDGEBENCH = bm.Benchmark(
     name="judgebench",
     title="JudgeBench",
+    order=100,
     read=read,
     grade=grade,
-    aggregate=accuracy_by_subset,
+    aggregate=bm.accuracy_by_subset,
+    headline="accuracy over both orders",
     rules={
-        "official": "both orders: right when right verdicts outnumber wrong ones; ties and unreadable verdicts count neither way",
-        "single": "one verdict (scalar reward models): a tie or an unreadable verdict is wrong",
-        "paper": PAPER,
+        "official": "both orders: right if right verdicts outnumber wrong ones; ties and "
+        "unparseable verdicts count neither way",
+        "single": "one verdict (scalar reward models): a tie or an unparseable verdict is wrong",
+        "paper": bm.PAPER_RULE,
     },
-    files="data/dataset=judgebench,response_model=gpt-4o-2024-05-13.jsonl (350 pairs; the claude file adds 270) of "
-    "github.com/ScalerLab/JudgeBench, as judgebench/",
+    files="data/dataset=judgebench,response_model=gpt-4o-2024-05-13.jsonl (350 pairs; the claude "
+    "file adds 270) of github.com/ScalerLab/JudgeBench, as judgebench/",
     chance="both orders: 0.25 for a coin per order; one verdict: 0.5",
     bars=("subset/",),
     aliases=("JudgeBench",),
-    published=(
-        Published("o1-mini, both orders", {"accuracy": 65.71}, "stored outputs, gpt-4o file"),
-        Published(
-            "Skywork-Reward-Gemma-2-27B, single", {"accuracy": 64.29}, "stored outputs, gpt-4o file"
-        ),
-        Published("GRM-Gemma-2B, single", {"accuracy": 59.43}, "stored outputs, gpt-4o file"),
+    published=tuple(
+        bm.Published(model, {"accuracy": accuracy}, "stored outputs, gpt-4o file")
+        for model, accuracy in (
+            ("o1-mini, both orders", 65.71),
+            ("Skywork-Reward-Gemma-2-27B, single", 64.29),
+            ("GRM-Gemma-2B, single", 59.43),
+        )
     ),
     notes="Published numbers differ by protocol; compare only within one rule.",
     both_orders=True,

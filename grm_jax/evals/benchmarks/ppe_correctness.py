@@ -1,33 +1,20 @@
-"""PPE correctness: 32 sampled answers per prompt of five verifiable sets (arXiv 2410.14872; lmarena-ai/PPE-*-Best-of-K).
+"""PPE correctness: 32 answers per prompt of five verifiable sets (arXiv 2410.14872; lmarena-ai).
 
-Two benchmarks on the same files: the pairs that the authors sampled (accuracy, what the paper reports), and every answer by
-itself (AUC, best-of-k curves, and the accuracy on the pairs that follows from single scores).
+Two benchmarks on the same files: the pairs that the authors sampled (accuracy, which the paper
+reports), and every answer by itself (AUC, best-of-k curves, accuracy on the same pairs).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from grm_jax.evals.benchmark import (
-    PAPER,
-    STRICT,
-    Benchmark,
-    Categories,
-    Grades,
-    Metrics,
-    Published,
-    credit_or_strict,
-    mean_by_category,
-    nan_mean,
-    shuffled_comparison,
-)
+from grm_jax.evals import benchmark as bm
 from grm_jax.evals.bestofk import best_of_k, min_max
 from grm_jax.evals.classification import roc_auc
 from grm_jax.evals.files import Source
-from grm_jax.evals.judged import JudgedComparison
 from grm_jax.types import Comparison
 
 # name in the paper -> beginnings of folder names of the published sets
@@ -38,175 +25,147 @@ SETS = {
     "MBPP-Plus": ("PPE-MBPP-Plus-Best-of-K", "mbpp_plus"),
     "IFEval": ("PPE-IFEval-Best-of-K", "ifeval"),
 }
-FILES = "the folders PPE-MMLU-Pro-Best-of-K, PPE-MATH-Best-of-K, PPE-GPQA-Best-of-K, PPE-MBPP-Plus-Best-of-K and \
-PPE-IFEval-Best-of-K of the Hugging Face organisation lmarena-ai, each with its data/*.parquet, inside ppe_correctness/"
+FILES = (
+    f"the folders {', '.join(folders[0] for folders in SETS.values())} of the Hugging Face "
+    "organisation lmarena-ai, each with its data/*.parquet, inside ppe_correctness/"
+)
 
 
-def _records(source: Source):
-    """(set, number, record, responses, truth) of every prompt that is there."""
-    some = False
+def _records(source: Source) -> Iterator[tuple[str, str, dict, list[str], list[float]]]:
+    """Yields (set, group id, record, responses, labels) of every prompt of the sets present."""
+    missing = True
     for name, folders in SETS.items():
-        parts = [Source(folder, folders[0], folders[1:], FILES) for folder in source.folders]
-        there = [part for part in parts if part.folders and part.folders[0] != part.root]
-        if not there:
+        sources = [Source(root, folders[0], folders[1:], FILES) for root in source.folders]
+        present = [s for s in sources if s.folders and s.folders[0] != s.root]
+        if not present:
             continue
-        some = True
-        for number, record in enumerate(there[0].table("train", "test")):
+        missing = False
+        for number, record in enumerate(present[0].table("train", "test")):
             count = sum(key.startswith("response_") for key in record)
             responses = [record[f"response_{i + 1}"] for i in range(count)]
-            yield name, number, record, responses, [float(s) for s in record["scores"]]
-    if not some:
+            labels = [float(score) for score in record["scores"]]
+            yield name, f"ppe-{name}-{number}", record, responses, labels
+    if missing:
         source.raise_missing(*(folders[0] for folders in SETS.values()))
 
 
 def read_pairs(source: Source) -> list[Comparison]:
-    """The sampled pairs; [i, j] are indices of answers of which one is right. Pairs of a prompt are resampled as one."""
-    found = []
-    for name, number, record, responses, truth in _records(source):
-        group = f"ppe-{name}-{number}"
+    """Reads the sampled pairs [i, j] of answers of which one is right; a prompt's are one group."""
+    comparisons = []
+    for name, group, record, responses, labels in _records(source):
         for p, (i, j) in enumerate(record["sampled_conflict_pairs"]):
-            if truth[i] != truth[j]:
-                pair, rewards = (responses[i], responses[j]), (truth[i], truth[j])
-                found.append(
-                    shuffled_comparison(
-                        record["prompt"], pair, rewards, f"{group}-{p}", subset=name, group=group
-                    )
+            if labels[i] != labels[j]:
+                pair, rewards = (responses[i], responses[j]), (labels[i], labels[j])
+                meta = {"subset": name, "group": group}
+                comparisons.append(
+                    bm.shuffled_comparison(record["prompt"], pair, rewards, f"{group}-{p}", **meta)
                 )
-    return found
+    return comparisons
 
 
-def aggregate_pairs(grades: Grades, weights_I: np.ndarray) -> Metrics:
-    """The mean of the sets, and each: mean over prompts of the share of a prompt's pairs that are right."""
-    by_prompt = mean_by_category(grades["value"], grades["prompt"], weights_I)
-    values = np.array(list(by_prompt.values()))
+def grade_pairs(judged: bm.Judged, rule: str) -> bm.Grades:
+    """Returns the value of each pair, its prompt, and the set of each prompt."""
+    prompt = bm.Categories.of(j.group for j in judged)
+    sets = bm.Categories.of(judged[i].subset for i in prompt.first_I)
+    return bm.grade_strict(judged, rule) | {"prompt": prompt, "set_of_prompt": sets}
+
+
+def aggregate_pairs(grades: bm.Grades, weights_I: np.ndarray) -> bm.Metrics:
+    """Computes the mean over sets of the mean over prompts of the share of right pairs."""
+    prompts = bm.mean_by_category(grades["value"], grades["prompt"], weights_I)
+    values_P = np.nan_to_num(np.array(list(prompts.values())))
     # A prompt counts as often as it was drawn, however many pairs it has.
-    drawn = grades["first"]
-    parts = mean_by_category(np.nan_to_num(values), grades["set_of_prompt"], weights_I[drawn])
-    return {"accuracy": nan_mean(parts.values())} | {
-        f"subset/{name}": value for name, value in parts.items()
-    }
-
-
-def grade_pairs(judged: Sequence[JudgedComparison], rule: str) -> Grades:
-    """Value of each pair, with the prompt it belongs to and the set that the prompt belongs to."""
-    prompt = Categories.of(j.group for j in judged)
-    first = np.array(
-        [int(np.argmax(prompt.codes_I == c)) for c in range(len(prompt.names))], dtype=np.int64
-    )
-    sets = Categories.of(judged[i].subset for i in first)
-    return credit_or_strict(judged, rule) | {
-        "prompt": prompt,
-        "first": first,
-        "set_of_prompt": sets,
-    }
+    weights_P = weights_I[grades["prompt"].first_I]
+    sets = bm.mean_by_category(values_P, grades["set_of_prompt"], weights_P)
+    accuracy = {"accuracy": bm.nan_mean(sets.values())}
+    return accuracy | {f"subset/{name}": value for name, value in sets.items()}
 
 
 def read_singles(source: Source) -> list[Comparison]:
-    """Every answer by itself, labelled 1 or 0."""
-    found = []
-    for name, number, record, responses, truth in _records(source):
-        group = f"ppe-{name}-{number}"
-        pairs = [list(pair) for pair in record["sampled_conflict_pairs"]]
+    """Reads every answer by itself, labelled 1 or 0."""
+    comparisons = []
+    for name, group, record, responses, labels in _records(source):
         for i, response in enumerate(responses):
-            meta = {"subset": name, "group": group, "index": i} | (
-                {"pairs": pairs} if i == 0 else {}
+            meta = {"subset": name, "group": group, "index": i}
+            if i == 0:
+                meta["pairs"] = [list(pair) for pair in record["sampled_conflict_pairs"]]
+            comparisons.append(
+                Comparison(record["prompt"], (response,), None, (labels[i],), f"{group}-{i}", meta)
             )
-            found.append(
-                Comparison(record["prompt"], (response,), None, (truth[i],), f"{group}-{i}", meta)
-            )
-    return found
+    return comparisons
 
 
-def grade_singles(judged: Sequence[JudgedComparison], rule: str) -> Grades:
-    """Per prompt: answers' scores and truths, the accuracy on its pairs, its best-of-k curve. One row per prompt.
+def grade_singles(judged: bm.Judged, rule: str) -> bm.Grades:
+    """Returns per prompt: scores and labels of its answers, best-of-k curve, accuracy on its pairs.
 
-    An unreadable answer has the lowest score of its prompt.
+    An unparseable answer gets the lowest score of its prompt.
     """
-    groups: dict[str, list[int]] = {}
-    for i, j in enumerate(judged):
-        groups.setdefault(j.group, []).append(i)
-    rows = []
-    for members in groups.values():
-        given = [_score(judged[i]) for i in members]
-        lowest = min((s for s in given if s is not None), default=0.0) - 1
-        scores = np.array([lowest if s is None else s for s in given])
-        truth = np.array([judged[i].comparison.label[0] for i in members])
-        pairs = next(
-            (
-                judged[i].comparison.meta["pairs"]
-                for i in members
-                if "pairs" in judged[i].comparison.meta
-            ),
-            [],
-        )
-        rows.append(
-            (judged[members[0]].subset, scores, truth, _pair_accuracy(scores, truth, pairs, rule))
-        )
+    scores_I = bm.scores_per_critique(judged)
+    truth_I = bm.column(j.comparison.rewards[0] for j in judged)
+    prompt = bm.Categories.of(j.group for j in judged)
+    curves, values = [], []
+    for code in range(len(prompt.names)):
+        members = np.flatnonzero(prompt.codes_I == code)
+        scores, truth = scores_I[members], truth_I[members]
+        lowest = np.nanmin(scores, initial=np.inf) if not np.isnan(scores).all() else 0.0
+        scores = np.where(np.isnan(scores), lowest - 1, scores)
+        pairs = next((p for i in members if (p := judged[i].comparison.meta.get("pairs"))), [])
+        curves.append((min_max(scores), truth, best_of_k(scores, truth)))
+        values.append(_pair_accuracy(scores, truth, pairs, 0.5 if rule == "paper" else 0.0))
     return {
-        "rows": [
-            (min_max(scores), truth, best_of_k(scores, truth)) for _, scores, truth, _ in rows
-        ],
-        "value": np.array([row[3] for row in rows]),
-        "set": Categories.of(row[0] for row in rows),
-        "first": np.array([members[0] for members in groups.values()], dtype=np.int64),
+        "curves": curves,
+        "value": np.array(values),
+        "set": bm.Categories.of(judged[i].subset for i in prompt.first_I),
+        "first": prompt.first_I,
     }
 
 
-def _score(judged: JudgedComparison) -> float | None:
-    """On the scale of one critique: a sum is smaller where a critique could not be read."""
-    return None if judged.scores is None else judged.scores[0] / judged.num_votes
-
-
-def _pair_accuracy(scores, truth, pairs, rule: str) -> float:
-    found = []
+def _pair_accuracy(
+    scores: np.ndarray, truth: np.ndarray, pairs: Sequence[Sequence[int]], tie: float
+) -> float:
+    """The share of (right, wrong) pairs in score order; nan if `pairs` names none that is here."""
+    values = []
     for i, j in pairs:
         if max(i, j) < len(scores) and truth[i] != truth[j]:
             better, worse = (i, j) if truth[i] > truth[j] else (j, i)
-            tie = 0.5 if rule == "paper" else 0.0
-            found.append(
-                1.0
-                if scores[better] > scores[worse]
-                else tie
-                if scores[better] == scores[worse]
-                else 0.0
-            )
-    return float(np.mean(found)) if found else math.nan
+            tied = tie if scores[better] == scores[worse] else 0.0
+            values.append(1.0 if scores[better] > scores[worse] else tied)
+    return float(np.mean(values)) if values else math.nan
 
 
-def aggregate_singles(grades: Grades, weights_I: np.ndarray) -> Metrics:
-    """AUC, accuracy and the three best-of-k numbers: the mean of the sets, and each set."""
-    weights = weights_I[grades["first"]]
-    found: Metrics = {}
-    sets: dict[str, Metrics] = {}
+def aggregate_singles(grades: bm.Grades, weights_I: np.ndarray) -> bm.Metrics:
+    """Computes AUC, accuracy and three best-of-k numbers: the mean over sets, and each set."""
+    weights_P = weights_I[grades["first"]]
+    sets: dict[str, bm.Metrics] = {}
     for code, name in enumerate(grades["set"].names):
-        at = np.flatnonzero((grades["set"].codes_I == code) & (weights > 0))
+        at = np.flatnonzero((grades["set"].codes_I == code) & (weights_P > 0))
         if not len(at):
             continue
-        rows, w = [grades["rows"][i] for i in at], weights[at]
-        score = np.concatenate([row[0] for row in rows])
-        truth = np.concatenate([row[1] for row in rows])
+        scores, truths, curves = zip(*(grades["curves"][i] for i in at))
+        truth, weights = np.concatenate(truths), weights_P[at]
+        per_answer = np.repeat(weights, [len(t) for t in truths])
         values, known = grades["value"][at], ~np.isnan(grades["value"][at])
         sets[name] = {
-            "auc": roc_auc(
-                score, truth > 0.5, np.concatenate([np.full(len(r[1]), x) for r, x in zip(rows, w)])
-            ),
-            "accuracy": float(np.average(values[known], weights=w[known]))
+            "auc": roc_auc(np.concatenate(scores), truth > 0.5, per_answer),
+            "accuracy": float(np.average(values[known], weights=weights[known]))
             if known.any()
             else math.nan,
-        } | _curve(rows, w)
+        } | _summarise_curves(curves, weights)
+    metrics: bm.Metrics = {}
     for key in ("auc", "accuracy", "best_of_k_max", "best_of_k_end", "best_of_k_loss"):
-        found[key] = nan_mean(metrics[key] for metrics in sets.values())
-        found |= {f"{key}/{name}": metrics[key] for name, metrics in sets.items()}
-    return found
+        metrics[key] = bm.nan_mean(values[key] for values in sets.values())
+        metrics |= {f"{key}/{name}": values[key] for name, values in sets.items()}
+    return metrics
 
 
-def _curve(rows, weights) -> Metrics:
-    """max: mean over orders of the curve's maximum; end: the pick among all; loss: mean squared distance to the oracle."""
-    shortest = min(row[2].shape[1] for row in rows)
-    picked = np.average(
-        np.stack([row[2][0, :shortest] for row in rows]), axis=0, weights=weights
-    )  # (k, orders)
-    oracle = np.average(np.stack([row[2][1, :shortest] for row in rows]), axis=0, weights=weights)
+def _summarise_curves(curves: Sequence[np.ndarray], weights: np.ndarray) -> bm.Metrics:
+    """max: mean over orders of the curve's maximum; end: the pick among all answers; loss: mean
+    squared distance to the oracle. curves: (picked or oracle, k, orders) of each prompt."""
+    shortest = min(curve.shape[1] for curve in curves)
+    picked, oracle = (
+        np.average(np.stack([curve[row, :shortest] for curve in curves]), axis=0, weights=weights)
+        for row in (0, 1)
+    )
     return {
         "best_of_k_max": float(picked.max(axis=0).mean()),
         "best_of_k_end": float(picked[-1].mean()),
@@ -214,47 +173,48 @@ def _curve(rows, weights) -> Metrics:
     }
 
 
-_GRM = dict(zip(SETS, (64.8, 68.8, 55.6, 50.1, 59.8)))
-_META = dict(zip(SETS, (68.1, 70.0, 56.9, 50.8, 70.4)))
+def _published(model: str, accuracy: float, *by_set: float) -> bm.Published:
+    subsets = {f"subset/{name}": value for name, value in zip(SETS, by_set)}
+    return bm.Published(model, {"accuracy": accuracy} | subsets, "SPCT, table 9")
+
+
 _NOTES = "The mean weighs the five sets equally, as the paper does."
-PPE_CORRECTNESS = Benchmark(
+PPE_CORRECTNESS = bm.Benchmark(
     name="ppe_correctness",
     title="PPE Correctness",
+    order=40,
+    paper=True,
     read=read_pairs,
     grade=grade_pairs,
     aggregate=aggregate_pairs,
-    rules={"official": STRICT, "paper": PAPER},
+    headline="mean of five accuracies on the sampled pairs",
+    rules={"official": bm.STRICT_RULE, "paper": bm.PAPER_RULE},
     files=FILES,
     chance="0.5",
     bars=("subset/",),
     published=(
-        Published(
-            "DeepSeek-GRM-27B, greedy",
-            {"accuracy": 59.8} | {f"subset/{n}": v for n, v in _GRM.items()},
-            "SPCT, table 9",
-        ),
-        Published(
-            "DeepSeek-GRM-27B, MetaRM@32",
-            {"accuracy": 63.2} | {f"subset/{n}": v for n, v in _META.items()},
-            "SPCT, table 9",
-        ),
+        _published("DeepSeek-GRM-27B, greedy", 59.8, 64.8, 68.8, 55.6, 50.1, 59.8),
+        _published("DeepSeek-GRM-27B, MetaRM@32", 63.2, 68.1, 70.0, 56.9, 50.8, 70.4),
     ),
     notes=_NOTES,
 )
-PPE_BEST_OF_K = Benchmark(
+PPE_BEST_OF_K = bm.Benchmark(
     name="ppe_best_of_k",
     title="PPE Correctness, AUC and best of k",
+    order=50,
     read=read_singles,
     grade=grade_singles,
     aggregate=aggregate_singles,
+    headline="AUC; best-of-k curves over 100 random orders",
     rules={
-        "official": "a tie between two answers of a pair is wrong; unreadable ranks last in its prompt",
-        "paper": PAPER,
+        "official": "a tie between two answers of a pair is wrong; unparseable ranks last in its "
+        "prompt",
+        "paper": bm.PAPER_RULE,
     },
     files=FILES,
     chance="AUC 0.5",
     bars=("auc/",),
     aliases=("ppe_correctness",),
-    notes=_NOTES
-    + " Rewards are scaled to 0..1 within a prompt before the AUC. Best of k: 100 random orders.",
+    notes=f"{_NOTES} Rewards are scaled to 0..1 within a prompt before the AUC. Best of k: 100 "
+    "random orders.",
 )

@@ -1,29 +1,13 @@
-"""PPE human preference V1: arena votes between 20 models (arXiv 2410.14872; lmarena-ai/PPE-Human-Preference-V1)."""
+"""PPE human preference V1: arena votes between 20 models (arXiv 2410.14872; lmarena-ai)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from grm_jax.evals.benchmark import (
-    PAPER,
-    STRICT,
-    Benchmark,
-    Categories,
-    Grades,
-    Metrics,
-    Published,
-    column,
-    credit,
-    credit_or_strict,
-    mean_by_category,
-    weighted_mean,
-)
+from grm_jax.evals import benchmark as bm
 from grm_jax.evals.files import Source
-from grm_jax.evals.judged import JudgedComparison
 from grm_jax.evals.ranking import model_agreement
-from grm_jax.types import Comparison
+from grm_jax.types import Comparison, Turn
 
 # flag column -> name of the slice
 SLICES = {
@@ -36,98 +20,85 @@ SLICES = {
 
 
 def read(source: Source) -> list[Comparison]:
-    """Pairs of `prompt`, `response_1`, `response_2`, `winner` (model_a or model_b; ties are dropped), in their order."""
-    found = []
+    """Reads `prompt`, `response_1`, `response_2`, `winner`; keeps the order, drops human ties."""
+    comparisons = []
     for record in source.table("test", "train"):
         if record["winner"] not in ("model_a", "model_b"):
             continue
         name = f"ppe-preference-{record['question_id']}"
-        models = [record.get("model_a"), record.get("model_b")]
-        slices = [short for flag, short in SLICES.items() if record.get(flag)]
         meta = {
             "group": name,
             "subset": record.get("language") or "unknown",
-            "models": models,
-            "slices": slices,
+            "models": [record.get("model_a"), record.get("model_b")],
+            "slices": [short for flag, short in SLICES.items() if record.get(flag)],
         }
-        label = int(record["winner"] == "model_b")
-        found.append(
-            Comparison(
-                _query(record["prompt"]),
-                (record["response_1"], record["response_2"]),
-                None,
-                label,
-                name,
-                meta,
-            )
-        )
-    return found
+        query, label = _query(record["prompt"]), int(record["winner"] == "model_b")
+        responses = (record["response_1"], record["response_2"])
+        comparisons.append(Comparison(query, responses, None, label, name, meta))
+    return comparisons
 
 
-def _query(prompt):
-    return (
-        prompt
-        if isinstance(prompt, str)
-        else [{"role": t["role"], "content": t["content"]} for t in prompt]
-    )
+def _query(prompt: str | list[dict]) -> str | list[Turn]:
+    if isinstance(prompt, str):
+        return prompt
+    return [{"role": turn["role"], "content": turn["content"]} for turn in prompt]
 
 
-def grade(judged: Sequence[JudgedComparison], rule: str) -> Grades:
-    """Value and language, slices, and the two models with the share of the win that the judge gives to the first."""
-    models = [tuple(j.comparison.meta["models"]) for j in judged]
-    names = sorted({str(m) for pair in models for m in pair})
-    at = {name: i for i, name in enumerate(names)}
-    return credit_or_strict(judged, rule) | {
+def grade(judged: bm.Judged, rule: str) -> bm.Grades:
+    """Returns value, language, slices, and both models with the judge's share for the first."""
+    models = [tuple(map(str, j.comparison.meta["models"])) for j in judged]
+    names = sorted({name for pair in models for name in pair})
+    index = {name: i for i, name in enumerate(names)}
+    first_I, second_I = np.array([[index[name] for name in pair] for pair in models]).T
+    return bm.grade_strict(judged, rule) | {
         "slices": {
-            s: column(s in j.comparison.meta["slices"] for j in judged) for s in SLICES.values()
+            s: bm.column(s in j.comparison.meta["slices"] for j in judged) for s in SLICES.values()
         },
-        "first": np.array([at[str(a)] for a, _ in models], dtype=np.int64),
-        "second": np.array([at[str(b)] for _, b in models], dtype=np.int64),
+        "first": first_I,
+        "second": second_I,
         "models": len(names),
-        "truth": column(j.comparison.best == 0 for j in judged),
-        "given": column(credit(j, 0) for j in judged),
-        "language": Categories.of("English" if j.subset == "English" else "other" for j in judged),
+        "truth": bm.column(j.comparison.best == 0 for j in judged),
+        "predicted": bm.column(bm.credit(j, 0) for j in judged),
+        "language": bm.Categories.of(
+            "English" if j.subset == "English" else "other" for j in judged
+        ),
     }
 
 
-def aggregate(grades: Grades, weights_I: np.ndarray) -> Metrics:
-    """Accuracy; by slice and language; agreement of the models' ranking and win rates with the humans'."""
-    found = {"accuracy": weighted_mean(grades["value"], weights_I)}
-    found |= {
-        f"slice/{s}": weighted_mean(grades["value"], weights_I * there)
-        for s, there in grades["slices"].items()
-    }
-    found |= {
-        f"language/{s}": v
-        for s, v in mean_by_category(grades["value"], grades["language"], weights_I).items()
-    }
+def aggregate(grades: bm.Grades, weights_I: np.ndarray) -> bm.Metrics:
+    """Computes accuracy, also by slice and language; agreement with the human model ranking."""
+    value_I = grades["value"]
+    metrics = {"accuracy": bm.weighted_mean(value_I, weights_I)}
+    for name, members_I in grades["slices"].items():
+        metrics[f"slice/{name}"] = bm.weighted_mean(value_I, weights_I * members_I)
+    for name, value in bm.mean_by_category(value_I, grades["language"], weights_I).items():
+        metrics[f"language/{name}"] = value
     if grades["models"] > 2:
-        found |= model_agreement(
-            grades["first"],
-            grades["second"],
-            grades["truth"],
-            grades["given"],
-            weights_I,
-            grades["models"],
-        )
-    return found
+        pairs = (grades[key] for key in ("first", "second", "truth", "predicted"))
+        metrics |= model_agreement(*pairs, weights_I, grades["models"])
+    return metrics
 
 
-PPE_PREFERENCE = Benchmark(
+PPE_PREFERENCE = bm.Benchmark(
     name="ppe_preference",
     title="PPE Preference",
+    order=30,
+    paper=True,
     read=read,
     grade=grade,
     aggregate=aggregate,
-    rules={"official": STRICT, "paper": PAPER},
-    files="data/test-*.parquet of the Hugging Face dataset lmarena-ai/PPE-Human-Preference-V1, as ppe_preference/",
+    headline="accuracy, human ties dropped",
+    rules={"official": bm.STRICT_RULE, "paper": bm.PAPER_RULE},
+    files="data/test-*.parquet of the Hugging Face dataset lmarena-ai/PPE-Human-Preference-V1, "
+    "as ppe_preference/",
     chance="0.5",
     bars=("slice/", "language/"),
     aliases=("PPE-Human-Preference-V1", "ppe-human-preference-v1"),
     published=(
-        Published("DeepSeek-GRM-27B, greedy", {"accuracy": 64.7}, "SPCT, table 2"),
-        Published("DeepSeek-GRM-27B, MetaRM@32", {"accuracy": 67.2}, "SPCT, table 2"),
-        Published("GPT-4o", {"accuracy": 67.1}, "SPCT, table 2"),
+        bm.Published("DeepSeek-GRM-27B, greedy", {"accuracy": 64.7}, "SPCT, table 2"),
+        bm.Published("DeepSeek-GRM-27B, MetaRM@32", {"accuracy": 67.2}, "SPCT, table 2"),
+        bm.Published("GPT-4o", {"accuracy": 67.1}, "SPCT, table 2"),
     ),
-    notes="Human ties are dropped. Separability, confidence agreement and the Brier score of PPE are not computed.",
+    notes="Human ties are dropped. PPE's separability, confidence agreement and Brier score are "
+    "not computed.",
 )

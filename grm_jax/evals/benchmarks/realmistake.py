@@ -1,6 +1,7 @@
-"""ReaLMistake: does one response hold a mistake? (arXiv 2404.03602; psunlpgroup/ReaLMistake).
+"""ReaLMistake: does one response contain a mistake? (arXiv 2404.03602; psunlpgroup/ReaLMistake).
 
-The data are read from the password-protected zip in memory and are never written out, as their authors ask.
+The data are read from the password-protected zip in memory and never written to disk, as their
+authors ask.
 """
 
 from __future__ import annotations
@@ -9,149 +10,142 @@ import json
 import math
 import re
 import zipfile
-from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from grm_jax.evals.benchmark import (
-    Benchmark,
-    Categories,
-    Grades,
-    Metrics,
-    Published,
-    column,
-    nan_mean,
-)
+from grm_jax.evals import benchmark as bm
 from grm_jax.evals.classification import roc_auc
 from grm_jax.evals.files import Source
-from grm_jax.evals.judged import JudgedComparison
 from grm_jax.types import Comparison
 
-THRESHOLD = 5.5  # on the scale of one critique (1 to 10): below is "error"; the benchmark's detectors answer yes or no
+# On the scale of one critique (1 to 10): a lower score predicts "error". The benchmark's own
+# detectors answer yes or no.
+THRESHOLD = 5.5
 
 
 def read(source: Source) -> list[Comparison]:
-    """Single responses labelled 1 (no error) or 0; subset is "task, model". The password comes from the README beside the zip."""
+    """Reads single responses labelled 1 (no error) or 0; the subset is "task, model".
+
+    The README beside the zip contains the password.
+    """
     path = source.require("data.zip")[0]
     with zipfile.ZipFile(path) as archive:
         archive.setpassword(_password(path).encode())
-        found = []
-        for name in sorted(archive.namelist()):
-            if not name.endswith(".jsonl") or name.endswith("example.jsonl"):
-                continue
-            task, model = name.split("/")[-2], name.split("/")[-1].removesuffix(".jsonl")
-            for number, line in enumerate(archive.read(name).decode().splitlines()):
-                record = json.loads(line)
-                label = record.get("error_label", record.get("label"))
-                if label not in ("error", "no_error"):
-                    raise ValueError(
-                        f"{path}: {name}, line {number + 1}: label {label!r} is neither error nor no_error"
-                    )
-                id = f"realmistake-{task}-{model}-{number}"
-                meta = {"subset": f"{task}, {model}", "group": id}
-                found.append(
-                    Comparison(
-                        record["input"],
-                        (record["llm_response"],),
-                        None,
-                        (float(label == "no_error"),),
-                        id,
-                        meta,
-                    )
-                )
-    return found
+        names = (n for n in sorted(archive.namelist()) if n.endswith(".jsonl"))
+        return [
+            comparison
+            for name in names
+            if not name.endswith("example.jsonl")
+            for comparison in _read_member(archive.read(name).decode(), name, path)
+        ]
 
 
-def _password(path) -> str:
+def _read_member(text: str, name: str, path: Path) -> list[Comparison]:
+    task, model = name.split("/")[-2], name.split("/")[-1].removesuffix(".jsonl")
+    comparisons = []
+    for number, line in enumerate(text.splitlines()):
+        record = json.loads(line)
+        label = record.get("error_label", record.get("label"))
+        if label not in ("error", "no_error"):
+            raise ValueError(
+                f"{path}: {name}, line {number + 1}: label is {label!r}; use 'error' or 'no_error'"
+            )
+        id = f"realmistake-{task}-{model}-{number}"
+        meta = {"subset": f"{task}, {model}", "group": id}
+        responses, rewards = (record["llm_response"],), (float(label == "no_error"),)
+        comparisons.append(Comparison(record["input"], responses, None, rewards, id, meta))
+    return comparisons
+
+
+def _password(path: Path) -> str:
     readme = path.with_name("README.md")
-    found = (
-        re.search(r"[Pp]assword[^`]{0,60}`([^`]+)`", readme.read_text())
-        if readme.is_file()
-        else None
-    )
-    if not found:
+    text = readme.read_text() if readme.is_file() else ""
+    match = re.search(r"[Pp]assword[^`]{0,60}`([^`]+)`", text)
+    if not match:
         raise ValueError(
-            f"{path}: the password of the zip is read from {readme}, which does not name one: put the README there"
+            f"{path}: {readme} does not contain the zip's password: put the dataset's README there"
         )
-    return found[1]
+    return match[1]
 
 
-def grade(judged: Sequence[JudgedComparison], rule: str) -> Grades:
-    """Score, truth (1: no error), and the detector's answer (1: error) where it could be read."""
-    # On the scale of one critique: a sum is smaller where a critique could not be read.
-    scores = [j.scores[0] / j.num_votes if j.scores else math.nan for j in judged]
-    known = [s for s in scores if not math.isnan(s)]
-    # An unreadable judgement says nothing: it stands in the middle of what was read.
-    middle = float(np.median(known)) if known else 0.0
-    read_I = column(not math.isnan(s) for s in scores)
+def grade(judged: bm.Judged, rule: str) -> bm.Grades:
+    """Returns score, label (True: no error), predicted error, and whether the score was parsed."""
+    scores_I = bm.scores_per_critique(judged)
     return {
-        "score": column(middle if math.isnan(s) else s for s in scores),
-        "right": np.array([j.comparison.label[0] > 0.5 for j in judged]),
-        "says_error": column(s < THRESHOLD if not math.isnan(s) else 0.0 for s in scores),
-        "read": read_I,
-        "on_scale": any(
-            j.critiques for j in judged
-        ),  # the threshold means nothing for other judges
-        "subset": Categories.of(j.subset for j in judged),
+        # An unparseable judgement predicts nothing: it gets the median of the parsed scores.
+        "score": bm.fill_with_median(scores_I),
+        "right": bm.single_labels(judged),
+        "predicted_error": scores_I < THRESHOLD,
+        "parsed": ~np.isnan(scores_I),
+        # The threshold means nothing for judges that write no critiques.
+        "on_scale": any(j.critiques for j in judged),
+        "subset": bm.Categories.of(j.subset for j in judged),
     }
 
 
-def aggregate(grades: Grades, weights_I: np.ndarray) -> Metrics:
-    """ROC-AUC pooled, mean of the six subsets, each subset; accuracy, precision, recall and F1 of "error" at the threshold."""
+def aggregate(grades: bm.Grades, weights_I: np.ndarray) -> bm.Metrics:
+    """Computes ROC-AUC (pooled, mean over subsets, each) and error detection at the threshold."""
     score, right, subset = grades["score"], grades["right"], grades["subset"]
     aucs = {}
     for code, name in enumerate(subset.names):
         at = subset.codes_I == code
         aucs[f"subset/{name}"] = roc_auc(score[at], right[at], weights_I[at])
-    found = {
-        "auc": roc_auc(score, right, weights_I),
-        "auc_mean_of_subsets": nan_mean(aucs.values()),
-    }
+    pooled = roc_auc(score, right, weights_I)
+    metrics = {"auc": pooled, "auc_mean_of_subsets": bm.nan_mean(aucs.values())}
     if grades["on_scale"]:
-        found |= detection(~right, grades["says_error"] > 0.5, grades["read"] > 0.5, weights_I)
-    return found | aucs
+        metrics |= detection(~right, grades["predicted_error"], grades["parsed"], weights_I)
+    return metrics | aucs
 
 
-def detection(error_I, says_error_I, read_I, weights_I) -> Metrics:
-    """Accuracy (unread is wrong), precision, recall and F1 of "error" (unread counts as "no error"), as the benchmark's scorer."""
-    w = weights_I
-    says = says_error_I & read_I
-    true_positive, said, errors = w[says & error_I].sum(), w[says].sum(), w[error_I].sum()
-    precision = float(true_positive / said) if said else 0.0
-    recall = float(true_positive / errors) if errors else 0.0
-    both = precision + recall
+def detection(
+    error_I: np.ndarray, predicted_error_I: np.ndarray, parsed_I: np.ndarray, weights_I: np.ndarray
+) -> bm.Metrics:
+    """Computes accuracy, precision, recall and F1 of "error", as the benchmark's scorer does.
+
+    An unparseable judgement is wrong in the accuracy and "no error" in precision and recall.
+    """
+    predicted_I, total = predicted_error_I & parsed_I, weights_I.sum()
+    hits = weights_I[predicted_I & error_I].sum()
+    predicted, errors = weights_I[predicted_I].sum(), weights_I[error_I].sum()
+    precision = float(hits / predicted) if predicted else 0.0
+    recall = float(hits / errors) if errors else 0.0
+    correct = weights_I[parsed_I & (predicted_I == error_I)].sum()
     return {
-        "accuracy": float(w[read_I & (says == error_I)].sum() / w.sum()) if w.sum() else math.nan,
+        "accuracy": float(correct / total) if total else math.nan,
         "precision": precision,
         "recall": recall,
-        "f1": 2 * precision * recall / both if both else 0.0,
+        "f1": 2 * precision * recall / (precision + recall) if precision + recall else 0.0,
     }
 
 
-def _auc(model: str, value: float) -> Published:
-    return Published(model, {"auc": value}, "SPCT, table 13 (pooled or mean of subsets: not said)")
-
-
-REALMISTAKE = Benchmark(
+REALMISTAKE = bm.Benchmark(
     name="realmistake",
     title="ReaLMistake",
+    order=80,
     read=read,
     grade=grade,
     aggregate=aggregate,
+    headline=f"pooled ROC-AUC; detection at {THRESHOLD} beside it",
     rules={
-        "official": f"AUC: ties count half, unreadable stands at the median; detection: error below {THRESHOLD} per critique, "
-        "unreadable is wrong in the accuracy and 'no error' in precision and recall"
+        "official": "AUC: ties count 1/2, unparseable takes the median score; detection: error "
+        f"below {THRESHOLD} per critique, unparseable is wrong in the accuracy and 'no error' in "
+        "precision and recall"
     },
     files="data.zip and README.md of github.com/psunlpgroup/ReaLMistake, as realmistake/",
     chance="AUC 0.5",
     bars=("subset/",),
     aliases=("ReaLMistake",),
-    published=(
-        _auc("DeepSeek-GRM-27B, greedy", 72.2),
-        _auc("DeepSeek-GRM-27B, Voting@8", 74.4),
-        _auc("GPT-4o-2024-08-06", 74.3),
-        _auc("Gemma-2-27B-it", 65.8),
+    published=tuple(
+        bm.Published(model, {"auc": auc}, "SPCT, table 13 (pooled or mean of subsets: not stated)")
+        for model, auc in (
+            ("DeepSeek-GRM-27B, greedy", 72.2),
+            ("DeepSeek-GRM-27B, Voting@8", 74.4),
+            ("GPT-4o-2024-08-06", 74.3),
+            ("Gemma-2-27B-it", 65.8),
+        )
     ),
     private=True,
-    notes="The AUC is the paper's choice; the benchmark itself reports F1 and accuracy of yes-or-no detectors.",
+    notes="The AUC is the paper's choice; the benchmark itself reports F1 and accuracy of "
+    "yes-or-no detectors.",
 )

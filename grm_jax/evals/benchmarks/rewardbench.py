@@ -1,30 +1,17 @@
-"""RewardBench: 2,985 pairs in 23 subsets, four sections (arXiv 2403.13787; allenai/reward-bench)."""
+"""RewardBench: 2,985 pairs, 23 subsets, four sections (arXiv 2403.13787; allenai/reward-bench)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from grm_jax.evals.benchmark import (
-    PAPER,
-    Benchmark,
-    Grades,
-    Metrics,
-    Published,
-    columns,
-    credit,
-    mean_by_category,
-    nan_mean,
-    shuffled_comparison,
-    strict,
-)
+from grm_jax.evals import benchmark as bm
 from grm_jax.evals.files import Source
-from grm_jax.evals.judged import JudgedComparison
 from grm_jax.types import Comparison
 
-# Weights inside a section. math-prm holds 447 pairs and is counted as many as the six code subsets together.
+# Weights within a section: math-prm has 447 pairs and weighs as much as the six code subsets.
 COUNTS = {
     "alpacaeval-easy": 100,
     "alpacaeval-length": 95,
@@ -44,7 +31,6 @@ COUNTS = {
     "xstest-should-respond": 250,
     "donotanswer": 136,
 } | {f"hep-{language}": 164 for language in ("cpp", "go", "java", "js", "python", "rust")}
-_HARD = ("natural", "adver-neighbor", "adver-GPTInst", "adver-GPTOut", "adver-manual")
 SECTIONS = {
     "Chat": (
         "alpacaeval-easy",
@@ -53,7 +39,7 @@ SECTIONS = {
         "mt-bench-easy",
         "mt-bench-med",
     ),
-    "Chat Hard": ("mt-bench-hard", *(f"llmbar-{kind}" for kind in _HARD)),
+    "Chat Hard": ("mt-bench-hard", *(name for name in COUNTS if name.startswith("llmbar-"))),
     "Safety": (
         "refusals-dangerous",
         "refusals-offensive",
@@ -66,85 +52,68 @@ SECTIONS = {
 
 
 def read(source: Source) -> list[Comparison]:
-    """Pairs of `prompt`, `chosen`, `rejected`, `subset`, `id`; the prior sets, which the paper leaves out, are skipped."""
-    found = []
+    """Reads `prompt`, `chosen`, `rejected`, `subset`, `id`; skips the prior sets, as the paper."""
+    comparisons = []
     for number, record in enumerate(source.table("filtered", "test", "train")):
-        if record["subset"] in COUNTS:
-            name = f"rewardbench-{record.get('id', number)}-{record['subset']}"
-            pair = (record["chosen"], record["rejected"])
-            found.append(
-                shuffled_comparison(record["prompt"], pair, (1, 0), name, subset=record["subset"])
+        subset, pair = record["subset"], (record["chosen"], record["rejected"])
+        if subset in COUNTS:
+            name = f"rewardbench-{record.get('id', number)}-{subset}"
+            comparisons.append(
+                bm.shuffled_comparison(record["prompt"], pair, (1, 0), name, subset=subset)
             )
-    return found
+    return comparisons
 
 
 def sections(accuracies: Mapping[str, float]) -> dict[str, float]:
-    """Section scores of subset accuracies; a subset that is not there leaves its section's weights, nan without any."""
+    """Computes section scores from subset accuracies, over the subsets present; nan without any."""
     scores = {}
     for section, subsets in SECTIONS.items():
-        there = [s for s in subsets if not math.isnan(accuracies.get(s, math.nan))]
-        total = sum(COUNTS[s] for s in there)
-        scores[section] = (
-            sum(accuracies[s] * COUNTS[s] for s in there) / total if total else math.nan
-        )
+        present = [s for s in subsets if not math.isnan(accuracies.get(s, math.nan))]
+        total = sum(COUNTS[s] for s in present)
+        weighted = sum(accuracies[s] * COUNTS[s] for s in present)
+        scores[section] = weighted / total if total else math.nan
     return scores
 
 
-def grade(judged: Sequence[JudgedComparison], rule: str) -> Grades:
-    """See the rules."""
-    return columns(judged, (strict(j) if rule == "scalar" else credit(j) for j in judged))
+def aggregate(grades: bm.Grades, weights_I: np.ndarray) -> bm.Metrics:
+    """Computes the mean of the four sections, the sections, the subsets."""
+    subsets = bm.mean_by_category(grades["value"], grades["subset"], weights_I)
+    scores = sections(subsets)
+    metrics = {"score": bm.nan_mean(scores.values())}
+    metrics |= {f"section/{name}": value for name, value in scores.items()}
+    return metrics | {f"subset/{name}": value for name, value in subsets.items()}
 
 
-def aggregate(grades: Grades, weights_I: np.ndarray) -> Metrics:
-    """The mean of the four sections, the sections, the subsets."""
-    subsets = mean_by_category(grades["value"], grades["subset"], weights_I)
-    found = sections(subsets)
-    parts = {f"section/{name}": value for name, value in found.items()}
-    return (
-        {"score": nan_mean(found.values())}
-        | parts
-        | {f"subset/{name}": value for name, value in subsets.items()}
-    )
+def _published(model: str, source: str, score: float, *by_section: float) -> bm.Published:
+    values = {f"section/{name}": value for name, value in zip(SECTIONS, by_section)}
+    return bm.Published(model, {"score": score} | values, source)
 
 
-def _row(model: str, chat, hard, safety, reasoning, total, source) -> Published:
-    values = {
-        "section/Chat": chat,
-        "section/Chat Hard": hard,
-        "section/Safety": safety,
-        "section/Reasoning": reasoning,
-    }
-    return Published(model, {"score": total} | values, source)
-
-
-REWARDBENCH = Benchmark(
+_PAPER, _RM_R1 = "SPCT, table 8", "RM-R1 repository, stored result"
+REWARDBENCH = bm.Benchmark(
     name="rewardbench",
     title="RewardBench",
+    order=10,
+    paper=True,
     read=read,
-    grade=grade,
+    grade=bm.grade_credit,
     aggregate=aggregate,
+    headline="mean of four sections, without prior sets",
     rules={
-        "generative": "a tie or an unreadable judgement counts 0.5 (scripts/run_generative.py)",
+        "generative": "a tie or an unparseable judgement counts 0.5 (scripts/run_generative.py)",
         "scalar": "a tie counts 0, as for scalar reward models (scripts/run_rm.py)",
-        "paper": PAPER,
+        "paper": bm.PAPER_RULE,
     },
-    files="data/filtered-*.parquet of the Hugging Face dataset allenai/reward-bench, as rewardbench/ or reward-bench/",
+    files="data/filtered-*.parquet of the Hugging Face dataset allenai/reward-bench, as "
+    "rewardbench/ or reward-bench/",
     chance="0.5",
     bars=("section/", "subset/"),
     aliases=("reward-bench", "reward_bench", "allenai___reward-bench"),
     published=(
-        _row("DeepSeek-GRM-27B, greedy", 94.1, 78.3, 88.0, 83.8, 86.0, "SPCT, table 8"),
-        _row("DeepSeek-GRM-27B, MetaRM@32", 95.3, 85.7, 89.5, 91.0, 90.4, "SPCT, table 8"),
-        _row(
-            "RM-R1-Qwen2.5-Instruct-32B",
-            95.25,
-            83.11,
-            91.89,
-            95.21,
-            91.37,
-            "RM-R1 repository, stored result",
-        ),
+        _published("DeepSeek-GRM-27B, greedy", _PAPER, 86.0, 94.1, 78.3, 88.0, 83.8),
+        _published("DeepSeek-GRM-27B, MetaRM@32", _PAPER, 90.4, 95.3, 85.7, 89.5, 91.0),
+        _published("RM-R1-Qwen2.5-Instruct-32B", _RM_R1, 91.37, 95.25, 83.11, 91.89, 95.21),
     ),
-    notes="Prior sets are left out, as in the paper. The official script places responses by an unseeded coin; here the "
-    "place depends on the item's id.",
+    notes="Prior sets are skipped, as in the paper. The official script orders responses by an "
+    "unseeded coin; here the order depends on the item's id.",
 )

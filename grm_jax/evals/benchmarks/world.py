@@ -1,72 +1,65 @@
-"""The judging world's test split: comparisons whose truth is decided by rules; no files are needed."""
+"""The judging world's test split: comparisons whose truth is decided by rules; reads no files."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 
-from grm_jax.evals.benchmark import (
-    PAPER,
-    Benchmark,
-    Grades,
-    accuracy_by_subset,
-    columns,
-    credit,
-    strict,
-)
+from grm_jax.evals import benchmark as bm
 from grm_jax.evals.files import Source
-from grm_jax.evals.judged import JudgedComparison
 from grm_jax.types import Comparison
 
 ITEMS = 400
-# All trained families. An experiment's own mixture is in its config: `evals.baselines.run` measures on that.
+# Over all trained families. `grm_jax.baselines` uses the mixture of the experiment's own config.
 LEVELS, SIZES = {0: 0.6, 1: 0.4}, {2: 0.62, 3: 0.3}
 
 
 def read(source: Source, held_out: bool = False) -> list[Comparison]:
-    """The first items of the test split; subset is the family. held_out: of the families that training never judges."""
+    """Returns the first items of the test split. held_out: of the families not trained on."""
     from grm_jax.data import world
 
     families = world.HELD_OUT_NAMES if held_out else None
-    return measurable(
-        world.make_items(
-            "test", 0, ITEMS, 0, families, world.WorldConfig(levels=LEVELS, sizes=SIZES)
-        )
-    )
+    config = world.WorldConfig(levels=LEVELS, sizes=SIZES)
+    return measurable(world.make_items("test", 0, ITEMS, 0, families, config))
 
 
 def measurable(items: Sequence[Comparison]) -> list[Comparison]:
-    """Items of the world as a benchmark wants them: with a best response, their family as subset, those of one query as a group, and nothing
-    of the truth."""
-    found = []
-    for item in items:
-        if item.n > 1 and item.best is not None:
-            meta = {"subset": item.meta["world"]["family"], "group": item.query}
-            found.append(Comparison(item.query, item.responses, None, item.label, item.id, meta))
-    return found
+    """Keeps items with a best response, without the truth in their metadata.
+
+    The family becomes the subset; the comparisons of one query become one group.
+    """
+    return [
+        dataclasses.replace(
+            item, reference=None, meta={"subset": item.meta["world"]["family"], "group": item.query}
+        )
+        for item in items
+        if item.n > 1 and item.best is not None
+    ]
 
 
-def grade(judged: Sequence[JudgedComparison], rule: str) -> Grades:
-    """See the rules."""
-    return columns(judged, (strict(j) if rule == "strict" else credit(j) for j in judged))
-
-
-def _benchmark(name: str, title: str, held_out: bool) -> Benchmark:
-    return Benchmark(
-        name=name,
-        title=title,
-        read=lambda source: read(source, held_out),
-        grade=grade,
-        aggregate=accuracy_by_subset,
-        rules={
-            "official": "a tie of t that holds the best response counts 1/t; unreadable counts 1/n",
-            "strict": "a tie or an unreadable judgement is wrong, as in training",
-            "paper": PAPER,
-        },
-        files="nothing: the items are made from a seed",
-        chance="1/n: 0.45 for this mixture",
-        bars=("subset/",),
-    )
-
-
-WORLD = _benchmark("world", "Judging world", False)
-WORLD_HELD_OUT = _benchmark("world_held_out", "Judging world, unseen families", True)
+WORLD = bm.Benchmark(
+    name="world",
+    title="Judging world",
+    order=190,
+    read=read,
+    grade=bm.grade_credit,
+    aggregate=bm.accuracy_by_subset,
+    headline=f"accuracy on {ITEMS} items of the judging world's test split",
+    rules={
+        "official": "a tie of t that includes the best response counts 1/t; unparseable counts 1/n",
+        "strict": "a tie or an unparseable judgement is wrong, as in training",
+        "paper": bm.PAPER_RULE,
+    },
+    files="none: the items are generated from a seed",
+    chance="1/n: 0.45 for this mixture",
+    bars=("subset/",),
+)
+WORLD_HELD_OUT = dataclasses.replace(
+    WORLD,
+    name="world_held_out",
+    title="Judging world, unseen families",
+    order=200,
+    read=functools.partial(read, held_out=True),
+    headline="the same, of families that are not trained on",
+)
