@@ -16,7 +16,7 @@ OTHERS = {"RESOURCE_EXHAUSTED", "libtpu", "reward", "parse_rate", "group_zero", 
 def spoken() -> list[str]:
     """Every string of the package and the launcher, the places of f-strings left blank."""
     found = []
-    for file in [*ROOT.glob("grm_jax/**/*.py"), *ROOT.glob("launch/*.py")]:
+    for file in [*ROOT.glob("grm_jax/**/*.py"), *ROOT.glob("launch/**/*.py")]:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.JoinedStr):
                 parts = [

@@ -1,8 +1,6 @@
-"""The two kinds of vocabulary files behind one small interface: SentencePiece models and tokenizer.json.
+"""SentencePiece models and tokenizer.json files behind one interface, `Backend`.
 
-A backend has encode(text) -> ids, decode(ids) -> text, piece_bytes(id), id_of(token) -> id or None, size, and controls:
-{string: id} of the tokens that steer a model and are not text. Its encode still recognises control strings: `Tokenizer`
-never hands it one.
+A backend's `encode` still recognises control strings; `Tokenizer` never passes it one.
 """
 
 from __future__ import annotations
@@ -11,17 +9,43 @@ import functools
 import json
 import re
 from pathlib import Path
+from typing import Protocol
 
-# Tokens that steer although their files call them ordinary: turn and image marks, spares, masks.
-STEERING = re.compile(
+# Control tokens that some vocabulary files list as ordinary: turns, images, unused ids, masks.
+CONTROL = re.compile(
     r"<(?:start|end)_of_(?:turn|image)>|<image_soft_token>|<mask>|<unused\d+>|<2mass>|\[@BOS@\]|\[multimodal\]"
     r"|<(?:bos|eos|pad|unk)>|<\|[^|<>]{1,40}\|>|<｜[^<>]{1,40}｜>"
 )
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
+class Backend(Protocol):
+    """A vocabulary file.
+
+    size: the number of ids.  controls: {string: id} of tokens that are not text.
+    """
+
+    size: int
+    controls: dict[str, int]
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: list[int]) -> str: ...
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token with exactly this spelling."""
+
+    def piece_bytes(self, i: int) -> bytes:
+        """The bytes that one id contributes to a text."""
+
+    def save(self, folder: Path) -> None: ...
+
+    def default(self, name: str) -> int | None:
+        """The id of "bos", "eos" or "pad"; None where the vocabulary has none."""
+
+
 class SentencePiece:
-    """A `.model` file."""
+    """A SentencePiece `.model` file."""
 
     def __init__(self, path: Path):
         import sentencepiece
@@ -33,7 +57,7 @@ class SentencePiece:
         self.size = self.model.vocab_size()
         self.controls = {}
         for i, piece in enumerate(self.model.id_to_piece(list(range(self.size)))):
-            if self.model.is_control(i) or self.model.is_unknown(i) or STEERING.fullmatch(piece):
+            if self.model.is_control(i) or self.model.is_unknown(i) or CONTROL.fullmatch(piece):
                 self.controls[piece] = i
 
     def encode(self, text: str) -> list[int]:
@@ -55,20 +79,19 @@ class SentencePiece:
         (folder / "tokenizer.model").write_bytes(self.model.serialized_model_proto())
 
     def default(self, name: str) -> int | None:
-        """Id of "bos", "eos" or "pad"; None where the model has none."""
         i = getattr(self.model, f"{name}_id")()
         return i if i >= 0 else None
 
 
 class TokenizerJson:
-    """A `tokenizer.json` file, read by the `tokenizers` library."""
+    """A `tokenizer.json` file, through the `tokenizers` library."""
 
     def __init__(self, path: Path):
         import tokenizers
 
         try:
             self.model = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
+        except Exception as error:  # The library raises bare Exception.
             raise ValueError(f"{path} is not a tokenizer.json: {error}") from error
         self.path = path
         self.model.no_truncation()
@@ -76,7 +99,7 @@ class TokenizerJson:
         self.size = self.model.get_vocab_size()
         self.controls = {}
         for i, token in self.model.get_added_tokens_decoder().items():
-            if token.special or STEERING.fullmatch(token.content):
+            if token.special or CONTROL.fullmatch(token.content):
                 self.controls[token.content] = i
         decoder = json.loads(path.read_text(encoding="utf-8")).get("decoder") or {}
         self.byte_level = "ByteLevel" in json.dumps(decoder)
@@ -102,7 +125,6 @@ class TokenizerJson:
         (folder / "tokenizer.json").write_bytes(self.path.read_bytes())
 
     def default(self, name: str) -> int | None:
-        """Id of "bos", "eos" or "pad" under its usual spellings; None where there is none."""
         spellings = {
             "bos": ("<bos>", "<s>"),
             "eos": ("<eos>", "</s>", "<|endoftext|>"),
@@ -113,7 +135,7 @@ class TokenizerJson:
 
 @functools.cache
 def _byte_level_table() -> dict[str, int]:
-    """GPT-2's spelling of bytes as printable characters, inverted."""
+    """GPT-2's mapping from printable characters to bytes."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     table = {chr(b): b for b in printable}
     others = [b for b in range(256) if b not in printable]

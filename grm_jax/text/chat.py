@@ -1,7 +1,8 @@
-"""Chat messages as text: a folder's own Jinja chat template, or Gemma's turns where it has none.
+"""Renders chat messages as text, with a model folder's own Jinja chat template or Gemma's turns.
 
-The message texts enter a template as placeholders and are put in afterwards, so the result keeps apart what the template
-wrote (where "<start_of_turn>" is a control token) and what a person or a model wrote (where it is text).
+Message texts enter the template as placeholders and are filled in afterwards. The result therefore
+separates what the template wrote, where "<start_of_turn>" is a control token, from the texts of
+users and models, where it is plain text.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 GEMMA_TEMPLATE = """{{ bos_token }}
 {%- set first = namespace(prefix="") -%}
@@ -21,14 +23,14 @@ GEMMA_TEMPLATE = """{{ bos_token }}
 {%- set first.prefix = "" -%}
 {%- endif -%}
 {%- endfor -%}
-{%- if add_generation_prompt -%}{{ "<start_of_turn>model\\n" }}{%- endif -%}"""
+{%- if add_generation_prompt -%}{{ "<start_of_turn>model\\n" }}{%- endif -%}"""  # noqa: E501
 
-# Private-use characters: no tokenizer and no template gives them a meaning, and contents are checked not to matter.
+# Private-use characters: no tokenizer and no template gives them a meaning.
 OPEN, CLOSE = "\ue0a0", "\ue0a1"
 
 
 def find_template(folder: Path) -> str | None:
-    """The chat template that a model folder carries, in any of the three places where it may stand."""
+    """The chat template of a model folder, from any of the three files that may hold it."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
@@ -37,7 +39,7 @@ def find_template(folder: Path) -> str | None:
         if not file.is_file():
             continue
         template = json.loads(file.read_text(encoding="utf-8")).get("chat_template")
-        if isinstance(template, list):  # several, by name
+        if isinstance(template, list):  # several named templates
             template = {entry["name"]: entry["template"] for entry in template}.get("default")
         if template:
             return template
@@ -45,7 +47,7 @@ def find_template(folder: Path) -> str | None:
 
 
 def check(messages: list[dict[str, str]]) -> None:
-    """Raises ValueError unless messages are turns with a role and a text."""
+    """Raises ValueError unless every message has a role and a content."""
     if not messages:
         raise ValueError("no messages: a chat needs at least one turn")
     for i, message in enumerate(messages):
@@ -61,14 +63,15 @@ def render(
     add_generation_prompt: bool,
     special_tokens: dict[str, str],
 ) -> list[tuple[str, bool]]:
-    """The chat as pieces (text, is_content): what the template wrote has False, message texts have True.
+    """Renders a chat into pieces (text, is_content); is_content is True for message texts.
 
-    Raises ValueError with the template's own words where it refuses the messages (Gemma 2 has no system role).
+    Raises ValueError with the template's message if it rejects the roles (Gemma 2 has no system
+    role).
     """
     import jinja2
 
     check(messages)
-    # The spaces around a placeholder tell whether the template trims a message's text.
+    # The spaces around a placeholder show whether the template trims message texts.
     masked = [{**m, "content": f" {OPEN}{i}{CLOSE} "} for i, m in enumerate(messages)]
     try:
         text = _compiled(template).render(
@@ -80,24 +83,24 @@ def render(
     except jinja2.TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
         raise ValueError(
-            f"the chat template refuses the roles {roles}: {error}. Give turns that alternate user and assistant, "
-            "with system text at the start of the first user turn"
+            f"the chat template rejects the roles {roles}: {error}. Alternate user and assistant "
+            "turns, with system text at the start of the first user turn"
         ) from error
     return _fill(text, [message["content"] for message in messages])
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(template: str):
+def _compiled(template: str) -> Any:
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    def refuse(reason):
+    def raise_exception(reason: str) -> None:
         raise jinja2.TemplateError(reason)
 
     env = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
-    env.globals["raise_exception"] = refuse
+    env.globals["raise_exception"] = raise_exception
     env.globals["strftime_now"] = lambda form: ""  # a prompt must not depend on the day
     env.filters["tojson"] = lambda value, **kw: json.dumps(value, ensure_ascii=False, **kw)
     return env.from_string(template)

@@ -1,13 +1,15 @@
-r"""Keeps the texts of a prompt inside their places.
+r"""Sanitises the texts of a prompt, so that none can end its own block or supply the scores.
 
-A response may hold the very words that mark where a response ends, or a \boxed{10, 1} for the judge to copy. Both are
-broken here before a template is filled:
- - whatever stands next to a text in the template is a marker ("[/Response 1]"); look-alikes of a marker inside a text
-   get a hyphen: "[-/Response 1]". Case, spacing, invisible characters, full-width letters and other numbers do not
-   hide a look-alike.
- - \boxed{...} becomes \fbox{...} in every text, query included, so that "put the answer in a box" and the answers
-   still agree. A critique that copies it word for word copies no score.
-The markers are found by rendering the template with placeholders, so this holds for templates by other people too.
+A response may contain the string that ends a response, or a \boxed{10, 1} for the judge to copy.
+Both are defused before a template is rendered:
+ - A string beside a text in the template is a marker ("[/Response 1]"). Look-alikes of a marker
+   inside a text get a hyphen: "[-/Response 1]". Case, spacing, invisible characters, full-width
+   letters and other numbers do not hide a look-alike.
+ - \boxed{...} becomes \fbox{...} in every text, the query included, so that an instruction "put
+   the answer in a box" still fits the answers. A critique that copies it copies no score.
+
+The markers are found by rendering the template with placeholders, so users' templates are
+protected as well.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import functools
 import re
 
-# Characters that are drawn as nothing: they may stand anywhere inside a look-alike.
+# Characters that are drawn as nothing. A look-alike may contain them anywhere.
 INVISIBLE = (
     "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f"
     "\ufe00-\ufe0f\ufeff"
@@ -29,7 +31,7 @@ BRACKETS = {
     "<": "[<\uff1c\u2039\u27e8\u3008]",
     ">": "[>\uff1e\u203a\u27e9\u3009]",
 }
-LONGEST_MARKER = 80  # a longer line beside a text is prose, not a marker
+MAX_MARKER = 80  # A longer line beside a text is prose, not a marker.
 
 BOXED = re.compile(rf"b{GAP}o{GAP}x{GAP}e{GAP}d(?={SPACE}[{{\uff5b])", re.IGNORECASE)
 
@@ -42,7 +44,7 @@ def _char(c: str) -> str:
 
 
 def _pattern(marker: str) -> str:
-    """A regular expression for a marker and its look-alikes: numbers stand for any number, spaces for any spacing."""
+    """A regular expression for a marker and its look-alikes, with any number and any spacing."""
     parts = []
     for token in re.findall(r"\d+|\s+|.", marker):
         if token.isdigit():
@@ -51,7 +53,7 @@ def _pattern(marker: str) -> str:
             parts.append(SPACE)
         else:
             parts.append(_char(token))
-    # Spacing is free around every sign, so that "[ / Response 1 ]" is a look-alike of "[/Response 1]".
+    # Any spacing is allowed around signs: "[ / Response 1 ]" is a look-alike of "[/Response 1]".
     out = parts[0]
     for before, part, token in zip(parts, parts[1:], re.findall(r"\d+|\s+|.", marker)[1:]):
         loose = (
@@ -60,14 +62,14 @@ def _pattern(marker: str) -> str:
             and (not token.isalnum() or before in BRACKETS.values())
         )
         out += (SPACE if loose else GAP) + part
-    # One bare word, such as [User], is too common in code (`rows[user]`) to be broken anywhere but at the start of a
-    # line.
+    # A bare word such as [User] is common in code (`rows[user]`): only broken at a line's start.
     return rf"(?m:^)[^\S\n]*{out}" if re.fullmatch(r"[^\w/]*[^\W\d]+[^\w/]*", marker) else out
 
 
-# The usual ways to mark a text, whatever the template's own way is: [Response 1], [/Query], [The End of Response 1].
+# Markers that are common elsewhere, broken whatever the template uses: [Response 1], [/Query],
+# [The End of Response 1].
 WORDS = ("response", "reference", "query", "principles", "conversation")
-USUAL = (
+COMMON_MARKERS = (
     "[Response 1]",
     "[/Response 1]",
     *(f"[{slash}{word}]" for word in WORDS[1:] for slash in ("", "/")),
@@ -88,10 +90,10 @@ def _pattern_of_word(word: str) -> str:
 
 @functools.lru_cache(maxsize=256)
 def compile_markers(markers: tuple[str, ...]) -> re.Pattern:
-    """One expression that finds every look-alike of the given markers and of the usual ones, longest first."""
+    """One expression for all look-alikes of these and the common markers, longest first."""
     unique = {
         re.sub(r"\d+", "0", marker.strip()).lower(): None
-        for marker in (*markers, *USUAL)
+        for marker in (*markers, *COMMON_MARKERS)
         if marker.strip()
     }
     patterns = [_edges(), *map(_pattern, sorted(unique, key=len, reverse=True))]
@@ -99,11 +101,11 @@ def compile_markers(markers: tuple[str, ...]) -> re.Pattern:
 
 
 def markers_beside(rendered: str, placeholders: list[str]) -> tuple[str, ...]:
-    """What stands directly before and after each placeholder in a rendered template: on its line, else the next one.
+    """The strings directly before and after each placeholder: on its line, else on the next one.
 
     Example: "[Query]\\nQ0\\n[/Query]" with placeholder Q0 gives ("[Query]", "[/Query]").
     """
-    found = []
+    markers = []
     for placeholder in placeholders:
         for piece in re.finditer(re.escape(placeholder), rendered):
             before, after = rendered[: piece.start()], rendered[piece.end() :]
@@ -114,18 +116,18 @@ def markers_beside(rendered: str, placeholders: list[str]) -> tuple[str, ...]:
                     line = lines[-2 if pick == -1 else 1]
                 line = line.strip()
                 if (
-                    3 <= len(line) <= LONGEST_MARKER
+                    3 <= len(line) <= MAX_MARKER
                     and re.search(r"\w{3}", line)
                     and placeholder not in line
                 ):
-                    found.append(line)
-    return tuple(dict.fromkeys(found))
+                    markers.append(line)
+    return tuple(dict.fromkeys(markers))
 
 
 def break_markers(text: str, markers: tuple[str, ...]) -> str:
-    """The text with a hyphen inside every look-alike of a marker: "[/Response 1]" becomes "[-/Response 1]"."""
-    # A hyphen after the first character leaves no look-alike: no marker allows one there. Twice, because the
-    # remainder of a long look-alike may hold a shorter one.
+    """Puts a hyphen into every look-alike of a marker: "[/Response 1]" becomes "[-/Response 1]"."""
+    # No marker has a hyphen after its first character. Repeated, because what remains of a long
+    # look-alike may contain a shorter one.
     expression = compile_markers(markers)
     for _ in range(4):
         broken = expression.sub(_hyphenate, text)
@@ -136,16 +138,16 @@ def break_markers(text: str, markers: tuple[str, ...]) -> str:
 
 
 def _hyphenate(hit: re.Match) -> str:
-    found = hit.group()
-    first = len(found) - len(found.lstrip()) + 1
-    return f"{found[:first]}-{found[first:]}"
+    marker = hit.group()
+    first = len(marker) - len(marker.lstrip()) + 1
+    return f"{marker[:first]}-{marker[first:]}"
 
 
 def break_boxes(text: str) -> str:
-    r"""The text with \boxed{ written as \fbox{, the same frame in LaTeX, which the parser does not read."""
+    r"""Replaces \boxed{ by \fbox{, which draws the same frame and which the parser ignores."""
     return BOXED.sub("fbox", text)
 
 
 def fence(text: str, markers: tuple[str, ...]) -> str:
-    """A text made safe to stand between markers in a prompt."""
+    """Sanitises a text that stands between markers in a prompt."""
     return break_boxes(break_markers(text, markers))

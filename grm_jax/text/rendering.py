@@ -1,15 +1,16 @@
 """Renders a comparison into the chat messages of a prompt, through a Jinja template.
 
-Shipped templates are files FAMILY/ROLE.jinja in the folder `templates`. Every family ("grm", "compact") has the same
-roles: "judge" for several responses, "single" for one, "meta_rm", "principles", and so on. A user's template is a
-file of its own, named by its path.
+Shipped templates are files FAMILY/ROLE.jinja in the folder `templates`. Every family ("grm",
+"compact") has the same roles: "judge" for several responses, "single" for one, "meta_rm",
+"principles", and so on. A user's template is a file of its own, named by its path.
 
 A template sees these variables:
   turns        the conversation, [{"role", "content"}]       query       the last user text
   responses    texts in prompt order                         n           their number
   reference, principles, hint   texts or None                low, high   the scale of the scores
-It may set these constants at its top level: output ("scores", "choice", "principles" or "scalar"), low, high, n_min,
-n_max, needs (names of variables that must not be None). Its whole output becomes one user turn.
+It may set these constants at its top level: output ("scores", "choice", "principles" or "scalar"),
+low, high, n_min, n_max, needs (names of variables that must not be None). Its whole output becomes
+one user turn.
 """
 
 from __future__ import annotations
@@ -69,8 +70,9 @@ def names() -> tuple[str, ...]:
 def canonical_name(name: str) -> str:
     """ "FAMILY/ROLE" of a shipped template.
 
-    A family alone means its role "judge". Names of earlier versions ("grm_single", "compact_meta_rm", "meta_rm") are
-    translated. Any other name, such as a path, is returned as it is. A fingerprint after "@" is kept.
+    A family alone means its role "judge". Names of earlier versions ("grm_single", "meta_rm",
+    "compact_meta_rm") are translated. Any other name, such as a path, is returned as it is. A
+    fingerprint after "@" is kept.
     """
     base, at, fingerprint = name.partition("@")
     if base in FAMILIES:
@@ -89,12 +91,12 @@ def family_of(name: str) -> str:
 
 
 def role_template(name: str, role: str) -> str:
-    """The template for another role of the same family: ("compact", "meta_rm") gives "compact/meta_rm"."""
+    """Another role of the same family: ("compact", "meta_rm") gives "compact/meta_rm"."""
     return f"{family_of(name)}/{role}"
 
 
 def choose(name: str, comparison: Comparison, principles: object = None) -> str:
-    """The template for a comparison: the fitting role of a family; any other template serves every comparison.
+    """Chooses the role of a family that fits a comparison; any other template fits all.
 
     Given principles decide first, then a reference answer, then the number of responses.
     """
@@ -108,7 +110,7 @@ def choose(name: str, comparison: Comparison, principles: object = None) -> str:
 
 
 def single_binary(name: str) -> str:
-    """The template that scores one response 0 or 1 in the same family and variant; `name` where there is none."""
+    """The template of the same family and variant that scores one response 0 or 1, if any."""
     base = canonical_name(name).removesuffix("judge")
     binary = f"{base}single_binary" if base.endswith("/") else f"{base}_single_binary"
     return binary if binary in names() else name
@@ -120,7 +122,7 @@ def single_binary(name: str) -> str:
 def load(name_or_path: str | Path) -> Template:
     """Loads a shipped template by name ("grm/single", or "grm" for "grm/judge"), or a file by path.
 
-    Raises FileNotFoundError that lists the shipped templates, or ValueError that names the fault in the file.
+    Raises FileNotFoundError that lists the shipped templates, or ValueError that names the fault.
     """
     name = canonical_name(str(name_or_path))
     if name in names():
@@ -135,7 +137,7 @@ def load(name_or_path: str | Path) -> Template:
 
 @functools.lru_cache(maxsize=64)
 def _load(path: Path, name: str, mtime: float) -> Template:
-    """Compiles a template file. mtime: part of the cache key, so that an edited file is loaded again."""
+    """Compiles a file. mtime: part of the cache key, so that an edited file is loaded again."""
     import jinja2
     from jinja2.sandbox import SandboxedEnvironment
 

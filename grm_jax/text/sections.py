@@ -1,8 +1,8 @@
-"""The parts of a critique's text: where principles, analysis and scores stand, and what in it is only quoted.
+"""Splits a critique into principles, analysis and scores, and finds its quotations.
 
-Headings are found however they are dressed: "### Principles", "**Specific Criteria:**", "2) Analysis", "Final
-scores:". A part whose heading is missing is what stands between its neighbours.
-Every function takes any text and runs in time linear in its length.
+Headings are recognised in any markup: "### Principles", "**Specific Criteria:**", "2) Analysis",
+"Final scores:". A section without a heading is the text between its neighbours.
+Every function accepts any text and takes time linear in its length.
 """
 
 from __future__ import annotations
@@ -10,18 +10,22 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import re
+from collections.abc import Iterator, Sequence
 
 from grm_jax.types import Principle
 
-# Every repetition has a bound or its own characters: a hostile text must not make the search quadratic.
+# Every repetition is bounded or has characters of its own, so that no text makes the search
+# quadratic.
 DRESS = r"[ \t#*_=>~\-]{0,16}(?:\(?[0-9]{1,2}[.):][ \t]{0,4})?[*_ \t]{0,4}"
 END = r"[*_ \t]{0,8}(?::|：|$)"
 HEADINGS = {
-    "principles": r"(?:(?:specific|general|judging|evaluation|weighted|my)[ \t]+){0,2}(?:principles?|criteria|criterion)"
+    "principles": r"(?:(?:specific|general|judging|evaluation|weighted|my)[ \t]+){0,2}"
+    r"(?:principles?|criteria|criterion)"
     r"(?:[ \t]+(?:and|with|&)[ \t]+(?:their[ \t]+)?weights?)?",
     "analysis": r"(?:(?:step[- ]by[- ]step|detailed|comparative|overall)[ \t]+)?"
     r"(?:analysis|analyses|critiques?|evaluation|comparison)",
-    "scores": r"(?:the[ \t]+)?(?:(?:final|overall)[ \t]+)?(?:scores?|ratings?)|best(?:[ \t]+response)?",
+    "scores": r"(?:the[ \t]+)?(?:(?:final|overall)[ \t]+)?(?:scores?|ratings?)"
+    r"|best(?:[ \t]+response)?",
 }
 HEADING = re.compile(
     "^"
@@ -32,11 +36,11 @@ HEADING = re.compile(
     + END,
     re.IGNORECASE | re.MULTILINE,
 )
-LONGEST_HEADING = 60
+MAX_HEADING = 60
 
 FENCE = re.compile(r"^[ \t]{0,3}(`{3,}|~{3,})[^\n]*$", re.MULTILINE)
 QUOTE_LINE = re.compile(r"^[ \t]{0,3}>[^\n]*$", re.MULTILINE)
-# Quotations end with their line: a lone sign must not swallow the text.
+# A quotation ends with its line, so that a single quotation mark does not swallow the text.
 MARKS = re.compile(r"\"[^\"\n]*\"|“[^“”\n]*”|«[^«»\n]*»|「[^「」\n]*」")
 TICKS = re.compile(r"`+|\n")
 ECHO = re.compile(
@@ -49,8 +53,9 @@ ECHO_END = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Sections:
-    """The parts of one text. scores_start: where the heading of the scores begins, None without one.
+    """The sections of one text.
 
+    scores_start: position of the scores heading, None without one.
     quoted: sorted, disjoint spans (start, end) of quotations, code and echoes of the prompt.
     """
 
@@ -60,21 +65,21 @@ class Sections:
     quoted: tuple[tuple[int, int], ...]
 
     def is_quoted(self, position: int) -> bool:
-        """Whether a character stands in a quotation."""
+        """Whether the character at `position` is quoted."""
         return _inside(self.quoted, position)
 
 
-def _inside(spans, position: int) -> bool:
+def _inside(spans: Sequence[tuple[int, int]], position: int) -> bool:
     i = bisect.bisect_right(spans, (position, float("inf"))) - 1
     return i >= 0 and spans[i][0] <= position < spans[i][1]
 
 
 def find_sections(text: str) -> Sections:
-    """Divides a text. Never raises."""
+    """Splits a text into its sections. Never raises."""
     quoted = quoted_spans(text)
     starts: dict[str, list[tuple[int, int]]] = {name: [] for name in HEADINGS}
     for hit in HEADING.finditer(text):
-        if hit.end() - hit.start() <= LONGEST_HEADING and not _inside(quoted, hit.start()):
+        if hit.end() - hit.start() <= MAX_HEADING and not _inside(quoted, hit.start()):
             starts[hit.lastgroup].append(hit.span())
     scores = starts["scores"][-1] if starts["scores"] else None
     scores_start = scores[0] if scores else None
@@ -86,7 +91,7 @@ def find_sections(text: str) -> Sections:
     before_analysis = analysis[0] if analysis else limit
     principles_text = text[principles[1] if principles else 0 : before_analysis]
     if analysis is None:
-        # Without a heading the analysis is what follows the last line that states a principle.
+        # Without a heading, the analysis starts after the last line that states a principle.
         lines = list(_principle_lines(principles_text))
         cut = (principles[1] if principles else 0) + (lines[-1][1] if lines else 0)
         principles_text = text[principles[1] if principles else 0 : cut] if lines else ""
@@ -97,7 +102,7 @@ def find_sections(text: str) -> Sections:
 
 
 def quoted_spans(text: str) -> tuple[tuple[int, int], ...]:
-    """Spans of code blocks, block quotes, inline code, quotation marks and echoed responses, merged and sorted."""
+    """Spans of code, block quotes, quotation marks and echoed responses, merged and sorted."""
     blocks = _code_blocks(text)
     spans = list(blocks)
     spans += [hit.span() for hit in QUOTE_LINE.finditer(text)]
@@ -114,7 +119,7 @@ def quoted_spans(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def _code_blocks(text: str) -> list[tuple[int, int]]:
-    """Fenced code blocks; one that is never closed runs to the end of the text."""
+    """Fenced code blocks. An unclosed block extends to the end of the text."""
     spans, opened = [], None
     for hit in FENCE.finditer(text):
         sign = hit.group(1)
@@ -131,14 +136,14 @@ def _code_blocks(text: str) -> list[tuple[int, int]]:
 
 
 def _inline_code(text: str) -> list[tuple[int, int]]:
-    """Spans between two runs of equally many back-ticks on one line."""
+    """Spans between two runs of the same number of back-ticks on one line."""
     line: list[tuple[int, int]] = []
     spans = []
     for hit in [*TICKS.finditer(text), None]:
         if hit is not None and hit.group() != "\n":
             line.append(hit.span())
             continue
-        closing: dict[int, int] = {}  # length of a run -> the next such run to the right
+        closing: dict[int, int] = {}  # length of a run -> index of the next such run
         partner = [0] * len(line)
         for i in range(len(line) - 1, -1, -1):
             length = line[i][1] - line[i][0]
@@ -154,7 +159,7 @@ def _inline_code(text: str) -> list[tuple[int, int]]:
 
 
 def _echoes(text: str) -> list[tuple[int, int]]:
-    """Responses of the prompt that the critique copied together with their markers."""
+    """Responses that the critique copied from the prompt, with their markers."""
     ends: dict[str, list[int]] = {}
     for hit in ECHO_END.finditer(text):
         ends.setdefault(hit.group(1), []).append(hit.end())
@@ -174,26 +179,28 @@ WEIGHT = re.compile(
 )
 BULLET = re.compile(r"^[ \t]{0,6}(?:[-*+•‣·]|\(?[0-9]{1,2}[.):]|[a-z][.)])[ \t]+", re.IGNORECASE)
 NAME_END = re.compile(r"[:：]|[ \t][-–—][ \t]")
-LONGEST_NAME = 120
+MAX_NAME = 120
 
 
 def parse_principles(text: str) -> tuple[Principle, ...]:
-    """The principles of a list such as "1. **Accuracy** (40%): the facts are right", one a line.
+    """Parses a list of principles, one a line: "1. **Accuracy** (40%): the facts are right".
 
-    A line counts if it is a list item with a name before a colon or a dash, or carries a weight in percent; indented
-    or plain lines below it belong to its description.
+    A line states a principle if it is a list item with a name before a colon or dash, or if it has
+    a weight in percent. Other lines below it continue its description.
     """
-    found: list[list] = []
+    principles: list[list] = []
     for line in text.splitlines():
         principle = _principle(line)
         if principle:
-            found.append(principle)
-        elif found and line.strip() and not line.lstrip().startswith("#"):
-            found[-1][2] = f"{found[-1][2]} {line.strip().lstrip('-*+• ')}".strip()
-    return tuple(Principle(name, weight, description) for name, weight, description in found)
+            principles.append(principle)
+        elif principles and line.strip() and not line.lstrip().startswith("#"):
+            last = principles[-1]
+            last[2] = f"{last[2]} {line.strip().lstrip('-*+• ')}".strip()
+    return tuple(Principle(*fields) for fields in principles)
 
 
-def _principle_lines(text: str):
+def _principle_lines(text: str) -> Iterator[tuple[list, int]]:
+    """(fields, end position) of each line that states a principle with a weight."""
     position = 0
     for line in text.splitlines(keepends=True):
         principle = _principle(line.rstrip("\n"))
@@ -203,7 +210,7 @@ def _principle_lines(text: str):
 
 
 def _principle(line: str) -> list | None:
-    """[name, weight, description] of a line that states a principle, else None."""
+    """[name, weight, description] if the line states a principle, else None."""
     bullet = BULLET.match(line)
     rest = (line[bullet.end() :] if bullet else line).replace("**", "").replace("__", "").strip()
     weight = WEIGHT.search(rest[:400])
@@ -219,14 +226,14 @@ def _principle(line: str) -> list | None:
             rest[: weight.start()].rstrip(" \t-–—,;") + glue + rest[weight.end() :].lstrip(" \t,;")
         ).strip()
     end = NAME_END.search(rest)
-    if end and end.start() <= LONGEST_NAME:
+    if end and end.start() <= MAX_NAME:
         name, description = rest[: end.start()], rest[end.end() :]
-    elif len(rest) <= LONGEST_NAME:
+    elif len(rest) <= MAX_NAME:
         name, description = rest, ""
     else:
         name, description = "", rest
     name = name.strip(" \t*_:.-–—")
-    # Without a weight, a bullet is a principle only if it has the form "name: what it asks".
+    # Without a weight, a list item needs the form "name: description".
     if not name or (percent is None and not (end and description.strip())):
         return None
     return [name, percent, description.strip(" \t:-–—")]

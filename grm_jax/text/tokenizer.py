@@ -1,8 +1,8 @@
-"""Text to tokens and back, with the chat format of the model.
+"""Tokenizers: text to tokens and back, with the chat format of the model.
 
-`load` takes a SentencePiece `.model`, a `tokenizer.json`, or a folder that holds one. Control tokens (turn marks, BOS,
-spares) come only from this code or from the folder's chat template: the same characters in a text are encoded as text,
-so no query or response can end a turn.
+`load` takes a SentencePiece `.model`, a `tokenizer.json`, or a folder with one of them. Control
+tokens (turns, BOS, unused ids) only come from this module or from the folder's chat template. The
+same characters in a text are encoded as text, so that no query or response can end a turn.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from grm_jax.text import chat
-from grm_jax.text.backends import STEERING, SentencePiece, TokenizerJson
+from grm_jax.text.backends import CONTROL, Backend, SentencePiece, TokenizerJson
 
 FILES = ("tokenizer.model", "tokenizer.json")
-# What belongs to a tokenizer in a model folder, beside the vocabulary.
+# Files of a model folder that belong to the tokenizer, beside the vocabulary.
 COMPANIONS = (
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -30,15 +31,16 @@ END_OF_TURN = ("<end_of_turn>", "<turn|>", "<|im_end|>", "<|eot_id|>")
 
 
 class Tokenizer:
-    """A vocabulary with its chat format. Make one with `load`.
+    """A vocabulary with its chat format, made by `load`.
 
-    bos_id, eos_id, pad_id: ids (bos_id None where the vocabulary has none).  stop_ids: ids that end a model's turn.
-    vocab_size: number of ids.  controls: {string: id} of the tokens that are not text.
+    bos_id, eos_id, pad_id: ids; bos_id is None where the vocabulary has none.
+    stop_ids: ids that end a model's turn.  vocab_size: the number of ids.
+    controls: {string: id} of the tokens that are not text.
     """
 
     def __init__(
         self,
-        backend,
+        backend: Backend,
         file: Path,
         config: dict,
         chat_template: str | None,
@@ -64,43 +66,45 @@ class Tokenizer:
             chat.GEMMA_TEMPLATE if "<start_of_turn>" in self.controls else None
         )
         self._control_ids = frozenset(self.controls.values())
-        # One general pattern instead of six thousand <unusedN> alternatives; a hit counts if it is in `controls`.
+        # One pattern instead of 6,000 <unusedN> alternatives; `_controls_in` filters its hits.
         others = sorted(
-            (token for token in self.controls if not STEERING.fullmatch(token)),
+            (token for token in self.controls if not CONTROL.fullmatch(token)),
             key=len,
             reverse=True,
         )
-        self._control = re.compile("|".join([STEERING.pattern, *map(re.escape, others)]))
+        self._control = re.compile("|".join([CONTROL.pattern, *map(re.escape, others)]))
 
     def _named(self, name: str) -> int | None:
         token = self._config.get(f"{name}_token")
         token = token.get("content") if isinstance(token, dict) else token
-        found = self._backend.id_of(token) if token else None
-        return self._backend.default(name) if found is None else found
+        token_id = self._backend.id_of(token) if token else None
+        return self._backend.default(name) if token_id is None else token_id
 
     def encode(self, text: str, bos: bool = False) -> list[int]:
-        """Ids of a text. Strings such as "<end_of_turn>" in it are encoded as characters, never as control tokens."""
+        """Encodes a text. "<end_of_turn>" in it becomes characters, not a control token."""
         ids = [self.bos_id] if bos and self.bos_id is not None else []
-        # A control string is cut after its first character: neither half is one, and together they decode to it.
+        # Split after its first character, a control string becomes two plain strings that decode
+        # to it.
         start = 0
         for hit in self._controls_in(text):
             ids += self._backend.encode(text[start : hit.start() + 1])
             start = hit.start() + 1
         return ids + self._backend.encode(text[start:])
 
-    def _controls_in(self, text: str):
+    def _controls_in(self, text: str) -> Iterator[re.Match]:
         return (hit for hit in self._control.finditer(text) if hit.group() in self.controls)
 
-    def decode(self, ids, skip_controls: bool = True) -> str:
-        """Text of ids, an array or a list. Control tokens are left out, or spelled with skip_controls=False.
+    def decode(self, ids: Iterable[int], skip_controls: bool = True) -> str:
+        """Decodes ids, an array or a list. Control tokens are skipped, or spelled out.
 
-        With SentencePiece, U+2581 in a text comes back as a space: it is the library's own sign for one.
+        With SentencePiece, U+2581 in a text decodes to a space, which it stands for in that format.
+        Raises ValueError for an id that is not in the vocabulary.
         """
         ids = [int(i) for i in ids]
         wrong = [i for i in ids if not 0 <= i < self.vocab_size]
         if wrong:
             raise ValueError(
-                f"id {wrong[0]} is not in the vocabulary of {self.vocab_size} (0 to {self.vocab_size - 1})"
+                f"id {wrong[0]} is not in the vocabulary: use 0 to {self.vocab_size - 1}"
             )
         if skip_controls:
             skipped = self._control_ids
@@ -116,23 +120,24 @@ class Tokenizer:
         return text + (self._backend.decode(run) if run else "")
 
     def piece_bytes(self, i: int) -> bytes:
-        """The bytes that one id stands for in a text; nothing for a control token."""
+        """The bytes that one id contributes to a text; empty for a control token."""
         return b"" if i in self._control_ids else self._backend.piece_bytes(int(i))
 
     def id_of(self, token: str) -> int | None:
-        """The id of a token spelled exactly so, None where the vocabulary has no such token."""
+        """The id of a token with exactly this spelling; None where the vocabulary has none."""
         return self._backend.id_of(token)
 
     def encode_chat(
         self, messages: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> list[int]:
-        """Ids of chat turns [{"role", "content"}] in the model's own format, with BOS exactly once at the start.
+        """Encodes chat turns [{"role", "content"}] in the model's own format, with exactly one BOS.
 
-        Raises ValueError where the vocabulary has no chat format, or the format refuses the roles.
+        Raises ValueError where the vocabulary has no chat format, or the format rejects the roles.
         """
         if self.chat_template is None:
             raise ValueError(
-                f"{self._file} has no chat template and no turn tokens: use encode, or add a chat_template"
+                f"{self._file} has no chat template and no turn tokens: use encode, or add a "
+                "chat_template"
             )
         tokens = {
             name: self._spelling(name)
@@ -140,7 +145,7 @@ class Tokenizer:
         }
         pieces = chat.render(self.chat_template, messages, add_generation_prompt, tokens)
         ids: list[int] = []
-        run = ""  # plain text collected across pieces, so that it is cut into tokens as one string
+        run = ""  # Plain text is collected across pieces, so that it is encoded as one string.
 
         def flush(text: str) -> str:
             ids.extend(self.encode(text) if text else [])
@@ -164,8 +169,8 @@ class Tokenizer:
         token = token.get("content") if isinstance(token, dict) else token
         if token:
             return token
-        wanted = getattr(self, name.replace("_token", "_id"), None)
-        return next((string for string, i in self.controls.items() if i == wanted), "")
+        token_id = getattr(self, name.replace("_token", "_id"), None)
+        return next((string for string, i in self.controls.items() if i == token_id), "")
 
     def _with_one_bos(self, ids: list[int]) -> list[int]:
         if self.bos_id is None:
@@ -173,11 +178,11 @@ class Tokenizer:
         start = 0
         while start < len(ids) and ids[start] == self.bos_id:
             start += 1
-        wanted = start > 0 or self._config.get("add_bos_token", True)
-        return [self.bos_id] * bool(wanted) + ids[start:]
+        add_bos = start > 0 or self._config.get("add_bos_token", True)
+        return [self.bos_id] * bool(add_bos) + ids[start:]
 
     def save(self, folder: str | Path) -> None:
-        """Writes the vocabulary and its settings into a folder that `load` and transformers read."""
+        """Saves the vocabulary and its settings in a folder, for `load` and for transformers."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._backend.save(folder)
@@ -203,10 +208,11 @@ class Tokenizer:
 
 
 def load(path: str | Path) -> Tokenizer:
-    """The tokenizer of a model folder, a `.model` or a `.json` file.
+    """Loads the tokenizer of a model folder, a `.model` or a `.json` file.
 
-    In a folder with both, the SentencePiece model is read (ten times faster, the same ids), unless the folder's
-    settings add tokens to it. Raises FileNotFoundError naming what was looked for, or ValueError for a file that cannot be read.
+    In a folder with both files the SentencePiece model is used (ten times faster, the same ids),
+    unless the folder's settings add tokens to it.
+    Raises FileNotFoundError that names the missing files, or ValueError for an invalid file.
     """
     path = Path(path).expanduser()
     folder = path if path.is_dir() else path.parent
@@ -238,7 +244,7 @@ def load(path: str | Path) -> Tokenizer:
 
 
 def _adds_tokens(config: dict, backend: SentencePiece) -> bool:
-    """Whether the settings name tokens beyond the SentencePiece model (Gemma 3's place of an image aside)."""
+    """Whether the settings add tokens to the SentencePiece model, Gemma 3's image token aside."""
     added = config.get("added_tokens_decoder", {})
     return any(
         int(i) >= backend.size and token["content"] != "<image_soft_token>"

@@ -181,7 +181,7 @@ def test_errors_name_the_thing_and_the_way_out(words, tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match="not a tokenizer.json"):
         tokenizers.load(tmp_path / "tokenizer.json")
-    with pytest.raises(ValueError, match="id 800 is not in the vocabulary of 800"):
+    with pytest.raises(ValueError, match="id 800 is not in the vocabulary: use 0 to 799"):
         words.decode([800])
     with pytest.raises(ValueError, match="message 0.*role and a content"):
         words.encode_chat([{"role": "user"}])
