@@ -92,11 +92,11 @@ def main() -> int:
         print(json.dumps(compile_row(*options.one)))
         return 0
 
-    from launch.compile import compile_only
+    from launch.compile import results
 
     path = OUT.with_suffix(".json")
     stored = json.loads(path.read_text())["results"] if path.exists() else []
-    rows = {(r["program"], r["slice"]): _result(r) for r in stored}
+    rows = {(r["program"], r["slice"]): results.from_json(r) for r in stored}
     for model in options.models.split(","):
         for slice_name in options.slices.split(","):
             for program in options.programs.split(","):
@@ -111,18 +111,11 @@ def main() -> int:
                         file=sys.stderr,
                     )
                     continue
-                rows[key] = _result(json.loads(done.stdout.splitlines()[-1]))
-                print(compile_only.one_line(rows[key]), flush=True)
+                rows[key] = results.from_json(json.loads(done.stdout.splitlines()[-1]))
+                print(results.summary(rows[key]), flush=True)
                 _write(rows, path)
-    compile_only.print_table(_ordered(rows))
+    results.print_table(_ordered(rows))
     return 0
-
-
-def _result(row: dict):
-    from launch.compile.compile_only import Result
-
-    row.pop("flops_ratio", None)
-    return Result(**row)
 
 
 def _ordered(rows: dict) -> list:
@@ -134,12 +127,12 @@ def _ordered(rows: dict) -> list:
 
 
 def _write(rows: dict, path: Path) -> None:
-    from launch.compile import compile_only
+    from launch.compile import results
 
-    about = compile_only.about("Gemma 2 on TPU slices, one sequence of 4,096 tokens per chip") | {
+    about = results.provenance("Gemma 2 on TPU slices, one sequence of 4,096 tokens per chip") | {
         "command": "python benchmarks/compile_table.py"
     }
-    compile_only.write(_ordered(rows), path.with_suffix(""), about)
+    results.write(_ordered(rows), path.with_suffix(""), about)
 
 
 if __name__ == "__main__":

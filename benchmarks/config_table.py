@@ -41,9 +41,9 @@ def compile_case(name: str, slice_name: str, tensor: int) -> dict:
     config = importlib.import_module(f"experiments.{name}").get_config()
     config.mesh.tensor = tensor
     mesh = programs.make_slice_mesh(config, slice_name)
-    tasks = programs.tasks(config, mesh, hbm=get_slice(slice_name).chip.hbm_bytes)
+    tasks = programs.tasks(config, mesh, hbm=get_slice(slice_name).generation.hbm_bytes)
     results = compile_only.compile_tasks(
-        tasks, slice_name, say=lambda line: print(line, file=sys.stderr, flush=True)
+        tasks, slice_name, report=lambda line: print(line, file=sys.stderr, flush=True)
     )
     rl = config.rl
     return {

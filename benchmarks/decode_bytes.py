@@ -61,7 +61,7 @@ def run(model: str, slice_name: str, unrolled: bool = False) -> Result:
     from grm_jax.sharding import make_mesh
     from launch.compile.hlo_cost import cost
 
-    part, devices = get_slice(slice_name), slice_devices(slice_name)
+    tpu_slice, devices = get_slice(slice_name), slice_devices(slice_name)
     cfg = get_config(model, dtype="bfloat16", param_dtype="bfloat16")
     if unrolled:
         cfg = cfg.replace(unroll=cfg.num_units)
@@ -78,7 +78,7 @@ def run(model: str, slice_name: str, unrolled: bool = False) -> Result:
         compiled = {name: fn.lower(*args).compile() for name, fn, args in built}
     seconds = time.perf_counter() - start
     text = compiled["decode"].as_text()
-    once, twice = cost(text, assumed_trips=1), cost(text, assumed_trips=2)
+    once, twice = cost(text, assumed_trip_count=1), cost(text, assumed_trip_count=2)
     step = twice.hbm_bytes - once.hbm_bytes
     parts = plan.state_bytes(cfg, P, R, S, T)
     floor = {
@@ -89,13 +89,13 @@ def run(model: str, slice_name: str, unrolled: bool = False) -> Result:
     total = sum(floor.values())
     return Result(
         model=model,
-        slice=part.name,
+        slice=tpu_slice.name,
         chips=chips,
         layers="unrolled" if unrolled else "scanned",
         step=step,
         floor=total,
         ratio=step / total,
-        step_seconds=step / part.chip.hbm_bandwidth,
+        step_seconds=step / tpu_slice.generation.hbm_bandwidth,
         floor_weights=floor["weights"],
         floor_prefix=floor["prefix"],
         floor_suffix=floor["suffix"],
@@ -103,7 +103,7 @@ def run(model: str, slice_name: str, unrolled: bool = False) -> Result:
         prefill=cost(compiled["prefill"].as_text()).hbm_bytes,
         decode_peak=compiled["decode"].memory_analysis().peak_memory_in_bytes,
         prefill_peak=compiled["prefill"].memory_analysis().peak_memory_in_bytes,
-        hbm=part.chip.hbm_bytes,
+        hbm=tpu_slice.generation.hbm_bytes,
         compile_seconds=seconds,
     )
 

@@ -175,6 +175,7 @@ def compile_only(options, config, workdir: str) -> int:
     _use_cpu_alone()
     from launch.compile import compile_only as compiling
     from launch.compile import programs
+    from launch.compile import results as result_files
     from launch.compile.slices import get_slice, quiet_environment
 
     quiet_environment()
@@ -183,16 +184,18 @@ def compile_only(options, config, workdir: str) -> int:
     except RuntimeError as error:  # no libtpu
         raise LaunchError(str(error)) from error
     names = options.programs.split(",") if options.programs else None
-    tasks = programs.tasks(config, mesh, names, get_slice(options.slice).chip.hbm_bytes)
+    tasks = programs.tasks(config, mesh, names, get_slice(options.slice).generation.hbm_bytes)
     results = compiling.compile_tasks(tasks, options.slice, options.num_slices)
-    compiling.print_table(results)
+    result_files.print_table(results)
     out = Path(
         options.out
         or f"{workdir}/compile_{options.slice}"
         + (f"_x{options.num_slices}" if options.num_slices > 1 else "")
     )
-    compiling.write(
-        results, out, compiling.about(f"{options.config} on {options.num_slices} x {options.slice}")
+    result_files.write(
+        results,
+        out,
+        result_files.provenance(f"{options.config} on {options.num_slices} x {options.slice}"),
     )
     print(f"written: {out}.json and {out}.md")
     return 0 if all(r.fits for r in results) else FAILED
@@ -209,7 +212,7 @@ def run_queued(options, config, overrides: dict[str, str]) -> int:
     )
     tree = f"{queued.HOME}.tar.gz" if options.dry_run else ""
     if not options.dry_run:
-        answer = gcloud.run(gcloud.bucket(options.workdir))
+        answer = gcloud.run(gcloud.describe_bucket(options.workdir))
         if answer.code:
             raise LaunchError(f"{options.workdir} cannot be reached: {answer.reason}")
         if missing := _left_out(config):
@@ -236,18 +239,18 @@ def print_jobset(options, config, overrides: dict[str, str]) -> int:
         raise LaunchError(
             f"config {file} is not in the tree that the pods get: put it under {ROOT}/experiments"
         )
-    tree = None if options.image else gke.public_tree(ROOT)
-    jobset = gke.manifest(
-        options.name,
-        part,
-        options.num_slices,
-        words,
-        options.image,
-        tree,
-        options.queue,
-        options.spot,
+    tree = ("", "") if options.image else gke.public_tree(ROOT)
+    run = gke.Run(
+        name=options.name,
+        tpu_slice=part,
+        num_slices=options.num_slices,
+        arguments=words,
+        image=options.image,
+        tree=tree,
+        queue=options.queue,
+        spot=options.spot,
     )
-    print(gke.spelled(jobset), end="")
+    print(gke.to_yaml(gke.manifest(run)), end="")
     if missing := _left_out(config):
         _warn(
             missing + (f"; or see that the image {options.image} holds it" if options.image else "")

@@ -1,6 +1,6 @@
-"""The `gcloud` command lines that a queued TPU resource needs, each built in one place, and how they are run.
+"""Builds and runs the `gcloud` commands of a queued TPU resource.
 
-Credentials are gcloud's own business: nothing here reads one.
+gcloud handles credentials itself; this module never reads any.
 """
 
 import dataclasses
@@ -11,18 +11,16 @@ from collections.abc import Callable
 from launch.compile.slices import get_slice
 from launch.errors import LaunchError
 
-# The software of the TPU VMs, by generation (Google Cloud's page on TPU runtime versions).
-RUNTIMES = {
-    "v4": "tpu-ubuntu2204-base",
-    "v5e": "v2-alpha-tpuv5-lite",
-    "v5p": "v2-alpha-tpuv5",
-    "v6e": "v2-alpha-tpuv6e",
-}
+_QUEUED = ["compute", "tpus", "queued-resources"]
+_VM = ["compute", "tpus", "tpu-vm"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Resource:
-    """A queued resource: `num_slices` slices of one accelerator, in one zone."""
+    """A queued resource: `num_slices` slices of one accelerator type in one zone.
+
+    Its methods return the arguments of one gcloud command each.
+    """
 
     name: str
     zone: str
@@ -33,105 +31,74 @@ class Resource:
 
     @property
     def nodes(self) -> list[str]:
-        """The TPU VMs by name, one per slice; gcloud numbers them itself when there are several."""
-        return (
-            [self.name]
-            if self.num_slices == 1
-            else [f"{self.name}-{i}" for i in range(self.num_slices)]
-        )
+        """Names of the TPU VMs, one per slice; gcloud numbers them if there are several."""
+        if self.num_slices == 1:
+            return [self.name]
+        return [f"{self.name}-{i}" for i in range(self.num_slices)]
 
     @property
-    def _place(self) -> list[str]:
+    def _location(self) -> list[str]:
         return [f"--zone={self.zone}"] + ([f"--project={self.project}"] if self.project else [])
 
     def create(self) -> list[str]:
-        part = get_slice(self.accelerator)
-        nodes = (
-            [f"--node-id={self.name}"]
-            if self.num_slices == 1
-            else [f"--node-count={self.num_slices}", f"--node-prefix={self.name}"]
-        )
+        tpu_slice = get_slice(self.accelerator)
+        nodes = [f"--node-count={self.num_slices}", f"--node-prefix={self.name}"]
+        if self.num_slices == 1:
+            nodes = [f"--node-id={self.name}"]
         return [
-            "compute", "tpus", "queued-resources", "create", self.name, *self._place, f"--accelerator-type={part.name}",
-            f"--runtime-version={RUNTIMES[part.chip.kind]}", *nodes, "--async", *(["--spot"] if self.spot else []), "--quiet",
-        ]  # fmt: skip
+            *_QUEUED,
+            "create",
+            self.name,
+            *self._location,
+            f"--accelerator-type={tpu_slice.name}",
+            f"--runtime-version={tpu_slice.generation.runtime_version}",
+            *nodes,
+            "--async",
+            *(["--spot"] if self.spot else []),
+            "--quiet",
+        ]
 
     def describe(self) -> list[str]:
-        return [
-            "compute",
-            "tpus",
-            "queued-resources",
-            "describe",
-            self.name,
-            *self._place,
-            "--format=value(state.state)",
-        ]
+        return [*_QUEUED, "describe", self.name, *self._location, "--format=value(state.state)"]
 
     def delete(self) -> list[str]:
-        return [
-            "compute",
-            "tpus",
-            "queued-resources",
-            "delete",
-            self.name,
-            *self._place,
-            "--force",
-            "--quiet",
-        ]
+        return [*_QUEUED, "delete", self.name, *self._location, "--force", "--quiet"]
 
     def ssh(self, node: str, command: str, worker: str) -> list[str]:
-        return [
-            "compute",
-            "tpus",
-            "tpu-vm",
-            "ssh",
-            node,
-            *self._place,
-            f"--worker={worker}",
-            f"--command={command}",
-            "--quiet",
-        ]
+        target = [f"--worker={worker}", f"--command={command}", "--quiet"]
+        return [*_VM, "ssh", node, *self._location, *target]
 
     def copy(self, node: str, source: str, target: str) -> list[str]:
-        return [
-            "compute",
-            "tpus",
-            "tpu-vm",
-            "scp",
-            source,
-            f"{node}:{target}",
-            *self._place,
-            "--worker=all",
-            "--quiet",
-        ]
+        paths = [source, f"{node}:{target}"]
+        return [*_VM, "scp", *paths, *self._location, "--worker=all", "--quiet"]
 
 
-def bucket(uri: str) -> list[str]:
-    """Whether the bucket of gs://BUCKET/... is there and may be read."""
+def describe_bucket(uri: str) -> list[str]:
+    """Arguments of the command that checks that the bucket of gs://BUCKET/... is readable."""
     name = uri.removeprefix("gs://").partition("/")[0]
     return ["storage", "buckets", "describe", f"gs://{name}", "--format=value(name)"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class Result:
+    """Exit status, stdout and stderr of one gcloud command."""
+
     code: int
     out: str
     err: str
 
     @property
     def reason(self) -> str:
-        """The line of the error output that says most."""
+        """The first line of stderr with ERROR, else its last line."""
         lines = [line.strip() for line in self.err.splitlines() if line.strip()]
-        return next(
-            (line for line in lines if "ERROR" in line),
-            lines[-1] if lines else f"exit status {self.code}",
-        )
+        last = lines[-1] if lines else f"exit status {self.code}"
+        return next((line for line in lines if "ERROR" in line), last)
 
 
-Run = Callable[[list[str]], Answer]
+Run = Callable[[list[str]], Result]
 
 
-def run(arguments: list[str]) -> Answer:
+def run(arguments: list[str]) -> Result:
     """Runs gcloud. Raises LaunchError if it is not installed."""
     try:
         done = subprocess.run(
@@ -141,9 +108,9 @@ def run(arguments: list[str]) -> Answer:
         raise LaunchError(
             "gcloud is not on PATH: install the Google Cloud CLI and run `gcloud auth login`"
         ) from error
-    return Answer(done.returncode, done.stdout, done.stderr)
+    return Result(done.returncode, done.stdout, done.stderr)
 
 
-def spelled(arguments: list[str]) -> str:
-    """As one would type it."""
+def command_line(arguments: list[str]) -> str:
+    """The command as a shell line."""
     return shlex.join(["gcloud", *arguments])

@@ -1,162 +1,174 @@
-"""A run on GKE as a JobSet manifest (jobset.x-k8s.io/v1alpha2): one Job per slice, one pod per host; printed, never applied.
+"""Builds the JobSet manifest (jobset.x-k8s.io/v1alpha2) of a run on GKE; kubectl applies it.
 
-    JobSet NAME -> Job NAME-slice-0 ... -> pod NAME-slice-0-0-... on each host of the slice, which finds its place by what GKE tells it
+    JobSet NAME -> one Job NAME-slice-I per slice -> one pod NAME-slice-I-J-... per host
 
-Exit statuses decide what follows: 1 and 2 end the JobSet, any other (stopped and saved, a lost host) starts all of it again, and the run goes
-on from the bucket. Sources: the JobSet API's types, and GKE's pages on TPUs and on handling disruption.
+GKE's environment variables give each pod its process number. Exit statuses 1 and 2 end the JobSet;
+any other (stopped and saved, a lost host) restarts all pods, and the run resumes from the bucket.
+Sources: the JobSet API's types, GKE's pages on TPUs and on handling disruption.
 """
 
+import dataclasses
 import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from launch.cluster.distributed import PORT
 from launch.compile.slices import Slice
 from launch.errors import FAILED, START_AGAIN, WRONG_COMMAND, LaunchError
 
-# Node labels by generation (GKE's page on planning TPUs).
-ACCELERATORS = {
-    "v4": "tpu-v4-podslice",
-    "v5e": "tpu-v5-lite-podslice",
-    "v5p": "tpu-v5p-slice",
-    "v6e": "tpu-v6e-slice",
-}
 JOB = "slice"
 HOME = "/grm_jax"
 PYTHON_IMAGE = "python:3.11"
 MAX_RESTARTS = 20
-# From SIGTERM to SIGKILL: the step under way ends and is saved. 600 s is the most that Autopilot grants; Spot machines give 25 s, whatever is asked.
+LIBTPU_PORT = 8471
+# Seconds from SIGTERM to SIGKILL, in which the current step ends and is saved. Autopilot grants at
+# most 600; Spot machines always get 25.
 GRACE, SPOT_GRACE = 600, 25
 
 
-def manifest(
-    name: str,
-    part: Slice,
-    num_slices: int,
-    words: tuple[str, ...],
-    image: str | None = None,
-    tree: tuple[str, str] | None = None,
-    queue: str | None = None,
-    spot: bool = False,
-) -> dict:
-    """The JobSet that runs `launch/tpu.py WORDS` on every host of `num_slices` slices.
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run on GKE.
 
-    image: holds this tree in /grm_jax, installed by `make venv`. Without it the pods fetch and install `tree`, (URL, commit), when they start.
-    queue: of Kueue. Raises LaunchError for a name or a number of slices that GKE would refuse.
+    Attributes:
+      name: of the JobSet.
+      arguments: of launch/tpu.py in every pod.
+      image: holds this tree in /grm_jax, installed by `make venv`.
+      tree: (URL, commit) that the pods fetch and install when they start, if there is no image.
+      queue: Kueue's local queue.
     """
-    longest = f"{name}-{JOB}-{num_slices - 1}-{part.hosts - 1}-abcde"
-    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) or len(longest) > 63:
-        room = 63 - len(longest) + len(name)
-        raise LaunchError(
-            f"--name={name!r} cannot name a JobSet: use a letter, then letters, digits and dashes, all small, {room} at most"
-        )
-    if num_slices > 1 and part.hosts == 1:
-        raise LaunchError(
-            f"--num_slices={num_slices} of {part.name}: GKE joins slices of several hosts only: use one slice, or larger ones"
-        )
-    chips = {"google.com/tpu": part.chips_per_host}
-    container = {
-        "name": "worker",
-        "image": image or PYTHON_IMAGE,
-        **_command(words, image, tree),
-        "ports": [
-            {"containerPort": port} for port in (8471, PORT, PORT + 1)
-        ],  # libtpu's, JAX's, the rendezvous'
-        "resources": {"requests": chips, "limits": dict(chips)},
-    }
-    pod = {
-        "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": SPOT_GRACE if spot else GRACE,
-        "nodeSelector": {
-            "cloud.google.com/gke-tpu-accelerator": ACCELERATORS[part.chip.kind],
-            "cloud.google.com/gke-tpu-topology": "x".join(map(str, part.shape)),
-            **({"cloud.google.com/gke-spot": "true"} if spot else {}),
-        },
-        "containers": [container],
-    }
-    job = {
-        "backoffLimit": 0,  # one lost host ends the slice: the others cannot go on without it
-        "completionMode": "Indexed",
-        "parallelism": part.hosts,
-        "completions": part.hosts,
-        "podFailurePolicy": {
-            "rules": [
-                {
-                    "action": "FailJob",
-                    "onExitCodes": {
-                        "containerName": "worker",
-                        "operator": "In",
-                        "values": [FAILED, WRONG_COMMAND],
-                    },
-                }
-            ]
-        },
-        "template": {"spec": pod},
-    }
-    final = {"name": "final", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
-    metadata = {"name": name, **({"labels": {"kueue.x-k8s.io/queue-name": queue}} if queue else {})}
-    # A slice is a node pool of its own; without this two Jobs could share one and neither would be whole.
-    metadata["annotations"] = {
-        "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
-    }
+
+    name: str
+    tpu_slice: Slice
+    num_slices: int
+    arguments: tuple[str, ...]
+    image: str | None = None
+    tree: tuple[str, str] = ("", "")
+    queue: str | None = None
+    spot: bool = False
+
+
+def manifest(run: Run) -> dict[str, Any]:
+    """Returns the JobSet. Raises LaunchError for a name or number of slices that GKE refuses."""
+    _check(run)
+    # On GKE a slice is a node pool; without this annotation two Jobs could share one.
+    annotation = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
+    labels = {"labels": {"kueue.x-k8s.io/queue-name": run.queue}} if run.queue else {}
+    fail = {"name": "final", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
-        "metadata": metadata,
+        "metadata": {"name": run.name, **labels, "annotations": annotation},
         "spec": {
-            "failurePolicy": {"maxRestarts": MAX_RESTARTS, "rules": [final]},
-            "replicatedJobs": [{"name": JOB, "replicas": num_slices, "template": {"spec": job}}],
+            "failurePolicy": {"maxRestarts": MAX_RESTARTS, "rules": [fail]},
+            "replicatedJobs": [
+                {"name": JOB, "replicas": run.num_slices, "template": {"spec": _job(run)}}
+            ],
         },
     }
 
 
-def _command(words: tuple[str, ...], image: str | None, tree: tuple[str, str] | None) -> dict:
-    """What a pod runs. Python itself is process 1, by `exec` where a shell comes first: SIGTERM goes to process 1 alone."""
-    program = [".venv/bin/python", "launch/tpu.py", *words]
-    if image:
-        return {"workingDir": HOME, "command": [f"{HOME}/{program[0]}", *program[1:]]}
-    url, commit = tree
-    fetch = f"git clone -q {shlex.quote(url)} {HOME} && cd {HOME} && git checkout -q {commit} && make venv"
+def _check(run: Run) -> None:
+    tpu_slice = run.tpu_slice
+    longest = f"{run.name}-{JOB}-{run.num_slices - 1}-{tpu_slice.hosts - 1}-abcde"
+    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", run.name) or len(longest) > 63:
+        room = 63 - len(longest) + len(run.name)
+        raise LaunchError(
+            f"--name={run.name!r} is not a valid JobSet name: start with a letter, then use at "
+            f"most {room} lower-case letters, digits and dashes"
+        )
+    if run.num_slices > 1 and tpu_slice.hosts == 1:
+        raise LaunchError(
+            f"--num_slices={run.num_slices} of {tpu_slice.name}: GKE connects only slices of "
+            "several hosts; use one slice, or a larger accelerator type"
+        )
+
+
+def _job(run: Run) -> dict[str, Any]:
+    hosts = run.tpu_slice.hosts
+    exit_codes = {"containerName": "worker", "operator": "In", "values": [FAILED, WRONG_COMMAND]}
     return {
-        "command": [
-            "bash",
-            "-c",
-            f"({fetch}) || exit {START_AGAIN}; cd {HOME} && exec {shlex.join(program)}",
-        ]
+        "backoffLimit": 0,  # a slice that lost a host is useless: restart all of it
+        "completionMode": "Indexed",
+        "parallelism": hosts,
+        "completions": hosts,
+        "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": exit_codes}]},
+        "template": {"spec": _pod(run)},
     }
 
 
-def public_tree(root: Path) -> tuple[str, str]:
-    """(URL without any user or password, commit) from which a pod can fetch what is checked out at `root`.
+def _pod(run: Run) -> dict[str, Any]:
+    tpu_slice = run.tpu_slice
+    chips = {"google.com/tpu": tpu_slice.chips_per_host}
+    return {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": SPOT_GRACE if run.spot else GRACE,
+        "nodeSelector": {
+            "cloud.google.com/gke-tpu-accelerator": tpu_slice.generation.gke_accelerator,
+            "cloud.google.com/gke-tpu-topology": tpu_slice.topology,
+            **({"cloud.google.com/gke-spot": "true"} if run.spot else {}),
+        },
+        "containers": [
+            {
+                "name": "worker",
+                "image": run.image or PYTHON_IMAGE,
+                **_command(run),
+                # libtpu, JAX's coordinator, the rendezvous
+                "ports": [{"containerPort": port} for port in (LIBTPU_PORT, PORT, PORT + 1)],
+                "resources": {"requests": chips, "limits": dict(chips)},
+            }
+        ],
+    }
 
-    Raises LaunchError if there is no such place.
+
+def _command(run: Run) -> dict[str, Any]:
+    """The pod's command. `exec` makes Python process 1, the only one that gets the SIGTERM."""
+    program = [".venv/bin/python", "launch/tpu.py", *run.arguments]
+    if run.image:
+        return {"workingDir": HOME, "command": [f"{HOME}/{program[0]}", *program[1:]]}
+    url, commit = run.tree
+    fetch = (
+        f"git clone -q {shlex.quote(url)} {HOME} && cd {HOME}"
+        f" && git checkout -q {commit} && make venv"
+    )
+    script = f"({fetch}) || exit {START_AGAIN}; cd {HOME} && exec {shlex.join(program)}"
+    return {"command": ["bash", "-c", script]}
+
+
+def public_tree(root: Path) -> tuple[str, str]:
+    """Returns (URL without user or password, commit) from which pods can fetch the tree at `root`.
+
+    Raises LaunchError if the commit is not on an https:// remote.
     """
 
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", *words], cwd=root, capture_output=True, text=True
-        ).stdout.strip()
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+        return done.stdout.strip()
 
     url, commit = urlsplit(git("remote", "get-url", "origin")), git("rev-parse", "HEAD")
-    way_out = f"give --image NAME, of a container image that holds this tree in {HOME}, installed by `make venv`"
+    hint = f"give --image NAME of a container image with this tree in {HOME}, after `make venv`"
     if url.scheme != "https" or not url.hostname:
         raise LaunchError(
-            f"pods cannot fetch {root}: its git remote is no https:// address; {way_out}"
+            f"pods cannot fetch {root}: its git remote has no https:// address; {hint}"
         )
     if not git("branch", "-r", "--contains", commit):
         raise LaunchError(
-            f"pods cannot fetch commit {commit[:12]}: it is not on the remote; push it, or {way_out}"
+            f"pods cannot fetch commit {commit[:12]}: it is not on the remote; push it, or {hint}"
         )
     host = url.hostname + (f":{url.port}" if url.port else "")
     return url._replace(netloc=host, query="", fragment="").geturl(), commit
 
 
-def spelled(jobset: dict) -> str:
-    """As YAML, with what to do with it."""
+def to_yaml(jobset: dict[str, Any]) -> str:
+    """The manifest as YAML, with the kubectl commands in a comment."""
     import yaml
 
-    name = jobset["metadata"]["name"]
-    head = f"# kubectl apply -f FILE; then: kubectl logs -f -l jobset.sigs.k8s.io/jobset-name={name},batch.kubernetes.io/job-completion-index=0\n"
+    label = f"jobset.sigs.k8s.io/jobset-name={jobset['metadata']['name']}"
+    head = (
+        "# kubectl apply -f FILE; then: "
+        f"kubectl logs -f -l {label},batch.kubernetes.io/job-completion-index=0\n"
+    )
     return head + yaml.safe_dump(jobset, sort_keys=False, width=1000)

@@ -76,7 +76,7 @@ def run(
         status = driver.attempt_until_done()
     except KeyboardInterrupt:
         say(
-            f"The run goes on without this terminal. To follow it again: the same command. To end it: {gcloud.spelled(job.resource.delete())}"
+            f"The run goes on without this terminal. To follow it again: the same command. To end it: {gcloud.command_line(job.resource.delete())}"
         )
         return START_AGAIN
     except Busy as error:
@@ -87,7 +87,7 @@ def run(
         status = FAILED
     if job.keep and driver.exists:
         say(
-            f"Kept, as asked, and it costs until it is deleted: {gcloud.spelled(job.resource.delete())}"
+            f"Kept, as asked, and it costs until it is deleted: {gcloud.command_line(job.resource.delete())}"
         )
     else:
         driver.delete()
@@ -162,7 +162,7 @@ class _Driver:
         if status == "running" and not ours:
             raise Busy(
                 f"{self.resource.name} runs another command: give another --name, wait until it has ended, or end it: "
-                f"{gcloud.spelled(self.resource.delete())}"
+                f"{gcloud.command_line(self.resource.delete())}"
             )
         # What has ended under another command or commit is not what is asked for now.
         if status == "running" or (status == "0" and ours and tree == self.job.tree):
@@ -268,7 +268,7 @@ class _Driver:
             reason = answer.reason
             self.sleep(self.job.poll)
         self.say(
-            f"{self.resource.name} could not be deleted and may cost: {reason}. Delete it: {gcloud.spelled(self.resource.delete())}"
+            f"{self.resource.name} could not be deleted and may cost: {reason}. Delete it: {gcloud.command_line(self.resource.delete())}"
         )
 
 
@@ -309,4 +309,4 @@ def commands(job: Job) -> list[str]:
         r.ssh(first, f"cd {HOME} && tail -n +1 log", "0"),
         *([] if job.keep else [r.delete()]),
     ]
-    return [gcloud.spelled(line) for line in lines]
+    return [gcloud.command_line(line) for line in lines]

@@ -1,9 +1,10 @@
-"""Who talks to whom in a compiled program, how many bytes each chip sends, and the least time that the links need for it."""
+"""Collectives of a compiled program: their groups, bytes sent per chip, minimum time on the links."""
 
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,15 +12,15 @@ from launch.compile.slices import Slice
 
 
 def parse_groups(text: str, partitions: int) -> list[list[int]]:
-    """Groups of partition numbers, from any of the ways in which XLA writes them.
+    """Parses groups of partition numbers from any of XLA's notations.
 
-        {{0,1},{2,3}}                  as they are (or the pairs of a permute)
-        [2,2]<=[2,2]T(1,0)             0..3 laid out as 2x2, transposed, read as rows: {0,2} {1,3}
-        mesh['a'=2,'b'=2] {'b'}        a row for each choice of the axes that are not named: {0,1} {2,3}
-        mesh[...], device_ids=([2,2]T(1,0)) {'b'}     the same with the devices in another order: {0,2} {1,3}
-        {}                             everybody
+        {{0,1},{2,3}}              the groups themselves (or the pairs of a permute)
+        [2,2]<=[2,2]T(1,0)         0..3 as a 2x2 array, transposed; its rows: {0,2} {1,3}
+        mesh['a'=2,'b'=2] {'b'}    one group per index of the other axes: {0,1} {2,3}
+        mesh[...], device_ids=([2,2]T(1,0)) {'b'}    the same in another device order: {0,2} {1,3}
+        {}                         one group of all partitions
 
-    Raises ValueError for a form that is none of these.
+    Raises ValueError for any other notation.
     """
     text = text.strip()
     if text in ("", "{}", "{{}}"):
@@ -36,7 +37,7 @@ def parse_groups(text: str, partitions: int) -> list[list[int]]:
             [int(n) for n in group.split(",") if n] for group in re.findall(r"\{([\d,]*)\}", text)
         ]
     raise ValueError(
-        f"replica groups {text[:120]!r} are in a form that launch/compile/collectives.py does not know"
+        f"replica groups {text[:120]!r} are in an unknown notation: add it to parse_groups"
     )
 
 
@@ -47,14 +48,14 @@ def _mesh_groups(text: str) -> list[list[int]]:
     order = re.search(r"device_ids=\((.*?)\) \{", tail)
     if order:
         numbers = _device_order(order.group(1))
-    # A part of an axis is written 'a':(2)4: of its factors, the one of size 4 that stands after 2.
+    # 'a':(2)4 is a sub-axis: the factor of size 4 after a factor of size 2.
     chosen = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", tail[tail.index("{") : tail.index("}")])
     shape: list[int] = []
     grouped: list[int] = []
     for name, size in axes.items():
-        part = next(((int(before), int(n)) for a, before, n in chosen if a == name and n), None)
-        if part:
-            before, n = part
+        sub_axis = next(((int(before), int(n)) for a, before, n in chosen if a == name and n), None)
+        if sub_axis:
+            before, n = sub_axis
             grouped.append(len(shape) + 1)
             shape += [before, n, size // (before * n)]
         else:
@@ -67,7 +68,7 @@ def _mesh_groups(text: str) -> list[list[int]]:
 
 
 def _device_order(text: str) -> np.ndarray:
-    """`[16,4]T(1,0)`: 0..63 laid out as 16 x 4, transposed, read in order; or the numbers themselves, `0,4,8,12`."""
+    """Parses `[16,4]T(1,0)` (0..63 as a 16 x 4 array, transposed) or plain numbers, `0,4,8,12`."""
     iota = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
     if not iota:
         return np.array([int(n) for n in text.split(",")])
@@ -79,9 +80,10 @@ def _device_order(text: str) -> np.ndarray:
 
 
 def sent_bytes(kind: str, payload: float, members: int) -> float:
-    """Bytes that each member of a group must send, for `payload` bytes of input per member.
+    """Bytes that each member of a group sends, for `payload` bytes of input per member.
 
-    all-gather: its shard to each other member.  reduce-scatter, all-to-all: all but its own share.  all-reduce: both after each other.
+    all-gather: its shard to every other member. reduce-scatter and all-to-all: all but its own
+    share. all-reduce: a reduce-scatter and an all-gather.
     """
     if members <= 1:
         return 0.0
@@ -95,20 +97,30 @@ def sent_bytes(kind: str, payload: float, members: int) -> float:
     return payload
 
 
-def links_used(groups: Sequence[Sequence[int]], coordinates: np.ndarray, part: Slice) -> int:
-    """Links out of one chip that a collective can use at once: per torus axis that its groups span, two on a ring, one on an open line."""
+def links_used(groups: Sequence[Sequence[int]], coordinates: np.ndarray, tpu_slice: Slice) -> int:
+    """Links of one chip that a collective can use at once.
+
+    For each torus axis that its groups span: two on a ring, one on an open line.
+    """
     spans = np.zeros(coordinates.shape[1], bool)
     for group in itertools.islice(groups, 64):
         members = coordinates[list(group)]
         spans |= (members != members[0]).any(axis=0)
-    links = sum((2 if part.wrap[axis] else 1) for axis in np.flatnonzero(spans))
+    links = sum((2 if tpu_slice.wrap[axis] else 1) for axis in np.flatnonzero(spans))
     return max(links, 1)
 
 
-def summarise(collectives: dict, devices: Sequence, part: Slice) -> tuple[dict[str, float], float]:
-    """(bytes each chip sends over its links by kind, least seconds for all of them one after another).
+def ici_traffic(
+    collectives: Mapping[tuple[str, str], float], devices: Sequence[Any], tpu_slice: Slice
+) -> tuple[dict[str, float], float]:
+    """Bytes that each chip sends to others of its slice, and the minimum seconds for them.
 
-    collectives: (kind, groups as text) -> input bytes per chip. devices: those of ONE slice, in the order of the program's partitions.
+    Args:
+      collectives: (kind, XLA's groups) -> input bytes per chip.
+      devices: of one slice, in the order of the program's partitions.
+
+    Returns:
+      (kind -> bytes, seconds of all collectives one after another).
     """
     coordinates = np.array([d.coords for d in devices])
     sent: dict[str, float] = {}
@@ -121,16 +133,20 @@ def summarise(collectives: dict, devices: Sequence, part: Slice) -> tuple[dict[s
                 continue
         amount = sent_bytes(kind, payload, max(map(len, groups)))
         sent[kind] = sent.get(kind, 0.0) + amount
-        links = links_used(groups, coordinates, part)
+        links = links_used(groups, coordinates, tpu_slice)
         if kind == "collective-permute":
-            # Each pair has one way to go; XLA sends half of a ring's traffic each way round, as two permutes at a time.
+            # A pair has one route; XLA splits a ring's traffic over both directions as two permutes.
             links = min(links, 2)
-        seconds += amount / (part.chip.ici_link * links)
+        seconds += amount / (tpu_slice.generation.ici_link_bandwidth * links)
     return sent, seconds
 
 
-def dcn_seconds(dcn: dict[str, float], part: Slice, num_slices: int) -> float:
-    """Least seconds between slices: each host's network is shared by its chips; a reduction over n slices moves 2 (n - 1) / n of it."""
-    per_chip = part.chip.dcn_host / part.chips_per_host
+def dcn_seconds(dcn: Mapping[str, float], tpu_slice: Slice, num_slices: int) -> float:
+    """Minimum seconds of the traffic between slices.
+
+    The chips of a host share its network; an all-reduce over n slices sends 2 (n - 1) / n of its
+    bytes.
+    """
+    per_chip = tpu_slice.generation.dcn_host_bandwidth / tpu_slice.chips_per_host
     factor = 2 * (num_slices - 1) / num_slices if num_slices > 1 else 1.0
     return sum(factor * n if kind == "all-reduce" else n for kind, n in dcn.items()) / per_chip

@@ -41,7 +41,7 @@ _FREE = {
 class Cost:
     """Per chip. `collectives`: (kind, groups as XLA writes them) -> bytes that enter it, `dcn`: kind -> bytes sent between slices.
 
-    `unbounded` names the loops whose trip count is not in the program; they were counted `assumed_trips` times. `unstated` names the kernels
+    `unbounded` names the loops whose trip count is not in the program; they were counted `assumed_trip_count` times. `kernels_without_cost` names the kernels
     that say nothing of their FLOPs; they were counted as none.
     """
 
@@ -54,7 +54,7 @@ class Cost:
         default_factory=lambda: collections.defaultdict(float)
     )
     unbounded: set[str] = dataclasses.field(default_factory=set)
-    unstated: set[str] = dataclasses.field(default_factory=set)
+    kernels_without_cost: set[str] = dataclasses.field(default_factory=set)
 
     def add(self, other: "Cost", times: float = 1.0) -> None:
         self.flops += times * other.flops
@@ -64,21 +64,21 @@ class Cost:
         for key, value in other.dcn.items():
             self.dcn[key] += times * value
         self.unbounded |= other.unbounded
-        self.unstated |= other.unstated
+        self.kernels_without_cost |= other.kernels_without_cost
 
 
-def cost(text: str, assumed_trips: int = 1) -> Cost:
+def cost(text: str, assumed_trip_count: int = 1) -> Cost:
     """The cost of one run of a program, from `compiled.as_text()`.
 
-    assumed_trips: for loops that end on data (a sampler's stop), where the program states no bound.
+    assumed_trip_count: for loops that end on data (a sampler's stop), where the program states no bound.
     """
-    return _Walk(hlo_text.parse(text), assumed_trips).total()
+    return _Walk(hlo_text.parse(text), assumed_trip_count).total()
 
 
 class _Walk:
-    def __init__(self, program: Program, assumed_trips: int):
+    def __init__(self, program: Program, assumed_trip_count: int):
         self.program = program
-        self.assumed_trips = assumed_trips
+        self.assumed_trip_count = assumed_trip_count
         self.done: dict[tuple[str, bool], Cost] = {}
 
     def total(self) -> Cost:
@@ -102,7 +102,7 @@ class _Walk:
             body, condition = i.attribute("body"), i.attribute("condition")
             trips = trip_count(self.program, inside, i)
             if trips is None:
-                trips = self.assumed_trips
+                trips = self.assumed_trip_count
                 result.unbounded.add(i.name)
             result.add(self.computation(body, fused), trips)
             result.add(self.computation(condition, fused), trips + 1)
@@ -136,7 +136,7 @@ class _Walk:
         elif opcode == "custom-call":
             result.flops += _stated(i, "flops")
             if '"tpu_custom_call"' in i.attributes and not _stated(i, "flops"):
-                result.unstated.add(i.name)
+                result.kernels_without_cost.add(i.name)
         elif opcode == "send":
             if "megascale" in i.attributes:
                 result.dcn[_rendezvous(i)] += operands[0].leaves[0].bytes

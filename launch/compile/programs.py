@@ -1,4 +1,4 @@
-"""The programs of an experiment, ready to be compiled for a slice: abstract all through, nothing is allocated.
+"""The programs of an experiment as abstract tasks for a slice; nothing is allocated.
 
 Axes: L sequence length.
 """
@@ -11,22 +11,25 @@ from launch.compile.slices import slice_devices
 
 
 def attention_flops(cfg: Any, length: int) -> float:
-    """FLOPs of the attention products of one sequence, forward: 4 N H per query and key that it may see, causal and windowed as the layer is."""
+    """Forward FLOPs of the attention products of one sequence of `length` tokens.
+
+    4 x heads x head_dim for each visible (query, key) pair: causal, and in the layer's window.
+    """
     total = 0
     for layer in range(cfg.num_layers):
         window = cfg.pattern[layer % len(cfg.pattern)].window or length
         inside = min(window, length)
-        seen = inside * (inside + 1) // 2 + (length - inside) * inside
-        total += 4 * cfg.num_heads * cfg.head_dim * seen
+        pairs = inside * (inside + 1) // 2 + (length - inside) * inside
+        total += 4 * cfg.num_heads * cfg.head_dim * pairs
     return float(total)
 
 
 def model_flops(
     cfg: Any, sequences: int, length: int, training: bool, logits: bool = True
 ) -> float:
-    """(6 x parameters x tokens + 3 x attention) for a training step, a third of it forward.
+    """FLOPs of a forward pass (2 x parameters x tokens + attention); three times that in training.
 
-    The tied table is counted once, for the logits that it makes, and not at all without logits.
+    The tied token table counts once, as the output head; without logits it does not count.
     """
     params = cfg.num_params - (0 if logits else cfg.vocab_size * cfg.d_model)
     forward = 2.0 * params * sequences * length + sequences * attention_flops(cfg, length)
@@ -34,20 +37,21 @@ def model_flops(
 
 
 def rl_flops(cfg: Any, rl: Any) -> float:
-    """Forward FLOPs of the log-probs of a rollout batch, each prompt once and logits for completions only."""
+    """Forward FLOPs of the log-probs of a rollout batch: each prompt once, logits of completions."""
     length = rl.prompt_len + rl.max_new_tokens
     prompt_attention = attention_flops(cfg, rl.prompt_len)
-    tail_attention = attention_flops(cfg, length) - prompt_attention
-    table = 2.0 * cfg.vocab_size * cfg.d_model
-    layers = 2.0 * cfg.num_params - table
-    completions = rl.group_size * (rl.max_new_tokens * (layers + table) + tail_attention)
+    completion_attention = attention_flops(cfg, length) - prompt_attention
+    head = 2.0 * cfg.vocab_size * cfg.d_model
+    layers = 2.0 * cfg.num_params - head
+    completions = rl.group_size * (rl.max_new_tokens * (layers + head) + completion_attention)
     return rl.prompts * (rl.prompt_len * layers + prompt_attention + completions)
 
 
-def make_slice_mesh(config: Any, slice_name: str, num_slices: int = 1):
-    """The mesh of `config.mesh` (data, fsdp, tensor; one of them may be -1) on the devices of a slice that need not be there.
+def make_slice_mesh(config: Any, slice_name: str, num_slices: int = 1) -> Any:
+    """Makes the mesh of `config.mesh` on compile-only devices of the slices.
 
-    Raises ValueError if it does not make the slice's chips, or does not divide the model, naming what does.
+    Raises ValueError if its sizes do not multiply to the number of chips or do not divide the
+    model, with sizes that do.
     """
     from grm_jax.sharding import check_fits, make_mesh
     from grm_jax.training.steps import model_config
@@ -57,131 +61,42 @@ def make_slice_mesh(config: Any, slice_name: str, num_slices: int = 1):
     return mesh
 
 
-def tasks(config: Any, mesh, names: Sequence[str] | None = None, hbm: int = 0) -> list[Task]:
-    """The programs that the config's stages run: a forward pass, each stage's update with what it reads, and the rollouts of `rl`.
+def tasks(config: Any, mesh: Any, names: Sequence[str] | None = None, hbm: int = 0) -> list[Task]:
+    """Returns the programs of the config's stages: forward, updates, reference log-probs, rollouts.
 
-    Fields: model, model_overrides, batch_size, seq_len, rft, and, where the experiment has them, rl and meta_rm. names: only these.
-    hbm: bytes of a chip, by which rollouts are planned; 0 leaves them out.
-    Raises ValueError for a name that the experiment does not have.
+    Args:
+      config: model, model_overrides, batch_size, seq_len, rft; rl and meta_rm where a stage is one.
+      names: only these programs.
+      hbm: bytes per chip, which bound the rollouts' batch; 0 skips rollouts.
+
+    Raises ValueError for a program that the config does not have.
     """
-    from grm_jax.training import state as states
+    from grm_jax.models import abstract_model
     from grm_jax.training import steps
 
-    cfg = steps.model_config(config)
-    model = states.abstract_model(cfg, mesh)
-    rows, length = config.batch_size, config.seq_len
-    scored = forward_rows(config, mesh)
-    found = [
-        _task(
-            build_forward(config, mesh, model),
-            mesh,
-            model_flops(cfg, scored, length, False),
-            scored * length,
-        ),
-        _task(
-            steps.build_sft_step(config, mesh, model),
-            mesh,
-            model_flops(cfg, rows, length, True),
-            rows * length,
-        ),
-    ]
+    model = abstract_model(steps.model_config(config), mesh)
     stages = config.get("stages", ())
+    all_tasks = [_forward_task(config, mesh, model), _sft_task(config, mesh, model)]
     if "rl" in stages:
-        rl = config.rl
-        forward = rl_flops(cfg, rl)
-        tokens = rl.prompts * (rl.prompt_len + rl.group_size * rl.max_new_tokens)
-        reference = steps.build_logps(config, mesh, model, dtype=rl.get("reference_dtype"))
-        update = steps.build_grpo_step(config, mesh, model)
-        # The first argument of each, the reference's weights and the training state, lies there while the other runs.
-        found += [
-            _task(reference, mesh, forward, tokens, argument_bytes(update.args[:1])),
-            _task(update, mesh, 3 * forward, tokens, argument_bytes(reference.args[:1])),
-        ]
+        all_tasks += _rl_tasks(config, mesh, model)
         if hbm:
-            found += rollout_tasks(config, mesh, cfg, hbm)
+            all_tasks += rollout_tasks(config, mesh, hbm)
     if "meta_rm" in stages:
-        rows, length = config.meta_rm.batch_size, config.meta_rm.seq_len
-        flops = model_flops(cfg, rows, length, True, logits=False)
-        found.append(_task(steps.build_meta_rm_step(config, mesh), mesh, flops, rows * length))
+        all_tasks.append(_meta_rm_task(config, mesh))
     if names is None:
-        return found
-    known = [task.name for task in found]
+        return all_tasks
+    known = [task.name for task in all_tasks]
     if unknown := [name for name in names if name not in known]:
-        raise ValueError(
-            f"program {unknown[0]!r} does not exist here: there are {', '.join(known)}"
-        )
-    return [task for task in found if task.name in names]
+        raise ValueError(f"unknown program {unknown[0]!r}: use one of {', '.join(known)}")
+    return [task for task in all_tasks if task.name in names]
 
 
-def rollout_tasks(config: Any, mesh, cfg: Any, hbm: int) -> list[Task]:
-    """Prefill of a batch of prompts, and one decode step of all rows, under the sampler's own layout of the weights.
-
-    As many prompts and rows at once as fit beside the training state (float32 weights and two moments) and the reference's weights, which stay
-    on the chips meanwhile.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    from grm_jax import sampling
-    from grm_jax.models import abstract_model
-    from grm_jax.sampling import buckets, plan, programs, scheduler, weights
-
-    rl = config.rl
-    cfg = cfg.replace(param_dtype=cfg.dtype, remat="none")
-    split = mesh.shape["fsdp"] * mesh.shape["tensor"]
-    beside = cfg.num_params * (12 + jnp.dtype(rl.reference_dtype).itemsize) // split
-    graphdef, params = abstract_model(cfg, mesh, weights.SAMPLING_AXES)
-    request = sampling.Request([0] * rl.prompt_len, rl.group_size, rl.max_new_tokens)
-    with jax.set_mesh(mesh):
-        P, R = plan.fit(
-            cfg,
-            [request] * rl.prompts,
-            rl.prompt_slots or rl.prompts,
-            memory=hbm,
-            taken=beside,
-            platform="tpu",
-        )
-        T = buckets.ring_bucket(rl.max_new_tokens - 1)
-        shape = programs.Shape(P, R, buckets.prompt_bucket(rl.prompt_len), T)
-        ways = mesh.shape["data"] * mesh.shape["fsdp"]
-        batch = buckets.prefill_batch(shape.S, P, ways)
-        built = programs.abstract_programs(
-            graphdef, params, cfg, shape, scheduler.SEGMENT, mesh, prompts=batch
-        )
-    flops = {
-        "prefill": model_flops(cfg, batch, shape.S, False, logits=False),
-        "decode": P
-        * R
-        * (
-            2.0 * cfg.num_params
-            + attention_flops(cfg, shape.S + T)
-            - attention_flops(cfg, shape.S + T - 1)
-        ),
-    }
-    tokens = {"prefill": batch * shape.S, "decode": P * R}
-    return [
-        Task(
-            f"rollout_{name}",
-            fn,
-            args,
-            mesh,
-            flops[name],
-            tokens[name],
-            beside=beside,
-            one_trip=name == "decode",
-        )
-        for name, fn, args in built
-    ]
+def _task(program: Any, mesh: Any, **figures: Any) -> Task:
+    return Task(program.name, program.fn, program.args, mesh, **figures)
 
 
-def forward_rows(config: Any, mesh) -> int:
-    """Rows of a forward pass: a micro-batch of RFT, or the whole batch where that is not cut."""
-    at_once = config.rft.get("micro_rows", 0) * mesh.shape["data"] * mesh.shape["fsdp"]
-    return min(config.batch_size, at_once or config.batch_size)
-
-
-def build_forward(config: Any, mesh, model_abstract):
-    """Log-probabilities of a micro-batch under bfloat16 weights."""
+def _forward_task(config: Any, mesh: Any, model: Any) -> Task:
+    """Token log-probs of a micro-batch of RFT (the whole batch if it has none), bfloat16 weights."""
     import jax
     from flax import nnx
 
@@ -190,26 +105,132 @@ def build_forward(config: Any, mesh, model_abstract):
     from grm_jax.training import steps
 
     cfg = steps.model_config(config)
-    graphdef, params = model_abstract
+    micro_batch = config.rft.get("micro_rows", 0) * mesh.shape["data"] * mesh.shape["fsdp"]
+    sequences = min(config.batch_size, micro_batch or config.batch_size)
+    graphdef, params = model
     params = states.with_shardings(
         jax.eval_shape(lambda p: states.compute_params(p, cfg.dtype), params),
         states.shardings(params, mesh),
     )
-    shapes = steps.sft_batch_shapes(forward_rows(config, mesh), config.seq_len)
-    batch = states.abstract_batch(
-        {name: shapes[name] for name in ("tokens", "positions", "segment_ids")}, mesh
-    )
+    shapes = steps.sft_batch_shapes(sequences, config.seq_len)
+    inputs = {name: shapes[name] for name in ("tokens", "positions", "segment_ids")}
+    batch = states.abstract_batch(inputs, mesh)
 
-    def forward(params, batch):
+    def forward(params: Any, batch: Any) -> Any:
         model = nnx.merge(graphdef, params)
         return token_logps(model, batch["tokens"], batch["positions"], batch["segment_ids"]).logps
 
-    places = (states.shardings(params, mesh), states.batch_shardings(batch, mesh))
+    shardings = (states.shardings(params, mesh), states.batch_shardings(batch, mesh))
     out = states.batch_shardings(batch["tokens"], mesh)
-    return steps.Program(
-        "forward", jax.jit(forward, in_shardings=places, out_shardings=out), (params, batch)
+    return Task(
+        "forward",
+        jax.jit(forward, in_shardings=shardings, out_shardings=out),
+        (params, batch),
+        mesh,
+        model_flops=model_flops(cfg, sequences, config.seq_len, training=False),
+        tokens=sequences * config.seq_len,
     )
 
 
-def _task(program, mesh, flops: float, tokens: int, beside: int = 0) -> Task:
-    return Task(program.name, program.fn, program.args, mesh, flops, tokens, beside=beside)
+def _sft_task(config: Any, mesh: Any, model: Any) -> Task:
+    from grm_jax.training import steps
+
+    sequences, length = config.batch_size, config.seq_len
+    return _task(
+        steps.build_sft_step(config, mesh, model),
+        mesh,
+        model_flops=model_flops(steps.model_config(config), sequences, length, training=True),
+        tokens=sequences * length,
+    )
+
+
+def _meta_rm_task(config: Any, mesh: Any) -> Task:
+    from grm_jax.training import steps
+
+    sequences, length = config.meta_rm.batch_size, config.meta_rm.seq_len
+    cfg = steps.model_config(config)
+    return _task(
+        steps.build_meta_rm_step(config, mesh),
+        mesh,
+        model_flops=model_flops(cfg, sequences, length, training=True, logits=False),
+        tokens=sequences * length,
+    )
+
+
+def _rl_tasks(config: Any, mesh: Any, model: Any) -> list[Task]:
+    """The reference's log-probs and the GRPO update; each one's weights stay during the other."""
+    from grm_jax.training import steps
+
+    rl = config.rl
+    forward = rl_flops(steps.model_config(config), rl)
+    tokens = rl.prompts * (rl.prompt_len + rl.group_size * rl.max_new_tokens)
+    reference = steps.build_logps(config, mesh, model, dtype=rl.get("reference_dtype"))
+    update = steps.build_grpo_step(config, mesh, model)
+    reference_bytes, state_bytes = (argument_bytes(p.args[:1]) for p in (reference, update))
+    return [
+        _task(reference, mesh, model_flops=forward, tokens=tokens, resident=state_bytes),
+        _task(update, mesh, model_flops=3 * forward, tokens=tokens, resident=reference_bytes),
+    ]
+
+
+def rollout_tasks(config: Any, mesh: Any, hbm: int) -> list[Task]:
+    """Prefill of a batch of prompts, and one decode step of the batch, in the sampler's sharding.
+
+    The batch is the largest that fits beside the training state (float32 weights and two moments)
+    and the reference's weights, which stay on the chips.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from grm_jax import sampling
+    from grm_jax.models import abstract_model
+    from grm_jax.sampling import buckets, plan, programs, scheduler, weights
+    from grm_jax.training import steps
+
+    rl, cfg = config.rl, steps.model_config(config)
+    cfg = cfg.replace(param_dtype=cfg.dtype, remat="none")
+    bytes_per_param = 12 + jnp.dtype(rl.reference_dtype).itemsize
+    resident = cfg.num_params * bytes_per_param // (mesh.shape["fsdp"] * mesh.shape["tensor"])
+    graphdef, params = abstract_model(cfg, mesh, weights.SAMPLING_AXES)
+    request = sampling.Request([0] * rl.prompt_len, rl.group_size, rl.max_new_tokens)
+    with jax.set_mesh(mesh):
+        P, R = plan.fit(
+            cfg,
+            [request] * rl.prompts,
+            rl.prompt_slots or rl.prompts,
+            memory=hbm,
+            taken=resident,
+            platform="tpu",
+        )
+        T = buckets.ring_bucket(rl.max_new_tokens - 1)
+        S = buckets.prompt_bucket(rl.prompt_len)
+        batch = buckets.prefill_batch(S, P, mesh.shape["data"] * mesh.shape["fsdp"])
+        prefill, decode = programs.abstract_programs(
+            graphdef,
+            params,
+            cfg,
+            programs.Shape(P, R, S, T),
+            scheduler.SEGMENT,
+            mesh,
+            prompts=batch,
+        )
+    last_attention = attention_flops(cfg, S + T) - attention_flops(cfg, S + T - 1)
+    return [
+        Task(
+            f"rollout_{prefill[0]}",
+            *prefill[1:],
+            mesh,
+            model_flops=model_flops(cfg, batch, S, training=False, logits=False),
+            tokens=batch * S,
+            resident=resident,
+        ),
+        Task(
+            f"rollout_{decode[0]}",
+            *decode[1:],
+            mesh,
+            model_flops=P * R * (2.0 * cfg.num_params + last_attention),
+            tokens=P * R,
+            resident=resident,
+            one_iteration=True,
+        ),
+    ]

@@ -1,166 +1,258 @@
-"""TPU slices by the names that Google Cloud gives them, and their devices without having them.
+"""TPU generations and their slices, by Google Cloud's accelerator types, and devices to compile for.
 
-v4-N and v5p-N count TensorCores (two per chip); v5litepod-N and v6e-N count chips. Bandwidths and peaks: Google Cloud's pages on each
-generation and the scaling book (jax-ml.github.io/scaling-book). `hbm_bytes` is what the compiler leaves to a program, a little under the
-figure on the page: it is read off the compiler's own out-of-memory message (libtpu 0.0.42).
+To add a generation, register it below: the command line, error messages, `--compile_only`, queued
+resources and GKE manifests all read GENERATIONS.
+
+Bandwidths and peaks are from Google Cloud's page on each generation and the scaling book
+(jax-ml.github.io/scaling-book). `hbm_bytes` is what the compiler grants a program, slightly less
+than the page says: the figure is from the compiler's out-of-memory message (libtpu 0.0.42).
 """
 
 import dataclasses
 import difflib
+import math
 import os
+from typing import Any, Literal
+
+from grm_jax.registry import Registry
 
 GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
-class Chip:
-    """One chip: peaks in FLOP/s and bytes/s. `ici_link` is one link, one way; `dcn_host` is one host's network, one way."""
+class Generation:
+    """One TPU generation: Google Cloud's names for it, the peaks of one chip, its slice shapes.
 
-    kind: str
+    Attributes:
+      name: prefix of the accelerator types, as in `v5litepod-16`.
+      names_count: what the number in an accelerator type counts: chips, or cores (two per chip).
+      topology_prefix, chip_config: the TPU compiler's names.
+      runtime_version: software of the TPU VMs (Google Cloud's page on TPU runtime versions).
+      gke_accelerator: node label of GKE (its page on planning TPUs).
+      bf16_flops: peak FLOP/s.
+      hbm_bytes: memory that the compiler grants a program.
+      hbm_bandwidth: bytes/s.
+      ici_link_bandwidth: bytes/s of one link between chips, in one direction.
+      shapes: chips along each torus axis, one tuple per slice, in increasing size.
+      dcn_host_bandwidth: bytes/s of one host's network, in one direction.
+      aliases: other prefixes that users write.
+    """
+
+    name: str
+    names_count: Literal["chips", "cores"]
     topology_prefix: str
-    config: str
-    cores: int
+    chip_config: str
+    runtime_version: str
+    gke_accelerator: str
     bf16_flops: float
     hbm_bytes: int
     hbm_bandwidth: float
-    ici_link: float
-    torus: int
-    dcn_host: float = 25e9
+    ici_link_bandwidth: float
+    shapes: tuple[tuple[int, ...], ...]
+    dcn_host_bandwidth: float = 25e9
+    aliases: tuple[str, ...] = ()
 
-
-CHIPS = {
-    "v4": Chip("v4", "v4", "megacore", 2, 275e12, int(30.75 * GIB), 1200e9, 45e9, 3),
-    "v5litepod": Chip("v5e", "v5e", "default", 1, 197e12, int(15.75 * GIB), 819e9, 45e9, 2),
-    "v5p": Chip("v5p", "v5p", "megacore", 2, 459e12, int(95.74 * GIB), 2765e9, 90e9, 3),
-    "v6e": Chip("v6e", "v6e", "default", 1, 918e12, int(31.25 * GIB), 1600e9, 90e9, 2),
-}
-ALIASES = {"v5e": "v5litepod"}
-
-_FLAT = {
-    1: (1, 1),
-    4: (2, 2),
-    8: (2, 4),
-    16: (4, 4),
-    32: (4, 8),
-    64: (8, 8),
-    128: (8, 16),
-    256: (16, 16),
-}
-_SMALL_3D = {4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4)}
-# Whole cubes of 4 x 4 x 4 chips; the count is of cubes.
-_CUBES = {
-    "v4": (1, 2, 3, 4, 8, 12, 16, 32),
-    "v5p": (1, 2, 3, 4, 5, 6, 8, 9, 10, 12, 14, 16, 18, 24, 32, 48, 64, 96),
-}
+    def slices(self) -> dict[int, "Slice"]:
+        """All slices, by the number in their accelerator type."""
+        units = 2 if self.names_count == "cores" else 1
+        numbers = {math.prod(shape) * units: shape for shape in self.shapes}
+        return {n: Slice(f"{self.name}-{n}", self, shape) for n, shape in numbers.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """One slice. `shape` is its chips along each torus axis, `wrap` whether that axis closes to a ring, `host` one host's chips."""
+    """One TPU slice: `shape` is its number of chips along each torus axis."""
 
     name: str
-    chip: Chip
+    generation: Generation
     shape: tuple[int, ...]
-    wrap: tuple[bool, bool, bool]
-    host: tuple[int, int, int]
 
     @property
     def chips(self) -> int:
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return math.prod(self.shape)
+
+    @property
+    def wrap(self) -> tuple[bool, bool, bool]:
+        """Whether each axis is a ring: axes of 16 in a 2D torus, all axes from one cube on in 3D."""
+        if len(self.shape) == 2:
+            return (self.shape[0] == 16, self.shape[1] == 16, False)
+        return (self.chips >= 64,) * 3
+
+    @property
+    def host(self) -> tuple[int, int, int]:
+        """Chips of one host along each axis."""
+        if len(self.shape) == 2 and self.chips in (1, 8):
+            return (*self.shape, 1)  # type: ignore[return-value]
+        return (2, 2, 1)
 
     @property
     def chips_per_host(self) -> int:
-        return self.host[0] * self.host[1] * self.host[2]
+        return math.prod(self.host)
 
     @property
     def hosts(self) -> int:
         return max(1, self.chips // self.chips_per_host)
 
     @property
+    def topology(self) -> str:
+        """`4x4x8`, as GKE writes it."""
+        return "x".join(map(str, self.shape))
+
+    @property
     def topology_name(self) -> str:
-        return f"{self.chip.topology_prefix}:{'x'.join(map(str, self.shape))}"
+        """`v5p:4x4x8`, as the compiler writes it."""
+        return f"{self.generation.topology_prefix}:{self.topology}"
 
 
-def _compact(cubes: int) -> tuple[int, int, int]:
-    """The box of `cubes` cubes with the least sum of sides, in chips: 12 -> (8, 8, 12)."""
-    boxes = [
-        (a, b, cubes // (a * b))
-        for a in range(1, cubes + 1)
-        for b in range(a, cubes + 1)
-        if cubes % (a * b) == 0 and cubes // (a * b) >= b
+def _boxes_of_cubes(*counts: int) -> tuple[tuple[int, ...], ...]:
+    """The most compact box of so many 4 x 4 x 4 cubes, in chips: 12 -> (8, 8, 12)."""
+
+    def compact(cubes: int) -> tuple[int, ...]:
+        sides = [n for n in range(1, cubes + 1) if cubes % n == 0]
+        boxes = [
+            (a, b, cubes // (a * b))
+            for a in sides
+            for b in sides
+            if cubes % (a * b) == 0 and a <= b <= cubes // (a * b)
+        ]
+        return tuple(4 * side for side in min(boxes, key=sum))
+
+    return tuple(compact(n) for n in counts)
+
+
+_RECTANGLES = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+_SMALL_BOXES = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
+
+GENERATIONS: Registry[Generation] = Registry("TPU generation")
+
+
+def register(generation: Generation) -> Generation:
+    """Adds a generation to GENERATIONS. Raises ValueError if its name is taken."""
+    return GENERATIONS.add(generation.name, generation)
+
+
+register(
+    Generation(
+        name="v4",
+        names_count="cores",
+        topology_prefix="v4",
+        chip_config="megacore",
+        runtime_version="tpu-ubuntu2204-base",
+        gke_accelerator="tpu-v4-podslice",
+        bf16_flops=275e12,
+        hbm_bytes=int(30.75 * GIB),
+        hbm_bandwidth=1200e9,
+        ici_link_bandwidth=45e9,
+        shapes=_SMALL_BOXES + _boxes_of_cubes(1, 2, 3, 4, 8, 12, 16, 32),
+    )
+)
+register(
+    Generation(
+        name="v5litepod",
+        aliases=("v5e",),
+        names_count="chips",
+        topology_prefix="v5e",
+        chip_config="default",
+        runtime_version="v2-alpha-tpuv5-lite",
+        gke_accelerator="tpu-v5-lite-podslice",
+        bf16_flops=197e12,
+        hbm_bytes=int(15.75 * GIB),
+        hbm_bandwidth=819e9,
+        ici_link_bandwidth=45e9,
+        shapes=_RECTANGLES,
+    )
+)
+register(
+    Generation(
+        name="v5p",
+        names_count="cores",
+        topology_prefix="v5p",
+        chip_config="megacore",
+        runtime_version="v2-alpha-tpuv5",
+        gke_accelerator="tpu-v5p-slice",
+        bf16_flops=459e12,
+        hbm_bytes=int(95.74 * GIB),
+        hbm_bandwidth=2765e9,
+        ici_link_bandwidth=90e9,
+        shapes=_SMALL_BOXES
+        + _boxes_of_cubes(1, 2, 3, 4, 5, 6, 8, 9, 10, 12, 14, 16, 18, 24, 32, 48, 64, 96),
+    )
+)
+register(
+    Generation(
+        name="v6e",
+        names_count="chips",
+        topology_prefix="v6e",
+        chip_config="default",
+        runtime_version="v2-alpha-tpuv6e",
+        gke_accelerator="tpu-v6e-slice",
+        bf16_flops=918e12,
+        hbm_bytes=int(31.25 * GIB),
+        hbm_bandwidth=1600e9,
+        ici_link_bandwidth=90e9,
+        shapes=_RECTANGLES,
+    )
+)
+
+
+def all_slices() -> dict[str, Slice]:
+    """Every slice of every registered generation, by accelerator type."""
+    slices = [s for generation in GENERATIONS.values() for s in generation.slices().values()]
+    return {s.name: s for s in slices}
+
+
+def example_names() -> list[str]:
+    """One small slice of each generation: `v4-8`, `v5litepod-8`, ..."""
+    return [
+        f"{name}-{min(n for n in generation.slices() if n >= 8)}"
+        for name, generation in GENERATIONS.items()
     ]
-    a, b, c = min(boxes, key=sum)
-    return 4 * a, 4 * b, 4 * c
-
-
-def _slices() -> dict[str, Slice]:
-    table: dict[str, Slice] = {}
-    for family, chip in CHIPS.items():
-        if chip.torus == 2:
-            for chips, shape in _FLAT.items():
-                host = (1, 1, 1) if chips == 1 else (2, 4, 1) if chips == 8 else (2, 2, 1)
-                wrap = (shape[0] == 16, shape[1] == 16, False)
-                table[f"{family}-{chips}"] = Slice(f"{family}-{chips}", chip, shape, wrap, host)
-        else:
-            cubes = {64 * n: _compact(n) for n in _CUBES[family]}
-            for chips, box in (_SMALL_3D | cubes).items():
-                closed = chips >= 64
-                name = f"{family}-{chips * chip.cores}"
-                table[name] = Slice(name, chip, box, (closed,) * 3, (2, 2, 1))
-    return table
-
-
-SLICES = _slices()
 
 
 def get_slice(name: str) -> Slice:
-    """The slice of that accelerator name (`v5e-16` is taken for `v5litepod-16`).
+    """Returns the slice of an accelerator type; aliases such as `v5e-16` are accepted.
 
-    Raises ValueError with the nearest names for one that does not exist.
+    Raises ValueError with the nearest names for a slice that does not exist.
     """
-    family, _, size = name.strip().lower().partition("-")
-    key = f"{ALIASES.get(family, family)}-{size}"
-    if key in SLICES:
-        return SLICES[key]
-    family = key.partition("-")[0]
-    if family in CHIPS:
-        same = [n for n in SLICES if n.partition("-")[0] == family]
-        unit = "TensorCores, two per chip" if CHIPS[family].cores == 2 else "chips"
-        wanted = int(size) if size.isdigit() else 0
-        near = sorted(
-            sorted(same, key=lambda n: abs(int(n.partition("-")[2]) - wanted))[:6], key=same.index
-        )
+    prefix, _, number = name.strip().lower().partition("-")
+    aliases = {alias: g.name for g in GENERATIONS.values() for alias in g.aliases}
+    prefix = aliases.get(prefix, prefix)
+    if prefix not in GENERATIONS:
+        near = difflib.get_close_matches(f"{prefix}-{number}", all_slices(), n=3, cutoff=0.5)
         raise ValueError(
-            f"slice {name!r} does not exist ({family} counts {unit}): nearest are {', '.join(near)}"
+            f"slice {name!r} does not exist: nearest are {', '.join(near or example_names())}"
         )
-    near = difflib.get_close_matches(key, SLICES, n=3, cutoff=0.5) or [
-        "v4-8",
-        "v5litepod-8",
-        "v5p-8",
-        "v6e-8",
-    ]
-    raise ValueError(f"slice {name!r} does not exist: nearest are {', '.join(near)}")
+    slices = GENERATIONS[prefix].slices()
+    size = int(number) if number.isdigit() else 0
+    if size in slices:
+        return slices[size]
+    unit = "TensorCores, two per chip" if GENERATIONS[prefix].names_count == "cores" else "chips"
+    near = [f"{prefix}-{n}" for n in sorted(sorted(slices, key=lambda n: abs(n - size))[:6])]
+    raise ValueError(
+        f"slice {name!r} does not exist ({prefix} counts {unit}): nearest are {', '.join(near)}"
+    )
 
 
 def quiet_environment() -> None:
-    """Keeps libtpu from looking for a metadata server or a chip, and from wanting the machine for itself. Call before JAX is first used."""
+    """Stops libtpu from searching for chips or a metadata server, and from locking the machine.
+
+    Call it before JAX is first used.
+    """
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    for name in ("TPU_MIN_LOG_LEVEL", "TPU_STDERR_LOG_LEVEL", "TF_CPP_MIN_LOG_LEVEL"):
+        os.environ.setdefault(name, "3")
 
 
-def slice_devices(name: str, num_slices: int = 1) -> list:
-    """The devices of `num_slices` slices of that name, to compile for; none of them exists. `slice_index` tells the slices apart.
+def slice_devices(name: str, num_slices: int = 1) -> list[Any]:
+    """Returns compile-only devices of `num_slices` slices; `slice_index` is the slice of each.
 
-    Raises ValueError for an unknown name or number of slices, RuntimeError without libtpu.
+    Raises:
+      ValueError: unknown name or number of slices.
+      RuntimeError: libtpu is missing.
     """
-    part = get_slice(name)
+    tpu_slice = get_slice(name)
     if num_slices < 1:
         raise ValueError(f"num_slices={num_slices}: use 1 or more")
     quiet_environment()
@@ -169,24 +261,22 @@ def slice_devices(name: str, num_slices: int = 1) -> list:
     try:
         topology = topologies.get_topology_desc(
             platform="tpu",
-            topology_name=part.topology_name,
-            chip_config_name=part.chip.config,
-            chips_per_host_bounds=part.host,
+            topology_name=tpu_slice.topology_name,
+            chip_config_name=tpu_slice.generation.chip_config,
+            chips_per_host_bounds=tpu_slice.host,
             num_slices=num_slices,
-            wrap=part.wrap,
+            wrap=tpu_slice.wrap,
         )
     except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RuntimeError(
-            f"cannot describe {part.name} ({part.topology_name}) to the TPU compiler: {_first_line(error)}; "
+            f"the TPU compiler rejects {tpu_slice.name} ({tpu_slice.topology_name}): {reason}; "
             'compiling for a slice needs libtpu, on Linux: pip install "grm_jax[tpu]"'
         ) from error
     devices = list(topology.devices)
-    if len(devices) != num_slices * part.chips:
+    if len(devices) != num_slices * tpu_slice.chips:
         raise RuntimeError(
-            f"{part.name} should have {num_slices * part.chips} devices, libtpu shows {len(devices)}"
+            f"{tpu_slice.name}: libtpu reports {len(devices)} devices, "
+            f"expected {num_slices * tpu_slice.chips}"
         )
     return devices
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -241,11 +241,11 @@ def test_what_stays_beside_each_program_of_rl_is_counted():
     config = configs.load(TINY, {"rl.reference_dtype": "bfloat16", "mesh.fsdp": "1"})
     found = {t.name: t for t in programs.tasks(config, make_mesh(devices=jax.devices()[:1]))}
     floats = sum(x.size for x in jax.tree.leaves(found["sft_update"].args[0]["params"]))
-    assert found["sft_update"].beside == found["meta_rm_update"].beside == 0
+    assert found["sft_update"].resident == found["meta_rm_update"].resident == 0
     assert (
-        12 * floats <= found["reference_logps"].beside < 12 * floats + 1000
+        12 * floats <= found["reference_logps"].resident < 12 * floats + 1000
     )  # weights and two moments in float32
-    assert 2 * floats <= found["grpo_update"].beside < 2.1 * floats  # norm scales stay in float32
+    assert 2 * floats <= found["grpo_update"].resident < 2.1 * floats  # norm scales stay in float32
 
 
 def test_overrides_keep_the_kind_of_the_field(experiment):
@@ -304,7 +304,7 @@ def test_rollouts_are_compiled_beside_the_training_state():
 
     config = spct_tiny.get_config()
     config.mesh = dict(data=1, fsdp=2, tensor=2)
-    hbm = slices.get_slice("v5litepod-4").chip.hbm_bytes
+    hbm = slices.get_slice("v5litepod-4").generation.hbm_bytes
     mesh = programs.make_slice_mesh(config, "v5litepod-4")
     assert "rollout_decode" not in {task.name for task in programs.tasks(config, mesh)}
     tasks = programs.tasks(config, mesh, ["rollout_prefill", "rollout_decode"], hbm)
@@ -312,7 +312,8 @@ def test_rollouts_are_compiled_beside_the_training_state():
     assert not any("fsdp" in str(leaf.sharding.spec) for leaf in jax.tree.leaves(tasks[0].args[0]))
     prefill, decode = compile_only.compile_tasks(tasks, "v5litepod-4")
     assert (
-        prefill.beside == decode.beside > 0 and decode.peak > decode.beside + decode.arguments > 0
+        prefill.resident == decode.resident > 0
+        and decode.peak > decode.resident + decode.arguments > 0
     )
     assert (
         decode.tokens == config.rl.prompts * config.rl.group_size
@@ -406,12 +407,12 @@ def test_the_compiler_is_asked_where_the_arguments_fit():
     assert "does not fit: the program needs" in result.error
     assert result.peak > result.hbm_available > result.arguments == 2**32
     # Here the compiler sees nothing wrong: it does not know what else lies there.
-    beside = result.hbm_available - 2**32 - 2**20
+    resident = result.hbm_available - 2**32 - 2**20
     result = compile_task(
-        Task("twice", jax.jit(lambda x: x * 2), (x,), mesh, beside=beside), "v5litepod-1"
+        Task("twice", jax.jit(lambda x: x * 2), (x,), mesh, resident=resident), "v5litepod-1"
     )
     assert (
-        "does not fit: the program and what stays beside it need" in result.error
+        "does not fit: the program and the resident arrays need" in result.error
         and result.headroom < 0
     )
 
@@ -425,7 +426,7 @@ def test_a_machine_without_the_tpu_compiler(experiment, monkeypatch, capsys):
     monkeypatch.setattr(topologies, "get_topology_desc", absent)
     said = refused(["--config", experiment, "--compile_only", "--slice", "v5litepod-4"], capsys)
     assert (
-        "to the TPU compiler: no libtpu; compiling for a slice needs libtpu, on Linux: pip install"
+        "the TPU compiler rejects v5litepod-4 (v5e:2x2): no libtpu; compiling for a slice needs libtpu, on Linux: pip install"
         in said
     )
 
@@ -445,10 +446,7 @@ def test_an_unknown_program_is_refused(experiment, capsys):
         )
         == 2
     )
-    assert (
-        "program 'grpo' does not exist here: there are forward, sft_update"
-        in capsys.readouterr().err
-    )
+    assert "unknown program 'grpo': use one of forward, sft_update" in capsys.readouterr().err
 
 
 def test_attention_flops_are_the_visible_pairs():

@@ -14,6 +14,6 @@ from launch.compile import compile_only, programs, slices
 def test_a_shipped_experiment_fits_its_slice(name, slice_name, program):
     config = importlib.import_module(f"experiments.{name}").get_config()
     mesh = programs.make_slice_mesh(config, slice_name)
-    hbm = slices.get_slice(slice_name).chip.hbm_bytes
+    hbm = slices.get_slice(slice_name).generation.hbm_bytes
     (result,) = compile_only.compile_tasks(programs.tasks(config, mesh, [program], hbm), slice_name)
     assert result.fits and result.headroom > 0.1 and result.roofline_seconds > 0, result.error

@@ -13,7 +13,7 @@ import yaml
 from launch import config as configs
 from launch import tpu
 from launch.cluster import distributed, gke, queued
-from launch.compile.slices import SLICES, get_slice
+from launch.compile.slices import all_slices, get_slice
 from launch.errors import FAILED, PEER_LOST, START_AGAIN, WRONG_COMMAND, LaunchError
 
 SCHEMA = json.loads((Path(__file__).parent / "jobset_schema.json").read_text())
@@ -87,10 +87,8 @@ def test_the_command_is_that_of_the_workers_of_a_queued_resource():
     options, overrides = tpu.parse([*WORDS, *SLICE, "--config.rl.beta=0.02"])
     _, words = tpu._words(options, overrides)
     job = queued.Job(queued.Resource("n", "z", "v5p-128"), words, "tree")
-    pod = gke.manifest("n", get_slice("v5p-128"), 1, words, "image")["spec"]["replicatedJobs"][0][
-        "template"
-    ]["spec"]["template"]
-    command = shlex.join(pod["spec"]["containers"][0]["command"]).removeprefix("/grm_jax/")
+    pod = _pod(gke.manifest(gke.Run("n", get_slice("v5p-128"), 1, words, "image")))
+    command = shlex.join(pod["containers"][0]["command"]).removeprefix("/grm_jax/")
     assert any(command in line for line in queued.commands(job))
 
 
@@ -122,14 +120,14 @@ def test_only_what_cannot_be_mended_ends_the_jobset(capsys):
     assert pod["terminationGracePeriodSeconds"] >= 300
 
 
-@pytest.mark.parametrize("name", sorted(SLICES))
+@pytest.mark.parametrize("name", sorted(all_slices()))
 def test_every_slice_has_a_valid_manifest(name):
-    part = SLICES[name]
-    jobset = gke.manifest("a", part, 1, ("--config", "c.py"), "image")
+    tpu_slice = get_slice(name)
+    jobset = gke.manifest(gke.Run("a", tpu_slice, 1, ("--config", "c.py"), "image"))
     jsonschema.validate(jobset, SCHEMA)
     job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
     chips = job["template"]["spec"]["containers"][0]["resources"]["limits"]["google.com/tpu"]
-    assert job["completions"] * chips == part.chips
+    assert job["completions"] * chips == tpu_slice.chips
 
 
 FAULTS = {
@@ -154,7 +152,7 @@ def _pod(jobset):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_schema_sees_faults(fault):
-    jobset = copy.deepcopy(gke.manifest("a", get_slice("v5p-128"), 1, (), "image"))
+    jobset = copy.deepcopy(gke.manifest(gke.Run("a", get_slice("v5p-128"), 1, (), "image")))
     FAULTS[fault](jobset)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(jobset, SCHEMA)
@@ -190,13 +188,13 @@ def test_the_schema_sees_faults(fault):
                 "2",
                 "--config.mesh.data=2",
             ],
-            "GKE joins slices of several hosts only",
+            "GKE connects only slices of several hosts",
         ),
         ([*SLICE, *IMAGE, "--print", "--num_slices", "2"], "slice, set --config.mesh.data=2"),
-        ([*SLICE, *IMAGE, "--print", "--name", "GRM_27B"], "'GRM_27B' cannot name a JobSet"),
+        ([*SLICE, *IMAGE, "--print", "--name", "GRM_27B"], "'GRM_27B' is not a valid JobSet name"),
         (
             [*SLICE, *IMAGE, "--print", "--name", "a" * 60],
-            "digits and dashes, all small, 46 at most",
+            "at most 46 lower-case letters, digits and dashes",
         ),
         (
             [*SLICE, *IMAGE, "--print", "--workdir", "runs/x"],
@@ -211,7 +209,7 @@ def test_a_wrong_command_is_one_line(words, said, capsys):
 
 
 def test_a_name_of_the_greatest_length_is_taken():
-    gke.manifest("a" * 46, get_slice("v5p-128"), 1, (), "image")
+    gke.manifest(gke.Run("a" * 46, get_slice("v5p-128"), 1, (), "image"))
 
 
 def test_a_config_that_the_pods_would_not_have(tmp_path, capsys):
@@ -246,7 +244,9 @@ def test_without_an_image_the_pods_fetch_the_commit_and_no_password_is_printed(c
     git("remote", "set-url", "origin", "https://me:secret@host.example/team/grm.git")
     url, commit = gke.public_tree(root)
     assert url == "https://host.example/team/grm.git"
-    jobset = gke.manifest("a", get_slice("v5p-8"), 1, ("--config", "it's.py"), tree=(url, commit))
+    jobset = gke.manifest(
+        gke.Run("a", get_slice("v5p-8"), 1, ("--config", "it's.py"), tree=(url, commit))
+    )
     jsonschema.validate(jobset, SCHEMA)
     (worker,) = _pod(jobset)["containers"]
     shell, flag, script = worker["command"]
@@ -259,7 +259,7 @@ def test_without_an_image_the_pods_fetch_the_commit_and_no_password_is_printed(c
 
 def test_a_tree_that_pods_cannot_fetch_is_refused(clone):
     root, git = clone
-    with pytest.raises(LaunchError, match="its git remote is no https:// address; give --image"):
+    with pytest.raises(LaunchError, match="its git remote has no https:// address; give --image"):
         gke.public_tree(root)
     git("remote", "set-url", "origin", "https://host.example/team/grm.git")
     git("commit", "-q", "--allow-empty", "-m", "two")

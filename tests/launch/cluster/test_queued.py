@@ -367,7 +367,7 @@ def test_what_is_sent_to_the_workers_is_shell_that_does_it(tmp_path):
         )
         sent.append(command)
         done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
-        return gcloud.Answer(done.returncode, done.stdout, done.stderr)
+        return gcloud.Result(done.returncode, done.stdout, done.stderr)
 
     words = ("--config", "x.py:a=1", '--config.name=it\'s $HOME "here"')
     job = queued.Job(gcloud.Resource("grm", "z", "v4-8"), words, "tree.tar.gz")

@@ -28,7 +28,7 @@ def test_groups(text, groups):
 
 
 def test_unknown_form_is_refused():
-    with pytest.raises(ValueError, match="'v7:' are in a form"):
+    with pytest.raises(ValueError, match="'v7:' are in an unknown notation"):
         collectives.parse_groups("v7:", 8)
 
 
@@ -58,18 +58,18 @@ class Device:
 
 
 def test_summary_of_a_program():
-    part = get_slice("v5litepod-4")
+    tpu_slice = get_slice("v5litepod-4")
     devices = [Device(x, y, 0) for y in range(2) for x in range(2)]
-    sent, seconds = collectives.summarise(
+    sent, seconds = collectives.ici_traffic(
         {("all-gather", "{{0,1},{2,3}}"): 45e9, ("collective-permute", "{{0,0},{1,1}}"): 1e9},
         devices,
-        part,
+        tpu_slice,
     )
     assert sent == {"all-gather": 45e9}
     assert seconds == pytest.approx(1.0)  # 45 GB over one link of 45 GB/s
 
 
 def test_between_slices_a_hosts_network_is_shared():
-    part = get_slice("v5p-128")
-    assert collectives.dcn_seconds({"all-reduce": 25e9}, part, 2) == pytest.approx(4.0)
-    assert collectives.dcn_seconds({}, part, 1) == 0
+    tpu_slice = get_slice("v5p-128")
+    assert collectives.dcn_seconds({"all-reduce": 25e9}, tpu_slice, 2) == pytest.approx(4.0)
+    assert collectives.dcn_seconds({}, tpu_slice, 1) == 0

@@ -2,9 +2,9 @@
 
 import pytest
 
-from launch.compile.slices import CHIPS, SLICES, get_slice, slice_devices
+from launch.compile.slices import GENERATIONS, all_slices, get_slice, slice_devices
 
-SMALL = [name for name, part in SLICES.items() if part.chips <= 256]
+SMALL = [name for name, tpu_slice in all_slices().items() if tpu_slice.chips <= 256]
 SHOWN = [
     "v4-8",
     "v4-128",
@@ -21,13 +21,13 @@ SHOWN = [
 
 @pytest.mark.parametrize("name", SHOWN)
 def test_slice_loads_with_its_chips_and_hosts(name):
-    part = get_slice(name)
+    tpu_slice = get_slice(name)
     devices = slice_devices(name)
-    assert len(devices) == part.chips
-    assert len({d.process_index for d in devices}) == part.hosts
-    assert [max(d.coords[axis] for d in devices) + 1 for axis in range(len(part.shape))] == list(
-        part.shape
-    )
+    assert len(devices) == tpu_slice.chips
+    assert len({d.process_index for d in devices}) == tpu_slice.hosts
+    assert [
+        max(d.coords[axis] for d in devices) + 1 for axis in range(len(tpu_slice.shape))
+    ] == list(tpu_slice.shape)
 
 
 @pytest.mark.slow
@@ -36,7 +36,7 @@ def test_every_slice_up_to_256_chips_loads(name):
     assert len(slice_devices(name)) == get_slice(name).chips
 
 
-def test_two_slices_are_told_apart():
+def test_two_slices_are_told_atpu_slice():
     devices = slice_devices("v5litepod-16", 2)
     assert sorted({d.slice_index for d in devices}) == [0, 1]
     assert len(devices) == 32
@@ -57,8 +57,8 @@ def test_two_slices_are_told_apart():
     ],
 )
 def test_names_count_cores_or_chips(name, topology, chips, hosts):
-    part = get_slice(name)
-    assert (part.topology_name, part.chips, part.hosts) == (topology, chips, hosts)
+    tpu_slice = get_slice(name)
+    assert (tpu_slice.topology_name, tpu_slice.chips, tpu_slice.hosts) == (topology, chips, hosts)
 
 
 def test_rings_close_as_the_hardware_closes_them():
@@ -90,8 +90,8 @@ def test_no_slices_at_all():
         slice_devices("v4-8", 0)
 
 
-@pytest.mark.parametrize("family", sorted(CHIPS))
-def test_available_hbm_is_what_the_compiler_says(family):
+@pytest.mark.parametrize("generation", sorted(GENERATIONS))
+def test_available_hbm_is_what_the_compiler_says(generation):
     import re
 
     import jax
@@ -99,10 +99,10 @@ def test_available_hbm_is_what_the_compiler_says(family):
     import numpy as np
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-    devices = slice_devices(f"{family}-8")
+    devices = slice_devices(f"{generation}-8")
     place = NamedSharding(Mesh(np.array(devices[:1]), ("x",)), PartitionSpec())
     x = jax.ShapeDtypeStruct((2**16, 2**19), jnp.float32, sharding=place)
     with pytest.raises(jax.errors.JaxRuntimeError) as error:
         jax.jit(lambda x: x * 2).lower(x).compile()
     stated = float(re.search(r"available HBM \(([\d.]+)G\)", str(error.value)).group(1))
-    assert CHIPS[family].hbm_bytes == pytest.approx(stated * 2**30, rel=1e-9)
+    assert GENERATIONS[generation].hbm_bytes == pytest.approx(stated * 2**30, rel=1e-9)
