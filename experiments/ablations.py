@@ -5,8 +5,7 @@ Several, and plain fields, go together: `get_config("no_general,rl.beta=0.01,see
 
 from ml_collections import ConfigDict
 
-from launch.config import set_field
-from launch.errors import LaunchError
+from grm_jax.config_fields import set_field
 
 
 def _no_principles(config):
@@ -78,10 +77,7 @@ def apply(config: ConfigDict, arg: str) -> ConfigDict:
         if part in ABLATIONS:
             ABLATIONS[part](config)
         elif "=" in part:
-            try:
-                set_field(config, *part.split("=", 1))
-            except LaunchError as error:
-                raise ValueError(str(error)) from None
+            set_field(config, *part.split("=", 1))
         else:
             raise ValueError(
                 f"{part!r} is neither an ablation ({', '.join(ABLATIONS)}) nor field=value"

@@ -1,8 +1,8 @@
-"""Errors that end a launch with one line and exit status 2, before anything is allocated or created."""
+"""The launcher's error and exit statuses."""
 
 
 class LaunchError(Exception):
-    """What is wrong with the command, and the way out, in one line."""
+    """A command that cannot run, with the remedy, in one line; the launcher exits with status 2."""
 
 
 # Exit statuses of launch/tpu.py.

@@ -82,7 +82,7 @@ def test_every_import_is_declared():
     )
     assert len(declared) > 30
     missing = set()
-    for path in [*ROOT.glob("grm_jax/**/*.py"), *ROOT.glob("launch/*.py")]:
+    for path in [*ROOT.glob("grm_jax/**/*.py"), *ROOT.glob("launch/**/*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += (

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch import config as configs
-from launch import tpu
+from launch import checks, tpu
 from launch.compile import programs
 from launch.errors import LaunchError
 
@@ -41,18 +41,18 @@ def experiment(tmp_path):
     "words, said",
     [
         (["--config", "experiments/spct_tny.py"], "'experiments/spct_tny.py' does not exist: did you mean experiments/spct_tiny.py"),
-        (["--config", "experiments/zzz.py"], "there are experiments/"),
+        (["--config", "experiments/zzz.py"], "use one of experiments/"),
         (["--config", TINY, "--config.rl.betta=1"], "config.rl.betta does not exist: did you mean config.rl.beta?"),
         (["--config", TINY, "--config.batchsize", "8"], "config.batchsize does not exist: did you mean config.batch_size"),
         (["--config", TINY, "--config.model_overrides.qury_chunk=8"], "did you mean config.model_overrides.query_chunk"),
         (["--config", TINY, "--config.batch_size=many"], "config.batch_size='many' is not a whole number: it is"),
-        (["--config", TINY, "--config.tensorboard=perhaps"], "is not a truth value: use true or false"),
+        (["--config", TINY, "--config.tensorboard=perhaps"], "is not a boolean: use true or false"),
         (["--config", TINY, "--config.rl=3"], "config.rl is a section"),
         (["--config", TINY, "--config.rl.beta"], "has no value: write --config.rl.beta=VALUE"),
         (["--config", f"{TINY}:nope"], "'nope' is neither an ablation"),
         (["--config", TINY, "--wrkdir", "x"], "unknown option '--wrkdir': did you mean --workdir?"),
         ([], "arguments are required: --config"),
-        (["--config", TINY, "--compile_only"], "--compile_only needs --slice NAME"),
+        (["--config", TINY, "--compile_only"], "--compile_only needs --slice TYPE"),
         (["--config", TINY, "--compile_only", "--slice", "v5p-100"], "slice 'v5p-100' does not exist"),
         (["--config", TINY, "--compile_only", "--slice", "v5p-8", "--config.mesh.fsdp=3"], "mesh data=1 x fsdp=3 x tensor=1 does not make 4"),
         (["--config", TINY, "--config.mesh.fsdp=3"], "does not make 8 devices"),
@@ -145,11 +145,8 @@ def test_weights_of_another_model_are_refused_before_anything_is_made(
 
 
 def test_the_weights_of_the_model_itself_pass(experiment, weights):
-    tpu._check_model(
-        configs.load(
-            experiment, {"init": str(weights), "mesh.fsdp": "8", "model_overrides.num_layers": "5"}
-        )
-    )
+    overrides = {"init": str(weights), "mesh.fsdp": "8", "model_overrides.num_layers": "5"}
+    checks.check_initial_weights(configs.load(experiment, overrides))
 
 
 def test_a_workdir_with_checkpoints_of_another_model(tmp_path, capsys):
@@ -171,7 +168,7 @@ def test_a_workdir_with_checkpoints_of_another_model(tmp_path, capsys):
 def test_a_workdir_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     words = ["--config", TINY, "--workdir", str(tmp_path / "file")]
-    assert f"--workdir={tmp_path}/file cannot be reached: [Errno 17] File exists" in refused(
+    assert f"--workdir={tmp_path}/file is not writable: [Errno 17] File exists" in refused(
         words, capsys
     )
 
@@ -193,12 +190,12 @@ def test_a_bucket_that_does_not_answer_is_not_waited_for(answer, said, monkeypat
 
     monkeypatch.setattr(storage, "as_path", lambda path: Bucket())
     if said is None:
-        tpu._check_workdir("gs://b/x")
+        checks.check_workdir("gs://b/x")
     else:
         with pytest.raises(
-            LaunchError, match=f"--workdir=gs://b/x cannot be reached: {said}; look at its name"
+            LaunchError, match=f"--workdir=gs://b/x is not writable: {said}; check its name"
         ):
-            tpu._check_workdir("gs://b/x", patience=0.3)
+            checks.check_workdir("gs://b/x", patience=0.3)
 
 
 def test_checkpoints_of_another_run_are_one_line(experiment, tmp_path, capsys, monkeypatch):

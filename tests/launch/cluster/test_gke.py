@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from launch import config as configs
+from launch import options as launch_options
 from launch import tpu
 from launch.cluster import distributed, gke, queued
 from launch.compile.slices import all_slices, get_slice
@@ -58,7 +59,7 @@ def test_a_slice_is_a_job_and_a_host_is_a_pod(capsys):
         "limits": {"google.com/tpu": 4},
     }
     assert worker["image"] == "example/grm:1" and worker["workingDir"] == "/grm_jax"
-    options, overrides = tpu.parse(worker["command"][2:])
+    options, overrides = launch_options.parse(worker["command"][2:])
     assert worker["command"][:2] == ["/grm_jax/.venv/bin/python", "launch/tpu.py"]
     assert (options.config, options.workdir, options.on) == (
         "experiments/spct_27b.py",
@@ -80,12 +81,12 @@ def test_data_that_the_pods_may_not_have_is_told(capsys):
         said.startswith("launch: warning: config.data.judging (skywork) names data/skywork")
         and said.count("\n") == 1
     )
-    assert "give its gs:// address; or see that the image example/grm:1 holds it" in said
+    assert "use its gs:// address, or include it in the image example/grm:1" in said
 
 
 def test_the_command_is_that_of_the_workers_of_a_queued_resource():
-    options, overrides = tpu.parse([*WORDS, *SLICE, "--config.rl.beta=0.02"])
-    _, words = tpu._words(options, overrides)
+    options, overrides = launch_options.parse([*WORDS, *SLICE, "--config.rl.beta=0.02"])
+    _, words = tpu.worker_arguments(options, overrides)
     job = queued.Job(queued.Resource("n", "z", "v5p-128"), words, "tree")
     pod = _pod(gke.manifest(gke.Run("n", get_slice("v5p-128"), 1, words, "image")))
     command = shlex.join(pod["containers"][0]["command"]).removeprefix("/grm_jax/")
@@ -163,12 +164,12 @@ def test_the_schema_sees_faults(fault):
     [
         ([*SLICE], "--on gke creates nothing: add --print"),
         ([*IMAGE, "--print"], "--accelerator missing: --on gke needs --name and --accelerator"),
-        ([*SLICE, *IMAGE, "--print", "--zone", "z"], "--zone has no meaning with --on gke"),
+        ([*SLICE, *IMAGE, "--print", "--zone", "z"], "--zone cannot be used with --on gke"),
         (["--accelerator", "v5p-100", *IMAGE, "--print"], "slice 'v5p-100' does not exist"),
         ([*SLICE, *IMAGE, "--print", "--num_slices", "0"], "--num_slices=0: use 1 or more"),
         (
             [*SLICE, *IMAGE, "--print", "--config.mesh.tensor=3"],
-            "does not make the 64 chips of 1 x v5p-128",
+            "does not make 64 chips of 1 x v5p-128",
         ),
         (
             [*SLICE, *IMAGE, "--print", "--config.rl.prompts=8"],
@@ -190,7 +191,7 @@ def test_the_schema_sees_faults(fault):
             ],
             "GKE connects only slices of several hosts",
         ),
-        ([*SLICE, *IMAGE, "--print", "--num_slices", "2"], "slice, set --config.mesh.data=2"),
+        ([*SLICE, *IMAGE, "--print", "--num_slices", "2"], "inside one slice, set data=2"),
         ([*SLICE, *IMAGE, "--print", "--name", "GRM_27B"], "'GRM_27B' is not a valid JobSet name"),
         (
             [*SLICE, *IMAGE, "--print", "--name", "a" * 60],
@@ -216,7 +217,7 @@ def test_a_config_that_the_pods_would_not_have(tmp_path, capsys):
     file = tmp_path / "mine.py"
     file.write_text(configs.find("experiments/spct_27b.py").read_text())
     assert tpu.main([*WORDS, *SLICE, *IMAGE, "--print", "--config", str(file)]) == 2
-    assert "is not in the tree that the pods get" in capsys.readouterr().err
+    assert "pods do not get config" in capsys.readouterr().err
 
 
 @pytest.fixture

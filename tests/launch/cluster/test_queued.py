@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch import config as configs
-from launch import tpu
+from launch import checks, tpu
 from launch.cluster import gcloud, queued
 
 HERE = Path(__file__).parent
@@ -256,7 +256,7 @@ def test_data_that_the_workers_would_not_get_is_refused_before_anything_is_creat
         in said
     )
     assert (
-        ", and 5 more: the workers get only what is committed; copy it to a bucket" in said
+        ", and 5 more: workers get committed files only; copy it to a bucket" in said
         and said.count("\n") == 1
     )
     assert cloud.memory()["calls"] == ["bucket"]
@@ -271,8 +271,8 @@ def test_data_in_buckets_and_in_the_commit_is_taken():
     config.data.judging = (
         dict(name="a", layout="comparison", files=("gs://b/a.jsonl", "README.md"), rate=1.0),
     )
-    assert tpu._left_out(config) == ""
-    assert tpu._left_out(configs.load("experiments/spct_tiny.py", {})) == ""
+    assert checks.missing_on_workers(config) == ""
+    assert checks.missing_on_workers(configs.load("experiments/spct_tiny.py", {})) == ""
 
 
 def test_dry_run_prints_commands_and_calls_nothing(cloud, capsys):
@@ -304,11 +304,11 @@ def test_dry_run_prints_commands_and_calls_nothing(cloud, capsys):
         ([*WORDS, "--accelerator", "v4-63", "--workdir", "gs://b/x"], "'v4-63' does not exist"),
         (
             [*WORDS, "--accelerator", "v4-8", "--workdir", "gs://b/x", "--config.mesh.fsdp=3"],
-            "does not make the 4 chips of 1 x v4-8",
+            "does not make 4 chips of 1 x v4-8",
         ),
         (
             [*WORDS, "--accelerator", "v4-8", "--workdir", "gs://b/x", "--num_slices", "2"],
-            "mesh data=1 is not a multiple of the 2 slices: fsdp and tensor lie inside one slice, set --config.mesh.data=2",
+            "mesh data=1 is not a multiple of the 2 slices: fsdp and tensor stay inside one slice, set data=2",
         ),
     ],
 )
@@ -325,7 +325,7 @@ def test_a_bucket_that_cannot_be_reached(cloud, capsys, tmp_path):
     }
     Path(os.environ["STAND_IN_STATE"]).write_text(json.dumps(state))
     assert tpu.main([*WORDS, "--accelerator", "v4-64", "--workdir", "gs://b/x"]) == 2
-    assert "gs://b/x cannot be reached: ERROR: (gcloud) 404" in capsys.readouterr().err
+    assert "gs://b/x is not readable: ERROR: (gcloud) 404" in capsys.readouterr().err
     assert cloud.memory()["calls"] == ["bucket"]
 
 

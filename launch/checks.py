@@ -1,0 +1,134 @@
+"""Checks of a run before anything is allocated, created or paid for. All raise LaunchError or ValueError."""
+
+import argparse
+import subprocess
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from launch.compile.slices import Slice, get_slice
+from launch.config import ROOT
+from launch.errors import LaunchError
+
+# stage -> its batch, as a dotted field: every one is split over the mesh's data and fsdp axes.
+BATCHES = {"rft": "batch_size", "rl": "rl.prompts", "meta_rm": "meta_rm.batch_size"}
+
+
+def check_model(config: Any, num_devices: int, num_slices: int = 1, label: str = "devices") -> None:
+    """Checks that the mesh has `num_devices` and divides the model and the stages' batches.
+
+    Args:
+      label: names the devices in errors, as `resolve_mesh`.
+    """
+    from grm_jax.sharding import check_fits, resolve_mesh
+
+    sizes = resolve_mesh(config.mesh, num_devices, num_slices, label)
+    check_fits(_model_config(config), sizes)
+    shards = sizes["data"] * sizes["fsdp"]
+    for stage, field in BATCHES.items():
+        if stage in config.stages and (size := _field(config, field)) % shards:
+            raise LaunchError(
+                f"config.{field}={size} does not divide over mesh data x fsdp = {shards}: "
+                f"use a multiple of {shards}, or a larger config.mesh.tensor"
+            )
+
+
+def check_initial_weights(config: Any) -> None:
+    """Checks that the names and shapes of the weights in `config.init` are the model's."""
+    from grm_jax import checkpoints
+    from grm_jax.storage import fetch
+
+    if config.get("init"):
+        checkpoints.check(fetch(config.init), _model_config(config))
+
+
+def _model_config(config: Any) -> Any:
+    from grm_jax.models import get_config
+
+    return get_config(config.model, **dict(config.get("model_overrides", {})))
+
+
+def _field(config: Any, dotted: str) -> Any:
+    for name in dotted.split("."):
+        config = config[name]
+    return config
+
+
+def check_workdir(workdir: str, patience: float = 60.0) -> None:
+    """Creates the folder, or fails if that takes longer than `patience` seconds.
+
+    Storage libraries can search for a bucket for many minutes if there is no network.
+    """
+    from grm_jax.storage import as_path
+
+    errors: list[Exception | None] = []
+
+    def create() -> None:
+        try:
+            as_path(workdir).mkdir(parents=True, exist_ok=True)
+            errors.append(None)
+        except Exception as error:  # each storage library has its own
+            errors.append(error)
+
+    thread = threading.Thread(target=create, daemon=True)
+    thread.start()
+    thread.join(patience)
+    error = errors[0] if errors else f"no answer within {patience:.0f} s"
+    if error:
+        reason = (str(error).splitlines() or [repr(error)])[0]
+        raise LaunchError(
+            f"--workdir={workdir} is not writable: {reason}; check its name, the network and the "
+            "permissions"
+        )
+
+
+def check_remote(
+    options: argparse.Namespace,
+    config: Any,
+    required: tuple[str, ...],
+    not_allowed: tuple[str, ...],
+) -> Slice:
+    """Checks the options of --on, and the mesh against the slice's chips. Returns the slice."""
+    if missing := [f"--{name}" for name in required if not getattr(options, name)]:
+        *first, last = (f"--{name}" for name in required)
+        raise LaunchError(
+            f"{' and '.join(missing)} missing: "
+            f"--on {options.on} needs {', '.join(first)} and {last}"
+        )
+    if extra := [f"--{name}" for name in not_allowed if getattr(options, name)]:
+        raise LaunchError(f"{' and '.join(extra)} cannot be used with --on {options.on}: remove it")
+    if not (options.workdir or "").startswith("gs://"):
+        raise LaunchError(
+            f"--on {options.on} needs --workdir gs://BUCKET/FOLDER: "
+            "the disk of a preempted machine is lost"
+        )
+    if options.num_slices < 1:
+        raise LaunchError(f"--num_slices={options.num_slices}: use 1 or more")
+    tpu_slice = get_slice(options.accelerator)
+    label = f"chips of {options.num_slices} x {tpu_slice.name}"
+    check_model(config, tpu_slice.chips * options.num_slices, options.num_slices, label)
+    return tpu_slice
+
+
+def missing_on_workers(config: Any) -> str:
+    """An error message about paths that workers cannot read, or "".
+
+    Workers get the committed tree and can read buckets.
+    """
+    from grm_jax.training import sources
+
+    def is_missing(path: str) -> bool:
+        if "://" in path or Path(path).is_absolute():
+            return "://" not in path
+        command = ["git", "ls-tree", "HEAD", "--", path]
+        return not subprocess.run(command, cwd=ROOT, capture_output=True).stdout
+
+    missing = [f"{field} names {path}" for field, path in sources.paths(config) if is_missing(path)]
+    if not missing:
+        return ""
+    more = f", and {len(missing) - 3} more" if len(missing) > 3 else ""
+    return (
+        f"{', '.join(missing[:3])}{more}: workers get committed files only; "
+        "copy it to a bucket and use its gs:// address"
+    )

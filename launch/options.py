@@ -1,0 +1,95 @@
+"""Command-line options of launch/tpu.py."""
+
+import argparse
+import difflib
+
+from launch.compile.slices import example_names
+from launch.errors import LaunchError
+
+CACHE = "~/.cache/grm_jax/xla"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise LaunchError(f"{message} (--help lists the options)")
+
+
+def parse(argv: list[str], description: str = "") -> tuple[argparse.Namespace, dict[str, str]]:
+    """Returns (options, overrides: dotted config field -> text).
+
+    Raises LaunchError for an unknown option or an override without a value.
+    """
+    parser = _parser(description)
+    options, rest = parser.parse_known_args(_join_overrides(argv))
+    overrides = {}
+    for argument in rest:
+        field, equals, text = argument.removeprefix("--config.").partition("=")
+        if not argument.startswith("--config."):
+            raise LaunchError(_unknown_option(parser, argument))
+        if not equals:
+            raise LaunchError(f"{argument} has no value: write {argument}=VALUE")
+        overrides[field] = text
+    return options, overrides
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="launch/tpu.py",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE.py[:arg]", help="the experiment; --config.field=value overrides one field")  # fmt: skip
+    add("--workdir", help="folder of checkpoints, logs and results, may be gs://; default runs/NAME")  # fmt: skip
+    add("--compilation_cache", metavar="DIR", help=f"cache of compiled programs, or 'off'; default {CACHE}")  # fmt: skip
+    add("--emulate", type=int, metavar="N", help="use N emulated CPU devices")
+    add("--traceback", action="store_true", help="print the traceback of an error")
+
+    add = parser.add_argument_group("workers (detected on TPU VMs and GKE)").add_argument
+    add("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    add("--process_id", type=int)
+    add("--num_processes", type=int)
+    add("--timeout", type=float, default=300, metavar="SECONDS", help="time for all workers to join; default 300")  # fmt: skip
+
+    title = "from a laptop: a queued resource of Google Cloud (needs gcloud), or GKE"
+    add = parser.add_argument_group(title).add_argument
+    add("--on", choices=["queued-resource", "gke"], help="queued-resource: create it, copy this commit, run, follow, restart after preemption, delete it; gke: use with --print")  # fmt: skip
+    add("--name", help="name of the queued resource or JobSet")
+    add("--zone")
+    add("--project", help="default: gcloud's project")
+    add("--accelerator", metavar="TYPE", help="accelerator type, as --slice")
+    add("--spot", action="store_true")
+    add("--keep", action="store_true", help="do not delete the resource at the end")
+    add("--dry_run", action="store_true", help="print the commands; run none")
+    add("--print", action="store_true", help="print the JobSet manifest; create nothing")
+    add("--image", help="container image with this tree in /grm_jax; default: pods fetch this commit from its remote")  # fmt: skip
+    add("--queue", metavar="NAME", help="Kueue's local queue")
+
+    add = parser.add_argument_group("compile only, without TPUs").add_argument
+    add("--compile_only", action="store_true")
+    add("--slice", metavar="TYPE", help=f"accelerator type of Google Cloud: {', '.join(example_names())} and others")  # fmt: skip
+    add("--num_slices", type=int, default=1)
+    add("--programs", help="compile only these, comma-separated")
+    add("--out", help="result files, without suffix; default WORKDIR/compile_SLICE")
+    return parser
+
+
+def _join_overrides(argv: list[str]) -> list[str]:
+    """`--config.a.b value` becomes `--config.a.b=value`."""
+    joined: list[str] = []
+    for argument in argv:
+        if joined and joined[-1].startswith("--config.") and "=" not in joined[-1]:
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _unknown_option(parser: argparse.ArgumentParser, argument: str) -> str:
+    known = [o for action in parser._actions for o in action.option_strings if o.startswith("--")]
+    name = argument.partition("=")[0]
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"unknown option {name!r}" + (
+        f": did you mean {near[0]}?" if near else " (--help lists the options)"
+    )
