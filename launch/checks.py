@@ -3,7 +3,6 @@
 import argparse
 import subprocess
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 

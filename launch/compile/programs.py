@@ -101,6 +101,7 @@ def _forward_task(config: Any, mesh: Any, model: Any) -> Task:
     from flax import nnx
 
     from grm_jax.models import token_logps
+    from grm_jax.sharding import state_shardings, with_shardings
     from grm_jax.training import state as states
     from grm_jax.training import steps
 
@@ -108,10 +109,9 @@ def _forward_task(config: Any, mesh: Any, model: Any) -> Task:
     micro_batch = config.rft.get("micro_rows", 0) * mesh.shape["data"] * mesh.shape["fsdp"]
     sequences = min(config.batch_size, micro_batch or config.batch_size)
     graphdef, params = model
-    params = states.with_shardings(
-        jax.eval_shape(lambda p: states.compute_params(p, cfg.dtype), params),
-        states.shardings(params, mesh),
-    )
+    param_shardings = state_shardings(params, mesh)
+    params = jax.eval_shape(lambda p: states.compute_params(p, cfg.dtype), params)
+    params = with_shardings(params, param_shardings)
     shapes = steps.sft_batch_shapes(sequences, config.seq_len)
     inputs = {name: shapes[name] for name in ("tokens", "positions", "segment_ids")}
     batch = states.abstract_batch(inputs, mesh)
@@ -120,7 +120,7 @@ def _forward_task(config: Any, mesh: Any, model: Any) -> Task:
         model = nnx.merge(graphdef, params)
         return token_logps(model, batch["tokens"], batch["positions"], batch["segment_ids"]).logps
 
-    shardings = (states.shardings(params, mesh), states.batch_shardings(batch, mesh))
+    shardings = (param_shardings, states.batch_shardings(batch, mesh))
     out = states.batch_shardings(batch["tokens"], mesh)
     return Task(
         "forward",

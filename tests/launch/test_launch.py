@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import config as configs
 from launch import checks, tpu
+from launch import config as configs
 from launch.compile import programs
 from launch.errors import LaunchError
 

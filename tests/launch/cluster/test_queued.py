@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import config as configs
 from launch import checks, tpu
+from launch import config as configs
 from launch.cluster import gcloud, queued
 
 HERE = Path(__file__).parent
