@@ -62,7 +62,7 @@ def test_one_new_file_adds_a_benchmark_everywhere(tmp_path):
     run("-m", "grm_jax.cli", "eval", "--benchmark", "all", *flags, "--out", "out")
     entries = json.loads((tmp_path / "out/results.json").read_text())
     assert [entry["benchmark"] for entry in entries] == ["world", "world_held_out", "mine"]
-    assert entries[-1]["comparisons"] == 8 and "subset/a" in entries[-1]["metrics"]
+    assert entries[-1]["comparisons"] == 8 and "subset/a" in entries[-1]["metrics"]["official"]
     page = (tmp_path / "out/results.html").read_text()
     assert "Mine" in page and page.count("<svg") >= len(entries)  # a plot of each one's subsets
     assert "Mine" in (tmp_path / "out/results.md").read_text()
