@@ -306,7 +306,7 @@ def offsetbias(record: Record, name: str) -> list[Comparison]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Answers:
+class Answers:
     """Answers to one question, each with whether it is correct, and a worked solution."""
 
     query: str
@@ -315,14 +315,14 @@ class _Answers:
     reference: str | None
 
 
-def _groups(answers: _Answers, name: str) -> list[Comparison]:
+def _groups(answers: Answers, name: str) -> list[Comparison]:
     """One correct answer, picked by the name, and all wrong ones."""
     correct, wrong = _sides(answers)
     best = correct[permutation(name, len(correct))[0]]
     return [_preference(answers.query, [best], wrong, name, reference=answers.reference)]
 
 
-def _pairs(answers: _Answers, name: str) -> list[Comparison]:
+def _pairs(answers: Answers, name: str) -> list[Comparison]:
     """The i-th correct answer with the i-th wrong one."""
     return [
         _preference(answers.query, [a], [b], f"{name}-{i}", reference=answers.reference)
@@ -330,7 +330,7 @@ def _pairs(answers: _Answers, name: str) -> list[Comparison]:
     ]
 
 
-def _singles(answers: _Answers, name: str) -> list[Comparison]:
+def _singles(answers: Answers, name: str) -> list[Comparison]:
     """Each answer alone, labelled 1 or 0."""
     return [
         Comparison(answers.query, (text,), answers.reference, (float(correct),), f"{name}-{i}")
@@ -338,7 +338,7 @@ def _singles(answers: _Answers, name: str) -> list[Comparison]:
     ]
 
 
-def _sides(answers: _Answers) -> tuple[list[str], list[str]]:
+def _sides(answers: Answers) -> tuple[list[str], list[str]]:
     marked = list(zip(answers.texts, answers.correct))
     sides = [text for text, ok in marked if ok], [text for text, ok in marked if not ok]
     if not all(sides):
@@ -347,9 +347,9 @@ def _sides(answers: _Answers) -> tuple[list[str], list[str]]:
 
 
 def _verified(names: Iterable[str], dataset: str) -> Callable[[Callable], Callable]:
-    """Registers a reader of `_Answers` under three names: as groups, as pairs, as singles."""
+    """Registers a reader of `Answers` under three names: as groups, as pairs, as singles."""
 
-    def add(read: Callable[[Record], _Answers]) -> Callable:
+    def add(read: Callable[[Record], Answers]) -> Callable:
         for name, form in zip(names, (_groups, _pairs, _singles), strict=True):
             made = functools.partial(lambda form, record, id: form(read(record), id), form)
             LAYOUTS.add(name, Layout(made, dataset))
@@ -361,24 +361,28 @@ def _verified(names: Iterable[str], dataset: str) -> Callable[[Callable], Callab
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
-@_verified(("gsm8k", "gsm8k_pairs", "gsm8k_singles"), "GSM8K, four solutions each")
-def gsm8k(record: Record) -> _Answers:
-    """`question`, `ground_truth`, and fields with `is_correct` and `solution`.
-
-    Calculator annotations (<<3+4=7>>) are removed.
-    """
+def gsm8k_answers(record: Record) -> Answers:
+    """`question`, `ground_truth`, and fields with `is_correct` and `solution`, as published."""
     solutions = [v for v in record.values() if isinstance(v, dict) and "solution" in v]
     if not solutions:
         raise Malformed("no field holds a solution")
-    texts = [_CALCULATOR.sub("", _text(value, "solution")) for value in solutions]
+    texts = [_text(value, "solution") for value in solutions]
     correct = [_field(value, "is_correct", bool, "true or false") for value in solutions]
-    truth = _text(record, "ground_truth") if "ground_truth" in record else None
-    reference = None if truth is None else _CALCULATOR.sub("", truth)
-    return _Answers(_text(record, "question"), texts, correct, reference)
+    reference = _text(record, "ground_truth") if "ground_truth" in record else None
+    return Answers(_text(record, "question"), texts, correct, reference)
+
+
+@_verified(("gsm8k", "gsm8k_pairs", "gsm8k_singles"), "GSM8K, four solutions each")
+def gsm8k(record: Record) -> Answers:
+    """`gsm8k_answers` without the calculator annotations (<<3+4=7>>)."""
+    answers = gsm8k_answers(record)
+    texts = [_CALCULATOR.sub("", text) for text in answers.texts]
+    reference = answers.reference and _CALCULATOR.sub("", answers.reference)
+    return dataclasses.replace(answers, texts=texts, reference=reference)
 
 
 @_verified(("math_groups", "math", "math_singles"), "sampled solutions of MATH")
-def math(record: Record) -> _Answers:
+def math(record: Record) -> Answers:
     r"""`problem`, `solution` (or `answer`), `samples` (a list of texts).
 
     A sample is correct if its last \boxed answer equals the solution's. One without is wrong.
@@ -392,7 +396,7 @@ def math(record: Record) -> _Answers:
         raise Malformed(r"the field 'solution' has no \boxed answer")
     answers = [boxed_answer(sample) for sample in samples]
     correct = [answer is not None and same_answer(answer, gold) for answer in answers]
-    return _Answers(_text(record, "problem"), samples, correct, record.get("solution"))
+    return Answers(_text(record, "problem"), samples, correct, record.get("solution"))
 
 
 # ---------------------------------------------------------------- benchmarks

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,8 +59,8 @@ class Published:
 class Benchmark:
     """One benchmark.
 
-    read: files -> comparisons, each with an id and meta "subset" and "group" (shared by the
-      comparisons of one prompt, which the bootstrap draws together).
+    read: files -> comparisons, each with an id. meta["subset"] names its part of the benchmark,
+      meta["group"] (default: the id) the comparisons that the bootstrap draws together.
     grade: (judged comparisons, rule) -> columns.
     aggregate: (columns, weights_I) -> metrics, the headline first.
     headline: the first metric in words, for the docs.
@@ -91,42 +92,19 @@ class Benchmark:
     both_orders: bool = False
     private: bool = False
 
-    def load(self, root) -> list[Comparison]:
-        """The comparisons of the benchmark below `root`. Raises MissingData, or ValueError for a malformed file."""
+    def load(self, root: str | Path) -> list[Comparison]:
+        """Returns the comparisons whose files are below `root`.
+
+        Raises MissingData, or ValueError for a malformed file or an id that occurs twice.
+        """
         comparisons = self.read(Source(root, self.name, self.aliases, self.files))
-        ids = [comparison.id for comparison in comparisons]
-        if len(set(ids)) != len(ids):
-            twice = next(i for i in ids if ids.count(i) > 1)
+        ids = Counter(comparison.id for comparison in comparisons)
+        if len(ids) < len(comparisons):
             raise ValueError(
-                f"benchmark {self.name}: id {twice!r} comes twice under {root}: keep one copy of its files"
+                f"benchmark {self.name}: id {ids.most_common(1)[0][0]!r} occurs twice under {root}: "
+                "keep one copy of its files"
             )
-        return comparisons
-
-
-# ---------------------------------------------------------------- places of responses
-
-
-def shuffled_comparison(
-    query,
-    responses: Sequence[str],
-    rewards: Sequence[float],
-    name: str,
-    *,
-    index: bool = True,
-    **meta,
-) -> Comparison:
-    """A comparison whose responses stand in an order drawn from its name: files that put the better one first tell nothing.
-
-    rewards: of the responses as given.  index: label is the index of the best; otherwise the rewards.
-    """
-    reference = meta.pop("reference", None)
-    order = list(range(len(responses)))
-    random.Random(name).shuffle(order)
-    rewards = tuple(float(rewards[i]) for i in order)
-    label = rewards.index(max(rewards)) if index and len(order) > 1 else rewards
-    return Comparison(
-        query, tuple(responses[i] for i in order), reference, label, name, {"group": name} | meta
-    )
+        return [dataclasses.replace(c, meta={"group": c.id} | c.meta) for c in comparisons]
 
 
 # ---------------------------------------------------------------- grading one comparison

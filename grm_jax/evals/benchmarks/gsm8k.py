@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from grm_jax.data.comparisons import placed
+from grm_jax.data.layouts import gsm8k_answers
 from grm_jax.evals import benchmark as bm
 from grm_jax.evals.classification import roc_auc
 from grm_jax.evals.files import Source, records
@@ -14,20 +16,18 @@ def read(source: Source) -> list[Comparison]:
     """Reads the groups with right and wrong solutions, as published; right ones are labelled 1."""
     comparisons = []
     for number, record in enumerate(records(source.require("example_model_solutions.jsonl")[0])):
-        solutions = [value for value in record.values() if isinstance(value, dict)]
-        rewards = [float(solution["is_correct"]) for solution in solutions]
-        if 0 < sum(rewards) < len(rewards):
-            comparisons.append(
-                bm.shuffled_comparison(
-                    record["question"],
-                    [solution["solution"] for solution in solutions],
-                    rewards,
-                    f"gsm8k-{number}",
-                    index=False,
-                    subset=f"{int(sum(rewards))} of {len(rewards)} right",
-                    reference=record.get("ground_truth"),
-                )
+        answers = gsm8k_answers(record)
+        right, total = sum(answers.correct), len(answers.correct)
+        if 0 < right < total:
+            comparison = Comparison(
+                answers.query,
+                tuple(answers.texts),
+                answers.reference,
+                tuple(map(float, answers.correct)),
+                f"gsm8k-{number}",
+                {"subset": f"{right} of {total} right"},
             )
+            comparisons.append(placed(comparison))
     return comparisons
 
 

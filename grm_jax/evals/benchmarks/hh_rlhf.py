@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from grm_jax.data.comparisons import placed
 from grm_jax.evals import benchmark as bm
 from grm_jax.evals.files import Source, records
 from grm_jax.types import Comparison, Turn
@@ -32,10 +33,8 @@ def read(source: Source) -> list[Comparison]:
             chosen, rejected = parse_dialogue(record["chosen"]), parse_dialogue(record["rejected"])
             query = [turn for turn in chosen[:-1] if turn["content"]]
             pair = (chosen[-1]["content"], rejected[-1]["content"])
-            subset = f"{min(len(query), 7)} turns"
-            comparisons.append(
-                bm.shuffled_comparison(query, pair, (1, 0), f"hh_rlhf-{number}", subset=subset)
-            )
+            meta = {"subset": f"{min(len(query), 7)} turns"}
+            comparisons.append(placed(Comparison(query, pair, None, 0, f"hh_rlhf-{number}", meta)))
     return comparisons
 
 

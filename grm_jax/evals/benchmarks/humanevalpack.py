@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from grm_jax.data.comparisons import placed
 from grm_jax.evals import benchmark as bm
 from grm_jax.evals.files import Source, records
 from grm_jax.types import Comparison
@@ -16,12 +17,11 @@ def read(source: Source) -> list[Comparison]:
         for path in source.files(f"{language}/**/humanevalpack.jsonl"):
             for record in records(path):
                 bodies = (record["canonical_solution"], record["buggy_solution"])
-                pair = [record["declaration"] + body for body in bodies]
+                pair = tuple(record["declaration"] + body for body in bodies)
                 name = f"humanevalpack-{record['task_id']}"
                 meta = {"subset": language, "bug": record["bug_type"]}
-                comparisons.append(
-                    bm.shuffled_comparison(record["instruction"], pair, (1, 0), name, **meta)
-                )
+                comparison = Comparison(record["instruction"], pair, None, 0, name, meta)
+                comparisons.append(placed(comparison))
     return comparisons or source.raise_missing("python/data/humanevalpack.jsonl")
 
 

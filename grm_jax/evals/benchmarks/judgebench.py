@@ -18,7 +18,7 @@ def read(source: Source) -> list[Comparison]:
             name = f"judgebench-{maker}-{record['pair_id']}"
             origin = record["source"]
             subset = next((s for s in SUBSETS if origin.startswith(s)), origin)
-            meta = {"subset": subset, "group": name, "maker": maker}
+            meta = {"subset": subset, "maker": maker}
             label = {"A>B": 0, "B>A": 1}[record["label"]]
             pair = (record["response_A"], record["response_B"])
             comparisons.append(Comparison(record["question"], pair, None, label, name, meta))

@@ -4,33 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 
+from grm_jax.data.comparisons import placed, simplified
+from grm_jax.data.layouts import LAYOUTS
 from grm_jax.evals import benchmark as bm
 from grm_jax.evals.classification import roc_auc
 from grm_jax.evals.files import Source, records
-from grm_jax.types import Comparison, Turn
+from grm_jax.types import Comparison
 
-_ROLES = {"human": "user", "gpt": "assistant"}
 _ORIGIN = (
     "of github.com/hiyouga/LLaMA-Factory (or github.com/NiuTrans/GRAM), as llamafactory_dpo_demo/"
 )
-
-
-def _turns(records_T: list[dict]) -> list[Turn]:
-    turns = [(t.get("role", t.get("from")), t.get("content", t.get("value"))) for t in records_T]
-    return [{"role": _ROLES.get(role, role), "content": content} for role, content in turns]
-
-
-def _query(turns: list[Turn]) -> str | list[Turn]:
-    return turns[0]["content"] if len(turns) == 1 and turns[0]["role"] == "user" else turns
 
 
 def read_pairs(source: Source) -> list[Comparison]:
     """Reads pairs from `conversations`, `chosen` and `rejected`."""
     comparisons = []
     for number, record in enumerate(records(source.require("dpo_en_demo.json")[0])):
-        query = _query(_turns(record["conversations"]))
-        pair = (record["chosen"]["value"], record["rejected"]["value"])
-        comparisons.append(bm.shuffled_comparison(query, pair, (1, 0), f"dpo-{number}"))
+        turns = {key: [record[key]] for key in ("chosen", "rejected")}
+        pair = LAYOUTS["trl"].read({"prompt": record["conversations"], **turns}, f"dpo-{number}")
+        comparisons += map(placed, map(simplified, pair))
     return comparisons
 
 
@@ -38,9 +30,10 @@ def read_singles(source: Source) -> list[Comparison]:
     """Reads conversations (`messages`) whose last turn has a boolean `label`."""
     comparisons = []
     for number, record in enumerate(records(source.require("kto_en_demo.json")[0])):
-        *turns, answer = _turns(record["messages"])
-        responses, label, name = (answer["content"],), (float(record["label"]),), f"kto-{number}"
-        comparisons.append(Comparison(_query(turns), responses, None, label, name, {"group": name}))
+        *turns, answer = record["messages"]
+        label = (float(record["label"]),)
+        single = Comparison(turns, (answer["content"],), None, label, f"kto-{number}")
+        comparisons.append(simplified(single))
     return comparisons
 
 

@@ -30,7 +30,7 @@ def read(source: Source) -> list[Comparison]:
         for number, record in enumerate(records(path)):
             name = f"llmbar-{subset}-{number}"
             pair, label = (record["output_1"], record["output_2"]), int(record["label"]) - 1
-            meta = {"subset": subset, "group": name}
+            meta = {"subset": subset}
             comparisons.append(Comparison(record["input"], pair, None, label, name, meta))
     return comparisons or source.raise_missing("LLMBar/Natural/dataset.json")
 

@@ -28,7 +28,7 @@ def read(source: Source) -> list[Comparison]:
         responses = (str(record["response1"]), str(record["response2"]))
         name = f"pandalm-{record['idx']}"
         label = majority - 1 if majority else (0.5, 0.5)
-        meta = {"subset": "decided" if majority else "tie", "group": name, "class": majority}
+        meta = {"subset": "decided" if majority else "tie", "class": majority}
         comparisons.append(
             Comparison(record["instruction"] + context, responses, None, label, name, meta)
         )

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from grm_jax.data.comparisons import placed
 from grm_jax.evals import benchmark as bm
 from grm_jax.evals.bestofk import best_of_k, min_max
 from grm_jax.evals.classification import roc_auc
@@ -55,11 +56,10 @@ def read_pairs(source: Source) -> list[Comparison]:
     for name, group, record, responses, labels in _records(source):
         for p, (i, j) in enumerate(record["sampled_conflict_pairs"]):
             if labels[i] != labels[j]:
-                pair, rewards = (responses[i], responses[j]), (labels[i], labels[j])
+                pair, best = (responses[i], responses[j]), int(labels[j] > labels[i])
                 meta = {"subset": name, "group": group}
-                comparisons.append(
-                    bm.shuffled_comparison(record["prompt"], pair, rewards, f"{group}-{p}", **meta)
-                )
+                comparison = Comparison(record["prompt"], pair, None, best, f"{group}-{p}", meta)
+                comparisons.append(placed(comparison))
     return comparisons
 
 

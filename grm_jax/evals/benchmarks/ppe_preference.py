@@ -27,7 +27,6 @@ def read(source: Source) -> list[Comparison]:
             continue
         name = f"ppe-preference-{record['question_id']}"
         meta = {
-            "group": name,
             "subset": record.get("language") or "unknown",
             "models": [record.get("model_a"), record.get("model_b")],
             "slices": [short for flag, short in SLICES.items() if record.get(flag)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from grm_jax.data.comparisons import placed
 from grm_jax.evals import benchmark as bm
 from grm_jax.evals.files import Source, records
 from grm_jax.types import Comparison
@@ -28,10 +29,8 @@ def read(source: Source) -> list[Comparison]:
     for number, record in enumerate(records(source.require("hhh_alignment_eval.json")[0])):
         query, chosen = unwrap(record["chosen_instruction"])
         _, rejected = unwrap(record["rejected_instruction"])
-        name, subset = f"hhh-{number}", record["source"]
-        comparisons.append(
-            bm.shuffled_comparison(query, (chosen, rejected), (1, 0), name, subset=subset)
-        )
+        pair, meta = (chosen, rejected), {"subset": record["source"]}
+        comparisons.append(placed(Comparison(query, pair, None, 0, f"hhh-{number}", meta)))
     return comparisons
 
 

@@ -52,7 +52,7 @@ def _read_member(text: str, name: str, path: Path) -> list[Comparison]:
                 f"{path}: {name}, line {number + 1}: label is {label!r}; use 'error' or 'no_error'"
             )
         id = f"realmistake-{task}-{model}-{number}"
-        meta = {"subset": f"{task}, {model}", "group": id}
+        meta = {"subset": f"{task}, {model}"}
         responses, rewards = (record["llm_response"],), (float(label == "no_error"),)
         comparisons.append(Comparison(record["input"], responses, None, rewards, id, meta))
     return comparisons

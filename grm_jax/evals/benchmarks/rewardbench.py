@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from grm_jax.data.comparisons import placed
+from grm_jax.data.layouts import LAYOUTS
 from grm_jax.evals import benchmark as bm
 from grm_jax.evals.files import Source
 from grm_jax.types import Comparison
@@ -55,12 +57,9 @@ def read(source: Source) -> list[Comparison]:
     """Reads `prompt`, `chosen`, `rejected`, `subset`, `id`; skips the prior sets, as the paper."""
     comparisons = []
     for number, record in enumerate(source.table("filtered", "test", "train")):
-        subset, pair = record["subset"], (record["chosen"], record["rejected"])
-        if subset in COUNTS:
-            name = f"rewardbench-{record.get('id', number)}-{subset}"
-            comparisons.append(
-                bm.shuffled_comparison(record["prompt"], pair, (1, 0), name, subset=subset)
-            )
+        if record["subset"] in COUNTS:
+            name = f"rewardbench-{record.get('id', number)}-{record['subset']}"
+            comparisons += map(placed, LAYOUTS["rewardbench"].read(record, name))
     return comparisons
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 
+from grm_jax.data.comparisons import placed
+from grm_jax.data.layouts import LAYOUTS
 from grm_jax.evals import benchmark as bm
 from grm_jax.evals.files import Source
 from grm_jax.types import Comparison
@@ -18,17 +21,14 @@ def read(source: Source) -> list[Comparison]:
     """
     comparisons = []
     for record in source.table("test", "train"):
-        chosen, rejected = list(record["chosen"]), list(record["rejected"])
-        rewards = [1.0] * len(chosen) + [0.0] * len(rejected)
         name = f"rewardbench2-{record['subset']}-{record['id']}"
+        (comparison,) = LAYOUTS["rewardbench"].read(record, name)
         meta = {"subset": record["subset"]}
         if record["subset"] == "Ties":
             kind, number = str(record["id"]).split(":")
             meta |= {"group": f"ties-{number}", "kind": kind, "number": int(number)}
-        responses = chosen + rejected
-        comparisons.append(
-            bm.shuffled_comparison(record["prompt"], responses, rewards, name, index=False, **meta)
-        )
+        comparison = dataclasses.replace(comparison, label=comparison.rewards, meta=meta)
+        comparisons.append(placed(comparison))
     return comparisons
 
 

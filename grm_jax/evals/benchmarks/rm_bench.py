@@ -6,14 +6,17 @@ give nine pairs. In hard pairs the chosen response has the plainer style, in eas
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
+from grm_jax.data.comparisons import placed
+from grm_jax.data.layouts import LAYOUTS
 from grm_jax.evals import benchmark as bm
 from grm_jax.evals.files import Source, records
 from grm_jax.types import Comparison
 
 DOMAINS = ("chat", "math", "code", "safety")
-STYLES = 3
 
 
 def read(source: Source) -> list[Comparison]:
@@ -25,14 +28,11 @@ def read(source: Source) -> list[Comparison]:
             domain = record["domain"] if total else path.name.removesuffix("_filtered.json")
             group = f"rm_bench-{domain}-{record['id']}"
             domain = next((d for d in DOMAINS if domain.startswith(d)), domain)
-            for i, j in np.ndindex(STYLES, STYLES):
-                pair = (record["chosen"][i], record["rejected"][j])
+            for pair in LAYOUTS["rm_bench"].read(record, group):
+                i, j = pair.meta["chosen_style"], pair.meta["rejected_style"]
                 meta = {"subset": domain, "group": group, "styles": [i, j]}
-                comparisons.append(
-                    bm.shuffled_comparison(
-                        record["prompt"], pair, (1, 0), f"{group}-{i}{j}", **meta
-                    )
-                )
+                pair = dataclasses.replace(pair, id=f"{group}-{i}{j}", meta=meta)
+                comparisons.append(placed(pair))
     return comparisons
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 
 import numpy as np
 
+from grm_jax.data.comparisons import placed, simplified
+from grm_jax.data.layouts import LAYOUTS
 from grm_jax.evals import benchmark as bm
 from grm_jax.evals.files import Source, records
 from grm_jax.types import Comparison
@@ -35,20 +36,19 @@ def read(source: Source, split: bool = False) -> list[Comparison]:
 
 def _comparisons(
     record: dict, name: str, goal: str, category: str, split: bool
-) -> Iterator[Comparison]:
-    turns = [{"role": t["role"], "content": t["content"]} for t in record["conversation_input"]]
-    query = turns[0]["content"] if len(turns) == 1 and turns[0]["role"] == "user" else turns
+) -> list[Comparison]:
+    (comparison,) = map(simplified, LAYOUTS["rmb"].read(record, name))
     bon = "bon_best" in record
-    best = record["bon_best" if bon else "chosen"]["answer"]
-    losers = [r["answer"] for r in (record["loser_list"] if bon else [record["reject"]])]
     subset = f"{goal} {'BoN' if bon else 'pairwise'}"
     meta = {"subset": subset, "group": name, "category": category}
+    comparison = dataclasses.replace(comparison, id=name, meta=meta)
     if not (bon and split):
-        rewards = [1.0] + [0.0] * len(losers)
-        yield bm.shuffled_comparison(query, (best, *losers), rewards, name, **meta)
-        return
-    for i, loser in enumerate(losers):
-        yield bm.shuffled_comparison(query, (best, loser), (1, 0), f"{name}-{i}", **meta)
+        return [placed(comparison)]
+    best, *losers = comparison.responses
+    return [
+        placed(dataclasses.replace(comparison, responses=(best, loser), id=f"{name}-{i}"))
+        for i, loser in enumerate(losers)
+    ]
 
 
 def grade(judged: bm.Judged, rule: str) -> bm.Grades:
