@@ -118,13 +118,13 @@ def judge(name: str, args: argparse.Namespace) -> dict:
 def write_result(name: str, output: Path, work: Path, session: dict) -> None:
     """Rates of a set into the result file, and its report page beside the rows."""
     from grm_jax.judging import report
-    from grm_jax.judging.run import read_rows
+    from grm_jax.judging.codec import read_judged_rows
     from grm_jax.judging.summary import accuracy_by_k, summarise
 
     report.main(
         [str(output), "-o", str(work / f"{name}.html"), "--title", f"Gemma 3 270M on {name}"]
     )
-    rows = list(read_rows(output))
+    rows = list(read_judged_rows(output))
     found = {
         "comparisons": f"{len(rows)} of {EACH}",
         "rates": summarise(rows),

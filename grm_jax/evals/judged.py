@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from grm_jax.judging import votes
+from grm_jax.judging.codec import critique_from_json
 from grm_jax.types import Comparison, Critique
 
 Order = tuple[int, ...]
@@ -44,28 +45,13 @@ class JudgedComparison:
         return str(self.comparison.meta.get("subset", "all"))
 
 
-def critique_of(row: dict) -> Critique:
-    """The critique of a row of `grm judge`, without its text."""
-    scores, expected = row.get("scores"), row.get("expected_scores")
-    return Critique(
-        text="",
-        scores=None if scores is None else tuple(scores),
-        order=tuple(row["order"]),
-        status=row["status"],
-        meta_score=row.get("meta_score"),
-        expected_scores=None if expected is None else tuple(expected),
-        tokens=row.get("tokens", 0),
-        sample=row.get("sample", 0),
-    )
-
-
 def from_row(comparison: Comparison, row: dict, rule: str | None = None) -> JudgedComparison:
     """The judged comparison of a row of `grm judge`; an error row has no scores. rule: the row's own vote when None."""
     if row.get("error"):
         return JudgedComparison(
             comparison, None, error=str(row["error"].get("reason", "not judged"))
         )
-    critiques = tuple(critique_of(critique) for critique in row["critiques"])
+    critiques = tuple(critique_from_json(c, with_text=False) for c in row["critiques"])
     responses = row.get("responses")
     if len(row["scores"]) != comparison.n or (
         responses is not None and tuple(responses) != comparison.responses

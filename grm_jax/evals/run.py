@@ -5,17 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from grm_jax.evals import content_blind
 from grm_jax.evals.judged import JudgedComparison, from_row
 from grm_jax.types import Comparison
-
-# What a row leaves out where the benchmark's authors ask that its text is not published.
-PRIVATE = ("query", "responses", "reference", "meta")
-WAY_OUT = "judge into another folder, or again: --overwrite, or remove the file"
 
 
 def choose(
@@ -48,64 +43,23 @@ def judge_with_model(
     overwrite: bool = False,
     progress: bool = True,
 ) -> dict:
-    """Judges comparisons into rows of `grm judge`; goes on where an earlier run with the same settings stopped.
+    """Judges comparisons into rows of `grm judge`; resumes an earlier run with the same settings.
 
-    private: rows hold scores but no text.  Returns {"seconds", "tokens", "critiques"} of all sessions of this file together.
+    private: rows hold scores but no text.  Returns {"seconds", "tokens", "critiques"} of all
+    sessions of this file together.
     """
-    from tqdm import tqdm
+    from grm_jax.data.comparisons import Row
+    from grm_jax.judging.run import RunConfig, judge_rows
 
-    from grm_jax.judging.judge import Unjudged
-    from grm_jax.judging.rows import error_row, row_of
-    from grm_jax.judging.run import finished, part_of, settings_of, template_named
-    from grm_jax.run_store import RunStore
-
-    output = Path(output)
-    settings, digest = settings_of(judge, options), fingerprint(comparisons)
-    cost = output.with_suffix(".cost.json")
-    header = settings | {"template": judge.family, "input": digest}
-    settings |= {"input": digest[:12]}
-    if not overwrite and finished(output):
-        check(
-            output,
-            comparisons,
-            settings,
-            lambda comparison: template_named(judge, comparison, options),
-        )
-        return json.loads(cost.read_text()) if cost.exists() else {}
-    earlier = json.loads(cost.read_text())["seconds"] if cost.exists() and not overwrite else 0.0
-    existing = "overwrite" if overwrite else "resume"
-    journal = RunStore(part_of(output), header, key="line", existing=existing)
-    start, bar = (
-        time.monotonic(),
-        tqdm(total=len(comparisons), desc=output.stem, disable=not progress, mininterval=1),
+    rows = [Row(line, c, id=c.id) for line, c in enumerate(comparisons, start=1)]
+    config = RunConfig(
+        existing="overwrite" if overwrite else "resume",
+        private=private,
+        chunk=chunk,
+        progress=progress,
+        cost_path=Path(output).with_suffix(".cost.json"),
     )
-    try:
-        todo = [(line, c) for line, c in enumerate(comparisons, 1) if line not in journal]
-        bar.update(len(comparisons) - len(todo))
-        for i, result in judge.stream([c for _, c in todo], options, chunk):
-            line, comparison = todo[i]
-            if isinstance(result, Unjudged):
-                row = error_row(line, result.reason, settings, comparison.id)
-            else:
-                row = row_of(
-                    comparison, result, settings, line, template_named(judge, comparison, options)
-                )
-            journal.append(line, _without_text(row) if private else row)
-            # After every row: a run that is killed outright has told what it took so far.
-            cost.write_text(json.dumps({"seconds": earlier + time.monotonic() - start}))
-            bar.update()
-        journal.finish(output, sorted(journal))
-    finally:
-        bar.close()
-        journal.close()
-    critiques = [critique for row in read_rows(output) for critique in row["critiques"]]
-    spent = {"seconds": earlier + time.monotonic() - start}
-    spent |= {
-        "tokens": sum(critique["tokens"] for critique in critiques),
-        "critiques": len(critiques),
-    }
-    cost.write_text(json.dumps(spent))
-    return spent
+    return judge_rows(judge, rows, output, options, fingerprint(comparisons), config).cost
 
 
 def fingerprint(comparisons: Sequence[Comparison]) -> str:
@@ -118,39 +72,6 @@ def fingerprint(comparisons: Sequence[Comparison]) -> str:
             )
         )
     return digest.hexdigest()
-
-
-def check(
-    path: Path,
-    comparisons: Sequence[Comparison],
-    settings: dict,
-    named: Callable[[Comparison], str],
-) -> None:
-    """Raises ValueError where a finished file holds other comparisons, or was judged otherwise, than is asked for now.
-
-    named: the template of a comparison, as rows name it.
-    """
-    from grm_jax.judging.run import otherwise
-
-    rows = list(read_rows(path))
-    if rows and (
-        differing := otherwise(rows[0], {k: v for k, v in settings.items() if k != "input"})
-    ):
-        raise ValueError(f"{path} was judged {differing}: {WAY_OUT}")
-    if [str(row.get("id")) for row in rows] != [str(c.id) for c in comparisons]:
-        raise ValueError(
-            f"{path} holds {len(rows)} comparisons, now {len(comparisons)} are asked for, and they are not the same: {WAY_OUT}"
-        )
-    for row, comparison in zip(rows, comparisons):
-        if differing := otherwise(row, settings, None if row.get("error") else named(comparison)):
-            raise ValueError(f"{path} was judged {differing}: {WAY_OUT}")
-
-
-def _without_text(row: dict) -> dict:
-    critiques = [c | {"text": "", "analysis": "", "principles": []} for c in row["critiques"]]
-    return {key: value for key, value in row.items() if key not in PRIVATE} | {
-        "critiques": critiques
-    }
 
 
 def read_rows(path: str | Path):

@@ -125,14 +125,12 @@ def judge(args: argparse.Namespace) -> int:
     if not Path(args.input).is_file():
         raise FileNotFoundError(f"no input file {args.input}")
     rendering.load(args.template)
-    for path in (Path(args.output), Path(args.output + ".part")):
-        if path.exists() and not (args.resume or args.overwrite):
-            raise FileExistsError(
-                f"{path} exists: pass --resume to resume it, or --overwrite to start over"
-            )
+    existing = "resume" if args.resume else "overwrite" if args.overwrite else "refuse"
     from grm_jax.judging.judge import Judge
-    from grm_jax.judging.run import judge_file
+    from grm_jax.judging.run import RunConfig, judge_file, refuse_existing
 
+    if existing == "refuse":
+        refuse_existing(args.output)
     refuse_several_hosts()
     loaded = Judge.load(
         args.model,
@@ -145,17 +143,9 @@ def judge(args: argparse.Namespace) -> int:
         prompt_slots=args.prompt_slots,
         rows=args.rows,
     )
+    config = RunConfig(existing=existing, chunk=args.chunk, progress=not args.quiet)
     outcome = judge_file(
-        loaded,
-        args.input,
-        args.output,
-        options,
-        format=args.format,
-        resume=args.resume,
-        overwrite=args.overwrite,
-        limit=args.limit,
-        chunk=args.chunk,
-        progress=not args.quiet,
+        loaded, args.input, args.output, options, config, format=args.format, limit=args.limit
     )
     print(summary_text(args.output, outcome), file=sys.stderr)
     return 1 if outcome.errors else 0
@@ -218,10 +208,10 @@ def mesh_of(text: str | None):
 
 def summary_text(output: str, outcome) -> str:
     """What a run came to, in a few lines."""
-    from grm_jax.judging.run import read_rows
+    from grm_jax.judging.codec import read_judged_rows
     from grm_jax.judging.summary import summarise
 
-    found = summarise(read_rows(output))
+    found = summarise(read_judged_rows(output))
     share = lambda value: "-" if value is None else f"{value:.1%}"  # noqa: E731
     lines = [
         f"{output}: {outcome.rows} rows, {outcome.errors} of them errors, {outcome.resumed} from an earlier run"

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from grm_jax.judging import summary
-from grm_jax.judging.run import read_rows
+from grm_jax.judging.codec import read_judged_rows
 
 PAGE = Path(__file__).parent / "page"
 KEPT: tuple[str, ...] = (
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, help="show the first rows only")
     args = parser.parse_args(argv)
     try:
-        rows = list(read_rows(args.rows))[: args.limit]
+        rows = list(read_judged_rows(args.rows))[: args.limit]
         text = page(rows, args.title, Path(args.rows).name)
         temporary = Path(args.output + ".tmp")
         temporary.write_text(text, encoding="utf-8")

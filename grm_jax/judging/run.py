@@ -1,38 +1,57 @@
-"""Judges a file: reads rows, streams verdicts into a journal, goes on where a killed run stopped."""
+"""Judges many comparisons into an output file; a killed run resumes where it stopped.
+
+`judge_rows` is the loop of `grm judge` (rows of a file) and of `grm eval` (a benchmark).
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
+import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from grm_jax.data.comparisons import read_rows as read_input
-from grm_jax.judging import rows
+from grm_jax.data.comparisons import Row, read_rows
+from grm_jax.judging import codec
 from grm_jax.judging.judge import Judge, Unjudged
 from grm_jax.judging.options import Options
-from grm_jax.run_store import RunStore
-from grm_jax.types import Comparison
+from grm_jax.run_store import IdentityMismatch, RunStore
+from grm_jax.types import Comparison, Verdict
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
-    """Of one run over a file: rows in all, error rows among them, rows that an earlier run had written."""
+class RunConfig:
+    """How a run stores and shows its rows; no verdict depends on it.
+
+    existing: "resume" continues an earlier run and accepts a finished output of the same run,
+    "overwrite" starts over, "refuse" raises FileExistsError.  private: rows without texts.
+    chunk: comparisons that the sampler gets at once.  cost_path: a JSON file that adds up the cost
+    of all sessions of the run.
+    """
+
+    existing: str = "refuse"
+    private: bool = False
+    chunk: int = 256
+    progress: bool = True
+    cost_path: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """Counts of a run: all rows, error rows, rows of earlier sessions.
+
+    cost: {"seconds", "tokens", "critiques"}; of an output that was finished already, the content
+    of `RunConfig.cost_path`, or {}.
+    """
 
     rows: int
     errors: int
     resumed: int
-
-
-def settings_of(judge: Judge, options: Options) -> dict:
-    """What every row of a run says about how it came to be."""
-    settings = dataclasses.asdict(options)
-    given = settings.pop("given_principles")
-    if given is not None:
-        settings["principles"] = f"given@{hashlib.sha256(given.encode()).hexdigest()[:12]}"
-    return settings | {"model": judge.name, "meta_rm": getattr(judge.meta_rm, "name", None)}
+    cost: dict[str, float]
 
 
 def judge_file(
@@ -40,147 +59,197 @@ def judge_file(
     source: str | Path,
     output: str | Path,
     options: Options,
+    config: RunConfig | None = None,
     format: str | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
     limit: int | None = None,
-    chunk: int = 256,
-    progress: bool = True,
-) -> Outcome:
-    """Judges every row of `source` into `output` (JSONL, one row per input row, in its order).
+) -> RunResult:
+    """Judges the rows of a file, in any of the `LAYOUTS`; see `judge_rows`.
 
-    Rows are in OUT.part as soon as they are finished; see `RunStore`. A row that cannot be judged becomes an error row.
-    Raises what `RunStore` and `data.comparisons.read_rows` raise, before anything is sampled.
+    format: a name of `LAYOUTS`, detected for each row if None.  limit: judge the first rows only.
     """
-    settings = settings_of(judge, options)
     digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()
-    lines = list(read_input(source, format))[:limit]
-    header = settings | {
-        "template": judge.family,
-        "input": digest,
-        "limit": limit,
-        "format": format,
-    }
-    settings |= {"input": digest[:12]}
-    if resume and finished(output):
-        return _outcome(
-            output, lines, settings, lambda comparison: template_named(judge, comparison, options)
-        )
-    existing = "resume" if resume else "overwrite" if overwrite else "refuse"
-    if existing == "refuse" and Path(output).exists():
-        raise FileExistsError(
-            f"{output} exists: pass --resume to resume it, or --overwrite to start over"
-        )
-    journal = RunStore(part_of(output), header, key="line", existing=existing)
-    resumed = len(journal)
-    try:
-        todo = [line for line in lines if line.number not in journal]
-        with _Progress(len(lines), resumed, progress) as bar:
-            for line in todo:
-                if line.comparison is None:
-                    bar.add(
-                        journal,
-                        rows.error_row(line.number, line.reason or "unreadable", settings, line.id),
-                    )
-            good = [line for line in todo if line.comparison is not None]
-            for i, result in judge.stream([line.comparison for line in good], options, chunk):
-                line = good[i]
-                if isinstance(result, Unjudged):
-                    row = rows.error_row(line.number, result.reason, settings, line.id)
+    rows = list(read_rows(source, format))[:limit]
+    selection = {"limit": limit, "format": format}
+    return judge_rows(judge, rows, output, options, digest, config, selection)
+
+
+def judge_rows(
+    judge: Judge,
+    rows: Sequence[Row],
+    output: str | Path,
+    options: Options,
+    digest: str,
+    config: RunConfig | None = None,
+    selection: Mapping[str, Any] | None = None,
+) -> RunResult:
+    """Judges numbered input rows into `output`: JSONL, one row per input row, in their order.
+
+    While the run is in progress its rows are in OUT.part (`RunStore`). A row that cannot be judged
+    becomes an error row with the reason.
+
+    Args:
+      digest: a hash of everything in the input that verdicts depend on; rows keep 12 digits of it.
+      selection: what else a resumed run must have in common with the earlier one.
+
+    Raises:
+      FileExistsError: there is output already, and config.existing = "refuse".
+      IdentityMismatch: an earlier run had other settings or another input.
+      ValueError, BlockingIOError: see `RunStore`.
+    """
+    config = config or RunConfig()
+    identity = run_identity(judge, options, digest)
+    fields_of = functools.partial(row_fields, judge, options, identity)
+    if config.existing == "resume" and is_finished(output):
+        finished = _check_finished(Path(output), rows, fields_of)
+        errors = sum(row["error"] is not None for row in finished)
+        return RunResult(len(finished), errors, len(finished), _read_cost(config.cost_path))
+    if config.existing == "refuse":
+        refuse_existing(output)
+    header = identity | dict(selection or {})
+    with RunStore(part_path(output), header, key="line", existing=config.existing) as store:
+        resumed = len(store)
+        remaining = [row for row in rows if row.number not in store]
+        with _Progress(Path(output).stem, len(rows), resumed, config) as progress:
+            for row, result in _results(judge, remaining, options, config.chunk):
+                if row.comparison is not None and isinstance(result, Verdict):
+                    fields = fields_of(row.comparison)
+                    record = codec.judged_row(row.comparison, result, row.number, fields)
                 else:
-                    named = template_named(judge, line.comparison, options)
-                    row = rows.row_of(line.comparison, result, settings, line.number, named)
-                bar.add(journal, row)
-        errors = sum(row["error"] is not None for row in journal.records())
-        journal.finish(output, [line.number for line in lines])
-    finally:
-        journal.close()
-    return Outcome(len(lines), errors, resumed)
+                    reason = getattr(result, "reason", "")
+                    record = codec.error_row(row.number, reason, fields_of(None), row.id)
+                store.append(row.number, codec.without_texts(record) if config.private else record)
+                progress.add(record)
+        errors = tokens = critiques = 0
+        for record in store.records():
+            errors += record["error"] is not None
+            tokens += sum(critique["tokens"] for critique in record["critiques"])
+            critiques += len(record["critiques"])
+        store.finish(output, [row.number for row in rows])
+    cost = {"seconds": progress.seconds, "tokens": tokens, "critiques": critiques}
+    _write_cost(config.cost_path, cost)
+    return RunResult(len(rows), errors, resumed, cost)
 
 
-def finished(output: str | Path) -> bool:
-    """Whether an earlier run wrote its output to the end."""
-    return Path(output).exists() and not part_of(output).exists()
+def _results(
+    judge: Judge, rows: Sequence[Row], options: Options, chunk: int
+) -> Iterator[tuple[Row, Verdict | Unjudged]]:
+    """Yields each input row with its verdict, or with the reason why it has none."""
+    for row in rows:
+        if row.comparison is None:
+            yield row, Unjudged(row.reason or "malformed")
+    judged = [row for row in rows if row.comparison is not None]
+    for i, result in judge.stream([row.comparison for row in judged], options, chunk):
+        yield judged[i], result
 
 
-def part_of(output: str | Path) -> Path:
-    """The file that holds the rows of an unfinished run."""
+# ---------------------------------------------------------------- the identity of a run
+
+
+def run_identity(judge: Judge, options: Options, digest: str) -> dict[str, Any]:
+    """Returns everything that the verdicts of a run depend on: settings, models, input."""
+    identity = dataclasses.asdict(options)
+    principles = identity.pop("given_principles")
+    if principles is not None:
+        identity["principles"] = f"given@{hashlib.sha256(principles.encode()).hexdigest()[:12]}"
+    return identity | {
+        "model": judge.name,
+        "meta_rm": getattr(judge.meta_rm, "name", None),
+        "input": digest,
+        "template": judge.family,
+    }
+
+
+def row_fields(
+    judge: Judge, options: Options, identity: Mapping[str, Any], comparison: Comparison | None
+) -> dict[str, Any]:
+    """Returns the identity as the output row of a comparison has it; None for an error row.
+
+    The template is the one that the comparison was judged under, "name@fingerprint".
+    """
+    fields = {**identity, "input": identity["input"][:12], "template": None}
+    if comparison is not None:
+        template = judge.template_for(comparison, options)
+        fields["template"] = f"{template.name}@{template.fingerprint}"
+    return fields
+
+
+def output_rows(
+    judge: Judge, comparisons: Sequence[Comparison], verdicts: Sequence[Verdict], options: Options
+) -> list[codec.Row]:
+    """Returns the rows that `grm judge` would write, for a report on verdicts in memory."""
+    identity = run_identity(judge, options, digest="")
+    return [
+        codec.judged_row(c, verdict, line, row_fields(judge, options, identity, c))
+        for line, (c, verdict) in enumerate(zip(comparisons, verdicts), start=1)
+    ]
+
+
+def _check_finished(
+    output: Path, rows: Sequence[Row], fields_of: Callable[[Comparison | None], dict[str, Any]]
+) -> list[codec.Row]:
+    """Returns the rows of a finished output. Raises IdentityMismatch if it is not of this run.
+
+    A field that an earlier version did not write is not compared.
+    """
+    finished, problem = list(codec.read_judged_rows(output)), None
+    if len(finished) != len(rows):
+        problem = f"holds {len(finished)} comparisons, now there are {len(rows)}"
+    for record, row in zip(finished, rows):
+        fields = fields_of(None if record["error"] else row.comparison)
+        fields["id"] = str(row.number) if row.id is None else row.id
+        for name, value in fields.items():
+            old = record.get(name, value)
+            if problem is None and _comparable(name, old) != _comparable(name, value):
+                problem = f"was judged with {name} = {old!r}, now it is {value!r}"
+                if name in ("input", "id"):
+                    problem = "was judged from another input (texts, references or labels)"
+    if problem:
+        raise IdentityMismatch(
+            f"{output} {problem}: choose another output, or start over with --overwrite"
+        )
+    return finished
+
+
+def _comparable(name: str, value: Any) -> Any:
+    """Returns what must be equal: of a template the fingerprint, as templates may be renamed."""
+    return str(value).rpartition("@")[2] if name == "template" else value
+
+
+# ---------------------------------------------------------------- files
+
+
+def part_path(output: str | Path) -> Path:
+    """Returns the path of the store that holds the rows of an unfinished run."""
     return Path(f"{output}.part")
 
 
-def template_named(judge: Judge, comparison: Comparison, options: Options) -> str:
-    """The template that a comparison is judged under, as rows name it."""
-    template = judge.template_for(comparison, options)
-    return f"{template.name}@{template.fingerprint}"
+def is_finished(output: str | Path) -> bool:
+    """Returns whether an earlier run wrote its output completely."""
+    return Path(output).exists() and not part_path(output).exists()
 
 
-def otherwise(row: dict, settings: dict, template: str | None = None) -> str | None:
-    """How a finished row came to be otherwise than is asked for now, in words; None where it did not.
-
-    What a row does not hold (an earlier version's, or an error row's template) is not compared.
-    """
-    for name, value in settings.items():
-        if name in row and row[name] != value:
-            if name == "input":
-                return "from another input (texts, references, labels) than is given now"
-            return f"with {name} = {row[name]!r}, now it is {value!r}"
-    if template is not None and row.get("template") not in (None, template):
-        return f"with template = {row['template']!r}, now it is {template!r}"
-    return None
+def refuse_existing(output: str | Path) -> None:
+    """Raises FileExistsError if there is output of an earlier run, finished or not."""
+    for path in (Path(output), part_path(output)):
+        if path.exists():
+            raise FileExistsError(
+                f"{path} exists: pass --resume to resume it, or --overwrite to start over"
+            )
 
 
-def _outcome(
-    output: str | Path, lines: list, settings: dict, named: Callable[[Comparison], str]
-) -> Outcome:
-    """The outcome of a run that had ended. Raises ValueError where it had other settings, another template or input."""
-    found = list(read_rows(output))
-    differing = None
-    for row, line in zip(found, lines):
-        template = (
-            named(line.comparison) if line.comparison is not None and row["error"] is None else None
-        )
-        differing = differing or otherwise(row, settings, template)
-    if differing is None and len(found) != len(lines):
-        differing = f"with {len(found)} rows, now {len(lines)} are asked for"
-    if differing:
-        raise ValueError(
-            f"{output} is finished, {differing}: name another output, or --overwrite to judge again"
-        )
-    return Outcome(len(found), sum(row["error"] is not None for row in found), len(found))
+def _read_cost(path: Path | None) -> dict[str, float]:
+    return json.loads(path.read_text()) if path and path.exists() else {}
 
 
-def read_rows(path: str | Path):
-    """The rows of an output file, or of the journal of a run that is not finished.
-
-    Raises ValueError naming the line that is not a row of `grm judge`.
-    """
-    import json
-
-    with open(path, encoding="utf-8") as file:
-        for number, text in enumerate(file, start=1):
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text)
-            except ValueError:
-                if not text.endswith("\n"):
-                    return  # the torn end of a journal
-                raise ValueError(
-                    f"{path}, line {number} is not JSON: name an output of `grm judge`, or judge again with --overwrite"
-                ) from None
-            if "line" not in row and number == 1 and "input" in row:
-                continue  # a journal's header
-            if "line" not in row or "critiques" not in row:
-                raise ValueError(
-                    f"{path}, line {number} is not a row that `grm judge` wrote: name its output, not its input"
-                )
-            yield row
+def _write_cost(path: Path | None, cost: dict[str, float]) -> None:
+    if path:
+        path.write_text(json.dumps(cost))
 
 
 class _Progress:
-    """A bar with the time that is left, tokens per second and the share of critiques that were read, on stderr."""
+    """A progress bar on stderr with tokens per second, parse rate and errors; counts seconds."""
 
-    def __init__(self, total: int, resumed: int, show: bool):
+    def __init__(self, name: str, total: int, resumed: int, config: RunConfig):
         from tqdm import tqdm
 
         # Where stderr is a file, a line every half minute is enough.
@@ -189,33 +258,35 @@ class _Progress:
             total=total,
             initial=resumed,
             unit="row",
-            desc="judging",
-            disable=not show,
+            desc=name,
+            disable=not config.progress,
             mininterval=interval,
         )
-        self.start, self.tokens, self.critiques, self.read, self.errors = (
-            time.monotonic(),
-            0,
-            0,
-            0,
-            0,
-        )
+        self.cost_path = config.cost_path
+        earlier = {} if config.existing == "overwrite" else _read_cost(self.cost_path)
+        self.earlier, self.start = earlier.get("seconds", 0.0), time.monotonic()
+        self.tokens = self.critiques = self.parsed = self.errors = 0
 
-    def __enter__(self):
+    def __enter__(self) -> _Progress:
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self.bar.close()
 
-    def add(self, journal: RunStore, row: dict) -> None:
-        """Writes a row and counts it."""
-        journal.append(row["line"], row)
+    @property
+    def seconds(self) -> float:
+        """Seconds that all sessions of the run took so far."""
+        return self.earlier + time.monotonic() - self.start
+
+    def add(self, row: codec.Row) -> None:
+        """Counts a row; a killed run leaves the seconds up to its last row in the cost file."""
         self.errors += row["error"] is not None
         self.tokens += sum(critique["tokens"] for critique in row["critiques"])
         self.critiques += len(row["critiques"])
-        self.read += sum(critique["status"] == "ok" for critique in row["critiques"])
+        self.parsed += sum(critique["status"] == "ok" for critique in row["critiques"])
         rate = self.tokens / max(1e-9, time.monotonic() - self.start)
-        share = self.read / self.critiques if self.critiques else 0.0
+        parse_rate = self.parsed / self.critiques if self.critiques else 0.0
         errors = f", {self.errors} errors" if self.errors else ""
-        self.bar.set_postfix_str(f"{rate:,.0f} tok/s, {share:.0%} read{errors}", refresh=False)
+        self.bar.set_postfix_str(f"{rate:,.0f} tok/s, {parse_rate:.0%} parsed{errors}", False)
         self.bar.update()
+        _write_cost(self.cost_path, {"seconds": self.seconds})

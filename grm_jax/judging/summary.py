@@ -1,7 +1,7 @@
 """Rates over judged comparisons: accuracy, ties, unread critiques, and how much the place of a response decides.
 
-Works on output rows (dicts) of `grm judge`, so that a report needs no model; `row_of` in rows.py makes them from
-verdicts.
+Works on output rows (dicts) of `grm judge`, so that a report needs no model; `judged_row` in codec.py makes them
+from verdicts.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from grm_jax.judging import rows as judged_rows
 from grm_jax.judging import votes
+from grm_jax.judging.codec import critique_from_json
 from grm_jax.judging.votes import top
 
 
@@ -121,7 +121,7 @@ def as_k_grew(row: dict) -> list[dict]:
 
     With a meta reward model, k_meta stands in the same ratio to k as in the whole row.
     """
-    critiques = [judged_rows.critique_of(critique) for critique in row["critiques"]]
+    critiques = [critique_from_json(critique) for critique in row["critiques"]]
     guided = row.get("kept") is not None
     whole = row.get("k_meta") or max(1, len(critiques) // 2)
     steps = []

@@ -98,7 +98,7 @@ def test_other_settings_are_refused(data, tmp_path):
     judge_all(comparisons, tmp_path / "a.jsonl")
     with pytest.raises(ValueError, match="was judged with temperature = 0.5, now it is 1.0"):
         judge_all(comparisons, tmp_path / "a.jsonl", temperature=1.0)
-    with pytest.raises(ValueError, match="holds 40 comparisons, now 10 are asked for"):
+    with pytest.raises(ValueError, match="holds 40 comparisons, now there are 10"):
         judge_all(comparisons[:10], tmp_path / "a.jsonl")
 
 
@@ -120,7 +120,7 @@ def test_a_finished_file_is_not_that_of_another_template_or_of_references(data, 
             ValueError, match="with template = 'compact/judge@.*'compact/pairwise@.*--overwrite"
         ):
             ask("compact/pairwise", comparisons)
-        with pytest.raises(ValueError, match="from another input .*another folder"):
+        with pytest.raises(ValueError, match="from another input .*another output"):
             ask("compact", [dataclasses.replace(c, reference="the answer") for c in comparisons])
 
 

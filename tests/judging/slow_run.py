@@ -6,7 +6,7 @@ import time
 import fake_judge
 
 from grm_jax.judging.options import Options
-from grm_jax.judging.run import judge_file
+from grm_jax.judging.run import RunConfig, judge_file
 
 
 def main(source, output, pause):
@@ -19,9 +19,7 @@ def main(source, output, pause):
         source,
         output,
         Options(k=2),
-        resume=True,
-        progress=False,
-        chunk=64,
+        RunConfig(existing="resume", chunk=64, progress=False),
     )
     return 1 if outcome.errors else 0
 

@@ -3,7 +3,7 @@
 import pytest
 from fake_judge import by_length, fake_judge, first_wins, well_formed
 
-from grm_jax.judging import rows, summary
+from grm_jax.judging import codec, summary
 from grm_jax.judging.judge import Unjudged
 from grm_jax.judging.options import Options
 from grm_jax.judging.orders import orders
@@ -19,12 +19,8 @@ TRIPLES = [
 
 
 def summarised(comparisons, verdicts):
-    settings = {"k": 0, "template": None}
-    found = [
-        rows.row_of(c, v, settings, i + 1, "t")
-        for i, (c, v) in enumerate(zip(comparisons, verdicts))
-    ]
-    return summary.summarise(found)
+    pairs = enumerate(zip(comparisons, verdicts), start=1)
+    return summary.summarise(codec.judged_row(c, v, line, {"k": 0}) for line, (c, v) in pairs)
 
 
 @pytest.mark.parametrize("comparisons", [PAIRS, TRIPLES])

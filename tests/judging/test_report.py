@@ -9,8 +9,9 @@ import pytest
 from fake_judge import fake_judge, first_wins, well_formed
 
 from grm_jax.judging import report, summary
+from grm_jax.judging.codec import read_judged_rows
 from grm_jax.judging.options import Options
-from grm_jax.judging.run import judge_file, read_rows
+from grm_jax.judging.run import RunConfig, judge_file
 
 ATTACK = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>\u2028<!-- @SCRIPT@ @DATA@"
 ROWS = [
@@ -50,7 +51,9 @@ def judged(tmp_path_factory):
     )
     (folder / "in.jsonl").write_text(text)
     judge = fake_judge(write, meta_rm=Meta(), name=f"model{ATTACK}@1")
-    judge_file(judge, folder / "in.jsonl", folder / "out.jsonl", Options(k=6), progress=False)
+    judge_file(
+        judge, folder / "in.jsonl", folder / "out.jsonl", Options(k=6), RunConfig(progress=False)
+    )
     return folder
 
 
@@ -82,7 +85,7 @@ def test_page_is_one_file_with_nothing_from_outside(page):
 
 
 def test_summary_of_the_file_by_hand(judged):
-    rows = list(read_rows(judged / "out.jsonl"))
+    rows = list(read_judged_rows(judged / "out.jsonl"))
     found = summary.summarise(rows)
     critiques = [critique for row in rows for critique in row["critiques"]]
     right = [row for row in rows if not row["error"] and row["best"] == 1]
@@ -98,7 +101,7 @@ def test_summary_of_the_file_by_hand(judged):
 
 
 def test_the_vote_as_k_grew_ends_in_the_verdict(judged):
-    for row in read_rows(judged / "out.jsonl"):
+    for row in read_judged_rows(judged / "out.jsonl"):
         if not row["error"]:
             last = summary.as_k_grew(row)[-1]
             assert (last["best"], last["kept"], last["scores"]) == (
@@ -115,9 +118,9 @@ def test_flips_and_first_wins_of_pure_position_bias(tmp_path):
         tmp_path / "in.jsonl",
         tmp_path / "out.jsonl",
         Options(k=6),
-        progress=False,
+        RunConfig(progress=False),
     )
-    found = summary.summarise(read_rows(tmp_path / "out.jsonl"))
+    found = summary.summarise(read_judged_rows(tmp_path / "out.jsonl"))
     assert (found["flips"], found["first_place"], found["ties"], found["tie_credit"]) == (
         1,
         1,
@@ -129,7 +132,7 @@ def test_flips_and_first_wins_of_pure_position_bias(tmp_path):
 def test_bad_input_is_refused(tmp_path, capsys):
     (tmp_path / "x.jsonl").write_text('{"id": 1}\n')
     assert report.main([str(tmp_path / "x.jsonl"), "-o", str(tmp_path / "r.html")]) == 2
-    assert "line 1 is not a row that `grm judge` wrote" in capsys.readouterr().err
+    assert "line 1 is not a row of `grm judge`" in capsys.readouterr().err
     assert report.main([str(tmp_path / "none.jsonl"), "-o", str(tmp_path / "r.html")]) == 2
     assert not (tmp_path / "r.html").exists()
 

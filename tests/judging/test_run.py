@@ -13,8 +13,9 @@ import pytest
 from fake_judge import fake_judge, first_wins, well_formed
 
 from grm_jax.judging import cli
+from grm_jax.judging.codec import read_judged_rows
 from grm_jax.judging.options import Options
-from grm_jax.judging.run import judge_file, read_rows
+from grm_jax.judging.run import RunConfig, judge_file
 from grm_jax.run_store import RunStore
 
 HERE = Path(__file__).parent
@@ -42,12 +43,10 @@ def loaded(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def judge_all(judge, source, output, **options):
-    names = ("resume", "overwrite", "format", "limit", "chunk")
-    others = {name: options.pop(name) for name in names if name in options}
-    return judge_file(
-        judge, source, output, Options(**{"k": 2, **options}), progress=False, **others
-    )
+def judge_all(judge, source, output, existing="refuse", chunk=256, **options):
+    selection = {name: options.pop(name) for name in ("format", "limit") if name in options}
+    config = RunConfig(existing=existing, chunk=chunk, progress=False)
+    return judge_file(judge, source, output, Options(**{"k": 2, **options}), config, **selection)
 
 
 def test_rows_carry_what_the_contract_names(tmp_path):
@@ -176,7 +175,7 @@ def test_a_torn_last_line_is_cut_off_at_any_byte(tmp_path):
     journal = header + whole
     for cut in range(0, len(journal), 997):
         (tmp_path / "out.jsonl.part").write_bytes(journal[:cut])
-        judge_all(judge, source, output, resume=True)
+        judge_all(judge, source, output, existing="resume")
         assert output.read_bytes() == whole
         output.unlink()
 
@@ -207,7 +206,7 @@ def test_a_run_killed_between_its_last_two_steps_is_finished_again(tmp_path):
     (tmp_path / "out.jsonl.part").write_bytes(
         header + whole
     )  # OUT is in place, its journal not yet removed
-    assert judge_all(judge, source, output, resume=True).resumed == 4
+    assert judge_all(judge, source, output, existing="resume").resumed == 4
     assert output.read_bytes() == whole and not (tmp_path / "out.jsonl.part").exists()
 
 
@@ -217,17 +216,17 @@ def test_existing_work_is_neither_lost_nor_mixed(tmp_path):
     judge_all(judge, source, output)
     with pytest.raises(FileExistsError, match="--resume.*--overwrite"):
         judge_all(judge, source, output)
-    assert judge_all(judge, source, output, resume=True).resumed == 2
-    with pytest.raises(ValueError, match="finished, with seed = 0, now it is 1"):
-        judge_all(judge, source, output, resume=True, seed=1)
-    assert judge_all(judge, source, output, overwrite=True, seed=1).resumed == 0
+    assert judge_all(judge, source, output, existing="resume").resumed == 2
+    with pytest.raises(ValueError, match="was judged with seed = 0, now it is 1: .*--overwrite"):
+        judge_all(judge, source, output, existing="resume", seed=1)
+    assert judge_all(judge, source, output, existing="overwrite", seed=1).resumed == 0
     assert loaded(output)[0]["seed"] == 1
     (tmp_path / "out.jsonl.part").write_bytes(journal_of(judge, source, tmp_path / "journal"))
     with pytest.raises(ValueError, match="begun with seed = 0, now it is 2"):
-        judge_all(judge, source, output, resume=True, seed=2)
+        judge_all(judge, source, output, existing="resume", seed=2)
     write_rows(source, ROWS[:3])
     with pytest.raises(ValueError, match="begun with input"):
-        judge_all(judge, source, output, resume=True)
+        judge_all(judge, source, output, existing="resume")
 
 
 def test_a_finished_output_is_not_that_of_another_input_or_template(tmp_path):
@@ -236,23 +235,34 @@ def test_a_finished_output_is_not_that_of_another_input_or_template(tmp_path):
         tmp_path / "out.jsonl",
     )
     judge_all(fake_judge(first_wins), source, output)
-    assert judge_all(fake_judge(first_wins), source, output, resume=True).resumed == 3
+    assert judge_all(fake_judge(first_wins), source, output, existing="resume").resumed == 3
     with pytest.raises(
         ValueError, match="with template = 'compact/judge@.*now it is 'compact/single.*--overwrite"
     ):
-        judge_all(fake_judge(first_wins, template="compact/single"), source, output, resume=True)
-    with pytest.raises(ValueError, match="with 3 rows, now 1 are asked for.*--overwrite"):
-        judge_all(fake_judge(first_wins), source, output, resume=True, limit=1)
+        judge_all(
+            fake_judge(first_wins, template="compact/single"), source, output, existing="resume"
+        )
+    renamed = [row | {"template": row["template"] and "old_name@" + row["template"].split("@")[1]}
+               for row in loaded(output)]  # fmt: skip
+    output.write_text("".join(json.dumps(row) + "\n" for row in renamed))
+    assert judge_all(fake_judge(first_wins), source, output, existing="resume").resumed == 3
+    with pytest.raises(ValueError, match="holds 3 comparisons, now there are 1: .*--overwrite"):
+        judge_all(fake_judge(first_wins), source, output, existing="resume", limit=1)
     write_rows(source, [ROWS[0], ROWS[2], ROWS[1]])
     with pytest.raises(
-        ValueError, match="finished, from another input .*name another output, or --overwrite"
+        ValueError,
+        match="from another input .*choose another output, or start over with --overwrite",
     ):
-        judge_all(fake_judge(first_wins), source, output, resume=True)
-    before = [json.dumps({k: v for k, v in row.items() if k != "input"}) for row in loaded(output)]
-    output.write_text(
-        "\n".join(before) + "\n"
-    )  # rows of an earlier version do not say: they are taken as they were
-    assert judge_all(fake_judge(first_wins), source, output, resume=True).resumed == 3
+        judge_all(fake_judge(first_wins), source, output, existing="resume")
+    # An earlier version did not write `input`: its rows are accepted if their ids agree.
+    rows = [
+        {name: value for name, value in row.items() if name != "input"} for row in loaded(output)
+    ]
+    output.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="from another input"):
+        judge_all(fake_judge(first_wins), source, output, existing="resume")
+    write_rows(source, ROWS[:2], {1: b"{\n"})
+    assert judge_all(fake_judge(first_wins), source, output, existing="resume").resumed == 3
 
 
 def test_an_unfinished_run_can_be_read_while_it_is_written(tmp_path):
@@ -261,7 +271,7 @@ def test_an_unfinished_run_can_be_read_while_it_is_written(tmp_path):
         store.append(1, {"line": 1, "critiques": []})
         with open(path, "ab") as file:
             file.write(b'{"line": 2, "cri')
-        assert [row["line"] for row in read_rows(path)] == [1]
+        assert [row["line"] for row in read_judged_rows(path)] == [1]
 
 
 # --- the command line ---
@@ -334,7 +344,7 @@ def test_rows_that_are_none_say_what_to_name(tmp_path):
     ):
         (tmp_path / "x.jsonl").write_text(text)
         with pytest.raises(ValueError, match=way_out):
-            list(read_rows(tmp_path / "x.jsonl"))
+            list(read_judged_rows(tmp_path / "x.jsonl"))
 
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path, command, capsys, monkeypatch):

@@ -1,0 +1,157 @@
+"""The one JSON form of critiques and verdicts, and the rows of `grm judge` that consist of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from grm_jax.types import Comparison, Critique, Principle, Verdict
+
+Row = dict[str, Any]  # one line of an output file
+
+_TEXT_FIELDS = ("query", "responses", "reference", "meta")  # absent from private rows
+
+
+def critique_to_json(critique: Critique) -> Row:
+    """Returns a critique as a JSON object; the seed is not in it, the row has it."""
+    return {
+        "text": critique.text,
+        "order": list(critique.order),
+        "scores": _list(critique.scores),
+        "status": critique.status,
+        "meta_score": critique.meta_score,
+        "expected_scores": _list(critique.expected_scores),
+        "tokens": critique.tokens,
+        "sample": critique.sample,
+        "finish": critique.finish,
+        "principles": [dataclasses.asdict(principle) for principle in critique.principles],
+        "analysis": critique.analysis,
+    }
+
+
+def critique_from_json(fields: Row, seed: int = 0, with_text: bool = True) -> Critique:
+    """Returns the critique of a JSON object.
+
+    Fields that an earlier version did not write get their defaults. with_text=False leaves text,
+    analysis and principles empty, which saves memory where only the scores are used.
+    """
+    principles = tuple(Principle(**principle) for principle in fields.get("principles", ()))
+    return Critique(
+        text=fields.get("text", "") if with_text else "",
+        principles=principles if with_text else (),
+        analysis=fields.get("analysis", "") if with_text else "",
+        scores=_tuple(fields.get("scores")),
+        order=tuple(fields["order"]),
+        status=fields["status"],
+        meta_score=fields.get("meta_score"),
+        expected_scores=_tuple(fields.get("expected_scores")),
+        tokens=fields.get("tokens", 0),
+        sample=fields.get("sample", 0),
+        seed=fields.get("seed", seed),
+        finish=fields.get("finish"),
+    )
+
+
+def verdict_to_json(verdict: Verdict) -> Row:
+    """Returns a verdict with its critiques as a JSON object."""
+    return {
+        "id": verdict.id,
+        "scores": list(verdict.scores),
+        "best": verdict.best,
+        "tie": verdict.tie,
+        "votes": {rule: list(scores) for rule, scores in verdict.votes.items()},
+        "unparsed": verdict.unparsed,
+        "kept": _list(verdict.kept),
+        "critiques": [critique_to_json(critique) for critique in verdict.critiques],
+    }
+
+
+def verdict_from_json(fields: Row) -> Verdict:
+    """Returns the verdict of a JSON object, or of a row of `grm judge` that is no error row."""
+    seed = fields.get("seed", 0)
+    return Verdict(
+        id=fields["id"],
+        scores=tuple(fields["scores"]),
+        best=fields["best"],
+        critiques=tuple(critique_from_json(critique, seed) for critique in fields["critiques"]),
+        unparsed=fields["unparsed"],
+        votes={rule: tuple(scores) for rule, scores in fields["votes"].items()},
+        kept=_tuple(fields["kept"]),
+    )
+
+
+def judged_row(comparison: Comparison, verdict: Verdict, line: int | str, run: Row) -> Row:
+    """Returns the output row of a judged comparison.
+
+    Scores are in the caller's order; nothing in a row depends on time or machine.
+
+    Args:
+      line: number of the input row, from 1.
+      run: the fields that the rows of a run share (`run.row_fields`).
+    """
+    label = list(comparison.label) if isinstance(comparison.label, tuple) else comparison.label
+    row: Row = {"id": None, "line": line, "n": comparison.n, "label": label}
+    row |= verdict_to_json(verdict)
+    row["id"] = str(line) if verdict.id is None else verdict.id
+    texts = {
+        "query": comparison.query,
+        "responses": list(comparison.responses),
+        "reference": comparison.reference,
+        "meta": comparison.meta,
+    }
+    return row | texts | run | {"error": None}
+
+
+def error_row(line: int | str, reason: str, run: Row, id: str | None = None) -> Row:
+    """Returns the output row of an input row that could not be judged."""
+    row: Row = {"id": None, "line": line, "n": 0, "label": None}
+    row |= verdict_to_json(Verdict(str(line) if id is None else id, (), None, (), unparsed=0))
+    return row | run | {"template": None, "error": {"line": line, "reason": reason}}
+
+
+def without_texts(row: Row) -> Row:
+    """Returns a row without the texts of comparison and critiques, for private benchmarks."""
+    critiques = [
+        critique | {"text": "", "analysis": "", "principles": []} for critique in row["critiques"]
+    ]
+    kept = {name: value for name, value in row.items() if name not in _TEXT_FIELDS}
+    return kept | {"critiques": critiques}
+
+
+def read_judged_rows(path: str | Path) -> Iterator[Row]:
+    """Yields the rows of an output of `grm judge`, or of the OUT.part of an unfinished run.
+
+    Raises ValueError that names the first line that is not such a row.
+    """
+    with open(path, encoding="utf-8") as file:
+        for number, text in enumerate(file, start=1):
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text)
+            except ValueError:
+                if not text.endswith("\n"):
+                    return  # the last line of a run that is being written
+                raise ValueError(
+                    f"{path}, line {number} is not JSON: name an output of `grm judge`, or judge "
+                    "again with --overwrite"
+                ) from None
+            if "line" not in row and number == 1 and "input" in row:
+                continue  # the header of OUT.part
+            if "line" not in row or "critiques" not in row:
+                raise ValueError(
+                    f"{path}, line {number} is not a row of `grm judge`: name its output, not its "
+                    "input"
+                )
+            yield row
+
+
+def _list(values: tuple | None) -> list | None:
+    return None if values is None else list(values)
+
+
+def _tuple(values: list | None) -> tuple | None:
+    return None if values is None else tuple(values)
