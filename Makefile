@@ -1,30 +1,36 @@
-# make demo   train and evaluate a tiny judge on this machine, in minutes
-# make test   the whole test suite          (ARGS="-k window" to choose)
-# make lint   formatting, lint and types
-# make lock   resolve requirements.lock again from setup.py, keeping the versions it has where they still fit
+# make demo    train and evaluate a tiny judge on this machine, in minutes
+# make test    run the test suite              (ARGS="-k window" selects tests)
+# make lint    check format, style, types and the layers of imports
+# make graph   print modules, imports, cycles and upward imports
+# make lock    resolve requirements.lock from setup.py, keeping its versions where they still fit
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-from
-# Less of what takes longest and shows least: the study (experiments/study.py) has all of it.
+# A shorter schedule than the experiment's; studies/spct.py runs the full one.
 DEMO ?= --config.rl.steps=80 --config.meta_rm.comparisons=2000 --config.meta_rm.steps=500 --config.eval.comparisons=150
+# Two processes, each with its own emulated devices; the tests of one file share a process.
+WORKERS ?= -n 2 --dist loadfile
 LOCK_SUM = $(shell cat requirements.lock setup.py | cksum)
 
-.PHONY: demo test lint lock venv
+.PHONY: demo test lint graph lock venv
 .DEFAULT_GOAL := test
 
 demo: venv
 	$(BIN)/python launch/tpu.py --config experiments/spct_tiny.py --workdir runs/spct_tiny $(DEMO)
 
 test: venv
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The environment is reused while the lock and setup.py are those it was made from, and brought up to them otherwise.
+graph: venv
+	@$(BIN)/python .ci/import_graph.py
+
+# Reuses the environment while requirements.lock and setup.py are those that it was installed from.
 venv:
 	@if [ "$$(cat $(STAMP) 2>/dev/null)" != "$(LOCK_SUM)" ]; then \
 	  set -e; echo "$(VENV): installing requirements.lock"; \

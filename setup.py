@@ -1,4 +1,4 @@
-"""Package metadata. The exact versions that are tested together stand in requirements.lock."""
+"""Package metadata. requirements.lock pins the versions that are tested together."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "grm_jax/__init__.py").r
 setup(
     name="grm_jax",
     version=VERSION,
-    description="Generative reward models that judge with self-written principles: judge, train and measure on TPUs",
+    description="Generative reward models with principles: judge, train and evaluate on TPUs",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -19,7 +19,9 @@ setup(
     packages=find_packages(include=["grm_jax", "grm_jax.*"]),
     include_package_data=True,
     package_data={
-        "grm_jax": ["**/*.jinja", "**/*.json", "**/*.html", "**/*.css", "**/*.txt", "**/*.model"]
+        "grm_jax": [
+            f"**/*.{suffix}" for suffix in ("css", "html", "jinja", "js", "json", "model", "txt")
+        ]
     },
     install_requires=[
         "absl-py>=2.1",
@@ -56,6 +58,7 @@ setup(
         "cuda": ["jax[cuda12]>=0.10.2; sys_platform == 'linux'"],
         "test": [
             "hypothesis>=6.100",
+            "import-linter>=2.17",
             "ipykernel>=6.29",
             "jsonschema>=4.23",
             "mypy>=1.15",
@@ -64,10 +67,11 @@ setup(
             "psutil>=6",
             "pytest>=8.3",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "ruff>=0.11",
             "scikit-learn>=1.5",
         ],
-        # The peers we are compared with. They live in an environment of their own: grm_jax itself never imports them.
+        # Compared against in benchmarks, in a separate environment; grm_jax never imports them.
         "bench": [
             "gemma>=3.3",
             "google-tunix>=0.1.7",
