@@ -15,7 +15,8 @@ from grm_jax.judging import orders as ordering
 from grm_jax.judging import votes
 from grm_jax.judging.meta import TooLong
 from grm_jax.judging.options import Options
-from grm_jax.judging.sampler import Request, Row, Runner
+from grm_jax.judging.sampler import Sampler
+from grm_jax.sampling import Completion, Request
 from grm_jax.text import parse, parse_principles, rendering
 from grm_jax.text.tokenizer import Tokenizer
 from grm_jax.types import Comparison, Critique, Principle, Verdict
@@ -39,13 +40,13 @@ class _Job:
     orders: list[tuple[int, ...]]
     prompts: dict[tuple[int, ...], list[int]]  # order -> token ids
     principles: str | None = None
-    rows: dict[int, Row] = dataclasses.field(default_factory=dict)  # sample -> row
+    rows: dict[int, Completion] = dataclasses.field(default_factory=dict)  # sample -> row
 
 
 class Judge:
     """A generative reward model with its tokenizer and template.
 
-    runner: samples rows for requests (`sampler.engine_sampler(model)`; a function in tests).  template: a family ("grm",
+    sampler: `engine_sampler(model)`, or a function in tests.  template: a family ("grm",
     "compact": the member that fits each comparison is chosen), a template's name, or a file.  meta_rm: scores critiques
     (`MetaRM`).  expected: computes expected scores (`ExpectedScores`).  context: longest prompt plus critique in tokens.
     name: what output rows call the model, "name@fingerprint".  max_new_tokens: longest critique where a call does not say.
@@ -54,7 +55,7 @@ class Judge:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        runner: Runner,
+        sampler: Sampler,
         template: str | None = None,
         meta_rm=None,
         expected: Callable | None = None,
@@ -63,7 +64,7 @@ class Judge:
         max_new_tokens: int = 1024,
     ):
         self.max_new_tokens = max_new_tokens
-        self.tokenizer, self.runner, self.family = tokenizer, runner, str(template or "grm")
+        self.tokenizer, self.sampler, self.family = tokenizer, sampler, str(template or "grm")
         self.meta_rm, self.expected, self.context, self.name = meta_rm, expected, context, name
         rendering.load(
             self.family
@@ -141,7 +142,7 @@ class Judge:
                 requests.append(self._request(job.prompts[order], count, options))
                 # The s-th row of an order belongs to the s-th sample that was to see this order.
                 owners.append((i, [s for s, seen in enumerate(job.orders) if seen == order]))
-        for row in self.runner(requests):
+        for row in self.sampler(requests):
             i, samples = owners[row.request_index]
             job = jobs[i]
             job.rows[samples[row.sample_index]] = row
@@ -270,7 +271,7 @@ class Judge:
             if key not in self._principles and self._too_long({0: prompt}, options) is None:
                 todo[key] = self._request(prompt, 1, options)
         waiting = list(todo)
-        for row in self.runner([todo[key] for key in waiting]):
+        for row in self.sampler([todo[key] for key in waiting]):
             if row.finish != "error":
                 text = self.tokenizer.decode(row.tokens)
                 read = parse_principles(text)

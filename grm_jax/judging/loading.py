@@ -44,7 +44,7 @@ def load_judge(
     meta = load_meta_rm(meta_rm, mesh, meta_template, dtype, family=family) if meta_rm else None
     return cls(
         tokenizer=words,
-        runner=engine_sampler(model, mesh, prompt_slots, rows),
+        sampler=engine_sampler(model, mesh, prompt_slots, rows),
         template=family,
         meta_rm=meta,
         expected=ExpectedScores(model_log_probs(model, mesh), words),

@@ -134,7 +134,7 @@ def model(
 ) -> Sampler:
     """A model of ours. runner: `judging.sampler.engine_sampler(model)`, or anything that takes its requests."""
     from grm_jax.judging.orders import item_of
-    from grm_jax.judging.sampler import Request
+    from grm_jax.sampling import Request
 
     def sample(wanted: Sequence[CritiqueRequest]) -> list[CritiqueReply | None]:
         requests = []

@@ -1,24 +1,15 @@
 """A judge whose critiques are written by a function: the real tokenizer, templates, parser and votes around no model at all."""
 
-import dataclasses
 import re
 
 import numpy as np
 
 from grm_jax.data.world.vocabulary import vocabulary_path
 from grm_jax.judging.judge import Judge
+from grm_jax.sampling import Completion
 from grm_jax.text import tokenizer as tokenizers
 
 RESPONSE = re.compile(r"\[Response (\d+)\]\n(.*?)\n\[/Response \1\]", re.DOTALL)
-
-
-@dataclasses.dataclass
-class FakeRow:
-    request_index: int
-    sample_index: int
-    tokens: np.ndarray
-    finish: str = "stop"
-    error: str | None = None
 
 
 def well_formed(scores, analysis="One is better than the other.") -> str:
@@ -32,7 +23,12 @@ def words() -> tokenizers.Tokenizer:
     return tokenizers.load(vocabulary_path())
 
 
-def fake_runner(tokenizer, write, seen=None, finish="stop"):
+def completion(request, sample, ids, finish="stop", error=None) -> Completion:
+    nothing = np.zeros(0, np.float32)
+    return Completion(request, sample, np.array(ids, np.int32), nothing, nothing, finish, error)
+
+
+def fake_sampler(tokenizer, write, seen=None, finish="stop"):
     """Rows whose text is write(responses in prompt order, key), key = (item, sample, seed). seen: collects the prompts."""
 
     def run(requests):
@@ -44,16 +40,18 @@ def fake_runner(tokenizer, write, seen=None, finish="stop"):
             for sample in range(request.k):
                 text = write(responses, (request.item, sample, request.seed))
                 ids = tokenizer.encode(text) + [tokenizer.eos_id] * (finish == "stop")
-                yield FakeRow(index, sample, np.array(ids, np.int32), finish)
+                yield completion(index, sample, ids, finish)
 
     return run
 
 
 def fake_judge(write, **options) -> Judge:
-    """A Judge around `write`; options: those of Judge, and seen and finish of the runner."""
+    """A Judge around `write`; options: those of Judge, and seen and finish of the sampler."""
     tokenizer = options.pop("tokenizer", None) or words()
-    runner = fake_runner(tokenizer, write, options.pop("seen", None), options.pop("finish", "stop"))
-    return Judge(tokenizer, runner, **{"template": "compact", **options})
+    sampler = fake_sampler(
+        tokenizer, write, options.pop("seen", None), options.pop("finish", "stop")
+    )
+    return Judge(tokenizer, sampler, **{"template": "compact", **options})
 
 
 def by_length(responses, key) -> str:

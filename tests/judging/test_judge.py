@@ -1,5 +1,7 @@
 """The judge around functions instead of a model: orders, put-back, votes, failures, and that nothing depends on company."""
 
+import dataclasses
+
 import pytest
 from fake_judge import by_length, fake_judge, first_wins, well_formed
 
@@ -225,17 +227,17 @@ def test_what_cannot_be_judged_is_said_and_the_rest_is_judged():
 
 def test_a_failed_row_fails_its_comparison_only():
     judge = fake_judge(first_wins)
-    run = judge.runner
+    sample, error = judge.sampler, "the logits of token 3 are not finite"
 
     def breaking(requests):
-        for row in run(requests):
-            if row.request_index == 0 and row.sample_index == 0:
-                row.finish, row.error = "error", "the logits of token 3 are not finite"
-            yield row
+        for completion in sample(requests):
+            if completion.request_index == 0 and completion.sample_index == 0:
+                completion = dataclasses.replace(completion, finish="error", error=error)
+            yield completion
 
-    judge.runner = breaking
+    judge.sampler = breaking
     found = dict(judge.stream(PAIRS[:2], Options(k=2)))
-    assert found[0] == Unjudged("the logits of token 3 are not finite")
+    assert found[0] == Unjudged(error)
     assert found[1].tie
 
 

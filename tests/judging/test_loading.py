@@ -9,7 +9,7 @@ import shutil
 
 import numpy as np
 import pytest
-from fake_judge import fake_runner, well_formed
+from fake_judge import fake_sampler, well_formed
 from flax import nnx
 
 from grm_jax import Comparison, Judge, checkpoints
@@ -106,7 +106,7 @@ def test_published_folders_judge_as_they_are(judge):
 
 def test_their_wording_and_turns_reach_the_model(judge):
     seen = []
-    judge = Judge(judge.tokenizer, fake_runner(judge.tokenizer, lambda *_: "", seen), judge.family)
+    judge = Judge(judge.tokenizer, fake_sampler(judge.tokenizer, lambda *_: "", seen), judge.family)
     judge(COMPARISONS, k=2)
     ids = judge.tokenizer.encode_chat([{"role": "user", "content": "x"}])
     assert (
@@ -129,7 +129,7 @@ def test_their_meta_model_guides_the_vote(judge):
 
     guided = Judge(
         judge.tokenizer,
-        fake_runner(judge.tokenizer, write),
+        fake_sampler(judge.tokenizer, write),
         judge.family,
         judge.meta_rm,
         judge.expected,
