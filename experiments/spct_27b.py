@@ -29,22 +29,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.template = "grm"  # our wording of the structure in paper, appendix G
     config.principles = True
     config.data = ConfigDict()
-    # Paper, appendix C.1: MATH, UltraFeedback, OffsetBias, Skywork-Reward-Preference-80K-v0.2, HelpSteer2-Preference, and internal data
-    # that is not public. The shares of the sets are not in the paper: the rates are in proportion to their sizes.
-    config.data.judging = tuple(
-        dict(name=name, layout=layout, files=(f"data/{file}",), rate=rate)
-        for name, layout, file, rate in (
-            ("skywork", "skywork", "skywork_reward_preference_80k_v0.2.jsonl.gz", 77.0),
-            ("ultrafeedback", "ultrafeedback", "ultrafeedback.jsonl.gz", 64.0),
-            ("helpsteer2", "helpsteer2", "helpsteer2_preference_train.jsonl.gz", 7.0),
-            ("offsetbias", "offsetbias", "offsetbias.jsonl.gz", 8.5),
-            ("math", "math", "math_train_solutions.jsonl.gz", 7.5),
-        )
-    )
-    config.data.held_out = (
-        dict(name="rm_bench", layout="rm_bench", files=("data/rm_bench.json",), rate=1.0),
-    )
-    config.data.general = ("data/general.jsonl.gz",)
+    config.data.judging = "spct"  # a seqio mixture; its tasks and rates: grm_jax/data/mixtures.py
+    config.data.held_out = "rm_bench"
+    config.data.general = "general"
+    config.data.module = "grm_jax.data.mixtures"  # module that registers the tasks
+    config.data.folder = "data"  # folder of the tasks' files; may be gs://
     config.data.general_items = 1_070_000  # paper, appendix C.1 (in-house data)
     config.data.seed = 0  # not in the paper
     config.data.shuffle_labels = False

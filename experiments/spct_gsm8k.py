@@ -25,13 +25,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.template = (
         "compact"  # prompts of 290 tokens (median; 500 at 99%), not the 1,150 of "grm"
     )
-    config.data.judging = (
-        dict(name="gsm8k", layout="comparison", files=("data/gsm8k/train.jsonl",), rate=1.0),
-    )
-    config.data.held_out = (
-        dict(name="gsm8k", layout="comparison", files=("data/gsm8k/held_out.jsonl",), rate=1.0),
-    )
-    config.data.general = ("data/gsm8k/general.jsonl",)
+    config.data.judging = config.data.held_out = "gsm8k"
+    config.data.general = "gsm8k_general"
     config.data.general_items = 500
 
     config.seq_len = 1024  # a prompt and its critique, 165 tokens (240 at 95%), are about 450

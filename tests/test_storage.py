@@ -40,6 +40,7 @@ def test_local_paths_stay_as_they_are(tmp_path):
 def test_data_samples_and_weights_may_stand_in_a_bucket(bucket, monkeypatch):
     from experiments import spct_tiny
     from grm_jax import checkpoints
+    from grm_jax.data import mixtures
     from grm_jax.training import rft, sources
 
     bucket.mkdir()
@@ -48,10 +49,9 @@ def test_data_samples_and_weights_may_stand_in_a_bucket(bucket, monkeypatch):
     (bucket / "general.jsonl").write_text(json.dumps({"query": "q", "answer": "a"}) + "\n")
     (bucket / "samples.jsonl").write_text(json.dumps({"id": "one", "text": "t"}) + "\n")
     config = spct_tiny.get_config()
-    entry = dict(name="pairs", layout="comparison", files=("gs://bucket/pairs.jsonl",), rate=1.0)
-    with config.ignore_type():
-        config.data.judging = config.data.held_out = (entry,)
-        config.data.general = ("gs://bucket/general.jsonl",)
+    mixtures.add_comparisons("pairs", dict.fromkeys(("train", "test"), "gs://bucket/pairs.jsonl"))
+    mixtures.add_examples("chats", {"train": "general.jsonl"})
+    config.data.update(judging="pairs", held_out="pairs", general="chats", folder="gs://bucket")
     assert [sources.judging(config, split).at(0).id for split in ("train", "test")] == [
         "one",
         "one",

@@ -60,7 +60,7 @@ class Bench:
         self.graphdef, self.abstract = states.abstract_model(self.cfg, self.mesh)
         self.tokenizer = sources.load_tokenizer(config)
         self.benchmark = BENCHMARKS[benchmark]
-        if benchmark == "world" and tuple(config.data.judging) == ("world",):
+        if benchmark == "world" and config.data.judging == "world":
             source = sources.judging(config, config.eval.split)
             self.everything = world.measurable(source.take(0, config.eval.comparisons))
         else:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from grm_jax.data.layouts import LAYOUTS, Layout, detect, permutation
 from grm_jax.data.records import Account, Malformed, Record, Unusable, read_records
@@ -42,6 +43,12 @@ def simplified(comparison: Comparison) -> Comparison:
     turns = [{"role": turn["role"], "content": turn["content"]} for turn in comparison.turns]
     single = len(turns) == 1 and turns[0]["role"] == "user"
     return dataclasses.replace(comparison, query=turns[0]["content"] if single else turns)
+
+
+def from_json(fields: dict[str, Any]) -> Comparison:
+    """Returns the comparison whose `dataclasses.asdict` was written as JSON."""
+    label = fields["label"]
+    return Comparison(**{**fields, "label": tuple(label) if isinstance(label, list) else label})
 
 
 # ---------------------------------------------------------------- training
@@ -86,10 +93,11 @@ def convert(
         if record.problem:
             raise Malformed(record.problem)
         comparisons = [simplified(made) for made in layout.read(record.fields, name)]
-        for comparison in comparisons:
-            if comparison.n > 1 and comparison.label is not None and comparison.best is None:
-                raise Unusable("no single best response")
-        return comparisons if layout.keeps_order else [placed(made) for made in comparisons]
+        if layout.keeps_order:
+            return comparisons
+        if any(made.n > 1 and made.best is None for made in comparisons):
+            raise Unusable("no single best response")
+        return [placed(made) for made in comparisons]
     except Unusable as error:
         account.unusable[str(error)] += 1
     except ValueError as error:  # Malformed, and what Comparison itself refuses

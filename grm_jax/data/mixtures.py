@@ -1,31 +1,28 @@
-"""seqio tasks and mixtures over comparisons and SFT examples, from JSON files, TFDS and the judging world.
+"""seqio tasks and mixtures of comparisons and of general instructions.
 
-Importing this module imports TensorFlow (seconds). What comes out is Python and numpy:
+`config.data.judging`, `config.data.held_out` and `config.data.general` name one of them. To train
+on your own data, write a module and name it: --config.data.module=my_tasks
+--config.data.judging=my_mixture
 
-    add_comparisons("helpsteer2", {"train": ["preference.jsonl.gz"]}, layout="helpsteer2")
-    add_comparisons_from_tfds("my_prefs", "my_prefs:1.0.0", layout="skywork", data_dir=...)
-    add_mixture("judging", {"helpsteer2": 1.0, "my_prefs": 0.5})
-    for comparison in Comparisons("judging", "train", seed=0): ...
+    from grm_jax.data import mixtures
 
-    add_examples("general", {"train": ["chats.jsonl"]}, tokenizer)
-    for batch in PackedExamples("general", "train", batch_size=64, seq_len=2048, seed=0): ...
+    mixtures.add_comparisons("my_pairs", {"train": "pairs.jsonl.gz"}, layout="trl")
+    mixtures.add_comparisons_from_tfds("my_set", "my_set:1.0.0", "skywork", {"train": "train"})
+    mixtures.add_mixture("my_mixture", {"my_pairs": 2.0, "my_set": 1.0, "skywork": 1.0})
 
-Both iterators count what they gave in `position`; opened with it they go on exactly there. tf.data finds the place by
-running up to it, so for long runs over data that fit in memory `packing.PackedBatches` and `batches.ComparisonBatches`
-are better: they find any step at once, and give the same batches to any number of processes.
+Relative file names lie in `config.data.folder`. A task gives JSON texts in one string feature:
+`comparison` (fields of types.Comparison) or `example` (fields of data.sft.Example). Only this
+module imports seqio and TensorFlow.
 """
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
+import hashlib
 import json
 import os
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-
-import numpy as np
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -35,63 +32,85 @@ import tensorflow as tf  # noqa: E402
 from grm_jax.data import sft, world  # noqa: E402
 from grm_jax.data.comparisons import convert, read_comparisons  # noqa: E402
 from grm_jax.data.layouts import LAYOUTS  # noqa: E402
-from grm_jax.data.records import Account, Record  # noqa: E402
+from grm_jax.data.records import Account, Record, plain  # noqa: E402
+from grm_jax.registry import nearest  # noqa: E402
+from grm_jax.storage import fetch, is_remote  # noqa: E402
 from grm_jax.types import Comparison  # noqa: E402
 
-Files = Mapping[str, str | Path | Sequence[str | Path]]
+Files = Mapping[str, str | Sequence[str]]  # split -> one file or several
 
-# Why the generator of a task stopped: tf.data turns exceptions into its own, without their type.
-_stopped: dict[str, Exception] = {}
-ACCOUNTS: dict[
-    str, Account
-] = {}  # "task/split" -> what became of its records, filled while the task is read
+COMPARISON, EXAMPLE = "comparison", "example"
 
 
-# ---------------------------------------------------------------- comparisons
+@dataclasses.dataclass
+class Settings:
+    """What a run sets for all tasks: seqio reads a task without arguments."""
+
+    folder: str = "."
+    max_skipped: float = 0.01
 
 
-def add_comparisons(
-    name: str, files: Files, layout: str = "comparison", max_skipped: float = 0.01
-) -> None:
-    """A task over files in a published layout (`layouts.LAYOUTS`): .jsonl or .json, gzipped or not, by split.
+SETTINGS = Settings()
+ACCOUNTS: dict[str, Account] = {}  # "task/split": counts of its records, filled while it is read
+_FILES: dict[str, Files] = {}
+_SETTINGS_OF: dict[str, Any] = {}  # task: what its content depends on beside its files
+# Why the generator of a task failed: tf.data replaces exceptions by its own, without their type.
+_failures: dict[str, Exception] = {}
 
-    A malformed record is logged with file and line; above the share `max_skipped` reading stops with TooManyMalformed.
-    """
+
+# ---------------------------------------------------------------- registration
+
+
+def add_comparisons(name: str, files: Files, layout: str = "comparison") -> None:
+    """Adds a task over files in a published layout, by split."""
     LAYOUTS[layout]
 
-    def rows(split: str) -> Iterator[Comparison]:
-        ACCOUNTS[f"{name}/{split}"] = account = Account(max_skipped)
-        paths = files[split]
-        return read_comparisons(paths, layout, max_skipped, account)
+    def comparisons(split: str) -> Iterator[Comparison]:
+        local = [fetch(path) for path in paths(name, split)]
+        account = ACCOUNTS[f"{name}/{split}"] = Account(source=name)
+        return read_comparisons(local, layout, SETTINGS.max_skipped, account)
 
-    _add_comparison_task(name, rows, tuple(files))
+    _FILES[name] = files
+    _add(name, COMPARISON, comparisons, tuple(files), layout)
 
 
 def add_comparisons_from_tfds(
-    name: str,
-    tfds_name: str,
-    layout: str = "comparison",
-    splits: Mapping[str, str] | None = None,
-    data_dir: str | None = None,
-    max_skipped: float = 0.01,
+    name: str, dataset: str, layout: str, splits: Mapping[str, str], data_dir: str | None = None
 ) -> None:
-    """A task over a TFDS set whose features are the columns of a layout. splits: ours -> the set's; the same if absent."""
-    chosen = LAYOUTS[layout]
-    source = seqio.TfdsDataSource(
-        tfds_name, splits=dict(splits) if splits else None, tfds_data_dir=data_dir
-    )
+    """Adds a task over a TFDS data set whose features are the fields of a layout.
 
-    def rows(split: str) -> Iterator[Comparison]:
-        ACCOUNTS[f"{name}/{split}"] = account = Account(max_skipped)
-        for number, record in enumerate(
-            source.get_dataset(split, shuffle=False).as_numpy_iterator(), 1
-        ):
-            content = Record(number, number, _plain(record))
-            yield from convert(content, chosen, f"{name}-{split}-{number}", tfds_name, account)
+    dataset: a TFDS name; "huggingface:OWNER__NAME" is read from the Hugging Face Hub (lower case,
+    other characters than letters and digits replaced by "_").  splits: ours -> the data set's.
+    """
+    chosen = LAYOUTS[layout]
+    source = seqio.TfdsDataSource(dataset, splits=dict(splits), tfds_data_dir=data_dir)
+
+    def comparisons(split: str) -> Iterator[Comparison]:
+        account = Account(SETTINGS.max_skipped, name)
+        ACCOUNTS[f"{name}/{split}"] = account
+        examples = source.get_dataset(split, shuffle=False).as_numpy_iterator()
+        for number, example in enumerate(examples, 1):
+            record = Record(number, number, _rows_of(plain(example)))
+            yield from convert(record, chosen, f"{name}-{split}-{number}", dataset, account)
             account.check()
         account.check(final=True)
 
-    _add_comparison_task(name, rows, tuple(splits) if splits else tuple(source.splits))
+    _add(name, COMPARISON, comparisons, tuple(splits), [dataset, layout, dict(splits), data_dir])
+
+
+def _rows_of(value: Any) -> Any:
+    """TFDS stores a sequence of objects as an object of sequences; this undoes it."""
+    if isinstance(value, list):
+        return [_rows_of(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    value = {key: _rows_of(item) for key, item in value.items()}
+    keys = [key for key in ("content", "response") if isinstance(value.get(key), list)]
+    if not keys:
+        return value
+    size = len(value[keys[0]])
+    columns = {key: v for key, v in value.items() if isinstance(v, list) and len(v) == size}
+    return [dict(zip(columns, row)) for row in zip(*columns.values())]
 
 
 def add_world(
@@ -101,291 +120,172 @@ def add_world(
     families: Sequence[str] | None = None,
     config: world.WorldConfig = world.DEFAULT,
 ) -> None:
-    """A task over the first items of the judging world. counts: split -> number of items."""
+    """Adds a task over the first items of the judging world. counts: items of each split."""
 
-    def rows(split: str) -> Iterator[Comparison]:
+    def comparisons(split: str) -> Iterator[Comparison]:
         for i in range(counts[split]):
             yield world.make_items(split, i, 1, seed, families, config)[0]
 
-    _add_comparison_task(name, rows, tuple(counts))
+    _add(name, COMPARISON, comparisons, tuple(counts), [dict(counts), seed, families, str(config)])
 
 
-def _plain(value):
-    """A TFDS example as JSON-like Python: texts decoded, arrays as lists, dicts of lists as lists of dicts."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8")
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return [_plain(v) for v in value]
-    if isinstance(value, tf.RaggedTensor):
-        return [_plain(v) for v in value.to_list()]
-    if isinstance(value, dict):
-        plain = {key: _plain(v) for key, v in value.items()}
-        # TFDS keeps a sequence of records (turns, completions) as one record of sequences.
-        size = next(
-            (
-                len(plain[key])
-                for key in ("content", "response")
-                if isinstance(plain.get(key), list)
-            ),
-            None,
-        )
-        if size is not None:
-            columns = {key: v for key, v in plain.items() if isinstance(v, list) and len(v) == size}
-            return [dict(zip(columns, row)) for row in zip(*columns.values())]
-        return plain
-    return value
+def add_examples(name: str, files: Files) -> None:
+    """Adds a task over files of general instructions (`sft.read_examples`), by split."""
+
+    def examples(split: str) -> Iterator[sft.Example]:
+        account = ACCOUNTS[f"{name}/{split}"] = Account(source=name)
+        for path in paths(name, split):
+            yield from sft.read_examples(fetch(path), SETTINGS.max_skipped, account)
+
+    _FILES[name] = files
+    _add(name, EXAMPLE, examples, tuple(files))
 
 
-def _add_comparison_task(
-    name: str, rows: Callable[[str], Iterator[Comparison]], splits: Sequence[str]
+def add_general_world(name: str, counts: Mapping[str, int], seed: int = 0) -> None:
+    """Adds a task over general instructions of the judging world. counts: items of each split."""
+
+    def examples(split: str) -> Iterator[sft.Example]:
+        return map(sft.from_instruction, world.general_items(split, 0, counts[split], seed))
+
+    _add(name, EXAMPLE, examples, tuple(counts), [dict(counts), seed])
+
+
+def add_mixture(name: str, rates: Mapping[str, float]) -> None:
+    """Adds a mixture. rates: relative rate of each task or mixture."""
+    seqio.MixtureRegistry.remove(name)
+    seqio.MixtureRegistry.add(name, list(rates.items()))
+
+
+def _add(
+    name: str,
+    feature: str,
+    items: Callable[[str], Iterator[Any]],
+    splits: Sequence[str],
+    settings: Any = None,
 ) -> None:
-    def texts(split: str) -> Iterator[str]:
-        for comparison in rows(split):
-            yield json.dumps(dataclasses.asdict(comparison), ensure_ascii=False)
-
-    _add_task(
-        name,
-        texts,
-        splits,
-        {"comparison": tf.TensorSpec((), tf.string)},
-        lambda text: {"comparison": text},
-    )
-
-
-# ---------------------------------------------------------------- SFT examples
-
-
-def add_examples(name: str, files: Files, tokenizer, max_skipped: float = 0.01) -> None:
-    """A task over JSONL files of SFT examples (`sft.read_examples`), tokenised: features `inputs` and `targets`."""
-
-    def rows(split: str) -> Iterator[sft.Example]:
-        ACCOUNTS[f"{name}/{split}"] = account = Account(max_skipped)
-        for path in _paths(files[split]):
-            yield from sft.read_examples(path, max_skipped, account)
-
-    add_example_rows(name, rows, tuple(files), tokenizer)
-
-
-def _paths(paths: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:
-    return [paths] if isinstance(paths, (str, Path)) else paths
-
-
-def add_general_world(name: str, counts: Mapping[str, int], tokenizer, seed: int = 0) -> None:
-    """A task over the general instructions of the judging world. counts: split -> number of instructions."""
-
-    def rows(split: str) -> Iterator[sft.Example]:
-        for one in world.general_items(split, 0, counts[split], seed):
-            yield sft.Example(tuple(one.messages[:-1]), one.answer, "general", one.id)
-
-    add_example_rows(name, rows, tuple(counts), tokenizer)
-
-
-def add_example_rows(
-    name: str, rows: Callable[[str], Iterable[sft.Example]], splits: Sequence[str], tokenizer
-) -> None:
-    """A task over examples from a function of the split."""
-
-    def encoded(split: str):
-        for example in rows(split):
-            prompt, completion = sft.encode(example, tokenizer)
-            yield np.array(prompt, np.int32), np.array(completion, np.int32)
-
-    spec = tf.TensorSpec((None,), tf.int32)
-    signature = (spec, spec)
-    _add_task(
-        name,
-        encoded,
-        splits,
-        signature,
-        lambda a, b: {"inputs": a, "targets": b},
-        tokenizer.vocab_size,
-    )
-
-
-# ---------------------------------------------------------------- registration
-
-
-def _add_task(name, rows, splits, signature, to_features, vocab_size: int | None = None) -> None:
-    def dataset(split: str, shuffle_files: bool = False, seed: int | None = None):
-        def generate():
-            _stopped.pop(name, None)
+    def dataset(
+        split: str, shuffle_files: bool = False, seed: int | None = None
+    ) -> tf.data.Dataset:
+        def texts() -> Iterator[str]:
             try:
-                yield from rows(split)
+                for item in items(split):
+                    yield json.dumps(dataclasses.asdict(item), ensure_ascii=False)
             except Exception as error:
-                _stopped[name] = error
+                _failures[name] = error
                 raise
 
-        spec = signature["comparison"] if isinstance(signature, dict) else signature
-        return tf.data.Dataset.from_generator(generate, output_signature=spec).map(to_features)
+        spec = tf.TensorSpec((), tf.string)
+        return tf.data.Dataset.from_generator(texts, output_signature=spec).map(
+            lambda text: {feature: text}
+        )
 
-    if vocab_size is None:
-        text = seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, rank=0, dtype=tf.string)
-        features = {"comparison": text}
-    else:
-        ids = seqio.Feature(seqio.PassThroughVocabulary(vocab_size), add_eos=False, dtype=tf.int32)
-        features = {"inputs": ids, "targets": ids}
+    text = seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, rank=0, dtype=tf.string)
     seqio.TaskRegistry.remove(name)
     seqio.TaskRegistry.add(
         name,
         source=seqio.FunctionDataSource(dataset, splits=tuple(splits)),
         preprocessors=[],
-        output_features=features,
+        output_features={feature: text},
         metric_fns=[],
     )
-
-
-def add_mixture(name: str, rates: Mapping[str, float]) -> None:
-    """A mixture of tasks of one kind. rates: task -> relative rate."""
-    seqio.MixtureRegistry.remove(name)
-    seqio.MixtureRegistry.add(name, list(rates.items()))
+    _SETTINGS_OF[name] = settings
 
 
 # ---------------------------------------------------------------- reading
 
 
-def _tasks_of(name: str) -> list[str]:
-    found = seqio.get_mixture_or_task(name)
-    return [task.name for task in found.tasks] if isinstance(found, seqio.Mixture) else [name]
+def tasks(name: str) -> dict[str, float]:
+    """Returns the tasks of a mixture with their rates, in the order of registration.
+
+    A task by itself has rate 1. Raises ValueError for an unknown name.
+    """
+    known = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
+    if name not in known:
+        raise ValueError(f"unknown seqio mixture or task {name!r}: {nearest(name, known)}")
+    if name in seqio.TaskRegistry.names():
+        return {name: 1.0}
+    mixture = seqio.MixtureRegistry.get(name)
+    order = list(mixture.rate_per_task_name)
+    order += sorted(task.name for task in mixture.tasks if task.name not in order)
+    rates = {task.name: mixture.get_rate(task) for task in mixture.tasks}
+    return {task: rates[task] for task in order if task in rates}
 
 
-# Streams that are being read. tf.data's threads must not outlive the interpreter while they run a Python generator.
-_streams: weakref.WeakSet = weakref.WeakSet()
+def splits(task: str) -> tuple[str, ...]:
+    """Returns the names of a task's splits."""
+    return tuple(seqio.TaskRegistry.get(task).splits)
 
 
-@atexit.register
-def _close_streams() -> None:
-    for stream in list(_streams):
-        stream.close()
+def paths(task: str, split: str) -> list[str]:
+    """Returns the files of a task's split, in `SETTINGS.folder` unless their path is absolute."""
+    files = _FILES.get(task, {}).get(split, ())
+    return [
+        path if is_remote(path) or os.path.isabs(path) else os.path.join(SETTINGS.folder, path)
+        for path in ([files] if isinstance(files, str) else files)
+    ]
 
 
-def _stream(name: str, dataset: tf.data.Dataset, position: int) -> Iterator[dict]:
-    """Numpy examples from a position on; a generator's own exception is raised in place of tf.data's."""
-    stream = _read(_tasks_of(name), dataset.skip(position))
-    _streams.add(stream)
-    return stream
+def identity(task: str, split: str) -> list[Any]:
+    """Returns JSON-ready values on which the content of a task's split depends."""
+    digests = []
+    for path in paths(task, split):
+        with open(fetch(path), "rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return [task, split, digests, SETTINGS.max_skipped, _SETTINGS_OF.get(task)]
 
 
-def _read(tasks: Sequence[str], dataset: tf.data.Dataset) -> Iterator[dict]:
-    for task in tasks:
-        _stopped.pop(task, None)
-    rows = dataset.as_numpy_iterator()
+def read(task: str, split: str, feature: str) -> Iterator[str]:
+    """Yields the JSON texts of a task's split through seqio, in order, each once.
+
+    Raises ValueError where the task has no such feature, and what its source raises.
+    """
+    one = seqio.TaskRegistry.get(task)
+    if feature not in one.output_features:
+        have = ", ".join(one.output_features)
+        raise ValueError(f"task {task!r} has no feature {feature!r}, but {have}")
+    # The length is for trimming, which texts do not have.
+    dataset = one.get_dataset(
+        {feature: 1}, split, shuffle=False, num_epochs=1, trim_output_features=False
+    )
+    _failures.pop(task, None)
     try:
-        yield from rows
+        for example in dataset.as_numpy_iterator():
+            yield example[feature].decode()
     except tf.errors.OpError as error:
-        for task in tasks:
-            if task in _stopped:
-                raise _stopped[task] from error
-        raise
-    finally:
-        del rows
+        raise _failures.pop(task, error) from error
 
 
-def _shard(index: int, count: int):
-    return seqio.ShardInfo(index, count) if count > 1 else None
+# ---------------------------------------------------------------- the shipped tasks
 
+# Paper, appendix C.1: MATH, UltraFeedback, OffsetBias, Skywork-Reward-Preference-80K-v0.2,
+# HelpSteer2-Preference, and internal data that is not public. The shares of the sets are not in the
+# paper: the rates are in proportion to their sizes.
+add_comparisons("skywork", {"train": "skywork_reward_preference_80k_v0.2.jsonl.gz"}, "skywork")
+add_comparisons("ultrafeedback", {"train": "ultrafeedback.jsonl.gz"}, "ultrafeedback")
+add_comparisons("helpsteer2", {"train": "helpsteer2_preference_train.jsonl.gz"}, "helpsteer2")
+add_comparisons("offsetbias", {"train": "offsetbias.jsonl.gz"}, "offsetbias")
+add_comparisons("math", {"train": "math_train_solutions.jsonl.gz"}, "math")
+_RATES = {"skywork": 77.0, "ultrafeedback": 64.0, "helpsteer2": 7.0, "offsetbias": 8.5, "math": 7.5}
+add_mixture("spct", _RATES)
+add_examples("general", {"train": "general.jsonl.gz"})
+add_comparisons("rm_bench", {"test": "rm_bench.json"}, "rm_bench")
 
-@dataclasses.dataclass
-class Comparisons:
-    """Comparisons of a task or mixture.
+# The same mixture with three of its sets from the Hugging Face Hub, through TFDS.
+_HUB = {
+    "skywork": "skywork__skywork_reward_preference_80k_v0_2",
+    "ultrafeedback": "openbmb__ultrafeedback",
+    "offsetbias": "ncsoft__offsetbias",
+}
+for _name, _dataset in _HUB.items():
+    _splits = {"train": "train"}
+    add_comparisons_from_tfds(f"{_name}_hub", f"huggingface:{_dataset}", _name, _splits)
+add_mixture("spct_hub", {f"{k}_hub" if k in _HUB else k: rate for k, rate in _RATES.items()})
 
-    Attributes:
-      name, split: What to read.
-      seed: Of the shuffling and mixing; None keeps the order.
-      epochs: Passes over the data, None for endless.
-      process_index, process_count: This process reads every `process_count`-th comparison.
-      position: Comparisons given so far.
-    """
+# studies/gsm8k_critiques.py makes these files.
+_GSM8K = {"train": "gsm8k/train.jsonl", "test": "gsm8k/held_out.jsonl"}
+add_comparisons("gsm8k", _GSM8K, "comparison")
+add_examples("gsm8k_general", {"train": "gsm8k/general.jsonl"})
 
-    name: str
-    split: str
-    seed: int | None = 0
-    epochs: int | None = 1
-    process_index: int = 0
-    process_count: int = 1
-    position: int = 0
-
-    def __iter__(self) -> Iterator[Comparison]:
-        # The length only matters to trimming, which texts do not have.
-        dataset = seqio.get_mixture_or_task(self.name).get_dataset(
-            {"comparison": 1},
-            split=self.split,
-            shuffle=self.seed is not None,
-            seed=self.seed,
-            num_epochs=self.epochs,
-            shard_info=_shard(self.process_index, self.process_count),
-            use_cached=False,
-            trim_output_features=False,
-        )
-        for row in _stream(self.name, dataset, self.position):
-            self.position += 1
-            fields = json.loads(row["comparison"])
-            label = tuple(fields["label"]) if isinstance(fields["label"], list) else fields["label"]
-            yield Comparison(**{**fields, "label": label, "responses": tuple(fields["responses"])})
-
-
-class _Rows(seqio.PrefixLMFeatureConverter):
-    """PrefixLM packing where prompt and completion share one length, instead of having one each.
-
-    The lengths that seqio is given bound each of them alone; examples longer than a row together are left out, where
-    seqio would cut the prompt.
-    """
-
-    def __init__(self, seq_len: int):
-        super().__init__(pack=True)
-        self.seq_len = seq_len
-
-    def _concat_task_feature_lengths(self, task_feature_lengths):
-        return dict.fromkeys(
-            super()._concat_task_feature_lengths(task_feature_lengths), self.seq_len
-        )
-
-    def get_model_feature_lengths(self, task_feature_lengths):
-        return dict.fromkeys(super().get_model_feature_lengths(task_feature_lengths), self.seq_len)
-
-    def _convert_features(self, ds, task_feature_lengths):
-        ds = ds.filter(lambda x: tf.size(x["inputs"]) + tf.size(x["targets"]) <= self.seq_len)
-        return super()._convert_features(ds, task_feature_lengths)
-
-
-@dataclasses.dataclass
-class PackedExamples:
-    """Packed batches of an SFT task or mixture, by seqio's PrefixLMFeatureConverter, as the arrays of `packing`.
-
-    Examples longer than a row are left out.
-
-    Attributes: as of `Comparisons`; batch_size: rows of this process's batch; seq_len: tokens of a row;
-      position: batches given so far.
-    """
-
-    name: str
-    split: str
-    batch_size: int
-    seq_len: int
-    seed: int | None = 0
-    epochs: int | None = None
-    process_index: int = 0
-    process_count: int = 1
-    position: int = 0
-
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        dataset = seqio.get_dataset(
-            mixture_or_task_name=self.name,
-            task_feature_lengths={"inputs": self.seq_len, "targets": self.seq_len},
-            dataset_split=self.split,
-            shuffle=self.seed is not None,
-            seed=self.seed,
-            num_epochs=self.epochs,
-            shard_info=_shard(self.process_index, self.process_count),
-            feature_converter=_Rows(self.seq_len),
-            batch_size=self.batch_size,
-        )
-        for row in _stream(self.name, dataset, self.position):
-            self.position += 1
-            yield {
-                "tokens": row["decoder_target_tokens"].astype(np.int32),
-                "positions": row["decoder_positions"].astype(np.int32),
-                "segment_ids": row["decoder_segment_ids"].astype(np.int32),
-                "weights": row["decoder_loss_weights"].astype(np.float32),
-            }
+# The judging world beside other tasks. As the only source, "world" is endless and needs no seqio.
+add_world("world", {"train": 20_000, "test": 2_000})
+add_general_world("general_world", {"train": 20_000})

@@ -90,6 +90,12 @@ def example_of(record: dict, name: str) -> Example:
     return Example(tuple(messages), completion, str(kind), str(identity))
 
 
+def from_instruction(instruction: Any) -> Example:
+    """Returns the example of a general instruction of the judging world."""
+    messages, answer = tuple(instruction.messages[:-1]), instruction.answer
+    return Example(messages, answer, "general", instruction.id)
+
+
 def encode(example: Example, tokenizer) -> tuple[list[int], list[int]]:
     """(prompt ids, completion ids) of an example; the completion ends with the token that ends a model's turn."""
     prompt = tokenizer.encode_chat(list(example.messages), add_generation_prompt=True)

@@ -1,21 +1,34 @@
-"""Where an experiment's comparisons, general instructions, tokenizer and first parameters come from, by its `data` section.
+"""An experiment's comparisons, general instructions, tokenizer and first parameters.
 
-data.judging = ("world",)                     the embedded judging world, endless
-data.judging = ({"name": "helpsteer2", "layout": "helpsteer2", "files": ("train.jsonl.gz",), "rate": 1.0}, ...)
-data.general = "world", or a tuple of JSONL files of chats (`data.sft.read_examples`)
+config.data.judging   "world": the judging world, endless; or a seqio mixture or task
+config.data.held_out  a mixture or task whose split "test" is evaluated on (of "world": its own)
+config.data.general   "world", or a mixture or task of general instructions
+config.data.module    module that registers the tasks (see `data.mixtures`)
+config.data.folder    folder of the tasks' files
+
+A mixture is read through seqio once, into an indexed file in WORKDIR/data. From there every place
+is found at once, so a run resumes exactly on any number of hosts. "world" needs no TensorFlow.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import json
 import logging
 import random
+import tempfile
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from grm_jax.data import batches, records, sft, world
-from grm_jax.data.comparisons import read_comparisons
-from grm_jax.data.layouts import LAYOUTS
+import jax
+import numpy as np
+
+from grm_jax.data import batches, indexed, sft, world
+from grm_jax.data.comparisons import from_json
 from grm_jax.data.world.vocabulary import vocabulary_path
 from grm_jax.storage import as_path, fetch
 from grm_jax.training import rft_samplers
@@ -23,81 +36,193 @@ from grm_jax.types import Comparison
 
 log = logging.getLogger(__name__)
 
+WORLD = "world"
+_INDEXING_HOURS = 12  # how long the other processes wait for process 0
+_READ_BY = {"judging": {"rft", "rl", "meta_rm"}, "held_out": {"eval"}, "general": {"rft"}}
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Comparisons by place. `size`: how many there are before they repeat, None for endless. `identity` names the data."""
+    """Comparisons by place.
+
+    size: how many there are before they repeat, None for endless.  identity: changes with the data.
+    """
 
     at: Callable[[int], Comparison]
     size: int | None
     identity: str
 
     def take(self, start: int, count: int) -> list[Comparison]:
+        """Returns the comparisons of places start ... start + count - 1."""
         return [self.at(place) for place in range(start, start + count)]
 
 
-def paths(config, stages: Collection[str] | None = None) -> Iterator[tuple[str, str]]:
-    """(field, path) of all files and folders that the stages (None: those of the config) read, as they stand in the config."""
+@dataclasses.dataclass(frozen=True)
+class _View(Sequence[Comparison]):
+    """Some lines of an index, as comparisons."""
+
+    file: indexed.Index
+    lines: Sequence[int] | np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __getitem__(self, i: Any) -> Any:
+        return from_json(self.file[int(self.lines[i])])
+
+
+# ---------------------------------------------------------------- checks before a run
+
+
+def paths(config: Any, stages: Collection[str] | None = None) -> Iterator[tuple[str, str]]:
+    """Yields (field, path) of all files and folders that the stages read.
+
+    stages: None for those of the config.
+    """
     stages = config.stages if stages is None else stages
     for field in ("init", "tokenizer"):
-        if config.get(field) and (field, config[field]) != ("tokenizer", "world"):
+        if config.get(field) and (field, config[field]) != ("tokenizer", WORLD):
             yield f"config.{field}", config[field]
-    data = config.get("data")
-    if data is None:
+    if config.get("data") is None:
         return
-    if tuple(data.judging) != ("world",):
-        used = {"judging": {"rft", "rl", "meta_rm"}, "held_out": {"eval"}}
-        for field in [name for name, of in used.items() if of & set(stages)]:
-            for entry in data.get(field, ()):
-                yield from (
-                    (f"config.data.{field} ({entry['name']})", path)
-                    for path in _several(entry["files"])
-                )
-    if "rft" in stages:
-        if data.general_items and data.general != "world":
-            yield from (("config.data.general", path) for path in _several(data.general))
-        if config.rft.sampler in ("file", "model") and "path" in config.rft.sampling:
+    for field in _fields(config, stages):
+        mixtures, split = _mixtures(config), _split(config, field)
+        for task in _tasks(config, field):
+            for path in mixtures.paths(task, split):
+                yield f"config.data.{field} ({task})", path
+    if "rft" in stages and config.rft.sampler in ("file", "model"):
+        if "path" in config.rft.sampling:
             yield "config.rft.sampling.path", config.rft.sampling["path"]
     if "rl" in stages and config.rl.get("easy_trials"):
         yield "config.rl.easy_trials", config.rl.easy_trials
 
 
-def check(config, stages: Collection[str] | None = None) -> None:
-    """Looks for everything that `stages` (None: those of the config) will read, before hours are spent on what comes first.
+def check(config: Any, stages: Collection[str] | None = None) -> None:
+    """Checks that everything that `stages` (None: those of the config) read exists.
 
-    Raises FileNotFoundError for a file or folder that is not there, ValueError for a field that is empty or a layout that does not exist,
-    all with the field's name.
+    Raises FileNotFoundError for a missing file or folder, ValueError for an empty field or an
+    unknown mixture, task or split; all name the field.
     """
     stages = config.stages if stages is None else stages
     tokenizer_path(config)
-    if tuple(config.data.judging) != ("world",):
-        if "eval" in stages:
-            _held_out(config, "test")
-        for entry in (*config.data.judging, *config.data.get("held_out", ())):
-            LAYOUTS[entry["layout"]]
     if "rft" in stages:
         rft_samplers.chosen_settings(config.rft.sampler, config.rft.sampling)
     for field, path in paths(config, stages):
         if not as_path(path).exists():
             raise FileNotFoundError(
-                f"{field} names {path}, which does not exist, or may not be read from here: mend the path"
+                f"{field} names {path}, which does not exist or is not readable from here: "
+                "correct the path"
             )
 
 
-def _several(files) -> tuple[str, ...]:
-    return (files,) if isinstance(files, str) else tuple(files)
+def _fields(config: Any, stages: Collection[str]) -> Iterator[str]:
+    """The fields of `config.data` that these stages read through seqio."""
+    for field, readers in _READ_BY.items():
+        if not readers & set(stages) or (field == "general" and not config.data.general_items):
+            continue
+        if _name(config, "judging" if field == "held_out" else field) != WORLD:
+            yield field
 
 
-def _held_out(config, split: str):
-    if not config.data.get("held_out", ()):
+def _name(config: Any, field: str) -> str:
+    name = config.data.get(field, "")
+    name = name[0] if isinstance(name, (tuple, list)) and len(name) == 1 else name
+    if not name:
+        remedy = ", or remove eval from config.stages" if field == "held_out" else ""
+        raise ValueError(f"config.data.{field} is empty: name a seqio mixture or task{remedy}")
+    if not isinstance(name, str):
         raise ValueError(
-            f"data.held_out is empty: name sources for the split {split!r}, or leave the stage eval out"
+            f"config.data.{field} is {name!r:.80}: give the name of a seqio mixture or task; "
+            "files are registered in config.data.module"
         )
-    return config.data.held_out
+    return name
 
 
-def world_config(data) -> world.WorldConfig:
-    """The mixture of the judging world that `data.world` describes; JSON-like configs have text keys."""
+def _split(config: Any, field: str) -> str:
+    return config.eval.split if field == "held_out" else "train"
+
+
+def _mixtures(config: Any) -> Any:
+    """`data.mixtures`, with the tasks of `config.data.module` and the settings of this config."""
+    from grm_jax.data import mixtures
+
+    mixtures.SETTINGS.folder = config.data.folder
+    mixtures.SETTINGS.max_skipped = config.data.max_skipped
+    try:
+        importlib.import_module(config.data.module)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"config.data.module={config.data.module} is not importable: {error}. Add its folder "
+            "to PYTHONPATH"
+        ) from error
+    return mixtures
+
+
+def _tasks(config: Any, field: str) -> dict[str, float]:
+    """The tasks of a field with their rates. Raises ValueError, with the field's name."""
+    mixtures, split = _mixtures(config), _split(config, field)
+    try:
+        tasks = mixtures.tasks(_name(config, field))
+    except ValueError as error:
+        raise ValueError(f"config.data.{field}: {error}") from error
+    for task in tasks:
+        if split not in mixtures.splits(task):
+            raise ValueError(
+                f"config.data.{field}: task {task!r} has no split {split!r}, but "
+                f"{', '.join(mixtures.splits(task))}"
+            )
+    return tasks
+
+
+# ---------------------------------------------------------------- comparisons
+
+
+def judging(
+    config: Any, split: str = "train", without: Collection[str] = (), workdir: Any = None
+) -> Source:
+    """Returns the comparisons to train on, or those held out for another split than "train".
+
+    Args:
+      without: ids to drop. The judging world is endless and cannot drop any.
+      workdir: of the run, shared by its processes; None indexes into a temporary folder.
+
+    Raises:
+      ValueError: no comparisons, none but those dropped, an unknown mixture, nothing held out.
+    """
+    data, seed = config.data, config.data.seed
+    if _name(config, "judging") == WORLD:
+        if without:
+            raise ValueError(
+                f"{len(without)} comparisons cannot be dropped from the judging world, which is "
+                "endless: name a task"
+            )
+        source = _world_source(config, split)
+    else:
+        field = "judging" if split == "train" else "held_out"
+        tasks, index = _tasks(config, field), _index(config, field, workdir)
+        views = [_View(index, lines) for lines in index.sections.values()]
+        if without:
+            views = [_dropped(task, view, without) for task, view in zip(tasks, views)]
+        rates = list(tasks.values())
+        if split != "train":  # each once: rates are for endless streams
+            views, rates = [_View(index, range(len(index)))], [1.0]
+        places = [batches.from_list(view, seed) for view in views]
+        at = places[0] if len(places) == 1 else batches.from_mixture(places, rates, seed)
+        source = Source(at, sum(map(len, views)), _identity(views, rates, seed))
+    return _shuffled_labels(source, seed) if data.shuffle_labels and split == "train" else source
+
+
+def _world_source(config: Any, split: str) -> Source:
+    data = config.data
+    families = tuple(data.families) or None
+    at = batches.from_world(split, data.seed, families=families, config=world_config(data))
+    settings = json.dumps([families, data.world.to_dict()], sort_keys=True)
+    digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
+    return Source(at, None, f"world/{split}/{data.seed}/{digest}")
+
+
+def world_config(data: Any) -> world.WorldConfig:
+    """Returns the world's mixture of `config.data.world`, whose keys are texts as in JSON."""
     fields: dict = {
         name: {int(k): v for k, v in data.world[name].items()}
         for name in ("levels", "sizes")
@@ -106,74 +231,56 @@ def world_config(data) -> world.WorldConfig:
     return world.WorldConfig(**fields)
 
 
-def judging(config, split: str = "train", without: Collection[str] = ()) -> Source:
-    """The comparisons to train on, or those held out for the split "test" (another split of the world, or `data.held_out`).
-
-    without: ids that are left out; of the world, which is endless, none can be.
-    Raises ValueError for a source that holds no comparison, or none but those left out, an unknown layout, or nothing held out.
-    """
-    data, seed = config.data, config.data.seed
-    if tuple(data.judging) == ("world",):
-        if without:
-            raise ValueError(
-                f"{len(without)} comparisons are to be left out of the judging world, which is endless: name sources"
-            )
-        families = tuple(data.families) or None
-        at = batches.from_world(split, seed, families=families, config=world_config(data))
-        of = json.dumps([families, data.world.to_dict()], sort_keys=True)
-        source = Source(
-            at, None, f"world/{split}/{seed}/{hashlib.sha256(of.encode()).hexdigest()[:12]}"
-        )
-    else:
-        entries = data.judging if split == "train" else _held_out(config, split)
-        lists = [_read(entry, data.max_skipped) for entry in entries]
-        rates = [entry["rate"] for entry in entries]
-        if without:
-            lists = [
-                _left(entry["name"], comparisons, without)
-                for entry, comparisons in zip(entries, lists)
-            ]
-        if split != "train":  # Each once: rates are for what goes on for ever.
-            lists, rates = [[comparison for found in lists for comparison in found]], [1.0]
-        ats = [batches.from_list(comparisons, seed) for comparisons in lists]
-        at = ats[0] if len(ats) == 1 else batches.from_mixture(ats, rates, seed)
-        source = Source(at, sum(map(len, lists)), _identity(lists, rates, seed))
-    return _shuffled_labels(source, seed) if data.shuffle_labels and split == "train" else source
+def _index(config: Any, field: str, workdir: Any) -> indexed.Index:
+    """The indexed file of a field's mixture. Process 0 writes it, the others wait for it."""
+    mixtures, tasks, split = _mixtures(config), _tasks(config, field), _split(config, field)
+    kind = mixtures.EXAMPLE if field == "general" else mixtures.COMPARISON
+    identity = [[mixtures.identity(task, split), rate] for task, rate in tasks.items()]
+    digest = hashlib.sha256(json.dumps([identity, config.data.seed]).encode()).hexdigest()[:12]
+    alone = workdir is None
+    root = tempfile.mkdtemp(prefix="grm_jax-") if alone else as_path(workdir) / "data"
+    folder = as_path(root) / f"{_name(config, field)}-{split}-{digest}"
+    if not indexed.is_indexed(folder) and (alone or jax.process_index() == 0):
+        sections = ((task, mixtures.read(task, split, kind)) for task in tasks)
+        indexed.write_index(folder, (_counted(mixtures, split, *one) for one in sections))
+    deadline = time.monotonic() + 3600 * _INDEXING_HOURS
+    while not indexed.is_indexed(folder):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"process 0 did not write {folder} in {_INDEXING_HOURS} hours")
+        time.sleep(2)
+    return indexed.Index(folder)
 
 
-def _read(entry, max_skipped: float) -> list[Comparison]:
-    account = records.Account(max_skipped, entry["name"])
-    files = [fetch(path) for path in _several(entry["files"])]
-    found = list(read_comparisons(files, entry["layout"], max_skipped, account))
-    log.info(
-        "source %s: %d comparisons of %s", entry["name"], len(found), json.dumps(account.summary())
-    )
-    if not found:
+def _counted(
+    mixtures: Any, split: str, task: str, texts: Iterator[str]
+) -> tuple[str, Iterator[str]]:
+    """The same section; logs its counts at its end. Raises ValueError if it is empty."""
+
+    def counted() -> Iterator[str]:
+        count = 0
+        for count, text in enumerate(texts, 1):  # noqa: B007
+            yield text
+        account = mixtures.ACCOUNTS.get(f"{task}/{split}")
+        summary = json.dumps(account.summary()) if account else "a task without an account"
+        log.info("source %s: %d comparisons of %s", task, count, summary)
+        if not count:
+            raise ValueError(f"source {task!r} has no comparisons: check its files and its layout")
+
+    return task, counted()
+
+
+def _dropped(name: str, view: _View, without: Collection[str]) -> _View:
+    kept = [line for line in view.lines if str(view.file[line]["id"]) not in without]
+    log.info("source %s: %d of %d comparisons dropped", name, len(view) - len(kept), len(view))
+    if not kept:
         raise ValueError(
-            f"source {entry['name']!r} holds no comparison: look at its files and layout ({entry['layout']})"
+            f"source {name!r} has no comparisons but those dropped: take it out of the mixture"
         )
-    return found
-
-
-def _left(
-    name: str, comparisons: Sequence[Comparison], without: Collection[str]
-) -> list[Comparison]:
-    found = [c for c in comparisons if str(c.id) not in without]
-    log.info(
-        "source %s: %d of %d comparisons are left out",
-        name,
-        len(comparisons) - len(found),
-        len(comparisons),
-    )
-    if not found:
-        raise ValueError(
-            f"source {name!r} has no comparison but those that are left out: take it out of config.data.judging"
-        )
-    return found
+    return dataclasses.replace(view, lines=np.array(kept))
 
 
 def _identity(lists: Sequence[Sequence[Comparison]], rates: Sequence[float], seed: int) -> str:
-    """Of what decides which comparison stands at a place, its texts and labels with it."""
+    """A digest of all that decides which comparison stands at a place, texts and labels too."""
     digest = hashlib.sha256(json.dumps(list(rates)).encode())
     for comparisons in lists:
         for c in comparisons:
@@ -182,12 +289,13 @@ def _identity(lists: Sequence[Sequence[Comparison]], rates: Sequence[float], see
 
 
 def _shuffled_labels(source: Source, seed: int) -> Source:
-    """The control: each label drawn anew. What learns from it must end at chance on true labels."""
+    """A control: each label is drawn anew. A model trained on it must score at chance."""
 
     def at(place: int) -> Comparison:
         comparison = source.at(place)
         rng = random.Random(f"labels/{seed}/{place}")
-        label = (float(rng.random() < 0.5),) if comparison.n == 1 else rng.randrange(comparison.n)
+        single = comparison.n == 1
+        label = (float(rng.random() < 0.5),) if single else rng.randrange(comparison.n)
         meta = dict(comparison.meta)
         if "world" in meta:
             meta["world"] = world.believing(meta["world"], label, rng)
@@ -196,63 +304,67 @@ def _shuffled_labels(source: Source, seed: int) -> Source:
     return Source(at, source.size, source.identity + "/shuffled labels")
 
 
-def general(config) -> list[sft.Example]:
-    """General instructions to mix into RFT: `data.general_items` of them (0: none)."""
+# ---------------------------------------------------------------- general instructions
+
+
+def general(config: Any, workdir: Any = None) -> list[sft.Example]:
+    """Returns the general instructions to mix into RFT, `data.general_items` of them (0: none)."""
     data = config.data
     if not data.general_items:
         return []
-    if data.general == "world":
-        found = world.general_items(
-            "train",
-            0,
-            data.general_items,
-            data.seed,
-            tuple(data.families) or None,
-            world_config(data),
-        )
+    if _name(config, "general") == WORLD:
+        families, mixture = tuple(data.families) or None, world_config(data)
         return [
-            sft.Example(tuple(one.messages[:-1]), one.answer, "general", one.id) for one in found
+            sft.from_instruction(one)
+            for one in world.general_items(
+                "train", 0, data.general_items, data.seed, families, mixture
+            )
         ]
-    examples: list[sft.Example] = []
-    for path in _several(data.general):
-        for example in sft.read_examples(
-            fetch(path), data.max_skipped, records.Account(source="data.general")
-        ):
-            examples.append(example)
-            if len(examples) == data.general_items:
-                return examples
-    log.warning(
-        "data.general holds %d examples, fewer than the data.general_items=%d",
-        len(examples),
-        data.general_items,
-    )
-    return examples
+    index, rates = _index(config, "general", workdir), list(_tasks(config, "general").values())
+    count = min(data.general_items, len(index))
+    if count < data.general_items:
+        log.warning(
+            "data.general has %d examples, fewer than data.general_items=%d",
+            count,
+            data.general_items,
+        )
+    places = [lambda i, lines=lines: lines[i % len(lines)] for lines in index.sections.values()]
+    at = places[0] if len(places) == 1 else batches.from_mixture(places, rates, data.seed)
+    examples = (index[at(place)] for place in range(count))
+    return [sft.Example(**{**one, "messages": tuple(one["messages"])}) for one in examples]
 
 
-def tokenizer_path(config) -> Path:
-    """The tokenizer's file or folder; "world" is the judging world's own. Raises ValueError where the config names none."""
+# ---------------------------------------------------------------- tokenizer and first parameters
+
+
+def tokenizer_path(config: Any) -> Path:
+    """Returns the tokenizer's file or folder; "world" is the judging world's own.
+
+    Raises ValueError where the config names none.
+    """
     if not config.tokenizer:
         raise ValueError(
-            "config.tokenizer is empty: name the model's tokenizer, its file or the folder that holds it"
+            "config.tokenizer is empty: give the model's tokenizer file, or the folder that has it"
         )
-    return vocabulary_path() if config.tokenizer == "world" else fetch(config.tokenizer)
+    return vocabulary_path() if config.tokenizer == WORLD else fetch(config.tokenizer)
 
 
-def load_tokenizer(config):
+def load_tokenizer(config: Any) -> Any:
+    """Returns the tokenizer of the config."""
     from grm_jax.text import tokenizer
 
     return tokenizer.load(tokenizer_path(config))
 
 
-def first_params(config, cfg, mesh):
-    """Float32 parameters to begin with: `config.init`, a checkpoint's path, or random ones from the seed where it is empty."""
+def first_params(config: Any, cfg: Any, mesh: Any) -> Any:
+    """Returns float32 parameters: the checkpoint `config.init`, or random ones if it is empty."""
     from flax import nnx
 
     from grm_jax.training import state as states
 
     if not config.init:
         if not config.model.startswith("tiny"):
-            log.warning("config.init is empty: %s begins with random weights", config.model)
+            log.warning("config.init is empty: %s starts from random weights", config.model)
         return states.init_params(cfg, mesh, config.seed)
     from grm_jax import checkpoints
 

@@ -1,89 +1,110 @@
-"""seqio tasks: sources, mixtures, shards, packing, exact positions, malformed records."""
+"""seqio tasks and mixtures: sources, rates, malformed records, and the training path through them."""
 
 import json
+import subprocess
+import sys
 
-import numpy as np
+import jax
 import pytest
 
-from grm_jax.data import records, sft, world
-from grm_jax.data.world import vocabulary
-from grm_jax.text import tokenizer
+from experiments import spct_27b, spct_tiny
+from grm_jax.data import batches, indexed, mixtures, records, sft, world
+from grm_jax.data.comparisons import from_json, read_comparisons
+from grm_jax.training import sources
 
 
-@pytest.fixture(scope="module")
-def tasks():
-    from grm_jax.data import mixtures
-
-    return mixtures
+def read(task, split="train"):
+    texts = mixtures.read(task, split, mixtures.COMPARISON)
+    return [from_json(json.loads(text)) for text in texts]
 
 
-@pytest.fixture(scope="module")
-def tok():
-    return tokenizer.load(vocabulary.vocabulary_path())
-
-
-def take(iterable, count):
-    iterator = iter(iterable)
-    return [next(iterator) for _ in range(count)]
-
-
-def test_world_comparisons_arrive_whole_and_in_order(tasks):
-    tasks.add_world("t_world", {"train": 30})
-    assert list(tasks.Comparisons("t_world", "train", seed=None)) == world.make_items(
-        "train", 0, 30
-    )
-
-
-def test_a_mixture_of_files_and_world_goes_on_at_its_position(tasks, tmp_path):
-    path = tmp_path / "pairs.jsonl"
+def pairs(path, count):
     rows = [
-        {"instruction": f"q{i}", "output_1": "a", "output_2": "b", "label": 1} for i in range(40)
+        {"instruction": f"q{i}", "output_1": "a", "output_2": "b", "label": 1} for i in range(count)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tasks.add_comparisons("t_files", {"train": path}, layout="offsetbias")
-    tasks.add_world("t_world", {"train": 30})
-    tasks.add_mixture("t_mixed", {"t_files": 3.0, "t_world": 1.0})
-    stream = tasks.Comparisons("t_mixed", "train", seed=7, epochs=None)
-    first = [c.id for c in take(stream, 60)]
-    assert stream.position == 60
-    again = [c.id for c in take(tasks.Comparisons("t_mixed", "train", seed=7, epochs=None), 60)]
-    rest = [
-        c.id
-        for c in take(tasks.Comparisons("t_mixed", "train", seed=7, epochs=None, position=25), 35)
-    ]
-    other = [c.id for c in take(tasks.Comparisons("t_mixed", "train", seed=8, epochs=None), 60)]
-    assert first == again and rest == first[25:] and other != first
-    assert 30 < sum(i.startswith("pairs") for i in first) < 57
+    return path
 
 
-def test_processes_read_disjoint_comparisons_that_cover_all(tasks):
-    tasks.add_world("t_world", {"train": 30})
-    parts = [
-        {
-            c.id
-            for c in tasks.Comparisons("t_world", "train", seed=2, process_index=i, process_count=3)
-        }
-        for i in range(3)
-    ]
-    assert [len(part) for part in parts] == [10, 10, 10]
-    assert len(set.union(*parts)) == 30
+@pytest.fixture
+def config(tmp_path):
+    """spct_27b on a mixture of two files at rates 3 and 1, below data.folder."""
+    for name, count in (("t_many", 40), ("t_few", 30)):
+        pairs(tmp_path / f"{name}.jsonl", count)
+        mixtures.add_comparisons(name, {"train": f"{name}.jsonl"}, layout="offsetbias")
+    mixtures.add_mixture("t_mixed", {"t_many": 3.0, "t_few": 1.0})
+    config = spct_27b.get_config()
+    config.data.update(judging="t_mixed", folder=str(tmp_path), seed=7)
+    return config
 
 
-def test_malformed_records_stop_the_run_with_file_and_line(tasks, tmp_path):
-    path = tmp_path / "bad.jsonl"
-    path.write_text(
-        '{"instruction": "q", "output_1": "a", "output_2": "b", "label": 1}\n{"label": 9}\n'
-    )
-    tasks.add_comparisons("t_bad", {"train": path}, layout="offsetbias", max_skipped=0.1)
+# ---------------------------------------------------------------- tasks
+
+
+def test_world_task_gives_the_worlds_items_in_order():
+    mixtures.add_world("t_world", {"train": 30})
+    assert read("t_world") == world.make_items("train", 0, 30)
+
+
+def test_general_tasks_give_examples(tmp_path):
+    mixtures.add_general_world("t_general", {"train": 6})
+    first = json.loads(next(mixtures.read("t_general", "train", mixtures.EXAMPLE)))
+    (instruction,) = world.general_items("train", 0, 1)
+    assert first["completion"] == instruction.answer
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"query": "q", "answer": "a"}) + "\n")
+    mixtures.add_examples("t_chats", {"train": str(tmp_path / "chats.jsonl")})
+    mixtures.add_mixture("t_both", {"t_chats": 1.0, "t_general": 1.0})
+    config = spct_27b.get_config()
+    config.data.update(general="t_both", general_items=7)
+    examples = sources.general(config)
+    assert len(examples) == 7 and all(isinstance(one, sft.Example) for one in examples)
+    assert {one.completion for one in examples} > {"a"}
+
+
+def test_malformed_records_stop_the_run_with_file_and_line(tmp_path, monkeypatch):
+    path = pairs(tmp_path / "bad.jsonl", 1)
+    path.write_text(path.read_text() + '{"label": 9}\n')
+    mixtures.add_comparisons("t_bad", {"train": str(path)}, layout="offsetbias")
+    monkeypatch.setattr(mixtures.SETTINGS, "max_skipped", 0.1)
     with pytest.raises(records.TooManyMalformed, match=r"bad\.jsonl:2: the field 'label' is 9"):
-        list(tasks.Comparisons("t_bad", "train", seed=None))
-    tasks.add_comparisons("t_bad", {"train": path}, layout="offsetbias", max_skipped=0.5)
-    assert len(list(tasks.Comparisons("t_bad", "train", seed=None))) == 1
-    assert tasks.ACCOUNTS["t_bad/train"].summary()["malformed"] == 1
+        read("t_bad")
+    monkeypatch.setattr(mixtures.SETTINGS, "max_skipped", 0.5)
+    assert len(read("t_bad")) == 1
+    assert mixtures.ACCOUNTS["t_bad/train"].summary()["malformed"] == 1
+
+
+def test_task_of_another_kind_is_refused():
+    mixtures.add_general_world("t_general", {"train": 3})
+    with pytest.raises(ValueError, match="no feature 'comparison', but example"):
+        read("t_general")
+
+
+def test_rates_of_nested_mixtures_in_the_order_of_registration():
+    for name in ("t_z", "t_a", "t_n"):
+        mixtures.add_world(name, {"train": 1})
+    mixtures.add_mixture("t_inner", {"t_a": 1.0, "t_n": 3.0})
+    mixtures.add_mixture("t_outer", {"t_z": 2.0, "t_inner": 8.0})
+    assert mixtures.tasks("t_outer") == {"t_z": 2.0, "t_a": 2.0, "t_n": 6.0}
+    assert list(mixtures.tasks("t_outer")) == ["t_z", "t_a", "t_n"]
+    assert list(mixtures.tasks("spct")) == [
+        "skywork",
+        "ultrafeedback",
+        "helpsteer2",
+        "offsetbias",
+        "math",
+    ]
+
+
+def test_hub_mixture_reads_the_hugging_face_namespace_of_tfds():
+    assert mixtures.tasks("spct_hub").keys() >= {"skywork_hub", "ultrafeedback_hub", "math"}
+    import seqio
+
+    task = seqio.TaskRegistry.get("skywork_hub")
+    assert task.splits == ("train",)
 
 
 def write_tfds(folder, records):
-    """A prepared TFDS set of conversations, as `tfds.load` finds it."""
+    """Writes a prepared TFDS data set of conversations, as `tfds.load` expects it."""
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
@@ -111,7 +132,7 @@ def write_tfds(folder, records):
     tfds.folder_dataset.write_metadata(data_dir=folder, features=features, split_infos=[split])
 
 
-def test_tfds_sets_are_read_by_their_columns(tasks, tmp_path):
+def test_tfds_data_set_is_read_by_its_fields(tmp_path):
     def chat(i, answer):
         return [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": answer}]
 
@@ -119,47 +140,109 @@ def test_tfds_sets_are_read_by_their_columns(tasks, tmp_path):
         tmp_path / "tiny_prefs" / "1.0.0",
         [{"chosen": chat(i, "good"), "rejected": chat(i, "bad")} for i in range(5)],
     )
-    tasks.add_comparisons_from_tfds(
+    mixtures.add_comparisons_from_tfds(
         "t_tfds", "tiny_prefs:1.0.0", "skywork", {"train": "train"}, str(tmp_path)
     )
-    made = list(tasks.Comparisons("t_tfds", "train", seed=None))
-    assert sorted(c.query for c in made) == [f"q{i}" for i in range(5)]
-    assert all(c.responses[c.best] == "good" for c in made)
+    comparisons = read("t_tfds")
+    assert sorted(c.query for c in comparisons) == [f"q{i}" for i in range(5)]
+    assert all(c.responses[c.best] == "good" for c in comparisons)
 
 
-def test_packed_examples_learn_completions_only_and_resume(tasks, tok):
-    tasks.add_general_world("t_general", {"train": 60}, tok)
-    stream = tasks.PackedExamples("t_general", "train", batch_size=2, seq_len=64, seed=0)
-    first = take(stream, 6)
-    rest = take(tasks.PackedExamples("t_general", "train", 2, 64, seed=0, position=3), 3)
-    for a, b in zip(first[3:], rest):
-        for name in a:
-            np.testing.assert_array_equal(a[name], b[name])
-    answers = {g.answer for g in world.general_items("train", 0, 60)}
-    for batch in first:
-        assert batch["tokens"].dtype == np.int32 and batch["weights"].dtype == np.float32
-        for r in range(2):
-            for segment in range(1, batch["segment_ids"][r].max() + 1):
-                here = batch["segment_ids"][r] == segment
-                assert batch["positions"][r][here].tolist() == list(range(here.sum()))
-                learned = batch["tokens"][r][here & (batch["weights"][r] > 0)]
-                assert learned[-1] == tok.id_of("<end_of_turn>")
-                assert tok.decode(learned) in answers
-        assert (batch["weights"][batch["segment_ids"] == 0] == 0).all()
+# ---------------------------------------------------------------- the training path
 
 
-def test_long_prompts_are_whole_or_absent(tasks, tok):
-    def rows(split):
-        for words in (3, 20, 60):
-            yield sft.Example(
-                ({"role": "user", "content": "repeat" + " cat" * words},), "answer: dog"
-            )
+def test_every_place_is_the_files_comparison_at_its_rate(config, tmp_path):
+    """The indexed mixture equals placing over the files read directly, whatever seqio does."""
+    lists = [
+        list(read_comparisons(tmp_path / f"{name}.jsonl", "offsetbias"))
+        for name in ("t_many", "t_few")
+    ]
+    places = [batches.from_list(one, 7) for one in lists]
+    at = batches.from_mixture(places, [3.0, 1.0], 7)
+    source = sources.judging(config, workdir=tmp_path / "run")
+    assert source.size == 70
+    assert source.take(0, 2500) == [at(place) for place in range(2500)]
+    names = [c.id.split("-")[0] for c in source.take(0, 1000)]
+    assert names.count("t_many") == 750
 
-    tasks.add_example_rows("t_long", rows, ["train"], tok)
-    (batch,) = take(
-        tasks.PackedExamples("t_long", "train", batch_size=1, seq_len=64, seed=None, epochs=1), 1
+
+def test_index_is_written_once_and_named_by_what_it_depends_on(config, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    first = sources.judging(config, workdir=run)
+    (folder,) = (run / "data").iterdir()
+    assert folder.name.startswith("t_mixed-train-") and indexed.is_indexed(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(mixtures, "read", lambda *_: pytest.fail("was indexed already"))
+        again = sources.judging(config, workdir=run)
+    assert again.identity == first.identity and again.at(3) == first.at(3)
+    pairs(tmp_path / "t_few.jsonl", 31)
+    changed = sources.judging(config, workdir=run)
+    assert changed.identity != first.identity and changed.size == 71
+    assert len(list((run / "data").iterdir())) == 2
+
+
+def test_index_of_a_killed_run_is_written_again(config, tmp_path):
+    run = tmp_path / "run"
+    first = sources.judging(config, workdir=run)
+    (folder,) = (run / "data").iterdir()
+    (folder / indexed.READY).unlink()
+    (folder / "records.jsonl").write_text("{tor")
+    assert sources.judging(config, workdir=run).take(0, 9) == first.take(0, 9)
+
+
+def test_other_processes_wait_for_process_0(config, tmp_path, monkeypatch):
+    waited = []
+
+    def sleep(_):
+        waited.append(True)
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, "process_index", lambda: 0)
+            sources.judging(config, workdir=tmp_path / "run")
+
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(sources.time, "sleep", sleep)
+    source = sources.judging(config, workdir=tmp_path / "run")
+    assert waited == [True] and source.size == 70
+
+
+def test_same_batches_for_any_number_of_processes(config, tmp_path):
+    source = sources.judging(config, workdir=tmp_path / "run")
+    whole = batches.ComparisonBatches(source.at, batch_size=12)
+    shares = [batches.ComparisonBatches(source.at, 12, i, 3) for i in range(3)]
+    for step in (0, 5):
+        parts = [share.batch(step) for share in shares]
+        assert [len(part) for part in parts] == [4, 4, 4]
+        assert sum(parts, []) == whole.batch(step)
+
+
+def test_users_module_registers_its_mixture(tmp_path, monkeypatch):
+    pairs(tmp_path / "mine.jsonl", 4)
+    (tmp_path / "my_tasks.py").write_text(
+        "from grm_jax.data import mixtures\n"
+        "mixtures.add_comparisons('my_pairs', {'train': 'mine.jsonl'}, layout='offsetbias')\n"
+        "mixtures.add_mixture('my_mixture', {'my_pairs': 1.0})\n"
     )
-    assert sorted(
-        (batch["tokens"][0] == tok.encode(" cat")[0])[batch["segment_ids"][0] == s].sum()
-        for s in (1, 2)
-    ) == [3, 20]
+    monkeypatch.syspath_prepend(tmp_path)
+    from launch import config as configs
+
+    fields = {"data.judging": "my_mixture", "data.module": "my_tasks", "data.folder": str(tmp_path)}
+    config = configs.load("experiments/spct_tiny.py", fields)
+    sources.check(config, ("rl",))
+    assert sorted(c.id for c in sources.judging(config).take(0, 4)) == [
+        f"mine-{i}" for i in range(1, 5)
+    ]
+
+
+def test_world_alone_needs_no_tensorflow():
+    code = (
+        "import sys\n"
+        "from experiments import spct_tiny\n"
+        "from grm_jax.training import sources\n"
+        "config = spct_tiny.get_config()\n"
+        "sources.check(config)\n"
+        "assert sources.judging(config).take(0, 3) and sources.judging(config, 'test').take(0, 3)\n"
+        "assert sources.general(config)\n"
+        "assert not {'tensorflow', 'seqio', 'tensorflow_datasets'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert spct_tiny.get_config().data.judging == "world"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import ablations, spct_2b, spct_9b, spct_27b, spct_gsm8k, spct_tiny
+from grm_jax.data import mixtures
 from grm_jax.text import rendering
 from grm_jax.training import (
     eval_stage,
@@ -184,37 +185,24 @@ def test_what_is_evaluated_on_comes_once_and_without_its_answer(tmp_path):
     ]
     (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = spct_27b.get_config()
-    config.data.held_out = (
-        {
-            "name": "x",
-            "layout": "comparison",
-            "files": (str(tmp_path / "held.jsonl"),),
-            "rate": 1.0,
-        },
-    )
+    mixtures.add_comparisons("x", {"test": str(tmp_path / "held.jsonl")})
+    config.data.held_out = "x"
     config.eval.comparisons = 12
     items = eval_stage.held_out(config)
     assert sorted(c.id for c in items) == list("01234") and not any(c.reference for c in items)
 
 
 def test_several_held_out_sources_are_each_read_once_whatever_their_rates(tmp_path):
-    entries = []
-    for name, count, rate in (("a", 100, 100.0), ("b", 50, 1.0)):
+    for name, count in (("a", 100), ("b", 50)):
         rows = [
             {"query": f"{name}{i}", "responses": ["x", "y"], "label": 0, "id": f"{name}{i}"}
             for i in range(count)
         ]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        entries.append(
-            {
-                "name": name,
-                "layout": "comparison",
-                "files": (str(tmp_path / f"{name}.jsonl"),),
-                "rate": rate,
-            }
-        )
+        mixtures.add_comparisons(name, {"test": str(tmp_path / f"{name}.jsonl")})
+    mixtures.add_mixture("both", {"a": 100.0, "b": 1.0})
     config = spct_27b.get_config()
-    config.data.held_out = tuple(entries)
+    config.data.held_out = "both"
     items = eval_stage.held_out(config)
     assert len({c.id for c in items}) == len(items) == 150
 
@@ -228,9 +216,8 @@ def test_comparisons_without_a_best_response_are_not_evaluated_on_and_none_left_
     ]
     path = tmp_path / "a.jsonl"
     config = spct_27b.get_config()
-    config.data.held_out = (
-        {"name": "a", "layout": "comparison", "files": (str(path),), "rate": 1.0},
-    )
+    mixtures.add_comparisons("a", {"test": str(path)})
+    config.data.held_out = "a"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with caplog.at_level("INFO"):
         assert sorted(c.id for c in eval_stage.held_out(config)) == ["0", "2"]
@@ -244,20 +231,13 @@ def test_comparisons_without_a_best_response_are_not_evaluated_on_and_none_left_
 
 def test_a_source_is_known_by_its_labels_texts_and_rates(tmp_path):
     def identity(label, text, rate):
-        entries = []
         for name in ("a", "b"):
             row = {"query": "q", "responses": ["x", text], "label": label, "id": name}
             (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
-            entries.append(
-                {
-                    "name": name,
-                    "layout": "comparison",
-                    "files": (str(tmp_path / f"{name}.jsonl"),),
-                    "rate": 1.0,
-                }
-            )
+            mixtures.add_comparisons(name, {"train": str(tmp_path / f"{name}.jsonl")})
+        mixtures.add_mixture("both", {"a": 1.0, "b": rate})
         config = spct_27b.get_config()
-        config.data.judging = (entries[0], entries[1] | {"rate": rate})
+        config.data.judging = "both"
         return sources.judging(config).identity
 
     assert identity(0, "y", 1.0) == identity(0, "y", 1.0)
@@ -316,9 +296,8 @@ def test_fewer_comparisons_than_asked_for_are_each_sampled_once(tmp_path, caplog
     config = spct_tiny.get_config(
         f"rft.sampler=file,rft.sampling.path={tmp_path / 'samples.jsonl'}"
     )
-    config.data.judging = (
-        {"name": "a", "layout": "comparison", "files": (str(tmp_path / "a.jsonl"),), "rate": 1.0},
-    )
+    mixtures.add_comparisons("a", {"train": str(tmp_path / "a.jsonl")})
+    config.data.judging = "a"
     config.rft.update(comparisons=10, samples=1, hinted=0, reject=False)
     rft.prepare(config, sources.load_tokenizer(config), None, tmp_path / "data")
     assert "the sources hold 3 comparisons, fewer than the rft.comparisons=10" in caplog.text
@@ -332,14 +311,15 @@ def test_what_a_run_would_miss_is_said_before_it_starts(tmp_path, caplog):
         files[name] = tmp_path / f"{name}.jsonl"
         files[name].write_text("{}")
     config.tokenizer = config.init = str(files["weights"])
-    entry = dict(name="mine", layout="comparison", rate=1.0)
-    config.data.judging = (entry | {"files": (str(files["pairs"]),)},)
-    config.data.held_out = (entry | {"files": str(files["held_out"])},)
-    config.data.general = (str(files["general"]),)
+    mixtures.add_comparisons(
+        "mine", {"train": files["pairs"].name, "test": [str(files["held_out"])]}
+    )
+    mixtures.add_examples("chats", {"train": files["general"].name})
+    config.data.update(judging="mine", held_out="mine", general="chats", folder=str(tmp_path))
     config.rft.sampling.path = str(files["samples"])
     sources.check(config)
     fields = {
-        "pairs": "config.data.judging (mine)", "held_out": "config.data.held_out (mine)", "general": "config.data.general",
+        "pairs": "config.data.judging (mine)", "held_out": "config.data.held_out (mine)", "general": "config.data.general (chats)",
         "samples": "config.rft.sampling.path", "weights": "config.init",
     }  # fmt: skip
     for name, field in fields.items():
@@ -353,11 +333,19 @@ def test_what_a_run_would_miss_is_said_before_it_starts(tmp_path, caplog):
         if name in ("general", "samples"):
             sources.check(config, ("rl", "eval"))
         (tmp_path / "away").rename(files[name])
-    config.data.held_out = (entry | {"files": (), "layout": "comparisn"},)
-    with pytest.raises(ValueError, match="comparisn"):
+    config.data.held_out = "min"
+    with pytest.raises(
+        ValueError, match="config.data.held_out: unknown .*'min': did you mean 'mine'"
+    ):
         sources.check(config)
-    config.data.held_out = ()
+    config.data.held_out = "chats"
+    with pytest.raises(ValueError, match="config.data.held_out: task 'chats' has no split 'test'"):
+        sources.check(config)
+    config.data.held_out = ""
     with pytest.raises(ValueError, match="data.held_out is empty"):
+        sources.check(config)
+    config.data.update(held_out="mine", module="no_such_module")
+    with pytest.raises(ValueError, match="config.data.module=no_such_module is not importable"):
         sources.check(config)
     config.rft.sampling = {}
     with pytest.raises(ValueError, match="config.rft.sampling.path is empty"):
@@ -374,22 +362,21 @@ def test_random_weights_are_told_where_they_are_a_mistake(caplog, monkeypatch):
     sources.first_params(spct_tiny.get_config(), None, None)
     assert not caplog.text
     sources.first_params(spct_27b.get_config(), None, None)
-    assert "config.init is empty: gemma2_27b begins with random weights" in caplog.text
+    assert "config.init is empty: gemma2_27b starts from random weights" in caplog.text
 
 
 def test_a_source_with_too_many_malformed_records_is_named(tmp_path):
     config = spct_27b.get_config()
     (tmp_path / "a.jsonl").write_text("{}\n")
-    config.data.judging = (
-        dict(name="mine", layout="comparison", files=(str(tmp_path / "a.jsonl"),), rate=1.0),
-    )
+    mixtures.add_comparisons("mine", {"train": str(tmp_path / "a.jsonl")})
+    config.data.judging = "mine"
     with pytest.raises(ValueError, match="^mine: 1 of 1 records are malformed"):
         sources.judging(config)
 
 
 def test_nothing_held_out_is_said():
     config = spct_27b.get_config()
-    config.data.held_out = ()
+    config.data.held_out = ""
     with pytest.raises(ValueError, match="data.held_out is empty"):
         sources.judging(config, "test")
 

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from experiments import spct_27b, spct_tiny
-from grm_jax.data import world
+from grm_jax.data import mixtures, world
 from grm_jax.data.sft import Example, read_examples
 from grm_jax.data.world import vocabulary
 from grm_jax.text import tokenizer
@@ -347,23 +347,16 @@ def test_what_is_not_too_easy_remains_for_rl(tmp_path, caplog):
         for name in (PAIR.id, "other")
     ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    entry = {
-        "name": "a",
-        "layout": "comparison",
-        "files": (str(tmp_path / "a.jsonl"),),
-        "rate": 1.0,
-    }
+    mixtures.add_comparisons("a", {"train": str(tmp_path / "a.jsonl")})
     config = spct_27b.get_config()
-    config.data.judging = (entry,)
+    config.data.judging = "a"
     whole, left = sources.judging(config), sources.judging(config, without=easy)
     assert (whole.size, left.size, left.at(0).id) == (
         2,
         1,
         "other",
     ) and whole.identity != left.identity
-    with pytest.raises(
-        ValueError, match="source 'a' has no comparison but those that are left out"
-    ):
+    with pytest.raises(ValueError, match="source 'a' has no comparisons but those dropped"):
         sources.judging(config, without={*easy, "other"})
     with pytest.raises(ValueError, match="judging world, which is endless"):
         sources.judging(spct_tiny.get_config(), without=easy)

@@ -265,12 +265,13 @@ def test_data_that_the_workers_would_not_get_is_refused_before_anything_is_creat
 
 
 def test_data_in_buckets_and_in_the_commit_is_taken():
+    from grm_jax.data import mixtures
+
     config = configs.load(
         "experiments/spct_27b.py", {"init": "gs://b/w", "tokenizer": "experiments", "stages": "rl"}
     )
-    config.data.judging = (
-        dict(name="a", layout="comparison", files=("gs://b/a.jsonl", "README.md"), rate=1.0),
-    )
+    mixtures.add_comparisons("a", {"train": ["gs://b/a.jsonl", "README.md"]})
+    config.data.update(judging="a", folder="")
     assert checks.missing_on_workers(config) == ""
     assert checks.missing_on_workers(configs.load("experiments/spct_tiny.py", {})) == ""
 

@@ -1,0 +1,65 @@
+"""An indexed file of JSON lines: any line is found at once, and none has to stay in memory.
+
+A folder holds records.jsonl, offsets.npy (int64: where each line ends) and, written last,
+index.json with the number of lines of each section. A section is one task of a mixture.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from grm_jax.storage import as_path, fetch, write_atomic, writing
+
+READY = "index.json"
+
+
+def is_indexed(folder: Any) -> bool:
+    """Whether `write_index` has finished in this folder, local or a bucket's."""
+    return (as_path(folder) / READY).exists()
+
+
+def write_index(folder: Any, sections: Iterable[tuple[str, Iterator[str]]]) -> None:
+    """Writes (name, JSON texts) sections, one text per line. Memory: 8 bytes per line."""
+    ends, counts, size = array.array("q"), {}, 0
+    with writing(folder) as local:
+        with open(local / "records.jsonl", "wb") as out:
+            for name, texts in sections:
+                before = len(ends)
+                for text in texts:
+                    size += out.write(text.encode() + b"\n")
+                    ends.append(size)
+                counts[name] = len(ends) - before
+        np.save(local / "offsets.npy", np.frombuffer(ends, np.int64) if ends else np.zeros(0, int))
+    write_atomic(as_path(folder) / READY, json.dumps(counts) + "\n")
+
+
+class Index:
+    """The lines that `write_index` wrote: `index[i]` is the i-th, parsed.
+
+    `sections` maps each name to its range of lines. A bucket's folder is copied to this machine.
+    """
+
+    def __init__(self, folder: Any):
+        local = fetch(str(folder))
+        self._file = os.open(local / "records.jsonl", os.O_RDONLY)
+        self._ends = np.load(local / "offsets.npy", mmap_mode="r")
+        self.sections, start = {}, 0
+        for name, count in json.loads((local / READY).read_text()).items():
+            self.sections[name] = range(start, start + count)
+            start += count
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, i: int) -> Any:
+        start = int(self._ends[i - 1]) if i else 0
+        return json.loads(os.pread(self._file, int(self._ends[i]) - start, start))
+
+    def __del__(self) -> None:
+        os.close(self._file)
