@@ -1,1 +1,1 @@
-"""Starting programs: here, on a slice's workers, on a slice that is still to be created, or on none at all (compile-only)."""
+"""Starts runs: on this machine, on the workers of a slice, on Google Cloud; or compiles only."""

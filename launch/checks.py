@@ -1,4 +1,4 @@
-"""Checks of a run before anything is allocated, created or paid for. All raise LaunchError or ValueError."""
+"""Checks a run before anything is allocated or created. All raise LaunchError or ValueError."""
 
 import argparse
 import subprocess

@@ -40,9 +40,9 @@ def _parser(description: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--config", required=True, metavar="FILE.py[:arg]", help="the experiment; --config.field=value overrides one field")  # fmt: skip
-    add("--workdir", help="folder of checkpoints, logs and results, may be gs://; default runs/NAME")  # fmt: skip
-    add("--compilation_cache", metavar="DIR", help=f"cache of compiled programs, or 'off'; default {CACHE}")  # fmt: skip
+    add("--config", required=True, metavar="FILE.py[:arg]", help="the experiment")
+    add("--workdir", help="folder of checkpoints, logs, results; may be gs://; default runs/NAME")
+    add("--compilation_cache", metavar="DIR", help=f"compiled programs, or 'off'; default {CACHE}")
     add("--emulate", type=int, metavar="N", help="use N emulated CPU devices")
     add("--traceback", action="store_true", help="print the traceback of an error")
 
@@ -50,11 +50,22 @@ def _parser(description: str) -> argparse.ArgumentParser:
     add("--coordinator", metavar="HOST:PORT", help="address of process 0")
     add("--process_id", type=int)
     add("--num_processes", type=int)
-    add("--timeout", type=float, default=300, metavar="SECONDS", help="time for all workers to join; default 300")  # fmt: skip
+    add(
+        "--timeout",
+        type=float,
+        default=300,
+        metavar="SECONDS",
+        help="time for all workers to join; default 300",
+    )
 
     title = "from a laptop: a queued resource of Google Cloud (needs gcloud), or GKE"
     add = parser.add_argument_group(title).add_argument
-    add("--on", choices=["queued-resource", "gke"], help="queued-resource: create it, copy this commit, run, follow, restart after preemption, delete it; gke: use with --print")  # fmt: skip
+    add(
+        "--on",
+        choices=["queued-resource", "gke"],
+        help="queued-resource creates it, runs this commit, follows, restarts after preemption and "
+        "deletes it; gke needs --print",
+    )
     add("--name", help="name of the queued resource or JobSet")
     add("--zone")
     add("--project", help="default: gcloud's project")
@@ -63,12 +74,15 @@ def _parser(description: str) -> argparse.ArgumentParser:
     add("--keep", action="store_true", help="do not delete the resource at the end")
     add("--dry_run", action="store_true", help="print the commands; run none")
     add("--print", action="store_true", help="print the JobSet manifest; create nothing")
-    add("--image", help="container image with this tree in /grm_jax; default: pods fetch this commit from its remote")  # fmt: skip
+    add(
+        "--image",
+        help="container image with this tree in /grm_jax; default: pods fetch this commit",
+    )
     add("--queue", metavar="NAME", help="Kueue's local queue")
 
     add = parser.add_argument_group("compile only, without TPUs").add_argument
     add("--compile_only", action="store_true")
-    add("--slice", metavar="TYPE", help=f"accelerator type of Google Cloud: {', '.join(example_names())} and others")  # fmt: skip
+    add("--slice", metavar="TYPE", help=f"accelerator type, such as {', '.join(example_names())}")
     add("--num_slices", type=int, default=1)
     add("--programs", help="compile only these, comma-separated")
     add("--out", help="result files, without suffix; default WORKDIR/compile_SLICE")

@@ -1,9 +1,10 @@
-"""Which process of a slice this is, and JAX's start on it.
+"""Finds this process's number among the workers of a slice, and initializes JAX on all of them.
 
-given         --coordinator HOST:PORT --process_id I --num_processes N
-GKE           TPU_WORKER_ID, TPU_WORKER_HOSTNAMES (a JobSet's pods get them), MEGASCALE_* for several slices
-TPU VM        the machine's metadata: agent-worker-number, worker-network-endpoints, tpu-env
-otherwise     one process
+flags     --coordinator HOST:PORT --process_id I --num_processes N
+GKE       TPU_WORKER_ID and TPU_WORKER_HOSTNAMES, set in a JobSet's pods; MEGASCALE_* for several
+          slices
+TPU VM    the metadata server: agent-worker-number, worker-network-endpoints, tpu-env
+otherwise a single process
 """
 
 import dataclasses
@@ -16,13 +17,16 @@ from grm_jax.devices import has_chips
 from launch.cluster import rendezvous
 from launch.errors import LaunchError
 
-# 8476 is open between the hosts of a slice; JAX's own default changed to 8482, which Google Cloud's firewall may hold back.
+# Open between the hosts of a slice. JAX's default is now 8482, which firewalls may block.
 PORT = 8476
 
 
 @dataclasses.dataclass(frozen=True)
 class Worker:
-    """process_id of num_processes; process 0 listens on host:port for JAX, and on port + 1 for `rendezvous`."""
+    """Process `process_id` of `num_processes`. host, port: the coordinator (process 0).
+
+    JAX uses `port`; `rendezvous` uses port + 1.
+    """
 
     host: str
     port: int
@@ -37,98 +41,94 @@ def find_worker(
     environment: Mapping[str, str] = os.environ,
     metadata: Callable[[str], str | None] | None = None,
 ) -> Worker | None:
-    """This process's place, or None where there is only one.
+    """Returns this process's Worker, or None if it is the only process.
 
-    metadata: attribute name -> text or None; by default the TPU VM's metadata server, asked only on a machine with TPU chips.
-    Raises LaunchError if the flags are incomplete.
+    Args:
+      metadata: attribute name -> text or None; default: the TPU VM's metadata server, queried only
+        on a machine with TPU chips.
+
+    Raises LaunchError for incomplete or inconsistent flags.
     """
-    given = {
+    flags = {
         "--coordinator": coordinator,
         "--process_id": process_id,
         "--num_processes": num_processes,
     }
-    if any(value is not None for value in given.values()):
-        missing = [flag for flag, value in given.items() if value is None]
-        if missing:
-            raise LaunchError(
-                f"{' and '.join(missing)} missing: give --coordinator HOST:PORT, --process_id and --num_processes together"
-            )
-        return _given(str(coordinator), int(process_id or 0), int(num_processes or 0))
-    hosts = [
-        h
-        for h in (
-            environment.get("TPU_PROCESS_ADDRESSES")
-            or environment.get("TPU_WORKER_HOSTNAMES")
-            or ""
-        ).split(",")
-        if h
-    ]
+    missing = [flag for flag, value in flags.items() if value is None]
+    if coordinator is not None and process_id is not None and num_processes is not None:
+        return _from_flags(coordinator, process_id, num_processes)
+    if len(missing) < len(flags):
+        raise LaunchError(
+            f"{' and '.join(missing)} missing: "
+            "give --coordinator HOST:PORT, --process_id and --num_processes together"
+        )
+    addresses = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
+    hosts = [address for address in (addresses or "").split(",") if address]
     if hosts and environment.get("TPU_WORKER_ID", "").isdigit():
-        return _place(
-            [h.split(":")[0] for h in hosts], int(environment["TPU_WORKER_ID"]), environment
-        )
+        hosts = [host.split(":")[0] for host in hosts]
+        return _worker(hosts, int(environment["TPU_WORKER_ID"]), environment)
     if metadata is None:
-        metadata = (
-            _metadata if has_chips() and "TPU_SKIP_MDS_QUERY" not in environment else lambda _: None
-        )
+        if not has_chips() or "TPU_SKIP_MDS_QUERY" in environment:
+            return None
+        metadata = _query_metadata
     number, endpoints = metadata("agent-worker-number"), metadata("worker-network-endpoints")
     if number is None or endpoints is None:
         return None
-    return _place(
-        [e.split(":")[-1] for e in endpoints.split(",")],
-        int(number),
-        {**_tpu_env(metadata("tpu-env")), **environment},
-    )
+    hosts = [endpoint.split(":")[-1] for endpoint in endpoints.split(",")]
+    return _worker(hosts, int(number), {**_parse_tpu_env(metadata("tpu-env")), **environment})
 
 
-def _given(coordinator: str, process_id: int, num_processes: int) -> Worker:
-    host, _, port = (
-        coordinator.rpartition(":") if ":" in coordinator else (coordinator, "", str(PORT))
-    )
+def _from_flags(coordinator: str, process_id: int, num_processes: int) -> Worker:
+    host, port = coordinator, str(PORT)
+    if ":" in coordinator:
+        host, _, port = coordinator.rpartition(":")
     if not port.isdigit() or not host:
         raise LaunchError(f"--coordinator={coordinator!r} is not HOST:PORT")
     if not 0 <= process_id < num_processes:
         raise LaunchError(
-            f"--process_id={process_id} is not one of 0 ... {num_processes - 1}: count the processes from 0"
+            f"--process_id={process_id} is not one of 0 ... {num_processes - 1}: "
+            "number the processes from 0"
         )
     return Worker(host, int(port), num_processes, process_id)
 
 
-def _place(hosts: list[str], number: int, environment: Mapping[str, str]) -> Worker | None:
-    slices = int(environment.get("MEGASCALE_NUM_SLICES") or 1)
-    this = int(environment.get("MEGASCALE_SLICE_ID") or 0)
-    if slices * len(hosts) == 1:
+def _worker(hosts: list[str], number: int, environment: Mapping[str, str]) -> Worker | None:
+    """The Worker of host `number` of this slice, counted over all slices."""
+    num_slices = int(environment.get("MEGASCALE_NUM_SLICES") or 1)
+    slice_id = int(environment.get("MEGASCALE_SLICE_ID") or 0)
+    if num_slices * len(hosts) == 1:
         return None
-    first = environment.get("MEGASCALE_COORDINATOR_ADDRESS") or hosts[0]
-    return Worker(first.split(":")[0], PORT, slices * len(hosts), this * len(hosts) + number)
+    coordinator = environment.get("MEGASCALE_COORDINATOR_ADDRESS") or hosts[0]
+    process_id = slice_id * len(hosts) + number
+    return Worker(coordinator.split(":")[0], PORT, num_slices * len(hosts), process_id)
 
 
-def _metadata(name: str) -> str | None:
+def _query_metadata(name: str) -> str | None:
     request = urllib.request.Request(
         f"http://metadata.google.internal/computeMetadata/v1/instance/attributes/{name}",
         headers={"Metadata-Flavor": "Google"},
     )
     try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            return answer.read().decode()
+        with urllib.request.urlopen(request, timeout=5) as response:
+            return response.read().decode()
     except (urllib.error.URLError, OSError):
         return None
 
 
-def _tpu_env(text: str | None) -> dict[str, str]:
-    """Lines such as  MEGASCALE_NUM_SLICES: '2'"""
+def _parse_tpu_env(text: str | None) -> dict[str, str]:
+    """Parses lines such as  MEGASCALE_NUM_SLICES: '2'"""
     pairs = (line.split(":", 1) for line in (text or "").splitlines() if ":" in line)
     return {key.strip(): value.strip().strip("'") for key, value in pairs}
 
 
-def start(worker: Worker | None, timeout: float) -> rendezvous.Meeting | None:
-    """Meets the other processes, then starts JAX on all of them. Call before JAX touches a device.
+def start(worker: Worker | None, timeout: float) -> rendezvous.Peers | None:
+    """Waits for all processes, then initializes JAX on them. Call before JAX touches a device.
 
-    Raises LaunchError naming the processes that did not come within `timeout` seconds.
+    Raises LaunchError naming the processes that did not join within `timeout` seconds.
     """
     if worker is None or worker.num_processes == 1:
         return None
-    meeting = rendezvous.meet(
+    peers = rendezvous.join(
         worker.host, worker.port + 1, worker.process_id, worker.num_processes, timeout
     )
     import jax
@@ -141,4 +141,4 @@ def start(worker: Worker | None, timeout: float) -> rendezvous.Meeting | None:
         worker.process_id,
         initialization_timeout=max(10, int(timeout)),
     )
-    return meeting
+    return peers

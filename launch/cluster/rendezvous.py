@@ -1,12 +1,14 @@
-"""All processes of a job meet before JAX starts, and learn at once when one of them dies.
+"""Connects all processes of a job before JAX starts, and ends all of them when one crashes.
 
-JAX's own coordinator ends a job whose members do not come, or die, with a C++ stack trace that names nobody. So process 0 listens on a port
-beside JAX's, the others report to it, and the connections stay open: the kernel closes those of a process that dies, and a machine that
-vanishes stops beating.
+JAX's coordinator reports a missing or crashed process with a C++ stack trace that does not name it.
+So process 0 also listens on the port after JAX's, every other process connects to it, and the
+connections stay open: the kernel closes those of a crashed process, and a lost machine stops its
+heartbeats.
 
-    process i:  {"process": i, "host": "t1v-n-7"}          ->
-                <- {"all": true}   or   {"absent": [3, 7]}
-    later:      a beat every BEAT seconds, both ways;  {"bye": i} before a clean end;  {"dead": 3, "host": "..."} from process 0 to the rest
+    process i -> process 0   {"process": i, "host": "t1v-n-7"}
+    process 0 -> process i   {"all": true}   or   {"absent": [3, 7]}   or   {"refused": "..."}
+    later, both directions   {} every HEARTBEAT seconds; {"bye": i} before a clean exit
+    process 0 -> the others  {"dead": 3, "host": "..."}
 """
 
 import json
@@ -16,31 +18,31 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from launch.errors import PEER_LOST, LaunchError
 
-BEAT = 2.0
+HEARTBEAT = 2.0
 SILENCE = 15.0
 
+OnDeath = Callable[[int, str], None]
 
-class Meeting:
-    """The open connections of one process. `watch()` starts looking after the others, `leave()` ends it cleanly."""
+
+class Peers:
+    """Open connections of one process: `watch()` detects crashed peers, `leave()` exits cleanly."""
 
     def __init__(
-        self,
-        process: int,
-        peers: dict[int, tuple[socket.socket, str]],
-        on_death: Callable[[int, str], None],
+        self, process: int, peers: dict[int, tuple[socket.socket, str]], on_death: OnDeath
     ):
         self.process, self.peers, self.on_death = process, peers, on_death
         self.leaving = threading.Event()
         self.lost = threading.Event()
-        self.heard = dict.fromkeys(peers, time.monotonic())
+        self.last_heard = dict.fromkeys(peers, time.monotonic())
         self.lock = threading.Lock()
 
     def watch(self) -> None:
-        for target in (self._listen, self._beat):
+        for target in (self._listen, self._send_heartbeats):
             threading.Thread(target=target, daemon=True).start()
 
     def leave(self) -> None:
@@ -48,46 +50,48 @@ class Meeting:
         for peer in list(self.peers):
             self._send(peer, {"bye": self.process})
 
-    def _send(self, peer: int, message: dict) -> None:
+    def _send(self, peer: int, message: Mapping[str, Any]) -> None:
         with self.lock:
             try:
-                self.peers[peer][0].sendall((json.dumps(message) + "\n").encode())
+                self.peers[peer][0].sendall(_encode(message))
             except (OSError, KeyError):
-                pass  # a broken connection is seen by the listener
+                pass  # the listener detects broken connections
 
-    def _beat(self) -> None:
-        while not self.leaving.wait(BEAT):
+    def _send_heartbeats(self) -> None:
+        while not self.leaving.wait(HEARTBEAT):
             for peer in list(self.peers):
                 self._send(peer, {})
-                if peer in self.peers and time.monotonic() - self.heard[peer] > SILENCE:
+                if peer in self.peers and time.monotonic() - self.last_heard[peer] > SILENCE:
                     self._died(peer)
 
     def _listen(self) -> None:
+        buffers = dict.fromkeys(self.peers, b"")
         with selectors.DefaultSelector() as selector:
-            buffers = {}
             for peer, (connection, _) in self.peers.items():
                 connection.settimeout(None)
-                selector.register(connection, selectors.EVENT_READ, peer)
-                buffers[peer] = b""
+                selector.register(connection, selectors.EVENT_READ, (peer, connection))
             while not self.leaving.is_set() and self.peers:
-                for key, _ in selector.select(timeout=BEAT):
-                    peer = key.data
+                for key, _ in selector.select(timeout=HEARTBEAT):
+                    peer, connection = key.data
                     try:
-                        data = key.fileobj.recv(4096)  # type: ignore[union-attr]
+                        data = connection.recv(4096)
                     except OSError:
                         data = b""
-                    self.heard[peer] = time.monotonic()
+                    self.last_heard[peer] = time.monotonic()
                     *lines, buffers[peer] = (buffers[peer] + data).split(b"\n")
-                    gone = not data
-                    for message in map(json.loads, filter(None, lines)):
-                        if "dead" in message:
-                            self._died(message["dead"], message["host"])
-                        gone |= "bye" in message
-                    if gone:
-                        selector.unregister(key.fileobj)
+                    if not data or self._handle(lines):
+                        selector.unregister(connection)
                         if not data and peer in self.peers:
                             self._died(peer)
                         self.peers.pop(peer, None)
+
+    def _handle(self, lines: list[bytes]) -> bool:
+        """Handles a peer's messages; returns whether it leaves."""
+        messages = [json.loads(line) for line in lines if line]
+        for message in messages:
+            if "dead" in message:
+                self._died(message["dead"], message["host"])
+        return any("bye" in message for message in messages)
 
     def _died(self, peer: int, host: str | None = None) -> None:
         if self.leaving.is_set() or self.lost.is_set():
@@ -101,125 +105,130 @@ class Meeting:
 
 
 def end_process(peer: int, host: str) -> None:
-    """One line, and out: a collective that waits for a dead process cannot be interrupted any other way."""
+    """Reports the crash and exits at once: a collective that waits for the peer never returns."""
     print(
-        f"launch: process {peer} on {host} died; this process ends. Start the job again: it goes on from its last checkpoint.",
+        f"launch: process {peer} on {host} died; this process exits. "
+        "Start the job again: it resumes from its last checkpoint.",
         file=sys.stderr,
     )
     sys.stderr.flush()
     os._exit(PEER_LOST)
 
 
-def meet(
-    host: str,
-    port: int,
-    process: int,
-    count: int,
-    timeout: float,
-    on_death: Callable[[int, str], None] = end_process,
-) -> Meeting:
-    """Waits until all `count` processes are there. `host`, `port`: where process 0 listens.
+def join(
+    host: str, port: int, process: int, count: int, timeout: float, on_death: OnDeath = end_process
+) -> Peers:
+    """Waits until all `count` processes have joined. host, port: where process 0 listens.
 
-    Raises LaunchError after `timeout` seconds, naming who did not come; or if two processes claim one number.
+    Raises LaunchError after `timeout` seconds, naming the absent processes, or if two processes
+    have the same number.
     """
     deadline = time.monotonic() + timeout
-    own = socket.gethostname()
     if process == 0:
-        peers = _gather(port, count, deadline, timeout)
+        connections = _accept_all(port, count, deadline, timeout)
     else:
-        peers = {0: (_report(host, port, process, own, deadline, timeout), host)}
-    meeting = Meeting(process, peers, on_death)
-    meeting.watch()
-    return meeting
+        connections = {0: (_connect(host, port, process, deadline, timeout), host)}
+    peers = Peers(process, connections, on_death)
+    peers.watch()
+    return peers
 
 
-def _gather(
+def _accept_all(
     port: int, count: int, deadline: float, timeout: float
 ) -> dict[int, tuple[socket.socket, str]]:
-    came: dict[int, tuple[socket.socket, str]] = {}
+    joined: dict[int, tuple[socket.socket, str]] = {}
     try:
         server = socket.create_server(("", port), backlog=max(count, 16))
     except OSError as error:
         raise LaunchError(
-            f"cannot listen on port {port}: {error.strerror}; another job may hold it: choose another --coordinator port"
+            f"cannot listen on port {port}: {error.strerror}; "
+            "another job may use it: choose another --coordinator port"
         ) from error
     with server:
-        while len(came) < count - 1:
+        while len(joined) < count - 1:
             server.settimeout(max(0.01, deadline - time.monotonic()))
             try:
                 connection, _ = server.accept()
                 connection.settimeout(10)
-                hello = json.loads(_line(connection))
+                hello = json.loads(_receive_line(connection))
             except TimeoutError:
                 if time.monotonic() < deadline:
                     continue
-                absent = sorted(set(range(1, count)) - set(came))
-                _tell(came, {"absent": absent})
+                absent = sorted(set(range(1, count)) - set(joined))
+                _send_all(joined, {"absent": absent})
                 raise LaunchError(_absence(absent, count, timeout)) from None
             except (OSError, ValueError):
-                continue  # something else knocked on the port
+                continue  # not one of the job's processes
             number, host = hello.get("process"), hello.get("host")
-            if not isinstance(number, int) or not 0 < number < count or number in came:
-                other = f" and {came[number][1]}" if number in came else ""
-                reason = f"process number {number} of {host}{other} is taken or out of range: give each of the {count} processes its own --process_id"
-                _tell({**came, -1: (connection, host)}, {"refused": reason})
+            if not isinstance(number, int) or not 0 < number < count or number in joined:
+                other = f" and {joined[number][1]}" if number in joined else ""
+                reason = (
+                    f"process number {number} of {host}{other} is taken or out of range: "
+                    f"give each of the {count} processes its own --process_id"
+                )
+                _send_all({**joined, -1: (connection, host)}, {"refused": reason})
                 raise LaunchError(reason)
-            came[number] = (connection, host)
-    _tell(came, {"all": True})
-    return came
+            joined[number] = (connection, host)
+    _send_all(joined, {"all": True})
+    return joined
 
 
-def _report(
-    host: str, port: int, process: int, own: str, deadline: float, timeout: float
-) -> socket.socket:
-    connection = None
-    while connection is None:
+def _connect(host: str, port: int, process: int, deadline: float, timeout: float) -> socket.socket:
+    while True:
+        remaining = deadline - time.monotonic()
         try:
-            connection = socket.create_connection(
-                (host, port), timeout=max(0.05, min(5.0, deadline - time.monotonic()))
-            )
+            connection = socket.create_connection((host, port), max(0.05, min(5.0, remaining)))
+            break
         except OSError as error:
             if time.monotonic() > deadline:
                 raise LaunchError(
-                    f"process 0 did not come: nothing answers on {host}:{port} after {timeout:.0f} s ({error.strerror or error}). "
-                    "Is it started, and is the port open between the hosts?"
+                    f"process 0 did not join: no answer on {host}:{port} after {timeout:.0f} s "
+                    f"({error.strerror or error}). Check that it runs and that the port is open "
+                    "between the hosts"
                 ) from None
             time.sleep(0.2)
     try:
-        connection.sendall((json.dumps({"process": process, "host": own}) + "\n").encode())
+        connection.sendall(_encode({"process": process, "host": socket.gethostname()}))
         connection.settimeout(max(0.05, deadline - time.monotonic()) + 5)
-        answer = json.loads(_line(connection))
+        reply = json.loads(_receive_line(connection))
     except (OSError, ValueError) as error:
         raise LaunchError(
-            f"process 0 on {host}:{port} went away while the processes gathered: see its own output"
+            f"process 0 on {host}:{port} exited while the processes joined: see its output"
         ) from error
-    if "refused" in answer:
-        raise LaunchError(answer["refused"])
-    if "absent" in answer:
-        raise LaunchError(_absence(answer["absent"], None, timeout))
+    if "refused" in reply:
+        raise LaunchError(reply["refused"])
+    if "absent" in reply:
+        raise LaunchError(_absence(reply["absent"], None, timeout))
     return connection
 
 
 def _absence(absent: list[int], count: int | None, timeout: float) -> str:
     names = ", ".join(map(str, absent))
-    of = f" of {count}" if count else ""
-    return f"process{'es' if len(absent) > 1 else ''} {names}{of} did not come within {timeout:.0f} s: look at the output of worker {names}"
+    total = f" of {count}" if count else ""
+    return (
+        f"process{'es' if len(absent) > 1 else ''} {names}{total} did not join within "
+        f"{timeout:.0f} s: see the output of worker {names}"
+    )
 
 
-def _tell(peers: dict[int, tuple[socket.socket, str]], message: dict) -> None:
+def _encode(message: Mapping[str, Any]) -> bytes:
+    return (json.dumps(message) + "\n").encode()
+
+
+def _send_all(peers: dict[int, tuple[socket.socket, str]], message: Mapping[str, Any]) -> None:
     for connection, _ in peers.values():
         try:
-            connection.sendall((json.dumps(message) + "\n").encode())
+            connection.sendall(_encode(message))
         except OSError:
-            pass  # it has gone; whoever looks after it will notice
+            pass  # the peer is gone; its own connection reports that
 
 
-def _line(connection: socket.socket) -> str:
-    """One line, a byte at a time: what follows belongs to the listener."""
+def _receive_line(connection: socket.socket) -> str:
+    """Receives one line, byte by byte: the listener handles what follows."""
     data = b""
     while not data.endswith(b"\n"):
         byte = connection.recv(1)
         if not byte or len(data) > 4096:
-            raise ValueError("the connection ended in the middle of a line")
+            raise ValueError("the connection ended before the end of a line")
         data += byte
     return data.decode()

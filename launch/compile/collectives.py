@@ -1,4 +1,4 @@
-"""Collectives of a compiled program: their groups, bytes sent per chip, minimum time on the links."""
+"""Collectives of a compiled program: groups, bytes sent per chip, minimum time on the links."""
 
 import itertools
 import math
@@ -135,7 +135,7 @@ def ici_traffic(
         sent[kind] = sent.get(kind, 0.0) + amount
         links = links_used(groups, coordinates, tpu_slice)
         if kind == "collective-permute":
-            # A pair has one route; XLA splits a ring's traffic over both directions as two permutes.
+            # A pair has one route; XLA splits a ring's traffic into a permute per direction.
             links = min(links, 2)
         seconds += amount / (tpu_slice.generation.ici_link_bandwidth * links)
     return sent, seconds

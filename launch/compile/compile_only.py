@@ -119,10 +119,10 @@ def _compile(task: Task, tpu_slice: Slice, result: Result) -> Any:
 
 @contextlib.contextmanager
 def _no_compilation_cache() -> Iterator[None]:
-    """Disables the cache: it would falsify compile times, and programs of absent devices fail to load."""
+    """Disables the cache: it distorts compile times, and cannot load programs of absent devices."""
     import jax
 
-    before = jax.config.jax_enable_compilation_cache
+    before = jax.config.read("jax_enable_compilation_cache")
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         yield

@@ -1,7 +1,8 @@
-"""How often the loops of a compiled XLA program run."""
+"""Trip counts of the loops of a compiled XLA program."""
 
 import dataclasses
 import re
+from collections.abc import Iterator
 
 from launch.compile.hlo_text import Computation, Instruction, Program
 
@@ -10,86 +11,96 @@ _MIRRORED = {"LT": "GT", "LE": "GE", "GT": "LT", "GE": "LE", "EQ": "EQ", "NE": "
 
 
 def trip_count(program: Program, inside: Computation, loop: Instruction) -> int | None:
-    """How often a loop's body runs, or None if the program does not say.
+    """Returns the iterations of a loop, or None if the program does not state a bound.
 
-    Taken from XLA's own note (`known_trip_count`), else from the condition `counter < bound`, the counter's start and its step: start 0,
-    bound 8, step 2 -> 4. Where a loop may also end earlier, on data, this is the most that it can run.
+    Uses XLA's `known_trip_count`, else the condition `counter < bound`, the counter's start and its
+    step: start 0, bound 8, step 2 -> 4. If the loop may also end on data, this is its maximum.
     """
-    noted = re.search(r'known_trip_count[":{\s]+n[":\s]+(\d+)', loop.attributes)
-    if noted:
-        return int(noted.group(1))
+    if known := re.search(r'known_trip_count[":{\s]+n[":\s]+(\d+)', loop.attributes):
+        return int(known.group(1))
     state = _State(program, inside, loop)
-    counts = [state.runs(*comparison) for comparison in state.comparisons()]
+    counts = [state.trips(*comparison) for comparison in state.comparisons()]
     return min((n for n in counts if n is not None), default=None)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Element:
-    """Element `index` of a loop's state."""
+    """Element `index` of the loop's state."""
 
     index: int
 
 
-class _Names:
-    """Follows names in one computation to constants, or to elements of the loop's state that is its parameter."""
+_Value = int | _Element | None
 
-    def __init__(self, program: Program, computation: Computation, bindings: dict | None = None):
-        self.program, self.computation, self.bindings = program, computation, bindings
 
-    def value(self, name: str) -> int | _Element | None:
+class _Scope:
+    """One computation: resolves its names to constants, or to elements of the loop's state.
+
+    parameters: values of its parameters by number; None if its only parameter is the loop's state.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        computation: Computation,
+        parameters: dict[int, _Value] | None = None,
+    ):
+        self.program, self.computation, self.parameters = program, computation, parameters
+
+    def value(self, name: str) -> _Value:
         i = self.computation.instructions[name]
         if i.opcode == "constant":
             return int(i.arguments) if re.fullmatch(r"-?\d+", i.arguments) else None
         if i.opcode == "parameter":
-            return (self.bindings or {}).get(int(i.arguments))
+            return (self.parameters or {}).get(int(i.arguments))
         if i.opcode in _SAME_VALUE:
             return self.value(i.operands[0])
         if i.opcode == "get-tuple-element":
-            index = int(re.search(r"index=(\d+)", i.attributes)[1])
+            index = int(i.attribute("index"))
             source = self.computation.instructions[i.operands[0]]
             if source.opcode == "tuple":
                 return self.value(source.operands[index])
-            if source.opcode == "parameter" and self.bindings is None:
+            if source.opcode == "parameter" and self.parameters is None:
                 return _Element(index)
         return None
 
-    def inside(self, i: Instruction) -> "_Names":
-        """The names of the computation that a fusion or a call runs, its parameters bound to what is known here."""
+    def called(self, i: Instruction) -> "_Scope":
+        """The computation that a fusion or a call runs, with the values of its parameters."""
         inner = self.program.computations[i.attribute("calls") or i.attribute("to_apply")]
-        return _Names(self.program, inner, {n: self.value(o) for n, o in enumerate(i.operands)})
+        return _Scope(self.program, inner, {n: self.value(o) for n, o in enumerate(i.operands)})
 
 
 class _State:
-    """What is known of a loop's state: where each element starts and how the body changes it."""
+    """A loop's state: initial values of its elements, and how the body changes them."""
 
     def __init__(self, program: Program, inside: Computation, loop: Instruction):
-        self.condition = _Names(program, program.computations[loop.attribute("condition")])
-        self.body = _Names(program, program.computations[loop.attribute("body")])
-        outside = _Names(program, inside)
+        self.condition = _Scope(program, program.computations[loop.attribute("condition")])
+        self.body = _Scope(program, program.computations[loop.attribute("body")])
+        outside = _Scope(program, inside)
         first = inside.operands(loop)[0]
         while first.opcode in ("copy", "opt-barrier"):
             first = inside.operands(first)[0]
         values = map(outside.value, first.operands) if first.opcode == "tuple" else ()
         self.start = {n: v for n, v in enumerate(values) if isinstance(v, int)}
 
-    def comparisons(self):
-        """(counter, direction, bound) of each comparison that must hold for the loop to go on."""
+    def comparisons(self) -> Iterator[tuple[_Value, str, _Value]]:
+        """Yields (counter, direction, bound) of each comparison that an iteration requires."""
         stack = [(self.condition.computation.root, self.condition)]
         while stack:
-            i, names = stack.pop()
+            i, scope = stack.pop()
             if i.opcode == "compare":
-                direction = re.search(r"direction=(\w+)", i.attributes)[1]
-                left, right = (self.fixed(names.value(o)) for o in i.operands)
+                direction = i.attribute("direction")
+                left, right = (self.resolve(scope.value(o)) for o in i.operands)
                 if isinstance(right, _Element):
                     left, right, direction = right, left, _MIRRORED[direction]
                 yield left, direction, right
             elif i.opcode in ("and", "copy", "bitcast"):
-                stack += [(operand, names) for operand in names.computation.operands(i)]
+                stack += [(operand, scope) for operand in scope.computation.operands(i)]
             elif i.opcode in ("fusion", "call"):
-                inner = names.inside(i)
+                inner = scope.called(i)
                 stack.append((inner.computation.root, inner))
 
-    def runs(self, counter, direction: str, bound) -> int | None:
+    def trips(self, counter: _Value, direction: str, bound: _Value) -> int | None:
         if not (
             isinstance(counter, _Element) and isinstance(bound, int) and counter.index in self.start
         ):
@@ -102,8 +113,8 @@ class _State:
             distance += 1 if step > 0 else -1
         return max(0, -(-distance // step))
 
-    def fixed(self, value):
-        """A constant for an element that starts as one and that the body hands on unchanged; other values as they are."""
+    def resolve(self, value: _Value) -> _Value:
+        """Replaces an element by its initial value if the body does not change it."""
         if (
             isinstance(value, _Element)
             and value.index in self.start
@@ -112,24 +123,24 @@ class _State:
             return self.start[value.index]
         return value
 
-    def next(self, index: int):
+    def next(self, index: int) -> _Value:
         root = self.body.computation.root
         return self.body.value(root.operands[index]) if root.opcode == "tuple" else None
 
     def step(self, index: int) -> int | None:
-        """What the body adds to an element: `i + 1` -> 1. None if it does something else."""
+        """What the body adds to an element: `i + 1` -> 1. None for any other change."""
         if self.body.computation.root.opcode != "tuple":
             return None
-        names = self.body
-        i = names.computation.operands(names.computation.root)[index]
+        scope = self.body
+        i = scope.computation.operands(scope.computation.root)[index]
         while i.opcode in ("copy", "bitcast"):
-            i = names.computation.operands(i)[0]
+            i = scope.computation.operands(i)[0]
         if i.opcode == "fusion":
-            names = names.inside(i)
-            i = names.computation.root
+            scope = scope.called(i)
+            i = scope.computation.root
         if i.opcode not in ("add", "subtract"):
             return None
-        left, right = (self.fixed(names.value(o)) for o in i.operands)
+        left, right = (self.resolve(scope.value(o)) for o in i.operands)
         if right == _Element(index) and i.opcode == "add":
             left, right = right, left
         if left != _Element(index) or not isinstance(right, int):

@@ -1,6 +1,8 @@
-"""Reads the text of an optimized XLA program into computations and instructions. Text only: nothing is counted here.
+"""Parses the text of an optimized XLA program into computations and instructions.
 
-One line of it:  %fusion.3 = bf16[8,128]{1,0:T(8,128)S(1)} fusion(%p.0, %p.1), kind=kLoop, calls=%fused_computation.3, metadata={...}
+One instruction:
+
+    %fusion.3 = bf16[8,128]{1,0:T(8,128)S(1)} fusion(%p.0, %p.1), kind=kLoop, calls=%fused.3
 """
 
 import dataclasses
@@ -9,19 +11,19 @@ import math
 import re
 
 _BITS = {
-    "pred": 8, "token": 0, "opaque": 0, "s2": 2, "u2": 2, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "f16": 16, "bf16": 16,
-    "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64, "c128": 128, "f4e2m1fn": 4,
+    "pred": 8, "token": 0, "opaque": 0, "s2": 2, "u2": 2, "s4": 4, "u4": 4, "s8": 8, "u8": 8,
+    "s16": 16, "u16": 16, "f16": 16, "bf16": 16, "s32": 32, "u32": 32, "f32": 32, "s64": 64,
+    "u64": 64, "f64": 64, "c64": 64, "c128": 128, "f4e2m1fn": 4,
 }  # fmt: skip
 _LEAF = re.compile(r"\b([a-z][a-z0-9]*)\[([0-9,]*)\](?:\{([^}]*)\})?")
 _SPACE = re.compile(r"S\((\d+)\)")
 _NAME = re.compile(r"%([\w.\-]+)")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
-_ATTRIBUTE = r"\b{}=%?([\w.\-]+)"
 
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One array. `space` is the memory it lies in: 0 is the main memory (HBM), others are on the chip (VMEM, SMEM)."""
+    """One array. `space` is its memory: 0 is HBM, others are on the chip (VMEM, SMEM)."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -43,7 +45,13 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """`leaves` are the arrays of its result (a tuple's are flattened), `arguments` the text between the brackets, `attributes` the rest."""
+    """One instruction.
+
+    Attributes:
+      leaves: arrays of the result; a tuple is flattened.
+      arguments: text between the parentheses.
+      attributes: text after them.
+    """
 
     name: str
     opcode: str
@@ -56,20 +64,20 @@ class Instruction:
     def hbm_bytes(self) -> int:
         return sum(leaf.hbm_bytes for leaf in self.leaves)
 
-    def attribute(self, key: str) -> str | None:
-        """A named computation or word among the attributes: attribute("body") -> "region_1.2"."""
-        found = re.search(_ATTRIBUTE.format(key), self.attributes)
-        return found.group(1) if found else None
+    def attribute(self, key: str) -> str:
+        """The value of `key=value` or `key=%value`: attribute("body") -> "region_1.2"; else ""."""
+        match = re.search(rf"\b{key}=%?([\w.\-]+)", self.attributes)
+        return match.group(1) if match else ""
 
     def attribute_list(self, key: str) -> list[str]:
         """The names in `key={%a, %b}`."""
-        found = re.search(rf"\b{key}=\{{([^}}]*)\}}", self.attributes)
-        return _NAME.findall(found.group(1)) if found else []
+        match = re.search(rf"\b{key}=\{{([^}}]*)\}}", self.attributes)
+        return _NAME.findall(match.group(1)) if match else []
 
     def ints(self, key: str) -> tuple[int, ...]:
         """The numbers in `key={0,2}`."""
-        found = re.search(rf"\b{key}=\{{([0-9,]*)\}}", self.attributes)
-        return tuple(int(n) for n in found.group(1).split(",") if n) if found else ()
+        match = re.search(rf"\b{key}=\{{([0-9,]*)\}}", self.attributes)
+        return tuple(int(n) for n in match.group(1).split(",") if n) if match else ()
 
 
 class Computation:
@@ -117,78 +125,70 @@ def _leaves(shape: str) -> tuple[Leaf, ...]:
 
 
 def _closing(text: str, start: int) -> int:
-    """Index of the bracket that closes the one at `start`; quoted text is skipped."""
+    """Index of the parenthesis that closes the one at `start`; skips quoted text."""
     depth = 0
     quoted = False
     for i in range(start, len(text)):
-        letter = text[i]
-        if letter == '"' and text[i - 1] != "\\":
+        character = text[i]
+        if character == '"' and text[i - 1] != "\\":
             quoted = not quoted
-        elif not quoted and letter == "(":
-            depth += 1
-        elif not quoted and letter == ")":
-            depth -= 1
+        elif not quoted and character in "()":
+            depth += 1 if character == "(" else -1
             if depth == 0:
                 return i
-    raise ValueError(f"unbalanced brackets in HLO: {text[:200]!r}")
+    raise ValueError(f"unbalanced parentheses in HLO: {text[:200]!r}")
 
 
 def parse_instruction(line: str) -> tuple[Instruction, bool]:
-    """One line -> (instruction, whether it is the root)."""
+    """Returns (instruction, whether it is the root)."""
     line = line.strip()
     is_root = line.startswith("ROOT ")
     name, _, rest = line.removeprefix("ROOT ").partition(" = ")
-    if rest.startswith("("):
-        end = _closing(rest, 0) + 1
-    else:
-        end = rest.index(" ")
+    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
     shape, rest = rest[:end], rest[end:].lstrip()
     bracket = rest.index("(")
     close = _closing(rest, bracket)
     arguments = rest[bracket + 1 : close]
     opcode = rest[:bracket]
     operands = () if opcode in ("constant", "parameter") else tuple(_NAME.findall(arguments))
-    return Instruction(
-        name.removeprefix("%"), opcode, _leaves(shape), operands, arguments, rest[close + 1 :]
-    ), is_root
+    name, attributes = name.removeprefix("%"), rest[close + 1 :]
+    return Instruction(name, opcode, _leaves(shape), operands, arguments, attributes), is_root
 
 
 def parse(text: str) -> Program:
-    """A whole module, as `compiled.as_text()` prints it. Raises ValueError if there is no entry computation in it.
-
-    A Pallas kernel's metadata holds line breaks of its own: what does not begin with a blank goes on with the instruction above.
-    """
+    """Parses a module, as printed by `compiled.as_text()`. Raises ValueError without an entry."""
     computations: dict[str, Computation] = {}
-    entry = name = root = None
+    entry = name = root = ""
     instructions: list[Instruction] = []
-    lines = []
-    for line in text.splitlines():
-        continues = (
-            lines
-            and lines[-1].startswith(" ")
-            and line
-            and not line.startswith(" ")
-            and line.rstrip() != "}"
-        )
-        if continues:
-            lines[-1] += line
-        else:
-            lines.append(line)
-    for line in lines:
-        if name is None:
-            header = _HEADER.match(line)
-            if header:
-                name, instructions, root = header.group(2), [], None
+    for line in _join_lines(text):
+        if not name:
+            if header := _HEADER.match(line):
+                name, instructions, root = header.group(2), [], ""
                 entry = name if header.group(1) else entry
         elif line.startswith("}"):
             computations[name] = Computation(name, instructions, root or instructions[-1].name)
-            name = None
+            name = ""
         elif " = " in line:
             instruction, is_root = parse_instruction(line)
             instructions.append(instruction)
             root = instruction.name if is_root else root
-    if entry is None:
+    if not entry:
         raise ValueError(
             f"no ENTRY computation in {len(text)} characters of HLO: pass compiled.as_text()"
         )
     return Program(computations, entry)
+
+
+def _join_lines(text: str) -> list[str]:
+    """Lines of the text; one without indentation continues the instruction above.
+
+    The metadata of Pallas kernels contains line breaks.
+    """
+    lines: list[str] = []
+    for line in text.splitlines():
+        unindented = line and not line.startswith(" ") and line.rstrip() != "}"
+        if unindented and lines and lines[-1].startswith(" "):
+            lines[-1] += line
+        else:
+            lines.append(line)
+    return lines

@@ -37,7 +37,7 @@ def model_flops(
 
 
 def rl_flops(cfg: Any, rl: Any) -> float:
-    """Forward FLOPs of the log-probs of a rollout batch: each prompt once, logits of completions."""
+    """Forward FLOPs of a rollout batch's log-probs: each prompt once, logits of completions."""
     length = rl.prompt_len + rl.max_new_tokens
     prompt_attention = attention_flops(cfg, rl.prompt_len)
     completion_attention = attention_flops(cfg, length) - prompt_attention
@@ -96,7 +96,7 @@ def _task(program: Any, mesh: Any, **figures: Any) -> Task:
 
 
 def _forward_task(config: Any, mesh: Any, model: Any) -> Task:
-    """Token log-probs of a micro-batch of RFT (the whole batch if it has none), bfloat16 weights."""
+    """Token log-probs of a micro-batch of RFT (the batch if it has none), bfloat16 weights."""
     import jax
     from flax import nnx
 
@@ -205,7 +205,7 @@ def rollout_tasks(config: Any, mesh: Any, hbm: int) -> list[Task]:
         T = buckets.ring_bucket(rl.max_new_tokens - 1)
         S = buckets.prompt_bucket(rl.prompt_len)
         batch = buckets.prefill_batch(S, P, mesh.shape["data"] * mesh.shape["fsdp"])
-        prefill, decode = programs.abstract_programs(
+        built = programs.abstract_programs(
             graphdef,
             params,
             cfg,
@@ -214,19 +214,22 @@ def rollout_tasks(config: Any, mesh: Any, hbm: int) -> list[Task]:
             mesh,
             prompts=batch,
         )
+    (_, prefill, prefill_args), (_, decode, decode_args) = built
     last_attention = attention_flops(cfg, S + T) - attention_flops(cfg, S + T - 1)
     return [
         Task(
-            f"rollout_{prefill[0]}",
-            *prefill[1:],
+            "rollout_prefill",
+            prefill,
+            prefill_args,
             mesh,
             model_flops=model_flops(cfg, batch, S, training=False, logits=False),
             tokens=batch * S,
             resident=resident,
         ),
         Task(
-            f"rollout_{decode[0]}",
-            *decode[1:],
+            "rollout_decode",
+            decode,
+            decode_args,
             mesh,
             model_flops=P * R * (2.0 * cfg.num_params + last_attention),
             tokens=P * R,

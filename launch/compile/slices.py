@@ -1,4 +1,4 @@
-"""TPU generations and their slices, by Google Cloud's accelerator types, and devices to compile for.
+"""TPU generations and slices by Google Cloud's accelerator types, and devices to compile for.
 
 To add a generation, register it below: the command line, error messages, `--compile_only`, queued
 resources and GKE manifests all read GENERATIONS.
@@ -73,7 +73,7 @@ class Slice:
 
     @property
     def wrap(self) -> tuple[bool, bool, bool]:
-        """Whether each axis is a ring: axes of 16 in a 2D torus, all axes from one cube on in 3D."""
+        """Whether each axis is a ring: in 2D an axis of 16; in 3D all axes, from one cube on."""
         if len(self.shape) == 2:
             return (self.shape[0] == 16, self.shape[1] == 16, False)
         return (self.chips >= 64,) * 3

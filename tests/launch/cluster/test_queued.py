@@ -47,10 +47,10 @@ def cloud(tmp_path, monkeypatch):
         memory = {
             "states": [list(s) for s in states], "program": [list(p) for p in program], "fails": fails or {}, "exists": exists,
             "started": started, "status": ["running", "0"], "left": ["ACTIVE"], "now": "", "log": "", "calls": [], "violations": [],
-            "job": (by or f"{asked.command} {asked.tree}") if started else "",
+            "job": (by or f"{asked.command_id} {asked.tree}") if started else "",
         }  # fmt: skip
         state.write_text(json.dumps(memory))
-        return queued.run(asked, say=said.append, sleep=lambda _: None)
+        return queued.run(asked, report=said.append, sleep=lambda _: None)
 
     run.memory = lambda: json.loads(state.read_text())
     run.said = said
@@ -89,7 +89,7 @@ def test_waits_runs_and_deletes(cloud):
 def test_preempted_in_mid_run_goes_on_with_a_new_resource(cloud):
     assert cloud([PREEMPTED, ACTIVE], [["running"], DONE]) == 0
     assert check_nothing_is_left(cloud)["calls"].count("create") == 2
-    assert any("taken away" in line and "attempt 1 of 4" in line for line in cloud.said)
+    assert any("preempted" in line and "attempt 1 of 4" in line for line in cloud.said)
 
 
 def test_preempted_while_installing(cloud):
@@ -138,7 +138,7 @@ def test_a_program_that_fails_shows_every_workers_errors(cloud):
 def test_a_program_that_stopped_on_a_live_resource_is_started_again(cloud, status):
     assert cloud([ACTIVE], [["running", status], DONE]) == 0
     assert check_nothing_is_left(cloud)["calls"].count("create") == 1
-    assert any(f"stopped ({status}): starting it again" in line for line in cloud.said)
+    assert any(f"stopped ({status}): restarting" in line for line in cloud.said)
 
 
 def test_a_zone_that_always_takes_it_back_ends_with_the_reason(cloud):
@@ -159,7 +159,7 @@ def test_a_gcloud_that_fails_now_and_then(cloud):
 def test_no_permission_ends_at_once(cloud):
     denied = "ERROR: (gcloud) PERMISSION_DENIED: caller does not have permission"
     assert cloud([ACTIVE], [DONE], {"describe": [denied] * 9}) == 1
-    assert "cannot be read: ERROR: (gcloud) PERMISSION_DENIED" in "\n".join(cloud.said)
+    assert "is unavailable: ERROR: (gcloud) PERMISSION_DENIED" in "\n".join(cloud.said)
     assert cloud.memory()["calls"].count("describe") == 1
 
 
@@ -185,7 +185,7 @@ def test_a_finished_run_of_another_command_or_commit_is_not_taken_for_this_one(c
         None,
         ("--config", "experiments/spct_27b.py", "--workdir", "gs://bucket/x", "--config.name=it's"),
         "",
-    ).command
+    ).command_id
     for by in ("0123456789ab one", f"{ours} another"):
         assert cloud([], [DONE], exists=True, started="0", by=by) == 0
         assert "scp" in cloud.memory()["calls"] and not cloud.memory()["program"]
@@ -195,7 +195,7 @@ def test_a_resource_that_runs_another_command_is_left_alone(cloud):
     assert cloud([], [], exists=True, started=True, by="0123456789ab one") == 2
     memory = cloud.memory()
     assert memory["exists"] and not {"scp", "delete"} & set(memory["calls"])
-    assert "grm-27b runs another command: give another --name" in cloud.said[-1]
+    assert "grm-27b runs another command: use another --name" in cloud.said[-1]
 
 
 def test_a_running_program_of_another_commit_is_followed_and_said(cloud):
@@ -205,7 +205,7 @@ def test_a_running_program_of_another_commit_is_followed_and_said(cloud):
         None,
         ("--config", "experiments/spct_27b.py", "--workdir", "gs://bucket/x", "--config.name=it's"),
         "",
-    ).command
+    ).command_id
     assert cloud([], [], exists=True, started=True, tree="two", by=f"{ours} one") == 0
     assert (
         any("another commit" in line for line in cloud.said)
@@ -373,14 +373,14 @@ def test_what_is_sent_to_the_workers_is_shell_that_does_it(tmp_path):
     words = ("--config", "x.py:a=1", '--config.name=it\'s $HOME "here"')
     job = queued.Job(gcloud.Resource("grm", "z", "v4-8"), words, "tree.tar.gz")
     driver = queued._Driver(job, worker, print, lambda _: None)
-    assert driver.there() == ("-", "-", "lost")
+    assert driver.inspect() == ("-", "-", "lost")
     driver.start()
     time.sleep(0.3)
-    assert driver.there() == (job.command, "-", "running")
+    assert driver.inspect() == (job.command_id, "-", "running")
     status, text = driver.follow(0)
     assert (status, text.splitlines()[:3]) == ("running", list(words))
     time.sleep(1.2)
     assert driver.follow(len(text.encode())) == ("75", "")
-    assert driver.there() == (job.command, "-", "75")
+    assert driver.inspect() == (job.command_id, "-", "75")
     errors = worker([f"--command={queued.ERRORS}"]).out
     assert errors.startswith("--- ") and words[0] in errors

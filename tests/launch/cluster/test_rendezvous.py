@@ -1,4 +1,4 @@
-"""Processes that meet, that do not come, and that die."""
+"""Processes join, are absent, or crash; worker numbers from flags, GKE and TPU VMs."""
 
 import json
 import os
@@ -28,13 +28,13 @@ def port():
         return s.getsockname()[1]
 
 
-def meet_all(port, processes, count, timeout=3.0, on_death=lambda *_: None):
-    """What `meet` gives or raises in each process, run as threads."""
+def join_all(port, processes, count, timeout=3.0, on_death=lambda *_: None):
+    """The result or error of `join` in each process, run as threads."""
     outcomes = {}
 
     def run(i):
         try:
-            outcomes[i] = rendezvous.meet(HOST, port, i, count, timeout, on_death)
+            outcomes[i] = rendezvous.join(HOST, port, i, count, timeout, on_death)
         except LaunchError as error:
             outcomes[i] = error
 
@@ -44,35 +44,35 @@ def meet_all(port, processes, count, timeout=3.0, on_death=lambda *_: None):
     return outcomes
 
 
-def test_everybody_comes(port):
-    meetings = meet_all(port, range(4), 4)
-    assert all(isinstance(m, rendezvous.Meeting) for m in meetings.values())
-    [m.leave() for m in meetings.values()]
+def test_all_processes_join(port):
+    peers = join_all(port, range(4), 4)
+    assert all(isinstance(p, rendezvous.Peers) for p in peers.values())
+    [p.leave() for p in peers.values()]
 
 
-def test_the_absent_are_named_on_every_host_within_the_timeout(port):
+def test_every_host_names_the_absent_processes_within_the_timeout(port):
     start = time.monotonic()
-    outcomes = meet_all(port, [0, 2], 5, timeout=1.0)
+    outcomes = join_all(port, [0, 2], 5, timeout=1.0)
     assert time.monotonic() - start < 4
     for i in (0, 2):
-        assert "processes 1, 3, 4" in str(outcomes[i]) and "did not come within 1 s" in str(
+        assert "processes 1, 3, 4" in str(outcomes[i]) and "did not join within 1 s" in str(
             outcomes[i]
         )
 
 
-def test_a_coordinator_that_never_comes_is_named(port):
-    outcome = meet_all(port, [3], 4, timeout=0.5)[3]
-    assert "process 0 did not come" in str(outcome) and f"{HOST}:{port}" in str(outcome)
+def test_an_absent_coordinator_is_named(port):
+    outcome = join_all(port, [3], 4, timeout=0.5)[3]
+    assert "process 0 did not join" in str(outcome) and f"{HOST}:{port}" in str(outcome)
 
 
-def test_two_processes_of_one_number_are_refused(port):
+def test_two_processes_with_one_number_are_refused(port):
     threads = [
-        threading.Thread(target=lambda: _quietly(rendezvous.meet, HOST, port, 1, 3, 3.0))
+        threading.Thread(target=lambda: _quietly(rendezvous.join, HOST, port, 1, 3, 3.0))
         for _ in range(2)
     ]
     [t.start() for t in threads]
     with pytest.raises(LaunchError, match="process number 1 of .* is taken"):
-        rendezvous.meet(HOST, port, 0, 3, 3.0)
+        rendezvous.join(HOST, port, 0, 3, 3.0)
     [t.join() for t in threads]
 
 
@@ -83,45 +83,45 @@ def _quietly(fn, *args):
         pass
 
 
-def test_a_taken_port_is_said(port):
+def test_a_port_in_use_is_reported(port):
     with (
         socket.create_server(("", port)),
         pytest.raises(LaunchError, match=f"cannot listen on port {port}"),
     ):
-        rendezvous.meet(HOST, port, 0, 2, 1.0)
+        rendezvous.join(HOST, port, 0, 2, 1.0)
 
 
 CHILD = """
     import sys, time
     sys.path.insert(0, {root!r})
     from launch.cluster import rendezvous
-    i, port, how = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    meeting = rendezvous.meet("127.0.0.1", port, i, 3, 20.0)
-    print("met", flush=True)
-    time.sleep(0.2 if how == "leaves" else 60)
-    meeting.leave()
+    i, port, action = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    peers = rendezvous.join("127.0.0.1", port, i, 3, 20.0)
+    print("joined", flush=True)
+    time.sleep(0.2 if action == "leave" else 60)
+    peers.leave()
 """
 
 
-def children(port, hows):
+def children(port, actions):
     script = textwrap.dedent(CHILD.format(root=str(ROOT)))
 
-    def start(i, how):
+    def start(i, action):
         return subprocess.Popen(
-            [sys.executable, "-c", script, str(i), str(port), how],
+            [sys.executable, "-c", script, str(i), str(port), action],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    return [start(i, how) for i, how in enumerate(hows)]
+    return [start(i, action) for i, action in enumerate(actions)]
 
 
 @pytest.mark.parametrize("victim", [0, 2])
-def test_a_killed_process_ends_the_others_at_once_and_is_named(port, victim):
-    started = children(port, ["stays"] * 3)
+def test_a_killed_process_ends_and_is_named_by_the_others(port, victim):
+    started = children(port, ["stay"] * 3)
     try:
-        assert [c.stdout.readline() for c in started] == ["met\n"] * 3
+        assert [c.stdout.readline() for c in started] == ["joined\n"] * 3
         os.kill(started[victim].pid, signal.SIGKILL)
         start = time.monotonic()
         for i, child in enumerate(started):
@@ -138,8 +138,8 @@ def test_a_killed_process_ends_the_others_at_once_and_is_named(port, victim):
         [c.kill() for c in started]
 
 
-def test_a_process_that_is_done_may_leave_first(port):
-    started = children(port, ["leaves", "leaves", "leaves"])
+def test_processes_that_finish_leave_without_errors(port):
+    started = children(port, ["leave"] * 3)
     assert [c.wait(timeout=30) for c in started] == [0, 0, 0]
 
 
@@ -149,15 +149,15 @@ def test_worker_from_flags():
 
 
 @pytest.mark.parametrize(
-    "flags, said",
+    "flags, error",
     [
         (("host:1", None, 2), "--process_id missing"),
         (("host:x", 0, 2), "not HOST:PORT"),
         (("host:1", 2, 2), "--process_id=2 is not one of 0 ... 1"),
     ],
 )
-def test_worker_flags_that_do_not_make_sense(flags, said):
-    with pytest.raises(LaunchError, match=said):
+def test_inconsistent_worker_flags_are_refused(flags, error):
+    with pytest.raises(LaunchError, match=error):
         find_worker(*flags)
 
 
@@ -193,7 +193,7 @@ def test_worker_of_the_second_slice_on_tpu_vms():
     assert find_worker(environment={}, metadata=attributes.get) == Worker("10.0.0.9", 8476, 4, 2)
 
 
-def test_one_machine_is_not_a_slice():
+def test_a_single_machine_is_no_worker():
     assert find_worker(environment={}, metadata={}.get) is None
     assert (
         find_worker(
@@ -204,9 +204,9 @@ def test_one_machine_is_not_a_slice():
 
 
 def test_messages_are_lines_of_json(port):
-    """What stands on the wire, for a reader of a packet dump."""
+    """The protocol on the wire."""
     server = threading.Thread(
-        target=lambda: _quietly(rendezvous.meet, HOST, port, 0, 2, 5.0, lambda *_: None)
+        target=lambda: _quietly(rendezvous.join, HOST, port, 0, 2, 5.0, lambda *_: None)
     )
     server.start()
     for _ in range(50):
@@ -232,17 +232,17 @@ JAX_CHILD = """
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
     mesh = Mesh(jax.devices(), ("x",))
     x = jax.make_array_from_callback((4,), NamedSharding(mesh, PartitionSpec("x")), lambda i: jnp.arange(4.0)[i])
-    found = f"{{jax.process_count()}} {{jax.device_count()}} {{float(jax.jit(jnp.sum)(x))}}"
-    # To a file: Gloo's own threads write to stdout at the same time, and may break a line of ours in two.
+    result = f"{{jax.process_count()}} {{jax.device_count()}} {{float(jax.jit(jnp.sum)(x))}}"
+    # To a file: Gloo's threads write to stdout as well, and may split a line.
     import pathlib
-    part = pathlib.Path(sys.argv[3] + ".part")
-    part.write_text(found)
-    part.rename(sys.argv[3])
+    partial = pathlib.Path(sys.argv[3] + ".partial")
+    partial.write_text(result)
+    partial.rename(sys.argv[3])
     time.sleep(120)
 """
 
 
-def test_jax_starts_on_two_processes_and_neither_outlives_the_other(port, tmp_path):
+def test_jax_starts_on_two_processes_and_both_end_if_one_is_killed(port, tmp_path):
     env = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
