@@ -76,13 +76,13 @@ def vote(
     guided: in both only the critiques vote that the meta reward model keeps; an order of which it keeps none has no view.
     """
     verdict = votes.verdict(critiques, comparison.n, rule=rule, guided=guided, k_meta=k_meta)
-    readable = votes.readable(critiques)
+    readable = votes.parsed(critiques)
     voting = [critiques[i] for i in verdict.kept] if verdict.kept is not None else readable
     read, chosen = ({critique.order for critique in those} for those in (readable, voting))
     views = []
     for order in dict.fromkeys(critique.order for critique in critiques):
         if order in chosen or order not in read:
-            results = votes.votes(
+            results = votes.all_votes(
                 [critique for critique in voting if critique.order == order], comparison.n
             )
             views.append((order, results.get(rule)))

@@ -60,7 +60,10 @@ def parser() -> argparse.ArgumentParser:
         help="orders of the responses (default balanced)",
     )
     p.add_argument(
-        "--vote", choices=votes.RULES, default="sum", help="the vote that decides (default sum)"
+        "--vote",
+        choices=list(votes.VOTES),
+        default="sum",
+        help="the vote that decides (default sum)",
     )
     p.add_argument(
         "--k_meta",

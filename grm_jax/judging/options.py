@@ -12,7 +12,7 @@ class Options:
     """Settings of one run. Raises ValueError naming the setting that cannot be.
 
     k: critiques per comparison.  temperature: 0.5 as in SPCT's tables; 0 is greedy, and then k critiques of one order
-    are equal.  vote: the rule that decides (`votes.RULES`).  orders: `orders.KINDS`.  k_meta: critiques that the meta
+    are equal.  vote: the rule that decides (`votes.VOTES`).  orders: `orders.KINDS`.  k_meta: critiques that the meta
     reward model lets vote, half of k when None.  principles: "own", written in the same text as the critique, or "first",
     written in a call of their own from the query alone and shared by all comparisons of that query.
     given_principles: text that replaces both.  expected: also compute expected scores from the token probabilities.
@@ -44,9 +44,7 @@ class Options:
             raise ValueError(f"top_p = {self.top_p}: use a share in (0, 1]")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed = {self.seed}: use 0 to 2147483647")
-        if self.vote not in votes.RULES:
-            raise ValueError(f"vote {self.vote!r}: use one of {', '.join(votes.RULES)}")
-        if self.vote == "expected" and not self.expected:
+        if votes.VOTES[self.vote].needs == "expected_scores" and not self.expected:
             object.__setattr__(self, "expected", True)
         if self.orders not in orders.KINDS:
             raise ValueError(f"orders {self.orders!r}: use one of {', '.join(orders.KINDS)}")

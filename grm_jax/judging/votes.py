@@ -1,76 +1,154 @@
-"""From critiques to one score per response. Scores are in the caller's order here; critiques that could not be read do not vote."""
+"""Voting rules: from critiques to one score per response.
+
+Scores are in the caller's order. Unparsed critiques do not vote. To add a rule, register it here:
+
+    @VOTES.register("median")
+    @vote_rule(label="median", description="median score", colour="#5a6b78")
+    def median_scores(critiques, n):
+        return tuple(statistics.median(c.scores[i] for c in critiques) for i in range(n))
+
+`grm judge --vote`, `grm eval --vote`, output rows, the report page, curves over k, plots and tables
+read this registry.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from grm_jax.registry import Registry
 from grm_jax.types import Critique, Verdict
 
-RULES = ("sum", "mean", "expected", "majority")
+Scores = tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class VoteRule:
+    """A voting rule, with everything that tools need to offer and to draw it.
+
+    Attributes:
+      function: (critiques, n responses) -> a score per response. All critiques are parsed and have
+        the field `needs`.
+      label: name in legends.
+      description: what it computes, for tables.
+      colour: of its curve.
+      needs: a field of `Critique` that must not be None for a critique to vote, besides scores.
+      min_responses: the rule says something about comparisons of at least so many responses.
+      additive: scores grow with the number of critiques that vote.
+      curve: draw it over k. False for a rule that ranks responses as another one does.
+    """
+
+    function: Callable[[Sequence[Critique], int], Scores]
+    label: str
+    description: str
+    colour: str
+    needs: str = "scores"
+    min_responses: int = 1
+    additive: bool = False
+    curve: bool = True
+
+    def __call__(self, critiques: Sequence[Critique], n: int) -> Scores:
+        return self.function(critiques, n)
+
+
+@dataclasses.dataclass(frozen=True)
+class Guidance:
+    """How tools show the vote of the critiques that a meta reward model selects."""
+
+    label: str
+    description: str
+    colour: str
+
+
+VOTES: Registry[VoteRule] = Registry("vote")
+# Not a rule but a selection: the sum over the critiques that `kept_by_meta` returns.
+META_GUIDED = Guidance(
+    label="sum, meta-guided",
+    description="sum over the half that the meta reward model keeps",
+    colour="#8a4fb0",
+)
 
 
 class NoVote(ValueError):
-    """Critiques could be read, but none of them can vote by the rule that was asked for."""
+    """Some critiques are parsed, but none of them has the field that the chosen rule needs."""
 
 
-def readable(critiques: Sequence[Critique]) -> list[Critique]:
-    """The critiques whose scores could be read."""
-    return [
-        critique
-        for critique in critiques
-        if critique.status == "ok" and critique.scores is not None
-    ]
+def vote_rule(**fields: object) -> Callable[[Callable[..., Scores]], VoteRule]:
+    """Returns a decorator that makes a function a `VoteRule` with these fields."""
+    return lambda function: VoteRule(function, **fields)  # type: ignore[arg-type]
 
 
-def sum_scores(critiques: Sequence[Critique], n: int) -> tuple[float, ...]:
-    """SPCT's vote (eq. 14): the sum over samples of each response's score."""
+@VOTES.register("sum")
+@vote_rule(
+    label="sum", description="sum of scores (the paper's voting)", colour="#2f6fb0", additive=True
+)
+def sum_scores(critiques: Sequence[Critique], n: int) -> Scores:
+    """Sums each response's scores over the samples (SPCT, eq. 14)."""
     return tuple(math.fsum(critique.scores[i] for critique in critiques) for i in range(n))
 
 
-def mean_scores(critiques: Sequence[Critique], n: int) -> tuple[float, ...]:
-    """The mean over samples: the sum on the scale of one critique, comparable between comparisons with different k."""
+@VOTES.register("mean")
+@vote_rule(label="mean", description="mean of scores", colour="#5a6b78", curve=False)
+def mean_scores(critiques: Sequence[Critique], n: int) -> Scores:
+    """Averages over the samples: the sum on the scale of one critique, comparable for any k."""
     return tuple(total / len(critiques) for total in sum_scores(critiques, n))
 
 
-def majority(critiques: Sequence[Critique], n: int) -> tuple[float, ...]:
-    """How many critiques have each response first; t responses that share the first place get 1/t each."""
+@VOTES.register("expected")
+@vote_rule(
+    label="expected", description="expected scores", colour="#3c8d5a", needs="expected_scores"
+)
+def expected_scores(critiques: Sequence[Critique], n: int) -> Scores:
+    """Averages the expected scores under the model's distribution over score tokens.
+
+    A parsed critique has none if a score is not a whole number ("7.5") or its tokens cannot be
+    located.
+    """
+    return tuple(
+        math.fsum(c.expected_scores[i] for c in critiques) / len(critiques) for i in range(n)
+    )
+
+
+@VOTES.register("majority")
+@vote_rule(
+    label="majority", description="majority of first places", colour="#b5651d", min_responses=2
+)
+def majority(critiques: Sequence[Critique], n: int) -> Scores:
+    """Counts the critiques that rank each response first; t tied responses get 1/t each."""
     counts = [0.0] * n
     for critique in critiques:
-        winners = top(critique.scores)
+        winners = top(critique.scores or ())
         for i in winners:
             counts[i] += 1 / len(winners)
     return tuple(counts)
 
 
-def expected(critiques: Sequence[Critique], n: int) -> tuple[float, ...] | None:
-    """The mean of the expected scores under the model's own score tokens, over the critiques that have them.
-
-    A readable critique has none where a score is no whole number ("7.5") or its tokens cannot be located: it does not vote here.
-    None where no critique has them.
-    """
-    having = [
-        critique.expected_scores for critique in critiques if critique.expected_scores is not None
-    ]
-    return (
-        tuple(math.fsum(scores[i] for scores in having) / len(having) for i in range(n))
-        if having
-        else None
-    )
+def curve_rules() -> list[str]:
+    """Returns the rules that curves over k show; those that need more than scores come last."""
+    names = [name for name, rule in VOTES.items() if rule.curve]
+    return sorted(names, key=lambda name: VOTES[name].needs != "scores")
 
 
-def votes(critiques: Sequence[Critique], n: int) -> dict[str, tuple[float, ...]]:
-    """Every rule that can be applied to the readable among these critiques; empty where none can be read."""
-    voting = readable(critiques)
-    if not voting:
-        return {}
-    found = {"sum": sum_scores, "mean": mean_scores, "expected": expected, "majority": majority}
-    results = {rule: vote(voting, n) for rule, vote in found.items()}
-    return {rule: scores for rule, scores in results.items() if scores is not None}
+def parsed(critiques: Sequence[Critique]) -> list[Critique]:
+    """Returns the critiques that have scores."""
+    return [c for c in critiques if c.status == "ok" and c.scores is not None]
+
+
+def all_votes(critiques: Sequence[Critique], n: int) -> dict[str, Scores]:
+    """Returns the scores by every rule that has voters among the critiques; {} if none is parsed."""
+    results = {}
+    for name, rule in VOTES.items():
+        if voters := [c for c in parsed(critiques) if getattr(c, rule.needs) is not None]:
+            results[name] = rule(voters, n)
+    return results
 
 
 def top(scores: Sequence[float]) -> list[int]:
-    """Indices of the highest score; several on a tie. Sums of thirds count as equal to within 1e-9."""
+    """Returns the indices of the highest score: several on a tie.
+
+    Scores within 1e-9 are equal, as sums of thirds are rounded.
+    """
     best = max(scores)
     return [
         i for i, score in enumerate(scores) if math.isclose(score, best, rel_tol=1e-9, abs_tol=1e-9)
@@ -78,26 +156,29 @@ def top(scores: Sequence[float]) -> list[int]:
 
 
 def kept_by_meta(critiques: Sequence[Critique], k_meta: int | None = None) -> tuple[int, ...]:
-    """Positions of the k_meta readable critiques with the highest meta score, in rising order (SPCT, section 4).
+    """Returns the indices of the k_meta parsed critiques with the highest meta scores, ascending.
 
-    k_meta: half of all critiques when None, at least one. Equal meta scores keep the earlier sample.
-    Raises ValueError where a readable critique has no meta score.
+    SPCT, section 4. Of equal meta scores the earlier sample is kept.
+
+    Args:
+      k_meta: None for half of all critiques, at least one.
+
+    Raises:
+      ValueError: k_meta is below 1, or a parsed critique has no meta score.
     """
     k_meta = max(1, len(critiques) // 2) if k_meta is None else k_meta
     if k_meta < 1:
         raise ValueError(f"k_meta = {k_meta}: keep at least one critique")
-    candidates = [
-        i
-        for i, critique in enumerate(critiques)
-        if critique.status == "ok" and critique.scores is not None
-    ]
-    missing = [i for i in candidates if critiques[i].meta_score is None]
-    if missing:
-        raise ValueError(
-            f"critique {missing[0]} has no meta score: run the meta reward model over all that can be read"
-        )
-    ranked = sorted(candidates, key=lambda i: (-critiques[i].meta_score, i))
-    return tuple(sorted(ranked[:k_meta]))
+    scores = {}
+    for i, critique in enumerate(critiques):
+        if critique.status == "ok" and critique.scores is not None:
+            if critique.meta_score is None:
+                raise ValueError(
+                    f"critique {i} has no meta score: run the meta reward model over all critiques "
+                    "that were parsed"
+                )
+            scores[i] = critique.meta_score
+    return tuple(sorted(sorted(scores, key=lambda i: -scores[i])[:k_meta]))
 
 
 def verdict(
@@ -108,29 +189,35 @@ def verdict(
     guided: bool = False,
     k_meta: int | None = None,
 ) -> Verdict:
-    """The verdict of critiques whose scores are already in the caller's order.
+    """Returns the verdict of critiques whose scores are in the caller's order.
 
-    rule: which vote decides scores and best.  guided: let only the critiques vote that the meta reward model keeps.
-    Where nothing can be read the scores are all 0, best is None, and unparsed equals the number of critiques.
-    Raises ValueError for an unknown rule, NoVote for "expected" where no critique that votes has expected scores.
+    If none is parsed, the scores are all 0, best is None and unparsed is the number of critiques.
+
+    Args:
+      n: number of responses.
+      rule: name of the rule that decides scores and best.
+      guided: only the critiques vote that the meta reward model keeps (`kept_by_meta`).
+
+    Raises:
+      ValueError: unknown rule.
+      NoVote: no critique that votes has the field that the rule needs.
     """
-    if rule not in RULES:
-        raise ValueError(f"vote {rule!r}: use one of {', '.join(RULES)}")
+    needs = VOTES[rule].needs
     kept = kept_by_meta(critiques, k_meta) if guided else None
-    results = votes([critiques[i] for i in kept] if guided else critiques, n)
-    if results and rule not in results:
+    votes = all_votes([critiques[i] for i in kept] if kept is not None else critiques, n)
+    if votes and rule not in votes:
         raise NoVote(
-            "vote 'expected': none of the critiques that vote has expected scores, which need whole numbers in the box: "
-            "judge with expected=True, with more critiques, or vote by sum"
+            f"vote {rule!r}: none of the critiques that vote has {needs.replace('_', ' ')}. Judge "
+            "with expected=True (scores must be whole numbers), with more critiques, or vote by sum"
         )
-    scores = results.get(rule, (0.0,) * n)
-    winners = top(scores) if results else []
+    scores = votes.get(rule, (0.0,) * n)
+    winners = top(scores) if votes else []
     return Verdict(
         id=id,
         scores=scores,
         best=winners[0] if len(winners) == 1 else None,
         critiques=tuple(critiques),
-        unparsed=len(critiques) - len(readable(critiques)),
-        votes=results,
+        unparsed=len(critiques) - len(parsed(critiques)),
+        votes=votes,
         kept=kept,
     )

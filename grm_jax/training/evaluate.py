@@ -87,7 +87,7 @@ def block_scores(
 ) -> tuple[float, ...] | None:
     """The vote of one block; None where nothing could be read."""
     kept = [critiques[i] for i in votes.kept_by_meta(critiques)] if guided else critiques
-    return votes.votes(kept, n).get(rule)
+    return votes.all_votes(kept, n).get(rule)
 
 
 def cell(

@@ -1,11 +1,15 @@
 """Votes, by hand."""
 
 import dataclasses
+import statistics
 
 import pytest
 
-from grm_jax.judging import votes
-from grm_jax.types import Critique
+from grm_jax.judging import cli, codec, report, summary, votes
+from grm_jax.judging.options import Options
+from grm_jax.types import Comparison, Critique
+
+RUN = {"model": "m@1", "template": "t@1", "k": 3, "temperature": 0.5, "seed": 0}
 
 
 def critique(scores, order=None, **fields):
@@ -107,11 +111,47 @@ def test_a_critique_without_expected_scores_does_not_silence_the_others():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="use one of sum, mean"):
-        votes.verdict(PAPER, 2, rule="median")
+    with pytest.raises(ValueError, match="unknown vote 'meen': did you mean 'mean'?"):
+        votes.verdict(PAPER, 2, rule="meen")
+    with pytest.raises(ValueError, match="use one of sum, mean, expected, majority"):
+        votes.verdict(PAPER, 2, rule="borda")
     with pytest.raises(ValueError, match="expected=True"):
         votes.verdict(PAPER, 2, rule="expected")
     with pytest.raises(ValueError, match="critique 0 has no meta score"):
         votes.verdict(PAPER, 2, guided=True)
     with pytest.raises(ValueError, match="k_meta = 0"):
         votes.kept_by_meta(PAPER, 0)
+
+
+# ---------------------------------------------------------------- the registry
+
+
+@pytest.fixture
+def median():
+    """One registration of a voting rule."""
+
+    @votes.VOTES.register("median")
+    @votes.vote_rule(label="median", description="median score", colour="#5a6b78")
+    def median_scores(critiques, n):
+        return tuple(statistics.median(c.scores[i] for c in critiques) for i in range(n))
+
+    yield "median"
+    del votes.VOTES["median"]
+
+
+def test_one_registration_adds_a_rule_everywhere(median, tmp_path):
+    assert votes.verdict(PAPER, 2, rule=median).scores == (7, 9)
+    assert votes.verdict(PAPER, 2).votes["median"] == (7, 9)
+    assert Options(vote=median).vote == median
+    args = cli.parser().parse_args(["IN", "OUT", "--model", "M", "--vote", median])
+    assert args.vote == median
+    assert votes.curve_rules() == ["sum", "majority", "median", "expected"]
+    comparison = Comparison("q", ("a", "b"))
+    row = codec.judged_row(comparison, votes.verdict(PAPER, 2, rule=median), 1, RUN)
+    assert '"median":[7,9]' in report.page([row])
+    assert summary.as_k_grew(row | {"vote": median})[2]["scores"] == [7, 9]
+
+
+def test_the_rules_and_their_curves_keep_their_order():
+    assert list(votes.VOTES) == ["sum", "mean", "expected", "majority"]
+    assert votes.curve_rules() == ["sum", "majority", "expected"]
