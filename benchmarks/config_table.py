@@ -4,7 +4,7 @@
     python benchmarks/config_table.py --configs spct_27b --slices v5p-64 --again
 
 Every program of an experiment is compiled for the slice, without one: about five minutes for each experiment and slice on two cores. The table is
-written to benchmarks/results/config_table.md and into README.md. A step's time is the sum of its programs' rooflines, every completion at its
+written to benchmarks/results/config_table.md and into docs/tpu_memory.md. A step's time is the sum of its programs' rooflines, every completion at its
 full length: the least that it can take, not a measurement.
 """
 
@@ -104,11 +104,11 @@ def write(cases: dict[tuple[str, str], dict]) -> None:
     OUT.with_suffix(".json").write_text(json.dumps(ordered, indent=1) + "\n")
     table = HEAD + "\n".join(row(case) for case in ordered) + f"\n\n{LEGEND}\n"
     OUT.with_suffix(".md").write_text("# Experiments on slices\n\n" + table)
-    readme = ROOT / "README.md"
-    text = readme.read_text()
+    page = ROOT / "docs/tpu_memory.md"
+    text = page.read_text()
     if BEGIN in text:
         before, rest = text.split(BEGIN)
-        readme.write_text(f"{before}{BEGIN}\n{table}{END}{rest.split(END)[1]}")
+        page.write_text(f"{before}{BEGIN}\n{table}{END}{rest.split(END)[1]}")
 
 
 def main() -> int:
