@@ -16,8 +16,8 @@ import numpy as np
 from flax import nnx
 
 from grm_jax.data.packing import shuffled_index
-from grm_jax.judging.loading import meta_template_of
 from grm_jax.judging.meta import MetaRM
+from grm_jax.judging.metadata import meta_template
 from grm_jax.storage import as_path
 from grm_jax.training import checkpoint, loop, meta_rm, optim, steps
 from grm_jax.training import state as states
@@ -141,7 +141,7 @@ class Scalar:
 
     def __init__(self, config, mesh, params, tokenizer, batch: int = 16):
         graphdef, _ = states.abstract_model(steps.model_config(config, scalar_head=True), mesh)
-        template = meta_template_of(config.template)
+        template = meta_template(config.template)
         # The meta reward model's batching does what is needed here; only the texts are others.
         self.scorer, self.tokenizer = (
             MetaRM(nnx.merge(graphdef, params), tokenizer, template, mesh, batch),

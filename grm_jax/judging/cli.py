@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -155,10 +156,10 @@ def judge(args: argparse.Namespace) -> int:
 
 
 def fill_in(args: argparse.Namespace) -> None:
-    """Puts what the model's judge.json says in the place of what the command line does not."""
-    from grm_jax.judging.loading import read_judge_metadata
+    """Fills unset flags from the model's judge.json."""
+    from grm_jax.judging.metadata import JudgeMetadata
 
-    for name, value in read_judge_metadata(args.model).items():
+    for name, value in dataclasses.asdict(JudgeMetadata.load(args.model)).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
 

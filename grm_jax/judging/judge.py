@@ -10,6 +10,10 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
 
 from grm_jax.judging import orders as ordering
 from grm_jax.judging import votes
@@ -73,16 +77,27 @@ class Judge:
 
     @classmethod
     def load(
-        cls, path, meta_rm=None, mesh=None, template=None, dtype: str = "bfloat16", **engine
+        cls,
+        path: str | Path,
+        meta_rm: str | Path | None = None,
+        mesh: Mesh | None = None,
+        template: str | Path | None = None,
+        **options: Any,
     ) -> Judge:
-        """A judge from a model folder or checkpoint with its tokenizer; meta_rm is a path of the same kind.
+        """Loads a judge from a model folder or checkpoint with its tokenizer.
 
-        template: see `Judge`; the one that the folder's judge.json names, else "grm". engine: prompt_slots and rows, to bound what is sampled at once.
-        Raises FileNotFoundError or ValueError naming what is missing.
+        Args:
+          meta_rm: a meta reward model, a path of the same kind.
+          mesh: None for one device.
+          template: see `Judge`; by default the one in the folder's judge.json, else "grm".
+          options: the fields of `loading.LoadOptions`, such as dtype.
+
+        Raises:
+          FileNotFoundError, ValueError: the message names the missing or wrong file.
         """
-        from grm_jax.judging.loading import load_judge
+        from grm_jax.judging.loading import LoadOptions, load_judge
 
-        return load_judge(cls, path, meta_rm, mesh, template, dtype, **engine)
+        return load_judge(path, meta_rm, mesh, template, LoadOptions(**options))
 
     def __call__(
         self,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from grm_jax import checkpoints
-from grm_jax.judging.loading import meta_template_of, write_judge_metadata, write_meta_rm_metadata
+from grm_jax.judging.metadata import JudgeMetadata, MetaRMMetadata, meta_template
 from grm_jax.models import get_config
 from grm_jax.sharding import make_mesh
 from grm_jax.storage import as_path, fetch, write_atomic, writing
@@ -91,11 +91,10 @@ def run(config, workdir) -> dict:
             with writing(folders[stage] / "hf") as local:
                 if stage == "meta_rm":
                     likelihood = config.meta_rm.likelihood
-                    write_meta_rm_metadata(
-                        local, meta_template_of(config.template, likelihood), likelihood
-                    )
+                    template = meta_template(config.template, likelihood)
+                    MetaRMMetadata(template, likelihood).save(local)
                 else:
-                    write_judge_metadata(local, config.template, config.rl.max_new_tokens)
+                    JudgeMetadata(config.template, config.rl.max_new_tokens).save(local)
                 checkpoints.save(model, local, like=like, dtype="bfloat16", overwrite=True)
 
     def wanted(stage):

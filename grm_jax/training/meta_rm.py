@@ -16,8 +16,8 @@ from flax import nnx
 
 from grm_jax.data.packing import shuffled_index
 from grm_jax.evals.classification import roc_auc
-from grm_jax.judging.loading import meta_template_of
 from grm_jax.judging.meta import MetaRM
+from grm_jax.judging.metadata import meta_template
 from grm_jax.storage import as_path
 from grm_jax.training import checkpoint, loop, optim, rft_data, rft_samplers, sources, steps
 from grm_jax.training import state as states
@@ -58,7 +58,7 @@ def scorer(config, mesh, params, tokenizer, batch: int = 4, name: str = "meta_rm
     """The meta reward model of `config` over trained (or abstract) parameters."""
     graphdef, _ = states.abstract_model(steps.model_config(config, scalar_head=True), mesh)
     likelihood = config.meta_rm.likelihood
-    template = meta_template_of(config.template, likelihood)
+    template = meta_template(config.template, likelihood)
     return MetaRM(nnx.merge(graphdef, params), tokenizer, template, mesh, batch, name, likelihood)
 
 

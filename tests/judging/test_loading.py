@@ -16,6 +16,7 @@ from grm_jax import Comparison, Judge, checkpoints
 from grm_jax.data.world.vocabulary import SIZE, vocabulary_path
 from grm_jax.judging import cli, loading
 from grm_jax.judging.meta import MetaRM
+from grm_jax.judging.metadata import JudgeMetadata, MetaRMMetadata
 from grm_jax.models import build_model, get_config
 from grm_jax.sharding import make_mesh
 
@@ -160,10 +161,10 @@ def test_meta_scores_do_not_depend_on_the_batch(judge):
 def test_a_meta_model_says_what_it_reads_and_what_its_score_is(folders, tmp_path):
     meta = tmp_path / "meta"
     shutil.copytree(folders[1], meta)
-    assert loading.read_meta_rm_metadata(meta) == {"template": None, "likelihood": 0.0}
+    assert MetaRMMetadata.load(meta) == MetaRMMetadata(template=None, likelihood=0.0)
     plain = loading.load_meta_rm(meta, dtype="float32", family="compact")
     assert (plain.template, plain.likelihood) == ("compact/meta_rm", 0.0)
-    loading.write_meta_rm_metadata(meta, "compact", 5.0)
+    MetaRMMetadata("compact", 5.0).save(meta)
     noted = Judge.load(folders[0], meta_rm=meta, template=folders[2], dtype="float32").meta_rm
     assert (noted.template, noted.likelihood) == ("compact", 5.0)
     assert noted.name != plain.name  # verdicts of the one are not those of the other
@@ -215,8 +216,8 @@ def test_command_line_from_folders(folders, tmp_path, capsys):
 
 
 def test_fingerprints_follow_what_is_in_the_folder(folders, tmp_path):
-    first = loading.named(folders[0])
-    assert first == loading.named(str(folders[0])) and first.startswith("judge@")
+    first = loading.model_name(folders[0])
+    assert first == loading.model_name(str(folders[0])) and first.startswith("judge@")
     (tmp_path / "config.json").write_text("{}")
     before = loading.fingerprint(tmp_path)
     (tmp_path / "config.json").write_text('{"a": 1}')
@@ -233,8 +234,8 @@ def test_a_judge_says_how_it_was_trained_to_be_asked(tmp_path):
 
     model = build_model(get_config("tiny_gemma2", vocab_size=SIZE, max_length=256), nnx.Rngs(0))
     checkpoints.save(model, tmp_path, like=vocabulary_path())
-    assert loading.read_judge_metadata(tmp_path) == {"template": "grm", "max_new_tokens": 1024}
-    loading.write_judge_metadata(tmp_path, "compact", 24)
+    assert JudgeMetadata.load(tmp_path) == JudgeMetadata("grm", 1024)
+    JudgeMetadata("compact", 24).save(tmp_path)
     judge = Judge.load(tmp_path)
     assert (judge.family, judge.max_new_tokens) == ("compact", 24)
     (verdict,) = judge([Comparison("add 1 2", ("3", "4"))], k=2)
@@ -243,6 +244,6 @@ def test_a_judge_says_how_it_was_trained_to_be_asked(tmp_path):
     args = argparse.Namespace(model=str(tmp_path), template=None, max_new_tokens=7)
     cli.fill_in(args)
     assert (args.template, args.max_new_tokens) == ("compact", 7)  # what is said stands
-    (tmp_path / loading.JUDGE_METADATA).write_text("[1]")
+    (tmp_path / "judge.json").write_text("[1]")
     with pytest.raises(ValueError, match="judge.json should hold"):
-        loading.read_judge_metadata(tmp_path)
+        JudgeMetadata.load(tmp_path)
