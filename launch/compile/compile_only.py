@@ -122,7 +122,7 @@ def _no_compilation_cache() -> Iterator[None]:
     """Disables the cache: it distorts compile times, and cannot load programs of absent devices."""
     import jax
 
-    before = jax.config.read("jax_enable_compilation_cache")
+    before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         yield
