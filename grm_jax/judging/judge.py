@@ -95,9 +95,9 @@ class Judge:
         Raises:
           FileNotFoundError, ValueError: the message names the missing or wrong file.
         """
-        from grm_jax.judging.loading import LoadOptions, load_judge
+        from grm_jax.judging.loading import LoadOptions, judge_arguments
 
-        return load_judge(path, meta_rm, mesh, template, LoadOptions(**options))
+        return cls(**judge_arguments(path, meta_rm, mesh, template, LoadOptions(**options)))
 
     def __call__(
         self,

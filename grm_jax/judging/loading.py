@@ -6,13 +6,13 @@ import dataclasses
 import hashlib
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 
 from grm_jax import models
 from grm_jax.checkpoints import open_checkpoint
 from grm_jax.judging.expected import ExpectedScores, model_log_probs
-from grm_jax.judging.judge import Judge
 from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.metadata import JudgeMetadata, MetaRMMetadata, meta_template
 from grm_jax.judging.sampler import engine_sampler
@@ -42,14 +42,14 @@ class LoadOptions:
     rows: int | None = None
 
 
-def load_judge(
+def judge_arguments(
     path: str | Path,
     meta_rm: str | Path | None = None,
     mesh: Mesh | None = None,
     template: str | Path | None = None,
     options: LoadOptions | None = None,
-) -> Judge:
-    """Loads a judge; see `Judge.load`."""
+) -> dict[str, Any]:
+    """Loads the arguments of `Judge`; see `Judge.load`."""
     options = options or LoadOptions()
     metadata = JudgeMetadata.load(path)
     family = str(template or metadata.template)
@@ -57,16 +57,16 @@ def load_judge(
     meta = None
     if meta_rm is not None:
         meta = load_meta_rm(meta_rm, mesh, options.meta_template, options.dtype, family)
-    return Judge(
-        tokenizer=tokenizer,
-        sampler=engine_sampler(model, mesh, options.prompt_slots, options.rows),
-        template=family,
-        meta_rm=meta,
-        expected=ExpectedScores(model_log_probs(model, mesh), tokenizer),
-        context=model.cfg.max_length,
-        name=model_name(path),
-        max_new_tokens=metadata.max_new_tokens,
-    )
+    return {
+        "tokenizer": tokenizer,
+        "sampler": engine_sampler(model, mesh, options.prompt_slots, options.rows),
+        "template": family,
+        "meta_rm": meta,
+        "expected": ExpectedScores(model_log_probs(model, mesh), tokenizer),
+        "context": model.cfg.max_length,
+        "name": model_name(path),
+        "max_new_tokens": metadata.max_new_tokens,
+    }
 
 
 def load_meta_rm(

@@ -14,7 +14,7 @@ from flax import nnx
 
 from grm_jax import Comparison, Judge, checkpoints
 from grm_jax.data.world.vocabulary import SIZE, vocabulary_path
-from grm_jax.judging import cli, loading
+from grm_jax.judging import arguments, cli, loading
 from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.metadata import JudgeMetadata, MetaRMMetadata
 from grm_jax.models import build_model, get_config
@@ -242,7 +242,7 @@ def test_a_judge_says_how_it_was_trained_to_be_asked(tmp_path):
     assert all(critique.tokens <= 24 for critique in verdict.critiques)
     assert Judge.load(tmp_path, template="grm").family == "grm"
     args = argparse.Namespace(model=str(tmp_path), template=None, max_new_tokens=7)
-    cli.fill_in(args)
+    arguments.fill_unset(args)
     assert (args.template, args.max_new_tokens) == ("compact", 7)  # what is said stands
     (tmp_path / "judge.json").write_text("[1]")
     with pytest.raises(ValueError, match="judge.json should hold"):

@@ -303,7 +303,7 @@ def test_exit_status_says_whether_all_rows_were_judged(tmp_path, command, capsys
     assert command(good, tmp_path / "good.out", "--k", 2) == 0
     assert (
         "3 rows, 0 of them errors" in (said := capsys.readouterr().err)
-        and "critiques read 100.0%" in said
+        and "parse rate 100.0%" in said
     )
     assert command(bad, tmp_path / "bad.out", "--k", 2) == 1
     assert "4 rows, 1 of them errors" in capsys.readouterr().err
@@ -353,7 +353,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, command, capsys, monkeyp
         "grm_jax.judging.run.judge_file", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     assert command(source, tmp_path / "out.jsonl") == 130
-    assert "--resume goes on with it" in capsys.readouterr().err
+    assert "--resume resumes the run" in capsys.readouterr().err
 
 
 def test_principles_may_come_from_a_file(tmp_path, command):

@@ -1,0 +1,21 @@
+"""What the commands of `grm` share: an error becomes one line and an exit status."""
+
+import sys
+from collections.abc import Callable
+
+
+def run_command(name: str, command: Callable[[], int], if_interrupted: str = "") -> int:
+    """Runs a command and returns its exit status.
+
+    2 for a ValueError, OSError or MemoryError, printed to stderr as "NAME: message"; 130 after
+    Ctrl-C. if_interrupted: how to resume, printed after Ctrl-C.
+    """
+    try:
+        return command()
+    except (ValueError, OSError, MemoryError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        hint = f". {if_interrupted}" if if_interrupted else ""
+        print(f"\n{name}: interrupted{hint}", file=sys.stderr)
+        return 130

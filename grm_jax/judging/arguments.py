@@ -1,0 +1,130 @@
+"""The command-line arguments of `grm judge` and `grm eval` that say how a model judges."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from grm_jax.judging import orders
+from grm_jax.judging.metadata import JudgeMetadata
+from grm_jax.judging.options import Options
+from grm_jax.judging.votes import VOTES
+
+if TYPE_CHECKING:  # JAX is imported only when a model is loaded
+    from jax.sharding import Mesh
+
+    from grm_jax.judging.judge import Judge
+
+_BATCH = "(default: as much as memory holds)"
+
+
+def add_judging_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that `options_from` and `judge_from` read, except --model."""
+    model = parser.add_argument_group("models")
+    model.add_argument("--tokenizer", help="folder or file, if the model's folder has none")
+    model.add_argument("--meta_rm", help="meta reward model that selects the critiques that vote")
+    model.add_argument(
+        "--template",
+        help="grm, compact, a template's name, or a Jinja file (default: from the model's "
+        "judge.json, else grm)",
+    )
+    model.add_argument("--meta_template", help="template of the meta reward model")
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument("--k", type=int, default=8, help="critiques per comparison (default 8)")
+    sampling.add_argument(
+        "--temperature", type=float, default=0.5, help="0 is greedy (default 0.5)"
+    )
+    sampling.add_argument("--top_p", type=float, default=1.0)
+    sampling.add_argument("--top_k", type=int, default=0)
+    sampling.add_argument(
+        "--max_new_tokens",
+        type=int,
+        help="longest critique in tokens (default: from the model's judge.json, else 1024)",
+    )
+    sampling.add_argument("--seed", type=int, default=0)
+    vote = parser.add_argument_group("judging")
+    vote.add_argument("--vote", choices=list(VOTES), default="sum", help="default: sum")
+    vote.add_argument(
+        "--orders",
+        choices=orders.KINDS,
+        default="balanced",
+        help="orders in which samples see the responses (default balanced)",
+    )
+    vote.add_argument(
+        "--k_meta", type=int, help="critiques that the meta reward model keeps (default half of k)"
+    )
+    vote.add_argument(
+        "--principles",
+        default="own",
+        help="own: in the critique; first: in a call of its own per query; or a text file",
+    )
+    vote.add_argument(
+        "--expected", action="store_true", help="compute expected scores from token probabilities"
+    )
+    device = parser.add_argument_group("devices")
+    device.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    device.add_argument(
+        "--mesh", help="data=1,fsdp=8,tensor=1; one axis may be -1 (default: one device)"
+    )
+    device.add_argument("--prompt_slots", type=int, help=f"most prompts in a batch {_BATCH}")
+    device.add_argument("--rows", type=int, help=f"most critiques per prompt in a batch {_BATCH}")
+    device.add_argument(
+        "--chunk", type=int, default=256, help="comparisons per call of the sampler (default 256)"
+    )
+
+
+def fill_unset(args: argparse.Namespace) -> None:
+    """Fills unset flags from the model's judge.json."""
+    for name, value in dataclasses.asdict(JudgeMetadata.load(args.model)).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+
+
+def options_from(args: argparse.Namespace) -> Options:
+    """Returns the options of the arguments, after `fill_unset`."""
+    fields = {field.name: vars(args).get(field.name) for field in dataclasses.fields(Options)}
+    if args.principles not in ("own", "first"):
+        text = Path(args.principles).read_text(encoding="utf-8")
+        fields |= {"principles": "own", "given_principles": text}
+    return Options(**fields)
+
+
+def judge_from(args: argparse.Namespace) -> Judge:
+    """Loads the judge of the arguments. Raises ValueError on more than one host."""
+    import jax
+
+    from grm_jax.judging.judge import Judge
+
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"{jax.process_count()} hosts would each write the output: split the input and run "
+            "each part on one host"
+        )
+    return Judge.load(
+        args.model,
+        meta_rm=args.meta_rm,
+        mesh=mesh_from(args.mesh),
+        template=args.template,
+        dtype=args.dtype,
+        tokenizer=args.tokenizer,
+        meta_template=args.meta_template,
+        prompt_slots=args.prompt_slots,
+        rows=args.rows,
+    )
+
+
+def mesh_from(text: str | None) -> Mesh | None:
+    """Builds the mesh of "data=1,fsdp=8,tensor=1"; None for None."""
+    if text is None:
+        return None
+    from grm_jax.sharding import AXES, make_mesh
+
+    sizes = {}
+    for item in text.split(","):
+        axis, _, size = (field.strip() for field in item.partition("="))
+        if axis not in AXES or not size.lstrip("-").isdigit():
+            raise ValueError(f"mesh {text!r}: write it as data=1,fsdp=8,tensor=1")
+        sizes[axis] = int(size)
+    return make_mesh(**sizes)  # type: ignore[arg-type]
