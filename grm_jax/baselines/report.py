@@ -7,11 +7,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from grm_jax.evals import plots, tables
+from grm_jax.evals import figures, tables
 from grm_jax.evals.benchmark import Benchmark, Metrics, nan_mean
 from grm_jax.evals.bootstrap import DRAWS, Resampler
 from grm_jax.evals.judged import JudgedComparison
-from grm_jax.evals.page import template
+from grm_jax.evals.page import render
 
 REFERENCE = "spct rl, k = "  # the judge that the others are compared with, where it was measured
 COLUMNS = ("judge", "accuracy", "95% interval", "seeds", "against", "ties", "read", "tokens")
@@ -41,7 +41,7 @@ def summary(
                 raise ValueError(
                     f"{name} of seed {seed} judged other comparisons than the rest: keep data.seed and --limit the same"
                 )
-    resampler = Resampler(first.judged, draws)
+    resampler = Resampler.of(first.judged, draws)
     reference = next((name for name in found if name.startswith(REFERENCE)), None)
     rows = [_row(benchmark, resampler, found, name, reference) for name in found]
     floors = {f"{name} response": value for name, value in first.entry["content_blind"].items()}
@@ -134,10 +134,9 @@ def markdown(found: dict) -> str:
     lines = [
         f"{found['benchmark']}, {found['comparisons']} comparisons, seeds {', '.join(map(str, found['seeds']))}. {explained(found)}",
         "",
-        "| " + " | ".join(heads(found)) + " |",
-        "|" + " --- |" * len(COLUMNS),
+        *tables.markdown_table(heads(found), body(found)),
     ]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in body(found))]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def explained(found: dict) -> str:
@@ -150,49 +149,39 @@ def explained(found: dict) -> str:
 
 
 def figure(found: dict) -> str:
-    """A line per judge: mean and interval, a dot per seed; vertical lines for the rules that read nothing."""
+    """A row per judge: mean and interval, a dot per seed; vertical lines for content-blind baselines."""
     rows = sorted(found["rows"], key=lambda row: -row["value"])
-    drawing, axes = plots.new_axes(1.1 + 0.25 * len(rows))
-    axes.grid(axis="x", color=plots.FAINT, linewidth=0.4, alpha=0.5)
-    axes.grid(axis="y", visible=False)
+    drawing, axes = figures.new_axes(1.1 + 0.25 * len(rows))
     for y, row in enumerate(rows):
-        colour = plots.COLOURS["sum" if row["name"].startswith("spct") else "majority"]
-        if row["low"] is not None:
-            axes.plot(
-                [100 * row["low"], 100 * row["high"]], [y, y], color=colour, linewidth=5, alpha=0.35
-            )
-        axes.plot(
-            [100 * value for value in row["seeds"].values()],
-            [y] * len(row["seeds"]),
-            "o",
-            color=colour,
-            markersize=3,
-        )
-        axes.plot(
-            [100 * row["value"]], [y], "|", color=plots.INK, markersize=11, markeredgewidth=1.6
-        )
+        colour = figures.COLOURS[0 if row["name"].startswith("spct") else 1]
+        figures.draw_interval(axes, y, row, colour, linewidth=5, alpha=0.35)
+        seeds = [100 * value for value in row["seeds"].values()]
+        axes.plot(seeds, [y] * len(seeds), "o", color=colour, markersize=3)
+        mean = {"color": figures.INK, "markersize": 11, "markeredgewidth": 1.6}
+        axes.plot([100 * row["value"]], [y], "|", **mean)
     for style, (name, value) in zip((":", "--"), found["content_blind"].items()):
-        axes.axvline(
-            100 * value["value"], color=plots.INK, linewidth=0.9, linestyle=style, label=name
-        )
-    axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=7.5)
-    axes.invert_yaxis()
-    axes.set_xlabel(f"{found['headline']}, %", color=plots.INK, fontsize=8)
+        level = {"color": figures.INK, "linewidth": 0.9, "linestyle": style, "label": name}
+        axes.axvline(100 * value["value"], **level)
+    figures.draw_names(axes, [row["name"] for row in rows], fontsize=7.5)
+    figures.set_labels(axes, f"{found['headline']}, %")
     if found["content_blind"]:
-        drawing.legend(
-            loc="outside lower center", ncols=2, fontsize=7, frameon=False, labelcolor=plots.INK
-        )
-    return plots.to_svg(drawing, "Accuracy of each judge")
+        legend = {"ncols": 2, "fontsize": 7, "frameon": False, "labelcolor": figures.INK}
+        drawing.legend(loc="outside lower center", **legend)
+    return figures.to_svg(drawing, "Accuracy of each judge")
 
 
 def page(found: dict) -> str:
     """One self-contained HTML file."""
-    return template("baselines.html").render(
-        found=found,
-        heads=heads(found),
-        rows=body(found),
-        explained=explained(found),
+    seeds = ", ".join(map(str, found["seeds"]))
+    rows = body(found)
+    return render(
+        "baselines.html",
+        title=f"{found['benchmark']}: judges side by side",
+        explanation=f"{found['comparisons']} comparisons, seeds {seeds}. {explained(found)}",
         figure=figure(found),
+        headings=heads(found),
+        rows=rows,
+        ours=[i for i, row in enumerate(rows) if row[0].startswith("spct")],
     )
 
 

@@ -1,7 +1,7 @@
-"""What a benchmark is: how to read it, how to grade a judged comparison, how to put the grades together.
+"""The interface of a benchmark: load comparisons, grade judged ones, aggregate the grades.
 
-Axes: I judged comparisons. A metric is a function of the grades and of one weight per comparison: with weights of one it is
-the published number, with the counts of a resample it is one draw of the bootstrap.
+Axes: I judged comparisons. A metric is a function of the grades and of one weight per comparison.
+Weights of one give the published number, the counts of a resample give one bootstrap draw.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ import numpy as np
 
 from grm_jax.evals.files import Source
 from grm_jax.evals.judged import JudgedComparison
+from grm_jax.judging.votes import top
 from grm_jax.types import Comparison
 
 
 @dataclasses.dataclass(frozen=True)
 class Categories:
-    """Which part each comparison belongs to: names, and one code per comparison (a bootstrap draws thousands of sums)."""
+    """A categorical column: category names, and the index of each comparison's name."""
 
     names: tuple
     codes_I: np.ndarray
 
     @classmethod
     def of(cls, keys: Iterable) -> Categories:
-        """Categories in the order of their first appearance."""
+        """Encodes one key per comparison; names are in the order of first appearance."""
         keys = list(keys)
-        names = tuple(dict.fromkeys(keys))
-        at = {name: i for i, name in enumerate(names)}
-        return cls(names, np.array([at[key] for key in keys], dtype=np.int64))
+        codes = {name: code for code, name in enumerate(dict.fromkeys(keys))}
+        return cls(tuple(codes), np.array([codes[key] for key in keys], dtype=np.int64))
 
     @property
     def first_I(self) -> np.ndarray:
@@ -41,14 +41,15 @@ class Categories:
         return np.unique(self.codes_I, return_index=True)[1]
 
 
-Grades = dict[str, Any]  # column -> one value per comparison (or Categories)
-Metrics = dict[str, float]  # name -> value, a share unless the name says otherwise; nan: no value
+Grades = dict[str, Any]  # column name -> one value per comparison, or Categories
+# Metric name -> value. A share unless the name says otherwise; nan if it is undefined.
+Metrics = dict[str, float]
 Judged = Sequence[JudgedComparison]
 
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A published row: who, its numbers in percent by metric name, and where they stand."""
+    """A published result: the model, its metrics in percent, and the source."""
 
     model: str
     values: dict[str, float]
@@ -59,19 +60,23 @@ class Published:
 class Benchmark:
     """One benchmark.
 
-    read: files -> comparisons, each with an id. meta["subset"] names its part of the benchmark,
-      meta["group"] (default: the id) the comparisons that the bootstrap draws together.
-    grade: (judged comparisons, rule) -> columns.
-    aggregate: (columns, weights_I) -> metrics, the headline first.
-    headline: the first metric in words, for the docs.
-    rules: how ties and unparseable judgements count, by name. The first is the benchmark's own rule
-      for a generative judge; "paper" is SPCT's.
-    files: which files to put where.
-    bars: prefixes of the metrics to draw.
-    order: place among the benchmarks in results; the default comes last.
-    paper: whether it counts in the paper's overall number.
-    both_orders: whether the official protocol shows both orders (even k, balanced orders).
-    private: whether the authors ask not to publish the texts: outputs then omit them.
+    Attributes:
+      read: files -> comparisons, each with an id. meta["subset"] names its part of the benchmark,
+        meta["group"] (default: the id) the comparisons that the bootstrap draws together.
+      grade: (judged comparisons, rule) -> columns.
+      aggregate: (columns, weights_I) -> metrics, the headline first.
+      headline: the first metric in words, for the docs.
+      rules: by name, how ties and unparseable judgements count. The first is the benchmark's own
+        for a generative judge; "paper" is SPCT's.
+      files: which files to put where.
+      chance: the expected headline of random choice, as text.
+      bars: prefixes of the metrics that the page shows as bars.
+      aliases: further names of the benchmark's folder.
+      notes: what a reader must know before comparing the number.
+      order: place among the benchmarks in results; the default comes last.
+      paper: it counts in the paper's overall number.
+      both_orders: the official protocol shows both orders (an even k with balanced orders does).
+      private: the authors ask not to publish the texts; output files then hold none.
     """
 
     name: str
@@ -93,7 +98,7 @@ class Benchmark:
     private: bool = False
 
     def load(self, root: str | Path) -> list[Comparison]:
-        """Returns the comparisons whose files are below `root`.
+        """Loads the comparisons from the files below `root`.
 
         Raises MissingData, or ValueError for a malformed file or an id that occurs twice.
         """
@@ -107,32 +112,36 @@ class Benchmark:
         return [dataclasses.replace(c, meta={"group": c.id} | c.meta) for c in comparisons]
 
 
-# ---------------------------------------------------------------- grading one comparison
+# ---------------------------------------------------------------- grade one comparison
 
 
 def winners(scores: Sequence[float]) -> list[int]:
     """Indices of the highest score; several on a tie."""
-    from grm_jax.judging.votes import top
-
     return top(scores)
 
 
-def credit(judged: JudgedComparison, best: int | None = None) -> float:
-    """1 for naming the best response, 1/t where t share the first place, 0 otherwise; 1/n where nothing could be read.
+def is_tie(judged: JudgedComparison) -> bool:
+    """Whether several responses share the highest score; False without scores."""
+    return judged.scores is not None and len(top(judged.scores)) > 1
 
-    The expected value of SPCT's way: responses are shuffled and the first maximum wins.
+
+def credit(judged: JudgedComparison, best: int | None = None) -> float:
+    """1 for preferring the best response, 1/t if t responses tie for first, 1/n without scores.
+
+    This is the expected accuracy of SPCT's protocol (section 5.1): shuffle the responses, take the
+    first maximum.
     """
     best = judged.comparison.best if best is None else best
     if judged.scores is None:
         return 1 / judged.comparison.n
-    first = winners(judged.scores)
+    first = top(judged.scores)
     return 1 / len(first) if best in first else 0.0
 
 
 def strict(judged: JudgedComparison, best: int | None = None) -> float:
-    """1 if the best response alone has the highest score; ties and unreadable judgements are wrong."""
+    """1 if the best response alone has the highest score, else 0."""
     best = judged.comparison.best if best is None else best
-    return float(judged.scores is not None and winners(judged.scores) == [best])
+    return float(judged.scores is not None and top(judged.scores) == [best])
 
 
 def column(values: Iterable[float]) -> np.ndarray:
@@ -140,42 +149,45 @@ def column(values: Iterable[float]) -> np.ndarray:
     return np.array(list(values), dtype=np.float64)
 
 
-def columns(judged: Sequence[JudgedComparison], values: Iterable[float]) -> Grades:
-    """The two columns that most benchmarks need: the value and the subset of each comparison."""
+def columns(judged: Judged, values: Iterable[float]) -> Grades:
+    """The two columns that most benchmarks need: "value" and "subset"."""
     return {"value": column(values), "subset": Categories.of(j.subset for j in judged)}
 
 
-# ---------------------------------------------------------------- putting grades together
+# ---------------------------------------------------------------- aggregate grades
 
 
 def weighted_mean(values_I: np.ndarray, weights_I: np.ndarray) -> float:
-    """Weighted mean; nan where nothing has weight."""
+    """Weighted mean; nan if all weights are 0."""
     total = float(weights_I.sum())
     return float(np.dot(values_I, weights_I)) / total if total else math.nan
 
 
 def mean_by_category(
-    values_I: np.ndarray, parts: Categories, weights_I: np.ndarray
+    values_I: np.ndarray, categories: Categories, weights_I: np.ndarray
 ) -> dict[Any, float]:
-    """The weighted mean within each part; nan where a part has no weight."""
-    totals = np.bincount(parts.codes_I, weights_I, len(parts.names))
-    sums = np.bincount(parts.codes_I, weights_I * values_I, len(parts.names))
-    return {name: float(s / t) if t else math.nan for name, s, t in zip(parts.names, sums, totals)}
+    """Weighted mean within each category; nan where all weights are 0."""
+    size = len(categories.names)
+    totals = np.bincount(categories.codes_I, weights_I, size)
+    sums = np.bincount(categories.codes_I, weights_I * values_I, size)
+    return {
+        name: float(s / t) if t else math.nan for name, s, t in zip(categories.names, sums, totals)
+    }
 
 
 def nan_mean(values: Iterable[float]) -> float:
-    """The plain mean of the parts that have a value; nan where none has."""
-    there = [value for value in values if not math.isnan(value)]
-    return math.fsum(there) / len(there) if there else math.nan
+    """Mean of the values that are not nan; nan if all are."""
+    known = [value for value in values if not math.isnan(value)]
+    return math.fsum(known) / len(known) if known else math.nan
 
 
 def accuracy_by_subset(grades: Grades, weights_I: np.ndarray) -> Metrics:
-    """Accuracy over all comparisons, then of each subset."""
-    parts = mean_by_category(grades["value"], grades["subset"], weights_I)
-    overall = {"accuracy": weighted_mean(grades["value"], weights_I)}
-    return overall | (
-        {f"subset/{name}": value for name, value in parts.items()} if len(parts) > 1 else {}
-    )
+    """Accuracy over all comparisons, then of each subset if there are several."""
+    metrics = {"accuracy": weighted_mean(grades["value"], weights_I)}
+    subsets = mean_by_category(grades["value"], grades["subset"], weights_I)
+    if len(subsets) > 1:
+        metrics |= {f"subset/{name}": value for name, value in subsets.items()}
+    return metrics
 
 
 # ---------------------------------------------------------------- shared rules

@@ -1,4 +1,4 @@
-"""Does place or length decide? Flips between orders, wins of the response shown first, accuracy by length."""
+"""Position and length biases: flips between orders, wins of the first response, accuracy by length."""
 
 from __future__ import annotations
 
@@ -7,82 +7,88 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from grm_jax.evals.benchmark import (
-    Categories,
-    column,
-    credit,
-    mean_by_category,
-    weighted_mean,
-    winners,
-)
-from grm_jax.evals.bootstrap import Resampler
+from grm_jax.evals.benchmark import Categories, column, credit, mean_by_category, winners
+from grm_jax.evals.bootstrap import DRAWS, Resampler
 from grm_jax.evals.judged import JudgedComparison
 
-DRAWS = 500
 # Bins of log2(length of the best response / length of the longest other one).
 EDGES = (-1.0, -0.25, 0.25, 1.0)
 BINS = ("under half", "shorter", "similar", "longer", "over twice")
+Values = Sequence[tuple[JudgedComparison, float]]
 
 
-def _share(rows: Sequence[tuple[JudgedComparison, float]]) -> dict | None:
-    """The mean of values with its interval; None where there is nothing."""
-    if not rows:
+def _share(values: Values, draws: int) -> dict | None:
+    """The mean of the values with its interval and count; None without values."""
+    if not values:
         return None
-    values = column(value for _, value in rows)
-    estimate = Resampler([j for j, _ in rows], DRAWS).estimate(
-        lambda w: {"share": weighted_mean(values, w)}
-    )["share"]
-    return estimate.as_json() | {"n": len(rows)}
+    estimate = Resampler.of([j for j, _ in values], draws).mean([value for _, value in values])
+    return estimate.as_json() | {"n": len(values)}
 
 
-def position(judged: Sequence[JudgedComparison]) -> dict:
-    """flips: share of comparisons, read in several orders, whose orders name different winners. first_place: share of
-    decided orders won by the response shown first, averaged per comparison; first_chance: the same without any bias."""
+def position(judged: Sequence[JudgedComparison], draws: int = DRAWS) -> dict:
+    """Measures position bias.
+
+    Returns:
+      flips: share of the comparisons judged in several orders whose orders name different winners.
+      first_place: share of decided orders whose winner was shown first, averaged per comparison.
+      first_chance: the expected first_place without position bias.
+    """
     flips, first = [], []
     for j in judged:
-        read = [
+        parsed = [
             (order, winners(scores))
             for order, scores in j.views
             if scores is not None and j.comparison.n > 1
         ]
-        decided = [(order, won[0]) for order, won in read if len(won) == 1]
-        if len(read) > 1:
-            flips.append((j, float(len({won for _, won in decided}) > 1)))
+        decided = [(order, best[0]) for order, best in parsed if len(best) == 1]
+        if len(parsed) > 1:
+            flips.append((j, float(len({best for _, best in decided}) > 1)))
         if decided:
-            first.append((j, float(np.mean([won == order[0] for order, won in decided]))))
+            first.append((j, float(np.mean([best == order[0] for order, best in decided]))))
     chance = float(np.mean([1 / j.comparison.n for j, _ in first])) if first else None
-    return {"flips": _share(flips), "first_place": _share(first), "first_chance": chance}
+    return {
+        "flips": _share(flips, draws),
+        "first_place": _share(first, draws),
+        "first_chance": chance,
+    }
 
 
-def length(judged: Sequence[JudgedComparison]) -> dict:
-    """longest_picked: share of decided comparisons where the winner is the longest response; longest_right: the same of
-    the labelled best; by_ratio: accuracy (tie credit) by how the best response's length compares to the longest other."""
+def length(judged: Sequence[JudgedComparison], draws: int = DRAWS) -> dict:
+    """Measures length bias.
+
+    Returns:
+      longest_picked: share of decided comparisons whose winner is the longest response.
+      longest_right: share of comparisons whose labelled best is the longest response.
+      by_ratio: accuracy (tie credit) by the best response's length over the longest other one's.
+    """
     labelled = [j for j in judged if j.comparison.n > 1 and j.comparison.best is not None]
     picked = [
-        (j, _is_longest(j, won[0]))
+        (j, _is_longest(j, best[0]))
         for j in labelled
-        if j.scores and len(won := winners(j.scores)) == 1
+        if j.scores and len(best := winners(j.scores)) == 1
     ]
     right = [(j, _is_longest(j, j.comparison.best)) for j in labelled]
-    found: dict = {"longest_picked": _share(picked), "longest_right": _share(right), "by_ratio": {}}
+    by_ratio = {}
     if labelled:
-        places = [int(np.searchsorted(EDGES, _log_ratio(j), side="right")) for j in labelled]
-        values, parts = (
-            column(credit(j) for j in labelled),
-            Categories.of(BINS[place] for place in places),
+        bin_names = [BINS[np.searchsorted(EDGES, _log_ratio(j), side="right")] for j in labelled]
+        credits, bins = column(map(credit, labelled)), Categories.of(bin_names)
+        estimates = Resampler.of(labelled, draws).estimate(
+            lambda weights_I: mean_by_category(credits, bins, weights_I)
         )
-        estimates = Resampler(labelled, DRAWS).estimate(
-            lambda w: mean_by_category(values, parts, w)
-        )
-        found["by_ratio"] = {
-            name: estimates[name].as_json() | {"n": sum(BINS[p] == name for p in places)}
+        by_ratio = {
+            name: estimates[name].as_json() | {"n": bin_names.count(name)}
             for name in BINS
             if name in estimates
         }
-    return found
+    return {
+        "longest_picked": _share(picked, draws),
+        "longest_right": _share(right, draws),
+        "by_ratio": by_ratio,
+    }
 
 
 def _is_longest(judged: JudgedComparison, index: int) -> float:
+    """1/t if the response is one of the t longest, else 0."""
     sizes = [len(text) for text in judged.comparison.responses]
     longest = [i for i, size in enumerate(sizes) if size == max(sizes)]
     return 1 / len(longest) if index in longest else 0.0

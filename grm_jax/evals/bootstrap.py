@@ -1,77 +1,90 @@
-"""95% intervals by the bootstrap, and paired tests between two runs.
+"""95% confidence intervals by bootstrap over prompts, and paired tests between two runs.
 
-What is drawn is the prompt (all its comparisons together), within each subset, so that the subsets keep their sizes.
+All comparisons of a prompt are drawn together, and prompts are drawn within each subset, so subsets
+keep their sizes. Every interval of the project comes from here, with the same seed, so two judges
+of one benchmark see the same draws and their difference is paired.
 Axes: I comparisons, C prompts, R draws.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from grm_jax.evals.benchmark import Metrics
+from grm_jax.evals.benchmark import Metrics, weighted_mean
 from grm_jax.evals.judged import JudgedComparison
+from grm_jax.types import Comparison
 
 DRAWS = 1000
 LEVEL = 0.95
+MetricFunction = Callable[[np.ndarray], Metrics]  # weights_I -> metrics
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A value with its interval; the interval is None where too few draws have a value."""
+    """A value with its confidence interval; None bounds if too few draws have a value."""
 
     value: float
     low: float | None = None
     high: float | None = None
 
     def as_json(self) -> dict:
-        """nan becomes null."""
-        return {
-            "value": None if math.isnan(self.value) else self.value,
-            "low": self.low,
-            "high": self.high,
-        }
+        """Returns a dict in which nan is null."""
+        value = None if math.isnan(self.value) else self.value
+        return {"value": value, "low": self.low, "high": self.high}
 
 
 class Resampler:
-    """Draws weights for the comparisons of one benchmark; the same seed gives the same draws for every judge of it."""
+    """Draws bootstrap weights: how often each comparison occurs in a resample.
 
-    def __init__(self, judged: Sequence[JudgedComparison], draws: int = DRAWS, seed: int = 0):
-        groups = list(dict.fromkeys(j.group for j in judged))
-        at = {group: c for c, group in enumerate(groups)}
-        self.of_I = np.array([at[j.group] for j in judged], dtype=np.int64)
-        strata: dict[str, set[int]] = {}
-        for j in judged:
-            strata.setdefault(j.subset, set()).add(at[j.group])
-        # A prompt that has comparisons in several subsets is drawn with the first of them.
-        taken: set[int] = set()
-        self.strata = []
-        for members in strata.values():
-            members = members - taken
-            taken |= members
-            if members:
-                self.strata.append(np.array(sorted(members)))
-        self.count, self.draws, self.seed = len(groups), draws, seed
+    Args:
+      prompts: one key per comparison; comparisons with equal keys are drawn together.
+      subsets: one key per comparison; prompts are drawn within their subset. None: one subset.
+      draws: resamples per interval.
+    """
 
-    def weights(self):
-        """Yields R arrays of one weight per comparison."""
+    def __init__(
+        self,
+        prompts: Sequence[str],
+        subsets: Sequence[str] | None = None,
+        draws: int = DRAWS,
+        seed: int = 0,
+    ):
+        codes = {prompt: code for code, prompt in enumerate(dict.fromkeys(prompts))}
+        self.codes_I = np.array([codes[prompt] for prompt in prompts], dtype=np.int64)
+        self.num_prompts, self.draws, self.seed = len(codes), draws, seed
+        subsets = subsets or [""] * len(prompts)
+        ranks = {subset: rank for rank, subset in enumerate(dict.fromkeys(subsets))}
+        # A prompt with comparisons in several subsets is drawn with the first of these subsets.
+        stratum_C = np.full(self.num_prompts, len(ranks))
+        np.minimum.at(stratum_C, self.codes_I, [ranks[subset] for subset in subsets])
+        self.strata = [np.flatnonzero(stratum_C == rank) for rank in np.unique(stratum_C)]
+
+    @classmethod
+    def of(cls, judged: Sequence[JudgedComparison], draws: int = DRAWS, seed: int = 0) -> Resampler:
+        """The resampler of judged comparisons, by their `group` and `subset`."""
+        return cls([j.group for j in judged], [j.subset for j in judged], draws, seed)
+
+    def weights(self) -> Iterator[np.ndarray]:
+        """Yields R arrays weights_I."""
         rng = np.random.default_rng(self.seed)
         for _ in range(self.draws):
-            weights_C = np.zeros(self.count)
+            weights_C = np.zeros(self.num_prompts)
             for members in self.strata:
                 drawn = rng.integers(len(members), size=len(members))
                 weights_C[members] = np.bincount(drawn, minlength=len(members))
-            yield weights_C[self.of_I]
+            yield weights_C[self.codes_I]
 
     def ones(self) -> np.ndarray:
-        """Weights of one: the published number."""
-        return np.ones(len(self.of_I))
+        """Weights of one, which give the published number."""
+        return np.ones(len(self.codes_I))
 
-    def estimate(self, metrics: Callable[[np.ndarray], Metrics]) -> dict[str, Estimate]:
-        """Each metric with its interval."""
+    def estimate(self, metrics: MetricFunction) -> dict[str, Estimate]:
+        """Computes each metric with its interval."""
         values = metrics(self.ones())
         drawn: dict[str, list[float]] = {name: [] for name in values}
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -80,49 +93,69 @@ class Resampler:
                     drawn[name].append(value)
         return {name: Estimate(value, *interval(drawn[name])) for name, value in values.items()}
 
-    def difference(self, first: Callable, second: Callable) -> dict[str, dict]:
-        """second minus first, on the same draws, with the interval and the two-sided p-value of no difference."""
+    def headline(self, metrics: MetricFunction) -> Estimate:
+        """Computes the first metric with its interval."""
+        return next(iter(self.estimate(lambda weights_I: first_of(metrics(weights_I))).values()))
+
+    def mean(self, values_I: Sequence[float]) -> Estimate:
+        """Computes the mean of one value per comparison; of paired differences, for example."""
+        values_I = np.asarray(values_I, np.float64)
+        return self.headline(lambda weights_I: {"mean": weighted_mean(values_I, weights_I)})
+
+    def difference(self, baseline: MetricFunction, treatment: MetricFunction) -> dict[str, dict]:
+        """Computes treatment - baseline on the same draws: interval and two-sided p-value."""
+        both = self.ones()
+        base, treated = baseline(both), treatment(both)
+        names = [name for name in base if name in treated]
+        drawn: dict[str, list[float]] = {name: [] for name in names}
         with np.errstate(invalid="ignore", divide="ignore"):
-            a, b = first(self.ones()), second(self.ones())
-            names = [name for name in a if name in b]
-            drawn: dict[str, list[float]] = {name: [] for name in names}
             for weights_I in self.weights():
-                x, y = first(weights_I), second(weights_I)
+                x, y = baseline(weights_I), treatment(weights_I)
                 for name in names:
                     drawn[name].append(y[name] - x[name])
         return {
-            name: Estimate(b[name] - a[name], *interval(drawn[name])).as_json()
+            name: Estimate(treated[name] - base[name], *interval(drawn[name])).as_json()
             | {"p": p_value(drawn[name])}
             for name in names
         }
 
 
+def prompt_key(comparison: Comparison) -> str:
+    """The chat turns as one string: comparisons of one query share it."""
+    return json.dumps(comparison.turns)
+
+
+def first_of(metrics: Metrics) -> Metrics:
+    """The headline alone."""
+    return dict([next(iter(metrics.items()))])
+
+
 def interval(values: Sequence[float], level: float = LEVEL) -> tuple[float | None, float | None]:
     """The percentile interval of draws; None where fewer than half of them have a value."""
-    there = np.array([value for value in values if not math.isnan(value)])
-    if len(there) < max(2, len(values) / 2):
+    known = np.array([value for value in values if not math.isnan(value)])
+    if len(known) < max(2, len(values) / 2):
         return None, None
-    low, high = np.quantile(there, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def p_value(differences: Sequence[float]) -> float | None:
-    """Two-sided bootstrap p-value of a difference of zero, at least 1/(draws + 1).
+    """Two-sided bootstrap p-value of no difference, at least 1/(draws + 1).
 
     Draws at exactly zero count on both sides, so two equal runs have p = 1.
     """
-    there = np.array([value for value in differences if not math.isnan(value)])
-    if not len(there):
+    known = np.array([value for value in differences if not math.isnan(value)])
+    if not len(known):
         return None
-    below, above = (there <= 0).sum() + 1, (there >= 0).sum() + 1
-    return float(min(1.0, 2 * min(below, above) / (len(there) + 1)))
+    below, above = (known <= 0).sum() + 1, (known >= 0).sum() + 1
+    return float(min(1.0, 2 * min(below, above) / (len(known) + 1)))
 
 
-def mcnemar(first_I: Sequence[float], second_I: Sequence[float]) -> dict:
-    """Exact McNemar test on comparisons that one run got right and the other wrong (credits of 1 and 0 only)."""
+def mcnemar(baseline_I: Sequence[float], treatment_I: Sequence[float]) -> dict:
+    """Exact McNemar test on the comparisons that exactly one of two runs has right (1, not 0)."""
     from scipy.stats import binomtest
 
-    gained = sum(a == 0 and b == 1 for a, b in zip(first_I, second_I))
-    lost = sum(a == 1 and b == 0 for a, b in zip(first_I, second_I))
+    gained = sum(a == 0 and b == 1 for a, b in zip(baseline_I, treatment_I))
+    lost = sum(a == 1 and b == 0 for a, b in zip(baseline_I, treatment_I))
     p = binomtest(gained, gained + lost, 0.5).pvalue if gained + lost else 1.0
     return {"gained": int(gained), "lost": int(lost), "p": float(p)}

@@ -1,65 +1,72 @@
-"""A comparison with what a judge said about it, from a row of `grm judge`, a scores file, or a rule.
+"""A comparison with its judgement, from a row of `grm judge`, a scores file, or a baseline.
 
-Scores are in the caller's order everywhere. A benchmark's metric reads nothing but these objects, so that any judge whose
-output can be brought into them gets the same treatment.
+Scores are in the caller's order everywhere. A benchmark's metric reads only these objects, so every
+judge is measured alike.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from grm_jax.judging import votes
 from grm_jax.judging.codec import critique_from_json
 from grm_jax.types import Comparison, Critique
 
 Order = tuple[int, ...]
+Scores = tuple[float, ...] | None
 
 
 @dataclasses.dataclass(frozen=True)
 class JudgedComparison:
     """One judged comparison.
 
-    scores: of the vote over all critiques, one per response; None where nothing could be read.
-    views: scores of the vote by the order in which the responses were shown, None where no critique of that order could be read.
-    Empty for judges that see each response alone, or no order at all.
-    critiques: of a generative judge, scores in the caller's order.  num_votes: how many critiques the scores sum over
-    (1 for other judges), so that a threshold on the scale of one critique can be applied.
+    Attributes:
+      scores: the vote over all critiques, one per response; None if none parsed.
+      views: the vote within each order in which the responses were shown, None where no critique of
+        that order parsed. Empty for judges that do not see an order.
+      critiques: of a generative judge, with scores in the caller's order.
+      num_votes: how many critiques the scores sum over (1 for other judges and rules), which puts a
+        threshold on the scale of one critique.
+      error: the reason why the comparison was not judged.
     """
 
     comparison: Comparison
-    scores: tuple[float, ...] | None
-    views: tuple[tuple[Order, tuple[float, ...] | None], ...] = ()
+    scores: Scores
+    views: tuple[tuple[Order, Scores], ...] = ()
     critiques: tuple[Critique, ...] = ()
     num_votes: int = 1
     error: str | None = None
 
     @property
     def group(self) -> str:
-        """What is resampled as one in the bootstrap: comparisons that share a prompt."""
+        """The key that comparisons of one prompt share: the bootstrap draws them together."""
         return str(self.comparison.meta.get("group", self.comparison.id))
 
     @property
     def subset(self) -> str:
-        """The part of the benchmark that the comparison belongs to."""
+        """The comparison's subset of the benchmark."""
         return str(self.comparison.meta.get("subset", "all"))
 
 
-def from_row(comparison: Comparison, row: dict, rule: str | None = None) -> JudgedComparison:
-    """The judged comparison of a row of `grm judge`; an error row has no scores. rule: the row's own vote when None."""
+def from_row(comparison: Comparison, row: Mapping, rule: str | None = None) -> JudgedComparison:
+    """Builds the judged comparison of a row of `grm judge`; an error row has no scores.
+
+    rule: the voting rule; None for the row's own.
+    Raises ValueError for a row of other responses.
+    """
     if row.get("error"):
-        return JudgedComparison(
-            comparison, None, error=str(row["error"].get("reason", "not judged"))
-        )
-    critiques = tuple(critique_from_json(c, with_text=False) for c in row["critiques"])
+        reason = str(row["error"].get("reason", "not judged"))
+        return JudgedComparison(comparison, None, error=reason)
     responses = row.get("responses")
     if len(row["scores"]) != comparison.n or (
         responses is not None and tuple(responses) != comparison.responses
     ):
         raise ValueError(
-            f"row {row.get('id')!r} is about {len(row['scores'])} responses that are not those of the comparison: "
-            "it was judged from other data than --data names"
+            f"row {row.get('id')!r} has {len(row['scores'])} responses that differ from the "
+            "comparison's: it was judged from other data than --data names"
         )
+    critiques = tuple(critique_from_json(c, with_text=False) for c in row["critiques"])
     guided = row.get("kept") is not None
     return vote(comparison, critiques, rule or row.get("vote") or "sum", guided, row.get("k_meta"))
 
@@ -71,26 +78,24 @@ def vote(
     guided: bool = False,
     k_meta: int | None = None,
 ) -> JudgedComparison:
-    """The vote over some critiques of a comparison, and the same vote within each order that they saw.
+    """Votes over critiques of a comparison, overall and within each order.
 
-    guided: in both only the critiques vote that the meta reward model keeps; an order of which it keeps none has no view.
+    guided: only the k_meta critiques with the highest meta scores vote; an order without any of
+    them has no view.
     """
     verdict = votes.verdict(critiques, comparison.n, rule=rule, guided=guided, k_meta=k_meta)
-    readable = votes.parsed(critiques)
-    voting = [critiques[i] for i in verdict.kept] if verdict.kept is not None else readable
-    read, chosen = ({critique.order for critique in those} for those in (readable, voting))
-    views = []
-    for order in dict.fromkeys(critique.order for critique in critiques):
-        if order in chosen or order not in read:
-            results = votes.all_votes(
-                [critique for critique in voting if critique.order == order], comparison.n
-            )
-            views.append((order, results.get(rule)))
-    scores = tuple(verdict.scores) if verdict.votes else None
+    parsed = votes.parsed(critiques)
+    voting = parsed if verdict.kept is None else [critiques[i] for i in verdict.kept]
+    parsed_orders, voting_orders = ({c.order for c in members} for members in (parsed, voting))
+    views = tuple(
+        (order, votes.all_votes([c for c in voting if c.order == order], comparison.n).get(rule))
+        for order in dict.fromkeys(c.order for c in critiques)
+        if order in voting_orders or order not in parsed_orders
+    )
     return JudgedComparison(
         comparison,
-        scores,
-        tuple(views),
+        tuple(verdict.scores) if verdict.votes else None,
+        views,
         tuple(critiques),
-        max(1, len(voting)) if rule == "sum" else 1,
+        num_votes=max(1, len(voting)) if votes.VOTES[rule].additive else 1,
     )

@@ -1,4 +1,8 @@
-"""One benchmark's entry in a results file: metrics under every rule, content-blind baselines, curves, biases, gains, and what could not be read."""
+"""Measures a judge on one benchmark: the entry of results.json.
+
+An entry holds the metrics under every rule with intervals, content-blind baselines, curves over k,
+gains, position and length biases, and parsing statistics.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,11 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
 from grm_jax.evals import biases, content_blind, scaling
-from grm_jax.evals.benchmark import Benchmark
-from grm_jax.evals.bootstrap import DRAWS, Resampler, mcnemar
+from grm_jax.evals.benchmark import Benchmark, is_tie
+from grm_jax.evals.bootstrap import DRAWS, MetricFunction, Resampler, mcnemar
 from grm_jax.evals.judged import JudgedComparison
 
 SHOWN_BASELINES = ("longest", "first")
@@ -23,72 +29,65 @@ def measure(
     greedy: Sequence[JudgedComparison] | None = None,
     cost: dict | None = None,
 ) -> dict:
-    """A JSON-ready entry.
+    """Measures judged comparisons of one benchmark.
 
-    total: comparisons of the whole benchmark, where only a part was judged.  judge: what to call the judge, and its settings.
-    greedy: the same comparisons at temperature 0.
-    Curves and greedy value are under the headline's rule; "by_paper" has them under the paper's, where it is another.
+    Args:
+      total: comparisons in the whole benchmark, of which `judged` may be a subset.
+      judge: the judge's kind, name and settings.
+      draws: resamples of every interval.
+      greedy: the same comparisons judged at temperature 0.
+      cost: seconds, tokens, critiques and parameters, as far as known.
+
+    Returns:
+      A JSON-ready entry. Curves and the greedy value are under the headline's rule; "by_paper" has
+      them under the paper's rule if that is another one.
     """
-    rule, resampler = headline_rule(benchmark, judged), Resampler(judged, draws)
-    metrics, grades = {}, {}
-    for name in benchmark.rules:
-        grades[name] = benchmark.grade(judged, name)
-        estimates = resampler.estimate(lambda w, g=grades[name]: benchmark.aggregate(g, w))
-        metrics[name] = {key: estimate.as_json() for key, estimate in estimates.items()}
+    rule, resampler = headline_rule(benchmark, judged), Resampler.of(judged, draws)
+    metrics = {
+        name: {
+            metric: estimate.as_json()
+            for metric, estimate in resampler.estimate(metrics_of(benchmark, judged, name)).items()
+        }
+        for name in benchmark.rules
+    }
     entry = {
         "benchmark": benchmark.name,
         "title": benchmark.title,
         "judge": judge,
         "comparisons": len(judged),
         "of": total,
-        "prompts": len({j.group for j in judged}),
+        "prompts": resampler.num_prompts,
         "rule": rule,
         "rules": benchmark.rules,
         "headline": next(iter(metrics[rule])),
         "metrics": metrics,
         "chance": benchmark.chance,
-        "content_blind": content_blind_values(benchmark, judged, rule, draws),
-        "parsing": reading(judged),
-        "position": biases.position(judged),
-        "length": biases.length(judged),
-        "curves": scaling.curves(benchmark, judged, rule),
-        "gains": gains(benchmark, judged, rule, greedy),
+        "content_blind": content_blind_values(benchmark, judged, rule, resampler),
+        "parsing": parsing(judged),
+        "position": biases.position(judged, draws),
+        "length": biases.length(judged, draws),
+        "gains": gains(benchmark, judged, rule, greedy, resampler),
         "cost": cost or {},
         "notes": notes(benchmark, judged),
         "published": [
             {"model": p.model, "values": p.values, "source": p.source} for p in benchmark.published
         ],
-    }
-    if greedy is not None:
-        entry["greedy"] = headline_of(benchmark, greedy, rule, resampler)
+    } | curves_and_greedy(benchmark, judged, rule, greedy, resampler)
     if "paper" in benchmark.rules and rule != "paper":
-        entry["by_paper"] = {"curves": scaling.curves(benchmark, judged, "paper")}
-        if greedy is not None:
-            entry["by_paper"]["greedy"] = headline_of(benchmark, greedy, "paper", resampler)
+        entry["by_paper"] = curves_and_greedy(benchmark, judged, "paper", greedy, resampler)
     return entry
 
 
-def headline_of(
-    benchmark: Benchmark, judged: Sequence[JudgedComparison], rule: str, resampler: Resampler
-) -> dict:
-    """The headline estimate of other judgements of the resampler's comparisons."""
-    graded = benchmark.grade(judged, rule)
-    return next(
-        iter(resampler.estimate(lambda w: _first(benchmark.aggregate(graded, w))).values())
-    ).as_json()
-
-
-def notes(benchmark: Benchmark, judged: Sequence[JudgedComparison]) -> str:
-    """The benchmark's notes, and what this run did otherwise than its protocol asks."""
-    one = sum(j.scores is not None and len(j.views) == 1 for j in judged)
-    if benchmark.both_orders and one:
-        text = f"The protocol shows both orders; {one} comparisons were read in one order only (an even k shows both)."
-        return f"{benchmark.notes} {text}".strip()
-    return benchmark.notes
+def metrics_of(
+    benchmark: Benchmark, judged: Sequence[JudgedComparison], rule: str
+) -> MetricFunction:
+    """The benchmark's metrics of judged comparisons as a function of their weights."""
+    grades = benchmark.grade(judged, rule)
+    return lambda weights_I: benchmark.aggregate(grades, weights_I)
 
 
 def headline_rule(benchmark: Benchmark, judged: Sequence[JudgedComparison]) -> str:
-    """The benchmark's own rule; for judges without critiques its rule for single scores, where it has one."""
+    """The benchmark's own rule; for judges without critiques its rule for scalars if it has one."""
     generative = any(j.critiques for j in judged)
     for name in () if generative else ("scalar", "single"):
         if name in benchmark.rules and not any(len(j.views) > 1 for j in judged):
@@ -96,44 +95,51 @@ def headline_rule(benchmark: Benchmark, judged: Sequence[JudgedComparison]) -> s
     return next(iter(benchmark.rules))
 
 
-def _first(metrics: dict) -> dict:
-    return dict([next(iter(metrics.items()))])
+def curves_and_greedy(
+    benchmark: Benchmark,
+    judged: Sequence[JudgedComparison],
+    rule: str,
+    greedy: Sequence[JudgedComparison] | None,
+    resampler: Resampler,
+) -> dict:
+    """The curves over k and the greedy value under one rule."""
+    entry = {"curves": scaling.curves(benchmark, judged, rule, resampler)}
+    if greedy is not None:
+        entry["greedy"] = resampler.headline(metrics_of(benchmark, greedy, rule)).as_json()
+    return entry
 
 
 def content_blind_values(
-    benchmark: Benchmark, judged: Sequence[JudgedComparison], rule: str, draws: int
+    benchmark: Benchmark, judged: Sequence[JudgedComparison], rule: str, resampler: Resampler
 ) -> dict:
-    """The headline of the length rule and of the first-is-better rule on the same comparisons."""
-    found = {}
-    for name in SHOWN_BASELINES:
-        rows = [content_blind.judge(name, j.comparison) for j in judged]
-        grades = benchmark.grade(rows, rule)
-        metrics = Resampler(rows, min(draws, 200)).estimate(
-            lambda w, g=grades: _first(benchmark.aggregate(g, w))
-        )
-        found[name] = next(iter(metrics.values())).as_json()
-    return found
+    """The headline of the content-blind baselines that are shown beside every result."""
+    baselines = {
+        name: [content_blind.judge(name, j.comparison) for j in judged] for name in SHOWN_BASELINES
+    }
+    return {
+        name: resampler.headline(metrics_of(benchmark, scores, rule)).as_json()
+        for name, scores in baselines.items()
+    }
 
 
-def reading(judged: Sequence[JudgedComparison]) -> dict:
-    """How much could be read: critiques by status, comparisons without any score, ties, tokens."""
+def parsing(judged: Sequence[JudgedComparison]) -> dict:
+    """Critiques by status, comparisons without any score, the share of ties, tokens."""
     critiques = [c for j in judged for c in j.critiques]
-    scored = [j for j in judged if j.scores is not None]
-    several = [j for j in scored if j.comparison.n > 1]
+    several = [j for j in judged if j.scores is not None and j.comparison.n > 1]
     return {
         "critiques": len(critiques),
         "statuses": dict(Counter(c.status for c in critiques)),
-        "parsed": sum(c.status == "ok" for c in critiques) / len(critiques) if critiques else None,
-        "unparsed": len(judged) - len(scored),
+        "parsed": _mean(c.status == "ok" for c in critiques),
+        "unparsed": sum(j.scores is None for j in judged),
         "errors": dict(Counter(j.error for j in judged if j.error).most_common(5)),
-        "ties": sum(scores.count(max(scores)) > 1 for scores in (j.scores for j in several))
-        / len(several)
-        if several
-        else None,
-        "tokens_per_critique": sum(c.tokens for c in critiques) / len(critiques)
-        if critiques
-        else None,
+        "ties": _mean(map(is_tie, several)),
+        "tokens_per_critique": _mean(c.tokens for c in critiques),
     }
+
+
+def _mean(values) -> float | None:
+    values = list(values)
+    return sum(values) / len(values) if values else None
 
 
 def gains(
@@ -141,19 +147,29 @@ def gains(
     judged: Sequence[JudgedComparison],
     rule: str,
     greedy: Sequence[JudgedComparison] | None,
+    resampler: Resampler,
 ) -> dict:
-    """The headline against greedy decoding and against one sample (the average over the samples), paired."""
-    found = {}
+    """The headline minus that of greedy decoding and of single samples, paired."""
+    baselines = {}
     if any(len(j.critiques) > 1 for j in judged):
-        found["voting@1"] = scaling.gain(
-            benchmark, judged, scaling.blocks(benchmark, judged, "sum", 1, rule), rule
-        )
+        single = scaling.blocks(judged, "sum", 1)
+        baselines["voting@1"] = scaling.mean_over_blocks(benchmark, single, rule)
     if greedy is not None:
-        grades = benchmark.grade(greedy, rule)
-        found["greedy"] = scaling.gain(
-            benchmark, judged, lambda w: benchmark.aggregate(grades, w), rule
-        )
-    return found
+        baselines["greedy"] = metrics_of(benchmark, greedy, rule)
+    voted = metrics_of(benchmark, judged, rule)
+    return {name: scaling.gain(baseline, voted, resampler) for name, baseline in baselines.items()}
+
+
+def notes(benchmark: Benchmark, judged: Sequence[JudgedComparison]) -> str:
+    """The benchmark's notes, and where this run departs from its protocol."""
+    single = sum(j.scores is not None and len(j.views) == 1 for j in judged)
+    if not benchmark.both_orders or not single:
+        return benchmark.notes
+    text = (
+        f"The protocol shows both orders; {single} comparisons were judged in one order only (an "
+        "even k shows both)."
+    )
+    return f"{benchmark.notes} {text}".strip()
 
 
 def compare(
@@ -162,17 +178,19 @@ def compare(
     theirs: Sequence[JudgedComparison],
     draws: int = DRAWS,
 ) -> dict:
-    """Ours minus theirs under every rule of ours, paired by comparison; McNemar's exact test where each comparison is right or wrong."""
+    """Tests ours minus theirs, paired by comparison, under the headline rule of ours.
+
+    Adds McNemar's exact test where the benchmark grades each comparison by one value.
+    """
     rule = headline_rule(benchmark, ours)
-    grades = benchmark.grade(theirs, rule), benchmark.grade(ours, rule)
-    difference = Resampler(ours, draws).difference(
-        *(lambda w, g=g: benchmark.aggregate(g, w) for g in grades)
+    difference = Resampler.of(ours, draws).difference(
+        metrics_of(benchmark, theirs, rule), metrics_of(benchmark, ours, rule)
     )
     entry: dict = {
         "rule": rule,
         "metrics": {n: d for n, d in difference.items() if not math.isnan(d["value"] or 0.0)},
     }
-    values = [g.get("value") for g in grades]
-    if values[0] is not None and len(values[0]) == len(values[1]) == len(ours):
+    values = [np.asarray(benchmark.grade(j, rule).get("value", ())) for j in (theirs, ours)]
+    if len(values[0]) == len(values[1]) == len(ours):
         entry["mcnemar"] = mcnemar(*values)
     return entry

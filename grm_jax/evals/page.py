@@ -1,55 +1,48 @@
-"""The results page: one self-contained HTML file that reads well on a desk and on a phone."""
+"""The results page of `grm eval`: one self-contained HTML file for desktop and phone."""
 
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from grm_jax.evals import plots, tables
 from grm_jax.evals.benchmarks import BENCHMARKS
+from grm_jax.evals.content_blind import CONTENT_BLIND
 
 TEMPLATES = Path(__file__).parent / "templates"
-MOST_BARS = 30
+MAX_BARS = 30
 
 
-def page(entries: Sequence[dict]) -> str:
+def render(template: str, **values: Any) -> str:
+    """Renders a template of this package; all of them extend base.html."""
+    return _environment().get_template(template).render(**values)
+
+
+@functools.cache
+def _environment() -> Any:
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+
+
+def page(entries: Sequence[Mapping]) -> str:
     """The page of the entries of a results file."""
-    return template("page.html").render(
+    return render(
+        "page.html",
+        title="Evaluation",
         judge=tables.judge_line(entries[0]),
-        columns=_columns(entries),
+        overviews=[tables.overview(entries), tables.overview(entries, tables.CONTEXT)],
         cards=[card(entry) for entry in entries],
     )
 
 
-@functools.cache
-def template(name: str):
-    """A page of this package's templates."""
-    import jinja2
-
-    env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return env.get_template(name)
-
-
-def _columns(entries) -> dict:
-    """The overview table without the columns that say nothing for this judge."""
-    body = tables.rows(entries)
-    kept = [c for c in range(len(tables.COLUMNS)) if any(row[c] != "–" for row in body)]
-    return {
-        "names": [tables.COLUMNS[c] for c in kept],
-        "rows": [[row[c] for c in kept] for row in body],
-    }
-
-
-def card(entry: dict) -> dict:
-    """What the template shows of one benchmark."""
-    value, reading = tables.headline(entry), entry["parsing"]
+def card(entry: Mapping) -> dict:
+    """The values that the template shows of one benchmark."""
+    value, parsing = tables.headline(entry), entry["parsing"]
+    picked, right = (entry["length"][key] for key in ("longest_picked", "longest_right"))
     return {
         "entry": entry,
         "judge": tables.judge_line(entry),
@@ -61,17 +54,17 @@ def card(entry: dict) -> dict:
             for name, text in entry["rules"].items()
         ],
         "content_blind": [
-            (name, tables.percent(floor["value"])) for name, floor in entry["content_blind"].items()
+            (CONTENT_BLIND[name].label, tables.percent(estimate["value"]))
+            for name, estimate in entry["content_blind"].items()
         ],
         "gains": [(name, tables.signed(gain)) for name, gain in entry["gains"].items()],
         "against": tables.against_line(entry) if "against" in entry else None,
-        "statuses": ", ".join(f"{n} {status}" for status, n in reading["statuses"].items()),
-        "parsed": tables.percent(reading["parsed"]),
-        "ties": tables.percent(reading["ties"]),
-        "longest": [
-            tables.percent((entry["length"][key] or {"value": None})["value"])
-            for key in ("longest_picked", "longest_right")
-        ],
+        "statuses": ", ".join(f"{n} {status}" for status, n in parsing["statuses"].items()),
+        "parsed": tables.percent(parsing["parsed"]),
+        "ties": None if parsing["ties"] is None else tables.percent(parsing["ties"]),
+        "longest": right
+        and f"picked {tables.percent(picked and picked['value'])}, "
+        f"best {tables.percent(right['value'])}",
         "published": [
             (p["model"], p["values"][entry["headline"]], p["source"])
             for p in entry["published"]
@@ -86,41 +79,45 @@ def card(entry: dict) -> dict:
     }
 
 
-def bars(entry: dict) -> list[dict]:
-    """The headline and the benchmark's parts as bars, with interval and position in percent of the width."""
+def bars(entry: Mapping) -> list[dict]:
+    """The headline and the benchmark's breakdown as bars; positions in percent of the width."""
     metrics = entry["metrics"][entry["rule"]]
     prefixes = BENCHMARKS[entry["benchmark"]].bars
-    names = [entry["headline"]] + [
-        n for n in metrics if n != entry["headline"] and n.startswith(tuple(prefixes))
-    ]
-    found = []
-    for name in names[:MOST_BARS]:
-        value = metrics[name]
-        if value["value"] is None or math.isnan(value["value"]):
+    names = [entry["headline"]]
+    names += [name for name in metrics if name != names[0] and name.startswith(prefixes)]
+
+    def clip(share: float) -> str:
+        return f"{min(100.0, max(0.0, 100 * share)):.2f}"
+
+    shown = []
+    for name in names[:MAX_BARS]:
+        metric = metrics[name]
+        if metric["value"] is None:
             continue
         low, high = (
-            (value["low"], value["high"]) if value["low"] is not None else (value["value"],) * 2
+            metric["value"] if metric[bound] is None else metric[bound] for bound in ("low", "high")
         )
-        clip = lambda x: f"{min(100.0, max(0.0, 100 * x)):.2f}"  # noqa: E731
-        found.append(
+        shown.append(
             {
                 "name": name.split("/", 1)[-1].replace("_", " "),
-                "value": tables.percent(value["value"]),
-                "span": tables.span(value),
-                "width": clip(value["value"]),
+                "value": tables.percent(metric["value"]),
+                "span": tables.span(metric),
+                "width": clip(metric["value"]),
                 "low": clip(low),
                 "spread": clip(high - low),
                 "headline": name == entry["headline"],
             }
         )
-    return found
+    return shown
 
 
-def cost(spent: dict) -> str:
-    """What the judging took, in words; empty where it is not known."""
+def cost(spent: Mapping) -> str:
+    """What judging took, in words; empty if unknown."""
     if not spent.get("seconds"):
         return ""
     text = f"{spent['seconds']:,.0f} s"
     if spent.get("tokens"):
-        text += f", {spent['critiques']:,} critiques, {spent['tokens']:,} tokens, {spent['tokens'] / spent['seconds']:,.0f} tokens/s"
+        speed = spent["tokens"] / spent["seconds"]
+        text += f", {spent['critiques']:,} critiques, {spent['tokens']:,} tokens"
+        text += f", {speed:,.0f} tokens/s"
     return text

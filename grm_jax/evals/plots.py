@@ -1,116 +1,45 @@
-"""The page's figures as SVG: accuracy over k, place of the winner, accuracy by length.
-
-Text and axes take the page's colour, so that one figure serves light and dark.
-"""
+"""The figures of the evaluation pages: scaling over k, biases, calibration, training curves."""
 
 from __future__ import annotations
 
-import io
-import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-INK, FAINT = "#123457", "#876543"  # replaced by currentColor and a faint one
-COLOURS = {"sum": "#2f6fb0", "majority": "#b5651d", "expected": "#3c8d5a", "meta": "#8a4fb0"}
-LABELS = {"sum": "sum", "majority": "majority", "expected": "expected", "meta": "sum, meta-guided"}
-WIDTH = 4.3  # inches: a phone shows this size unscaled
+from grm_jax.evals import figures
+from grm_jax.evals.cells import Cell
+from grm_jax.evals.content_blind import CONTENT_BLIND
+from grm_jax.evals.figures import INK, Line, draw_bars, draw_level, draw_lines, new_axes, to_svg
 
-
-def new_axes(height: float = 2.7):
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.tick_params(colors=INK, labelsize=9)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(FAINT)
-    axes.grid(axis="y", color=FAINT, linewidth=0.4, alpha=0.5)
-    axes.set_axisbelow(True)
-    return figure, axes
+KIND_COLOURS = {"sum": "#2f6fb0", "majority": "#b5651d", "expected": "#3c8d5a", "meta": "#8a4fb0"}
+KIND_LABELS = {
+    "sum": "sum",
+    "majority": "majority",
+    "expected": "expected",
+    "meta": "sum, meta-guided",
+}
 
 
-def to_svg(figure, title: str) -> str:
-    import matplotlib
-
-    text = io.StringIO()
-    with matplotlib.rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}
-    ):
-        figure.savefig(
-            text, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
-        )
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = svg.replace(INK, "currentColor").replace(FAINT, "var(--faint)")
-    svg = re.sub(
-        r'<svg [^>]*?viewBox="([^"]+)"[^>]*>',
-        rf'<svg viewBox="\1" role="img" aria-label="{title}">',
-        svg,
-        count=1,
-    )
-    return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-
-
-def curve(entry: dict) -> str:
-    """The headline over k, a line per way of voting, with the greedy value and the floors. Empty without critiques."""
-    if not entry["curves"]:
+def curve(entry: Mapping) -> str:
+    """The headline over k, a line per voting method, as SVG; empty without critiques."""
+    lines = []
+    for kind, points in entry["curves"].items():
+        known = [(int(k), point) for k, point in points.items() if point["value"] is not None]
+        if known:
+            lines.append(Line(KIND_LABELS[kind], known, KIND_COLOURS[kind]))
+    if not lines:
         return ""
     figure, axes = new_axes()
-    for kind, points in entry["curves"].items():
-        known = {int(k): p for k, p in points.items() if p["value"] is not None}
-        if not known:
-            continue
-        ks, values = list(known), [100 * p["value"] for p in known.values()]
-        bounds = [
-            (
-                p["low"] if p["low"] is not None else p["value"],
-                p["high"] if p["high"] is not None else p["value"],
-            )
-            for p in known.values()
-        ]
-        axes.plot(
-            ks,
-            values,
-            marker="o",
-            markersize=4,
-            linewidth=1.6,
-            color=COLOURS[kind],
-            label=LABELS[kind],
-        )
-        axes.fill_between(
-            ks,
-            [100 * b[0] for b in bounds],
-            [100 * b[1] for b in bounds],
-            color=COLOURS[kind],
-            alpha=0.13,
-            linewidth=0,
-        )
-    if entry.get("greedy", {}).get("value") is not None:
-        axes.axhline(
-            100 * entry["greedy"]["value"], color=INK, linewidth=1, linestyle="--", label="greedy"
-        )
-    if entry["content_blind"]["longest"]["value"] is not None:
-        axes.axhline(
-            100 * entry["content_blind"]["longest"]["value"],
-            color=INK,
-            linewidth=1,
-            linestyle=":",
-            label="longest",
-        )
-    axes.set_xscale("log", base=2)
-    ticks = sorted({int(k) for points in entry["curves"].values() for k in points})
-    axes.set_xticks(ticks, [str(k) for k in ticks])
-    axes.minorticks_off()
-    axes.set_xlabel("critiques that vote (k)", color=INK, fontsize=9)
-    axes.set_ylabel(f"{entry['headline']}, %", color=INK, fontsize=9)
-    axes.legend(fontsize=8, frameon=False, labelcolor=INK)
+    draw_lines(axes, lines)
+    draw_level(axes, entry.get("greedy", {}).get("value"), "--", "greedy")
+    longest = entry["content_blind"]["longest"]["value"]
+    draw_level(axes, longest, ":", CONTENT_BLIND["longest"].label)
+    figures.set_labels(axes, "critiques that vote (k)", f"{entry['headline']}, %")
+    figures.draw_legend(axes)
     return to_svg(figure, f"{entry['title']}: {entry['headline']} over k")
 
 
-def place(entry: dict) -> str:
-    """How often the winner was shown first, and how often orders disagree. Empty for judges without orders."""
+def place(entry: Mapping) -> str:
+    """Position bias as SVG; empty for judges without orders."""
     position = entry["position"]
     bars = [
         ("orders disagree", position["flips"], None),
@@ -120,35 +49,86 @@ def place(entry: dict) -> str:
     if not bars:
         return ""
     figure, axes = new_axes(1.5)
-    _bars(axes, [(name, share) for name, share, _ in bars], COLOURS["majority"])
-    for row, (_, _, chance) in enumerate(bars):
+    draw_bars(axes, [(name, share) for name, share, _ in bars], figures.COLOURS[1])
+    for y, (_, _, chance) in enumerate(bars):
         if chance is not None:
-            axes.plot([100 * chance] * 2, [row - 0.38, row + 0.38], color=INK, linewidth=1.4)
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("% of comparisons (line: without any bias)", color=INK, fontsize=9)
-    return to_svg(figure, f"{entry['title']}: place of the winner")
+            axes.plot([100 * chance] * 2, [y - 0.38, y + 0.38], color=INK, linewidth=1.4)
+    figures.set_labels(axes, "% of comparisons (line: without position bias)")
+    return to_svg(figure, f"{entry['title']}: position of the winner")
 
 
-def length(entry: dict) -> str:
-    """Accuracy by how long the right response is beside the longest wrong one. Empty for single responses."""
-    parts = {name: p for name, p in entry["length"]["by_ratio"].items() if p["value"] is not None}
-    if not parts:
+def length(entry: Mapping) -> str:
+    """Accuracy by relative length of the best response, as SVG; empty for single responses."""
+    bins = {name: b for name, b in entry["length"]["by_ratio"].items() if b["value"] is not None}
+    if not bins:
         return ""
     figure, axes = new_axes(2.1)
-    _bars(axes, [(f"{name} (n = {p['n']})", p) for name, p in parts.items()], COLOURS["expected"])
-    axes.plot([50, 50], [-0.5, len(parts) - 0.5], color=INK, linewidth=0.8, linestyle=":")
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("accuracy in %, by length of the right response", color=INK, fontsize=9)
+    bars = [(f"{name} (n = {b['n']})", b) for name, b in bins.items()]
+    draw_bars(axes, bars, figures.COLOURS[2])
+    axes.plot([50, 50], [-0.5, len(bins) - 0.5], color=INK, linewidth=0.8, linestyle=":")
+    figures.set_labels(axes, "accuracy in %, by length of the best response")
     return to_svg(figure, f"{entry['title']}: accuracy by length")
 
 
-def _bars(axes, rows, colour: str) -> None:
-    """Horizontal bars with their intervals, the first on top."""
-    axes.grid(axis="x", color=FAINT, linewidth=0.4, alpha=0.5)
-    axes.grid(axis="y", visible=False)
-    for y, (_, share) in enumerate(rows):
-        axes.barh(y, 100 * share["value"], height=0.6, color=colour, alpha=0.75)
-        if share["low"] is not None:
-            axes.plot([100 * share["low"], 100 * share["high"]], [y, y], color=INK, linewidth=1.2)
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
-    axes.invert_yaxis()
+def scaling(cells: Sequence[Cell]) -> Any:
+    """Accuracy over k, a line per model and voting method; greedy as a dotted level."""
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        if cell.method not in ("Rule", "Greedy"):
+            groups.setdefault((cell.model, cell.method), []).append(cell)
+    figure, axes = new_axes(5, 7.5)
+    lines = []
+    for colour, ((model, method), members) in zip(figures.COLOURS * 4, groups.items()):
+        points = [(c.k, {"value": c.accuracy, "low": c.low, "high": c.high}) for c in members]
+        lines.append(Line(f"{model}, {method}@k", points, colour))
+        for greedy in cells:
+            if (greedy.model, greedy.method, method) == (model, "Greedy", "Voting"):
+                draw_level(axes, greedy.accuracy, ":", colour=colour)
+    draw_lines(axes, lines)
+    title = "Inference-time scaling (dotted: greedy)"
+    figures.set_labels(axes, "samples k", "accuracy (%)", title)
+    figures.draw_legend(axes)
+    return figure
+
+
+def calibration(quality: Mapping) -> Any:
+    """How often critiques were correct, by the probability that the meta RM gave them."""
+    figure, axes = new_axes(4.5, 4.5)
+    axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":")
+    bins = quality["calibration"]
+    axes.plot(
+        *([b[key] for b in bins] for key in ("probability", "right")),
+        marker="o",
+        color=figures.COLOURS[1],
+    )
+    auc, within = (
+        "-" if quality[name] is None else f"{quality[name]:.3f}" for name in ("auc", "auc_within")
+    )
+    title = f"Meta RM: AUC {auc}, within a comparison {within}, ECE {quality['ece']:.3f}"
+    figures.set_labels(axes, "predicted probability", "share correct", title)
+    return figure
+
+
+def panels(rows: Sequence[Mapping], titles: Mapping[str, str]) -> Any:
+    """Metrics of a training log over its steps, raw and smoothed, one panel each, in two rows.
+
+    rows: one dict per step, with "step".  titles: panel titles by metric.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    steps = [row["step"] for row in rows]
+    for axes, (name, title) in zip(figure.subplots(2, -(-len(titles) // 2)).flat, titles.items()):
+        values = [float(row[name]) for row in rows]
+        figures.style_axes(axes)
+        axes.plot(steps, values, color=figures.COLOURS[0], alpha=0.25)
+        axes.plot(steps, smooth(values, max(1, len(values) // 12)), color=figures.COLOURS[0])
+        figures.set_labels(axes, "step", title=title)
+    return figure
+
+
+def smooth(values: Sequence[float], window: int) -> list[float]:
+    """The mean over the last `window` values up to each index."""
+    return [
+        sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(values))
+    ]

@@ -1,149 +1,173 @@
-"""Judges the comparisons of a benchmark into a file that a killed run can go on with, and reads such files back."""
+"""Judges the comparisons of a benchmark, and reads and writes the files of judged comparisons."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from grm_jax.data.comparisons import Row
 from grm_jax.evals import content_blind
 from grm_jax.evals.judged import JudgedComparison, from_row
+from grm_jax.judging.judge import Judge
+from grm_jax.judging.options import Options
+from grm_jax.judging.run import RunConfig, judge_into, judge_rows, run_identity
+from grm_jax.run_store import RunStore
 from grm_jax.types import Comparison
 
 
 def choose(
     comparisons: Sequence[Comparison], limit: int | None, subset: str | None = None
 ) -> list[Comparison]:
-    """A part of a benchmark: one subset, and of it `limit` comparisons picked by a hash of their ids, in their order.
+    """Selects one subset, and of it `limit` comparisons with the smallest hashes of their ids.
 
-    The same limit picks the same comparisons everywhere. ValueError for a subset that is not there.
+    The same limit selects the same comparisons everywhere; the order stays.
+    Raises ValueError for an unknown subset.
     """
-    found = list(comparisons)
+    selected = list(comparisons)
     if subset is not None:
-        names = sorted({str(c.meta.get("subset")) for c in found})
-        found = [c for c in found if str(c.meta.get("subset")) == subset]
-        if not found:
-            raise ValueError(f"subset {subset!r} is not there: use one of {', '.join(names)}")
-    if limit is None or limit >= len(found):
-        return found
-    ranked = sorted(found, key=lambda c: hashlib.sha256(str(c.id).encode()).digest())
-    kept = {c.id for c in ranked[:limit]}
-    return [c for c in found if c.id in kept]
+        names = sorted({str(c.meta.get("subset")) for c in selected})
+        selected = [c for c in selected if str(c.meta.get("subset")) == subset]
+        if not selected:
+            raise ValueError(f"unknown subset {subset!r}: use one of {', '.join(names)}")
+    if limit is None or limit >= len(selected):
+        return selected
+    ranked = sorted(selected, key=lambda c: hashlib.sha256(str(c.id).encode()).digest())
+    ids = {c.id for c in ranked[:limit]}
+    return [c for c in selected if c.id in ids]
+
+
+# ---------------------------------------------------------------- judge
 
 
 def judge_with_model(
-    judge,
+    judge: Judge,
     comparisons: Sequence[Comparison],
     output: str | Path,
-    options,
-    private: bool = False,
-    chunk: int = 256,
-    overwrite: bool = False,
-    progress: bool = True,
-) -> dict:
-    """Judges comparisons into rows of `grm judge`; resumes an earlier run with the same settings.
+    options: Options,
+    config: RunConfig | None = None,
+) -> dict[str, float]:
+    """Judges comparisons into rows of `grm judge`, or resumes a run with the same settings.
 
-    private: rows hold scores but no text.  Returns {"seconds", "tokens", "critiques"} of all
-    sessions of this file together.
+    config: `RunConfig(existing="resume")` by default.
+    Returns {"seconds", "tokens", "critiques"} of all sessions of this file together.
     """
-    from grm_jax.data.comparisons import Row
-    from grm_jax.judging.run import RunConfig, judge_rows
-
-    rows = [Row(line, c, id=c.id) for line, c in enumerate(comparisons, start=1)]
-    config = RunConfig(
-        existing="overwrite" if overwrite else "resume",
-        private=private,
-        chunk=chunk,
-        progress=progress,
-        cost_path=Path(output).with_suffix(".cost.json"),
+    config = dataclasses.replace(
+        config or RunConfig(existing="resume"), cost_path=Path(output).with_suffix(".cost.json")
     )
-    return judge_rows(judge, rows, output, options, fingerprint(comparisons), config).cost
+    digest = fingerprint(comparisons)
+    return judge_rows(judge, _rows(comparisons), output, options, digest, config).cost
+
+
+def judge_into_store(
+    judge: Judge,
+    comparisons: Sequence[Comparison],
+    options: Options,
+    folder: Any,
+    chunk: int = 64,
+) -> list[JudgedComparison]:
+    """Judges comparisons into a store that all hosts of a run share, or resumes it.
+
+    folder: of the store; may be in a bucket.
+    """
+    rows, identity = _rows(comparisons), run_identity(judge, options, fingerprint(comparisons))
+    with RunStore(folder, identity, key="line", shared=True) as store:
+        judge_into(store, judge, rows, options, identity, RunConfig(chunk=chunk))
+        return [from_row(c, store[row.number]) for c, row in zip(comparisons, rows)]
+
+
+def _rows(comparisons: Sequence[Comparison]) -> list[Row]:
+    return [Row(number, c, id=c.id) for number, c in enumerate(comparisons, start=1)]
 
 
 def fingerprint(comparisons: Sequence[Comparison]) -> str:
-    """A hash over all that is judged: data that changed under a half-finished run are noticed."""
+    """A hash of everything in the comparisons that verdicts depend on."""
     digest = hashlib.sha256()
     for c in comparisons:
-        digest.update(
-            json.dumps([c.id, c.turns, c.responses, c.reference], sort_keys=True).encode(
-                "utf-8", "surrogatepass"
-            )
-        )
+        text = json.dumps([c.id, c.turns, c.responses, c.reference], sort_keys=True)
+        digest.update(text.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
-def read_rows(path: str | Path):
-    """Rows of a scores file, one JSON object a line. Raises ValueError naming the line that is none."""
+def judge_content_blind(
+    name: str, comparisons: Sequence[Comparison], seed: int, output: str | Path
+) -> list[JudgedComparison]:
+    """Judges with a content-blind baseline, and writes a scores file."""
+    judged = [content_blind.judge(name, comparison, seed) for comparison in comparisons]
+    write_scores(judged, output)
+    return judged
+
+
+# ---------------------------------------------------------------- files
+
+
+def read_rows(path: str | Path) -> Iterator[dict]:
+    """Yields the rows of a scores file. Raises ValueError that names a line that is not JSON."""
     with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(file, start=1):
             if line.strip():
                 try:
                     yield json.loads(line)
                 except ValueError:
                     raise ValueError(
-                        f'{path}, line {number} is not JSON: write one object a line, {{"id": ..., "scores": [...]}}'
+                        f"{path}, line {number} is not JSON: write one object a line, "
+                        '{"id": ..., "scores": [...]}'
                     ) from None
 
 
 def load_judged(
     comparisons: Sequence[Comparison], path: str | Path, vote: str | None = None
 ) -> list[JudgedComparison]:
-    """The judged comparisons of a file: rows of `grm judge`, or {"id", "scores"} (null where nothing could be read).
+    """Loads judged comparisons by id from rows of `grm judge` or of a scores file.
 
-    Rows are found by id, so a file may hold more than is asked for. Raises ValueError where one is missing or does not fit.
+    vote: the voting rule of generative judges; None for the rows' own.
+    Raises ValueError for a missing row, or one that does not fit its comparison.
     """
     rows = {str(row.get("id")): row for row in read_rows(path)}
     missing = [c.id for c in comparisons if str(c.id) not in rows]
     if missing:
         raise ValueError(
-            f"{path} has no row for {len(missing)} of {len(comparisons)} comparisons, the first is {missing[0]!r}: "
-            "ids are those of `grm eval --write_comparisons`; --part measures those that are there"
+            f"{path} has no row for {len(missing)} of {len(comparisons)} comparisons, the first is "
+            f"{missing[0]!r}: use the ids of `grm eval --write_comparisons`, or --part to measure "
+            "the others"
         )
     return [_judged(c, rows[str(c.id)], path, vote) for c in comparisons]
 
 
-def _judged(comparison: Comparison, row: dict, path, vote: str | None) -> JudgedComparison:
+def _judged(
+    comparison: Comparison, row: Mapping, path: str | Path, vote: str | None
+) -> JudgedComparison:
     if "critiques" in row and (row["critiques"] or row.get("error")):
         return from_row(comparison, row, vote)
     scores = row.get("scores")
     if scores is not None and len(scores) != comparison.n:
         raise ValueError(
-            f"{path}: row {comparison.id!r} has {len(scores)} scores for {comparison.n} responses: give one for each, in the "
-            "order of `grm eval --write_comparisons`, or null"
+            f"{path}: row {comparison.id!r} has {len(scores)} scores for {comparison.n} responses: "
+            "give one for each, in the order of `grm eval --write_comparisons`, or null"
         )
     views = tuple(
-        (tuple(v["order"]), None if v["scores"] is None else tuple(v["scores"]))
-        for v in row.get("views", ())
+        (tuple(view["order"]), None if view["scores"] is None else tuple(view["scores"]))
+        for view in row.get("views", ())
     )
     return JudgedComparison(
         comparison, None if scores is None else tuple(map(float, scores)), views
     )
 
 
-def judge_content_blind(
-    name: str, comparisons: Sequence[Comparison], seed: int, output: str | Path | None
-) -> list[JudgedComparison]:
-    """The judgements of a floor, written as a scores file where one is asked for."""
-    judged = [content_blind.judge(name, comparison, seed) for comparison in comparisons]
-    if output is not None:
-        write_scores(judged, output)
-    return judged
-
-
 def write_scores(judged: Sequence[JudgedComparison], path: str | Path) -> None:
-    """A scores file: {"id", "scores", "views"?} a line."""
-    lines = []
+    """Writes a scores file: {"id", "scores", "views"?} a line."""
+    rows = []
     for j in judged:
-        row: dict = {"id": j.comparison.id, "scores": j.scores}
-        if j.views:
-            row["views"] = [{"order": order, "scores": scores} for order, scores in j.views]
-        lines.append(json.dumps(row))
-    Path(path).write_text("\n".join(lines) + "\n")
+        views = [{"order": order, "scores": scores} for order, scores in j.views]
+        row = {"id": j.comparison.id, "scores": j.scores}
+        rows.append(json.dumps(row | ({"views": views} if views else {})))
+    Path(path).write_text("\n".join(rows) + "\n")
 
 
 def write_comparisons(comparisons: Sequence[Comparison], path: str | Path) -> None:
-    """The comparisons as input of `grm judge`, or of a judge elsewhere."""
+    """Writes the comparisons as input of `grm judge` or of another judge."""
     lines = [json.dumps(dataclasses.asdict(c), ensure_ascii=False) for c in comparisons]
     Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,23 +1,21 @@
-"""What more critiques buy: each metric over k, for each way of voting, from one run of K critiques.
+"""Inference-time scaling: each metric over k, for each voting method, from one run of K critiques.
 
-The K critiques of a comparison are cut into K/k blocks, each block votes by itself, and the metric is averaged over the blocks
-(at most BLOCKS): the values for small k use all the samples that are there.
+The K critiques of a comparison are cut into K // k blocks of k. Each block votes on its own, and
+the metric is averaged over all blocks, so the values at small k use every sample.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from grm_jax.evals.benchmark import Benchmark, Metrics, nan_mean
-from grm_jax.evals.bootstrap import Resampler
+from grm_jax.evals.bootstrap import MetricFunction, Resampler, first_of
 from grm_jax.evals.judged import JudgedComparison, vote
 from grm_jax.judging.votes import NoVote
 
-BLOCKS = 8
-DRAWS = 200
 KINDS = {
     "sum": "sum of scores (the paper's voting)",
     "majority": "majority of first places",
@@ -26,94 +24,79 @@ KINDS = {
 }
 
 
-def steps(count: int) -> list[int]:
+def ks_up_to(count: int) -> list[int]:
     """1, 2, 4, ... and `count` itself."""
     return sorted({2**i for i in range(count.bit_length()) if 2**i <= count} | {count})
 
 
 def kinds(judged: Sequence[JudgedComparison]) -> list[str]:
-    """The ways of voting that the critiques allow."""
-    readable = [c for j in judged for c in j.critiques if c.status == "ok"]
-    if not readable:
+    """The voting methods that the critiques allow."""
+    parsed = [c for j in judged for c in j.critiques if c.status == "ok"]
+    if not parsed:
         return []
-    found = ["sum"]
+    allowed = ["sum"]
     if any(j.comparison.n > 1 for j in judged):
-        found.append("majority")
-    if any(c.expected_scores is not None for c in readable):
-        found.append("expected")
-    if all(c.meta_score is not None for c in readable):
-        found.append("meta")
-    return found
+        allowed.append("majority")
+    if any(c.expected_scores is not None for c in parsed):
+        allowed.append("expected")
+    if all(c.meta_score is not None for c in parsed):
+        allowed.append("meta")
+    return allowed
 
 
 def revote(judged: JudgedComparison, kind: str, k: int, block: int) -> JudgedComparison:
-    """The judgement of one block of k critiques."""
-    part = judged.critiques[block * k : (block + 1) * k]
-    if not part:
-        return dataclasses.replace(judged, scores=None, views=())
-    if kind == "meta":
-        return vote(judged.comparison, part, "sum", guided=True, k_meta=max(1, k // 2))
+    """The vote of one block of k critiques; scores are None where none of them can vote."""
+    critiques = judged.critiques[block * k : (block + 1) * k]
     try:
-        return vote(judged.comparison, part, kind)
-    except NoVote:  # as a block that could not be read: none of its critiques has expected scores
-        return dataclasses.replace(judged, scores=None, views=())
+        if critiques and kind == "meta":
+            return vote(judged.comparison, critiques, "sum", guided=True)
+        if critiques:
+            return vote(judged.comparison, critiques, kind)
+    except NoVote:  # none of the block's critiques has expected scores
+        pass
+    return dataclasses.replace(judged, scores=None, views=())
 
 
-@dataclasses.dataclass
-class Blocks:
-    """Grades of the blocks of one (kind, k), whose metrics are the average over blocks."""
-
-    benchmark: Benchmark
-    grades: list
-
-    def __call__(self, weights_I: np.ndarray) -> Metrics:
-        metrics = [self.benchmark.aggregate(grades, weights_I) for grades in self.grades]
-        return {name: nan_mean(m.get(name, float("nan")) for m in metrics) for name in metrics[0]}
+def blocks(judged: Sequence[JudgedComparison], kind: str, k: int) -> list[list[JudgedComparison]]:
+    """The votes of every block of k critiques: K // k lists of one vote per comparison."""
+    count = max(len(j.critiques) for j in judged) // k
+    return [[revote(j, kind, k, block) for j in judged] for block in range(max(1, count))]
 
 
-def blocks(
-    benchmark: Benchmark, judged: Sequence[JudgedComparison], kind: str, k: int, rule: str
-) -> Blocks:
-    """The blocks of one (kind, k)."""
-    total = max(len(j.critiques) for j in judged)
-    count = max(1, min(BLOCKS, total // k))
-    return Blocks(
-        benchmark,
-        [benchmark.grade([revote(j, kind, k, b) for j in judged], rule) for b in range(count)],
-    )
+def mean_over_blocks(
+    benchmark: Benchmark, votes: Sequence[Sequence[JudgedComparison]], rule: str
+) -> MetricFunction:
+    """The benchmark's metrics averaged over blocks, as a function of the comparisons' weights."""
+    graded = [benchmark.grade(judged, rule) for judged in votes]
+
+    def metrics(weights_I: np.ndarray) -> Metrics:
+        values = [benchmark.aggregate(grades, weights_I) for grades in graded]
+        return {name: nan_mean(v.get(name, float("nan")) for v in values) for name in values[0]}
+
+    return metrics
 
 
 def curves(
-    benchmark: Benchmark, judged: Sequence[JudgedComparison], rule: str, draws: int = DRAWS
+    benchmark: Benchmark, judged: Sequence[JudgedComparison], rule: str, resampler: Resampler
 ) -> dict:
-    """{kind: {k: {"value", "low", "high"}}} of the headline metric; empty for judges without critiques."""
+    """{kind: {k: {"value", "low", "high"}}} of the headline; empty for judges without critiques."""
     total = max((len(j.critiques) for j in judged), default=0)
-    if not total:
-        return {}
-    resampler = Resampler(judged, draws)
-    found: dict[str, dict] = {}
-    for kind in kinds(judged):
-        found[kind] = {}
-        for k in steps(total):
-            if kind == "meta" and k == 1:
-                continue  # one critique leaves nothing to choose from
-            metrics = blocks(benchmark, judged, kind, k, rule)
-            headline = resampler.estimate(lambda w, m=metrics: dict([next(iter(m(w).items()))]))
-            found[kind][k] = next(iter(headline.values())).as_json()
-    return found
+    return {
+        kind: {
+            k: resampler.headline(
+                mean_over_blocks(benchmark, blocks(judged, kind, k), rule)
+            ).as_json()
+            for k in ks_up_to(total)
+            if k > 1 or kind != "meta"  # the meta reward model needs several to choose from
+        }
+        for kind in kinds(judged)
+    }
 
 
-def gain(
-    benchmark: Benchmark,
-    judged: Sequence[JudgedComparison],
-    baseline,
-    rule: str,
-    draws: int = DRAWS,
-) -> dict:
-    """The headline of a run minus that of a baseline (a function of weights), paired on the same draws."""
-    grades = benchmark.grade(judged, rule)
-    full = Resampler(judged, draws).difference(
-        lambda w: dict([next(iter(baseline(w).items()))]),
-        lambda w: dict([next(iter(benchmark.aggregate(grades, w).items()))]),
+def gain(baseline: Callable, treatment: Callable, resampler: Resampler) -> dict:
+    """The headline's paired difference treatment - baseline, both functions of weights."""
+    difference = resampler.difference(
+        lambda weights_I: first_of(baseline(weights_I)),
+        lambda weights_I: first_of(treatment(weights_I)),
     )
-    return next(iter(full.values()))
+    return next(iter(difference.values()))

@@ -1,7 +1,7 @@
-"""`grm table paper RUN ...`: result files of several evaluations in the shape of the paper's tables 2, 3, 4 and figure 4.
+"""`grm table paper RUN ...`: results of several runs in the shape of the paper's tables and figure 4.
 
-A RUN is an --out folder of `grm eval`, or NAME=FOLDER. Benchmarks other than the paper's four get columns of their own, so
-that runs on what is at hand (or in the judging world) can be laid side by side too.
+A RUN is an --out folder of `grm eval`, or NAME=FOLDER. Benchmarks other than the paper's four get a
+table of their own.
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from grm_jax.evals import paper, tables
-from grm_jax.evals.results import read_results
+from grm_jax.evals import paper, results
 from grm_jax.evals.scaling import KINDS
+from grm_jax.evals.tables import markdown_table, with_span
 
 KS = (1, 8, 32)  # the paper's table 3
+Runs = dict[str, dict[str, dict]]  # run -> benchmark -> entry
+Cells = list[dict | None]
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(
-        prog="grm table", description="Lays result files of `grm eval` beside the paper's rows."
+        prog="grm table", description="Lays results of `grm eval` beside the paper's."
     )
-    p.add_argument(
-        "what", choices=("paper", "runs"), help="paper: with the paper's rows; runs: ours alone"
-    )
+    p.add_argument("what", choices=("paper", "runs"), help="with the paper's rows, or runs alone")
     p.add_argument(
         "runs", nargs="+", metavar="RUN", help="--out folder of grm eval, or NAME=FOLDER"
     )
@@ -35,94 +35,95 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--flops_per_token",
-        help="NAME=FLOPS,...: forward FLOPs per token of a run's model (2 x parameters when not given)",
+        default="",
+        help="NAME=FLOPS,...: forward FLOPs per token of a run's model (default: 2 x parameters)",
     )
     return p
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs `grm table`; returns the exit status."""
     args = parser().parse_args(argv)
     try:
-        runs = read_runs(args.runs)
-        flops = dict(pair.split("=", 1) for pair in (args.flops_per_token or "").split(",") if pair)
-        found = build(
-            runs, args.what == "paper", {name: float(value) for name, value in flops.items()}
+        flops = dict(pair.split("=", 1) for pair in args.flops_per_token.split(",") if pair)
+        built = build(
+            read_runs(args.runs),
+            args.what == "paper",
+            {name: float(value) for name, value in flops.items()},
         )
     except (ValueError, OSError) as error:
         print(f"grm table: {error}", file=sys.stderr)
         return 2
-    if not args.out:
-        print(markdown(found))
-    elif args.out.endswith(".json"):
-        Path(args.out).write_text(
-            json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-    elif args.out.endswith(".html"):
+    if args.out and args.out.endswith(".json"):
+        text = json.dumps(built, indent=1, ensure_ascii=False) + "\n"
+    elif args.out and args.out.endswith(".html"):
         from grm_jax.evals.table_page import page
 
-        Path(args.out).write_text(page(found), encoding="utf-8")
+        text = page(built)
     else:
-        Path(args.out).write_text(markdown(found), encoding="utf-8")
+        text = markdown(built)
+    if args.out:
+        Path(args.out).write_text(text, encoding="utf-8")
+    else:
+        print(text)
     return 0
 
 
-def read_runs(given: Sequence[str]) -> dict[str, dict[str, dict]]:
-    """name -> benchmark -> entry. Raises ValueError where a folder holds no results."""
-    runs: dict[str, dict[str, dict]] = {}
-    for text in given:
-        name, _, folder = text.rpartition("=")
-        path = Path(folder) / "results.json" if Path(folder).is_dir() else Path(folder)
+def read_runs(arguments: Sequence[str]) -> Runs:
+    """Reads the results of each RUN argument.
+
+    Raises ValueError for a folder without results, or two runs of one name.
+    """
+    runs: Runs = {}
+    for argument in arguments:
+        name, _, folder = argument.rpartition("=")
+        path = Path(folder) / results.FILE if Path(folder).is_dir() else Path(folder)
         if not path.is_file():
             raise ValueError(f"{folder} holds no results.json: give an --out folder of `grm eval`")
         name = name or Path(folder).resolve().name
         if name in runs:
             raise ValueError(f"two runs are called {name!r}: name them as NAME=FOLDER")
-        runs[name] = {entry["benchmark"]: entry for entry in read_results(path)}
+        runs[name] = {entry["benchmark"]: entry for entry in results.read_results(path)}
     return runs
 
 
 # ---------------------------------------------------------------- cells
 
 
-def point(entry: dict | None, k: int | None = None, kind: str = "sum") -> dict | None:
-    """The headline estimate of a run (k None), or of one point of its curve. The paper's rule where the benchmark has it."""
-    if entry is None:
-        return None
-    if k is None:
-        return entry["metrics"].get("paper", entry["metrics"][entry["rule"]])[entry["headline"]]
+def curves(entry: Mapping) -> dict:
+    """The curves under the paper's rule if the benchmark has it, else under its own."""
+    return entry.get("by_paper", entry)["curves"]
+
+
+def voted(entry: Mapping) -> dict:
+    """The headline estimate of the whole run, under the same rule."""
+    return entry["metrics"].get("paper", entry["metrics"][entry["rule"]])[entry["headline"]]
+
+
+def greedy(entry: Mapping) -> dict | None:
+    """The greedy estimate, under the same rule."""
+    return entry.get("by_paper", entry).get("greedy")
+
+
+def at_k(entry: Mapping, k: int, kind: str = "sum") -> dict | None:
+    """One point of a curve, under the same rule."""
     points = curves(entry).get(kind, {})
     return points.get(str(k), points.get(k))
 
 
-def cells(
-    run: dict[str, dict], names: Sequence[str], k: int | None = None, kind: str = "sum"
-) -> list[dict | None] | None:
-    """Estimates of one run by benchmark, and their mean where all are there; None for a row without any."""
-    found = [point(run.get(name), k, kind) for name in names]
-    if not any(found):
+def with_mean(estimates: Sequence[dict | None]) -> Cells | None:
+    """Appends the mean, which is None unless all are known; None for a row without any."""
+    if not any(estimates):
         return None
-    values = [cell["value"] if cell else None for cell in found]
-    overall = sum(values) / len(values) if all(value is not None for value in values) else None
-    return [*found, {"value": overall, "low": None, "high": None}]
+    values = [estimate["value"] if estimate else None for estimate in estimates]
+    known = [value for value in values if value is not None]
+    mean = sum(known) / len(known) if len(known) == len(values) else None
+    return [*estimates, {"value": mean, "low": None, "high": None}]
 
 
-def curves(entry: dict) -> dict:
-    """The curves under the paper's rule, where it is not the benchmark's own."""
-    return entry.get("by_paper", entry)["curves"]
-
-
-def greedy(run: dict[str, dict], names: Sequence[str]) -> list[dict | None] | None:
-    """The greedy row of a run."""
-    found = {}
-    for name, entry in run.items():
-        value = entry.get("by_paper", entry).get("greedy")
-        if value:
-            found[name] = entry | {
-                "rule": "greedy",
-                "metrics": {"greedy": {entry["headline"]: value}},
-            }
-    return cells(found, names)
+def cells(run: Mapping[str, dict], names: Sequence[str], estimate=voted) -> Cells | None:
+    """One estimate per benchmark, and their mean."""
+    return with_mean([estimate(run[name]) if name in run else None for name in names])
 
 
 def _printed(row: paper.Row) -> dict:
@@ -130,79 +131,71 @@ def _printed(row: paper.Row) -> dict:
         "name": row.name,
         "paper": True,
         "marks": row.marks,
-        "cells": [{"value": v / 100, "low": None, "high": None} for v in row.values],
+        "cells": [{"value": value / 100, "low": None, "high": None} for value in row.values],
     }
 
 
-def _ours(name: str, found: list | None) -> list[dict]:
-    return [{"name": name, "paper": False, "marks": "", "cells": found}] if found else []
+def _ours(name: str, row: Cells | None) -> list[dict]:
+    return [{"name": name, "paper": False, "marks": "", "cells": row}] if row else []
 
 
 # ---------------------------------------------------------------- tables
 
 
-def build(runs: dict[str, dict[str, dict]], with_paper: bool, flops: dict[str, float]) -> dict:
-    """The tables as data: columns, rows (the paper's and ours), notes; the points of figure 4; what judging cost."""
-    there = {name for run in runs.values() for name in run}
-    names = [n for n in paper.BENCHMARKS if n in there]
-    others = [
-        n
-        for n in dict.fromkeys(n for run in runs.values() for n in run)
-        if n not in paper.BENCHMARKS
-    ]
-    titles = {n: e["title"] for run in runs.values() for n, e in run.items()}
-    found: dict = {
-        "tables": [],
-        "marks": [],
-        "figure4": figure_4(runs, with_paper, flops),
-        "notes": paper.NOTES if with_paper else {},
-    }
-    if with_paper:
-        found["tables"] += [table_2(runs), table_3(runs), table_4(runs)]
+def build(runs: Runs, with_paper: bool, flops: Mapping[str, float]) -> dict:
+    """Builds the tables as data: columns, rows, notes, and the points of figure 4.
+
+    flops: forward FLOPs per token by run.
+    """
+    titles = {name: entry["title"] for run in runs.values() for name, entry in run.items()}
+    official = [name for name in paper.BENCHMARKS if name in titles]
+    others = [name for name in titles if name not in paper.BENCHMARKS]
+    tables = [table_2(runs), table_3(runs), table_4(runs)] if with_paper else []
     if others or not with_paper:
-        shown = others if with_paper else names + others
-        found["tables"].append(side_by_side(runs, shown, [titles[n] for n in shown]))
-    used = {mark for table in found["tables"] for row in table["rows"] for mark in row["marks"]}
-    used |= {
-        mark
-        for line in found["figure4"]["lines"]
-        for p in line["points"]
-        for mark in p.get("marks", "")
+        names = others if with_paper else official + others
+        tables.append(side_by_side(runs, {name: titles[name] for name in names}))
+    figure = figure_4(runs, with_paper, flops)
+    marked = [row for table in tables for row in table["rows"]]
+    marked += [point for line in figure["lines"] for point in line["points"]]
+    used = {mark for item in marked for mark in item.get("marks", "")}
+    notes = paper.NOTES if with_paper else {}
+    return {
+        "tables": tables,
+        "figure4": figure,
+        "notes": {mark: text for mark, text in notes.items() if mark in used},
     }
-    found["notes"] = {mark: text for mark, text in found["notes"].items() if mark in used}
-    return found
 
 
-def table_2(runs) -> dict:
+def table_2(runs: Runs) -> dict:
     """Greedy and voted results of every run under the paper's rows."""
     rows = [_printed(row) for row in paper.TABLE_2]
     for name, run in runs.items():
-        rows += _ours(f"{name}, greedy", greedy(run, paper.BENCHMARKS))
+        rows += _ours(f"{name}, greedy", cells(run, paper.BENCHMARKS, greedy))
         rows += _ours(f"{name}{_settings(run)}", cells(run, paper.BENCHMARKS))
     return {"title": "Table 2: overall", "columns": list(paper.COLUMNS), "rows": rows}
 
 
-def table_3(runs) -> dict:
-    """Voting at k = 1, 8, 32 (and every other k that a run has), plain and meta-guided; gain over Voting@1 of the same run."""
+def table_3(runs: Runs) -> dict:
+    """Voting at 1, 8, 32 and every other k of a run, with the gain over Voting@1 of that run."""
+    measured = {
+        int(k)
+        for run in runs.values()
+        for entry in run.values()
+        for k in curves(entry).get("sum", {})
+    }
     rows = []
-    for k in sorted(
-        set(KS)
-        | {int(k) for run in runs.values() for e in run.values() for k in curves(e).get("sum", {})}
-    ):
+    for k in sorted(set(KS) | measured):
         rows += [_printed(row) | {"name": f"@{k} {row.name}"} for row in paper.TABLE_3.get(k, ())]
         for name, run in runs.items():
+            single = cells(run, paper.BENCHMARKS, lambda entry: at_k(entry, 1))
             for kind in KINDS:
-                found = cells(run, paper.BENCHMARKS, k, kind)
-                rows += _ours(f"@{k} {name}, {kind}", found)
-                base = cells(run, paper.BENCHMARKS, 1)
-                if (
-                    found
-                    and base
-                    and k > 1
-                    and found[-1]["value"] is not None
-                    and base[-1]["value"] is not None
-                ):
-                    rows[-1]["gain"] = found[-1]["value"] - base[-1]["value"]
+                row = cells(
+                    run, paper.BENCHMARKS, lambda entry, k=k, kind=kind: at_k(entry, k, kind)
+                )
+                rows += _ours(f"@{k} {name}, {kind}", row)
+                means = [cell[-1]["value"] for cell in (row, single) if cell]
+                if k > 1 and len(means) == 2 and None not in means:
+                    rows[-1]["gain"] = means[0] - means[1]
     return {
         "title": "Table 3: inference-time scaling",
         "columns": list(paper.COLUMNS),
@@ -210,29 +203,27 @@ def table_3(runs) -> dict:
     }
 
 
-def table_4(runs) -> dict:
-    """Ablations: a run named as one of ours stands under the paper's row of the same change; greedy where there is one."""
+def table_4(runs: Runs) -> dict:
+    """Ablations: a run named as one of ours is under the paper's row of the same change."""
     rows = []
     for name, row in paper.TABLE_4.items():
         rows.append(_printed(row))
-        if name in runs:
-            rows += _ours(
-                name, greedy(runs[name], paper.BENCHMARKS) or cells(runs[name], paper.BENCHMARKS)
-            )
+        run = runs.get(name, {})
+        rows += _ours(name, cells(run, paper.BENCHMARKS, greedy) or cells(run, paper.BENCHMARKS))
     return {"title": "Table 4: ablations", "columns": list(paper.COLUMNS), "rows": rows}
 
 
-def side_by_side(runs, names: Sequence[str], titles: Sequence[str]) -> dict:
-    """Every run on the benchmarks at hand: greedy, Voting@1, voted, meta-guided."""
+def side_by_side(runs: Runs, titles: Mapping[str, str]) -> dict:
+    """Every run on the benchmarks of `titles`: greedy, Voting@1, voted."""
     rows = []
     for name, run in runs.items():
-        rows += _ours(f"{name}, greedy", greedy(run, names))
-        rows += _ours(f"{name}, voting@1", cells(run, names, 1))
-        rows += _ours(f"{name}{_settings(run)}", cells(run, names))
-    return {"title": "Side by side", "columns": [*titles, "mean"], "rows": rows}
+        rows += _ours(f"{name}, greedy", cells(run, list(titles), greedy))
+        rows += _ours(f"{name}, voting@1", cells(run, list(titles), lambda entry: at_k(entry, 1)))
+        rows += _ours(f"{name}{_settings(run)}", cells(run, list(titles)))
+    return {"title": "Side by side", "columns": [*titles.values(), "mean"], "rows": rows}
 
 
-def _settings(run) -> str:
+def _settings(run: Mapping[str, dict]) -> str:
     judge = next(iter(run.values()))["judge"]
     if judge.get("k", 1) in (None, 1):
         return ""
@@ -242,111 +233,106 @@ def _settings(run) -> str:
 # ---------------------------------------------------------------- figure 4
 
 
-def figure_4(runs, with_paper: bool, flops: dict[str, float]) -> dict:
-    """Lines over k on RewardBench, or on the first benchmark that every run has; measured seconds and FLOPs beside k."""
+def figure_4(runs: Runs, with_paper: bool, flops: Mapping[str, float]) -> dict:
+    """Lines over k on RewardBench, or else on the first benchmark that every run has."""
     common = [n for n in next(iter(runs.values())) if all(n in run for run in runs.values())]
-    on = "rewardbench" if "rewardbench" in common else common[0] if common else None
+    benchmark = "rewardbench" if "rewardbench" in common else common[0] if common else None
     lines = []
-    if with_paper and on in ("rewardbench", None):
+    if with_paper and benchmark in ("rewardbench", None):
         for name, points in paper.FIGURE_4.items():
-            lines.append(
-                {
-                    "name": name,
-                    "paper": True,
-                    "points": [{"k": k, "value": v / 100, "marks": m} for k, v, m in points],
-                }
-            )
+            by_k = [{"k": k, "value": v / 100, "marks": marks} for k, v, marks in points]
+            lines.append({"name": name, "paper": True, "points": by_k})
         for name, points in paper.FIGURE_4_SIZES.items():
-            sized = [{"billions": b, "value": v / 100, "marks": m} for b, v, m in points]
-            lines.append({"name": f"{name}, greedy by size", "paper": True, "points": sized})
-    for name, run in runs.items() if on else ():
-        lines += _scaling_lines(name, run[on], flops.get(name))
-    return {"benchmark": on, "lines": lines}
+            by_size = [{"billions": b, "value": v / 100, "marks": marks} for b, v, marks in points]
+            lines.append({"name": f"{name}, greedy by size", "paper": True, "points": by_size})
+    for name, run in runs.items() if benchmark else ():
+        lines += _scaling_lines(name, run[benchmark], flops.get(name))
+    return {"benchmark": benchmark, "lines": lines}
 
 
-def _scaling_lines(name: str, entry: dict, flops_per_token: float | None) -> list[dict]:
-    spent, total = entry["cost"], entry["judge"].get("k")
-    if flops_per_token is None and spent.get("parameters"):
-        flops_per_token = 2.0 * spent["parameters"]
+def _scaling_lines(name: str, entry: Mapping, flops_per_token: float | None) -> list[dict]:
+    """The run's lines. Its K critiques are one run, so a smaller k is charged its share."""
+    cost, total = entry["cost"], entry["judge"].get("k")
+    if flops_per_token is None and cost.get("parameters"):
+        flops_per_token = 2.0 * cost["parameters"]
     lines = []
-    for kind in ("sum", "meta"):
+    for kind, label in {"sum": "voting", "meta": "meta-guided"}.items():
         points = []
         for k, estimate in curves(entry).get(kind, {}).items():
-            share = int(k) / total if total else None
-            p = {"k": int(k), **estimate}
-            if share and spent.get("seconds"):
-                # All K critiques are sampled in one run, so a smaller k is charged its share.
-                p["seconds"] = spent["seconds"] * share
-            if share and spent.get("tokens") and flops_per_token:
-                p["flops"] = spent["tokens"] * flops_per_token * share
-            points.append(p)
+            point = {"k": int(k), **estimate}
+            if total and cost.get("seconds"):
+                point["seconds"] = cost["seconds"] * (int(k) / total)
+            if total and cost.get("tokens") and flops_per_token:
+                point["flops"] = cost["tokens"] * flops_per_token * (int(k) / total)
+            points.append(point)
         if points:
-            lines.append(
-                {
-                    "name": f"{name}, {'voting' if kind == 'sum' else 'meta-guided'}",
-                    "paper": False,
-                    "points": points,
-                }
-            )
+            lines.append({"name": f"{name}, {label}", "paper": False, "points": points})
     return lines
 
 
 # ---------------------------------------------------------------- Markdown
 
 
-def cell_text(cell: dict | None) -> str:
-    """A value with its interval."""
-    if cell is None or cell["value"] is None:
-        return "–"
-    return tables.percent(cell["value"]) + (
-        f" ({tables.span(cell)})" if cell["low"] is not None else ""
-    )
-
-
-def markdown(found: dict) -> str:
-    """The tables, figure 4 as a list of points, and the notes."""
-    lines = ["# Beside the paper" if found["notes"] else "# Runs side by side", ""]
-    lines += [
-        "The paper's rows in italics. Ties count 1/t, as the paper's shuffled argmax does in expectation.",
-        "",
+def headings_and_rows(table: Mapping) -> tuple[list[str], list[list[str]]]:
+    """A table's headings and the texts of its rows; the first column is the row's name."""
+    with_gains = any("gain" in row for row in table["rows"])
+    rows = [
+        [row["name"] + _marks(row), *map(with_span, row["cells"])]
+        + ([f"{100 * row['gain']:+.1f}" if "gain" in row else ""] if with_gains else [])
+        for row in table["rows"]
     ]
-    for table in found["tables"]:
-        gains = any("gain" in row for row in table["rows"])
-        names = [*table["columns"], *(["gain on @1"] if gains else [])]
-        lines += [
-            f"## {table['title']}",
-            "",
-            "| | " + " | ".join(names) + " |",
-            "|---|" + "---|" * len(names),
-        ]
-        for row in table["rows"]:
-            name = f"*{row['name']}*" if row["paper"] else f"**{row['name']}**"
-            mark = f" [{row['marks']}]" if row["marks"] else ""
-            extra = [f"{100 * row['gain']:+.1f}" if "gain" in row else ""] if gains else []
-            lines.append(
-                f"| {name}{mark} | " + " | ".join([*map(cell_text, row["cells"]), *extra]) + " |"
-            )
-        lines.append("")
-    lines += figure_lines(found["figure4"])
-    lines += [f"- [{mark}] {text}" for mark, text in found["notes"].items()]
+    return ["", *table["columns"], *(["gain on @1"] if with_gains else [])], rows
+
+
+def _marks(item: Mapping) -> str:
+    return f" [{item['marks']}]" if item.get("marks") else ""
+
+
+def title_and_explanation(built: Mapping) -> tuple[str, str]:
+    """The page's title, and the sentence under it."""
+    ties = "Values in percent. A tie of t counts 1/t, as in the paper's shuffled argmax on average."
+    if built["notes"]:
+        return "Beside the paper", f"{ties} The paper's rows are printed in arXiv 2504.02495 v3."
+    return "Runs side by side", ties
+
+
+def markdown(built: Mapping) -> str:
+    """The tables, figure 4 as a list of points, and the notes. Our rows are bold."""
+    title, explanation = title_and_explanation(built)
+    lines = [f"# {title}", "", explanation, ""]
+    for table in built["tables"]:
+        headings, rows = headings_and_rows(table)
+        for texts, row in zip(rows, table["rows"]):
+            texts[0] = _emphasised(row) + _marks(row)
+        lines += [f"## {table['title']}", "", *markdown_table(headings, rows), ""]
+    lines += figure_lines(built["figure4"])
+    lines += [f"- [{mark}] {text}" for mark, text in built["notes"].items()]
     return "\n".join(lines) + "\n"
 
 
-def figure_lines(figure: dict) -> list[str]:
-    """Figure 4 as a table: inference-time against training-time scaling."""
+def _emphasised(item: Mapping) -> str:
+    return f"*{item['name']}*" if item["paper"] else f"**{item['name']}**"
+
+
+def figure_lines(figure: Mapping) -> list[str]:
+    """Figure 4 as a Markdown table."""
     if not figure["lines"]:
         return []
-    lines = [f"## Figure 4: scaling on {figure['benchmark'] or 'RewardBench'}", ""]
-    lines += ["| line | k | size (10^9) | value | seconds | FLOPs |", "|---|---|---|---|---|---|"]
-    for line in figure["lines"]:
-        for p in line["points"]:
-            mark = f" [{p['marks']}]" if p.get("marks") else ""
-            name = f"*{line['name']}*{mark}" if line["paper"] else f"**{line['name']}**"
-            seconds, flops = p.get("seconds"), p.get("flops")
-            text = [str(p.get("k", "")), str(p.get("billions", "")), cell_text({"low": None} | p)]
-            text += [f"{seconds:,.1f}" if seconds else "", f"{flops:.2e}" if flops else ""]
-            lines.append(f"| {name} | " + " | ".join(text) + " |")
-    return [*lines, ""]
+    rows = [
+        [
+            _emphasised(line) + _marks(point),
+            str(point.get("k", "")),
+            str(point.get("billions", "")),
+            with_span({"low": None} | point),
+            f"{point['seconds']:,.1f}" if point.get("seconds") else "",
+            f"{point['flops']:.2e}" if point.get("flops") else "",
+        ]
+        for line in figure["lines"]
+        for point in line["points"]
+    ]
+    headings = ("line", "k", "size (10^9)", "value", "seconds", "FLOPs")
+    title = f"## Figure 4: scaling on {figure['benchmark'] or 'RewardBench'}"
+    return [title, "", *markdown_table(headings, rows), ""]
 
 
 if __name__ == "__main__":

@@ -1,74 +1,65 @@
-"""The tables beside the paper's rows as one self-contained HTML page, with figure 4 drawn."""
+"""The tables of `grm table` as one self-contained HTML page, with figure 4 as plots."""
 
 from __future__ import annotations
 
-from grm_jax.evals import plots
-from grm_jax.evals.page import template
-from grm_jax.evals.table import cell_text
+from collections.abc import Mapping
 
-COLOURS = ("#2f6fb0", "#b5651d", "#3c8d5a", "#8a4fb0", "#a83250", "#5a6b78", "#7a8f2a")
+from grm_jax.evals import figures
+from grm_jax.evals.figures import FAINT, INK, Line
+from grm_jax.evals.page import render
+from grm_jax.evals.table import headings_and_rows, title_and_explanation
+
+X_LABELS = {
+    "k": "critiques that vote (k)",
+    "seconds": "measured seconds",
+    "flops": "FLOPs of generated tokens",
+}
 
 
-def page(found: dict) -> str:
-    """The page of what `table.build` returns."""
-    figures = [figure(found["figure4"], axis) for axis in ("k", "seconds", "flops")]
-    return template("table.html").render(
-        found=found, figures=[f for f in figures if f], cell=cell_text
+def page(built: Mapping) -> str:
+    """The page of what `table.build` returns; our rows are shaded."""
+    title, explanation = title_and_explanation(built)
+    drawn = [figure(built["figure4"], x) for x in X_LABELS]
+    return render(
+        "table.html",
+        title=title,
+        explanation=explanation,
+        tables=[_table(table) for table in built["tables"]],
+        figures=[svg for svg in drawn if svg],
+        benchmark=built["figure4"]["benchmark"] or "RewardBench",
+        notes=built["notes"],
     )
 
 
-def figure(data: dict, axis: str) -> str:
-    """Lines over k, seconds or FLOPs; on the k axis the paper's greedy sizes are horizontal marks. Empty without points."""
-    lines = [
-        (line, [p for p in line["points"] if p.get(axis) and p["value"] is not None])
-        for line in data["lines"]
-    ]
-    if not any(points for _, points in lines) or (
-        axis != "k" and all(line["paper"] for line, points in lines if points)
-    ):
+def _table(table: Mapping) -> dict:
+    headings, rows = headings_and_rows(table)
+    ours = [i for i, row in enumerate(table["rows"]) if not row["paper"]]
+    return {"title": table["title"], "headings": headings, "rows": rows, "ours": ours}
+
+
+def figure(data: Mapping, x: str) -> str:
+    """Figure 4 over k, seconds or FLOPs as SVG; empty without points of ours or over k.
+
+    Over k, the paper's greedy results by model size are horizontal lines.
+    """
+    lines = []
+    for line in data["lines"]:
+        points = [(p[x], p) for p in line["points"] if p.get(x) and p["value"] is not None]
+        if points:
+            style = {"linestyle": "--", "marker": "s", "alpha": 0.75} if line["paper"] else {}
+            colour = figures.COLOURS[len(lines) % len(figures.COLOURS)]
+            lines.append((line["paper"], Line(line["name"], points, colour, style)))
+    if not lines or (x != "k" and all(is_paper for is_paper, _ in lines)):
         return ""
-    drawing, axes = plots.new_axes(3.2)
-    for colour, (line, points) in zip(
-        COLOURS * 5, [(line, points) for line, points in lines if points]
-    ):
-        style = (
-            {"linestyle": "--", "marker": "s", "alpha": 0.75}
-            if line["paper"]
-            else {"linestyle": "-", "marker": "o"}
-        )
-        axes.plot(
-            [p[axis] for p in points],
-            [100 * p["value"] for p in points],
-            color=colour,
-            markersize=4,
-            label=line["name"],
-            **style,
-        )
-    if axis == "k":
-        for line in data["lines"]:
-            for p in line["points"]:
-                if "billions" in p:
-                    axes.axhline(100 * p["value"], color=plots.FAINT, linewidth=0.6)
-                    axes.annotate(
-                        f"{p['billions']}B {line['name'].split(',')[0]}",
-                        (1, 100 * p["value"]),
-                        fontsize=6.5,
-                        color=plots.INK,
-                    )
-    axes.set_xscale("log", base=2 if axis == "k" else 10)
-    if axis == "k":
-        ticks = sorted({p["k"] for line in data["lines"] for p in line["points"] if "k" in p})
-        axes.set_xticks(ticks, [str(k) for k in ticks])
+    drawing, axes = figures.new_axes(3.2)
+    for line in data["lines"] if x == "k" else ():
+        for point in line["points"]:
+            if "billions" in point:
+                level, name = 100 * point["value"], line["name"].split(",")[0]
+                axes.axhline(level, color=FAINT, linewidth=0.6)
+                axes.annotate(f"{point['billions']}B {name}", (1, level), fontsize=6.5, color=INK)
+    figures.draw_lines(axes, [line for _, line in lines], x_base=2 if x == "k" else 10)
     axes.xaxis.set_minor_formatter(lambda value, _: "")
-    axes.set_xlabel(
-        {
-            "k": "critiques that vote (k)",
-            "seconds": "measured seconds",
-            "flops": "FLOPs of generated tokens",
-        }[axis],
-        color=plots.INK,
-        fontsize=9,
-    )
-    axes.set_ylabel(f"{data['benchmark'] or 'rewardbench'}, %", color=plots.INK, fontsize=9)
-    axes.legend(fontsize=7, frameon=False, labelcolor=plots.INK)
-    return plots.to_svg(drawing, f"Scaling over {axis}")
+    figures.set_labels(axes, X_LABELS[x], f"{data['benchmark'] or 'rewardbench'}, %")
+    figures.draw_legend(axes, 7)
+    return figures.to_svg(drawing, f"Scaling over {x}")

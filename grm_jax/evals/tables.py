@@ -1,81 +1,128 @@
-"""Results as a table in the terminal and as Markdown."""
+"""Tables of results for the terminal and Markdown, and the formatting of values and intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-COLUMNS = (
-    "benchmark", "metric", "value", "95% interval", "n", "paper's rule", "chance", "longest", "first",
-    "greedy", "vote@1", "gain on greedy", "gain on vote@1", "read",
-)  # fmt: skip
-# A terminal has no room for the others.
-NARROW = (0, 1, 2, 3, 4, 5, 7, 8, 11, 12)
+MISSING = "–"
+OVERVIEW = ("benchmark", "metric", "value", "95% interval", "n", "paper's rule")
+GAINS = ("gain on greedy", "gain on vote@1")
+# The second table of results.md: the columns that put the value into context.
+CONTEXT = ("benchmark", "chance", "longest", "first", "greedy", "vote@1", *GAINS, "parsed")
+TERMINAL = (*OVERVIEW, "longest", "first", *GAINS)
+Rows = list[list[str]]
+
+
+# ---------------------------------------------------------------- any table
+
+
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """The lines of a Markdown table; bars and line breaks inside cells are escaped."""
+    lines = [
+        "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
+        for row in (headings, *rows)
+    ]
+    return [lines[0], "|" + "---|" * len(headings), *lines[1:]]
+
+
+def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A table of aligned columns as plain text, the first `left` columns to the left."""
+    widths = [max(map(len, column)) for column in zip(headings, *rows)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths))
+        )
+        for row in (headings, *rows)
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def without_empty_columns(
+    headings: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[list[str], Rows]:
+    """Drops the columns in which every cell is missing."""
+    kept = [i for i in range(len(headings)) if any(row[i] != MISSING for row in rows)]
+    return [headings[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+# ---------------------------------------------------------------- values
 
 
 def percent(value: float | None, digits: int = 1) -> str:
     """A share in percent; a dash for None."""
-    return "–" if value is None else f"{100 * value:.{digits}f}"
+    return MISSING if value is None else f"{100 * value:.{digits}f}"
 
 
-def signed(entry: dict | None) -> str:
-    """A difference in points with its interval."""
-    if not entry or entry["value"] is None:
-        return "–"
-    low, high = entry["low"], entry["high"]
-    span = f" [{100 * low:+.1f}, {100 * high:+.1f}]" if low is not None else ""
-    return f"{100 * entry['value']:+.1f}{span}"
+def span(estimate: Mapping) -> str:
+    """The interval of an estimate: "44.8–46.2"."""
+    if estimate["low"] is None:
+        return MISSING
+    return f"{percent(estimate['low'])}–{percent(estimate['high'])}"
 
 
-def span(entry: dict) -> str:
-    """The interval of an estimate."""
-    return "–" if entry["low"] is None else f"{percent(entry['low'])}–{percent(entry['high'])}"
+def with_span(estimate: Mapping | None) -> str:
+    """A value with its interval: "45.5 (44.8–46.2)"."""
+    if estimate is None or estimate["value"] is None:
+        return MISSING
+    value = percent(estimate["value"])
+    return value if estimate["low"] is None else f"{value} ({span(estimate)})"
 
 
-def headline(entry: dict, rule: str | None = None) -> dict:
+def signed(difference: Mapping | None) -> str:
+    """A difference in points with its interval: "+1.2 [-0.3, +2.7]"."""
+    if not difference or difference["value"] is None:
+        return MISSING
+    value, low, high = difference["value"], difference["low"], difference["high"]
+    interval = f" [{100 * low:+.1f}, {100 * high:+.1f}]" if low is not None else ""
+    return f"{100 * value:+.1f}{interval}"
+
+
+# ---------------------------------------------------------------- entries of results.json
+
+
+def headline(entry: Mapping, rule: str | None = None) -> dict:
     """The headline estimate of an entry under a rule, its own by default."""
     return entry["metrics"][rule or entry["rule"]][entry["headline"]]
 
 
-def vote_at_1(entry: dict) -> dict | None:
-    """The estimate of one sample; None for judges without critiques."""
-    return next(
-        (points.get(1) or points.get("1") for points in [entry["curves"].get("sum", {})]), None
-    )
+def row(entry: Mapping) -> dict[str, str]:
+    """The texts of one benchmark's row by heading."""
+    value, paper = headline(entry), entry["metrics"].get("paper")
+    differs = paper and paper[entry["headline"]]["value"] != value["value"]
+    subset = f" of {entry['of']}" if entry["comparisons"] < entry["of"] else ""
+    single = entry["curves"].get("sum", {})
+    single = single.get(1) or single.get("1") or {"value": None}
+    return {
+        "benchmark": entry["title"],
+        "metric": f"{entry['headline']} ({entry['rule']})",
+        "value": percent(value["value"]),
+        "95% interval": span(value),
+        "n": f"{entry['comparisons']}{subset}",
+        "paper's rule": percent(paper[entry["headline"]]["value"])
+        if differs
+        else "same"
+        if paper
+        else MISSING,
+        "chance": entry["chance"],
+        "greedy": percent(entry["greedy"]["value"]) if "greedy" in entry else MISSING,
+        "vote@1": percent(single["value"]),
+        "gain on greedy": signed(entry["gains"].get("greedy")),
+        "gain on vote@1": signed(entry["gains"].get("voting@1")),
+        "parsed": percent(entry["parsing"]["parsed"]),
+    } | {name: percent(estimate["value"]) for name, estimate in entry["content_blind"].items()}
 
 
-def rows(entries: Sequence[dict]) -> list[list[str]]:
-    """One row per benchmark, in the order of COLUMNS."""
-    found = []
-    for entry in entries:
-        value, paper = headline(entry), entry["metrics"].get("paper")
-        differs = paper and paper[entry["headline"]]["value"] != value["value"]
-        one = vote_at_1(entry)
-        part = f"{entry['comparisons']}" + (
-            f" of {entry['of']}" if entry["comparisons"] < entry["of"] else ""
-        )
-        found.append(
-            [
-                entry["title"],
-                f"{entry['headline']} ({entry['rule']})",
-                percent(value["value"]),
-                span(value),
-                part,
-                percent(paper[entry["headline"]]["value"]) if differs else "same" if paper else "–",
-                entry["chance"],
-                percent(entry["content_blind"]["longest"]["value"]),
-                percent(entry["content_blind"]["first"]["value"]),
-                percent(entry["greedy"]["value"]) if "greedy" in entry else "–",
-                percent(one["value"]) if one else "–",
-                signed(entry["gains"].get("greedy")),
-                signed(entry["gains"].get("voting@1")),
-                percent(entry["parsing"]["parsed"]),
-            ]  # fmt: skip
-        )
-    return found
+def overview(
+    entries: Sequence[Mapping], columns: Sequence[str] = OVERVIEW
+) -> tuple[list[str], Rows]:
+    """Headings and rows of one table over benchmarks, without empty columns."""
+    texts = [row(entry) for entry in entries]
+    return without_empty_columns(columns, [[text[name] for name in columns] for text in texts])
 
 
-def judge_line(entry: dict) -> str:
-    """One line on who judged, and how."""
+def judge_line(entry: Mapping) -> str:
+    """One line on the judge and its settings."""
     judge = entry["judge"]
     settings = [
         f"{key} {judge[key]}"
@@ -85,71 +132,69 @@ def judge_line(entry: dict) -> str:
     return f"{judge['kind']} {judge['name']}" + (f" ({', '.join(settings)})" if settings else "")
 
 
-def terminal(entries: Sequence[dict]) -> None:
-    """Prints the table, and what each benchmark's rules are."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    # Columns that say nothing for this judge are left out: floors have no critiques.
-    body = rows(entries)
-    kept = [c for c in NARROW if any(row[c] != "–" for row in body)]
-    table = Table(title=judge_line(entries[0]), caption="values in percent")
-    for c in kept:
-        table.add_column(COLUMNS[c], justify="left" if c < 2 else "right", overflow="fold")
-    for row in body:
-        # Intervals of the gains stand in results.md.
-        table.add_row(*(row[c].split(" [")[0] for c in kept))
-    console.print(table)
-    for entry in entries:
-        own = headline(entry)["value"]
-        for name, text in entry["rules"].items():
-            if headline(entry, name)["value"] != own:
-                line = f"  {entry['title']} by rule {name!r}: {percent(headline(entry, name)['value'])} ({text})"
-                console.print(line, highlight=False, markup=False)
-        if "against" in entry:
-            console.print(
-                f"  {entry['title']} against {against_line(entry)}", highlight=False, markup=False
-            )
-
-
-def against_line(entry: dict) -> str:
-    """The paired test in words."""
+def against_line(entry: Mapping) -> str:
+    """The paired test against another run in words."""
     against = entry["against"]
     difference = against["metrics"].get(entry["headline"])
     if difference is None:
         return f"{against['run']}: no common metric"
-    text = f"{against['run']}: {signed(difference)} points, p = {difference['p']:.3g} (paired bootstrap)"
+    text = f"{against['run']}: {signed(difference)} points, p = {difference['p']:.3g} "
+    text += "(paired bootstrap)"
     if "mcnemar" in against:
         test = against["mcnemar"]
         text += f"; {test['gained']} gained, {test['lost']} lost, p = {test['p']:.3g} (McNemar)"
     return text
 
 
-def markdown(entries: Sequence[dict]) -> str:
-    """The same table, every metric of every benchmark, and the rules."""
+def terminal(entries: Sequence[Mapping]) -> None:
+    """Prints the table, the values by other rules, and the paired tests."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    headings, rows = overview(entries, TERMINAL)
+    table = Table(title=judge_line(entries[0]), caption="values in percent")
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if i < 2 else "right", overflow="fold")
+    for cells in rows:
+        table.add_row(*(cell.split(" [")[0] for cell in cells))  # results.md has the intervals
+    console.print(table)
+    for entry in entries:
+        own = headline(entry)["value"]
+        lines = [
+            f"by rule {name!r}: {percent(headline(entry, name)['value'])} ({text})"
+            for name, text in entry["rules"].items()
+            if headline(entry, name)["value"] != own
+        ]
+        if "against" in entry:
+            lines.append(f"against {against_line(entry)}")
+        for line in lines:
+            console.print(f"  {entry['title']} {line}", highlight=False, markup=False)
+
+
+def markdown(entries: Sequence[Mapping]) -> str:
+    """The overview, every metric of every benchmark, and the rules, as Markdown."""
     lines = [
         "# Evaluation",
         "",
-        f"Judge: {judge_line(entries[0])}. Values in percent, 95% bootstrap intervals over prompts.",
+        f"Judge: {judge_line(entries[0])}. Values in percent, 95% bootstrap intervals over "
+        "prompts.",
         "",
+        *markdown_table(*overview(entries)),
+        "",
+        *markdown_table(*overview(entries, CONTEXT)),
     ]
-    lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows(entries)]
     for entry in entries:
         lines += ["", f"## {entry['title']}", ""]
         if entry["judge"] != entries[0]["judge"]:
             lines += [f"Judge: {judge_line(entry)}.", ""]
-        names = list(entry["rules"])
-        lines += ["| metric | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
-        for metric in entry["metrics"][entry["rule"]]:
-            cells = [entry["metrics"][name][metric] for name in names]
-            lines.append(
-                f"| {metric} | "
-                + " | ".join(f"{percent(c['value'])} ({span(c)})" for c in cells)
-                + " |"
-            )
-        lines += [""] + [f"- {name}: {text}." for name, text in entry["rules"].items()]
+        rules = list(entry["rules"])
+        body = [
+            [metric, *(with_span(entry["metrics"][rule][metric]) for rule in rules)]
+            for metric in entry["metrics"][entry["rule"]]
+        ]
+        lines += [*markdown_table(["metric", *rules], body), ""]
+        lines += [f"- {name}: {text}." for name, text in entry["rules"].items()]
         if entry["notes"]:
             lines.append(f"- {entry['notes']}")
         if "against" in entry:

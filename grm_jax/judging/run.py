@@ -108,17 +108,8 @@ def judge_rows(
     header = identity | dict(selection or {})
     with RunStore(part_path(output), header, key="line", existing=config.existing) as store:
         resumed = len(store)
-        remaining = [row for row in rows if row.number not in store]
         with _Progress(Path(output).stem, len(rows), resumed, config) as progress:
-            for row, result in _results(judge, remaining, options, config.chunk):
-                if row.comparison is not None and isinstance(result, Verdict):
-                    fields = fields_of(row.comparison)
-                    record = codec.judged_row(row.comparison, result, row.number, fields)
-                else:
-                    reason = getattr(result, "reason", "")
-                    record = codec.error_row(row.number, reason, fields_of(None), row.id)
-                store.append(row.number, codec.without_texts(record) if config.private else record)
-                progress.add(record)
+            judge_into(store, judge, rows, options, identity, config, progress.add)
         errors = tokens = critiques = 0
         for record in store.records():
             errors += record["error"] is not None
@@ -128,6 +119,41 @@ def judge_rows(
     cost = {"seconds": progress.seconds, "tokens": tokens, "critiques": critiques}
     _write_cost(config.cost_path, cost)
     return RunResult(len(rows), errors, resumed, cost)
+
+
+def judge_into(
+    store: RunStore,
+    judge: Judge,
+    rows: Sequence[Row],
+    options: Options,
+    identity: Mapping[str, Any],
+    config: RunConfig,
+    add: Callable[[codec.Row], None] = lambda record: None,
+) -> None:
+    """Judges the rows that the store lacks and appends them to it.
+
+    A store in one file gets every row when it is judged, a folder of parts every chunk.
+
+    Args:
+      identity: what `run_identity` returns.
+      add: called with every output row.
+    """
+    remaining = [row for row in rows if row.number not in store]
+    records: dict[int, codec.Row] = {}
+    for row, result in _results(judge, remaining, options, config.chunk):
+        if row.comparison is not None and isinstance(result, Verdict):
+            fields = row_fields(judge, options, identity, row.comparison)
+            record = codec.judged_row(row.comparison, result, row.number, fields)
+        else:
+            fields = row_fields(judge, options, identity, None)
+            reason = getattr(result, "reason", "")
+            record = codec.error_row(row.number, reason, fields, row.id)
+        records[row.number] = codec.without_texts(record) if config.private else record
+        if not store.is_folder or len(records) >= config.chunk:
+            store.append_all(records)
+            records = {}
+        add(record)
+    store.append_all(records)
 
 
 def _results(

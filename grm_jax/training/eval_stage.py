@@ -1,135 +1,247 @@
-"""The stage `eval`: the models of an experiment against inference-time scaling, on held-out comparisons."""
+"""The stage `eval`: the run's models on held-out comparisons, greedy and over k samples.
+
+Each model (base, rft, rl) judges every comparison once greedily and `eval.samples` times. The last
+one also votes with the meta reward model and with expected scores. Judging, metrics, tables and
+plots are those of `grm_jax.evals`.
+"""
 
 import dataclasses
+import hashlib
+import json
 import logging
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
+from grm_jax.evals import cells as cell_table
+from grm_jax.evals import content_blind, plots, report
+from grm_jax.evals.bootstrap import Resampler, prompt_key
+from grm_jax.evals.cells import Cell, cell
+from grm_jax.evals.classification import quality
+from grm_jax.evals.judged import JudgedComparison
+from grm_jax.evals.run import fingerprint, judge_into_store
 from grm_jax.judging import Judge
 from grm_jax.judging.expected import ExpectedScores, model_log_probs
+from grm_jax.judging.options import Options
 from grm_jax.judging.sampler import engine_sampler
-from grm_jax.training import checkpoint, evaluate, loop, meta_rm, report, sources, steps
+from grm_jax.training import checkpoint, loop, meta_rm, rft_data, sources, steps
 from grm_jax.training import state as states
+from grm_jax.training.metrics import read_jsonl
+from grm_jax.types import Comparison
 
 log = logging.getLogger(__name__)
 
+# The panels of training.png.
+PANELS = {
+    "reward": "reward",
+    "kl": "KL to the RFT model (nats per token)",
+    "entropy": "entropy (nats per token)",
+    "length": "critique length (tokens)",
+    "group_zero": "groups without advantage",
+    "gap_max": "sampler - trainer gap, largest",
+}
 
-def held_out(config) -> list:
-    """What is evaluated on: comparisons with a best response, none twice, without reference answers, which a template would show."""
+
+def held_out(config: Any) -> list[Comparison]:
+    """Returns the comparisons of the evaluation.
+
+    Each has one best response and occurs once. Reference answers are removed, because a template
+    would show them. Raises ValueError if no comparison is left.
+    """
     source = sources.judging(config, config.eval.split)
     count = min(config.eval.comparisons, source.size or config.eval.comparisons)
-    found = [
+    labelled = [
         dataclasses.replace(c, reference=None) for c in source.take(0, count) if c.best is not None
     ]
-    if len(found) < count:
+    if not labelled:
+        raise ValueError(
+            f"none of the {count} comparisons of the evaluation has one best response: check "
+            "config.data.held_out"
+        )
+    if len(labelled) < count:
         log.info(
-            "evaluation: %d of %d comparisons have no one best response and are left out",
-            count - len(found),
+            "evaluation: dropped %d of %d comparisons without one best response",
+            count - len(labelled),
             count,
         )
-    if not found:
-        raise ValueError(
-            f"none of the {count} comparisons to evaluate on has one best response: look at config.data.held_out"
-        )
-    return found
+    return labelled
 
 
-def run(config, mesh, tokenizer, graphdef, abstract, folders) -> None:
-    start, section = time.time(), config.eval
-    cfg = steps.model_config(config)
-    items = held_out(config)
-    log.info("evaluation on %d comparisons of split %s", len(items), section.split)
+def run(config, mesh, tokenizer, graphdef, abstract, folders: Mapping[str, Any]) -> None:
+    """Evaluates the models of the finished stages; writes report, table and credits.
 
-    def judge_of(params, is_last):
-        model = nnx.merge(graphdef, states.compute_params(params, cfg.dtype))
-        return Judge(
-            tokenizer,
-            engine_sampler(model, mesh, section.prompt_slots or None),
-            config.template,
-            meta if is_last else None,
-            ExpectedScores(model_log_probs(model, mesh), tokenizer) if is_last else None,
-            cfg.max_length,
-        )
+    What is judged is stored by model weights and options, so a stopped stage resumes.
 
+    Args:
+      graphdef, abstract: of the language model.
+      folders: the folder of each stage.
+    """
+    start, section, cfg = time.time(), config.eval, steps.model_config(config)
+    comparisons = held_out(config)
+    resampler = Resampler([prompt_key(c) for c in comparisons])
+    log.info("evaluation on %d comparisons of split %s", len(comparisons), section.split)
     meta = meta_params = None
     if loop.is_done(folders["meta_rm"]):
         _, scalar = states.abstract_model(steps.model_config(config, scalar_head=True), mesh)
         meta_params = loop.load_params(folders["meta_rm"], scalar)
         meta = meta_rm.scorer(config, mesh, meta_params, tokenizer, section.meta_batch)
-
-    cells, facts = evaluate.floors(items), {}
-    rows = {"base": lambda: sources.first_params(config, cfg, mesh)}
-    rows |= {
-        s: lambda s=s: loop.load_params(folders[s], abstract)
-        for s in ("rft", "rl")
-        if loop.is_done(folders[s])
+    loaders = {"base": lambda: sources.first_params(config, cfg, mesh)}
+    loaders |= {
+        stage: lambda stage=stage: loop.load_params(folders[stage], abstract)
+        for stage in ("rft", "rl")
+        if loop.is_done(folders[stage])
     }
-    last = list(rows)[-1]
-    for name, params_of in rows.items():
+    last = list(loaders)[-1]
+    cells, facts = content_blind_cells(comparisons, resampler), {}
+    for name, load in loaders.items():
+        params = load()
+        model = nnx.merge(graphdef, states.compute_params(params, cfg.dtype))
+        sampler = engine_sampler(model, mesh, section.prompt_slots or None)
+        weights = [params, meta_params] if meta and name == last else [params]
+        judge = Judge(
+            tokenizer,
+            sampler,
+            config.template,
+            meta if name == last else None,
+            ExpectedScores(model_log_probs(model, mesh), tokenizer) if name == last else None,
+            cfg.max_length,
+            name="-".join([name, *map(checkpoint.fingerprint, weights)]),
+        )
         samples = section.base_samples if name == "base" else section.samples
-        params, is_last = params_of(), name == last
-        judge = judge_of(params, is_last)
-        weights = [
-            checkpoint.fingerprint(p)
-            for p in (params, meta_params if is_last else None)
-            if p is not None
-        ]
-        folder = folders["eval"] / "judged" / "-".join([name, *weights])
-        found, verdicts = evaluate.table(name, judge, items, section, samples, folder)
-        cells += found
+        folder = folders["eval"] / "judged" / judge.name
+        own_cells, judged = evaluate_model(name, judge, comparisons, section, samples, folder)
+        cells += own_cells
         if jax.process_index() == 0:
-            print(report.text_table(found), flush=True)
-        if judge.meta_rm is not None and (quality := evaluate.meta_quality(items, verdicts)):
-            facts["meta_rm"] = quality
-    facts["differences"] = _differences(cells, evaluate.prompts_of(items))
+            print(cell_table.as_text(own_cells), flush=True)
+        if judge.meta_rm is not None and (measured := meta_quality(judged)):
+            facts["meta_rm"] = measured
+    facts["differences"] = differences(cells, resampler)
     facts["seconds"] = {
-        s: loop.read_result(f)["seconds"] for s, f in folders.items() if loop.is_done(f)
+        stage: loop.read_result(folder)["seconds"]
+        for stage, folder in folders.items()
+        if loop.is_done(folder)
     }
     facts["seconds"]["eval"] = round(time.time() - start, 1)
     if jax.process_index() == 0:
-        page = report.write(
-            folders["eval"],
-            config.name,
-            cells,
-            folders["rl"],
-            facts,
-            config.to_json_best_effort(indent=2),
-        )
-        print(
-            f"\n{report.text_table(cells)}\n\n{_sentences(facts['differences'])}\n\nreport: {page}",
-            flush=True,
-        )
-    loop.write_result(
-        folders["eval"],
-        {"stage": "eval", "cells": [c.row() for c in cells], "items": len(items), **facts},
-    )
+        write_report(config, cells, facts, folders)
+    result = {"stage": "eval", "cells": [c.as_json() for c in cells], "items": len(comparisons)}
+    loop.write_result(folders["eval"], result | facts)
 
 
-def _differences(cells, prompts) -> dict:
-    """The comparisons that the paper's claims rest on, paired by item: mean and 95% interval, in accuracy."""
-    by_name = {(c.model, c.method, c.k): c for c in cells}
-    last = cells[-1].model
+def content_blind_cells(comparisons: Sequence[Comparison], resampler: Resampler) -> list[Cell]:
+    """The baselines at the top of the table: chance, the first response, the longest response."""
+    chance = [JudgedComparison(c, (0.0,) * c.n) for c in comparisons]
+    cells = [cell("chance", "Rule", 1, chance, resampler)]
+    for name in ("first", "longest"):
+        judged = [content_blind.judge(name, c) for c in comparisons]
+        label = content_blind.CONTENT_BLIND[name].label
+        cells.append(cell(label, "Rule", 1, judged, resampler))
+    return cells
+
+
+def evaluate_model(
+    name: str,
+    judge: Judge,
+    comparisons: Sequence[Comparison],
+    section: Any,
+    samples: int,
+    folder: Any,
+) -> tuple[list[Cell], list[JudgedComparison]]:
+    """Judges with one model and measures its cells.
+
+    Args:
+      judge: cells "MetaRM@k" need its meta RM, "Expected@k" need `section.expected`.
+      section: `eval` of a config.
+      samples: critiques per comparison; larger ks of the config are skipped.
+      folder: stores the rows, by options.
+
+    Returns:
+      The cells, and the comparisons judged with `samples` critiques (greedily if there are none).
+    """
+    resampler = Resampler([prompt_key(c) for c in comparisons])
+    common = {"seed": section.seed, "max_new_tokens": section.max_new_tokens}
+    meta, judge.meta_rm = judge.meta_rm, None
+    options = Options(k=1, temperature=0.0, orders="random", **common)
+    judged = judge_all(judge, comparisons, options, folder)
+    judge.meta_rm = meta
+    cells = [cell(name, "Greedy", 1, judged, resampler)]
+    if not samples:
+        return cells, judged
+    expected = bool(section.expected and judge.expected)
+    options = Options(k=samples, temperature=section.temperature, expected=expected, **common)
+    judged = judge_all(judge, comparisons, options, folder)
+    methods = ["Voting", *["Expected"] * expected, *["MetaRM"] * (meta is not None)]
+    cells += [
+        cell(name, method, k, judged, resampler)
+        for method in methods
+        for k in section.ks
+        if k <= samples and (k > 1 or method != "MetaRM")
+    ]
+    return cells, judged
+
+
+def judge_all(
+    judge: Judge, comparisons: Sequence[Comparison], options: Options, folder: Any
+) -> list[JudgedComparison]:
+    """Judges the comparisons, or resumes from `folder`. One that fails counts as unparsed.
+
+    Raises ValueError if all of them fail.
+    """
+    identity = json.dumps([vars(options), fingerprint(comparisons)])
+    store = folder / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    judged = judge_into_store(judge, comparisons, options, store)
+    failed = [j for j in judged if j.error]
+    for j in failed:
+        log.warning("%s was not judged and counts as unparsed: %s", j.comparison.id, j.error)
+    if len(failed) == len(judged):
+        raise ValueError(
+            f"none of {len(failed)} comparisons was judged; the last failed with: {failed[-1].error}"
+        )
+    return judged
+
+
+def meta_quality(judged: Sequence[JudgedComparison]) -> dict | None:
+    """AUC and calibration of the meta scores on the parsed critiques; None without any."""
+    scored = [
+        (critique.meta_score, rft_data.is_correct(j.comparison, critique.scores), j.comparison.id)
+        for j in judged
+        for critique in j.critiques
+        if critique.meta_score is not None
+    ]
+    if not scored:
+        return None
+    scores, labels, ids = zip(*scored)
+    return quality(np.array(scores, np.float64), np.array(labels, np.float64), ids)
+
+
+def differences(cells: Sequence[Cell], resampler: Resampler) -> dict[str, dict[str, float]]:
+    """The paired differences behind the paper's claims, as far as their cells exist."""
+    by_name, last = {c.name: c for c in cells}, cells[-1].model
     pairs = {
-        "RL greedy - RFT greedy": (("rl", "Greedy", 1), ("rft", "Greedy", 1)),
-        "RL Voting@1 - RFT Voting@1": (("rl", "Voting", 1), ("rft", "Voting", 1)),
-        "RL Voting@8 - RFT Voting@8": (("rl", "Voting", 8), ("rft", "Voting", 8)),
-        "Voting@8 - Voting@1": ((last, "Voting", 8), (last, "Voting", 1)),
-        "MetaRM@8 - Voting@8": ((last, "MetaRM", 8), (last, "Voting", 8)),
+        "RL greedy - RFT greedy": ("rl/Greedy@1", "rft/Greedy@1"),
+        "RL Voting@1 - RFT Voting@1": ("rl/Voting@1", "rft/Voting@1"),
+        "RL Voting@8 - RFT Voting@8": ("rl/Voting@8", "rft/Voting@8"),
+        "Voting@8 - Voting@1": (f"{last}/Voting@8", f"{last}/Voting@1"),
+        "MetaRM@8 - Voting@8": (f"{last}/MetaRM@8", f"{last}/Voting@8"),
     }
-    found = {}
-    for name, (a, b) in pairs.items():
-        if a in by_name and b in by_name:
-            mean, low, high = evaluate.difference(
-                by_name[a].credits, by_name[b].credits, prompts=prompts
-            )
-            found[name] = {"mean": mean, "low": low, "high": high}
-    return found
+    return {
+        name: cell_table.difference(by_name[a], by_name[b], resampler)
+        for name, (a, b) in pairs.items()
+        if a in by_name and b in by_name
+    }
 
 
-def _sentences(differences) -> str:
-    return "\n".join(
-        f"{name}: {100 * d['mean']:+.1f} points (95% interval {100 * d['low']:+.1f} to {100 * d['high']:+.1f})"
-        for name, d in differences.items()
-    )
+def write_report(config: Any, cells: Sequence[Cell], facts: Mapping, folders: Mapping) -> None:
+    """Writes the report with the training curves of RL, and prints the table."""
+    rows, figures = read_jsonl(folders["rl"] / "metrics.jsonl"), {}
+    if rows:
+        figures["training.png"] = ("Reinforcement learning", plots.panels(rows, PANELS))
+    text = config.to_json_best_effort(indent=2)
+    page = report.write(folders["eval"], config.name, cells, facts, text, figures)
+    sentences = [cell_table.sentence(*item) for item in facts["differences"].items()]
+    lines = ["", cell_table.as_text(cells), "", *sentences, "", f"report: {page}"]
+    print("\n".join(lines), flush=True)

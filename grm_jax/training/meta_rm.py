@@ -6,16 +6,13 @@ seen what it will judge. A share of the comparisons is held out for AUC and cali
 
 import dataclasses
 import logging
-import math
-from collections import defaultdict
-from collections.abc import Sequence
 
 import jax
 import numpy as np
 from flax import nnx
 
 from grm_jax.data.packing import shuffled_index
-from grm_jax.evals.classification import roc_auc
+from grm_jax.evals.classification import quality
 from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.metadata import meta_template
 from grm_jax.storage import as_path
@@ -121,49 +118,6 @@ def split(data: Labelled, held_out: float, seed: int) -> tuple[np.ndarray, np.nd
     chosen = set(names[order[: min(max(1, int(held_out * len(names))), len(names) - 1)]])
     is_held = np.array([name in chosen for name in data.comparisons])
     return np.flatnonzero(~is_held), np.flatnonzero(is_held)
-
-
-def auc_within(scores: np.ndarray, labels: np.ndarray, comparisons: Sequence[str]) -> float | None:
-    """The AUC among the critiques of one comparison, averaged over the comparisons that have right and wrong ones; None without any.
-
-    This is what guided voting lives on: it chooses among critiques of one comparison. The AUC over all critiques is also high where the
-    scores only tell easy comparisons from hard ones.
-    """
-    rows_of = defaultdict(list)
-    for row, comparison in enumerate(comparisons):
-        rows_of[comparison].append(row)
-    found = [roc_auc(scores[rows], labels[rows] > 0.5) for rows in rows_of.values()]
-    found = [auc for auc in found if not math.isnan(auc)]
-    return float(np.mean(found)) if found else None
-
-
-def quality(
-    scores: np.ndarray, labels: np.ndarray, comparisons: Sequence[str], bins: int = 10
-) -> dict:
-    """AUC over all critiques and within comparisons, accuracy at 0, loss, and calibration: expected error and a table by bins of probability.
-
-    scores, labels: (N,) logits, and 1 where the critique was right.  comparisons: whose critique each is.
-    """
-    probability = 1 / (1 + np.exp(-scores.astype(np.float64)))
-    which = np.minimum((probability * bins).astype(int), bins - 1)
-    table, error = [], 0.0
-    for b in range(bins):
-        inside = which == b
-        if inside.any():
-            said, was = float(probability[inside].mean()), float(labels[inside].mean())
-            table.append({"probability": said, "right": was, "count": int(inside.sum())})
-            error += inside.mean() * abs(said - was)
-    auc = roc_auc(scores, labels > 0.5)
-    return {
-        "auc": None if math.isnan(auc) else auc,
-        "auc_within": auc_within(scores, labels, comparisons),
-        "accuracy": float(((scores > 0) == (labels > 0.5)).mean()),
-        "loss": float(np.logaddexp(0, np.where(labels > 0.5, -scores, scores)).mean()),
-        "right_share": float(labels.mean()),
-        "ece": float(error),
-        "calibration": table,
-        "count": len(labels),
-    }
 
 
 def score(config, mesh, params, data: Labelled, index: np.ndarray) -> np.ndarray:

@@ -331,7 +331,7 @@ def test_a_protocol_of_both_orders_gets_both(tmp_path):
         judge, benchmark, comparisons, tmp_path / "odd", Options(k=1), args
     )
     assert (
-        "4 comparisons were read in one order only" in measure(benchmark, odd, 4, {}, 20)["notes"]
+        "4 comparisons were judged in one order only" in measure(benchmark, odd, 4, {}, 20)["notes"]
     )
 
 
@@ -430,7 +430,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     for seed in range(60):
         judged = correct(0.7, 80, seed)
         grades = benchmark.grade(judged, "official")
-        estimate = Resampler(judged, 200, seed).estimate(
+        estimate = Resampler.of(judged, 200, seed).estimate(
             lambda w, g=grades: benchmark.aggregate(g, w)
         )["accuracy"]
         covered += estimate.low <= 0.7 <= estimate.high
@@ -444,14 +444,14 @@ def test_prompts_are_drawn_whole():
     ]
     benchmark = BENCHMARKS["humanevalpack"]
     grades = benchmark.grade(judged, "official")
-    wide = Resampler(judged, 400).estimate(lambda w: benchmark.aggregate(grades, w))["accuracy"]
+    wide = Resampler.of(judged, 400).estimate(lambda w: benchmark.aggregate(grades, w))["accuracy"]
     alone = [
         dataclasses.replace(
             j, comparison=dataclasses.replace(j.comparison, meta={"group": j.comparison.id})
         )
         for j in judged
     ]
-    narrow = Resampler(alone, 400).estimate(lambda w: benchmark.aggregate(grades, w))["accuracy"]
+    narrow = Resampler.of(alone, 400).estimate(lambda w: benchmark.aggregate(grades, w))["accuracy"]
     assert (wide.high - wide.low) > 1.5 * (narrow.high - narrow.low)
 
 

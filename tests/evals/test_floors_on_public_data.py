@@ -59,7 +59,7 @@ def test_random_rule_is_chance(loaded, name):
     benchmark = BENCHMARKS[name]
     judged = [content_blind.judge("random", c, seed=1) for c in loaded[name]]
     grades = benchmark.grade(judged, next(iter(benchmark.rules)))
-    estimates = Resampler(judged, 200).estimate(lambda w: benchmark.aggregate(grades, w))
+    estimates = Resampler.of(judged, 200).estimate(lambda w: benchmark.aggregate(grades, w))
     headline = next(iter(estimates.values()))
     # A little wider than the 95% interval: eight sets are looked at.
     margin = 0.25 * (headline.high - headline.low)

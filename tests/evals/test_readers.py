@@ -105,7 +105,7 @@ def test_unknown_benchmark_names_the_nearest():
         BENCHMARKS["rmbench"]
 
 
-def test_ids_that_come_twice_are_refused(tmp_path):
+def test_duplicate_ids_are_refused(tmp_path):
     jsonl(tmp_path / "rewardbench/filtered.jsonl", REWARDBENCH[:1] * 2)
     with pytest.raises(ValueError, match="occurs twice"):
         BENCHMARKS["rewardbench"].load(tmp_path)

@@ -1,4 +1,4 @@
-"""The weakness report names what the judge asked for where the policy lost."""
+"""The weakness report: themes of the principles under which the policy lost."""
 
 import json
 
@@ -43,14 +43,16 @@ ROWS = [
 ]
 
 
-def test_lost_principles_are_put_together_and_weighed():
+def test_principles_with_the_same_stems_form_a_theme_weighted_by_deficit():
     themes, counts = weakness.collect(ROWS, policy="ours")
     assert counts == {"rows": 6, "with the policy": 4, "lost": 2, "won": 1, "tied": 1}
     first = weakness.ranked(themes)[0]
     assert first.lost == 3 and first.won == 0 and first.examples == ["a", "b"]
     assert first.deficit == pytest.approx(3 * 0.7 + 3 * 0.6 + 4)
-    assert weakness.lift(first, themes) > 2 > weakness.lift(themes[weakness.key_of("Tone")], themes)
-    assert weakness.key_of("Safety") not in themes  # the policy took no part
+    assert (
+        weakness.lift(first, themes) > 2 > weakness.lift(themes[weakness.theme_key("Tone")], themes)
+    )
+    assert weakness.theme_key("Safety") not in themes  # no response of the policy
 
 
 @pytest.mark.parametrize(
@@ -62,9 +64,9 @@ def test_lost_principles_are_put_together_and_weighed():
         ("Instruction Following", "Follows instructions"),
     ],
 )
-def test_names_that_mean_the_same_meet(first, second):
-    assert weakness.key_of(first) == weakness.key_of(second)
-    assert weakness.key_of(first) != weakness.key_of("Harmlessness")
+def test_names_with_the_same_stems_share_a_key(first, second):
+    assert weakness.theme_key(first) == weakness.theme_key(second)
+    assert weakness.theme_key(first) != weakness.theme_key("Harmlessness")
 
 
 def test_the_report(tmp_path, capsys):
@@ -78,4 +80,4 @@ def test_the_report(tmp_path, capsys):
     )
     assert json.loads((tmp_path / "w.json").read_text())["counts"]["lost"] == 1
     assert weakness.main([str(source), "--policy", "nobody"]) == 2
-    assert "none of 6 rows holds the policy 'nobody'" in capsys.readouterr().err
+    assert "none of 6 rows has a response of the policy 'nobody'" in capsys.readouterr().err

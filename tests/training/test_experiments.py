@@ -12,7 +12,6 @@ from grm_jax.data import mixtures
 from grm_jax.text import rendering
 from grm_jax.training import (
     eval_stage,
-    main,
     optim,
     rft,
     rft_data,
@@ -22,7 +21,6 @@ from grm_jax.training import (
     steps,
 )
 from grm_jax.training import state as states
-from studies import spct as study
 
 
 def test_27b_has_the_values_of_the_paper():
@@ -379,86 +377,3 @@ def test_nothing_held_out_is_said():
     config.data.held_out = ""
     with pytest.raises(ValueError, match="data.held_out is empty"):
         sources.judging(config, "test")
-
-
-def test_the_study_pools_seeds_and_pairs_items(tmp_path):
-    runs = {}
-    for name, rl in ((study.MAIN, (1, 1, 1, 0)), ("no_rejection", (1, 0, 0, 0))):
-        cells = {"rft/Greedy@1": [1, 0, 0, 0], "rl/Greedy@1": rl, "rl/Voting@8": rl}
-        runs[name] = [study.Run(name, seed, cells, {}) for seed in (0, 1)]
-    found = study.aggregate(runs)
-    assert found["claims"]["RL above RFT, greedy"]["mean"] == 0.5
-    assert found["claims"]["MetaRM@8 at or above Voting@8 (RL)"] is None
-    assert found["ablations"]["no_rejection"]["rl/Greedy@1"]["ablation - main"]["mean"] == -0.5
-    assert "no_rejection" in study.as_text(found)
-    study.plots(found, tmp_path)
-    assert all(
-        (tmp_path / name).stat().st_size > 10_000 for name in ("scaling.png", "ablations.png")
-    )
-    # Ablations of fewer seeds are compared with the main runs of these seeds alone.
-    runs[study.MAIN][0] = study.Run(study.MAIN, 0, {"rl/Greedy@1": [0, 0, 0, 0]}, {})
-    found = study.aggregate(
-        {study.MAIN: runs[study.MAIN], "no_rejection": runs["no_rejection"][1:]}
-    )
-    assert found["ablations"]["no_rejection"]["rl/Greedy@1"]["ablation - main"]["mean"] == -0.5
-
-
-def test_an_ablation_may_have_seeds_of_its_own():
-    assert study.asked_for("no_hinted,beta_0.01@0+2,") == [("no_hinted", []), ("beta_0.01", [0, 2])]
-    assert study.asked_for("") == []
-    with pytest.raises(SystemExit):
-        study.main(["--seeds", "0,1", "--ablations", "no_hinted@2"])
-
-
-def test_intervals_of_the_study_draw_comparisons_of_one_query_together():
-    credits = {"rl/Voting@8": [float(i % 2) for i in range(60)], "rl/Voting@1": [0.5] * 60}
-    runs = {study.MAIN: [study.Run(study.MAIN, 0, credits, {})]}
-    alone, together = (
-        study.aggregate(runs, prompts) for prompts in (None, [f"q{i % 4}" for i in range(60)])
-    )
-    name = "Voting@8 above Voting@1 (RL)"
-    for one, other in (
-        (alone["claims"][name], together["claims"][name]),
-        (alone["main"]["rl/Voting@8"], together["main"]["rl/Voting@8"]),
-    ):
-        assert one["mean"] == other["mean"] and other["high"] - other["low"] > 2 * (
-            one["high"] - one["low"]
-        )
-
-
-def test_a_study_keeps_what_a_run_got_right_and_runs_only_what_is_missing(tmp_path, monkeypatch):
-    ran = []
-
-    def run(config, folder):
-        ran.append(folder.name)
-        (folder / "eval").mkdir(parents=True)
-        (folder / "eval" / "credits.json").write_text('{"rl/Voting@8": [1.0, 0.33333333]}')
-        quality = (
-            {"meta_rm": {"auc": 0.8, "auc_within": 0.6, "ece": 0.1, "count": 7}}
-            if "main" in folder.name
-            else {}
-        )
-        (folder / "eval" / "result.json").write_text(
-            json.dumps({"seconds": {"eval": 1.5}, **quality})
-        )
-
-    monkeypatch.setattr(main, "run", run)
-    one = lambda ablation, place, extra="": study.run_one(  # noqa: E731
-        spct_tiny.get_config, ablation, 2, tmp_path / place, tmp_path / "credits", extra
-    )
-    first = one("no_hinted", "a")
-    assert first.credits == {"rl/Voting@8": [1.0, 0.33333]} and first.seconds == {"eval": 1.5}
-    assert one("no_hinted", "b") == first and ran == ["no_hinted-2"]  # another machine
-    assert one("no_hinted", "c", "meta_rm.steps=5") == first  # an ablation has no meta RM
-    assert one("no_hinted", "d", "rl.steps=5") == first  # and this one is of the RFT model
-    one("no_rejection", "e")
-    one("no_rejection", "f", "rl.steps=5")
-    judged = one("main", "g")
-    assert (
-        judged.meta_rm == {"auc": 0.8, "auc_within": 0.6, "ece": 0.1}
-        and one("main", "g2") == judged
-    )
-    told = study.as_text(study.aggregate({study.MAIN: [judged]}))
-    assert "seed 2   auc 0.800   auc_within 0.600   ece 0.100" in told
-    one("main", "h", "meta_rm.steps=5")
-    assert ran == ["no_hinted-2", "no_rejection-2", "no_rejection-2", "main-2", "main-2"]

@@ -1,0 +1,109 @@
+"""A table of models against inference-time scaling, as in the paper's table 3.
+
+A cell is the accuracy of one model with one voting method at one k. Ties share their credit
+(`benchmark.credit`), and intervals are over prompts (`bootstrap`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from grm_jax.evals.benchmark import credit, is_tie
+from grm_jax.evals.bootstrap import Resampler
+from grm_jax.evals.judged import JudgedComparison
+from grm_jax.evals.scaling import blocks
+from grm_jax.evals.tables import percent, span, text_table
+
+METHODS = {"sum": "Voting", "expected": "Expected", "meta": "MetaRM"}
+HEADINGS = ("model", "method", "accuracy", "95% interval", "ties", "parsed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One accuracy of the table.
+
+    Attributes:
+      method: "Greedy", "Rule" (a content-blind baseline), or a value of METHODS.
+      tie_rate: share of votes without a single winner, unparsed ones included.
+      parse_rate: share of critiques that parsed.
+      credits: of each comparison, averaged over the blocks of k critiques.
+    """
+
+    model: str
+    method: str
+    k: int
+    accuracy: float
+    low: float
+    high: float
+    tie_rate: float
+    parse_rate: float
+    credits: tuple[float, ...] = dataclasses.field(repr=False, default=())
+
+    @property
+    def name(self) -> str:
+        """The key of credits.json: "rl/Voting@8"."""
+        return f"{self.model}/{self.method}@{self.k}"
+
+    @property
+    def method_at_k(self) -> str:
+        """ "Voting@8"; without the k where only 1 is possible."""
+        return self.method if self.method in ("Greedy", "Rule") else f"{self.method}@{self.k}"
+
+    def as_json(self) -> dict:
+        """All fields but the credits."""
+        return {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "credits"
+        }
+
+
+def cell(
+    model: str, method: str, k: int, judged: Sequence[JudgedComparison], resampler: Resampler
+) -> Cell:
+    """Measures one cell: the votes of every block of k critiques, or scores without critiques."""
+    kind = next((kind for kind, name in METHODS.items() if name == method), "sum")
+    votes = blocks(judged, kind, k) if any(j.critiques for j in judged) else [judged]
+    credits_I = np.mean([[credit(j) for j in block] for block in votes], axis=0)
+    ties = np.mean([[j.scores is None or is_tie(j) for j in block] for block in votes])
+    accuracy = resampler.mean(credits_I)
+    return Cell(
+        *(model, method, k, accuracy.value, accuracy.low, accuracy.high),
+        tie_rate=float(ties),
+        parse_rate=float(np.mean([_parse_rate(j) for j in judged])),
+        credits=tuple(credits_I.tolist()),
+    )
+
+
+def _parse_rate(judged: JudgedComparison) -> float:
+    """Share of critiques that parsed; 1 for judges without critiques, 0 if judging failed."""
+    if judged.critiques:
+        return float(np.mean([critique.status == "ok" for critique in judged.critiques]))
+    return float(judged.error is None)
+
+
+def difference(a: Cell, b: Cell, resampler: Resampler) -> dict[str, float]:
+    """The paired difference a - b with its interval."""
+    estimate = resampler.mean(np.subtract(a.credits, b.credits))
+    return {"mean": estimate.value, "low": estimate.low, "high": estimate.high}
+
+
+def sentence(name: str, difference: Mapping[str, float]) -> str:
+    """ "NAME: +1.2 points (95% interval +0.3 to +2.1)"."""
+    mean, low, high = (100 * difference[key] for key in ("mean", "low", "high"))
+    return f"{name}: {mean:+.1f} points (95% interval {low:+.1f} to {high:+.1f})"
+
+
+def rows(cells: Sequence[Cell]) -> list[list[str]]:
+    """The cells as texts, in the order of HEADINGS."""
+    return [
+        [c.model, c.method_at_k, percent(c.accuracy), span(dataclasses.asdict(c))]
+        + [f"{percent(c.tie_rate)}%", f"{percent(c.parse_rate)}%"]
+        for c in cells
+    ]
+
+
+def as_text(cells: Sequence[Cell]) -> str:
+    """The table as aligned text, accuracy in percent."""
+    return text_table(HEADINGS, rows(cells), left=2)
