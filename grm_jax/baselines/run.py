@@ -36,6 +36,7 @@ from grm_jax.judging import Judge
 from grm_jax.judging.expected import ExpectedScores, model_log_probs
 from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.options import Options
+from grm_jax.judging.run import RunConfig
 from grm_jax.judging.sampler import engine_sampler
 from grm_jax.sharding import make_mesh
 from grm_jax.text import rendering
@@ -45,6 +46,7 @@ from grm_jax.training.rft_data import best_index
 from grm_jax.types import Comparison
 
 log = logging.getLogger(__name__)
+RUN = RunConfig(existing="resume", progress=False)
 
 
 class Bench:
@@ -116,7 +118,7 @@ def spct_judge(bench: Bench, folder: Path) -> list[Measured]:
         )
         path, k = folder / f"{bench.benchmark.name}.{stage}.jsonl", bench.options.k
         options = dataclasses.replace(bench.options, expected=True)
-        cost = run.judge_with_model(judge, bench.comparisons, path, options, progress=False)
+        cost = run.judge_with_model(judge, bench.comparisons, path, options, RUN)
         guided = run.load_judged(bench.comparisons, path)
         ways = {(f"spct {stage}", 1): ("sum", 1), (f"spct {stage}", k): ("sum", k)}
         ways[(f"spct {stage}, expected scores", k)] = ("expected", k)
@@ -145,7 +147,7 @@ def llm_judge(bench: Bench, folder: Path, name: str = "llm_judge") -> list[Measu
 def _measured(bench: Bench, name: str, judge: Judge, folder: Path, vote: str) -> Measured:
     options = Options(**{**vars(bench.options), "vote": vote, "expected": True})
     path = folder / f"{bench.benchmark.name}.{vote}.jsonl"
-    cost = run.judge_with_model(judge, bench.comparisons, path, options, progress=False)
+    cost = run.judge_with_model(judge, bench.comparisons, path, options, RUN)
     judged = run.load_judged(bench.comparisons, path, vote)
     return _entry(
         bench,
@@ -169,7 +171,7 @@ def _by_pairs(bench: Bench, judge: Judge, folder: Path, vote: str) -> Measured:
                 )
                 owners.append((c, i, j))
     path = folder / f"{bench.benchmark.name}.pairs.{vote}.jsonl"
-    cost = run.judge_with_model(judge, pairs, path, options, progress=False)
+    cost = run.judge_with_model(judge, pairs, path, options, RUN)
     wins = [[0.0] * comparison.n for comparison in bench.comparisons]
     for (c, i, j), pair_judged in zip(owners, run.load_judged(pairs, path, vote)):
         first, second = pair_judged.scores or (0.0, 0.0)

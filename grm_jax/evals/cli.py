@@ -1,4 +1,4 @@
-"""`grm eval`: benchmarks with their official metrics, for a model, a floor, or judgements made elsewhere."""
+"""`grm eval`: benchmarks with their official metrics, for a model, a baseline, or a scores file."""
 
 from __future__ import annotations
 
@@ -7,67 +7,96 @@ import dataclasses
 import json
 import math
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from grm_jax.evals import results, run
+from grm_jax.evals.benchmark import Benchmark
 from grm_jax.evals.benchmarks import BENCHMARKS, PAPER
 from grm_jax.evals.content_blind import CONTENT_BLIND
 from grm_jax.evals.files import MissingData
+from grm_jax.evals.judged import JudgedComparison
 from grm_jax.evals.measure import compare, measure
+from grm_jax.judging.judge import Judge
+from grm_jax.judging.options import Options
+from grm_jax.judging.run import RunConfig
+from grm_jax.types import Comparison
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A benchmark, the comparisons of it to judge, and how many it has."""
+
+    benchmark: Benchmark
+    comparisons: Sequence[Comparison]
+    total: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """The judged comparisons of a task: by whom, greedily as well, at what cost (see `measure`)."""
+
+    judged: Sequence[JudgedComparison]
+    judge: dict
+    greedy: Sequence[JudgedComparison] | None = None
+    cost: Mapping = dataclasses.field(default_factory=dict)
+
+
+JudgeFunction = Callable[[Task], Judgement]
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(
         prog="grm eval",
-        description="Runs reward-model benchmarks with their official metrics and 95% bootstrap intervals.",
-        epilog=f"Benchmarks: {', '.join(BENCHMARKS)}. Exit status: 0, or 2 for a wrong command line or missing files.",
+        description="Runs reward-model benchmarks with their official metrics and 95% bootstrap "
+        "intervals.",
+        epilog=f"Benchmarks: {', '.join(BENCHMARKS)}. Exit status: 0, or 2 for a wrong command "
+        "line or missing files.",
     )
     p.add_argument(
         "--benchmark",
         required=True,
-        help="names, comma separated; 'paper' for the paper's four; 'all' for what --data holds",
+        help="names, comma-separated; 'paper' for the paper's four; 'all' for those in --data",
     )
     p.add_argument(
         "--data",
         required=True,
-        help="folder with one folder per benchmark (docs/evaluation.md says which files)",
+        help="folder with one folder per benchmark (docs/evaluation.md lists the files)",
     )
     p.add_argument(
         "--out",
-        help="folder for verdicts, results.json, results.md and results.html (default eval/NAME-OF-JUDGE)",
+        help="folder for verdicts, results.json, results.md and results.html (default eval/JUDGE)",
     )
     judge = p.add_mutually_exclusive_group(required=True)
+    judge.add_argument("--model", help="model folder, checkpoint or GGUF file; resumable")
     judge.add_argument(
-        "--model", help="model folder, checkpoint or GGUF file: judge with it, resumable"
+        "--judge", choices=CONTENT_BLIND, help="a content-blind baseline instead of a model"
     )
-    judge.add_argument("--judge", choices=CONTENT_BLIND, help="a rule instead of a model")
     judge.add_argument(
-        "--scores", help="judgements made elsewhere: a JSONL file, or a folder with BENCHMARK.jsonl"
+        "--scores", help="scores from elsewhere: a JSONL file, or a folder with BENCHMARK.jsonl"
     )
     judge.add_argument(
         "--write_comparisons",
         metavar="DIR",
-        help="write BENCHMARK.jsonl for a judge elsewhere, and stop",
+        help="write BENCHMARK.jsonl as input of another judge, and exit",
     )
     p.add_argument(
         "--part",
         action="store_true",
-        help="measure the comparisons that --scores holds, where it lacks some",
+        help="measure only the comparisons in --scores, if it lacks some",
     )
     p.add_argument("--against", help="--out folder of another run: paired tests, ours minus theirs")
     p.add_argument(
-        "--limit",
-        type=int,
-        help="judge this many comparisons of each benchmark, picked by a hash of their ids",
+        "--limit", type=int, help="judge N comparisons of each benchmark, selected by hashed id"
     )
     p.add_argument("--subset", help="judge this subset only")
     p.add_argument(
-        "--with_reference",
-        action="store_true",
-        help="show the judge the reference answer, where the data hold one",
+        "--with_reference", action="store_true", help="show the judge the data's reference answers"
     )
-    p.add_argument("--draws", type=int, default=1000, help="draws of the bootstrap (default 1000)")
+    p.add_argument(
+        "--draws", type=int, default=1000, help="bootstrap draws per interval (default 1000)"
+    )
     p.add_argument("--overwrite", action="store_true", help="judge again what is in --out")
     p.add_argument("--quiet", action="store_true", help="no progress bars")
     p.add_argument("--seed", type=int, default=0)
@@ -87,16 +116,14 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--vote", default="sum")
     model.add_argument("--orders", default="balanced")
     model.add_argument("--expected", action="store_true")
-    model.add_argument(
-        "--no_greedy",
-        action="store_true",
-        help="leave out the greedy run that gains are measured against",
-    )
     model.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     model.add_argument("--mesh", help="data=1,fsdp=8,tensor=1")
     model.add_argument("--prompt_slots", type=int)
     model.add_argument("--rows", type=int)
     model.add_argument("--chunk", type=int, default=256)
+    model.add_argument(
+        "--no_greedy", action="store_true", help="skip the greedy run that gains are measured from"
+    )
     return p
 
 
@@ -109,197 +136,201 @@ def main(argv: list[str] | None = None) -> int:
         print(f"grm eval: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ngrm eval: stopped; the same command goes on with what is done", file=sys.stderr)
+        print("\ngrm eval: stopped; run the same command again to resume", file=sys.stderr)
         return 130
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Reads, judges, measures and writes the reports."""
+    """Loads, judges, measures, and writes the reports."""
     if args.limit is not None and args.limit < 1:
-        raise ValueError(f"--limit {args.limit}: ask for at least one comparison")
-    loaded = load(args)
+        raise ValueError(f"--limit {args.limit}: give 1 or more comparisons")
+    tasks = load(args)
     if args.write_comparisons:
         folder = Path(args.write_comparisons)
         folder.mkdir(parents=True, exist_ok=True)
-        for benchmark, comparisons, _ in loaded:
-            run.write_comparisons(comparisons, folder / f"{benchmark.name}.jsonl")
-            print(f"{folder / benchmark.name}.jsonl: {len(comparisons)} comparisons")
+        for task in tasks:
+            path = folder / f"{task.benchmark.name}.jsonl"
+            run.write_comparisons(task.comparisons, path)
+            print(f"{path}: {len(task.comparisons)} comparisons")
         return 0
     out = Path(args.out or Path("eval") / default_name(args))
     out.mkdir(parents=True, exist_ok=True)
-    judge_all = _judge_of(args, out)
-    entries = []
-    for benchmark, comparisons, total in loaded:
-        judged, greedy, judge, cost = judge_all(benchmark, comparisons)
-        entry = measure(benchmark, judged, total, judge, args.draws, greedy, cost)
+    judge, entries = judge_function(args, out), []
+    for task in tasks:
+        made = judge(task)
+        entry = measure(
+            *(task.benchmark, made.judged, task.total, made.judge, args.draws),
+            greedy=made.greedy,
+            cost=dict(made.cost),
+        )
         if args.against:
-            theirs = run.load_judged(comparisons, Path(args.against) / f"{benchmark.name}.jsonl")
-            entry["against"] = {"run": Path(args.against).name} | compare(
-                benchmark, judged, theirs, args.draws
-            )
+            path = Path(args.against) / f"{task.benchmark.name}.jsonl"
+            theirs = run.load_judged(task.comparisons, path)
+            tests = compare(task.benchmark, made.judged, theirs, args.draws)
+            entry["against"] = {"run": Path(args.against).name} | tests
         entries.append(entry)
     write_reports(entries, out)
     return 0
 
 
-def load(args) -> list:
-    """(benchmark, comparisons to judge, how many there are) for each name. 'all' takes what is there."""
+def load(args: argparse.Namespace) -> list[Task]:
+    """Loads the benchmarks of --benchmark; 'all' skips those without files."""
     names = {"paper": PAPER, "all": BENCHMARKS}.get(args.benchmark) or args.benchmark.split(",")
-    loaded = []
+    tasks = []
     for name in dict.fromkeys(name.strip() for name in names):
         benchmark = BENCHMARKS[name]
         try:
-            everything = benchmark.load(args.data)
+            comparisons = benchmark.load(args.data)
         except MissingData as error:
             if args.benchmark != "all":
                 raise
-            print(f"grm eval: left out: {error}", file=sys.stderr)
+            print(f"grm eval: skipped: {error}", file=sys.stderr)
             continue
+        total = len(comparisons)
         if args.part and args.scores:
             ids = {str(row.get("id")) for row in run.read_rows(scores_path(args.scores, name))}
-            scored = [c for c in everything if str(c.id) in ids]
-            if not scored:
-                raise ValueError(
-                    f"{args.scores} holds none of the {len(everything)} comparisons of {name}"
-                )
-            comparisons = run.choose(scored, args.limit, args.subset)
-        else:
-            comparisons = run.choose(everything, args.limit, args.subset)
+            comparisons = [c for c in comparisons if str(c.id) in ids]
+            if not comparisons:
+                raise ValueError(f"{args.scores} has none of the {total} comparisons of {name}")
+        comparisons = run.choose(comparisons, args.limit, args.subset)
         if not args.with_reference:
             comparisons = [dataclasses.replace(c, reference=None) for c in comparisons]
-        loaded.append((benchmark, comparisons, len(everything)))
-    if not loaded:
-        raise MissingData(f"no benchmark found under {args.data}")
-    return loaded
+        tasks.append(Task(benchmark, comparisons, total))
+    if not tasks:
+        raise MissingData(f"{args.data} has the files of no benchmark")
+    return tasks
 
 
-def scores_path(given: str, name: str) -> Path:
-    """The scores file of a benchmark: the file itself, or the one in the folder that was given."""
-    return Path(given) / f"{name}.jsonl" if Path(given).is_dir() else Path(given)
+def scores_path(scores: str, name: str) -> Path:
+    """The scores file of a benchmark: the file itself, or the one in a folder."""
+    return Path(scores) / f"{name}.jsonl" if Path(scores).is_dir() else Path(scores)
 
 
-def default_name(args) -> str:
+def default_name(args: argparse.Namespace) -> str:
     """The name of the judge, as a folder."""
     return args.judge or Path(args.model or args.scores).name.split(".")[0]
 
 
-def _judge_of(args, out: Path):
-    """(benchmark, comparisons) -> (judged, greedy or None, description, cost)."""
+# ---------------------------------------------------------------- judges
+
+
+def judge_function(args: argparse.Namespace, out: Path) -> JudgeFunction:
+    """The judge of the command line as a function."""
     if args.judge:
-        return lambda b, cs: (
-            run.judge_content_blind(args.judge, cs, args.seed, out / f"{b.name}.jsonl"),
-            None,
-            {
-                "kind": "content-blind baseline",
-                "name": args.judge,
-                "rule": CONTENT_BLIND[args.judge].description,
-                "seed": args.seed,
-            },
-            {},
-        )
+        return lambda task: _judge_content_blind(args.judge, args.seed, task, out)
     if args.scores:
-        return lambda b, cs: _from_file(args, b, cs, out)
-    return _with_model(args, out)
+        return lambda task: _load_scores(args.scores, task, out)
+    return _model_function(args, out)
 
 
-def _from_file(args, benchmark, comparisons, out: Path):
-    path = scores_path(args.scores, benchmark.name)
-    judged = run.load_judged(comparisons, path)
-    copy = out / f"{benchmark.name}.jsonl"
+def _judge_content_blind(name: str, seed: int, task: Task, out: Path) -> Judgement:
+    path = out / f"{task.benchmark.name}.jsonl"
+    judged = run.judge_content_blind(name, task.comparisons, seed, path)
+    description = CONTENT_BLIND[name].description
+    judge = {"kind": "content-blind baseline", "name": name, "rule": description, "seed": seed}
+    return Judgement(judged, judge)
+
+
+def _load_scores(scores: str, task: Task, out: Path) -> Judgement:
+    """Loads a scores file and copies it into `out`."""
+    path, copy = scores_path(scores, task.benchmark.name), out / f"{task.benchmark.name}.jsonl"
+    judged = run.load_judged(task.comparisons, path)
     if path.resolve() != copy.resolve():
         copy.write_bytes(path.read_bytes())
     first = next(run.read_rows(path), {})
-    named = {
-        key: first[key]
-        for key in ("model", "k", "temperature", "vote", "template", "meta_rm")
-        if key in first
-    }
-    return judged, None, {"kind": "scores", "name": named.get("model", path.stem)} | named, {}
+    known = ("model", "k", "temperature", "vote", "template", "meta_rm")
+    settings = {key: first[key] for key in known if key in first}
+    judge = {"kind": "scores", "name": settings.get("model", path.stem)} | settings
+    return Judgement(judged, judge)
 
 
-def _with_model(args, out: Path):
-    from grm_jax.judging.cli import fill_in
-    from grm_jax.judging.judge import Judge
-    from grm_jax.judging.options import Options
+def _model_function(args: argparse.Namespace, out: Path) -> JudgeFunction:
+    """Loads the model of the command line."""
+    from grm_jax.judging.cli import fill_in, mesh_of
 
     fill_in(args)
     options = Options(
-        k=args.k, temperature=args.temperature, seed=args.seed, max_new_tokens=args.max_new_tokens, top_p=args.top_p,
-        vote=args.vote, orders=args.orders, k_meta=args.k_meta, expected=args.expected,
-    )  # fmt: skip
-    mesh = None
-    if args.mesh:
-        from grm_jax.judging.cli import mesh_of
-
-        mesh = mesh_of(args.mesh)
-    judge = Judge.load(
-        args.model, meta_rm=args.meta_rm, mesh=mesh, template=args.template, dtype=args.dtype, tokenizer=args.tokenizer,
-        prompt_slots=args.prompt_slots, rows=args.rows,
-    )  # fmt: skip
-    count = parameters(args.model)
-
-    def judged(benchmark, comparisons):
-        *found, cost = judge_benchmark(judge, benchmark, comparisons, out, options, args)
-        return *found, cost | ({"parameters": count} if count else {})
-
-    return judged
-
-
-def judge_benchmark(judge, benchmark, comparisons, out: Path, options, args):
-    """One benchmark by one loaded judge: the sampled run, and the greedy one that gains are measured against."""
-    named = dict(
-        private=benchmark.private,
+        **{
+            field.name: getattr(args, field.name)
+            for field in dataclasses.fields(Options)
+            if hasattr(args, field.name)
+        }
+    )
+    config = RunConfig(
+        existing="overwrite" if args.overwrite else "resume",
         chunk=args.chunk,
-        overwrite=args.overwrite,
         progress=not args.quiet,
     )
-    path = out / f"{benchmark.name}.jsonl"
-    cost = run.judge_with_model(judge, comparisons, path, options, **named)
-    judged, greedy = run.load_judged(comparisons, path), None
-    if options.temperature > 0 and not args.no_greedy:
-        # A protocol of both orders needs one greedy text for each.
-        k = 2 if benchmark.both_orders else 1
-        once = dataclasses.replace(
-            options, temperature=0.0, k=k, vote="sum", expected=False, k_meta=None
-        )
-        run.judge_with_model(
-            judge, comparisons, out / f"{benchmark.name}.greedy.jsonl", once, **named
-        )
-        greedy = run.load_judged(comparisons, out / f"{benchmark.name}.greedy.jsonl")
+    judge = Judge.load(
+        args.model,
+        meta_rm=args.meta_rm,
+        mesh=mesh_of(args.mesh) if args.mesh else None,
+        template=args.template,
+        dtype=args.dtype,
+        tokenizer=args.tokenizer,
+        prompt_slots=args.prompt_slots,
+        rows=args.rows,
+    )
+    count = num_parameters(args.model)
+
+    def judge_task(task: Task) -> Judgement:
+        made = judge_benchmark(judge, task, out, options, config, greedy=not args.no_greedy)
+        return dataclasses.replace(made, cost={**made.cost, "parameters": count}) if count else made
+
+    return judge_task
+
+
+def judge_benchmark(
+    judge: Judge, task: Task, out: Path, options: Options, config: RunConfig, greedy: bool = True
+) -> Judgement:
+    """Judges one benchmark into `out`: with the options, and greedily if these sample."""
+    config = dataclasses.replace(config, private=task.benchmark.private)
+    path = out / f"{task.benchmark.name}.jsonl"
+    cost = run.judge_with_model(judge, task.comparisons, path, options, config)
     description = {
         "kind": "model",
         "name": judge.name,
         "meta_rm": getattr(judge.meta_rm, "name", None),
+        **dataclasses.asdict(options),
+        "template": judge.family,
     }
-    return (
-        judged,
-        greedy,
-        description | dataclasses.asdict(options) | {"template": judge.family},
-        cost,
+    made = Judgement(run.load_judged(task.comparisons, path), description, cost=cost)
+    if not greedy or options.temperature == 0:
+        return made
+    # A protocol with both orders needs one greedy critique of each.
+    options = dataclasses.replace(
+        options,
+        temperature=0.0,
+        k=2 if task.benchmark.both_orders else 1,
+        vote="sum",
+        expected=False,
+        k_meta=None,
     )
+    path = out / f"{task.benchmark.name}.greedy.jsonl"
+    run.judge_with_model(judge, task.comparisons, path, options, config)
+    return dataclasses.replace(made, greedy=run.load_judged(task.comparisons, path))
 
 
-def parameters(path) -> int | None:
-    """How many parameters a checkpoint has, from its headers; None where that cannot be told."""
+def num_parameters(path: str) -> int | None:
+    """The number of parameters of a checkpoint, from its headers; None if they have no shapes."""
     from grm_jax.checkpoints import open_checkpoint
 
     try:
-        reader = open_checkpoint(path)
-        return sum(math.prod(tensor.shape) for tensor in reader.tensors.values())
+        return sum(math.prod(t.shape) for t in open_checkpoint(path).tensors.values())
     except (OSError, ValueError):
         return None
 
 
-def write_reports(entries: list[dict], out: Path) -> None:
-    """results.json, results.md and results.html in `out`, and the table in the terminal.
+def write_reports(entries: Sequence[dict], out: Path) -> None:
+    """Writes results.json, results.md and results.html, and prints the table.
 
-    Entries of benchmarks that this run did not touch stay: an evaluation may be done a few benchmarks at a time.
+    Entries of other benchmarks in `out` stay, so an evaluation may be run in several commands.
     """
     from grm_jax.evals import page, tables
 
     path = out / results.FILE
-    earlier = {e["benchmark"]: e for e in results.read_results(path)} if path.exists() else {}
-    merged = earlier | {e["benchmark"]: e for e in entries}
+    earlier = results.read_results(path) if path.exists() else []
+    merged = {entry["benchmark"]: entry for entry in (*earlier, *entries)}
     ordered = [merged[name] for name in BENCHMARKS if name in merged]
     path.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (out / "results.md").write_text(tables.markdown(ordered), encoding="utf-8")

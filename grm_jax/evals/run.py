@@ -63,11 +63,7 @@ def judge_with_model(
 
 
 def judge_into_store(
-    judge: Judge,
-    comparisons: Sequence[Comparison],
-    options: Options,
-    folder: Any,
-    chunk: int = 64,
+    judge: Judge, comparisons: Sequence[Comparison], options: Options, folder: Any, chunk: int = 64
 ) -> list[JudgedComparison]:
     """Judges comparisons into a store that all hosts of a run share, or resumes it.
 

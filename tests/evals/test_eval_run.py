@@ -1,4 +1,4 @@
-"""`grm eval`: the command line, resumed runs, scores files, intervals, gains, paired tests, and the reports."""
+"""`grm eval`: the command line, resumed runs, scores files, intervals, gains, tests, reports."""
 
 import dataclasses
 import json
@@ -9,20 +9,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grm_jax.evals import cli, run, scaling
+from grm_jax.evals import cli, results, run, scaling
 from grm_jax.evals.benchmarks import BENCHMARKS
 from grm_jax.evals.bootstrap import Resampler, mcnemar, p_value
 from grm_jax.evals.judged import JudgedComparison, from_row
 from grm_jax.evals.measure import compare, measure
 from grm_jax.judging.options import Options
+from grm_jax.judging.run import RunConfig
 from grm_jax.types import Comparison
 
 sys.path.append(str(Path(__file__).parents[1] / "judging"))
 from fake_judge import fake_judge, first_wins, well_formed  # noqa: E402
 
+QUIET = RunConfig(existing="resume", progress=False)
+
 
 def noisy(responses, key):
-    """Likes answers that say good, with noise that depends on the row alone; one row in twelve cannot be read."""
+    """Prefers "good" answers, with noise from the row alone; one critique in twelve is unparsed."""
     rng = random.Random(str((key, responses)))
     if rng.random() < 1 / 12:
         return "I cannot say."
@@ -49,23 +52,25 @@ def data(tmp_path):
     return tmp_path / "data"
 
 
-def judge_all(comparisons, output, write=noisy, **options):
-    chunk = options.pop("chunk", 8)
+def judge_all(comparisons, output, write=noisy, chunk=8, **options):
     judge = fake_judge(write, name="toy@1")
-    run.judge_with_model(
-        judge, comparisons, output, Options(k=4, **options), chunk=chunk, progress=False
-    )
+    config = dataclasses.replace(QUIET, chunk=chunk)
+    run.judge_with_model(judge, comparisons, output, Options(k=4, **options), config)
     return output.read_bytes()
 
 
-# ---------------------------------------------------------------- runs that stop
+def eval_rewardbench(data, *flags):
+    return cli.main(["--benchmark", "rewardbench", "--data", str(data), *map(str, flags)])
+
+
+# ---------------------------------------------------------------- stopped runs
 
 
 class Stop(Exception):
     pass
 
 
-def test_a_stopped_run_goes_on_and_equals_the_uninterrupted_one(data, tmp_path):
+def test_a_stopped_run_resumes_and_equals_an_uninterrupted_one(data, tmp_path):
     comparisons = BENCHMARKS["rewardbench"].load(data)
     whole = judge_all(comparisons, tmp_path / "whole.jsonl")
     for stop_after in (1, 57, 120):
@@ -83,7 +88,7 @@ def test_a_stopped_run_goes_on_and_equals_the_uninterrupted_one(data, tmp_path):
             judge_all(comparisons, output, stopping)
         assert not output.exists()
         assert judge_all(comparisons, output) == whole
-    assert judge_all(comparisons, output) == whole  # a finished run is left as it is
+    assert judge_all(comparisons, output) == whole  # a finished run is not judged again
 
 
 def test_batches_and_repeats_give_the_same_file(data, tmp_path):
@@ -102,237 +107,177 @@ def test_other_settings_are_refused(data, tmp_path):
         judge_all(comparisons[:10], tmp_path / "a.jsonl")
 
 
-def test_a_finished_file_is_not_that_of_another_template_or_of_references(data, tmp_path):
+def test_a_finished_file_of_another_template_or_with_other_references_is_refused(data, tmp_path):
     comparisons, path = BENCHMARKS["rewardbench"].load(data)[:4], tmp_path / "a.jsonl"
     for private in (False, True):
-        ask = lambda template, items, private=private: run.judge_with_model(
-            fake_judge(noisy, name="toy@1", template=template),
-            items,
-            path,
-            Options(k=2),
-            private,
-            progress=False,
-        )
+        config = dataclasses.replace(QUIET, private=private)
+
+        def judge(template, items, config=config):
+            judge = fake_judge(noisy, name="toy@1", template=template)
+            return run.judge_with_model(judge, items, path, Options(k=2), config)
+
         path.unlink(missing_ok=True)
-        cost = ask("compact", comparisons)
-        assert ask("compact", comparisons) == cost
+        cost = judge("compact", comparisons)
+        assert judge("compact", comparisons) == cost
         with pytest.raises(
             ValueError, match="with template = 'compact/judge@.*'compact/pairwise@.*--overwrite"
         ):
-            ask("compact/pairwise", comparisons)
+            judge("compact/pairwise", comparisons)
         with pytest.raises(ValueError, match="from another input .*another output"):
-            ask("compact", [dataclasses.replace(c, reference="the answer") for c in comparisons])
+            judge("compact", [dataclasses.replace(c, reference="the answer") for c in comparisons])
 
 
 def test_private_rows_hold_no_text(data, tmp_path):
-    comparisons = BENCHMARKS["rewardbench"].load(data)[:3]
+    comparisons, path = BENCHMARKS["rewardbench"].load(data)[:3], tmp_path / "a.jsonl"
+    judge, config = fake_judge(noisy, name="toy@1"), dataclasses.replace(QUIET, private=True)
+    run.judge_with_model(judge, comparisons, path, Options(k=2), config)
+    assert "good" not in path.read_text() and "Accuracy" not in path.read_text()
+    assert run.load_judged(comparisons, path)[0].critiques
+
+
+def test_a_store_that_hosts_share_gives_the_same_judgements_as_a_file(data, tmp_path):
+    comparisons, options = BENCHMARKS["rewardbench"].load(data), Options(k=4)
+    judge_all(comparisons, tmp_path / "a.jsonl")
+    loaded = run.load_judged(comparisons, tmp_path / "a.jsonl")
     judge = fake_judge(noisy, name="toy@1")
-    run.judge_with_model(
-        judge, comparisons, tmp_path / "a.jsonl", Options(k=2), private=True, progress=False
-    )
-    text = (tmp_path / "a.jsonl").read_text()
-    assert "good" not in text and "Accuracy" not in text
-    assert run.load_judged(comparisons, tmp_path / "a.jsonl")[0].critiques
+    assert run.judge_into_store(judge, comparisons, options, tmp_path / "store") == loaded
+    assert len(list((tmp_path / "store").iterdir())) == 1  # 40 comparisons are one chunk
 
 
 # ---------------------------------------------------------------- the command line
 
 
-def test_floor_reports(data, tmp_path, capsys):
+def test_reports_of_a_content_blind_baseline(data, tmp_path, capsys):
     out = tmp_path / "out"
-    status = cli.main(
-        [
-            "--benchmark",
-            "rewardbench",
-            "--data",
-            str(data),
-            "--judge",
-            "longest",
-            "--out",
-            str(out),
-            "--draws",
-            "50",
-        ]
-    )
-    assert status == 0
+    assert eval_rewardbench(data, "--judge", "longest", "--out", out, "--draws", 50) == 0
     (entry,) = json.loads((out / "results.json").read_text())
     assert entry["metrics"]["scalar"]["score"]["value"] == 0.0 and entry["rule"] == "scalar"
     assert entry["content_blind"]["first"]["value"] == pytest.approx(0.5, abs=0.25)
     page = (out / "results.html").read_text()
     assert page.count("<section") == 1 and "http://" not in page.replace("http://www.w3.org", "")
     assert "<script" not in page and "<link" not in page
-    assert (
-        "RewardBench" in (out / "results.md").read_text()
-        and "content-blind baseline longest" in capsys.readouterr().out
-    )
+    assert "RewardBench" in (out / "results.md").read_text()
+    assert "content-blind baseline longest" in capsys.readouterr().out
 
 
-def test_scores_made_elsewhere_and_paired_tests(data, tmp_path):
-    base = ["--benchmark", "rewardbench", "--data", str(data), "--draws", "200"]
-    assert cli.main([*base, "--write_comparisons", str(tmp_path / "in")]) == 0
-    rows = [
-        json.loads(line)
-        for line in (tmp_path / "in" / "rewardbench.jsonl").read_text().splitlines()
-    ]
-    scores = tmp_path / "scores.jsonl"
-    # Every fourth is wrong, one in ten is unreadable.
+def test_results_of_an_earlier_version_are_read(data, tmp_path):
+    out = tmp_path / "out"
+    eval_rewardbench(data, "--judge", "longest", "--out", out, "--draws", 20)
+    (entry,) = json.loads((out / "results.json").read_text())
+    old = entry | {"floors": entry["content_blind"], "read": entry["parsing"]}
+    old["read"] = {**entry["parsing"], "nothing_read": entry["parsing"]["unparsed"]}
+    for key in ("content_blind", "parsing"):
+        del old[key]
+    del old["read"]["unparsed"]
+    (out / "results.json").write_text(json.dumps([old]))
+    assert results.read_results(out / "results.json") == [entry]
+    flags = ["--benchmark", "world", "--data", ".", "--judge", "longest", "--limit", "4"]
+    assert cli.main([*flags, "--out", str(out), "--draws", "20"]) == 0
+    assert json.loads((out / "results.json").read_text())[0] == entry
+
+
+def test_scores_from_elsewhere_and_paired_tests(data, tmp_path):
+    assert eval_rewardbench(data, "--write_comparisons", tmp_path / "in") == 0
+    rows = map(json.loads, (tmp_path / "in" / "rewardbench.jsonl").read_text().splitlines())
     lines = []
-    for i, row in enumerate(rows):
+    for i, row in enumerate(rows):  # every fourth is wrong, one in ten is unparsed
         right = [float(j == row["label"]) for j in range(2)]
-        lines.append(
-            json.dumps(
-                {
-                    "id": row["id"],
-                    "scores": None if i % 10 == 9 else right[::-1] if i % 4 == 3 else right,
-                }
-            )
-        )
-    scores.write_text("\n".join(lines))
-    assert cli.main([*base, "--judge", "shortest", "--out", str(tmp_path / "best")]) == 0
-    assert (
-        cli.main(
-            [
-                *base,
-                "--scores",
-                str(scores),
-                "--out",
-                str(tmp_path / "ours"),
-                "--against",
-                str(tmp_path / "best"),
-            ]
-        )
-        == 0
-    )
-    (entry,) = json.loads((tmp_path / "ours" / "results.json").read_text())
+        scores = None if i % 10 == 9 else right[::-1] if i % 4 == 3 else right
+        lines.append(json.dumps({"id": row["id"], "scores": scores}))
+    path = tmp_path / "scores.jsonl"
+    path.write_text("\n".join(lines))
+    flags = ("--draws", 200, "--out")
+    assert eval_rewardbench(data, "--judge", "shortest", *flags, tmp_path / "best") == 0
+    ours = tmp_path / "ours"
+    against = ("--against", tmp_path / "best")
+    assert eval_rewardbench(data, "--scores", path, *flags, ours, *against) == 0
+    (entry,) = json.loads((ours / "results.json").read_text())
     assert entry["parsing"]["unparsed"] == 4
-    against = entry["against"]
-    assert against["metrics"]["score"]["value"] < 0 and against["metrics"]["score"]["p"] < 0.05
-    assert against["metrics"]["score"]["high"] < 0
+    difference = entry["against"]["metrics"]["score"]
+    assert difference["value"] < 0 and difference["p"] < 0.05 and difference["high"] < 0
 
 
-def test_wrong_command_lines_say_what_is_wrong(data, tmp_path, capsys):
+def test_wrong_command_lines_get_one_clear_line(data, tmp_path, capsys):
     assert cli.main(["--benchmark", "rmbench", "--data", str(data), "--judge", "first"]) == 2
     assert "did you mean" in capsys.readouterr().err
-    assert (
-        cli.main(
-            ["--benchmark", "rmb", "--data", str(data), "--judge", "first", "--out", str(tmp_path)]
-        )
-        == 2
-    )
+    flags = ["--benchmark", "rmb", "--data", str(data), "--judge", "first", "--out", str(tmp_path)]
+    assert cli.main(flags) == 2
     assert "Put there: the folder RMB_dataset" in capsys.readouterr().err
-    scores = tmp_path / "s.jsonl"
+    scores, part = tmp_path / "s.jsonl", tmp_path / "part"
     scores.write_text('{"id": "rewardbench-0-donotanswer", "scores": [1, 2]}\n')
-    assert (
-        cli.main(
-            [
-                "--benchmark",
-                "rewardbench",
-                "--data",
-                str(data),
-                "--scores",
-                str(scores),
-                "--out",
-                str(tmp_path),
-            ]
-        )
-        == 2
-    )
+    flags = ("--scores", scores, "--out", part, "--draws", 20)
+    assert eval_rewardbench(data, *flags) == 2
     assert "has no row for 39 of 40 comparisons" in capsys.readouterr().err
-    base = [
-        "--benchmark",
-        "rewardbench",
-        "--data",
-        str(data),
-        "--scores",
-        str(scores),
-        "--out",
-        str(tmp_path / "part"),
-        "--draws",
-        "20",
-    ]
-    assert cli.main([*base, "--part"]) == 0
-    assert json.loads((tmp_path / "part" / "results.json").read_text())[0]["comparisons"] == 1
+    assert eval_rewardbench(data, *flags, "--part") == 0
+    assert json.loads((part / "results.json").read_text())[0]["comparisons"] == 1
 
 
-def test_errors_say_the_way_out(data, tmp_path, capsys, monkeypatch):
+def test_errors_name_the_fix(data, tmp_path, capsys, monkeypatch):
     comparison, path = Comparison("q", ("a", "b"), id="x"), tmp_path / "s.jsonl"
-    for text, way_out in (
+    for text, fix in (
         ("{", "write one object a line"),
         ('{"id": "x", "scores": [1]}', "give one for each"),
     ):
         path.write_text(text + "\n")
-        with pytest.raises(ValueError, match=way_out):
+        with pytest.raises(ValueError, match=fix):
             run.load_judged([comparison], path)
 
     def full(*_):
         raise MemoryError("one row of prompt 512 needs 3 GiB: use more devices on `tensor`")
 
     monkeypatch.setattr(cli, "evaluate", full)
-    assert cli.main(["--benchmark", "rewardbench", "--data", str(data), "--judge", "first"]) == 2
+    assert eval_rewardbench(data, "--judge", "first") == 2
     assert capsys.readouterr().err.startswith("grm eval: one row of prompt 512")
 
 
-def test_a_model_run_gives_curves_gains_and_a_page(data, tmp_path):
+def judge_benchmark(benchmark, comparisons, out, write, k):
+    task = cli.Task(benchmark, comparisons, len(comparisons))
+    judge = fake_judge(write, name="toy@1")
+    return cli.judge_benchmark(judge, task, out, Options(k=k), QUIET)
+
+
+def test_a_model_gets_curves_gains_and_a_page(data, tmp_path):
     benchmark = BENCHMARKS["rewardbench"]
     comparisons = benchmark.load(data)
-    args = type("Args", (), {"chunk": 16, "overwrite": False, "quiet": True, "no_greedy": False})
-    judge = fake_judge(noisy, name="toy@1")
-    judged, greedy, description, cost = cli.judge_benchmark(
-        judge, benchmark, comparisons, tmp_path, Options(k=8), args
-    )
-    entry = measure(benchmark, judged, len(comparisons), description, 100, greedy, cost)
-    assert set(entry["curves"]) == {"sum", "majority"} and set(entry["curves"]["sum"]) == {
-        1,
-        2,
-        4,
-        8,
-    }
-    assert entry["curves"]["sum"][8]["value"] == pytest.approx(
-        entry["metrics"]["generative"]["score"]["value"]
-    )
+    made = judge_benchmark(benchmark, comparisons, tmp_path, noisy, k=8)
+    entry = measure(benchmark, made.judged, 40, made.judge, 100, made.greedy, made.cost)
+    assert set(entry["curves"]) == {"sum", "majority"}
+    assert set(entry["curves"]["sum"]) == {1, 2, 4, 8}
+    score = entry["metrics"]["generative"]["score"]["value"]
+    assert entry["curves"]["sum"][8]["value"] == pytest.approx(score)
     assert set(entry["gains"]) == {"voting@1", "greedy"}
-    gain = entry["metrics"]["generative"]["score"]["value"] - entry["curves"]["sum"][1]["value"]
+    gain = score - entry["curves"]["sum"][1]["value"]
     assert entry["gains"]["voting@1"]["value"] == pytest.approx(gain)
     assert entry["position"]["flips"]["n"] > 0 and 0 < entry["parsing"]["parsed"] < 1
     cli.write_reports([json.loads(json.dumps(entry))], tmp_path)
     assert (tmp_path / "results.html").read_text().count("<svg") == 3
 
 
-def test_a_part_of_a_benchmark_is_the_same_part_everywhere(data):
+def test_a_limit_selects_the_same_comparisons_everywhere(data):
     comparisons = BENCHMARKS["rewardbench"].load(data)
     ten = run.choose(comparisons, 10)
-    assert ten == run.choose(list(comparisons), 10) and {c.id for c in ten} <= {
-        c.id for c in run.choose(comparisons, 20)
-    }
+    assert ten == run.choose(list(comparisons), 10)
+    assert {c.id for c in ten} <= {c.id for c in run.choose(comparisons, 20)}
     assert len(run.choose(comparisons, None, "math-prm")) == 20
-    with pytest.raises(ValueError, match="subset 'maths' is not there"):
+    with pytest.raises(ValueError, match="unknown subset 'maths'"):
         run.choose(comparisons, None, "maths")
 
 
-def test_a_protocol_of_both_orders_gets_both(tmp_path):
+def test_a_protocol_with_both_orders_gets_both(tmp_path):
     benchmark = BENCHMARKS["judgebench"]
     comparisons = [
         Comparison(f"q{i}", ("good", "bad"), None, 0, f"j{i}", {"subset": "mmlu-pro"})
         for i in range(4)
     ]
-    args = type("Args", (), {"chunk": 16, "overwrite": False, "quiet": True, "no_greedy": False})
-    judge = fake_judge(first_wins, name="toy@1")
-    judged, greedy, *_ = cli.judge_benchmark(
-        judge, benchmark, comparisons, tmp_path, Options(k=2), args
-    )
-    assert all(len(j.views) == 2 for j in [*judged, *greedy])
-    # Nothing but position bias: right in one order and wrong in the other is not right.
-    assert (
-        measure(benchmark, judged, 4, {}, 20, greedy)["metrics"]["official"]["accuracy"]["value"]
-        == 0.0
-    )
+    made = judge_benchmark(benchmark, comparisons, tmp_path, first_wins, k=2)
+    assert all(len(j.views) == 2 for j in [*made.judged, *made.greedy])
+    # Position bias alone: right in one order and wrong in the other is not right.
+    entry = measure(benchmark, made.judged, 4, {}, 20, made.greedy)
+    assert entry["metrics"]["official"]["accuracy"]["value"] == 0.0
     (tmp_path / "odd").mkdir()
-    odd, *_ = cli.judge_benchmark(
-        judge, benchmark, comparisons, tmp_path / "odd", Options(k=1), args
-    )
-    assert (
-        "4 comparisons were judged in one order only" in measure(benchmark, odd, 4, {}, 20)["notes"]
-    )
+    odd = judge_benchmark(benchmark, comparisons, tmp_path / "odd", first_wins, k=1)
+    entry = measure(benchmark, odd.judged, 4, {}, 20)
+    assert "4 comparisons were judged in one order only" in entry["notes"]
 
 
 # ---------------------------------------------------------------- votes and intervals
@@ -385,8 +330,8 @@ def test_meta_guidance_votes_with_the_kept_critiques():
     assert scaling.revote(judged, "sum", 2, 1).scores == (10, 10)
 
 
-def test_both_orders_are_judged_by_the_critiques_that_the_meta_model_keeps():
-    """Order (1, 0) has a wrong critique and a right one; the meta model keeps the right one."""
+def test_views_of_both_orders_use_the_critiques_that_the_meta_rm_keeps():
+    """Order (1, 0) has a wrong critique and a right one; the meta RM keeps the right one."""
     rows = row((9, 3), (1, 9), (8, 3), (7, 5), kept=[0, 3], k_meta=2)
     for critique, meta in zip(rows["critiques"], (2.0, -1.0, -2.0, 1.0)):
         critique["meta_score"] = meta
@@ -396,14 +341,14 @@ def test_both_orders_are_judged_by_the_critiques_that_the_meta_model_keeps():
     value = lambda j: benchmark.aggregate(benchmark.grade([j], "official"), np.ones(1))["accuracy"]
     unguided = from_row(judged.comparison, rows | {"kept": None})
     assert (value(unguided), value(judged)) == (0.0, 1.0)
-    # An order of which no critique was kept tells nothing; one that could not be read is a failure of the judge.
+    # An order without a kept critique has no view; an unparsed order is a failure of the judge.
     assert dict(from_row(judged.comparison, rows | {"k_meta": 1}).views) == {(0, 1): (9, 3)}
-    unread = row((9, 3), None, kept=[0])
-    unread["critiques"][0]["meta_score"] = 1.0
-    assert dict(from_row(judged.comparison, unread).views) == {(0, 1): (9, 3), (1, 0): None}
+    unparsed = row((9, 3), None, kept=[0])
+    unparsed["critiques"][0]["meta_score"] = 1.0
+    assert dict(from_row(judged.comparison, unparsed).views) == {(0, 1): (9, 3), (1, 0): None}
 
 
-def test_the_curve_of_expected_scores_outlives_a_critique_that_has_none():
+def test_the_curve_of_expected_scores_skips_critiques_without_them():
     rows = row((7, 7), (7.5, 4), (7, 7), (7, 7))
     for i in (0, 2, 3):
         rows["critiques"][i]["expected_scores"] = [7.25, 6.5]
@@ -415,17 +360,17 @@ def test_the_curve_of_expected_scores_outlives_a_critique_that_has_none():
 
 def correct(p, count, seed, groups=1):
     rng = np.random.default_rng(seed)
-    found = []
+    judged = []
     for i in range(count):
         hit = rng.random() < p
         comparison = Comparison(
             "q", ("a", "b"), None, 0, str(i), {"group": str(i // groups), "subset": "s"}
         )
-        found.append(JudgedComparison(comparison, (1.0, 0.0) if hit else (0.0, 1.0)))
-    return found
+        judged.append(JudgedComparison(comparison, (1.0, 0.0) if hit else (0.0, 1.0)))
+    return judged
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says():
+def test_the_interval_has_its_nominal_coverage():
     benchmark, covered = BENCHMARKS["humanevalpack"], 0
     for seed in range(60):
         judged = correct(0.7, 80, seed)
@@ -437,7 +382,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     assert covered >= 51  # 57 expected
 
 
-def test_prompts_are_drawn_whole():
+def test_comparisons_of_a_prompt_are_resampled_together():
     judged = [
         dataclasses.replace(j, scores=(float(i // 4 % 2), 0.5))
         for i, j in enumerate(correct(1.0, 80, 0, groups=4))

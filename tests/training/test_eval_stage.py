@@ -19,7 +19,7 @@ class FakeJudge:
         self.stops_at, self.failing, self.chunks = stops_at, failing, []
 
     def template_for(self, comparison, options):
-        return rendering.load(rendering.choose(self.family, comparison, None))
+        return rendering.load(rendering.choose(self.family, comparison))
 
     def stream(self, comparisons, options, chunk):
         for start in range(0, len(comparisons), chunk):
