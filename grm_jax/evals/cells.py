@@ -14,10 +14,10 @@ import numpy as np
 from grm_jax.evals.benchmark import credit, is_tie
 from grm_jax.evals.bootstrap import Resampler
 from grm_jax.evals.judged import JudgedComparison
-from grm_jax.evals.scaling import blocks
+from grm_jax.evals.scaling import META, blocks
 from grm_jax.evals.tables import percent, span, text_table
 
-METHODS = {"sum": "Voting", "expected": "Expected", "meta": "MetaRM"}
+METHODS = {"sum": "Voting", "expected": "Expected", META: "MetaRM"}
 HEADINGS = ("model", "method", "accuracy", "95% interval", "ties", "parsed")
 
 

@@ -9,14 +9,7 @@ from grm_jax.evals import figures
 from grm_jax.evals.cells import Cell
 from grm_jax.evals.content_blind import CONTENT_BLIND
 from grm_jax.evals.figures import INK, Line, draw_bars, draw_level, draw_lines, new_axes, to_svg
-
-KIND_COLOURS = {"sum": "#2f6fb0", "majority": "#b5651d", "expected": "#3c8d5a", "meta": "#8a4fb0"}
-KIND_LABELS = {
-    "sum": "sum",
-    "majority": "majority",
-    "expected": "expected",
-    "meta": "sum, meta-guided",
-}
+from grm_jax.evals.scaling import voting_method
 
 
 def curve(entry: Mapping) -> str:
@@ -25,7 +18,7 @@ def curve(entry: Mapping) -> str:
     for kind, points in entry["curves"].items():
         known = [(int(k), point) for k, point in points.items() if point["value"] is not None]
         if known:
-            lines.append(Line(KIND_LABELS[kind], known, KIND_COLOURS[kind]))
+            lines.append(Line(voting_method(kind).label, known, voting_method(kind).colour))
     if not lines:
         return ""
     figure, axes = new_axes()

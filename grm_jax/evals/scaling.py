@@ -14,14 +14,19 @@ import numpy as np
 from grm_jax.evals.benchmark import Benchmark, Metrics, nan_mean
 from grm_jax.evals.bootstrap import MetricFunction, Resampler, first_of
 from grm_jax.evals.judged import JudgedComparison, vote
-from grm_jax.judging.votes import NoVote
+from grm_jax.judging.votes import META_GUIDED, VOTES, Guidance, NoVote, VoteRule, curve_rules
 
-KINDS = {
-    "sum": "sum of scores (the paper's voting)",
-    "majority": "majority of first places",
-    "expected": "expected scores",
-    "meta": "sum over the half that the meta reward model keeps",
-}
+META = "meta"  # the sum over the critiques that the meta reward model keeps
+
+
+def all_kinds() -> list[str]:
+    """The voting methods that curves show: registered rules (`judging.votes`), then META."""
+    return [*curve_rules(), META]
+
+
+def voting_method(kind: str) -> VoteRule | Guidance:
+    """The label, description and colour of a voting method."""
+    return META_GUIDED if kind == META else VOTES[kind]
 
 
 def ks_up_to(count: int) -> list[int]:
@@ -32,23 +37,22 @@ def ks_up_to(count: int) -> list[int]:
 def kinds(judged: Sequence[JudgedComparison]) -> list[str]:
     """The voting methods that the critiques allow."""
     parsed = [c for j in judged for c in j.critiques if c.status == "ok"]
-    if not parsed:
-        return []
-    allowed = ["sum"]
-    if any(j.comparison.n > 1 for j in judged):
-        allowed.append("majority")
-    if any(c.expected_scores is not None for c in parsed):
-        allowed.append("expected")
-    if all(c.meta_score is not None for c in parsed):
-        allowed.append("meta")
-    return allowed
+    most = max((j.comparison.n for j in judged), default=0)
+    allowed = [
+        name
+        for name in curve_rules()
+        if most >= VOTES[name].min_responses
+        and any(getattr(c, VOTES[name].needs) is not None for c in parsed)
+    ]
+    guided = parsed and all(c.meta_score is not None for c in parsed)
+    return [*allowed, META] if guided else allowed
 
 
 def revote(judged: JudgedComparison, kind: str, k: int, block: int) -> JudgedComparison:
     """The vote of one block of k critiques; scores are None where none of them can vote."""
     critiques = judged.critiques[block * k : (block + 1) * k]
     try:
-        if critiques and kind == "meta":
+        if critiques and kind == META:
             return vote(judged.comparison, critiques, "sum", guided=True)
         if critiques:
             return vote(judged.comparison, critiques, kind)
@@ -87,7 +91,7 @@ def curves(
                 mean_over_blocks(benchmark, blocks(judged, kind, k), rule)
             ).as_json()
             for k in ks_up_to(total)
-            if k > 1 or kind != "meta"  # the meta reward model needs several to choose from
+            if k > 1 or kind != META  # the meta reward model needs several to choose from
         }
         for kind in kinds(judged)
     }

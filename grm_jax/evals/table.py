@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from grm_jax.evals import paper, results
-from grm_jax.evals.scaling import KINDS
+from grm_jax.evals.scaling import META, all_kinds
 from grm_jax.evals.tables import markdown_table, with_span
 
 KS = (1, 8, 32)  # the paper's table 3
@@ -188,7 +188,7 @@ def table_3(runs: Runs) -> dict:
         rows += [_printed(row) | {"name": f"@{k} {row.name}"} for row in paper.TABLE_3.get(k, ())]
         for name, run in runs.items():
             single = cells(run, paper.BENCHMARKS, lambda entry: at_k(entry, 1))
-            for kind in KINDS:
+            for kind in all_kinds():
                 row = cells(
                     run, paper.BENCHMARKS, lambda entry, k=k, kind=kind: at_k(entry, k, kind)
                 )
@@ -256,7 +256,7 @@ def _scaling_lines(name: str, entry: Mapping, flops_per_token: float | None) -> 
     if flops_per_token is None and cost.get("parameters"):
         flops_per_token = 2.0 * cost["parameters"]
     lines = []
-    for kind, label in {"sum": "voting", "meta": "meta-guided"}.items():
+    for kind, label in {"sum": "voting", META: "meta-guided"}.items():
         points = []
         for k, estimate in curves(entry).get(kind, {}).items():
             point = {"k": int(k), **estimate}

@@ -176,7 +176,7 @@ def test_the_teacher_of_shuffled_labels_does_not_know_the_truth():
         assert len(kept) > 100 and 0.4 < right < 0.6, (hinted, right)
 
 
-def test_what_is_evaluated_on_comes_once_and_without_its_answer(tmp_path):
+def test_held_out_comparisons_occur_once_and_without_reference(tmp_path):
     rows = [
         {"query": f"q{i}", "responses": ["a", "b"], "label": i % 2, "id": str(i), "reference": "a"}
         for i in range(5)
@@ -205,7 +205,7 @@ def test_several_held_out_sources_are_each_read_once_whatever_their_rates(tmp_pa
     assert len({c.id for c in items}) == len(items) == 150
 
 
-def test_comparisons_without_a_best_response_are_not_evaluated_on_and_none_left_is_said(
+def test_comparisons_without_a_best_response_are_dropped_and_an_empty_evaluation_is_refused(
     tmp_path, caplog
 ):
     rows = [
@@ -222,7 +222,8 @@ def test_comparisons_without_a_best_response_are_not_evaluated_on_and_none_left_
     assert "2 of 4 comparisons have no one best response" in caplog.text
     path.write_text("".join(json.dumps(row) + "\n" for row in rows[1::2]))
     with pytest.raises(
-        ValueError, match="none of the 2 comparisons to evaluate on has one best response.*held_out"
+        ValueError,
+        match="none of the 2 comparisons of the evaluation has one best response.*held_out",
     ):
         eval_stage.held_out(config)
 
