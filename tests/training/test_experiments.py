@@ -219,7 +219,7 @@ def test_comparisons_without_a_best_response_are_dropped_and_an_empty_evaluation
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with caplog.at_level("INFO"):
         assert sorted(c.id for c in eval_stage.held_out(config)) == ["0", "2"]
-    assert "2 of 4 comparisons have no one best response" in caplog.text
+    assert "dropped 2 of 4 comparisons without one best response" in caplog.text
     path.write_text("".join(json.dumps(row) + "\n" for row in rows[1::2]))
     with pytest.raises(
         ValueError,
