@@ -1,6 +1,8 @@
-"""Where the critiques of rejective fine-tuning come from: the scripted teacher, a model, an endpoint, or a file.
+"""Samplers of critiques for rejective fine-tuning: scripted teacher, model, endpoint, file.
 
-Each function returns a sampler: a function from what is wanted to replies (see `rft_data.Sampler`).
+`config.rft.sampler` names one of `SAMPLERS`, `config.rft.sampling` holds its settings. To add a
+sampler, register a dataclass of settings with a method `build`. A sampler is a function from
+requests to replies, see `rft_data.Sampler`; `stored` makes it resumable.
 """
 
 from __future__ import annotations
@@ -8,7 +10,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import hashlib
-import inspect
 import json
 import logging
 import os
@@ -16,346 +17,395 @@ import random
 import time
 import urllib.error
 import urllib.request
-import zlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
+from typing import Any
 
 from grm_jax.data.records import Record, read_records
 from grm_jax.data.world import teacher as world_teacher
-from grm_jax.storage import as_path, read_lines, write_atomic
+from grm_jax.judging.orders import item_of
+from grm_jax.registry import Registry
+from grm_jax.run_store import RunStore, StoreMismatch
+from grm_jax.storage import fetch
 from grm_jax.training.rft_data import CritiqueReply, CritiqueRequest, Sampler, best_index
 
 log = logging.getLogger(__name__)
 
-SAMPLERS = ("teacher", "file", "endpoint", "model")
-_RETRIED = (408, 409, 429, 500, 502, 503, 504)
-JUDGED = 200  # requests over which a journal judges the share of failures, where it has so many
+_RETRIED = (408, 409, 429, 500, 502, 503, 504)  # HTTP statuses that may pass
+FAILURE_WINDOW = (
+    200  # requests over which `stored` computes the share of failures, once it has them
+)
 
 
 class SamplingError(RuntimeError):
-    """Samples cannot be had, or not by all processes alike."""
+    """Critiques cannot be sampled, or not by all processes alike."""
 
 
 class TooManyFailed(SamplingError):
-    """More than the share `max_failed` of the requests of one call failed for good. replies: of that call, None where it failed."""
+    """More than the share `max_failed` of the requests of one call failed for good.
+
+    replies: of that call; None for each request that failed.
+    """
 
     def __init__(
         self,
         replies: list[CritiqueReply | None],
-        asked: int,
+        requests: int,
         failed: int,
         max_failed: float,
         reason: str,
     ):
         super().__init__(
-            f"{failed} of {asked} requests failed, more than the share of {max_failed:g}; {reason}"
+            f"{failed} of {requests} requests failed, more than the share of {max_failed:g}; "
+            f"{reason}"
         )
         self.replies, self.max_failed = replies, max_failed
+
+
+# ---------------------------------------------------------------- settings
+
+
+# name -> a frozen dataclass of settings with `build(config, tokenizer, mesh) -> Sampler`. Fields
+# without a default must be set.
+SAMPLERS: Registry[Any] = Registry("rft.sampler")
+
+
+@SAMPLERS.register("teacher")
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """The scripted critic of the judging world; rates as of `data.world.teacher.critique`."""
+
+    accuracy: float = 0.75
+    shortcut: float = 0.25
+
+    def build(self, config: Any, tokenizer: Any, mesh: Any) -> Sampler:
+        """Returns the sampler, with the config's seed."""
+        return teacher(self.accuracy, self.shortcut, config.principles, config.seed)
+
+
+@SAMPLERS.register("file")
+@dataclasses.dataclass(frozen=True)
+class File:
+    """Critiques sampled elsewhere. path: a JSONL file, see `file`."""
+
+    path: str
+
+    def build(self, config: Any, tokenizer: Any, mesh: Any) -> Sampler:
+        """Returns the sampler; reads the file."""
+        return file(fetch(self.path))
+
+
+@SAMPLERS.register("endpoint")
+@dataclasses.dataclass(frozen=True)
+class Endpoint:
+    """An OpenAI-compatible server.
+
+    Attributes:
+      url: base address; "/chat/completions" is added.
+      model: name of the model on the server.
+      key_variable: environment variable with the key; sent as a bearer token if it is set.
+      parallel: requests in flight.
+      retries: further attempts after a timeout, a refused connection, or a status that may pass.
+      timeout: seconds for one attempt.
+      max_failed: share of the requests of a call that may fail for good; above it TooManyFailed.
+      pause: seconds before the first retry, doubled each time.
+    """
+
+    url: str
+    model: str
+    max_new_tokens: int
+    temperature: float = 1.0
+    key_variable: str = "OPENAI_API_KEY"
+    parallel: int = 16
+    retries: int = 5
+    timeout: float = 120.0
+    max_failed: float = 0.05
+    pause: float = 1.0
+
+    def build(self, config: Any, tokenizer: Any, mesh: Any) -> Sampler:
+        """Returns the sampler."""
+        return endpoint(self)
+
+
+@SAMPLERS.register("model")
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model loaded here, on all processes. path: its checkpoint."""
+
+    path: str
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    def build(self, config: Any, tokenizer: Any, mesh: Any) -> Sampler:
+        """Returns the sampler; loads the model."""
+        from grm_jax import checkpoints
+        from grm_jax.judging.sampler import engine_sampler
+
+        engine = engine_sampler(checkpoints.load(fetch(self.path), mesh=mesh), mesh)
+        sampling = (self.max_new_tokens, self.temperature, self.top_p, self.top_k)
+        return model(engine, tokenizer, *sampling, seed=config.seed)
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """Returns {setting: default} of a sampler; None for one that must be set.
+
+    Raises ValueError for an unknown sampler.
+    """
+    fields, missing = dataclasses.fields(SAMPLERS[name]), dataclasses.MISSING
+    return {f.name: None if f.default is missing else f.default for f in fields}
+
+
+def chosen_settings(name: str, sampling: Mapping[str, Any]) -> Any:
+    """Returns the settings of the sampler `name` from `rft.sampling`.
+
+    Settings of another sampler are ignored: an experiment may name them too. Raises ValueError for
+    an unknown sampler, a setting that no sampler has, or one that must be set and is not.
+    """
+    own = settings_of(name)
+    known = {key for other in SAMPLERS for key in settings_of(other)}
+    if unknown := set(sampling) - known:
+        raise ValueError(
+            f"config.rft.sampling.{min(unknown)} does not exist: the sampler {name!r} takes "
+            f"{', '.join(own)}"
+        )
+    if missing := [
+        key for key, default in own.items() if default is None and not sampling.get(key)
+    ]:
+        raise ValueError(
+            f"config.rft.sampling.{missing[0]} is empty: the sampler {name!r} needs it"
+        )
+    return SAMPLERS[name](**{key: value for key, value in sampling.items() if key in own})
+
+
+def make_sampler(config: Any, tokenizer: Any, mesh: Any) -> Sampler:
+    """Returns the sampler that `config.rft` names. Raises ValueError as `chosen_settings`."""
+    settings = chosen_settings(config.rft.sampler, config.rft.sampling)
+    return settings.build(config, tokenizer, mesh)
+
+
+# ---------------------------------------------------------------- samplers
 
 
 def teacher(
     accuracy: float = 0.75, shortcut: float = 0.25, principles: bool = True, seed: int = 0
 ) -> Sampler:
-    """The scripted critic of the judging world. Arguments as in `data.teacher.critique`."""
+    """Samples from the scripted critic of the judging world."""
 
-    def sample(wanted: Sequence[CritiqueRequest]) -> list[CritiqueReply]:
-        replies = []
-        for one in wanted:
-            rng = random.Random(f"teacher/{seed}/{one.comparison.id}/{one.sample}")
-            text = world_teacher.critique(
-                one.comparison,
-                one.order,
-                rng,
-                accuracy,
-                shortcut=shortcut,
-                hint=_best(one) if one.hinted else None,
-                principles=principles,
-            )
-            replies.append(CritiqueReply(text, "stop"))
-        return replies
+    def sample(requests: Sequence[CritiqueRequest]) -> list[CritiqueReply]:
+        return [CritiqueReply(write(request), "stop") for request in requests]
+
+    def write(request: CritiqueRequest) -> str:
+        comparison = request.comparison
+        best = 0 if comparison.n == 1 else best_index(comparison)
+        return world_teacher.critique(
+            comparison,
+            request.order,
+            random.Random(f"teacher/{seed}/{comparison.id}/{request.sample}"),
+            accuracy,
+            shortcut=shortcut,
+            hint=best if request.hinted else None,
+            principles=principles,
+        )
 
     return sample
 
 
-def settings_of(name: str) -> dict[str, object]:
-    """{setting: its default} of the sampler `name`, None for one that has to be given. Raises ValueError for a sampler that does not exist."""
-    made_here = {"seed", "principles", "runner", "tokenizer"}
-    functions: dict[str, Callable] = {
-        "teacher": teacher,
-        "file": file,
-        "endpoint": endpoint,
-        "model": model,
-    }
-    if name not in functions:
-        *others, last = functions
-        raise ValueError(f"rft.sampler {name!r} is not known: use {', '.join(others)} or {last}")
-    found: dict[str, object] = {"path": None} if name == "model" else {}
-    for key, parameter in inspect.signature(functions[name]).parameters.items():
-        if key not in made_here:
-            found[key] = None if parameter.default is parameter.empty else parameter.default
-    return found
-
-
-def chosen_settings(name: str, given: Mapping[str, object]) -> dict[str, object]:
-    """What of `rft.sampling` is for the sampler `name`; what is for another one is left out, as an experiment may name it too.
-
-    Raises ValueError for a setting that no sampler has, or one that is missing.
-    """
-    own = settings_of(name)
-    known = {key for other in SAMPLERS for key in settings_of(other)}
-    if unknown := set(given) - known:
-        raise ValueError(
-            f"config.rft.sampling.{min(unknown)} does not exist: the sampler {name!r} takes {', '.join(own)}"
-        )
-    if missing := [key for key, default in own.items() if default is None and not given.get(key)]:
-        raise ValueError(
-            f"config.rft.sampling.{missing[0]} is empty: the sampler {name!r} needs it"
-        )
-    return {key: value for key, value in given.items() if key in own}
-
-
-def _best(one: CritiqueRequest) -> int:
-    return 0 if one.comparison.n == 1 else best_index(one.comparison)
-
-
 def model(
-    runner,
-    tokenizer,
+    engine: Callable[[Sequence[Any]], Iterable[Any]],
+    tokenizer: Any,
     max_new_tokens: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
     top_k: int = 0,
     seed: int = 0,
 ) -> Sampler:
-    """A model of ours. runner: `judging.sampler.engine_sampler(model)`, or anything that takes its requests."""
-    from grm_jax.judging.orders import item_of
+    """Samples from a model. engine: `judging.sampler.engine_sampler(model)`."""
     from grm_jax.sampling import Request
 
-    def sample(wanted: Sequence[CritiqueRequest]) -> list[CritiqueReply | None]:
-        requests = []
-        for one in wanted:
-            prompt = tokenizer.encode_chat(one.messages)
-            # The sample's number is part of the item: two samples of one prompt must not be the same text.
-            item = item_of([*prompt, one.sample])
-            settings = (
-                max_new_tokens,
-                temperature,
-                top_p,
-                top_k,
-                tuple(tokenizer.stop_ids),
-                seed,
-                item,
-            )
-            requests.append(Request(prompt, 1, *settings))
+    stop = tuple(tokenizer.stop_ids)
+
+    def sample(requests: Sequence[CritiqueRequest]) -> list[CritiqueReply | None]:
+        prompts = [tokenizer.encode_chat(request.messages) for request in requests]
+        # The sample's number is part of the item: two samples of one prompt must differ.
+        items = [item_of([*prompt, one.sample]) for prompt, one in zip(prompts, requests)]
         replies: list[CritiqueReply | None] = [None] * len(requests)
-        for row in runner(requests):
-            if row.finish == "error":
-                log.warning("request %d was not sampled: %s", row.request_index, row.error)
+        sampling = (max_new_tokens, temperature, top_p, top_k, stop, seed)
+        for completion in engine([Request(p, 1, *sampling, i) for p, i in zip(prompts, items)]):
+            if completion.finish == "error":
+                i, error = completion.request_index, completion.error
+                log.warning("request %d was not sampled: %s", i, error)
                 continue
-            ids = [int(i) for i in row.tokens]
-            ids = ids[:-1] if ids and ids[-1] in tokenizer.stop_ids else ids
-            replies[row.request_index] = CritiqueReply(tokenizer.decode(ids), row.finish)
+            ids = [int(i) for i in completion.tokens]
+            ids = ids[:-1] if ids and ids[-1] in stop else ids
+            reply = CritiqueReply(tokenizer.decode(ids), completion.finish)
+            replies[completion.request_index] = reply
         return replies
 
     return sample
 
 
-def endpoint(
-    url: str,
-    model: str,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    key_variable: str = "OPENAI_API_KEY",
-    parallel: int = 16,
-    retries: int = 5,
-    timeout: float = 120.0,
-    max_failed: float = 0.05,
-    pause: float = 1.0,
-) -> Sampler:
-    """An OpenAI-compatible server.
-
-    Args:
-      url: Base address; "/chat/completions" is added.
-      model: Name of the model there.
-      key_variable: Environment variable that holds the key; sent as a bearer token if it is set.
-      parallel: Requests in flight.
-      retries: Further tries after a time-out, a refused connection, or a status that may pass (429, 5xx).
-      timeout: Seconds for one try.
-      max_failed: Share of requests that may fail for good; above it TooManyFailed is raised, with the last reason.
-        With a journal, a call of a few requests is judged together with what was asked before it.
-      pause: Seconds before the first retry, doubled each time.
-    """
-    address = url.rstrip("/") + "/chat/completions"
+def endpoint(settings: Endpoint) -> Sampler:
+    """Samples from an OpenAI-compatible server. Raises TooManyFailed with the last reason."""
+    address = settings.url.rstrip("/") + "/chat/completions"
     headers = {"Content-Type": "application/json"}
-    if key := os.environ.get(key_variable):
+    if key := os.environ.get(settings.key_variable):
         headers["Authorization"] = f"Bearer {key}"
 
-    def ask(one: CritiqueRequest) -> CritiqueReply | str:
+    def post(request: CritiqueRequest) -> CritiqueReply | str:
+        """Returns the reply, or why the request failed."""
         body = {
-            "model": model,
-            "messages": one.messages,
-            "max_tokens": max_new_tokens,
-            "temperature": temperature,
+            "model": settings.model,
+            "messages": request.messages,
+            "max_tokens": settings.max_new_tokens,
+            "temperature": settings.temperature,
         }
-        request = urllib.request.Request(address, json.dumps(body).encode(), headers)
-        reason = ""
-        for attempt in range(retries + 1):
+        call, reason = urllib.request.Request(address, json.dumps(body).encode(), headers), ""
+        for attempt in range(settings.retries + 1):
             try:
-                with urllib.request.urlopen(request, timeout=timeout) as response:
+                with urllib.request.urlopen(call, timeout=settings.timeout) as response:
                     choice = json.load(response)["choices"][0]
-                return CritiqueReply(
-                    choice["message"]["content"] or "", choice.get("finish_reason")
-                )
+                text = choice["message"]["content"] or ""
+                return CritiqueReply(text, choice.get("finish_reason"))
             except urllib.error.HTTPError as error:
-                reason = f"{address} answered {error.code}: {error.read()[:200].decode(errors='replace')}"
+                answer = error.read()[:200].decode(errors="replace")
+                reason = f"{address} answered {error.code}: {answer}"
                 if error.code not in _RETRIED:
                     return reason
             except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
                 reason = f"{address}: {type(error).__name__}: {error}"
-            if attempt < retries:
-                time.sleep(pause * 2**attempt)
+            if attempt < settings.retries:
+                time.sleep(settings.pause * 2**attempt)
         return reason
 
-    def sample(wanted: Sequence[CritiqueRequest]) -> list[CritiqueReply | None]:
-        with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
-            results = list(pool.map(ask, wanted))
-        reasons = [result for result in results if isinstance(result, str)]
-        if reasons:
+    def sample(requests: Sequence[CritiqueRequest]) -> list[CritiqueReply | None]:
+        with concurrent.futures.ThreadPoolExecutor(settings.parallel) as pool:
+            results = list(pool.map(post, requests))
+        replies = [None if isinstance(result, str) else result for result in results]
+        if reasons := [result for result in results if isinstance(result, str)]:
             log.warning(
                 "%d of %d requests failed, the last with: %s",
                 len(reasons),
                 len(results),
                 reasons[-1],
             )
-        replies = [None if isinstance(result, str) else result for result in results]
-        if len(reasons) > max_failed * len(results):
-            raise TooManyFailed(replies, len(results), len(reasons), max_failed, reasons[-1])
+            if len(reasons) > settings.max_failed * len(results):
+                counts = len(results), len(reasons)
+                raise TooManyFailed(replies, *counts, settings.max_failed, reasons[-1])
         return replies
 
     return sample
 
 
-def journaled(sampler: Sampler, folder, salt: str = "", together: bool = False) -> Sampler:
-    """The same sampler with a memory: each call's replies become a file in `folder`, local or a bucket's, and are never asked for again.
+def file(path: str | Path) -> Sampler:
+    """Returns critiques sampled elsewhere, matched to comparisons by id, in the file's order.
 
-    Hours of sampling survive an interruption. A reply belongs to one comparison, order, sample number and kind of prompt, and to
-    `salt` (what else it depends on: the policy's fingerprint, say). A request that failed for good is a row without text and not made
-    again either (remove the row to have it made), so that a run that goes on builds the same set. Where too many of a call
-    failed, what did come is kept, the failed ones will be asked again, and TooManyFailed is raised.
-
-    Args:
-      together: every process calls the sampler and gets all replies, as with a model on several hosts; process 0 writes. Raises
-        SamplingError, on all of them, where the processes do not see the same files.
+    A line is {"id", "text", "order", "hinted"} (without an order: the order of the comparison;
+    without "hinted": false), or an output row of `grm judge`, whose critiques are all taken. Raises
+    ValueError with file and line for anything else.
     """
-    folder = as_path(folder)
-    parts = sorted(folder.glob("*.jsonl")) if folder.exists() else []
-    known: dict[str, CritiqueReply | None] = {}
-    for row in (json.loads(line) for part in parts for line in read_lines(part)):
-        known[row["key"]] = None if row["text"] is None else _reply_of(row)
-    if together and jax.process_count() > 1:
-        seen = multihost_utils.process_allgather(
-            np.array([zlib.crc32("\n".join(sorted(known)).encode())])
-        )
-        if len(np.unique(seen)) > 1:
-            raise SamplingError(
-                f"the processes see different files in {folder}: give a workdir that all of them share"
-            )
-    if known:
-        log.info("%d replies of an earlier start in %s", len(known), folder)
+    lists: dict[tuple[str, bool], list[CritiqueReply]] = defaultdict(list)
+    for record in read_records(path):
+        for id, hinted, reply in _replies_of(record, path):
+            lists[id, hinted].append(reply)
+    replies = {key: iter(of_key) for key, of_key in lists.items()}
 
-    def sample(wanted: Sequence[CritiqueRequest]) -> list[CritiqueReply | None]:
-        keys = [_key(one, salt) for one in wanted]
-        missing = [i for i, key in enumerate(keys) if key not in known]
+    def sample(requests: Sequence[CritiqueRequest]) -> list[CritiqueReply | None]:
+        return [next_of(request) for request in requests]
+
+    def next_of(request: CritiqueRequest) -> CritiqueReply | None:
+        comparison = request.comparison
+        reply = next(replies.get((str(comparison.id), request.hinted), iter(())), None)
+        if reply is None:
+            return None
+        order = tuple(range(comparison.n)) if reply.order is None else reply.order
+        if sorted(order) != list(range(comparison.n)):
+            raise ValueError(
+                f"{path}: a sample of {comparison.id!r} has order {order}, which is not a "
+                f"permutation of {comparison.n} responses"
+            )
+        return dataclasses.replace(reply, order=order)
+
+    return sample
+
+
+def _replies_of(record: Record, path: str | Path) -> Iterator[tuple[str, bool, CritiqueReply]]:
+    if record.problem:
+        raise ValueError(f"{path}:{record.line}: {record.problem}")
+    samples = record.fields.get("critiques", [record.fields])
+    texts = [one.get("text") if isinstance(one, dict) else None for one in samples]
+    if "id" not in record.fields or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{path}:{record.line}: a sample needs an 'id' and a 'text'")
+    for one in samples:
+        hinted = bool(one.get("hinted", False))
+        yield str(record.fields["id"]), hinted, _reply_from_json(one)
+
+
+# ---------------------------------------------------------------- stored replies
+
+
+def open_replies(folder: Any, shared: bool = False) -> RunStore:
+    """Opens the store of a sampler's replies, a folder, local or a bucket's.
+
+    shared: all processes sample, as with a model on several hosts. Raises SamplingError, on all of
+    them, if they do not see the same files.
+    """
+    try:
+        store = RunStore(folder, {"records": "critique replies"}, shared=shared)
+    except StoreMismatch as error:
+        raise SamplingError(str(error)) from error
+    if store:
+        log.info("%d replies of an earlier run in %s", len(store), folder)
+    return store
+
+
+def stored(sampler: Sampler, store: RunStore, salt: str = "") -> Sampler:
+    """Returns the sampler with its replies kept in a store: hours of sampling survive a restart.
+
+    A reply belongs to one prompt, order, sample number and `salt` (what else it depends on, such as
+    a fingerprint of the policy). A request that failed for good is stored as {"text": null} and not
+    repeated, so that a resumed run builds the same set; remove its line to repeat it. If too many
+    requests of a call fail, the replies that came are stored and TooManyFailed is raised.
+    """
+
+    def sample(requests: Sequence[CritiqueRequest]) -> list[CritiqueReply | None]:
+        keys = [_key(request, salt) for request in requests]
+        missing = {key: one for key, one in zip(keys, requests) if key not in store}
         if missing:
             too_many = None
             try:
-                replies = sampler([wanted[i] for i in missing])
+                replies = list(sampler(list(missing.values())))
             except TooManyFailed as error:
                 replies = error.replies
-                # Of a handful of requests one is already a great share: what was asked before counts with them.
-                asked = max(len(replies), min(len(known) + len(replies), JUDGED))
-                too_many = error if replies.count(None) > error.max_failed * asked else None
-            new = {
-                keys[i]: reply
-                for i, reply in zip(missing, replies, strict=True)
-                if reply is not None or not too_many
+                # A call may have few requests; earlier ones count with it, up to the window.
+                window = max(len(replies), min(len(store) + len(replies), FAILURE_WINDOW))
+                too_many = error if replies.count(None) > error.max_failed * window else None
+            records = {
+                key: dataclasses.asdict(reply) if reply else {"text": None}
+                for key, reply in zip(missing, replies, strict=True)
+                if reply or not too_many
             }
-            known.update(new)
-            number = int(parts[-1].stem) + 1 if parts else 0
-            parts.append(folder / f"{number:06d}.jsonl")
-            if new and (not together or jax.process_index() == 0):
-                rows = [
-                    {"key": key, **(dataclasses.asdict(reply) if reply else {"text": None})}
-                    for key, reply in new.items()
-                ]
-                write_atomic(parts[-1], "".join(json.dumps(row) + "\n" for row in rows))
+            store.append_all(records)
             if too_many:
                 raise too_many
-        return [known.get(key) for key in keys]
+        return [_reply_from_json(record) for record in store.records(keys)]
 
     return sample
 
 
-def _reply_of(row: dict) -> CritiqueReply:
+def _key(request: CritiqueRequest, salt: str) -> str:
+    """The key of a reply: the comparison's id, and a hash of all that the reply depends on."""
+    fields = [request.messages, request.order, request.hinted, request.sample, salt]
+    content = json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return f"{request.comparison.id}/{hashlib.sha256(content).hexdigest()[:24]}"
+
+
+def _reply_from_json(record: Mapping[str, Any]) -> Any:
+    if record["text"] is None:
+        return None
+    order = record.get("order")
     return CritiqueReply(
-        row["text"], row["finish"], None if row["order"] is None else tuple(row["order"])
+        record["text"], record.get("finish"), None if order is None else tuple(order)
     )
-
-
-def _key(one: CritiqueRequest, salt: str) -> str:
-    """What a reply is an answer to: a hash of the prompt, the sample's number and the salt."""
-    prompt = json.dumps([one.messages, one.order, one.hinted, one.sample, salt], ensure_ascii=False)
-    return f"{one.comparison.id}/{hashlib.sha256(prompt.encode('utf-8', 'surrogatepass')).hexdigest()[:24]}"
-
-
-def file(path: str | Path) -> Sampler:
-    """Samples made elsewhere, as JSON lines, matched to comparisons by id and used in the file's order.
-
-    A line is {"id", "text", "order", "hinted"} (order: the given one if absent, hinted: false if absent), or an output
-    row of `grm judge`, whose critiques are all taken. Raises ValueError with file and line for anything else.
-    """
-    replies: dict[tuple[str, bool], list[CritiqueReply]] = defaultdict(list)
-    for record in read_records(path):
-        for identity, hinted, reply in _samples_of(record, f"{path}:{record.line}"):
-            replies[identity, hinted].append(reply)
-    taken: dict[tuple[str, bool], int] = defaultdict(int)
-
-    def sample(wanted: Sequence[CritiqueRequest]) -> list[CritiqueReply | None]:
-        found: list[CritiqueReply | None] = []
-        for one in wanted:
-            key = (str(one.comparison.id), one.hinted)
-            number, taken[key] = taken[key], taken[key] + 1
-            reply = replies[key][number] if number < len(replies[key]) else None
-            if reply is not None:
-                order = tuple(range(one.comparison.n)) if reply.order is None else reply.order
-                if sorted(order) != list(range(one.comparison.n)):
-                    raise ValueError(
-                        f"{path}: a sample of {one.comparison.id!r} has order {order}, not a permutation"
-                    )
-                reply = CritiqueReply(reply.text, reply.finish, order)
-            found.append(reply)
-        return found
-
-    return sample
-
-
-def _samples_of(line: Record, where: str) -> list[tuple[str, bool, CritiqueReply]]:
-    if line.problem:
-        raise ValueError(f"{where}: {line.problem}")
-    record = line.fields
-    rows = record.get("critiques", [record])
-    if "id" not in record or not all(
-        isinstance(row, dict) and isinstance(row.get("text"), str) for row in rows
-    ):
-        raise ValueError(f"{where}: a sample needs an 'id' and a 'text'")
-    found = []
-    for row in rows:
-        order = tuple(row["order"]) if row.get("order") is not None else None
-        reply = CritiqueReply(row["text"], row.get("finish"), order)
-        found.append((str(record["id"]), bool(row.get("hinted", False)), reply))
-    return found

@@ -167,7 +167,9 @@ def test_the_teacher_of_shuffled_labels_does_not_know_the_truth():
             if t.outcome == "kept" and t.hinted == hinted and t.comparison.n == 2
         ]
         scores = [
-            rft_data.read(t.comparison, t.order, rft_data.CritiqueReply(t.text), "compact").scores
+            rft_data.parse_reply(
+                t.comparison, t.order, rft_data.CritiqueReply(t.text), "compact"
+            ).scores
             for t in kept
         ]
         right = np.mean(
@@ -268,13 +270,9 @@ def test_another_sampler_than_the_experiments_can_be_given_from_outside(tmp_path
         "rft.sampler=model,rft.sampling.path=weights,rft.sampling.max_new_tokens=64"
     )
     chosen = rft_samplers.chosen_settings(config.rft.sampler, config.rft.sampling)
-    assert chosen == {
-        "path": "weights",
-        "max_new_tokens": 64,
-        "temperature": 1.0,
-    }  # the url is another sampler's
+    assert chosen == rft_samplers.Model("weights", 64, 1.0)  # the url is another sampler's
     config = spct_27b.get_config("rft.sampler=file,rft.sampling.path=1.jsonl")
-    assert rft_samplers.chosen_settings("file", config.rft.sampling) == {"path": "1.jsonl"}
+    assert rft_samplers.chosen_settings("file", config.rft.sampling) == rft_samplers.File("1.jsonl")
     with pytest.raises(ValueError, match="config.rft.sampling.pth does not exist"):
         spct_27b.get_config("rft.sampling.pth=x")
     with pytest.raises(

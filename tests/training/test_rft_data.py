@@ -187,7 +187,7 @@ def test_one_response_gets_the_binary_template():
     c = Comparison("q", ("x",), label=(1.0,), id="one", reference="x")
     assert rft_data.training_template("grm", c) == "grm/single_binary"
     # The reference is the truth: it is never shown in training.
-    assert "Reference" not in rft_data.wanted_for(c, COMPACT)[0].messages[0]["content"]
+    assert "Reference" not in rft_data.requests_for(c, COMPACT)[0].messages[0]["content"]
 
 
 # ---------------------------------------------------------------- sources of samples
@@ -200,6 +200,27 @@ def test_the_teacher_is_reproducible_and_its_rates_arrive():
     assert a.examples == b.examples and a.summary() == b.summary()
     assert a.outcomes["hinted/kept"] == 400
     assert 0.4 < sum(t.right for t in a.trials if not t.hinted) / 1200 < 0.75
+
+
+def test_replies_of_an_earlier_version_are_read(tmp_path):
+    """Parts without a header, as earlier versions wrote them, under the same keys."""
+    (request,) = rft_data.requests_for(PAIR, RftOptions(template="compact", samples=1, hinted=0))
+    key = rft_samplers._key(request, "salt")
+    row = {"key": key, "text": "t", "finish": "stop", "order": [1, 0]}
+    (tmp_path / "000000.jsonl").write_text(json.dumps(row) + "\n")
+    with rft_samplers.open_replies(tmp_path) as store:
+        (reply,) = rft_samplers.stored(lambda requests: pytest.fail("is stored"), store, "salt")(
+            [request]
+        )
+    assert reply == CritiqueReply("t", "stop", (1, 0))
+
+
+def test_trials_of_an_earlier_version_are_read(tmp_path):
+    made = build([PAIR], scripted((2, 9), (9, 2), (5, 5), (1, 8)), COMPACT)
+    made.save(tmp_path)
+    path = tmp_path / "trials.jsonl"
+    path.write_text(path.read_text().replace('"outcome":', '"fate":'))
+    assert rft_data.read_trials(path) == made.trials
 
 
 class FakeServer(http.server.BaseHTTPRequestHandler):
@@ -236,9 +257,9 @@ def server():
 def test_an_endpoint_is_asked_again_after_a_passing_failure(server, monkeypatch):
     monkeypatch.setenv("SOME_KEY", "secret")
     sample = rft_samplers.endpoint(
-        server, "m", 50, 0.7, key_variable="SOME_KEY", parallel=1, pause=0.0
+        rft_samplers.Endpoint(server, "m", 50, 0.7, key_variable="SOME_KEY", parallel=1, pause=0.0)
     )
-    replies = sample(rft_data.wanted_for(PAIR, COMPACT))
+    replies = sample(rft_data.requests_for(PAIR, COMPACT))
     assert [reply.text for reply in replies] == [r"fine \boxed{2, 9}"] * 4
     assert len(FakeServer.calls) == 5
     path, body, key = FakeServer.calls[0]
@@ -251,11 +272,13 @@ def test_an_endpoint_is_asked_again_after_a_passing_failure(server, monkeypatch)
 
 
 def test_an_endpoint_that_keeps_failing_stops_the_run(server):
-    sample = rft_samplers.endpoint(server, "bad", 50, parallel=2, pause=0.0)
+    sample = rft_samplers.endpoint(rft_samplers.Endpoint(server, "bad", 50, parallel=2, pause=0.0))
     with pytest.raises(RuntimeError, match=r"4 of 4 requests failed.*answered 400"):
-        sample(rft_data.wanted_for(PAIR, COMPACT))
-    sample = rft_samplers.endpoint(server, "bad", 50, parallel=2, pause=0.0, max_failed=1.0)
-    assert sample(rft_data.wanted_for(PAIR, COMPACT)) == [None] * 4
+        sample(rft_data.requests_for(PAIR, COMPACT))
+    sample = rft_samplers.endpoint(
+        rft_samplers.Endpoint(server, "bad", 50, parallel=2, pause=0.0, max_failed=1.0)
+    )
+    assert sample(rft_data.requests_for(PAIR, COMPACT)) == [None] * 4
 
 
 def test_a_request_that_fails_for_good_does_not_bar_the_way(server, tmp_path, caplog):
@@ -268,16 +291,18 @@ def test_a_request_that_fails_for_good_does_not_bar_the_way(server, tmp_path, ca
     FakeServer.calls = [None]  # the first request need not fail
     made = []
     for _ in range(2):
-        asked = rft_samplers.endpoint(server, "m", 50, parallel=4, pause=0.0)
-        made.append(build(items, rft_samplers.journaled(asked, tmp_path / "j"), options))
+        asked = rft_samplers.endpoint(rft_samplers.Endpoint(server, "m", 50, parallel=4, pause=0.0))
+        with rft_samplers.open_replies(tmp_path / "j") as store:
+            made.append(build(items, rft_samplers.stored(asked, store), options))
     assert made[0].summary() == made[1].summary() and made[0].outcomes["non_hinted/failed"] == 1
     assert len(FakeServer.calls) == 1 + 40
     (part,) = (tmp_path / "j").glob("*.jsonl")
     part.write_text(
-        "".join(line + "\n" for line in part.read_text().splitlines() if json.loads(line)["text"])
+        "".join(line + "\n" for line in part.read_text().splitlines() if '"text": null' not in line)
     )
-    asked = rft_samplers.endpoint(server, "m", 50, pause=0.0)
-    build(items, rft_samplers.journaled(asked, tmp_path / "j"), options)
+    asked = rft_samplers.endpoint(rft_samplers.Endpoint(server, "m", 50, pause=0.0))
+    with rft_samplers.open_replies(tmp_path / "j") as store:
+        build(items, rft_samplers.stored(asked, store), options)
     assert len(FakeServer.calls) == 1 + 40 + 1
 
 
@@ -289,14 +314,15 @@ def test_replies_of_a_call_that_failed_too_often_are_kept(server, tmp_path):
     options = RftOptions(template="compact", samples=1, hinted=0)
     FakeServer.calls = [None]
     for calls in (8, 8 + 4):
-        sample = rft_samplers.journaled(
-            rft_samplers.endpoint(server, "m", 50, pause=0.0), tmp_path / "j"
-        )
-        with pytest.raises(
-            rft_samplers.TooManyFailed,
-            match="requests failed, more than the share of 0.05.*answered 400",
+        sample = rft_samplers.endpoint(rft_samplers.Endpoint(server, "m", 50, pause=0.0))
+        with (
+            rft_samplers.open_replies(tmp_path / "j") as store,
+            pytest.raises(
+                rft_samplers.TooManyFailed,
+                match="requests failed, more than the share of 0.05.*answered 400",
+            ),
         ):
-            build(items, sample, options)
+            build(items, rft_samplers.stored(sample, store), options)
         assert len(FakeServer.calls) == 1 + calls
 
 
@@ -312,10 +338,14 @@ def test_a_journal_remembers_replies_across_interruptions(tmp_path):
 
         return sample
 
+    def build_stored(items, sample, options=COMPACT, salt=""):
+        with rft_samplers.open_replies(path) as store:
+            return build(items, rft_samplers.stored(sample, store, salt), options)
+
     whole = build(items, rft_samplers.teacher(0.7), COMPACT)
-    build(items[:4], rft_samplers.journaled(counting(fail=(1,)), path), COMPACT)
+    build_stored(items[:4], counting(fail=(1,)))
     (path / "000001.jsonl.partial").write_text('{"key": "cut o')  # as a kill leaves it
-    resumed = build(items, rft_samplers.journaled(counting(), path), COMPACT)
+    resumed = build_stored(items, counting())
     assert asked == [16, 8]  # what failed for good is not asked again either
     failing = rft_samplers.teacher(0.7)
     want = build(
@@ -325,10 +355,10 @@ def test_a_journal_remembers_replies_across_interruptions(tmp_path):
         resumed.examples == want.examples and resumed.summary() == want.summary() != whole.summary()
     )
     # Another prompt is another question: nothing is reused.
-    build(items, rft_samplers.journaled(counting(), path), RftOptions(template="compact", seed=9))
+    build_stored(items, counting(), RftOptions(template="compact", seed=9))
     assert asked[-1] > 12
     # Nor is it where the policy is another.
-    build(items, rft_samplers.journaled(counting(), path, salt="another policy"), COMPACT)
+    build_stored(items, counting(), salt="another policy")
     assert asked[-1] == 24
 
 
@@ -441,7 +471,8 @@ def test_texts_with_any_sign_for_a_new_line_come_back(tmp_path):
         return [CritiqueReply(text)] * len(wanted)
 
     for _ in range(2):
-        build([pair], rft_samplers.journaled(sample, tmp_path / "j"), COMPACT)
+        with rft_samplers.open_replies(tmp_path / "j") as store:
+            build([pair], rft_samplers.stored(sample, store), COMPACT)
     assert asked == [4]
 
 
