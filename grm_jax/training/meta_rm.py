@@ -76,11 +76,12 @@ def policy_trials(config, model, tokenizer, mesh, folder, fingerprint: str) -> l
         seed=config.seed + 1,
     )
     salt = f"{fingerprint}/{config.rl.max_new_tokens}/{meta.temperature}/{config.seed}"
-    sampler = rft_samplers.journaled(sampler, folder, salt, together=True)
     options = rft_data.RftOptions(
         config.template, meta.samples, hinted=0, reject=True, seed=config.seed + 1
     )
-    return rft_data.build(comparisons, sampler, options).trials
+    with rft_samplers.open_replies(folder, shared=True) as store:
+        stored = rft_samplers.stored(sampler, store, salt)
+        return rft_data.build(comparisons, stored, options).trials
 
 
 def label(trials, meta: MetaRM, seq_len: int) -> Labelled:

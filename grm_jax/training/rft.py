@@ -6,33 +6,12 @@ import logging
 import jax
 
 from grm_jax.data import packing, sft
-from grm_jax.storage import as_path, fetch, reading, write_atomic, writing
-from grm_jax.training import checkpoint, loop, optim, rft_data, rft_samplers, sources, steps
+from grm_jax.storage import as_path, reading, write_atomic, writing
+from grm_jax.training import checkpoint, loop, optim, rft_data, sources, steps
 from grm_jax.training import state as states
+from grm_jax.training.rft_samplers import make_sampler, open_replies, stored
 
 log = logging.getLogger(__name__)
-
-
-def make_sampler(config, tokenizer, mesh):
-    """What writes the critiques: `rft.sampler` is "teacher", "file", "endpoint" or "model", with its settings in `rft.sampling`.
-
-    Raises ValueError for another name, or settings that the sampler does not have.
-    """
-    rft, settings = (
-        config.rft,
-        rft_samplers.chosen_settings(config.rft.sampler, config.rft.sampling),
-    )
-    if rft.sampler == "teacher":
-        return rft_samplers.teacher(principles=config.principles, seed=config.seed, **settings)
-    if rft.sampler == "file":
-        return rft_samplers.file(fetch(settings.pop("path")), **settings)
-    if rft.sampler == "endpoint":
-        return rft_samplers.endpoint(**settings)
-    from grm_jax import checkpoints
-    from grm_jax.judging.sampler import engine_sampler
-
-    model = checkpoints.load(fetch(settings.pop("path")), mesh=mesh)
-    return rft_samplers.model(engine_sampler(model, mesh), tokenizer, seed=config.seed, **settings)
 
 
 def prepare(config, tokenizer, mesh, folder) -> sft.Encoded:
@@ -70,10 +49,10 @@ def _build(config, tokenizer, mesh, folder) -> None:
     )
     sampler = make_sampler(config, tokenizer, mesh)
     if rft.sampler in ("model", "endpoint"):  # the two that take hours
-        sampler = rft_samplers.journaled(
-            sampler, folder / "samples", _sampled_by(rft), rft.sampler == "model"
-        )
-    built = rft_data.build(comparisons, sampler, options)
+        with open_replies(folder / "samples", shared=rft.sampler == "model") as store:
+            built = rft_data.build(comparisons, stored(sampler, store, _sampled_by(rft)), options)
+    else:
+        built = rft_data.build(comparisons, sampler, options)
     if jax.process_index() != 0:
         return
     mixed = rft_data.mix(built.examples, sources.general(config), config.seed)

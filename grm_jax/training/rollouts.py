@@ -87,7 +87,7 @@ def make_prompts(
 def read(prompt: Prompt, tokens: Sequence[int], finish: str, tokenizer) -> Critique:
     """One completion as text and scores."""
     reply = rft_data.CritiqueReply(tokenizer.decode(tokens), str(finish))
-    return rft_data.read(prompt.comparison, prompt.order, reply, prompt.template)
+    return rft_data.parse_reply(prompt.comparison, prompt.order, reply, prompt.template)
 
 
 def reward(comparison: Comparison, critique: Critique) -> float:

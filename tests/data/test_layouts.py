@@ -191,11 +191,10 @@ def test_unknown_layout_names_the_known_ones():
         LAYOUTS["x"]
 
 
-def test_new_layout_needs_one_registration(monkeypatch):
+def test_new_layout_needs_one_registration(monkeypatch, tmp_path):
     """One entry of LAYOUTS is seen by detection, the command line and training configs."""
-    from grm_jax.data import layouts
+    from grm_jax.data import layouts, mixtures
     from grm_jax.judging import cli
-    from grm_jax.training import sources
 
     def read_my_set(record, name):
         return [layouts.Comparison(record["ask"], record["answers"], label=0, id=name)]
@@ -205,7 +204,9 @@ def test_new_layout_needs_one_registration(monkeypatch):
     assert detect({"ask": "q", "answers": ["a", "b"]}) == "my_set"
     command = ["in", "out", "--model", "m", "--format", "my_set"]
     assert cli.parser().parse_args(command).format == "my_set"
-    assert sources.LAYOUTS["my_set"] is layout
+    (tmp_path / "x.jsonl").write_text('{"ask": "q", "answers": ["a", "b"]}\n')
+    mixtures.add_comparisons("t_mine", {"train": str(tmp_path / "x.jsonl")}, layout="my_set")
+    assert '"id": "x-1"' in next(mixtures.read("t_mine", "train", mixtures.COMPARISON))
 
 
 def test_docs_list_every_layout():
