@@ -1,6 +1,6 @@
 """Measures the memory that a seqio mixture of 1 GB of JSONL takes while it is indexed and read.
 
-    python benchmarks/data_memory.py --gigabytes 1
+python benchmarks/data_memory.py --gigabytes 1
 """
 
 import argparse
@@ -36,7 +36,9 @@ def resident_mb() -> float:
 def report(stage: str, start: float) -> None:
     """Prints resident memory now and its peak so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{stage:<28} {resident_mb():7.0f} MB now  {peak:7.0f} MB peak  {time.time() - start:6.1f} s")
+    print(
+        f"{stage:<28} {resident_mb():7.0f} MB now  {peak:7.0f} MB peak  {time.time() - start:6.1f} s"
+    )
 
 
 def main() -> None:
