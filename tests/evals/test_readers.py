@@ -1,4 +1,4 @@
-"""Readers of the benchmarks on made-up files in each layout and format; errors for missing files."""
+"""Readers of the benchmarks on made-up files of each layout and format; missing files."""
 
 import gzip
 import importlib.resources.abc
