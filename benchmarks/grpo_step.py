@@ -55,9 +55,9 @@ def ours(P, G, S, T, steps):
 
     from grm_jax import sampling
     from grm_jax.sharding import make_mesh
-    from grm_jax.training import losses, optim
+    from grm_jax.training import grpo, losses, optim
     from grm_jax.training import state as states
-    from grm_jax.training import steps as programs
+    from grm_jax.training.programs import model_config
 
     m, config = MODEL, ConfigDict()
     config.model = "tiny_gemma2"
@@ -80,15 +80,13 @@ def ours(P, G, S, T, steps):
         beta=0.08,
         clip=0.2,
     )
-    config.rl = ConfigDict(
-        stage | rl | dict(kl_estimator="k3", updates_per_rollout=1, group_packed=True)
-    )
+    config.rl = ConfigDict(stage | rl | dict(kl_estimator="k3", updates_per_rollout=1))
     mesh = make_mesh(devices=jax.devices()[:1])
-    cfg = programs.model_config(config)
+    cfg = model_config(config)
     abstract = states.abstract_model(cfg, mesh)
     update, reference_logps = (
-        programs.build_grpo_step(config, mesh, abstract),
-        programs.build_logps(config, mesh, abstract),
+        grpo.build_grpo_update(config, mesh, abstract),
+        grpo.build_logps(config, mesh, abstract),
     )
     rows, parts = [], []
     with jax.set_mesh(mesh):
@@ -115,7 +113,7 @@ def ours(P, G, S, T, steps):
             }
             batch = states.put_batch(batch, mesh)
             times.append(clock())
-            rollout = {name: batch[name] for name in programs.rollout_shapes(config)}
+            rollout = {name: batch[name] for name in grpo.rollout_shapes(config)}
             batch["ref_logps"] = jax.block_until_ready(reference_logps.fn(reference, rollout))
             batch["old_logps"] = batch["ref_logps"]
             times.append(clock())

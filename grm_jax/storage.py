@@ -1,27 +1,38 @@
-"""Folders of a run: local ones, or a bucket's (gs://). What can only write local files writes to a scratch folder that is then copied."""
+"""Paths on a local disk or in a bucket (gs://).
+
+Code that writes local files only writes to a temporary folder, which is then uploaded.
+"""
 
 import contextlib
 import functools
+import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from etils import epath
 
+PathLike = str | os.PathLike[str] | epath.Path
 
-def as_path(path) -> epath.Path:
-    """The folder as an absolute path, or as the bucket address that it is."""
+
+def as_path(path: PathLike) -> epath.Path:
+    """Returns an absolute local path, or a bucket path unchanged."""
     path = epath.Path(path)
     return path if is_remote(path) else epath.Path(Path(path).expanduser().absolute())
 
 
-def is_remote(path) -> bool:
+def is_remote(path: PathLike) -> bool:
+    """Whether the path is a bucket's."""
     return "://" in str(path)
 
 
 @contextlib.contextmanager
-def writing(folder):
-    """A local folder to write into; its files are at `folder` afterwards. Process 0 copies."""
+def writing(folder: PathLike) -> Iterator[Path]:
+    """Yields a local folder to write into; on exit its files are in `folder`.
+
+    For a bucket, process 0 uploads the files.
+    """
     import jax
 
     folder = as_path(folder)
@@ -32,32 +43,35 @@ def writing(folder):
     scratch = Path(tempfile.mkdtemp(prefix="grm_jax-"))
     yield scratch
     if jax.process_index() == 0:
-        for file in sorted(p for p in scratch.rglob("*") if p.is_file()):
-            target = folder / file.relative_to(scratch).as_posix()
-            target.parent.mkdir(parents=True, exist_ok=True)
-            epath.Path(file).copy(target, overwrite=True)
+        _copy_files(epath.Path(scratch), folder)
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def reading(folder) -> Path:
-    """A local folder with the files of `folder`: itself, or a copy made now."""
+def reading(folder: PathLike) -> Path:
+    """Returns a local folder with the files of `folder`: itself, or a fresh download."""
     folder = as_path(folder)
     if not is_remote(folder):
         return Path(folder)
     scratch = Path(tempfile.mkdtemp(prefix="grm_jax-"))
-    for file in folder.rglob("*"):
-        if not file.is_dir():
-            target = scratch / file.relative_to(folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            file.copy(epath.Path(target), overwrite=True)
+    _copy_files(folder, epath.Path(scratch))
     return scratch
+
+
+def _copy_files(source: epath.Path, target: epath.Path) -> None:
+    for file in sorted(p for p in source.rglob("*") if not p.is_dir()):
+        copy = target / file.relative_to(source).as_posix()
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        file.copy(copy, overwrite=True)
 
 
 @functools.cache
 def fetch(path: str) -> Path:
-    """The local path of a file or folder; what a bucket holds is copied once per process, whole, to this machine's temporary folder.
+    """Returns the local path of a file or folder.
 
-    Raises FileNotFoundError where there is nothing.
+    A bucket's is downloaded whole, once per process, to the machine's temporary folder.
+
+    Raises:
+      FileNotFoundError: a bucket path that does not exist or is not accessible.
     """
     if not is_remote(path):
         return Path(path).expanduser()
@@ -71,15 +85,18 @@ def fetch(path: str) -> Path:
     return target
 
 
-def read_lines(path) -> list[str]:
-    """The lines of a text file of ours, cut at "\\n" alone: a JSON text may hold U+2028 and its like, where `splitlines` would cut too."""
+def read_lines(path: PathLike) -> list[str]:
+    """Returns the non-empty lines of a UTF-8 file, split at "\\n" only.
+
+    `str.splitlines` also splits at U+2028 and others, which a JSON text may hold.
+    """
     return [line for line in epath.Path(path).read_text(encoding="utf-8").split("\n") if line]
 
 
-def write_atomic(path, text: str) -> None:
-    """Writes a text beside its place and moves it there: half a file is never found under the name."""
+def write_atomic(path: PathLike, text: str) -> None:
+    """Writes a UTF-8 file to a temporary name and renames it, so that no reader sees half of it."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / (path.name + ".partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)

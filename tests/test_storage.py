@@ -1,4 +1,4 @@
-"""Folders that may stand in a bucket."""
+"""Paths on disk and in buckets."""
 
 import json
 
@@ -9,7 +9,7 @@ from grm_jax import storage
 
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
-    """A folder under the name of a bucket."""
+    """A local folder that stands for a bucket."""
     place = storage.epath.Path(tmp_path / "bucket")
     monkeypatch.setattr(
         storage, "as_path", lambda path: place / str(path).removeprefix("gs://bucket/")
@@ -19,25 +19,33 @@ def bucket(tmp_path, monkeypatch):
     storage.fetch.cache_clear()
 
 
-def test_what_a_bucket_holds_is_copied_once(bucket):
+def test_a_bucket_path_is_downloaded_once(bucket):
     (bucket / "model" / "deep").mkdir(parents=True)
     (bucket / "model" / "config.json").write_text("{}")
     (bucket / "model" / "deep" / "weights").write_bytes(b"1234")
-    found = storage.fetch("gs://bucket/model")
-    assert (found / "config.json").read_text() == "{}" and (
-        found / "deep" / "weights"
-    ).read_bytes() == b"1234"
-    assert storage.fetch("gs://bucket/model") == found
+    local = storage.fetch("gs://bucket/model")
+    assert (local / "config.json").read_text() == "{}"
+    assert (local / "deep" / "weights").read_bytes() == b"1234"
+    assert storage.fetch("gs://bucket/model") == local
     assert storage.fetch("gs://bucket/model/config.json").read_text() == "{}"
     with pytest.raises(FileNotFoundError, match="gs://bucket/nothing does not exist"):
         storage.fetch("gs://bucket/nothing")
 
 
-def test_local_paths_stay_as_they_are(tmp_path):
+def test_fetch_returns_local_paths_unchanged(tmp_path):
     assert storage.fetch(str(tmp_path)) == tmp_path
 
 
-def test_data_samples_and_weights_may_stand_in_a_bucket(bucket, monkeypatch):
+def test_writing_uploads_a_folder_and_leaves_no_partial_file(bucket):
+    with storage.writing("gs://bucket/out") as local:
+        (local / "deep").mkdir()
+        (local / "deep" / "a.txt").write_text("1")
+    assert (bucket / "out" / "deep" / "a.txt").read_text() == "1"
+    storage.write_atomic(bucket / "new" / "b.json", "{}")
+    assert [p.name for p in (bucket / "new").iterdir()] == ["b.json"]
+
+
+def test_data_samples_and_weights_may_be_in_a_bucket(bucket, monkeypatch):
     from experiments import spct_tiny
     from grm_jax import checkpoints
     from grm_jax.data import mixtures

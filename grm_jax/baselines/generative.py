@@ -7,15 +7,13 @@ Both are fine-tuned by the RFT stage of `grm_jax.training` on sets built here; w
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
 
-from grm_jax.data import sft
-from grm_jax.storage import as_path, writing
+from grm_jax.storage import as_path
 from grm_jax.text import rendering
 from grm_jax.text.sections import find_sections
-from grm_jax.training import rft, rft_data, sources
+from grm_jax.training import loop, rft, rft_data, sources
 from grm_jax.training.rft_data import CritiqueReply, CritiqueRequest, Sampler, best_index
 from grm_jax.types import Comparison
 
@@ -101,17 +99,14 @@ def build(config, name: str, tokenizer, mesh) -> rft_data.RftSet:
     return rft_data.build([pair for c in comparisons for pair in pairs_of(c)], labelled, options)
 
 
-def train(config, name: str, mesh, tokenizer, first_params, folder):
-    """Fine-tunes the baseline from `first_params`; returns the trained parameters. `folder` as that of an RFT stage."""
+def train(run: loop.Run, name: str, start, folder):
+    """Fine-tunes the baseline as the RFT stage does; returns the trained parameters.
+
+    start: () -> the first float32 parameters.
+    """
     data = as_path(folder) / "data"
     if not (data / "ready.json").exists():
-        built = build(config, name, tokenizer, mesh)
-        encoded = sft.encode_all(
-            rft_data.mix(built.examples, sources.general(config), config.seed), tokenizer
+        rft.save_set(
+            build(run.config, name, run.tokenizer, run.mesh), run.config, run.tokenizer, data
         )
-        with writing(data) as local:
-            built.save(local)
-            encoded.save(local / "tokens")
-        counts = {**built.summary(), "examples": len(encoded), "tokens": len(encoded.tokens)}
-        (data / "ready.json").write_text(json.dumps(counts, indent=2) + "\n")
-    return rft.train(config, mesh, tokenizer, first_params, folder)
+    return rft.train(run, start, folder)

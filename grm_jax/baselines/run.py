@@ -40,8 +40,9 @@ from grm_jax.judging.run import RunConfig
 from grm_jax.judging.sampler import engine_sampler
 from grm_jax.sharding import make_mesh
 from grm_jax.text import rendering
-from grm_jax.training import checkpoint, loop, meta_rm, sources, steps
+from grm_jax.training import checkpoint, loop, meta_rm, sources
 from grm_jax.training import state as states
+from grm_jax.training.programs import model_config
 from grm_jax.training.rft_data import best_index
 from grm_jax.types import Comparison
 
@@ -58,9 +59,10 @@ class Bench:
         """benchmark: "world" stands for the experiment's own held-out comparisons where it trains on the world."""
         self.config, self.workdir, self.spct = config, workdir, spct
         self.mesh = make_mesh(**config.mesh)
-        self.cfg = steps.model_config(config)
+        self.cfg = model_config(config)
         self.graphdef, self.abstract = states.abstract_model(self.cfg, self.mesh)
         self.tokenizer = sources.load_tokenizer(config)
+        self.shared = loop.Run(config, self.mesh, self.tokenizer)
         self.benchmark = BENCHMARKS[benchmark]
         if benchmark == "world" and config.data.judging == "world":
             source = sources.judging(config, config.eval.split)
@@ -97,9 +99,7 @@ class Bench:
         """The meta reward model of the SPCT run; None where it has none."""
         if self.spct is None or not loop.is_done(self.spct / "meta_rm"):
             return None
-        _, abstract = states.abstract_model(
-            steps.model_config(self.config, scalar_head=True), self.mesh
-        )
+        _, abstract = states.abstract_model(model_config(self.config, scalar_head=True), self.mesh)
         params = loop.load_params(self.spct / "meta_rm", abstract)
         name, batch = f"meta_rm@{checkpoint.fingerprint(params)}", self.config.eval.meta_batch
         return meta_rm.scorer(self.config, self.mesh, params, self.tokenizer, batch, name)
@@ -135,9 +135,7 @@ def llm_judge(bench: Bench, folder: Path, name: str = "llm_judge") -> list[Measu
     if loop.is_done(folder / "train"):
         params = loop.load_params(folder / "train", bench.abstract)
     else:
-        params = generative.train(
-            bench.config, name, bench.mesh, bench.tokenizer, bench.first_params(), folder / "train"
-        )
+        params = generative.train(bench.shared, name, bench.first_params, folder / "train")
     judge = bench.judge(params, generative.template_of(bench.config, name))
     if name == "pairwise":
         return [_by_pairs(bench, judge, folder, vote) for vote in ("majority", "expected")]
@@ -258,9 +256,9 @@ def section_of(config):
 
 def _scalar_params(bench: Bench, section, pairs, folder: Path, stage: str, start):
     if loop.is_done(folder / "train"):
-        cfg = steps.model_config(bench.config, scalar_head=True)
+        cfg = model_config(bench.config, scalar_head=True)
         return loop.load_params(folder / "train", states.abstract_model(cfg, bench.mesh)[1])
-    return scalar.train(bench.config, section, bench.mesh, start(), pairs, folder / "train", stage)
+    return scalar.train(bench.shared, section, start, pairs, folder / "train", stage)
 
 
 def _entry(

@@ -18,9 +18,9 @@ from flax import nnx
 from grm_jax.data.packing import shuffled_index
 from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.metadata import meta_template
-from grm_jax.storage import as_path
-from grm_jax.training import checkpoint, loop, meta_rm, optim, steps
+from grm_jax.training import checkpoint, loop, meta_rm, optim
 from grm_jax.training import state as states
+from grm_jax.training.programs import build_update, model_config
 from grm_jax.types import Comparison
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def bradley_terry_loss(rewards_Bx2) -> jax.Array:
 
 def build_step(config, section, mesh, model_abstract=None):
     """One update: (state, batch) -> (state, metrics), batch as `Pairs.rows`."""
-    cfg = steps.model_config(config, scalar_head=True)
+    cfg = model_config(config, scalar_head=True)
     graphdef, params = model_abstract or states.abstract_model(cfg, mesh)
 
     def loss_of(params, micro, pairs):
@@ -96,19 +96,25 @@ def build_step(config, section, mesh, model_abstract=None):
         return bradley_terry_loss(rewards_Bx2).sum() / pairs, {"accuracy": right.sum() / pairs}
 
     shape = ((section.batch_size, 2, section.seq_len), jnp.int32)
-    tx = optim.make_optimizer(section)
     shapes = {"tokens": shape, "segment_ids": shape}
-    return steps.build_update(
-        "bt_update", loss_of, tx, section, params, mesh, shapes, lambda b: b["tokens"].shape[0]
+    return build_update(
+        "bt_update", loss_of, section, mesh, params, shapes, lambda b: b["tokens"].shape[0]
     )
 
 
-def train(config, section, mesh, start_params, pairs: Pairs, folder, stage: str = "bt"):
-    """Trains a scalar head and its trunk from `start_params` (a language model's); returns the parameters."""
+def train(run: loop.Run, section, start, pairs: Pairs, folder, stage: str = "bt"):
+    """Trains a scalar head and its trunk; returns the parameters.
+
+    start: () -> parameters of the language model that becomes the trunk.
+    """
+    config, mesh = run.config, run.mesh
     section = section.copy_and_resolve_references()
     section.seq_len = pairs.tokens.shape[2]
-    scalar = states.abstract_model(steps.model_config(config, scalar_head=True), mesh)
-    update, tx = build_step(config, section, mesh, scalar), optim.make_optimizer(section)
+    update = build_step(config, section, mesh)
+
+    def init():
+        params = meta_rm.add_head(config, mesh, start(), config.seed)
+        return states.init_state(params, optim.make_optimizer(section), mesh, config.seed)
 
     def step(state, i, seed):
         places = range(i * section.batch_size, (i + 1) * section.batch_size)
@@ -116,31 +122,29 @@ def train(config, section, mesh, start_params, pairs: Pairs, folder, stage: str 
         state, metrics = update.fn(state, states.put_batch(pairs.rows(index), mesh))
         return state, metrics, f"{i} of seed {config.seed}"
 
-    state = loop.train(
+    training = loop.Stage(
         stage,
         section,
-        as_path(folder),
-        fresh=lambda: states.init_state(
-            meta_rm.add_head(config, mesh, start_params, config.seed), tx, mesh, config.seed
-        ),
-        abstract=update.args[0],
+        folder,
+        init=init,
+        abstract_state=update.args[0],
         step=step,
         identity={
             "data": f"{len(pairs)} pairs",
             "seed": config.seed,
-            "start": checkpoint.fingerprint(start_params),
+            "start": checkpoint.fingerprint(start()),
         },
         shown=("loss", "accuracy"),
         tensorboard=config.tensorboard,
     )
-    return state["params"]
+    return loop.train(training, run.stop)["params"]
 
 
 class Scalar:
     """Rewards of texts under trained parameters, in padded batches."""
 
     def __init__(self, config, mesh, params, tokenizer, batch: int = 16):
-        graphdef, _ = states.abstract_model(steps.model_config(config, scalar_head=True), mesh)
+        graphdef, _ = states.abstract_model(model_config(config, scalar_head=True), mesh)
         template = meta_template(config.template)
         # The meta reward model's batching does what is needed here; only the texts are others.
         self.scorer, self.tokenizer = (

@@ -1,39 +1,66 @@
-"""Checkpoints that a run can be continued from exactly: Orbax, asynchronous, atomic, checked when read.
+"""Checkpoints for exact resume: Orbax, asynchronous, atomic, verified when they are restored.
 
-One checkpoint holds one tree of arrays (parameters, optimizer state, step, RNG) and one JSON record (data position, reference
-identity, what the caller adds). The tree is stored flat, by path, so it is read back into any tree with the same paths, on
-any topology: the target's shardings decide where each shard goes.
+A checkpoint holds one tree of arrays (parameters, optimizer state, step, RNG) and one JSON record
+(data position, identity of data and reference). The tree is stored flat, by path, so it restores
+into any tree with the same paths on any topology: the target's shardings place each shard.
 """
+
+from __future__ import annotations
 
 import hashlib
 import logging
-import signal
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grm_jax.storage import as_path
+from grm_jax.storage import PathLike, as_path
 
 log = logging.getLogger(__name__)
 FINGERPRINT = "fingerprint"
 
 
 class CheckpointError(RuntimeError):
-    """No checkpoint of a folder can be read, or it belongs to another run."""
+    """No checkpoint of a folder is readable, or the checkpoints belong to another run."""
 
 
-def flatten(tree):
-    """{path: leaf} of a tree, paths as "params.blocks.attn.q"."""
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Names the fields whose values differ: "rl.beta was 0.08 and is 0.1"; "" if none does.
+
+    A field that only one of the two has is not compared.
+    """
+    return ", ".join(
+        f"{name} was {saved[name]!r} and is {value!r}"
+        for name, value in now.items()
+        if name in saved and saved[name] != value
+    )
+
+
+def check_identity(folder: Any, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises CheckpointError, naming the fields, if `folder` was written by another run."""
+    if different := differences(saved, now):
+        raise CheckpointError(
+            f"{folder} belongs to another run: {different}. "
+            "Use another workdir, or restore the old values"
+        )
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """Returns {path: leaf} of a tree, with paths as "params.blocks.attn.q"."""
     pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in pairs}
 
 
 @jax.jit
-def _checksums(flat):
-    """One uint32 per leaf: sum of bits times an odd weight by position, modulo 2^32, hence the same on every topology."""
+def _checksums(flat: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Sums each leaf's bits times an odd weight by position, modulo 2^32, as one uint32.
 
-    def checksum(x):
+    Integer sums do not depend on the order, hence not on the topology.
+    """
+
+    def checksum(x: jax.Array) -> jax.Array:
         if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
             x = jax.random.key_data(x)
         if x.dtype == jnp.bool_:
@@ -42,15 +69,15 @@ def _checksums(flat):
         words = jax.lax.bitcast_convert_type(x, bits).astype(jnp.uint32)
         weight = jnp.uint32(1)
         for axis, size in enumerate(words.shape):
-            place = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-            weight = weight * jnp.uint32(size | 1) + place * jnp.uint32(2654435761)
+            index = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+            weight = weight * jnp.uint32(size | 1) + index * jnp.uint32(2654435761)
         return jnp.sum(words * (weight | jnp.uint32(1)), dtype=jnp.uint32)
 
     return {name: checksum(x) for name, x in flat.items()}
 
 
-def fingerprint(tree):
-    """Short hex identity of the values of a tree of arrays: equal bits, equal string, whatever the sharding."""
+def fingerprint(tree: Any) -> str:
+    """Returns a short hex hash of the values of a tree of arrays, whatever its sharding."""
     sums = _checksums(flatten(tree))
     text = "".join(f"{name}:{int(sums[name])};" for name in sorted(sums))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -59,10 +86,10 @@ def fingerprint(tree):
 class Checkpoints:
     """The checkpoints of one stage in one folder, the newest `keep` of them.
 
-    Use as a context manager, or call `close`: both wait for the save under way.
+    A context manager; leaving it waits for the save under way, as `close` does.
     """
 
-    def __init__(self, folder, keep=2):
+    def __init__(self, folder: PathLike, keep: int = 2):
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
@@ -75,106 +102,104 @@ class Checkpoints:
             item_names=("state", "record"),
         )
 
-    def __enter__(self):
+    def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def close(self):
+    def close(self) -> None:
         self._manager.wait_until_finished()
         self._manager.close()
 
-    def wait(self):
+    def wait(self) -> None:
         """Returns when the save under way is committed."""
         self._manager.wait_until_finished()
 
-    def steps(self):
-        """Steps that have a committed checkpoint, oldest first."""
+    def steps(self) -> list[int]:
+        """Returns the steps that have a committed checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step, tree, record=None):
-        """Starts saving; the arrays are copied to the host before it returns, so they may be donated at once.
+    def save(self, step: int, tree: Any, record: Mapping[str, Any] | None = None) -> None:
+        """Starts an asynchronous save. The arrays may be donated as soon as it returns.
 
-        A step that is there already is left alone: it holds the same state.
+        A step that is saved already is skipped: its state is the same.
         """
         if step in self.steps():
             return
-        flat = flatten(tree)
-        record = {**(record or {}), FINGERPRINT: fingerprint(tree)}
         args = self._ocp.args
         self._manager.save(
             step,
-            args=args.Composite(state=args.StandardSave(flat), record=args.JsonSave(record)),
+            args=args.Composite(
+                state=args.StandardSave(flatten(tree)),
+                record=args.JsonSave({**(record or {}), FINGERPRINT: fingerprint(tree)}),
+            ),
             force=True,
         )
 
-    def restore(self, abstract_tree):
-        """The newest checkpoint that can be read in full.
+    def restore(self, abstract_tree: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """Restores the newest readable checkpoint.
 
         Args:
-          abstract_tree: tree of jax.ShapeDtypeStruct with shardings, the same paths as what was saved.
+          abstract_tree: tree of jax.ShapeDtypeStruct with shardings and the paths that were saved.
 
         Returns:
-          (step, tree, record), or None when there is no checkpoint at all.
+          (step, tree, record), or None if there is no checkpoint.
 
         Raises:
-          CheckpointError: when there are checkpoints and none can be read.
+          CheckpointError: there are checkpoints, and none is readable.
         """
-        steps = self.steps()[::-1]
         failures = []
-        for step in steps:
-            found, why = None, "unreadable on another host"
+        for step in self.steps()[::-1]:
+            restored, reason = None, "unreadable on another host"
             try:
-                found = self._read(step, abstract_tree)
-            except Exception as error:  # Whatever the storage layer raises on damaged bytes.
-                why = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-            # The fingerprint is computed by all hosts together: only once each of them has its arrays.
-            if agree(found is not None, all_of=True):
-                tree, record = found
+                restored = self._restore_step(step, abstract_tree)
+            except Exception as error:  # whatever the storage layer raises on damaged bytes
+                reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            # All hosts compute the fingerprint together, so each of them needs its arrays first.
+            if agree(restored is not None, all_of=True):
+                tree, record = restored
                 if agree(fingerprint(tree) == record[FINGERPRINT], all_of=True):
                     return step, tree, record
-                why = f"its arrays do not have the fingerprint {record[FINGERPRINT]} that was saved with them"
-            failures.append(f"step {step}: {why}")
+                reason = f"its arrays do not match the saved fingerprint {record[FINGERPRINT]}"
+            failures.append(f"step {step}: {reason}")
             log.warning(
-                "checkpoint %s/%d cannot be read (%s): falling back to the one before",
-                self.folder,
-                step,
-                why,
+                "checkpoint %s/%d is unreadable (%s): falling back to the one before",
+                *(self.folder, step, reason),
             )
         if not failures:
             return None
-        # Only when nothing is readable are the files left for a person to look at; see `_drop` for the other case.
         raise CheckpointError(
-            f"none of the {len(steps)} checkpoints in {self.folder} can be read ({'; '.join(failures)}): "
-            f"move the folder away to start the stage again, or restore it from a backup"
+            f"none of the {len(failures)} checkpoints in {self.folder} is readable "
+            f"({'; '.join(failures)}): move the folder away to start the stage again, "
+            "or restore it from a backup"
         )
 
-    def restore_or_none(self, abstract_tree):
-        """`restore`, then removes newer checkpoints that could not be read, so that their steps can be saved again."""
-        found = self.restore(abstract_tree)
-        if found is not None:
-            for step in [s for s in self.steps() if s > found[0]]:
-                self._manager.delete(step)
-        return found
+    def restore_or_none(self, abstract_tree: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """Restores like `restore`, then deletes newer, unreadable checkpoints.
 
-    def _read(self, step, abstract_tree):
+        Their steps can then be saved again. If nothing is readable, the files stay for inspection.
+        """
+        restored = self.restore(abstract_tree)
+        if restored is not None:
+            for step in [s for s in self.steps() if s > restored[0]]:
+                self._manager.delete(step)
+        return restored
+
+    def _restore_step(self, step: int, abstract_tree: Any) -> tuple[Any, dict[str, Any]]:
         args = self._ocp.args
         target = flatten(abstract_tree)
-        got = self._manager.restore(
+        items = self._manager.restore(
             step, args=args.Composite(state=args.StandardRestore(target), record=args.JsonRestore())
         )
-        flat, record = got.state, got.record
-        names = list(target)
-        if FINGERPRINT not in record:
+        if FINGERPRINT not in items.record:
             raise CheckpointError("its record holds no fingerprint")
-        return jax.tree.unflatten(
-            jax.tree.structure(abstract_tree), [flat[n] for n in names]
-        ), record
+        leaves = [items.state[name] for name in target]
+        return jax.tree.unflatten(jax.tree.structure(abstract_tree), leaves), items.record
 
 
-def agree(flag, all_of=False):
-    """One answer on all hosts: whether any (or every) host says yes. Every host must call it at the same step."""
+def agree(flag: bool, all_of: bool = False) -> bool:
+    """Whether the flag is true on any host (or on all). Every host must call it at the same step."""
     if jax.process_count() == 1:
         return bool(flag)
     from jax.experimental import multihost_utils
@@ -184,44 +209,8 @@ def agree(flag, all_of=False):
 
 
 def wait_for_all(name: str) -> None:
-    """Returns when every process has come here."""
+    """Returns when every process has called it with this name."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
-
-
-class StopSignal:
-    """Turns SIGTERM (what a preempted machine gets) into a question asked between steps.
-
-    with StopSignal() as stop:
-        for ...:
-            step()
-            if stop.requested(): save and leave   # all hosts get the same answer at the same step
-    """
-
-    def __init__(self, signals=(signal.SIGTERM,)):
-        self._signals, self._seen, self._previous = signals, False, {}
-
-    def __enter__(self):
-        for number in self._signals:
-            try:
-                self._previous[number] = signal.signal(number, self._note)
-            except (
-                ValueError
-            ):  # Not in the main thread (a notebook's worker): signals stay with their owner.
-                log.warning(
-                    "signal %d cannot be caught outside the main thread: no save when the machine is preempted",
-                    number,
-                )
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number, frame):
-        self._seen = True
-
-    def requested(self):
-        return agree(self._seen)

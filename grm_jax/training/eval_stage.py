@@ -28,9 +28,10 @@ from grm_jax.judging import Judge
 from grm_jax.judging.expected import ExpectedScores, model_log_probs
 from grm_jax.judging.options import Options
 from grm_jax.judging.sampler import engine_sampler
-from grm_jax.training import checkpoint, loop, meta_rm, rft_data, sources, steps
+from grm_jax.training import checkpoint, loop, meta_rm, rft_data, sources
 from grm_jax.training import state as states
 from grm_jax.training.metrics import read_jsonl
+from grm_jax.training.programs import model_config
 from grm_jax.types import Comparison
 
 log = logging.getLogger(__name__)
@@ -80,13 +81,13 @@ def run(config, mesh, tokenizer, graphdef, abstract, folders: Mapping[str, Any])
       graphdef, abstract: of the language model.
       folders: the folder of each stage.
     """
-    start, section, cfg = time.time(), config.eval, steps.model_config(config)
+    start, section, cfg = time.time(), config.eval, model_config(config)
     comparisons = held_out(config)
     resampler = Resampler([prompt_key(c) for c in comparisons])
     log.info("evaluation on %d comparisons of split %s", len(comparisons), section.split)
     meta = meta_params = None
     if loop.is_done(folders["meta_rm"]):
-        _, scalar = states.abstract_model(steps.model_config(config, scalar_head=True), mesh)
+        _, scalar = states.abstract_model(model_config(config, scalar_head=True), mesh)
         meta_params = loop.load_params(folders["meta_rm"], scalar)
         meta = meta_rm.scorer(config, mesh, meta_params, tokenizer, section.meta_batch)
     loaders = {"base": lambda: sources.first_params(config, cfg, mesh)}

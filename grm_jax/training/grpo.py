@@ -1,125 +1,347 @@
-"""Reinforcement learning with rule-based rewards (SPCT section 3; GRPO, arXiv 2402.03300).
+"""GRPO with rule-based rewards: the RL stage of SPCT (section 3; GRPO, arXiv 2402.03300).
 
-One step: comparisons -> rollouts -> rewards and advantages -> reference log-probs -> `updates_per_rollout` updates. The arrays that
-sample are the arrays that train; the reference is the RFT model, at rest in `reference_dtype`.
+This file reads in the order of a step:
+
+    comparisons -> prompts -> G critiques of each -> rewards of +1 or -1 -> group advantages
+    -> reference log-probs -> clipped objective + beta * KL -> AdamW
+
+The policy's own arrays sample and train. The reference is the frozen RFT model, in
+`rl.reference_dtype`.
+
+Axes: P prompts, S prompt tokens (left-padded), G samples per prompt, T completion tokens.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-from grm_jax.training import checkpoint, loop, optim, rollouts, steps
+from grm_jax import sampling
+from grm_jax.models import TokenLogps, abstract_model, grouped_token_logps
+from grm_jax.sharding import state_shardings, with_shardings
+from grm_jax.storage import PathLike, fetch
+from grm_jax.text.tokenizer import Tokenizer
+from grm_jax.training import checkpoint, loop, losses, optim, rft_data, rollouts, sources
 from grm_jax.training import state as states
+from grm_jax.training.programs import Metrics, Program, Shapes, build_update, model_config
+from grm_jax.types import Comparison, Critique
+
+CORRECT, INCORRECT = 1.0, -1.0  # SPCT equation 11; there is no reward for the format
 
 
-def train(
-    config,
-    mesh,
-    tokenizer,
-    reference_params,
-    comparisons_at: Callable,
-    folder,
-    data_identity: str = "",
-):
+def train(run: loop.Run, start: Callable[[], Any], folder: PathLike) -> Any:
     """Trains the policy from the RFT model's parameters.
 
     Args:
-      config: an experiment.
-      reference_params: parameters of the RFT model: start of the policy, and (cast to `reference_dtype`) its reference. Given as a function
-        that makes them, they do not stay in memory through the stage.
-      comparisons_at: place -> Comparison, for any place from 0 on; step i takes places i * P to (i + 1) * P.
-      folder: where the stage lives; a checkpoint in it is gone on from.
-      data_identity: what names the data, checked on resume.
+      run: config, mesh, tokenizer and stop signal.
+      start: () -> the RFT model's float32 parameters, new arrays on each call: the reference is
+        made of one set, and without a checkpoint the policy starts from another.
+      folder: of the stage; it resumes from the newest checkpoint there.
 
     Returns:
       The trained parameters.
     """
-    rl = config.rl
-    cfg = steps.model_config(config)
-    abstract = states.abstract_model(cfg, mesh)
-    graphdef = abstract[0]
-    update = steps.build_grpo_step(config, mesh, abstract)
-    reference_logps = steps.build_logps(config, mesh, abstract, rl.reference_dtype)
-    policy_logps = steps.build_logps(config, mesh, abstract, name="policy_logps")
-    tx = optim.make_optimizer(rl, "rl")
-    # In a list, to be taken out: from the first step on only the policy and the reference are needed.
-    held = [states.given(reference_params)]
-    del reference_params
-    identity = {
-        "reference": checkpoint.fingerprint(held[0]),
-        "data": data_identity,
-        "seed": config.seed,
-        "rl.prompts": rl.prompts,
-    }
-    reference = jax.jit(
-        lambda p: states.compute_params(p, rl.reference_dtype),
-        out_shardings=states.shardings(abstract[1], mesh),
-    )(held[0])
+    config, mesh, rl = run.config, run.mesh, run.config.rl
+    source = comparison_source(config, run.workdir)
+    model = graphdef, _ = abstract_model(model_config(config), mesh)
+    update = build_grpo_update(config, mesh, model)
+    reference_logps = build_logps(config, mesh, model, rl.reference_dtype)
+    policy_logps = build_logps(config, mesh, model, name="policy_logps")
+    reference, fingerprint = make_reference(start(), rl.reference_dtype, mesh)
+    several_updates = rl.updates_per_rollout > 1
 
-    def step(state, i, seed):
-        held.clear()  # where a checkpoint was gone on from, nobody has taken it
-        comparisons = [
-            comparisons_at(place) for place in range(i * rl.prompts, (i + 1) * rl.prompts)
-        ]
+    def step(state: states.State, i: int, seed: int) -> tuple[states.State, Metrics, str]:
+        places = range(rl.first_item + i * rl.prompts, rl.first_item + (i + 1) * rl.prompts)
+        comparisons = [source.at(place) for place in places]
         prompts, too_long = rollouts.make_prompts(
-            comparisons, config.template, tokenizer, seed, rl.prompt_len
+            comparisons, config.template, run.tokenizer, seed, rl.prompt_len
         )
-        rolled = rollouts.roll_out(
-            nnx.merge(graphdef, state["params"]), prompts, tokenizer, rl, seed
+
+        rollout, rollout_metrics = roll_out(
+            nnx.merge(graphdef, state["params"]), prompts, run.tokenizer, rl, seed
         )
-        times = {"rollout_s": rolled.metrics["rollout_s"]}
+        batch = states.put_batch(rollouts.trim(rollout, rl.length_buckets), mesh)
 
-        start = time.perf_counter()
-        arrays = states.put_batch(rollouts.trim(rolled.batch, rl.length_buckets), mesh)
-        rollout = {name: arrays[name] for name in steps.rollout_shapes(config)}
-        arrays["ref_logps"] = jax.block_until_ready(reference_logps.fn(reference, rollout))
-        times["reference_s"] = time.perf_counter() - start
+        clock = time.perf_counter()
+        completions = {name: batch[name] for name in rollout_shapes(config)}
+        batch["ref_logps"] = reference_logps.fn(reference, completions)
+        batch["ref_logps"].block_until_ready()
+        reference_s = time.perf_counter() - clock
 
-        start = time.perf_counter()
-        several = rl.updates_per_rollout > 1
-        arrays["old_logps"] = (
-            policy_logps.fn(state["params"], rollout) if several else arrays["ref_logps"]
+        clock = time.perf_counter()
+        # A single update is on-policy and ignores old log-probs.
+        batch["old_logps"] = (
+            policy_logps.fn(state["params"], completions) if several_updates else batch["ref_logps"]
         )
         for number in range(rl.updates_per_rollout):
-            state, metrics = update.fn(state, arrays)
+            state, metrics = update.fn(state, batch)
             if number == 0:
-                # The gap says something only while policy and sampler are the same weights.
-                first = {name: metrics[name] for name in ("gap_mean", "gap_max")}
-            if several and not float(metrics["finite"]):
+                # Only here do policy and sampler have the same weights.
+                gap = {name: metrics[name] for name in ("gap_mean", "gap_max")}
+            if several_updates and not float(metrics["finite"]):
                 metrics = {**metrics, "updated": number}
-                break  # another update would hide that this one was not made
-        metrics = {**jax.device_get({**metrics, **first}), **rolled.metrics}
-        times["update_s"] = time.perf_counter() - start
-        tokens = float(rolled.batch["mask"].sum())
+                break  # another update would hide that this one failed
+        metrics = {**jax.device_get({**metrics, **gap}), **rollout_metrics}
+        update_s = time.perf_counter() - clock
+
+        tokens = float(rollout["mask"].sum()) * rl.updates_per_rollout
         metrics |= {
-            **times,
+            "reference_s": reference_s,
+            "update_s": update_s,
             "too_long": too_long,
-            "update_tokens_per_s": tokens * rl.updates_per_rollout / times["update_s"],
+            "update_tokens_per_s": tokens / update_s,
         }
-        what = f"{i} (items {', '.join(str(c.id) for c in comparisons[:4])}{', ...' if len(comparisons) > 4 else ''})"
-        return state, metrics, what
+        ids = ", ".join(str(c.id) for c in comparisons[:4]) + ", ..." * (len(comparisons) > 4)
+        return state, metrics, f"{i} (items {ids})"
 
-    def fresh():
-        # A copy: the policy's buffers are donated, the reference's and the caller's stay.
-        return states.init_state(
-            jax.tree.map(lambda x: x.copy(), held.pop()), tx, mesh, config.seed
-        )
-
-    state = loop.train(
+    stage = loop.Stage(
         "rl",
         rl,
         folder,
-        fresh=fresh,
-        abstract=update.args[0],
+        init=lambda: states.init_state(start(), optim.make_optimizer(rl), mesh, config.seed),
+        abstract_state=update.args[0],
         step=step,
-        programs=(reference_logps, update)
-        if rl.updates_per_rollout == 1
-        else (reference_logps, policy_logps, update),
-        identity=identity,
+        identity={
+            "reference": fingerprint,
+            "data": source.identity,
+            "seed": config.seed,
+            "rl.prompts": rl.prompts,
+        },
         settings={"template": config.template},
+        programs=[reference_logps, *[policy_logps] * several_updates, update],
         shown=("reward", "parse_rate", "kl", "entropy", "length"),
         tensorboard=config.tensorboard,
     )
-    return state["params"]
+    return loop.train(stage, run.stop)["params"]
+
+
+def comparison_source(config: ConfigDict, workdir: PathLike | None) -> sources.Source:
+    """Returns the training comparisons without the easy ones of `rl.easy_trials`, if it is set."""
+    path = config.rl.get("easy_trials", "")
+    easy = rft_data.easy_ids(rft_data.read_trials(fetch(path))) if path else ()
+    return sources.judging(config, without=easy, workdir=workdir)
+
+
+def make_reference(params: Any, dtype: str, mesh: Mesh) -> tuple[Any, str]:
+    """Returns the reference's parameters in `dtype`, and the fingerprint of the float32 ones."""
+    cast = jax.jit(
+        lambda p: states.compute_params(p, dtype), out_shardings=state_shardings(params, mesh)
+    )
+    return cast(params), checkpoint.fingerprint(params)
+
+
+def roll_out(
+    policy: Any, prompts: Sequence[rollouts.Prompt], tokenizer: Tokenizer, rl: ConfigDict, seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Samples `rl.group_size` critiques of each prompt, and computes rewards and advantages.
+
+    Returns:
+      (batch, metrics): the arrays of `rollout_shapes`, `sampler_logps` and `advantages`.
+
+    Raises:
+      ValueError: a prompt cannot be sampled.
+    """
+    clock = time.perf_counter()
+    samples = sampling.sample(
+        policy,
+        [prompt.tokens for prompt in prompts],
+        rl.group_size,
+        rl.max_new_tokens,
+        temperature=rl.temperature,
+        stop=tokenizer.stop_ids,
+        seed=seed,
+        prompt_slots=rl.prompt_slots or len(prompts),
+    )
+    rollout_s = time.perf_counter() - clock
+    if samples.errors:
+        index, reason = next(iter(samples.errors.items()))
+        raise ValueError(
+            f"{len(samples.errors)} prompts cannot be sampled, the first of them "
+            f"{prompts[index].comparison.id}: {reason}"
+        )
+    P, G, T = samples.tokens.shape
+
+    def critique(p: int, g: int) -> Critique:
+        text = tokenizer.decode(samples.tokens[p, g, : samples.lengths[p, g]].tolist())
+        reply = rft_data.CritiqueReply(text, str(samples.finish[p, g]))
+        return rft_data.parse_reply(
+            prompts[p].comparison, prompts[p].order, reply, prompts[p].template
+        )
+
+    critiques = [[critique(p, g) for g in range(G)] for p in range(P)]
+    rewards_PxG = np.array(
+        [[reward(p.comparison, c) for c in group] for p, group in zip(prompts, critiques)],
+        np.float32,
+    )
+    batch = {
+        **rollouts.prompt_arrays(prompts, rl.prompt_len, tokenizer.pad_id),
+        "completions": samples.tokens,
+        "mask": (np.arange(T) < samples.lengths[..., None]).astype(np.float32),
+        "sampler_logps": samples.logprobs,
+        "advantages": np.asarray(losses.group_advantages(rewards_PxG, rl.normalise_std)),
+    }
+    metrics = {
+        **rollouts.rollout_metrics(prompts, rewards_PxG, critiques, samples.lengths),
+        "rollout_tokens_per_s": samples.stats.tokens / rollout_s,
+        "rollout_s": rollout_s,
+    }
+    return batch, metrics
+
+
+def reward(comparison: Comparison, critique: Critique) -> float:
+    """Returns +1 if the labelled best response has the strictly highest score, else -1.
+
+    Unparsed critiques get -1 (SPCT equation 11).
+    """
+    return CORRECT if rft_data.is_correct(comparison, critique.scores) else INCORRECT
+
+
+def rollout_shapes(config: ConfigDict) -> Shapes:
+    """Returns the arrays that log-probs are computed from: each prompt once, its G completions."""
+    rl = config.rl
+    P, G, S, T = rl.prompts, rl.group_size, rl.prompt_len, rl.max_new_tokens
+    return {
+        "prompts": ((P, S), jnp.int32),
+        "prompt_lengths": ((P,), jnp.int32),
+        "completions": ((P, G, T), jnp.int32),
+        "mask": ((P, G, T), jnp.float32),
+    }
+
+
+def grpo_batch_shapes(config: ConfigDict) -> Shapes:
+    """Returns the arrays of an update: rollouts, advantages, and three sets of log-probs."""
+    shapes = rollout_shapes(config)
+    shape_PxGxT = shapes["mask"][0]
+    return {
+        **shapes,
+        "advantages": (shape_PxGxT[:2], jnp.float32),
+        "ref_logps": (shape_PxGxT, jnp.float32),
+        "old_logps": (shape_PxGxT, jnp.float32),
+        "sampler_logps": (shape_PxGxT, jnp.float32),
+    }
+
+
+def completion_logps(model: Any, batch: Any, rl: ConfigDict, entropy: bool = False) -> TokenLogps:
+    """Computes log-probs (P, G, T) of completions; the prompt of a group is processed once."""
+    tokens = (batch["prompts"], batch["prompt_lengths"], batch["completions"])
+    return grouped_token_logps(model, *tokens, rl.temperature, entropy, batch["mask"])
+
+
+def build_logps(
+    config: ConfigDict,
+    mesh: Mesh,
+    model: tuple[nnx.GraphDef, Any] | None = None,
+    dtype: str | None = None,
+    name: str = "reference_logps",
+) -> Program:
+    """Builds (params, rollouts) -> log-probs (P, G, T), 0 off the mask.
+
+    Args:
+      config: an experiment.
+      mesh: of the program.
+      model: `abstract_model` of the experiment, if the caller has it.
+      dtype: of the stored parameters; None is the model's. A bfloat16 reference needs no second
+        float32 copy.
+      name: of the program.
+    """
+    cfg, rl = model_config(config), config.rl
+    graphdef, params = model or abstract_model(cfg, mesh)
+    if dtype is not None:
+        cast = jax.eval_shape(lambda p: states.compute_params(p, dtype), params)
+        params = with_shardings(cast, state_shardings(params, mesh))
+    batch = states.abstract_batch(rollout_shapes(config), mesh)
+    micro_batches = optim.micro_batch_count(rl, rl.prompts, mesh)
+
+    def micro_logps(params: Any, micro: Any) -> jax.Array:
+        model = nnx.merge(graphdef, states.compute_params(params, cfg.dtype))
+        return completion_logps(model, micro, rl).logps * micro["mask"]
+
+    def logps(params: Any, batch: Any) -> jax.Array:
+        if micro_batches == 1:
+            return micro_logps(params, batch)
+        logps_MxPxGxT = jax.lax.map(
+            lambda micro: micro_logps(params, micro), optim.split_batch(batch, micro_batches)
+        )
+        # The inverse of split_batch, which deals the prompts out in turn.
+        return logps_MxPxGxT.swapaxes(0, 1).reshape(batch["mask"].shape)
+
+    in_shardings = (state_shardings(params, mesh), states.batch_shardings(batch, mesh))
+    out_shardings = states.batch_shardings(batch["mask"], mesh)
+    fn = jax.jit(logps, in_shardings=in_shardings, out_shardings=out_shardings)
+    return Program(name, fn, (params, batch))
+
+
+def build_grpo_update(
+    config: ConfigDict, mesh: Mesh, model: tuple[nnx.GraphDef, Any] | None = None
+) -> Program:
+    """Builds one update: (state, batch) -> (state, metrics), batch as in `grpo_batch_shapes`.
+
+    Metrics besides the loss's: `entropy` in nats per token; `gap_mean` and `gap_max`, the absolute
+    difference between the sampler's log-probs and the trainer's, which are of the same policy in
+    the first update of a rollout.
+    """
+    cfg, rl = model_config(config), config.rl
+    graphdef, params = model or abstract_model(cfg, mesh)
+    objective = losses.GrpoObjective(rl.beta, rl.clip, rl.kl_estimator)
+
+    def loss_fn(params: Any, micro: Any, tokens: jax.Array) -> tuple[jax.Array, Metrics]:
+        policy = nnx.merge(graphdef, states.compute_params(params, cfg.dtype))
+        out = completion_logps(policy, micro, rl, entropy=True)
+        flat = {name: x.reshape(-1, x.shape[-1]) for name, x in micro.items() if x.ndim == 3}
+        logps, mask = out.logps.reshape(flat["mask"].shape), flat["mask"]
+        loss, metrics = losses.grpo_loss(
+            logps,
+            flat["ref_logps"],
+            mask,
+            micro["advantages"].reshape(-1),
+            objective,
+            flat["old_logps"] if rl.updates_per_rollout > 1 else None,
+            rl.prompts * rl.group_size,
+        )
+        gap = jnp.where(mask > 0, jnp.abs(logps - flat["sampler_logps"]), 0.0)
+        metrics |= {
+            "entropy": (out.entropy.reshape(mask.shape) * mask).sum() / tokens,
+            "gap_mean": gap.sum() / tokens,
+            "gap_max": gap.max(),
+        }
+        return loss, jax.lax.stop_gradient(metrics)
+
+    def token_count(batch: Any) -> jax.Array:
+        return jnp.maximum(batch["mask"].sum(), 1)
+
+    return build_update(
+        "grpo_update", loss_fn, rl, mesh, params, grpo_batch_shapes(config), token_count
+    )
+
+
+def check(config: ConfigDict) -> None:
+    """Raises ValueError, naming the field, for settings that would fail during training."""
+    rl = config.rl
+    optim.make_optimizer(rl, "rl")
+    losses.check_kl_estimator(rl.kl_estimator)
+    if rl.temperature <= 0:
+        raise ValueError(
+            f"config.rl.temperature={rl.temperature}: RL needs samples that differ, set it above 0"
+        )
+    if rl.group_size < 2:
+        raise ValueError(
+            f"config.rl.group_size={rl.group_size}: advantages compare the critiques of a group, "
+            "set at least 2"
+        )
+    if not rl.get("group_packed", True):
+        raise ValueError(
+            "config.rl.group_packed=False is no longer supported: remove the field; every group "
+            "shares its prompt, with equal loss and gradient"
+        )
+    try:
+        jnp.dtype(rl.reference_dtype)
+    except TypeError as error:
+        raise ValueError(
+            f"config.rl.reference_dtype={rl.reference_dtype!r}: use float32 or bfloat16"
+        ) from error

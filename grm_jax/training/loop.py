@@ -1,26 +1,37 @@
-"""The loop that the three trainings share: resume, step, log, save, and stop in good order.
+"""The train loop of all stages: resume, step, log, save, stop.
 
 A stage's folder holds
-    checkpoints/        the newest states, to go on from       metrics.jsonl, tensorboard/    its numbers
-    final/              the parameters it ended with           result.json                    what it was, and how it went
-and a stage whose result.json is there is not run again.
+
+    checkpoints/     the newest training states, to resume from
+    final/           the trained parameters alone
+    metrics.jsonl    one line per logged step; tensorboard/ has the same numbers
+    result.json      written last: a stage that has it is done and is not run again
 """
 
+import dataclasses
 import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-from grm_jax.storage import as_path, write_atomic
+from grm_jax.storage import PathLike, as_path, write_atomic
+from grm_jax.text.tokenizer import Tokenizer
 from grm_jax.training import checkpoint, metrics
+from grm_jax.training.programs import Metrics, Program
+from grm_jax.training.state import State
+from grm_jax.training.stop import Stopped, StopSignal
 
 log = logging.getLogger(__name__)
 RESULT = "result.json"
-# Fields of a stage that its numbers do not depend on: they may be other ones when it is gone on with.
-FREE = (
+# Fields of a section that may change on resume because results do not depend on them.
+FREE_FIELDS = (
     "save_every",
     "keep",
     "log_every",
@@ -29,256 +40,237 @@ FREE = (
     "micro_rows",
     "prompt_slots",
 )
-_stop_asked = False  # by a signal that came while a stage ended
 
 
 class NonFiniteLoss(RuntimeError):
     """The loss or a gradient became NaN or infinite; the last good state is saved."""
 
 
-class Stopped(RuntimeError):
-    """The run was asked to stop (SIGTERM) and has saved its state; start it again to go on."""
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the stages of one run share. Programs run under `jax.set_mesh(mesh)`.
 
-
-def raise_if_stopped(stage: str) -> None:
-    """Raises Stopped where a signal came while the stage before this one ended: that one is whole, this one has not begun."""
-    global _stop_asked
-    if _stop_asked:
-        _stop_asked = False
-        raise Stopped(
-            f"{stage}: stopped by a signal before its first step, what came before is saved: run it again"
-        )
-
-
-def is_done(folder) -> bool:
-    return (as_path(folder) / RESULT).exists()
-
-
-def read_result(folder) -> dict:
-    return json.loads((as_path(folder) / RESULT).read_text())
-
-
-def write_result(folder, result: Mapping) -> None:
-    """Marks a stage as done. Process 0 writes; the others return when the result is there to be seen."""
-    if jax.process_index() == 0:
-        write_atomic(as_path(folder) / RESULT, json.dumps(result, indent=2, sort_keys=True) + "\n")
-    checkpoint.wait_for_all(f"result of {folder}")
-
-
-def step_seed(rng_words, step: int) -> int:
-    """A 31-bit seed for what a step draws on the host (sampling, orders), from the state's RNG and the step."""
-    return int(np.random.SeedSequence([*map(int, rng_words), step]).generate_state(1)[0]) >> 1
-
-
-def rng_words(state) -> np.ndarray:
-    """The state's RNG words on the host."""
-    return np.asarray(state["rng"].addressable_data(0))
-
-
-def compile_ahead(stage: str, programs: Sequence) -> float:
-    """Compiles a stage's programs (`steps.Program`), with a line for each, and returns the seconds. Call under the stage's mesh.
-
-    The steps then find them compiled: a jitted function keeps what was compiled for its shapes. Batches that are cut to another length
-    (`rl.length_buckets`), and the sampler's programs, whose shapes come from the prompts, compile when they are first met.
+    workdir: where data are indexed once for all stages and hosts; None is a temporary folder.
     """
-    began = time.perf_counter()
-    for program in programs:
-        start = time.perf_counter()
-        stats = program.lower().compile().memory_analysis()
-        need = (
-            f", peak {stats.peak_memory_in_bytes / 2**20:,.1f} MiB per device"
-            if stats is not None
-            else ""
-        )
-        log.info(
-            "%s: %s compiled in %.1f s%s", stage, program.name, time.perf_counter() - start, need
-        )
-    return time.perf_counter() - began
+
+    config: ConfigDict
+    mesh: Mesh
+    tokenizer: Tokenizer
+    workdir: PathLike | None = None
+    stop: StopSignal = dataclasses.field(default_factory=StopSignal)
 
 
-def train(
-    stage: str,
-    section,
-    folder,
-    *,
-    fresh: Callable,
-    abstract,
-    step: Callable,
-    identity: Mapping[str, str | int],
-    programs: Sequence = (),
-    shown: tuple[str, ...] = ("loss",),
-    tensorboard: bool = True,
-    summary: Mapping | None = None,
-    finish: Callable | None = None,
-    settings: Mapping[str, str | int | float] | None = None,
-):
-    """Runs a stage to its last step, from its newest readable checkpoint if it has one.
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One training, as `train` runs it.
 
-    Args:
-      stage: name, for logs.
-      section: of a config: steps, save_every, keep, log_every, profile_steps.
-      folder: the stage's folder.
-      fresh: () -> the state at step 0; called at most once, before the first step.
-      abstract: the state as ShapeDtypeStructs with shardings: what a restore fills, on whatever topology this is.
-      step: (state, i, seed) -> (state, metrics, what): takes batch number i and says in `what` which one it was. metrics must hold
-        `finite`; it and others may be device arrays. Of a step of several updates that is not finite, `updated` says how many were made
-        before that: the state has them.
-      identity: what a checkpoint must have been made with to be continued (data, reference, seed, what places in the data depend on).
-        What an older checkpoint does not name is not asked of it.
-      programs: what its steps run, to be compiled before the first of them.
+    Attributes:
+      name: "rft", "rl", "meta_rm", or a baseline's; for logs and errors.
+      section: its section of the config: steps, save_every, keep, log_every, profile_steps.
+      folder: where it lives.
+      init: () -> the state at step 0, whose arrays nobody else holds, so that updates can donate
+        them. Called at most once, and only without a checkpoint.
+      abstract_state: the state as ShapeDtypeStructs with shardings; a checkpoint is restored to
+        them, whatever topology wrote it.
+      step: (state, i, seed) -> (state, metrics, batch name). Trains on batch i. The metrics hold
+        `loss`, `grad_norm` and `finite`, and may be device arrays. If a step of several updates is
+        not finite, `updated` is the number of updates made before.
+      identity: what must be equal on resume: data, seed, first weights, batch sizes. A field that
+        an older checkpoint lacks is not compared.
+      settings: what results depend on besides the section; a change on resume is logged.
+      programs: what `step` runs, compiled before the first step.
       shown: metrics beside the progress bar.
-      summary: further entries for result.json; finish: (last state) -> more of them.
-      settings: what the numbers depend on beside the section's own fields; a change of any of them is logged when a checkpoint is gone on from.
+      tensorboard: also write TensorBoard files.
+      summary: (last state) -> further entries for result.json.
+    """
+
+    name: str
+    section: ConfigDict
+    folder: PathLike
+    init: Callable[[], State]
+    abstract_state: State
+    step: Callable[[State, int, int], tuple[State, Metrics, str]]
+    identity: Mapping[str, Any]
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    programs: Sequence[Program] = ()
+    shown: tuple[str, ...] = ("loss",)
+    tensorboard: bool = True
+    summary: Callable[[State], Mapping[str, Any]] = lambda state: {}
+
+    def record(self, step: int) -> dict[str, Any]:
+        """Returns the JSON record of the checkpoint at `step`."""
+        fields = {
+            f"{self.name}.{field}": value
+            for field, value in self.section.items()
+            if field not in FREE_FIELDS and isinstance(value, str | bool | int | float)
+        }
+        return {
+            "stage": self.name,
+            "position": step,
+            "identity": dict(self.identity),
+            "settings": fields | dict(self.settings),
+        }
+
+
+def train(stage: Stage, stop: StopSignal) -> State:
+    """Runs a stage to its last step, resuming from its newest readable checkpoint.
 
     Returns:
       The last state.
 
     Raises:
-      NonFiniteLoss, Stopped: both after saving. A signal in the last step lets the stage end, and stops the next one before it begins.
-      CheckpointError: checkpoints that are unreadable or of another run.
+      NonFiniteLoss, Stopped: both after saving. A signal during the last step lets the stage end.
+      CheckpointError: no checkpoint is readable, or they belong to another run.
     """
-    raise_if_stopped(stage)
-    folder = as_path(folder)
-    start_time = time.time()
-    now = _settings(stage, section) | dict(settings or {})
-    with (
-        checkpoint.Checkpoints(folder / "checkpoints", section.keep) as store,
-        checkpoint.StopSignal() as stop,
-    ):
-        found = store.restore_or_none(abstract)
-        first, state = (0, fresh()) if found is None else (found[0], found[1])
-        if found is not None:
-            _check_identity(folder, found[2].get("identity", {}), dict(identity))
-            _tell_changes(stage, found[2].get("settings", {}), now)
-            log.info("%s: going on from step %d of %d", stage, first, section.steps)
-        words = rng_words(state)
-        compile_s = compile_ahead(stage, programs) if first < section.steps else 0.0
-
-        def save(i):
-            store.save(
-                i,
-                state,
-                {"stage": stage, "position": i, "identity": dict(identity), "settings": now},
-            )
-
-        profiler = metrics.Profiler(folder / "profile", section.profile_steps)
+    stop.check(stage.name)
+    start, section, folder = time.time(), stage.section, as_path(stage.folder)
+    row: Metrics = {}
+    first_step_s = None
+    with checkpoint.Checkpoints(folder / "checkpoints", section.keep) as store, stop:
+        first, state = _restore(stage, store) or (0, stage.init())
+        words = np.asarray(state["rng"].addressable_data(0))
+        compile_s = compile_ahead(stage) if first < section.steps else 0.0
         with (
-            metrics.MetricLog(folder, "metrics", first, tensorboard) as lines,
-            metrics.Progress(stage, section.steps, first, shown) as bar,
+            metrics.Profiler(folder / "profile", section.profile_steps) as profiler,
+            metrics.MetricLog(folder, "metrics", first, stage.tensorboard) as metric_log,
+            metrics.Progress(stage.name, section.steps, first, stage.shown) as progress,
         ):
             for i in range(first, section.steps):
+                is_last = i + 1 == section.steps
                 profiler.before(i)
-                began = time.perf_counter()
-                state, row, what = step(state, i, step_seed(words, i))
+                step_start = time.perf_counter()
+                state, row, batch_name = stage.step(state, i, step_seed(words, i))
                 row = jax.device_get(row)
                 profiler.after(i, state)
                 if not row.pop("finite"):
-                    if updated := int(row.pop("updated", 0)):
-                        # What is there now is neither the state before this step nor the one after it.
-                        store.wait()
-                        last = (
-                            f"the newest checkpoint is {store.folder}/{store.steps()[-1]}"
-                            if store.steps()
-                            else "there is no checkpoint yet"
-                        )
-                        told = f"{updated} of its updates were made before, so this state is not saved; {last}"
-                    else:
-                        save(i)
-                        store.wait()
-                        told = f"Nothing was updated; the state before it is saved in {store.folder}/{i}"
-                    raise NonFiniteLoss(
-                        f"{stage}: loss {float(row['loss']):g}, gradient norm {float(row['grad_norm']):g} at step {i}, batch {what}. "
-                        f"{told}. Look at that batch, lower the learning rate, or start the stage in another workdir with another seed"
-                    )
-                row["step_s"] = time.perf_counter() - began
+                    _raise_non_finite(stage, store, state, i, {**row, "batch": batch_name})
+                row["step_s"] = time.perf_counter() - step_start
                 if i == first:
-                    first_step_s = time.time() - start_time
+                    first_step_s = round(time.time() - start, 1)
                     log.info(
-                        "%s: first step after %.1f s, %.1f s of them compiling ahead",
-                        stage,
-                        first_step_s,
-                        compile_s,
+                        "%s: first step after %.1f s, of which %.1f s compiled programs",
+                        *(stage.name, first_step_s, compile_s),
                     )
-                bar.update(i + 1, row)
-                if (i + 1) % section.log_every == 0 or i + 1 == section.steps:
-                    lines.write(i + 1, {**row, **metrics.memory_metrics()})
+                progress.update(i + 1, row)
+                if (i + 1) % section.log_every == 0 or is_last:
+                    metric_log.write(i + 1, {**row, **metrics.memory_metrics()})
                 stopping = stop.requested()
-                if stopping or (i + 1) % section.save_every == 0 or i + 1 == section.steps:
-                    save(i + 1)
-                if stopping and i + 1 < section.steps:
+                if stopping or (i + 1) % section.save_every == 0 or is_last:
+                    store.save(i + 1, state, stage.record(i + 1))
+                if stopping and not is_last:
                     store.wait()
                     raise Stopped(
-                        f"{stage}: stopped by a signal after step {i + 1} of {section.steps}, state saved: run it again"
+                        f"{stage.name}: stopped by a signal after step {i + 1} of {section.steps}; "
+                        "the state is saved. Run the same command again to resume"
                     )
-        profiler.close()
         store.wait()
         save_params(folder, state["params"], section.steps)
-        write_result(
-            folder,
-            {
-                "stage": stage,
-                "steps": section.steps,
-                "seconds": round(time.time() - start_time, 1),
-                "first_step_s": round(first_step_s, 1) if section.steps > first else None,
-                "identity": dict(identity),
-                "last": {k: metrics.plain(v) for k, v in row.items()}
-                if section.steps > first
-                else {},
-                **(summary or {}),
-                **(finish(state) if finish else {}),
-            },
-        )
-        global _stop_asked
-        _stop_asked = stop.requested()
+        result = {
+            "stage": stage.name,
+            "steps": section.steps,
+            "seconds": round(time.time() - start, 1),
+            "first_step_s": first_step_s,
+            "identity": dict(stage.identity),
+            "last": {name: metrics.plain(value) for name, value in row.items()},
+        }
+        write_result(folder, {**result, **stage.summary(state)})
     return state
 
 
-def save_params(folder, params, step: int) -> None:
-    """Writes the parameters alone, for the next stages."""
-    with checkpoint.Checkpoints(as_path(folder) / "final", keep=1) as store:
+def _restore(stage: Stage, store: checkpoint.Checkpoints) -> tuple[int, State] | None:
+    """Returns (step, state) of the newest checkpoint, or None; checks that it is of this run."""
+    restored = store.restore_or_none(stage.abstract_state)
+    if restored is None:
+        return None
+    step, state, saved = restored
+    record = stage.record(step)
+    checkpoint.check_identity(store.folder, saved.get("identity", {}), record["identity"])
+    if changed := checkpoint.differences(saved.get("settings", {}), record["settings"]):
+        log.warning("%s: resumes with settings that have changed: %s", stage.name, changed)
+    log.info("%s: resumes at step %d of %d", stage.name, step, stage.section.steps)
+    return step, state
+
+
+def _raise_non_finite(
+    stage: Stage, store: checkpoint.Checkpoints, state: State, i: int, row: Mapping[str, Any]
+) -> NoReturn:
+    """Saves the state if it is that before step i, and raises NonFiniteLoss."""
+    if updates := int(row.get("updated", 0)):
+        # The state is neither the one before this step nor the one after it.
+        store.wait()
+        steps = store.steps()
+        newest = f"the newest checkpoint is {store.folder}/{steps[-1]}" if steps else "none exists"
+        outcome = f"{updates} updates of the step were made, so this state is not saved; {newest}"
+    else:
+        store.save(i, state, stage.record(i))
+        store.wait()
+        outcome = f"Nothing was updated; the state before it is saved in {store.folder}/{i}"
+    raise NonFiniteLoss(
+        f"{stage.name}: loss {float(row['loss']):g}, gradient norm {float(row['grad_norm']):g} "
+        f"at step {i}, batch {row['batch']}. {outcome}. Inspect that batch, lower the learning "
+        "rate, or run the stage in another workdir with another seed"
+    )
+
+
+def compile_ahead(stage: Stage) -> float:
+    """Compiles a stage's programs, logs each, and returns the seconds. Call it under the mesh.
+
+    The steps reuse them: a jitted function keeps what was compiled for its shapes. Batches trimmed
+    to another length (`rl.length_buckets`) and the sampler's programs, whose shapes come from the
+    prompts, compile on first use.
+    """
+    began = time.perf_counter()
+    for program in stage.programs:
+        start = time.perf_counter()
+        stats = program.lower().compile().memory_analysis()
+        seconds = time.perf_counter() - start
+        peak = f", peak {stats.peak_memory_in_bytes / 2**20:,.1f} MiB per device" if stats else ""
+        log.info("%s: %s compiled in %.1f s%s", stage.name, program.name, seconds, peak)
+    return time.perf_counter() - began
+
+
+def step_seed(rng_words: np.ndarray, step: int) -> int:
+    """Returns a 31-bit seed for what a step draws on the host: sampling and response orders."""
+    return int(np.random.SeedSequence([*map(int, rng_words), step]).generate_state(1)[0]) >> 1
+
+
+def is_done(folder: PathLike) -> bool:
+    """Whether a stage has written its result."""
+    return (as_path(folder) / RESULT).exists()
+
+
+def read_result(folder: PathLike) -> dict[str, Any]:
+    """Reads a stage's result.json."""
+    return json.loads((as_path(folder) / RESULT).read_text())
+
+
+def write_result(folder: PathLike, result: Mapping[str, Any]) -> None:
+    """Marks a stage as done. Process 0 writes; the others wait until the file is visible."""
+    if jax.process_index() == 0:
+        write_atomic(as_path(folder) / RESULT, json.dumps(result, indent=2, sort_keys=True) + "\n")
+    checkpoint.wait_for_all(f"result of {folder}")
+
+
+def save_params(folder: PathLike, params: Any, step: int) -> None:
+    """Writes the parameters alone, for the stages that follow."""
+    with checkpoint.Checkpoints(_final(folder), keep=1) as store:
         store.save(step, params)
 
 
-def load_params(folder, abstract_params):
-    """The parameters that a stage ended with, placed as the target says.
+def load_params(folder: PathLike, abstract_params: Any) -> Any:
+    """Loads the trained parameters of a stage with the shardings of `abstract_params`.
 
-    Raises CheckpointError where the stage has left none.
+    Raises:
+      CheckpointError: the stage has not saved any.
     """
-    with checkpoint.Checkpoints(as_path(folder) / "final", keep=1) as store:
-        found = store.restore(abstract_params)
-    if found is None:
+    with checkpoint.Checkpoints(_final(folder), keep=1) as store:
+        restored = store.restore(abstract_params)
+    if restored is None:
         raise checkpoint.CheckpointError(
             f"{folder}/final holds no parameters: run that stage first, or remove its result.json"
         )
-    return found[1]
+    return restored[1]
 
 
-def _settings(stage: str, section) -> dict[str, str | int | float]:
-    """The fields of a section that its numbers depend on, as "rl.beta"."""
-    plain = (str, bool, int, float)
-    return {
-        f"{stage}.{name}": v
-        for name, v in section.items()
-        if name not in FREE and isinstance(v, plain)
-    }
-
-
-def _tell_changes(stage: str, saved: Mapping, now: Mapping) -> None:
-    changed = [
-        f"{name} was {saved[name]!r} and is {now[name]!r}"
-        for name in now
-        if name in saved and saved[name] != now[name]
-    ]
-    if changed:
-        log.warning(
-            "%s: goes on with other settings than it was saved with: %s", stage, ", ".join(changed)
-        )
-
-
-def _check_identity(folder, saved: Mapping, now: Mapping) -> None:
-    different = [name for name in now if name in saved and saved[name] != now[name]]
-    if different:
-        told = ", ".join(f"{name} was {saved[name]!r} and is {now[name]!r}" for name in different)
-        raise checkpoint.CheckpointError(
-            f"the checkpoints in {folder} are of another run: {told}. Use another workdir, or restore what they were made with"
-        )
+def _final(folder: PathLike) -> epath.Path:
+    return as_path(folder) / "final"

@@ -1,59 +1,51 @@
-"""SPCT from end to end: `run(config, workdir)` does the stages of an experiment in order, each skipped where its result is there.
+"""SPCT end to end: `run(config, workdir)` runs the stages of an experiment in order.
 
-workdir/rft      rejective fine-tuning        workdir/meta_rm  the meta reward model
-workdir/rl       GRPO on rule-based rewards   workdir/eval     the table, the plots, the page
+    WORKDIR/rft    rejective fine-tuning     WORKDIR/meta_rm    the meta reward model
+    WORKDIR/rl     GRPO                      WORKDIR/eval       table, plots, report
+
+A stage that is done is skipped, one that was interrupted is resumed.
 """
 
 import json
 import logging
+from collections.abc import Collection
+from typing import Any
 
 import jax
-import jax.numpy as jnp
+from etils import epath
 from flax import nnx
+from ml_collections import ConfigDict
 
 from grm_jax import checkpoints
 from grm_jax.judging.metadata import JudgeMetadata, MetaRMMetadata, meta_template
-from grm_jax.models import get_config
+from grm_jax.models import TransformerConfig, abstract_model, get_config
 from grm_jax.sharding import make_mesh
-from grm_jax.storage import as_path, fetch, write_atomic, writing
-from grm_jax.training import (
-    eval_stage,
-    grpo,
-    loop,
-    losses,
-    meta_rm,
-    optim,
-    rft,
-    rft_data,
-    sources,
-    steps,
-)
-from grm_jax.training import state as states
+from grm_jax.storage import PathLike, as_path, write_atomic, writing
+from grm_jax.training import checkpoint, eval_stage, grpo, loop, meta_rm, rft, sources
+from grm_jax.training.programs import model_config
 
 log = logging.getLogger(__name__)
 STAGES = ("rft", "rl", "meta_rm", "eval")
-META_RM_STARTS = ("base", "rft", "rl")
+# Fields of a model that decide the shapes of its parameters.
+SIZES = ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim")
 
 
-def run(config, workdir) -> dict:
+def run(config: ConfigDict, workdir: PathLike) -> dict[str, Any]:
     """Runs `config.stages`, a subset of STAGES in their order.
 
     Args:
       config: an experiment (`experiments/*.py`).
-      workdir: where everything goes. A run that was interrupted is gone on from there.
+      workdir: local or in a bucket; a run resumes from what is there.
 
     Returns:
-      The result.json of each stage that was asked for.
+      {stage: its result.json}.
 
     Raises:
-      ValueError: a stage that does not exist, a mesh or batch that does not fit. loop.Stopped, loop.NonFiniteLoss: after saving.
+      ValueError: a setting that would fail, before anything is trained.
+      Stopped, NonFiniteLoss: after saving.
     """
     if unknown := set(config.stages) - set(STAGES):
         raise ValueError(f"stages {sorted(unknown)} do not exist: use {', '.join(STAGES)}")
-    if "meta_rm" in config.stages and config.meta_rm.start not in META_RM_STARTS:
-        raise ValueError(
-            f"meta_rm.start {config.meta_rm.start!r}: use one of {', '.join(META_RM_STARTS)}"
-        )
     workdir = as_path(workdir)
     folders = {stage: workdir / stage for stage in STAGES}
 
@@ -61,182 +53,147 @@ def run(config, workdir) -> dict:
     #                        Mesh, tokenizer, model                           #
     ###########################################################################
 
-    mesh = make_mesh(**config.mesh)
-    cfg = steps.model_config(config)
-    graphdef, abstract = states.abstract_model(cfg, mesh)
+    mesh, cfg = make_mesh(**config.mesh), model_config(config)
+    graphdef, abstract = abstract_model(cfg, mesh)
     tokenizer = sources.load_tokenizer(config)
     if tokenizer.vocab_size > cfg.vocab_size + cfg.vocab_pad:
         raise ValueError(
-            f"the tokenizer writes {tokenizer.vocab_size} ids and {cfg.name} has {cfg.vocab_size} rows: use the model's own tokenizer"
+            f"the tokenizer has {tokenizer.vocab_size} ids and {cfg.name} has {cfg.vocab_size} "
+            "rows in its embedding: use the model's own tokenizer"
         )
-    _note_config(config, cfg, workdir)
+    check(config, [stage for stage in config.stages if not loop.is_done(folders[stage])])
+    save_config(config, cfg, workdir)
     log.info("%s: %.2fM parameters on %s", config.name, cfg.num_params / 1e6, dict(mesh.shape))
+    shared = loop.Run(config, mesh, tokenizer, workdir)
 
-    to_do = [stage for stage in config.stages if not loop.is_done(folders[stage])]
-    sources.check(config, to_do)
-    _check_settings(config, to_do)
+    # Parameters pass between stages as factories, so that nobody else holds them during a stage.
+    def base() -> Any:
+        return sources.first_params(config, cfg, mesh)
 
-    def final_params(stage):
-        scalar = states.abstract_model(steps.model_config(config, scalar_head=True), mesh)[1]
-        return loop.load_params(folders[stage], scalar if stage == "meta_rm" else abstract)
+    def trained(stage: str) -> Any:
+        return lambda: load_trained(shared, stage, folders[stage])
 
-    def export(stage, params):
-        """A Hugging Face folder, for `grm judge` and for other programs."""
-        if config.export:
-            model_def = states.abstract_model(
-                steps.model_config(config, scalar_head=stage == "meta_rm"), mesh
-            )[0]
-            like = sources.tokenizer_path(config)
-            model = nnx.merge(model_def, params)
-            with writing(folders[stage] / "hf") as local:
-                if stage == "meta_rm":
-                    likelihood = config.meta_rm.likelihood
-                    template = meta_template(config.template, likelihood)
-                    MetaRMMetadata(template, likelihood).save(local)
-                else:
-                    JudgeMetadata(config.template, config.rl.max_new_tokens).save(local)
-                checkpoints.save(model, local, like=like, dtype="bfloat16", overwrite=True)
-
-    def wanted(stage):
+    def is_pending(stage: str) -> bool:
         if stage not in config.stages:
             return False
         if not loop.is_done(folders[stage]):
-            loop.raise_if_stopped(stage)
+            shared.stop.check(stage)
             return True
         log.info("%s is done: %s", stage, folders[stage])
         if config.export and stage != "eval" and not _is_exported(folders[stage] / "hf"):
-            export(stage, final_params(stage))  # what ended the last start came between the two
+            # The run was interrupted between the stage's result and the end of its export.
+            export(shared, stage, trained(stage)(), folders[stage] / "hf")
         return False
 
+    def finish(stage: str, params: Any) -> None:
+        if config.export:
+            export(shared, stage, params, folders[stage] / "hf")
+
     with jax.set_mesh(mesh):
-        # Stages are given functions that make the parameters they start from: nobody else keeps these while a stage runs.
-        def first():
-            return sources.first_params(config, cfg, mesh)
-
-        def final(stage):
-            return lambda: final_params(stage)
-
         #######################################################################
         #                     Rejective fine-tuning                           #
         #######################################################################
 
-        if wanted("rft"):
-            export("rft", rft.train(config, mesh, tokenizer, first, folders["rft"]))
+        if is_pending("rft"):
+            finish("rft", rft.train(shared, base, folders["rft"]))
 
         #######################################################################
         #                     Reinforcement learning                          #
         #######################################################################
 
-        if wanted("rl"):
-            trials = config.rl.get("easy_trials", "")
-            easy = rft_data.easy_ids(rft_data.read_trials(fetch(trials))) if trials else ()
-            judging = sources.judging(config, without=easy)
-            # Without RFT (the ablation "no cold start") the policy begins, and its reference stays, at the first parameters.
-            start = final("rft") if loop.is_done(folders["rft"]) else first
-            at = lambda place: judging.at(config.rl.first_item + place)  # noqa: E731
-            export(
-                "rl",
-                grpo.train(config, mesh, tokenizer, start, at, folders["rl"], judging.identity),
-            )
+        if is_pending("rl"):
+            # Without RFT (the ablation "no_cold_start") policy and reference are the base model.
+            start = trained("rft") if loop.is_done(folders["rft"]) else base
+            finish("rl", grpo.train(shared, start, folders["rl"]))
 
         #######################################################################
         #                       Meta reward model                             #
         #######################################################################
 
-        if wanted("meta_rm"):
-            policy = final("rl" if loop.is_done(folders["rl"]) else "rft")
-            start = {"base": first, "rft": final("rft"), "rl": policy}[config.meta_rm.start]
-            export(
-                "meta_rm",
-                meta_rm.train(
-                    config, mesh, tokenizer, start, policy, folders["rft"], folders["meta_rm"]
-                ),
+        if is_pending("meta_rm"):
+            policy = trained("rl" if loop.is_done(folders["rl"]) else "rft")
+            start = {"base": base, "rft": trained("rft"), "rl": policy}[config.meta_rm.start]
+            finish(
+                "meta_rm", meta_rm.train(shared, start, policy, folders["rft"], folders["meta_rm"])
             )
 
         #######################################################################
         #                           Evaluation                                #
         #######################################################################
 
-        if wanted("eval"):
+        if is_pending("eval"):
             eval_stage.run(config, mesh, tokenizer, graphdef, abstract, folders)
-    return {
-        stage: loop.read_result(folders[stage])
-        for stage in config.stages
-        if loop.is_done(folders[stage])
-    }
+    done = [stage for stage in config.stages if loop.is_done(folders[stage])]
+    return {stage: loop.read_result(folders[stage]) for stage in done}
 
 
-def _check_settings(config, stages) -> None:
-    """Refuses what would stop a stage, before hours are spent on those before it. Raises ValueError naming the field."""
-    for stage in set(stages) & {"rft", "rl", "meta_rm"}:
-        optim.make_optimizer(config[stage], stage)
-    if "meta_rm" in stages and config.meta_rm.likelihood < 0:
-        raise ValueError(
-            f"config.meta_rm.likelihood={config.meta_rm.likelihood}: the weight of a log-probability, give 0 (the scalar head alone) or more"
-        )
-    if "rl" in stages:
-        rl = config.rl
-        losses.kl_per_token(0.0, 0.0, rl.kl_estimator)
-        if rl.temperature <= 0:
-            raise ValueError(
-                f"config.rl.temperature={rl.temperature}: a policy that learns has to sample, give one above 0"
-            )
-        if rl.group_size < 2:
-            raise ValueError(
-                f"config.rl.group_size={rl.group_size}: advantages compare the critiques of one group, give at least 2"
-            )
-        try:
-            jnp.dtype(rl.reference_dtype)
-        except TypeError as error:
-            raise ValueError(
-                f"config.rl.reference_dtype={rl.reference_dtype!r}: give float32 or bfloat16"
-            ) from error
+def check(config: ConfigDict, stages: Collection[str]) -> None:
+    """Checks files and settings of the stages before anything is trained.
+
+    Raises:
+      ValueError, FileNotFoundError: naming the field.
+    """
+    sources.check(config, stages)
+    for stage, module in (("rft", rft), ("rl", grpo), ("meta_rm", meta_rm)):
+        if stage in stages:
+            module.check(config)
 
 
-def _is_exported(folder) -> bool:
-    """Whether a folder was written to its end: the config comes last, in a bucket the tokenizer."""
+def load_trained(shared: loop.Run, stage: str, folder: PathLike) -> Any:
+    """Loads the parameters that a stage trained."""
+    cfg = model_config(shared.config, scalar_head=stage == "meta_rm")
+    return loop.load_params(folder, abstract_model(cfg, shared.mesh)[1])
+
+
+def export(shared: loop.Run, stage: str, params: Any, folder: PathLike) -> None:
+    """Writes a Hugging Face folder, for `grm judge` and for other programs."""
+    config, is_meta_rm = shared.config, stage == "meta_rm"
+    graphdef, _ = abstract_model(model_config(config, scalar_head=is_meta_rm), shared.mesh)
+    with writing(folder) as local:
+        if is_meta_rm:
+            likelihood = config.meta_rm.likelihood
+            template = meta_template(config.template, likelihood)
+            MetaRMMetadata(template, likelihood).save(local)
+        else:
+            JudgeMetadata(config.template, config.rl.max_new_tokens).save(local)
+        model, like = nnx.merge(graphdef, params), sources.tokenizer_path(config)
+        checkpoints.save(model, local, like=like, dtype="bfloat16", overwrite=True)
+
+
+def _is_exported(folder: epath.Path) -> bool:
+    """Whether an export is complete: the config is written last, in a bucket the tokenizer."""
     return (folder / "config.json").exists() and any(folder.glob("tokenizer*"))
 
 
-# What the shapes of the parameters come from.
-SIZES = ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim")
+def save_config(config: ConfigDict, cfg: TransformerConfig, workdir: epath.Path) -> None:
+    """Writes config.json; the section of a stage that is done keeps the values it ran with.
 
-
-def _note_config(config, cfg, workdir) -> None:
-    """The config beside its results; a workdir of another experiment, or with checkpoints of another model, is refused."""
+    Raises:
+      CheckpointError: the workdir belongs to another experiment or model.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "config.json"
-    if path.exists():
-        before = json.loads(path.read_text())
-        if before["name"] != config.name:
-            raise ValueError(
-                f"{workdir} holds the experiment {before['name']!r}, this is {config.name!r}: give another workdir"
-            )
-        sizes = {name: n for name, n in before.get("model_overrides", {}).items() if name in SIZES}
-        theirs = get_config(before["model"], **sizes)
-        if other := [n for n in SIZES if getattr(theirs, n) != getattr(cfg, n)]:
-            told = ", ".join(f"{n}={getattr(theirs, n)} (here {getattr(cfg, n)})" for n in other)
-            raise ValueError(
-                f"{workdir} holds checkpoints of another model, with {told}: give another workdir"
-            )
     fields = json.loads(config.to_json_best_effort())
     if path.exists():
-        # What is done stays as it was made, and so does what the file says of it.
-        for stage in (
-            stage for stage in STAGES if loop.is_done(workdir / stage) and stage in before
-        ):
-            if told := _changed(before[stage], fields.get(stage, {})):
+        saved = json.loads(path.read_text())
+        overrides = saved.get("model_overrides", {})
+        sizes = {name: n for name, n in overrides.items() if name in SIZES}
+        saved_cfg = get_config(saved["model"], **sizes)
+        checkpoint.check_identity(
+            workdir,
+            {"name": saved["name"], **{name: getattr(saved_cfg, name) for name in SIZES}},
+            {"name": config.name, **{name: getattr(cfg, name) for name in SIZES}},
+        )
+        for stage in STAGES:
+            if not (loop.is_done(workdir / stage) and stage in saved):
+                continue
+            if changed := checkpoint.differences(saved[stage], fields.get(stage, {})):
                 log.warning(
-                    "%s is done, with other values than this config's (%s): remove %s, and what came after it, to run it again",
-                    *(stage, told, workdir / stage),
+                    "%s is done; its config has changed since (%s). "
+                    "Remove %s and the folders of later stages to run it again",
+                    *(stage, changed, workdir / stage),
                 )
-                fields[stage] = before[stage]
+                fields[stage] = saved[stage]
     if jax.process_index() == 0:
-        # Whole: another host, or a run that goes on, may read it at this moment.
+        # Atomic, because another host or a resumed run may be reading it.
         write_atomic(path, json.dumps(fields, indent=2, sort_keys=True) + "\n")
-
-
-def _changed(before: dict, now: dict) -> str:
-    """The fields that differ: "beta=0.08 (here 0)"."""
-    names = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
-    return ", ".join(f"{name}={before.get(name)} (here {now.get(name)})" for name in sorted(names))

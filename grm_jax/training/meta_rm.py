@@ -1,31 +1,153 @@
-"""The meta reward model (SPCT section 4): a scalar for each critique, trained on whether the critique is right.
+"""The meta reward model (SPCT section 4): predicts whether a critique is correct.
 
-Its data: the non-hinted samples of the RFT stage, right and wrong, and samples of the trained policy itself (N = 3), so that it has
-seen what it will judge. A share of the comparisons is held out for AUC and calibration.
+Its data are the non-hinted samples of the RFT stage, correct and wrong, and samples of the trained
+policy itself (3 per comparison in the paper), because the policy's critiques are what it will
+score. A share of the comparisons is held out for AUC and calibration.
+
+Axes: N critiques, B critiques of a batch, L tokens, D model width.
 """
 
 import dataclasses
 import logging
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from grm_jax.data.packing import shuffled_index
 from grm_jax.evals.classification import quality
 from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.metadata import meta_template
-from grm_jax.storage import as_path
-from grm_jax.training import checkpoint, loop, optim, rft_data, rft_samplers, sources, steps
+from grm_jax.models import abstract_model, critique_rewards
+from grm_jax.storage import PathLike, as_path
+from grm_jax.text.tokenizer import Tokenizer
+from grm_jax.training import checkpoint, loop, losses, optim, rft_data, rft_samplers, sources
 from grm_jax.training import state as states
+from grm_jax.training.programs import Metrics, Program, Shapes, build_update, model_config
 
 log = logging.getLogger(__name__)
+STARTS = ("base", "rft", "rl")
+SCORE_INPUTS = ("tokens", "segment_ids", "starts")
+
+
+def train(
+    run: loop.Run,
+    start: Callable[[], Any],
+    policy: Callable[[], Any],
+    rft_folder: PathLike,
+    folder: PathLike,
+) -> Any:
+    """Trains a scalar head and its trunk.
+
+    Args:
+      run: config, mesh, tokenizer and stop signal.
+      start: () -> parameters of the language model that becomes the trunk.
+      policy: () -> parameters of the trained policy, which writes a part of the data.
+      rft_folder: of the RFT stage; its data/trials.jsonl is the other part.
+      folder: of the stage; it resumes from the newest checkpoint there.
+
+    Returns:
+      Parameters of a model with a scalar head.
+
+    Raises:
+      ValueError: there are critiques of fewer than two comparisons.
+    """
+    config, mesh, section, folder = run.config, run.mesh, run.config.meta_rm, as_path(folder)
+    trials = rft_data.read_trials(as_path(rft_folder) / "data" / "trials.jsonl")
+    policy_trials, policy_fingerprint = sample_policy(run, policy(), folder / "samples")
+    data = encode_trials(run, [*trials[: section.rft_trials], *policy_trials])
+    train_rows, held_out_rows = split(data, section.held_out, config.seed)
+    log.info(
+        "meta RM: %d critiques to train on, %d held out, %.0f%% correct",
+        *(len(train_rows), len(held_out_rows), 100 * data.labels.mean()),
+    )
+    update = build_meta_rm_update(config, mesh)
+
+    def init() -> states.State:
+        params = add_head(config, mesh, start(), config.seed)
+        return states.init_state(params, optim.make_optimizer(section), mesh, config.seed)
+
+    def step(state: states.State, i: int, seed: int) -> tuple[states.State, Metrics, str]:
+        places = range(i * section.batch_size, (i + 1) * section.batch_size)
+        index = [shuffled_index(place, len(train_rows), config.seed) for place in places]
+        batch = states.put_batch(data.rows(train_rows[index]), mesh)
+        state, metrics = update.fn(state, batch)
+        return state, metrics, f"{i} of seed {config.seed}"
+
+    def summary(state: states.State) -> dict[str, Any]:
+        scores = score(config, mesh, state["params"], data, held_out_rows)
+        labels, comparisons = data.labels[held_out_rows], data.comparisons[held_out_rows]
+        return {"held_out": quality(scores, labels, comparisons), "trained_on": len(train_rows)}
+
+    fields = ("start", "batch_size", "seq_len", "token_loss", "likelihood")
+    stage = loop.Stage(
+        "meta_rm",
+        section,
+        folder,
+        init=init,
+        abstract_state=update.args[0],
+        step=step,
+        identity={
+            "data": f"{len(data)} critiques",
+            "seed": config.seed,
+            "policy": policy_fingerprint,
+            **{f"meta_rm.{name}": section[name] for name in fields},
+        },
+        settings={"template": config.template},
+        programs=[update],
+        shown=("loss", "accuracy"),
+        tensorboard=config.tensorboard,
+        summary=summary,
+    )
+    return loop.train(stage, run.stop)["params"]
+
+
+def sample_policy(run: loop.Run, params: Any, folder: PathLike) -> tuple[list[rft_data.Trial], str]:
+    """Samples `meta_rm.samples` non-hinted critiques of `meta_rm.comparisons` comparisons.
+
+    Args:
+      run: config, mesh and tokenizer.
+      params: of the trained policy.
+      folder: stores the samples, so that a resumed stage does not repeat them.
+
+    Returns:
+      (trials, fingerprint of the policy's parameters).
+    """
+    from grm_jax.judging.sampler import engine_sampler
+
+    config, meta, seed = run.config, run.config.meta_rm, run.config.seed
+    fingerprint, max_new_tokens = checkpoint.fingerprint(params), config.rl.max_new_tokens
+    graphdef, _ = abstract_model(model_config(config), run.mesh)
+    engine = engine_sampler(nnx.merge(graphdef, params), run.mesh)
+    sampler = rft_samplers.model(
+        engine, run.tokenizer, max_new_tokens, meta.temperature, seed=seed + 1
+    )
+    salt = f"{fingerprint}/{max_new_tokens}/{meta.temperature}/{seed}"
+    options = rft_data.RftOptions(
+        config.template, meta.samples, hinted=0, reject=True, seed=seed + 1
+    )
+    source = sources.judging(config, workdir=run.workdir)
+    comparisons = source.take(meta.first_item, meta.comparisons)
+    with rft_samplers.open_replies(folder, shared=True) as store:
+        stored = rft_samplers.stored(sampler, store, salt)
+        return rft_data.build(comparisons, stored, options).trials, fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """Tokenised critiques with their labels: tokens and segment_ids (N, L), starts of the critique and labels (N,), and whose comparison
-    each is of."""
+    """Tokenised critiques with labels.
+
+    Attributes:
+      tokens, segment_ids: int32 (N, L); segment 0 is padding.
+      starts: int32 (N,), position of the critique's first token.
+      labels: float32 (N,), 1 for a correct critique.
+      comparisons: (N,) id of each critique's comparison.
+    """
 
     tokens: np.ndarray
     segment_ids: np.ndarray
@@ -36,190 +158,173 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def rows(self, index) -> dict[str, np.ndarray]:
+    def rows(self, index: np.ndarray) -> dict[str, np.ndarray]:
         names = ("tokens", "segment_ids", "starts", "labels")
         return {name: getattr(self, name)[index] for name in names}
 
 
-def add_head(config, mesh, params, seed: int):
-    """Parameters of a scalar-head model: the trunk of `params`, a fresh head."""
-    cfg = steps.model_config(config, scalar_head=True)
-    fresh = states.init_params(cfg, mesh, seed)
+def encode_trials(run: loop.Run, trials: Sequence[rft_data.Trial]) -> Labelled:
+    """Tokenises the parsed non-hinted trials; longer ones than `meta_rm.seq_len` are skipped.
+
+    Raises:
+      ValueError: the trials that remain are of fewer than two comparisons.
+    """
+    seq_len = run.config.meta_rm.seq_len
+    _, abstract = abstract_model(model_config(run.config, scalar_head=True), run.mesh)
+    meta = scorer(run.config, run.mesh, abstract, run.tokenizer)
+    outcomes = ("kept", "wrong", "tie", "too_easy")
+    parsed = [t for t in trials if not t.hinted and t.outcome in outcomes]
+    encoded = [(t, meta.encode((t.comparison, t.order, t.text))) for t in parsed]
+    fitting = [(t, ids) for t, ids in encoded if len(ids) <= seq_len]
+    if len(fitting) < len(encoded):
+        log.warning(
+            "meta RM: skipped %d of %d critiques, which have more than %d tokens",
+            *(len(encoded) - len(fitting), len(encoded), seq_len),
+        )
+    comparisons = np.array([str(t.comparison.id) for t, _ in fitting])
+    if (count := len(np.unique(comparisons))) < 2:
+        raise ValueError(
+            f"the meta reward model has {len(fitting)} critiques of {count} comparisons, too few to "
+            "train and to hold out: raise config.meta_rm.comparisons, or "
+            f"config.meta_rm.seq_len={seq_len} if critiques are longer"
+        )
+    tokens = np.zeros((len(fitting), seq_len), np.int32)
+    segments = np.zeros((len(fitting), seq_len), np.int32)
+    starts = np.zeros(len(fitting), np.int32)
+    for n, (t, ids) in enumerate(fitting):
+        tokens[n, : len(ids)], segments[n, : len(ids)] = ids, 1
+        starts[n] = meta.critique_start((t.comparison, t.order, t.text), ids)
+    labels = np.array([float(t.right) for t, _ in fitting], np.float32)
+    return Labelled(tokens, segments, starts, labels, comparisons)
+
+
+def split(data: Labelled, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (training, held-out) indices; a comparison's critiques are all on one side."""
+    names = np.unique(data.comparisons)
+    order = np.random.default_rng(seed).permutation(len(names))
+    chosen = names[order[: min(max(1, int(held_out * len(names))), len(names) - 1)]]
+    is_held_out = np.isin(data.comparisons, chosen)
+    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+
+
+def add_head(config: ConfigDict, mesh: Mesh, params: Any, seed: int) -> Any:
+    """Returns parameters of a scalar-head model: a copy of the trunk `params`, a random head."""
+    random = states.init_params(model_config(config, scalar_head=True), mesh, seed)
     trunk = checkpoint.flatten(params)
-    names = checkpoint.flatten(fresh)
-    leaves = [trunk[name].copy() if name in trunk else leaf for name, leaf in names.items()]
-    return jax.tree.unflatten(jax.tree.structure(fresh), leaves)
+    leaves = [
+        trunk[name].copy() if name in trunk else leaf
+        for name, leaf in checkpoint.flatten(random).items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(random), leaves)
 
 
-def scorer(config, mesh, params, tokenizer, batch: int = 4, name: str = "meta_rm") -> MetaRM:
-    """The meta reward model of `config` over trained (or abstract) parameters."""
-    graphdef, _ = states.abstract_model(steps.model_config(config, scalar_head=True), mesh)
+def scorer(
+    config: ConfigDict,
+    mesh: Mesh,
+    params: Any,
+    tokenizer: Tokenizer,
+    batch: int = 4,
+    name: str = "meta_rm",
+) -> MetaRM:
+    """Returns the meta reward model of `config` over trained (or abstract) parameters."""
+    graphdef, _ = abstract_model(model_config(config, scalar_head=True), mesh)
     likelihood = config.meta_rm.likelihood
     template = meta_template(config.template, likelihood)
     return MetaRM(nnx.merge(graphdef, params), tokenizer, template, mesh, batch, name, likelihood)
 
 
-def policy_trials(config, model, tokenizer, mesh, folder, fingerprint: str) -> list[rft_data.Trial]:
-    """The trained policy's own critiques, `meta_rm.samples` of each of `meta_rm.comparisons` comparisons, not hinted.
+def score(
+    config: ConfigDict, mesh: Mesh, params: Any, data: Labelled, index: np.ndarray
+) -> np.ndarray:
+    """Computes the rewards of the critiques `data.rows(index)`, in batches of one shape."""
+    batch_size = config.meta_rm.batch_size
+    program = build_meta_rm_scores(config, mesh, batch_size)
+    scores = []
+    for first in range(0, len(index), batch_size):
+        chunk = index[first : first + batch_size]
+        rows = data.rows(np.resize(chunk, batch_size))  # the last batch repeats its own critiques
+        batch = states.put_batch(rows, mesh)
+        rewards = program.fn(params, *(batch[name] for name in SCORE_INPUTS))
+        scores.append(np.asarray(rewards)[: len(chunk)])
+    return np.concatenate(scores)
 
-    folder: keeps them, so that a resumed stage does not sample again.  fingerprint: of the policy's parameters.
+
+def meta_rm_batch_shapes(batch_size: int, seq_len: int) -> Shapes:
+    """Returns the arrays of a batch; see `Labelled`."""
+    return {
+        "tokens": ((batch_size, seq_len), jnp.int32),
+        "segment_ids": ((batch_size, seq_len), jnp.int32),
+        "starts": ((batch_size,), jnp.int32),
+        "labels": ((batch_size,), jnp.float32),
+    }
+
+
+def build_meta_rm_update(
+    config: ConfigDict, mesh: Mesh, model: tuple[nnx.GraphDef, Any] | None = None
+) -> Program:
+    """Builds one update: (state, batch) -> (state, metrics).
+
+    The loss is the binary cross-entropy of `critique_rewards`, in which `meta_rm.likelihood` weighs
+    the critique's own mean log-probability (0: the scalar head alone). If `meta_rm.token_loss` is
+    above 0, the same loss at every token of the critique is added with that weight. The metrics
+    are of the last token, whose score is the reward.
     """
-    from grm_jax.judging.sampler import engine_sampler
+    cfg, section = model_config(config, scalar_head=True), config.meta_rm
+    graphdef, params = model or abstract_model(cfg, mesh)
 
+    def loss_fn(params: Any, micro: Any, critiques: int) -> tuple[jax.Array, Metrics]:
+        model = nnx.merge(graphdef, states.compute_params(params, cfg.dtype))
+        labels_B, segments_BxL = micro["labels"], micro["segment_ids"]
+        x_BxLxD = model.hidden(micro["tokens"], None, segments_BxL)
+        scores_B = critique_rewards(
+            model, x_BxLxD, micro["tokens"], segments_BxL, micro["starts"], section.likelihood
+        )
+        loss = last = losses.bce_loss(scores_B, labels_B)
+        if section.token_loss:
+            is_critique_BxL = (segments_BxL > 0) & (
+                jnp.arange(segments_BxL.shape[1]) >= micro["starts"][:, None]
+            )
+            scores_BxL = model.rewards_of(x_BxLxD)
+            loss += section.token_loss * losses.token_bce_loss(
+                scores_BxL, labels_B, is_critique_BxL.astype(jnp.float32)
+            )
+        share = labels_B.shape[0] / critiques
+        correct = jnp.mean((scores_B > 0) == (labels_B > 0.5))
+        return loss * share, {"accuracy": correct * share, "last_loss": last * share}
+
+    def critique_count(batch: Any) -> int:
+        return batch["labels"].shape[0]
+
+    shapes = meta_rm_batch_shapes(section.batch_size, section.seq_len)
+    return build_update("meta_rm_update", loss_fn, section, mesh, params, shapes, critique_count)
+
+
+def build_meta_rm_scores(config: ConfigDict, mesh: Mesh, batch_size: int) -> Program:
+    """Builds (params, tokens (B, L), segment_ids (B, L), starts (B,)) -> float32 rewards (B,)."""
+    cfg, likelihood = model_config(config, scalar_head=True), config.meta_rm.likelihood
+    graphdef, params = abstract_model(cfg, mesh)
+    shapes = meta_rm_batch_shapes(batch_size, config.meta_rm.seq_len)
+    batch = states.abstract_batch(shapes, mesh)
+
+    def scores(
+        params: Any, tokens: jax.Array, segment_ids: jax.Array, starts: jax.Array
+    ) -> jax.Array:
+        model = nnx.merge(graphdef, states.compute_params(params, cfg.dtype))
+        x_BxLxD = model.hidden(tokens, None, segment_ids)
+        return critique_rewards(model, x_BxLxD, tokens, segment_ids, starts, likelihood)
+
+    fn = jax.jit(scores, out_shardings=states.replicated(mesh))
+    return Program("meta_rm_scores", fn, (params, *(batch[name] for name in SCORE_INPUTS)))
+
+
+def check(config: ConfigDict) -> None:
+    """Raises ValueError, naming the field, for settings that would fail during training."""
     meta = config.meta_rm
-    comparisons = sources.judging(config).take(meta.first_item, meta.comparisons)
-    sampler = rft_samplers.model(
-        engine_sampler(model, mesh),
-        tokenizer,
-        config.rl.max_new_tokens,
-        meta.temperature,
-        seed=config.seed + 1,
-    )
-    salt = f"{fingerprint}/{config.rl.max_new_tokens}/{meta.temperature}/{config.seed}"
-    options = rft_data.RftOptions(
-        config.template, meta.samples, hinted=0, reject=True, seed=config.seed + 1
-    )
-    with rft_samplers.open_replies(folder, shared=True) as store:
-        stored = rft_samplers.stored(sampler, store, salt)
-        return rft_data.build(comparisons, stored, options).trials
-
-
-def label(trials, meta: MetaRM, seq_len: int) -> Labelled:
-    """Tokenises the readable non-hinted trials as `meta` reads them; longer ones are left out and counted in the log."""
-    readable = [
-        t for t in trials if not t.hinted and t.outcome in ("kept", "wrong", "tie", "too_easy")
-    ]
-    judged = [(t.comparison, t.order, t.text) for t in readable]
-    ids = [meta.encode(one) for one in judged]
-    fitting = [i for i, tokens in enumerate(ids) if len(tokens) <= seq_len]
-    if len(fitting) < len(ids):
-        log.warning(
-            "meta RM: %d of %d critiques are longer than %d tokens",
-            len(ids) - len(fitting),
-            len(ids),
-            seq_len,
-        )
-    tokens = np.zeros((len(fitting), seq_len), np.int32)
-    segments = np.zeros((len(fitting), seq_len), np.int32)
-    for row, i in enumerate(fitting):
-        tokens[row, : len(ids[i])], segments[row, : len(ids[i])] = ids[i], 1
-    return Labelled(
-        tokens,
-        segments,
-        np.array([meta.critique_start(judged[i], ids[i]) for i in fitting], np.int32),
-        np.array([float(readable[i].right) for i in fitting], np.float32),
-        np.array([str(readable[i].comparison.id) for i in fitting]),
-    )
-
-
-def split(data: Labelled, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(train, held-out) row indices; the rows of one comparison are all on one side."""
-    names = np.unique(data.comparisons)
-    order = np.random.default_rng(seed).permutation(len(names))
-    chosen = set(names[order[: min(max(1, int(held_out * len(names))), len(names) - 1)]])
-    is_held = np.array([name in chosen for name in data.comparisons])
-    return np.flatnonzero(~is_held), np.flatnonzero(is_held)
-
-
-def score(config, mesh, params, data: Labelled, index: np.ndarray) -> np.ndarray:
-    """Scalar rewards of rows, in batches of one shape."""
-    rows = config.meta_rm.batch_size
-    program = steps.build_meta_rm_scores(config, mesh, rows)
-    found = []
-    for start in range(0, len(index), rows):
-        part = index[start : start + rows]
-        padded = np.resize(part, rows)  # The last batch repeats its own rows.
-        batch = states.put_batch(
-            {name: data.rows(padded)[name] for name in ("tokens", "segment_ids", "starts")}, mesh
-        )
-        found.append(
-            np.asarray(program.fn(params, batch["tokens"], batch["segment_ids"], batch["starts"]))[
-                : len(part)
-            ]
-        )
-    return np.concatenate(found)
-
-
-def train(config, mesh, tokenizer, start_params, policy_params, rft_folder, folder):
-    """Trains the meta RM.
-
-    Args:
-      start_params: the language model whose trunk it starts from.
-      policy_params: the trained policy, which writes the second half of the data. Given as functions that make them, neither of the two
-        stays in memory through the stage.
-      rft_folder: of the RFT stage; its data/trials.jsonl is the first half.
-
-    Returns:
-      Parameters of a model with a scalar head.
-    """
-    meta, folder = config.meta_rm, as_path(folder)
-    graphdef, _ = states.abstract_model(steps.model_config(config), mesh)
-    scalar = states.abstract_model(steps.model_config(config, scalar_head=True), mesh)
-    update = steps.build_meta_rm_step(config, mesh, scalar)
-    tx = optim.make_optimizer(meta, "meta_rm")
-
-    trials = rft_data.read_trials(as_path(rft_folder) / "data" / "trials.jsonl")[: meta.rft_trials]
-    policy_params = states.given(policy_params)
-    policy = checkpoint.fingerprint(policy_params)
-    own = policy_trials(
-        config, nnx.merge(graphdef, policy_params), tokenizer, mesh, folder / "samples", policy
-    )
-    del policy_params
-    data = label([*trials, *own], scorer(config, mesh, scalar[1], tokenizer), meta.seq_len)
-    if len(np.unique(data.comparisons)) < 2:
+    optim.make_optimizer(meta, "meta_rm")
+    if meta.start not in STARTS:
+        raise ValueError(f"config.meta_rm.start={meta.start!r}: use one of {', '.join(STARTS)}")
+    if meta.likelihood < 0:
         raise ValueError(
-            f"the meta reward model has {len(data)} critiques of {len(np.unique(data.comparisons))} comparisons to learn from, and holds some "
-            f"out: raise config.meta_rm.comparisons, or config.meta_rm.seq_len={meta.seq_len} if they are longer"
+            f"config.meta_rm.likelihood={meta.likelihood}: the weight of a log-probability; set it "
+            "to 0 (the scalar head alone) or above"
         )
-    train_rows, held_rows = split(data, meta.held_out, config.seed)
-    log.info(
-        "meta RM: %d critiques to train on, %d held out, %.0f%% right",
-        len(train_rows),
-        len(held_rows),
-        100 * data.labels.mean(),
-    )
-
-    def fresh():
-        return states.init_state(
-            add_head(config, mesh, states.given(start_params), config.seed), tx, mesh, config.seed
-        )
-
-    def step(state, i, seed):
-        places = range(i * meta.batch_size, (i + 1) * meta.batch_size)
-        index = train_rows[
-            [shuffled_index(place, len(train_rows), config.seed) for place in places]
-        ]
-        state, metrics = update.fn(state, states.put_batch(data.rows(index), mesh))
-        return state, metrics, f"{i} of seed {config.seed}"
-
-    state = loop.train(
-        "meta_rm",
-        meta,
-        folder,
-        fresh=fresh,
-        abstract=update.args[0],
-        step=step,
-        programs=(update,),
-        identity={
-            "data": f"{len(data)} critiques",
-            "seed": config.seed,
-            "policy": policy,
-            "meta_rm.start": meta.start,
-            "meta_rm.batch_size": meta.batch_size,
-            "meta_rm.seq_len": meta.seq_len,
-            "meta_rm.token_loss": meta.token_loss,
-            "meta_rm.likelihood": meta.likelihood,
-        },
-        settings={"template": config.template},
-        shown=("loss", "accuracy"),
-        tensorboard=config.tensorboard,
-        finish=lambda state: {
-            "held_out": quality(
-                score(config, mesh, state["params"], data, held_rows),
-                data.labels[held_rows],
-                data.comparisons[held_rows],
-            ),
-            "trained_on": len(train_rows),
-        },
-    )
-    return state["params"]

@@ -1,18 +1,22 @@
-"""Where a run's numbers go: JSON lines, TensorBoard (through clu) and a progress bar; and the profile of chosen steps."""
+"""Metrics of a run as JSON lines, in TensorBoard (through clu) and beside a progress bar; profiles."""
+
+from __future__ import annotations
 
 import json
 import math
 import os
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from grm_jax.storage import as_path, is_remote, read_lines, write_atomic
+from grm_jax.storage import PathLike, as_path, is_remote, read_lines, write_atomic
 
 
-def plain(value):
-    """A number that JSON can hold; NaN and infinities as text, because JSON has none."""
+def plain(value: Any) -> str | bool | int | float | None:
+    """Converts a value to JSON; NaN and infinities become text, because JSON has none."""
     if isinstance(value, (str, bool, type(None), int)):
         return value
     value = float(np.asarray(value))
@@ -20,27 +24,25 @@ def plain(value):
 
 
 class MetricLog:
-    """Scalars of one stage, one JSON object per step in `<folder>/<stage>.jsonl`, mirrored to TensorBoard.
+    """Scalars of one stage: one JSON object per step in `<folder>/<stage>.jsonl`, and TensorBoard.
 
-    Opened at step s it keeps the lines up to s and drops what an interrupted run wrote after its last checkpoint, so a resumed
-    log has each step once. Only process 0 writes.
+    Opened at step s, it keeps the lines up to s and drops what an interrupted run wrote after its
+    last checkpoint, so a resumed log has each step once. Only process 0 writes.
     """
 
-    def __init__(self, folder, stage, resume_step=0, tensorboard=True):
+    def __init__(
+        self, folder: PathLike, stage: str, resume_step: int = 0, tensorboard: bool = True
+    ):
         self.path, self.stage = as_path(folder) / f"{stage}.jsonl", stage
-        self._file = self._writer = None
-        self._rows: list[str] = []
+        self._file: Any = None
+        self._writer: Any = None
+        self._lines: list[str] = []
         if jax.process_index() != 0:
             return
-        kept = [
-            json.dumps(row) + "\n" for row in read_jsonl(self.path) if row["step"] <= resume_step
-        ]
-        write_atomic(self.path, "".join(kept))
-        if is_remote(self.path):
-            self._rows = (
-                kept  # A bucket's files cannot be appended to: each row writes the file anew.
-            )
-        else:
+        kept = [row for row in read_jsonl(self.path) if row["step"] <= resume_step]
+        self._lines = [json.dumps(row) + "\n" for row in kept]
+        write_atomic(self.path, "".join(self._lines))
+        if not is_remote(self.path):
             self._file = self.path.open("a")
         if tensorboard:
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -50,17 +52,17 @@ class MetricLog:
                 str(as_path(folder) / "tensorboard" / stage)
             )
 
-    def write(self, step, scalars):
-        """Appends one row; values are numbers or short strings (strings stay out of TensorBoard)."""
+    def write(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Appends one line; values are numbers or short strings (not sent to TensorBoard)."""
         if jax.process_index() != 0:
             return
         row = {"step": int(step), **{name: plain(value) for name, value in scalars.items()}}
         if self._file is not None:
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
-        else:
-            self._rows.append(json.dumps(row) + "\n")
-            write_atomic(self.path, "".join(self._rows))
+        else:  # a bucket's files cannot be appended to, so the whole file is written again
+            self._lines.append(json.dumps(row) + "\n")
+            write_atomic(self.path, "".join(self._lines))
         if self._writer is not None:
             numbers = {
                 f"{self.stage}/{k}": v
@@ -69,21 +71,21 @@ class MetricLog:
             }
             self._writer.write_scalars(int(step), numbers)
 
-    def close(self):
+    def close(self) -> None:
         if self._file is not None:
             self._file.close()
         if self._writer is not None:
             self._writer.close()
 
-    def __enter__(self):
+    def __enter__(self) -> MetricLog:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         self.close()
 
 
-def read_jsonl(path):
-    """Rows of a JSONL file; a last line cut off by a kill is left out, and a file that is not there has none."""
+def read_jsonl(path: PathLike) -> list[dict[str, Any]]:
+    """Reads the rows of a JSONL file, up to a line cut off by a kill; none if it does not exist."""
     path = as_path(path)
     if not path.exists():
         return []
@@ -97,17 +99,19 @@ def read_jsonl(path):
 
 
 class Progress:
-    """A rich progress bar with the last metrics beside it; plain lines every `every` seconds where there is no terminal."""
+    """A progress bar with the last metrics, or a line every `every` seconds without a terminal."""
 
-    def __init__(self, title, total, start=0, shown=(), every=15.0):
+    def __init__(
+        self, title: str, total: int, start: int = 0, shown: Sequence[str] = (), every: float = 15.0
+    ):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
         self._title, self._total, self._shown, self._every = title, total, shown, every
-        self._console, self._spoken = Console(stderr=True), 0.0
+        self._console, self._last_print = Console(stderr=True), 0.0
         self._main = jax.process_index() == 0
-        self._bar = None
+        self._bar: RichProgress | None = None
         if self._main and self._console.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
@@ -116,58 +120,66 @@ class Progress:
                 TimeRemainingColumn(),
             )
             self._bar = RichProgress(
-                *columns, TextColumn("{task.fields[note]}"), console=self._console
+                *columns, TextColumn("{task.fields[metrics]}"), console=self._console
             )
             self._bar.start()
-            self._task = self._bar.add_task(title, total=total, completed=start, note="")
+            self._task = self._bar.add_task(title, total=total, completed=start, metrics="")
 
-    def update(self, step, scalars):
-        note = "  ".join(f"{k} {float(scalars[k]):.4g}" for k in self._shown if k in scalars)
+    def update(self, step: int, scalars: Mapping[str, Any]) -> None:
+        text = "  ".join(f"{k} {float(scalars[k]):.4g}" for k in self._shown if k in scalars)
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, note=note)
-        elif self._main and (step == self._total or time.monotonic() - self._spoken > self._every):
-            self._spoken = time.monotonic()
-            print(f"{self._title}  {step}/{self._total}  {note}", flush=True)
+            self._bar.update(self._task, completed=step, metrics=text)
+        elif self._main and (
+            step == self._total or time.monotonic() - self._last_print > self._every
+        ):
+            self._last_print = time.monotonic()
+            print(f"{self._title}  {step}/{self._total}  {text}", flush=True)
 
-    def close(self):
+    def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
 
-    def __enter__(self):
+    def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         self.close()
 
 
 class Profiler:
-    """Writes a JAX profile of chosen steps: `steps=(first, last)` inclusive, empty for none."""
+    """Writes a JAX profile of the steps first to last of `steps`, inclusive; () profiles none."""
 
-    def __init__(self, folder, steps=()):
-        self._folder, self._steps, self._on = str(folder), tuple(steps), False
+    def __init__(self, folder: PathLike, steps: Sequence[int] = ()):
+        self._folder, self._steps, self._is_on = str(folder), tuple(steps), False
 
-    def before(self, step):
-        if self._steps and not self._on and self._steps[0] <= step <= self._steps[-1]:
+    def before(self, step: int) -> None:
+        if self._steps and not self._is_on and self._steps[0] <= step <= self._steps[-1]:
             jax.profiler.start_trace(self._folder)
-            self._on = True
+            self._is_on = True
 
-    def after(self, step, result=None):
-        if self._on and step >= self._steps[-1]:
+    def after(self, step: int, result: Any = None) -> None:
+        if self._is_on and step >= self._steps[-1]:
             jax.block_until_ready(result)
             self.close()
 
-    def close(self):
-        if self._on:
+    def close(self) -> None:
+        if self._is_on:
             jax.profiler.stop_trace()
-            self._on = False
+            self._is_on = False
+
+    def __enter__(self) -> Profiler:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
 
 
-def memory_metrics():
-    """Bytes in use and at peak on the busiest local device, in GiB; empty where the backend does not say (CPU)."""
+def memory_metrics() -> dict[str, float]:
+    """Returns GiB in use and at peak on the busiest local device; empty on CPU."""
     stats = [d.memory_stats() or {} for d in jax.local_devices()]
     names = {"memory_gib": "bytes_in_use", "memory_peak_gib": "peak_bytes_in_use"}
     return {
-        ours: max(s[theirs] for s in stats) / 2**30
-        for ours, theirs in names.items()
-        if theirs in stats[0]
+        name: max(s[field] for s in stats) / 2**30
+        for name, field in names.items()
+        if field in stats[0]
     }

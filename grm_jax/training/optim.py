@@ -1,32 +1,40 @@
 """AdamW with a schedule and clipping, and gradients accumulated over micro-batches.
 
-Axes: M micro-batches, B rows of the whole batch.
+Axes: M micro-batches, B sequences of the whole batch.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-from grm_jax.training.state import is_variable
+from grm_jax.sharding import is_variable
 
 SCHEDULES = ("constant", "cosine", "linear")
 
 
-def make_schedule(section, stage=""):
-    """Learning rate by update: linear warm-up over `warmup_steps`, then `constant`, or down to `lr * final_lr_share` at `steps`.
+def make_schedule(section: ConfigDict, stage: str = "") -> optax.Schedule:
+    """Returns the learning rate by update: a linear warm-up, then the schedule.
+
+    The schedule is `constant`, or falls to `lr * final_lr_share` at the last update.
 
     Args:
-      section: a stage of a config with lr, steps, warmup_steps, schedule, final_lr_share, and where a step makes several updates,
-        updates_per_rollout.
+      section: a stage of a config: lr, steps, warmup_steps, schedule, final_lr_share, and for a
+        stage whose steps make several updates, updates_per_rollout.
       stage: its name, for errors.
 
     Raises:
-      ValueError: for a schedule that is not one of SCHEDULES, or a warm-up that is not shorter than the run.
+      ValueError: the schedule is not one of SCHEDULES, or the warm-up is not shorter than the run.
     """
     where = f"config.{stage}." if stage else ""
     if section.warmup_steps and section.warmup_steps >= section.steps:
         raise ValueError(
-            f"{where}warmup_steps={section.warmup_steps} is not shorter than {where}steps={section.steps}: lower {where}warmup_steps"
+            f"{where}warmup_steps={section.warmup_steps} is not shorter than "
+            f"{where}steps={section.steps}: lower {where}warmup_steps"
         )
     updates = section.get("updates_per_rollout", 1)
     warmup, steps, final = (
@@ -34,32 +42,33 @@ def make_schedule(section, stage=""):
         section.steps * updates,
         section.lr * section.final_lr_share,
     )
-    after = {
+    schedules = {
         "constant": lambda: optax.constant_schedule(section.lr),
         "cosine": lambda: optax.cosine_decay_schedule(
             section.lr, max(steps - warmup, 1), section.final_lr_share
         ),
         "linear": lambda: optax.linear_schedule(section.lr, final, max(steps - warmup, 1)),
     }
-    if section.schedule not in after:
+    if section.schedule not in schedules:
         raise ValueError(
-            f"{where}schedule {section.schedule!r} is not known: use one of {', '.join(SCHEDULES)}"
+            f"unknown {where}schedule {section.schedule!r}: use one of {', '.join(SCHEDULES)}"
         )
     if not warmup:
-        return after[section.schedule]()
-    # The first update has 1/warmup of the rate, not 0: a step that does nothing is a step lost.
+        return schedules[section.schedule]()
+    # The first update has 1/warmup of the rate: at 0 it would be wasted.
     ramp = optax.linear_schedule(section.lr / warmup, section.lr, max(warmup - 1, 1))
-    return optax.join_schedules([ramp, after[section.schedule]()], [warmup])
+    return optax.join_schedules([ramp, schedules[section.schedule]()], [warmup])
 
 
-def make_optimizer(section, stage=""):
-    """optax AdamW with global-norm clipping; weight decay on matrices only (never on norms' scales).
+def make_optimizer(section: ConfigDict, stage: str = "") -> optax.GradientTransformation:
+    """Returns AdamW with global-norm clipping; weight decay on matrices, not on norm scales.
 
     Args:
-      section: a stage of a config with the fields of `make_schedule` and b1, b2, eps, weight_decay, clip_norm (0: none).
+      section: a stage of a config: the fields of `make_schedule` and b1, b2, eps, weight_decay,
+        clip_norm (0: no clipping).
       stage: its name, for errors.
     """
-    parts = [optax.clip_by_global_norm(section.clip_norm)] if section.clip_norm else []
+    clipping = [optax.clip_by_global_norm(section.clip_norm)] if section.clip_norm else []
     adamw = optax.adamw(
         make_schedule(section, stage),
         b1=section.b1,
@@ -68,64 +77,76 @@ def make_optimizer(section, stage=""):
         weight_decay=section.weight_decay,
         mask=_decayed,
     )
-    return optax.chain(*parts, adamw)
+    return optax.chain(*clipping, adamw)
 
 
-def _decayed(params):
-    """Whether each array decays: matrices do. The layers' norm scales are stacked into one matrix, and known by their axes."""
+def _decayed(params: Any) -> Any:
+    """Returns whether each array decays. Stacked norm scales are matrices with a "norm" axis."""
 
-    def decays(leaf):
+    def decays(leaf: Any) -> Any:
         axes = leaf.get_metadata().get("axes", ()) if is_variable(leaf) else ()
         return jax.tree.map(lambda x: x.ndim > 1 and "norm" not in axes, leaf)
 
     return jax.tree.map(decays, params, is_leaf=is_variable)
 
 
-def micro_batch_count(section, rows, mesh):
-    """Into how many micro-batches a batch of `rows` is cut: `micro_batches`, or what `micro_rows` (rows at once on each data-parallel
-    shard) comes to on this mesh, so that one config fits any slice.
+def micro_batch_count(section: ConfigDict, batch_size: int, mesh: Mesh) -> int:
+    """Returns the number of micro-batches of a batch: `micro_batches`, or from `micro_rows`.
 
-    Raises ValueError if the rows cannot be cut so.
+    `micro_rows` is the number of sequences on each data-parallel shard at once, so that one config
+    fits any slice.
+
+    Raises:
+      ValueError: the batch cannot be split so.
     """
     if not section.get("micro_rows", 0):
         return section.micro_batches
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    at_once = ways * section.micro_rows
-    if rows % at_once and rows > at_once:
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    micro_batch_size = shards * section.micro_rows
+    if batch_size % micro_batch_size and batch_size > micro_batch_size:
         raise ValueError(
-            f"micro_rows={section.micro_rows} on {ways} data-parallel shards takes {at_once} rows at once, which does not divide {rows}: "
-            f"use another micro_rows or batch size"
+            f"micro_rows={section.micro_rows} on {shards} data-parallel shards takes "
+            f"{micro_batch_size} rows at once, which does not divide {batch_size}: "
+            "use another micro_rows or batch size"
         )
-    return max(1, rows // at_once)
+    return max(1, batch_size // micro_batch_size)
 
 
-def split_batch(batch, micro_batches):
-    """Leaves (B, ...) as (M, B / M, ...). Micro-batch m takes every M-th row, so each device keeps the rows it has.
+def split_batch(batch: Any, micro_batches: int) -> Any:
+    """Reshapes leaves (B, ...) to (M, B / M, ...).
+
+    Micro-batch m takes every M-th sequence, so each device keeps the sequences it has.
 
     Raises:
-      ValueError: if M does not divide B.
+      ValueError: M does not divide B.
     """
-    rows = jax.tree.leaves(batch)[0].shape[0]
-    if rows % micro_batches:
+    batch_size = jax.tree.leaves(batch)[0].shape[0]
+    if batch_size % micro_batches:
         raise ValueError(
-            f"micro_batches={micro_batches} does not divide the {rows} rows of the batch: use a divisor"
+            f"micro_batches={micro_batches} does not divide the {batch_size} rows of the batch: "
+            "use a divisor"
         )
 
-    def split(x):
-        return x.reshape(rows // micro_batches, micro_batches, *x.shape[1:]).swapaxes(0, 1)
+    def split(x: jax.Array) -> jax.Array:
+        return x.reshape(batch_size // micro_batches, micro_batches, *x.shape[1:]).swapaxes(0, 1)
 
     return jax.tree.map(split, batch)
 
 
-def accumulated_value_and_grad(loss_fn, params, batch, micro_batches):
-    """Sum of loss, metrics and gradient over micro-batches, one at a time in memory.
+def accumulated_value_and_grad(
+    loss_fn: Callable[[Any, Any], tuple[jax.Array, dict[str, Any]]],
+    params: Any,
+    batch: Any,
+    micro_batches: int,
+) -> tuple[jax.Array, dict[str, Any], Any]:
+    """Sums loss, metrics and gradients over micro-batches, with one at a time in memory.
 
     Args:
-      loss_fn: (params, batch) -> (loss, metrics), already divided by the counts of the WHOLE batch, so that sums are right;
-        metrics is a dict, and one whose name ends in "_max" takes the maximum instead.
+      loss_fn: (params, batch) -> (loss, metrics), divided by the counts of the WHOLE batch, so that
+        they add up. A metric whose name ends in "_max" takes the maximum instead.
       params: tree to differentiate.
       batch: tree of arrays with the same leading axis B.
-      micro_batches: M; 1 takes the batch in one piece.
+      micro_batches: M; 1 processes the batch in one piece.
 
     Returns:
       (loss, metrics, gradients).
@@ -135,7 +156,7 @@ def accumulated_value_and_grad(loss_fn, params, batch, micro_batches):
         (loss, metrics), grads = value_and_grad(params, batch)
         return loss, metrics, grads
 
-    def body(carry, micro):
+    def body(carry: Any, micro: Any) -> tuple[Any, None]:
         loss, metrics, grads = carry
         (new_loss, new_metrics), new_grads = value_and_grad(params, micro)
         metrics = {
@@ -153,20 +174,23 @@ def accumulated_value_and_grad(loss_fn, params, batch, micro_batches):
     return carry
 
 
-def guarded_update(tx, grads, opt_state, params, loss):
-    """One optimizer update that keeps the old state when the loss or any gradient is not finite.
+def guarded_update(
+    tx: optax.GradientTransformation, grads: Any, opt_state: Any, params: Any, loss: jax.Array
+) -> tuple[Any, Any, dict[str, jax.Array]]:
+    """Applies one optimizer update, or keeps the old state if loss or gradients are not finite.
 
-    The caller stops the run on `finite == 0`; because nothing was written, what it saves then is the last good state.
+    The train loop stops on `finite == 0` and saves that last good state.
 
     Returns:
-      (params, opt_state, metrics): metrics are `grad_norm` (before clipping), `update_norm` and `finite` (1.0 or 0.0).
+      (params, opt_state, metrics): `grad_norm` (before clipping), `update_norm` and `finite` (1.0
+      or 0.0).
     """
     grad_norm = optax.global_norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     updates, new_opt_state = tx.update(grads, opt_state, params)
     new_params = optax.apply_updates(params, updates)
 
-    def keep(new, old):
+    def keep(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(finite, new, old)
 
     metrics = {

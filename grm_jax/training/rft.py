@@ -1,45 +1,118 @@
-"""Rejective fine-tuning (SPCT section 3.2): build the set, then supervised fine-tuning on its completions."""
+"""Rejective fine-tuning (SPCT section 3.2): sample critiques, keep the correct ones, fine-tune."""
 
 import json
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from grm_jax.data import packing, sft
-from grm_jax.storage import as_path, reading, write_atomic, writing
-from grm_jax.training import checkpoint, loop, optim, rft_data, sources, steps
+from grm_jax.models import abstract_model, token_logps
+from grm_jax.storage import PathLike, as_path, reading, write_atomic, writing
+from grm_jax.text.tokenizer import Tokenizer
+from grm_jax.training import checkpoint, loop, losses, optim, rft_data, sources
 from grm_jax.training import state as states
+from grm_jax.training.programs import Metrics, Program, Shapes, build_update, model_config
 from grm_jax.training.rft_samplers import make_sampler, open_replies, stored
 
 log = logging.getLogger(__name__)
 
 
-def prepare(config, tokenizer, mesh, folder) -> sft.Encoded:
-    """The tokenised training set; built once, then read back from `folder`.
+def train(run: loop.Run, start: Callable[[], Any], folder: PathLike) -> Any:
+    """Builds the training set in `<folder>/data` if it is not there, and fine-tunes on it.
 
-    Beside the tokens it keeps examples.jsonl, trials.jsonl (every sample with its outcome, for the meta RM) and outcomes.json.
+    Args:
+      run: config, mesh, tokenizer and stop signal.
+      start: () -> the first float32 parameters, new arrays on each call: one set is fingerprinted
+        for the run's identity, and without a checkpoint training starts from another.
+      folder: of the stage; it resumes from the newest checkpoint there.
+
+    Returns:
+      The trained parameters.
+    """
+    config, mesh, rft, folder = run.config, run.mesh, run.config.rft, as_path(folder)
+    encoded = prepare(config, run.tokenizer, mesh, folder / "data", run.workdir)
+    batches = packing.PackedBatches(encoded, config.batch_size, config.seq_len, config.seed)
+    update = build_sft_update(config, mesh)
+
+    def step(state: states.State, i: int, seed: int) -> tuple[states.State, Metrics, str]:
+        batch = batches.batch(i)
+        state, metrics = update.fn(state, states.put_batch(batch, mesh))
+        metrics |= {"tokens": int((batch["segment_ids"] > 0).sum())}
+        return state, metrics, f"{i} of seed {config.seed}"
+
+    def summary(state: states.State) -> dict[str, Any]:
+        return {
+            "set": json.loads((folder / "data" / "ready.json").read_text()),
+            "epochs": rft.steps * config.batch_size / batches.rows_per_epoch,
+            "fill": batches.fill,
+        }
+
+    stage = loop.Stage(
+        "rft",
+        rft,
+        folder,
+        init=lambda: states.init_state(start(), optim.make_optimizer(rft), mesh, config.seed),
+        abstract_state=update.args[0],
+        step=step,
+        identity={
+            "data": f"{len(encoded)} examples/{len(encoded.tokens)} tokens",
+            "seed": config.seed,
+            "start": checkpoint.fingerprint(start()),
+            "batch_size": config.batch_size,
+            "seq_len": config.seq_len,
+        },
+        settings={"template": config.template},
+        programs=[update],
+        shown=("loss", "grad_norm"),
+        tensorboard=config.tensorboard,
+        summary=summary,
+    )
+    return loop.train(stage, run.stop)["params"]
+
+
+def prepare(
+    config: ConfigDict,
+    tokenizer: Tokenizer,
+    mesh: Mesh | None,
+    folder: PathLike,
+    workdir: PathLike | None = None,
+) -> sft.Encoded:
+    """Returns the tokenised training set, built on the first call and loaded from `folder` after.
+
+    The data are indexed in `workdir`, if there is one. Also writes examples.jsonl, trials.jsonl (every sample with its outcome, for the meta RM) and
+    outcomes.json.
     """
     folder = as_path(folder)
-    # Every process takes part in sampling from a model of ours; the other samplers are asked by one.
+    # Every process takes part in sampling from our own model; one process runs the other samplers.
     if not (folder / "ready.json").exists() and (
         config.rft.sampler == "model" or jax.process_index() == 0
     ):
-        _build(config, tokenizer, mesh, folder)
+        _build(config, tokenizer, mesh, folder, workdir)
     checkpoint.wait_for_all(f"data in {folder}")
     return sft.Encoded.load(reading(folder / "tokens"))
 
 
-def _build(config, tokenizer, mesh, folder) -> None:
-    rft = config.rft
-    source = sources.judging(config)
+def _build(
+    config: ConfigDict,
+    tokenizer: Tokenizer,
+    mesh: Mesh | None,
+    folder: PathLike,
+    workdir: PathLike | None,
+) -> None:
+    """Samples critiques of the training comparisons and writes the set."""
+    rft, folder = config.rft, as_path(folder)
+    source = sources.judging(config, workdir=workdir)
     count = min(rft.comparisons, source.size or rft.comparisons)
     if count < rft.comparisons:
         log.warning(
-            "the sources hold %d comparisons, fewer than the rft.comparisons=%d",
-            count,
-            rft.comparisons,
+            "the sources hold %d comparisons, fewer than rft.comparisons=%d", count, rft.comparisons
         )
-    comparisons = source.take(0, count)
     options = rft_data.RftOptions(
         template=config.template,
         samples=rft.samples,
@@ -47,20 +120,37 @@ def _build(config, tokenizer, mesh, folder) -> None:
         reject=rft.reject,
         seed=config.seed,
     )
-    sampler = make_sampler(config, tokenizer, mesh)
+    comparisons, sampler = source.take(0, count), make_sampler(config, tokenizer, mesh)
     if rft.sampler in ("model", "endpoint"):  # the two that take hours
+        salt = json.dumps([rft.sampler, dict(rft.sampling)], sort_keys=True, default=str)
         with open_replies(folder / "samples", shared=rft.sampler == "model") as store:
-            built = rft_data.build(comparisons, stored(sampler, store, _sampled_by(rft)), options)
+            built = rft_data.build(comparisons, stored(sampler, store, salt), options)
     else:
         built = rft_data.build(comparisons, sampler, options)
-    if jax.process_index() != 0:
-        return
-    mixed = rft_data.mix(built.examples, sources.general(config), config.seed)
+    if jax.process_index() == 0:
+        save_set(built, config, tokenizer, folder, workdir)
+
+
+def save_set(
+    built: rft_data.RftSet,
+    config: ConfigDict,
+    tokenizer: Tokenizer,
+    folder: PathLike,
+    workdir: PathLike | None = None,
+) -> None:
+    """Mixes the kept critiques with general instructions, tokenises them and writes the set.
+
+    Raises:
+      ValueError: the set is empty.
+    """
+    rft, folder = config.rft, as_path(folder)
+    mixed = rft_data.mix(built.examples, sources.general(config, workdir), config.seed)
     if not mixed:
         raise ValueError(
-            f"the RFT set is empty: nothing is left of config.rft.samples={rft.samples} and config.rft.hinted={rft.hinted} of each of "
-            f"config.rft.comparisons={rft.comparisons} ({json.dumps(built.summary())}), and config.data.general_items="
-            f"{config.data.general_items} gave none: raise one of them"
+            f"the RFT set is empty: config.rft.samples={rft.samples} and config.rft.hinted="
+            f"{rft.hinted} of each of config.rft.comparisons={rft.comparisons} left no critique "
+            f"({json.dumps(built.summary())}), and config.data.general_items="
+            f"{config.data.general_items} gave no instruction: raise one of them"
         )
     encoded = sft.encode_all(mixed, tokenizer)
     with writing(folder) as local:
@@ -71,61 +161,40 @@ def _build(config, tokenizer, mesh, folder) -> None:
     log.info("RFT set: %s", json.dumps(counts))
 
 
-def _sampled_by(rft) -> str:
-    return json.dumps([rft.sampler, dict(rft.sampling)], sort_keys=True, default=str)
+def sft_batch_shapes(batch_size: int, seq_len: int) -> Shapes:
+    """Returns the arrays of packed sequences.
 
-
-def train(config, mesh, tokenizer, first_params, folder):
-    """Fine-tunes from `first_params` on the set in `<folder>/data`; returns the trained parameters.
-
-    Given as a function that makes them, the first parameters are made once the set is there, and do not stay through the training.
+    Segment 0 is padding; weights are 1 on the tokens to learn (completions), at their own position.
     """
-    folder, rft = as_path(folder), config.rft
-    encoded = prepare(config, tokenizer, mesh, folder / "data")
-    held = [states.given(first_params)]  # in a list, to be taken out
-    del first_params
-    packed = packing.PackedBatches(encoded, config.batch_size, config.seq_len, config.seed)
-    abstract = states.abstract_model(steps.model_config(config), mesh)
-    update = steps.build_sft_step(config, mesh, abstract)
-    tx = optim.make_optimizer(rft, "rft")
+    shape = (batch_size, seq_len)
+    return {
+        "tokens": (shape, jnp.int32),
+        "positions": (shape, jnp.int32),
+        "segment_ids": (shape, jnp.int32),
+        "weights": (shape, jnp.float32),
+    }
 
-    def step(state, i, seed):
-        held.clear()  # where a checkpoint was gone on from, nobody has taken it
-        batch = packed.batch(i)
-        state, metrics = update.fn(state, states.put_batch(batch, mesh))
-        return (
-            state,
-            {**metrics, "tokens": int((batch["segment_ids"] > 0).sum())},
-            f"{i} of seed {config.seed}",
-        )
 
-    def fresh():
-        return states.init_state(
-            jax.tree.map(lambda x: x.copy(), held.pop()), tx, mesh, config.seed
-        )
+def build_sft_update(
+    config: ConfigDict, mesh: Mesh, model: tuple[nnx.GraphDef, Any] | None = None
+) -> Program:
+    """Builds one update: (state, batch) -> (state, metrics), batch as in `sft_batch_shapes`."""
+    cfg = model_config(config)
+    graphdef, params = model or abstract_model(cfg, mesh)
 
-    state = loop.train(
-        "rft",
-        rft,
-        folder,
-        fresh=fresh,
-        abstract=update.args[0],
-        step=step,
-        programs=(update,),
-        identity={
-            "data": f"{len(encoded)} examples/{len(encoded.tokens)} tokens",
-            "seed": config.seed,
-            "start": checkpoint.fingerprint(held[0]),
-            "batch_size": config.batch_size,
-            "seq_len": config.seq_len,
-        },
-        settings={"template": config.template},
-        shown=("loss", "grad_norm"),
-        tensorboard=config.tensorboard,
-        summary={
-            "set": json.loads((folder / "data" / "ready.json").read_text()),
-            "epochs": rft.steps * config.batch_size / packed.rows_per_epoch,
-            "fill": packed.fill,
-        },
-    )
-    return state["params"]
+    def loss_fn(params: Any, micro: Any, tokens: jax.Array) -> tuple[jax.Array, Metrics]:
+        model = nnx.merge(graphdef, states.compute_params(params, cfg.dtype))
+        inputs = (micro["tokens"], micro["positions"], micro["segment_ids"])
+        out = token_logps(model, *inputs, wanted_BxL=micro["weights"])
+        return losses.sft_loss(out.logps, micro["weights"], tokens), {}
+
+    def token_count(batch: Any) -> jax.Array:
+        return jnp.maximum(batch["weights"].sum(), 1)
+
+    shapes = sft_batch_shapes(config.batch_size, config.seq_len)
+    return build_update("sft_update", loss_fn, config.rft, mesh, params, shapes, token_count)
+
+
+def check(config: ConfigDict) -> None:
+    """Raises ValueError, naming the field, for settings that would fail during training."""
+    optim.make_optimizer(config.rft, "rft")

@@ -1,39 +1,42 @@
-"""The training state: one pytree of parameters, optimizer state, step and RNG, and where each of its arrays lives.
+"""The training state: one pytree of parameters, optimizer state, step and RNG, with shardings.
 
-Parameters are NNX states (`graphdef, params = nnx.split(model)`): float32 master weights that carry their logical axes, which the
-optimizer's moments inherit. Matrices are cast to the compute dtype once, at the start of a step.
+Parameters are NNX states (`graphdef, params = nnx.split(model)`): float32 master weights with
+logical axes, which the optimizer's moments inherit. Matrices are cast to the compute dtype once,
+at the start of a step.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from grm_jax import sharding
-from grm_jax.models import abstract_model, build_model
-from grm_jax.sharding import is_variable, with_shardings
-from grm_jax.sharding import state_shardings as shardings
+from grm_jax.models import TransformerConfig, abstract_model, build_model
+from grm_jax.sharding import is_variable, state_shardings, with_shardings
+
+State = dict[str, Any]
 
 
-def given(params):
-    """Parameters that were given as they are, or as a function that makes them: such are kept by nobody but the one who asked."""
-    return params() if callable(params) else params
-
-
-def init_params(cfg, mesh, seed):
-    """Random parameters, each created where it lives."""
+def init_params(cfg: TransformerConfig, mesh: Mesh, seed: int) -> Any:
+    """Returns random parameters, each created on the devices of its shards."""
     _, abstract = abstract_model(cfg, mesh)
     init = jax.jit(
-        lambda: nnx.state(build_model(cfg, nnx.Rngs(seed))), out_shardings=shardings(abstract, mesh)
+        lambda: nnx.state(build_model(cfg, nnx.Rngs(seed))),
+        out_shardings=state_shardings(abstract, mesh),
     )
     return init()
 
 
-def compute_params(params, dtype):
-    """Parameters in the compute dtype; norm scales, and the scalar head, stay in the dtype they rest in."""
+def compute_params(params: Any, dtype: Any) -> Any:
+    """Casts parameters to the compute dtype; norm scales and the scalar head keep their dtype."""
     dtype = jnp.dtype(dtype)
 
-    def cast(v):
+    def cast(v: nnx.Variable) -> nnx.Variable:
         return (
             v if "norm" in v.get_metadata()["axes"] else jax.tree.map(lambda x: x.astype(dtype), v)
         )
@@ -41,8 +44,8 @@ def compute_params(params, dtype):
     return jax.tree.map(cast, params, is_leaf=is_variable)
 
 
-def make_state(params, tx, seed):
-    """A training state at step 0. Traceable: `jax.eval_shape` of it is the abstract state."""
+def make_state(params: Any, tx: optax.GradientTransformation, seed: int) -> State:
+    """Returns a training state at step 0. Traceable: `jax.eval_shape` gives the abstract state."""
     return {
         "params": params,
         "opt_state": tx.init(params),
@@ -51,26 +54,26 @@ def make_state(params, tx, seed):
     }
 
 
-def abstract_state(abstract_params, tx, mesh):
-    """The training state as ShapeDtypeStructs with shardings."""
-    shapes = jax.eval_shape(lambda p: make_state(p, tx, 0), abstract_params)
-    return with_shardings(shapes, shardings(shapes, mesh))
+def abstract_state(params: Any, tx: optax.GradientTransformation, mesh: Mesh) -> State:
+    """Returns the training state of abstract parameters as ShapeDtypeStructs with shardings."""
+    shapes = jax.eval_shape(lambda p: make_state(p, tx, 0), params)
+    return with_shardings(shapes, state_shardings(shapes, mesh))
 
 
-def init_state(params, tx, mesh, seed):
-    """A training state at step 0 around given parameters (which it takes over: their buffers may be donated later)."""
-    target = shardings(jax.eval_shape(lambda p: make_state(p, tx, seed), params), mesh)
-    return jax.jit(lambda p: make_state(p, tx, seed), out_shardings=target)(params)
+def init_state(params: Any, tx: optax.GradientTransformation, mesh: Mesh, seed: int) -> State:
+    """Returns a training state at step 0 that owns `params`: an update donates their buffers."""
+    shardings = state_shardings(jax.eval_shape(lambda p: make_state(p, tx, seed), params), mesh)
+    return jax.jit(lambda p: make_state(p, tx, seed), out_shardings=shardings)(params)
 
 
-def replicated(mesh):
+def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_shardings(batch, mesh):
-    """Rows (the leading axis) over `data` and `fsdp`; scalars replicated."""
+def batch_shardings(batch: Any, mesh: Mesh) -> Any:
+    """Shards the leading axis (sequences) over `data` and `fsdp`; scalars are replicated."""
 
-    def place(x):
+    def place(x: Any) -> NamedSharding:
         return (
             sharding.named(mesh, "batch", *(None,) * (x.ndim - 1)) if x.ndim else replicated(mesh)
         )
@@ -78,28 +81,31 @@ def batch_shardings(batch, mesh):
     return jax.tree.map(place, batch)
 
 
-def abstract_batch(batch_shapes, mesh):
-    """{name: (shape, dtype)} as ShapeDtypeStructs with shardings."""
+def abstract_batch(batch_shapes: Mapping[str, tuple[tuple[int, ...], Any]], mesh: Mesh) -> Any:
+    """Returns {name: (shape, dtype)} as ShapeDtypeStructs with shardings."""
     batch = {
         name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in batch_shapes.items()
     }
     return with_shardings(batch, batch_shardings(batch, mesh))
 
 
-def put_batch(batch, mesh):
-    """Numpy arrays of the whole batch as global arrays; each process hands over only the rows of its devices.
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Turns NumPy arrays of the whole batch into global arrays.
 
-    Raises ValueError if the mesh does not divide the rows.
+    Each process copies only the sequences of its own devices.
+
+    Raises:
+      ValueError: the mesh does not divide the number of sequences.
     """
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
     for name, x in batch.items():
-        if x.ndim and x.shape[0] % ways:
+        if x.ndim and x.shape[0] % shards:
             raise ValueError(
-                f"batch {name!r} has {x.shape[0]} rows, which mesh data x fsdp = {ways} does not divide: "
-                f"use a multiple of {ways} rows"
+                f"batch {name!r} has {x.shape[0]} rows, which mesh data x fsdp = {shards} does not "
+                f"divide: use a multiple of {shards} rows"
             )
 
-    def put(x, place):
+    def put(x: np.ndarray, place: NamedSharding) -> jax.Array:
         return jax.make_array_from_callback(x.shape, place, lambda index: x[index])
 
     return jax.tree.map(put, batch, batch_shardings(batch, mesh))

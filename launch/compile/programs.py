@@ -54,7 +54,7 @@ def make_slice_mesh(config: Any, slice_name: str, num_slices: int = 1) -> Any:
     model, with sizes that do.
     """
     from grm_jax.sharding import check_fits, make_mesh
-    from grm_jax.training.steps import model_config
+    from grm_jax.training.programs import model_config
 
     mesh = make_mesh(**dict(config.mesh), devices=slice_devices(slice_name, num_slices))
     check_fits(model_config(config), mesh)
@@ -72,9 +72,9 @@ def tasks(config: Any, mesh: Any, names: Sequence[str] | None = None, hbm: int =
     Raises ValueError for a program that the config does not have.
     """
     from grm_jax.models import abstract_model
-    from grm_jax.training import steps
+    from grm_jax.training.programs import model_config
 
-    model = abstract_model(steps.model_config(config), mesh)
+    model = abstract_model(model_config(config), mesh)
     stages = config.get("stages", ())
     all_tasks = [_forward_task(config, mesh, model), _sft_task(config, mesh, model)]
     if "rl" in stages:
@@ -102,17 +102,18 @@ def _forward_task(config: Any, mesh: Any, model: Any) -> Task:
 
     from grm_jax.models import token_logps
     from grm_jax.sharding import state_shardings, with_shardings
+    from grm_jax.training import rft
     from grm_jax.training import state as states
-    from grm_jax.training import steps
+    from grm_jax.training.programs import model_config
 
-    cfg = steps.model_config(config)
+    cfg = model_config(config)
     micro_batch = config.rft.get("micro_rows", 0) * mesh.shape["data"] * mesh.shape["fsdp"]
     sequences = min(config.batch_size, micro_batch or config.batch_size)
     graphdef, params = model
     param_shardings = state_shardings(params, mesh)
     params = jax.eval_shape(lambda p: states.compute_params(p, cfg.dtype), params)
     params = with_shardings(params, param_shardings)
-    shapes = steps.sft_batch_shapes(sequences, config.seq_len)
+    shapes = rft.sft_batch_shapes(sequences, config.seq_len)
     inputs = {name: shapes[name] for name in ("tokens", "positions", "segment_ids")}
     batch = states.abstract_batch(inputs, mesh)
 
@@ -133,24 +134,26 @@ def _forward_task(config: Any, mesh: Any, model: Any) -> Task:
 
 
 def _sft_task(config: Any, mesh: Any, model: Any) -> Task:
-    from grm_jax.training import steps
+    from grm_jax.training import rft
+    from grm_jax.training.programs import model_config
 
     sequences, length = config.batch_size, config.seq_len
     return _task(
-        steps.build_sft_step(config, mesh, model),
+        rft.build_sft_update(config, mesh, model),
         mesh,
-        model_flops=model_flops(steps.model_config(config), sequences, length, training=True),
+        model_flops=model_flops(model_config(config), sequences, length, training=True),
         tokens=sequences * length,
     )
 
 
 def _meta_rm_task(config: Any, mesh: Any) -> Task:
-    from grm_jax.training import steps
+    from grm_jax.training import meta_rm
+    from grm_jax.training.programs import model_config
 
     sequences, length = config.meta_rm.batch_size, config.meta_rm.seq_len
-    cfg = steps.model_config(config)
+    cfg = model_config(config)
     return _task(
-        steps.build_meta_rm_step(config, mesh),
+        meta_rm.build_meta_rm_update(config, mesh),
         mesh,
         model_flops=model_flops(cfg, sequences, length, training=True, logits=False),
         tokens=sequences * length,
@@ -159,13 +162,14 @@ def _meta_rm_task(config: Any, mesh: Any) -> Task:
 
 def _rl_tasks(config: Any, mesh: Any, model: Any) -> list[Task]:
     """The reference's log-probs and the GRPO update; each one's weights stay during the other."""
-    from grm_jax.training import steps
+    from grm_jax.training import grpo
+    from grm_jax.training.programs import model_config
 
     rl = config.rl
-    forward = rl_flops(steps.model_config(config), rl)
+    forward = rl_flops(model_config(config), rl)
     tokens = rl.prompts * (rl.prompt_len + rl.group_size * rl.max_new_tokens)
-    reference = steps.build_logps(config, mesh, model, dtype=rl.get("reference_dtype"))
-    update = steps.build_grpo_step(config, mesh, model)
+    reference = grpo.build_logps(config, mesh, model, dtype=rl.get("reference_dtype"))
+    update = grpo.build_grpo_update(config, mesh, model)
     reference_bytes, state_bytes = (argument_bytes(p.args[:1]) for p in (reference, update))
     return [
         _task(reference, mesh, model_flops=forward, tokens=tokens, resident=state_bytes),
@@ -185,9 +189,9 @@ def rollout_tasks(config: Any, mesh: Any, hbm: int) -> list[Task]:
     from grm_jax import sampling
     from grm_jax.models import abstract_model
     from grm_jax.sampling import buckets, plan, programs, scheduler, weights
-    from grm_jax.training import steps
+    from grm_jax.training.programs import model_config
 
-    rl, cfg = config.rl, steps.model_config(config)
+    rl, cfg = config.rl, model_config(config)
     cfg = cfg.replace(param_dtype=cfg.dtype, remat="none")
     bytes_per_param = 12 + jnp.dtype(rl.reference_dtype).itemsize
     resident = cfg.num_params * bytes_per_param // (mesh.shape["fsdp"] * mesh.shape["tensor"])

@@ -249,15 +249,19 @@ def test_judges_of_other_comparisons_do_not_come_into_one_table():
 
 @pytest.mark.slow
 def test_all_baselines_come_into_one_table(tmp_path, one_device):
-    from grm_jax.training import rft, sources, steps
+    from grm_jax.training import loop, rft, sources
+    from grm_jax.training.programs import model_config
 
     config_file = tmp_path / "toy.py"
     config_file.write_text(TOY)
     config = run.load_config(str(config_file), "seed=0")
-    mesh, cfg = one_device, steps.model_config(config)
+    mesh, cfg = one_device, model_config(config)
     with jax.set_mesh(mesh):
-        first = sources.first_params(config, cfg, mesh)
-        rft.train(config, mesh, sources.load_tokenizer(config), first, tmp_path / "spct-0" / "rft")
+        rft.train(
+            loop.Run(config, mesh, sources.load_tokenizer(config)),
+            lambda: sources.first_params(config, cfg, mesh),
+            tmp_path / "spct-0" / "rft",
+        )
     args = [
         "--config",
         str(config_file),
@@ -292,7 +296,8 @@ def test_all_baselines_come_into_one_table(tmp_path, one_device):
 @pytest.mark.slow
 def test_the_scalar_learns_to_prefer_a_token(tmp_path, one_device):
     """Pairs that differ in one token: accuracy rises from chance to one."""
-    from grm_jax.training import loop, sources, steps
+    from grm_jax.training import loop, sources
+    from grm_jax.training.programs import model_config
 
     config_file = tmp_path / "toy.py"
     config_file.write_text(TOY)
@@ -309,9 +314,12 @@ def test_the_scalar_learns_to_prefer_a_token(tmp_path, one_device):
     section.steps = section.save_every = 30
     mesh = one_device
     with jax.set_mesh(mesh):
-        first = sources.first_params(config, steps.model_config(config), mesh)
         scalar.train(
-            config, section, mesh, first, scalar.pair_up(texts, section.seq_len), tmp_path / "bt"
+            loop.Run(config, mesh, sources.load_tokenizer(config)),
+            section,
+            lambda: sources.first_params(config, model_config(config), mesh),
+            scalar.pair_up(texts, section.seq_len),
+            tmp_path / "bt",
         )
     assert loop.read_result(tmp_path / "bt")["last"]["accuracy"] == 1.0
 

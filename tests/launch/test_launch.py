@@ -154,10 +154,10 @@ def test_a_workdir_with_checkpoints_of_another_model(tmp_path, capsys):
     (tmp_path / "config.json").write_text(config.to_json_best_effort())
     words = ["--config", TINY, "--workdir", str(tmp_path)]
     assert (
-        "holds checkpoints of another model, with d_model=64 (here 128): give another workdir"
+        f"{tmp_path} belongs to another run: d_model was 64 and is 128. Use another workdir"
         in refused(words, capsys)
     )
-    assert "holds the experiment 'spct_tiny', this is 'other'" in refused(
+    assert "belongs to another run: name was 'spct_tiny' and is 'other', d_model" in refused(
         [*words, "--config.name=other"], capsys
     )
     assert (

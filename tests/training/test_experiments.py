@@ -10,17 +10,9 @@ import pytest
 from experiments import ablations, spct_2b, spct_9b, spct_27b, spct_gsm8k, spct_tiny
 from grm_jax.data import mixtures
 from grm_jax.text import rendering
-from grm_jax.training import (
-    eval_stage,
-    optim,
-    rft,
-    rft_data,
-    rft_samplers,
-    rollouts,
-    sources,
-    steps,
-)
+from grm_jax.training import eval_stage, optim, rft, rft_data, rft_samplers, rollouts, sources
 from grm_jax.training import state as states
+from grm_jax.training.programs import model_config
 
 
 def test_27b_has_the_values_of_the_paper():
@@ -46,10 +38,10 @@ def test_27b_has_the_values_of_the_paper():
 @pytest.mark.parametrize("experiment", [spct_tiny, spct_gsm8k, spct_2b, spct_9b, spct_27b])
 def test_every_experiment_has_a_model_and_an_optimizer_for_each_stage(experiment):
     config = experiment.get_config()
-    assert steps.model_config(config).name == config.model
+    assert model_config(config).name == config.model
     for section in (config.rft, config.rl, config.meta_rm):
         optim.make_optimizer(section)
-    assert config.rl.prompt_len + config.rl.max_new_tokens <= steps.model_config(config).max_length
+    assert config.rl.prompt_len + config.rl.max_new_tokens <= model_config(config).max_length
 
 
 def test_the_gsm8k_experiment_has_sizes_for_a_cpu():
@@ -101,19 +93,19 @@ def test_prompts_shuffle_responses_and_refuse_what_does_not_fit():
     tokenizer = sources.load_tokenizer(config)
     items = sources.judging(config).take(0, 40)
     prompts, too_long = rollouts.make_prompts(
-        items, "compact", tokenizer, seed=1, longest=config.rl.prompt_len
+        items, "compact", tokenizer, seed=1, max_len=config.rl.prompt_len
     )
     assert too_long == 0
     pairs = [p.order for p in prompts if p.comparison.n == 2]
     assert {(0, 1), (1, 0)} == set(pairs)
     singles = [p.template for p in prompts if p.comparison.n == 1]
     assert set(singles) <= {"compact/single_binary"}
-    again, _ = rollouts.make_prompts(items, "compact", tokenizer, seed=1, longest=999)
+    again, _ = rollouts.make_prompts(items, "compact", tokenizer, seed=1, max_len=999)
     assert [p.tokens for p in prompts] == [p.tokens for p in again]
-    some, too_long = rollouts.make_prompts(items, "compact", tokenizer, seed=1, longest=30)
+    some, too_long = rollouts.make_prompts(items, "compact", tokenizer, seed=1, max_len=30)
     assert 0 < too_long < len(some) == len(items) and max(len(p.tokens) for p in some) <= 30
     with pytest.raises(ValueError, match="all 40 prompts are too long.*raise config.rl.prompt_len"):
-        rollouts.make_prompts(items, "compact", tokenizer, seed=1, longest=5)
+        rollouts.make_prompts(items, "compact", tokenizer, seed=1, max_len=5)
     arrays = rollouts.prompt_arrays(prompts[:3], 64, 0)
     for row, length, prompt in zip(arrays["prompts"], arrays["prompt_lengths"], prompts):
         assert row[64 - length :].tolist() == prompt.tokens and not row[: 64 - length].any()
@@ -297,7 +289,7 @@ def test_fewer_comparisons_than_asked_for_are_each_sampled_once(tmp_path, caplog
     config.data.judging = "a"
     config.rft.update(comparisons=10, samples=1, hinted=0, reject=False)
     rft.prepare(config, sources.load_tokenizer(config), None, tmp_path / "data")
-    assert "the sources hold 3 comparisons, fewer than the rft.comparisons=10" in caplog.text
+    assert "the sources hold 3 comparisons, fewer than rft.comparisons=10" in caplog.text
     assert json.loads((tmp_path / "data" / "outcomes.json").read_text())["non_hinted/kept"] == 3
 
 

@@ -1,4 +1,4 @@
-"""The shared loop on a toy state: NaN, SIGTERM, damaged checkpoints, other data, logs after a resume."""
+"""The train loop on a toy state: NaN, SIGTERM, damaged checkpoints, other data, resumed logs."""
 
 import json
 import logging
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from grm_jax.training import checkpoint, loop, metrics
+from grm_jax.training.stop import StopSignal
 
 
 def section(**fields):
@@ -19,7 +20,7 @@ def section(**fields):
     return ml_collections.ConfigDict(base | fields)
 
 
-def fresh():
+def init():
     return {
         "params": {"w": jnp.zeros(4)},
         "step": jnp.int32(0),
@@ -28,28 +29,35 @@ def fresh():
 
 
 def add_noise(state, i, seed):
-    """A step that depends on everything that must survive: the weights, the step and the step's own seed."""
+    """A step that depends on all that a checkpoint must hold: weights, step, and the step's seed."""
     noise = np.random.default_rng(seed).normal(size=4).astype(np.float32)
     w = state["params"]["w"] * 0.9 + noise
     row = {"loss": jnp.abs(w).sum(), "grad_norm": jnp.float32(1), "finite": jnp.float32(1)}
     return {**state, "params": {"w": w}, "step": state["step"] + 1}, row, f"{i}"
 
 
-def train(folder, step=add_noise, identity=None, **fields):
-    shapes = jax.eval_shape(fresh)
+def train(folder, step=add_noise, identity=None, stop=None, **fields):
+    shapes = jax.eval_shape(init)
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
     )
-    return loop.train(
-        "toy", section(**fields), folder, fresh=fresh, abstract=abstract, step=step, identity=identity or {"data": "a"},
+    stage = loop.Stage(
+        "toy",
+        section(**fields),
+        folder,
+        init=init,
+        abstract_state=abstract,
+        step=step,
+        identity=identity or {"data": "a"},
         tensorboard=False,
-    )  # fmt: skip
+    )
+    return loop.train(stage, stop or StopSignal())
 
 
-def stop_at(place, action):
+def call_at(index, action):
     def step(state, i, seed):
-        if i == place:
+        if i == index:
             action()
         return add_noise(state, i, seed)
 
@@ -68,19 +76,11 @@ def steps_logged(folder):
     return [row["step"] for row in metrics.read_jsonl(folder / "metrics.jsonl")]
 
 
-def test_a_crash_and_a_resume_end_where_one_run_ends(tmp_path):
+def test_a_crashed_and_resumed_run_equals_an_uninterrupted_one(tmp_path):
     want = train(tmp_path / "one")
     with pytest.raises(Crash):
-        train(tmp_path / "two", stop_at(7, crash))
-    assert steps_logged(tmp_path / "two") == [
-        1,
-        2,
-        3,
-        4,
-        5,
-        6,
-        7,
-    ]  # One step past the last checkpoint.
+        train(tmp_path / "two", call_at(7, crash))
+    assert steps_logged(tmp_path / "two") == list(range(1, 8))  # one past the last checkpoint
     got = train(tmp_path / "two")
     np.testing.assert_array_equal(got["params"]["w"], want["params"]["w"])
     assert steps_logged(tmp_path / "two") == list(range(1, 11))
@@ -89,8 +89,8 @@ def test_a_crash_and_a_resume_end_where_one_run_ends(tmp_path):
     assert loop.is_done(tmp_path / "two") and loop.read_result(tmp_path / "two")["steps"] == 10
 
 
-def test_programs_are_compiled_before_the_first_step_and_never_again(tmp_path, caplog):
-    """RFT and RL of a toy: a line for each program and one for the first step; the steps run what was compiled."""
+def test_programs_are_compiled_once_before_the_first_step(tmp_path, caplog):
+    """One log line per program and one for the first step; the steps reuse what was compiled."""
     import resume_child
 
     from grm_jax.training import main
@@ -103,28 +103,31 @@ def test_programs_are_compiled_before_the_first_step_and_never_again(tmp_path, c
     with caplog.at_level(logging.INFO), jax.log_compiles():
         main.run(config, tmp_path)
     lines = [record.getMessage() for record in caplog.records]
-    told = [line.split(" compiled in")[0] for line in lines if " compiled in " in line]
-    assert told == ["rft: sft_update", "rl: reference_logps", "rl: policy_logps", "rl: grpo_update"]
+    compiled = [line.split(" compiled in")[0] for line in lines if " compiled in " in line]
+    assert compiled == [
+        "rft: sft_update",
+        "rl: reference_logps",
+        "rl: policy_logps",
+        "rl: grpo_update",
+    ]
     firsts = [line for line in lines if "first step after" in line]
-    assert len(firsts) == 2 and all("s of them compiling ahead" in line for line in firsts)
+    assert len(firsts) == 2 and all("s compiled programs" in line for line in firsts)
     assert (
         0
         < loop.read_result(tmp_path / "rl")["first_step_s"]
         <= loop.read_result(tmp_path / "rl")["seconds"]
     )
-    # The two updates are functions named `step`, reference and policy log-probs are named `fn`.
-    for name in ("step", "fn"):
-        assert (
-            sum(line.startswith(f"Finished XLA compilation of jit({name})") for line in lines) == 2
-        ), name
+    for name in ("update", "logps"):  # of RFT and RL; of reference and policy
+        prefix = f"Finished XLA compilation of jit({name})"
+        assert sum(line.startswith(prefix) for line in lines) == 2, name
 
 
-def test_sigterm_saves_first_and_the_run_goes_on_from_there(tmp_path):
+def test_sigterm_saves_the_state_and_the_run_resumes_from_it(tmp_path):
     want = train(tmp_path / "one")
-    with pytest.raises(loop.Stopped, match="after step 6 of 10, state saved"):
+    with pytest.raises(loop.Stopped, match="after step 6 of 10; the state is saved"):
         train(
             tmp_path / "two",
-            stop_at(5, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+            call_at(5, lambda: os.kill(os.getpid(), signal.SIGTERM)),
             save_every=100,
         )
     with checkpoint.Checkpoints(tmp_path / "two" / "checkpoints") as store:
@@ -133,17 +136,29 @@ def test_sigterm_saves_first_and_the_run_goes_on_from_there(tmp_path):
     np.testing.assert_array_equal(got["params"]["w"], want["params"]["w"])
 
 
-def test_sigterm_in_the_last_step_lets_the_stage_end_and_stops_the_next_one(tmp_path):
-    terminate = stop_at(9, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    train(tmp_path / "one", terminate)
+def test_sigterm_in_the_last_step_completes_the_stage_and_stops_the_next(tmp_path):
+    terminate = call_at(9, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    stop = StopSignal()
+    train(tmp_path / "one", terminate, stop=stop)
     assert loop.is_done(tmp_path / "one")
     with pytest.raises(loop.Stopped, match="toy: stopped by a signal before its first step"):
-        train(tmp_path / "two")
+        train(tmp_path / "two", stop=stop)
     assert not (tmp_path / "two").exists()
-    train(tmp_path / "two")  # once
+    train(tmp_path / "two")  # the signal is the first run's
 
 
-def test_a_step_that_was_half_made_is_not_saved_as_the_state_before_it(tmp_path):
+def test_stop_signal_records_sigterm_and_restores_the_handler():
+    before = signal.getsignal(signal.SIGTERM)
+    stop = StopSignal()
+    with stop:
+        assert not stop.requested()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert stop.requested()
+
+
+def test_a_half_made_step_is_not_saved_as_the_state_before_it(tmp_path):
     def step(state, i, seed):
         if i != 5:
             return add_noise(state, i, seed)
@@ -157,14 +172,14 @@ def test_a_step_that_was_half_made_is_not_saved_as_the_state_before_it(tmp_path)
 
     with pytest.raises(
         loop.NonFiniteLoss,
-        match=r"1 of its updates were made before.*newest checkpoint is .*/4\. Look",
+        match=r"1 updates of the step were made.*newest checkpoint is .*/4\. Inspect",
     ):
         train(tmp_path, step)
     got, want = train(tmp_path), train(tmp_path / "one")
     np.testing.assert_array_equal(got["params"]["w"], want["params"]["w"])
 
 
-def test_nan_stops_the_run_keeps_the_last_good_state_and_names_the_batch(tmp_path):
+def test_nan_stops_the_run_saves_the_last_good_state_and_names_the_batch(tmp_path):
     def step(state, i, seed):
         if i != 5:
             return add_noise(state, i, seed)
@@ -174,8 +189,8 @@ def test_nan_stops_the_run_keeps_the_last_good_state_and_names_the_batch(tmp_pat
     with pytest.raises(loop.NonFiniteLoss, match=r"loss nan.*step 5, batch 5 \(items a, b\)"):
         train(tmp_path, step, save_every=100)
     seen = []
-    train(tmp_path, stop_at(5, lambda: seen.append("again")), steps=6)
-    assert seen == ["again"]  # It goes on with that very batch, from the state before it.
+    train(tmp_path, call_at(5, lambda: seen.append("again")), steps=6)
+    assert seen == ["again"]  # it resumes with that very batch, from the state before it
     want = train(tmp_path / "clean", steps=6)
     with checkpoint.Checkpoints(tmp_path / "final") as store:
         _, params, _ = store.restore(jax.tree.map(_abstract, want["params"]))
@@ -186,46 +201,43 @@ def _abstract(x):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
-def test_a_truncated_latest_checkpoint_costs_its_steps_and_nothing_else(tmp_path, caplog):
+def test_a_truncated_newest_checkpoint_costs_only_its_steps(tmp_path, caplog):
     want = train(tmp_path / "one")
     with pytest.raises(Crash):
-        train(tmp_path / "two", stop_at(7, crash))
+        train(tmp_path / "two", call_at(7, crash))
     newest = tmp_path / "two" / "checkpoints" / "6"
     for file in (newest / "state").rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[:10])
     with caplog.at_level(logging.WARNING):
         got = train(tmp_path / "two")
-    assert "6 cannot be read" in caplog.text and "falling back" in caplog.text
+    assert "6 is unreadable" in caplog.text and "falling back" in caplog.text
     np.testing.assert_array_equal(got["params"]["w"], want["params"]["w"])
     assert steps_logged(tmp_path / "two") == list(range(1, 11))
 
 
 def test_a_checkpoint_of_other_data_is_refused(tmp_path):
     with pytest.raises(Crash):
-        train(tmp_path, stop_at(5, crash))
+        train(tmp_path, call_at(5, crash))
     with pytest.raises(
         checkpoint.CheckpointError, match="data was 'a' and is 'b'.*another workdir"
     ):
         train(tmp_path, identity={"data": "b"})
 
 
-def test_other_settings_are_told_and_other_places_in_the_data_refused(tmp_path, caplog):
+def test_changed_settings_are_logged_and_a_changed_identity_is_refused(tmp_path, caplog):
     with pytest.raises(Crash):
-        train(tmp_path, stop_at(5, crash), lr=0.1)
-    # A checkpoint that does not say its batch size, as older ones, is not asked for it.
+        train(tmp_path, call_at(5, crash), lr=0.1)
+    # An older checkpoint, whose identity has no batch size, is still resumed.
     with pytest.raises(Crash), caplog.at_level(logging.WARNING):
         train(
             tmp_path,
-            stop_at(7, crash),
+            call_at(7, crash),
             identity={"data": "a", "batch_size": 8},
             lr=0.2,
             log_every=2,
         )
-    assert (
-        "toy: goes on with other settings than it was saved with: toy.lr was 0.1 and is 0.2"
-        in caplog.text
-    )
+    assert "toy: resumes with settings that have changed: toy.lr was 0.1 and is 0.2" in caplog.text
     assert "log_every" not in caplog.text
     with pytest.raises(
         checkpoint.CheckpointError, match="batch_size was 8 and is 4.*another workdir"
@@ -233,7 +245,7 @@ def test_other_settings_are_told_and_other_places_in_the_data_refused(tmp_path, 
         train(tmp_path, identity={"data": "a", "batch_size": 4}, lr=0.2)
 
 
-def test_a_log_cut_in_the_middle_of_a_line_is_read_to_its_last_whole_one(tmp_path):
+def test_a_log_cut_within_a_line_is_read_up_to_its_last_whole_line(tmp_path):
     with metrics.MetricLog(tmp_path, "m", tensorboard=False) as lines:
         for step in (1, 2, 3):
             lines.write(step, {"loss": float("nan") if step == 2 else 0.5, "note": "x"})
@@ -246,32 +258,33 @@ def test_a_log_cut_in_the_middle_of_a_line_is_read_to_its_last_whole_one(tmp_pat
     assert [row["step"] for row in rows] == [1, 2] and rows[1]["loss"] == 0.25
 
 
-def test_tensorboard_gets_the_numbers(tmp_path):
+def test_metrics_are_written_to_tensorboard(tmp_path):
     with metrics.MetricLog(tmp_path, "m") as lines:
         lines.write(1, {"loss": 0.5, "note": "text"})
     assert list((tmp_path / "tensorboard").rglob("events.*"))
 
 
-def test_the_config_beside_the_results_is_never_half_written(tmp_path):
-    """Hosts start together: one may read what another is writing."""
+def test_config_json_is_written_atomically(tmp_path):
+    """Hosts start together: one may read the file that another is writing."""
     import threading
 
     from experiments.spct_tiny import get_config
-    from grm_jax.training import main, steps
+    from grm_jax.training import main
+    from grm_jax.training.programs import model_config
 
     config, folder = get_config(), main.as_path(tmp_path)
-    cfg = steps.model_config(config)
-    main._note_config(config, cfg, folder)
-    done, read = threading.Event(), []
+    cfg = model_config(config)
+    main.save_config(config, cfg, folder)
+    done, texts = threading.Event(), []
 
     def watch():
         while not done.is_set():
-            read.append((tmp_path / "config.json").read_text())
+            texts.append((tmp_path / "config.json").read_text())
 
-    watching = threading.Thread(target=watch)
-    watching.start()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     for _ in range(100):
-        main._note_config(config, cfg, folder)
+        main.save_config(config, cfg, folder)
     done.set()
-    watching.join()
-    assert len(read) > 100 and set(read) == {(tmp_path / "config.json").read_text()}
+    watcher.join()
+    assert len(texts) > 100 and set(texts) == {(tmp_path / "config.json").read_text()}

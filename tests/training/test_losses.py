@@ -1,15 +1,18 @@
 """Losses against float64 references written from the formulas, and against exact enumeration."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grm_jax.training import losses
+from experiments import spct_tiny
+from grm_jax.training import grpo, losses
 
 
 def reference_grpo(logps, old, ref, mask, adv, beta, clip):
-    """Loss and gradient with respect to `logps`, token by token in float64, straight from the formula."""
+    """Loss and gradient with respect to `logps`, token by token in float64, from the formula."""
     rows, tokens = logps.shape
     loss, grad = 0.0, np.zeros((rows, tokens))
     for r in range(rows):
@@ -19,10 +22,10 @@ def reference_grpo(logps, old, ref, mask, adv, beta, clip):
                 continue
             ratio = np.exp(logps[r, t] - old[r, t])
             clipped = min(max(ratio, 1 - clip), 1 + clip)
-            free, held = ratio * adv[r], clipped * adv[r]
-            surrogate = min(free, held)
+            unclipped, bounded = ratio * adv[r], clipped * adv[r]
+            surrogate = min(unclipped, bounded)
             # d ratio / d logp = ratio; the clipped branch is flat wherever it is the smaller one.
-            d_surrogate = ratio * adv[r] if free <= held else 0.0
+            d_surrogate = ratio * adv[r] if unclipped <= bounded else 0.0
             u = ref[r, t] - logps[r, t]
             kl, d_kl = np.exp(u) - u - 1, 1 - np.exp(u)
             loss -= (surrogate - beta * kl) / length / rows
@@ -52,9 +55,8 @@ def test_grpo_loss_and_gradient_equal_the_float64_reference(seed, beta):
             jnp.float32(ref),
             jnp.float32(mask),
             jnp.float32(adv),
-            beta=beta,
-            old_logps_RxT=jnp.float32(old),
-            clip=0.2,
+            losses.GrpoObjective(beta, clip=0.2),
+            jnp.float32(old),
         )[0]
 
     got, got_grad = jax.value_and_grad(loss)(jnp.float32(logps))
@@ -66,22 +68,21 @@ def test_first_update_equals_old_logps_of_the_same_policy():
     logps, _, ref, mask, adv = (jnp.float32(x) for x in random_case(0))
 
     def loss(x, old):
-        return losses.grpo_loss(x, ref, mask, adv, beta=0.04, old_logps_RxT=old)[0]
+        return losses.grpo_loss(x, ref, mask, adv, losses.GrpoObjective(0.04), old)[0]
 
     without = jax.value_and_grad(loss)(logps, None)
-    given = jax.value_and_grad(loss)(logps, logps)
-    np.testing.assert_array_equal(without[0], given[0])
-    np.testing.assert_array_equal(without[1], given[1])
+    same = jax.value_and_grad(loss)(logps, logps)
+    np.testing.assert_array_equal(without[0], same[0])
+    np.testing.assert_array_equal(without[1], same[1])
 
 
 def test_padding_never_reaches_loss_or_gradient():
     logps, old, ref, mask, adv = (jnp.float32(x) for x in random_case(1))
 
     def loss(x, pad):
-        pad_all = [jnp.where(mask > 0, y, pad) for y in (x, ref, old)]
-        return losses.grpo_loss(
-            pad_all[0], pad_all[1], mask, adv, beta=0.08, old_logps_RxT=pad_all[2]
-        )[0]
+        x, padded_ref, padded_old = [jnp.where(mask > 0, y, pad) for y in (x, ref, old)]
+        objective = losses.GrpoObjective(0.08)
+        return losses.grpo_loss(x, padded_ref, mask, adv, objective, padded_old)[0]
 
     clean, clean_grad = jax.value_and_grad(loss)(logps, 0.0)
     dirty, dirty_grad = jax.value_and_grad(loss)(logps, -jnp.inf)
@@ -91,9 +92,10 @@ def test_padding_never_reaches_loss_or_gradient():
 
 def test_micro_batches_add_up():
     logps, old, ref, mask, adv = (jnp.float32(x) for x in random_case(2))
-    whole, whole_metrics = losses.grpo_loss(logps, ref, mask, adv, beta=0.08, old_logps_RxT=old)
+    objective = losses.GrpoObjective(0.08)
+    whole, whole_metrics = losses.grpo_loss(logps, ref, mask, adv, objective, old)
     halves = [
-        losses.grpo_loss(logps[s], ref[s], mask[s], adv[s], beta=0.08, old_logps_RxT=old[s], rows=8)
+        losses.grpo_loss(logps[s], ref[s], mask[s], adv[s], objective, old[s], completions=8)
         for s in (slice(0, 4), slice(4, 8))
     ]
     np.testing.assert_allclose(halves[0][0] + halves[1][0], whole, rtol=1e-6)
@@ -108,7 +110,7 @@ def exact_kl(p, q):
 
 
 def expected_kl_gradient(estimator, theta, ref):
-    """E over the policy's own samples of the gradient of the KL loss term: every outcome, weighted by its probability."""
+    """The mean gradient of the KL term over the policy's own samples, by exact enumeration."""
 
     def one(theta, outcome):
         return losses.kl_per_token(
@@ -127,9 +129,7 @@ def test_expected_gradient_of_the_kl_term_by_enumeration():
     reverse = jax.grad(lambda t: exact_kl(jax.nn.softmax(t), ref))(theta)
     np.testing.assert_allclose(expected_kl_gradient("k3", theta, ref), forward, atol=1e-6)
     np.testing.assert_allclose(expected_kl_gradient("k2", theta, ref), reverse, atol=1e-6)
-    assert (
-        float(jnp.abs(forward - reverse).max()) > 0.01
-    )  # The two directions differ here: the test can tell them apart.
+    assert float(jnp.abs(forward - reverse).max()) > 0.01  # the two directions differ here
 
 
 def test_k3_is_unbiased_in_value_by_enumeration():
@@ -140,10 +140,35 @@ def test_k3_is_unbiased_in_value_by_enumeration():
 
 
 def test_k1_is_refused_with_its_reason():
-    with pytest.raises(ValueError, match="zero"):
+    with pytest.raises(ValueError, match="zero.*use one of k3, k2"):
         losses.kl_per_token(jnp.zeros(2), jnp.zeros(2), "k1")
-    with pytest.raises(ValueError, match="use one of k3, k2"):
-        losses.kl_per_token(jnp.zeros(2), jnp.zeros(2), "k4")
+    with pytest.raises(ValueError, match="unknown kl_estimator 'kl3': did you mean 'k3'"):
+        losses.kl_per_token(jnp.zeros(2), jnp.zeros(2), "kl3")
+
+
+def test_one_registration_adds_a_kl_estimator(monkeypatch):
+    config = spct_tiny.get_config("rl.kl_estimator=half_k3")
+    with pytest.raises(ValueError, match="unknown kl_estimator 'half_k3'"):
+        grpo.check(config)
+    estimators = losses.Registry("kl_estimator")
+    estimators.update(losses.KL_ESTIMATORS)
+    monkeypatch.setattr(losses, "KL_ESTIMATORS", estimators)
+    losses.KL_ESTIMATORS.add("half_k3", lambda log_ratio: losses.k3(log_ratio) / 2)
+
+    grpo.check(config)
+    logps, old, ref, mask, adv = (jnp.float32(x) for x in random_case(0))
+    kl, half = (
+        losses.grpo_loss(logps, ref, mask, adv, losses.GrpoObjective(1.0, 0.2, name), old)[1]["kl"]
+        for name in ("k3", "half_k3")
+    )
+    np.testing.assert_allclose(half, kl / 2, rtol=1e-6)
+    with pytest.raises(ValueError, match="use one of k3, k2, half_k3"):
+        losses.check_kl_estimator("k1")
+
+
+def test_docs_list_every_kl_estimator():
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    assert all(f"`{name}`" in page for name in losses.KL_ESTIMATORS)
 
 
 def test_advantages_are_those_of_the_paper_and_affine_invariant():
@@ -163,7 +188,7 @@ def test_advantages_are_those_of_the_paper_and_affine_invariant():
 
 @pytest.mark.parametrize("value", [1.0, -1.0, 0.1, 1e-3])
 def test_group_of_equal_rewards_has_no_advantage(value):
-    # 0.1 is the case that fails when a std of rounding noise is divided by: the mean of three 0.1 is not 0.1.
+    # The mean of three 0.1 is not 0.1: its rounding noise must not be divided by its own std.
     adv = losses.group_advantages(jnp.full((2, 3), value, jnp.float32))
     np.testing.assert_array_equal(adv, 0.0)
 
@@ -173,7 +198,7 @@ def test_degenerate_group_contributes_only_kl():
     adv = losses.group_advantages(jnp.full((2, 4), -1.0)).reshape(-1)
 
     def loss(x, beta):
-        return losses.grpo_loss(x, ref, mask, adv, beta=beta, old_logps_RxT=old)[0]
+        return losses.grpo_loss(x, ref, mask, adv, losses.GrpoObjective(beta), old)[0]
 
     value, grad = jax.value_and_grad(loss)(logps, 0.0)
     assert value == 0.0
@@ -194,7 +219,7 @@ def test_sft_loss_is_the_token_mean_and_adds_up():
     assert losses.sft_loss(logps, jnp.zeros((4, 6))) == 0.0
 
 
-def test_token_bce_loss_is_the_mean_over_rows_of_the_mean_over_their_tokens():
+def test_token_bce_loss_is_the_mean_over_sequences_of_the_mean_over_tokens():
     rng = np.random.default_rng(3)
     scores, labels = rng.normal(0, 20, (3, 7)), np.array([1.0, 0.0, 1.0])
     weights = np.array([[0, 0, 1, 1, 1, 0, 0], [0, 1, 0, 0, 0, 0, 0], [0] * 7], np.float64)

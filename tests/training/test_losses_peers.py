@@ -57,9 +57,8 @@ def test_the_same_formula_gives_the_same_loss_and_gradient(tmp_path, theirs, our
 
     def loss(x):
         args = (jnp.asarray(data[name]) for name in ("ref", "mask", "advantages"))
-        return losses.grpo_loss(
-            x, *args, beta=0.08, old_logps_RxT=jnp.asarray(data["old"]), kl_estimator=ours
-        )[0]
+        objective = losses.GrpoObjective(0.08, kl_estimator=ours)
+        return losses.grpo_loss(x, *args, objective, jnp.asarray(data["old"]))[0]
 
     value, grad = jax.value_and_grad(loss)(jnp.asarray(data["logps"]))
     np.testing.assert_allclose(value, found["loss"], atol=1e-5)

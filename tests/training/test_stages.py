@@ -1,4 +1,4 @@
-"""The three trainings, of one step each: what they keep in memory, what their checkpoints are tied to, where a bad update stops."""
+"""The three trainings, of one step each: memory, identities, checks, non-finite updates."""
 
 import dataclasses
 import gc
@@ -9,14 +9,16 @@ import pytest
 import resume_child
 
 from grm_jax import Judge
+from grm_jax.models import abstract_model
 from grm_jax.sharding import make_mesh
-from grm_jax.training import grpo, loop, main, meta_rm, metrics, rft, sources, steps
+from grm_jax.training import grpo, loop, main, meta_rm, metrics, rft, sources
 from grm_jax.training import state as states
+from grm_jax.training.programs import model_config
 
 
 @pytest.fixture
-def setting(monkeypatch):
-    """(config, mesh, tokenizer, abstract parameters), with the mesh set and nothing compiled ahead."""
+def tiny(monkeypatch):
+    """A Run of one step per stage, under its mesh, with no programs compiled ahead."""
     config = resume_child.make_config()
     config.rft.update(steps=1, warmup_steps=0)
     config.rl.update(steps=1)
@@ -24,13 +26,16 @@ def setting(monkeypatch):
     mesh = make_mesh(devices=jax.devices()[:1])
     monkeypatch.setattr(loop, "compile_ahead", lambda *_: 0.0)
     with jax.set_mesh(mesh):
-        abstract = states.abstract_model(steps.model_config(config), mesh)[1]
-        yield config, mesh, sources.load_tokenizer(config), abstract
+        yield loop.Run(config, mesh, sources.load_tokenizer(config))
 
 
-def wrapped(monkeypatch, name, around):
-    """`around(fn, state, batch)` in the place of the update that `steps.NAME` builds."""
-    build = getattr(steps, name)
+def init_params(run):
+    return lambda: states.init_params(model_config(run.config), run.mesh, 0)
+
+
+def wrap_update(monkeypatch, module, name, around):
+    """Replaces the update that `module.name` builds by `around(update, state, batch)`."""
+    build = getattr(module, name)
 
     def built(*args):
         program = build(*args)
@@ -38,13 +43,12 @@ def wrapped(monkeypatch, name, around):
             program, fn=lambda state, batch: around(program.fn, state, batch)
         )
 
-    monkeypatch.setattr(steps, name, built)
+    monkeypatch.setattr(module, name, built)
 
 
-def test_a_stage_keeps_its_state_and_reference_and_no_first_parameters(
-    setting, monkeypatch, tmp_path
-):
-    config, mesh, tokenizer, abstract = setting
+def test_a_stage_holds_only_its_state_and_the_reference(tiny, monkeypatch, tmp_path):
+    config, mesh = tiny.config, tiny.mesh
+    _, abstract = abstract_model(model_config(config), mesh)
     table = (config.model_overrides["vocab_size"], config.model_overrides["d_model"])
     seen = []
 
@@ -53,38 +57,40 @@ def test_a_stage_keeps_its_state_and_reference_and_no_first_parameters(
         seen.append(sum(x.shape == table for x in jax.live_arrays()))
         return fn(state, batch)
 
-    for name in ("build_sft_step", "build_grpo_step", "build_meta_rm_step"):
-        wrapped(monkeypatch, name, count)
+    wrap_update(monkeypatch, rft, "build_sft_update", count)
+    wrap_update(monkeypatch, grpo, "build_grpo_update", count)
+    wrap_update(monkeypatch, meta_rm, "build_meta_rm_update", count)
 
-    def first():
-        return states.init_params(steps.model_config(config), mesh, 0)
-
-    def last(stage):
+    def trained(stage):
         return lambda: loop.load_params(tmp_path / stage, abstract)
 
-    assert first().flat_state()  # the shape is the table's, and of nothing else
+    # Only the embedding table has this shape.
     assert sum(x.shape == table for x in jax.tree.leaves(abstract)) == 1
-    rft.train(config, mesh, tokenizer, first, tmp_path / "rft")
-    at = sources.judging(config).at
-    grpo.train(config, mesh, tokenizer, last("rft"), at, tmp_path / "rl", "world")
-    meta_rm.train(
-        config, mesh, tokenizer, last("rft"), last("rl"), tmp_path / "rft", tmp_path / "meta_rm"
-    )
-    # The weights and two moments; in RL the reference too, in both updates.
+    folders = {stage: tmp_path / stage for stage in ("rft", "rl", "meta_rm")}
+    rft.train(tiny, init_params(tiny), folders["rft"])
+    grpo.train(tiny, trained("rft"), folders["rl"])
+    meta_rm.train(tiny, trained("rft"), trained("rl"), folders["rft"], folders["meta_rm"])
+    # The weights and two moments; RL has the reference too, in both updates.
     assert seen == [3, 4, 4, 3]
-    tied = {
-        stage: set(loop.read_result(tmp_path / stage)["identity"])
-        for stage in ("rft", "rl", "meta_rm")
-    }
-    assert {"batch_size", "seq_len"} <= tied["rft"] and "rl.prompts" in tied["rl"]
-    assert {"meta_rm.batch_size", "meta_rm.seq_len", "meta_rm.likelihood"} <= tied["meta_rm"]
+    identity = {name: set(loop.read_result(path)["identity"]) for name, path in folders.items()}
+    assert {"batch_size", "seq_len"} <= identity["rft"] and "rl.prompts" in identity["rl"]
+    assert {"meta_rm.batch_size", "meta_rm.seq_len", "meta_rm.likelihood"} <= identity["meta_rm"]
 
 
-def test_no_further_update_of_a_rollout_after_one_that_is_not_finite(
-    setting, monkeypatch, tmp_path
-):
-    config, mesh, tokenizer, _ = setting
-    config.rl.update(updates_per_rollout=4)
+def test_a_resumed_stage_does_not_initialise_its_state_again(tiny, monkeypatch, tmp_path):
+    tiny.config.rft.update(steps=2, save_every=1)
+    real = loop.step_seed
+    monkeypatch.setattr(loop, "step_seed", lambda words, i: real(words, i) if i < 1 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        rft.train(tiny, init_params(tiny), tmp_path)
+    monkeypatch.setattr(loop, "step_seed", real)
+    monkeypatch.setattr(states, "init_state", lambda *_: 1 / 0)
+    rft.train(tiny, init_params(tiny), tmp_path)
+    assert loop.is_done(tmp_path)
+
+
+def test_a_non_finite_update_is_the_last_of_its_rollout(tiny, monkeypatch, tmp_path):
+    tiny.config.rl.update(updates_per_rollout=4)
     calls = []
 
     def poisoned(fn, state, batch):
@@ -92,18 +98,15 @@ def test_no_further_update_of_a_rollout_after_one_that_is_not_finite(
         state, row = fn(state, batch)
         return state, {**row, "finite": row["finite"] * (len(calls) != 2)}
 
-    wrapped(monkeypatch, "build_grpo_step", poisoned)
-    first = lambda: states.init_params(steps.model_config(config), mesh, 0)  # noqa: E731
-    at = sources.judging(config).at
-    with pytest.raises(
-        loop.NonFiniteLoss, match="at step 0.*1 of its updates were made before.*no checkpoint yet"
-    ):
-        grpo.train(config, mesh, tokenizer, first, at, tmp_path, "world")
+    wrap_update(monkeypatch, grpo, "build_grpo_update", poisoned)
+    message = "at step 0.*1 updates of the step were made.*none exists"
+    with pytest.raises(loop.NonFiniteLoss, match=message):
+        grpo.train(tiny, init_params(tiny), tmp_path)
     assert calls == [0, 1] and not metrics.read_jsonl(tmp_path / "metrics.jsonl")
 
 
-def test_an_export_that_was_cut_off_is_made_again(tmp_path):
-    """Killed between a stage's result and the end of its Hugging Face folder."""
+def test_an_interrupted_export_is_repeated(tmp_path):
+    """Killed between a stage's result and the end of its export."""
     from grm_jax import checkpoints
     from grm_jax.training import main
 
@@ -118,11 +121,11 @@ def test_an_export_that_was_cut_off_is_made_again(tmp_path):
     main.run(config, tmp_path)
     assert (tmp_path / "rft/hf/model.safetensors").read_bytes() == whole
     assert checkpoints.load(tmp_path / "rft/hf").cfg.num_layers == 2
-    judge = Judge.load(tmp_path / "rft/hf")  # and it knows how it was trained to be asked
+    judge = Judge.load(tmp_path / "rft/hf")  # with the settings of its training
     assert (judge.family, judge.max_new_tokens) == ("compact", config.rl.max_new_tokens)
 
 
-def test_what_is_missing_is_said_before_anything_is_trained(tmp_path):
+def test_missing_files_are_reported_before_anything_is_trained(tmp_path):
     from grm_jax.training import main
 
     config = resume_child.make_config()
@@ -132,10 +135,10 @@ def test_what_is_missing_is_said_before_anything_is_trained(tmp_path):
     assert not (tmp_path / "run" / "rft").exists()
 
 
-def test_a_start_of_the_meta_rm_that_does_not_exist_is_refused_before_anything_trains(tmp_path):
+def test_an_unknown_start_of_the_meta_rm_is_refused_before_anything_is_written(tmp_path):
     config = resume_child.make_config()
     config.meta_rm.start = "policy"
-    with pytest.raises(ValueError, match="meta_rm.start 'policy': use one of base, rft, rl"):
+    with pytest.raises(ValueError, match="config.meta_rm.start='policy': use one of base, rft, rl"):
         main.run(config, tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -148,19 +151,16 @@ def test_a_start_of_the_meta_rm_that_does_not_exist_is_refused_before_anything_t
             "teecher",
             "rft.sampler 'teecher' is not known: use teacher, file, endpoint or model",
         ),
+        ("rl.group_packed", False, "config.rl.group_packed=False is no longer supported"),
         ("rl.kl_estimator", "k1", "kl_estimator 'k1' has an expected gradient of exactly zero"),
-        ("rl.temperature", 0.0, "config.rl.temperature=0.0: .* give one above 0"),
-        ("rl.group_size", 1, "config.rl.group_size=1: .* give at least 2"),
-        (
-            "rl.reference_dtype",
-            "bf17",
-            "config.rl.reference_dtype='bf17': give float32 or bfloat16",
-        ),
-        ("rl.schedule", "cosin", "config.rl.schedule 'cosin' is not known"),
+        ("rl.temperature", 0.0, "config.rl.temperature=0.0: .* set it above 0"),
+        ("rl.group_size", 1, "config.rl.group_size=1: .* set at least 2"),
+        ("rl.reference_dtype", "bf17", "config.rl.reference_dtype='bf17': use float32 or bfloat16"),
+        ("rl.schedule", "cosin", "unknown config.rl.schedule 'cosin'"),
         (
             "meta_rm.likelihood",
             -1.0,
-            "config.meta_rm.likelihood=-1.0: the weight of a log-probability, give 0",
+            "config.meta_rm.likelihood=-1.0: the weight of a log-probability; set it to 0",
         ),
         (
             "meta_rm.warmup_steps",
@@ -169,41 +169,38 @@ def test_a_start_of_the_meta_rm_that_does_not_exist_is_refused_before_anything_t
         ),
     ],
 )
-def test_what_would_stop_a_later_stage_is_refused_before_anything_trains(
+def test_settings_that_would_fail_later_are_refused_before_anything_trains(
     tmp_path, field, value, message
 ):
     config = resume_child.make_config()
     section, name = field.split(".")
-    config[section][name] = value
+    with config.unlocked():
+        config[section][name] = value
     with pytest.raises(ValueError, match=message):
         main.run(config, tmp_path)
     assert not (tmp_path / "rft").exists()
 
 
-def test_a_stage_that_is_done_keeps_its_config_and_a_change_is_told(tmp_path, caplog):
+def test_a_done_stage_keeps_its_config_and_a_change_is_logged(tmp_path, caplog):
     config = resume_child.make_config()
-    cfg = steps.model_config(config)
-    main._note_config(config, cfg, tmp_path)
+    cfg = model_config(config)
+    main.save_config(config, cfg, tmp_path)
     (tmp_path / "rl").mkdir()
     loop.write_result(tmp_path / "rl", {"stage": "rl"})
-    was = config.rl.beta
+    beta = config.rl.beta
     config.rl.beta, config.meta_rm.lr = 0.5, 0.25
     for _ in range(2):
         caplog.clear()
-        main._note_config(config, cfg, tmp_path)
-        noted = json.loads((tmp_path / "config.json").read_text())
-        assert noted["rl"]["beta"] == was and noted["meta_rm"]["lr"] == 0.25
-        assert (
-            f"rl is done, with other values than this config's (beta={was} (here 0.5))"
-            in caplog.text
-        )
+        main.save_config(config, cfg, tmp_path)
+        saved = json.loads((tmp_path / "config.json").read_text())
+        assert saved["rl"]["beta"] == beta and saved["meta_rm"]["lr"] == 0.25
+        assert f"config has changed since (beta was {beta} and is 0.5)" in caplog.text
         assert "meta_rm" not in caplog.text
 
 
-def test_a_meta_rm_without_critiques_to_learn_from_says_what_to_raise(setting, tmp_path):
-    config, mesh, tokenizer, _ = setting
-    config.meta_rm.seq_len = 4
-    first = lambda: states.init_params(steps.model_config(config), mesh, 0)  # noqa: E731
-    rft.prepare(config, tokenizer, mesh, tmp_path / "rft" / "data")
+def test_a_meta_rm_without_critiques_names_the_field_to_raise(tiny, tmp_path):
+    tiny.config.meta_rm.seq_len = 4
+    start, rft_folder = init_params(tiny), tmp_path / "rft"
+    rft.prepare(tiny.config, tiny.tokenizer, tiny.mesh, rft_folder / "data")
     with pytest.raises(ValueError, match="0 critiques of 0 comparisons.*config.meta_rm.seq_len=4"):
-        meta_rm.train(config, mesh, tokenizer, first, first, tmp_path / "rft", tmp_path / "meta_rm")
+        meta_rm.train(tiny, start, start, rft_folder, tmp_path / "meta_rm")

@@ -1,4 +1,4 @@
-"""The jitted programs on a tiny model: packed groups against plain rows, micro-batches, shardings, the NaN guard."""
+"""The jitted programs of the stages on a tiny model: shared prompts, micro-batches, shardings, NaN."""
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +8,11 @@ import optax
 import pytest
 from flax import nnx
 
-from grm_jax.models import get_config, grouped_token_logps
+from grm_jax.models import abstract_model, build_model, get_config, grouped_token_logps, token_logps
 from grm_jax.sharding import make_mesh
-from grm_jax.training import losses, optim, steps
+from grm_jax.training import grpo, losses, meta_rm, optim, rft
 from grm_jax.training import state as states
+from grm_jax.training.programs import model_config
 
 
 def stage(**fields):
@@ -35,9 +36,7 @@ def make_config(**rl):
         beta=0.08,
         clip=0.2,
     )
-    config.rl = stage(
-        **(defaults | dict(kl_estimator="k3", updates_per_rollout=1, group_packed=True) | rl)
-    )
+    config.rl = stage(**(defaults | dict(kl_estimator="k3", updates_per_rollout=1) | rl))
     config.meta_rm = stage(batch_size=8, seq_len=16, token_loss=0.0, likelihood=0.0)
     return config
 
@@ -63,7 +62,7 @@ def sft_batch(rng, rows=8, length=24, vocab=128):
 
 
 def grpo_batch(rng, config, vocab=128):
-    shapes = steps.grpo_batch_shapes(config)
+    shapes = grpo.grpo_batch_shapes(config)
     P, G, T = shapes["mask"][0]
     S = config.rl.prompt_len
     lengths = rng.integers(1, S + 1, P).astype(np.int32)
@@ -86,10 +85,10 @@ def grpo_batch(rng, config, vocab=128):
 
 def run_step(config, build, batch, mesh, count=1):
     program = build(config, mesh)
-    section = {steps.build_sft_step: config.rft, steps.build_grpo_step: config.rl}.get(
+    section = {rft.build_sft_update: config.rft, grpo.build_grpo_update: config.rl}.get(
         build, config.meta_rm
     )
-    cfg = steps.model_config(config, scalar_head=build is steps.build_meta_rm_step)
+    cfg = model_config(config, scalar_head=build is meta_rm.build_meta_rm_update)
     with jax.set_mesh(mesh):
         state = states.init_state(
             states.init_params(cfg, mesh, 0), optim.make_optimizer(section), mesh, 0
@@ -109,10 +108,10 @@ def assert_close(a, b, **tolerance):
 
 
 @pytest.mark.parametrize(
-    "build,key", [(steps.build_sft_step, "rft"), (steps.build_grpo_step, "rl")]
+    "build,key", [(rft.build_sft_update, "rft"), (grpo.build_grpo_update, "rl")]
 )
 @pytest.mark.parametrize("mesh_sizes", [(2, 4, 1), (1, 2, 4)])
-def test_sharded_and_accumulated_step_is_the_plain_one(build, key, mesh_sizes):
+def test_sharding_and_accumulation_do_not_change_an_update(build, key, mesh_sizes):
     config = make_config()
     batch = (
         sft_batch(np.random.default_rng(0))
@@ -128,11 +127,11 @@ def test_sharded_and_accumulated_step_is_the_plain_one(build, key, mesh_sizes):
     assert {len(x.sharding.device_set) for x in jax.tree.leaves(other["params"])} == {8}
 
 
-def test_sft_learns_and_counts():
+def test_sft_reduces_the_loss_and_counts_steps():
     config = make_config()
     batch = sft_batch(np.random.default_rng(1))
-    _, first = run_step(config, steps.build_sft_step, batch, single())
-    state, last = run_step(config, steps.build_sft_step, batch, single(), count=20)
+    _, first = run_step(config, rft.build_sft_update, batch, single())
+    state, last = run_step(config, rft.build_sft_update, batch, single(), count=20)
     assert int(state["step"]) == 20
     assert float(last["loss"]) < 0.5 * float(first["loss"])
 
@@ -144,60 +143,68 @@ def test_sft_learns_only_the_weighted_tokens():
     other["tokens"][:, 18] = (
         5  # The last weighted token of the second sequence: a target, and context of none.
     )
-    _, a = run_step(config, steps.build_sft_step, batch, single())
-    _, b = run_step(config, steps.build_sft_step, other, single())
+    _, a = run_step(config, rft.build_sft_update, batch, single())
+    _, b = run_step(config, rft.build_sft_update, other, single())
     assert float(a["loss"]) != float(b["loss"])
     other["tokens"] = batch["tokens"].copy()
     other["tokens"][:, 19:] = 7  # Padding.
-    _, c = run_step(config, steps.build_sft_step, other, single())
+    _, c = run_step(config, rft.build_sft_update, other, single())
     assert float(a["loss"]) == float(c["loss"])
 
 
+def ungrouped_token_logps(model, prompts_PxS, prompt_lengths_P, completions_PxGxT):
+    """The plain path: one sequence per completion, each with its own copy of the prompt."""
+    P, S = prompts_PxS.shape
+    _, G, T = completions_PxGxT.shape
+    completions = completions_PxGxT.reshape(P * G, T)
+    tokens = jnp.concatenate([jnp.repeat(prompts_PxS, G, axis=0), completions], axis=1)
+    is_prompt_PxS = jnp.arange(S) >= (S - prompt_lengths_P)[:, None]
+    segments = jnp.concatenate(
+        [jnp.repeat(is_prompt_PxS, G, axis=0), jnp.ones((P * G, T), bool)], axis=1
+    )
+    out = token_logps(model, tokens, None, segments.astype(jnp.int32))
+    return jax.tree.map(lambda x: x[:, S:].reshape(P, G, T), out)
+
+
 @pytest.mark.parametrize("name", ["tiny_gemma2", "tiny_gemma3"])
-def test_group_packed_loss_and_gradient_equal_the_plain_path(name):
-    """Windows of 6 and 5 tokens against prompts of up to 10 and completions of 6: every kind of layer is exercised."""
+def test_shared_prompt_has_the_loss_and_gradient_of_separate_sequences(name):
+    """Windows of 6 and 5 tokens, prompts of up to 10, completions of 6: all kinds of layers."""
     config = make_config(prompts=3, beta=0.3)
     batch = jax.tree.map(jnp.asarray, grpo_batch(np.random.default_rng(3), config))
-    graphdef, params = nnx.split(states_model(name))
+    graphdef, params = nnx.split(build_model(get_config(name), nnx.Rngs(1)))
 
     def loss(params, path):
         model = nnx.merge(graphdef, params)
         out = path(model, batch["prompts"], batch["prompt_lengths"], batch["completions"]).logps
         flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
         value, _ = losses.grpo_loss(
-            flat(out), flat(batch["ref_logps"]), flat(batch["mask"]), batch["advantages"].reshape(-1), beta=0.3,
-            old_logps_RxT=flat(batch["old_logps"]),
+            flat(out), flat(batch["ref_logps"]), flat(batch["mask"]), batch["advantages"].reshape(-1),
+            losses.GrpoObjective(beta=0.3), flat(batch["old_logps"]),
         )  # fmt: skip
         return value
 
     packed, plain = (
         jax.jit(jax.value_and_grad(lambda p, path=path: loss(p, path)))(params)
-        for path in (grouped_token_logps, steps.ungrouped_token_logps)
+        for path in (grouped_token_logps, ungrouped_token_logps)
     )
     np.testing.assert_allclose(packed[0], plain[0], rtol=1e-5)
     assert_close(packed[1], plain[1], atol=1e-5, rtol=1e-4)
     assert float(optax.global_norm(plain[1])) > 1e-2
 
 
-def states_model(name):
-    from grm_jax.models import build_model
-
-    return build_model(get_config(name), nnx.Rngs(1))
-
-
-def test_reference_in_bfloat16_is_close_and_accumulates_in_order():
+def test_bfloat16_reference_is_close_and_micro_batches_keep_the_order():
     config = make_config()
     mesh = make_mesh(1, 2, 1, devices=jax.devices()[:2])
     batch = grpo_batch(np.random.default_rng(4), config)
-    rollout = {name: batch[name] for name in steps.rollout_shapes(config)}
+    rollout = {name: batch[name] for name in grpo.rollout_shapes(config)}
     with jax.set_mesh(mesh):
-        params = states.init_params(steps.model_config(config), mesh, 0)
-        full = steps.build_logps(config, mesh).fn(params, states.put_batch(rollout, mesh))
+        params = states.init_params(model_config(config), mesh, 0)
+        full = grpo.build_logps(config, mesh).fn(params, states.put_batch(rollout, mesh))
         half = jax.jit(lambda p: states.compute_params(p, "bfloat16"))(params)
-        program = steps.build_logps(config, mesh, dtype="bfloat16")
+        program = grpo.build_logps(config, mesh, dtype="bfloat16")
         rough = program.fn(half, states.put_batch(rollout, mesh))
         config.rl.micro_batches = 4
-        pieces = steps.build_logps(config, mesh).fn(params, states.put_batch(rollout, mesh))
+        pieces = grpo.build_logps(config, mesh).fn(params, states.put_batch(rollout, mesh))
     assert jax.tree.leaves(program.args[0])[0].dtype == jax.tree.leaves(half)[0].dtype
     np.testing.assert_allclose(pieces, full, atol=1e-5)
     np.testing.assert_allclose(rough, full, atol=0.2)
@@ -205,18 +212,16 @@ def test_reference_in_bfloat16_is_close_and_accumulates_in_order():
     np.testing.assert_array_equal(np.asarray(full)[batch["mask"] == 0], 0.0)
 
 
-def test_gap_and_entropy_are_of_the_current_policy():
+def test_gap_and_entropy_are_those_of_the_current_policy():
     config = make_config(updates_per_rollout=2)
     batch = grpo_batch(np.random.default_rng(5), config)
     mesh = single()
     with jax.set_mesh(mesh):
-        params = states.init_params(steps.model_config(config), mesh, 0)
-        rollout = {name: batch[name] for name in steps.rollout_shapes(config)}
-        own = np.asarray(
-            steps.build_logps(config, mesh).fn(params, states.put_batch(rollout, mesh))
-        )
+        params = states.init_params(model_config(config), mesh, 0)
+        rollout = {name: batch[name] for name in grpo.rollout_shapes(config)}
+        own = np.asarray(grpo.build_logps(config, mesh).fn(params, states.put_batch(rollout, mesh)))
     batch = {**batch, "sampler_logps": own, "old_logps": own, "ref_logps": own}
-    _, metrics = run_step(config, steps.build_grpo_step, batch, mesh)
+    _, metrics = run_step(config, grpo.build_grpo_update, batch, mesh)
     assert (
         float(metrics["gap_max"]) < 1e-5
         and float(metrics["kl"]) < 1e-9
@@ -226,13 +231,13 @@ def test_gap_and_entropy_are_of_the_current_policy():
     assert 0 < float(metrics["entropy"]) < np.log(128) + 1e-3
 
 
-def test_a_step_that_is_not_finite_changes_nothing():
+def test_a_non_finite_update_changes_nothing():
     config = make_config()
     batch = sft_batch(np.random.default_rng(6))
     batch["weights"][0, 5] = np.nan
-    state, metrics = run_step(config, steps.build_sft_step, batch, single())
+    state, metrics = run_step(config, rft.build_sft_update, batch, single())
     assert float(metrics["finite"]) == 0.0
-    fresh = states.init_params(steps.model_config(config), single(), 0)
+    fresh = states.init_params(model_config(config), single(), 0)
     for got, want in zip(jax.tree.leaves(state["params"]), jax.tree.leaves(fresh), strict=True):
         np.testing.assert_array_equal(got, want)
 
@@ -250,13 +255,13 @@ def test_meta_rm_separates_two_tokens():
         "starts": np.full(8, 9, np.int32),
         "labels": labels,
     }
-    state, metrics = run_step(config, steps.build_meta_rm_step, batch, single(), count=30)
+    state, metrics = run_step(config, meta_rm.build_meta_rm_update, batch, single(), count=30)
     assert float(metrics["loss"]) < 0.1 and float(metrics["accuracy"]) == 1.0
     assert metrics["last_loss"] == metrics["loss"]
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
-def test_meta_rm_asks_each_token_of_the_critique_where_told_to(micro_batches):
+def test_token_loss_adds_the_cross_entropy_of_every_critique_token(micro_batches):
     config = make_config()
     config.meta_rm.update(token_loss=0.5, micro_batches=micro_batches)
     rng = np.random.default_rng(8)
@@ -267,13 +272,11 @@ def test_meta_rm_asks_each_token_of_the_critique_where_told_to(micro_batches):
     tokens, lengths = rng.integers(10, 20, (8, 16)).astype(np.int32), rng.integers(9, 17, 8)
     segments = (np.arange(16) < lengths[:, None]).astype(np.int32)
     batch = {"tokens": tokens, "segment_ids": segments, "starts": starts, "labels": labels}
-    _, metrics = run_step(config, steps.build_meta_rm_step, batch, single())
+    _, metrics = run_step(config, meta_rm.build_meta_rm_update, batch, single())
 
     mesh = single()
-    graphdef, _ = states.abstract_model(steps.model_config(config, scalar_head=True), mesh)
-    model = nnx.merge(
-        graphdef, states.init_params(steps.model_config(config, scalar_head=True), mesh, 0)
-    )
+    graphdef, _ = abstract_model(model_config(config, scalar_head=True), mesh)
+    model = nnx.merge(graphdef, states.init_params(model_config(config, scalar_head=True), mesh, 0))
     scores = np.asarray(model.rewards_of(model.hidden(tokens, None, segments)), np.float64)
     each = np.logaddexp(0, np.where(labels[:, None] > 0.5, -scores, scores))
     last = np.mean([each[b, lengths[b] - 1] for b in range(8)])
@@ -283,7 +286,7 @@ def test_meta_rm_asks_each_token_of_the_critique_where_told_to(micro_batches):
 
 
 @pytest.mark.parametrize("micro_batches, devices", [(1, 1), (2, 8)])
-def test_meta_rm_judges_by_the_likelihood_of_the_critique_where_told_to(micro_batches, devices):
+def test_likelihood_is_added_to_the_meta_rm_score(micro_batches, devices):
     config = make_config()
     config.meta_rm.update(likelihood=3.0, micro_batches=micro_batches)
     rng = np.random.default_rng(9)
@@ -297,10 +300,10 @@ def test_meta_rm_judges_by_the_likelihood_of_the_critique_where_told_to(micro_ba
     segments = (np.arange(16) < lengths[:, None]).astype(np.int32)
     batch = {"tokens": tokens, "segment_ids": segments, "starts": starts, "labels": labels}
     mesh = single() if devices == 1 else make_mesh(2, 2, 2)
-    _, metrics = run_step(config, steps.build_meta_rm_step, batch, mesh)
+    _, metrics = run_step(config, meta_rm.build_meta_rm_update, batch, mesh)
 
-    cfg = steps.model_config(config, scalar_head=True)
-    graphdef, _ = states.abstract_model(cfg, single())
+    cfg = model_config(config, scalar_head=True)
+    graphdef, _ = abstract_model(cfg, single())
     params = states.init_params(cfg, single(), 0)
     model = nnx.merge(graphdef, params)
     heads = np.asarray(model.rewards(tokens, segments), np.float64)
@@ -319,19 +322,19 @@ def test_meta_rm_judges_by_the_likelihood_of_the_critique_where_told_to(micro_ba
         metrics["accuracy"], np.mean((scores > 0) == (labels > 0.5)), rtol=1e-6
     )
 
-    program = steps.build_meta_rm_scores(config, single(), rows)
+    program = meta_rm.build_meta_rm_scores(config, single(), rows)
     with jax.set_mesh(single()):
         np.testing.assert_allclose(program.fn(params, tokens, segments, starts), scores, atol=1e-4)
 
 
-def test_programs_are_built_without_a_device_array_and_lower():
+def test_programs_lower_without_allocating_arrays():
     config = make_config()
     mesh = make_mesh(1, 4, 2)
     for build in (
-        steps.build_sft_step,
-        steps.build_grpo_step,
-        steps.build_logps,
-        steps.build_meta_rm_step,
+        rft.build_sft_update,
+        grpo.build_grpo_update,
+        grpo.build_logps,
+        meta_rm.build_meta_rm_update,
     ):
         program = build(config, mesh)
         assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(program.args))
@@ -339,7 +342,7 @@ def test_programs_are_built_without_a_device_array_and_lower():
             assert program.lower().as_text()
 
 
-def test_rows_that_the_mesh_does_not_divide_are_refused():
+def test_batches_that_the_mesh_does_not_divide_are_refused():
     with pytest.raises(ValueError, match="6 rows.*data x fsdp = 4.*multiple of 4"):
         states.put_batch({"tokens": np.zeros((6, 3), np.int32)}, make_mesh(2, 2, 2))
     with pytest.raises(ValueError, match="micro_batches=3 does not divide the 8 rows"):

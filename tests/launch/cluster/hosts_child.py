@@ -10,10 +10,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 if __name__ == "__main__":
-    from grm_jax.training import rollouts
+    from grm_jax.training import grpo
     from launch import tpu
 
-    rollouts.reward = lambda comparison, critique: (
-        rollouts.RIGHT if len(critique.text) % 2 == 0 else rollouts.WRONG
+    grpo.reward = lambda comparison, critique: (
+        grpo.CORRECT if len(critique.text) % 2 == 0 else grpo.INCORRECT
     )
     sys.exit(tpu.main(sys.argv[1:]))

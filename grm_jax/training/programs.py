@@ -1,0 +1,97 @@
+"""What the jitted programs of all stages share: `Program`, and the frame of every update.
+
+A Program carries abstract arguments, so it can be compiled for a slice that this machine does not
+have: `program.lower().compile()`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from grm_jax.models import TransformerConfig, get_config
+from grm_jax.sharding import state_shardings
+from grm_jax.training import optim
+from grm_jax.training import state as states
+
+Shapes = Mapping[str, tuple[tuple[int, ...], Any]]  # {name: (shape, dtype)}
+Metrics = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A jitted function and the arguments it is compiled for.
+
+    Attributes:
+      name: for logs and tables.
+      fn: the jitted function. Call and lower it under `jax.set_mesh(mesh)`.
+      args: its arguments as jax.ShapeDtypeStruct with shardings.
+    """
+
+    name: str
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+
+    def lower(self) -> jax.stages.Lowered:
+        return self.fn.lower(*self.args)  # type: ignore[attr-defined]
+
+
+def model_config(config: ConfigDict, scalar_head: bool = False) -> TransformerConfig:
+    """Returns the model of an experiment: `config.model` with `config.model_overrides`."""
+    return get_config(
+        config.model, **{**config.get("model_overrides", {}), "scalar_head": scalar_head}
+    )
+
+
+def build_update(
+    name: str,
+    loss_fn: Callable[[Any, Any, Any], tuple[jax.Array, Metrics]],
+    section: ConfigDict,
+    mesh: Mesh,
+    params: Any,
+    batch_shapes: Shapes,
+    denominator: Callable[[Any], Any],
+) -> Program:
+    """Builds one optimizer update: (state, batch) -> (state, metrics).
+
+    Gradients are accumulated over micro-batches, AdamW keeps the old state if they are not finite,
+    and the state's buffers are donated.
+
+    Args:
+      name: of the program.
+      loss_fn: (params, micro-batch, denominator of the whole batch) -> (loss, metrics), already
+        divided by that denominator, so that micro-batches add up.
+      section: a stage of the config, with its optimizer and micro-batch fields.
+      mesh: of the program.
+      params: parameters as jax.ShapeDtypeStruct with shardings.
+      batch_shapes: of the whole batch.
+      denominator: whole batch -> its number of tokens or sequences.
+    """
+    tx = optim.make_optimizer(section)
+    state = states.abstract_state(params, tx, mesh)
+    batch = states.abstract_batch(batch_shapes, mesh)
+    micro_batches = optim.micro_batch_count(section, jax.tree.leaves(batch)[0].shape[0], mesh)
+
+    def update(state: states.State, batch: Any) -> tuple[states.State, Metrics]:
+        total = denominator(batch)
+        loss, metrics, grads = optim.accumulated_value_and_grad(
+            lambda p, micro: loss_fn(p, micro, total), state["params"], batch, micro_batches
+        )
+        params, opt_state, norms = optim.guarded_update(
+            tx, grads, state["opt_state"], state["params"], loss
+        )
+        step = state["step"] + norms["finite"].astype(jnp.int32)
+        new_state = {**state, "params": params, "opt_state": opt_state, "step": step}
+        return new_state, {"loss": loss, **metrics, **norms}
+
+    fn = jax.jit(
+        update,
+        in_shardings=(state_shardings(state, mesh), states.batch_shardings(batch, mesh)),
+        out_shardings=(state_shardings(state, mesh), states.replicated(mesh)),
+        donate_argnums=(0,),
+    )
+    return Program(name, fn, (state, batch))
