@@ -1,4 +1,4 @@
-"""One setting for every test: eight emulated CPU devices, full float32 matmuls, no accelerator, a warm compile cache."""
+"""Settings of every test: eight emulated CPU devices, float32 matmuls, a compilation cache."""
 
 import os
 import sys
@@ -7,9 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DEVICES = 8
 
-assert "jax" not in sys.modules, (
-    "jax was imported before tests/conftest.py could choose its devices"
-)
+assert "jax" not in sys.modules, "jax was imported before tests/conftest.py had set its devices"
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}".strip()
 )
@@ -23,15 +21,16 @@ sys.path.insert(0, str(ROOT))
 
 from launch.compile.slices import quiet_environment  # noqa: E402
 
-quiet_environment()  # some tests compile for TPU slices that are not there
+quiet_environment()  # some tests compile for TPU slices without a TPU
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
-# The same examples in every run, so that a red suite is about the change at hand; HYPOTHESIS_PROFILE=explore draws new ones.
-hypothesis.settings.register_profile("same", derandomize=True)
+# The default profile draws the same examples in every run, so that a failure is due to a change of
+# the code. HYPOTHESIS_PROFILE=explore draws new ones.
+hypothesis.settings.register_profile("reproducible", derandomize=True)
 hypothesis.settings.register_profile("explore", derandomize=False)
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "reproducible"))
 
 OPT_IN = {
     "weights": "downloads real weights",
@@ -53,9 +52,9 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     chosen = set(config.getoption("--run"))
     for item in items:
-        for name, why in OPT_IN.items():
+        for name, reason in OPT_IN.items():
             if item.get_closest_marker(name) and name not in chosen:
-                item.add_marker(pytest.mark.skip(reason=f"{why}: pytest --run {name}"))
+                item.add_marker(pytest.mark.skip(reason=f"{reason}: pytest --run {name}"))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A machine without a TPU does not ask libtpu for one."""
+"""Tests the choice of platform on a machine without a TPU."""
 
 import os
 import subprocess
@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
-ASK = """
-{before}
+from grm_jax.devices import has_chips
+
+SCRIPT = """
+{first_line}
 from grm_jax import devices
 devices.choose_platform()
 import jax
@@ -16,23 +18,15 @@ print(jax.default_backend(), jax.config.jax_platforms)
 
 
 @pytest.mark.parametrize(
-    "before", ["", "import jax"], ids=["jax not imported", "jax imported before"]
+    "first_line", ["", "import jax"], ids=["jax not imported", "jax imported before"]
 )
-def test_without_chips_the_cpu_is_chosen(before):
-    from grm_jax.devices import has_chips
-
+def test_without_chips_the_cpu_is_chosen(first_line):
     if has_chips():
         pytest.skip("this machine has TPU chips")
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("JAX_PLATFORMS", "XLA_FLAGS")
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", ASK.format(before=before)],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "cpu" in done.stdout and "TPU" not in done.stderr
+    environment = dict(os.environ)
+    for name in ("JAX_PLATFORMS", "XLA_FLAGS"):
+        environment.pop(name, None)
+    command = [sys.executable, "-c", SCRIPT.format(first_line=first_line)]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert "cpu" in process.stdout and "TPU" not in process.stderr

@@ -1,6 +1,8 @@
-"""The notebooks run from top to bottom in their small setting, and are committed without outputs or paths of a machine."""
+"""Runs the notebooks in their small setting; checks that they are committed without outputs."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -17,7 +19,10 @@ def read(name):
 
 
 def run(name, monkeypatch, tmp_path) -> tuple[str, str]:
-    """(what it printed, its HTML and pictures) in the small setting, as Jupyter would run it from its own folder."""
+    """Runs a notebook as Jupyter does, from its own folder, in the small setting.
+
+    Returns the printed text, and the displayed HTML and images as lines "MIME TYPE: content".
+    """
     from nbclient import NotebookClient
 
     monkeypatch.setenv("GRM_NOTEBOOK_SMALL", "1")
@@ -26,27 +31,22 @@ def run(name, monkeypatch, tmp_path) -> tuple[str, str]:
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     monkeypatch.delenv("XLA_FLAGS")  # one device, unless the notebook asks for more
     book, code = read(name)
-    NotebookClient(
-        book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}
-    ).execute()
+    resources = {"metadata": {"path": str(FOLDER)}}
+    NotebookClient(book, timeout=300, kernel_name="python3", resources=resources).execute()
     outputs = [output for cell in code for output in cell.outputs]
-    shown = [
-        output.data
-        for output in outputs
-        if output.output_type in ("display_data", "execute_result")
-    ]
     printed = "".join(output.text for output in outputs if output.output_type == "stream")
-    return printed, "".join(
-        f"{kind}: {content}\n" for data in shown for kind, content in data.items()
-    )
+    display_types = ("display_data", "execute_result")
+    displayed = [output.data for output in outputs if output.output_type in display_types]
+    lines = [f"{kind}: {content}\n" for data in displayed for kind, content in data.items()]
+    return printed, "".join(lines)
 
 
-def test_there_are_three():
+def test_the_three_notebooks_exist():
     assert NAMES == ["emulate_a_pod", "judge", "spct_world"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_committed_clean(name):
+def test_notebooks_are_committed_without_outputs_or_local_paths(name):
     book, code = read(name)
     nbformat.validate(book)
     assert not any(cell.outputs or cell.execution_count for cell in code)
@@ -55,57 +55,44 @@ def test_committed_clean(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_first_cell_is_the_same_everywhere_and_installs_on_colab_only(name, monkeypatch):
-    import subprocess
-    import sys
-
+def test_the_first_cell_is_shared_and_installs_only_on_colab(name, monkeypatch):
     _, (first, *_) = read(name)
     assert first.source == read(NAMES[0])[1][0].source
     calls = []
-    monkeypatch.setattr(subprocess, "run", lambda words, **_: calls.append(words))
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: calls.append(command))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(FOLDER)
-    space: dict = {}
-    exec(first.source, space)
-    assert calls == [] and space["ROOT"] == ROOT and sys.path[0] == str(ROOT)
+    variables: dict = {}
+    exec(first.source, variables)
+    assert calls == [] and variables["ROOT"] == ROOT and sys.path[0] == str(ROOT)
     monkeypatch.setitem(sys.modules, "google.colab", subprocess)
     exec(first.source, {})
-    assert [words[0] for words in calls] == ["git", sys.executable] and calls[1][-1].startswith(
-        "./grm"
-    )
+    assert [command[0] for command in calls] == ["git", sys.executable]
+    assert calls[1][-1].startswith("./grm")
 
 
 def test_judge(monkeypatch, tmp_path):
-    printed, shown = run("judge", monkeypatch, tmp_path)
-    assert re.search(
-        r"prime +scores \(.*\)  best .*  labelled 1  \(\d of 4 critiques read\)", printed
-    )
-    # The report, in a frame of its own, with all of the 4 x 4 critiques in it.
-    assert "<iframe srcdoc=" in shown and shown.count("&quot;sample&quot;:") == 16
-    assert "Is 91 prime?" in shown
+    printed, displayed = run("judge", monkeypatch, tmp_path)
+    result = r"prime +scores \(.*\)  best .*  labelled 1  \(\d of 4 critiques parsed\)"
+    assert re.search(result, printed)
+    # The report with its 4 x 4 critiques.
+    assert "<iframe srcdoc=" in displayed and displayed.count("&quot;sample&quot;:") == 16
+    assert "Is 91 prime?" in displayed
 
 
 def test_spct_world(monkeypatch, tmp_path):
-    printed, shown = run("spct_world", monkeypatch, tmp_path)
-    assert shown.count("image/png: ") == 1  # each picture takes the place of the one before
-    for row in (
-        "chance",
-        "rft               Voting@2",
-        "rl                Greedy",
-        "--- rft: scores",
-        "--- rl: scores",
-    ):
-        assert row in printed, row
-    assert "<iframe srcdoc=" in shown and "Held-out accuracy" in shown
+    printed, displayed = run("spct_world", monkeypatch, tmp_path)
+    assert displayed.count("image/png: ") == 1  # a new plot replaces the previous one
+    table = ("chance", "rft               Voting@2", "rl                Greedy")
+    for text in (*table, "--- rft: scores", "--- rl: scores"):
+        assert text in printed, text
+    assert "<iframe srcdoc=" in displayed and "Held-out accuracy" in displayed
 
 
 def test_emulate_a_pod(monkeypatch, tmp_path):
-    printed, shown = run("emulate_a_pod", monkeypatch, tmp_path)
+    printed, displayed = run("emulate_a_pod", monkeypatch, tmp_path)
     assert "cpu:0 cpu:1" in printed and "cpu:7" in printed
     assert "embed" in printed and float(re.search(r"log-probabilities: (\S+)", printed)[1]) < 1e-4
     assert "sft_update on v5litepod-4: compiled in" in printed and "of 15.75 GiB" in printed
-    assert (
-        "CPU 7" in printed + shown
-        and "image/png: " in shown
-        and "| sft_update | v5litepod-4 |" in shown
-    )
+    assert "CPU 7" in printed + displayed and "image/png: " in displayed
+    assert "| sft_update | v5litepod-4 |" in displayed

@@ -1,5 +1,7 @@
-"""The package as a whole: a quick import, a console script that loads one tool, every import declared."""
+"""Tests of the package: import time, the console script, declared requirements."""
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,42 +13,49 @@ from grm_jax import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 
-IMPORT = """
+IMPORT_SCRIPT = """
 import sys, time
 start = time.perf_counter()
 import grm_jax
 seconds = time.perf_counter() - start
 dir(grm_jax)
-heavy = [name for name in ("tensorflow", "torch", "jax", "flax", "seqio", "numpy") if name in sys.modules]
-print(seconds, *heavy)
+heavy = {"tensorflow", "torch", "jax", "flax", "seqio", "numpy"}
+print(seconds, *heavy & sys.modules.keys())
 """
 
 
-def test_import_is_quick_and_light():
-    seconds, *heavy = subprocess.check_output([sys.executable, "-c", IMPORT], text=True).split()
+def test_import_takes_under_a_second_and_loads_no_heavy_module():
+    seconds, *heavy = subprocess.check_output(
+        [sys.executable, "-c", IMPORT_SCRIPT], text=True
+    ).split()
     assert heavy == []
     assert float(seconds) < 1.0
 
 
-def test_unknown_attribute_names_the_known_ones():
+def test_an_unknown_attribute_raises_an_error_that_lists_the_known_ones():
     with pytest.raises(AttributeError, match="no attribute 'Juge'; it has .*Judge"):
         _ = grm_jax.Juge
 
 
-def test_cli_dispatches_to_the_named_tool_only(monkeypatch):
-    seen = []
-    monkeypatch.setattr(cli.importlib, "import_module", lambda name: seen.append(name) or FakeTool)
+def test_cli_imports_only_the_named_tool(monkeypatch):
+    imported = []
+
+    def import_module(name):
+        imported.append(name)
+        return FakeTool
+
+    monkeypatch.setattr(cli.importlib, "import_module", import_module)
     assert cli.main(["judge", "in.jsonl", "out.jsonl"]) == 3
-    assert seen == ["grm_jax.judging.cli"]
+    assert imported == ["grm_jax.judging.cli"]
 
 
 @pytest.mark.parametrize("tool", ["judge", "eval", "convert", "report", "table"])
-def test_help_of_a_tool_reads_as_text(tool, capsys):
-    """argparse formats the help of options (where a percent sign is doubled) but not descriptions."""
-    with pytest.raises(SystemExit) as end:
+def test_help_of_a_tool_has_no_doubled_percent_signs(tool, capsys):
+    """argparse formats the help of options, where "%" is written "%%", but not descriptions."""
+    with pytest.raises(SystemExit) as exit_info:
         cli.main([tool, "--help"])
     out = capsys.readouterr().out
-    assert end.value.code == 0
+    assert exit_info.value.code == 0
     assert "usage: grm" in out and "%%" not in out
 
 
@@ -70,35 +79,38 @@ def test_cli_unknown_command_suggests_the_nearest(capsys):
     assert "did you mean 'judge'?" in capsys.readouterr().err
 
 
-def test_every_import_is_declared():
-    """What grm_jax and launch import is among the requirements in setup.py, so that a bare environment has it."""
-    import ast
-    import re
+# Modules whose distribution has another name.
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "absl": "absl-py",
+    "google": "protobuf",
+    "orbax": "orbax-checkpoint",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
+OWN_PACKAGES = {"grm_jax", "launch", "experiments", "benchmarks"}
 
-    distribution = {"PIL": "pillow", "absl": "absl-py", "google": "protobuf", "orbax": "orbax-checkpoint", "sklearn": "scikit-learn",
-                    "yaml": "pyyaml"}  # fmt: skip
-    declared = set(
-        re.findall(r'"([a-z0-9_\-]+)(?:\[[a-z0-9]+\])?>=', (ROOT / "setup.py").read_text())
-    )
+
+def imported_modules(file: Path) -> set[str]:
+    """Top-level names of the modules that a file imports by absolute name."""
+    names = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.append(node.module)
+    return {name.partition(".")[0] for name in names}
+
+
+def test_every_import_is_declared():
+    """setup.py lists the distribution of every module that grm_jax and launch import."""
+    requirement = re.compile(r'"([a-z0-9_\-]+)(?:\[[a-z0-9]+\])?>=')
+    declared = set(requirement.findall((ROOT / "setup.py").read_text().replace("_", "-")))
     assert len(declared) > 30
-    missing = set()
-    for path in [*ROOT.glob("grm_jax/**/*.py"), *ROOT.glob("launch/**/*.py")]:
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += (
-                [node.module]
-                if isinstance(node, ast.ImportFrom) and node.module and not node.level
-                else []
-            )
-            for name in (n.partition(".")[0] for n in names):
-                own = name in sys.stdlib_module_names or name in (
-                    "grm_jax",
-                    "launch",
-                    "experiments",
-                    "benchmarks",
-                )
-                if not own and distribution.get(name, name).replace("_", "-") not in {
-                    d.replace("_", "-") for d in declared
-                }:
-                    missing.add(f"{name} ({path.relative_to(ROOT)})")
+    missing = [
+        f"{name} ({file.relative_to(ROOT)})"
+        for file in [*ROOT.glob("grm_jax/**/*.py"), *ROOT.glob("launch/**/*.py")]
+        for name in imported_modules(file) - OWN_PACKAGES - sys.stdlib_module_names
+        if DISTRIBUTIONS.get(name, name).replace("_", "-") not in declared
+    ]
     assert not missing

@@ -1,4 +1,4 @@
-"""Our metrics against the official scorers: golden numbers, stored published outputs, and the formulas written again."""
+"""Our metrics against the official scorers: golden numbers, published outputs, the formulas."""
 
 import dataclasses
 import json
@@ -63,7 +63,7 @@ def test_rewardbench_sections_equal_published_results(shared_data, model):
 
 
 def test_rewardbench_from_verdicts_to_the_score():
-    """Items with the published subset accuracies, turned back into verdicts, give the section formula's numbers."""
+    """Verdicts made from published subset accuracies give the numbers of the section formula."""
     accuracies = GOLDEN["sections"][0]["accuracies"]
     rows, rounded = [], {}
     for subset, accuracy in accuracies.items():
@@ -81,7 +81,7 @@ def test_rewardbench_from_verdicts_to_the_score():
     )
 
 
-def test_rewardbench_ties_and_unread_rows():
+def test_rewardbench_ties_and_unparsed_rows():
     rows = [judged((2.0, 2.0), 0, "donotanswer", "a"), judged(None, (1.0, 0.0), "donotanswer", "b")]
     assert measure("rewardbench", rows, "generative")["score"] == 0.5
     assert measure("rewardbench", rows, "paper")["score"] == 0.5
@@ -128,7 +128,7 @@ def test_ties_follows_the_formula_where_the_package_drops_prompts(case):
         ]
         right = tied["scores"][: tied["num_correct"]]
         spread, gap = max(right) - min(right), min(gaps)
-        # The limits of tanh(gap / 0 - 1); no gap over no spread counts nothing.
+        # The limits of tanh(gap / 0 - 1); 0 / 0 counts 0.
         last.append(math.tanh(gap / spread - 1) if spread else (gap > 0) - (gap < 0))
         if spread:
             dropped.append(last[-1])
@@ -143,7 +143,7 @@ def test_perfect_ties_score_one_and_a_hundredth():
         judged((9.0, 9.0, 1.0), (1.0, 1.0, 0.0), "Ties", "0", kind="tied", number=0),
     ]
     assert measure("rewardbench2", rows)["subset/Ties"] == pytest.approx(1.01)
-    unread = [
+    unparsed = [
         judged(
             None,
             j.comparison.label,
@@ -153,7 +153,7 @@ def test_perfect_ties_score_one_and_a_hundredth():
         )
         for j in rows
     ]
-    assert measure("rewardbench2", unread)["subset/Ties"] == pytest.approx(-0.01)
+    assert measure("rewardbench2", unparsed)["subset/Ties"] == pytest.approx(-0.01)
 
 
 # ---------------------------------------------------------------- RMB
@@ -236,7 +236,7 @@ def test_rm_bench_pools_safety_and_weighs_domains_equally():
     [
         ((1, 0), (1, 0), 1.0),  # right, right
         ((1, 0), (0, 0), 1.0),  # right, tie
-        ((1, 0), None, 1.0),  # right, unreadable
+        ((1, 0), None, 1.0),  # right, unparseable
         ((1, 0), (0, 1), 0.0),  # right, wrong
         ((0, 0), (0, 0), 0.0),
         ((0, 1), None, 0.0),
@@ -272,18 +272,18 @@ def test_pandalm_macro_equals_scikit_learn_on_stored_outputs(shared_data):
 
     comparisons = BENCHMARKS["pandalm"].load(shared_data)
     stored = json.loads((shared_data / "pandalm/data/pandalm-7b-testset-v1.json").read_text())
-    said = np.array([int(row["pandalm_result"]) for row in stored])
+    predicted = np.array([int(row["pandalm_result"]) for row in stored])
     rows = [
         JudgedComparison(c, {0: (1.0, 1.0), 1: (1.0, 0.0), 2: (0.0, 1.0)}[s])
-        for c, s in zip(comparisons, said)
+        for c, s in zip(comparisons, predicted)
     ]
     truth = np.array([c.meta["class"] for c in comparisons])
     ours = measure("pandalm", rows)
-    expected = precision_recall_fscore_support(truth, said, average="macro")[:3]
+    expected = precision_recall_fscore_support(truth, predicted, average="macro")[:3]
     assert [ours[k] for k in ("precision_3", "recall_3", "f1_3")] == pytest.approx(expected)
     assert (
         ours["accuracy_3"]
-        == pytest.approx(accuracy_score(truth, said))
+        == pytest.approx(accuracy_score(truth, predicted))
         == pytest.approx(0.6677, abs=5e-5)
     )
     assert pandalm.macro(truth, np.zeros(len(truth), int), np.ones(len(truth)))[
@@ -311,17 +311,18 @@ def test_auc_equals_scikit_learn(seed):
     assert math.isnan(roc_auc(scores, np.ones(200, bool)))
 
 
-def test_realmistake_unread_rows():
-    """Wrong in the accuracy, "no error" in precision and recall."""
-    error, says = np.array([True, True, False, False]), np.array([True, False, False, True])
-    read = np.array([True, False, False, True])
-    ours = realmistake.detection(error, says, read, np.ones(4))
+def test_realmistake_unparsed_rows():
+    """They are wrong in the accuracy, and "no error" in precision and recall."""
+    error, predicted = np.array([True, True, False, False]), np.array([True, False, False, True])
+    parsed = np.array([True, False, False, True])
+    ours = realmistake.detection(error, predicted, parsed, np.ones(4))
     assert ours == pytest.approx({"accuracy": 0.25, "precision": 0.5, "recall": 0.5, "f1": 0.5})
 
 
 @pytest.mark.parametrize("name", ["realmistake", "llamafactory_kto_demo", "ppe_best_of_k"])
-def test_a_critique_that_was_not_read_costs_no_score(name):
-    """Critiques all say 8 of a right response and 7 of a wrong one; of the right one's eight, two could not be read."""
+def test_an_unparsed_critique_does_not_lower_the_score(name):
+    """Every critique gives a right response 8 and a wrong one 7; two of the right one's 8 are
+    unparsed."""
     right, wrong = (
         judged((6 * 8.0,), (1.0,), group="p", pairs=[[0, 1]]),
         judged((8 * 7.0,), (0.0,), group="p"),
@@ -332,7 +333,7 @@ def test_a_critique_that_was_not_read_costs_no_score(name):
     assert measure(name, equal)["auc"] == 0.5
 
 
-def test_realmistake_single_class_and_all_unread():
+def test_realmistake_single_class_and_all_unparsed():
     rows = [judged((3.0,), (1.0,), "t, m", "a"), judged((4.0,), (1.0,), "t, m", "b")]
     assert math.isnan(measure("realmistake", rows)["auc"])
     rows = [judged(None, (1.0,), "t, m", "a"), judged(None, (0.0,), "t, m", "b")]

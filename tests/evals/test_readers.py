@@ -1,4 +1,4 @@
-"""Readers on made-up files in each published layout and format, and what is said when files are missing."""
+"""Readers of the benchmarks on made-up files of each layout and format; missing files."""
 
 import gzip
 import importlib.resources.abc
@@ -53,13 +53,14 @@ REWARDBENCH = [
 )
 def test_every_format_gives_the_same_comparisons(tmp_path, write, path):
     write(tmp_path / path, REWARDBENCH)
-    found = BENCHMARKS["rewardbench"].load(tmp_path)
-    assert [c.meta["subset"] for c in found] == ["donotanswer", "hep-go"]  # prior sets are left out
-    assert all(c.responses[c.best].startswith("good") for c in found)
+    comparisons = BENCHMARKS["rewardbench"].load(tmp_path)
+    subsets = [c.meta["subset"] for c in comparisons]
+    assert subsets == ["donotanswer", "hep-go"]  # prior sets are skipped
+    assert all(c.responses[c.best].startswith("good") for c in comparisons)
 
 
 def test_tfds(tmp_path, monkeypatch):
-    # Writing (not reading) a TFDS folder wants the back-port of what Python 3.11 has itself.
+    # To write a TFDS folder, tfds imports the backport of a module of Python 3.11.
     monkeypatch.setitem(sys.modules, "importlib_resources", importlib.resources)
     tfds = pytest.importorskip("tensorflow_datasets")
     features = tfds.features.FeaturesDict(
@@ -79,33 +80,30 @@ def test_tfds(tmp_path, monkeypatch):
         file_format="tfrecord",
         disable_shuffling=True,
     )
-    found = BENCHMARKS["rewardbench"].load(tmp_path)
-    assert [c.turns[0]["content"] for c in found] == ["p0", "p1"]
+    comparisons = BENCHMARKS["rewardbench"].load(tmp_path)
+    assert [c.turns[0]["content"] for c in comparisons] == ["p0", "p1"]
 
 
 @pytest.mark.parametrize("name", [name for name in BENCHMARKS if not name.startswith("world")])
-def test_missing_files_say_what_to_put_where(tmp_path, name):
+def test_missing_files_raise_an_error_with_instructions(tmp_path, name):
     with pytest.raises(MissingData) as error:
         BENCHMARKS[name].load(tmp_path)
-    assert (
-        name in str(error.value)
-        and "Put there:" in str(error.value)
-        and str(tmp_path) in str(error.value)
-    )
+    message = str(error.value)
+    assert name in message and "Put there:" in message and str(tmp_path) in message
 
 
-def test_other_benchmarks_under_the_same_root_are_not_read(tmp_path):
+def test_files_of_other_benchmarks_under_the_same_root_are_ignored(tmp_path):
     parquet(tmp_path / "reward-bench-2/data/test-00000-of-00001.parquet", [{"prompt": "x"}])
     with pytest.raises(MissingData):
         BENCHMARKS["rewardbench"].load(tmp_path)
 
 
-def test_unknown_benchmark_names_the_nearest():
+def test_an_unknown_benchmark_raises_with_the_nearest_name():
     with pytest.raises(ValueError, match="did you mean 'rm_bench'"):
         BENCHMARKS["rmbench"]
 
 
-def test_duplicate_ids_are_refused(tmp_path):
+def test_duplicate_ids_raise(tmp_path):
     jsonl(tmp_path / "rewardbench/filtered.jsonl", REWARDBENCH[:1] * 2)
     with pytest.raises(ValueError, match="occurs twice"):
         BENCHMARKS["rewardbench"].load(tmp_path)
@@ -123,7 +121,7 @@ def test_rewardbench2(tmp_path):
     assert ref.meta["group"] == tied.meta["group"] and sum(tied.rewards) == 2
 
 
-def test_ppe_preference_drops_ties_and_keeps_the_places(tmp_path):
+def test_ppe_preference_drops_ties_and_keeps_the_order(tmp_path):
     base = {
         "prompt": "p",
         "response_1": "a",
@@ -137,12 +135,9 @@ def test_ppe_preference_drops_ties_and_keeps_the_places(tmp_path):
         for w in ("model_a", "model_b", "tie", "tie (bothbad)")
     ]
     parquet(tmp_path / "PPE-Human-Preference-V1/data/test-00000-of-00001.parquet", rows)
-    found = BENCHMARKS["ppe_preference"].load(tmp_path)
-    assert (
-        [c.label for c in found] == [0, 1]
-        and found[0].responses == ("a", "b")
-        and found[0].meta["slices"] == ["hard"]
-    )
+    first, second = BENCHMARKS["ppe_preference"].load(tmp_path)
+    assert (first.label, second.label) == (0, 1)
+    assert first.responses == ("a", "b") and first.meta["slices"] == ["hard"]
 
 
 def test_ppe_correctness_pairs_and_singles(tmp_path):
@@ -153,18 +148,14 @@ def test_ppe_correctness_pairs_and_singles(tmp_path):
         "sampled_conflict_pairs": [[0, 1], [1, 2]],
     }
     row |= {f"response_{i + 1}": f"r{i}" for i in range(3)}
-    parquet(
-        tmp_path / "ppe_correctness/PPE-GPQA-Best-of-K/data/train-00000-of-00001.parquet", [row]
-    )
+    folder = tmp_path / "ppe_correctness/PPE-GPQA-Best-of-K/data"
+    parquet(folder / "train-00000-of-00001.parquet", [row])
     pairs = BENCHMARKS["ppe_correctness"].load(tmp_path)
-    assert [c.responses[c.best] for c in pairs] == ["r0", "r2"] and {
-        c.meta["subset"] for c in pairs
-    } == {"GPQA"}
+    assert [c.responses[c.best] for c in pairs] == ["r0", "r2"]
+    assert {c.meta["subset"] for c in pairs} == {"GPQA"}
     singles = BENCHMARKS["ppe_best_of_k"].load(tmp_path)
-    assert [c.label for c in singles] == [(1.0,), (0.0,), (1.0,)] and singles[0].meta["pairs"] == [
-        [0, 1],
-        [1, 2],
-    ]
+    assert [c.label for c in singles] == [(1.0,), (0.0,), (1.0,)]
+    assert singles[0].meta["pairs"] == [[0, 1], [1, 2]]
 
 
 def test_rmb_at_once_and_as_pairs(tmp_path):
@@ -200,15 +191,13 @@ def test_judgebench_and_llmbar(tmp_path):
         "response_B": "b",
         "label": "B>A",
     }
-    jsonl(
-        tmp_path / "judgebench/data/dataset=judgebench,response_model=gpt-4o-2024-05-13.jsonl",
-        [row],
-    )
-    (found,) = BENCHMARKS["judgebench"].load(tmp_path)
-    assert found.label == 1 and found.meta["subset"] == "mmlu-pro"
+    name = "dataset=judgebench,response_model=gpt-4o-2024-05-13.jsonl"
+    jsonl(tmp_path / "judgebench/data" / name, [row])
+    (comparison,) = BENCHMARKS["judgebench"].load(tmp_path)
+    assert comparison.label == 1 and comparison.meta["subset"] == "mmlu-pro"
     for folder in ("LLMBar/Adversarial/Manual", "CaseStudy/Base_9"):
         path = tmp_path / "llmbar/Dataset" / folder / "dataset.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps([{"input": "i", "output_1": "a", "output_2": "b", "label": 2}]))
-    (found,) = BENCHMARKS["llmbar"].load(tmp_path)
-    assert found.label == 1 and found.meta["subset"] == "Adversarial/Manual"
+    (comparison,) = BENCHMARKS["llmbar"].load(tmp_path)
+    assert comparison.label == 1 and comparison.meta["subset"] == "Adversarial/Manual"

@@ -149,7 +149,7 @@ def test_an_unknown_start_of_the_meta_rm_is_refused_before_anything_is_written(t
         (
             "rft.sampler",
             "teecher",
-            "rft.sampler 'teecher' is not known: use teacher, file, endpoint or model",
+            "unknown rft.sampler 'teecher': did you mean 'teacher'",
         ),
         ("rl.group_packed", False, "config.rl.group_packed=False is no longer supported"),
         ("rl.kl_estimator", "k1", "kl_estimator 'k1' has an expected gradient of exactly zero"),
