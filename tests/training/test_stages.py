@@ -146,11 +146,7 @@ def test_an_unknown_start_of_the_meta_rm_is_refused_before_anything_is_written(t
 @pytest.mark.parametrize(
     "field, value, message",
     [
-        (
-            "rft.sampler",
-            "teecher",
-            "unknown rft.sampler 'teecher': did you mean 'teacher'",
-        ),
+        ("rft.sampler", "teecher", "unknown rft.sampler 'teecher': did you mean 'teacher'"),
         ("rl.group_packed", False, "config.rl.group_packed=False is no longer supported"),
         ("rl.kl_estimator", "k1", "kl_estimator 'k1' has an expected gradient of exactly zero"),
         ("rl.temperature", 0.0, "config.rl.temperature=0.0: .* set it above 0"),
