@@ -121,13 +121,16 @@ def _compile(task: Task, tpu_slice: Slice, result: Result) -> Any:
 def _no_compilation_cache() -> Iterator[None]:
     """Disables the cache: it distorts compile times, and cannot load programs of absent devices."""
     import jax
+    from jax.experimental.compilation_cache import compilation_cache
 
     before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX reads the setting only once
     try:
         yield
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def _required_bytes(message: str) -> int:

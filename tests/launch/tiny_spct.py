@@ -1,4 +1,4 @@
-"""spct_tiny at a size for tests, on a mesh of eight devices: the experiment that test_hosts.py launches on one host and on two."""
+"""spct_tiny at test size on a mesh of eight devices, for test_hosts.py: one host or two."""
 
 
 def get_config(arg: str = ""):

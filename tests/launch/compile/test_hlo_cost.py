@@ -1,4 +1,4 @@
-"""Costs read from compiled programs: loops against their unrolled twins, on CPU programs and on TPU programs compiled without a TPU.
+"""Costs of compiled CPU and TPU programs: loops cost as much as the same program unrolled.
 
 Axes: U layers, L length, D width, C query chunk.
 """
@@ -94,21 +94,21 @@ def target(request):
 
 
 @pytest.mark.parametrize("program, most_bytes", [(forward, 1.05), (backward, 1.5)])
-def test_scanned_stack_costs_what_its_unrolled_twin_costs(program, most_bytes, target):
+def test_a_scanned_stack_costs_as_much_as_an_unrolled_one(program, most_bytes, target):
     scanned, unrolled = (cost_of(program, target, scanned=s) for s in (True, False))
     assert not scanned.unbounded
     assert scanned.flops == pytest.approx(unrolled.flops, rel=0.01)
     if target != "cpu":
-        # Forward: the weights, once. Backward: what the layers hand over goes through main memory in a loop, and stays on the chip without.
+        # Forward reads the weights once. In a loop, backward passes activations through HBM.
         assert 0.95 < scanned.hbm_bytes / unrolled.hbm_bytes < most_bytes
 
 
 @pytest.mark.parametrize("program, times", [(forward, 1), (backward, 3)])
-def test_flops_are_the_formulas(program, times, target):
+def test_flops_equal_the_formula(program, times, target):
     assert cost_of(program, target).flops == pytest.approx(times * FORWARD, rel=1e-6)
 
 
-def test_full_remat_costs_a_fourth_forward_less_what_need_not_be_recomputed(target):
+def test_full_remat_costs_a_fourth_forward_without_its_last_product(target):
     down = 2 * U * L * 2 * D * D
     assert cost_of(backward, target, remat=True).flops == pytest.approx(
         4 * FORWARD - down, rel=0.03
@@ -125,12 +125,12 @@ def test_unrolled_flops_agree_with_xla(target):
 
 
 def test_xla_itself_counts_a_loop_once():
-    """The reason for this module; should XLA learn to multiply, this says so."""
+    """The reason for this module: fails if XLA starts to multiply by trip counts."""
     assert compiled(forward, "cpu").cost_analysis()["flops"] < 0.5 * FORWARD
 
 
 def nested(params, x_LxD, last):
-    """A while loop that may end early on data, with a scan over the layers inside: 7 rounds at most from 3 in steps of 2 up to `last`."""
+    """A while loop around scans that can end early on data: from 3 to `last` in steps of 2."""
 
     def more(state):
         i, x = state
@@ -143,13 +143,13 @@ def nested(params, x_LxD, last):
     return jax.lax.while_loop(more, body, (3, x_LxD))[1]
 
 
-def test_while_loop_around_scans_counts_its_most(target):
+def test_a_while_loop_that_can_end_early_counts_its_maximum(target):
     cost = cost_of(nested, target, last=16)
     assert not cost.unbounded
     assert cost.flops == pytest.approx(7 * FORWARD, rel=1e-6)
 
 
-def test_loop_without_a_bound_is_reported_and_assumed(target):
+def test_a_loop_without_a_bound_is_reported_and_counted_as_assumed(target):
     def until(params, x_LxD):
         return jax.lax.while_loop(
             lambda x: jnp.max(jnp.abs(x)) < 1e4, lambda x: forward(params, x), x_LxD
@@ -160,7 +160,7 @@ def test_loop_without_a_bound_is_reported_and_assumed(target):
     assert hlo_cost.cost(text, assumed_trip_count=12).flops == pytest.approx(12 * FORWARD, rel=1e-6)
 
 
-def test_branches_cost_the_dearer_one():
+def test_a_conditional_costs_its_most_expensive_branch():
     def either(params, x_LxD):
         return jax.lax.cond(x_LxD[0, 0] > 0, lambda x: forward(params, x), lambda x: x, x_LxD)
 
@@ -168,7 +168,7 @@ def test_branches_cost_the_dearer_one():
 
 
 def test_a_slice_of_a_large_array_costs_the_slice():
-    """Reading a number of each layer of a stack in a loop does not move the stack."""
+    """A loop that reads one number per layer does not read the whole stack."""
 
     def total(params, x_LxD):
         return jax.lax.fori_loop(0, U, lambda u, x: x + params["up"][u, 0, 0], x_LxD)
@@ -178,7 +178,7 @@ def test_a_slice_of_a_large_array_costs_the_slice():
     assert cost.hbm_bytes < 3 * U * L * D * 2 + 0.1 * stack
 
 
-def test_update_in_place_costs_the_part_that_changes():
+def test_an_update_in_place_costs_the_slice_that_changes():
     def fill(params, x_LxD):
         table = jnp.zeros((64, L, D), jnp.bfloat16)
         return jax.lax.fori_loop(
@@ -202,20 +202,20 @@ ENTRY %main (a: bf16[8,64,32], b: bf16[8,16,32]) -> f32[8,64,16] {
   %b = bf16[8,16,32]{2,1,0} parameter(1)
   ROOT %c = f32[8,64,16]{2,1,0} convolution(%a, %b), window={size=8 stride=7 lhs_dilate=8}, dim_labels=0bf_0oi->0bf
 }
-"""
+"""  # noqa: E501
 
 
-def test_batched_dot_written_as_a_dilated_convolution():
+def test_a_batched_dot_as_a_dilated_convolution():
     cost = hlo_cost.cost(BATCHED)
     assert cost.flops == 2 * 8 * 64 * 16 * 32
     assert cost.hbm_bytes == 2 * 8 * 64 * 32 + 2 * 8 * 16 * 32 + 4 * 8 * 64 * 16
 
 
-def test_padded_convolution_skips_the_border():
+def test_a_padded_convolution_skips_the_border():
     text = BATCHED.replace(
         "window={size=8 stride=7 lhs_dilate=8}", "window={size=8 pad=7_0}"
     ).replace("dim_labels=0bf_0oi->0bf", "dim_labels=0bf_0oi->0bf")
-    # Causal: result position o meets kernel positions with o - 7 + k >= 0, that is 1 + 2 + ... + 8 pairs.
+    # Causal: output o pairs with kernel positions k where o - 7 + k >= 0: 1 + 2 + ... + 8.
     assert hlo_cost.cost(text).flops == 2 * 36 * 64 * 16 * 32
 
 
@@ -252,10 +252,10 @@ ENTRY %main (a: f32[8,8]) -> (s32[], f32[8,8]) {
   %s = (s32[], f32[8,8]{1,0}) tuple(%zero, %a)
   ROOT %w = (s32[], f32[8,8]{1,0}) while(%s), condition=%condition, body=%body
 }
-"""
+"""  # noqa: E501
 
 
-def test_a_kernel_with_line_breaks_in_its_metadata_does_not_end_the_loop():
+def test_line_breaks_in_the_metadata_of_a_kernel_do_not_end_the_loop():
     silent = hlo_cost.cost(KERNEL_IN_A_LOOP.replace("{COST}", "{}"))
     assert (
         silent.flops == 5 * 2 * 8**3
@@ -268,7 +268,7 @@ def test_a_kernel_with_line_breaks_in_its_metadata_does_not_end_the_loop():
     assert stated.flops == 5 * (2 * 8**3 + 100) and not stated.kernels_without_cost
 
 
-GATHER_BESIDE_PRODUCTS = """
+OVERLAPPED_GATHER = """
 HloModule m
 %begin (s: bf16[8,16]) -> (bf16[8,16], bf16[8,64]) {
   %s = bf16[8,16]{1,0} parameter(0)
@@ -300,18 +300,17 @@ ENTRY %main (a: bf16[8,16], x: bf16[8,8]) -> bf16[8,64] {
   %b1 = bf16[8,64]{1,0} get-tuple-element(%f1), index=2
   ROOT %f2 = bf16[8,64]{1,0} fusion(%a1, %b1), kind=kCustom, calls=%end
 }
-"""
+"""  # noqa: E501
 
 
-def test_a_collective_that_runs_beside_several_fusions_is_one_collective():
-    cost = hlo_cost.cost(GATHER_BESIDE_PRODUCTS)
+def test_a_collective_that_spans_several_fusions_counts_once():
+    cost = hlo_cost.cost(OVERLAPPED_GATHER)
     assert dict(cost.collectives) == {("all-gather", "[1,4]<=[4]"): 8 * 16 * 2}
     assert cost.flops == 2 * 8**3
-    assert (
-        cost.hbm_bytes == 2 * (8 * 16 + 8 * 64) + 2 * 2 * 8 * 8
-    )  # shard in, whole out, once; the product's one input and its result
+    # The shard in and the gathered array out, once; one input and the result of the dot.
+    assert cost.hbm_bytes == 2 * (8 * 16 + 8 * 64) + 2 * 2 * 8 * 8
 
 
-def test_not_a_program():
+def test_text_without_an_entry_computation_is_refused():
     with pytest.raises(ValueError, match="no ENTRY computation .* pass compiled.as_text"):
         hlo_cost.cost("HloModule empty\n")

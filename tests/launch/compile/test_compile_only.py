@@ -1,0 +1,158 @@
+"""Compile-only: figures of an experiment's programs on a slice, memory limits, FLOP formulas."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from grm_jax.models import get_config
+from grm_jax.sharding import make_mesh
+from launch import config as configs
+from launch import tpu
+from launch.compile import compile_only, programs, results, slices
+from launch.compile.compile_only import Task, compile_task
+
+TINY = "experiments/spct_tiny.py"
+
+
+def compile_for(slice_name, experiment):
+    return ["--config", experiment, "--compile_only", "--slice", slice_name]
+
+
+def test_compile_only_writes_a_table(experiment, tmp_path, capsys):
+    out = tmp_path / "result"
+    assert tpu.main([*compile_for("v5litepod-4", experiment), "--out", str(out)]) == 0
+    assert "forward on v5litepod-4: compiled in" in capsys.readouterr().out
+    forward, update = json.loads(out.with_suffix(".json").read_text())["results"]
+    assert (forward["program"], update["program"], update["chips"]) == ("forward", "sft_update", 4)
+    # Three forwards and one rematerialised; at this size masked attention costs as much again.
+    assert 1.0 < update["flops"] / update["model_flops"] < 2.5
+    # Float32 master weights and two moments are donated: the outputs reuse their memory.
+    assert update["aliased"] > 0.9 * update["outputs"] > 0
+    assert update["peak"] >= update["arguments"] and 0 < update["headroom"] < 1
+    assert update["ici_bytes"] and not update["dcn_bytes"] and update["roofline_seconds"] > 0
+    assert "| sft_update | v5litepod-4 | 1 x 4 x 1 |" in out.with_suffix(".md").read_text()
+
+
+def test_rollouts_compile_with_a_resident_training_state():
+    config = configs.load(TINY, {})
+    config.mesh = dict(data=1, fsdp=2, tensor=2)
+    hbm = slices.get_slice("v5litepod-4").generation.hbm_bytes
+    mesh = programs.make_slice_mesh(config, "v5litepod-4")
+    assert "rollout_decode" not in {task.name for task in programs.tasks(config, mesh)}
+    tasks = programs.tasks(config, mesh, ["rollout_prefill", "rollout_decode"], hbm)
+    # Decoding replicates weights along fsdp; the training state stays resident.
+    assert not any("fsdp" in str(leaf.sharding.spec) for leaf in jax.tree.leaves(tasks[0].args[0]))
+    prefill, decode = compile_only.compile_tasks(tasks, "v5litepod-4")
+    assert (
+        prefill.resident == decode.resident > 0
+        and decode.peak > decode.resident + decode.arguments > 0
+    )
+    assert decode.tokens == config.rl.prompts * config.rl.group_size  # one batch
+    # One iteration of the loop; the caches of a small model are as large as its weights.
+    assert (
+        0.5 < decode.flops / decode.model_flops < 3
+        and 0.5 < prefill.flops / prefill.model_flops < 3
+    )
+
+
+def test_slices_exchange_only_gradients_and_scalars(experiment, tmp_path):
+    """Data parallelism across slices: one all-reduce, about as large as the parameters."""
+    out = tmp_path / "result"
+    arguments = [*compile_for("v5litepod-4", experiment), "--num_slices", "2"]
+    more = ["--config.mesh.data=2", "--programs", "sft_update", "--out", str(out)]
+    assert tpu.main([*arguments, *more]) == 0
+    (update,) = json.loads(out.with_suffix(".json").read_text())["results"]
+    assert set(update["dcn_bytes"]) == {"all-reduce"}
+    gradients = 4 * get_config("tiny_gemma2", num_layers=2).num_params
+    # Small arrays are padded to whole tiles.
+    assert gradients / 4 < update["dcn_bytes"]["all-reduce"] < 4 * gradients
+    assert update["dcn_seconds"] > 0
+
+
+def test_a_mesh_whose_fsdp_spans_slices_is_refused(experiment, refused):
+    arguments = [*compile_for("v5litepod-4", experiment), "--num_slices", "2"]
+    error = refused([*arguments, "--config.mesh.fsdp=8"])
+    assert "mesh data=1 is not a multiple of the 2 slices" in error
+
+
+def test_a_program_that_does_not_fit_is_reported_and_exits_with_1(experiment, capsys, tmp_path):
+    arguments = [*compile_for("v5litepod-1", experiment), "--programs", "forward"]
+    large = {"mesh.fsdp": 1, "model_overrides.d_ff": 2097152, "model_overrides.num_layers": 60}
+    arguments += [f"--config.{field}={value}" for field, value in large.items()]
+    assert tpu.main([*arguments, "--out", str(tmp_path / "r")]) == 1
+    out = capsys.readouterr().out
+    assert "does not fit: the arguments alone need" in out and "v5litepod-1 has 15.75" in out
+    (result,) = json.loads((tmp_path / "r.json").read_text())["results"]
+    assert result["peak"] > result["hbm_available"] and result["error"]
+
+
+def test_a_program_whose_arguments_fit_can_still_exceed_the_hbm():
+    mesh = Mesh(np.array(slices.slice_devices("v5litepod-1")), ("x",))
+    x = jax.ShapeDtypeStruct(
+        (2**10, 2**20), "float32", sharding=NamedSharding(mesh, PartitionSpec())
+    )
+    result = compile_task(
+        Task("grow", jax.jit(lambda x: [x * i for i in range(5)]), (x,), mesh), "v5litepod-1"
+    )
+    assert "does not fit: the program needs" in result.error
+    assert result.peak > result.hbm_available > result.arguments == 2**32
+    # The compiler accepts this program: it ignores resident arrays.
+    resident = result.hbm_available - 2**32 - 2**20
+    result = compile_task(
+        Task("twice", jax.jit(lambda x: x * 2), (x,), mesh, resident=resident), "v5litepod-1"
+    )
+    assert "does not fit: the program and the resident arrays need" in result.error
+    assert result.headroom < 0
+
+
+def test_results_of_earlier_versions_are_read():
+    """The committed tables have earlier names of some fields."""
+    path = Path(__file__).parents[3] / "benchmarks/results/config_table.json"
+    for case in json.loads(path.read_text()):
+        read = {row["program"]: results.from_json(row) for row in case["programs"]}
+        assert read["rollout_decode"].resident > 0 and read["sft_update"].resident == 0
+
+
+def test_compiling_without_libtpu_names_the_package_to_install(experiment, monkeypatch, refused):
+    from jax.experimental import topologies
+
+    def absent(**_):
+        raise RuntimeError("no libtpu\nand a trace")
+
+    monkeypatch.setattr(topologies, "get_topology_desc", absent)
+    error = refused(compile_for("v5litepod-4", experiment))
+    assert "the TPU compiler rejects v5litepod-4 (v5e:2x2): no libtpu; compiling" in error
+    assert "needs libtpu, on Linux: pip install" in error
+
+
+def test_an_unknown_program_is_refused(experiment, refused):
+    error = refused([*compile_for("v5litepod-4", experiment), "--programs", "grpo"])
+    assert "unknown program 'grpo': use one of forward, sft_update" in error
+
+
+def test_attention_flops_are_the_visible_pairs():
+    # Five layers, alternately a window of 6 and full attention; 8 heads of width 8.
+    cfg = get_config("tiny_gemma2")
+    window, whole = 1 + 2 + 3 + 4 + 5 + 6 + 6 + 6, 36
+    assert programs.attention_flops(cfg, 8) == 4 * 8 * 8 * (3 * window + 2 * whole)
+
+
+def test_training_is_three_forwards():
+    cfg = get_config("gemma2_27b")
+    forward = programs.model_flops(cfg, 1, 4096, False)
+    assert programs.model_flops(cfg, 1, 4096, True) == 3 * forward
+    assert forward == pytest.approx(2 * 27.2e9 * 4096 * 1.03, rel=0.01)
+
+
+def test_each_program_of_rl_counts_the_resident_arrays_of_the_others():
+    config = configs.load(TINY, {"rl.reference_dtype": "bfloat16", "mesh.fsdp": "1"})
+    tasks = {t.name: t for t in programs.tasks(config, make_mesh(devices=jax.devices()[:1]))}
+    floats = sum(x.size for x in jax.tree.leaves(tasks["sft_update"].args[0]["params"]))
+    assert tasks["sft_update"].resident == tasks["meta_rm_update"].resident == 0
+    # Weights and two moments in float32; the reference in bfloat16, but for float32 norm scales.
+    assert 12 * floats <= tasks["reference_logps"].resident < 12 * floats + 1000
+    assert 2 * floats <= tasks["grpo_update"].resident < 2.1 * floats
