@@ -1,6 +1,9 @@
-"""Ablations and controls, each a change of one line, for any experiment: `get_config("no_principles")`. Those of SPCT's Table 4 say so.
+"""Ablations and controls for any experiment, each a change of one line.
 
-Several, and plain fields, go together: `get_config("no_general,rl.beta=0.01,seed=2")`.
+    python launch/tpu.py --config experiments/spct_tiny.py:no_principles --workdir DIR
+    python launch/tpu.py --config experiments/spct_tiny.py:no_general,rl.beta=0.01,seed=2 ...
+
+"Table 4" below is the ablation table of the SPCT paper (arXiv 2504.02495).
 """
 
 from ml_collections import ConfigDict
@@ -9,8 +12,11 @@ from grm_jax.config_fields import set_field
 
 
 def _no_principles(config):
-    """Table 4. The scripted teacher leaves them out under the same prompt; a model writes what its prompt asks for. A file of samples
-    has to be one without principles."""
+    """Table 4, "w/o principle generation": critiques without principles.
+
+    The scripted teacher omits them under the same prompt; models get another prompt. A file of
+    samples (`rft.sampler = "file"`) must contain critiques without principles.
+    """
     config.principles = False
     if config.rft.sampler != "teacher":
         config.template = f"{config.template}/no_principles"
@@ -27,12 +33,12 @@ def _no_non_hinted(config):
 
 
 def _no_judging_data(config):
-    """Table 4: both of the last two, i.e. fine-tuning on general instructions alone; with RL after it, "w/o rejective sampling"."""
+    """Table 4: fine-tuning on general instructions alone; with RL, "w/o rejective sampling"."""
     config.rft.samples, config.rft.hinted = 0, 0
 
 
 def _no_rejection(config):
-    """Not in the paper: fine-tuning on all critiques that can be read, the wrong ones too, and on easy comparisons."""
+    """Not in the paper: fine-tuning on all parsed critiques, wrong ones and easy ones included."""
     config.rft.reject = False
 
 
@@ -42,12 +48,12 @@ def _no_general(config):
 
 
 def _no_cold_start(config):
-    """Not in the paper: RL from the first weights, no fine-tuning at all."""
+    """Not in the paper: RL from the initial weights, without fine-tuning."""
     config.stages = tuple(stage for stage in config.stages if stage not in ("rft", "meta_rm"))
 
 
 def _shuffled_labels(config):
-    """A control: it must end at chance."""
+    """A control: accuracy must end at chance."""
     config.data.shuffle_labels = True
 
 
@@ -69,18 +75,19 @@ ABLATIONS = {
 
 
 def apply(config: ConfigDict, arg: str) -> ConfigDict:
-    """Applies a comma-separated list of ablations and `field=value`s (as `--config.field=value`); the experiment's name gets them added.
+    """Applies a comma-separated list of ablations and `field=value` overrides.
 
-    Raises ValueError for what is neither, and a field or value that cannot be.
+    Every change is appended to the experiment's name. Raises ValueError for an unknown ablation or
+    field, or a value of the wrong type.
     """
-    for part in filter(None, (arg or "").split(",")):
-        if part in ABLATIONS:
-            ABLATIONS[part](config)
-        elif "=" in part:
-            set_field(config, *part.split("=", 1))
+    for change in filter(None, (arg or "").split(",")):
+        if change in ABLATIONS:
+            ABLATIONS[change](config)
+        elif "=" in change:
+            set_field(config, *change.split("=", 1))
         else:
             raise ValueError(
-                f"{part!r} is neither an ablation ({', '.join(ABLATIONS)}) nor field=value"
+                f"{change!r} is neither an ablation ({', '.join(ABLATIONS)}) nor field=value"
             )
-        config.name = f"{config.name}-{part}"
+        config.name = f"{config.name}-{change}"
     return config

@@ -1,11 +1,18 @@
 """DeepSeek-GRM-27B: SPCT on Gemma-2-27B with the values of the paper (arXiv 2504.02495 v3).
 
-Every value has its source beside it: "paper" with the place, or `# not in the paper`. Fill in the paths under "data", then
+    python launch/tpu.py --config experiments/spct_27b.py --workdir gs://BUCKET/spct_27b \\
+        --config.init=GEMMA --config.tokenizer=GEMMA
 
-    python launch/tpu.py --config experiments/spct_27b.py --workdir gs://BUCKET/spct_27b
+GEMMA is a folder or bucket with the weights of Gemma 2 27B; docs/training.md lists the data files.
+It never ran on a TPU. Compiled for v5p-64: 40 of 96 GiB per chip, at least 29 s per GRPO step
+(docs/tpu_memory.md).
+
+The comment beside each value gives its source: a section of the paper, or "not in the paper".
 """
 
 from ml_collections import ConfigDict
+
+from experiments.ablations import apply
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -17,10 +24,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.export = True
 
     # ---------------------------------------------------------------- model
-    config.model = (
-        "gemma2_27b"  # paper, appendix C.1: the pretrained model, not the instruction-tuned one
-    )
-    config.init = ""  # folder of the pretrained weights; empty starts from random ones
+    config.model = "gemma2_27b"  # paper, appendix C.1: pretrained, not instruction-tuned
+    config.init = ""  # folder of the pretrained weights; empty: random weights
     config.tokenizer = ""  # folder of the tokenizer, usually the same
     config.model_overrides = dict(remat="full")  # not in the paper
     config.mesh = dict(data=1, fsdp=-1, tensor=4)  # not in the paper (it used 128 A100s)
@@ -37,16 +42,16 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.general_items = 1_070_000  # paper, appendix C.1 (in-house data)
     config.data.seed = 0  # not in the paper
     config.data.shuffle_labels = False
-    config.data.max_skipped = 0.01  # share of malformed records at which reading stops
+    config.data.max_skipped = 0.01  # largest share of malformed records to skip
 
     # ---------------------------------------------------------------- rejective fine-tuning
     config.seq_len = 4096  # not in the paper
-    # Paper, appendix C.1: batch 1,024. Packing is not in the paper: 256 rows of 4,096 tokens hold about as many examples of 1,000 tokens.
+    # Paper, appendix C.1: batch 1,024. Packing is not in the paper: 256 sequences of 4,096 tokens
+    # contain about as many examples of 1,000 tokens.
     config.batch_size = 256
     config.rft = _stage(steps=900, lr=5e-6)  # paper, appendix C.1
-    config.rft.comparisons = (
-        237_000  # paper, appendix C.1, says so of RL, whose comparisons are from the same sets
-    )
+    # Paper, appendix C.1: the number for RL, which uses the same sets.
+    config.rft.comparisons = 237_000
     config.rft.samples = 3  # N_RFT: paper, section 3.2
     config.rft.hinted = 1  # paper, section 3.2
     config.rft.reject = True
@@ -58,25 +63,22 @@ def get_config(arg: str = "") -> ConfigDict:
     # ---------------------------------------------------------------- reinforcement learning
     config.rl = _stage(steps=900, lr=4e-7)  # paper, appendix C.1
     config.rl.first_item = 0  # paper, appendix C.1: the same sets as RFT
-    # Paper, appendix C.1: without what DeepSeek-V2-Lite-Chat gets right three times of three. Give the rft/data/trials.jsonl of a run with such a
-    # model as `rft.sampler` and `rft.hinted=0` (--config.stages=rft); empty leaves nothing out.
+    # Paper, appendix C.1: RL skips comparisons that DeepSeek-V2-Lite-Chat gets right three times of
+    # three. To do so, run `--config.stages=rft --config.rft.hinted=0` with such a model as
+    # `rft.sampler`, and set this field to its rft/data/trials.jsonl. Empty skips nothing.
     config.rl.easy_trials = ""
-    config.rl.prompts = 128  # paper, appendix C.1: batch 512, read as rollouts: 128 prompts x 4
+    config.rl.prompts = 128  # paper, appendix C.1: batch 512, taken as 128 prompts x 4 rollouts
     config.rl.group_size = 4  # G: paper, appendix C.1
     config.rl.beta = 0.08  # paper, appendix C.1: the most stable of {0, 0.01, 0.02, 0.08} at 27B
-    config.rl.kl_estimator = (
-        "k3"  # paper, equation 15, only writes D_KL; k3 is what GRPO (arXiv 2402.03300) uses
-    )
+    config.rl.kl_estimator = "k3"  # GRPO's (arXiv 2402.03300); the paper (equation 15) has D_KL
     config.rl.clip = 0.2  # not in the paper
     config.rl.normalise_std = True  # paper, equation 15
     config.rl.temperature = 1.0  # not in the paper
     config.rl.updates_per_rollout = 1  # not in the paper
     config.rl.prompt_len = 3072  # not in the paper
-    config.rl.max_new_tokens = (
-        1024  # not in the paper; its critiques are of 218 to 376 tokens on average (figure 7)
-    )
-    config.rl.length_buckets = 4  # not in the paper: padding is cut to quarters of these lengths
-    config.rl.prompt_slots = 0  # not in the paper: as many prompts at once as there are
+    config.rl.max_new_tokens = 1024  # not in the paper; figure 7: 218 to 376 tokens on average
+    config.rl.length_buckets = 4  # not in the paper: lengths are padded to quarters of the maximum
+    config.rl.prompt_slots = 0  # not in the paper; 0: all prompts at once
     config.rl.group_packed = True  # not in the paper
     config.rl.reference_dtype = "bfloat16"  # not in the paper
 
@@ -86,14 +88,12 @@ def get_config(arg: str = "") -> ConfigDict:
     config.meta_rm.batch_size = 512  # paper, appendix D.1
     config.meta_rm.seq_len = 4096  # not in the paper
     config.meta_rm.token_loss = 0.0  # paper, section 4: the critique as a whole
-    config.meta_rm.likelihood = (
-        0.0  # paper: a scalar head; above 0 for a start that writes critiques
-    )
-    config.meta_rm.samples = 3  # paper, appendix D.1: N of the policy's own
+    config.meta_rm.likelihood = 0.0  # paper: a scalar head; > 0 requires start="rft" or "rl"
+    config.meta_rm.samples = 3  # paper, appendix D.1: N critiques of the policy
     config.meta_rm.first_item = 0  # not in the paper
     config.meta_rm.comparisons = 50_000  # not in the paper
     config.meta_rm.rft_trials = 500_000  # not in the paper
-    config.meta_rm.temperature = 0.5  # not in the paper for this; its evaluations sample so
+    config.meta_rm.temperature = 0.5  # not in the paper; the value of its evaluations
     config.meta_rm.held_out = 0.02  # not in the paper
 
     # ---------------------------------------------------------------- evaluation
@@ -110,17 +110,16 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval.meta_batch = 64
     config.eval.seed = 0
 
-    from experiments.ablations import apply
-
     return apply(config, arg)
 
 
 def _stage(**fields) -> ConfigDict:
-    """What a stage needs beside its rate and steps: optimizer, schedule, clipping and accumulation are not in the paper."""
+    """Optimizer, schedule, clipping and accumulation of a stage. None of them is in the paper."""
     base = dict(
         warmup_steps=30, schedule="constant", final_lr_share=0.0,
         b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.0, clip_norm=1.0,
-        # Rows at once on each data-parallel shard: the same config then fits any slice. micro_batches is for fixed counts instead.
+        # Sequences at once per data-parallel shard, so that the config fits any slice.
+        # micro_batches sets a fixed count instead.
         micro_batches=1, micro_rows=1,
         save_every=50, keep=2, log_every=1, profile_steps=(),
     )  # fmt: skip

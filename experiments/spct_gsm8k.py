@@ -1,11 +1,16 @@
-"""SPCT on real problems with real weights: Gemma 3 270M judging pairs of GSM8K solutions, on a CPU or one accelerator.
+"""SPCT on Gemma 3 270M and pairs of GSM8K solutions, for a CPU or one accelerator.
 
     python studies/gsm8k_critiques.py .../example_model_solutions.jsonl data/gsm8k
-    python launch/tpu.py --config experiments/spct_gsm8k.py --config.init=WEIGHTS --config.tokenizer=TOKENIZER --workdir runs/spct_gsm8k
-    python launch/tpu.py --config experiments/spct_gsm8k.py:cpu ...    # over an hour of one core: shows that it runs, not what RL is worth
+    python launch/tpu.py --config experiments/spct_gsm8k.py --workdir runs/spct_gsm8k \\
+        --config.init=WEIGHTS --config.tokenizer=TOKENIZER
+    python launch/tpu.py --config experiments/spct_gsm8k.py:cpu ...
 
-WEIGHTS: a Hugging Face folder or a GGUF file of Gemma 3 270M. TOKENIZER: its tokenizer.model or the folder that holds it.
-No value here is the paper's unless it says so: its smallest model has 16B parameters.
+WEIGHTS: a Hugging Face folder or a GGUF file of Gemma 3 270M. TOKENIZER: its tokenizer.model, or a
+folder with it.
+
+`:cpu` takes over an hour on one core. It shows that the stages run on real weights and data; it is
+too short to measure RL (experiments/results/spct_gsm8k). The values are not the paper's, whose
+smallest model has 16B parameters.
 """
 
 from ml_collections import ConfigDict
@@ -22,14 +27,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model_overrides = dict(remat="full", dtype="float32")
     config.mesh = dict(data=1, fsdp=-1, tensor=1)
 
-    config.template = (
-        "compact"  # prompts of 290 tokens (median; 500 at 99%), not the 1,150 of "grm"
-    )
+    # Median prompt: 290 tokens (99%: 500) instead of the 1,150 of "grm".
+    config.template = "compact"
     config.data.judging = config.data.held_out = "gsm8k"
     config.data.general = "gsm8k_general"
     config.data.general_items = 500
 
-    config.seq_len = 1024  # a prompt and its critique, 165 tokens (240 at 95%), are about 450
+    config.seq_len = 1024  # a prompt and its critique (165 tokens; 95%: 240) have about 450 tokens
     config.batch_size = 8
     config.rft.update(steps=200, lr=2e-5, warmup_steps=10, save_every=20)
     config.rft.comparisons = 700
@@ -60,17 +64,17 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def _for_a_cpu(config) -> None:
-    """Sizes at which every stage but the meta reward model runs on two cores, and no number means much."""
+    """Sizes at which RFT, RL and the evaluation run on two cores, too small to measure quality."""
     config.name += "-cpu"
     config.stages = ("rft", "rl", "eval")
     config.export = False
     config.data.general_items = 40
     config.batch_size = 2
-    config.model_overrides.update(remat="none")  # 10 GiB in all
+    config.model_overrides.update(remat="none")  # 10 GiB in total
     config.rft.update(steps=25, lr=1e-4, warmup_steps=3, save_every=5)
     config.rft.comparisons = 150
     config.rl.update(steps=20, lr=5e-6, save_every=2)
     config.rl.prompts = 2
-    config.rl.first_item = 150  # problems that RFT has not seen
+    config.rl.first_item = 150  # problems that RFT has not used
     config.eval.comparisons = 24
     config.eval.samples = 4
