@@ -277,7 +277,7 @@ def write_plots(study: dict, out: Path) -> None:
         axes.plot([], [], "o", color=colour, label=label)
     axes.axvline(0, color=figures.INK, linewidth=1)
     figures.draw_names(axes, list(differences))
-    axis = "accuracy minus that of the main runs of the same seeds (points, 95% interval)"
+    axis = "accuracy minus that of the main runs of the same seeds (points, 95% CI)"
     figures.set_labels(axes, axis, title="Ablations and controls")
     figures.draw_legend(axes)
     figures.save_png(figure, out / "ablations.png")

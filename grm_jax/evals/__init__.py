@@ -1,1 +1,1 @@
-"""Reward-model benchmarks: readers, official metrics, content-blind baselines, reports and comparisons between runs."""
+"""Evaluation: benchmarks with their official metrics, intervals, tables, plots and reports."""

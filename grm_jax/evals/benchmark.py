@@ -17,7 +17,7 @@ import numpy as np
 
 from grm_jax.evals.files import Source
 from grm_jax.evals.judged import JudgedComparison
-from grm_jax.judging.votes import top
+from grm_jax.judging.votes import top as winners
 from grm_jax.types import Comparison
 
 
@@ -105,9 +105,10 @@ class Benchmark:
         comparisons = self.read(Source(root, self.name, self.aliases, self.files))
         ids = Counter(comparison.id for comparison in comparisons)
         if len(ids) < len(comparisons):
+            duplicate = ids.most_common(1)[0][0]
             raise ValueError(
-                f"benchmark {self.name}: id {ids.most_common(1)[0][0]!r} occurs twice under {root}: "
-                "keep one copy of its files"
+                f"benchmark {self.name}: id {duplicate!r} occurs twice under {root}: keep one copy "
+                "of its files"
             )
         return [dataclasses.replace(c, meta={"group": c.id} | c.meta) for c in comparisons]
 
@@ -115,14 +116,9 @@ class Benchmark:
 # ---------------------------------------------------------------- grade one comparison
 
 
-def winners(scores: Sequence[float]) -> list[int]:
-    """Indices of the highest score; several on a tie."""
-    return top(scores)
-
-
 def is_tie(judged: JudgedComparison) -> bool:
     """Whether several responses share the highest score; False without scores."""
-    return judged.scores is not None and len(top(judged.scores)) > 1
+    return judged.scores is not None and len(winners(judged.scores)) > 1
 
 
 def credit(judged: JudgedComparison, best: int | None = None) -> float:
@@ -134,14 +130,14 @@ def credit(judged: JudgedComparison, best: int | None = None) -> float:
     best = judged.comparison.best if best is None else best
     if judged.scores is None:
         return 1 / judged.comparison.n
-    first = top(judged.scores)
+    first = winners(judged.scores)
     return 1 / len(first) if best in first else 0.0
 
 
 def strict(judged: JudgedComparison, best: int | None = None) -> float:
     """1 if the best response alone has the highest score, else 0."""
     best = judged.comparison.best if best is None else best
-    return float(judged.scores is not None and top(judged.scores) == [best])
+    return float(judged.scores is not None and winners(judged.scores) == [best])
 
 
 def column(values: Iterable[float]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Position and length biases: flips between orders, wins of the first response, accuracy by length."""
+"""Position and length bias: flips between orders, first-place wins, accuracy by length."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def length(judged: Sequence[JudgedComparison], draws: int = DRAWS) -> dict:
     }
 
 
-def _is_longest(judged: JudgedComparison, index: int) -> float:
+def _is_longest(judged: JudgedComparison, index: int | None) -> float:
     """1/t if the response is one of the t longest, else 0."""
     sizes = [len(text) for text in judged.comparison.responses]
     longest = [i for i, size in enumerate(sizes) if size == max(sizes)]
@@ -96,5 +96,5 @@ def _is_longest(judged: JudgedComparison, index: int) -> float:
 
 def _log_ratio(judged: JudgedComparison) -> float:
     sizes = [len(text) + 1 for text in judged.comparison.responses]
-    best = sizes.pop(judged.comparison.best)
+    best = sizes.pop(judged.comparison.best or 0)
     return math.log2(best / max(sizes))

@@ -11,9 +11,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from grm_jax.evals.benchmark import Metrics, weighted_mean
 from grm_jax.evals.judged import JudgedComparison
@@ -97,9 +98,9 @@ class Resampler:
         """Computes the first metric with its interval."""
         return next(iter(self.estimate(lambda weights_I: first_of(metrics(weights_I))).values()))
 
-    def mean(self, values_I: Sequence[float]) -> Estimate:
+    def mean(self, values: ArrayLike) -> Estimate:
         """Computes the mean of one value per comparison; of paired differences, for example."""
-        values_I = np.asarray(values_I, np.float64)
+        values_I = np.asarray(values, np.float64)
         return self.headline(lambda weights_I: {"mean": weighted_mean(values_I, weights_I)})
 
     def difference(self, baseline: MetricFunction, treatment: MetricFunction) -> dict[str, dict]:
@@ -151,11 +152,12 @@ def p_value(differences: Sequence[float]) -> float | None:
     return float(min(1.0, 2 * min(below, above) / (len(known) + 1)))
 
 
-def mcnemar(baseline_I: Sequence[float], treatment_I: Sequence[float]) -> dict:
+def mcnemar(baseline_I: Iterable[float], treatment_I: Iterable[float]) -> dict:
     """Exact McNemar test on the comparisons that exactly one of two runs has right (1, not 0)."""
     from scipy.stats import binomtest
 
-    gained = sum(a == 0 and b == 1 for a, b in zip(baseline_I, treatment_I))
-    lost = sum(a == 1 and b == 0 for a, b in zip(baseline_I, treatment_I))
+    pairs = list(zip(baseline_I, treatment_I))
+    gained = sum(a == 0 and b == 1 for a, b in pairs)
+    lost = sum(a == 1 and b == 0 for a, b in pairs)
     p = binomtest(gained, gained + lost, 0.5).pvalue if gained + lost else 1.0
     return {"gained": int(gained), "lost": int(lost), "p": float(p)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from grm_jax.evals.scaling import META, blocks
 from grm_jax.evals.tables import percent, span, text_table
 
 METHODS = {"sum": "Voting", "expected": "Expected", META: "MetaRM"}
-HEADINGS = ("model", "method", "accuracy", "95% interval", "ties", "parsed")
+HEADINGS = ("model", "method", "accuracy", "95% CI", "ties", "parsed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Cell:
     method: str
     k: int
     accuracy: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     tie_rate: float
     parse_rate: float
     credits: tuple[float, ...] = dataclasses.field(repr=False, default=())
@@ -69,7 +70,12 @@ def cell(
     ties = np.mean([[j.scores is None or is_tie(j) for j in block] for block in votes])
     accuracy = resampler.mean(credits_I)
     return Cell(
-        *(model, method, k, accuracy.value, accuracy.low, accuracy.high),
+        model,
+        method,
+        k,
+        accuracy.value,
+        accuracy.low,
+        accuracy.high,
         tie_rate=float(ties),
         parse_rate=float(np.mean([_parse_rate(j) for j in judged])),
         credits=tuple(credits_I.tolist()),
@@ -83,16 +89,16 @@ def _parse_rate(judged: JudgedComparison) -> float:
     return float(judged.error is None)
 
 
-def difference(a: Cell, b: Cell, resampler: Resampler) -> dict[str, float]:
+def difference(a: Cell, b: Cell, resampler: Resampler) -> dict[str, float | None]:
     """The paired difference a - b with its interval."""
     estimate = resampler.mean(np.subtract(a.credits, b.credits))
     return {"mean": estimate.value, "low": estimate.low, "high": estimate.high}
 
 
-def sentence(name: str, difference: Mapping[str, float]) -> str:
-    """ "NAME: +1.2 points (95% interval +0.3 to +2.1)"."""
+def sentence(name: str, difference: Mapping[str, Any]) -> str:
+    """ "NAME: +1.2 points (95% CI +0.3 to +2.1)"."""
     mean, low, high = (100 * difference[key] for key in ("mean", "low", "high"))
-    return f"{name}: {mean:+.1f} points (95% interval {low:+.1f} to {high:+.1f})"
+    return f"{name}: {mean:+.1f} points (95% CI {low:+.1f} to {high:+.1f})"
 
 
 def rows(cells: Sequence[Cell]) -> list[list[str]]:

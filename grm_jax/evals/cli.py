@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from grm_jax.commands import run_command
 from grm_jax.evals import results, run
 from grm_jax.evals.benchmark import Benchmark
 from grm_jax.evals.benchmarks import BENCHMARKS, PAPER
@@ -17,6 +18,7 @@ from grm_jax.evals.content_blind import CONTENT_BLIND
 from grm_jax.evals.files import MissingData
 from grm_jax.evals.judged import JudgedComparison
 from grm_jax.evals.measure import compare, measure
+from grm_jax.judging import arguments
 from grm_jax.judging.judge import Judge
 from grm_jax.judging.options import Options
 from grm_jax.judging.run import RunConfig
@@ -99,45 +101,17 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--overwrite", action="store_true", help="judge again what is in --out")
     p.add_argument("--quiet", action="store_true", help="no progress bars")
-    p.add_argument("--seed", type=int, default=0)
-    model = p.add_argument_group("judging with a model (as `grm judge`)")
-    model.add_argument("--meta_rm", help="folder of a meta reward model")
-    model.add_argument(
-        "--tokenizer", help="folder or file of the tokenizer, where the model's folder has none"
-    )
-    model.add_argument("--template", help="default: what the model's judge.json names, else grm")
-    model.add_argument("--k", type=int, default=8, help="critiques per comparison (default 8)")
-    model.add_argument("--k_meta", type=int)
-    model.add_argument("--temperature", type=float, default=0.5)
-    model.add_argument("--top_p", type=float, default=1.0)
-    model.add_argument(
-        "--max_new_tokens", type=int, help="default: the model's judge.json, else 1024"
-    )
-    model.add_argument("--vote", default="sum")
-    model.add_argument("--orders", default="balanced")
-    model.add_argument("--expected", action="store_true")
-    model.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
-    model.add_argument("--mesh", help="data=1,fsdp=8,tensor=1")
-    model.add_argument("--prompt_slots", type=int)
-    model.add_argument("--rows", type=int)
-    model.add_argument("--chunk", type=int, default=256)
-    model.add_argument(
+    p.add_argument(
         "--no_greedy", action="store_true", help="skip the greedy run that gains are measured from"
     )
+    arguments.add_judging_arguments(p)
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `grm eval`; returns the exit status."""
     args = parser().parse_args(argv)
-    try:
-        return evaluate(args)
-    except (ValueError, OSError, MemoryError) as error:
-        print(f"grm eval: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ngrm eval: stopped; run the same command again to resume", file=sys.stderr)
-        return 130
+    return run_command("grm eval", lambda: evaluate(args), "the same command resumes the run")
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -246,31 +220,14 @@ def _load_scores(scores: str, task: Task, out: Path) -> Judgement:
 
 def _model_function(args: argparse.Namespace, out: Path) -> JudgeFunction:
     """Loads the model of the command line."""
-    from grm_jax.judging.cli import fill_in, mesh_of
-
-    fill_in(args)
-    options = Options(
-        **{
-            field.name: getattr(args, field.name)
-            for field in dataclasses.fields(Options)
-            if hasattr(args, field.name)
-        }
-    )
+    arguments.fill_unset(args)
+    options = arguments.options_from(args)
     config = RunConfig(
         existing="overwrite" if args.overwrite else "resume",
         chunk=args.chunk,
         progress=not args.quiet,
     )
-    judge = Judge.load(
-        args.model,
-        meta_rm=args.meta_rm,
-        mesh=mesh_of(args.mesh) if args.mesh else None,
-        template=args.template,
-        dtype=args.dtype,
-        tokenizer=args.tokenizer,
-        prompt_slots=args.prompt_slots,
-        rows=args.rows,
-    )
+    judge = arguments.judge_from(args)
     count = num_parameters(args.model)
 
     def judge_task(task: Task) -> Judgement:

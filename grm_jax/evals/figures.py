@@ -119,7 +119,11 @@ def to_svg(figure: Any, title: str) -> str:
     import matplotlib
 
     text = io.StringIO()
-    style = {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": title,
+        "font.family": "sans-serif",
+    }
     with matplotlib.rc_context(style):
         figure.savefig(
             text, format="svg", transparent=True, metadata={"Date": None, "Creator": None}

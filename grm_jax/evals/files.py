@@ -1,93 +1,95 @@
-"""Finds and reads the files of a benchmark: JSON, JSON lines, CSV, Parquet, Arrow, or a prepared TFDS folder."""
+"""Finds the files of a benchmark; `grm_jax.data.records` reads their formats."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 from grm_jax.data.records import strict_records as records
 from grm_jax.data.records import tfds_records, tfds_splits
 
 TABLES = (".parquet", ".arrow", ".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz")
+# Files that Hugging Face and TFDS put beside the data.
+METADATA = ("dataset_info", "state", "features")
 
 
 class MissingData(FileNotFoundError):
-    """The files of a benchmark are not there; the message says which files to put where."""
+    """The files of a benchmark are missing; the message says which files to put where."""
 
 
 class Source:
-    """The folder given as --data, as one benchmark sees it.
+    """The files of one benchmark under --data.
 
-    root: a folder that holds one folder per benchmark (named as the benchmark or one of its aliases), or the folder of
-    this benchmark itself.  what: which files to get, and from where, for the message when they are missing.
+    Args:
+      root: a folder with one folder per benchmark, or the folder of this benchmark itself.
+      name: the benchmark's folder.
+      aliases: further names of its folder.
+      instructions: which files to get, and from where, for the error if they are missing.
     """
 
-    def __init__(self, root: str | Path, name: str, aliases: Sequence[str] = (), what: str = ""):
-        self.root, self.name, self.what = Path(root), name, what
+    def __init__(
+        self, root: str | Path, name: str, aliases: Sequence[str] = (), instructions: str = ""
+    ):
+        self.root, self.name, self.instructions = Path(root), name, instructions
         self.folders = [
             self.root / alias for alias in (name, *aliases) if (self.root / alias).is_dir()
         ]
-        self.own = bool(self.folders)
-        if not self.own and self.root.is_dir():
+        # Without a folder of its own, the root may be the benchmark's or hold other benchmarks.
+        self.has_own_folder = bool(self.folders)
+        if not self.has_own_folder and self.root.is_dir():
             self.folders = [self.root]
 
     def files(self, *patterns: str) -> list[Path]:
-        """Files whose path below the folder matches one of the glob patterns, sorted; empty where there is none."""
-        found: set[Path] = set()
-        for folder in self.folders:
-            for pattern in patterns:
-                found |= {path for path in folder.rglob(pattern) if path.is_file()}
-        return sorted(found)
+        """Returns the files below the folders that match one of the glob patterns, sorted."""
+        matches = {
+            path
+            for folder in self.folders
+            for pattern in patterns
+            for path in folder.rglob(pattern)
+            if path.is_file()
+        }
+        return sorted(matches)
 
     def require(self, *patterns: str) -> list[Path]:
-        """The same, but raises MissingData where nothing matches."""
+        """Returns the matching files. Raises MissingData if there are none."""
         return self.files(*patterns) or self.raise_missing(*patterns)
 
-    def raise_missing(self, *patterns: str) -> Any:
-        """Raises MissingData: which pattern was looked for, where, and what to put there."""
-        where = self.root / self.name
+    def raise_missing(self, *patterns: str) -> NoReturn:
+        """Raises MissingData: which files are missing, where, and what to put there."""
         raise MissingData(
-            f"benchmark {self.name}: no {' or '.join(patterns)} under {where} or {self.root}. Put there: {self.what}"
+            f"benchmark {self.name}: no {' or '.join(patterns)} under {self.root / self.name} or "
+            f"{self.root}. Put there: {self.instructions}"
         )
 
     def table(self, *stems: str) -> Iterator[dict]:
-        """Records of the first stem that has files, as a Hugging Face data folder, a TFDS folder or plain files name them.
+        """Yields the records of the first stem that has files.
 
-        A stem is the beginning of a file's name, or of its folder's ("test" finds test-00000-of-00001.parquet,
-        test.jsonl and test/data-00000-of-00001.arrow), or the name of a TFDS split.
+        A stem is the beginning of a file's or folder's name ("test" finds
+        test-00000-of-00001.parquet, test.jsonl and test/data-00000-of-00001.arrow), or a split of
+        a prepared TFDS folder. Raises MissingData if no stem has files.
         """
         for stem in stems:
-            # Names like "test" occur everywhere: a root that may hold other benchmarks is not searched below its data/.
-            above = ("",) if self.own else ("", "data/")
-            patterns = [
-                f"{a}{stem}{between}*{end}"
-                for a in above
-                for end in TABLES
-                for between in ("", "/")
-            ]
-            found = (
-                self.files(*patterns)
-                if self.own
-                else [p for f in self.folders for g in patterns for p in f.glob(g)]
-            )
-            # Descriptions that Hugging Face and TFDS put beside the data are not data.
-            paths = [
-                p for p in sorted(set(found)) if p.stem not in ("dataset_info", "state", "features")
-            ]
-            if paths:
-                # Of several formats of the same table one is enough.
-                kind = paths[0].suffix
+            if paths := self._table_files(stem):
                 for path in paths:
-                    if path.suffix == kind:
-                        yield from records(path)
+                    yield from records(path)
                 return
-        for features in (
-            self.files("features.json") if self.own else self.root.glob("features.json")
-        ):
+        infos = self.files if self.has_own_folder else self.root.glob
+        for features in infos("features.json"):
             splits = tfds_splits(features.parent)
             for stem in stems:
                 if stem in splits:
                     yield from tfds_records(features.parent, stem)
                     return
         self.raise_missing(*(f"{stem}*.parquet" for stem in stems))
+
+    def _table_files(self, stem: str) -> list[Path]:
+        """The files of a stem, sorted, in one of the formats if there are several."""
+        names = [f"{stem}{separator}*{suffix}" for suffix in TABLES for separator in ("", "/")]
+        if self.has_own_folder:
+            matches = self.files(*names)
+        else:  # "test" is a common name: only the root itself and its data/ are searched
+            patterns = [f"{folder}{name}" for name in names for folder in ("", "data/")]
+            matches = [p for f in self.folders for pattern in patterns for p in f.glob(pattern)]
+        paths = sorted({path for path in matches if path.stem not in METADATA})
+        return [path for path in paths if path.suffix == paths[0].suffix]

@@ -1,4 +1,4 @@
-"""The rows that arXiv 2504.02495 v3 prints, to stand beside ours; where its tables contradict each other is marked.
+"""The results of arXiv 2504.02495 v3 (SPCT), with marks where its tables contradict each other.
 
 Columns: RewardBench, PPE Preference, PPE Correctness, RMB, and their mean, all in percent.
 """
@@ -15,7 +15,7 @@ BENCHMARKS = PAPER
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A printed row: values by column. marks: keys of NOTES."""
+    """A row of the paper: values in percent by column. marks: keys of NOTES."""
 
     name: str
     values: tuple[float, ...]
@@ -23,10 +23,11 @@ class Row:
 
 
 NOTES = {
-    "a": "The paper's table 8 gives subsets that do not average to this total (BTRM and PairRM look swapped, CLoud copied).",
+    "a": "The subsets in the paper's table 8 do not average to this total (BTRM and PairRM look "
+    "swapped, CLoud copied).",
     "b": "Table 10 repeats the row without token probabilities although table 6 has other totals.",
-    "c": "Increments of the paper's tables are against Voting@1, not greedy: against greedy (69.9) they are "
-    "+0.7 @8, +1.1 @32, +2.1 MetaRM@8, +2.9 MetaRM@32.",
+    "c": "The paper's increments are against Voting@1, not greedy: against greedy (69.9) they "
+    "are +0.7 @8, +1.1 @32, +2.1 MetaRM@8, +2.9 MetaRM@32.",
     "d": "Called 230B in one place and 236B in another.",
     "e": "Drawn on the RL line, although models above 27B had no RL (appendix C.1).",
     "f": "Read off figure 4.",
@@ -72,7 +73,8 @@ TABLE_3 = {
         Row("DeepSeek-GRM-27B, MetaRM", (90.4, 67.2, 63.2, 70.3, 72.8), "c"),
     ),
 }
-# name of our run (ablations of experiments/ablations.py, joined by "-"; "rft-" where only that stage counts) -> the paper's row
+# Name of our run -> the paper's row. Names are ablations of experiments/ablations.py joined by "-",
+# after "rft-" for an ablation of the RFT model.
 TABLE_4 = {
     "spct": Row("DeepSeek-GRM-27B, greedy", (86.0, 64.7, 59.8, 69.0, 69.9)),
     "no_principles": Row("without principle generation", (82.0, 62.8, 58.2, 67.1, 67.5)),
@@ -83,7 +85,7 @@ TABLE_4 = {
     "rft-no_hinted-no_non_hinted": Row("RFT without either", (81.5, 61.8, 57.8, 63.1, 66.1)),
     "rft-no_general": Row("RFT without general instruction data", (79.1, 59.2, 51.5, 63.2, 63.3)),
 }
-# Figure 4: RewardBench. (what, k or parameters in billions, value, marks)
+# Figure 4, on RewardBench: (k or parameters in billions, value, marks).
 FIGURE_4 = {
     "27B, voting": ((1, 85.2, ""), (8, 87.7, ""), (32, 88.5, "")),
     "27B, meta-guided": ((4, 89.7, "f"), (8, 89.8, ""), (32, 90.4, "")),

@@ -17,7 +17,7 @@ from grm_jax.storage import as_path
 
 HEADINGS = {
     "meta_rm": "Meta reward model on the held-out critiques",
-    "differences": "Differences, paired by comparison (points, 95% interval)",
+    "differences": "Differences, paired by comparison (points, 95% CI)",
     "seconds": "Seconds of each stage",
 }
 

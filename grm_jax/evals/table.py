@@ -1,4 +1,4 @@
-"""`grm table paper RUN ...`: results of several runs in the shape of the paper's tables and figure 4.
+"""`grm table paper RUN ...`: results of several runs beside the paper's tables and figure 4.
 
 A RUN is an --out folder of `grm eval`, or NAME=FOLDER. Benchmarks other than the paper's four get a
 table of their own.
@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from grm_jax.commands import run_command
 from grm_jax.evals import paper, results
 from grm_jax.evals.scaling import META, all_kinds
 from grm_jax.evals.tables import markdown_table, with_span
@@ -44,16 +45,17 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `grm table`; returns the exit status."""
     args = parser().parse_args(argv)
-    try:
-        flops = dict(pair.split("=", 1) for pair in args.flops_per_token.split(",") if pair)
-        built = build(
-            read_runs(args.runs),
-            args.what == "paper",
-            {name: float(value) for name, value in flops.items()},
-        )
-    except (ValueError, OSError) as error:
-        print(f"grm table: {error}", file=sys.stderr)
-        return 2
+    return run_command("grm table", lambda: tabulate(args))
+
+
+def tabulate(args: argparse.Namespace) -> int:
+    """Reads the runs, and writes or prints the tables."""
+    flops = dict(pair.split("=", 1) for pair in args.flops_per_token.split(",") if pair)
+    built = build(
+        read_runs(args.runs),
+        args.what == "paper",
+        {name: float(value) for name, value in flops.items()},
+    )
     if args.out and args.out.endswith(".json"):
         text = json.dumps(built, indent=1, ensure_ascii=False) + "\n"
     elif args.out and args.out.endswith(".html"):
@@ -121,7 +123,11 @@ def with_mean(estimates: Sequence[dict | None]) -> Cells | None:
     return [*estimates, {"value": mean, "low": None, "high": None}]
 
 
-def cells(run: Mapping[str, dict], names: Sequence[str], estimate=voted) -> Cells | None:
+def cells(
+    run: Mapping[str, dict],
+    names: Sequence[str],
+    estimate: Callable[[Mapping], dict | None] = voted,
+) -> Cells | None:
     """One estimate per benchmark, and their mean."""
     return with_mean([estimate(run[name]) if name in run else None for name in names])
 

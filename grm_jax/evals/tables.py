@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 MISSING = "–"
-OVERVIEW = ("benchmark", "metric", "value", "95% interval", "n", "paper's rule")
+OVERVIEW = ("benchmark", "metric", "value", "95% CI", "n", "paper's rule")
 GAINS = ("gain on greedy", "gain on vote@1")
 # The second table of results.md: the columns that put the value into context.
 CONTEXT = ("benchmark", "chance", "longest", "first", "greedy", "vote@1", *GAINS, "parsed")
@@ -97,7 +97,7 @@ def row(entry: Mapping) -> dict[str, str]:
         "benchmark": entry["title"],
         "metric": f"{entry['headline']} ({entry['rule']})",
         "value": percent(value["value"]),
-        "95% interval": span(value),
+        "95% CI": span(value),
         "n": f"{entry['comparisons']}{subset}",
         "paper's rule": percent(paper[entry["headline"]]["value"])
         if differs
@@ -155,7 +155,8 @@ def terminal(entries: Sequence[Mapping]) -> None:
     headings, rows = overview(entries, TERMINAL)
     table = Table(title=judge_line(entries[0]), caption="values in percent")
     for i, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if i < 2 else "right", overflow="fold")
+        names = {"justify": "left", "overflow": "fold"}
+        table.add_column(heading, **names if i < 2 else {"justify": "right", "no_wrap": True})
     for cells in rows:
         table.add_row(*(cell.split(" [")[0] for cell in cells))  # results.md has the intervals
     console.print(table)

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from grm_jax.commands import run_command
 from grm_jax.evals.run import read_rows
 from grm_jax.evals.tables import markdown_table
 from grm_jax.judging.votes import top
@@ -29,8 +30,10 @@ _STOP_WORDS = frozenset(
     "level overall how well".split()
 )
 # The first suffix that fits is removed, then one of the second kind; at least 4 letters stay.
-_SUFFIXES = ("fulness", "ization", "ations", "ation", "ments", "ities", "ness", "ment", "ings", "ions", "ance", "ence", "able",
-            "ally", "ates", "ual", "ity", "ing", "ion", "ful", "ate", "ive", "acy")  # fmt: skip
+_SUFFIXES = tuple(
+    "fulness ization ations ation ments ities ness ment ings ions ance ence able ally ates ual ity "
+    "ing ion ful ate ive acy".split()
+)
 _SHORT_SUFFIXES = ("es", "ed", "ly", "s", "y", "e")
 MAX_EXAMPLES = 5
 
@@ -181,12 +184,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     who.add_argument("--policy_index", type=int, help="index of the policy's response in every row")
     p.add_argument("--out", help=".md or .json (default: Markdown to the terminal)")
     args = p.parse_args(argv)
-    try:
-        rows = (row for path in args.rows for row in read_rows(path))
-        themes, counts = collect(rows, args.policy, args.policy_index)
-    except (ValueError, OSError) as error:
-        print(f"weakness: {error}", file=sys.stderr)
-        return 2
+    return run_command("weakness", lambda: write_report(args))
+
+
+def write_report(args: argparse.Namespace) -> int:
+    """Reads the rows, and writes or prints the report."""
+    rows = (row for path in args.rows for row in read_rows(path))
+    themes, counts = collect(rows, args.policy, args.policy_index)
     name = args.policy or f"response {args.policy_index}"
     text = report(themes, counts, name)
     if args.out and args.out.endswith(".json"):

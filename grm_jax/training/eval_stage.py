@@ -72,7 +72,9 @@ def held_out(config: Any) -> list[Comparison]:
     return labelled
 
 
-def run(config, mesh, tokenizer, graphdef, abstract, folders: Mapping[str, Any]) -> None:
+def run(
+    config: Any, mesh: Any, tokenizer: Any, graphdef: Any, abstract: Any, folders: Mapping[str, Any]
+) -> None:
     """Evaluates the models of the finished stages; writes report, table and credits.
 
     What is judged is stored by model weights and options, so a stopped stage resumes.
@@ -200,7 +202,8 @@ def judge_all(
         log.warning("%s was not judged and counts as unparsed: %s", j.comparison.id, j.error)
     if len(failed) == len(judged):
         raise ValueError(
-            f"none of {len(failed)} comparisons was judged; the last failed with: {failed[-1].error}"
+            f"none of {len(failed)} comparisons was judged; the last failed with: "
+            f"{failed[-1].error}"
         )
     return judged
 

@@ -1,4 +1,4 @@
-"""`grm table`: our rows beside the paper's, means, marks, and the lines of figure 4."""
+"""`grm table`: our rows beside the paper's, means, marks, figure 4, files."""
 
 import json
 
@@ -48,18 +48,18 @@ def runs(tmp_path):
     return [str(tmp_path / name) for name in ("spct", "rft")]
 
 
-def rows_of(found, title):
+def rows_of(built, title):
     return {
         row["name"]: row
-        for t in found["tables"]
+        for t in built["tables"]
         if t["title"].startswith(title)
         for row in t["rows"]
     }
 
 
-def test_our_rows_stand_under_the_papers(runs):
-    found = table.build(table.read_runs(runs), True, {})
-    rows = rows_of(found, "Table 2")
+def test_our_rows_are_under_the_papers(runs):
+    built = table.build(table.read_runs(runs), True, {})
+    rows = rows_of(built, "Table 2")
     assert rows["DeepSeek-GRM-27B"]["cells"][-1]["value"] == pytest.approx(0.699)
     ours = [cell["value"] for cell in rows["spct, Voting@8"]["cells"]]
     assert ours == pytest.approx([0.9, 0.7, 0.6, 0.8, 0.75])
@@ -71,37 +71,26 @@ def test_our_rows_stand_under_the_papers(runs):
 
 
 def test_every_row_of_a_measured_run_counts_ties_as_the_paper(tmp_path):
-    """Everything is a tie: 0 by PPE's own strict rule, 1/2 by the paper's, in each row that the table has."""
-    benchmark, tie = (
-        BENCHMARKS["ppe_correctness"],
-        Critique("", scores=(5.0, 5.0), order=(0, 1), status="ok"),
-    )
+    """Every vote ties: 0 by PPE's own strict rule, 1/2 by the paper's, in every row of a table."""
+    benchmark = BENCHMARKS["ppe_correctness"]
+    tie = Critique("", scores=(5.0, 5.0), order=(0, 1), status="ok")
     comparisons = [
         Comparison("q", ("a", "b"), None, 0, str(i), {"subset": "GPQA"}) for i in range(6)
     ]
-    tied = [vote(c, [tie] * 2) for c in comparisons]
-    measured = measure(
-        benchmark,
-        tied,
-        6,
-        {"kind": "model", "name": "m", "k": 2},
-        20,
-        [vote(c, [tie]) for c in comparisons],
-    )
-    (tmp_path / "results.json").write_text(json.dumps([measured]))
-    found = table.build(table.read_runs([f"m={tmp_path}"]), True, {})
+    voted, greedy = ([vote(c, [tie] * k) for c in comparisons] for k in (2, 1))
+    judge = {"kind": "model", "name": "m", "k": 2}
+    entry = measure(benchmark, voted, 6, judge, 20, greedy)
+    (tmp_path / "results.json").write_text(json.dumps([entry]))
+    built = table.build(table.read_runs([f"m={tmp_path}"]), True, {})
     column = paper.BENCHMARKS.index("ppe_correctness")
     for title, names in {
         "Table 2": ("m, greedy", "m, Voting@2"),
         "Table 3": ("@1 m, sum", "@2 m, sum"),
     }.items():
-        rows = rows_of(found, title)
+        rows = rows_of(built, title)
         assert [rows[name]["cells"][column]["value"] for name in names] == [0.5, 0.5]
-    assert (
-        measured["metrics"]["official"][measured["headline"]]["value"]
-        == measured["greedy"]["value"]
-        == 0.0
-    )
+    own_rule = entry["metrics"]["official"][entry["headline"]]["value"]
+    assert own_rule == entry["greedy"]["value"] == 0.0
 
 
 def test_gains_are_against_voting_at_1(runs):
@@ -111,7 +100,7 @@ def test_gains_are_against_voting_at_1(runs):
     assert "gain" not in rows["@1 spct, sum"]
 
 
-def test_ablations_find_their_row(runs):
+def test_ablations_are_under_the_papers_row_of_the_same_change(runs):
     names = [
         row["name"]
         for t in table.build(table.read_runs(runs), True, {})["tables"]
@@ -141,13 +130,13 @@ def test_figure_4_has_seconds_and_flops(runs):
     assert lines["rft, voting"]["points"][0]["flops"] == 4000 * 100 / 8
 
 
-def test_files_and_wrong_folders(runs, tmp_path, capsys):
-    for end in ("md", "html", "json"):
-        assert table.main(["paper", *runs, "--out", str(tmp_path / f"t.{end}")]) == 0
+def test_output_files_and_folders_without_results(runs, tmp_path, capsys):
+    for suffix in ("md", "html", "json"):
+        assert table.main(["paper", *runs, "--out", str(tmp_path / f"t.{suffix}")]) == 0
     page = (tmp_path / "t.html").read_text()
     assert page.count("<svg") == 3 and "Table 3" in page and page.count('class="ours"') > 4
     text = (tmp_path / "t.md").read_text()
-    assert "**spct, Voting@8**" in text and "[a] The paper's table 8" in text
+    assert "**spct, Voting@8**" in text and "[a] The subsets in the paper's table 8" in text
     assert table.main(["runs", *runs]) == 0
     assert "DeepSeek" not in capsys.readouterr().out
     assert table.main(["paper", str(tmp_path)]) == 2
