@@ -248,7 +248,7 @@ def test_no_principles_changes_what_a_model_is_asked_for():
     pair = sources.judging(spct_tiny.get_config()).at(0)
     for experiment, family in ((spct_27b, "grm"), (spct_gsm8k, "compact")):
         config = experiment.get_config("no_principles")
-        assert config.template == f"{family}_no_principles"
+        assert config.template == f"{family}/no_principles"
         for n in (1, 2):
             one = dataclasses.replace(pair, responses=("a", "b")[:n], label=(1.0,) if n == 1 else 0)
             template = rft_data.training_template(config.template, one)
