@@ -1,4 +1,4 @@
-"""Data: the judging world, readers of published preference sets, seqio tasks, and batches for training.
+"""Data: published preference sets, seqio tasks, the judging world, and batches for training.
 
-Nothing here imports TensorFlow until a seqio task is used.
+Only `data.mixtures` imports TensorFlow.
 """

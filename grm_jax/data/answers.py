@@ -1,4 +1,4 @@
-r"""Final answers of mathematical solutions: the last \boxed{...}, and whether two of them mean the same."""
+r"""Final answers of mathematical solutions: the last \boxed{...}, and their equality."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BARE_FRACTION = re.compile(r"\\frac(\d)(\d)")
 
 
 def boxed_answer(text: str) -> str | None:
-    r"""The content of the last \boxed{...} or \fbox{...} with balanced braces; None without one."""
+    r"""Returns the content of the last \boxed{...} or \fbox{...} with balanced braces, or None."""
     for start in reversed([hit.end() for hit in re.finditer(r"\\f?box(?:ed)?\s*\{", text)]):
         depth = 1
         for i in range(start, len(text)):
@@ -26,22 +26,14 @@ def boxed_answer(text: str) -> str | None:
 
 
 def normalise(answer: str) -> str:
-    r"""An answer without spacing, wrappers and spellings that do not change its meaning."""
+    r"""Returns an answer without spacing, wrappers and spellings that do not change its value."""
     answer = _WRAPPED.sub(r"\1", answer)
-    answer = (
-        answer.replace("\\dfrac", "\\frac")
-        .replace("\\tfrac", "\\frac")
-        .replace("\\%", "")
-        .replace("%", "")
-    )
+    answer = re.sub(r"\\[dt]frac", r"\\frac", answer).replace("\\%", "").replace("%", "")
     answer = _DROPPED.sub("", answer).rstrip(".")
     answer = _BARE_FRACTION.sub(r"\\frac{\1}{\2}", answer)
     # 1,234,567 is one number; (1,2) and 1,2 are not.
-    return (
-        re.sub(r"(?<=\d),(?=\d{3}(?:\D|$))", "", answer)
-        if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", answer)
-        else answer
-    )
+    is_number = re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", answer)
+    return answer.replace(",", "") if is_number else answer
 
 
 def _value(answer: str) -> fractions.Fraction | None:
@@ -55,7 +47,7 @@ def _value(answer: str) -> fractions.Fraction | None:
 
 
 def same_answer(first: str, second: str) -> bool:
-    r"""Whether two answers are equal as text after normalisation, or as exact numbers (0.5, 1/2 and \frac{1}{2})."""
+    r"""Whether two answers are equal after normalisation, or as numbers (0.5, 1/2, \frac{1}{2})."""
     first, second = normalise(first), normalise(second)
     if first == second:
         return True

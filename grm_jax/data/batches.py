@@ -1,16 +1,22 @@
-"""Batches of comparisons for rollouts, by step: a pure function of (source, seed, step), sharded by process.
+"""Batches of comparisons for rollouts, by step: a pure function of (source, seed, step).
 
-A batch is the same for any number of processes, each taking its share of it, and the position to save is the step.
+A global batch is the same for any number of processes, each of which takes its share of it. To
+resume, only the step is needed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from grm_jax.data.packing import shuffled_index
+from grm_jax.data.packing import check_divisible, shuffled_index
 from grm_jax.data.world.items import DEFAULT, WorldConfig, make_items
 from grm_jax.types import Comparison
+
+T = TypeVar("T")
+
+_BLOCK = 1000  # places in which a mixture keeps its rates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +25,8 @@ class ComparisonBatches:
 
     Attributes:
       at: place -> comparison, for any place from 0 on. See `from_list` and `from_world`.
-      batch_size: Comparisons of a global batch.
-      process_index, process_count: This process gets its equal share of every batch.
+      batch_size: comparisons of a global batch.
+      process_index, process_count: this process takes its equal share of every batch.
     """
 
     at: Callable[[int], Comparison]
@@ -28,21 +34,18 @@ class ComparisonBatches:
     process_index: int = 0
     process_count: int = 1
 
-    def __post_init__(self):
-        if self.batch_size % self.process_count:
-            raise ValueError(
-                f"batch_size {self.batch_size} is not divisible by {self.process_count} processes: use a multiple of it"
-            )
+    def __post_init__(self) -> None:
+        check_divisible(self.batch_size, self.process_count)
 
     def batch(self, step: int) -> list[Comparison]:
-        """This process's comparisons of batch number `step`."""
+        """Returns this process's comparisons of batch number `step`."""
         share = self.batch_size // self.process_count
         first = step * self.batch_size + self.process_index * share
         return [self.at(place) for place in range(first, first + share)]
 
 
 def from_list(comparisons: Sequence[Comparison], seed: int = 0) -> Callable[[int], Comparison]:
-    """Places over a list, in another order each epoch. Raises ValueError for an empty list."""
+    """Returns places over a list, in a new order each epoch. Raises ValueError if it is empty."""
     if not comparisons:
         raise ValueError("no comparisons to make batches of")
     return lambda place: comparisons[shuffled_index(place, len(comparisons), seed)]
@@ -55,39 +58,37 @@ def from_world(
     families: Sequence[str] | None = None,
     config: WorldConfig = DEFAULT,
 ) -> Callable[[int], Comparison]:
-    """Places over the judging world: place p is item start + p, never repeated."""
+    """Returns places over the judging world: place p is item start + p, never repeated."""
     return lambda place: make_items(split, start + place, 1, seed, families, config)[0]
 
 
 def from_mixture(
-    sources: Sequence[Callable[[int], Comparison]], rates: Sequence[float], seed: int = 0
-) -> Callable[[int], Comparison]:
-    """Places over several sources at given rates, in blocks of 1,000 places that keep the rates.
+    sources: Sequence[Callable[[int], T]], rates: Sequence[float], seed: int = 0
+) -> Callable[[int], T]:
+    """Returns places over several sources, in blocks of 1,000 places that keep the rates.
 
-    Each source is read without gaps or repeats. Raises ValueError where rates do not fit the sources.
+    Each source is read without gaps or repeats. Raises ValueError if the rates do not match the
+    sources.
     """
     if len(sources) != len(rates) or not sources or min(rates) <= 0:
         raise ValueError(
             f"{len(rates)} rates for {len(sources)} sources: give one positive rate per source"
         )
     counts = _shares(rates, _BLOCK)
-    which = [s for s, count in enumerate(counts) for _ in range(count)]
+    source_of_slot = [s for s, count in enumerate(counts) for _ in range(count)]
     starts = [sum(counts[:s]) for s in range(len(counts))]
 
-    def at(place: int) -> Comparison:
-        block, within = divmod(place, _BLOCK)
-        slot = shuffled_index(within, _BLOCK, seed)
-        source = which[slot]
+    def at(place: int) -> T:
+        block, position = divmod(place, _BLOCK)
+        slot = shuffled_index(position, _BLOCK, seed)
+        source = source_of_slot[slot]
         return sources[source](block * counts[source] + slot - starts[source])
 
     return at
 
 
-_BLOCK = 1000
-
-
 def _shares(rates: Sequence[float], total: int) -> list[int]:
-    """Whole numbers that add up to `total`, in proportion to the rates (largest remainders), each at least 1."""
+    """Integers of sum `total`, each at least 1, in proportion to the rates (largest remainder)."""
     exact = [rate / sum(rates) * total for rate in rates]
     shares = [max(1, int(x)) for x in exact]
     by_remainder = sorted(range(len(rates)), key=lambda s: exact[s] - shares[s], reverse=True)

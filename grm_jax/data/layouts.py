@@ -112,7 +112,7 @@ def _list(record: Record, key: str, of: str = "values") -> list:
 def _texts(record: Record, key: str) -> list[str]:
     texts = _list(record, key, "texts")
     if not all(isinstance(text, str) for text in texts):
-        raise Malformed(f"the field {key!r} holds an item that is not a text")
+        raise Malformed(f"the field {key!r} holds an item that is not text")
     return texts
 
 
@@ -194,14 +194,12 @@ def _has_turns(record: Record) -> bool:
 )
 def rewardbench(record: Record, name: str) -> list[Comparison]:
     """`prompt`, and `chosen` and `rejected`: a text or a list of texts."""
-    sides = []
-    for key in ("chosen", "rejected"):
-        value = _field(record, key, (str, list), "a text or a list of texts")
-        sides.append([value] if isinstance(value, str) else value)
-        if not all(isinstance(text, str) for text in sides[-1]):
-            raise Malformed(f"the field {key!r} holds an item that is not text: trl reads turns")
+    chosen, rejected = (
+        [record[key]] if isinstance(record.get(key), str) else _texts(record, key)
+        for key in ("chosen", "rejected")
+    )
     meta = _meta(record, "subset", "category_path", "section")
-    return [_preference(_query(record, "prompt"), *sides, name, meta=meta)]
+    return [_preference(_query(record, "prompt"), chosen, rejected, name, meta=meta)]
 
 
 @_layout(

@@ -1,7 +1,8 @@
-"""Packed batches for supervised fine-tuning: several examples a row, kept apart by segment ids.
+"""Packed batches for supervised fine-tuning: several examples per batch row, with segment ids.
 
-The plan (which examples share a row) is made once, from lengths and a seed, the same in every process. Batch `step` is
-then a pure function of the plan: to resume, call `batch(step)`; to restart with another number of processes, do the same.
+The plan (which examples share a row) depends on lengths and seed only, so every process computes
+the same one. Batch `step` is a pure function of the plan: to resume, with any number of processes,
+call `batch(step)`.
 
 A row of length 12 with examples of 5 and 4 tokens (prompts of 3 and 2):
     tokens       a b c d e f g h i 0 0 0
@@ -23,38 +24,36 @@ from grm_jax.data.sft import Encoded
 
 log = logging.getLogger(__name__)
 
-_OPEN_ROWS = (
-    64  # rows that still take examples: more would fill them better, and make planning slower
-)
+_OPEN_ROWS = 64  # rows that still take examples: more would fill better and plan slower
 
 
 def plan_rows(lengths: np.ndarray, seq_len: int, seed: int) -> tuple[list[list[int]], list[int]]:
-    """Puts examples into rows of `seq_len` tokens, best fit among the open rows, in an order drawn from the seed.
+    """Assigns examples to rows of `seq_len` tokens by best fit, in an order drawn from the seed.
 
     Returns:
-      (rows, too_long): rows of example indices, and the indices of examples that fit no row.
+      (rows, too_long): example indices of each row, and the indices of examples that fit no row.
     """
     rows: list[list[int]] = []
-    room: list[int] = []  # of the open rows, which are the last ones of `rows` by `open_`
-    open_: list[int] = []
+    open_rows: list[int] = []  # indices into `rows`
+    room: list[int] = []  # free tokens of each open row
     too_long = []
-    for i in np.random.default_rng(seed).permutation(len(lengths)):
+    for i in np.random.default_rng(seed).permutation(len(lengths)).tolist():
         length = int(lengths[i])
         if length > seq_len:
-            too_long.append(int(i))
+            too_long.append(i)
             continue
         fitting = [slot for slot, left in enumerate(room) if left >= length]
         if fitting:
             slot = min(fitting, key=room.__getitem__)
         else:
-            if len(open_) == _OPEN_ROWS:
+            if len(open_rows) == _OPEN_ROWS:
                 fullest = room.index(min(room))
-                del open_[fullest], room[fullest]
+                del open_rows[fullest], room[fullest]
             rows.append([])
-            open_.append(len(rows) - 1)
+            open_rows.append(len(rows) - 1)
             room.append(seq_len)
-            slot = len(open_) - 1
-        rows[open_[slot]].append(int(i))
+            slot = len(open_rows) - 1
+        rows[open_rows[slot]].append(i)
         room[slot] -= length
     return rows, too_long
 
@@ -64,11 +63,12 @@ class PackedBatches:
     """An endless stream of packed batches with random access by step.
 
     Attributes:
-      data: The encoded examples.
-      batch_size: Rows of a global batch.
-      seq_len: Tokens of a row. Longer examples are left out (a cut critique would teach to stop early) and logged.
-      seed: Of the packing and of the order of rows, which is another one in each epoch.
-      process_index, process_count: This process gets its equal share of the rows of every batch.
+      data: the encoded examples.
+      batch_size: rows of a global batch.
+      seq_len: tokens of a row. Longer examples are dropped and logged: a truncated critique would
+        teach the model to stop early.
+      seed: of the packing and of the order of the rows, which changes in each epoch.
+      process_index, process_count: this process takes its equal share of every batch.
     """
 
     data: Encoded
@@ -80,11 +80,8 @@ class PackedBatches:
     rows: list[list[int]] = dataclasses.field(init=False, repr=False)
     too_long: list[int] = dataclasses.field(init=False, repr=False)
 
-    def __post_init__(self):
-        if self.batch_size % self.process_count:
-            raise ValueError(
-                f"batch_size {self.batch_size} is not divisible by {self.process_count} processes: use a multiple of it"
-            )
+    def __post_init__(self) -> None:
+        check_divisible(self.batch_size, self.process_count)
         rows, too_long = plan_rows(self.data.lengths, self.seq_len, self.seed)
         if not rows:
             raise ValueError(
@@ -102,26 +99,25 @@ class PackedBatches:
 
     @property
     def rows_per_epoch(self) -> int:
-        """Rows that hold each example once."""
+        """Number of rows in which each example occurs once."""
         return len(self.rows)
 
     @property
     def fill(self) -> float:
-        """Share of the slots that hold tokens."""
+        """Share of the positions that have tokens."""
         used = sum(int(self.data.lengths[i]) for row in self.rows for i in row)
         return used / (len(self.rows) * self.seq_len)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """Batch number `step`, this process's rows: tokens, positions, segment_ids (int32), weights (float32)."""
+        """Returns this process's rows of batch number `step`, all (B, L).
+
+        tokens, positions, segment_ids: int32.  weights: float32.
+        """
         share = self.batch_size // self.process_count
         first = step * self.batch_size + self.process_index * share
-        names = (
-            ("tokens", np.int32),
-            ("positions", np.int32),
-            ("segment_ids", np.int32),
-            ("weights", np.float32),
-        )
-        batch = {name: np.zeros((share, self.seq_len), dtype) for name, dtype in names}
+        dtypes = {"tokens": np.int32, "positions": np.int32, "segment_ids": np.int32}
+        dtypes["weights"] = np.float32
+        batch = {name: np.zeros((share, self.seq_len), dtype) for name, dtype in dtypes.items()}
         for r in range(share):
             self._fill(batch, r, self.rows[shuffled_index(first + r, len(self.rows), self.seed)])
         return batch
@@ -139,12 +135,21 @@ class PackedBatches:
 
 
 def shuffled_index(place: int, count: int, seed: int) -> int:
-    """The item at a place of an endless stream over `count` items: every epoch is another permutation of them all."""
-    epoch, within = divmod(place, count)
-    return int(_permutation(count, seed, epoch)[within])
+    """Returns the item at a place of an endless stream; each epoch permutes all `count` items."""
+    epoch, position = divmod(place, count)
+    return int(_permutation(count, seed, epoch)[position])
 
 
-# A batch may straddle two epochs, and a process may read several streams.
+def check_divisible(batch_size: int, process_count: int) -> None:
+    """Raises ValueError unless every process gets an equal share of a batch."""
+    if batch_size % process_count:
+        raise ValueError(
+            f"batch_size {batch_size} is not divisible by {process_count} processes: use a "
+            "multiple of it"
+        )
+
+
+# A batch may span two epochs, and a process may read several streams.
 @functools.lru_cache(maxsize=16)
 def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)

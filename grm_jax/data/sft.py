@@ -1,4 +1,4 @@
-"""Examples for supervised fine-tuning: chat turns and the completion to learn, as text and as tokens."""
+"""Examples for supervised fine-tuning: a chat prompt and a completion, as text and as tokens."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from typing import Any
 import numpy as np
 
 from grm_jax.data.records import Account, Malformed, read_records
+from grm_jax.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One thing to learn.
+    """A prompt and the completion to learn.
 
     Attributes:
-      messages: The prompt as chat turns, last turn the user's.
-      completion: The assistant's text; only its tokens bear loss.
-      kind: Where it comes from, for counts: "general", "hinted", "non_hinted" or a name of one's own.
-      id: Name of the record it was made from.
+      messages: the prompt as chat turns; the last one is the user's.
+      completion: the assistant's text; the loss is over its tokens only.
+      kind: its source, for counts: "general", "hinted", "non_hinted" or any other name.
+      id: name of its record.
     """
 
     messages: tuple[dict[str, str], ...]
@@ -31,10 +32,9 @@ class Example:
 
 
 def write_examples(path: str | Path, examples: Iterable[Example]) -> int:
-    """Writes examples as JSON lines, one object each with the fields of `Example`; returns their number."""
+    """Writes examples as JSON lines, atomically; returns their number."""
     count, path = 0, Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside and moved: an interrupted run leaves no half file under the final name.
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as out:
         for example in examples:
@@ -47,9 +47,10 @@ def write_examples(path: str | Path, examples: Iterable[Example]) -> int:
 def read_examples(
     path: str | Path, max_skipped: float = 0.0, account: Account | None = None
 ) -> Iterator[Example]:
-    """Examples of a JSONL file: {"messages", "completion"}, or {"query", "answer"}, or a chat whose last turn is learned.
+    """Yields the examples of a file, see `example_of`.
 
-    A malformed line is reported with its number and skipped, up to the share `max_skipped` (see `records.Account`).
+    A malformed record is logged with its line and skipped, up to the share `max_skipped` (see
+    `records.Account`).
     """
     account = Account() if account is None else account
     account.max_share = max_skipped
@@ -66,7 +67,11 @@ def read_examples(
 
 
 def example_of(record: dict, name: str) -> Example:
-    """The example of one record, in any of the three forms that `read_examples` names. Raises Malformed."""
+    """Returns the example of a record. Raises Malformed.
+
+    A record is {"messages", "completion"}, {"query", "answer"}, or {"messages"}: a chat whose last
+    turn is the completion.
+    """
     messages: Any
     if "query" in record and "answer" in record:
         messages, completion = [{"role": "user", "content": record["query"]}], record["answer"]
@@ -76,18 +81,18 @@ def example_of(record: dict, name: str) -> Example:
         turns = record.get("messages")
         if not isinstance(turns, list) or len(turns) < 2 or not isinstance(turns[-1], dict):
             raise Malformed(
-                "neither 'completion', nor 'query' and 'answer', nor a chat of two turns or more"
+                "no 'completion', no 'query' with 'answer', and no chat of two or more turns"
             )
         messages, completion = turns[:-1], turns[-1].get("content")
     if not isinstance(completion, str) or not completion:
-        raise Malformed(f"the text to learn is {completion!r:.60}: a text is needed")
+        raise Malformed(f"the completion is {completion!r:.60}: give a text")
     for turn in messages if isinstance(messages, list) and messages else [None]:
         if not isinstance(turn, dict) or not all(
             isinstance(turn.get(key), str) for key in ("role", "content")
         ):
-            raise Malformed(f"a turn is {turn!r:.60}: role and content must be texts")
-    kind, identity = record.get("kind", "general"), record.get("id") or name
-    return Example(tuple(messages), completion, str(kind), str(identity))
+            raise Malformed(f"a turn is {turn!r:.60}: give role and content as texts")
+    kind, id = record.get("kind", "general"), record.get("id") or name
+    return Example(tuple(messages), completion, str(kind), str(id))
 
 
 def from_instruction(instruction: Any) -> Example:
@@ -96,16 +101,16 @@ def from_instruction(instruction: Any) -> Example:
     return Example(messages, answer, "general", instruction.id)
 
 
-def encode(example: Example, tokenizer) -> tuple[list[int], list[int]]:
-    """(prompt ids, completion ids) of an example; the completion ends with the token that ends a model's turn."""
+def encode(example: Example, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Returns (prompt ids, completion ids); the completion ends with the end-of-turn token."""
     prompt = tokenizer.encode_chat(list(example.messages), add_generation_prompt=True)
     return prompt, [*tokenizer.encode(example.completion), end_of_turn(tokenizer)]
 
 
-def end_of_turn(tokenizer) -> int:
-    """The id that ends a model's turn: "<end_of_turn>" where the vocabulary has it, else the end of text."""
-    found = tokenizer.id_of("<end_of_turn>")
-    return tokenizer.eos_id if found is None else found
+def end_of_turn(tokenizer: Tokenizer) -> int:
+    """Returns the id of "<end_of_turn>", or of the end of text if the vocabulary lacks it."""
+    id = tokenizer.id_of("<end_of_turn>")
+    return tokenizer.eos_id if id is None else id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +118,8 @@ class Encoded:
     """The tokens of many examples in two flat arrays.
 
     Attributes:
-      tokens: int32, all examples one after another, each its prompt then its completion.
-      ends: int64 (examples,), where each ends in `tokens`.
+      tokens: int32, the concatenated examples, each its prompt and then its completion.
+      ends: int64 (examples,), end of each in `tokens`.
       prompts: int32 (examples,), length of each prompt.
     """
 
@@ -127,16 +132,16 @@ class Encoded:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each example, prompt and completion."""
+        """Number of tokens of each example, prompt and completion."""
         return np.diff(self.ends, prepend=0)
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
-        """(tokens, prompt length) of example i."""
+        """Returns (tokens, prompt length) of example i."""
         start = self.ends[i - 1] if i else 0
         return self.tokens[start : self.ends[i]], int(self.prompts[i])
 
     def save(self, folder: str | Path) -> None:
-        """Writes three .npy files, which `Encoded.load` maps into memory."""
+        """Writes three .npy files for `Encoded.load`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for field in dataclasses.fields(self):
@@ -144,7 +149,7 @@ class Encoded:
 
     @classmethod
     def load(cls, folder: str | Path) -> Encoded:
-        """Maps what `save` wrote; the tokens stay on disk until they are used."""
+        """Memory-maps what `save` wrote."""
         return cls(
             *(
                 np.load(Path(folder) / f"{f.name}.npy", mmap_mode="r")
@@ -153,8 +158,8 @@ class Encoded:
         )
 
 
-def encode_all(examples: Sequence[Example], tokenizer) -> Encoded:
-    """Tokenises examples."""
+def encode_all(examples: Sequence[Example], tokenizer: Tokenizer) -> Encoded:
+    """Encodes examples into flat arrays."""
     tokens, ends, prompts, total = [], [], [], 0
     for example in examples:
         prompt, completion = encode(example, tokenizer)

@@ -382,7 +382,7 @@ def stored(sampler: Sampler, store: RunStore, salt: str = "") -> Sampler:
                 # A call may have few requests; earlier ones count with it, up to the window.
                 window = max(len(replies), min(len(store) + len(replies), FAILURE_WINDOW))
                 too_many = error if replies.count(None) > error.max_failed * window else None
-            records = {
+            records: dict[str | int, dict[str, Any]] = {
                 key: dataclasses.asdict(reply) if reply else {"text": None}
                 for key, reply in zip(missing, replies, strict=True)
                 if reply or not too_many

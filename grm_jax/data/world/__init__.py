@@ -1,10 +1,9 @@
-"""The judging world: endless comparisons whose correct answer follows from rules, and a scripted teacher."""
+"""The judging world: endless comparisons with rule-based labels, and a scripted teacher."""
 
+from grm_jax.data.world.families import HELD_OUT_NAMES, TRAINED_NAMES
 from grm_jax.data.world.items import (
     DEFAULT,
-    HELD_OUT_NAMES,
     SPLITS,
-    TRAINED_NAMES,
     Instruction,
     WorldConfig,
     believing,

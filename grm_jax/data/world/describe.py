@@ -1,6 +1,6 @@
-"""Prints what the judging world is like: sizes, lengths in tokens, balance of labels, scripted policies, the teacher.
+"""Prints statistics of the judging world: lengths, label balance, content-blind policies, teacher.
 
-python -m grm_jax.data.world.describe [items]
+python -m grm_jax.data.world.describe [ITEMS]
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import random
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,36 +20,35 @@ from grm_jax.text import parse, rendering, tokenizer
 from grm_jax.types import Comparison
 
 
-def strict(scores, best: int) -> bool:
-    """Whether `best` has the one highest score."""
+def strict(scores: Sequence[float], best: int) -> bool:
+    """Whether `best` alone has the highest score."""
     return all(scores[best] > s for i, s in enumerate(scores) if i != best)
 
 
 def lengths(items: list[Comparison], family: str = "compact") -> dict[int, np.ndarray]:
-    """Number of responses -> (items, 3): tokens of prompt, critique, and meta RM input."""
+    """Returns {number of responses: (items, 3) tokens of prompt, critique and meta RM input}."""
     tok = tokenizer.load(vocabulary_path())
-    found = collections.defaultdict(list)
+    tokens = collections.defaultdict(list)
     for i, c in enumerate(items):
         name = rendering.single_binary(family) if c.n == 1 else family
         text = teacher.critique(c, range(c.n), i)
         meta = tok.encode_chat(rendering.render(f"{family}/meta_rm", c, critique=text))
-        found[c.n].append(
-            (len(tok.encode_chat(rendering.render(name, c))), len(tok.encode(text)) + 1, len(meta))
-        )
-    return {n: np.array(rows) for n, rows in sorted(found.items())}
+        prompt = tok.encode_chat(rendering.render(name, c))
+        tokens[c.n].append((len(prompt), len(tok.encode(text)) + 1, len(meta)))
+    return {n: np.array(counts) for n, counts in sorted(tokens.items())}
 
 
 def controls(items: list[Comparison]) -> dict[str, float]:
-    """Accuracy of each scripted policy over comparisons of two or more responses, and of chance."""
+    """Returns the accuracy of chance and each policy on comparisons of two or more responses."""
     many = [c for c in items if c.n >= 2]
-    found = {"chance": sum(1 / c.n for c in many) / len(many)}
+    accuracy = {"chance": sum(1 / c.n for c in many) / len(many)}
     for name, policy in CONTROLS.items():
-        found[name] = sum(strict(policy(c), label_of(c)) for c in many) / len(many)
-    return found
+        accuracy[name] = sum(strict(policy(c), label_of(c)) for c in many) / len(many)
+    return accuracy
 
 
 def teacher_rates(items: list[Comparison], accuracy: float, shortcut: float) -> tuple[float, float]:
-    """(accuracy by the strict rule, share of ties with the best) of the scripted critic."""
+    """Returns the teacher's accuracy by the strict rule and its share of ties with the best."""
     right = tied = 0
     for i, c in enumerate(items):
         order = random.Random(i).sample(range(c.n), c.n)
@@ -64,42 +64,34 @@ def teacher_rates(items: list[Comparison], accuracy: float, shortcut: float) -> 
 
 
 def label_of(c: Comparison) -> int:
-    """The index of the best response of a world item of two or more."""
+    """Returns the index of the best response of a world item of two or more."""
     assert isinstance(c.label, int)
     return c.label
 
 
 def main(count: int = 4000) -> None:
+    """Prints the statistics of the first `count` items."""
     items = world.make_items("train", 0, count)
-    print(
-        f"{count} items of split train, seed 0\n\ntokens (p50 p95 max): prompt, critique, meta RM input"
-    )
-    found = lengths(items)
-    for n, rows in [*found.items(), ("all", np.concatenate(list(found.values())))]:
+    print(f"{count} items of split train, seed 0\n")
+    print("tokens (p50 p95 max): prompt, critique, meta RM input")
+    by_size = lengths(items)
+    for n, rows in [*by_size.items(), ("all", np.concatenate(list(by_size.values())))]:
         cells = [
             " ".join(f"{v:3.0f}" for v in np.percentile(rows[:, j], (50, 95, 100)))
             for j in range(3)
         ]
         print(f"  {n} responses ({len(rows)}): " + "   ".join(cells))
-    print("\nplace of the best response")
+    print("\nposition of the best response")
     for n in (2, 3, 4):
         places = collections.Counter(c.label for c in items if c.n == n)
-        print(
-            f"  {n} responses: " + " ".join(f"{places[i] / places.total():.3f}" for i in range(n))
-        )
-    print("\naccuracy of scripted policies, two or more responses")
+        shares = " ".join(f"{places[i] / places.total():.3f}" for i in range(n))
+        print(f"  {n} responses: {shares}")
+    print("\naccuracy of content-blind policies, two or more responses")
     for name, value in controls(items).items():
         print(f"  {name:9s} {value:.3f}")
-    print("\nteacher: asked accuracy, shortcuts -> accuracy, ties with the best")
-    for accuracy, shortcut in (
-        (1.0, 0.0),
-        (0.9, 0.0),
-        (0.75, 0.0),
-        (0.75, 0.25),
-        (0.75, 0.5),
-        (0.5, 0.0),
-        (0.5, 0.5),
-    ):
+    print("\nteacher: set accuracy, shortcuts -> measured accuracy, ties with the best")
+    rates = ((1, 0), (0.9, 0), (0.75, 0), (0.75, 0.25), (0.75, 0.5), (0.5, 0), (0.5, 0.5))
+    for accuracy, shortcut in rates:
         right, tied = teacher_rates(items, accuracy, shortcut)
         print(f"  {accuracy:.2f} {shortcut:.2f} -> {right:.3f} {tied:.3f}")
 

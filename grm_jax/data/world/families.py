@@ -1,10 +1,10 @@
-"""The families of tasks of the judging world: what is asked, what is right by rule, and how a slip looks.
+"""Task families of the judging world: their queries, correct results and near misses.
 
-A family is five small functions over one tuple of arguments. `draw` invents the arguments at a difficulty level,
-`ask` words the query, `solve` works out the result, `write` puts a result into an answer, and `read` says which result
-an answer shows. An answer is right when `read(arguments, answer) == solve(arguments)`: nothing else decides the truth.
-For most families `write` and `read` are the identity; for the instruction-following ones many answers are right
-("write 3 words") and `read` measures the one at hand.
+A family is a few small functions over one tuple of arguments. `draw` samples the arguments at a
+difficulty level, `ask` writes the query, `solve` computes the result, `write` puts a result into
+an answer, and `read` extracts it. An answer is correct if and only if `read(arguments, answer) ==
+solve(arguments)`. For most families `write` and `read` are the identity; an instruction-following
+one has many correct answers ("write 3 words"), and `read` measures them.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import dataclasses
 import random
 from collections.abc import Callable
 
+from grm_jax.registry import Registry
+
 LEVELS = (0, 1, 2, 3)  # difficulty: longer lists, larger numbers
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-# Short, common and distinct, so that a small vocabulary can hold each of them (and its capitals) as one piece.
+# Short, common and distinct: each, and its capitals, is one piece of a small vocabulary.
 WORDS = (
     "cat",
     "dog",
@@ -32,7 +34,7 @@ WORDS = (
     "river",
 )
 
-Args = tuple
+Args = tuple[str, ...]
 
 
 def _identity(args: Args, text: str) -> str:
@@ -44,15 +46,15 @@ class Family:
     """One kind of task.
 
     Attributes:
-      name: Unique name.
+      name: unique name.
       draw: (rng, level) -> arguments, a tuple of strings.
       ask: arguments -> query text.
-      solve: arguments -> the right result.
-      slip: (rng, arguments, result) -> a result that is nearly right; never equal to `result`.
-      write: (rng, arguments, result) -> an answer that shows this result.
-      read: (arguments, answer) -> the result that the answer shows.
-      closed: True where there are few distinct queries (facts to know rather than inputs to work on). Their queries
-        recur across splits; every other family keeps each query in one split.
+      solve: arguments -> the correct result.
+      slip: (rng, arguments, result) -> a near miss, never equal to `result`.
+      write: (rng, arguments, result) -> an answer with this result.
+      read: (arguments, answer) -> the answer's result.
+      closed: whether there are few distinct queries (facts to know). Their queries recur across
+        splits; every other family keeps each query in one split.
     """
 
     name: str
@@ -65,7 +67,7 @@ class Family:
     closed: bool = False
 
 
-# ---------------------------------------------------------------- slips: results that are nearly right
+# ---------------------------------------------------------------- slips: near misses of a result
 
 
 def _off_by(rng: random.Random, args: Args, result: str) -> str:
@@ -79,7 +81,7 @@ def _other_item(rng: random.Random, args: Args, result: str) -> str:
 
 
 def _swap_two(rng: random.Random, args: Args, result: str) -> str:
-    """Two neighbouring unequal items of a list change places; one item is altered where all are equal."""
+    """Swaps two adjacent unequal items; alters one if all are equal."""
     items = result.split()
     spots = [i for i in range(len(items) - 1) if items[i] != items[i + 1]]
     if not spots:
@@ -90,7 +92,7 @@ def _swap_two(rng: random.Random, args: Args, result: str) -> str:
 
 
 def _alter_one(rng: random.Random, args: Args, result: str) -> str:
-    """One item of a list becomes another of its kind (letter, digit, or word in the same case)."""
+    """Replaces one item by another of its kind (letter, digit, or word in the same case)."""
     items = result.split()
     i = rng.randrange(len(items))
     items[i] = rng.choice([k for k in _kin(items[i]) if k != items[i]])
@@ -145,14 +147,14 @@ def _member_args(rng: random.Random, level: int) -> Args:
 
 
 def _edit_args(rng: random.Random, level: int) -> Args:
-    """(old, new, items...): old occurs exactly once among the items, new never."""
+    """(old, new, *items): old occurs once among the items, new never."""
     old, new, *items = _distinct_letters(rng, 4 + level)
     items.insert(rng.randrange(len(items) + 1), old)
     return (old, new, *items)
 
 
 def _other_words(rng: random.Random, args: Args, result: str, *, first: bool) -> str:
-    """Two or three words that begin, or end, with the word `result`."""
+    """Two or three words of which the first, or the last, is `result`."""
     rest = rng.sample([w for w in WORDS if w not in (result, *args)], rng.choice((1, 2)))
     return " ".join([result, *rest] if first else [*rest, result])
 
@@ -264,7 +266,7 @@ TRAINED = (
     ),
 )
 
-# Asked in the general instruction data, never judged in training: held out to measure whether judging carries over.
+# In the general instructions, but not judged in training: they measure generalisation of judging.
 HELD_OUT = (
     Family(
         "smallest",
@@ -306,13 +308,13 @@ HELD_OUT = (
     ),
 )
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (*TRAINED, *HELD_OUT)}
+FAMILIES: Registry[Family] = Registry("family")
+for _family in (*TRAINED, *HELD_OUT):
+    FAMILIES.add(_family.name, _family)
 TRAINED_NAMES = tuple(family.name for family in TRAINED)
 HELD_OUT_NAMES = tuple(family.name for family in HELD_OUT)
 
 
 def get_family(name: str) -> Family:
-    """Looks a family up; ValueError with the known names otherwise."""
-    if name not in FAMILIES:
-        raise ValueError(f"unknown family {name!r}: use one of {', '.join(FAMILIES)}")
+    """Returns a family. Raises ValueError, with the known names, for an unknown one."""
     return FAMILIES[name]

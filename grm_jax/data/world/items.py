@@ -1,11 +1,11 @@
-"""The judging world: comparisons whose truth is decided by rules, made from nothing but (seed, split, index).
+"""The judging world: comparisons whose labels follow from rules.
 
-Item i of a split is a pure function of the seed, the split's name and i. So there is no state to save beyond a position,
-hosts can read disjoint ranges, and an item is the same on every machine.
+Item i of a split is a pure function of the seed, the split's name and i. So a position is all the
+state there is, hosts can read disjoint ranges, and an item is the same on every machine.
 
-    items = make_items("train", start=0, count=64, seed=0)             # trained families
-    items = make_items("test", 0, 64, families=HELD_OUT_NAMES)          # families that training never judges
-    chats = general_items("train", 0, 64)                               # plain query -> right answer, all families
+    items = make_items("train", start=0, count=64, seed=0)      # trained families
+    items = make_items("test", 0, 64, families=HELD_OUT_NAMES)  # families not judged in training
+    chats = general_items("train", 0, 64)                       # query -> correct answer
 """
 
 from __future__ import annotations
@@ -15,15 +15,7 @@ import hashlib
 import random
 from collections.abc import Mapping, Sequence
 
-from grm_jax.data.world.families import (
-    FAMILIES,
-    HELD_OUT_NAMES,
-    LEVELS,
-    TRAINED_NAMES,
-    Args,
-    Family,
-    get_family,
-)
+from grm_jax.data.world.families import FAMILIES, LEVELS, TRAINED_NAMES, Args, Family, get_family
 from grm_jax.data.world.responses import (
     EMPTY,
     HEDGED,
@@ -37,32 +29,23 @@ from grm_jax.data.world.responses import (
 )
 from grm_jax.types import Comparison
 
-__all__ = [
-    "DEFAULT",
-    "HELD_OUT_NAMES",
-    "SPLITS",
-    "TRAINED_NAMES",
-    "Instruction",
-    "WorldConfig",
-    "general_items",
-    "make_items",
-]
-
-# Tenths of the space of queries that each split owns, by hash.
+# Tenths of the hash space of queries that belong to each split.
 SPLITS = {"train": range(0, 8), "validation": range(8, 9), "test": range(9, 10)}
 _MAX_TRIES = 200
 
 
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
-    """The mixture that items are drawn from.
+    """The distribution of items.
 
     Attributes:
-      levels: Difficulty level -> weight.
-      sizes: Number of responses -> weight.
-      best_hedged: Share of comparisons whose best response is the hedged one (a right result beside a wrong one).
-      distractors: Weight of each lower grade (HEDGED, WRONG, EMPTY) among the other responses.
-      reference: Whether comparisons carry a right answer as their reference. Off: a template may show it to the judge.
+      levels: difficulty level -> weight.
+      sizes: number of responses -> weight.
+      best_hedged: share of comparisons whose best response is hedged (a correct result and a wrong
+        one).
+      distractors: weight of each lower grade (HEDGED, WRONG, EMPTY) among the other responses.
+      reference: whether comparisons have a correct answer as reference. Off by default: a template
+        may show it to the judge.
     """
 
     levels: Mapping[int, float] = dataclasses.field(
@@ -77,7 +60,7 @@ class WorldConfig:
     )
     reference: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if unknown := set(self.levels) - set(LEVELS):
             raise ValueError(f"levels {sorted(unknown)} do not exist: use {LEVELS}")
         if bad := [n for n in self.sizes if n < 1]:
@@ -89,7 +72,7 @@ DEFAULT = WorldConfig()
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """A general instruction with a right answer."""
+    """A general instruction with a correct answer."""
 
     query: str
     answer: str
@@ -98,7 +81,7 @@ class Instruction:
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """The same as two chat turns."""
+        """Query and answer as two chat turns."""
         return [
             {"role": "user", "content": self.query},
             {"role": "assistant", "content": self.answer},
@@ -113,22 +96,24 @@ def make_items(
     families: Sequence[str] | None = None,
     config: WorldConfig = DEFAULT,
 ) -> list[Comparison]:
-    """Comparisons start ... start + count - 1 of a split.
+    """Returns comparisons start ... start + count - 1 of a split.
 
     Args:
-      split: "train", "validation" or "test"; no query of an open family, and no item at all, is in two splits.
-      start: Index of the first item, 0 or more.
-      count: Number of items.
-      seed: Another seed is another world of the same kind.
-      families: Names of families to draw from, equally often; the trained ones unless given.
-      config: Mixture of levels, sizes and grades.
+      split: "train", "validation" or "test". No item, and no query of a family that is not closed,
+        is in two splits.
+      start: index of the first item, 0 or more.
+      count: number of items.
+      seed: of the world.
+      families: names of the families to draw from, equally often; the trained ones by default.
+      config: distribution of levels, sizes and grades.
 
     Returns:
-      Comparisons. For two or more responses `label` is the index of the single best one, for one response (1.0,) or
-      (0.0,). `meta["world"]` holds family, level, arguments, result, and per response its grade, reading and manner.
+      Comparisons. `label` is the index of the single best response; of a single response (1.0,) or
+      (0.0,). `meta["world"]` has family, level, arguments, result, and the grade, reading and
+      manner of each response.
 
     Raises:
-      ValueError: Unknown split or family, or a negative range.
+      ValueError: unknown split or family, or a negative range.
     """
     names = _checked(split, start, count, families, TRAINED_NAMES)
     return [_comparison(split, i, seed, names, config) for i in range(start, start + count)]
@@ -142,16 +127,17 @@ def general_items(
     families: Sequence[str] | None = None,
     config: WorldConfig = DEFAULT,
 ) -> list[Instruction]:
-    """General instructions start ... start + count - 1 of a split: a plain query and a right answer.
+    """Returns general instructions start ... start + count - 1 of a split, with correct answers.
 
-    All families are asked here, the held-out ones too: what is held out is judging them. Arguments as in `make_items`.
+    They cover all families: of the held-out ones only the judging is held out. Arguments as in
+    `make_items`.
     """
     names = _checked(split, start, count, families, tuple(FAMILIES))
     return [_instruction(split, i, seed, names, config) for i in range(start, start + count)]
 
 
 def _checked(
-    split: str, start: int, count: int, families, default: tuple[str, ...]
+    split: str, start: int, count: int, families: Sequence[str] | None, default: tuple[str, ...]
 ) -> tuple[str, ...]:
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: use one of {', '.join(SPLITS)}")
@@ -177,7 +163,7 @@ def _bucket(*parts: str) -> int:
 
 
 def _in_split(split: str, family: Family, query: str, responses: Sequence[str] = ()) -> bool:
-    """Whether the split owns this item: by its query, or where queries are few by query and responses together."""
+    """Whether the item belongs to the split: by its query, in closed families by its responses."""
     if not family.closed:
         return _bucket(query) in SPLITS[split]
     return not responses or _bucket(query, *sorted(responses)) in SPLITS[split]
@@ -194,24 +180,18 @@ def _comparison(
         query = family.ask(args)
         responses = _responses(rng, family, args, n, config)
         if responses and _in_split(split, family, query, responses):
-            return _as_comparison(
-                f"world-{seed}-{split}-{index}",
-                family,
-                level,
-                args,
-                query,
-                responses,
-                config.reference,
-            )
+            id = f"world-{seed}-{split}-{index}"
+            return _as_comparison(id, family, level, args, responses, config.reference)
     raise ValueError(
-        f"no item of family {family.name!r}, level {level}, with {n} responses fits split {split!r}: use fewer responses"
+        f"no item of family {family.name!r}, level {level}, with {n} responses is in split "
+        f"{split!r}: use fewer responses"
     )
 
 
 def _responses(
     rng: random.Random, family: Family, args: Args, n: int, config: WorldConfig
 ) -> list[str] | None:
-    """n responses in random order, exactly one of the highest grade where n >= 2; None where the draw fails."""
+    """n responses in random order, one of them with the highest grade; None if the draw fails."""
     best = RIGHT if rng.random() >= config.best_hedged else HEDGED
     if n == 1:
         targets = [best if rng.random() < 0.5 else _pick(rng, config.distractors)]
@@ -220,7 +200,7 @@ def _responses(
         targets = [best, *(_pick(rng, lower) for _ in range(n - 1))]
     responses: list[str] = []
     for target in targets:
-        response = _aimed(rng, family, args, target, responses)
+        response = _response(rng, family, args, target, responses)
         if response is None:
             return None
         responses.append(response)
@@ -228,28 +208,22 @@ def _responses(
     return responses
 
 
-def _aimed(
-    rng: random.Random, family: Family, args: Args, target: int, taken: list[str]
+def _response(
+    rng: random.Random, family: Family, args: Args, target: int, used: list[str]
 ) -> str | None:
-    """A new response of exactly the grade `target`; a repeated one only where new ones have run out."""
+    """A response of grade `target` that is not in `used`, or a repeated one if none is found."""
     repeated = None
     for _ in range(12):
         response = write_response(rng, family, args, target)
         if grade(family, args, response) == target:
-            if response not in taken:
+            if response not in used:
                 return response
             repeated = response
     return repeated
 
 
 def _as_comparison(
-    name: str,
-    family: Family,
-    level: int,
-    args: Args,
-    query: str,
-    responses: list[str],
-    with_reference: bool,
+    id: str, family: Family, level: int, args: Args, responses: list[str], with_reference: bool
 ) -> Comparison:
     grades = [grade(family, args, response) for response in responses]
     result = family.solve(args)
@@ -266,14 +240,15 @@ def _as_comparison(
         label: int | tuple[float, ...] = (float(grades[0] == RIGHT),)
     else:
         label = grades.index(max(grades))
-    reference = family.write(random.Random(name), args, result) if with_reference else None
-    return Comparison(
-        query, tuple(responses), reference=reference, label=label, id=name, meta={"world": world}
-    )
+    reference = family.write(random.Random(id), args, result) if with_reference else None
+    return Comparison(family.ask(args), tuple(responses), reference, label, id, {"world": world})
 
 
 def believing(truth: Mapping, label: int | tuple[float, ...], rng: random.Random) -> dict:
-    """meta["world"] as it would be if `label` were the truth: what a teacher reads must not give away the label that a control has drawn anew."""
+    """Returns meta["world"] as if `label` were the truth.
+
+    The control with shuffled labels needs it: the teacher must not see the true label.
+    """
     grades, readings = list(truth["grades"]), truth["readings"]
     if isinstance(label, int):
         best = grades.index(max(grades))
@@ -303,10 +278,6 @@ def _instruction(
         query = family.ask(args)
         if _in_split(split, family, query):
             answer = draw_opening(rng, brief=True) + family.write(rng, args, family.solve(args))
-            return Instruction(
-                query,
-                answer,
-                f"general-{seed}-{split}-{index}",
-                {"family": family.name, "level": level},
-            )
-    raise ValueError(f"no query of family {family.name!r}, level {level}, fits split {split!r}")
+            meta = {"family": family.name, "level": level}
+            return Instruction(query, answer, f"general-{seed}-{split}-{index}", meta)
+    raise ValueError(f"no query of family {family.name!r}, level {level}, is in split {split!r}")

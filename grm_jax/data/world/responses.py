@@ -1,7 +1,7 @@
-"""Responses of graded quality: an opening of some manner, then an answer; and the rule that grades any such text.
+"""Responses of graded quality: an opening in some manner, then an answer; and the grading rule.
 
-Manner and quality are drawn independently, so that neither length nor confidence tells which response is right:
-long-winded wrong, terse right and confidently wrong responses are all common.
+Manner and quality are drawn independently, so neither length nor confidence predicts the correct
+response: long-winded wrong, terse correct and confidently wrong responses are all common.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import random
 
 from grm_jax.data.world.families import Args, Family
 
-# Openings by manner. Each ends with a colon: what follows the last colon is the answer. No manner is without an opening,
-# so that an item of an answer always follows a space and is always the same piece of the vocabulary.
+# Openings by manner. Each ends with a colon: the answer follows the last colon. Every manner has an
+# opening, so an item of an answer always follows a space and is always the same vocabulary piece.
 OPENINGS = {
     "terse": ("so: ",),
     "plain": ("answer: ", "it is: "),
@@ -20,18 +20,17 @@ OPENINGS = {
 }
 NO_ANSWERS = ("pass", "no idea", "tea")
 
-# Grades, best first. A response that names the right result and another one has not answered well, but better than a
-# wrong one; one that does not answer at all is the worst.
+# Grades, best first. A hedged response names the correct result and another one.
 RIGHT, HEDGED, WRONG, EMPTY = 3, 2, 1, 0
 
 
 def answer_of(response: str) -> str:
-    """The answer inside a response: the text after its last colon, or all of it."""
+    """Returns the answer of a response: the text after its last colon, or all of it."""
     return response.rsplit(": ", 1)[-1].strip()
 
 
 def manner_of(response: str) -> str:
-    """The manner ("terse", "plain", "sure", "wordy") that a response opens in."""
+    """Returns the manner of a response's opening: "terse", "plain", "sure" or "wordy"."""
     for manner, openings in OPENINGS.items():
         if any(opening and response.startswith(opening) for opening in openings):
             return manner
@@ -39,7 +38,7 @@ def manner_of(response: str) -> str:
 
 
 def grade(family: Family, args: Args, response: str) -> int:
-    """The grade of a response by rule, from its text alone: RIGHT, HEDGED, WRONG or EMPTY."""
+    """Grades a response from its text alone: RIGHT, HEDGED, WRONG or EMPTY."""
     answer, result = answer_of(response), family.solve(args)
     if family.read(args, answer) == result:
         return RIGHT
@@ -52,7 +51,7 @@ def grade(family: Family, args: Args, response: str) -> int:
 
 
 def reading_of(family: Family, args: Args, response: str) -> str:
-    """What a critic notes down for a response: the result it shows; for hedged and empty ones a word that says so."""
+    """Returns the result that a response gives, "both" if it is hedged, "nothing" if empty."""
     answer = answer_of(response)
     if answer in NO_ANSWERS and family.read(args, answer) != family.solve(args):
         return "nothing"
@@ -62,15 +61,15 @@ def reading_of(family: Family, args: Args, response: str) -> str:
 
 
 def draw_opening(rng: random.Random, *, brief: bool = False) -> str:
-    """An opening of a random manner. Brief ones make up for answers that are long (hedged ones name two results)."""
+    """Draws an opening. Brief ones compensate for long answers (hedged: two results)."""
     manners = ("terse", "plain") if brief else tuple(OPENINGS)
     return rng.choice(OPENINGS[rng.choice(manners)])
 
 
 def write_response(rng: random.Random, family: Family, args: Args, target: int) -> str:
-    """A response that aims at the grade `target`, in a random manner.
+    """Writes a response intended for the grade `target`, in a random manner.
 
-    The aim can be missed ("no idea" has two words, which may be what was asked for): callers grade the text.
+    Its grade may differ ("no idea" has two words, which may be correct): callers grade the text.
     """
     opening = draw_opening(rng, brief=target == HEDGED)
     result = family.solve(args)

@@ -1,9 +1,9 @@
-"""A scripted critic for the judging world: it plays the sampling model of rejective fine-tuning.
+"""A scripted critic for the judging world: the sampling model of rejective fine-tuning.
 
-It writes principles with weights, works the result out, holds each response against it, and scores. It errs at
-adjustable rates, and in the ways that models err: an improper principle, a slip in the working, a misread response, a tie,
-or no working at all but a judgement by manner ("sounds sure"). Errors propagate: after a slip, verdicts and scores follow
-the wrong result.
+It writes weighted principles, computes the result, compares each response with it, and scores. At
+adjustable rates it makes the errors of models: an improper principle, a slip in the working, a
+misread response, a tie, or a shortcut that judges by manner ("sounds sure") without working. Errors
+propagate: after a slip, verdicts and scores follow the wrong result.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from grm_jax.data.world.families import TRAINED_NAMES, get_family
 from grm_jax.data.world.responses import EMPTY, HEDGED, RIGHT, WRONG
 from grm_jax.types import Comparison
 
-# What the main principle asks, by family: it is about this very query, and the working follows from it.
+# Main principle by family: it is specific to the query, and the working follows from it.
 AIMS = {
     "add": "the sum is right",
     "largest": "the largest item",
@@ -36,15 +36,15 @@ AIMS = {
     "ending": "the last word",
     "opening": "the first word",
 }
-_RULED = ("length", "ending", "opening", "capitals")  # families about following an instruction
+_RULED = ("length", "ending", "opening", "capitals")  # instruction-following families
 _SECOND = (("Clarity", "one clear answer"), ("Brevity", "no idle talk"))
-_SHALLOW = ("Tone", "it sounds sure")  # what a judgement without working goes by
+_SHALLOW = ("Tone", "it sounds sure")  # principle of a shortcut
 NAMES = ("Accuracy", "Instruction", *(name for name, _ in _SECOND), _SHALLOW[0])
 DESCRIPTIONS = (*AIMS.values(), *(text for _, text in _SECOND), _SHALLOW[1])
 
-WEIGHTS = (60, 70, 80, 40, 30, 20)  # percent: of a main principle, then what is left for the second
+WEIGHTS = (60, 70, 80, 40, 30, 20)  # percent: of main principles, then the rest for the second
 
-# Scores by grade, all of one digit (one token); n = 1 is scored 0 or 1 instead.
+# Scores by grade, one digit (one token) each; a single response is scored 0 or 1.
 _SCORES = {RIGHT: (8, 9), HEDGED: (5, 6), WRONG: (2, 3, 4), EMPTY: (1,)}
 _VERDICTS = {RIGHT: "right", HEDGED: "unclear", WRONG: "wrong", EMPTY: "empty"}
 # The other fixed words of a critique, for the vocabulary.
@@ -56,13 +56,11 @@ PHRASES = (
 
 @dataclasses.dataclass(frozen=True)
 class Errors:
-    """How a text that goes wrong goes wrong: relative weights."""
+    """Relative weights of the errors in a text with an error."""
 
     slip: float = 0.4  # the working ends at a wrong result
-    principle: float = (
-        0.1  # the main principle is another family's, and the working ends at a wrong result
-    )
-    misread: float = 0.25  # one verdict is off
+    principle: float = 0.1  # the main principle is another family's, and the result is wrong
+    misread: float = 0.25  # one verdict is inverted
     tie: float = 0.25  # the best shares its score with another
 
 
@@ -80,26 +78,27 @@ def critique(
     """Writes one critique.
 
     Args:
-      comparison: From `world.make_items`.
+      comparison: from `world.make_items`.
       order: order[j] is the caller's index of the response shown at position j.
-      rng: A generator, or a seed for one.
-      accuracy: Probability that a text with working is free of errors.
-      shortcut: Share of texts that skip the working and judge by manner; such a text is right about as often as chance.
-      hint: Caller's index of the best response, if the critic was told. Working is then free of slips, and a
+      rng: a generator, or a seed for one.
+      accuracy: probability that a text with working has no error.
+      shortcut: share of texts that skip the working and judge by manner; they are correct about as
+        often as chance.
+      hint: caller's index of the best response, for a hinted text. Its working has no slip, and a
         shortcut follows the hint.
-      errors: Mixture of the errors.
-      principles: Whether the text opens with principles.
+      errors: distribution of the errors.
+      principles: whether the text starts with principles.
 
     Returns:
-      Principles, analysis, then the scores in a box, in prompt order.
+      Principles, analysis, and the boxed scores in prompt order.
 
     Raises:
-      ValueError: The comparison is not from the world, or `order` is not a permutation of its responses.
+      ValueError: the comparison is not from the world, or `order` is not a permutation.
     """
     world = comparison.meta.get("world")
     if world is None:
         raise ValueError(
-            f"comparison {comparison.id!r} has no meta['world']: the teacher only knows world items"
+            f"comparison {comparison.id!r} has no meta['world']: the teacher needs world items"
         )
     if sorted(order) != list(range(comparison.n)):
         raise ValueError(f"order {tuple(order)} is not a permutation of {comparison.n} responses")
@@ -132,7 +131,7 @@ def _principles(world: Mapping, rng: random.Random, short: bool, improper: bool)
 def _by_manner(
     world: Mapping, order: Sequence[int], rng: random.Random, hint: int | None
 ) -> tuple[str, list[int]]:
-    """Judges without working: whoever sounds sure, or whoever the hint names."""
+    """A shortcut: the best is the response that sounds surest, or the hinted one."""
     if len(order) == 1:
         good = world["grades"][0] == RIGHT if hint is not None else rng.random() < 0.5
         return ("1 sounds sure." if good else "1 sounds unsure."), [int(good)]
@@ -150,12 +149,9 @@ def _by_manner(
 def _by_working(
     world: Mapping, order: Sequence[int], rng: random.Random, error: str
 ) -> tuple[str, list[int]]:
-    """Works the result out, compares each response with it, scores by verdict."""
-    result, readings, grades = (
-        world["result"],
-        [world["readings"][i] for i in order],
-        [world["grades"][i] for i in order],
-    )
+    """Computes the result, compares each response with it, and scores by verdict."""
+    result = world["result"]
+    readings, grades = ([world[name][i] for i in order] for name in ("readings", "grades"))
     if error in ("slip", "principle"):
         result = _slipped(world, readings, rng)
         grades = [_regrade(g, reading, result) for g, reading in zip(grades, readings)]
@@ -176,7 +172,7 @@ def _by_working(
 
 
 def _slipped(world: Mapping, readings: Sequence[str], rng: random.Random) -> str:
-    """A wrong result: half the time one that some response shows, which then looks right."""
+    """A wrong result: half the time that of a response, which then appears correct."""
     shown = [r for r in readings if r not in (world["result"], "both", "nothing")]
     if shown and rng.random() < 0.5:
         return rng.choice(shown)
@@ -185,7 +181,7 @@ def _slipped(world: Mapping, readings: Sequence[str], rng: random.Random) -> str
 
 
 def _regrade(grade: int, reading: str, result: str) -> int:
-    """The grade that follows from a wrong result; what hedges or does not answer keeps its grade."""
+    """The grade of a response under a wrong result; hedged and empty ones keep theirs."""
     if grade in (HEDGED, EMPTY):
         return grade
     return RIGHT if reading == result else WRONG

@@ -1,8 +1,9 @@
-"""The small SentencePiece vocabulary of the judging world, trained from the world's own text.
+"""The small SentencePiece vocabulary of the judging world, trained on the world's own text.
 
-The committed file is `assets/world.model`; `train_vocabulary()` makes it again, byte for byte. Fixed phrases (openings,
-principles, lines of the prompt templates) become single pieces, so prompts stay short; items of lists (letters,
-digits, words) stay one piece each and never merge with their neighbours, so the tasks stay readable to a small model.
+The committed file is `assets/world.model`; `train_vocabulary()` reproduces it byte for byte. Fixed
+phrases (openings, principles, lines of the prompt templates) are single pieces, so prompts are
+short. List items (letters, digits, words) are one piece each and never merge, so that a small model
+can learn the tasks.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from grm_jax.data.world.responses import NO_ANSWERS, OPENINGS
 from grm_jax.data.world.teacher import DESCRIPTIONS, NAMES, PHRASES, WEIGHTS
 
 SIZE = 800
-MOST_RESPONSES = 6  # numbers with a marker of their own
+MOST_RESPONSES = 6  # responses whose markers are single pieces
 TURN_SYMBOLS = ("<start_of_turn>", "<end_of_turn>", "\n", "\n\n")
-# The first lines of the prompts that training renders: one piece each.
+# First lines of the training prompts: one piece each.
 HEADS = (
     "Score 1-10: principles, analysis, \\boxed{scores}.",
     "Score 1-10: principles, analysis, \\boxed{score}.",
     "Correct 0 or 1: principles, analysis, \\boxed{score}.",
 )
-# Other fixed lines of the `compact` prompt templates and words of the chat format. Other wordings still encode, in more pieces.
+# Other fixed lines of the `compact` templates and the chat format. Other text takes more pieces.
 TEMPLATE_PHRASES = (
     "user",
     "model",
@@ -41,20 +42,20 @@ TEMPLATE_PHRASES = (
     "Hint: the best response is Response",
     "Hint: the correct score is",
 )
-_REPEATS = 20  # how often a phrase is seen: merges inside phrases come before any other
+_REPEATS = 20  # occurrences of a phrase: merges inside phrases come first
 
 
 def vocabulary_path() -> pathlib.Path:
-    """The committed vocabulary file."""
+    """Returns the committed vocabulary file."""
     return pathlib.Path(__file__).parent / "assets" / "world.model"
 
 
 def train_vocabulary() -> bytes:
     """Trains the vocabulary and returns the serialised SentencePiece model.
 
-    Ids are Gemma's: pad 0, eos 1, bos 2, unk 3; then the turn symbols, the newline, and a digit after a space. The text
-    is taken as it is (no normalisation, no dummy prefix), bytes stand in for unknown characters, so any text
-    round-trips. One thread and a fixed corpus: the same bytes every time.
+    Ids are Gemma's: pad 0, eos 1, bos 2, unk 3; then the turn symbols, the newline, and digits
+    after a space. Without normalisation or dummy prefix and with byte fallback, any text
+    round-trips. One thread and a fixed corpus make the result reproducible.
     """
     import sentencepiece as spm
 
@@ -91,7 +92,7 @@ def train_vocabulary() -> bytes:
 
 
 def corpus() -> list[str]:
-    """The sentences that the vocabulary is trained on: fixed phrases often, single items as often, each character once."""
+    """Returns the training sentences: phrases and items `_REPEATS` times, each character once."""
     phrases = [
         *_opening_phrases(),
         *(f" {text}" for text in NO_ANSWERS),
@@ -110,7 +111,7 @@ def _opening_phrases() -> list[str]:
 
 
 def _query_phrases() -> list[str]:
-    """The fixed words of every family's query, with the arguments taken out."""
+    """The fixed words of every family's query, without the arguments."""
     phrases = []
     for family in FAMILIES.values():
         marks = [f"{i:04d}" for i in range(4)]
@@ -119,7 +120,7 @@ def _query_phrases() -> list[str]:
 
 
 def _fixed_symbols() -> list[str]:
-    """Pieces that hold digits or line breaks, which training would otherwise cut apart: heads, markers, weights; and principles."""
+    """Pieces with digits or line breaks, which training would split; and the principles."""
     numbers = range(1, MOST_RESPONSES + 1)
     symbols = ["\n[Query]\n", "\n[/Query]", "\n[Reference]\n", "\n[/Reference]", "\n\n\\boxed{"]
     symbols += [f"\n[Response▁{i}]\n" for i in numbers] + [f"\n[/Response▁{i}]" for i in numbers]

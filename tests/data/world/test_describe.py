@@ -10,7 +10,7 @@ from grm_jax.data.world import describe
 def test_it_prints_every_measurement(capsys):
     describe.main(60)
     text = capsys.readouterr().out
-    for part in ("2 responses", "place of the best response", "longest", "chance", "0.75 0.25 ->"):
+    for part in ("2 responses", "position of the best response", "longest", "chance", "0.75 0.25 ->"):
         assert part in text
 
 

@@ -134,7 +134,7 @@ def test_the_same_seed_writes_the_same_text(items):
 
 
 def test_it_only_knows_the_world():
-    with pytest.raises(ValueError, match="only knows world items"):
+    with pytest.raises(ValueError, match="needs world items"):
         teacher.critique(Comparison("q", ("a", "b"), label=0), (0, 1), 0)
     with pytest.raises(ValueError, match="not a permutation"):
         teacher.critique(world.make_items("train", 0, 1)[0], (0, 0), 0)
