@@ -110,7 +110,10 @@ def encode(example: Example, tokenizer: Tokenizer) -> tuple[list[int], list[int]
 def end_of_turn(tokenizer: Tokenizer) -> int:
     """Returns the id of "<end_of_turn>", or of the end of text if the vocabulary lacks it."""
     id = tokenizer.id_of("<end_of_turn>")
-    return tokenizer.eos_id if id is None else id
+    id = tokenizer.eos_id if id is None else id
+    if id is None:
+        raise ValueError("the tokenizer has neither <end_of_turn> nor an end-of-text token")
+    return id
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,13 +47,13 @@ PANELS = {
 }
 
 
-def held_out(config: Any) -> list[Comparison]:
+def held_out(config: Any, workdir: Any = None) -> list[Comparison]:
     """Returns the comparisons of the evaluation.
 
     Each has one best response and occurs once. Reference answers are removed, because a template
     would show them. Raises ValueError if no comparison is left.
     """
-    source = sources.judging(config, config.eval.split)
+    source = sources.judging(config, config.eval.split, workdir=workdir)
     count = min(config.eval.comparisons, source.size or config.eval.comparisons)
     labelled = [
         dataclasses.replace(c, reference=None) for c in source.take(0, count) if c.best is not None
@@ -84,7 +84,7 @@ def run(
       folders: the folder of each stage.
     """
     start, section, cfg = time.time(), config.eval, model_config(config)
-    comparisons = held_out(config)
+    comparisons = held_out(config, folders["eval"].parent)
     resampler = Resampler([prompt_key(c) for c in comparisons])
     log.info("evaluation on %d comparisons of split %s", len(comparisons), section.split)
     meta = meta_params = None

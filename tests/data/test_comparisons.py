@@ -89,18 +89,24 @@ def test_public_files_are_read_whole(file, layout, count):
 
 TURNS = [{"role": "user", "content": "Q?"}]
 CHAT = lambda text: [*TURNS, {"role": "assistant", "content": text}]  # noqa: E731
+TEXTS = {"prompt": "Q?", "chosen": "good", "rejected": "bad"}
 ROWS = {
-    "comparison": {"query": "Q?", "responses": ["good", "bad", "worse"], "label": [1, 0, 0], "reference": "R", "id": 7},
+    "comparison": {"query": "Q?", "responses": ["good", "bad", "worse"], "label": [1, 0, 0]}
+    | {"reference": "R", "id": 7},
     "comparison of turns": {"query": TURNS, "responses": ["good"], "label": [1.0]},
-    "rewardbench": {"id": 3, "prompt": "Q?", "chosen": "good", "rejected": "bad", "subset": "math-prm", "chosen_model": "x"},
-    "rewardbench 2": {"id": "ties:1", "prompt": "Q?", "chosen": ["good", "fine"], "rejected": ["bad", "worse"], "num_correct": 2},
-    "trl texts": {"prompt": "Q?", "chosen": "good", "rejected": "bad"},
+    "rewardbench": TEXTS | {"id": 3, "subset": "math-prm", "chosen_model": "x"},
+    "rewardbench 2": {"id": "ties:1", "prompt": "Q?", "num_correct": 2}
+    | {"chosen": ["good", "fine"], "rejected": ["bad", "worse"]},
+    "trl texts": TEXTS,
     "trl turns": {"prompt": TURNS, "chosen": CHAT("good")[1:], "rejected": CHAT("bad")[1:]},
     "trl implicit": {"chosen": CHAT("good"), "rejected": CHAT("bad")},
-    "rmb": {"bon_uid": "u1", "conversation_input": TURNS, "bon_best": {"answer": "good", "llm_name": "m"},
-            "loser_list": [{"answer": "bad"}, {"answer": "worse"}], "category_path": "BoN_set/Helpfulness"},
-    "rmb pair": {"pair_uid": "u2", "conversation_input": TURNS, "chosen": {"answer": "good"}, "reject": {"answer": "bad"}},
-}  # fmt: skip
+    "rmb": {"bon_uid": "u1", "conversation_input": TURNS}
+    | {"bon_best": {"answer": "good", "llm_name": "m"}}
+    | {"loser_list": [{"answer": "bad"}, {"answer": "worse"}]}
+    | {"category_path": "BoN_set/Helpfulness"},
+    "rmb pair": {"pair_uid": "u2", "conversation_input": TURNS}
+    | {"chosen": {"answer": "good"}, "reject": {"answer": "bad"}},
+}
 
 
 def read(tmp_path, *rows, format=None):

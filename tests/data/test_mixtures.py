@@ -1,4 +1,4 @@
-"""seqio tasks and mixtures: sources, rates, malformed records, and the training path through them."""
+"""seqio tasks and mixtures: sources, rates, malformed records, and training on them."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Packed batches: nothing lost, nothing mixed up, any step at once, any number of processes."""
+"""Packed batches and batches of comparisons, by step and process; encoding of SFT examples."""
 
 import json
 
@@ -11,7 +11,7 @@ from grm_jax.text import tokenizer
 
 
 def encoded(lengths, prompt=2):
-    """Example i holds the token i + 1, `lengths[i]` times; the first `prompt` are its prompt."""
+    """Example i is token i + 1, `lengths[i]` times; its first `prompt` tokens are the prompt."""
     tokens = [np.full(n, i + 1, np.int32) for i, n in enumerate(lengths)]
     return sft.Encoded(
         np.concatenate(tokens), np.cumsum(lengths), np.full(len(lengths), prompt, np.int32)
@@ -21,7 +21,7 @@ def encoded(lengths, prompt=2):
 LENGTHS = np.random.default_rng(0).integers(3, 17, size=101)
 
 
-def test_a_row_in_full():
+def test_packed_row():
     batch = packing.PackedBatches(encoded([5, 4]), batch_size=1, seq_len=12, seed=1).batch(0)
     first, second = (1, 2) if batch["tokens"][0, 0] == 1 else (2, 1)
     a, b = (5, 4) if first == 1 else (4, 5)
@@ -32,7 +32,7 @@ def test_a_row_in_full():
     assert batch["weights"][0].tolist() == [0, 0] + [1] * (a - 2) + [0, 0] + [1] * (b - 2) + pad
 
 
-def test_every_example_is_there_once_an_epoch_and_whole():
+def test_every_example_occurs_whole_once_per_epoch():
     data = packing.PackedBatches(encoded(LENGTHS), batch_size=1, seq_len=32, seed=3)
     for epoch in range(2):
         counts = np.zeros(len(LENGTHS) + 1, int)
@@ -45,7 +45,7 @@ def test_every_example_is_there_once_an_epoch_and_whole():
     assert data.fill > 0.9
 
 
-def test_epochs_and_seeds_differ_and_steps_do_not_depend_on_what_came_before():
+def test_batch_depends_on_step_and_seed_only():
     data = packing.PackedBatches(encoded(LENGTHS), batch_size=4, seq_len=32, seed=3)
     other = packing.PackedBatches(encoded(LENGTHS), batch_size=4, seq_len=32, seed=4)
     again = packing.PackedBatches(encoded(LENGTHS), batch_size=4, seq_len=32, seed=3)
@@ -68,7 +68,7 @@ def test_processes_share_one_global_batch(processes):
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), rows)
 
 
-def test_too_long_examples_are_left_out_and_said(caplog):
+def test_too_long_examples_are_dropped_and_logged(caplog):
     data = packing.PackedBatches(encoded([5, 40, 6]), batch_size=1, seq_len=16)
     assert data.too_long == [1]
     assert "1 of 3 examples are longer than 16 tokens" in caplog.text
@@ -78,7 +78,7 @@ def test_too_long_examples_are_left_out_and_said(caplog):
         packing.PackedBatches(encoded([5]), 4, 16, process_count=3)
 
 
-def test_encoding_ends_a_turn_and_saves(tmp_path):
+def test_encoded_completion_ends_with_end_of_turn_and_is_saved(tmp_path):
     tok = tokenizer.load(vocabulary.vocabulary_path())
     general = world.general_items("train", 0, 20)
     examples = [sft.Example(tuple(g.messages[:-1]), g.answer, id=g.id) for g in general]
@@ -94,7 +94,7 @@ def test_encoding_ends_a_turn_and_saves(tmp_path):
     np.testing.assert_array_equal(loaded[7][0], data[7][0])
 
 
-def test_examples_are_read_in_three_forms(tmp_path):
+def test_three_forms_of_example_records(tmp_path):
     path = tmp_path / "e.jsonl"
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     rows = [
@@ -109,7 +109,7 @@ def test_examples_are_read_in_three_forms(tmp_path):
     assert sft.write_examples(tmp_path / "out.jsonl", examples) == 3
     assert list(sft.read_examples(tmp_path / "out.jsonl")) == examples
     path.write_text('{"messages": []}\n')
-    with pytest.raises(records.TooManyMalformed, match=r"e\.jsonl:1: neither"):
+    with pytest.raises(records.TooManyMalformed, match=r"e\.jsonl:1: no 'completion'"):
         list(sft.read_examples(path))
 
 
@@ -130,7 +130,7 @@ def test_comparison_batches_by_step_and_process():
         batches.from_list([])
 
 
-def test_the_world_as_a_source_never_repeats():
+def test_places_of_the_world_never_repeat():
     stream = batches.ComparisonBatches(batches.from_world("train", start=100), batch_size=4)
     assert stream.batch(2) == world.make_items("train", 108, 4)
 

@@ -1,4 +1,4 @@
-"""The printed measurements, and that the data modules stay light."""
+"""The printed statistics; imports of the data modules."""
 
 import subprocess
 import sys
@@ -7,11 +7,17 @@ from grm_jax.data import world
 from grm_jax.data.world import describe
 
 
-def test_it_prints_every_measurement(capsys):
+def test_every_statistic_is_printed(capsys):
     describe.main(60)
-    text = capsys.readouterr().out
-    for part in ("2 responses", "position of the best response", "longest", "chance", "0.75 0.25 ->"):
-        assert part in text
+    printed = capsys.readouterr().out
+    for text in (
+        "2 responses",
+        "position of the best response",
+        "longest",
+        "chance",
+        "0.75 0.25 ->",
+    ):
+        assert text in printed
 
 
 def test_rates_of_a_perfect_teacher():

@@ -1,4 +1,4 @@
-"""The scripted critic: readable by the parser, as accurate as asked, wrong in the ways it says."""
+"""The scripted critic: parseable texts, adjustable accuracy, errors of each kind."""
 
 import random
 
@@ -37,18 +37,19 @@ def rates(items, **options):
     return right / len(items), tied / len(items)
 
 
-def test_without_errors_every_text_is_right(items):
+def test_every_text_without_errors_is_correct(items):
     assert rates(items, accuracy=1.0, shortcut=0.0) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize("accuracy", [0.2, 0.5, 0.8])
 def test_accuracy_is_adjustable(items, accuracy):
     right, _ = rates(items, accuracy=accuracy, shortcut=0.0)
-    # Some errors do no harm (a misread loser): what comes out lies above what was asked, by less than a quarter of the errors.
+    # Some errors are harmless (a misread loser), so measured accuracy is above the set one, by less
+    # than a quarter of the errors.
     assert accuracy - 0.03 < right < accuracy + 0.25 * (1 - accuracy) + 0.03
 
 
-def test_each_error_does_what_it_says(items):
+def test_each_kind_of_error(items):
     many = [c for c in items if c.n >= 2]
     tie = teacher.Errors(slip=0, principle=0, misread=0, tie=1)
     assert rates(many, accuracy=0.0, shortcut=0.0, errors=tie) == (0.0, 1.0)
@@ -58,14 +59,14 @@ def test_each_error_does_what_it_says(items):
         assert f"result {c.meta['world']['result']}\n" not in text
 
 
-def test_principles_are_about_the_query_and_an_improper_one_leads_astray(items):
+def test_principles_fit_the_query_and_an_improper_one_gives_a_wrong_result(items):
     improper = teacher.Errors(slip=0, principle=1, misread=0, tie=0)
     for i, c in enumerate(items[:200]):
         aim = teacher.AIMS[c.meta["world"]["family"]]
         assert f"%): {aim}\n" in teacher.critique(c, range(c.n), i, 1.0, shortcut=0.0)
-        astray = teacher.critique(c, range(c.n), i, 0.0, shortcut=0.0, errors=improper)
-        assert f"%): {aim}\n" not in astray
-        assert f"result {c.meta['world']['result']}\n" not in astray
+        improper_text = teacher.critique(c, range(c.n), i, 0.0, shortcut=0.0, errors=improper)
+        assert f"%): {aim}\n" not in improper_text
+        assert f"result {c.meta['world']['result']}\n" not in improper_text
     assert set(teacher.AIMS) == set(families.FAMILIES)
 
 
@@ -84,7 +85,7 @@ def test_errors_propagate_from_working_to_scores(items):
         assert scores[1] > scores[0]
 
 
-def test_a_shortcut_is_right_about_as_often_as_chance(items):
+def test_shortcuts_are_correct_about_as_often_as_chance(items):
     many = [c for c in items if c.n >= 2]
     chance = sum(1 / c.n for c in many) / len(many)
     right, _ = rates(many, shortcut=1.0)
@@ -95,7 +96,7 @@ def test_a_shortcut_is_right_about_as_often_as_chance(items):
     )
 
 
-def test_a_hint_makes_every_text_right(items):
+def test_every_hinted_text_is_correct(items):
     for shortcut in (0.0, 1.0):
         for i, c in enumerate(items[:300]):
             order = random.Random(i).sample(range(c.n), c.n)
@@ -104,7 +105,7 @@ def test_a_hint_makes_every_text_right(items):
             assert outcome(c, text, order)[1]
 
 
-def test_principles_carry_weights_that_add_up(items):
+def test_weights_of_principles_add_up_to_100(items):
     for i, c in enumerate(items[:50]):
         critique = parse(
             teacher.critique(c, range(c.n), i), c.n, 0 if c.n == 1 else 1, 1 if c.n == 1 else 10
@@ -120,20 +121,20 @@ def test_principles_carry_weights_that_add_up(items):
     )
 
 
-def test_readings_follow_the_order_of_the_prompt(items):
+def test_readings_are_in_prompt_order(items):
     c = next(c for c in items if c.n == 3 and len(set(c.meta["world"]["readings"])) == 3)
     text = teacher.critique(c, (2, 0, 1), 0, 1.0, shortcut=0.0)
     readings = c.meta["world"]["readings"]
     assert [f"\n{j + 1}: {readings[i]} " in text for j, i in enumerate((2, 0, 1))] == [True] * 3
 
 
-def test_the_same_seed_writes_the_same_text(items):
+def test_same_seed_gives_the_same_text(items):
     c = items[0]
     assert teacher.critique(c, range(c.n), 5) == teacher.critique(c, range(c.n), random.Random(5))
     assert len({teacher.critique(c, range(c.n), seed) for seed in range(20)}) > 3
 
 
-def test_it_only_knows_the_world():
+def test_other_comparisons_are_refused():
     with pytest.raises(ValueError, match="needs world items"):
         teacher.critique(Comparison("q", ("a", "b"), label=0), (0, 1), 0)
     with pytest.raises(ValueError, match="not a permutation"):

@@ -1,4 +1,4 @@
-"""The world's vocabulary: reproducible, Gemma's ids, lossless, and short prompts."""
+"""The world's vocabulary: reproducible, Gemma's ids, lossless, short prompts."""
 
 import numpy as np
 import pytest
@@ -15,11 +15,11 @@ def tok():
     return tokenizer.load(vocabulary.vocabulary_path())
 
 
-def test_the_committed_file_can_be_made_again():
+def test_training_reproduces_the_committed_file():
     assert vocabulary.train_vocabulary() == vocabulary.vocabulary_path().read_bytes()
 
 
-def test_ids_are_gemmas(tok):
+def test_special_ids_are_those_of_gemma(tok):
     assert (tok.pad_id, tok.eos_id, tok.bos_id, tok.id_of("<unk>")) == (0, 1, 2, 3)
     assert tok.id_of("<end_of_turn>") in tok.stop_ids
     assert tok.vocab_size == vocabulary.SIZE
@@ -27,7 +27,7 @@ def test_ids_are_gemmas(tok):
 
 @given(st.text(max_size=60))
 @settings(max_examples=200, deadline=None)
-def test_any_text_comes_back(text):
+def test_any_text_round_trips(text):
     tok = tokenizer.load(vocabulary.vocabulary_path())
     assert tok.decode(tok.encode(text)) == text
 
@@ -51,6 +51,6 @@ def test_prompts_and_critiques_are_short(tok):
         messages = rendering.render(template, c)
         prompts.append(len(tok.encode_chat(messages)))
         texts.append(len(tok.encode(teacher.critique(c, range(c.n), i))) + 1)
-    # A template whose fixed lines are no longer single pieces shows here.
+    # Fails if fixed lines of a template are no longer single pieces.
     assert np.percentile(prompts, 50) <= 34 and max(prompts) <= 100
     assert np.percentile(texts, 50) <= 28 and max(texts) <= 80

@@ -1,4 +1,4 @@
-"""The judging world: pure items, truth by rule, balance, disjoint splits."""
+"""The judging world: pure items, rule-based labels, balance, disjoint splits."""
 
 import collections
 import json
@@ -15,14 +15,14 @@ def items():
     return world.make_items("train", 0, 3000)
 
 
-def test_an_item_depends_only_on_seed_split_and_index(items):
+def test_item_depends_only_on_seed_split_and_index(items):
     assert world.make_items("train", 1234, 3) == items[1234:1237]
     assert world.make_items("train", 0, 3, seed=1) != items[:3]
     assert world.make_items("test", 0, 3) != items[:3]
 
 
-def test_items_stay_what_they_are():
-    # A checkpoint's data position means the same items next year: fixed texts, not a fixed generator.
+def test_items_do_not_change_between_versions():
+    # A checkpoint stores a position in the data, which must give the same items later.
     first = world.make_items("test", 0, 2)
     assert [(c.query, c.responses, c.label) for c in first] == [
         ("reverse d a", ("so: d a", "i am sure: a d"), 1),
@@ -42,7 +42,7 @@ def test_labels_agree_with_the_rule(items):
             assert [i for i, g in enumerate(grades) if g == max(grades)] == [c.label]
 
 
-SOLVED = {  # answers worked out by hand
+SOLVED = {  # computed by hand
     ("add", ("7", "8")): "15",
     ("largest", ("10", "9")): "10",
     ("smallest", ("10", "9")): "9",
@@ -61,7 +61,7 @@ SOLVED = {  # answers worked out by hand
 
 
 @pytest.mark.parametrize("case", SOLVED, ids=lambda case: case[0])
-def test_families_solve(case):
+def test_solve_gives_the_correct_result(case):
     name, args = case
     assert families.get_family(name).solve(args) == SOLVED[case]
 
@@ -77,7 +77,7 @@ def test_families_solve(case):
         ("opening", ("dog",), "cat dog", False),
     ],
 )
-def test_rules_about_form_measure_the_answer(name, args, answer, right):
+def test_instruction_following_families_grade_the_form(name, args, answer, right):
     family = families.get_family(name)
     assert (responses.grade(family, args, "so: " + answer) == responses.RIGHT) == right
 
@@ -96,7 +96,7 @@ def test_every_family_has_every_level(name, level):
     assert {c.meta["world"]["level"] for c in made} == {level}
 
 
-def test_levels_lengthen_the_queries():
+def test_higher_levels_have_longer_queries():
     def length(level):
         config = world.WorldConfig(levels={level: 1.0}, sizes={2: 1.0})
         return sum(len(c.query) for c in world.make_items("train", 0, 200, config=config))
@@ -122,7 +122,7 @@ def test_splits_share_no_open_query_and_no_item():
         assert not items[a] & items[b]
 
 
-def test_held_out_families_are_asked_but_never_judged_in_training(items):
+def test_held_out_families_occur_in_general_instructions_only(items):
     assert not {c.meta["world"]["family"] for c in items} & set(world.HELD_OUT_NAMES)
     assert {g.meta["family"] for g in world.general_items("train", 0, 500)} == set(
         families.FAMILIES
@@ -132,7 +132,7 @@ def test_held_out_families_are_asked_but_never_judged_in_training(items):
     assert len(families.TRAINED) >= 8
 
 
-def test_general_answers_are_right():
+def test_general_answers_are_correct():
     for g in world.general_items("train", 0, 500):
         family = families.get_family(g.meta["family"])
         assert responses.answer_of(g.answer) not in responses.NO_ANSWERS
@@ -141,7 +141,7 @@ def test_general_answers_are_right():
             assert responses.grade(family, (a, b), g.answer) == responses.RIGHT
 
 
-def test_sizes_and_places_of_the_best_are_balanced(items):
+def test_sizes_and_positions_of_the_best_are_balanced(items):
     sizes = collections.Counter(c.n for c in items)
     assert set(sizes) == {1, 2, 3, 4, 5, 6}
     pairs = [c for c in items if c.n == 2]
@@ -151,7 +151,7 @@ def test_sizes_and_places_of_the_best_are_balanced(items):
 
 
 @pytest.mark.parametrize("name", ["longest", "shortest", "first", "last", "random", "surest"])
-def test_controls_stay_near_chance(items, name):
+def test_content_blind_policies_stay_near_chance(items, name):
     many = [c for c in items if c.n >= 2]
     chance = sum(1 / c.n for c in many) / len(many)
     right = sum(_wins(CONTROLS[name](c), c.label) for c in many) / len(many)
@@ -162,7 +162,7 @@ def _wins(scores, label):
     return all(scores[label] > s for i, s in enumerate(scores) if i != label)
 
 
-def test_the_reference_is_absent_unless_asked_for():
+def test_reference_is_off_by_default():
     assert world.make_items("train", 0, 1)[0].reference is None
     config = world.WorldConfig(reference=True)
     for c in world.make_items("train", 0, 50, config=config):
@@ -177,7 +177,7 @@ def test_meta_is_json(items):
     assert json.loads(json.dumps(items[0].meta)) == items[0].meta
 
 
-def test_errors_name_what_is_wrong():
+def test_errors_name_the_invalid_value():
     with pytest.raises(ValueError, match="unknown split 'dev'"):
         world.make_items("dev", 0, 1)
     with pytest.raises(ValueError, match="unknown family 'poetry'"):
