@@ -1,27 +1,27 @@
-"""The console script `grm`: one word chooses a tool, whose module is imported only then."""
+"""The console script `grm`: imports the module of one command and runs it."""
 
-import difflib
 import importlib
 import sys
 
-# subcommand -> (module with main(argv), one line of help)
+from grm_jax.registry import nearest
+
+# command -> (module with main(argv), one line of help)
 COMMANDS = {
-    "judge": ("grm_jax.judging.cli", "score the comparisons of a JSONL file with a trained judge"),
+    "judge": ("grm_jax.judging.cli", "score the comparisons of a file with a judge"),
     "eval": ("grm_jax.evals.cli", "run reward-model benchmarks with their official metrics"),
     "convert": (
         "grm_jax.checkpoints.cli",
         "convert checkpoints: Hugging Face, DeepMind Flax, GGUF, Orbax",
     ),
-    "report": ("grm_jax.judging.report", "turn judged comparisons into one readable HTML page"),
-    "table": ("grm_jax.evals.table", "lay the result files of several evaluations side by side"),
+    "report": ("grm_jax.judging.report", "make one HTML page of judged comparisons"),
+    "table": ("grm_jax.evals.table", "lay out the results of several evaluations in one table"),
 }
 
 
 def usage() -> str:
-    lines = ["usage: grm COMMAND [ARGUMENTS]   (grm COMMAND --help says more)", ""]
-    return "\n".join(
-        lines + [f"  {name:<8} {help_line}" for name, (_, help_line) in COMMANDS.items()]
-    )
+    """Returns the help text of `grm`."""
+    lines = [f"  {name:<8} {help_line}" for name, (_, help_line) in COMMANDS.items()]
+    return "\n".join(["usage: grm COMMAND [ARGUMENTS]   (help: grm COMMAND --help)", "", *lines])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,9 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     command, *rest = argv
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"it is one of {', '.join(COMMANDS)}"
-        print(f"grm: unknown command {command!r}: {hint}", file=sys.stderr)
+        print(f"grm: unknown command {command!r}: {nearest(command, COMMANDS)}", file=sys.stderr)
         return 2
     from grm_jax.devices import choose_platform
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from grm_jax.judging import orders
 from grm_jax.judging.metadata import JudgeMetadata
@@ -36,14 +36,14 @@ def add_judging_arguments(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument(
         "--temperature", type=float, default=0.5, help="0 is greedy (default 0.5)"
     )
-    sampling.add_argument("--top_p", type=float, default=1.0)
-    sampling.add_argument("--top_k", type=int, default=0)
+    sampling.add_argument("--top_p", type=float, default=1.0, help="default 1: no filter")
+    sampling.add_argument("--top_k", type=int, default=0, help="default 0: no filter")
     sampling.add_argument(
         "--max_new_tokens",
         type=int,
         help="longest critique in tokens (default: from the model's judge.json, else 1024)",
     )
-    sampling.add_argument("--seed", type=int, default=0)
+    sampling.add_argument("--seed", type=int, default=0, help="default 0")
     vote = parser.add_argument_group("judging")
     vote.add_argument("--vote", choices=list(VOTES), default="sum", help="default: sum")
     vote.add_argument(
@@ -84,7 +84,8 @@ def fill_unset(args: argparse.Namespace) -> None:
 
 def options_from(args: argparse.Namespace) -> Options:
     """Returns the options of the arguments, after `fill_unset`."""
-    fields = {field.name: vars(args).get(field.name) for field in dataclasses.fields(Options)}
+    names = [field.name for field in dataclasses.fields(Options)]
+    fields: dict[str, Any] = {name: getattr(args, name) for name in names if name in args}
     if args.principles not in ("own", "first"):
         text = Path(args.principles).read_text(encoding="utf-8")
         fields |= {"principles": "own", "given_principles": text}

@@ -1,21 +1,30 @@
-"""How a comparison is judged: every setting that a verdict depends on, besides the weights and the template."""
+"""The settings of a judgement: what a verdict depends on besides the weights and the template."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from grm_jax.judging import orders, votes
+from grm_jax.judging import orders
+from grm_jax.judging.votes import VOTES
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Settings of one run. Raises ValueError naming the setting that cannot be.
+    """Settings of one run.
 
-    k: critiques per comparison.  temperature: 0.5 as in SPCT's tables; 0 is greedy, and then k critiques of one order
-    are equal.  vote: the rule that decides (`votes.VOTES`).  orders: `orders.KINDS`.  k_meta: critiques that the meta
-    reward model lets vote, half of k when None.  principles: "own", written in the same text as the critique, or "first",
-    written in a call of their own from the query alone and shared by all comparisons of that query.
-    given_principles: text that replaces both.  expected: also compute expected scores from the token probabilities.
+    Attributes:
+      k: critiques per comparison.
+      temperature: 0.5 as in SPCT's tables; 0 is greedy, and then critiques of one order are equal.
+      vote: the rule that decides, a name of `votes.VOTES`.
+      orders: how response orders are chosen, one of `orders.KINDS`.
+      k_meta: critiques that the meta reward model keeps; half of k if None.
+      principles: "own" (in the text of the critique), or "first" (in a call of its own that sees
+        the query alone, shared by all comparisons of that query).
+      given_principles: text that replaces both.
+      expected: compute expected scores from the token probabilities.
+
+    Raises:
+      ValueError: names the setting and its value.
     """
 
     k: int = 8
@@ -31,9 +40,9 @@ class Options:
     given_principles: str | None = None
     expected: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.k < 1:
-            raise ValueError(f"k = {self.k}: ask for at least one critique")
+            raise ValueError(f"k = {self.k}: sample at least one critique")
         if self.temperature < 0:
             raise ValueError(f"temperature = {self.temperature}: use 0 (greedy) or more")
         if self.max_new_tokens < 1:
@@ -44,7 +53,7 @@ class Options:
             raise ValueError(f"top_p = {self.top_p}: use a share in (0, 1]")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed = {self.seed}: use 0 to 2147483647")
-        if votes.VOTES[self.vote].needs == "expected_scores" and not self.expected:
+        if VOTES[self.vote].needs == "expected_scores":
             object.__setattr__(self, "expected", True)
         if self.orders not in orders.KINDS:
             raise ValueError(f"orders {self.orders!r}: use one of {', '.join(orders.KINDS)}")

@@ -1,8 +1,9 @@
-"""In which order each sample sees the responses.
+"""The order in which each sample sees the responses.
 
-Balanced: the cyclic rotations in turn, so that over n samples every response stands once in every place, and a prompt
-is needed only n times however large k is. Random: an own permutation per sample, as in the paper (SPCT, section 4).
-Both depend on the seed and on the comparison's content alone, never on its place in a file or a batch.
+Balanced: the cyclic rotations in turn, so that over n samples each response stands once at each
+position, and n prompts suffice for any k. Random: a permutation per sample, as in the paper (SPCT,
+section 4). Both depend on the seed and the comparison's content alone, not on its place in a file
+or a batch.
 """
 
 from __future__ import annotations
@@ -10,20 +11,23 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Sequence
 
 from grm_jax.types import Comparison
 
 KINDS = ("balanced", "random", "given")
 
 
-def orders(
+def response_orders(
     comparison: Comparison, k: int, kind: str = "balanced", seed: int = 0
 ) -> list[tuple[int, ...]]:
-    """k orders; order[j] is the caller's index of the response shown at position j.
+    """Returns k orders; order[j] is the caller's index of the response at position j.
 
-    kind: "balanced", "random", or "given" (as the caller has them, for single-order protocols).
-    The first rotation is drawn from the seed and the content: with k < n no response is favoured by where the caller
-    put it, which matters for data that always list the better response first.
+    The first rotation is drawn from the seed and the content. With k < n no response is favoured by
+    its position in the input, which matters for data that list the better response first.
+
+    Args:
+      kind: "balanced", "random", or "given" (the caller's order, for single-order protocols).
     """
     if kind not in KINDS:
         raise ValueError(f"orders {kind!r}: use one of {', '.join(KINDS)}")
@@ -39,7 +43,7 @@ def orders(
 
 
 def content_key(comparison: Comparison, seed: int) -> int:
-    """A number of 64 bits from a seed and the texts of a comparison; the same on every machine."""
+    """Returns a 64-bit hash of a seed and the texts of a comparison, equal on every machine."""
     content = json.dumps(
         [seed, comparison.turns, comparison.responses, comparison.reference], sort_keys=True
     )
@@ -48,11 +52,11 @@ def content_key(comparison: Comparison, seed: int) -> int:
     )
 
 
-def item_of(ids: list[int]) -> int:
-    """The sampler's item number of a prompt: 31 bits of a hash of its tokens.
+def item_of(ids: Sequence[int]) -> int:
+    """Returns the sampler's item number of a prompt: a 31-bit hash of its tokens.
 
-    A row's text depends on (seed, item, sample) only, so judging a file in other batches, or from the middle, changes
-    nothing.
+    A sample depends on (seed, item, sample index) only, so batches and resumed runs do not change
+    it.
     """
     digest = hashlib.sha256(b",".join(str(i).encode() for i in ids)).digest()
     return int.from_bytes(digest[:4], "big") >> 1

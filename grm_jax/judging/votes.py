@@ -136,7 +136,7 @@ def parsed(critiques: Sequence[Critique]) -> list[Critique]:
 
 
 def all_votes(critiques: Sequence[Critique], n: int) -> dict[str, Scores]:
-    """Returns the scores by every rule that has voters among the critiques; {} if none is parsed."""
+    """Returns the scores by every rule with at least one voter; {} if no critique is parsed."""
     results = {}
     for name, rule in VOTES.items():
         if voters := [c for c in parsed(critiques) if getattr(c, rule.needs) is not None]:

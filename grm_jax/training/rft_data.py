@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from grm_jax.data.comparisons import from_json
 from grm_jax.data.sft import Example, write_examples
-from grm_jax.judging.orders import orders
+from grm_jax.judging.orders import response_orders
 from grm_jax.storage import as_path, read_lines
 from grm_jax.text import parse, rendering
 from grm_jax.types import Comparison, Critique
@@ -234,7 +234,7 @@ def requests_for(comparison: Comparison, options: RftOptions) -> list[CritiqueRe
     template = training_template(options.template, comparison)
     total = options.samples + options.hinted
     requests = []
-    for sample, order in enumerate(orders(comparison, total, options.orders, options.seed)):
+    for sample, order in enumerate(response_orders(comparison, total, options.orders, options.seed)):
         hinted = sample >= options.samples
         hint = hint_of(comparison, order) if hinted else None
         messages = rendering.render(template, comparison, order, hint=hint)

@@ -10,7 +10,7 @@ import pytest
 from fake_judge import fake_judge, well_formed, words
 from flax import nnx
 
-from grm_jax.judging.expected import ExpectedScores, asked_rows, model_log_probs
+from grm_jax.judging.expected import ExpectedScores, model_log_probs, positions_program
 from grm_jax.judging.options import Options
 from grm_jax.models import build_model, get_config
 from grm_jax.sharding import make_mesh, state_shardings
@@ -65,7 +65,7 @@ def test_equal_to_brute_force(model, log_probs, tokenizer, scores):
     prompt, ids = tokenizer.encode(PROMPT, bos=True), tokenizer.encode(text)
     critique, template = parse(text, 2), templates.load("compact")
     exact = ExpectedScores(log_probs, tokenizer, negligible=0)
-    places = exact.places(ids, text, critique, template)
+    places = exact.locate(ids, text, critique, template)
     assert [lead for _, lead in places] == [
         "",
         " ",
@@ -87,7 +87,7 @@ def test_binary_and_choice(model, log_probs, tokenizer):
     exact = ExpectedScores(log_probs, tokenizer)
     text = well_formed([1])
     ids, template = tokenizer.encode(text), templates.load("compact/single_binary")
-    ((place, lead),) = exact.places(ids, text, parse(text, 1, 0, 1), template)
+    ((place, lead),) = exact.locate(ids, text, parse(text, 1, 0, 1), template)
     masses = by_brute_force(model, tokenizer, prompt, ids, place, lead, (0, 1))
     np.testing.assert_allclose(
         exact(prompt, ids, text, parse(text, 1, 0, 1), template), [masses[1]], rtol=1e-4
@@ -95,7 +95,7 @@ def test_binary_and_choice(model, log_probs, tokenizer):
     text = "### Best\n\\boxed{2}"
     ids, template = tokenizer.encode(text), templates.load("compact/llm_judge")
     critique = parse(text, 3, output="choice")
-    ((place, lead),) = exact.places(ids, text, critique, template)
+    ((place, lead),) = exact.locate(ids, text, critique, template)
     masses = by_brute_force(model, tokenizer, prompt, ids, place, lead, (1, 2, 3))
     np.testing.assert_allclose(
         exact(prompt, ids, text, critique, template), [masses[v] for v in (1, 2, 3)], rtol=1e-4
@@ -140,7 +140,7 @@ def test_places_in_gemmas_own_tokens():
     for scores in ((7, 4), (10, 1), (1, 10)):
         text = well_formed(scores)
         ids = gemma.encode(text)
-        places = expected.places(ids, text, parse(text, 2), templates.load("grm"))
+        places = expected.locate(ids, text, parse(text, 2), templates.load("grm"))
         assert [gemma.decode([ids[at]]).strip() for at, _ in places] == [
             str(score)[0] for score in scores
         ]
@@ -171,7 +171,7 @@ def test_every_host_of_a_mesh_has_all_of_the_log_probs(model):
         nnx.update(
             placed, jax.device_put(nnx.state(model), state_shardings(nnx.state(placed), mesh))
         )
-        rows = asked_rows(mesh)(placed, tokens, np.ones_like(tokens), positions)
+        rows = positions_program(mesh)(placed, tokens, np.ones_like(tokens), positions)
     assert rows.sharding.is_fully_replicated and len(rows.sharding.device_set) == 8
     ids = tokens[0, :4].tolist()
     found = model_log_probs(placed, mesh)(ids, [1, 3])

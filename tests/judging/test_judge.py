@@ -8,7 +8,7 @@ from fake_judge import by_length, fake_judge, first_wins, well_formed
 from grm_jax.judging import codec, summary
 from grm_jax.judging.judge import Unjudged
 from grm_jax.judging.options import Options
-from grm_jax.judging.orders import orders
+from grm_jax.judging.orders import response_orders
 from grm_jax.types import Comparison
 
 PAIRS = [
@@ -53,7 +53,7 @@ def test_one_sample_does_not_favour_the_response_that_the_caller_put_first():
 
 def test_each_response_stands_equally_often_in_each_place():
     for k in (3, 6):
-        seen = orders(TRIPLES[0], k)
+        seen = response_orders(TRIPLES[0], k)
         assert all(
             sum(order[place] == i for order in seen) == k // 3
             for place in range(3)

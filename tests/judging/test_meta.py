@@ -61,7 +61,7 @@ def test_the_likelihood_of_a_critique_is_that_of_its_own_tokens(model):
         logp = np.asarray(jax.nn.log_softmax(np.asarray(model(np.array([ids]))[0], np.float64)))
         own = [logp[at - 1, ids[at]] for at in range(start, len(ids))]
         assert score == pytest.approx(without + 2.0 * np.mean(own), abs=1e-4)
-    with pytest.raises(ValueError, match="0 starts of 1 critiques"):
+    with pytest.raises(ValueError, match="0 starts for 1 critiques"):
         both.score_tokens([[5, 6]])
     # A judge's family reads what the judge read: the member for one response, not the one for several.
     assert words().decode(both.encode(judged[2])).count("score}") == 1

@@ -103,7 +103,7 @@ def test_summary_of_the_file_by_hand(judged):
 def test_the_vote_as_k_grew_ends_in_the_verdict(judged):
     for row in read_judged_rows(judged / "out.jsonl"):
         if not row["error"]:
-            last = summary.as_k_grew(row)[-1]
+            last = summary.votes_by_k(row)[-1]
             assert (last["best"], last["kept"], last["scores"]) == (
                 row["best"],
                 row["kept"],
@@ -225,7 +225,7 @@ def test_a_comparison_shows_all_there_is(desktop):
         if text in ("kept", "not kept")
     ]
     assert [text == "kept" for text in kept] == [i in row["kept"] for i in range(6)]
-    assert desktop.run("return document.querySelectorAll('.grew polyline').length") == 3
+    assert desktop.run("return document.querySelectorAll('.by-k polyline').length") == 3
     desktop.press("Escape", "o")
     widths = desktop.run(
         "return [...document.querySelectorAll('.principle .bar i')].map(i => i.style.width)"

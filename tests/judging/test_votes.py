@@ -149,7 +149,7 @@ def test_one_registration_adds_a_rule_everywhere(median, tmp_path):
     comparison = Comparison("q", ("a", "b"))
     row = codec.judged_row(comparison, votes.verdict(PAPER, 2, rule=median), 1, RUN)
     assert '"median":[7,9]' in report.page([row])
-    assert summary.as_k_grew(row | {"vote": median})[2]["scores"] == [7, 9]
+    assert summary.votes_by_k(row | {"vote": median})[2]["scores"] == [7, 9]
 
 
 def test_the_rules_and_their_curves_keep_their_order():
