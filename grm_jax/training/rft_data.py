@@ -234,7 +234,9 @@ def requests_for(comparison: Comparison, options: RftOptions) -> list[CritiqueRe
     template = training_template(options.template, comparison)
     total = options.samples + options.hinted
     requests = []
-    for sample, order in enumerate(response_orders(comparison, total, options.orders, options.seed)):
+    for sample, order in enumerate(
+        response_orders(comparison, total, options.orders, options.seed)
+    ):
         hinted = sample >= options.samples
         hint = hint_of(comparison, order) if hinted else None
         messages = rendering.render(template, comparison, order, hint=hint)
