@@ -34,8 +34,8 @@ def write_checkpoint(folder: Path, gb: float) -> None:
     import numpy as np
 
     from grm_jax.checkpoints.hf_config import to_hf
-    from grm_jax.checkpoints.names import axis_sizes, disk_shape, places
-    from grm_jax.checkpoints.safetensors_file import write_safetensors
+    from grm_jax.checkpoints.safetensors_file import Entry, write_safetensors
+    from grm_jax.checkpoints.tensor_map import axis_sizes, disk_shape, tensor_map
     from grm_jax.models import get_config
 
     cfg = get_config("gemma2_2b", vocab_size=64_000)
@@ -48,10 +48,10 @@ def write_checkpoint(folder: Path, gb: float) -> None:
         """Small positive bfloat16 values."""
         return rng.integers(0, 1 << 14, size=shape, dtype=np.uint16).view(dtype)
 
-    parts = [part for place in places(cfg, "hf").values() for part in place.parts]
-    shapes = sorted((part.name, disk_shape(part, sizes)) for part in parts)
-    tensors = [(name, shape, dtype, lambda s=shape: random(s)) for name, shape in shapes]
-    write_safetensors(folder / "model.safetensors", tensors)
+    tensors = [t for source in tensor_map(cfg, "hf").values() for t in source.tensors]
+    shapes = sorted((tensor.name, disk_shape(tensor, sizes)) for tensor in tensors)
+    entries = [Entry(name, shape, dtype, lambda s=shape: random(s)) for name, shape in shapes]
+    write_safetensors(folder / "model.safetensors", entries)
     (folder / "config.json").write_text(json.dumps(to_hf(cfg, "bfloat16")))
 
 

@@ -76,13 +76,13 @@ def time_steps(run: Callable[[int], Any], args: argparse.Namespace) -> dict[str,
 
 
 def ours(args: argparse.Namespace, unstacked: bool) -> dict[str, float]:
-    from grm_jax.models import get_config
-    from grm_jax.sampling import Engine, Request, weights
+    from grm_jax.models import cpu, get_config
+    from grm_jax.sampling import Engine, Request
 
     cfg = get_config(args.model, dtype="bfloat16", param_dtype="bfloat16")
     model = random_model(cfg)
     if unstacked:
-        model = weights.unstack(model)
+        model = cpu.unstack(model)
     engine = Engine(model, 1, args.k, segment=args.segment)
     rng = np.random.default_rng(0)
     prompt = rng.integers(cfg.vocab_size // 2, cfg.vocab_size, args.prompt).tolist()

@@ -136,6 +136,16 @@ def current_mesh() -> Mesh | jax.sharding.AbstractMesh | None:
     return None if mesh.empty or mesh.size == 1 else mesh
 
 
+def platform() -> str:
+    """Returns the platform ("tpu", "gpu", "cpu") that the program being traced is compiled for.
+
+    That is the platform of the mesh in context, whose devices need not exist on this machine, or else
+    JAX's default backend.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def batch_shards(mesh: Any) -> int:
     """Returns into how many shards a mesh splits the batch axis; 1 for None."""
     return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)

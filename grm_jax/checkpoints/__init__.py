@@ -1,70 +1,89 @@
-"""Checkpoints on disk <-> our state: Hugging Face folders (both ways), DeepMind's Flax checkpoints and GGUF files (reading).
+"""Loads Hugging Face folders, DeepMind's Flax checkpoints and GGUF files; saves folders.
 
-`names.py` holds the one table of names and axis orders; a reader of each format offers its tensors; `loading.py` puts them where they belong.
+`tensor_map.py` is the one table of tensor names and axis orders. A reader per format offers its
+tensors by name; `loading.py` reads them into a sharded model.
 """
 
+import os
 from pathlib import Path
+from typing import Any
 
 from grm_jax.checkpoints.saving import copy_tokenizer, save
+from grm_jax.checkpoints.tensors import Reader
+from grm_jax.models.config import TransformerConfig
+from grm_jax.models.transformer import Transformer
 
 __all__ = ["check", "copy_tokenizer", "load", "open_checkpoint", "save"]
 
+FORMATS = (
+    "a Hugging Face folder (config.json, *.safetensors), a DeepMind Flax checkpoint (_METADATA) "
+    "or a .gguf file"
+)
 
-def open_checkpoint(path):
-    """The reader of a checkpoint, by what stands at `path`: a folder with config.json, a DeepMind Flax checkpoint, or a .gguf file.
 
-    Raises FileNotFoundError or ValueError that says what was looked for."""
+def open_checkpoint(path: str | os.PathLike[str]) -> Reader:
+    """Opens a checkpoint: a folder with config.json, a DeepMind Flax checkpoint, or a .gguf file.
+
+    Raises:
+      FileNotFoundError: the path does not exist.
+      ValueError: none of these formats.
+    """
     path = Path(path).expanduser()
-    if path.is_dir() and (path / "config.json").exists():
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: give {FORMATS}")
+    if (path / "config.json").exists():
         from grm_jax.checkpoints.hf_folder import HfFolder
 
         return HfFolder(path)
-    from grm_jax.checkpoints.deepmind import MARKS, DeepMindCheckpoint
+    from grm_jax.checkpoints.deepmind import DeepMindCheckpoint, is_deepmind
 
-    if path.is_dir() and any(
-        (inner / mark).exists()
-        for mark in MARKS
-        for inner in (path, path / "default", path / "state")
-    ):
+    if is_deepmind(path):
         return DeepMindCheckpoint(path)
     files = sorted(path.glob("*.gguf")) if path.is_dir() else [path]
-    if len(files) == 1 and files[0].suffix == ".gguf" and files[0].exists():
+    if len(files) == 1 and files[0].suffix == ".gguf":
         from grm_jax.checkpoints.gguf_file import GgufFile
 
         return GgufFile(files[0])
-    kinds = "a Hugging Face folder (config.json, *.safetensors), a DeepMind Flax checkpoint (_METADATA) or a .gguf file"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: give {kinds}")
-    raise ValueError(f"{path} is no checkpoint that can be read here: give {kinds}")
+    raise ValueError(f"{path} is not a supported checkpoint: give {FORMATS}")
 
 
-def check(path, cfg) -> None:
-    """Raises what `load(path, cfg=cfg)` would say of a checkpoint that does not hold that model; only headers are read."""
+def check(path: str | os.PathLike[str], cfg: TransformerConfig) -> None:
+    """Checks tensor names and shapes as `load(path, cfg=cfg)` does, from the headers alone.
+
+    Raises:
+      ValueError: every missing, unexpected and misshapen tensor.
+    """
     from grm_jax.checkpoints.loading import check_names
-    from grm_jax.checkpoints.names import places
+    from grm_jax.checkpoints.tensor_map import tensor_map
 
     reader = open_checkpoint(path)
-    cfg = reader.fit(cfg) if hasattr(reader, "fit") else cfg
-    check_names(reader, cfg, places(cfg, reader.form))
+    cfg = reader.fit(cfg)
+    check_names(reader, cfg, tensor_map(cfg, reader.format))
 
 
 def load(
-    path,
-    mesh=None,
+    path: str | os.PathLike[str],
+    mesh: Any = None,
     dtype: str | None = "bfloat16",
     *,
     param_dtype: str | None = None,
-    cfg=None,
-    progress=None,
-    **changes,
-):
-    """A `Transformer` with the weights at `path`, sharded over `mesh` (None: the first device).
+    cfg: TransformerConfig | None = None,
+    progress: Any = None,
+    **changes: Any,
+) -> Transformer:
+    """Loads the weights at `path` into a model, sharded over `mesh` (None: the first device).
 
-    dtype: what the model computes in, and what its parameters are kept in unless `param_dtype` says otherwise; None keeps each tensor as on
-    disk.  cfg: the TransformerConfig, where the checkpoint does not describe a released model.  changes: other config fields (remat="full",
-    scalar_head=True for a fresh reward head of zeros on a language model, or False to drop one).
-    progress: called with (bytes read, bytes in all).
-    Raises ValueError listing every missing, unexpected and misshapen tensor, or the mesh sizes that fit.
+    Args:
+      dtype: of the computation, and of the parameters unless `param_dtype` is set; None keeps each
+        tensor's dtype on disk.
+      cfg: the configuration, if the checkpoint does not describe a registered model.
+      progress: called with (bytes read, total bytes).
+      **changes: other config fields, such as remat="full". scalar_head=True adds a reward head of
+        zeros to a language model; False drops the head of a classifier.
+
+    Raises:
+      ValueError: every missing, unexpected and misshapen tensor, or a mesh that does not divide the
+        model.
     """
     from grm_jax.checkpoints.loading import load_model
 
@@ -73,15 +92,12 @@ def load(
             f"{path}: float16 overflows in Gemma's activations: use bfloat16 or float32"
         )
     reader = open_checkpoint(path)
-    if cfg is None:
-        cfg = reader.gemma_config()
-    elif hasattr(reader, "fit"):
-        cfg = reader.fit(cfg)
+    cfg = reader.model_config() if cfg is None else reader.fit(cfg)
     has_head = cfg.scalar_head
     cfg = cfg.replace(**changes)
     if dtype is not None:
         cfg = cfg.replace(dtype=str(dtype), param_dtype=str(param_dtype or dtype))
-    fresh = frozenset({"score_D"} if cfg.scalar_head and not has_head else ())
     if has_head and not cfg.scalar_head:
         reader.tensors.pop("score.weight", None)
-    return load_model(reader, cfg, mesh, param_dtype or dtype, fresh, progress)
+    zero_params = frozenset({"score_D"} if cfg.scalar_head and not has_head else ())
+    return load_model(reader, cfg, mesh, param_dtype or dtype, zero_params, progress)

@@ -1,26 +1,24 @@
-"""`grm convert SRC DST`: any checkpoint that can be read, written as a Hugging Face folder."""
+"""`grm convert SRC DST`: converts any supported checkpoint to a Hugging Face folder."""
 
 import argparse
+import contextlib
+import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 DTYPES = ("bfloat16", "float32", "keep")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs `grm convert`; returns the exit status (1: the checkpoint cannot be converted, with the reason on stderr)."""
+    """Runs `grm convert`; returns 0, or 1 with the reason on stderr."""
     args = _parser().parse_args(argv)
+    options = vars(args)
+    options["max_file_bytes"] = int(options.pop("file_gb") * 1e9)
+    options["bar"] = not options.pop("quiet")
     try:
-        convert(
-            args.src,
-            args.dst,
-            args.dtype,
-            args.config,
-            args.tokenizer,
-            int(args.file_gb * 1e9),
-            args.overwrite,
-            not args.quiet,
-        )
+        convert(**options)
     except (ValueError, OSError) as error:
         print(f"grm convert: {error}", file=sys.stderr)
         return 1
@@ -28,52 +26,42 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from grm_jax.models.config import CONFIGS
+
     parser = argparse.ArgumentParser(
         prog="grm convert",
-        description="Write a checkpoint as a Hugging Face folder that transformers, vLLM and grm_jax read.",
+        description=(
+            "Convert a checkpoint to a Hugging Face folder for transformers, vLLM and grm_jax."
+        ),
         epilog="example: grm convert gemma-3-270m.gguf gemma-3-270m --dtype float32",
     )
-    parser.add_argument(
-        "src", help="a Hugging Face folder, a DeepMind Flax checkpoint, or a .gguf file"
-    )
-    parser.add_argument(
-        "dst", help="the folder to write: config.json, *.safetensors, tokenizer files"
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        default="keep",
-        help="of the weights written (keep: as they are in SRC; GGUF: float32)",
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("src", help="a Hugging Face folder, a DeepMind Flax checkpoint, or a .gguf file")
+    add("dst", help="the folder to write: config.json, *.safetensors, tokenizer files")
+    add("--dtype", choices=DTYPES, default="keep", help="of the written weights (keep: as in SRC)")
+    add(
         "--config",
         metavar="NAME",
-        help="the model's name, e.g. gemma2_27b, where SRC does not tell",
+        help=f"the model, if SRC does not determine it: {', '.join(CONFIGS)}",
     )
-    parser.add_argument(
-        "--tokenizer", metavar="PATH", help="folder or file with the tokenizer, where SRC has none"
-    )
-    parser.add_argument(
-        "--file-gb", type=float, default=5.0, metavar="GB", help="largest size of one file (5)"
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace weights that DST already holds"
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add("--tokenizer", metavar="PATH", help="a folder or file, if SRC has no tokenizer")
+    add("--file-gb", type=float, default=5.0, metavar="GB", help="size limit of one file (5)")
+    add("--overwrite", action="store_true", help="replace weights that DST already holds")
+    add("--quiet", action="store_true", help="no progress bar")
     return parser
 
 
 def convert(
-    src,
-    dst,
-    dtype="keep",
-    config=None,
-    tokenizer=None,
-    max_file_bytes=5 << 30,
-    overwrite=False,
-    bar=False,
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    dtype: str = "keep",
+    config: str | None = None,
+    tokenizer: str | None = None,
+    max_file_bytes: int = 5 << 30,
+    overwrite: bool = False,
+    bar: bool = False,
 ) -> None:
-    """Reads SRC and writes DST. Raises ValueError or OSError with the reason and the way out."""
+    """Converts `src` to a Hugging Face folder `dst`; raises ValueError or OSError."""
     from grm_jax.checkpoints import copy_tokenizer, load, open_checkpoint, save
     from grm_jax.models import get_config
 
@@ -82,10 +70,12 @@ def convert(
     src, dst = Path(src).expanduser(), Path(dst).expanduser()
     if dst.exists() and src.resolve() == dst.resolve():
         raise ValueError(f"{dst} is both the source and the destination: give another folder")
-    kept = None if dtype == "keep" else dtype
-    with _progress(bar) as advance:
+    with _progress_bars(bar) as progress:
         model = load(
-            src, dtype=kept, cfg=get_config(config) if config else None, progress=advance("reading")
+            src,
+            dtype=None if dtype == "keep" else dtype,
+            cfg=get_config(config) if config else None,
+            progress=progress("loading"),
         )
         save(
             model,
@@ -93,66 +83,46 @@ def convert(
             like=src if src.is_dir() else None,
             max_file_bytes=max_file_bytes,
             overwrite=overwrite,
-            progress=advance("writing"),
+            progress=progress("saving"),
         )
-    copied = (
-        copy_tokenizer(tokenizer, dst)
-        if tokenizer
-        else copy_tokenizer(src, dst)
-        if src.is_dir()
-        else []
-    )
+    copied = copy_tokenizer(tokenizer or src, dst) if tokenizer or src.is_dir() else []
     if not copied and src.suffix == ".gguf":
-        (dst / "tokenizer.model").write_bytes(open_checkpoint(src).sentencepiece_model())
-        copied = ["tokenizer.model"]
-    if not copied:
+        reader: Any = open_checkpoint(src)
+        (dst / "tokenizer.model").write_bytes(reader.sentencepiece_model())
+    elif not copied:
         print(
-            f"grm convert: {dst} has no tokenizer yet: copy tokenizer.model or tokenizer.json there, or use --tokenizer",
+            f"grm convert: {dst} has no tokenizer: copy tokenizer.model or tokenizer.json there, "
+            "or use --tokenizer",
             file=sys.stderr,
         )
     if bar:
-        cfg = model.cfg
-        print(f"{dst}: {cfg.name}, {cfg.num_params / 1e6:,.1f}M parameters", file=sys.stderr)
+        params = model.cfg.num_params / 1e6
+        print(f"{dst}: {model.cfg.name}, {params:,.1f}M parameters", file=sys.stderr)
 
 
-class _progress:
-    """A bar on stderr for each phase, or nothing at all."""
+@contextlib.contextmanager
+def _progress_bars(shown: bool) -> Iterator[Callable[[str], Any]]:
+    """Yields a function that starts a bar on stderr and returns its (done, total) callback."""
+    if not shown:
+        yield lambda description: None
+        return
+    from rich import progress as bars
+    from rich.console import Console
 
-    def __init__(self, shown: bool):
-        self.shown = shown
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.DownloadColumn(),
+        bars.TransferSpeedColumn(),
+        bars.TimeRemainingColumn(),
+    )
+    with bars.Progress(*columns, console=Console(stderr=True)) as display:
 
-    def __enter__(self):
-        if not self.shown:
-            return lambda what: None
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
+        def start(description: str) -> Callable[[int, int], None]:
+            task = display.add_task(description, total=None)
+            return lambda done, total: display.update(task, completed=done, total=total)
 
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        self.bar = Progress(*columns, console=Console(stderr=True))
-        self.bar.start()
-
-        def advance(what):
-            task = self.bar.add_task(what, total=None)
-            return lambda done, total: self.bar.update(task, completed=done, total=total)
-
-        return advance
-
-    def __exit__(self, *_):
-        if self.shown:
-            self.bar.stop()
+        yield start
 
 
 if __name__ == "__main__":

@@ -1,32 +1,41 @@
-"""DeepMind's Flax checkpoints (Orbax, OCDBT) opened for reading, in the layouts that were released or that its trainer writes.
+"""Reads DeepMind's Flax checkpoints (Orbax, OCDBT), in all layouts that DeepMind's code writes.
 
-    flat       {"transformer/layer_0/attn/q_einsum": {"w": ...}}            the released Gemma 2 and 3
+    flat       {"transformer/layer_0/attn/q_einsum": {"w": ...}}            released Gemma 2 and 3
     nested     {"layer_0": {"attn": {"q_einsum": {"w": ...}}}}              gm.ckpts.save_params
-    stacked    {"transformer/stacked_layers/attention_type_p/attn/q_einsum": {"w": [slices, ...]}}; layer = slice * pattern length + p
+    stacked    {"transformer/stacked_layers/attention_type_p/attn/q_einsum": {"w": [slices, ...]}}
+               where layer = slice * pattern length + p
     kauldron   {"params": nested, "step": ..., "opt_state": ..., "collections": ...}
 
-All become one set of names: layer_0/attn/q_einsum.
+All are mapped to the same tensor names: layer_0/attn/q_einsum.
 """
 
 import json
+import os
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from grm_jax.checkpoints.tensors import BFLOAT16, Index, put
-from grm_jax.models.config import CONFIGS, TransformerConfig
+from grm_jax.checkpoints.tensors import BFLOAT16, Index, Reader, put
+from grm_jax.models.config import TransformerConfig, find_config
 
-MARKS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
+MARKERS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
+SUBFOLDERS = ("", "default", "state")  # trainers write the arrays one folder down
 STACKED = re.compile(r"stacked_layers/attention_type_(\d+)/(.*)")
-# Parts of multimodal checkpoints that are not the language model.
+# Prefixes of the vision encoder in multimodal checkpoints.
 VISION = ("SigLiPFromPatches_0/", "vision_encoder/", "embedder/mm_")
 
 
-class TensorStoreTensor:
-    """A zarr array inside the checkpoint's key-value store; `layer` picks one slice of an array stacked over layers."""
+def is_deepmind(path: Path) -> bool:
+    """Returns whether a folder holds a DeepMind Flax checkpoint."""
+    return any((path / sub / marker).exists() for sub in SUBFOLDERS for marker in MARKERS)
 
-    def __init__(self, store, layer: int | None):
+
+class TensorStoreTensor:
+    """A zarr array in the checkpoint's key-value store, or one layer of a stacked one."""
+
+    def __init__(self, store: Any, layer: int | None) -> None:
         self.store, self.layer = store, layer
         self.shape = tuple(store.shape[0 if layer is None else 1 :])
         self.dtype = BFLOAT16 if store.dtype.name == "bfloat16" else np.dtype(store.dtype.name)
@@ -36,89 +45,83 @@ class TensorStoreTensor:
         put(out, np.asarray(self.store[index].read().result()))
 
 
-class DeepMindCheckpoint:
-    """`tensors` by nested names without the closing /w: layer_0/mlp/gating_einsum, final_norm/scale."""
+class DeepMindCheckpoint(Reader):
+    """A checkpoint; tensors by nested names without the final /w: layer_0/mlp/gating_einsum."""
 
-    def __init__(self, path):
-        path = Path(path).absolute()
-        # Trainers put the arrays one folder down.
-        self.path = next(
-            (p for p in (path, path / "default", path / "state") if (p / "_METADATA").exists()),
-            path,
-        )
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        folders = [Path(path).absolute() / sub for sub in SUBFOLDERS]
+        self.path = next((p for p in folders if (p / "_METADATA").exists()), folders[0])
         metadata = json.loads((self.path / "_METADATA").read_text())
         stores = {}
         for entry in metadata["tree_metadata"].values():
             keys = [str(k["key"]) for k in entry["key_metadata"]]
-            name = _plain("/".join(keys))
-            if name is not None:
+            if (name := _tensor_name("/".join(keys))) is not None:
                 stores[name] = _open(self.path, ".".join(keys), metadata.get("use_zarr3", False))
-        pattern = 1 + max((int(m[1]) for m in map(STACKED.match, stores) if m), default=-1)
+        period = 1 + max((int(m[1]) for m in map(STACKED.match, stores) if m), default=-1)
         self.tensors: dict[str, TensorStoreTensor] = {}
         for name, store in stores.items():
-            match = STACKED.match(name)
-            for i in range(store.shape[0]) if match else (None,):
-                plain = f"layer_{i * pattern + int(match[1])}/{match[2]}" if match else name
-                self.tensors[plain] = TensorStoreTensor(store, i)
-        self.form = "dm"
+            if match := STACKED.match(name):
+                for unit in range(store.shape[0]):
+                    layer = f"layer_{unit * period + int(match[1])}/{match[2]}"
+                    self.tensors[layer] = TensorStoreTensor(store, unit)
+            else:
+                self.tensors[name] = TensorStoreTensor(store, None)
+        self.format = "dm"
 
-    def gemma_config(self) -> TransformerConfig:
-        """The released model whose sizes these are; padding rows of the table become `vocab_pad`.
+    def model_config(self) -> TransformerConfig:
+        """Returns the registered model of these sizes; table padding becomes `vocab_pad`.
 
-        Raises ValueError with the sizes found, where no released model has them: then the caller must say which config it is."""
+        Raises:
+          ValueError: with the sizes, if no registered model has them.
+        """
 
-        def shape(name):
+        def shape(name: str) -> tuple[int, ...]:
             return self.tensors[name].shape if name in self.tensors else (0, 0, 0, 0)
 
-        layers = sum(name.endswith("/pre_ffw_norm/scale") for name in self.tensors)
-        rows, width = shape("embedder/input_embedding")[:2]
-        found = (layers, width, shape("layer_0/mlp/linear")[0], shape("layer_0/attn/q_einsum")[0])
-        for cfg in CONFIGS.values():
-            if (
-                found == (cfg.num_layers, cfg.d_model, cfg.d_ff, cfg.num_heads)
-                and rows >= cfg.vocab_size
-            ):
-                return self.fit(cfg)
-        sizes = "layers {}, width {}, ffn {}, heads {}".format(*found)
-        raise ValueError(
-            f"{self.path} is no released Gemma 2 or 3 ({sizes}): give its config, as in load(path, cfg=...)"
-        )
+        sizes = {
+            "num_layers": sum(name.endswith("/pre_ffw_norm/scale") for name in self.tensors),
+            "d_model": shape("embedder/input_embedding")[1],
+            "d_ff": shape("layer_0/mlp/linear")[0],
+            "num_heads": shape("layer_0/attn/q_einsum")[0],
+        }
+        cfg = find_config(toys=True, **sizes)
+        if cfg is None or shape("embedder/input_embedding")[0] < cfg.vocab_size:
+            described = ", ".join(f"{name} {size}" for name, size in sizes.items())
+            raise ValueError(
+                f"{self.path} has the sizes of no registered model ({described}): "
+                "name its config, as in load(path, cfg=...)"
+            )
+        return self.fit(cfg)
 
     def fit(self, cfg: TransformerConfig) -> TransformerConfig:
-        """`cfg` with the padding rows of this checkpoint's table; chooses the way its gates lie."""
+        """Returns `cfg` with this table's padding rows; also detects the layout of the gates."""
         gates = self.tensors.get("layer_0/mlp/gating_einsum")
         if gates is not None and gates.shape == (2, cfg.d_model, cfg.d_ff):
-            self.form = "dm_df"
+            self.format = "dm_df"
         table = self.tensors.get("embedder/input_embedding")
         rows = table.shape[0] if table is not None else cfg.vocab_size
         return cfg.replace(vocab_pad=max(0, rows - cfg.vocab_size))
 
 
-def _plain(name: str) -> str | None:
-    """The common name of an array, or None for what is not a parameter of the language model."""
-    if name.startswith("params/"):
-        name = name.removeprefix("params/")
-    elif name.split("/")[0] in ("step", "opt_state", "collections"):
+def _tensor_name(key: str) -> str | None:
+    """Returns the common name of an array, or None if it is no parameter of the language model."""
+    if key.split("/")[0] in ("step", "opt_state", "collections"):
         return None
-    name = name.removeprefix("transformer/")
+    name = key.removeprefix("params/").removeprefix("transformer/")
     return None if name.startswith(VISION) else name.removesuffix("/w")
 
 
-def _open(folder: Path, key: str, zarr3: bool):
+def _open(folder: Path, key: str, zarr3: bool) -> Any:
     import tensorstore as ts
 
-    ocdbt = (folder / "manifest.ocdbt").exists()
-    base = f"file://{folder}/"
-    kvstore = (
-        {"driver": "ocdbt", "base": base, "path": key + "/"}
-        if ocdbt
-        else {"driver": "file", "path": f"{folder}/{key}/"}
-    )
+    if (folder / "manifest.ocdbt").exists():
+        kvstore = {"driver": "ocdbt", "base": f"file://{folder}/", "path": f"{key}/"}
+    else:
+        kvstore = {"driver": "file", "path": f"{folder}/{key}/"}
+    spec = {"driver": "zarr3" if zarr3 else "zarr", "kvstore": kvstore}
     try:
-        return ts.open(
-            {"driver": "zarr3" if zarr3 else "zarr", "kvstore": kvstore}, open=True, read=True
-        ).result()
+        return ts.open(spec, open=True, read=True).result()
     except ValueError as error:
         raise ValueError(
-            f"{folder}: array {key} cannot be opened ({error}): is the checkpoint complete?"
+            f"{folder}: array {key} cannot be opened ({error}): the checkpoint may be incomplete"
         ) from None

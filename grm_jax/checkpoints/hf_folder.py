@@ -1,19 +1,20 @@
-"""A Hugging Face folder opened for reading: config.json, and one safetensors file or several with an index."""
+"""Reads a Hugging Face folder: config.json, and one safetensors file or several with an index."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 
 from grm_jax.checkpoints.hf_config import from_hf
 from grm_jax.checkpoints.safetensors_file import SafetensorsFile, SafetensorsTensor
+from grm_jax.checkpoints.tensors import Reader
 from grm_jax.models.config import TransformerConfig
 
 INDEX = "model.safetensors.index.json"
-
-# Where the language model stands: text models, then multimodal ones as old and new versions of transformers write them.
+# Prefixes of the language model: multimodal checkpoints of old and new transformers, text models.
 PREFIXES = ("language_model.model.", "model.language_model.", "model.")
-# Parts of a multimodal checkpoint that are not the language model.
+# Prefixes of the vision encoder in multimodal checkpoints.
 VISION = (
     "vision_tower.",
     "multi_modal_projector.",
@@ -23,12 +24,12 @@ VISION = (
 HEADS = ("lm_head.weight", "language_model.lm_head.weight")
 
 
-class HfFolder:
-    """`tensors` by their names in a text-only checkpoint (model.layers.0..., score.weight), wherever the folder holds them."""
+class HfFolder(Reader):
+    """A folder; tensors by their names in a text-only checkpoint: model.layers.0..."""
 
-    form = "hf"
+    format = "hf"
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = str(path)
         folder = Path(path)
         self.config = json.loads((folder / "config.json").read_text())
@@ -53,15 +54,18 @@ class HfFolder:
     def bytes_read(self) -> int:
         return sum(file.bytes_read for file in self.files)
 
-    def gemma_config(self) -> TransformerConfig:
+    def model_config(self) -> TransformerConfig:
         return from_hf(self.config, Path(self.path).name)
 
     def _check_tied(self, head: SafetensorsTensor) -> None:
-        """Some trainers write the tied table twice. A head of its own would be lost without a word, so it is compared."""
+        """Raises ValueError unless an output head equals the embedding table byte for byte.
+
+        Some trainers write the tied table twice; a head of its own would silently be dropped.
+        """
         table, same = self.tensors.get("model.embed_tokens.weight"), False
         if table is not None and table.shape == head.shape and table.dtype == head.dtype:
             bits = np.dtype(f"u{head.dtype.itemsize}")
-            a, b = table.file.mapped(table).view(bits), head.file.mapped(head).view(bits)
+            a, b = (t.file.mapped(t).view(bits) for t in (table, head))
             same = all(
                 np.array_equal(a[i : i + 4096], b[i : i + 4096]) for i in range(0, len(a), 4096)
             )
@@ -69,22 +73,23 @@ class HfFolder:
             head.file.unmap_pages(head)
         if not same:
             raise ValueError(
-                f"{self.path}: {head.name} differs from model.embed_tokens.weight, but Gemma 2 and 3 tie them: remove it to load"
+                f"{self.path}: {head.name} differs from model.embed_tokens.weight, "
+                "but Gemma 2 and 3 tie them: remove the tensor to load the checkpoint"
             )
 
 
 def _file_names(folder: Path) -> list[str]:
     if (folder / INDEX).exists():
         names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-        if absent := [name for name in names if not (folder / name).exists()]:
+        if missing := [name for name in names if not (folder / name).exists()]:
             raise FileNotFoundError(
-                f"{folder}: the index names files that are not there: {', '.join(absent)}. Fetch them again"
+                f"{folder}: the index names missing files: {', '.join(missing)}. Download them"
             )
         return names
-    names = sorted(p.name for p in folder.glob("*.safetensors"))
+    names = sorted(file.name for file in folder.glob("*.safetensors"))
     if len(names) != 1:
-        found = f"{len(names)} safetensors files and no {INDEX}" if names else "no safetensors file"
+        files = f"{len(names)} safetensors files and no {INDEX}" if names else "no safetensors file"
         raise FileNotFoundError(
-            f"{folder}: {found}. Files in PyTorch's .bin format are to be saved as safetensors first"
+            f"{folder}: {files}. Convert files in PyTorch's .bin format to safetensors first"
         )
     return names

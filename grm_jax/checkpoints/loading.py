@@ -1,8 +1,9 @@
-"""From a checkpoint on disk to a sharded model: each process reads the bytes of its own shards, into the memory where they stay."""
+"""Loads a checkpoint into a sharded model; each process reads the bytes of its own shards."""
 
 import functools
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,51 +11,63 @@ import jax
 import numpy as np
 from flax import nnx
 
-from grm_jax.checkpoints.names import Part, Place, axis_sizes, disk_shape, places
+from grm_jax.checkpoints.tensor_map import (
+    DiskTensor,
+    ParamSource,
+    axis_sizes,
+    disk_shape,
+    tensor_map,
+)
 from grm_jax.checkpoints.tensors import Reader, Tensor, aligned_empty
-from grm_jax.models.build import abstract_model
+from grm_jax.models import Transformer, abstract_model
 from grm_jax.models.config import TransformerConfig
-from grm_jax.models.transformer import Transformer
 
 Bounds = tuple[tuple[int, int], ...]  # (start, stop) on every axis
-Progress = Callable[[int, int], None]  # (bytes done, bytes in all) of this process
+Progress = Callable[[int, int], None]  # called with (bytes done, total bytes) of this process
 
-# One piece of work: long enough to transpose 256 rows at a time (shorter runs waste cache lines), small enough to stay in cache.
+# One unit of work for a thread: large enough to transpose 256 rows at a time (shorter runs waste
+# cache lines), small enough to stay in cache.
 PIECE_ROWS, PIECE_BYTES = 256, 8 << 20
 MAX_PIECE_BYTES = 32 << 20
-READERS = 12  # threads, whatever the cores: most of them wait for the disk while one or two turn what has come
+READERS = 12  # threads; most of them wait for the disk while one or two transpose
 
 
-def flat_params(state) -> dict[str, nnx.Variable]:
-    """{"units.0.attn.q_DxNxH": variable} of a model's state."""
+def flat_params(state: Any) -> dict[str, nnx.Variable]:
+    """Returns {"units.0.attn.q_DxNxH": variable} of a model's state."""
     return {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
 
 
 def load_model(
     reader: Reader,
     cfg: TransformerConfig,
-    mesh=None,
+    mesh: jax.sharding.Mesh | None = None,
     param_dtype: str | None = None,
-    fresh: frozenset[str] = frozenset(),
+    zero_params: frozenset[str] = frozenset(),
     progress: Progress | None = None,
 ) -> Transformer:
-    """Reads `cfg`'s parameters from an open checkpoint onto the mesh (None: the first device).
+    """Reads the parameters of `cfg` from an open checkpoint onto the mesh (None: the first device).
 
-    param_dtype None keeps each tensor's dtype on disk. `fresh` names parameters that start at zero instead of being read.
-    Raises ValueError with every missing, unexpected and misshapen tensor at once, before anything is read.
+    Args:
+      param_dtype: None keeps each tensor's dtype on disk.
+      zero_params: parameters that are set to zero instead of read.
+
+    Raises:
+      ValueError: every missing, unexpected and misshapen tensor, before anything is read.
     """
     graphdef, state = abstract_model(cfg, mesh)
-    where = {path: place for path, place in places(cfg, reader.form).items() if path not in fresh}
-    check_names(reader, cfg, where)
-    variables = flat_params(state)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    sharding_of = {path: v.get_value().sharding or device for path, v in variables.items()}
-    loaded = _read_all(reader, cfg, where, variables, sharding_of, param_dtype, progress)
-    for path in fresh:
-        zeros = np.zeros(variables[path].shape, np.dtype(param_dtype or cfg.param_dtype))
-        loaded[path] = jax.make_array_from_callback(
-            zeros.shape, sharding_of[path], zeros.__getitem__
-        )
+    sources = tensor_map(cfg, reader.format)
+    sources = {path: source for path, source in sources.items() if path not in zero_params}
+    check_names(reader, cfg, sources)
+    first_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    targets = {
+        path: (variable.shape, variable.get_value().sharding or first_device)
+        for path, variable in flat_params(state).items()
+    }
+    loaded = _read_all(reader, axis_sizes(cfg), sources, targets, param_dtype, progress)
+    for path in zero_params:
+        shape, sharding = targets[path]
+        zeros = np.zeros(shape, np.dtype(param_dtype or cfg.param_dtype))
+        loaded[path] = jax.make_array_from_callback(shape, sharding, zeros.__getitem__)
     flat = [
         (path, variable.replace(loaded[".".join(map(str, path))]))
         for path, variable in nnx.to_flat_state(state)
@@ -62,122 +75,138 @@ def load_model(
     return nnx.merge(graphdef, nnx.from_flat_state(flat))
 
 
-def check_names(reader: Reader, cfg: TransformerConfig, where: dict[str, Place]) -> None:
-    """Raises ValueError listing every missing, unexpected and misshapen tensor of a checkpoint, all in one message."""
-    sizes = axis_sizes(cfg)
-    wanted = {
-        part.name: disk_shape(part, sizes) for place in where.values() for part in place.parts
-    }
-    missing = sorted(wanted.keys() - reader.tensors.keys())
-    unexpected = sorted(reader.tensors.keys() - wanted.keys())
+def check_names(reader: Reader, cfg: TransformerConfig, sources: dict[str, ParamSource]) -> None:
+    """Raises ValueError with every missing, unexpected and misshapen tensor of a checkpoint."""
+    sizes, tensors = axis_sizes(cfg), reader.tensors
+    shapes = {t.name: disk_shape(t, sizes) for source in sources.values() for t in source.tensors}
+    missing = sorted(shapes.keys() - tensors.keys())
+    unexpected = sorted(tensors.keys() - shapes.keys())
     wrong = [
-        f"{name} is {reader.tensors[name].shape}, not {shape}"
-        for name, shape in wanted.items()
-        if name in reader.tensors and tuple(reader.tensors[name].shape) != shape
+        f"{name} is {tensors[name].shape}, not {shape}"
+        for name, shape in shapes.items()
+        if name in tensors and tuple(tensors[name].shape) != shape
     ]
     problems = [
-        f"{what}: {', '.join(names)}"
-        for what, names in (("missing", missing), ("unexpected", unexpected))
+        f"{problem}: {separator.join(names)}"
+        for problem, separator, names in (
+            ("missing", ", ", missing),
+            ("unexpected", ", ", unexpected),
+            ("wrong shapes", "; ", wrong),
+        )
         if names
     ]
-    if wrong:
-        problems.append("wrong shapes: " + "; ".join(wrong))
     if problems:
         raise ValueError(
-            f"{reader.path} does not hold a {cfg.name} ({cfg.num_layers} layers of width {cfg.d_model}). "
-            + ". ".join(problems)
+            f"{reader.path} does not hold a {cfg.name} "
+            f"({cfg.num_layers} layers of width {cfg.d_model}). {'. '.join(problems)}"
         )
 
 
 def _read_all(
-    reader, cfg, where, variables, sharding_of, param_dtype, progress
+    reader: Reader,
+    sizes: dict[str, int],
+    sources: dict[str, ParamSource],
+    targets: dict[str, tuple[tuple[int, ...], Any]],
+    param_dtype: str | None,
+    progress: Progress | None,
 ) -> dict[str, jax.Array]:
-    sizes, done = axis_sizes(cfg), 0
+    """Returns the arrays by parameter path. targets: (shape, sharding) by parameter path."""
+    done = 0
     out: dict[str, jax.Array] = {}
     dtypes = {
-        path: np.dtype(param_dtype or reader.tensors[where[path].parts[0].name].dtype)
-        for path in where
+        path: np.dtype(param_dtype or reader.tensors[source.tensors[0].name].dtype)
+        for path, source in sources.items()
     }
+    shards = {path: _shards(*targets[path]) for path in sources}
     total = sum(
-        dtypes[path].itemsize * int(np.prod(shard_shape)) * len(unique)
-        for path in where
-        for shard_shape, unique in [_shards(variables[path].shape, sharding_of[path])]
+        dtypes[path].itemsize * math.prod(stop - start for start, stop in bounds)
+        for path in sources
+        for bounds in shards[path]
     )
     with ThreadPoolExecutor(max(READERS, os.cpu_count() or 1)) as pool:
-        for path, place in where.items():
-            shape, sharding = variables[path].shape, sharding_of[path]
+        for path, source in sources.items():
+            shape, sharding = targets[path]
             buffers: dict[Bounds, np.ndarray] = {}
-            work: list[Callable[[], None]] = []
-            for index in _shards(shape, sharding)[1]:
-                bounds = tuple(slice(a, b) for a, b in index)
-                buffers[index] = aligned_empty(tuple(b - a for a, b in index), dtypes[path])
-                work += _pieces(reader, place, sizes, bounds, buffers[index])
-            for task in [pool.submit(piece) for piece in work]:
+            pieces: list[Callable[[], None]] = []
+            for bounds in shards[path]:
+                buffer = aligned_empty(tuple(b - a for a, b in bounds), dtypes[path])
+                buffers[bounds] = buffer
+                slices = tuple(slice(*bound) for bound in bounds)
+                pieces += _pieces(reader, source, sizes, slices, buffer)
+            for task in [pool.submit(piece) for piece in pieces]:
                 task.result()
-            if out:
-                jax.block_until_ready(
-                    out[next(reversed(out))]
-                )  # at most two arrays wait on the host for their transfer
+            if out:  # at most two arrays wait on the host for their transfer
+                jax.block_until_ready(out[next(reversed(out))])
             shard = functools.partial(_shard, shape, buffers)
             out[path] = jax.make_array_from_callback(shape, sharding, shard)
-            done += sum(b.nbytes for b in buffers.values())
+            done += sum(buffer.nbytes for buffer in buffers.values())
             if progress is not None:
                 progress(done, total)
     return out
 
 
-def _shard(shape, buffers: dict[Bounds, np.ndarray], index) -> np.ndarray:
+def _shard(shape: tuple[int, ...], buffers: dict[Bounds, np.ndarray], index: Any) -> np.ndarray:
     return buffers[_bounds(index, shape)]
 
 
-def _bounds(index, shape) -> Bounds:
+def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> Bounds:
     return tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
 
 
-def _shards(shape, sharding):
-    """(shape of one shard, the bounds of this process's shards; replicas of one shard counted once)."""
+def _shards(shape: tuple[int, ...], sharding: Any) -> list[Bounds]:
+    """Returns the bounds of this process's shards, replicas once."""
     indices = sharding.addressable_devices_indices_map(tuple(shape)).values()
-    return sharding.shard_shape(tuple(shape)), list(
-        dict.fromkeys(_bounds(index, shape) for index in indices)
-    )
+    return list(dict.fromkeys(_bounds(index, shape) for index in indices))
 
 
-def _pieces(reader: Reader, place: Place, sizes, bounds: tuple[slice, ...], out: np.ndarray):
-    """Functions that together fill `out`, the shard of one of our arrays at `bounds`.
+def _pieces(
+    reader: Reader,
+    source: ParamSource,
+    sizes: dict[str, int],
+    bounds: tuple[slice, ...],
+    out: np.ndarray,
+) -> Iterator[Callable[[], None]]:
+    """Yields functions that together fill `out`, the shard of one parameter at `bounds`.
 
-    A stacked array (U, D, N, H) is filled layer by layer: out[u] is looked at in the order of the axes on disk, say N, H, D, and each piece
-    of that view is read into.
+    A stacked array (U, D, N, H) is filled layer by layer: out[u] is viewed in the axis order of the
+    disk, say N, H, D, and each piece of the view is read into.
     """
-    for part in place.parts:
-        target, own = out, bounds
-        if part.unit is not None:
-            if not bounds[0].start <= part.unit < bounds[0].stop:
+    for tensor in source.tensors:
+        layer_out, layer_bounds = out, bounds
+        if tensor.unit is not None:
+            if not bounds[0].start <= tensor.unit < bounds[0].stop:
                 continue
-            target, own = out[part.unit - bounds[0].start], bounds[1:]
-        yield from _part_pieces(reader.tensors[part.name], part, place.axes, sizes, own, target)
+            layer_out, layer_bounds = out[tensor.unit - bounds[0].start], bounds[1:]
+        data = reader.tensors[tensor.name]
+        yield from _tensor_pieces(data, tensor, source.axes, sizes, layer_bounds, layer_out)
 
 
-def _part_pieces(
-    tensor: Tensor, part: Part, axes: str, sizes, bounds: tuple[slice, ...], out: np.ndarray
-):
-    letters = part.axes.replace(",", "")
-    # A digit stands for a whole dimension of the tensor, so its size is found at the same place; the others may be flattened on disk.
-    view = tuple(tensor.shape[i] if a.isdigit() else sizes[a] for i, a in enumerate(letters))
+def _tensor_pieces(
+    data: Tensor,
+    tensor: DiskTensor,
+    axes: str,
+    sizes: dict[str, int],
+    bounds: tuple[slice, ...],
+    out: np.ndarray,
+) -> Iterator[Callable[[], None]]:
+    letters = tensor.axes.replace(",", "")
+    # A digit stands for a whole dimension on disk; other letters may be flattened together there.
+    view = tuple(data.shape[i] if a.isdigit() else sizes[a] for i, a in enumerate(letters))
     index: list[Any] = [int(a) if a.isdigit() else bounds[axes.index(a)] for a in letters]
     out = out.transpose([axes.index(a) for a in letters if not a.isdigit()])
     rows, cut = out.shape[0], next(i for i, a in enumerate(letters) if not a.isdigit())
     first = index[cut].start
-    row_bytes = max(1, out[:1].size * tensor.dtype.itemsize)
+    row_bytes = max(1, out[:1].size * data.dtype.itemsize)
     step = max(1, min(max(PIECE_ROWS, PIECE_BYTES // row_bytes), MAX_PIECE_BYTES // row_bytes))
     for i in range(0, rows, step):
         index[cut] = slice(first + i, first + min(i + step, rows))
-        yield functools.partial(tensor.read_into, view, tuple(index), out[i : i + step])
+        yield functools.partial(data.read_into, view, tuple(index), out[i : i + step])
 
 
-def parameter_bytes(model) -> int:
-    """Bytes of a model's parameters on this process's devices."""
+def parameter_bytes(model: Transformer) -> int:
+    """Returns the bytes of a model's parameters on this process's devices."""
     return sum(
-        s.data.nbytes
+        shard.data.nbytes
         for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))
-        for s in leaf.addressable_shards
+        for shard in leaf.addressable_shards
     )

@@ -1,14 +1,17 @@
-"""Safetensors files by byte ranges. The format: 8 bytes of header length, a JSON header, the tensors' bytes back to back.
+"""Reads byte ranges of safetensors files, and writes files tensor by tensor.
 
-The `safetensors` library reads whole tensors into arrays of its own; here only the bytes of a shard are read, into the place where they stay.
+The format: 8 bytes of header length, a JSON header, then the tensors' bytes back to back. The
+`safetensors` library reads whole tensors into new arrays; here a process reads the bytes of its own
+shards into the arrays where they stay.
 """
 
 import json
 import mmap
 import os
 import struct
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -22,13 +25,17 @@ DTYPES = {
     "F64": np.dtype(np.float64),
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
-MAX_HEADER = 100_000_000  # the format's own limit
+MAX_HEADER = 100_000_000  # limit of the format
 
 
 class SafetensorsTensor:
-    """One tensor of a file. Rows that are whole are read by their byte range; parts of rows through the page cache, only the pages touched."""
+    """One tensor of a file.
 
-    def __init__(self, file: "SafetensorsFile", name: str, entry: dict):
+    Whole rows are read by their byte range. Parts of rows are read through the page cache, so that
+    only the pages they touch are fetched.
+    """
+
+    def __init__(self, file: "SafetensorsFile", name: str, entry: dict[str, Any]) -> None:
         begin, end = entry["data_offsets"]
         self.file, self.name, self.start = file, name, file.data_start + begin
         self.shape, self.code, self.nbytes = tuple(entry["shape"]), entry["dtype"], end - begin
@@ -37,31 +44,33 @@ class SafetensorsTensor:
     def dtype(self) -> np.dtype:
         if self.code not in DTYPES:
             raise ValueError(
-                f"{self.file.path}: {self.name} has dtype {self.code}: convert the checkpoint to {', '.join(DTYPES)} first"
+                f"{self.file.path}: {self.name} has dtype {self.code}: "
+                f"convert the checkpoint to {', '.join(DTYPES)} first"
             )
         return DTYPES[self.code]
 
     def check(self) -> None:
-        """Raises ValueError if the header's byte range is not that of its shape, or runs past the end of the file."""
-        count = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-        if count != self.nbytes or self.start + self.nbytes > self.file.size:
+        """Raises ValueError if the byte range does not match the shape or exceeds the file."""
+        size = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        if size != self.nbytes or self.start + self.nbytes > self.file.size:
             raise ValueError(
-                f"{self.file.path}: {self.name} should be {count} bytes, the header says {self.nbytes} of a file of {self.file.size}: "
-                "the download is incomplete or damaged, fetch it again"
+                f"{self.file.path}: {self.name} should have {size} bytes, the header says "
+                f"{self.nbytes} of a file of {self.file.size}: "
+                "the download is incomplete or damaged, download it again"
             )
 
     def read_into(self, view: tuple[int, ...], index: Index, out: np.ndarray) -> None:
         first, rest = index[0], index[1:]
-        whole = all(
+        whole_rows = isinstance(first, slice) and all(
             isinstance(i, slice) and i == slice(0, n) for i, n in zip(rest, view[1:], strict=True)
         )
-        if not (isinstance(first, slice) and whole):
+        if not whole_rows:
             put(out, self.file.mapped(self).reshape(view)[index])
-            self.file.count(out.size * self.dtype.itemsize)
+            self.file.bytes_read += out.size * self.dtype.itemsize
             self.file.unmap_pages(self)
             return
-        row = self.dtype.itemsize * int(np.prod(view[1:], dtype=np.int64))
-        offset, size = self.start + first.start * row, (first.stop - first.start) * row
+        row_bytes = self.dtype.itemsize * int(np.prod(view[1:], dtype=np.int64))
+        offset, size = self.start + first.start * row_bytes, (first.stop - first.start) * row_bytes
         if out.dtype == self.dtype and out.flags.c_contiguous:
             self.file.read(out.reshape(-1).view(np.uint8), offset)
             return
@@ -71,17 +80,16 @@ class SafetensorsTensor:
 
 
 class SafetensorsFile:
-    """One open file. `bytes_read` counts what was asked of it."""
+    """An open file. `bytes_read` counts the bytes requested from it."""
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.fd = os.open(self.path, os.O_RDONLY)
         self.size = os.fstat(self.fd).st_size
         self.bytes_read = 0
         self._map: mmap.mmap | None = None
-        (length,) = (
-            struct.unpack("<Q", os.pread(self.fd, 8, 0)) if self.size >= 8 else (MAX_HEADER,)
-        )
+        head = os.pread(self.fd, 8, 0)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else MAX_HEADER
         if length >= min(MAX_HEADER, self.size):
             raise ValueError(
                 f"{path} is not a safetensors file: its header claims {length} of {self.size} bytes"
@@ -98,64 +106,75 @@ class SafetensorsFile:
             name: SafetensorsTensor(self, name, entry) for name, entry in header.items()
         }
 
-    def read(self, into: np.ndarray, offset: int) -> None:
-        """Fills the bytes of `into` from the file."""
-        view, done = memoryview(into.data), 0
+    def read(self, out: np.ndarray, offset: int) -> None:
+        """Fills the bytes of `out` from the file."""
+        view, done = memoryview(out.data), 0
         while done < len(view):
             n = os.preadv(self.fd, [view[done:]], offset + done)
             if n == 0:
                 raise ValueError(
-                    f"{self.path} ends at byte {offset + done}: the download is incomplete, fetch it again"
+                    f"{self.path} ends at byte {offset + done}: the download is incomplete, "
+                    "download it again"
                 )
             done += n
-        self.count(done)
-
-    def count(self, size: int) -> None:
-        self.bytes_read += size
+        self.bytes_read += done
 
     def mapped(self, tensor: SafetensorsTensor) -> np.ndarray:
-        """The tensor as a read-only array over the page cache."""
+        """Returns the tensor as a read-only array over the page cache."""
         if self._map is None:
             self._map = mmap.mmap(self.fd, 0, prot=mmap.PROT_READ)
         raw = np.frombuffer(self._map, np.uint8, tensor.nbytes, tensor.start)
         return raw.view(tensor.dtype).reshape(tensor.shape)
 
     def unmap_pages(self, tensor: SafetensorsTensor) -> None:
-        """Lets go of the pages of a tensor, which would count as this process's memory; the system may keep them cached."""
+        """Releases a tensor's pages, which count as this process's memory; they may stay cached."""
         assert self._map is not None
         start = tensor.start - tensor.start % mmap.PAGESIZE
         self._map.madvise(mmap.MADV_DONTNEED, start, tensor.start + tensor.nbytes - start)
 
-    def __del__(self):
+    def __del__(self) -> None:
         if getattr(self, "fd", None) is not None:
             os.close(self.fd)
 
 
-def write_safetensors(path, entries, metadata: dict[str, str] | None = None) -> None:
-    """Writes a file tensor by tensor, with one tensor in memory at a time.
+class Entry(NamedTuple):
+    """A tensor to write; `make` returns its array."""
 
-    entries: (name, shape, dtype, make) in the order to write; make() returns the array. The file appears under its name only when complete.
-    """
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    make: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+def write_safetensors(
+    path: str | os.PathLike[str], entries: Sequence[Entry], metadata: dict[str, str] | None = None
+) -> None:
+    """Writes a file with one tensor in memory at a time; it gets its name when it is complete."""
     path, offset = Path(path), 0
     header: dict[str, Any] = {"__metadata__": metadata or {"format": "pt"}}
-    for name, shape, dtype, _ in entries:
-        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        header[name] = {
-            "dtype": CODES[dtype],
-            "shape": list(shape),
-            "data_offsets": [offset, offset + size],
+    for entry in entries:
+        end = offset + entry.nbytes
+        header[entry.name] = {
+            "dtype": CODES[entry.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [offset, end],
         }
-        offset += size
+        offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors start aligned
+    text += b" " * (-len(text) % 8)  # aligns the tensors
     partial = path.with_name(path.name + ".partial")
     with open(partial, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for name, shape, dtype, make in entries:
-            array = np.ascontiguousarray(make())
-            if array.shape != tuple(shape) or array.dtype != dtype:
+        for entry in entries:
+            array = np.ascontiguousarray(entry.make())
+            if array.shape != tuple(entry.shape) or array.dtype != entry.dtype:
                 raise ValueError(
-                    f"{name}: announced as {shape} {dtype}, made as {array.shape} {array.dtype}"
+                    f"{entry.name}: expected {entry.shape} {entry.dtype}, "
+                    f"got {array.shape} {array.dtype}"
                 )
             file.write(array.reshape(-1).view(np.uint8).data)
     os.replace(partial, path)

@@ -1,8 +1,11 @@
-"""From a sharded model to a Hugging Face folder that transformers and vLLM serve: config.json, safetensors with an index, tokenizer files."""
+"""Saves a sharded model as a Hugging Face folder that transformers and vLLM serve."""
 
 import json
+import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,96 +14,122 @@ from flax import nnx
 from grm_jax.checkpoints.hf_config import to_hf
 from grm_jax.checkpoints.hf_folder import INDEX
 from grm_jax.checkpoints.loading import Progress, flat_params
-from grm_jax.checkpoints.names import Part, axis_sizes, disk_shape, places
-from grm_jax.checkpoints.safetensors_file import write_safetensors
+from grm_jax.checkpoints.safetensors_file import Entry, write_safetensors
+from grm_jax.checkpoints.tensor_map import DiskTensor, axis_sizes, disk_shape, tensor_map
 from grm_jax.checkpoints.tensors import put
+from grm_jax.models.transformer import Transformer
 
-# What a tokenizer and its chat format may consist of, and the settings of generation.
+# Files of a tokenizer and its chat format, and the generation settings.
 TOKENIZER_FILES = (
-    "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-    "chat_template.json", "generation_config.json",
-)  # fmt: skip
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+COPY_ROWS = 256  # rows of the source that stay in cache while they are transposed
 
 
 def save(
-    model,
-    path,
-    like=None,
+    model: Transformer,
+    path: str | os.PathLike[str],
+    like: str | os.PathLike[str] | None = None,
     dtype: str | None = None,
     max_file_bytes: int = 5 << 30,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Writes a model as a Hugging Face folder. One layer's array at a time is gathered and copied to the host.
+    """Saves a model as a Hugging Face folder; gathers and copies one layer's array at a time.
 
-    like: a folder (or file) whose tokenizer files, and whose token ids in config.json, come along.  dtype: None keeps each parameter's own.
-    max_file_bytes: a model that is larger is split into files of at most this size.
     Every process must call it; process 0 writes.
-    Raises FileExistsError if the folder already holds weights and `overwrite` is False.
+
+    Args:
+      like: a folder (or file) whose tokenizer files, and token ids in config.json, are copied.
+      dtype: None keeps each parameter's own.
+      max_file_bytes: larger models are split into files of at most this size.
+
+    Raises:
+      FileExistsError: the folder already holds weights and `overwrite` is False.
     """
-    path, cfg = Path(path).expanduser(), model.cfg
+    path = Path(path).expanduser()
     writer = jax.process_index() == 0
     if writer:
         _clear(path, overwrite)
     params = flat_params(nnx.state(model, nnx.Param))
-    # Rows that pad the table stay behind: the format's vocabulary is the table's height.
-    sizes = axis_sizes(cfg.replace(vocab_pad=0))
-    entries = []
-    for name, place in places(cfg, "hf").items():
-        for part in place.parts:
-            kind = np.dtype(dtype or params[name].dtype)
-
-            def make(a=params[name], part=part, axes=place.axes, kind=kind):
-                return _on_disk(a, part, axes, sizes, kind)
-
-            entries.append((part.name, disk_shape(part, sizes), kind, make))
-    entries.sort(key=lambda e: _order(e[0]))
-    files = _split(entries, max_file_bytes)
-    total, done = sum(map(_nbytes, entries)), 0
+    files = _split(_entries(model, params, dtype), max_file_bytes)
+    total, done = sum(entry.nbytes for group in files for entry in group), 0
     weight_map: dict[str, str] = {}
-    for i, group in enumerate(files):
-        file = (
-            "model.safetensors"
-            if len(files) == 1
-            else f"model-{i + 1:05}-of-{len(files):05}.safetensors"
-        )
-        weight_map |= dict.fromkeys((e[0] for e in group), file)
+    for i, group in enumerate(files, 1):
+        single = len(files) == 1
+        file = "model.safetensors" if single else f"model-{i:05}-of-{len(files):05}.safetensors"
+        weight_map |= dict.fromkeys((entry.name for entry in group), file)
         if progress is not None:
-            group, done = _counted(group, done, total, progress), done + sum(map(_nbytes, group))
+            group = _reporting(group, done, total, progress)
+            done += sum(entry.nbytes for entry in group)
         if writer:
             write_safetensors(path / file, group)
         else:
-            for *_, make in group:
-                make()  # takes part in gathering
-    if writer:
-        if len(files) > 1:
-            index = {
-                "metadata": {"total_size": total},
-                "weight_map": dict(sorted(weight_map.items())),
-            }
-            _write_json(path / INDEX, index)
-        config = to_hf(cfg, str(np.dtype(dtype or params["embedder.table_VxD"].dtype)))
-        if like is not None:
-            config |= _token_ids(Path(like))
-            copy_tokenizer(like, path)
-        _write_json(path / "config.json", config)
+            for entry in group:
+                entry.make()  # takes part in gathering
+    if not writer:
+        return
+    if len(files) > 1:
+        weights = dict(sorted(weight_map.items()))
+        _write_json(path / INDEX, {"metadata": {"total_size": total}, "weight_map": weights})
+    config = to_hf(model.cfg, str(np.dtype(dtype or params["embedder.table_VxD"].dtype)))
+    if like is not None:
+        config |= _token_ids(Path(like))
+        copy_tokenizer(like, path)
+    _write_json(path / "config.json", config)
 
 
-def _on_disk(variable, part: Part, axes: str, sizes, dtype: np.dtype) -> np.ndarray:
-    """One tensor as the format wants it: this layer's array, gathered, in the axis order of the disk."""
+def _entries(model: Transformer, params: dict[str, Any], dtype: str | None) -> list[Entry]:
+    """Returns the tensors in the order of the files: embedding, layers, final norm and head."""
+    sizes = axis_sizes(model.cfg.replace(vocab_pad=0))  # the format has no padding rows
+
+    def order(entry: Entry) -> tuple[int, str]:
+        pieces = entry.name.split(".")
+        layer = int(pieces[2]) if pieces[1] == "layers" else 10**6
+        return (-1 if "embed" in entry.name else layer, entry.name)
+
+    entries = []
+    for name, source in tensor_map(model.cfg, "hf").items():
+        target = np.dtype(dtype or params[name].dtype)
+        for tensor in source.tensors:
+
+            def make(
+                variable: Any = params[name],
+                tensor: DiskTensor = tensor,
+                axes: str = source.axes,
+                target: np.dtype = target,
+            ) -> np.ndarray:
+                return disk_array(variable, tensor, axes, sizes, target)
+
+            entries.append(Entry(tensor.name, disk_shape(tensor, sizes), target, make))
+    return sorted(entries, key=order)
+
+
+def disk_array(
+    variable: Any, tensor: DiskTensor, axes: str, sizes: dict[str, int], dtype: np.dtype
+) -> np.ndarray:
+    """Returns one tensor in the shape and axis order of the disk, gathered from all devices.
+
+    variable: the parameter, with our `axes` (the stacked axis excluded).
+    """
     value = variable[...] if isinstance(variable, nnx.Variable) else variable
-    value = _to_host(value if part.unit is None else value[part.unit])
+    value = _to_host(value if tensor.unit is None else value[tensor.unit])
     if axes[0] == "V":
         value = value[: sizes["V"]]
-    order = [axes.index(a) for a in part.axes.replace(",", "") if not a.isdigit()]
+    order = [axes.index(a) for a in tensor.axes.replace(",", "") if not a.isdigit()]
     source = value.transpose(order)
     out = np.empty(source.shape, dtype)
-    for i in range(
-        0, len(source), 256
-    ):  # 256 rows of the source's fast axis stay in cache while they are turned
-        put(out[i : i + 256], source[i : i + 256])
-    return out.reshape(disk_shape(part, sizes))
+    for i in range(0, len(source), COPY_ROWS):
+        put(out[i : i + COPY_ROWS], source[i : i + COPY_ROWS])
+    return out.reshape(disk_shape(tensor, sizes))
 
 
 def _to_host(value: jax.Array) -> np.ndarray:
@@ -111,41 +140,31 @@ def _to_host(value: jax.Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(value, tiled=True))
 
 
-def _split(entries, max_bytes: int):
-    files: list[list] = [[]]
+def _split(entries: Sequence[Entry], max_bytes: int) -> list[list[Entry]]:
+    files: list[list[Entry]] = [[]]
     size = 0
     for entry in entries:
-        if files[-1] and size + _nbytes(entry) > max_bytes:
+        if files[-1] and size + entry.nbytes > max_bytes:
             files.append([])
             size = 0
         files[-1].append(entry)
-        size += _nbytes(entry)
+        size += entry.nbytes
     return files
 
 
-def _nbytes(entry) -> int:
-    return int(np.prod(entry[1], dtype=np.int64)) * entry[2].itemsize
-
-
-def _counted(group, done, total, progress):
-    """The same entries, telling `progress` as each is made."""
+def _reporting(group: Sequence[Entry], done: int, total: int, progress: Progress) -> list[Entry]:
+    """Returns the entries with `make` functions that report to `progress`."""
     out = []
     for entry in group:
-        done += _nbytes(entry)
+        done += entry.nbytes
 
-        def make(inner=entry[3], done=done):
-            array = inner()
+        def make(make: Any = entry.make, done: int = done) -> np.ndarray:
+            array = make()
             progress(done, total)
             return array
 
-        out.append((*entry[:3], make))
+        out.append(entry._replace(make=make))
     return out
-
-
-def _order(name: str):
-    """Embedding first, then layer by layer, then the norm and the head: files end between layers where they can."""
-    pieces = name.split(".")
-    return (int(pieces[2]) if pieces[1] == "layers" else -1 if "embed" in name else 10**6, name)
 
 
 def _clear(path: Path, overwrite: bool) -> None:
@@ -159,29 +178,31 @@ def _clear(path: Path, overwrite: bool) -> None:
         file.unlink()
 
 
-def copy_tokenizer(source, path) -> list[str]:
-    """Copies the tokenizer files of a folder, or one .model or .json file under the name that `tokenizer.load` looks for; returns their names."""
+def copy_tokenizer(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> list[str]:
+    """Copies a folder's tokenizer files, or one .model or .json file, and returns their names.
+
+    A single file gets the name that `tokenizer.load` expects.
+    """
     source, path = Path(source), Path(path)
-    files = (
-        {n: source / n for n in TOKENIZER_FILES if (source / n).exists()} if source.is_dir() else {}
-    )
-    if source.is_file() and source.suffix in (".model", ".json"):
-        files = {
-            source.name if source.name in TOKENIZER_FILES else f"tokenizer{source.suffix}": source
-        }
+    files = {}
+    if source.is_dir():
+        files = {n: source / n for n in TOKENIZER_FILES if (source / n).exists()}
+    elif source.is_file() and source.suffix in (".model", ".json"):
+        known = source.name in TOKENIZER_FILES
+        files = {source.name if known else f"tokenizer{source.suffix}": source}
     for name, file in files.items():
         if file.resolve() != (path / name).resolve():
             shutil.copyfile(file, path / name)
     return list(files)
 
 
-def _token_ids(folder: Path) -> dict:
+def _token_ids(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").exists():
         return {}
     config = json.loads((folder / "config.json").read_text())
-    found = config.get("text_config", {}) | config
-    return {key: found[key] for key in TOKEN_IDS if found.get(key) is not None}
+    config = config.get("text_config", {}) | config
+    return {key: config[key] for key in TOKEN_IDS if config.get(key) is not None}
 
 
-def _write_json(path: Path, value) -> None:
+def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")

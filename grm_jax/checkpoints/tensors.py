@@ -1,10 +1,11 @@
-"""Tensors on disk, read piece by piece into memory that somebody else owns.
+"""Tensors on disk, read piece by piece into memory that the caller owns.
 
-A reader offers `tensors: {name: tensor}`; a tensor has `shape`, `dtype` and
+A reader has `tensors: {name: tensor}`. A tensor has `shape`, `dtype` and
 
     read_into(view, index, out)      out[...] = reshape(tensor, view)[index], cast to out's dtype
 
-where `out` may be strided (a transposed view of the array being filled): the transposition happens on the way, and no second full copy exists.
+where `out` may be strided (a transposed view of the array being filled), so that the transposition
+needs no second full copy.
 """
 
 import threading
@@ -13,28 +14,47 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 
+from grm_jax.models.config import TransformerConfig
+
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-TURNED_ROWS = 32  # of bfloat16: one line of the cache
+TRANSPOSED_ROWS = 32  # bfloat16 values per cache line
 Index = tuple[Any, ...]  # slices and integers
 
 
 class Tensor(Protocol):
-    shape: tuple[int, ...]
-    dtype: np.dtype
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
 
     def read_into(self, view: tuple[int, ...], index: Index, out: np.ndarray) -> None: ...
 
 
-class Reader(Protocol):
-    """A checkpoint opened for reading. `form` says which column of the table of names its tensors go by."""
+class Reader:
+    """An open checkpoint.
 
-    form: str
-    path: str
-    tensors: dict[str, Tensor]
+    Attributes:
+      format: the column of the table of tensor names (`tensor_map.tensor_map`) that applies.
+      path: names the checkpoint in errors.
+      tensors: by name.
+    """
+
+    format: str
+    path: Any
+    tensors: dict[str, Any]
+
+    def model_config(self) -> TransformerConfig:
+        """Returns the configuration of the stored model."""
+        raise NotImplementedError
+
+    def fit(self, cfg: TransformerConfig) -> TransformerConfig:
+        """Returns `cfg`, adapted to details of this checkpoint that a configuration must follow."""
+        return cfg
 
 
 def put(out: np.ndarray, values: np.ndarray) -> None:
-    """out[...] = values, cast; bfloat16 by its bits where the cast is exact, which is several times faster."""
+    """Sets out[...] = values, cast; casts bfloat16 by its bits, which is several times faster."""
     if values.dtype == BFLOAT16 and out.dtype == np.float32:
         values = (values.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     elif values.dtype != out.dtype:
@@ -42,19 +62,19 @@ def put(out: np.ndarray, values: np.ndarray) -> None:
     if values.dtype == BFLOAT16:
         values, out = values.view(np.uint16), out.view(np.uint16)
     if out.ndim > 2 and out.strides[0] != out.itemsize:
-        for part, value in zip(out, values, strict=True):
-            put(part, value)
+        for out_slice, value in zip(out, values, strict=True):
+            put(out_slice, value)
     elif out.ndim > 1 and out.strides[0] == out.itemsize:
-        # Turned: what is read along rows is written along columns. A line of the cache takes the elements of as many rows as it holds, and must
-        # get them before it is evicted: so few rows at a time.
-        for i in range(0, len(out), TURNED_ROWS):
-            np.copyto(out[i : i + TURNED_ROWS], values[i : i + TURNED_ROWS])
+        # A transposition: rows are read, columns written. A cache line holds one value of each of
+        # TRANSPOSED_ROWS rows and must be filled before it is evicted.
+        for i in range(0, len(out), TRANSPOSED_ROWS):
+            np.copyto(out[i : i + TRANSPOSED_ROWS], values[i : i + TRANSPOSED_ROWS])
     else:
         np.copyto(out, values)
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype, align: int = 4096) -> np.ndarray:
-    """An uninitialised array at an address that XLA's CPU backend takes over without a copy (it asks for 64 bytes)."""
+    """Returns an uninitialised array that XLA's CPU backend adopts without a copy."""
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     raw = np.empty(size + align, np.uint8)
     start = -raw.ctypes.data % align
@@ -65,7 +85,7 @@ _local = threading.local()
 
 
 def scratch(size: int) -> np.ndarray:
-    """`size` bytes that this thread reuses: always the same pages, so that the copy out of them comes from cache."""
+    """Returns `size` bytes that this thread reuses, so that copies out of them come from cache."""
     if getattr(_local, "buffer", None) is None or _local.buffer.nbytes < size:
         _local.buffer = np.empty(size, np.uint8)
     return _local.buffer[:size]

@@ -20,8 +20,9 @@ def abstract_model(
 ) -> tuple[nnx.GraphDef, Any]:
     """Returns (graphdef, params) of a model without allocating it.
 
-    params: an nnx.State of jax.ShapeDtypeStruct, with shardings if there is a mesh, so that programs
-    compile for devices that this machine does not have. mesh_axes: as in `state_shardings`.
+    params: an nnx.State of jax.ShapeDtypeStruct, with shardings if there is a mesh, so that
+    programs compile for devices that this machine does not have. mesh_axes: as in
+    `state_shardings`.
 
     Raises:
       ValueError: the mesh does not divide the model.

@@ -1,18 +1,27 @@
-"""Gemma configurations: one dataclass, the generations differ by values only.
+"""Model configurations: one dataclass, and the registry of the models that it describes.
 
-Sources: the Gemma 2 report (arXiv 2408.00118) and the Gemma 3 report (arXiv 2503.19786) for sizes; the released Hugging Face `config.json` files
-for the query scales (`query_pre_attn_scalar`), windows and RoPE bases.
+To add a size, register it below. The CLI, the experiments' `config.model`, checkpoint detection and
+`launch/` read the registry.
+
+Sources: the Gemma 2 (arXiv 2408.00118) and Gemma 3 (arXiv 2503.19786) reports for sizes; the
+released Hugging Face config.json files for query scales, windows and RoPE bases.
 """
 
 import dataclasses
+from typing import Any
+
+from grm_jax.registry import Registry
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerSpec:
-    """What distinguishes one layer of the repeating pattern from another.
+    """Attention of one layer of the repeating pattern.
 
-    window: tokens that a query sees, itself included (q - window < kv <= q); None sees the whole past.
-    rope_theta: RoPE base.  rope_scale: positions are divided by it (linear scaling, Gemma 3 global layers).
+    Attributes:
+      window: number of tokens a query attends to, itself included (q - window < kv <= q); None
+        attends to the whole past.
+      rope_theta: RoPE base.
+      rope_scale: positions are divided by it (linear scaling, Gemma 3 global layers).
     """
 
     window: int | None
@@ -22,14 +31,25 @@ class LayerSpec:
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """Shape and arithmetic of one Gemma.
+    """Sizes and arithmetic of one model.
 
-    query_pre_attn_scalar: queries are multiplied by its -1/2 power. Not always the head width: 144 for Gemma-2-27B, 168 for Gemma-3-27B.
-    pattern: the layers repeat it; num_layers need not be a multiple (26 = 4 x 6 + 2).
-    vocab_pad: rows of the embedding table past the vocabulary (128 in DeepMind's Gemma 2 checkpoints); never predicted.
-    dtype: of activations and of weights at use.  param_dtype: of weights at rest.
-    remat: "none", "dots" (matrix products without a batch axis are kept) or "full" (only the residual stream between units is kept).
-    attention: "xla" (chunked over queries, runs anywhere) or "splash" (the TPU kernel that ships with JAX; prefill and training).
+    Attributes:
+      query_pre_attn_scalar: queries are multiplied by its -1/2 power. It differs from the head
+        width in Gemma-2-27B (144) and Gemma-3-27B (168).
+      pattern: layers repeat it; num_layers need not be a multiple (26 = 4 x 6 + 2).
+      attn_cap, final_cap: soft caps of attention logits and output logits; None disables them.
+      vocab_pad: table rows past the vocabulary (128 in DeepMind's Gemma 2 checkpoints), never
+        sampled.
+      scalar_head: adds a reward head that maps an activation to one number.
+      dtype: of activations, and of weights in use.
+      param_dtype: of stored weights.
+      remat: "none", "dots" (saves matrix products without a batch axis) or "full" (saves only the
+        residual stream between units).
+      attention: "xla" (chunked over queries, any platform) or "splash" (JAX's TPU kernel, for
+        prefill and training).
+      query_chunk: queries per chunk of attention.
+      logits_chunk: positions per chunk of the output logits.
+      unroll: units per iteration of the scan over layers.
     """
 
     name: str
@@ -57,18 +77,17 @@ class TransformerConfig:
     logits_chunk: int = 512
     unroll: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
-                f"{self.name}: num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}"
+                f"{self.name}: num_heads={self.num_heads} is not a multiple of "
+                f"num_kv_heads={self.num_kv_heads}"
             )
-        for field, allowed in (
-            ("remat", ("none", "dots", "full")),
-            ("attention", ("xla", "splash")),
-        ):
-            if getattr(self, field) not in allowed:
+        choices = {"remat": ("none", "dots", "full"), "attention": ("xla", "splash")}
+        for field, allowed in choices.items():
+            if (value := getattr(self, field)) not in allowed:
                 raise ValueError(
-                    f"{self.name}: {field}={getattr(self, field)!r} is unknown: use one of {', '.join(allowed)}"
+                    f"{self.name}: {field}={value!r} is unknown: use one of {', '.join(allowed)}"
                 )
 
     @property
@@ -78,98 +97,91 @@ class TransformerConfig:
 
     @property
     def tail(self) -> tuple[LayerSpec, ...]:
-        """Layers past the last whole unit."""
+        """The layers after the last whole unit."""
         return self.pattern[: self.num_layers % len(self.pattern)]
 
     @property
     def num_params(self) -> int:
-        """Parameters, the tied embedding counted once, padding rows left out."""
+        """Number of parameters; the tied embedding counts once, table padding does not count."""
         attn = self.d_model * self.head_dim * 2 * (self.num_heads + self.num_kv_heads)
         norms = 4 * self.d_model + (2 * self.head_dim if self.qk_norm else 0)
         layer = attn + 3 * self.d_model * self.d_ff + norms
-        return (
-            self.vocab_size * self.d_model
-            + self.num_layers * layer
-            + self.d_model * (2 if self.scalar_head else 1)
-        )
+        heads = self.d_model * (2 if self.scalar_head else 1)
+        return self.vocab_size * self.d_model + self.num_layers * layer + heads
 
-    def replace(self, **changes) -> "TransformerConfig":
+    def replace(self, **changes: Any) -> "TransformerConfig":
         return dataclasses.replace(self, **changes)
 
 
-def _gemma2(
-    name, num_layers, d_model, d_ff, heads, head_dim, scalar, window=4096, **kw
-) -> TransformerConfig:
-    kw = {"vocab_size": 256_000, "attn_cap": 50.0, "final_cap": 30.0, "max_length": 8192} | kw
-    return TransformerConfig(
-        name=name, num_layers=num_layers, d_model=d_model, d_ff=d_ff, num_heads=heads[0], num_kv_heads=heads[1], head_dim=head_dim,
-        query_pre_attn_scalar=scalar, pattern=(LayerSpec(window), LayerSpec(None)), **kw,
-    )  # fmt: skip
+CONFIGS: Registry[TransformerConfig] = Registry("model")
 
 
-def _gemma3(
-    name, num_layers, d_model, d_ff, heads, head_dim, scalar, window, rope_scale, **kw
-) -> TransformerConfig:
-    kw = {
-        "vocab_size": 262_144,
-        "qk_norm": True,
-        "max_length": 131_072 if rope_scale > 1 else 32_768,
-    } | kw
-    pattern = (LayerSpec(window, 10_000.0),) * 5 + (LayerSpec(None, 1_000_000.0, rope_scale),)
-    return TransformerConfig(
-        name=name, num_layers=num_layers, d_model=d_model, d_ff=d_ff, num_heads=heads[0], num_kv_heads=heads[1], head_dim=head_dim,
-        query_pre_attn_scalar=scalar, pattern=pattern, **kw,
-    )  # fmt: skip
+def register(config: TransformerConfig) -> TransformerConfig:
+    """Adds a configuration to the registry under its name."""
+    return CONFIGS.add(config.name, config)
 
 
-CONFIGS = {
-    c.name: c
-    for c in (
-        _gemma2("gemma2_2b", 26, 2304, 9216, (8, 4), 256, 256),
-        _gemma2("gemma2_9b", 42, 3584, 14336, (16, 8), 256, 256),
-        _gemma2("gemma2_27b", 46, 4608, 36864, (32, 16), 128, 144),
-        _gemma3("gemma3_270m", 18, 640, 2048, (4, 1), 256, 256, 512, 1.0),
-        _gemma3("gemma3_1b", 26, 1152, 6912, (4, 1), 256, 256, 512, 1.0),
-        _gemma3("gemma3_4b", 34, 2560, 10240, (8, 4), 256, 256, 1024, 8.0),
-        _gemma3("gemma3_12b", 48, 3840, 15360, (16, 8), 256, 256, 1024, 8.0),
-        _gemma3("gemma3_27b", 62, 5376, 21504, (32, 16), 128, 168, 1024, 8.0),
-        # For tests: every feature of the generation at a size that a laptop compiles in a second. The query scale differs from the
-        # head width and the windows are short, so that a wrong constant shows.
-        _gemma2(
-            "tiny_gemma2",
-            5,
-            32,
-            64,
-            (8, 4),
-            8,
-            12,
-            window=6,
-            vocab_size=128,
-            max_length=256,
-            dtype="float32",
-        ),
-        _gemma3(
-            "tiny_gemma3",
-            8,
-            32,
-            64,
-            (8, 4),
-            8,
-            12,
-            5,
-            8.0,
-            vocab_size=128,
-            max_length=256,
-            dtype="float32",
-        ),
-    )
-}
+def get_config(name: str, **changes: Any) -> TransformerConfig:
+    """Returns the registered configuration with fields replaced.
 
-
-def get_config(name: str, **changes) -> TransformerConfig:
-    """The named configuration with fields replaced.
-
-    Raises ValueError that lists the known names."""
-    if name not in CONFIGS:
-        raise ValueError(f"model {name!r} is unknown: use one of {', '.join(CONFIGS)}")
+    Raises:
+      ValueError: a name that is not registered.
+    """
     return CONFIGS[name].replace(**changes)
+
+
+def find_config(toys: bool = False, **sizes: Any) -> TransformerConfig | None:
+    """Returns the first registered configuration with these field values, or None.
+
+    toys: also searches the tiny_* configurations.
+    """
+    for config in CONFIGS.values():
+        if toys or not config.name.startswith("tiny"):
+            if all(getattr(config, field) == value for field, value in sizes.items()):
+                return config
+    return None
+
+
+def gemma2(name: str, *, window: int = 4096, **sizes: Any) -> TransformerConfig:
+    """Returns a Gemma 2 configuration: local and global layers alternate, logits are capped."""
+    family = {"vocab_size": 256_000, "attn_cap": 50.0, "final_cap": 30.0, "max_length": 8192}
+    pattern = (LayerSpec(window), LayerSpec(None))
+    return TransformerConfig(name=name, pattern=pattern, **family | sizes)
+
+
+def gemma3(name: str, *, window: int, rope_scale: float = 1.0, **sizes: Any) -> TransformerConfig:
+    """Returns a Gemma 3 configuration: five local layers per global one, QK norm, no caps."""
+    max_length = 131_072 if rope_scale > 1 else 32_768
+    family = {"vocab_size": 262_144, "qk_norm": True, "max_length": max_length}
+    pattern = (LayerSpec(window, 10_000.0),) * 5 + (LayerSpec(None, 1_000_000.0, rope_scale),)
+    return TransformerConfig(name=name, pattern=pattern, **family | sizes)
+
+
+# fmt: off
+register(gemma2("gemma2_2b", num_layers=26, d_model=2304, d_ff=9216, num_heads=8, num_kv_heads=4,
+                head_dim=256, query_pre_attn_scalar=256))
+register(gemma2("gemma2_9b", num_layers=42, d_model=3584, d_ff=14336, num_heads=16, num_kv_heads=8,
+                head_dim=256, query_pre_attn_scalar=256))
+register(gemma2("gemma2_27b", num_layers=46, d_model=4608, d_ff=36864, num_heads=32,
+                num_kv_heads=16, head_dim=128, query_pre_attn_scalar=144))
+register(gemma3("gemma3_270m", num_layers=18, d_model=640, d_ff=2048, num_heads=4, num_kv_heads=1,
+                head_dim=256, query_pre_attn_scalar=256, window=512))
+register(gemma3("gemma3_1b", num_layers=26, d_model=1152, d_ff=6912, num_heads=4, num_kv_heads=1,
+                head_dim=256, query_pre_attn_scalar=256, window=512))
+register(gemma3("gemma3_4b", num_layers=34, d_model=2560, d_ff=10240, num_heads=8, num_kv_heads=4,
+                head_dim=256, query_pre_attn_scalar=256, window=1024, rope_scale=8.0))
+register(gemma3("gemma3_12b", num_layers=48, d_model=3840, d_ff=15360, num_heads=16,
+                num_kv_heads=8, head_dim=256, query_pre_attn_scalar=256, window=1024,
+                rope_scale=8.0))
+register(gemma3("gemma3_27b", num_layers=62, d_model=5376, d_ff=21504, num_heads=32,
+                num_kv_heads=16, head_dim=128, query_pre_attn_scalar=168, window=1024,
+                rope_scale=8.0))
+# Toys for tests, which compile in a second. The query scale differs from the head width and windows
+# are short, so that a wrong constant changes the output.
+register(gemma2("tiny_gemma2", num_layers=5, d_model=32, d_ff=64, num_heads=8, num_kv_heads=4,
+                head_dim=8, query_pre_attn_scalar=12, window=6,
+                vocab_size=128, max_length=256, dtype="float32"))
+register(gemma3("tiny_gemma3", num_layers=8, d_model=32, d_ff=64, num_heads=8, num_kv_heads=4,
+                head_dim=8, query_pre_attn_scalar=12, window=5, rope_scale=8.0,
+                vocab_size=128, max_length=256, dtype="float32"))
+# fmt: on

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from grm_jax.models import cpu
 from grm_jax.models.attention import default_positions, self_attention
 from grm_jax.models.config import LayerSpec, TransformerConfig
 from grm_jax.sharding import constrain
@@ -112,34 +113,14 @@ class Attention(nnx.Module):
         k = constrain(rotate(k, angles), "batch", "length", "kv_heads", "head_dim")
         v = constrain(v, "batch", "length", "kv_heads", "head_dim")
         o, state, y = attend(layer, q, k, v, state)
-        # "gh", not "nh": einsum contracts axes in the order of their letters, and (h, n) would transpose the weights first.
-        out = jnp.einsum("blgh,ghd->bld", o.astype(dtype), self.o_NxHxD[...].astype(dtype))
+        # Not einsum: its contraction over (h, n), in alphabetical order, would transpose the weights.
+        out = jnp.tensordot(o.astype(dtype), self.o_NxHxD[...].astype(dtype), axes=2)
         return out, state, y
 
 
-@jax.custom_vjp
-def dense(x, w_DxF):
-    """x (..., D) @ w_DxF. Only the gradient of w is written out: of its two factors the narrower one is turned.
-
-    JAX would turn the gradient of the result, which in an MLP is the wide one; XLA's CPU backend then computes all that it is made from once more,
-    against the grain of memory: two fifths of an update's time. For a TPU the two are the same product.
-    """
-    return x @ w_DxF
-
-
-def _dense_backward(factors, g):
-    x, w_DxF = factors
-    (D, F), contract = w_DxF.shape, (((0,), (0,)), ((), ()))
-    x_MxD, g_MxF = x.reshape(-1, D), g.reshape(-1, F)
-    grad_w_DxF = (
-        jax.lax.dot_general(x_MxD, g_MxF, contract)
-        if D <= F
-        else jax.lax.dot_general(g_MxF, x_MxD, contract).T
-    )
-    return g @ w_DxF.T, grad_w_DxF
-
-
-dense.defvjp(lambda x, w_DxF: (x @ w_DxF, (x, w_DxF)), _dense_backward)
+def dense(x: jax.Array, w_DxF: jax.Array) -> jax.Array:
+    """Computes x (..., D) @ w_DxF."""
+    return cpu.dense(x, w_DxF) if cpu.on_cpu() else x @ w_DxF
 
 
 class MLP(nnx.Module):

@@ -8,6 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from grm_jax.models import cpu
 from grm_jax.models.attention import MASKED, self_attention
 from grm_jax.models.transformer import Transformer
 from grm_jax.sampling.cache import (
@@ -245,30 +246,20 @@ def _prefix_sum(p_PxKxRxGxS, v_PxKxSxH):
     return out.reshape(P, K, R, G, -1)
 
 
-# Each row meets a ring of its own: many products of a few rows by one matrix. XLA's CPU backend runs such batched products several times
-# slower than the same sums written out; accelerators want the product.
 def _rows_by_ring(q_PxKxRxGxH, k_PxKxRxTxH):
-    def product(q, k):
-        return jnp.einsum("pkrgh,pkrth->pkrgt", q, k, preferred_element_type=jnp.float32)
-
-    def sums(q, k):
-        return jnp.sum(
-            q[:, :, :, :, None].astype(jnp.float32) * k[:, :, :, None].astype(jnp.float32), axis=-1
-        )
-
-    return jax.lax.platform_dependent(q_PxKxRxGxH, k_PxKxRxTxH, cpu=sums, default=product)
+    if cpu.on_cpu():
+        return cpu.ring_logits(q_PxKxRxGxH, k_PxKxRxTxH)
+    return jnp.einsum(
+        "pkrgh,pkrth->pkrgt", q_PxKxRxGxH, k_PxKxRxTxH, preferred_element_type=jnp.float32
+    )
 
 
 def _ring_sum(p_PxKxRxGxT, v_PxKxRxTxH):
-    def product(p, v):
-        return jnp.einsum("pkrgt,pkrth->pkrgh", p, v, preferred_element_type=jnp.float32)
-
-    def sums(p, v):
-        return jnp.sum(
-            p[..., None].astype(jnp.float32) * v[:, :, :, None].astype(jnp.float32), axis=-2
-        )
-
-    return jax.lax.platform_dependent(p_PxKxRxGxT, v_PxKxRxTxH, cpu=sums, default=product)
+    if cpu.on_cpu():
+        return cpu.ring_values(p_PxKxRxGxT, v_PxKxRxTxH)
+    return jnp.einsum(
+        "pkrgt,pkrth->pkrgh", p_PxKxRxGxT, v_PxKxRxTxH, preferred_element_type=jnp.float32
+    )
 
 
 def _draw(state: State, logits_BxV) -> Choice:

@@ -7,11 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from grm_jax.models import Transformer, abstract_model
+from grm_jax.models import Transformer, cpu
 from grm_jax.sharding import state_shardings
-
-UNSTACK_BYTES = 4 << 20  # weights of a layer stack that no longer sit in a CPU's cache
-
 
 # Decoding splits weights over `tensor` only: prompts and rows use the other axes, and a weight split over
 # `fsdp`, as in training, would be gathered again for every token.
@@ -64,29 +61,4 @@ def for_decoding(model: Transformer) -> Transformer:
         graphdef,
         for_sampling(state, None if mesh.empty or mesh.size == 1 else mesh, model.cfg.dtype),
     )
-    if jax.default_backend() != "cpu" or model.cfg.num_units == 1:
-        return model
-    if sum(x.nbytes for x in jax.tree.leaves(nnx.state(model.units))) < UNSTACK_BYTES:
-        return model
-    return unstack(model)
-
-
-def unstack(model: Transformer) -> Transformer:
-    """The same network with one unit that is all of its layers. Copies the layers' weights."""
-    cfg = model.cfg
-    flat = cfg.replace(pattern=cfg.pattern * cfg.num_units + cfg.tail)
-    graphdef, _ = abstract_model(flat)
-    units, tail = nnx.state(model.units), nnx.state(model.tail)
-    places = len(cfg.pattern)
-
-    def layer(i: int):
-        if i < places * cfg.num_units:
-            return jax.tree.map(lambda x: x[i // places][None], units[i % places])
-        return jax.tree.map(lambda x: x[None], tail[i - places * cfg.num_units])
-
-    state = nnx.state(model)
-    del state["units"]
-    if "tail" in state:
-        del state["tail"]
-    state["units"] = nnx.State({i: layer(i) for i in range(cfg.num_layers)})
-    return nnx.merge(graphdef, state)
+    return cpu.prepare_for_decoding(model) if cpu.on_cpu() else model

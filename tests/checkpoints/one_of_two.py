@@ -25,7 +25,7 @@ def main(index: str, port: str, folder: str, out: str) -> None:
     from grm_jax.sharding import make_mesh
 
     reader = open_checkpoint(folder)
-    model = load_model(reader, reader.gemma_config(), make_mesh(fsdp=4, tensor=2))
+    model = load_model(reader, reader.model_config(), make_mesh(fsdp=4, tensor=2))
     table = model.embedder.table_VxD[...]
     expected = tensors(GEMMA2)["model.embed_tokens.weight"]
     equal = all(

@@ -136,7 +136,7 @@ def test_gates_either_way_round(tmp_path, gates_df):
     """(2, F, D), or (2, D, F) as in Gemma 2 2B: told apart by their shape."""
     assert D != F
     values = tensors(GEMMA2)
-    cfg = open_checkpoint(write_folder(tmp_path / "hf", GEMMA2, values)).gemma_config()
+    cfg = open_checkpoint(write_folder(tmp_path / "hf", GEMMA2, values)).model_config()
     model = load(write(tmp_path / "dm", nested(GEMMA2, values, gates_df)), cfg=cfg)
     np.testing.assert_array_equal(
         model.units[1].mlp.up_DxF[...][1], values["model.layers.3.mlp.up_proj.weight"].T
@@ -146,7 +146,7 @@ def test_gates_either_way_round(tmp_path, gates_df):
 def test_released_sizes_are_recognised(monkeypatch):
     for cfg in CONFIGS.values():
         reader = DeepMindCheckpoint.__new__(DeepMindCheckpoint)
-        reader.path, reader.form = "x", "dm"
+        reader.path, reader.format = "x", "dm"
         rows = cfg.vocab_size + (128 if cfg.name.startswith("gemma2") else 0)
         shapes = {
             "embedder/input_embedding": (rows, cfg.d_model),
@@ -154,7 +154,7 @@ def test_released_sizes_are_recognised(monkeypatch):
             "layer_0/attn/q_einsum": (cfg.num_heads, cfg.d_model, cfg.head_dim),
         } | {f"layer_{i}/pre_ffw_norm/scale": (cfg.d_model,) for i in range(cfg.num_layers)}
         reader.tensors = {name: _Shape(shape) for name, shape in shapes.items()}
-        assert reader.gemma_config() == cfg.replace(vocab_pad=rows - cfg.vocab_size)
+        assert reader.model_config() == cfg.replace(vocab_pad=rows - cfg.vocab_size)
 
 
 class _Shape:
@@ -166,7 +166,7 @@ def test_unknown_sizes_ask_for_a_config(tmp_path):
     path = write(tmp_path / "dm", nested(GEMMA2, tensors(GEMMA2)))
     with pytest.raises(
         ValueError,
-        match=r"no released Gemma 2 or 3 \(layers 5, width 32, ffn 96, heads 8\): give its config",
+        match=r"no registered model \(num_layers 5, d_model 32, d_ff 96, num_heads 8\): name its config",
     ):
         load(path)
     with pytest.raises(ValueError, match="missing: layer_5/attn/attn_vec_einsum"):

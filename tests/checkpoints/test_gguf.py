@@ -107,12 +107,12 @@ def test_norms_lose_the_one_before_they_are_rounded(tmp_path):
 def test_the_config_fills_in_what_the_format_does_not_say(tmp_path):
     cfg = open_checkpoint(
         write(tmp_path / "a.gguf", GEMMA3, tensors(GEMMA3, dtype=np.float32))
-    ).gemma_config()
+    ).model_config()
     assert cfg.pattern == (LayerSpec(6, 10_000.0),) * 5 + (LayerSpec(None, 1_000_000.0, 8.0),)
     assert cfg.qk_norm and cfg.query_pre_attn_scalar == cfg.head_dim and cfg.norm_eps == 1e-6
     cfg = open_checkpoint(
         write(tmp_path / "b.gguf", GEMMA2, tensors(GEMMA2, dtype=np.float32))
-    ).gemma_config()
+    ).model_config()
     assert cfg.pattern == (LayerSpec(6), LayerSpec(None)) and (cfg.attn_cap, cfg.final_cap) == (
         50.0,
         30.0,
@@ -134,13 +134,13 @@ def test_the_27b_scale_comes_from_its_width(tmp_path):
         config,
         {"model.embed_tokens.weight": np.zeros((1, 4608), np.float32)},
     )
-    cfg = open_checkpoint(path).gemma_config()
+    cfg = open_checkpoint(path).model_config()
     assert (cfg.name, cfg.query_pre_attn_scalar) == ("gemma2_27b", 144)
 
 
 def test_another_architecture_is_refused(tmp_path):
     path = write(tmp_path / "toy.gguf", GEMMA2, {}, arch="llama")
-    with pytest.raises(ValueError, match="GGUF architecture 'llama' is not read here"):
+    with pytest.raises(ValueError, match="GGUF architecture 'llama' is not supported"):
         load(path)
 
 

@@ -33,8 +33,8 @@ def test_every_tensor_comes_back_byte_for_byte(tmp_path, config, files):
     written = len(list((tmp_path / "out").glob("*.safetensors")))
     assert written == 1 if files == 1 else written > 2
     assert raw(tmp_path / "out") == raw(source)
-    again = open_checkpoint(tmp_path / "out").gemma_config()
-    assert again == open_checkpoint(source).gemma_config().replace(name=again.name)
+    again = open_checkpoint(tmp_path / "out").model_config()
+    assert again == open_checkpoint(source).model_config().replace(name=again.name)
 
 
 def test_layers_land_in_their_places(tmp_path):
@@ -148,7 +148,7 @@ def test_a_tied_head_written_twice_is_read_and_an_own_head_refused(tmp_path):
 def test_padding_rows_of_the_table_stay_behind(tmp_path):
     cfg = (
         open_checkpoint(write_folder(tmp_path / "lm", GEMMA2, tensors(GEMMA2)))
-        .gemma_config()
+        .model_config()
         .replace(vocab_size=V - 16, vocab_pad=16)
     )
     save(load(tmp_path / "lm", cfg=cfg), tmp_path / "out")
@@ -211,10 +211,10 @@ def test_progress_reaches_the_end(tmp_path):
 
 
 def test_parameters_are_named_as_the_table_names_them(tmp_path):
-    from grm_jax.checkpoints.names import places
+    from grm_jax.checkpoints.tensor_map import tensor_map
 
     model = load(write_folder(tmp_path, CLASSIFIER, tensors(CLASSIFIER)))
-    assert set(flat_params(nnx.state(model, nnx.Param))) == set(places(model.cfg, "hf"))
+    assert set(flat_params(nnx.state(model, nnx.Param))) == set(tensor_map(model.cfg, "hf"))
     assert ml_dtypes.bfloat16 == model.score_D.dtype
 
 
@@ -222,9 +222,7 @@ def test_an_incomplete_copy_is_refused(tmp_path):
     source = write_folder(tmp_path / "in", GEMMA2, tensors(GEMMA2), files=3)
     shutil.copytree(source, tmp_path / "cut")
     (tmp_path / "cut/model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(
-        FileNotFoundError, match="names files that are not there: model-00002-of-00003"
-    ):
+    with pytest.raises(FileNotFoundError, match="names missing files: model-00002-of-00003"):
         load(tmp_path / "cut")
     file = source / "model-00001-of-00003.safetensors"
     file.write_bytes(file.read_bytes()[:-100])

@@ -48,7 +48,7 @@ def test_dtypes_that_are_no_weights(tmp_path):
 def test_what_is_no_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist: give a Hugging Face folder"):
         load(tmp_path / "absent")
-    with pytest.raises(ValueError, match="is no checkpoint that can be read here"):
+    with pytest.raises(ValueError, match="is not a supported checkpoint"):
         load(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match="no safetensors file"):

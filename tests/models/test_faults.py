@@ -39,7 +39,7 @@ def changed(case: str, **changes):
 
 def with_layers(case: str, change):
     """The case's model with `change` made to every layer's spec."""
-    pattern = open_checkpoint(folder(CASES[case])).gemma_config().pattern
+    pattern = open_checkpoint(folder(CASES[case])).model_config().pattern
     return changed(case, pattern=tuple(change(spec) for spec in pattern))
 
 
@@ -60,7 +60,7 @@ def query_scale_from_the_head_width(_, case):
 
 @fault("gemma2", "gemma3")
 def layer_kinds_swapped(_, case):
-    pattern = open_checkpoint(folder(CASES[case])).gemma_config().pattern
+    pattern = open_checkpoint(folder(CASES[case])).model_config().pattern
     return changed(case, pattern=pattern[-1:] + pattern[:-1])
 
 
@@ -317,7 +317,7 @@ def padded_folder(tmp):
 def test_padding_rows_leak(tmp_path, faulty):
     """Log-probabilities and entropies over the vocabulary, not over the rows of the table."""
     path = padded_folder(tmp_path)
-    cfg = open_checkpoint(path).gemma_config()
+    cfg = open_checkpoint(path).model_config()
     cfg = cfg.replace(vocab_size=cfg.vocab_size + 8) if faulty else cfg.replace(vocab_pad=8)
     tokens = batch(CASES["gemma2"])[0]
     ours = token_logps(load(path, dtype="float32", cfg=cfg), jnp.asarray(tokens), entropy=True)

@@ -5,7 +5,7 @@ import pytest
 from parity_cases import CASES, sample
 from parity_ours import GRADIENTS, LOGITS, distance, golden, gradients_of, model_of, parity
 
-from grm_jax.checkpoints.names import places
+from grm_jax.checkpoints.tensor_map import tensor_map
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -27,16 +27,16 @@ def test_gradients_of_the_mean_log_prob(name):
     """Every gradient, taken to DeepMind's name and axes by the table of names."""
     model, values = model_of(name), golden("deepmind")
     flat, seen = gradients_of(model, name), 0
-    for path, place in places(model.cfg, "dm").items():
-        for part in place.parts:
-            letters = part.axes.replace(",", "")
-            value = np.asarray(flat[path] if part.unit is None else flat[path][part.unit])
+    for path, source in tensor_map(model.cfg, "dm").items():
+        for tensor in source.tensors:
+            letters = tensor.axes.replace(",", "")
+            value = np.asarray(flat[path] if tensor.unit is None else flat[path][tensor.unit])
             ours = sample(
-                value.transpose([place.axes.index(a) for a in letters if not a.isdigit()])
+                value.transpose([source.axes.index(a) for a in letters if not a.isdigit()])
             )
             theirs = values[
-                f"{name}/grad/{part.name}" + (f"#{letters[0]}" if letters[0].isdigit() else "")
+                f"{name}/grad/{tensor.name}" + (f"#{letters[0]}" if letters[0].isdigit() else "")
             ]
-            assert np.abs(ours - theirs).max() <= GRADIENTS * np.abs(theirs).max(), part
+            assert np.abs(ours - theirs).max() <= GRADIENTS * np.abs(theirs).max(), tensor
             seen += 1
     assert seen == sum(key.startswith(f"{name}/grad/") for key in values)

@@ -79,5 +79,5 @@ def test_transformers_scores_with_our_reward_head(tmp_path, case):
 @pytest.mark.parametrize("case", ["gemma2", "gemma3"])
 def test_we_read_what_deepmind_writes(tmp_path, case, layout):
     peer("peer_folders.py", "write", case, layout, tmp_path / "dm")
-    cfg = open_checkpoint(folder(CASES[case])).gemma_config()
+    cfg = open_checkpoint(folder(CASES[case])).model_config()
     assert parity(case, load(tmp_path / "dm", dtype="float32", cfg=cfg), "deepmind") <= LOGITS

@@ -6,8 +6,8 @@ import pytest
 from parity_cases import CASES, CONFIGS, PEERS, batch, sample
 from parity_ours import GRADIENTS, LOGITS, golden, gradients_of, logits_of, model_of, parity
 
-from grm_jax.checkpoints.names import axis_sizes, places
-from grm_jax.checkpoints.saving import _on_disk
+from grm_jax.checkpoints.saving import disk_array
+from grm_jax.checkpoints.tensor_map import axis_sizes, tensor_map
 
 
 @pytest.mark.parametrize("name", PEERS["transformers"])
@@ -36,11 +36,11 @@ def test_gradients_of_the_mean_log_prob(name):
     """Every gradient, taken back to its Hugging Face name and shape by the table of names."""
     model, values = model_of(name), golden("transformers")
     flat, sizes, seen = gradients_of(model, name), axis_sizes(model.cfg), 0
-    for path, place in places(model.cfg, "hf").items():
-        for part in place.parts:
-            ours = sample(_on_disk(flat[path], part, place.axes, sizes, np.dtype(np.float32)))
-            theirs = values[f"{name}/grad/{part.name}"]
-            assert np.abs(ours - theirs).max() <= GRADIENTS * np.abs(theirs).max(), part.name
+    for path, source in tensor_map(model.cfg, "hf").items():
+        for tensor in source.tensors:
+            ours = sample(disk_array(flat[path], tensor, source.axes, sizes, np.dtype(np.float32)))
+            theirs = values[f"{name}/grad/{tensor.name}"]
+            assert np.abs(ours - theirs).max() <= GRADIENTS * np.abs(theirs).max(), tensor.name
             seen += 1
     assert seen == sum(key.startswith(f"{name}/grad/") for key in values)
 

@@ -222,7 +222,7 @@ def test_a_model_without_a_scalar_head_says_so():
 
 
 def test_bad_configs_name_the_thing_and_the_way_out():
-    with pytest.raises(ValueError, match="'gemma2_3b' is unknown: use one of gemma2_2b"):
+    with pytest.raises(ValueError, match="unknown model 'gemma2_3b': did you mean 'gemma2_"):
         get_config("gemma2_3b")
     with pytest.raises(ValueError, match="remat='some' is unknown: use one of none, dots, full"):
         get_config("gemma2_2b", remat="some")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from grm_jax.models import get_config
+from grm_jax.models import cpu, get_config
 from grm_jax.sampling import Engine, Request, sample, weights
 from grm_jax.sharding import make_mesh
 
@@ -120,7 +120,7 @@ def test_seed_item_and_sample_make_a_row(lab, prompts):
 
 def test_unstacked_layers_say_the_same(lab, prompts):
     request = Request(prompts[2], 1, 12, seed=3)
-    model = weights.unstack(lab.model("tiny_gemma3"))
+    model = cpu.unstack(lab.model("tiny_gemma3"))
     assert model.cfg.num_units == 1 and len(model.cfg.pattern) == 8
     rows = [
         next(iter(Engine(m, 1, 1, segment=16).run([request])))

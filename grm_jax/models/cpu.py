@@ -1,0 +1,101 @@
+"""What only XLA's CPU backend needs: the same mathematics in forms that it compiles to faster code.
+
+`on_cpu` decides while a program is traced, by the platform that the program is compiled for. A
+program that is compiled for a TPU slice on a machine without TPUs takes the TPU's branch.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from grm_jax import sharding
+
+UNSTACK_BYTES = 4 << 20  # a layer stack of this size no longer fits a core's cache
+
+
+def on_cpu() -> bool:
+    """Returns whether the program being traced is compiled for CPUs."""
+    return sharding.platform() == "cpu"
+
+
+@jax.custom_vjp
+def dense(x: jax.Array, w_DxF: jax.Array) -> jax.Array:
+    """Computes x (..., D) @ w_DxF, with a gradient of w that transposes the narrower factor.
+
+    JAX would transpose the gradient of the result, which is the wide factor in an MLP. The CPU
+    backend then recomputes everything that it is made from, against the memory order, in two fifths
+    of an update's time.
+    """
+    return x @ w_DxF
+
+
+def _dense_backward(residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> Any:
+    x, w_DxF = residuals
+    (D, F), contract = w_DxF.shape, (((0,), (0,)), ((), ()))
+    x_MxD, g_MxF = x.reshape(-1, D), g.reshape(-1, F)
+    grad_w_DxF = (
+        jax.lax.dot_general(x_MxD, g_MxF, contract)
+        if D <= F
+        else jax.lax.dot_general(g_MxF, x_MxD, contract).T
+    )
+    return g @ w_DxF.T, grad_w_DxF
+
+
+dense.defvjp(lambda x, w_DxF: (x @ w_DxF, (x, w_DxF)), _dense_backward)
+
+
+# One small matrix product per batch row, P * K * R of them: the CPU backend runs these several
+# times slower than sums over the products.
+def ring_logits(q_PxKxRxGxH: jax.Array, k_PxKxRxTxH: jax.Array) -> jax.Array:
+    """Computes einsum("pkrgh,pkrth->pkrgt") in float32."""
+    products = q_PxKxRxGxH[..., None, :].astype(jnp.float32) * k_PxKxRxTxH[:, :, :, None].astype(
+        jnp.float32
+    )
+    return jnp.sum(products, axis=-1)
+
+
+def ring_values(p_PxKxRxGxT: jax.Array, v_PxKxRxTxH: jax.Array) -> jax.Array:
+    """Computes einsum("pkrgt,pkrth->pkrgh") in float32."""
+    products = p_PxKxRxGxT[..., None].astype(jnp.float32) * v_PxKxRxTxH[:, :, :, None].astype(
+        jnp.float32
+    )
+    return jnp.sum(products, axis=-2)
+
+
+def argmax(logits_RxV: jax.Array, top_R: jax.Array) -> jax.Array:
+    """Returns the first index of each row's maximum `top_R`, int32; V - 1 for a NaN.
+
+    The CPU backend runs `jnp.argmax`, a reduction over pairs, as a scalar loop.
+    """
+    V = logits_RxV.shape[-1]
+    at_top_RxV = logits_RxV == top_R[:, None]
+    return jnp.min(jnp.where(at_top_RxV, jnp.arange(V, dtype=jnp.int32), V - 1), axis=-1)
+
+
+def prepare_for_decoding(model: Any) -> Any:
+    """Unstacks the layers of a model that has at least UNSTACK_BYTES of them.
+
+    In a decode loop on a CPU, slicing a layer out of a stack copies it at every step.
+    """
+    size = sum(x.nbytes for x in jax.tree.leaves(nnx.state(model.units)))
+    return model if model.cfg.num_units == 1 or size < UNSTACK_BYTES else unstack(model)
+
+
+def unstack(model: Any) -> Any:
+    """Returns the same network with one unit that holds all of its layers; copies their weights."""
+    cfg = model.cfg
+    flat = cfg.replace(pattern=cfg.pattern * cfg.num_units + cfg.tail)
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: type(model)(flat, nnx.Rngs(0))))
+    units, tail, size = nnx.state(model.units), nnx.state(model.tail), len(cfg.pattern)
+    layers = [
+        jax.tree.map(lambda x: x[unit][None], units[place])
+        for unit in range(cfg.num_units)
+        for place in range(size)
+    ] + [jax.tree.map(lambda x: x[None], tail[place]) for place in range(len(cfg.tail))]
+    state = nnx.state(model)
+    for name in ("units", "tail"):
+        state.pop(name, None)
+    state["units"] = nnx.State(dict(enumerate(layers)))
+    return nnx.merge(graphdef, state)
