@@ -1,7 +1,7 @@
 """One host of a tiny GRPO run for test_hosts.py: `python hosts_child.py LAUNCHER-ARGUMENTS`.
 
-An untrained model never writes a critique that can be read, and rewards that are all -1 leave Adam nothing but rounding to follow. So the
-reward is replaced by one that depends on the text alone: whether its length is even.
+An untrained model writes no parseable critique, so all rewards are -1 and gradients are rounding
+noise. The reward here depends on the text alone: whether its length is even.
 """
 
 import sys

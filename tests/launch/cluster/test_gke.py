@@ -1,4 +1,4 @@
-"""The JobSet manifest: valid by the API's schema, the slice's shape in it, the worker's command, and what GKE would refuse."""
+"""The JobSet manifest: valid under the API's schema, slice shape, command, refused runs."""
 
 import copy
 import json
@@ -18,7 +18,7 @@ from launch.compile.slices import all_slices, get_slice
 from launch.errors import FAILED, PEER_LOST, START_AGAIN, WRONG_COMMAND, LaunchError
 
 SCHEMA = json.loads((Path(__file__).parent / "jobset_schema.json").read_text())
-WORDS = [
+ARGUMENTS = [
     "--config",
     "experiments/spct_27b.py",
     "--on",
@@ -31,8 +31,9 @@ WORDS = [
 SLICE, IMAGE = ["--accelerator", "v5p-128"], ["--image", "example/grm:1"]
 
 
-def printed(capsys, *more):
-    assert tpu.main([*WORDS, "--print", *more]) == 0
+def print_jobset(capsys, *more):
+    """Prints a valid manifest; returns the JobSet, its replicated job, job, pod and container."""
+    assert tpu.main([*ARGUMENTS, "--print", *more]) == 0
     jobset = yaml.safe_load(capsys.readouterr().out)
     jsonschema.validate(jobset, SCHEMA)
     (replicated,) = jobset["spec"]["replicatedJobs"]
@@ -42,11 +43,13 @@ def printed(capsys, *more):
 
 
 def test_a_slice_is_a_job_and_a_host_is_a_pod(capsys):
-    jobset, replicated, job, pod, worker = printed(capsys, *SLICE, *IMAGE, "--config.rl.beta=0.02")
+    jobset, replicated, job, pod, worker = print_jobset(
+        capsys, *SLICE, *IMAGE, "--config.rl.beta=0.02"
+    )
     assert jobset["metadata"] == {
         "name": "grm-27b",
         "annotations": jobset["metadata"]["annotations"],
-    }  # no queue
+    }
     assert replicated["replicas"] == 1
     # 128 TensorCores: 64 chips as 4 x 4 x 4, four to a host.
     assert job["parallelism"] == job["completions"] == 16 and job["completionMode"] == "Indexed"
@@ -73,38 +76,38 @@ def test_a_slice_is_a_job_and_a_host_is_a_pod(capsys):
     }
 
 
-def test_data_that_the_pods_may_not_have_is_told(capsys):
-    printed(capsys, *SLICE, *IMAGE)
-    assert tpu.main([*WORDS, "--print", *SLICE, *IMAGE]) == 0
-    said = capsys.readouterr().err
+def test_files_that_the_pods_may_not_have_cause_a_warning(capsys):
+    print_jobset(capsys, *SLICE, *IMAGE)
+    assert tpu.main([*ARGUMENTS, "--print", *SLICE, *IMAGE]) == 0
+    warning = capsys.readouterr().err
     assert (
-        said.startswith("launch: warning: config.data.judging (skywork) names data/skywork")
-        and said.count("\n") == 1
+        warning.startswith("launch: warning: config.data.judging (skywork) names data/skywork")
+        and warning.count("\n") == 1
     )
-    assert "use its gs:// address, or include it in the image example/grm:1" in said
+    assert "use its gs:// address, or include it in the image example/grm:1" in warning
 
 
-def test_the_command_is_that_of_the_workers_of_a_queued_resource():
-    options, overrides = launch_options.parse([*WORDS, *SLICE, "--config.rl.beta=0.02"])
-    _, words = tpu.worker_arguments(options, overrides)
-    job = queued.Job(queued.Resource("n", "z", "v5p-128"), words, "tree")
-    pod = _pod(gke.manifest(gke.Run("n", get_slice("v5p-128"), 1, words, "image")))
+def test_pods_run_the_same_command_as_queued_resources():
+    options, overrides = launch_options.parse([*ARGUMENTS, *SLICE, "--config.rl.beta=0.02"])
+    _, arguments = tpu.worker_arguments(options, overrides)
+    job = queued.Job(queued.Resource("n", "z", "v5p-128"), arguments, "tree")
+    pod = _pod(gke.manifest(gke.Run("n", get_slice("v5p-128"), 1, arguments, "image")))
     command = shlex.join(pod["containers"][0]["command"]).removeprefix("/grm_jax/")
     assert any(command in line for line in queued.commands(job))
 
 
 def test_two_slices_a_queue_and_spot_machines(capsys):
     two = ["--num_slices", "2", "--queue", "research", "--spot", "--config.mesh.data=2"]
-    jobset, replicated, job, pod, _ = printed(capsys, *SLICE, *IMAGE, *two)
+    jobset, replicated, job, pod, _ = print_jobset(capsys, *SLICE, *IMAGE, *two)
     assert replicated["replicas"] == 2 and job["parallelism"] == 16
     assert jobset["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "research"}
     assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
     assert pod["terminationGracePeriodSeconds"] == 25
 
 
-def test_only_what_cannot_be_mended_ends_the_jobset(capsys):
-    """A wrong command and a loss that is NaN fail at once; a stop, a lost peer and a killed host start the run again."""
-    jobset, _, job, pod, _ = printed(capsys, *SLICE, *IMAGE)
+def test_only_permanent_failures_end_the_jobset(capsys):
+    """A wrong command or a NaN loss fails; a stop, a lost peer or a killed host restarts."""
+    jobset, _, job, pod, _ = print_jobset(capsys, *SLICE, *IMAGE)
     (rule,) = job["podFailurePolicy"]["rules"]
     assert rule["action"] == "FailJob" and set(rule["onExitCodes"]["values"]) == {
         FAILED,
@@ -139,8 +142,8 @@ FAULTS = {
     ),
     "no such action": lambda j: j["spec"]["failurePolicy"]["rules"][0].update(action="Retry"),
     "a rule without name": lambda j: j["spec"]["failurePolicy"]["rules"][0].pop("name"),
-    "pods that restart by themselves": lambda j: _pod(j).update(restartPolicy="OnFailure"),
-    "a number as label": lambda j: _pod(j)["nodeSelector"].update(
+    "pods that restart": lambda j: _pod(j).update(restartPolicy="OnFailure"),
+    "a boolean as label": lambda j: _pod(j)["nodeSelector"].update(
         {"cloud.google.com/gke-spot": True}
     ),
     "another version": lambda j: j.update(apiVersion="jobset.x-k8s.io/v1"),
@@ -152,7 +155,7 @@ def _pod(jobset):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_schema_sees_faults(fault):
+def test_the_schema_detects_faults(fault):
     jobset = copy.deepcopy(gke.manifest(gke.Run("a", get_slice("v5p-128"), 1, (), "image")))
     FAULTS[fault](jobset)
     with pytest.raises(jsonschema.ValidationError):
@@ -160,7 +163,7 @@ def test_the_schema_sees_faults(fault):
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "arguments, error",
     [
         ([*SLICE], "--on gke creates nothing: add --print"),
         ([*IMAGE, "--print"], "--accelerator missing: --on gke needs --name and --accelerator"),
@@ -203,30 +206,28 @@ def test_the_schema_sees_faults(fault):
         ),
     ],
 )
-def test_a_wrong_command_is_one_line(words, said, capsys):
-    assert tpu.main([*WORDS, *words]) == 2
-    captured = capsys.readouterr()
-    assert said in captured.err and captured.err.count("\n") == 1 and not captured.out
+def test_a_wrong_command_prints_one_line(arguments, error, refused):
+    assert error in refused([*ARGUMENTS, *arguments])
 
 
-def test_a_name_of_the_greatest_length_is_taken():
+def test_a_name_of_maximum_length_is_accepted():
     gke.manifest(gke.Run("a" * 46, get_slice("v5p-128"), 1, (), "image"))
 
 
-def test_a_config_that_the_pods_would_not_have(tmp_path, capsys):
+def test_a_config_outside_the_tree_is_refused(tmp_path, refused):
     file = tmp_path / "mine.py"
     file.write_text(configs.find("experiments/spct_27b.py").read_text())
-    assert tpu.main([*WORDS, *SLICE, *IMAGE, "--print", "--config", str(file)]) == 2
-    assert "pods do not get config" in capsys.readouterr().err
+    error = refused([*ARGUMENTS, *SLICE, *IMAGE, "--print", "--config", str(file)])
+    assert "pods do not get config" in error
 
 
 @pytest.fixture
 def clone(tmp_path):
-    """A clone whose commit is on its remote; gives (root, git)."""
+    """A clone whose commit is on its remote: (root, git)."""
 
-    def git(*words, cwd=tmp_path):
+    def git(*arguments, cwd=tmp_path):
         subprocess.run(
-            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words],
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
             cwd=cwd,
             check=True,
             capture_output=True,
@@ -237,10 +238,10 @@ def clone(tmp_path):
     root = tmp_path / "root"
     git("commit", "-q", "--allow-empty", "-m", "one", cwd=root)
     git("push", "-q", "origin", "HEAD", cwd=root)
-    return root, lambda *words: git(*words, cwd=root)
+    return root, lambda *arguments: git(*arguments, cwd=root)
 
 
-def test_without_an_image_the_pods_fetch_the_commit_and_no_password_is_printed(clone):
+def test_without_an_image_the_pods_fetch_the_commit_and_no_password_is_print_jobset(clone):
     root, git = clone
     git("remote", "set-url", "origin", "https://me:secret@host.example/team/grm.git")
     url, commit = gke.public_tree(root)
@@ -252,7 +253,7 @@ def test_without_an_image_the_pods_fetch_the_commit_and_no_password_is_printed(c
     (worker,) = _pod(jobset)["containers"]
     shell, flag, script = worker["command"]
     assert (shell, flag, worker["image"]) == ("bash", "-c", "python:3.11")
-    # A registry that does not answer is tried again; the program itself is process 1 and gets the SIGTERM.
+    # A failed download restarts the pod. `exec` makes the program process 1: it gets the SIGTERM.
     assert commit in script and f"|| exit {START_AGAIN};" in script and "secret" not in script
     assert script.endswith("exec .venv/bin/python launch/tpu.py --config 'it'\"'\"'s.py'")
     assert subprocess.run(["bash", "-n", "-c", script]).returncode == 0

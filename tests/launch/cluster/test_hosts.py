@@ -1,6 +1,6 @@
-"""Two hosts of four devices train as one host of eight does; what happens to one of them happens to both.
+"""Two hosts of four devices train like one host of eight; a crash or SIGTERM reaches both.
 
-Minutes of work: pytest --run slow tests/launch/test_hosts.py
+Takes minutes: pytest --run slow tests/launch/cluster/test_hosts.py
 """
 
 import contextlib
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 
 def free_ports() -> int:
-    """A port of which the next one is free as well."""
+    """A free port whose successor is free as well."""
     while True:
         with contextlib.ExitStack() as stack:
             first = stack.enter_context(socket.socket())
@@ -58,9 +58,11 @@ def start(workdir: Path, hosts: int) -> list[subprocess.Popen]:
         command += ["--coordinator", f"127.0.0.1:{free_ports()}", "--num_processes", str(hosts)]
     processes = []
     for host in range(hosts):
-        log = open(workdir.parent / f"{workdir.name}.{host}.log", "a")  # noqa: SIM115 - belongs to the process
-        place = ["--process_id", str(host)] if hosts > 1 else []
-        processes.append(subprocess.Popen([*command, *place], env=env, stdout=log, stderr=log))
+        output = open(workdir.parent / f"{workdir.name}.{host}.log", "a")  # noqa: SIM115
+        number = ["--process_id", str(host)] if hosts > 1 else []
+        processes.append(
+            subprocess.Popen([*command, *number], env=env, stdout=output, stderr=output)
+        )
     return processes
 
 
@@ -73,7 +75,7 @@ def finish(processes, timeout: float = 900) -> list[int]:
             process.kill()
 
 
-def said(workdir: Path, host: int) -> str:
+def log(workdir: Path, host: int) -> str:
     return (workdir.parent / f"{workdir.name}.{host}.log").read_text()
 
 
@@ -81,10 +83,10 @@ def rows(workdir: Path) -> list[dict]:
     return metrics.read_jsonl(workdir / "rl" / "metrics.jsonl")
 
 
-def until(workdir: Path, steps: int, processes, timeout: float = 600) -> None:
+def wait_for(workdir: Path, steps: int, processes, timeout: float = 600) -> None:
     deadline = time.monotonic() + timeout
     while len(rows(workdir)) < steps:
-        assert all(p.poll() is None for p in processes) and time.monotonic() < deadline, said(
+        assert all(p.poll() is None for p in processes) and time.monotonic() < deadline, log(
             workdir, 0
         )[-3000:]
         time.sleep(0.05)
@@ -102,43 +104,43 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(folder):
-    assert finish(start(folder / "two", 2)) == [0, 0], said(folder / "two", 0)[-3000:]
+    assert finish(start(folder / "two", 2)) == [0, 0], log(folder / "two", 0)[-3000:]
     return rows(folder / "two")
 
 
 def test_two_hosts_of_four_devices_train_as_one_of_eight(folder, two):
-    assert finish(start(folder / "one", 1)) == [0], said(folder / "one", 0)[-3000:]
+    assert finish(start(folder / "one", 1)) == [0], log(folder / "one", 0)[-3000:]
     one = rows(folder / "one")
     assert len(one) == len(two) == STEPS
-    assert len({row["reward"] for row in one}) > 5  # there is something to learn from
+    assert len({row["reward"] for row in one}) > 5  # rewards vary
     for name in ("loss", "kl", "reward", "entropy"):
         np.testing.assert_allclose(
             [row[name] for row in two], [row[name] for row in one], atol=1e-5, err_msg=name
         )
 
 
-def test_a_killed_host_ends_the_other_and_both_go_on_exactly(folder, two):
+def test_a_killed_host_ends_the_other_and_both_resume_exactly(folder, two):
     workdir = folder / "killed"
     processes = start(workdir, 2)
-    until(workdir, 8, processes)
+    wait_for(workdir, 8, processes)
     processes[1].send_signal(signal.SIGKILL)
     began = time.monotonic()
     assert finish(processes, 30)[0] == PEER_LOST
-    assert time.monotonic() - began < 30 and "process 1" in said(workdir, 0)
-    assert finish(start(workdir, 2)) == [0, 0], said(workdir, 0)[-3000:]
+    assert time.monotonic() - began < 30 and "process 1" in log(workdir, 0)
+    assert finish(start(workdir, 2)) == [0, 0], log(workdir, 0)[-3000:]
     again = rows(workdir)
     assert [row["step"] for row in again] == list(range(1, STEPS + 1))
     assert [row["loss"] for row in again] == [row["loss"] for row in two]
 
 
 @pytest.mark.parametrize("host", [0, 1])
-def test_sigterm_to_one_host_saves_one_step_of_both(folder, two, host):
+def test_sigterm_to_one_host_saves_the_same_step_on_both(folder, two, host):
     workdir = folder / f"terminated{host}"
     processes = start(workdir, 2)
-    until(workdir, 7, processes)
+    wait_for(workdir, 7, processes)
     processes[host].send_signal(signal.SIGTERM)
-    assert finish(processes, 120) == [STOPPED, STOPPED], said(workdir, 0)[-3000:]
+    assert finish(processes, 120) == [STOPPED, STOPPED], log(workdir, 0)[-3000:]
     last = len(rows(workdir))
     assert last >= 7 and saved_steps(workdir)[-1] == last
-    assert finish(start(workdir, 2)) == [0, 0], said(workdir, 0)[-3000:]
+    assert finish(start(workdir, 2)) == [0, 0], log(workdir, 0)[-3000:]
     assert [row["loss"] for row in rows(workdir)] == [row["loss"] for row in two]

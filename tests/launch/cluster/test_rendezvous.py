@@ -184,7 +184,10 @@ def test_worker_on_a_tpu_vm(endpoints):
 
 
 def test_worker_of_the_second_slice_on_tpu_vms():
-    env = "MEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'\nMEGASCALE_COORDINATOR_ADDRESS: '10.0.0.9:8080'\n"
+    env = (
+        "MEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'\n"
+        "MEGASCALE_COORDINATOR_ADDRESS: '10.0.0.9:8080'\n"
+    )
     attributes = {
         "agent-worker-number": "0",
         "worker-network-endpoints": "10.1.0.1,10.1.0.2",
@@ -231,7 +234,8 @@ JAX_CHILD = """
     import jax, jax.numpy as jnp
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
     mesh = Mesh(jax.devices(), ("x",))
-    x = jax.make_array_from_callback((4,), NamedSharding(mesh, PartitionSpec("x")), lambda i: jnp.arange(4.0)[i])
+    sharding = NamedSharding(mesh, PartitionSpec("x"))
+    x = jax.make_array_from_callback((4,), sharding, lambda i: jnp.arange(4.0)[i])
     result = f"{{jax.process_count()}} {{jax.device_count()}} {{float(jax.jit(jnp.sum)(x))}}"
     # To a file: Gloo's threads write to stdout as well, and may split a line.
     import pathlib

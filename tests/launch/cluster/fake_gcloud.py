@@ -1,8 +1,11 @@
-"""A stand-in for `gcloud`, with the states and failures of a scenario. Run as a program; $STAND_IN_STATE is its memory.
+"""A fake `gcloud` program that plays a scenario; the file $FAKE_GCLOUD_STATE is its memory.
 
-A scenario: `states`, one list per creation, walked by each describe (the last one stays); `program`, one list of statuses per start, walked by
-each look at the log; `fails`, for create, describe, ssh, scp, delete and bucket a list of error texts, one per call ("" succeeds).
-Every command line is checked against the documented syntax, below; what breaks it is kept under `violations`.
+A scenario has
+  states   one list per create: each describe returns the next state, the last one repeats
+  program  one list of statuses per start: each read of the log returns the next one
+  fails    errors of create, describe, ssh, scp, delete and bucket, one per call ("" succeeds)
+
+Every command line is checked against the documented syntax; errors are listed in `violations`.
 """
 
 import json
@@ -10,50 +13,47 @@ import os
 import re
 import sys
 
-WIDE = {"--project", "--quiet", "--format"}
-# command -> (positional arguments, flags that must be there, flags that may be), from `gcloud ... --help`.
+GLOBAL_FLAGS = {"--project", "--quiet", "--format"}
+# command -> (number of positional arguments, required flags, optional flags), from gcloud --help.
 SYNTAX = {
     "compute tpus queued-resources create": (
         1, {"--zone", "--runtime-version", "--accelerator-type"},
-        {"--node-id", "--node-count", "--node-prefix", "--async", "--spot", "--guaranteed", "--reserved", "--network", "--labels"},
+        {"--node-id", "--node-count", "--node-prefix", "--async", "--spot", "--guaranteed",
+         "--reserved", "--network", "--labels"},
     ),
     "compute tpus queued-resources describe": (1, {"--zone"}, set()),
     "compute tpus queued-resources delete": (1, {"--zone"}, {"--async", "--force"}),
-    "compute tpus tpu-vm ssh": (1, {"--zone", "--command"}, {"--worker", "--internal-ip", "--ssh-flag", "--plain"}),
-    "compute tpus tpu-vm scp": (2, {"--zone"}, {"--worker", "--recurse", "--compress", "--internal-ip"}),
+    "compute tpus tpu-vm ssh": (
+        1, {"--zone", "--command"}, {"--worker", "--internal-ip", "--ssh-flag", "--plain"},
+    ),
+    "compute tpus tpu-vm scp": (
+        2, {"--zone"}, {"--worker", "--recurse", "--compress", "--internal-ip"},
+    ),
     "storage buckets describe": (1, set(), set()),
 }  # fmt: skip
 SWITCHES = {
-    "--async",
-    "--spot",
-    "--force",
-    "--quiet",
-    "--guaranteed",
-    "--reserved",
-    "--recurse",
-    "--compress",
-    "--internal-ip",
-    "--plain",
-}
+    "--async", "--spot", "--force", "--quiet", "--guaranteed", "--reserved", "--recurse",
+    "--compress", "--internal-ip", "--plain",
+}  # fmt: skip
 
 
 def parse(argv):
-    """(command, positional, flags), or a string that says what is wrong."""
+    """Returns (command, positional, flags), or an error message."""
     command = next((c for c in SYNTAX if argv[: len(c.split())] == c.split()), None)
     if command is None:
         return f"no such command: {argv[:4]}"
     positional_count, required, optional = SYNTAX[command]
     positional, flags = [], {}
-    for word in argv[len(command.split()) :]:
-        if word.startswith("--"):
-            name, equals, value = word.partition("=")
-            if name not in required | optional | WIDE:
-                return f"unrecognized arguments: {word}"
+    for argument in argv[len(command.split()) :]:
+        if argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            if name not in required | optional | GLOBAL_FLAGS:
+                return f"unrecognized arguments: {argument}"
             if bool(equals) == (name in SWITCHES):
                 return f"argument {name}: value {'not taken' if equals else 'missing'}"
             flags[name] = value
         else:
-            positional.append(word)
+            positional.append(argument)
     if len(positional) != positional_count:
         return f"{command} takes {positional_count} positional arguments: {positional}"
     if missing := required - set(flags):
@@ -67,42 +67,39 @@ def parse(argv):
     return command, positional, flags
 
 
-def answer(memory, argv):
-    """(exit status, stdout, stderr)"""
+def respond(memory, argv):
+    """Returns (exit status, stdout, stderr)."""
     parsed = parse(argv)
     if isinstance(parsed, str):
         memory["violations"].append(parsed)
         return 2, "", f"ERROR: (gcloud) {parsed}"
     command, positional, flags = parsed
-    what = command.split()[-1] if command.startswith("compute") else "bucket"
-    memory["calls"].append(what)
-    fails = memory["fails"].get(what, [])
+    action = command.split()[-1] if command.startswith("compute") else "bucket"
+    memory["calls"].append(action)
+    fails = memory["fails"].get(action, [])
     if fails and (text := fails.pop(0)):
         return 1, "", text
     exists = memory["exists"]
-    if what == "create":
+    if action == "create":
         if exists:
             return 1, "", "ERROR: ALREADY_EXISTS: the queued resource exists"
         memory.update(exists=True, left=list(memory["states"].pop(0)))
         return 0, "", ""
-    if what == "delete":
+    if action == "delete":
         memory["exists"] = False
         return (0, "", "") if exists else (1, "", "ERROR: NOT_FOUND: no such queued resource")
-    if what == "describe":
+    if action == "describe":
         if not exists:
             return 1, "", "ERROR: NOT_FOUND: no such queued resource"
         memory["now"] = memory["left"].pop(0) if len(memory["left"]) > 1 else memory["left"][0]
         if memory["now"] != "ACTIVE":
             memory["started"] = False
         return 0, memory["now"] + "\n", ""
-    if what in ("ssh", "scp"):
+    if action in ("ssh", "scp"):
         if memory["now"] != "ACTIVE":
-            return (
-                255,
-                "",
-                "ERROR: (gcloud.compute.tpus.tpu-vm.ssh) [/usr/bin/ssh] exited with return code [255].",
-            )
-        return (0, "", "") if what == "scp" else ssh(memory, flags["--command"])
+            error = "ERROR: (gcloud) [/usr/bin/ssh] exited with return code [255]."
+            return 255, "", error
+        return (0, "", "") if action == "scp" else ssh(memory, flags["--command"])
     return 0, "bucket\n", ""
 
 
@@ -125,10 +122,10 @@ def ssh(memory, command):
 
 
 if __name__ == "__main__":
-    path = os.environ["STAND_IN_STATE"]
+    path = os.environ["FAKE_GCLOUD_STATE"]
     with open(path) as file:
         state = json.load(file)
-    status, out, err = answer(state, sys.argv[1:])
+    status, out, err = respond(state, sys.argv[1:])
     with open(path, "w") as file:
         json.dump(state, file)
     sys.stdout.write(out)
