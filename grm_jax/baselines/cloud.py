@@ -1,26 +1,60 @@
-"""A semi-scalar judge after CLoud: a critique of each response by itself, then a scalar of the response with its critique.
+"""A semi-scalar judge after CLoud: a critique of each response by itself, then a scalar of both.
 
-The critiques come from SPCT's own RFT model under its template for one response, for training and for judging; only the
-scalar is trained here. k critiques give k scalars, whose mean is the reward (SPCT, equation 12).
+SPCT's RFT model writes the critiques, for training and for judging, under its template for a single
+response. Only the scalar is trained here. k critiques give k scalars; their mean is the reward
+(SPCT, equation 12).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from grm_jax.baselines import scalar
-from grm_jax.judging.judge import Judge
+from grm_jax.baselines.bench import BASELINES, Baseline, Bench
+from grm_jax.baselines.results import Measured
+from grm_jax.evals.benchmark import nan_mean
+from grm_jax.evals.judged import JudgedComparison
+from grm_jax.judging import Judge
 from grm_jax.judging.options import Options
-from grm_jax.training import sources
+from grm_jax.text import rendering
 from grm_jax.training.rft_data import best_index
 from grm_jax.types import Comparison
 
+log = logging.getLogger(__name__)
+
+
+def measure(bench: Bench, folder: Path) -> list[Measured]:
+    """Trains the scalar and measures it at k = 1 and at k."""
+    if not bench.has_stage("rft"):
+        log.warning("cloud is skipped: %s has no finished RFT stage", bench.spct)
+        return []
+    params = bench.stage_params("rft")
+    judge = bench.judge(params, rendering.single_binary(bench.config.template))
+    reward = scalar.trained(
+        bench, folder / "train", "cloud", lambda: params, lambda b: training_pairs(b, judge)
+    )
+    options = dataclasses.replace(bench.options, vote="sum", expected=False, k_meta=None)
+    rewards = score(judge, reward, bench.comparisons, options)
+    measured = []
+    for k in dict.fromkeys((1, options.k)):
+        judged = [
+            JudgedComparison(c, tuple(nan_mean(samples[:k]) for samples in responses))
+            for c, responses in zip(bench.comparisons, rewards)
+        ]
+        measured.append(bench.measured(judged, "cloud", k))
+    return measured
+
+
+BASELINES.add("cloud", Baseline(measure, unused=("rl", *scalar.UNUSED)))
+
 
 def singles(comparison: Comparison) -> list[Comparison]:
-    """Each response as a comparison of its own, without label."""
+    """Splits a comparison into its responses, without labels."""
     return [
-        Comparison(comparison.query, (response,), None, None, f"{comparison.id}/{i}")
+        Comparison(comparison.query, (response,), id=f"{comparison.id}/{i}")
         for i, response in enumerate(comparison.responses)
     ]
 
@@ -28,42 +62,41 @@ def singles(comparison: Comparison) -> list[Comparison]:
 def critiques(
     judge: Judge, comparisons: Sequence[Comparison], options: Options
 ) -> list[list[list[str]]]:
-    """texts[comparison][response][sample]. A response that could not be judged has k empty critiques."""
-    flat = [one for comparison in comparisons for one in singles(comparison)]
+    """Returns texts[comparison][response][sample]: k empty ones if a response is not judged."""
+    flat = [single for comparison in comparisons for single in singles(comparison)]
     texts: dict[int, list[str]] = {}
     for i, verdict in judge.stream(flat, options):
         texts[i] = [c.text for c in getattr(verdict, "critiques", ())] or [""] * options.k
-    ordered = iter(range(len(flat)))
-    return [[texts[next(ordered)] for _ in comparison.responses] for comparison in comparisons]
+    ordered = (texts[i] for i in range(len(flat)))
+    return [[next(ordered) for _ in comparison.responses] for comparison in comparisons]
 
 
-def pairs(config, section, judge: Judge, tokenizer, max_new_tokens: int) -> scalar.Pairs:
-    """(best, other) texts with a critique each, of the comparisons that SPCT trains on."""
-    taken = sources.judging(config).take(0, section.comparisons)
-    comparisons = [c for c in taken if c.n > 1 and c.best is not None]
-    options = Options(k=1, temperature=1.0, seed=config.seed, max_new_tokens=max_new_tokens)
-    texts = []
-    for comparison, written in zip(comparisons, critiques(judge, comparisons, options)):
+def training_pairs(bench: Bench, judge: Judge) -> list[scalar.TokenPair]:
+    """Tokenises the (best, other) pairs of SPCT's training comparisons, with a critique each."""
+    config = bench.config
+    comparisons = bench.training_comparisons(scalar.section_of(config).comparisons)
+    new_tokens = config.eval.max_new_tokens
+    options = Options(k=1, temperature=1.0, seed=config.seed, max_new_tokens=new_tokens)
+    pairs = []
+    for comparison, texts in zip(comparisons, critiques(judge, comparisons, options)):
         encoded = [
-            scalar.encode_response(tokenizer, comparison, response, samples[0])
-            for response, samples in zip(comparison.responses, written)
+            scalar.encode_response(bench.tokenizer, comparison, response, samples[0])
+            for response, samples in zip(comparison.responses, texts)
         ]
-        best = best_index(comparison)
-        texts += [(encoded[best], other) for i, other in enumerate(encoded) if i != best]
-    return scalar.pair_up(texts, section.seq_len)
+        pairs += scalar.best_and_others(encoded, best_index(comparison))
+    return pairs
 
 
-def scores(
+def score(
     judge: Judge, reward: scalar.Scalar, comparisons: Sequence[Comparison], options: Options
 ) -> list[list[list[float]]]:
-    """rewards[comparison][response][sample]: the mean over samples is the semi-scalar judge's score."""
-    options = dataclasses.replace(options, vote="sum", expected=False, k_meta=None)
-    written = critiques(judge, comparisons, options)
+    """Returns rewards[comparison][response][sample]."""
+    texts = critiques(judge, comparisons, options)
     flat = [
         scalar.encode_response(reward.tokenizer, comparison, response, text)
-        for comparison, by_response in zip(comparisons, written)
-        for response, texts in zip(comparison.responses, by_response)
-        for text in texts
+        for comparison, responses in zip(comparisons, texts)
+        for response, samples in zip(comparison.responses, responses)
+        for text in samples
     ]
     values = iter(reward(flat))
-    return [[[next(values) for _ in texts] for texts in by_response] for by_response in written]
+    return [[[next(values) for _ in samples] for samples in responses] for responses in texts]

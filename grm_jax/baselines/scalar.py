@@ -1,34 +1,60 @@
-"""Bradley-Terry rewards: a scalar head over a text, trained so that the best response's text has the higher one.
+"""Bradley-Terry training of a scalar head: the best response's text gets the higher reward.
 
-loss = -log sigmoid(r_best - r_other), the mean over pairs (arXiv 2204.05862). Axes: B pairs, L length; a pair's two texts lie
-beside each other, so that micro-batches never part them.
+loss = -log sigmoid(r_best - r_other), the mean over pairs (arXiv 2204.05862). Axes: B pairs, L
+tokens; the two texts of a pair are adjacent, so that micro-batches do not separate them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from grm_jax.baselines.bench import Bench, Params
 from grm_jax.data.packing import shuffled_index
 from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.metadata import meta_template
+from grm_jax.models import abstract_model
+from grm_jax.storage import PathLike
+from grm_jax.text.tokenizer import Tokenizer
 from grm_jax.training import checkpoint, loop, meta_rm, optim
 from grm_jax.training import state as states
-from grm_jax.training.programs import build_update, model_config
+from grm_jax.training.programs import Metrics, Program, build_update, model_config
 from grm_jax.types import Comparison
 
 log = logging.getLogger(__name__)
+TokenPair = tuple[list[int], list[int]]  # (best, other)
+# The scalars take the optimizer and batch fields of `config.meta_rm`, and these from `config.rft`.
+_FROM_RFT = ("comparisons", "steps", "lr", "warmup_steps", "save_every")
+# Fields of `config.meta_rm` that scalars do not use.
+UNUSED = tuple(
+    f"meta_rm.{name}"
+    for name in (
+        *_FROM_RFT,
+        "start",
+        "samples",
+        "temperature",
+        "rft_trials",
+        "first_item",
+        "held_out",
+        "token_loss",
+        "likelihood",
+    )
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """Tokenised (best, other) texts: tokens and segment_ids (B, 2, L), best first."""
+    """Tokenised (best, other) texts: tokens and segment_ids int32 (B, 2, L), best first."""
 
     tokens: np.ndarray
     segment_ids: np.ndarray
@@ -36,73 +62,96 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def rows(self, index) -> dict[str, np.ndarray]:
+    def rows(self, index: Sequence[int]) -> dict[str, np.ndarray]:
+        """Returns a batch."""
         return {"tokens": self.tokens[index], "segment_ids": self.segment_ids[index]}
 
 
+def section_of(config: ConfigDict) -> ConfigDict:
+    """Returns the training settings of the scalars.
+
+    Batches and optimizer are those of the meta reward model; comparisons, steps and learning rate
+    are RFT's, because like RFT the scalars start where the experiment starts, at random weights if
+    it does, and must learn the task itself.
+    """
+    section = config.meta_rm.copy_and_resolve_references()
+    section.update({name: config.rft[name] for name in _FROM_RFT})
+    return section
+
+
+# ---------------------------------------------------------------- texts
+
+
 def encode_response(
-    tokenizer, comparison: Comparison, response: str, critique: str | None = None
+    tokenizer: Tokenizer, comparison: Comparison, response: str, critique: str | None = None
 ) -> list[int]:
-    """The chat that a reward is read off: the conversation, the response as its answer, and the critique after it, if any."""
+    """Tokenises the conversation with the response as its answer, and the critique after it."""
     answer = response if critique is None else f"{response}\n\n{critique}"
     turns = [*comparison.turns, {"role": "assistant", "content": answer}]
     return tokenizer.encode_chat(turns, add_generation_prompt=False)
 
 
-def pair_up(texts: Sequence[tuple[list[int], list[int]]], seq_len: int) -> Pairs:
-    """Pairs of token lists, padded to the longest (in steps of 16).
+def best_and_others(encoded: Sequence[list[int]], best: int) -> Iterator[TokenPair]:
+    """Yields the (best, other) pairs of one comparison's responses."""
+    return ((encoded[best], other) for i, other in enumerate(encoded) if i != best)
 
-    Pairs with a text longer than seq_len are left out, and counted in the log. ValueError where none is left.
+
+def pair_up(texts: Sequence[TokenPair], seq_len: int) -> Pairs:
+    """Pads pairs to the longest text, in steps of 16.
+
+    Skips pairs with a text longer than seq_len, with a warning. Raises ValueError if none is left.
     """
     fitting = [pair for pair in texts if max(map(len, pair)) <= seq_len]
-    if len(fitting) < len(texts):
-        log.warning(
-            "%d of %d pairs hold more than %d tokens",
-            len(texts) - len(fitting),
-            len(texts),
-            seq_len,
-        )
+    if skipped := len(texts) - len(fitting):
+        log.warning("%d of %d pairs exceed %d tokens: skipped", skipped, len(texts), seq_len)
     if not fitting:
         raise ValueError(f"none of {len(texts)} pairs fits {seq_len} tokens: raise meta_rm.seq_len")
     longest = max(len(ids) for pair in fitting for ids in pair)
     shape = (len(fitting), 2, min(seq_len, -(-longest // 16) * 16))
     tokens, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    for row, pair in enumerate(fitting):
+    for b, pair in enumerate(fitting):
         for side, ids in enumerate(pair):
-            tokens[row, side, : len(ids)], segments[row, side, : len(ids)] = ids, 1
+            tokens[b, side, : len(ids)], segments[b, side, : len(ids)] = ids, 1
     return Pairs(tokens, segments)
 
 
-def bradley_terry_loss(rewards_Bx2) -> jax.Array:
-    """-log sigmoid(first - second), float32, per pair (B,)."""
-    return jax.nn.softplus(
-        rewards_Bx2[:, 1].astype(jnp.float32) - rewards_Bx2[:, 0].astype(jnp.float32)
-    )
+# ---------------------------------------------------------------- training
 
 
-def build_step(config, section, mesh, model_abstract=None):
-    """One update: (state, batch) -> (state, metrics), batch as `Pairs.rows`."""
+def bradley_terry_loss(rewards_Bx2: jax.Array) -> jax.Array:
+    """Computes -log sigmoid(best - other) of each pair, float32 (B,)."""
+    rewards_Bx2 = rewards_Bx2.astype(jnp.float32)
+    return jax.nn.softplus(rewards_Bx2[:, 1] - rewards_Bx2[:, 0])
+
+
+def build_step(config: ConfigDict, section: ConfigDict, mesh: Mesh) -> Program:
+    """Builds one update: (state, batch) -> (state, metrics), the batch as `Pairs.rows`."""
     cfg = model_config(config, scalar_head=True)
-    graphdef, params = model_abstract or states.abstract_model(cfg, mesh)
+    graphdef, params = abstract_model(cfg, mesh)
 
-    def loss_of(params, micro, pairs):
+    def loss_fn(params: Params, micro: Any, pairs: Any) -> tuple[jax.Array, Metrics]:
         model = nnx.merge(graphdef, states.compute_params(params, cfg.dtype))
         B, _, L = micro["tokens"].shape
-        rewards_2B = model.rewards(
-            micro["tokens"].reshape(2 * B, L), micro["segment_ids"].reshape(2 * B, L)
-        )
-        rewards_Bx2 = rewards_2B.reshape(B, 2)
+        texts = (micro[name].reshape(2 * B, L) for name in ("tokens", "segment_ids"))
+        rewards_Bx2 = model.rewards(*texts).reshape(B, 2)
         right = (rewards_Bx2[:, 0] > rewards_Bx2[:, 1]).astype(jnp.float32)
         return bradley_terry_loss(rewards_Bx2).sum() / pairs, {"accuracy": right.sum() / pairs}
 
     shape = ((section.batch_size, 2, section.seq_len), jnp.int32)
     shapes = {"tokens": shape, "segment_ids": shape}
     return build_update(
-        "bt_update", loss_of, section, mesh, params, shapes, lambda b: b["tokens"].shape[0]
+        "bt_update", loss_fn, section, mesh, params, shapes, lambda b: b["tokens"].shape[0]
     )
 
 
-def train(run: loop.Run, section, start, pairs: Pairs, folder, stage: str = "bt"):
+def train(
+    run: loop.Run,
+    section: ConfigDict,
+    start: Callable[[], Params],
+    pairs: Pairs,
+    folder: PathLike,
+    name: str = "bt",
+) -> Params:
     """Trains a scalar head and its trunk; returns the parameters.
 
     start: () -> parameters of the language model that becomes the trunk.
@@ -112,18 +161,18 @@ def train(run: loop.Run, section, start, pairs: Pairs, folder, stage: str = "bt"
     section.seq_len = pairs.tokens.shape[2]
     update = build_step(config, section, mesh)
 
-    def init():
+    def init() -> states.State:
         params = meta_rm.add_head(config, mesh, start(), config.seed)
         return states.init_state(params, optim.make_optimizer(section), mesh, config.seed)
 
-    def step(state, i, seed):
+    def step(state: states.State, i: int, seed: int) -> tuple[states.State, Metrics, str]:
         places = range(i * section.batch_size, (i + 1) * section.batch_size)
         index = [shuffled_index(place, len(pairs), config.seed) for place in places]
         state, metrics = update.fn(state, states.put_batch(pairs.rows(index), mesh))
         return state, metrics, f"{i} of seed {config.seed}"
 
-    training = loop.Stage(
-        stage,
+    stage = loop.Stage(
+        name,
         section,
         folder,
         init=init,
@@ -137,27 +186,44 @@ def train(run: loop.Run, section, start, pairs: Pairs, folder, stage: str = "bt"
         shown=("loss", "accuracy"),
         tensorboard=config.tensorboard,
     )
-    return loop.train(training, run.stop)["params"]
+    return loop.train(stage, run.stop)["params"]
 
 
 class Scalar:
-    """Rewards of texts under trained parameters, in padded batches."""
+    """Computes rewards of token lists in padded batches, with the batching of `MetaRM`."""
 
-    def __init__(self, config, mesh, params, tokenizer, batch: int = 16):
-        graphdef, _ = states.abstract_model(model_config(config, scalar_head=True), mesh)
-        template = meta_template(config.template)
-        # The meta reward model's batching does what is needed here; only the texts are others.
-        self.scorer, self.tokenizer = (
-            MetaRM(nnx.merge(graphdef, params), tokenizer, template, mesh, batch),
-            tokenizer,
-        )
+    def __init__(
+        self, config: ConfigDict, mesh: Mesh, params: Params, tokenizer: Tokenizer, batch: int = 16
+    ):
+        graphdef, _ = abstract_model(model_config(config, scalar_head=True), mesh)
+        model, template = nnx.merge(graphdef, params), meta_template(config.template)
+        self.scorer = MetaRM(model, tokenizer, template, mesh, batch)
+        self.tokenizer = tokenizer
 
     def __call__(self, encoded: Sequence[list[int]]) -> list[float]:
-        """One reward per token list."""
+        """Returns one reward per token list."""
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
         rewards = [0.0] * len(encoded)
         for start in range(0, len(order), self.scorer.batch):
-            part = order[start : start + self.scorer.batch]
-            for i, reward in zip(part, self.scorer.score_tokens([encoded[i] for i in part])):
+            batch = order[start : start + self.scorer.batch]
+            for i, reward in zip(batch, self.scorer.score_tokens([encoded[i] for i in batch])):
                 rewards[i] = reward
         return rewards
+
+
+def trained(
+    bench: Bench,
+    folder: Path,
+    name: str,
+    start: Callable[[], Params],
+    training_pairs: Callable[[Bench], Sequence[TokenPair]],
+) -> Scalar:
+    """Trains the scalar of a baseline in `folder`, or loads it."""
+    if loop.is_done(folder):
+        cfg = model_config(bench.config, scalar_head=True)
+        params = loop.load_params(folder, abstract_model(cfg, bench.mesh)[1])
+    else:
+        section = section_of(bench.config)
+        pairs = pair_up(training_pairs(bench), section.seq_len)
+        params = train(bench.run, section, start, pairs, folder, name)
+    return Scalar(bench.config, bench.mesh, params, bench.tokenizer)

@@ -47,7 +47,7 @@ def grade(judged: bm.Judged, rule: str) -> bm.Grades:
         "won": bm.column(won),
         "pairs": bm.column(pairs),
         "picked": bm.column(picked),
-        "share_right": bm.column(np.mean(j.comparison.rewards) for j in judged),
+        "share_right": bm.column(np.array(j.comparison.rewards).mean() for j in judged),
         "subset": bm.Categories.of(j.subset for j in judged),
         "scores": np.concatenate([_scores_per_critique(j) for j in judged]),
         "truth": np.concatenate([j.comparison.rewards for j in judged]),

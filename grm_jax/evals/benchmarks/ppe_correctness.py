@@ -105,7 +105,7 @@ def grade_singles(judged: bm.Judged, rule: str) -> bm.Grades:
     prompt = bm.Categories.of(j.group for j in judged)
     curves, values = [], []
     for code in range(len(prompt.names)):
-        members = np.flatnonzero(prompt.codes_I == code)
+        members = np.flatnonzero(prompt.codes_I == code).tolist()
         scores, truth = scores_I[members], truth_I[members]
         lowest = np.nanmin(scores, initial=np.inf) if not np.isnan(scores).all() else 0.0
         scores = np.where(np.isnan(scores), lowest - 1, scores)

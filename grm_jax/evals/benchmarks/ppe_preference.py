@@ -73,8 +73,11 @@ def aggregate(grades: bm.Grades, weights_I: np.ndarray) -> bm.Metrics:
     for name, value in bm.mean_by_category(value_I, grades["language"], weights_I).items():
         metrics[f"language/{name}"] = value
     if grades["models"] > 2:
-        pairs = (grades[key] for key in ("first", "second", "truth", "predicted"))
-        metrics |= model_agreement(*pairs, weights_I, grades["models"])
+        first_I, second_I = grades["first"], grades["second"]
+        truth_I, predicted_I = grades["truth"], grades["predicted"]
+        metrics |= model_agreement(
+            first_I, second_I, truth_I, predicted_I, weights_I, grades["models"]
+        )
     return metrics
 
 
