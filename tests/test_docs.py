@@ -16,6 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = sorted([README, ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 CODE_FOLDERS = ("grm_jax", "launch", "studies", "experiments", "benchmarks", "tests")
+# A path in the repository, which may contain placeholders such as FAMILY, * or {seed}.
+REPOSITORY_PATH = re.compile(
+    r"(?<![\w/.-])(?:grm_jax|launch|tests|docs|experiments|studies|benchmarks|notebooks)/[\w./*{}-]*"
+)
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
 # Quoted in docs/troubleshooting.md, but not messages of this code: messages of JAX and Kubernetes,
 # options, and names of metrics.
@@ -199,6 +203,17 @@ def test_links_point_to_existing_files(page):
         for number, line in enumerate(page.read_text().splitlines(), 1)
         for target in LINK.findall(line)
         if not (page.parent / target).exists()
+    ]
+    fail_on(faults)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_named_files_of_the_repository_exist(page):
+    faults = [
+        f"{page.relative_to(ROOT)}:{number}: {path} does not exist"
+        for number, line in enumerate(page.read_text().splitlines(), 1)
+        for path in REPOSITORY_PATH.findall(line)
+        if not re.search(r"[A-Z]{3}|[*{}]", path) and not (ROOT / path.rstrip(".")).exists()
     ]
     fail_on(faults)
 
