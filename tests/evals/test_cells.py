@@ -143,7 +143,7 @@ def test_intervals_contain_the_mean_and_pairing_narrows_them():
     first, second = (
         Cell("m", "Voting", 1, 0.0, 0.0, 0.0, 0.0, 1.0, tuple(credits)) for credits in (a, b)
     )
-    found = cells.difference(first, second, resampler)
-    assert 0 < found["low"] < found["mean"] < found["high"]
-    assert found["high"] - found["low"] < 0.07
-    assert cells.sentence("a - b", found).startswith(f"a - b: {100 * found['mean']:+.1f} points")
+    paired = cells.difference(first, second, resampler)
+    assert 0 < paired["low"] < paired["mean"] < paired["high"]
+    assert paired["high"] - paired["low"] < 0.07
+    assert cells.sentence("a - b", paired).startswith(f"a - b: {100 * paired['mean']:+.1f} points")

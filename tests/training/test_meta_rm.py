@@ -5,9 +5,9 @@ import numpy as np
 from grm_jax.training import meta_rm
 
 
-def test_meta_split_keeps_a_comparison_on_one_side():
+def test_the_split_keeps_the_critiques_of_a_comparison_together():
     names = np.array([f"c{i // 3}" for i in range(90)])
     tokens = np.zeros((90, 4), np.int32)
     data = meta_rm.Labelled(tokens, tokens, tokens[:, 0], np.zeros(90), names)
-    train, held = meta_rm.split(data, 0.2, 0)
-    assert len(held) == 18 and not set(names[train]) & set(names[held])
+    train, held_out = meta_rm.split(data, 0.2, 0)
+    assert len(held_out) == 18 and not set(names[train]) & set(names[held_out])
