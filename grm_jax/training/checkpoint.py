@@ -199,7 +199,7 @@ class Checkpoints:
 
 
 def agree(flag: bool, all_of: bool = False) -> bool:
-    """Whether the flag is true on any host (or on all). Every host must call it at the same step."""
+    """Whether the flag is true on any host (or on all). Every host must call it at once."""
     if jax.process_count() == 1:
         return bool(flag)
     from jax.experimental import multihost_utils

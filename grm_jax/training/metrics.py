@@ -1,4 +1,4 @@
-"""Metrics of a run as JSON lines, in TensorBoard (through clu) and beside a progress bar; profiles."""
+"""Metrics of a run: JSON lines, TensorBoard (through clu), a progress bar, JAX profiles."""
 
 from __future__ import annotations
 
