@@ -49,7 +49,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # Paper, appendix C.1: batch 1,024. Packing is not in the paper: 256 sequences of 4,096 tokens
     # contain about as many examples of 1,000 tokens.
     config.batch_size = 256
-    config.rft = _stage(steps=900, lr=5e-6)  # paper, appendix C.1
+    config.rft = stage(steps=900, lr=5e-6)  # paper, appendix C.1
     # Paper, appendix C.1: the number for RL, which uses the same sets.
     config.rft.comparisons = 237_000
     config.rft.samples = 3  # N_RFT: paper, section 3.2
@@ -61,7 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )  # not in the paper
 
     # ---------------------------------------------------------------- reinforcement learning
-    config.rl = _stage(steps=900, lr=4e-7)  # paper, appendix C.1
+    config.rl = stage(steps=900, lr=4e-7)  # paper, appendix C.1
     config.rl.first_item = 0  # paper, appendix C.1: the same sets as RFT
     # Paper, appendix C.1: RL skips comparisons that DeepSeek-V2-Lite-Chat gets right three times of
     # three. To do so, run `--config.stages=rft --config.rft.hinted=0` with such a model as
@@ -79,11 +79,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.rl.max_new_tokens = 1024  # not in the paper; figure 7: 218 to 376 tokens on average
     config.rl.length_buckets = 4  # not in the paper: lengths are padded to quarters of the maximum
     config.rl.prompt_slots = 0  # not in the paper; 0: all prompts at once
-    config.rl.group_packed = True  # not in the paper
     config.rl.reference_dtype = "bfloat16"  # not in the paper
 
     # ---------------------------------------------------------------- meta reward model
-    config.meta_rm = _stage(steps=900, lr=1e-5)  # lr: paper, appendix D.1; steps: not in the paper
+    config.meta_rm = stage(steps=900, lr=1e-5)  # lr: paper, appendix D.1; steps: not in the paper
     config.meta_rm.start = "base"  # paper, appendix D.1: Gemma-2-27B
     config.meta_rm.batch_size = 512  # paper, appendix D.1
     config.meta_rm.seq_len = 4096  # not in the paper
@@ -113,9 +112,9 @@ def get_config(arg: str = "") -> ConfigDict:
     return apply(config, arg)
 
 
-def _stage(**fields) -> ConfigDict:
+def stage(**fields) -> ConfigDict:
     """Optimizer, schedule, clipping and accumulation of a stage. None of them is in the paper."""
-    base = dict(
+    defaults = dict(
         warmup_steps=30, schedule="constant", final_lr_share=0.0,
         b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.0, clip_norm=1.0,
         # Sequences at once per data-parallel shard, so that the config fits any slice.
@@ -123,4 +122,4 @@ def _stage(**fields) -> ConfigDict:
         micro_batches=1, micro_rows=1,
         save_every=50, keep=2, log_every=1, profile_steps=(),
     )  # fmt: skip
-    return ConfigDict(base | fields)
+    return ConfigDict(defaults | fields)

@@ -11,11 +11,14 @@ The method is the paper's (arXiv 2504.02495); the sizes are not, except where a 
 section.
 """
 
+import functools
+
 from ml_collections import ConfigDict
 
+from experiments import spct_27b
 from experiments.ablations import apply
-from grm_jax.data.world.vocabulary import SIZE
-from grm_jax.models import LayerSpec
+
+stage = functools.partial(spct_27b.stage, warmup_steps=0, save_every=100, micro_rows=0)
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -31,9 +34,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.tokenizer = "world"
     config.model = "tiny_gemma2"
     config.model_overrides = dict(
-        vocab_size=SIZE, d_model=128, d_ff=256, num_layers=4, num_heads=4, num_kv_heads=2,
-        head_dim=32, query_pre_attn_scalar=32, max_length=256,
-        pattern=(LayerSpec(64), LayerSpec(None)),
+        vocab_size=800, d_model=128, d_ff=256, num_layers=4, num_heads=4, num_kv_heads=2,
+        head_dim=32, query_pre_attn_scalar=32, max_length=256, windows=(64, None),
     )  # fmt: skip
     config.mesh = dict(data=1, fsdp=-1, tensor=1)  # all devices
 
@@ -56,7 +58,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # ---------------------------------------------------------------- rejective fine-tuning
     config.seq_len = 128
     config.batch_size = 8
-    config.rft = _stage(
+    config.rft = stage(
         steps=3000, lr=3e-3, warmup_steps=50, schedule="cosine", final_lr_share=0.1, save_every=500
     )
     config.rft.comparisons = 10_000
@@ -67,7 +69,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.rft.sampling = dict(accuracy=0.75, shortcut=0.6)
 
     # ---------------------------------------------------------------- reinforcement learning
-    config.rl = _stage(steps=120, lr=5e-4, save_every=20)
+    config.rl = stage(steps=120, lr=5e-4, save_every=20)
     config.rl.first_item = 10_000  # items that RFT has not used
     config.rl.prompts = 32
     config.rl.group_size = 4  # paper, appendix C.1
@@ -81,11 +83,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.rl.kl_estimator = "k3"
     config.rl.normalise_std = True
     config.rl.updates_per_rollout = 1
-    config.rl.group_packed = True
     config.rl.reference_dtype = "float32"
 
     # ---------------------------------------------------------------- meta reward model
-    config.meta_rm = _stage(
+    config.meta_rm = stage(
         steps=1000, lr=5e-4, warmup_steps=20, schedule="cosine", final_lr_share=0.1, save_every=250
     )
     config.meta_rm.start = "rft"  # the paper: the base model, which has random weights here
@@ -118,12 +119,3 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval.seed = 0
 
     return apply(config, arg)
-
-
-def _stage(**fields) -> ConfigDict:
-    base = dict(
-        warmup_steps=0, schedule="constant", final_lr_share=0.0,
-        b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.0, clip_norm=1.0,
-        micro_batches=1, save_every=100, keep=2, log_every=1, profile_steps=(),
-    )  # fmt: skip
-    return ConfigDict(base | fields)

@@ -10,10 +10,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 from etils import epath
 
-PathLike = str | os.PathLike[str] | epath.Path
+PathLike: TypeAlias = str | os.PathLike[str] | epath.Path
 
 
 def as_path(path: PathLike) -> epath.Path:

@@ -21,9 +21,10 @@ def check_model(config: Any, num_devices: int, num_slices: int = 1, label: str =
       label: names the devices in errors, as `resolve_mesh`.
     """
     from grm_jax.sharding import check_fits, resolve_mesh
+    from grm_jax.training.programs import model_config
 
     sizes = resolve_mesh(config.mesh, num_devices, num_slices, label)
-    check_fits(_model_config(config), sizes)
+    check_fits(model_config(config), sizes)
     shards = sizes["data"] * sizes["fsdp"]
     for stage, field in BATCHES.items():
         if stage in config.stages and (size := _field(config, field)) % shards:
@@ -37,15 +38,10 @@ def check_initial_weights(config: Any) -> None:
     """Checks that the names and shapes of the weights in `config.init` are the model's."""
     from grm_jax import checkpoints
     from grm_jax.storage import fetch
+    from grm_jax.training.programs import model_config
 
     if config.get("init"):
-        checkpoints.check(fetch(config.init), _model_config(config))
-
-
-def _model_config(config: Any) -> Any:
-    from grm_jax.models import get_config
-
-    return get_config(config.model, **dict(config.get("model_overrides", {})))
+        checkpoints.check(fetch(config.init), model_config(config))
 
 
 def _field(config: Any, dotted: str) -> Any:

@@ -293,6 +293,7 @@ def build_grpo_update(
     def loss_fn(params: Any, micro: Any, tokens: jax.Array) -> tuple[jax.Array, Metrics]:
         policy = nnx.merge(graphdef, states.compute_params(params, cfg.dtype))
         out = completion_logps(policy, micro, rl, entropy=True)
+        assert out.entropy is not None
         flat = {name: x.reshape(-1, x.shape[-1]) for name, x in micro.items() if x.ndim == 3}
         logps, mask = out.logps.reshape(flat["mask"].shape), flat["mask"]
         loss, metrics = losses.grpo_loss(

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from grm_jax.registry import Registry
 
@@ -40,7 +41,7 @@ def sft_loss(
     return -(logps_BxL * weights_BxL).sum() / denominator
 
 
-def group_advantages(rewards_PxG: jax.Array, normalise_std: bool = True) -> jax.Array:
+def group_advantages(rewards_PxG: jax.Array | np.ndarray, normalise_std: bool = True) -> jax.Array:
     """Computes GRPO advantages: (reward - group mean) / group std (arXiv 2402.03300, 4.1.2).
 
     The std is the population's: 1 correct of 4 gives +1.73 and -0.58. No epsilon is added to it, so

@@ -184,8 +184,8 @@ def encode_trials(run: loop.Run, trials: Sequence[rft_data.Trial]) -> Labelled:
     comparisons = np.array([str(t.comparison.id) for t, _ in fitting])
     if (count := len(np.unique(comparisons))) < 2:
         raise ValueError(
-            f"the meta reward model has {len(fitting)} critiques of {count} comparisons, too few to "
-            "train and to hold out: raise config.meta_rm.comparisons, or "
+            f"the meta reward model has {len(fitting)} critiques of {count} comparisons, too few "
+            "to train and to hold out: raise config.meta_rm.comparisons, or "
             f"config.meta_rm.seq_len={seq_len} if critiques are longer"
         )
     tokens = np.zeros((len(fitting), seq_len), np.int32)

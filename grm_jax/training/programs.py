@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from grm_jax.models import TransformerConfig, get_config
+from grm_jax.models import LayerSpec, TransformerConfig, get_config
 from grm_jax.sharding import state_shardings
 from grm_jax.training import optim
 from grm_jax.training import state as states
@@ -41,10 +41,15 @@ class Program:
 
 
 def model_config(config: ConfigDict, scalar_head: bool = False) -> TransformerConfig:
-    """Returns the model of an experiment: `config.model` with `config.model_overrides`."""
-    return get_config(
-        config.model, **{**config.get("model_overrides", {}), "scalar_head": scalar_head}
-    )
+    """Returns the model of an experiment: `config.model` with `config.model_overrides`.
+
+    The override `windows`, (64, None) for example, is short for `pattern`: the attention windows of
+    the layers that repeat, None for global attention.
+    """
+    overrides = dict(config.get("model_overrides", {}))
+    if windows := overrides.pop("windows", ()):
+        overrides["pattern"] = tuple(LayerSpec(window) for window in windows)
+    return get_config(config.model, **{**overrides, "scalar_head": scalar_head})
 
 
 def build_update(

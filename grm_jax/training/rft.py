@@ -85,8 +85,8 @@ def prepare(
 ) -> sft.Encoded:
     """Returns the tokenised training set, built on the first call and loaded from `folder` after.
 
-    The data are indexed in `workdir`, if there is one. Also writes examples.jsonl, trials.jsonl (every sample with its outcome, for the meta RM) and
-    outcomes.json.
+    Data sources are indexed in `workdir`, if it is given. Also writes examples.jsonl, trials.jsonl
+    (every sample with its outcome, for the meta RM) and outcomes.json.
     """
     folder = as_path(folder)
     # Every process takes part in sampling from our own model; one process runs the other samplers.

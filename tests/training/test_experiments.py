@@ -9,6 +9,7 @@ import pytest
 
 from experiments import ablations, spct_2b, spct_9b, spct_27b, spct_gsm8k, spct_tiny
 from grm_jax.data import mixtures
+from grm_jax.data.world import vocabulary
 from grm_jax.text import rendering
 from grm_jax.training import eval_stage, optim, rft, rft_data, rft_samplers, rollouts, sources
 from grm_jax.training import state as states
@@ -33,6 +34,12 @@ def test_27b_has_the_values_of_the_paper():
     assert (config.meta_rm.lr, config.meta_rm.batch_size, config.meta_rm.samples) == (1e-5, 512, 3)
     assert config.eval.temperature == 0.5 and tuple(config.eval.ks) == (1, 2, 4, 8, 16, 32)
     assert config.data.general_items == 1_070_000
+
+
+def test_the_tiny_model_has_the_vocabulary_of_the_world_and_alternating_windows():
+    cfg = model_config(spct_tiny.get_config())
+    assert cfg.vocab_size == vocabulary.SIZE
+    assert [layer.window for layer in cfg.pattern] == [64, None]
 
 
 @pytest.mark.parametrize("experiment", [spct_tiny, spct_gsm8k, spct_2b, spct_9b, spct_27b])
