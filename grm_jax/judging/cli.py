@@ -9,8 +9,6 @@ from pathlib import Path
 from grm_jax.commands import run_command
 from grm_jax.data.layouts import LAYOUTS
 from grm_jax.judging import arguments
-from grm_jax.judging.arguments import fill_unset as fill_in  # noqa: F401
-from grm_jax.judging.arguments import mesh_from as mesh_of  # noqa: F401
 from grm_jax.judging.codec import read_judged_rows
 from grm_jax.judging.summary import summarise
 

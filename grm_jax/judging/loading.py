@@ -11,7 +11,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from grm_jax import models
-from grm_jax.checkpoints import open_checkpoint
+from grm_jax.checkpoints.gguf_file import GgufFile
 from grm_jax.judging.expected import ExpectedScores, model_log_probs
 from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.metadata import JudgeMetadata, MetaRMMetadata, meta_template
@@ -113,7 +113,7 @@ def load_tokenizer(path: str | Path, tokenizer: str | Path | None = None) -> tok
         if len(gguf) != 1:
             raise
     with tempfile.NamedTemporaryFile(suffix=".model") as file:
-        file.write(open_checkpoint(gguf[0]).sentencepiece_model())
+        file.write(GgufFile(gguf[0]).sentencepiece_model())
         file.flush()
         return tokenizers.load(file.name)
 

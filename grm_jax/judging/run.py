@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import sys
@@ -98,9 +97,8 @@ def judge_rows(
     """
     config = config or RunConfig()
     identity = run_identity(judge, options, digest)
-    fields_of = functools.partial(row_fields, judge, options, identity)
     if config.existing == "resume" and is_finished(output):
-        finished = _check_finished(Path(output), rows, fields_of)
+        finished = _check_finished(judge, rows, output, options, identity)
         errors = sum(row["error"] is not None for row in finished)
         return RunResult(len(finished), errors, len(finished), _read_cost(config.cost_path))
     if config.existing == "refuse":
@@ -109,7 +107,7 @@ def judge_rows(
     with RunStore(part_path(output), header, key="line", existing=config.existing) as store:
         resumed = len(store)
         with _Progress(Path(output).stem, len(rows), resumed, config) as progress:
-            judge_into(store, judge, rows, options, identity, config, progress.add)
+            judge_into(store, judge, rows, options, identity, config, progress.count)
         errors = tokens = critiques = 0
         for record in store.records():
             errors += record["error"] is not None
@@ -128,31 +126,31 @@ def judge_into(
     options: Options,
     identity: Mapping[str, Any],
     config: RunConfig,
-    add: Callable[[codec.Row], None] = lambda record: None,
+    count: Callable[[codec.Row], None] = lambda record: None,
 ) -> None:
-    """Judges the rows that the store lacks and appends them to it.
+    """Judges the rows that the store lacks, and appends them to it.
 
-    A store in one file gets every row when it is judged, a folder of parts every chunk.
+    A store in one file gets each row as soon as it is judged; a folder of parts gets chunks.
 
     Args:
       identity: what `run_identity` returns.
-      add: called with every output row.
+      count: called with every output row.
     """
     remaining = [row for row in rows if row.number not in store]
-    records: dict[int, codec.Row] = {}
+    batch = config.chunk if store.is_folder else 1
+    records: dict[int | str, codec.Row] = {}
     for row, result in _results(judge, remaining, options, config.chunk):
-        if row.comparison is not None and isinstance(result, Verdict):
+        if isinstance(result, Unjudged) or row.comparison is None:
+            fields = row_fields(judge, options, identity, None)
+            record = codec.error_row(row.number, getattr(result, "reason", ""), fields, row.id)
+        else:
             fields = row_fields(judge, options, identity, row.comparison)
             record = codec.judged_row(row.comparison, result, row.number, fields)
-        else:
-            fields = row_fields(judge, options, identity, None)
-            reason = getattr(result, "reason", "")
-            record = codec.error_row(row.number, reason, fields, row.id)
         records[row.number] = codec.without_texts(record) if config.private else record
-        if not store.is_folder or len(records) >= config.chunk:
+        if len(records) >= batch:
             store.append_all(records)
             records = {}
-        add(record)
+        count(record)
     store.append_all(records)
 
 
@@ -211,7 +209,11 @@ def output_rows(
 
 
 def _check_finished(
-    output: Path, rows: Sequence[Row], fields_of: Callable[[Comparison | None], dict[str, Any]]
+    judge: Judge,
+    rows: Sequence[Row],
+    output: str | Path,
+    options: Options,
+    identity: Mapping[str, Any],
 ) -> list[codec.Row]:
     """Returns the rows of a finished output. Raises IdentityMismatch if it is not of this run.
 
@@ -221,7 +223,8 @@ def _check_finished(
     if len(finished) != len(rows):
         problem = f"holds {len(finished)} comparisons, now there are {len(rows)}"
     for record, row in zip(finished, rows):
-        fields = fields_of(None if record["error"] else row.comparison)
+        comparison = None if record["error"] else row.comparison
+        fields = row_fields(judge, options, identity, comparison)
         fields["id"] = str(row.number) if row.id is None else row.id
         for name, value in fields.items():
             old = record.get(name, value)
@@ -304,7 +307,7 @@ class _Progress:
         """Seconds that all sessions of the run took so far."""
         return self.earlier + time.monotonic() - self.start
 
-    def add(self, row: codec.Row) -> None:
+    def count(self, row: codec.Row) -> None:
         """Counts a row; a killed run leaves the seconds up to its last row in the cost file."""
         self.errors += row["error"] is not None
         self.tokens += sum(critique["tokens"] for critique in row["critiques"])
