@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 
 def run_command(name: str, command: Callable[[], int], if_interrupted: str = "") -> int:
@@ -19,3 +20,12 @@ def run_command(name: str, command: Callable[[], int], if_interrupted: str = "")
         hint = f". {if_interrupted}" if if_interrupted else ""
         print(f"\n{name}: interrupted{hint}", file=sys.stderr)
         return 130
+
+
+def write_output(text: str, path: str | None) -> int:
+    """Writes a command's result to a file, or prints it; returns the exit status 0."""
+    if path:
+        Path(path).write_text(text, encoding="utf-8")
+    else:
+        print(text)
+    return 0

@@ -96,7 +96,7 @@ class Resampler:
 
     def headline(self, metrics: MetricFunction) -> Estimate:
         """Computes the first metric with its interval."""
-        return next(iter(self.estimate(lambda weights_I: first_of(metrics(weights_I))).values()))
+        return next(iter(self.estimate(metrics).values()))
 
     def mean(self, values: ArrayLike) -> Estimate:
         """Computes the mean of one value per comparison; of paired differences, for example."""
@@ -105,8 +105,7 @@ class Resampler:
 
     def difference(self, baseline: MetricFunction, treatment: MetricFunction) -> dict[str, dict]:
         """Computes treatment - baseline on the same draws: interval and two-sided p-value."""
-        both = self.ones()
-        base, treated = baseline(both), treatment(both)
+        base, treated = baseline(self.ones()), treatment(self.ones())
         names = [name for name in base if name in treated]
         drawn: dict[str, list[float]] = {name: [] for name in names}
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -124,11 +123,6 @@ class Resampler:
 def prompt_key(comparison: Comparison) -> str:
     """The chat turns as one string: comparisons of one query share it."""
     return json.dumps(comparison.turns)
-
-
-def first_of(metrics: Metrics) -> Metrics:
-    """The headline alone."""
-    return dict([next(iter(metrics.items()))])
 
 
 def interval(values: Sequence[float], level: float = LEVEL) -> tuple[float | None, float | None]:

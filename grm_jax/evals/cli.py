@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from grm_jax.commands import run_command
+from grm_jax.data.records import strict_records
 from grm_jax.evals import results, run
 from grm_jax.evals.benchmark import Benchmark
 from grm_jax.evals.benchmarks import BENCHMARKS, PAPER
@@ -162,7 +163,7 @@ def load(args: argparse.Namespace) -> list[Task]:
             continue
         total = len(comparisons)
         if args.part and args.scores:
-            ids = {str(row.get("id")) for row in run.read_rows(scores_path(args.scores, name))}
+            ids = {str(row.get("id")) for row in strict_records(scores_path(args.scores, name))}
             comparisons = [c for c in comparisons if str(c.id) in ids]
             if not comparisons:
                 raise ValueError(f"{args.scores} has none of the {total} comparisons of {name}")
@@ -198,11 +199,11 @@ def judge_function(args: argparse.Namespace, out: Path) -> JudgeFunction:
 
 
 def _judge_content_blind(name: str, seed: int, task: Task, out: Path) -> Judgement:
-    path = out / f"{task.benchmark.name}.jsonl"
-    judged = run.judge_content_blind(name, task.comparisons, seed, path)
-    description = CONTENT_BLIND[name].description
-    judge = {"kind": "content-blind baseline", "name": name, "rule": description, "seed": seed}
-    return Judgement(judged, judge)
+    baseline = CONTENT_BLIND[name]
+    judged = [baseline.judge(comparison, seed) for comparison in task.comparisons]
+    run.write_scores(judged, out / f"{task.benchmark.name}.jsonl")
+    settings = {"rule": baseline.description, "seed": seed}
+    return Judgement(judged, {"kind": "content-blind baseline", "name": name} | settings)
 
 
 def _load_scores(scores: str, task: Task, out: Path) -> Judgement:
@@ -211,7 +212,7 @@ def _load_scores(scores: str, task: Task, out: Path) -> Judgement:
     judged = run.load_judged(task.comparisons, path)
     if path.resolve() != copy.resolve():
         copy.write_bytes(path.read_bytes())
-    first = next(run.read_rows(path), {})
+    first = next(strict_records(path), {})
     known = ("model", "k", "temperature", "vote", "template", "meta_rm")
     settings = {key: first[key] for key in known if key in first}
     judge = {"kind": "scores", "name": settings.get("model", path.stem)} | settings

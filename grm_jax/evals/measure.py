@@ -157,7 +157,10 @@ def gains(
     if greedy is not None:
         baselines["greedy"] = metrics_of(benchmark, greedy, rule)
     voted = metrics_of(benchmark, judged, rule)
-    return {name: scaling.gain(baseline, voted, resampler) for name, baseline in baselines.items()}
+    return {
+        name: next(iter(resampler.difference(baseline, voted).values()))
+        for name, baseline in baselines.items()
+    }
 
 
 def notes(benchmark: Benchmark, judged: Sequence[JudgedComparison]) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from grm_jax.data.comparisons import Row
-from grm_jax.evals import content_blind
+from grm_jax.data.records import strict_records
 from grm_jax.evals.judged import JudgedComparison, from_row
 from grm_jax.judging.judge import Judge
 from grm_jax.judging.options import Options
@@ -88,30 +88,7 @@ def fingerprint(comparisons: Sequence[Comparison]) -> str:
     return digest.hexdigest()
 
 
-def judge_content_blind(
-    name: str, comparisons: Sequence[Comparison], seed: int, output: str | Path
-) -> list[JudgedComparison]:
-    """Judges with a content-blind baseline, and writes a scores file."""
-    judged = [content_blind.judge(name, comparison, seed) for comparison in comparisons]
-    write_scores(judged, output)
-    return judged
-
-
 # ---------------------------------------------------------------- files
-
-
-def read_rows(path: str | Path) -> Iterator[dict]:
-    """Yields the rows of a scores file. Raises ValueError that names a line that is not JSON."""
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    raise ValueError(
-                        f"{path}, line {number} is not JSON: write one object a line, "
-                        '{"id": ..., "scores": [...]}'
-                    ) from None
 
 
 def load_judged(
@@ -122,7 +99,7 @@ def load_judged(
     vote: the voting rule of generative judges; None for the rows' own.
     Raises ValueError for a missing row, or one that does not fit its comparison.
     """
-    rows = {str(row.get("id")): row for row in read_rows(path)}
+    rows = {str(row.get("id")): row for row in strict_records(path)}
     missing = [c.id for c in comparisons if str(c.id) not in rows]
     if missing:
         raise ValueError(

@@ -7,12 +7,12 @@ the metric is averaged over all blocks, so the values at small k use every sampl
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from grm_jax.evals.benchmark import Benchmark, Metrics, nan_mean
-from grm_jax.evals.bootstrap import MetricFunction, Resampler, first_of
+from grm_jax.evals.bootstrap import MetricFunction, Resampler
 from grm_jax.evals.judged import JudgedComparison, vote
 from grm_jax.judging.votes import META_GUIDED, VOTES, Guidance, NoVote, VoteRule, curve_rules
 
@@ -95,12 +95,3 @@ def curves(
         }
         for kind in kinds(judged)
     }
-
-
-def gain(baseline: Callable, treatment: Callable, resampler: Resampler) -> dict:
-    """The headline's paired difference treatment - baseline, both functions of weights."""
-    difference = resampler.difference(
-        lambda weights_I: first_of(baseline(weights_I)),
-        lambda weights_I: first_of(treatment(weights_I)),
-    )
-    return next(iter(difference.values()))

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from grm_jax.commands import run_command
+from grm_jax.commands import run_command, write_output
 from grm_jax.evals import paper, results
 from grm_jax.evals.scaling import META, all_kinds
 from grm_jax.evals.tables import markdown_table, with_span
@@ -64,11 +64,7 @@ def tabulate(args: argparse.Namespace) -> int:
         text = page(built)
     else:
         text = markdown(built)
-    if args.out:
-        Path(args.out).write_text(text, encoding="utf-8")
-    else:
-        print(text)
-    return 0
+    return write_output(text, args.out)
 
 
 def read_runs(arguments: Sequence[str]) -> Runs:

@@ -17,10 +17,9 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
-from grm_jax.commands import run_command
-from grm_jax.evals.run import read_rows
+from grm_jax.commands import run_command, write_output
+from grm_jax.data.records import strict_records
 from grm_jax.evals.tables import markdown_table
 from grm_jax.judging.votes import top
 
@@ -189,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def write_report(args: argparse.Namespace) -> int:
     """Reads the rows, and writes or prints the report."""
-    rows = (row for path in args.rows for row in read_rows(path))
+    rows = (row for path in args.rows for row in strict_records(path))
     themes, counts = collect(rows, args.policy, args.policy_index)
     name = args.policy or f"response {args.policy_index}"
     text = report(themes, counts, name)
@@ -199,11 +198,7 @@ def write_report(args: argparse.Namespace) -> int:
         ]
         content = {"policy": name, "counts": counts, "themes": listed}
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    if args.out:
-        Path(args.out).write_text(text, encoding="utf-8")
-    else:
-        print(text)
-    return 0
+    return write_output(text, args.out)
 
 
 if __name__ == "__main__":

@@ -215,7 +215,7 @@ def test_wrong_command_lines_get_one_clear_line(data, tmp_path, capsys):
 def test_errors_name_the_fix(data, tmp_path, capsys, monkeypatch):
     comparison, path = Comparison("q", ("a", "b"), id="x"), tmp_path / "s.jsonl"
     for text, fix in (
-        ("{", "write one object a line"),
+        ("{", "line 1: not JSON"),
         ('{"id": "x", "scores": [1]}', "give one for each"),
     ):
         path.write_text(text + "\n")
