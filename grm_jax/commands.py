@@ -1,4 +1,4 @@
-"""What the commands of `grm` share: an error becomes one line and an exit status."""
+"""Runs the commands of `grm`: an error becomes one line and an exit status."""
 
 import sys
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What this machine has, without opening it: imported before JAX by everything that is started from a command line."""
+"""Detects accelerators without opening them. Command-line programs import it before JAX."""
 
 import os
 import sys

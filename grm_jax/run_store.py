@@ -62,7 +62,7 @@ class RunStore(Mapping[Key, Record]):
       key: name of the record field that holds the key; added to records that lack it.
       existing: "resume" continues a store, "overwrite" empties it, "refuse" raises.
       shared: all processes of a multi-host run open the store and append the same records; process
-        0 writes, the others hold what is appended in memory. Otherwise this process is the writer.
+        0 writes, the others keep the records in memory. If False, this process writes.
 
     Raises:
       FileExistsError: the store exists and existing = "refuse".
@@ -86,7 +86,7 @@ class RunStore(Mapping[Key, Record]):
         self.key = key
         self.is_folder = is_remote(path) or not self.path.suffix
         self.is_writer, processes = _process() if shared else (True, 1)
-        # Where a record stands in the file (offset, length), or its line where there is no file.
+        # Offset and length of a record in the file; the line itself if this process has no file.
         self._index: dict[Key, tuple[int, int] | bytes] = {}
         self._descriptor = -1
         if existing == "refuse" and self.path.exists():

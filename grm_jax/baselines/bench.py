@@ -1,4 +1,4 @@
-"""What the baselines of one seed share, and their registry."""
+"""The registry of baselines, and the settings and models that the baselines of a seed share."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from grm_jax.evals.benchmark import Benchmark, Metrics, nan_mean
 from grm_jax.evals.bootstrap import DRAWS, Resampler
 from grm_jax.evals.page import render
 
-REFERENCE = "spct rl, k = "  # the judge that the others are compared with, if it was measured
+REFERENCE = "spct rl, k = "  # the other judges are compared with this one, if it was measured
 Runs = dict[int, Measured]  # by seed
 Table = dict[str, Any]
 

@@ -10,7 +10,7 @@ on your own data, write a module and name it: --config.data.module=my_tasks
     mixtures.add_comparisons_from_tfds("my_set", "my_set:1.0.0", "skywork", {"train": "train"})
     mixtures.add_mixture("my_mixture", {"my_pairs": 2.0, "my_set": 1.0, "skywork": 1.0})
 
-Relative file names lie in `config.data.folder`. A task gives JSON texts in one string feature:
+Relative file names are relative to `config.data.folder`. A task gives JSON texts in one string feature:
 `comparison` (fields of types.Comparison) or `example` (fields of data.sft.Example). Only this
 module imports seqio and TensorFlow.
 """
@@ -44,7 +44,7 @@ COMPARISON, EXAMPLE = "comparison", "example"
 
 @dataclasses.dataclass
 class Settings:
-    """What a run sets for all tasks: seqio reads a task without arguments."""
+    """Settings of a run for all tasks, because seqio reads a task without arguments."""
 
     folder: str = "."
     max_skipped: float = 0.01

@@ -226,7 +226,7 @@ class Judge:
         )
 
     def _finish(self, job: _Job, options: Options) -> Verdict | Unjudged:
-        """Parses, scores and votes, once all samples of a comparison are there."""
+        """Parses, scores and votes after all samples of a comparison have finished."""
         for completion in job.completions.values():
             if completion.finish == "error":
                 return Unjudged(completion.error or "the sampler failed without a reason")

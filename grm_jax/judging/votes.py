@@ -34,7 +34,7 @@ class VoteRule:
       description: what it computes, for tables.
       colour: of its curve.
       needs: a field of `Critique` that must not be None for a critique to vote, besides scores.
-      min_responses: the rule says something about comparisons of at least so many responses.
+      min_responses: the rule applies to comparisons of at least so many responses.
       additive: scores grow with the number of critiques that vote.
       curve: draw it over k. False for a rule that ranks responses as another one does.
     """

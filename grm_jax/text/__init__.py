@@ -1,4 +1,4 @@
-"""Strings: tokens, prompts, and what is read back from critiques."""
+"""Strings: tokenizers, chat and prompt templates, and the critique parser."""
 
 from grm_jax.text.parse import parse, parse_principles
 

@@ -48,7 +48,7 @@ class NonFiniteLoss(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What the stages of one run share. Programs run under `jax.set_mesh(mesh)`.
+    """Settings that the stages of one run share. Programs run under `jax.set_mesh(mesh)`.
 
     workdir: where data are indexed once for all stages and hosts; None is a temporary folder.
     """
@@ -67,18 +67,18 @@ class Stage:
     Attributes:
       name: "rft", "rl", "meta_rm", or a baseline's; for logs and errors.
       section: its section of the config: steps, save_every, keep, log_every, profile_steps.
-      folder: where it lives.
-      init: () -> the state at step 0, whose arrays nobody else holds, so that updates can donate
-        them. Called at most once, and only without a checkpoint.
+      folder: of its checkpoints, metrics and result.
+      init: () -> the state at step 0. No other reference to its arrays exists, so that updates can
+        donate them. Called at most once, and only without a checkpoint.
       abstract_state: the state as ShapeDtypeStructs with shardings; a checkpoint is restored to
-        them, whatever topology wrote it.
+        them from any topology.
       step: (state, i, seed) -> (state, metrics, batch name). Trains on batch i. The metrics hold
         `loss`, `grad_norm` and `finite`, and may be device arrays. If a step of several updates is
         not finite, `updated` is the number of updates made before.
-      identity: what must be equal on resume: data, seed, first weights, batch sizes. A field that
-        an older checkpoint lacks is not compared.
-      settings: what results depend on besides the section; a change on resume is logged.
-      programs: what `step` runs, compiled before the first step.
+      identity: values that must be equal on resume: data, seed, first weights, batch sizes. Fields
+        that an older checkpoint lacks are not compared.
+      settings: values on which results depend, besides the section; a change on resume is logged.
+      programs: the programs of `step`, compiled before the first step.
       shown: metrics beside the progress bar.
       tensorboard: also write TensorBoard files.
       summary: (last state) -> further entries for result.json.
@@ -230,7 +230,7 @@ def compile_ahead(stage: Stage) -> float:
 
 
 def step_seed(rng_words: np.ndarray, step: int) -> int:
-    """Returns a 31-bit seed for what a step draws on the host: sampling and response orders."""
+    """Returns a 31-bit seed for a step's draws on the host: sampling and response orders."""
     return int(np.random.SeedSequence([*map(int, rng_words), step]).generate_state(1)[0]) >> 1
 
 

@@ -35,7 +35,7 @@ def run(config: ConfigDict, workdir: PathLike) -> dict[str, Any]:
 
     Args:
       config: an experiment (`experiments/*.py`).
-      workdir: local or in a bucket; a run resumes from what is there.
+      workdir: local or in a bucket; an existing run is resumed.
 
     Returns:
       {stage: its result.json}.
@@ -66,7 +66,7 @@ def run(config: ConfigDict, workdir: PathLike) -> dict[str, Any]:
     log.info("%s: %.2fM parameters on %s", config.name, cfg.num_params / 1e6, dict(mesh.shape))
     shared = loop.Run(config, mesh, tokenizer, workdir)
 
-    # Parameters pass between stages as factories, so that nobody else holds them during a stage.
+    # Stages receive parameters as factories, so that no other reference keeps them alive.
     def base() -> Any:
         return sources.first_params(config, cfg, mesh)
 

@@ -1,7 +1,7 @@
-"""What the jitted programs of all stages share: `Program`, and the frame of every update.
+"""Jitted programs of all stages: `Program`, and the frame of every update.
 
-A Program carries abstract arguments, so it can be compiled for a slice that this machine does not
-have: `program.lower().compile()`.
+A Program has abstract arguments, so `program.lower().compile()` compiles it for a slice without
+that slice.
 """
 
 import dataclasses

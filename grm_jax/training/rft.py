@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def train(run: loop.Run, start: Callable[[], Any], folder: PathLike) -> Any:
-    """Builds the training set in `<folder>/data` if it is not there, and fine-tunes on it.
+    """Builds the training set in `<folder>/data` if it is missing, and fine-tunes on it.
 
     Args:
       run: config, mesh, tokenizer and stop signal.

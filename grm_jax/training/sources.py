@@ -77,7 +77,7 @@ class _View(Sequence[Comparison]):
 def paths(config: Any, stages: Collection[str] | None = None) -> Iterator[tuple[str, str]]:
     """Yields (field, path) of all files and folders that the stages read.
 
-    stages: None for those of the config.
+    stages: None for the config's stages.
     """
     stages = config.stages if stages is None else stages
     for field in ("init", "tokenizer"):
@@ -98,7 +98,7 @@ def paths(config: Any, stages: Collection[str] | None = None) -> Iterator[tuple[
 
 
 def check(config: Any, stages: Collection[str] | None = None) -> None:
-    """Checks that everything that `stages` (None: those of the config) read exists.
+    """Checks that all inputs of `stages` (None: the config's stages) exist.
 
     Raises FileNotFoundError for a missing file or folder, ValueError for an empty field or an
     unknown mixture, task or split; all name the field.
@@ -280,7 +280,7 @@ def _dropped(name: str, view: _View, without: Collection[str]) -> _View:
 
 
 def _identity(lists: Sequence[Sequence[Comparison]], rates: Sequence[float], seed: int) -> str:
-    """A digest of all that decides which comparison stands at a place, texts and labels too."""
+    """A digest of everything that determines the comparison at each index."""
     digest = hashlib.sha256(json.dumps(list(rates)).encode())
     for comparisons in lists:
         for c in comparisons:

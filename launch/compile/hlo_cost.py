@@ -172,7 +172,7 @@ class _Walk:
 
     @functools.cache  # noqa: B019 - the walk lives for one program
     def read_bytes(self, name: str, number: int) -> float:
-        """What a fusion reads of its parameter `number`: all of it, or the slices that it takes."""
+        """Bytes that a fusion reads of its parameter `number`: all of it, or its slices."""
         computation = self.program.computations[name]
         if number not in computation.parameters:
             return 0.0
@@ -180,7 +180,7 @@ class _Walk:
         return self.used_bytes(computation, parameter)
 
     def used_bytes(self, computation: Computation, value: Instruction) -> float:
-        """How many bytes of a value its users read."""
+        """Bytes of a value that its users read."""
         whole = float(sum(leaf.bytes for leaf in value.leaves))
         if value.name == computation.root.name:  # returned as a view; users may read all of it
             return whole
@@ -202,7 +202,7 @@ class _Walk:
     def written_bytes(
         self, computation: Computation, root: Instruction, leaves: Sequence[Leaf]
     ) -> float:
-        """What a fusion writes: its result, or the slice that an in-place update changes."""
+        """Bytes that a fusion writes: its result, or the slice that an in-place update changes."""
         if not any(leaf.hbm_bytes for leaf in leaves):
             return 0.0
         if root.opcode == "tuple" and len(root.operands) == len(leaves):

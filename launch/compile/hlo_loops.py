@@ -128,7 +128,7 @@ class _State:
         return self.body.value(root.operands[index]) if root.opcode == "tuple" else None
 
     def step(self, index: int) -> int | None:
-        """What the body adds to an element: `i + 1` -> 1. None for any other change."""
+        """The constant that the body adds to an element (1 for `i + 1`), or None."""
         if self.body.computation.root.opcode != "tuple":
             return None
         scope = self.body

@@ -171,7 +171,7 @@ def markdown(results: Sequence[Result]) -> str:
 
 
 def provenance(title: str) -> dict[str, str]:
-    """What was compiled, by which versions, on which machine."""
+    """Returns the title, the versions of the libraries, and the machine, for a result file."""
     names = ("jax", "libtpu", "flax")
     return {
         "what": title,
