@@ -47,7 +47,7 @@ class Index:
 
     def __init__(self, folder: Any):
         local = fetch(str(folder))
-        self._file = os.open(local / "records.jsonl", os.O_RDONLY)
+        self._file = open(local / "records.jsonl", "rb")
         self._ends = np.load(local / "offsets.npy", mmap_mode="r")
         self.sections, start = {}, 0
         for name, count in json.loads((local / READY).read_text()).items():
@@ -59,7 +59,4 @@ class Index:
 
     def __getitem__(self, i: int) -> Any:
         start = int(self._ends[i - 1]) if i else 0
-        return json.loads(os.pread(self._file, int(self._ends[i]) - start, start))
-
-    def __del__(self) -> None:
-        os.close(self._file)
+        return json.loads(os.pread(self._file.fileno(), int(self._ends[i]) - start, start))

@@ -20,14 +20,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import seqio  # noqa: E402  (the log level must be set before TensorFlow is imported)
 import tensorflow as tf  # noqa: E402
+import tensorflow_datasets as tfds  # noqa: E402
 
 from grm_jax.data import sft, world  # noqa: E402
 from grm_jax.data.comparisons import convert, read_comparisons  # noqa: E402
@@ -36,6 +39,8 @@ from grm_jax.data.records import Account, Record, plain  # noqa: E402
 from grm_jax.registry import nearest  # noqa: E402
 from grm_jax.storage import fetch, is_remote  # noqa: E402
 from grm_jax.types import Comparison  # noqa: E402
+
+log = logging.getLogger(__name__)
 
 Files = Mapping[str, str | Sequence[str]]  # split -> one file or several
 
@@ -237,7 +242,7 @@ def identity(task: str, split: str) -> list[Any]:
 def read(task: str, split: str, feature: str) -> Iterator[str]:
     """Yields the JSON texts of a task's split through seqio, in order, each once.
 
-    Raises ValueError where the task has no such feature, and what its source raises.
+    Raises ValueError if the task has no such feature or no items, and what its source raises.
     """
     one = seqio.TaskRegistry.get(task)
     if feature not in one.output_features:
@@ -248,11 +253,23 @@ def read(task: str, split: str, feature: str) -> Iterator[str]:
         {feature: 1}, split, shuffle=False, num_epochs=1, trim_output_features=False
     )
     _failures.pop(task, None)
+    count = 0
     try:
-        for example in dataset.as_numpy_iterator():
+        for count, example in enumerate(dataset.as_numpy_iterator(), 1):
             yield example[feature].decode()
     except tf.errors.OpError as error:
         raise _failures.pop(task, error) from error
+    account = ACCOUNTS.get(f"{task}/{split}")
+    log.info("source %s: %d items of %s", task, count, account.summary() if account else "a task")
+    if not count:
+        raise ValueError(f"source {task!r} has no items: check its files and its layout")
+
+
+def tfds_records(folder: Path, split: str) -> Iterator[dict]:
+    """Yields the records of a prepared TFDS folder (NAME/CONFIG/VERSION) as JSON-like Python."""
+    builder = tfds.builder_from_directory(str(folder))
+    for example in tfds.as_numpy(builder.as_dataset(split=split)):
+        yield plain(example)
 
 
 # ---------------------------------------------------------------- the shipped tasks

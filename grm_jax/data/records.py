@@ -1,8 +1,7 @@
 """Reads records (JSON-like dicts) from files, with the line of each, and counts those that fail.
 
-JSON lines and JSON arrays, gzipped or not, CSV, Parquet, Arrow, and prepared TFDS folders. A record
-that is not JSON, not UTF-8 or not an object is returned with the problem, so that the caller can
-report it and continue.
+JSON lines and JSON arrays, gzipped or not, CSV, Parquet and Arrow. A record that is not JSON, not
+UTF-8 or not an object is returned with the problem, so that the caller can report it and continue.
 """
 
 from __future__ import annotations
@@ -241,26 +240,17 @@ def _arrow(path: Path) -> Iterator[dict]:
 _TABLES = {".csv": _csv, ".parquet": _parquet, ".arrow": _arrow}
 
 
-# ---------------------------------------------------------------- TFDS folders
+# ---------------------------------------------------------------- TFDS
 
 
 def tfds_splits(folder: Path) -> list[str]:
-    """Names of the splits of a prepared TFDS folder (NAME/CONFIG/VERSION)."""
+    """Returns the splits of a prepared TFDS folder (NAME/CONFIG/VERSION)."""
     info = json.loads((folder / "dataset_info.json").read_text())
     return [split["name"] for split in info.get("splits", [])]
 
 
-def tfds_records(folder: Path, split: str) -> Iterator[dict]:
-    """Yields the records of a prepared TFDS folder as `plain` gives them. Imports TensorFlow."""
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(str(folder))
-    for record in tfds.as_numpy(builder.as_dataset(split=split)):
-        yield plain(record)
-
-
 def plain(value: Any) -> Any:
-    """A TFDS example as JSON-like Python: bytes decoded, arrays as lists."""
+    """Returns a TFDS example as JSON-like Python: bytes decoded, arrays as lists."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, bytes):

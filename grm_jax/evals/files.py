@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from grm_jax.data.records import strict_records as records
-from grm_jax.data.records import tfds_records, tfds_splits
+from grm_jax.data.records import tfds_splits
 
 TABLES = (".parquet", ".arrow", ".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz")
 # Files that Hugging Face and TFDS put beside the data.
@@ -79,6 +79,8 @@ class Source:
             splits = tfds_splits(features.parent)
             for stem in stems:
                 if stem in splits:
+                    from grm_jax.data.mixtures import tfds_records  # imports TensorFlow
+
                     yield from tfds_records(features.parent, stem)
                     return
         self.raise_missing(*(f"{stem}*.parquet" for stem in stems))

@@ -241,32 +241,13 @@ def _index(config: Any, field: str, workdir: Any) -> indexed.Index:
     root = tempfile.mkdtemp(prefix="grm_jax-") if alone else as_path(workdir) / "data"
     folder = as_path(root) / f"{_name(config, field)}-{split}-{digest}"
     if not indexed.is_indexed(folder) and (alone or jax.process_index() == 0):
-        sections = ((task, mixtures.read(task, split, kind)) for task in tasks)
-        indexed.write_index(folder, (_counted(mixtures, split, *one) for one in sections))
+        indexed.write_index(folder, ((task, mixtures.read(task, split, kind)) for task in tasks))
     deadline = time.monotonic() + 3600 * _INDEXING_HOURS
     while not indexed.is_indexed(folder):
         if time.monotonic() > deadline:
             raise TimeoutError(f"process 0 did not write {folder} in {_INDEXING_HOURS} hours")
         time.sleep(2)
     return indexed.Index(folder)
-
-
-def _counted(
-    mixtures: Any, split: str, task: str, texts: Iterator[str]
-) -> tuple[str, Iterator[str]]:
-    """The same section; logs its counts at its end. Raises ValueError if it is empty."""
-
-    def counted() -> Iterator[str]:
-        count = 0
-        for count, text in enumerate(texts, 1):  # noqa: B007
-            yield text
-        account = mixtures.ACCOUNTS.get(f"{task}/{split}")
-        summary = json.dumps(account.summary()) if account else "a task without an account"
-        log.info("source %s: %d comparisons of %s", task, count, summary)
-        if not count:
-            raise ValueError(f"source {task!r} has no comparisons: check its files and its layout")
-
-    return task, counted()
 
 
 def _dropped(name: str, view: _View, without: Collection[str]) -> _View:
