@@ -17,7 +17,7 @@ from grm_jax.types import Comparison
 
 @dataclasses.dataclass(frozen=True)
 class ContentBlind:
-    """A baseline: its label in tables and plots, a description, and (comparison, seed) -> judged."""
+    """A baseline: its label in plots, a description, and (comparison, seed) -> judged."""
 
     label: str
     description: str

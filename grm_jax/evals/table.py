@@ -9,17 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from grm_jax.commands import run_command, write_output
-from grm_jax.evals import paper, results
-from grm_jax.evals.scaling import META, all_kinds
-from grm_jax.evals.tables import markdown_table, with_span
-
-KS = (1, 8, 32)  # the paper's table 3
-Runs = dict[str, dict[str, dict]]  # run -> benchmark -> entry
-Cells = list[dict | None]
+from grm_jax.evals import results
+from grm_jax.evals.run_tables import build, markdown
+from grm_jax.evals.table_page import page
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,20 +55,18 @@ def tabulate(args: argparse.Namespace) -> int:
     if args.out and args.out.endswith(".json"):
         text = json.dumps(built, indent=1, ensure_ascii=False) + "\n"
     elif args.out and args.out.endswith(".html"):
-        from grm_jax.evals.table_page import page
-
         text = page(built)
     else:
         text = markdown(built)
     return write_output(text, args.out)
 
 
-def read_runs(arguments: Sequence[str]) -> Runs:
+def read_runs(arguments: Sequence[str]) -> dict[str, dict[str, dict]]:
     """Reads the results of each RUN argument.
 
     Raises ValueError for a folder without results, or two runs of one name.
     """
-    runs: Runs = {}
+    runs: dict[str, dict[str, dict]] = {}
     for argument in arguments:
         name, _, folder = argument.rpartition("=")
         path = Path(folder) / results.FILE if Path(folder).is_dir() else Path(folder)
@@ -83,258 +77,6 @@ def read_runs(arguments: Sequence[str]) -> Runs:
             raise ValueError(f"two runs are called {name!r}: name them as NAME=FOLDER")
         runs[name] = {entry["benchmark"]: entry for entry in results.read_results(path)}
     return runs
-
-
-# ---------------------------------------------------------------- cells
-
-
-def curves(entry: Mapping) -> dict:
-    """The curves under the paper's rule if the benchmark has it, else under its own."""
-    return entry.get("by_paper", entry)["curves"]
-
-
-def voted(entry: Mapping) -> dict:
-    """The headline estimate of the whole run, under the same rule."""
-    return entry["metrics"].get("paper", entry["metrics"][entry["rule"]])[entry["headline"]]
-
-
-def greedy(entry: Mapping) -> dict | None:
-    """The greedy estimate, under the same rule."""
-    return entry.get("by_paper", entry).get("greedy")
-
-
-def at_k(entry: Mapping, k: int, kind: str = "sum") -> dict | None:
-    """One point of a curve, under the same rule."""
-    points = curves(entry).get(kind, {})
-    return points.get(str(k), points.get(k))
-
-
-def with_mean(estimates: Sequence[dict | None]) -> Cells | None:
-    """Appends the mean, which is None unless all are known; None for a row without any."""
-    if not any(estimates):
-        return None
-    values = [estimate["value"] if estimate else None for estimate in estimates]
-    known = [value for value in values if value is not None]
-    mean = sum(known) / len(known) if len(known) == len(values) else None
-    return [*estimates, {"value": mean, "low": None, "high": None}]
-
-
-def cells(
-    run: Mapping[str, dict],
-    names: Sequence[str],
-    estimate: Callable[[Mapping], dict | None] = voted,
-) -> Cells | None:
-    """One estimate per benchmark, and their mean."""
-    return with_mean([estimate(run[name]) if name in run else None for name in names])
-
-
-def _printed(row: paper.Row) -> dict:
-    return {
-        "name": row.name,
-        "paper": True,
-        "marks": row.marks,
-        "cells": [{"value": value / 100, "low": None, "high": None} for value in row.values],
-    }
-
-
-def _ours(name: str, row: Cells | None) -> list[dict]:
-    return [{"name": name, "paper": False, "marks": "", "cells": row}] if row else []
-
-
-# ---------------------------------------------------------------- tables
-
-
-def build(runs: Runs, with_paper: bool, flops: Mapping[str, float]) -> dict:
-    """Builds the tables as data: columns, rows, notes, and the points of figure 4.
-
-    flops: forward FLOPs per token by run.
-    """
-    titles = {name: entry["title"] for run in runs.values() for name, entry in run.items()}
-    official = [name for name in paper.BENCHMARKS if name in titles]
-    others = [name for name in titles if name not in paper.BENCHMARKS]
-    tables = [table_2(runs), table_3(runs), table_4(runs)] if with_paper else []
-    if others or not with_paper:
-        names = others if with_paper else official + others
-        tables.append(side_by_side(runs, {name: titles[name] for name in names}))
-    figure = figure_4(runs, with_paper, flops)
-    marked = [row for table in tables for row in table["rows"]]
-    marked += [point for line in figure["lines"] for point in line["points"]]
-    used = {mark for item in marked for mark in item.get("marks", "")}
-    notes = paper.NOTES if with_paper else {}
-    return {
-        "tables": tables,
-        "figure4": figure,
-        "notes": {mark: text for mark, text in notes.items() if mark in used},
-    }
-
-
-def table_2(runs: Runs) -> dict:
-    """Greedy and voted results of every run under the paper's rows."""
-    rows = [_printed(row) for row in paper.TABLE_2]
-    for name, run in runs.items():
-        rows += _ours(f"{name}, greedy", cells(run, paper.BENCHMARKS, greedy))
-        rows += _ours(f"{name}{_settings(run)}", cells(run, paper.BENCHMARKS))
-    return {"title": "Table 2: overall", "columns": list(paper.COLUMNS), "rows": rows}
-
-
-def table_3(runs: Runs) -> dict:
-    """Voting at 1, 8, 32 and every other k of a run, with the gain over Voting@1 of that run."""
-    measured = {
-        int(k)
-        for run in runs.values()
-        for entry in run.values()
-        for k in curves(entry).get("sum", {})
-    }
-    rows = []
-    for k in sorted(set(KS) | measured):
-        rows += [_printed(row) | {"name": f"@{k} {row.name}"} for row in paper.TABLE_3.get(k, ())]
-        for name, run in runs.items():
-            single = cells(run, paper.BENCHMARKS, lambda entry: at_k(entry, 1))
-            for kind in all_kinds():
-                row = cells(
-                    run, paper.BENCHMARKS, lambda entry, k=k, kind=kind: at_k(entry, k, kind)
-                )
-                rows += _ours(f"@{k} {name}, {kind}", row)
-                means = [cell[-1]["value"] for cell in (row, single) if cell]
-                if k > 1 and len(means) == 2 and None not in means:
-                    rows[-1]["gain"] = means[0] - means[1]
-    return {
-        "title": "Table 3: inference-time scaling",
-        "columns": list(paper.COLUMNS),
-        "rows": rows,
-    }
-
-
-def table_4(runs: Runs) -> dict:
-    """Ablations: a run named as one of ours is under the paper's row of the same change."""
-    rows = []
-    for name, row in paper.TABLE_4.items():
-        rows.append(_printed(row))
-        run = runs.get(name, {})
-        rows += _ours(name, cells(run, paper.BENCHMARKS, greedy) or cells(run, paper.BENCHMARKS))
-    return {"title": "Table 4: ablations", "columns": list(paper.COLUMNS), "rows": rows}
-
-
-def side_by_side(runs: Runs, titles: Mapping[str, str]) -> dict:
-    """Every run on the benchmarks of `titles`: greedy, Voting@1, voted."""
-    rows = []
-    for name, run in runs.items():
-        rows += _ours(f"{name}, greedy", cells(run, list(titles), greedy))
-        rows += _ours(f"{name}, voting@1", cells(run, list(titles), lambda entry: at_k(entry, 1)))
-        rows += _ours(f"{name}{_settings(run)}", cells(run, list(titles)))
-    return {"title": "Side by side", "columns": [*titles.values(), "mean"], "rows": rows}
-
-
-def _settings(run: Mapping[str, dict]) -> str:
-    judge = next(iter(run.values()))["judge"]
-    if judge.get("k", 1) in (None, 1):
-        return ""
-    return f", {'MetaRM' if judge.get('meta_rm') else 'Voting'}@{judge['k']}"
-
-
-# ---------------------------------------------------------------- figure 4
-
-
-def figure_4(runs: Runs, with_paper: bool, flops: Mapping[str, float]) -> dict:
-    """Lines over k on RewardBench, or else on the first benchmark that every run has."""
-    common = [n for n in next(iter(runs.values())) if all(n in run for run in runs.values())]
-    benchmark = "rewardbench" if "rewardbench" in common else common[0] if common else None
-    lines = []
-    if with_paper and benchmark in ("rewardbench", None):
-        for name, points in paper.FIGURE_4.items():
-            by_k = [{"k": k, "value": v / 100, "marks": marks} for k, v, marks in points]
-            lines.append({"name": name, "paper": True, "points": by_k})
-        for name, points in paper.FIGURE_4_SIZES.items():
-            by_size = [{"billions": b, "value": v / 100, "marks": marks} for b, v, marks in points]
-            lines.append({"name": f"{name}, greedy by size", "paper": True, "points": by_size})
-    for name, run in runs.items() if benchmark else ():
-        lines += _scaling_lines(name, run[benchmark], flops.get(name))
-    return {"benchmark": benchmark, "lines": lines}
-
-
-def _scaling_lines(name: str, entry: Mapping, flops_per_token: float | None) -> list[dict]:
-    """The run's lines. Its K critiques are one run, so a smaller k is charged its share."""
-    cost, total = entry["cost"], entry["judge"].get("k")
-    if flops_per_token is None and cost.get("parameters"):
-        flops_per_token = 2.0 * cost["parameters"]
-    lines = []
-    for kind, label in {"sum": "voting", META: "meta-guided"}.items():
-        points = []
-        for k, estimate in curves(entry).get(kind, {}).items():
-            point = {"k": int(k), **estimate}
-            if total and cost.get("seconds"):
-                point["seconds"] = cost["seconds"] * (int(k) / total)
-            if total and cost.get("tokens") and flops_per_token:
-                point["flops"] = cost["tokens"] * flops_per_token * (int(k) / total)
-            points.append(point)
-        if points:
-            lines.append({"name": f"{name}, {label}", "paper": False, "points": points})
-    return lines
-
-
-# ---------------------------------------------------------------- Markdown
-
-
-def headings_and_rows(table: Mapping) -> tuple[list[str], list[list[str]]]:
-    """A table's headings and the texts of its rows; the first column is the row's name."""
-    with_gains = any("gain" in row for row in table["rows"])
-    rows = [
-        [row["name"] + _marks(row), *map(with_span, row["cells"])]
-        + ([f"{100 * row['gain']:+.1f}" if "gain" in row else ""] if with_gains else [])
-        for row in table["rows"]
-    ]
-    return ["", *table["columns"], *(["gain on @1"] if with_gains else [])], rows
-
-
-def _marks(item: Mapping) -> str:
-    return f" [{item['marks']}]" if item.get("marks") else ""
-
-
-def title_and_explanation(built: Mapping) -> tuple[str, str]:
-    """The page's title, and the sentence under it."""
-    ties = "Values in percent. A tie of t counts 1/t, as in the paper's shuffled argmax on average."
-    if built["notes"]:
-        return "Beside the paper", f"{ties} The paper's rows are printed in arXiv 2504.02495 v3."
-    return "Runs side by side", ties
-
-
-def markdown(built: Mapping) -> str:
-    """The tables, figure 4 as a list of points, and the notes. Our rows are bold."""
-    title, explanation = title_and_explanation(built)
-    lines = [f"# {title}", "", explanation, ""]
-    for table in built["tables"]:
-        headings, rows = headings_and_rows(table)
-        for texts, row in zip(rows, table["rows"]):
-            texts[0] = _emphasised(row) + _marks(row)
-        lines += [f"## {table['title']}", "", *markdown_table(headings, rows), ""]
-    lines += figure_lines(built["figure4"])
-    lines += [f"- [{mark}] {text}" for mark, text in built["notes"].items()]
-    return "\n".join(lines) + "\n"
-
-
-def _emphasised(item: Mapping) -> str:
-    return f"*{item['name']}*" if item["paper"] else f"**{item['name']}**"
-
-
-def figure_lines(figure: Mapping) -> list[str]:
-    """Figure 4 as a Markdown table."""
-    if not figure["lines"]:
-        return []
-    rows = [
-        [
-            _emphasised(line) + _marks(point),
-            str(point.get("k", "")),
-            str(point.get("billions", "")),
-            with_span({"low": None} | point),
-            f"{point['seconds']:,.1f}" if point.get("seconds") else "",
-            f"{point['flops']:.2e}" if point.get("flops") else "",
-        ]
-        for line in figure["lines"]
-        for point in line["points"]
-    ]
-    headings = ("line", "k", "size (10^9)", "value", "seconds", "FLOPs")
-    title = f"## Figure 4: scaling on {figure['benchmark'] or 'RewardBench'}"
-    return [title, "", *markdown_table(headings, rows), ""]
 
 
 if __name__ == "__main__":

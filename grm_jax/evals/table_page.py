@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from grm_jax.evals import figures
 from grm_jax.evals.figures import FAINT, INK, Line
 from grm_jax.evals.page import render
-from grm_jax.evals.table import headings_and_rows, title_and_explanation
+from grm_jax.evals.run_tables import headings_and_rows, title_and_explanation
 
 X_LABELS = {
     "k": "critiques that vote (k)",
