@@ -129,8 +129,7 @@ def ours(P: int, G: int, S: int, T: int, steps: int) -> Result:
     from grm_jax import sampling
     from grm_jax.models import abstract_model
     from grm_jax.sharding import make_mesh
-    from grm_jax.training import grpo, losses, optim
-    from grm_jax.training import state as states
+    from grm_jax.training import grpo, losses, optim, state as states
     from grm_jax.training.programs import model_config
 
     config, mesh = our_config(P, G, S, T), make_mesh(devices=jax.devices()[:1])

@@ -10,8 +10,6 @@ VOTES["summ"]     # ValueError: unknown vote 'summ': did you mean 'sum'?
 list(VOTES)       # names in the order of registration
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Callable, Iterable
 from typing import TypeVar

@@ -23,8 +23,10 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
 
-from launch import checks  # noqa: E402
-from launch import config as configs  # noqa: E402
+from launch import (
+    checks,  # noqa: E402
+    config as configs,  # noqa: E402
+)
 from launch.compile.slices import get_slice  # noqa: E402
 from launch.errors import FAILED, START_AGAIN, WRONG_COMMAND, LaunchError  # noqa: E402
 from launch.options import CACHE, parse  # noqa: E402
@@ -88,8 +90,7 @@ def run_here(options: argparse.Namespace, config: Any, workdir: str) -> int:
     checks.check_model(config, jax.device_count(), num_slices)
     checks.check_initial_weights(config)
     checks.check_workdir(workdir)
-    from grm_jax.training import checkpoint, loop, rft_samplers
-    from grm_jax.training import main as training
+    from grm_jax.training import checkpoint, loop, main as training, rft_samplers
 
     try:
         training.run(config, workdir)
@@ -138,8 +139,7 @@ def compile_only(options: argparse.Namespace, config: Any, workdir: str) -> int:
     if not options.slice:
         raise LaunchError("--compile_only needs --slice TYPE, such as --slice v5p-128")
     _use_cpu()
-    from launch.compile import compile_only as compiler
-    from launch.compile import programs, results
+    from launch.compile import compile_only as compiler, programs, results
     from launch.compile.slices import quiet_environment
 
     quiet_environment()

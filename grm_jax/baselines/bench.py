@@ -24,8 +24,7 @@ from grm_jax.judging.sampler import engine_sampler
 from grm_jax.models import abstract_model
 from grm_jax.registry import Registry
 from grm_jax.sharding import make_mesh
-from grm_jax.training import checkpoint, loop, meta_rm, sources
-from grm_jax.training import state as states
+from grm_jax.training import checkpoint, loop, meta_rm, sources, state as states
 from grm_jax.training.programs import model_config
 from grm_jax.types import Comparison
 

@@ -1,7 +1,5 @@
 """A Bradley-Terry reward model: a scalar per response, trained on (best, other) pairs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from grm_jax.baselines import scalar

@@ -5,8 +5,6 @@ response. Only the scalar is trained here. k critiques give k scalars; their mea
 (SPCT, equation 12).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Fine-tuned by the RFT stage. Its training set differs from SPCT's in the templat
 in the samples, which are SPCT's own with the scores turned into a choice. No hinted samples.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ Fine-tuned by the RFT stage on the labels alone. Of several responses it judges 
 score of a response is the sum of its shares of wins.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Sequence

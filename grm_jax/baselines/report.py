@@ -4,8 +4,6 @@ A row is the mean over seeds with an interval over comparisons, and the paired d
 SPCT judge.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path

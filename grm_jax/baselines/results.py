@@ -4,8 +4,6 @@ A store is one `RunStore` file per baseline and seed: the config in its header, 
 judges. Seeds can be added later, on any machine.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging

@@ -4,8 +4,6 @@ loss = -log sigmoid(r_best - r_other), the mean over pairs (arXiv 2204.05862). A
 tokens; the two texts of a pair are adjacent, so that micro-batches do not separate them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +24,7 @@ from grm_jax.judging.metadata import meta_template
 from grm_jax.models import abstract_model
 from grm_jax.storage import PathLike
 from grm_jax.text.tokenizer import Tokenizer
-from grm_jax.training import checkpoint, loop, meta_rm, optim
-from grm_jax.training import state as states
+from grm_jax.training import checkpoint, loop, meta_rm, optim, state as states
 from grm_jax.training.programs import Metrics, Program, build_update, model_config
 from grm_jax.types import Comparison
 

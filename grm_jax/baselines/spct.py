@@ -1,7 +1,5 @@
 """The SPCT run itself, measured like the baselines after each of its stages."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from pathlib import Path

@@ -1,7 +1,5 @@
 r"""Final answers of mathematical solutions: the last \boxed{...}, and their equality."""
 
-from __future__ import annotations
-
 import fractions
 import re
 

@@ -4,8 +4,6 @@ A global batch is the same for any number of processes, each of which takes its 
 resume, only the step is needed.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TypeVar

@@ -8,8 +8,6 @@ better response first, so their order must not depend on it. `grm judge` keeps t
 (its prompts show several orders) and returns a reason for each record that it cannot judge.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path

@@ -4,8 +4,6 @@ A folder holds records.jsonl, offsets.npy (int64: where each line ends) and, wri
 index.json with the number of lines of each section. A section is one task of a mixture.
 """
 
-from __future__ import annotations
-
 import array
 import json
 import os

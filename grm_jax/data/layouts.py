@@ -13,8 +13,6 @@ all use this registry.
 `data.comparisons` reads files with it, and places the responses for training.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import random

@@ -15,8 +15,6 @@ Relative file names are relative to `config.data.folder`. A task gives JSON text
 module imports seqio and TensorFlow.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

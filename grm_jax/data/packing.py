@@ -12,8 +12,6 @@ A row of length 12 with examples of 5 and 4 tokens (prompts of 3 and 2):
 Axes: B rows of a batch, L positions.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import logging

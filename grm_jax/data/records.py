@@ -4,8 +4,6 @@ JSON lines and JSON arrays, gzipped or not, CSV, Parquet and Arrow. A record tha
 UTF-8 or not an object is returned with the problem, so that the caller can report it and continue.
 """
 
-from __future__ import annotations
-
 import collections
 import csv
 import dataclasses

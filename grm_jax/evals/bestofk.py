@@ -3,8 +3,6 @@
 Axes: K answers of a prompt, O random orders of them.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 ORDERS = 100

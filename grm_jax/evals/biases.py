@@ -1,7 +1,5 @@
 """Position and length bias: flips between orders, first-place wins, accuracy by length."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ A cell is the accuracy of one model with one voting method at one k. Ties share 
 (`benchmark.credit`), and intervals are over prompts (`bootstrap`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any

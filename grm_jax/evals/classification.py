@@ -3,8 +3,6 @@
 Axes: N scored items.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Sequence

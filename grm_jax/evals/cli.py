@@ -1,7 +1,5 @@
 """`grm eval`: benchmarks with their official metrics, for a model, a baseline, or a scores file."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json

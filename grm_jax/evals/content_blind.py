@@ -3,8 +3,6 @@
 To add one, register it here; `grm eval --judge` then offers it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import random

@@ -4,8 +4,6 @@ In an SVG, text and axes take the page's colour, so one figure serves light and 
 Values and bounds are shares, drawn in percent.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import re

@@ -4,8 +4,6 @@ Scores are in the caller's order everywhere. A benchmark's metric reads only the
 judge is measured alike.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 

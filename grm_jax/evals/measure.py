@@ -4,8 +4,6 @@ An entry holds the metrics under every rule with intervals, content-blind baseli
 gains, position and length biases, and parsing statistics.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence

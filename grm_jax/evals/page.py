@@ -1,7 +1,5 @@
 """The results page of `grm eval`: one self-contained HTML file for desktop and phone."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path

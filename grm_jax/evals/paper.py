@@ -3,8 +3,6 @@
 Columns: RewardBench, PPE Preference, PPE Correctness, RMB, and their mean, all in percent.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 from grm_jax.evals.benchmarks import PAPER

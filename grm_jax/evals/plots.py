@@ -1,7 +1,5 @@
 """The figures of the evaluation pages: scaling over k, biases, calibration, training curves."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 Axes: I comparisons of two models; M models.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,14 +1,11 @@
 """The files of an experiment's evaluation: report.html with its plots, the table, the credits."""
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from grm_jax.evals import cells as tables_of_cells
-from grm_jax.evals import plots
+from grm_jax.evals import cells as tables_of_cells, plots
 from grm_jax.evals.cells import Cell
 from grm_jax.evals.figures import save_png
 from grm_jax.evals.page import render

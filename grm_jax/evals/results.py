@@ -1,7 +1,5 @@
 """results.json of `grm eval`: one entry per benchmark, read from this version and earlier ones."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Judges the comparisons of a benchmark, and reads and writes the files of judged comparisons."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -4,8 +4,6 @@ The K critiques of a comparison are cut into K // k blocks of k. Each block vote
 the metric is averaged over all blocks, so the values at small k use every sample.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

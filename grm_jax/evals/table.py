@@ -4,8 +4,6 @@ A RUN is an --out folder of `grm eval`, or NAME=FOLDER. Benchmarks other than th
 table of their own.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

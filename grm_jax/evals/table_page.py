@@ -1,7 +1,5 @@
 """The tables of `grm table` as one self-contained HTML page, with figure 4 as plots."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from grm_jax.evals import figures

@@ -1,7 +1,5 @@
 """Tables of results for the terminal and Markdown, and the formatting of values and intervals."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 MISSING = "–"

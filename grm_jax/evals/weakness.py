@@ -8,8 +8,6 @@ model is used.
     python -m grm_jax.evals.weakness OUT/pandalm.jsonl --policy_index 0 --out weakness.md
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json

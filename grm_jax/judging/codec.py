@@ -1,7 +1,5 @@
 """The one JSON form of critiques and verdicts, and the rows of `grm judge` that consist of them."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Iterator

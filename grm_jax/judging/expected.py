@@ -11,8 +11,6 @@ is skipped where P(1) is below `negligible`, which changes an expectation by at 
 Source of the idea: judgement distributions (arXiv 2503.03064).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Loads a judge from files: model, tokenizer and meta reward model."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import tempfile

@@ -1,7 +1,5 @@
 """The meta reward model: scores critiques by how likely their scores are right (SPCT, sec. 4)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

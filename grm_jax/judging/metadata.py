@@ -6,8 +6,6 @@
 Training writes them when it exports a model. They fill in what a command does not set.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

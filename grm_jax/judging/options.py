@@ -1,7 +1,5 @@
 """The settings of a judgement: what a verdict depends on besides the weights and the template."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from grm_jax.judging import orders

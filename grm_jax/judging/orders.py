@@ -6,8 +6,6 @@ section 4). Both depend on the seed and the comparison's content alone, not on i
 or a batch.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random

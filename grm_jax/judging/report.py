@@ -5,8 +5,6 @@ two by their hashes, and no network. The script inserts every text as text, so n
 response or a critique is ever markup.
 """
 
-from __future__ import annotations
-
 import argparse
 import base64
 import hashlib

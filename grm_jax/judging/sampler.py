@@ -1,7 +1,5 @@
 """The sampler of a judge: the k-way sampler of `grm_jax.sampling` as one callable."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterable, Sequence
 

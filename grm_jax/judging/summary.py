@@ -3,8 +3,6 @@
 They are computed from rows (JSON objects, see codec.py), so a report needs no model.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import Counter

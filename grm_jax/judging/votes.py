@@ -11,8 +11,6 @@ Scores are in the caller's order. Unparsed critiques do not vote. To add a rule,
 read this registry.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Sequence

@@ -3,8 +3,6 @@
 A backend's `encode` still recognises control strings; `Tokenizer` never passes it one.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import re

@@ -5,8 +5,6 @@ separates what the template wrote, where "<start_of_turn>" is a control token, f
 users and models, where it is plain text.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 from pathlib import Path

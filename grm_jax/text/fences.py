@@ -12,8 +12,6 @@ The markers are found by rendering the template with placeholders, so users' tem
 protected as well.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 

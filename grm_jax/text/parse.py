@@ -13,8 +13,6 @@ box. In a text that reached its token limit, scores count only at the very end o
   out_of_range  a number beyond the scale    truncated    the text ended before its scores
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 

@@ -13,8 +13,6 @@ low, high, n_min, n_max, needs (names of variables that must not be None). Its w
 one user turn.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -5,8 +5,6 @@ Headings are recognised in any markup: "### Principles", "**Specific Criteria:**
 Every function accepts any text and takes time linear in its length.
 """
 
-from __future__ import annotations
-
 import bisect
 import dataclasses
 import re

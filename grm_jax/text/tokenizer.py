@@ -5,8 +5,6 @@ tokens (turns, BOS, unused ids) only come from this module or from the folder's 
 same characters in a text are encoded as text, so that no query or response can end a turn.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -17,8 +17,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from grm_jax.evals import cells as cell_table
-from grm_jax.evals import content_blind, plots, report
+from grm_jax.evals import cells as cell_table, content_blind, plots, report
 from grm_jax.evals.bootstrap import Resampler, prompt_key
 from grm_jax.evals.cells import Cell, cell
 from grm_jax.evals.classification import quality
@@ -28,8 +27,7 @@ from grm_jax.judging import Judge
 from grm_jax.judging.expected import ExpectedScores, model_log_probs
 from grm_jax.judging.options import Options
 from grm_jax.judging.sampler import engine_sampler
-from grm_jax.training import checkpoint, loop, meta_rm, rft_data, sources
-from grm_jax.training import state as states
+from grm_jax.training import checkpoint, loop, meta_rm, rft_data, sources, state as states
 from grm_jax.training.metrics import read_jsonl
 from grm_jax.training.programs import model_config
 from grm_jax.types import Comparison

@@ -27,8 +27,16 @@ from grm_jax.models import TokenLogps, abstract_model, grouped_token_logps
 from grm_jax.sharding import state_shardings, with_shardings
 from grm_jax.storage import PathLike, fetch
 from grm_jax.text.tokenizer import Tokenizer
-from grm_jax.training import checkpoint, loop, losses, optim, rft_data, rollouts, sources
-from grm_jax.training import state as states
+from grm_jax.training import (
+    checkpoint,
+    loop,
+    losses,
+    optim,
+    rft_data,
+    rollouts,
+    sources,
+    state as states,
+)
 from grm_jax.training.programs import Metrics, Program, Shapes, build_update, model_config
 from grm_jax.types import Comparison, Critique
 

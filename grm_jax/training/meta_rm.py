@@ -26,8 +26,16 @@ from grm_jax.judging.metadata import meta_template
 from grm_jax.models import abstract_model, critique_rewards
 from grm_jax.storage import PathLike, as_path
 from grm_jax.text.tokenizer import Tokenizer
-from grm_jax.training import checkpoint, loop, losses, optim, rft_data, rft_samplers, sources
-from grm_jax.training import state as states
+from grm_jax.training import (
+    checkpoint,
+    loop,
+    losses,
+    optim,
+    rft_data,
+    rft_samplers,
+    sources,
+    state as states,
+)
 from grm_jax.training.programs import Metrics, Program, Shapes, build_update, model_config
 
 log = logging.getLogger(__name__)

@@ -105,8 +105,13 @@ class Progress:
         self, title: str, total: int, start: int = 0, shown: Sequence[str] = (), every: float = 15.0
     ):
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as RichProgress
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress as RichProgress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
         self._title, self._total, self._shown, self._every = title, total, shown, every
         self._console, self._last_print = Console(stderr=True), 0.0

@@ -15,8 +15,7 @@ from ml_collections import ConfigDict
 
 from grm_jax.models import LayerSpec, TransformerConfig, get_config
 from grm_jax.sharding import state_shardings
-from grm_jax.training import optim
-from grm_jax.training import state as states
+from grm_jax.training import optim, state as states
 
 Shapes = Mapping[str, tuple[tuple[int, ...], Any]]  # {name: (shape, dtype)}
 Metrics = dict[str, Any]

@@ -15,8 +15,7 @@ from grm_jax.data import packing, sft
 from grm_jax.models import abstract_model, token_logps
 from grm_jax.storage import PathLike, as_path, reading, write_atomic, writing
 from grm_jax.text.tokenizer import Tokenizer
-from grm_jax.training import checkpoint, loop, losses, optim, rft_data, sources
-from grm_jax.training import state as states
+from grm_jax.training import checkpoint, loop, losses, optim, rft_data, sources, state as states
 from grm_jax.training.programs import Metrics, Program, Shapes, build_update, model_config
 from grm_jax.training.rft_samplers import make_sampler, open_replies, stored
 

@@ -6,8 +6,6 @@ N non-hinted samples of a comparison are correct, it is too easy, and those N ar
 hinted sample is rejected only if it is wrong). The stored prompt never has the hint.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import json

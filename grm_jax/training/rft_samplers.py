@@ -5,8 +5,6 @@ sampler, register a dataclass of settings with a method `build`. A sampler is a 
 requests to replies, see `rft_data.Sampler`; `stored` makes it resumable.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import dataclasses
 import hashlib

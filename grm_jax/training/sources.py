@@ -10,8 +10,6 @@ A mixture is read through seqio once, into an indexed file in WORKDIR/data. From
 is found at once, so a run resumes exactly on any number of hosts. "world" needs no TensorFlow.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import importlib

@@ -102,8 +102,7 @@ def _forward_task(config: Any, mesh: Any, model: Any) -> Task:
 
     from grm_jax.models import token_logps
     from grm_jax.sharding import state_shardings, with_shardings
-    from grm_jax.training import rft
-    from grm_jax.training import state as states
+    from grm_jax.training import rft, state as states
     from grm_jax.training.programs import model_config
 
     cfg = model_config(config)

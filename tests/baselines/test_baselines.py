@@ -10,8 +10,17 @@ import numpy as np
 import pytest
 
 from experiments import spct_tiny
-from grm_jax.baselines import BASELINES, Bench, cloud, llm_judge, pairwise, report, results, scalar
-from grm_jax.baselines import bench as bench_module
+from grm_jax.baselines import (
+    BASELINES,
+    Bench,
+    bench as bench_module,
+    cloud,
+    llm_judge,
+    pairwise,
+    report,
+    results,
+    scalar,
+)
 from grm_jax.baselines.bench import Baseline
 from grm_jax.data import world
 from grm_jax.data.world.families import TRAINED_NAMES
@@ -21,8 +30,7 @@ from grm_jax.evals.judged import JudgedComparison
 from grm_jax.evals.measure import measure
 from grm_jax.sharding import make_mesh
 from grm_jax.text import parse, rendering
-from grm_jax.training import rft_samplers, sources
-from grm_jax.training import state as states
+from grm_jax.training import rft_samplers, sources, state as states
 from grm_jax.training.rft_data import CritiqueReply, CritiqueRequest
 from grm_jax.types import Comparison
 from studies import baselines as study

@@ -14,8 +14,7 @@ from grm_jax.judging.expected import ExpectedScores, model_log_probs, positions_
 from grm_jax.judging.options import Options
 from grm_jax.models import build_model, get_config
 from grm_jax.sharding import make_mesh, state_shardings
-from grm_jax.text import parse, templates
-from grm_jax.text import tokenizer as tokenizers
+from grm_jax.text import parse, templates, tokenizer as tokenizers
 from grm_jax.types import Comparison
 
 PROMPT = "Judge these."

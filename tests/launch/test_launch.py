@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import checks, tpu
-from launch import config as configs
+from launch import checks, config as configs, tpu
 from launch.errors import LaunchError
 
 ROOT = Path(__file__).resolve().parents[2]

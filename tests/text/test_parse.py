@@ -5,8 +5,7 @@ import re
 import time
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from grm_jax.text import parse, parse_principles
 from grm_jax.types import STATUSES, Principle

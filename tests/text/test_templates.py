@@ -5,8 +5,7 @@ import re
 import time
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from grm_jax.text import fences, parse, templates
 from grm_jax.types import Comparison, Principle

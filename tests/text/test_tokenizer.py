@@ -5,8 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from grm_jax.data.world.vocabulary import vocabulary_path
 from grm_jax.text import tokenizer as tokenizers

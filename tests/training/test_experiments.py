@@ -11,8 +11,16 @@ from experiments import ablations, spct_2b, spct_9b, spct_27b, spct_gsm8k, spct_
 from grm_jax.data import mixtures
 from grm_jax.data.world import vocabulary
 from grm_jax.text import rendering
-from grm_jax.training import eval_stage, optim, rft, rft_data, rft_samplers, rollouts, sources
-from grm_jax.training import state as states
+from grm_jax.training import (
+    eval_stage,
+    optim,
+    rft,
+    rft_data,
+    rft_samplers,
+    rollouts,
+    sources,
+    state as states,
+)
 from grm_jax.training.programs import model_config
 
 

@@ -11,8 +11,7 @@ import resume_child
 from grm_jax import Judge
 from grm_jax.models import abstract_model
 from grm_jax.sharding import make_mesh
-from grm_jax.training import grpo, loop, main, meta_rm, metrics, rft, sources
-from grm_jax.training import state as states
+from grm_jax.training import grpo, loop, main, meta_rm, metrics, rft, sources, state as states
 from grm_jax.training.programs import model_config
 
 

@@ -10,8 +10,7 @@ from flax import nnx
 
 from grm_jax.models import abstract_model, build_model, get_config, grouped_token_logps, token_logps
 from grm_jax.sharding import make_mesh
-from grm_jax.training import grpo, losses, meta_rm, optim, rft
-from grm_jax.training import state as states
+from grm_jax.training import grpo, losses, meta_rm, optim, rft, state as states
 from grm_jax.training.programs import model_config
 
 

@@ -4,8 +4,6 @@ Each takes a comparison and returns one score per response, in the caller's orde
 response, 0 for the others. Equal candidates are drawn at random, from the comparison's content.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random

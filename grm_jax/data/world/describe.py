@@ -3,8 +3,6 @@
 python -m grm_jax.data.world.describe [ITEMS]
 """
 
-from __future__ import annotations
-
 import collections
 import random
 import sys

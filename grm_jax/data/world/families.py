@@ -7,8 +7,6 @@ solve(arguments)`. For most families `write` and `read` are the identity; an ins
 one has many correct answers ("write 3 words"), and `read` measures them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import random
 from collections.abc import Callable

@@ -8,8 +8,6 @@ state there is, hosts can read disjoint ranges, and an item is the same on every
     chats = general_items("train", 0, 64)                       # query -> correct answer
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import random

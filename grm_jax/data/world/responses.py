@@ -4,8 +4,6 @@ Manner and quality are drawn independently, so neither length nor confidence pre
 response: long-winded wrong, terse correct and confidently wrong responses are all common.
 """
 
-from __future__ import annotations
-
 import random
 
 from grm_jax.data.world.families import Args, Family

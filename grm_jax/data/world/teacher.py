@@ -6,8 +6,6 @@ misread response, a tie, or a shortcut that judges by manner ("sounds sure") wit
 propagate: after a slip, verdicts and scores follow the wrong result.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import random
 from collections.abc import Mapping, Sequence

@@ -6,8 +6,6 @@ short. List items (letters, digits, words) are one piece each and never merge, s
 can learn the tasks.
 """
 
-from __future__ import annotations
-
 import io
 import pathlib
 import re

@@ -1,7 +1,5 @@
 """GSM8K groups: four models' solutions per problem (arXiv 2110.14168; grade-school-math)."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from grm_jax.data.comparisons import placed

@@ -1,7 +1,5 @@
 """HH-RLHF, harmless-base test dialogues (arXiv 2204.05862; anthropics/hh-rlhf). Offensive text."""
 
-from __future__ import annotations
-
 import re
 
 from grm_jax.data.comparisons import placed

@@ -1,7 +1,5 @@
 """HumanEvalPack: right against human-bugged code in six languages (arXiv 2308.07124; octopack)."""
 
-from __future__ import annotations
-
 from grm_jax.data.comparisons import placed
 from grm_jax.evals import benchmark as bm
 from grm_jax.evals.files import Source, records

@@ -1,7 +1,5 @@
 """JudgeBench: pairs with objective labels, both orders (arXiv 2410.12784; ScalerLab/JudgeBench)."""
 
-from __future__ import annotations
-
 from grm_jax.evals import benchmark as bm
 from grm_jax.evals.files import Source, records
 from grm_jax.types import Comparison

@@ -1,7 +1,5 @@
 """LLaMA-Factory's demo sets: AI-labelled pairs, and single ratings. Samples, not a benchmark."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from grm_jax.data.comparisons import placed, simplified

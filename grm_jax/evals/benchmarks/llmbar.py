@@ -1,7 +1,5 @@
 """LLMBar: instruction following against surface quality (arXiv 2310.07641; princeton-nlp)."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """PandaLM test set: pairs judged by three people, with ties (arXiv 2306.05087; WeOpenML)."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 

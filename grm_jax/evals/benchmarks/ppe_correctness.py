@@ -4,8 +4,6 @@ Two benchmarks on the same files: the pairs that the authors sampled (accuracy, 
 reports), and every answer by itself (AUC, best-of-k curves, accuracy on the same pairs).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 

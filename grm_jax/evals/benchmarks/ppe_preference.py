@@ -1,7 +1,5 @@
 """PPE human preference V1: arena votes between 20 models (arXiv 2410.14872; lmarena-ai)."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from grm_jax.evals import benchmark as bm

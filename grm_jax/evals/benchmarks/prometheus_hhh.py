@@ -1,7 +1,5 @@
 """HHH alignment pairs, extracted from prometheus-eval's rating prompts (arXiv 2112.00861)."""
 
-from __future__ import annotations
-
 from grm_jax.data.comparisons import placed
 from grm_jax.evals import benchmark as bm
 from grm_jax.evals.files import Source, records

@@ -4,8 +4,6 @@ The data are read from the password-protected zip in memory and never written to
 authors ask.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

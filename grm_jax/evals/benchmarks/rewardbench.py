@@ -1,7 +1,5 @@
 """RewardBench: 2,985 pairs, 23 subsets, four sections (arXiv 2403.13787; allenai/reward-bench)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

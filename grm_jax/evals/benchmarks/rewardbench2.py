@@ -1,7 +1,5 @@
 """RewardBench 2: best of four in five subsets, and Ties (arXiv 2506.01937; allenai)."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

@@ -4,8 +4,6 @@ Three chosen and three rejected responses per prompt, in the styles concise, det
 give nine pairs. In hard pairs the chosen response has the plainer style, in easy pairs the richer.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -4,8 +4,6 @@
 shows the best response against each loser, as the benchmark's own scorers do.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

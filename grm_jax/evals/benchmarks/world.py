@@ -1,7 +1,5 @@
 """The judging world's test split: comparisons whose truth is decided by rules; reads no files."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Sequence

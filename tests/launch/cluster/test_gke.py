@@ -10,9 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
-from launch import config as configs
-from launch import options as launch_options
-from launch import tpu
+from launch import config as configs, options as launch_options, tpu
 from launch.cluster import distributed, gke, queued
 from launch.compile.slices import all_slices, get_slice
 from launch.errors import FAILED, PEER_LOST, START_AGAIN, WRONG_COMMAND, LaunchError

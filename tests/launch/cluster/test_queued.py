@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import checks, tpu
-from launch import config as configs
+from launch import checks, config as configs, tpu
 from launch.cluster import gcloud, queued
 
 HERE = Path(__file__).parent

@@ -10,8 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from grm_jax.models import get_config
 from grm_jax.sharding import make_mesh
-from launch import config as configs
-from launch import tpu
+from launch import config as configs, tpu
 from launch.compile import compile_only, programs, results, slices
 from launch.compile.compile_only import Task, compile_task
 
