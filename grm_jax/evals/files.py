@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from grm_jax.data.records import strict_records as records
-from grm_jax.data.records import tfds_splits
+from grm_jax.data.records import strict_records as records, tfds_splits
 
 TABLES = (".parquet", ".arrow", ".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz")
 # Files that Hugging Face and TFDS put beside the data.
