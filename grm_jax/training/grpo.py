@@ -11,9 +11,11 @@ The policy's own arrays sample and train. The reference is the frozen RFT model,
 Axes: P prompts, S prompt tokens (left-padded), G samples per prompt, T completion tokens.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,54 +59,13 @@ def train(run: loop.Run, start: Callable[[], Any], folder: PathLike) -> Any:
     """
     config, mesh, rl = run.config, run.mesh, run.config.rl
     source = comparison_source(config, run.workdir)
-    model = graphdef, _ = abstract_model(model_config(config), mesh)
-    update = build_grpo_update(config, mesh, model)
-    reference_logps = build_logps(config, mesh, model, rl.reference_dtype)
-    policy_logps = build_logps(config, mesh, model, name="policy_logps")
+    programs = build_programs(config, mesh)
     reference, fingerprint = make_reference(start(), rl.reference_dtype, mesh)
-    several_updates = rl.updates_per_rollout > 1
 
     def step(state: states.State, i: int, seed: int) -> tuple[states.State, Metrics, str]:
         places = range(rl.first_item + i * rl.prompts, rl.first_item + (i + 1) * rl.prompts)
         comparisons = [source.at(place) for place in places]
-        prompts, too_long = rollouts.make_prompts(
-            comparisons, config.template, run.tokenizer, seed, rl.prompt_len
-        )
-
-        rollout, rollout_metrics = roll_out(
-            nnx.merge(graphdef, state["params"]), prompts, run.tokenizer, rl, seed
-        )
-        batch = states.put_batch(rollouts.trim(rollout, rl.length_buckets), mesh)
-
-        clock = time.perf_counter()
-        completions = {name: batch[name] for name in rollout_shapes(config)}
-        batch["ref_logps"] = reference_logps.fn(reference, completions)
-        batch["ref_logps"].block_until_ready()
-        reference_s = time.perf_counter() - clock
-
-        clock = time.perf_counter()
-        # A single update is on-policy and ignores old log-probs.
-        batch["old_logps"] = (
-            policy_logps.fn(state["params"], completions) if several_updates else batch["ref_logps"]
-        )
-        for number in range(rl.updates_per_rollout):
-            state, metrics = update.fn(state, batch)
-            if number == 0:
-                # Only here do policy and sampler have the same weights.
-                gap = {name: metrics[name] for name in ("gap_mean", "gap_max")}
-            if several_updates and not float(metrics["finite"]):
-                metrics = {**metrics, "updated": number}
-                break  # another update would hide that this one failed
-        metrics = {**jax.device_get({**metrics, **gap}), **rollout_metrics}
-        update_s = time.perf_counter() - clock
-
-        tokens = float(rollout["mask"].sum()) * rl.updates_per_rollout
-        metrics |= {
-            "reference_s": reference_s,
-            "update_s": update_s,
-            "too_long": too_long,
-            "update_tokens_per_s": tokens / update_s,
-        }
+        state, metrics = grpo_step(run, programs, reference, state, comparisons, seed)
         ids = ", ".join(str(c.id) for c in comparisons[:4]) + ", ..." * (len(comparisons) > 4)
         return state, metrics, f"{i} (items {ids})"
 
@@ -113,7 +74,7 @@ def train(run: loop.Run, start: Callable[[], Any], folder: PathLike) -> Any:
         rl,
         folder,
         init=lambda: states.init_state(start(), optim.make_optimizer(rl), mesh, config.seed),
-        abstract_state=update.args[0],
+        abstract_state=programs.update.args[0],
         step=step,
         identity={
             "reference": fingerprint,
@@ -122,11 +83,53 @@ def train(run: loop.Run, start: Callable[[], Any], folder: PathLike) -> Any:
             "rl.prompts": rl.prompts,
         },
         settings={"template": config.template},
-        programs=[reference_logps, *[policy_logps] * several_updates, update],
+        programs=[p for p in programs if isinstance(p, Program)],
         shown=("reward", "parse_rate", "kl", "entropy", "length"),
         tensorboard=config.tensorboard,
     )
     return loop.train(stage, run.stop)["params"]
+
+
+def grpo_step(
+    run: loop.Run,
+    programs: Programs,
+    reference: Any,
+    state: states.State,
+    comparisons: Sequence[Comparison],
+    seed: int,
+) -> tuple[states.State, Metrics]:
+    """Makes one GRPO step: rollouts, reference log-probs, `rl.updates_per_rollout` updates."""
+    config, rl = run.config, run.config.rl
+    prompts, too_long = rollouts.make_prompts(
+        comparisons, config.template, run.tokenizer, seed, rl.prompt_len
+    )
+    rollout, rollout_metrics = roll_out(
+        nnx.merge(programs.graphdef, state["params"]), prompts, run.tokenizer, rl, seed
+    )
+    batch = states.put_batch(rollouts.trim(rollout, rl.length_buckets), run.mesh)
+    completions = {name: batch[name] for name in rollout_shapes(config)}
+
+    start = time.perf_counter()
+    batch["ref_logps"] = jax.block_until_ready(programs.reference_logps.fn(reference, completions))
+    reference_s = time.perf_counter() - start
+
+    start = time.perf_counter()
+    # Without a program for them there is one update, which is on-policy and ignores old log-probs.
+    batch["old_logps"] = (
+        programs.policy_logps.fn(state["params"], completions)
+        if programs.policy_logps
+        else batch["ref_logps"]
+    )
+    state, metrics = update_policy(programs.update, state, batch, rl.updates_per_rollout)
+    update_s = time.perf_counter() - start
+    return state, {
+        **metrics,
+        **rollout_metrics,
+        "reference_s": reference_s,
+        "update_s": update_s,
+        "too_long": too_long,
+        "update_tokens_per_s": float(rollout["mask"].sum()) * rl.updates_per_rollout / update_s,
+    }
 
 
 def comparison_source(config: ConfigDict, workdir: PathLike | None) -> sources.Source:
@@ -155,7 +158,7 @@ def roll_out(
     Raises:
       ValueError: a prompt cannot be sampled.
     """
-    clock = time.perf_counter()
+    start = time.perf_counter()
     samples = sampling.sample(
         policy,
         [prompt.tokens for prompt in prompts],
@@ -166,7 +169,7 @@ def roll_out(
         seed=seed,
         prompt_slots=rl.prompt_slots or len(prompts),
     )
-    rollout_s = time.perf_counter() - clock
+    rollout_s = time.perf_counter() - start
     if samples.errors:
         index, reason = next(iter(samples.errors.items()))
         raise ValueError(
@@ -208,6 +211,48 @@ def reward(comparison: Comparison, critique: Critique) -> float:
     Unparsed critiques get -1 (SPCT equation 11).
     """
     return CORRECT if rft_data.is_correct(comparison, critique.scores) else INCORRECT
+
+
+def update_policy(
+    update: Program, state: states.State, batch: Any, updates: int
+) -> tuple[states.State, Metrics]:
+    """Makes the updates of a rollout, and stops at one that is not finite.
+
+    Returns:
+      (state, metrics of the last update). `gap_mean` and `gap_max` are of the first, where policy
+      and sampler have the same weights. After an early stop, `updated` is the number of updates
+      before it.
+    """
+    gap: Metrics = {}
+    for number in range(updates):
+        state, metrics = update.fn(state, batch)
+        gap = gap or {name: metrics[name] for name in ("gap_mean", "gap_max")}
+        if updates > 1 and not float(metrics["finite"]):
+            metrics = {**metrics, "updated": number}
+            break  # another update would hide that this one failed
+    return state, jax.device_get({**metrics, **gap})
+
+
+class Programs(NamedTuple):
+    """The programs of a step, and the graph of the model."""
+
+    graphdef: nnx.GraphDef
+    reference_logps: Program
+    policy_logps: Program | None  # for several updates per rollout
+    update: Program
+
+
+def build_programs(config: ConfigDict, mesh: Mesh) -> Programs:
+    """Builds the programs of `config.rl` without allocating anything."""
+    rl = config.rl
+    model = abstract_model(model_config(config), mesh)
+    policy_logps = build_logps(config, mesh, model, name="policy_logps")
+    return Programs(
+        model[0],
+        build_logps(config, mesh, model, rl.reference_dtype),
+        policy_logps if rl.updates_per_rollout > 1 else None,
+        build_grpo_update(config, mesh, model),
+    )
 
 
 def rollout_shapes(config: ConfigDict) -> Shapes:
