@@ -1,17 +1,20 @@
-"""Measures the memory that a seqio mixture of 1 GB of JSONL takes while it is indexed and read.
+"""Measures the memory of a seqio mixture of 1 GB of JSONL while it is indexed and read.
 
-python benchmarks/data_memory.py --gigabytes 1
+    python benchmarks/data_memory.py --gigabytes 1
 """
 
-import argparse
 import json
 import random
 import resource
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-from experiments import spct_27b
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import common  # noqa: E402
+from experiments import spct_27b  # noqa: E402
 
 
 def write_pairs(path: Path, size: int) -> int:
@@ -36,14 +39,13 @@ def resident_mb() -> float:
 def report(stage: str, start: float) -> None:
     """Prints resident memory now and its peak so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(
-        f"{stage:<28} {resident_mb():7.0f} MB now  {peak:7.0f} MB peak  {time.time() - start:6.1f} s"
-    )
+    seconds = time.time() - start
+    print(f"{stage:<28} {resident_mb():7.0f} MB now  {peak:7.0f} MB peak  {seconds:6.1f} s")
 
 
 def main() -> None:
     """Writes the data, indexes them, and reads 20,000 places."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = common.argument_parser(__doc__)
     parser.add_argument("--gigabytes", type=float, default=1.0)
     size = parser.parse_args().gigabytes * 1e9
     with tempfile.TemporaryDirectory() as folder:

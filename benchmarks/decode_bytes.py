@@ -1,6 +1,6 @@
 """Compares the memory traffic of a decode step, compiled for TPU slices, with its lower bound.
 
-    python benchmarks/decode_bytes.py [MODEL@SLICE ...]      one compilation at a time, 1 or 2 min each
+    python benchmarks/decode_bytes.py [MODEL@SLICE ...]      a minute or two per case
 
 One prompt of 2,048 tokens, 32 batch rows, rings of 1,024 new tokens, bfloat16, weights and heads
 split over all chips. The lower bound is every weight and every key and value that a row attends to,
