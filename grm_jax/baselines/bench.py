@@ -1,7 +1,5 @@
 """The registry of baselines, and the settings and models that the baselines of a seed share."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -41,7 +39,7 @@ class Baseline:
       unused: sections and fields of the config that its results do not depend on.
     """
 
-    measure: Callable[[Bench, Path], list[Measured]]
+    measure: "Callable[[Bench, Path], list[Measured]]"
     unused: tuple[str, ...] = ()
 
 
@@ -68,11 +66,10 @@ class Bench:
         limit: int | None = None,
     ):
         self.config, self.spct = config, spct
-        mesh, tokenizer = make_mesh(**config.mesh), sources.load_tokenizer(config)
-        self.run = loop.Run(config, mesh, tokenizer)
-        self.mesh, self.tokenizer = mesh, tokenizer
+        self.mesh, self.tokenizer = make_mesh(**config.mesh), sources.load_tokenizer(config)
+        self.run = loop.Run(config, self.mesh, self.tokenizer)
         self.cfg = model_config(config)
-        self.graphdef, self.abstract = abstract_model(self.cfg, mesh)
+        self.graphdef, self.abstract = abstract_model(self.cfg, self.mesh)
         self.benchmark = BENCHMARKS[benchmark]
         if benchmark == "world" and config.data.judging == "world":
             source = sources.judging(config, config.eval.split)

@@ -5,7 +5,7 @@ import numpy as np
 from grm_jax.evals import benchmark as bm
 from grm_jax.evals.files import Source
 from grm_jax.evals.ranking import model_agreement
-from grm_jax.types import Comparison, Turn
+from grm_jax.types import Comparison
 
 # flag column -> name of the slice
 SLICES = {
@@ -29,16 +29,12 @@ def read(source: Source) -> list[Comparison]:
             "models": [record.get("model_a"), record.get("model_b")],
             "slices": [short for flag, short in SLICES.items() if record.get(flag)],
         }
-        query, label = _query(record["prompt"]), int(record["winner"] == "model_b")
-        responses = (record["response_1"], record["response_2"])
+        query, responses = record["prompt"], (record["response_1"], record["response_2"])
+        if not isinstance(query, str):
+            query = [{"role": turn["role"], "content": turn["content"]} for turn in query]
+        label = int(record["winner"] == "model_b")
         comparisons.append(Comparison(query, responses, None, label, name, meta))
     return comparisons
-
-
-def _query(prompt: str | list[dict]) -> str | list[Turn]:
-    if isinstance(prompt, str):
-        return prompt
-    return [{"role": turn["role"], "content": turn["content"]} for turn in prompt]
 
 
 def grade(judged: bm.Judged, rule: str) -> bm.Grades:
@@ -65,16 +61,23 @@ def grade(judged: bm.Judged, rule: str) -> bm.Grades:
 def aggregate(grades: bm.Grades, weights_I: np.ndarray) -> bm.Metrics:
     """Computes accuracy, also by slice and language; agreement with the human model ranking."""
     value_I = grades["value"]
-    metrics = {"accuracy": bm.weighted_mean(value_I, weights_I)}
-    for name, members_I in grades["slices"].items():
-        metrics[f"slice/{name}"] = bm.weighted_mean(value_I, weights_I * members_I)
-    for name, value in bm.mean_by_category(value_I, grades["language"], weights_I).items():
-        metrics[f"language/{name}"] = value
+    languages = bm.mean_by_category(value_I, grades["language"], weights_I)
+    metrics = (
+        {"accuracy": bm.weighted_mean(value_I, weights_I)}
+        | {
+            f"slice/{name}": bm.weighted_mean(value_I, weights_I * members_I)
+            for name, members_I in grades["slices"].items()
+        }
+        | {f"language/{name}": value for name, value in languages.items()}
+    )
     if grades["models"] > 2:
-        first_I, second_I = grades["first"], grades["second"]
-        truth_I, predicted_I = grades["truth"], grades["predicted"]
         metrics |= model_agreement(
-            first_I, second_I, truth_I, predicted_I, weights_I, grades["models"]
+            grades["first"],
+            grades["second"],
+            grades["truth"],
+            grades["predicted"],
+            weights_I,
+            grades["models"],
         )
     return metrics
 
