@@ -1,6 +1,6 @@
 """Measures the memory of a seqio mixture of 1 GB of JSONL while it is indexed and read.
 
-    python benchmarks/data_memory.py --gigabytes 1
+python benchmarks/data_memory.py --gigabytes 1
 """
 
 import json
