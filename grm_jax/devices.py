@@ -14,9 +14,9 @@ def has_chips() -> bool:
 
 
 def choose_platform() -> None:
-    """Without TPU chips libtpu, where it is installed, is not asked: it would look for them for a while, and complain.
+    """Sets JAX_PLATFORMS on machines without TPU chips, so that an installed libtpu is not loaded.
 
-    A JAX_PLATFORMS of the user's is left as it is.
+    libtpu would search for chips for a while and log errors. A JAX_PLATFORMS that is set is kept.
     """
     if has_chips() or "JAX_PLATFORMS" in os.environ:
         return
@@ -24,5 +24,5 @@ def choose_platform() -> None:
         "cuda,cpu" if find_spec("jax_cuda12_plugin") or find_spec("jax_cuda13_plugin") else "cpu"
     )
     os.environ["JAX_PLATFORMS"] = platforms
-    if "jax" in sys.modules:  # it read the environment when it was imported
+    if "jax" in sys.modules:  # JAX reads the environment only on import
         sys.modules["jax"].config.update("jax_platforms", platforms)

@@ -139,7 +139,7 @@ def current_mesh() -> Mesh | jax.sharding.AbstractMesh | None:
 def platform() -> str:
     """Returns the platform ("tpu", "gpu", "cpu") that the program being traced is compiled for.
 
-    That is the platform of the mesh in context, whose devices need not exist on this machine, or else
+    It is the platform of the mesh in context, whose devices need not exist on this machine, or else
     JAX's default backend.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device

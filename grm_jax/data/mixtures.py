@@ -10,7 +10,7 @@ on your own data, write a module and name it: --config.data.module=my_tasks
     mixtures.add_comparisons_from_tfds("my_set", "my_set:1.0.0", "skywork", {"train": "train"})
     mixtures.add_mixture("my_mixture", {"my_pairs": 2.0, "my_set": 1.0, "skywork": 1.0})
 
-Relative file names are relative to `config.data.folder`. A task gives JSON texts in one string feature:
+File names are relative to `config.data.folder`. A task yields JSON texts in one string feature:
 `comparison` (fields of types.Comparison) or `example` (fields of data.sft.Example). Only this
 module imports seqio and TensorFlow.
 """
