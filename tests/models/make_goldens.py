@@ -1,12 +1,13 @@
-"""Writes goldens/*.npz: what transformers and DeepMind's `gemma` compute on the toys of parity_cases.py.
+"""Writes goldens/*.npz: results of transformers and DeepMind's `gemma` on the toys of parity_cases.py.
 
-    PEERS_PYTHON tests/models/make_goldens.py [FOLDER [transformers|deepmind]]       (an environment with the `bench` extra; about a minute)
+    PEERS_PYTHON tests/models/make_goldens.py [FOLDER [transformers|deepmind]]       about a minute
 
-Where `gemma` and another peer want different protobufs, put the newer one on PYTHONPATH for this run.
+PEERS_PYTHON is an interpreter with the `bench` extra. If `gemma` and another peer require different
+protobufs, put the newer one on PYTHONPATH.
 
-
-Per case: CASE/logits (float32), CASE/grad/NAME (a sample of the gradient of the mean log-prob), CASE/logits_bf16 and CASE/embedded_bf16 (the
-scaled embeddings). DeepMind's parameters are arranged here by hand, apart from the package's own table of names.
+Arrays per case: CASE/logits (float32), CASE/grad/NAME (a sample of the gradient of the mean
+log-prob), CASE/logits_bf16 and CASE/embedded_bf16 (the scaled embeddings). DeepMind's parameters are
+arranged here by hand, independently of the package's tensor map.
 """
 
 import os
@@ -28,12 +29,10 @@ def transformers_model(case: Case, dtype):
         "gemma2": (Gemma2Config, Gemma2ForCausalLM),
         "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
     }[case.family]
-    keys = {
-        k: v
-        for k, v in case.config.items()
-        if k not in ("architectures", "model_type", "hidden_act")
-    }
-    model = model_class(config_class(**keys, attn_implementation="eager"))
+    fields = dict(case.config)
+    for name in ("architectures", "model_type", "hidden_act"):
+        fields.pop(name, None)
+    model = model_class(config_class(**fields, attn_implementation="eager"))
     state = {name: torch.tensor(value) for name, value in weights(case).items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
@@ -45,8 +44,8 @@ def from_transformers(case: Case) -> dict[str, np.ndarray]:
     import torch
 
     tokens, mask = (torch.tensor(a, dtype=torch.long) for a in batch(case))
-    places = torch.tensor(positions(case), dtype=torch.long)
-    inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": places}
+    position_ids = torch.tensor(positions(case), dtype=torch.long)
+    inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": position_ids}
     model = transformers_model(case, torch.float32)
     logits = model(**inputs).logits
     out = {"logits": logits.detach().numpy()}
@@ -58,10 +57,8 @@ def from_transformers(case: Case) -> dict[str, np.ndarray]:
     if case.bf16:
         with torch.no_grad():
             result = transformers_model(case, torch.bfloat16)(**inputs, output_hidden_states=True)
-        out["logits_bf16"], out["embedded_bf16"] = (
-            result.logits.float().numpy(),
-            result.hidden_states[0].float().numpy(),
-        )
+        out["logits_bf16"] = result.logits.float().numpy()
+        out["embedded_bf16"] = result.hidden_states[0].float().numpy()
     return out
 
 
@@ -110,19 +107,34 @@ def deepmind_model(case: Case):
     import jax.numpy as jnp
     from gemma.gm.nn import _config, _modules, _transformer
 
-    c, kind = case.config, _modules.AttentionType
+    c, kinds = case.config, _modules.AttentionType
     gemma3 = case.family == "gemma3"
-    pattern = (kind.LOCAL_SLIDING,) * (5 if gemma3 else 1) + (kind.GLOBAL,)
+    pattern = (kinds.LOCAL_SLIDING,) * (5 if gemma3 else 1) + (kinds.GLOBAL,)
+    attention_types = _config.make_attention_layers_types(
+        pattern, num_layers=c["num_hidden_layers"]
+    )
+    scales = _config.QueryPreAttentionNormalisation
     config = _config.TransformerConfig(
-        num_embed=c["vocab_size"], embed_dim=c["hidden_size"], hidden_dim=c["intermediate_size"], num_heads=c["num_attention_heads"],
-        head_dim=c["head_dim"], num_kv_heads=c["num_key_value_heads"], final_logit_softcap=c.get("final_logit_softcapping"),
-        use_post_attn_norm=True, use_post_ffw_norm=True, use_qk_norm=gemma3, transpose_gating_einsum=True,
-        attention_types=_config.make_attention_layers_types(pattern, num_layers=c["num_hidden_layers"]),
-        # d_model // heads = 11: the way the 27B models say their scale.
-        query_pre_attn_norm=_config.QueryPreAttentionNormalisation.BY_ONE_OVER_SQRT_EMBED_DIM_DIV_NUM_HEADS,
-        attn_logits_soft_cap=c.get("attn_logit_softcapping"), sliding_window_size=c["sliding_window"], local_base_frequency=10_000,
-        global_base_frequency=1_000_000 if gemma3 else 10_000, global_scale_factor=8.0 if gemma3 else 1.0,
-    )  # fmt: skip
+        num_embed=c["vocab_size"],
+        embed_dim=c["hidden_size"],
+        hidden_dim=c["intermediate_size"],
+        num_heads=c["num_attention_heads"],
+        head_dim=c["head_dim"],
+        num_kv_heads=c["num_key_value_heads"],
+        final_logit_softcap=c.get("final_logit_softcapping"),
+        use_post_attn_norm=True,
+        use_post_ffw_norm=True,
+        use_qk_norm=gemma3,
+        transpose_gating_einsum=True,
+        attention_types=attention_types,
+        # d_model // heads = 11, as in the 27B models.
+        query_pre_attn_norm=scales.BY_ONE_OVER_SQRT_EMBED_DIM_DIV_NUM_HEADS,
+        attn_logits_soft_cap=c.get("attn_logit_softcapping"),
+        sliding_window_size=c["sliding_window"],
+        local_base_frequency=10_000,
+        global_base_frequency=1_000_000 if gemma3 else 10_000,
+        global_scale_factor=8.0 if gemma3 else 1.0,
+    )
     return _transformer.Transformer(config=config, dtype=jnp.float32)
 
 
@@ -150,11 +162,11 @@ def from_deepmind(case: Case) -> dict[str, np.ndarray]:
     if case.gradients:
         for path, value in jax.tree_util.tree_leaves_with_path(jax.grad(mean_logp)(params)):
             name = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/w")
-            shared = name.endswith(("kv_einsum", "gating_einsum"))  # two arrays in one: kept apart
-            for i in range(2) if shared else [None]:
-                out[f"grad/{name}" + ("" if i is None else f"#{i}")] = sample(
-                    value if i is None else value[i]
-                )
+            shared = name.endswith(("kv_einsum", "gating_einsum"))  # two arrays in one
+            if shared:
+                out |= {f"grad/{name}#{i}": sample(value[i]) for i in range(2)}
+            else:
+                out[f"grad/{name}"] = sample(value)
     return out
 
 
@@ -169,10 +181,9 @@ def main(folder: str | None = None, only: str | None = None) -> None:
             for case_name in PEERS[name]
             for key, v in compute(CASES[case_name]).items()
         }
-        np.savez_compressed(out / f"{name}.npz", **values)
-        print(
-            f"{out / name}.npz: {len(values)} arrays, {(out / f'{name}.npz').stat().st_size / 1e3:.0f} kB"
-        )
+        file = out / f"{name}.npz"
+        np.savez_compressed(file, **values)
+        print(f"{file}: {len(values)} arrays, {file.stat().st_size / 1e3:.0f} kB")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Toy Gemmas that our model, transformers and DeepMind's `gemma` all run: configs, weights and batches, from numpy alone.
+"""Toy Gemmas for our model, transformers and DeepMind's `gemma`: configs, weights and batches.
 
-Read by the tests and, in the peers' environment, by make_goldens.py. Weights come from raw PCG64 bits, which numpy keeps stable for ever, so
-both sides make the same ones and the repository holds only what came out.
+Only numpy is needed. The tests import this module, and so does make_goldens.py in the peers'
+environment. Weights come from raw PCG64 bits, which are stable across numpy versions, so both sides
+build the same weights and the repository stores only the results.
 """
 
 import dataclasses
@@ -11,26 +12,39 @@ import numpy as np
 
 VOCAB, ROWS, LENGTH = 64, 2, 32
 
-# d_model 44: its square root is not a bfloat16. Query scale 11 and head width 8 differ, as in the 27B models. Windows of 7 fit four times into
-# the length; 5 layers leave one beyond the pattern of Gemma 2, 8 layers two beyond that of Gemma 3.
+# The square root of d_model (44) is not a bfloat16. Query scale (11) and head width (8) differ, as in
+# the 27B models. The length is over four windows of 7. 5 layers leave one layer after the repeats of
+# Gemma 2's pattern, 8 layers leave two after those of Gemma 3's.
 _TOY = {
-    "vocab_size": VOCAB, "hidden_size": 44, "intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-    "query_pre_attn_scalar": 11, "sliding_window": 7, "max_position_embeddings": 256, "rms_norm_eps": 1e-6,
-    "hidden_activation": "gelu_pytorch_tanh", "hidden_act": "gelu", "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0,
+    "vocab_size": VOCAB, "hidden_size": 44, "intermediate_size": 24,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    "query_pre_attn_scalar": 11, "sliding_window": 7, "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-6, "hidden_activation": "gelu_pytorch_tanh", "hidden_act": "gelu",
+    "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0,
 }  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
-    "gemma2": _TOY | {"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "num_hidden_layers": 5, "rope_theta": 10_000.0,
-                      "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
-    "gemma3": _TOY | {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "num_hidden_layers": 8,
-                      "rope_theta": 1_000_000.0, "rope_local_base_freq": 10_000.0, "sliding_window_pattern": 6,
-                      "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+    "gemma2": _TOY | {
+        "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "num_hidden_layers": 5,
+        "rope_theta": 10_000.0, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+    },
+    "gemma3": _TOY | {
+        "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "num_hidden_layers": 8,
+        "rope_theta": 1_000_000.0, "rope_local_base_freq": 10_000.0, "sliding_window_pattern": 6,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    },
 }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """family: key of CONFIGS.  pad: side of the padding, or "gap": positions leap by 5 halfway.
-    attn_gain multiplies q and k, head_gain the final norm: above 1, caps bind.  attn_cap: in place of the config's, where not None."""
+    """A toy model and its batch.
+
+    family: key of CONFIGS.
+    pad: side of the padding, or "gap": positions jump by 5 halfway.
+    attn_gain, head_gain: factors of q and k, and of the final norm; above 1, soft caps are active.
+    attn_cap: overrides the config's.
+    gradients, bf16: whether the goldens contain gradients and bfloat16 logits.
+    """
 
     family: str
     pad: str = "none"
@@ -51,9 +65,8 @@ class Case:
 CASES = {
     "gemma2": Case("gemma2", gradients=True, bf16=True),
     "gemma2_caps": Case("gemma2", attn_gain=3.6, head_gain=20.0),
-    "gemma2_tight": Case(
-        "gemma2", attn_gain=3.0, attn_cap=8.0
-    ),  # many attention logits at the cap, also below zero
+    # Many attention logits are at the cap, also below zero.
+    "gemma2_tight": Case("gemma2", attn_gain=3.0, attn_cap=8.0),
     "gemma2_left": Case("gemma2", pad="left"),
     "gemma2_right": Case("gemma2", pad="right"),
     "gemma2_gap": Case("gemma2", pad="gap"),
@@ -62,7 +75,8 @@ CASES = {
     "gemma3_right": Case("gemma3", pad="right"),
 }
 
-# transformers windows by slot, so it has no answer where positions leap; DeepMind's goes by position, as we do.
+# transformers applies windows by slot, so it has no result for "gap"; DeepMind's applies them by
+# position, as we do.
 PEERS = {
     "transformers": [name for name, case in CASES.items() if case.pad != "gap"],
     "deepmind": list(CASES),
@@ -76,7 +90,7 @@ def _uniform(seed: int, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Hugging Face name -> shape, written out here a second time on purpose: it is what the table of names is checked against."""
+    """Hugging Face name -> shape. Independent of the package's tensor map, which it checks."""
     d, f, h = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     n, k = config["num_attention_heads"] * h, config["num_key_value_heads"] * h
     out: dict[str, tuple[int, ...]] = {
@@ -97,7 +111,7 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def weights(case: Case) -> dict[str, np.ndarray]:
-    """Hugging Face name -> float32 weights; matrices of variance 1/fan_in, norms far enough from 0 that a lost one shows."""
+    """Hugging Face name -> float32 weights: matrices of variance 1/fan_in, norms not close to 0."""
     out = {}
     for seed, (name, shape) in enumerate(sorted(shapes(case.config).items())):
         values = _uniform(seed, shape)
@@ -116,10 +130,9 @@ def weights(case: Case) -> dict[str, np.ndarray]:
 
 
 def batch(case: Case) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens, mask), int32 (ROWS, LENGTH): BOS, then tokens; row 1 is padded on the case's side by 9 slots, longer than a window."""
-    tokens = 3 + (np.random.PCG64(99).random_raw(ROWS * LENGTH) % np.uint64(VOCAB - 3)).astype(
-        np.int32
-    ).reshape(ROWS, LENGTH)
+    """(tokens, mask), int32 (ROWS, LENGTH). BOS comes first; row 1 has 9 padding slots."""
+    raw = np.random.PCG64(99).random_raw(ROWS * LENGTH) % np.uint64(VOCAB - 3)
+    tokens = 3 + raw.astype(np.int32).reshape(ROWS, LENGTH)
     mask = np.ones_like(tokens)
     if case.pad == "left":
         mask[1, :9] = 0
@@ -130,12 +143,13 @@ def batch(case: Case) -> tuple[np.ndarray, np.ndarray]:
 
 
 def positions(case: Case) -> np.ndarray:
-    """int32 (ROWS, LENGTH): each real token's place in its sequence."""
-    places = np.maximum(batch(case)[1].cumsum(axis=-1) - 1, 0)
-    return (places + 5 * (case.pad == "gap") * (np.arange(LENGTH) >= LENGTH // 2)).astype(np.int32)
+    """int32 (ROWS, LENGTH): the position of each token in its sequence."""
+    indices = np.maximum(batch(case)[1].cumsum(axis=-1) - 1, 0)
+    jump = 5 * (case.pad == "gap") * (np.arange(LENGTH) >= LENGTH // 2)
+    return (indices + jump).astype(np.int32)
 
 
 def sample(values: np.ndarray) -> np.ndarray:
-    """At most 192 entries spread over an array: what is kept of a gradient."""
+    """At most 192 evenly spaced entries of an array, to store of a gradient."""
     flat = np.asarray(values, np.float32).reshape(-1)
     return flat[np.linspace(0, len(flat) - 1, min(192, len(flat))).astype(int)]

@@ -1,4 +1,4 @@
-"""Our side of the parity tests: the toys of parity_cases.py through the package's own loader, and how far the logits are from the goldens."""
+"""Loads the toys of parity_cases.py with grm_jax and measures the distance to the goldens."""
 
 import functools
 import json
@@ -47,7 +47,7 @@ def model_of(name: str, dtype: str = "float32", **changes):
 
 
 def logits_of(model, tokens, mask, positions=None):
-    """float32 logits of a padded batch: segment 0 is padding. Traced anew at every call, so that what a fault replaces is used."""
+    """float32 logits of a padded batch. Traced anew at every call, so that patched code is used."""
     graphdef, state = nnx.split(model)
     run = jax.jit(lambda state, *batch: nnx.merge(graphdef, state)(*batch))
     return np.asarray(run(state, jnp.asarray(tokens), positions, jnp.asarray(mask)), np.float32)
@@ -58,25 +58,25 @@ def gradients_of(model, name: str) -> dict[str, jax.Array]:
     tokens = jnp.asarray(batch(CASES[name])[0])
     graphdef, state = nnx.split(model)
 
-    @jax.jit
-    def gradients(state):
-        return jax.grad(lambda s: token_logps(nnx.merge(graphdef, s), tokens).logps[:, 1:].mean())(
-            state
-        )
+    def mean_logp(state):
+        return token_logps(nnx.merge(graphdef, state), tokens).logps[:, 1:].mean()
 
-    return {path: variable[...] for path, variable in flat_params(gradients(state)).items()}
+    gradients = jax.jit(jax.grad(mean_logp))(state)
+    return {path: variable[...] for path, variable in flat_params(gradients).items()}
 
 
 def distance(ours: np.ndarray, theirs: np.ndarray, mask=None) -> float:
-    """Largest difference over the largest value, at real tokens (what a padding slot predicts is nobody's business)."""
+    """Largest difference over the largest value, without padding slots."""
     real = np.ones(ours.shape[:2], bool) if mask is None else mask.astype(bool)
     return float(np.abs(ours - theirs)[real].max() / np.abs(theirs[real]).max())
 
 
 def parity(name: str, model=None, peer: str = "transformers") -> float:
-    """The check that faults must turn red: how far a case's logits are from the peer's."""
+    """Distance of a case's logits from the peer's. Every fault must raise it above LOGITS."""
     case = CASES[name]
     tokens, mask = batch(case)
-    places = positions(case) if case.pad == "gap" else None  # else our own, from the mask
+    # None: the model derives positions from the mask.
+    position_ids = positions(case) if case.pad == "gap" else None
     model = model_of(name) if model is None else model
-    return distance(logits_of(model, tokens, mask, places), golden(peer)[f"{name}/logits"], mask)
+    ours = logits_of(model, tokens, mask, position_ids)
+    return distance(ours, golden(peer)[f"{name}/logits"], mask)

@@ -1,7 +1,9 @@
-"""The peers read what we write, and write what we read. Runs in the peers' environment.
+"""Loads our folders with transformers, and saves toys with DeepMind's `gemma`, for our loader.
 
-python peer_folders.py serve FOLDER IN.npz OUT.npz      transformers opens a folder: logits (or a classifier's scores) of `tokens`, `mask`
-python peer_folders.py write CASE FOLDER                DeepMind's own saver writes the parameters of a case of parity_cases.py
+Runs in the peers' environment:
+
+    python peer_folders.py serve FOLDER IN.npz OUT.npz     logits or scores of `tokens` and `mask`
+    python peer_folders.py write CASE LAYOUT FOLDER        parameters of a case of parity_cases.py
 """
 
 import os
@@ -17,26 +19,21 @@ def serve(folder: str, inputs: str, output: str) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     batch = {k: torch.tensor(v, dtype=torch.long) for k, v in np.load(inputs).items()}
-    classifier = (
-        AutoConfig.from_pretrained(folder).architectures[0].endswith("SequenceClassification")
-    )
-    kind = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
-    model, info = kind.from_pretrained(
+    architecture = AutoConfig.from_pretrained(folder).architectures[0]
+    is_classifier = architecture.endswith("SequenceClassification")
+    auto_class = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
+    model, info = auto_class.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
-    problems = {
-        k: v
-        for k, v in info.items()
-        if v and k in ("missing_keys", "unexpected_keys", "mismatched_keys")
-    }
-    assert not problems, problems
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        assert not info[problem], info
     with torch.no_grad():
         logits = model.eval()(input_ids=batch["tokens"], attention_mask=batch["mask"]).logits
     np.savez(output, logits=logits.float().numpy())
 
 
 def write(case: str, layout: str, folder: str) -> None:
-    """As gm.ckpts.save_params does it: Orbax on the tree. The older layouts are made by the package's own functions."""
+    """Saves as gm.ckpts.save_params does. `gemma`'s own functions make older layouts."""
     import importlib.util
     from pathlib import Path
 
@@ -46,9 +43,8 @@ def write(case: str, layout: str, folder: str) -> None:
     from make_goldens import deepmind_params
     from parity_cases import CASES
 
-    file = (
-        Path(gemma.__file__).parent / "gm/ckpts/_compat.py"
-    )  # on its own: its package wants a certain kauldron
+    # Imported as a single file, because its package requires a certain kauldron.
+    file = Path(gemma.__file__).parent / "gm/ckpts/_compat.py"
     spec = importlib.util.spec_from_file_location("compat", file)
     compat = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(compat)

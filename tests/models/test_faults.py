@@ -1,6 +1,7 @@
-"""Every known way to get Gemma wrong is put in, and the check against the peers' goldens must turn red; without a fault it is green.
+"""Injects every known fault of a Gemma implementation; the parity check must fail for each of them.
 
-The faults are those found in other codebases and their issue threads: constants, masks, caps, norms, layouts, inputs.
+The faults come from other codebases and their issue threads: constants, masks, caps, norms,
+layouts, inputs.
 """
 
 import functools
@@ -22,7 +23,7 @@ FAULTS = {}
 
 
 def fault(*cases: str, peer: str = "transformers"):
-    """Registers a function(monkeypatch, case) -> model (or None: the plain one, under what was patched)."""
+    """Registers a function(monkeypatch, case) -> the faulty model; None if it only patches code."""
 
     def register(function):
         for case in cases:
@@ -33,24 +34,22 @@ def fault(*cases: str, peer: str = "transformers"):
 
 
 def changed(case: str, **changes):
-    """The case's model under another config than its checkpoint says."""
+    """The case's model with other config fields than those of its checkpoint."""
     return model_of(case, **changes)
 
 
 def with_layers(case: str, change):
-    """The case's model with `change` made to every layer's spec."""
+    """The case's model with `change` applied to every layer's spec."""
     pattern = open_checkpoint(folder(CASES[case])).model_config().pattern
     return changed(case, pattern=tuple(change(spec) for spec in pattern))
 
 
 def replaced(spec, **changes):
-    return type(spec)(
-        **{"window": spec.window, "rope_theta": spec.rope_theta, "rope_scale": spec.rope_scale}
-        | changes
-    )
+    fields = {name: getattr(spec, name) for name in ("window", "rope_theta", "rope_scale")}
+    return type(spec)(**fields | changes)
 
 
-# --- constants -------------------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- constants
 
 
 @fault("gemma2", "gemma3")
@@ -99,7 +98,7 @@ def local_positions_scaled_too(_, case):
     return with_layers(case, lambda s: replaced(s, rope_scale=8.0))
 
 
-# --- caps and masks --------------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- caps and masks
 
 
 @fault("gemma2_caps", "gemma2_tight")
@@ -127,32 +126,32 @@ def attention_cap_after_the_mask(monkeypatch, _):
 
 @fault("gemma2_gap", peer="deepmind")
 def window_by_slot_and_not_by_position(monkeypatch, _):
-    right = transformer.self_attention
+    original = transformer.self_attention
 
     def self_attention(q, k, v, positions, segment_ids, window, *rest):
         slots = jnp.broadcast_to(jnp.arange(positions.shape[1]), positions.shape)
-        return right(q, k, v, slots if window else positions, segment_ids, window, *rest)
+        return original(q, k, v, slots if window else positions, segment_ids, window, *rest)
 
     monkeypatch.setattr(transformer, "self_attention", self_attention)
 
 
 @fault("gemma2_left")
 def padding_attended_to(monkeypatch, _):
-    right = transformer.self_attention
+    original = transformer.self_attention
     monkeypatch.setattr(
         transformer,
         "self_attention",
-        lambda q, k, v, pos, seg, *rest: right(q, k, v, pos, jnp.ones_like(seg), *rest),
+        lambda q, k, v, pos, seg, *rest: original(q, k, v, pos, jnp.ones_like(seg), *rest),
     )
 
 
-# --- arithmetic of a layer -------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- arithmetic of a layer
 
 
 @fault("gemma2", "gemma3")
 def exact_gelu(monkeypatch, _):
-    right = jax.nn.gelu
-    monkeypatch.setattr(jax.nn, "gelu", lambda x, approximate=True: right(x, approximate=False))
+    original = jax.nn.gelu
+    monkeypatch.setattr(jax.nn, "gelu", lambda x, approximate=True: original(x, approximate=False))
 
 
 @fault("gemma2", "gemma3")
@@ -167,11 +166,11 @@ def norm_without_the_one(monkeypatch, _):
 
 @fault("gemma3")
 def queries_and_keys_not_normed(monkeypatch, case):
-    right, width = transformer.RMSNorm.__call__, CASES[case].config["head_dim"]
+    original, width = transformer.RMSNorm.__call__, CASES[case].config["head_dim"]
     monkeypatch.setattr(
         transformer.RMSNorm,
         "__call__",
-        lambda self, x: x if x.shape[-1] == width else right(self, x),
+        lambda self, x: x if x.shape[-1] == width else original(self, x),
     )
 
 
@@ -192,11 +191,11 @@ def embeddings_not_normalised(monkeypatch, _):
     )
 
 
-# --- layout of the weights -------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- layout of the weights
 
 
 def with_parameters(case: str, change):
-    """The case's model with `change(block)` made to every block."""
+    """The case's model with `change(block)` applied to every block."""
     model = model_of(case)
     for block in (*model.units, *model.tail):
         change(block)
@@ -204,7 +203,7 @@ def with_parameters(case: str, change):
 
 
 def _untransposed(variable):
-    """The same numbers read in the order of the other layout: (F, D) taken for (D, F)."""
+    """The same numbers in the order of the transposed layout: (F, D) taken for (D, F)."""
     value = variable[...]
     return jnp.swapaxes(value, -1, -2).reshape(value.shape)
 
@@ -230,7 +229,7 @@ def gate_and_up_exchanged(_, case):
 
 @fault("gemma2")
 def heads_tiled_instead_of_grouped(_, case):
-    """Query head n belongs to KV head n // G; here to n % K."""
+    """Query head n uses KV head n % K instead of n // G."""
 
     def change(block):
         q = block.attn.q_DxNxH[...]
@@ -250,29 +249,29 @@ def norms_before_and_after_exchanged(_, case):
     return with_parameters(case, change)
 
 
-# --- the checks ------------------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- the checks
 
 
 @pytest.mark.parametrize(
     ("case", "peer"), sorted({(case, peer) for _, case, peer in FAULTS.values()})
 )
-def test_green_without_a_fault(case, peer):
+def test_parity_without_a_fault(case, peer):
     assert parity(case, peer=peer) <= LOGITS
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_red_with_the_fault(monkeypatch, name):
-    put_in, case, peer = FAULTS[name]
-    assert parity(case, put_in(monkeypatch, case), peer) > LOGITS
+def test_parity_fails_with_the_fault(monkeypatch, name):
+    inject, case, peer = FAULTS[name]
+    assert parity(case, inject(monkeypatch, case), peer) > LOGITS
 
 
-def test_there_are_enough_faults():
+def test_at_least_20_faults_are_registered():
     assert len({function for function, _, _ in FAULTS.values()}) >= 20
 
 
 @pytest.mark.parametrize("faulty", [False, True])
-def test_beginning_token_doubled(faulty):
-    """The prompt's own tokens must get the logits that the peer gives them."""
+def test_doubled_bos(faulty):
+    """The logits of the prompt's tokens must equal the peer's; a second BOS changes them."""
     tokens, mask = batch(CASES["gemma2"])
     theirs = golden("transformers")["gemma2/logits"]
     if faulty:
@@ -282,8 +281,8 @@ def test_beginning_token_doubled(faulty):
 
 
 @pytest.mark.parametrize("faulty", [False, True])
-def test_embedding_scale_not_rounded(monkeypatch, faulty):
-    """In bfloat16 the scaled embeddings are the peer's bit for bit, unless the normaliser stays in float32."""
+def test_unrounded_embedding_scale(monkeypatch, faulty):
+    """bfloat16 embeddings equal the peer's bit for bit, unless their scale stays in float32."""
 
     def encode(self, tokens):
         scale = jnp.sqrt(jnp.float32(self.cfg.d_model))
@@ -292,15 +291,13 @@ def test_embedding_scale_not_rounded(monkeypatch, faulty):
     if faulty:
         monkeypatch.setattr(transformer.Embedder, "encode", encode)
     ours = model_of("gemma2", "bfloat16").embedder.encode(jnp.asarray(batch(CASES["gemma2"])[0]))
-    same = np.array_equal(
-        np.asarray(ours, np.float32), golden("transformers")["gemma2/embedded_bf16"]
-    )
-    assert same == (not faulty)
+    theirs = golden("transformers")["gemma2/embedded_bf16"]
+    assert np.array_equal(np.asarray(ours, np.float32), theirs) == (not faulty)
 
 
 @functools.cache
 def padded_folder(tmp):
-    """The toy with 8 rows past its vocabulary, as DeepMind's tables have 128: large enough to win if they are looked at."""
+    """The toy with 8 large embedding rows beyond its vocabulary (DeepMind's tables have 128)."""
     case, path = CASES["gemma2"], tmp / "padded"
     path.mkdir()
     values = weights(case)
@@ -314,8 +311,8 @@ def padded_folder(tmp):
 
 
 @pytest.mark.parametrize("faulty", [False, True])
-def test_padding_rows_leak(tmp_path, faulty):
-    """Log-probabilities and entropies over the vocabulary, not over the rows of the table."""
+def test_leaking_padding_rows(tmp_path, faulty):
+    """Log-probabilities and entropies cover the vocabulary, not all rows of the table."""
     path = padded_folder(tmp_path)
     cfg = open_checkpoint(path).model_config()
     cfg = cfg.replace(vocab_size=cfg.vocab_size + 8) if faulty else cfg.replace(vocab_pad=8)

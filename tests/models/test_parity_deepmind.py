@@ -1,4 +1,4 @@
-"""Our logits and gradients are those of DeepMind's `gemma` package (float32), from goldens that make_goldens.py writes."""
+"""Compares float32 logits and gradients with goldens of DeepMind's `gemma` (make_goldens.py)."""
 
 import numpy as np
 import pytest
@@ -14,29 +14,25 @@ def test_logits(name):
 
 
 def test_the_two_peers_agree_with_each_other():
-    """Where they did not, parity with both could not be asked for."""
+    """Parity with both is possible only if they agree."""
     for name in ("gemma2", "gemma2_caps", "gemma3"):
-        assert (
-            distance(golden("deepmind")[f"{name}/logits"], golden("transformers")[f"{name}/logits"])
-            <= LOGITS
-        )
+        a, b = (golden(peer)[f"{name}/logits"] for peer in ("deepmind", "transformers"))
+        assert distance(a, b) <= LOGITS
 
 
 @pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.gradients])
 def test_gradients_of_the_mean_log_prob(name):
-    """Every gradient, taken to DeepMind's name and axes by the table of names."""
+    """The tensor map converts every gradient to DeepMind's name and axes."""
     model, values = model_of(name), golden("deepmind")
-    flat, seen = gradients_of(model, name), 0
+    flat, compared = gradients_of(model, name), 0
     for path, source in tensor_map(model.cfg, "dm").items():
         for tensor in source.tensors:
             letters = tensor.axes.replace(",", "")
             value = np.asarray(flat[path] if tensor.unit is None else flat[path][tensor.unit])
-            ours = sample(
-                value.transpose([source.axes.index(a) for a in letters if not a.isdigit()])
-            )
-            theirs = values[
-                f"{name}/grad/{tensor.name}" + (f"#{letters[0]}" if letters[0].isdigit() else "")
-            ]
+            order = [source.axes.index(axis) for axis in letters if not axis.isdigit()]
+            ours = sample(value.transpose(order))
+            part = f"#{letters[0]}" if letters[0].isdigit() else ""
+            theirs = values[f"{name}/grad/{tensor.name}{part}"]
             assert np.abs(ours - theirs).max() <= GRADIENTS * np.abs(theirs).max(), tensor
-            seen += 1
-    assert seen == sum(key.startswith(f"{name}/grad/") for key in values)
+            compared += 1
+    assert compared == sum(key.startswith(f"{name}/grad/") for key in values)

@@ -1,7 +1,9 @@
-"""Against the peers themselves, not their goldens: the goldens are still what they compute, and folders go both ways.
+"""Compares with the peers themselves: the goldens are up to date, and folders load on both sides.
 
-GRM_PEERS="PYTHON" pytest --run peers tests/models/test_parity_peers.py       (PYTHON: an interpreter with the `bench` extra;
-GRM_PEERS may be several words, such as "env PYTHONPATH=... python" where `gemma` wants a newer protobuf than another peer)
+    GRM_PEERS=PYTHON pytest --run peers tests/models/test_parity_peers.py
+
+PYTHON is an interpreter with the `bench` extra. It may be a command such as
+"env PYTHONPATH=... python", if `gemma` requires a newer protobuf than another peer.
 """
 
 import os
@@ -24,41 +26,30 @@ pytestmark = pytest.mark.peers
 
 def peer(script: str, *args) -> None:
     if "GRM_PEERS" not in os.environ:
-        pytest.skip(
-            "GRM_PEERS is not set: give the interpreter of an environment with the `bench` extra"
-        )
-    subprocess.run(
-        [*shlex.split(os.environ["GRM_PEERS"]), str(HERE / script), *map(str, args)], check=True
-    )
+        pytest.skip("GRM_PEERS is not set: set it to an interpreter with the `bench` extra")
+    python = shlex.split(os.environ["GRM_PEERS"])
+    subprocess.run([*python, str(HERE / script), *map(str, args)], check=True)
 
 
-def test_the_goldens_are_what_the_peers_compute(tmp_path):
+def test_the_goldens_equal_the_peers_results(tmp_path):
     peer("make_goldens.py", tmp_path)
     for file in GOLDENS.glob("*.npz"):
-        again, kept = np.load(tmp_path / file.name), golden(file.stem)
-        assert set(again) == set(kept)
-        for key, value in kept.items():
-            # bfloat16 products are summed in an order that depends on the machine.
-            np.testing.assert_allclose(
-                again[key],
-                value,
-                rtol=0,
-                atol=(0.1 if "bf16" in key else 1e-4) * np.abs(value).max(),
-            )
+        new, stored = np.load(tmp_path / file.name), golden(file.stem)
+        assert set(new) == set(stored)
+        for key, value in stored.items():
+            # The order in which bfloat16 products are summed depends on the machine.
+            bound = (0.1 if "bf16" in key else 1e-4) * np.abs(value).max()
+            np.testing.assert_allclose(new[key], value, rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("case", ["gemma2", "gemma3"])
-def test_transformers_serves_what_we_write(tmp_path, case):
+def test_transformers_loads_our_folders(tmp_path, case):
     save(model_of(case), tmp_path / "out", max_file_bytes=40_000)
     tokens, mask = batch(CASES[case])
     np.savez(tmp_path / "in.npz", tokens=tokens, mask=mask)
     peer("peer_folders.py", "serve", tmp_path / "out", tmp_path / "in.npz", tmp_path / "logits.npz")
-    assert (
-        distance(
-            np.load(tmp_path / "logits.npz")["logits"], golden("transformers")[f"{case}/logits"]
-        )
-        <= LOGITS
-    )
+    theirs = np.load(tmp_path / "logits.npz")["logits"]
+    assert distance(theirs, golden("transformers")[f"{case}/logits"]) <= LOGITS
 
 
 @pytest.mark.parametrize("case", ["gemma2_right", "gemma3_right"])
@@ -70,14 +61,13 @@ def test_transformers_scores_with_our_reward_head(tmp_path, case):
     np.savez(tmp_path / "in.npz", tokens=tokens, mask=mask)
     peer("peer_folders.py", "serve", tmp_path / "out", tmp_path / "in.npz", tmp_path / "scores.npz")
     theirs = np.load(tmp_path / "scores.npz")["logits"][:, 0]
-    np.testing.assert_allclose(
-        load(tmp_path / "out", dtype="float32").rewards(tokens, mask), theirs, rtol=1e-4
-    )
+    ours = load(tmp_path / "out", dtype="float32").rewards(tokens, mask)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
 
 
 @pytest.mark.parametrize("layout", ["nested", "flat", "stacked"])
 @pytest.mark.parametrize("case", ["gemma2", "gemma3"])
-def test_we_read_what_deepmind_writes(tmp_path, case, layout):
+def test_we_load_deepminds_checkpoints(tmp_path, case, layout):
     peer("peer_folders.py", "write", case, layout, tmp_path / "dm")
     cfg = open_checkpoint(folder(CASES[case])).model_config()
     assert parity(case, load(tmp_path / "dm", dtype="float32", cfg=cfg), "deepmind") <= LOGITS

@@ -1,6 +1,8 @@
-"""Gemma 3 270M, real weights: our logits, greedy text and perplexity are those of transformers on the same file.
+"""Compares Gemma 3 270M with transformers on the same weights: logits, greedy text, perplexity.
 
-GRM_PEERS=PYTHON pytest --run weights tests/models/test_real_weights.py       (PYTHON: an interpreter with the `bench` extra)
+    GRM_PEERS=PYTHON pytest --run weights tests/models/test_real_weights.py
+
+PYTHON is an interpreter with the `bench` extra.
 """
 
 import os
@@ -12,17 +14,14 @@ from benchmarks import real_weights
 
 
 @pytest.mark.weights
-def test_the_same_model_as_transformers():
+def test_results_equal_those_of_transformers():
     if "GRM_PEERS" not in os.environ:
-        pytest.skip(
-            "GRM_PEERS is not set: give the interpreter of an environment with the `bench` extra"
-        )
+        pytest.skip("GRM_PEERS is not set: set it to an interpreter with the `bench` extra")
     try:
         result = real_weights.run(os.environ["GRM_PEERS"])
     except real_weights.Unavailable as reason:
         pytest.skip(str(reason))
     assert result["logits_largest_difference_over_largest_logit"] <= LOGITS
-    assert result["greedy_tokens_identical"] == [real_weights.NEW_TOKENS] * len(
-        real_weights.PROMPTS
-    )
+    expected = [real_weights.NEW_TOKENS] * len(real_weights.PROMPTS)
+    assert result["greedy_tokens_identical"] == expected
     assert result["perplexity_relative_difference"] <= 1e-3

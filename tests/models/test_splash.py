@@ -1,4 +1,4 @@
-"""The TPU kernel against the XLA path: interpreted here for its numbers, compiled for a slice for its acceptance."""
+"""Tests the TPU attention kernel: interpreted against the XLA path, and compiled for a slice."""
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,8 @@ from launch.compile.slices import slice_devices
 
 
 @pytest.mark.parametrize("window", [None, 50])
-def test_the_kernel_masks_and_caps_as_the_xla_path_does(window):
-    """Left padding and two packed sequences in one row, caps that bind, a window inside a block."""
+def test_the_kernel_equals_the_xla_path(window):
+    """Left padding, two packed sequences in one row, an active cap, a window inside a block."""
     L, N, K, H = 128, 2, 1, 128
     q, k, v = (jax.random.normal(jax.random.key(i), (1, L, n, H)) for i, n in enumerate((N, K, K)))
     segments = jnp.array([[0] * 10 + [1] * 70 + [2] * 48])
@@ -22,11 +22,10 @@ def test_the_kernel_masks_and_caps_as_the_xla_path_does(window):
     np.testing.assert_allclose(ours[:, 10:], expected[:, 10:], atol=2e-5)
 
 
-def test_a_length_that_the_blocks_do_not_divide_is_refused():
+def test_a_length_that_blocks_do_not_divide_is_an_error():
     x = jnp.zeros((1, 100, 1, 128))
-    with pytest.raises(
-        ValueError, match="multiple of 128, not 100: pad the batch, or set attention='xla'"
-    ):
+    message = "multiple of 128, not 100: pad the batch, or set attention='xla'"
+    with pytest.raises(ValueError, match=message):
         splash_attention(x, x, x, jnp.ones((1, 100)), None, None)
 
 
@@ -42,7 +41,7 @@ def test_forward_and_backward_compile_for_a_slice():
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.named(mesh, *axes))
 
     q, k = argument(2, 256, 4, 128), argument(2, 256, 2, 128)
-    # The suite's float32 precision is not one that the kernel's bfloat16 products have.
+    # The kernel's bfloat16 products do not support the suite's float32 precision.
     with jax.set_mesh(mesh), jax.default_matmul_precision("default"):
         lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(
             q, k, k, argument(2, 256, dtype=jnp.int32)

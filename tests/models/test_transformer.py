@@ -1,4 +1,7 @@
-"""The model against itself: chunks, scans, packing, padding, meshes. Parity with other implementations is in test_parity_*.py."""
+"""Tests the model's invariances: chunks, scans, packing, padding, meshes.
+
+test_parity_*.py compare it with other implementations.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +17,7 @@ GENERATIONS = ("tiny_gemma2", "tiny_gemma3")
 
 
 def build(name, **changes):
-    """(graphdef, state, forward) of a tiny model with weights from seed 0, whatever else is changed."""
+    """(graphdef, state, forward) of a tiny model; its weights depend on seed 0 alone."""
     graphdef, state = nnx.split(build_model(get_config(name, **changes), nnx.Rngs(0)))
     return graphdef, state, jax.jit(lambda state, *args: nnx.merge(graphdef, state)(*args))
 
@@ -25,7 +28,7 @@ def tokens(rows, length, seed=1):
 
 @pytest.fixture(scope="module", params=GENERATIONS)
 def reference(request):
-    """Name, state, 40 tokens of 4 rows (several windows long), and their logits and gradients on one device."""
+    """Name, state, tokens (4, 40: several windows), logits, gradients and loss on one device."""
     graphdef, state, forward = build(request.param)
     tokens_BxL = tokens(4, 40)
 
@@ -41,12 +44,12 @@ def close(a, b, bound):
     assert np.abs(a - b).max() <= bound * max(np.abs(b).max(), 1e-9)
 
 
-def test_parameters_are_as_many_as_the_config_says(reference):
+def test_num_params_of_the_config_is_the_number_of_parameters(reference):
     name, state, *_ = reference
     assert sum(x.size for x in jax.tree.leaves(state)) == get_config(name).num_params
 
 
-def test_published_sizes():
+def test_registered_models_have_the_published_sizes():
     billions = {
         "gemma2_2b": 2.61,
         "gemma2_9b": 9.24,
@@ -60,7 +63,7 @@ def test_published_sizes():
     assert get_config("gemma3_270m").num_params == 268_098_176
 
 
-def test_chunks_remat_and_unrolled_layers_change_nothing(reference):
+def test_chunks_remat_and_unrolled_layers_leave_logits_and_gradients_unchanged(reference):
     name, state, tokens_BxL, logits, grads, _ = reference
     graphdef, _, forward = build(name, query_chunk=7, logits_chunk=5, remat="full", unroll=8)
     close(forward(state, tokens_BxL), logits, 1e-5)
@@ -70,23 +73,21 @@ def test_chunks_remat_and_unrolled_layers_change_nothing(reference):
     jax.tree.map(lambda a, b: close(a, b, 1e-4), loss(state), grads)
 
 
-def test_padding_on_either_side_and_packing_leave_a_sequence_as_it_is(reference):
-    """One jitted shape for all: a b c alone, padded left, padded right, and packed with another sequence."""
+def test_padding_and_packing_leave_the_logits_of_a_sequence_unchanged(reference):
+    """One jitted shape for a sequence alone, padded left or right, and packed with another one."""
     name, state, tokens_BxL, *_ = reference
     _, _, forward = build(name)
-    one, other = tokens_BxL[0, :18], tokens_BxL[1, :22]
+    a, b = tokens_BxL[0, :18], tokens_BxL[1, :22]
     pad = jnp.zeros(22, jnp.int32)
-    rows = jnp.stack(
-        [jnp.concatenate(r) for r in ((one, pad), (pad, one), (one, other), (other, one))]
-    )
+    batch = jnp.stack([jnp.concatenate(x) for x in ((a, pad), (pad, a), (a, b), (b, a))])
     ones, twos = jnp.ones(18, jnp.int32), jnp.full(22, 2)
     segments = jnp.stack(
-        [jnp.concatenate(r) for r in ((ones, pad), (pad, ones), (ones, twos), (twos, ones))]
+        [jnp.concatenate(x) for x in ((ones, pad), (pad, ones), (ones, twos), (twos, ones))]
     )
-    logits = forward(state, rows, None, segments)
-    alone = forward(state, tokens_BxL[:, :40])[0, :18]
-    for row, at in enumerate((0, 22, 0, 22)):
-        close(logits[row, at : at + 18], alone, 1e-5)
+    logits = forward(state, batch, None, segments)
+    expected = forward(state, tokens_BxL[:, :40])[0, :18]
+    for index, start in enumerate((0, 22, 0, 22)):
+        close(logits[index, start : start + 18], expected, 1e-5)
 
 
 def test_token_logps_are_the_log_softmax_of_the_logits(reference):
@@ -96,27 +97,23 @@ def test_token_logps_are_the_log_softmax_of_the_logits(reference):
         lambda s: token_logps(nnx.merge(graphdef, s), tokens_BxL, temperature=0.7, entropy=True)
     )(state)
     log_p = jax.nn.log_softmax(logits / 0.7)
-    close(
-        out.logps[:, 1:],
-        jnp.take_along_axis(log_p[:, :-1], tokens_BxL[:, 1:, None], axis=-1)[..., 0],
-        1e-5,
-    )
+    expected = jnp.take_along_axis(log_p[:, :-1], tokens_BxL[:, 1:, None], axis=-1)[..., 0]
+    close(out.logps[:, 1:], expected, 1e-5)
     close(out.entropy[:, 1:], -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)[:, :-1], 1e-5)
     assert not out.logps[:, 0].any()
 
 
-def test_token_logps_of_packed_rows_do_not_cross_segments(reference):
+def test_token_logps_of_packed_sequences_do_not_cross_segments(reference):
     name, state, tokens_BxL, *_ = reference
     graphdef, _, _ = build(name)
     segments = jnp.broadcast_to(jnp.array([1] * 15 + [2] * 20 + [0] * 5), tokens_BxL.shape)
-    out = jax.jit(lambda s: token_logps(nnx.merge(graphdef, s), tokens_BxL, None, segments))(
-        state
-    ).logps
-    assert not out[:, 15].any() and not out[:, 35:].any() and (out[:, 16:35] < 0).all()
+    run = jax.jit(lambda s: token_logps(nnx.merge(graphdef, s), tokens_BxL, None, segments))
+    logps = run(state).logps
+    assert not logps[:, 15].any() and not logps[:, 35:].any() and (logps[:, 16:35] < 0).all()
 
 
-def test_a_group_that_shares_its_prompt_equals_rows_with_their_own(reference):
-    """Values and gradients; prompts shorter and longer than the windows of 5 and 6, completions that cross them."""
+def test_grouped_token_logps_equal_those_of_separate_sequences(reference):
+    """Values and gradients, with prompts and completions shorter and longer than the windows."""
     name, state, tokens_BxL, *_ = reference
     graphdef, _, _ = build(name, query_chunk=8)
     P, G, T = 12, 3, 9
@@ -129,17 +126,12 @@ def test_a_group_that_shares_its_prompt_equals_rows_with_their_own(reference):
         return jnp.sum(out * weight), out
 
     def plain(state):
-        rows = jnp.concatenate(
-            [jnp.broadcast_to(prompts[:, None], (2, G, P)), completions], axis=-1
-        ).reshape(2 * G, -1)
-        segments = jnp.repeat(
-            (jnp.arange(P + T) >= (P - lengths)[:, None]).astype(jnp.int32), G, axis=0
-        )
-        out = (
-            token_logps(nnx.merge(graphdef, state), rows, None, segments)
-            .logps[:, P:]
-            .reshape(2, G, T)
-        )
+        repeated = jnp.broadcast_to(prompts[:, None], (2, G, P))
+        batch = jnp.concatenate([repeated, completions], axis=-1).reshape(2 * G, -1)
+        is_real = jnp.arange(P + T) >= (P - lengths)[:, None]
+        segments = jnp.repeat(is_real.astype(jnp.int32), G, axis=0)
+        out = token_logps(nnx.merge(graphdef, state), batch, None, segments).logps
+        out = out[:, P:].reshape(2, G, T)
         return jnp.sum(out * weight), out
 
     (_, a), grad_a = jax.jit(jax.value_and_grad(grouped, has_aux=True))(state)
@@ -148,7 +140,7 @@ def test_a_group_that_shares_its_prompt_equals_rows_with_their_own(reference):
     jax.tree.map(lambda x, y: close(x, y, 1e-5), grad_a, grad_b)
 
 
-# Each mesh once; the layer code is one, so the generations share them out.
+# Both generations share the layer code, so each mesh is tested with one of them.
 MESHES = [
     ("tiny_gemma2", (1, 8, 1)),
     ("tiny_gemma2", (1, 2, 4)),
@@ -158,7 +150,7 @@ MESHES = [
 
 
 @pytest.mark.parametrize("reference, axes", MESHES, ids=str, indirect=["reference"])
-def test_meshes_compute_what_one_device_computes(reference, axes):
+def test_meshes_give_the_results_of_one_device(reference, axes):
     """Logits within 1e-5 and gradients within 1e-4 of one device, relative to the largest."""
     name, state, tokens_BxL, logits, grads, loss = reference
     graphdef, _, _ = build(name)
@@ -170,7 +162,7 @@ def test_meshes_compute_what_one_device_computes(reference, axes):
         jax.tree.map(lambda a, b: close(a, b, 1e-4), jax.jit(jax.grad(loss))(sharded, batch), grads)
 
 
-def test_rows_that_pad_the_table_are_never_predicted():
+def test_padding_rows_of_the_embedding_are_never_predicted():
     graphdef, state, forward = build("tiny_gemma2", vocab_pad=16)
     table = state["embedder"]["table_VxD"]
     state["embedder"]["table_VxD"] = table.replace(table[...].at[128:].set(9.0))
@@ -179,9 +171,8 @@ def test_rows_that_pad_the_table_are_never_predicted():
     assert logits.shape[-1] == 144 and (jax.nn.softmax(logits)[..., 128:] == 0).all()
 
     def logps(graphdef, state):
-        return jax.jit(lambda s: token_logps(nnx.merge(graphdef, s), tokens_BxL, entropy=True))(
-            state
-        )
+        run = jax.jit(lambda s: token_logps(nnx.merge(graphdef, s), tokens_BxL, entropy=True))
+        return run(state)
 
     with_pad = logps(graphdef, state)
     state["embedder"]["table_VxD"] = table.replace(table[...][:128])
@@ -190,7 +181,7 @@ def test_rows_that_pad_the_table_are_never_predicted():
     close(with_pad.entropy, without.entropy, 1e-5)
 
 
-def test_scalar_head_reads_the_last_real_token():
+def test_the_scalar_head_applies_to_the_last_token_that_is_not_padding():
     model = build_model(get_config("tiny_gemma2", scalar_head=True), nnx.Rngs(0))
     row = tokens(1, 10)
     padded = jnp.concatenate([jnp.pad(row, ((0, 0), (6, 0))), jnp.pad(row, ((0, 0), (0, 6)))])
@@ -202,11 +193,10 @@ def test_scalar_head_reads_the_last_real_token():
     close(rewards[0], x @ model.score_D[...], 1e-5)
 
 
-def test_the_scalar_head_at_every_token_is_what_a_row_that_ends_there_gets():
+def test_the_scalar_head_at_a_token_equals_that_of_a_sequence_that_ends_there():
     model = build_model(get_config("tiny_gemma2", scalar_head=True), nnx.Rngs(0))
-    row = (
-        tokens(2, 10).at[:, 4].set(0)
-    )  # id 0 is a token like any other where nothing is said to be padding
+    # Without segment ids, id 0 is an ordinary token.
+    row = tokens(2, 10).at[:, 4].set(0)
     scores = model.rewards_of(model.hidden(row))
     assert scores.shape == (2, 10) and scores.dtype == jnp.float32
     close(scores[:, -1], model.rewards(row), 1e-5)
@@ -216,12 +206,12 @@ def test_the_scalar_head_at_every_token_is_what_a_row_that_ends_there_gets():
     close(model.rewards_of(padded)[:, :10], scores, 1e-5)
 
 
-def test_a_model_without_a_scalar_head_says_so():
+def test_rewards_without_a_scalar_head_are_an_error():
     with pytest.raises(ValueError, match="tiny_gemma2 has no scalar head"):
         build_model(get_config("tiny_gemma2"), nnx.Rngs(0)).rewards(tokens(1, 4))
 
 
-def test_bad_configs_name_the_thing_and_the_way_out():
+def test_invalid_configs_raise_errors_with_a_remedy():
     with pytest.raises(ValueError, match="unknown model 'gemma2_3b': did you mean 'gemma2_"):
         get_config("gemma2_3b")
     with pytest.raises(ValueError, match="remat='some' is unknown: use one of none, dots, full"):
@@ -230,66 +220,51 @@ def test_bad_configs_name_the_thing_and_the_way_out():
         get_config("gemma2_2b", num_kv_heads=3)
 
 
-def test_target_logps_takes_any_middle_axes():
+def test_target_logps_accepts_any_middle_axes():
     model = build_model(get_config("tiny_gemma2", logits_chunk=4), nnx.Rngs(0))
     x, targets = model.hidden(tokens(2, 6)), tokens(2, 6, seed=5)
     flat = target_logps(model, x, targets).logps
-    close(
-        target_logps(model, x.reshape(2, 2, 3, -1), targets.reshape(2, 2, 3)).logps.reshape(2, 6),
-        flat,
-        1e-6,
-    )
+    out = target_logps(model, x.reshape(2, 2, 3, -1), targets.reshape(2, 2, 3)).logps
+    close(out.reshape(2, 6), flat, 1e-6)
 
 
-def test_only_wanted_log_probs_are_computed(reference):
-    """Values, entropies and gradients of the wanted positions as without the choice, 0 elsewhere; rows that want different amounts."""
+def test_the_mask_selects_log_probs_without_changing_them(reference):
+    """Selected positions have the same values, entropies and gradients; the others are 0."""
     name, state, tokens_BxL, *_ = reference
     graphdef, _, _ = build(name, logits_chunk=7)
     L = tokens_BxL.shape[1]
-    wanted = (
-        jnp.stack([jnp.arange(L) % 5 == row for row in range(tokens_BxL.shape[0])])
-        .at[0, 3:]
-        .set(False)
-    )
+    mask = jnp.stack([jnp.arange(L) % 5 == i for i in range(tokens_BxL.shape[0])])
+    mask = mask.at[0, 3:].set(False)  # sequences with different numbers of selected positions
 
-    def loss(choose):
-        def of(state):
-            chosen = {"wanted_BxL": wanted.astype(jnp.float32)} if choose else {}
-            out = token_logps(nnx.merge(graphdef, state), tokens_BxL, entropy=True, **chosen)
-            return jnp.sum((out.logps + 0.1 * out.entropy) * wanted), out
+    def value_and_grad(**options):
+        def loss(state):
+            out = token_logps(nnx.merge(graphdef, state), tokens_BxL, entropy=True, **options)
+            return jnp.sum((out.logps + 0.1 * out.entropy) * mask), out
 
-        return jax.jit(jax.value_and_grad(of, has_aux=True))(state)
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(state)
 
-    (_, some), some_grad = loss(True)
-    (_, every), every_grad = loss(False)
-    jax.tree.map(lambda a, b: close(a, b * wanted, 1e-6), some, every)
-    jax.tree.map(lambda a, b: close(a, b, 1e-6), some_grad, every_grad)
+    (_, masked), masked_grad = value_and_grad(wanted_BxL=mask.astype(jnp.float32))
+    (_, full), full_grad = value_and_grad()
+    jax.tree.map(lambda a, b: close(a, b * mask, 1e-6), masked, full)
+    jax.tree.map(lambda a, b: close(a, b, 1e-6), masked_grad, full_grad)
 
 
-def test_chunks_without_wanted_positions_are_passed_over():
-    """A poisoned activation would reach the gradients of everything that is computed with it."""
+def test_chunks_without_selected_positions_are_skipped():
+    """A NaN activation would reach the gradients of every chunk that is computed with it."""
     model = build_model(get_config("tiny_gemma2", logits_chunk=4), nnx.Rngs(0))
     targets = tokens(2, 12, seed=5)
-    wanted = (
-        jnp.zeros((2, 12), bool)
-        .at[0, jnp.array([1, 5, 11])]
-        .set(True)
-        .at[1, jnp.array([0, 2, 3, 10])]
-        .set(True)
-    )
-    x = jnp.where(wanted[..., None], model.hidden(tokens(2, 12)), jnp.nan)
-    x = x.at[0, 0].set(0.0)  # Shares the one chunk that is computed.
-    grad = jax.grad(lambda x: target_logps(model, x, targets, wanted=wanted).logps.sum())(x)
-    assert (
-        jnp.isfinite(grad).all()
-        and not grad[~wanted].any()
-        and (jnp.abs(grad[wanted]).sum(axis=-1) > 0).all()
-    )
+    mask = jnp.zeros((2, 12), bool)
+    mask = mask.at[0, jnp.array([1, 5, 11])].set(True).at[1, jnp.array([0, 2, 3, 10])].set(True)
+    x = jnp.where(mask[..., None], model.hidden(tokens(2, 12)), jnp.nan)
+    x = x.at[0, 0].set(0.0)  # in the one chunk that is computed
+    grad = jax.grad(lambda x: target_logps(model, x, targets, wanted=mask).logps.sum())(x)
+    assert jnp.isfinite(grad).all() and not grad[~mask].any()
+    assert (jnp.abs(grad[mask]).sum(axis=-1) > 0).all()
 
 
 @pytest.mark.parametrize("devices", [1, 4])
-def test_chunks_are_passed_over_on_one_device_only(devices):
-    """In a condition the table's gradient is summed over the devices for each chunk: compiled for a v5e slice, an all-reduce in a branch."""
+def test_chunks_are_skipped_on_one_device_only(devices):
+    """On several devices, a skipped chunk would need an all-reduce in a branch."""
     mesh = sharding.make_mesh(fsdp=devices, devices=jax.devices()[:devices])
     with jax.set_mesh(mesh):
         graphdef, params = states.abstract_model(get_config("tiny_gemma2", logits_chunk=4), mesh)
@@ -297,9 +272,6 @@ def test_chunks_are_passed_over_on_one_device_only(devices):
         def loss(params, tokens):
             return token_logps(nnx.merge(graphdef, params), tokens, wanted_BxL=tokens).logps.sum()
 
-        text = (
-            jax.jit(jax.grad(loss))
-            .lower(params, jax.ShapeDtypeStruct((4, 13), jnp.int32))
-            .as_text()
-        )
+        batch = jax.ShapeDtypeStruct((4, 13), jnp.int32)
+        text = jax.jit(jax.grad(loss)).lower(params, batch).as_text()
     assert ("stablehlo.case" in text or "stablehlo.if" in text) == (devices == 1)
