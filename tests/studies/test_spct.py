@@ -106,3 +106,11 @@ def test_the_committed_credits_give_the_committed_means():
         assert cell["seeds"] == committed["main"][name]["seeds"]
     for text, claim in results["claims"].items():
         assert claim["mean"] == pytest.approx(committed["claims"][text]["mean"], abs=1e-9)
+
+
+def test_the_committed_credits_are_of_the_committed_config():
+    """So `studies/spct.py` on the committed results loads every run and repeats none."""
+    for path in sorted((COMMITTED / "credits").glob("*.json")):
+        ablation, _, seed = path.stem.rpartition("-")
+        config = study.run_config(spct_tiny.get_config, ablation, int(seed))
+        assert json.loads(path.read_text())["config"] == study.config_hash(config), path.name
