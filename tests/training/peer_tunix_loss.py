@@ -1,4 +1,7 @@
-"""Tunix's GRPO loss, its gradient and its advantages on given arrays. Runs in the peers' environment: PYTHON peer_tunix_loss.py IN.npz OUT.npz"""
+"""Tunix's GRPO loss, its gradient and its advantages: PYTHON peer_tunix_loss.py IN.npz OUT.npz.
+
+PYTHON is the interpreter of the peers' environment.
+"""
 
 import sys
 import types

@@ -1,4 +1,4 @@
-"""A whole tiny SPCT run in a process of its own, to be killed by test_resume.py: `python resume_child.py WORKDIR`."""
+"""A tiny SPCT run that test_resume.py kills: `python resume_child.py WORKDIR`."""
 
 import sys
 from pathlib import Path

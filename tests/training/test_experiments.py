@@ -59,7 +59,7 @@ def test_every_experiment_has_a_model_and_an_optimizer_for_each_stage(experiment
     assert config.rl.prompt_len + config.rl.max_new_tokens <= model_config(config).max_length
 
 
-def test_the_gsm8k_experiment_has_sizes_for_a_cpu():
+def test_spct_gsm8k_has_smaller_sizes_for_a_cpu():
     plain, small = spct_gsm8k.get_config("seed=3"), spct_gsm8k.get_config("cpu,beta_0,seed=3")
     assert plain.name == "spct_gsm8k-seed=3" and small.name == "spct_gsm8k-cpu-beta_0-seed=3"
     assert (
@@ -71,7 +71,7 @@ def test_the_gsm8k_experiment_has_sizes_for_a_cpu():
 
 
 @pytest.mark.parametrize("name", ablations.ABLATIONS)
-def test_an_ablation_changes_something_and_says_so_in_the_name(name):
+def test_an_ablation_changes_the_config_and_the_name(name):
     plain, changed = spct_tiny.get_config(), spct_tiny.get_config(name)
     assert changed.name == f"spct_tiny-{name}"
     changed.name = plain.name
@@ -81,7 +81,7 @@ def test_an_ablation_changes_something_and_says_so_in_the_name(name):
         assert changed != plain
 
 
-def test_arguments_set_fields_of_their_type():
+def test_arguments_set_fields_with_their_types():
     config = spct_tiny.get_config("beta_0.01,seed=3,rl.steps=7,rft.reject=false")
     assert (config.rl.beta, config.seed, config.rl.steps, config.rft.reject) == (0.01, 3, 7, False)
     with pytest.raises(ValueError, match="'no_such' is neither an ablation"):
@@ -103,7 +103,7 @@ def test_arguments_set_fields_of_their_type():
             spct_tiny.get_config(arg)
 
 
-def test_prompts_shuffle_responses_and_refuse_what_does_not_fit():
+def test_prompts_shuffle_responses_and_replace_long_prompts():
     config = spct_tiny.get_config()
     tokenizer = sources.load_tokenizer(config)
     items = sources.judging(config).take(0, 40)
@@ -126,7 +126,7 @@ def test_prompts_shuffle_responses_and_refuse_what_does_not_fit():
         assert row[64 - length :].tolist() == prompt.tokens and not row[: 64 - length].any()
 
 
-def test_trimming_cuts_padding_only():
+def test_trim_removes_only_padding():
     rng = np.random.default_rng(0)
     lengths, ends = np.array([3, 5]), np.array([[2, 4], [1, 3]])
     tokens = rng.integers(1, 9, (2, 8)) * (np.arange(8) >= 8 - lengths[:, None])
@@ -148,7 +148,7 @@ def test_trimming_cuts_padding_only():
     assert rollouts.trim(batch, 1)["prompts"].shape == (2, 8)
 
 
-def test_shuffled_labels_are_the_same_each_time_and_know_nothing():
+def test_shuffled_labels_are_reproducible_and_independent_of_the_true_ones():
     config = spct_tiny.get_config("shuffled_labels")
     true = sources.judging(spct_tiny.get_config()).take(0, 400)
     drawn = sources.judging(config).take(0, 400)
@@ -160,7 +160,7 @@ def test_shuffled_labels_are_the_same_each_time_and_know_nothing():
     ).take(0, 5)
 
 
-def test_the_teacher_of_shuffled_labels_does_not_know_the_truth():
+def test_rejection_by_shuffled_labels_keeps_no_information_on_true_labels():
     """What rejection keeps agrees with the drawn labels, and says nothing about the true ones."""
     true = {c.id: c for c in sources.judging(spct_tiny.get_config()).take(0, 400)}
     drawn = sources.judging(spct_tiny.get_config("shuffled_labels")).take(0, 400)
@@ -199,7 +199,7 @@ def test_held_out_comparisons_occur_once_and_without_reference(tmp_path):
     assert sorted(c.id for c in items) == list("01234") and not any(c.reference for c in items)
 
 
-def test_several_held_out_sources_are_each_read_once_whatever_their_rates(tmp_path):
+def test_held_out_sources_are_read_once_whatever_their_rates(tmp_path):
     for name, count in (("a", 100), ("b", 50)):
         rows = [
             {"query": f"{name}{i}", "responses": ["x", "y"], "label": 0, "id": f"{name}{i}"}
@@ -259,7 +259,7 @@ def test_a_source_is_known_by_its_labels_texts_and_rates(tmp_path):
     assert len({*worlds, sources.judging(other).identity}) == 3
 
 
-def test_no_principles_changes_what_a_model_is_asked_for():
+def test_no_principles_changes_the_prompt():
     pair = sources.judging(spct_tiny.get_config()).at(0)
     for experiment, family in ((spct_27b, "grm"), (spct_gsm8k, "compact")):
         config = experiment.get_config("no_principles")
@@ -272,7 +272,7 @@ def test_no_principles_changes_what_a_model_is_asked_for():
             assert "rinciple" not in message["content"]
 
 
-def test_another_sampler_than_the_experiments_can_be_given_from_outside(tmp_path):
+def test_the_command_line_can_select_another_sampler(tmp_path):
     config = spct_27b.get_config(
         "rft.sampler=model,rft.sampling.path=weights,rft.sampling.max_new_tokens=64"
     )
@@ -308,7 +308,7 @@ def test_fewer_comparisons_than_asked_for_are_each_sampled_once(tmp_path, caplog
     assert json.loads((tmp_path / "data" / "outcomes.json").read_text())["non_hinted/kept"] == 3
 
 
-def test_what_a_run_would_miss_is_said_before_it_starts(tmp_path, caplog):
+def test_missing_files_are_reported_before_a_run_starts(tmp_path, caplog):
     config = spct_gsm8k.get_config()
     files = {}
     for name in ("pairs", "held_out", "general", "samples", "weights"):
@@ -323,7 +323,8 @@ def test_what_a_run_would_miss_is_said_before_it_starts(tmp_path, caplog):
     config.rft.sampling.path = str(files["samples"])
     sources.check(config)
     fields = {
-        "pairs": "config.data.judging (mine)", "held_out": "config.data.held_out (mine)", "general": "config.data.general (chats)",
+        "pairs": "config.data.judging (mine)", "held_out": "config.data.held_out (mine)",
+        "general": "config.data.general (chats)",
         "samples": "config.rft.sampling.path", "weights": "config.init",
     }  # fmt: skip
     for name, field in fields.items():
@@ -361,7 +362,7 @@ def test_what_a_run_would_miss_is_said_before_it_starts(tmp_path, caplog):
     sources.check(spct_tiny.get_config())
 
 
-def test_random_weights_are_told_where_they_are_a_mistake(caplog, monkeypatch):
+def test_random_weights_of_a_full_size_model_are_logged(caplog, monkeypatch):
     monkeypatch.setattr(states, "init_params", lambda *_: "params")
     sources.first_params(spct_tiny.get_config(), None, None)
     assert not caplog.text
@@ -378,7 +379,7 @@ def test_a_source_with_too_many_malformed_records_is_named(tmp_path):
         sources.judging(config)
 
 
-def test_nothing_held_out_is_said():
+def test_an_empty_held_out_field_is_an_error():
     config = spct_27b.get_config()
     config.data.held_out = ""
     with pytest.raises(ValueError, match="data.held_out is empty"):

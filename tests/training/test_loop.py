@@ -29,7 +29,7 @@ def init():
 
 
 def add_noise(state, i, seed):
-    """A step that depends on all that a checkpoint must hold: weights, step, and the step's seed."""
+    """A step that depends on all that a checkpoint holds: weights, step, and the step's seed."""
     noise = np.random.default_rng(seed).normal(size=4).astype(np.float32)
     w = state["params"]["w"] * 0.9 + noise
     row = {"loss": jnp.abs(w).sum(), "grad_norm": jnp.float32(1), "finite": jnp.float32(1)}

@@ -1,4 +1,7 @@
-"""Our GRPO loss against Tunix's on the same arrays, and where the two differ: GRM_PEERS="PYTHON" pytest --run peers."""
+"""Our GRPO loss against Tunix's on the same arrays, and where they differ.
+
+GRM_PEERS="PYTHON" pytest --run peers
+"""
 
 import os
 import shlex
@@ -66,7 +69,10 @@ def test_the_same_formula_gives_the_same_loss_and_gradient(tmp_path, theirs, our
 
 
 def test_where_tunix_differs(tmp_path):
-    """Its default KL is k1, which we refuse; its advantages divide by the sample std (ddof 1) plus 1e-6, ours by the group's own std."""
+    """Its default KL is k1, which we refuse.
+
+    Its advantages divide by the sample std (ddof 1) plus 1e-6, ours by the population std.
+    """
     data = case(1, "low_var_kl")
     found = tunix(tmp_path, **data)
     assert str(found["default_kl"]) == "kl"

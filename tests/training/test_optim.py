@@ -12,8 +12,8 @@ from grm_jax.training import optim
 
 def section(**fields):
     base = dict(
-        steps=100, lr=1e-2, warmup_steps=10, schedule="cosine", final_lr_share=0.1, b1=0.9, b2=0.95, eps=1e-8,
-        weight_decay=0.0, clip_norm=1.0, micro_batches=1, micro_rows=0,
+        steps=100, lr=1e-2, warmup_steps=10, schedule="cosine", final_lr_share=0.1,
+        b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.0, clip_norm=1.0, micro_batches=1, micro_rows=0,
     )  # fmt: skip
     return ml_collections.ConfigDict(base | fields)
 

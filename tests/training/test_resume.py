@@ -1,4 +1,4 @@
-"""Killed at random moments and started again, a run ends with the bits of a run that was left alone: all three trainings."""
+"""Trainings that are killed and resumed equal uninterrupted ones bit for bit."""
 
 import os
 import random
@@ -20,7 +20,7 @@ CHILD = Path(resume_child.__file__)
 
 
 def start(workdir):
-    env = {**os.environ, "XLA_FLAGS": ""}  # One device.
+    env = {**os.environ, "XLA_FLAGS": ""}  # one device
     return subprocess.Popen(
         [sys.executable, str(CHILD), str(workdir)],
         env=env,
@@ -43,29 +43,29 @@ def rows_in(workdir, stage):
     return metrics.read_jsonl(workdir / stage / "metrics.jsonl")
 
 
-def rows_of(workdir):
+def num_rows(workdir):
     return sum(len(rows_in(workdir, stage)) for stage in STAGES)
 
 
 def run_with_kills(workdir, kills, rng):
-    """Kills the run each time after a random number of further steps and a random part of a step, then lets it end."""
-    died = []
+    """Kills the run several times, each after a random number of steps, then completes it."""
+    kill_rows = []
     for _ in range(kills):
-        process, before = start(workdir), rows_of(workdir)
+        process, before = start(workdir), num_rows(workdir)
         goal = before + rng.randint(1, 5)
-        while process.poll() is None and rows_of(workdir) < goal:
+        while process.poll() is None and num_rows(workdir) < goal:
             time.sleep(0.02)
         time.sleep(rng.random() * 0.3)
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
-            died.append(rows_of(workdir))
+            kill_rows.append(num_rows(workdir))
         process.communicate()
     finish(start(workdir))
-    return died
+    return kill_rows
 
 
 def leaves(folder):
-    """Every array of the checkpoint that a stage ended with: parameters, optimizer, step, RNG."""
+    """All arrays of a stage's last checkpoint: parameters, optimizer, step, RNG."""
     import orbax.checkpoint as ocp
 
     with checkpoint.Checkpoints(folder / "checkpoints") as store:
@@ -92,16 +92,15 @@ def compare(one, two):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("undisturbed")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
     finish(start(workdir))
     return workdir
 
 
-def test_killed_and_resumed_run_has_the_same_bits(undisturbed, tmp_path):
-    died = run_with_kills(tmp_path, 3, random.Random(0))
-    assert died
-    compare(undisturbed, tmp_path)
+def test_killed_and_resumed_run_has_the_same_bits(uninterrupted, tmp_path):
+    assert run_with_kills(tmp_path, 3, random.Random(0))
+    compare(uninterrupted, tmp_path)
 
 
 KILLS = 10
@@ -109,13 +108,13 @@ KILLS = 10
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_ten_kills_in_each_training(undisturbed, tmp_path, stage):
-    """Ten that fell while the stage was under way, each resumed; what is past its end is finished, compared, begun anew."""
+def test_ten_kills_in_each_training(uninterrupted, tmp_path, stage):
+    """Kills the stage ten times and resumes it; compares each run that ends."""
     rng, moments, runs = random.Random(stage), [], 0
     while len(moments) < KILLS:
         workdir = tmp_path / str(runs)
         runs += 1
-        shutil.copytree(undisturbed, workdir)
+        shutil.copytree(uninterrupted, workdir)
         for later in STAGES[STAGES.index(stage) :]:
             shutil.rmtree(workdir / later)
         for target in sorted(rng.sample(range(8), 5)):
@@ -124,18 +123,18 @@ def test_ten_kills_in_each_training(undisturbed, tmp_path, stage):
                 time.sleep(0.005)
             time.sleep(
                 rng.random() * (0.1 if target else 10)
-            )  # at 0: anywhere in the start-up and the first steps
+            )  # at 0: during start-up and the first steps
             if process.poll() is None and not loop.is_done(workdir / stage):
                 process.send_signal(signal.SIGKILL)
                 moments.append(len(rows_in(workdir, stage)))
             process.kill()
             process.communicate()
         finish(start(workdir))
-        compare(undisturbed, workdir)
+        compare(uninterrupted, workdir)
     print(f"{stage}: killed after steps {moments}, in {runs} runs")
 
 
-def test_sampler_and_trainer_agree_through_the_whole_run(undisturbed):
-    rows = metrics.read_jsonl(undisturbed / "rl" / "metrics.jsonl")
+def test_sampler_and_trainer_agree_through_the_whole_run(uninterrupted):
+    rows = metrics.read_jsonl(uninterrupted / "rl" / "metrics.jsonl")
     assert len(rows) == 8
     assert max(row["gap_max"] for row in rows) <= 1e-4
