@@ -1,4 +1,4 @@
-"""Rejective fine-tuning data: the strict rule, outcomes, hints that are not stored, and the four sources of samples."""
+"""Data of rejective fine-tuning: strict rule, outcomes, hints, and the four samplers."""
 
 import http.server
 import json
@@ -20,17 +20,17 @@ PAIR = Comparison("q", ("x", "y"), label=1, id="pair")
 
 
 def scripted(*texts):
-    """A sampler that gives these boxes in turn, in the caller's order: (9, 2) means that response 0 gets 9."""
+    """A sampler of these scores, in the caller's order: (9, 2) gives response 0 a 9."""
     queue = list(texts)
 
-    def sample(wanted):
+    def sample(requests):
         replies = []
-        for one in wanted:
+        for request in requests:
             scores = queue.pop(0)
             if scores is None or isinstance(scores, str):
                 replies.append(None if scores is None else CritiqueReply(scores))
                 continue
-            shown = ", ".join(str(scores[i]) for i in one.order)
+            shown = ", ".join(str(scores[i]) for i in request.order)
             replies.append(CritiqueReply(f"because\n\n\\boxed{{{shown}}}"))
         return replies
 
@@ -55,13 +55,13 @@ def scripted(*texts):
         ((0.0,), (0,), True),
     ],
 )
-def test_the_strict_rule(label, scores, right):
+def test_strict_rule(label, scores, right):
     n = len(label) if isinstance(label, tuple) else label + 1
     assert is_correct(Comparison("q", ("r",) * n, label=label), scores) == right
 
 
 @pytest.mark.parametrize("label", [None, (0.5, 0.5)])
-def test_a_comparison_needs_one_best(label):
+def test_comparison_without_one_best_response_is_refused(label):
     with pytest.raises(ValueError, match="exactly one response must be best"):
         build([Comparison("q", ("a", "b"), label=label)], scripted(), COMPACT)
 
@@ -81,16 +81,16 @@ def test_wrong_samples_are_rejected_and_counted():
     assert [e.kind for e in made.examples] == ["non_hinted", "hinted"]
 
 
-def test_too_easy_drops_the_non_hinted_samples_only():
+def test_too_easy_drops_only_the_non_hinted_samples():
     made = build([PAIR], scripted((2, 9), (2, 9), (2, 9), (2, 9)), COMPACT)
     assert made.summary() == {"comparison/too_easy": 1, "hinted/kept": 1, "non_hinted/too_easy": 3}
     assert [e.kind for e in made.examples] == ["hinted"]
-    # A sample that never came leaves fewer than N: not known to be easy.
+    # With a failed sample there are fewer than N, so the comparison may not be easy.
     made = build([PAIR], scripted((2, 9), (2, 9), None, (2, 9)), COMPACT)
     assert made.outcomes["non_hinted/kept"] == 2 and made.outcomes["non_hinted/failed"] == 1
 
 
-def test_what_cannot_be_read_keeps_its_reason():
+def test_unparsed_samples_keep_the_parsers_status():
     made = build([PAIR], scripted("no box", r"\boxed{1}", r"\boxed{11, 2}", (9, 2)), COMPACT)
     assert made.summary() == {
         "comparison/never_right": 1,
@@ -102,20 +102,20 @@ def test_what_cannot_be_read_keeps_its_reason():
     assert not made.examples and len(made.trials) == 4
 
 
-def test_without_rejection_all_that_can_be_read_is_kept():
+def test_without_rejection_all_parsed_samples_are_kept():
     options = RftOptions(template="compact", reject=False)
     made = build([PAIR], scripted((2, 9), (2, 9), (9, 2), "no box"), options)
     assert made.summary() == {"comparison/kept": 1, "hinted/no_scores": 1, "non_hinted/kept": 3}
 
 
 @pytest.mark.parametrize("samples, hinted", [(0, 1), (3, 0)])
-def test_either_kind_of_sample_can_be_left_out(samples, hinted):
+def test_either_kind_of_sample_can_be_switched_off(samples, hinted):
     options = RftOptions(template="compact", samples=samples, hinted=hinted)
     made = build([PAIR], scripted(*[(9, 2), (2, 9), (2, 9)][: samples + hinted]), options)
     assert {e.kind for e in made.examples} <= {"hinted" if hinted else "non_hinted"}
 
 
-def test_without_samples_of_either_kind_there_are_no_critiques(tmp_path):
+def test_set_without_samples_has_only_general_instructions(tmp_path):
     assert not build([PAIR], scripted(), RftOptions(template="compact", samples=0, hinted=0)).trials
     from experiments.spct_tiny import get_config
     from grm_jax.training import rft
@@ -132,7 +132,7 @@ def test_without_samples_of_either_kind_there_are_no_critiques(tmp_path):
         rft.prepare(config, tok, None, tmp_path / "b")
 
 
-def test_trials_remember_right_and_wrong_for_the_meta_reward_model():
+def test_trials_have_correctness_and_outcome():
     made = build([PAIR], scripted((2, 9), (2, 9), (2, 9), (9, 2)), COMPACT)
     assert [(t.right, t.outcome, t.hinted) for t in made.trials] == [
         (True, "too_easy", False)
@@ -144,12 +144,12 @@ def test_trials_remember_right_and_wrong_for_the_meta_reward_model():
 # ---------------------------------------------------------------- prompts
 
 
-def test_the_hint_is_asked_with_but_not_stored():
+def test_hint_is_in_the_request_but_not_stored():
     seen = []
 
-    def sample(wanted):
-        seen.extend(wanted)
-        return rft_samplers.teacher(1.0, 0.0)(wanted)
+    def sample(requests):
+        seen.extend(requests)
+        return rft_samplers.teacher(1.0, 0.0)(requests)
 
     items = [c for c in world.make_items("train", 0, 60) if c.n in (1, 3)]
     made = build(items, sample, COMPACT)
@@ -167,7 +167,7 @@ def test_the_hint_is_asked_with_but_not_stored():
     assert not any("Hint" in m["content"] for e in made.examples for m in e.messages)
 
 
-def test_the_stored_prompt_shows_the_order_that_the_text_is_about():
+def test_stored_prompt_has_the_order_of_its_text():
     many = [c for c in world.make_items("train", 0, 80) if c.n >= 3]
     made = build(many, rft_samplers.teacher(0.7, 0.0), COMPACT)
     by_text = {(t.comparison.id, t.text): t for t in made.trials}
@@ -178,22 +178,22 @@ def test_the_stored_prompt_shows_the_order_that_the_text_is_about():
     assert len({t.order for t in made.trials if t.comparison is many[0]}) > 1
 
 
-def test_strength_goes_into_the_hint():
+def test_hint_has_the_strength_of_the_preference():
     c = Comparison("q", ("x", "y"), label=0, id="s", meta={"strength": 3})
     assert rft_data.hint_of(c, (1, 0)) == "the best response is Response 2; it is much better."
 
 
-def test_one_response_gets_the_binary_template():
+def test_single_response_gets_the_binary_template():
     c = Comparison("q", ("x",), label=(1.0,), id="one", reference="x")
     assert rft_data.training_template("grm", c) == "grm/single_binary"
-    # The reference is the truth: it is never shown in training.
+    # The reference is never shown in training.
     assert "Reference" not in rft_data.requests_for(c, COMPACT)[0].messages[0]["content"]
 
 
-# ---------------------------------------------------------------- sources of samples
+# ---------------------------------------------------------------- samplers
 
 
-def test_the_teacher_is_reproducible_and_its_rates_arrive():
+def test_teacher_is_reproducible_at_its_rates():
     items = world.make_items("train", 0, 400)
     a = build(items, rft_samplers.teacher(0.6, 0.3), COMPACT)
     b = build(items, rft_samplers.teacher(0.6, 0.3), RftOptions(template="compact", chunk=7))
@@ -224,7 +224,7 @@ def test_trials_of_an_earlier_version_are_read(tmp_path):
 
 
 class FakeServer(http.server.BaseHTTPRequestHandler):
-    """Fails the first request with 503, then answers; "bad" in the model's name, or in a prompt, answers 400."""
+    """Answers 503 to the first request, and 400 to "bad" in the model's name or in a prompt."""
 
     calls: list = []
 
@@ -254,7 +254,7 @@ def server():
         httpd.shutdown()
 
 
-def test_an_endpoint_is_asked_again_after_a_passing_failure(server, monkeypatch):
+def test_endpoint_retries_after_a_temporary_failure(server, monkeypatch):
     monkeypatch.setenv("SOME_KEY", "secret")
     sample = rft_samplers.endpoint(
         rft_samplers.Endpoint(server, "m", 50, 0.7, key_variable="SOME_KEY", parallel=1, pause=0.0)
@@ -271,7 +271,7 @@ def test_an_endpoint_is_asked_again_after_a_passing_failure(server, monkeypatch)
     )
 
 
-def test_an_endpoint_that_keeps_failing_stops_the_run(server):
+def test_endpoint_that_keeps_failing_stops_the_run(server):
     sample = rft_samplers.endpoint(rft_samplers.Endpoint(server, "bad", 50, parallel=2, pause=0.0))
     with pytest.raises(RuntimeError, match=r"4 of 4 requests failed.*answered 400"):
         sample(rft_data.requests_for(PAIR, COMPACT))
@@ -281,32 +281,34 @@ def test_an_endpoint_that_keeps_failing_stops_the_run(server):
     assert sample(rft_data.requests_for(PAIR, COMPACT)) == [None] * 4
 
 
-def test_a_request_that_fails_for_good_does_not_bar_the_way(server, tmp_path, caplog):
-    """One prompt that the endpoint refuses: built, built again from the journal, and from a journal that does not know of it."""
+def test_request_that_failed_for_good_is_stored_and_not_repeated(server, tmp_path, caplog):
+    """The endpoint refuses one prompt: built, rebuilt from the store, and without its record."""
     options = RftOptions(template="compact", samples=1, hinted=0, chunk=40)
     items = [
         Comparison("a bad word" if i == 7 else f"question {i}", ("x", "y"), label=1, id=str(i))
         for i in range(40)
     ]
-    FakeServer.calls = [None]  # the first request need not fail
+    FakeServer.calls = [None]  # so that the first request does not fail
     made = []
     for _ in range(2):
-        asked = rft_samplers.endpoint(rft_samplers.Endpoint(server, "m", 50, parallel=4, pause=0.0))
+        sample = rft_samplers.endpoint(
+            rft_samplers.Endpoint(server, "m", 50, parallel=4, pause=0.0)
+        )
         with rft_samplers.open_replies(tmp_path / "j") as store:
-            made.append(build(items, rft_samplers.stored(asked, store), options))
+            made.append(build(items, rft_samplers.stored(sample, store), options))
     assert made[0].summary() == made[1].summary() and made[0].outcomes["non_hinted/failed"] == 1
     assert len(FakeServer.calls) == 1 + 40
     (part,) = (tmp_path / "j").glob("*.jsonl")
     part.write_text(
         "".join(line + "\n" for line in part.read_text().splitlines() if '"text": null' not in line)
     )
-    asked = rft_samplers.endpoint(rft_samplers.Endpoint(server, "m", 50, pause=0.0))
+    sample = rft_samplers.endpoint(rft_samplers.Endpoint(server, "m", 50, pause=0.0))
     with rft_samplers.open_replies(tmp_path / "j") as store:
-        build(items, rft_samplers.stored(asked, store), options)
+        build(items, rft_samplers.stored(sample, store), options)
     assert len(FakeServer.calls) == 1 + 40 + 1
 
 
-def test_replies_of_a_call_that_failed_too_often_are_kept(server, tmp_path):
+def test_replies_of_a_call_with_too_many_failures_are_kept(server, tmp_path):
     items = [
         Comparison("a bad word" if i % 2 else f"question {i}", ("x", "y"), label=1, id=str(i))
         for i in range(8)
@@ -326,15 +328,15 @@ def test_replies_of_a_call_that_failed_too_often_are_kept(server, tmp_path):
         assert len(FakeServer.calls) == 1 + calls
 
 
-def test_a_journal_remembers_replies_across_interruptions(tmp_path):
-    items, asked, path = world.make_items("train", 0, 6), [], tmp_path / "j" / "replies"
+def test_stored_replies_are_not_sampled_again(tmp_path):
+    items, calls, path = world.make_items("train", 0, 6), [], tmp_path / "j" / "replies"
 
     def counting(fail=()):
         inner = rft_samplers.teacher(0.7)
 
-        def sample(wanted):
-            asked.append(len(wanted))
-            return [None if i in fail else reply for i, reply in enumerate(inner(wanted))]
+        def sample(requests):
+            calls.append(len(requests))
+            return [None if i in fail else reply for i, reply in enumerate(inner(requests))]
 
         return sample
 
@@ -344,9 +346,9 @@ def test_a_journal_remembers_replies_across_interruptions(tmp_path):
 
     whole = build(items, rft_samplers.teacher(0.7), COMPACT)
     build_stored(items[:4], counting(fail=(1,)))
-    (path / "000001.jsonl.partial").write_text('{"key": "cut o')  # as a kill leaves it
+    (path / "000001.jsonl.partial").write_text('{"key": "cut o')  # left by a kill
     resumed = build_stored(items, counting())
-    assert asked == [16, 8]  # what failed for good is not asked again either
+    assert calls == [16, 8]  # a request that failed for good is not repeated either
     failing = rft_samplers.teacher(0.7)
     want = build(
         items, lambda w: [None if i == 1 else r for i, r in enumerate(failing(w))], COMPACT
@@ -354,15 +356,15 @@ def test_a_journal_remembers_replies_across_interruptions(tmp_path):
     assert (
         resumed.examples == want.examples and resumed.summary() == want.summary() != whole.summary()
     )
-    # Another prompt is another question: nothing is reused.
+    # Other orders give other prompts: few replies are reused.
     build_stored(items, counting(), RftOptions(template="compact", seed=9))
-    assert asked[-1] > 12
-    # Nor is it where the policy is another.
+    assert calls[-1] > 12
+    # Another policy: none is reused.
     build_stored(items, counting(), salt="another policy")
-    assert asked[-1] == 24
+    assert calls[-1] == 24
 
 
-def test_what_is_not_too_easy_remains_for_rl(tmp_path, caplog):
+def test_easy_comparisons_are_dropped_for_rl(tmp_path, caplog):
     other = Comparison("q2", ("x", "y"), label=0, id="other")
     made = build(
         [PAIR, other],
@@ -392,7 +394,7 @@ def test_what_is_not_too_easy_remains_for_rl(tmp_path, caplog):
         sources.judging(spct_tiny.get_config(), without=easy)
 
 
-def test_samples_from_a_file_bring_their_own_order(tmp_path):
+def test_samples_of_a_file_have_their_own_order(tmp_path):
     path = tmp_path / "samples.jsonl"
     rows = [
         {"id": "pair", "text": r"\boxed{9, 2}", "order": [1, 0]},
@@ -411,9 +413,9 @@ def test_samples_from_a_file_bring_their_own_order(tmp_path):
         rft_samplers.file(path)
 
 
-def test_a_model_is_asked_for_different_samples_of_one_prompt():
+def test_model_samples_differ_for_one_prompt():
     tok = tokenizer.load(vocabulary.vocabulary_path())
-    asked = []
+    seen = []
 
     class Row:
         def __init__(self, request, tokens, finish="stop"):
@@ -426,7 +428,7 @@ def test_a_model_is_asked_for_different_samples_of_one_prompt():
             )
 
     def runner(requests):
-        asked.extend(requests)
+        seen.extend(requests)
         stop = tok.id_of("<end_of_turn>")
         for i in reversed(range(len(requests))):
             yield Row(i, [*tok.encode(f"text {i} \\boxed{{1}}"), stop])
@@ -434,14 +436,14 @@ def test_a_model_is_asked_for_different_samples_of_one_prompt():
     c = Comparison("q", ("x",), label=(1.0,), id="one")
     made = build([c], rft_samplers.model(runner, tok, max_new_tokens=9, seed=4), COMPACT)
     assert [t.text for t in made.trials] == [f"text {i} \\boxed{{1}}" for i in range(4)]
-    assert len({(r.seed, r.item) for r in asked}) == 4
-    assert all(r.k == 1 and r.max_new_tokens == 9 and r.stop == tok.stop_ids for r in asked)
+    assert len({(r.seed, r.item) for r in seen}) == 4
+    assert all(r.k == 1 and r.max_new_tokens == 9 and r.stop == tok.stop_ids for r in seen)
 
 
 # ---------------------------------------------------------------- mixing and files
 
 
-def test_mixing_keeps_everything_and_depends_on_the_seed():
+def test_mix_keeps_all_examples_and_depends_on_the_seed():
     judging = [Example(({"role": "user", "content": "j"},), str(i), "hinted") for i in range(20)]
     general = [Example(({"role": "user", "content": "g"},), str(i)) for i in range(30)]
     mixed = rft_data.mix(judging, general, seed=1)
@@ -450,7 +452,7 @@ def test_mixing_keeps_everything_and_depends_on_the_seed():
     assert rft_data.mix(judging, []) and rft_data.mix([], general)
 
 
-def test_a_set_is_saved_whole(tmp_path):
+def test_set_is_saved_whole(tmp_path):
     made = build(world.make_items("train", 0, 20), rft_samplers.teacher(), COMPACT)
     made.save(tmp_path / "rft")
     assert list(read_examples(tmp_path / "rft" / "examples.jsonl")) == made.examples
@@ -458,42 +460,42 @@ def test_a_set_is_saved_whole(tmp_path):
     assert len((tmp_path / "rft" / "trials.jsonl").read_text().splitlines()) == len(made.trials)
 
 
-def test_texts_with_any_sign_for_a_new_line_come_back(tmp_path):
+def test_texts_with_any_line_separator_round_trip(tmp_path):
     text = "a\u2028b\u2029c\u0085d\x0be\x1cf\r\ng"
     pair = Comparison(f"q{text}", (f"x{text}", "y"), label=1, id="pair")
-    made = build([pair], lambda wanted: [CritiqueReply(f"{text}\\boxed{{2, 9}}")] * 4, COMPACT)
+    made = build([pair], lambda requests: [CritiqueReply(f"{text}\\boxed{{2, 9}}")] * 4, COMPACT)
     made.save(tmp_path)
     assert rft_data.read_trials(tmp_path / "trials.jsonl") == made.trials
-    asked = []
+    calls = []
 
-    def sample(wanted):
-        asked.append(len(wanted))
-        return [CritiqueReply(text)] * len(wanted)
+    def sample(requests):
+        calls.append(len(requests))
+        return [CritiqueReply(text)] * len(requests)
 
     for _ in range(2):
         with rft_samplers.open_replies(tmp_path / "j") as store:
             build([pair], rft_samplers.stored(sample, store), COMPACT)
-    assert asked == [4]
+    assert calls == [4]
 
 
-def test_an_interrupted_build_does_not_ask_again(tmp_path, monkeypatch):
-    """The RFT stage keeps what a model or an endpoint sampled: hours of it, at full size."""
+def test_interrupted_build_does_not_sample_again(tmp_path, monkeypatch):
+    """The RFT stage stores the replies of a model or an endpoint, which take hours."""
     from experiments.spct_tiny import get_config
     from grm_jax.training import rft
 
     config = get_config()
     config.rft.update(comparisons=300, sampler="endpoint")
     config.data.general_items = 0
-    asked = []
+    calls = []
 
-    def failing(calls):
+    def failing(limit):
         inner = rft_samplers.teacher(0.7)
 
-        def sample(wanted):
-            if len(asked) == calls:
+        def sample(requests):
+            if len(calls) == limit:
                 raise RuntimeError("the endpoint went away")
-            asked.append(len(wanted))
-            return inner(wanted)
+            calls.append(len(requests))
+            return inner(requests)
 
         return sample
 
@@ -503,4 +505,4 @@ def test_an_interrupted_build_does_not_ask_again(tmp_path, monkeypatch):
         rft.prepare(config, tok, None, tmp_path)
     monkeypatch.setattr(rft, "make_sampler", lambda *_: failing(9))
     rft.prepare(config, tok, None, tmp_path)
-    assert asked == [256 * 4, 44 * 4]
+    assert calls == [256 * 4, 44 * 4]
