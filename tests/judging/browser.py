@@ -1,4 +1,4 @@
-"""A headless Chromium through chromedriver's HTTP protocol, with the standard library alone."""
+"""A headless Chromium over chromedriver's HTTP protocol, with the standard library alone."""
 
 import base64
 import json

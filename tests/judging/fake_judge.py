@@ -1,4 +1,4 @@
-"""A judge whose critiques are written by a function: the real tokenizer, templates, parser and votes around no model at all."""
+"""A judge whose critiques come from a function: real tokenizer, templates, parser and votes."""
 
 import re
 
@@ -13,13 +13,15 @@ RESPONSE = re.compile(r"\[Response (\d+)\]\n(.*?)\n\[/Response \1\]", re.DOTALL)
 
 
 def well_formed(scores, analysis="One is better than the other.") -> str:
+    """Returns the text of a critique that parses."""
     return (
-        "### Principles\n1. Accuracy (60%): the facts are right\n2. Clarity (40%): easy to follow\n\n"
+        "### Principles\n1. Accuracy (60%): the facts are right\n"
+        "2. Clarity (40%): easy to follow\n\n"
         f"### Analysis\n{analysis}\n\n### Scores\n\\boxed{{{', '.join(map(str, scores))}}}"
     )
 
 
-def words() -> tokenizers.Tokenizer:
+def world_tokenizer() -> tokenizers.Tokenizer:
     return tokenizers.load(vocabulary_path())
 
 
@@ -28,34 +30,37 @@ def completion(request, sample, ids, finish="stop", error=None) -> Completion:
     return Completion(request, sample, np.array(ids, np.int32), nothing, nothing, finish, error)
 
 
-def fake_sampler(tokenizer, write, seen=None, finish="stop"):
-    """Rows whose text is write(responses in prompt order, key), key = (item, sample, seed). seen: collects the prompts."""
+def fake_sampler(tokenizer, write, prompts=None, finish="stop"):
+    """Samples write(responses in prompt order, key), key = (item, sample, seed).
 
-    def run(requests):
+    prompts: a list to which the prompts are appended.
+    """
+
+    def sample(requests):
         for index, request in enumerate(requests):
             prompt = tokenizer.decode(request.prompt)
-            if seen is not None:
-                seen.append(prompt)
+            if prompts is not None:
+                prompts.append(prompt)
             responses = [text for _, text in RESPONSE.findall(prompt)]
-            for sample in range(request.k):
-                text = write(responses, (request.item, sample, request.seed))
+            for number in range(request.k):
+                text = write(responses, (request.item, number, request.seed))
                 ids = tokenizer.encode(text) + [tokenizer.eos_id] * (finish == "stop")
-                yield completion(index, sample, ids, finish)
+                yield completion(index, number, ids, finish)
 
-    return run
+    return sample
 
 
 def fake_judge(write, **options) -> Judge:
-    """A Judge around `write`; options: those of Judge, and seen and finish of the sampler."""
-    tokenizer = options.pop("tokenizer", None) or words()
+    """A Judge around `write`. options: those of Judge, and prompts and finish of the sampler."""
+    tokenizer = options.pop("tokenizer", None) or world_tokenizer()
     sampler = fake_sampler(
-        tokenizer, write, options.pop("seen", None), options.pop("finish", "stop")
+        tokenizer, write, options.pop("prompts", None), options.pop("finish", "stop")
     )
     return Judge(tokenizer, sampler, **{"template": "compact", **options})
 
 
 def by_length(responses, key) -> str:
-    """A judge that likes long responses, with a little noise from the row's key."""
+    """A judge that prefers long responses, with a little noise from the sample's key."""
     noise = hash(key) % 2
     return well_formed([min(10, max(1, len(text) % 9 + 1 + noise)) for text in responses])
 

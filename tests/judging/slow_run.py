@@ -1,4 +1,4 @@
-"""A run of `judge_file` that takes its time, for tests that kill it: python slow_run.py IN OUT SECONDS_PER_ROW."""
+"""A slow run of `judge_file`, for tests that kill it: python slow_run.py IN OUT SECONDS_PER_ROW."""
 
 import sys
 import time
@@ -14,14 +14,14 @@ def main(source, output, pause):
         time.sleep(float(pause) / 2)
         return fake_judge.well_formed([(key[0] >> i) % 10 + 1 for i in range(len(responses))])
 
-    outcome = judge_file(
+    result = judge_file(
         fake_judge.fake_judge(write),
         source,
         output,
         Options(k=2),
         RunConfig(existing="resume", chunk=64, progress=False),
     )
-    return 1 if outcome.errors else 0
+    return 1 if result.errors else 0
 
 
 if __name__ == "__main__":

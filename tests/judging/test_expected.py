@@ -1,4 +1,4 @@
-"""Expected scores against brute force: every score written out, every token's probability from a full forward pass."""
+"""Expected scores against brute force over all scores, with full forward passes."""
 
 import dataclasses
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from fake_judge import fake_judge, well_formed, words
+from fake_judge import fake_judge, well_formed, world_tokenizer
 from flax import nnx
 
 from grm_jax.judging.expected import ExpectedScores, model_log_probs, positions_program
@@ -22,7 +22,7 @@ PROMPT = "Judge these."
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return words()
+    return world_tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def model(tokenizer):
         vocab_size=tokenizer.vocab_size, max_length=512, final_cap=None
     )
     model = build_model(cfg, nnx.Rngs(0))
-    # A sharper random model: its probabilities differ from place to place by more than rounding.
+    # Sharper, so that probabilities differ between positions by more than rounding.
     model.embedder.table_VxD[...] = model.embedder.table_VxD[...] * 4
     return model
 
@@ -42,7 +42,7 @@ def log_probs(model):
 
 
 def by_brute_force(model, tokenizer, prompt, ids, place, lead, values):
-    """P of each value at one place: the product of its tokens' probabilities, 1 alone without what continues to 10."""
+    """Returns P of each value at one position: the product of its tokens; P(1) without P(10)."""
     forward = nnx.jit(lambda model, tokens: jax.nn.log_softmax(model(tokens)))
     before = prompt + ids[:place]
 
@@ -65,20 +65,17 @@ def test_equal_to_brute_force(model, log_probs, tokenizer, scores):
     critique, template = parse(text, 2), templates.load("compact")
     exact = ExpectedScores(log_probs, tokenizer, negligible=0)
     places = exact.locate(ids, text, critique, template)
-    assert [lead for _, lead in places] == [
-        "",
-        " ",
-    ]  # "{7" and ", 4" are cut differently by this vocabulary
-    wanted = []
+    assert [lead for _, lead in places] == ["", " "]  # this vocabulary splits "{7" and ", 4"
+    expectations = []
     for place, lead in places:
         masses = by_brute_force(model, tokenizer, prompt, ids, place, lead, range(1, 11))
-        wanted.append(sum(value * p for value, p in masses.items()))
-    found = exact(prompt, ids, text, critique, template)
-    np.testing.assert_allclose(found, wanted, rtol=2e-4)
+        expectations.append(sum(value * p for value, p in masses.items()))
+    scored = exact(prompt, ids, text, critique, template)
+    np.testing.assert_allclose(scored, expectations, rtol=2e-4)
     rough = ExpectedScores(log_probs, tokenizer, negligible=1e-2)(
         prompt, ids, text, critique, template
     )
-    assert all(abs(a - b) <= 9e-2 for a, b in zip(rough, found))
+    assert all(abs(a - b) <= 9e-2 for a, b in zip(rough, scored))
 
 
 def test_binary_and_choice(model, log_probs, tokenizer):
@@ -104,12 +101,12 @@ def test_binary_and_choice(model, log_probs, tokenizer):
 @pytest.mark.parametrize(
     "text", ["### Scores\n\\boxed{7.5, 4}", "no box", "### Scores\n\\boxed{07, 4}"]
 )
-def test_none_where_scores_are_no_whole_numbers(log_probs, tokenizer, text):
+def test_none_if_a_score_is_not_a_whole_number(log_probs, tokenizer, text):
     critique = dataclasses.replace(parse(text, 2), order=(0, 1))
-    found = ExpectedScores(log_probs, tokenizer)(
-        [2], tokenizer.encode(text), text, critique, templates.load("compact")
-    )
-    assert found is None or text.endswith("{07, 4}")
+    expected = ExpectedScores(log_probs, tokenizer)
+    ids, template = tokenizer.encode(text), templates.load("compact")
+    scores = expected([2], ids, text, critique, template)
+    assert scores is None or text.endswith("{07, 4}")
 
 
 def test_a_judge_breaks_ties_by_expected_scores(log_probs, tokenizer):
@@ -130,7 +127,7 @@ def test_a_judge_breaks_ties_by_expected_scores(log_probs, tokenizer):
         fake_judge(lambda *_: "", tokenizer=tokenizer)([Comparison("q", ("a", "b"))], expected=True)
 
 
-def test_places_in_gemmas_own_tokens():
+def test_score_tokens_of_gemmas_own_tokenizer():
     root = Path(os.environ.get("GRM_TOKENIZERS", "/nowhere"))
     if not (root / "gemma3" / "tokenizer.model").is_file():
         pytest.skip("set GRM_TOKENIZERS to a folder with gemma3/tokenizer.model")
@@ -150,19 +147,19 @@ def test_places_in_gemmas_own_tokens():
         )
 
 
-def test_a_comparison_without_expected_scores_does_not_end_the_run(log_probs, tokenizer):
+def test_a_comparison_without_expected_scores_fails_alone(log_probs, tokenizer):
     judge = fake_judge(
         lambda responses, key: well_formed([7.5 if "half" in responses else 7, 4]),
         tokenizer=tokenizer,
         expected=ExpectedScores(log_probs, tokenizer),
     )
     pairs = [Comparison("q", ("half", "b")), Comparison("q", ("a", "b"))]
-    found = dict(judge.stream(pairs, Options(k=1, vote="expected")))
-    assert "whole numbers" in found[0].reason and len(found[1].scores) == 2
+    results = dict(judge.stream(pairs, Options(k=1, vote="expected")))
+    assert "whole numbers" in results[0].reason and len(results[1].scores) == 2
 
 
-def test_every_host_of_a_mesh_has_all_of_the_log_probs(model):
-    """On several hosts each reads what the program returns, so no part of it may be elsewhere."""
+def test_log_probs_are_replicated_over_the_mesh(model):
+    """Every host reads the result of the program."""
     mesh = make_mesh(2, 2, 2)
     tokens, positions = np.full((1, 64), 7, np.int32), np.arange(4, dtype=np.int32)
     with jax.set_mesh(mesh):
@@ -170,8 +167,8 @@ def test_every_host_of_a_mesh_has_all_of_the_log_probs(model):
         nnx.update(
             placed, jax.device_put(nnx.state(model), state_shardings(nnx.state(placed), mesh))
         )
-        rows = positions_program(mesh)(placed, tokens, np.ones_like(tokens), positions)
-    assert rows.sharding.is_fully_replicated and len(rows.sharding.device_set) == 8
+        logps = positions_program(mesh)(placed, tokens, np.ones_like(tokens), positions)
+    assert logps.sharding.is_fully_replicated and len(logps.sharding.device_set) == 8
     ids = tokens[0, :4].tolist()
-    found = model_log_probs(placed, mesh)(ids, [1, 3])
-    np.testing.assert_allclose(found, model_log_probs(model)(ids, [1, 3]), atol=1e-4)
+    logps = model_log_probs(placed, mesh)(ids, [1, 3])
+    np.testing.assert_allclose(logps, model_log_probs(model)(ids, [1, 3]), atol=1e-4)

@@ -1,7 +1,8 @@
-"""A judge from folders as they are published: weights, a chat template of their own, a sequence classifier as meta model.
+"""A judge from published folders: weights, their own chat template, a meta reward model.
 
-The folders are toys of the layout of DeepSeek-GRM-27B (Gemma2ForCausalLM, tokenizer.json with "<｜User｜>" turns) and of its
-meta reward model (Gemma2ForSequenceClassification); the prompt template is somebody else's file.
+The folders are toys in the layout of DeepSeek-GRM-27B (Gemma2ForCausalLM, tokenizer.json with
+"<｜User｜>" turns) and of its meta reward model (Gemma2ForSequenceClassification). The prompt
+template is a user's file.
 """
 
 import json
@@ -21,9 +22,11 @@ from grm_jax.models import build_model, get_config
 from grm_jax.sharding import make_mesh
 
 TURNS = (
-    "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}{{ bos_token }}"
-    "{% for message in messages %}{% if message['role'] == 'user' %}{{ '<｜User｜>' + message['content'] }}"
-    "{% else %}{{ '<｜Assistant｜>' + message['content'] + '<｜end▁of▁sentence｜>' }}{% endif %}{% endfor %}"
+    "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}"
+    "{% endif %}{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ '<｜User｜>' + message['content'] }}"
+    "{% else %}{{ '<｜Assistant｜>' + message['content'] + '<｜end▁of▁sentence｜>' }}"
+    "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<｜Assistant｜>' }}{% endif %}"
 )
 WORDING = """{% set low = 1 %}{% set high = 10 %}Score the answers from 1 to 10 and box the numbers.
@@ -44,7 +47,7 @@ COMPARISONS = [
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """(judge folder, meta folder, template file)"""
+    """Returns (judge folder, meta folder, template file)."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     root = tmp_path_factory.mktemp("published")
@@ -82,19 +85,19 @@ def judge(folders):
 
 def test_another_mesh_and_another_batch_give_the_same_verdicts(judge, folders):
     path, meta, template = folders
-    kind = {"meta_rm": meta, "template": template, "dtype": "float32"}
-    other = Judge.load(path, mesh=make_mesh(1, 2, 4), prompt_slots=1, rows=2, **kind)
-    ask = {"k": 3, "max_new_tokens": 5, "temperature": 1.0}
+    options = {"meta_rm": meta, "template": template, "dtype": "float32"}
+    other = Judge.load(path, mesh=make_mesh(1, 2, 4), prompt_slots=1, rows=2, **options)
+    settings = {"k": 3, "max_new_tokens": 5, "temperature": 1.0}
     for one, two in zip(
-        judge(COMPARISONS, **ask), other(COMPARISONS[::-1], **ask)[::-1], strict=True
+        judge(COMPARISONS, **settings), other(COMPARISONS[::-1], **settings)[::-1], strict=True
     ):
         assert [c.text for c in one.critiques] == [c.text for c in two.critiques]
         assert (one.scores, one.best) == (two.scores, two.best)
 
 
-def test_published_folders_judge_as_they_are(judge):
+def test_published_folders_load_and_judge(judge):
     verdicts = judge(COMPARISONS, k=2, max_new_tokens=5)
-    # Random weights write no scores: what is shown is that prompt, sampler, decoding and parser fit together.
+    # Random weights write no scores: this tests that prompt, sampler, decoding and parser fit.
     assert [verdict.unparsed for verdict in verdicts] == [2, 2]
     assert all(
         critique.tokens <= 5 and critique.finish in ("stop", "length")
@@ -105,16 +108,18 @@ def test_published_folders_judge_as_they_are(judge):
     assert judge([COMPARISONS[1]], k=2, max_new_tokens=5) == [verdicts[1]]
 
 
-def test_their_wording_and_turns_reach_the_model(judge):
-    seen = []
-    judge = Judge(judge.tokenizer, fake_sampler(judge.tokenizer, lambda *_: "", seen), judge.family)
+def test_the_users_template_and_the_models_turns_are_in_the_prompt(judge):
+    prompts = []
+    judge = Judge(
+        judge.tokenizer, fake_sampler(judge.tokenizer, lambda *_: "", prompts), judge.family
+    )
     judge(COMPARISONS, k=2)
     ids = judge.tokenizer.encode_chat([{"role": "user", "content": "x"}])
     assert (
         judge.tokenizer.decode(ids, skip_controls=False)
         == "<｜begin▁of▁sentence｜><｜User｜>x<｜Assistant｜>"
     )
-    prompt = next(text for text in seen if "Add 1 and 2." in text)
+    prompt = next(text for text in prompts if "Add 1 and 2." in text)
     assert prompt.startswith("Score the answers from 1 to 10")
     assert (
         prompt.count("[The End of Response 1]") == 1
@@ -122,7 +127,7 @@ def test_their_wording_and_turns_reach_the_model(judge):
     )
 
 
-def test_their_meta_model_guides_the_vote(judge):
+def test_the_meta_model_guides_the_vote(judge):
     texts = {}
 
     def write(responses, key):
@@ -155,21 +160,21 @@ def test_meta_scores_do_not_depend_on_the_batch(judge):
     np.testing.assert_allclose(together, alone, atol=2e-5)
     assert (
         abs(meta([many[0]])[0] - meta([(COMPARISONS[1], (1, 0), many[0][2])])[0]) > 1e-4
-    )  # the order is seen
+    )  # the score depends on the order
 
 
-def test_a_meta_model_says_what_it_reads_and_what_its_score_is(folders, tmp_path):
+def test_meta_rm_json_sets_template_and_likelihood(folders, tmp_path):
     meta = tmp_path / "meta"
     shutil.copytree(folders[1], meta)
     assert MetaRMMetadata.load(meta) == MetaRMMetadata(template=None, likelihood=0.0)
     plain = loading.load_meta_rm(meta, dtype="float32", family="compact")
     assert (plain.template, plain.likelihood) == ("compact/meta_rm", 0.0)
     MetaRMMetadata("compact", 5.0).save(meta)
-    noted = Judge.load(folders[0], meta_rm=meta, template=folders[2], dtype="float32").meta_rm
-    assert (noted.template, noted.likelihood) == ("compact", 5.0)
-    assert noted.name != plain.name  # verdicts of the one are not those of the other
-    one = [(COMPARISONS[1], (0, 1), "text")]
-    assert noted(one) != plain(one)
+    loaded = Judge.load(folders[0], meta_rm=meta, template=folders[2], dtype="float32").meta_rm
+    assert (loaded.template, loaded.likelihood) == ("compact", 5.0)
+    assert loaded.name != plain.name  # the name tells their verdicts apart
+    critiques = [(COMPARISONS[1], (0, 1), "text")]
+    assert loaded(critiques) != plain(critiques)
     (meta / "meta_rm.json").write_text('{"likelihood": "much"}')
     with pytest.raises(ValueError, match="meta_rm.json should hold"):
         loading.load_meta_rm(meta)
@@ -215,7 +220,7 @@ def test_command_line_from_folders(folders, tmp_path, capsys):
     assert "nothing" not in capsys.readouterr().err
 
 
-def test_fingerprints_follow_what_is_in_the_folder(folders, tmp_path):
+def test_fingerprints_depend_on_the_folders_content(folders, tmp_path):
     first = loading.model_name(folders[0])
     assert first == loading.model_name(str(folders[0])) and first.startswith("judge@")
     (tmp_path / "config.json").write_text("{}")
@@ -229,7 +234,7 @@ def test_a_tokenizer_of_another_model_is_refused(folders, tmp_path):
         Judge.load(folders[0], tokenizer=vocabulary_path(), dtype="float32")
 
 
-def test_a_judge_says_how_it_was_trained_to_be_asked(tmp_path):
+def test_judge_json_sets_template_and_length(tmp_path):
     import argparse
 
     model = build_model(get_config("tiny_gemma2", vocab_size=SIZE, max_length=256), nnx.Rngs(0))
@@ -243,7 +248,7 @@ def test_a_judge_says_how_it_was_trained_to_be_asked(tmp_path):
     assert Judge.load(tmp_path, template="grm").family == "grm"
     args = argparse.Namespace(model=str(tmp_path), template=None, max_new_tokens=7)
     arguments.fill_unset(args)
-    assert (args.template, args.max_new_tokens) == ("compact", 7)  # what is said stands
+    assert (args.template, args.max_new_tokens) == ("compact", 7)  # a set flag is kept
     (tmp_path / "judge.json").write_text("[1]")
     with pytest.raises(ValueError, match="judge.json should hold"):
         JudgeMetadata.load(tmp_path)

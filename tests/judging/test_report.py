@@ -1,8 +1,10 @@
-"""The report page: one file, nothing from outside, texts as texts; clicked through in a headless browser where there is one."""
+"""The report page: one self-contained file, texts stay texts; tested in a headless browser."""
 
 import json
 import random
 import re
+import shutil
+import subprocess
 
 import browser
 import pytest
@@ -13,12 +15,19 @@ from grm_jax.judging.codec import read_judged_rows
 from grm_jax.judging.options import Options
 from grm_jax.judging.run import RunConfig, judge_file
 
-ATTACK = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>\u2028<!-- @SCRIPT@ @DATA@"
+ATTACK = (
+    "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>\u2028"
+    "<!-- @SCRIPT@ @DATA@"
+)
 ROWS = [
-    {"query": f"Question {i} about {'eggs' if i % 2 else 'tea'}?", "responses": [f"answer {i} {ATTACK}", "another " * (i + 1), "third"][: 2 + i % 2],
-     "label": 1, "id": f"row-{i}"}
+    {
+        "query": f"Question {i} about {'eggs' if i % 2 else 'tea'}?",
+        "responses": [f"answer {i} {ATTACK}", "another " * (i + 1), "third"][: 2 + i % 2],
+        "label": 1,
+        "id": f"row-{i}",
+    }
     for i in range(70)
-]  # fmt: skip
+]
 ROWS[3]["query"] = [
     {"role": "user", "content": "Hello"},
     {"role": "assistant", "content": "Hi"},
@@ -29,8 +38,8 @@ ROWS[3]["query"] = [
 class Meta:
     name = "meta@1"
 
-    def __call__(self, judged):
-        return [random.Random(str((order, text))).gauss(0, 1) for _, order, text in judged]
+    def __call__(self, critiques):
+        return [random.Random(str((order, text))).gauss(0, 1) for _, order, text in critiques]
 
 
 def write(responses, key):
@@ -68,7 +77,7 @@ def page(judged):
     return judged / "report.html"
 
 
-def test_page_is_one_file_with_nothing_from_outside(page):
+def test_the_page_is_self_contained(page):
     text = page.read_text()
     assert not re.search(
         r"""(?:src|href)=["'](?!#|data:,)""",
@@ -84,23 +93,23 @@ def test_page_is_one_file_with_nothing_from_outside(page):
     assert "window.hacked" not in text.replace(data, "").replace("&lt;", "<").split("<style>")[1]
 
 
-def test_summary_of_the_file_by_hand(judged):
+def test_the_rates_by_hand(judged):
     rows = list(read_judged_rows(judged / "out.jsonl"))
-    found = summary.summarise(rows)
+    rates = summary.summarise(rows)
     critiques = [critique for row in rows for critique in row["critiques"]]
     right = [row for row in rows if not row["error"] and row["best"] == 1]
-    assert found["errors"] == 1 and found["comparisons"] == 70 and found["labelled"] == 70
-    assert found["accuracy"] == pytest.approx(len(right) / 70)
-    assert found["chance"] == pytest.approx((35 / 2 + 35 / 3) / 70)
-    assert found["parsed"] == pytest.approx(
+    assert rates["errors"] == 1 and rates["comparisons"] == 70 and rates["labelled"] == 70
+    assert rates["accuracy"] == pytest.approx(len(right) / 70)
+    assert rates["chance"] == pytest.approx((35 / 2 + 35 / 3) / 70)
+    assert rates["parsed"] == pytest.approx(
         sum(c["status"] == "ok" for c in critiques) / len(critiques)
     )
     curve = summary.accuracy_by_k(rows)
     assert [point["k"] for point in curve] == [1, 2, 3, 4, 5, 6]
-    assert curve[-1]["credit"] == pytest.approx(found["tie_credit"])
+    assert curve[-1]["credit"] == pytest.approx(rates["tie_credit"])
 
 
-def test_the_vote_as_k_grew_ends_in_the_verdict(judged):
+def test_the_vote_over_all_k_is_the_verdict(judged):
     for row in read_judged_rows(judged / "out.jsonl"):
         if not row["error"]:
             last = summary.votes_by_k(row)[-1]
@@ -120,8 +129,8 @@ def test_flips_and_first_wins_of_pure_position_bias(tmp_path):
         Options(k=6),
         RunConfig(progress=False),
     )
-    found = summary.summarise(read_judged_rows(tmp_path / "out.jsonl"))
-    assert (found["flips"], found["first_place"], found["ties"], found["tie_credit"]) == (
+    rates = summary.summarise(read_judged_rows(tmp_path / "out.jsonl"))
+    assert (rates["flips"], rates["first_place"], rates["ties"], rates["tie_credit"]) == (
         1,
         1,
         1,
@@ -137,9 +146,15 @@ def test_bad_input_is_refused(tmp_path, capsys):
     assert not (tmp_path / "r.html").exists()
 
 
-def test_an_empty_file_makes_a_page(tmp_path):
+def test_an_empty_file_gives_a_page(tmp_path):
     (tmp_path / "x.jsonl").write_text("")
     assert report.main([str(tmp_path / "x.jsonl"), "-o", str(tmp_path / "r.html")]) == 0
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="no node")
+@pytest.mark.parametrize("name", report.SCRIPTS)
+def test_the_scripts_are_valid_javascript(name):
+    subprocess.run(["node", "--check", str(report.PAGE / name)], check=True)
 
 
 # --- in a browser ---
@@ -174,9 +189,13 @@ def test_search_filter_and_sort(desktop):
     desktop.press("Escape", "/", *"eggs row-1")
     assert desktop.text("#count")[0] == "6 of 71 comparisons"  # row-1, 11, 13, ... 19
     desktop.run(
-        "const s = document.getElementById('search'); s.value = ''; s.dispatchEvent(new Event('input')); s.blur()"
+        "const s = document.getElementById('search');"
+        "s.value = ''; s.dispatchEvent(new Event('input')); s.blur()"
     )
-    choose = "const s = document.getElementById(arguments[0]); s.value = arguments[1]; s.dispatchEvent(new Event('change'))"
+    choose = (
+        "const s = document.getElementById(arguments[0]);"
+        "s.value = arguments[1]; s.dispatchEvent(new Event('change'))"
+    )
     desktop.run(choose, "filter", "error")
     assert desktop.text("#list .badge") == ["error"] and "not JSON" in desktop.text(".error")[0]
     desktop.run(choose, "filter", "tie")
@@ -214,7 +233,7 @@ def test_keyboard_alone(desktop):
 
 
 @needs_browser
-def test_a_comparison_shows_all_there_is(desktop):
+def test_a_comparison_shows_all_its_parts(desktop):
     desktop.click('[data-place="3"]')
     row = next(row for row in map(json.loads, open(desktop_rows(desktop))) if row["id"] == "row-3")
     assert desktop.text(".turn .who") == ["user", "assistant", "user"]
@@ -237,18 +256,25 @@ def desktop_rows(window):
     return window.run("return location.pathname").replace("report.html", "out.jsonl")
 
 
-# The lowest contrast ratio of any visible text, by the formula of WCAG 2, and where it is.
+# The lowest contrast ratio (WCAG 2) of any visible text, and its element.
 CONTRAST = """
 const rgb = (c) => c.match(/[0-9.]+/g).map(Number);
 const linear = (v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4);
-const light = (c) => { const [r, g, b] = rgb(c).map(linear); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+const light = (c) => {
+  const [r, g, b] = rgb(c).map(linear);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
 const behind = (e) => {
-  for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor; if (rgb(c)[3] !== 0) return c; }
+  for (; e; e = e.parentElement) {
+    const c = getComputedStyle(e).backgroundColor;
+    if (rgb(c)[3] !== 0) return c;
+  }
   return "rgb(255, 255, 255)";
 };
 let worst = [99, ""];
 for (const e of document.querySelectorAll("body *")) {
-  if (!e.offsetParent || ![...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim())) continue;
+  const hasText = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+  if (!e.offsetParent || !hasText) continue;
   const [a, b] = [light(getComputedStyle(e).color), light(behind(e))].sort((x, y) => y - x);
   const ratio = (a + 0.05) / (b + 0.05);
   if (ratio < worst[0]) worst = [ratio, e.className + " " + e.textContent.slice(0, 30)];
@@ -259,7 +285,7 @@ return worst;
 
 @needs_browser
 @pytest.mark.parametrize("width, dark", [(1280, False), (1280, True), (390, False), (390, True)])
-def test_fits_its_window_and_can_be_read(page, width, dark):
+def test_fits_the_window_with_enough_contrast(page, width, dark):
     with browser.Browser(width, 844, dark) as window:
         window.open(page)
         assert window.run("return document.documentElement.dataset.theme") == (

@@ -1,4 +1,4 @@
-"""Files: a killed run goes on without loss, bad rows become error rows, settings must agree, the command line."""
+"""Judging files: resumed runs, error rows, the identity of a run, and the command line."""
 
 import json
 import os
@@ -49,10 +49,10 @@ def judge_all(judge, source, output, existing="refuse", chunk=256, **options):
     return judge_file(judge, source, output, Options(**{"k": 2, **options}), config, **selection)
 
 
-def test_rows_carry_what_the_contract_names(tmp_path):
+def test_rows_have_the_documented_fields(tmp_path):
     source, output = write_rows(tmp_path / "in.jsonl", ROWS[:3]), tmp_path / "out.jsonl"
-    outcome = judge_all(fake_judge(first_wins, name="m@1"), source, output, seed=5)
-    assert (outcome.rows, outcome.errors, outcome.resumed) == (3, 0, 0)
+    result = judge_all(fake_judge(first_wins, name="m@1"), source, output, seed=5)
+    assert (result.rows, result.errors, result.resumed) == (3, 0, 0)
     row = loaded(output)[1]
     assert (row["id"], row["line"], row["n"], row["label"], row["tie"], row["best"]) == (
         "q1",
@@ -91,7 +91,7 @@ def test_rows_carry_what_the_contract_names(tmp_path):
     }
 
 
-def test_bad_rows_become_error_rows_and_the_rest_is_judged(tmp_path):
+def test_bad_rows_become_error_rows_and_the_others_are_judged(tmp_path):
     rows = [
         ROWS[0],
         {"query": "q", "responses": ["a"] * 40},
@@ -104,30 +104,22 @@ def test_bad_rows_become_error_rows_and_the_rest_is_judged(tmp_path):
         {1: b'{"query": "q", "resp\n', 2: b'{"query": "q", "responses": []}\n', 3: b"\xff\n"},
     )
     output = tmp_path / "out.jsonl"
-    outcome = judge_all(fake_judge(first_wins, context=8192), source, output)
-    assert (outcome.rows, outcome.errors) == (7, 5)
-    found = loaded(output)
-    assert [row["line"] for row in found] == list(range(1, 8))
-    assert [row["error"] is None for row in found] == [
-        True,
-        False,
-        False,
-        False,
-        False,
-        False,
-        True,
-    ]
-    reasons = [row["error"]["reason"] for row in found if row["error"]]
-    for reason, part in zip(
+    result = judge_all(fake_judge(first_wins, context=8192), source, output)
+    assert (result.rows, result.errors) == (7, 5)
+    rows = loaded(output)
+    assert [row["line"] for row in rows] == list(range(1, 8))
+    assert [row["error"] is None for row in rows] == [True, False, False, False, False, False, True]
+    reasons = [row["error"]["reason"] for row in rows if row["error"]]
+    for reason, expected in zip(
         reasons,
         ("not JSON", "at least one", "not UTF-8", "40", "do not fit the model's context of 8,192"),
     ):
-        assert part in reason
-    assert all(row["error"]["line"] == row["line"] for row in found if row["error"])
+        assert expected in reason
+    assert all(row["error"]["line"] == row["line"] for row in rows if row["error"])
 
 
 def test_killed_twenty_times_and_resumed_the_output_is_the_same(tmp_path):
-    """SIGKILL at random moments of a run over 200 rows and 3 bad ones; each time the run goes on where it was."""
+    """SIGKILL at random moments of a run over 200 rows and 3 bad ones; the run resumes."""
     source = write_rows(tmp_path / "in.jsonl", ROWS, BAD)
     whole, output = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])}
@@ -138,14 +130,14 @@ def test_killed_twenty_times_and_resumed_the_output_is_the_same(tmp_path):
         )
 
     assert run(whole, 0).wait() == 1
-    rng, kills, journal = random.Random(0), 0, tmp_path / "out.jsonl.part"
-    done_before = 0
+    rng, kills, store = random.Random(0), 0, tmp_path / "out.jsonl.part"
+    size = 0
     while kills < 20:
         process = run(output, 0.01)
-        # Random moments of the writing, not of the interpreter's start: wait for the first new row.
+        # Kill while rows are written, not while Python starts: wait for the first new row.
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
-            if journal.exists() and journal.stat().st_size > done_before:
+            if store.exists() and store.stat().st_size > size:
                 break
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.06))
@@ -153,7 +145,7 @@ def test_killed_twenty_times_and_resumed_the_output_is_the_same(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
         kills += 1
-        done_before = journal.stat().st_size
+        size = store.stat().st_size
     assert not output.exists()
     assert run(output, 0).wait() == 1
     assert loaded(output) == loaded(whole)
@@ -165,23 +157,23 @@ def test_killed_twenty_times_and_resumed_the_output_is_the_same(tmp_path):
     ]
 
 
-def test_a_torn_last_line_is_cut_off_at_any_byte(tmp_path):
+def test_a_torn_last_line_is_dropped_at_any_byte(tmp_path):
     source, output = write_rows(tmp_path / "in.jsonl", ROWS[:4]), tmp_path / "out.jsonl"
     judge = fake_judge(first_wins)
     judge_all(judge, source, output)
     whole = output.read_bytes()
     output.unlink()
-    header = journal_of(judge, source, tmp_path / "journal")
-    journal = header + whole
-    for cut in range(0, len(journal), 997):
-        (tmp_path / "out.jsonl.part").write_bytes(journal[:cut])
+    header = header_of(judge, source, tmp_path / "header")
+    store = header + whole
+    for cut in range(0, len(store), 997):
+        (tmp_path / "out.jsonl.part").write_bytes(store[:cut])
         judge_all(judge, source, output, existing="resume")
         assert output.read_bytes() == whole
         output.unlink()
 
 
-def journal_of(judge, source, folder):
-    """The header line of a run's journal."""
+def header_of(judge, source, folder):
+    """Returns the header line of a run's OUT.part."""
     folder.mkdir()
 
     class Stop(Exception):
@@ -197,20 +189,20 @@ def journal_of(judge, source, folder):
     return (folder / "out.jsonl.part").read_bytes()
 
 
-def test_a_run_killed_between_its_last_two_steps_is_finished_again(tmp_path):
+def test_a_run_killed_between_its_last_two_steps_can_be_resumed(tmp_path):
     source, output = write_rows(tmp_path / "in.jsonl", ROWS[:4]), tmp_path / "out.jsonl"
     judge = fake_judge(first_wins)
     judge_all(judge, source, output)
     whole = output.read_bytes()
-    header = journal_of(judge, source, tmp_path / "journal")
+    header = header_of(judge, source, tmp_path / "header")
     (tmp_path / "out.jsonl.part").write_bytes(
         header + whole
-    )  # OUT is in place, its journal not yet removed
+    )  # OUT is written, OUT.part not yet removed
     assert judge_all(judge, source, output, existing="resume").resumed == 4
     assert output.read_bytes() == whole and not (tmp_path / "out.jsonl.part").exists()
 
 
-def test_existing_work_is_neither_lost_nor_mixed(tmp_path):
+def test_earlier_output_is_never_lost_or_mixed(tmp_path):
     source, output = write_rows(tmp_path / "in.jsonl", ROWS[:2]), tmp_path / "out.jsonl"
     judge = fake_judge(first_wins)
     judge_all(judge, source, output)
@@ -221,7 +213,7 @@ def test_existing_work_is_neither_lost_nor_mixed(tmp_path):
         judge_all(judge, source, output, existing="resume", seed=1)
     assert judge_all(judge, source, output, existing="overwrite", seed=1).resumed == 0
     assert loaded(output)[0]["seed"] == 1
-    (tmp_path / "out.jsonl.part").write_bytes(journal_of(judge, source, tmp_path / "journal"))
+    (tmp_path / "out.jsonl.part").write_bytes(header_of(judge, source, tmp_path / "header"))
     with pytest.raises(ValueError, match="begun with seed = 0, now it is 2"):
         judge_all(judge, source, output, existing="resume", seed=2)
     write_rows(source, ROWS[:3])
@@ -229,7 +221,7 @@ def test_existing_work_is_neither_lost_nor_mixed(tmp_path):
         judge_all(judge, source, output, existing="resume")
 
 
-def test_a_finished_output_is_not_that_of_another_input_or_template(tmp_path):
+def test_a_finished_output_of_another_run_is_refused(tmp_path):
     source, output = (
         write_rows(tmp_path / "in.jsonl", ROWS[:2], {1: b"{\n"}),
         tmp_path / "out.jsonl",
@@ -295,23 +287,21 @@ def command(monkeypatch):
     )
 
 
-def test_exit_status_says_whether_all_rows_were_judged(tmp_path, command, capsys):
+def test_the_exit_status_is_1_with_error_rows(tmp_path, command, capsys):
     good, bad = (
         write_rows(tmp_path / "good.jsonl", ROWS[:3]),
         write_rows(tmp_path / "bad.jsonl", ROWS[:3], {1: b"{\n"}),
     )
     assert command(good, tmp_path / "good.out", "--k", 2) == 0
-    assert (
-        "3 rows, 0 of them errors" in (said := capsys.readouterr().err)
-        and "parse rate 100.0%" in said
-    )
+    output = capsys.readouterr().err
+    assert "3 rows, 0 of them errors" in output and "parse rate 100.0%" in output
     assert command(bad, tmp_path / "bad.out", "--k", 2) == 1
     assert "4 rows, 1 of them errors" in capsys.readouterr().err
 
 
-def test_wrong_use_is_told_before_the_weights_are_read(tmp_path, command, capsys):
+def test_wrong_arguments_are_errors_before_the_weights_load(tmp_path, command, capsys):
     source = write_rows(tmp_path / "in.jsonl", ROWS[:2])
-    for argv, said in [
+    for argv, message in [
         ((tmp_path / "none.jsonl", tmp_path / "o"), "no input file"),
         ((source, tmp_path / "o", "--k", 0), "k = 0"),
         ((source, tmp_path / "o", "--mesh", "fsdp:8"), "data=1,fsdp=8,tensor=1"),
@@ -319,13 +309,13 @@ def test_wrong_use_is_told_before_the_weights_are_read(tmp_path, command, capsys
         ((source, source), "exists: pass --resume"),
     ]:
         assert command(*argv) == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     with pytest.raises(SystemExit) as error:
         command(source, tmp_path / "o", "--format", "csv")
     assert error.value.code == 2
 
 
-def test_too_little_memory_is_one_line(tmp_path, command, capsys, monkeypatch):
+def test_out_of_memory_is_a_one_line_error(tmp_path, command, capsys, monkeypatch):
     def full(*_, **__):
         raise MemoryError("one row of prompt 512 needs 3 GiB: use more devices on `tensor`")
 
@@ -337,17 +327,17 @@ def test_too_little_memory_is_one_line(tmp_path, command, capsys, monkeypatch):
     )
 
 
-def test_rows_that_are_none_say_what_to_name(tmp_path):
-    for text, way_out in (
+def test_a_file_without_judged_rows_is_an_error(tmp_path):
+    for text, remedy in (
         ('{"line": \n', "name an output of `grm judge`"),
         ('{"query": "q"}\n', "not its input"),
     ):
         (tmp_path / "x.jsonl").write_text(text)
-        with pytest.raises(ValueError, match=way_out):
+        with pytest.raises(ValueError, match=remedy):
             list(read_judged_rows(tmp_path / "x.jsonl"))
 
 
-def test_an_interrupted_run_says_how_to_go_on(tmp_path, command, capsys, monkeypatch):
+def test_an_interrupted_run_prints_how_to_resume(tmp_path, command, capsys, monkeypatch):
     source = write_rows(tmp_path / "in.jsonl", ROWS[:2])
     monkeypatch.setattr(
         "grm_jax.judging.run.judge_file", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
@@ -356,7 +346,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, command, capsys, monkeyp
     assert "--resume resumes the run" in capsys.readouterr().err
 
 
-def test_principles_may_come_from_a_file(tmp_path, command):
+def test_principles_from_a_file(tmp_path, command):
     source = write_rows(tmp_path / "in.jsonl", ROWS[:1])
     (tmp_path / "p.txt").write_text("1. Rhyme (100%): it rhymes")
     assert (

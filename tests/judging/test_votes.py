@@ -1,4 +1,4 @@
-"""Votes, by hand."""
+"""Votes, computed by hand, and the registry of voting rules."""
 
 import dataclasses
 import statistics
@@ -13,19 +13,19 @@ RUN = {"model": "m@1", "template": "t@1", "k": 3, "temperature": 0.5, "seed": 0}
 
 
 def critique(scores, order=None, **fields):
-    """A critique as the prompt had it, put back into the caller's order."""
+    """Returns a critique with scores in the prompt's order, moved to the caller's order."""
     n = len(scores) if scores else 2
-    read = Critique(
+    parsed = Critique(
         "text",
         scores=scores,
         order=tuple(range(n)),
         status="ok" if scores else "no_scores",
         **fields,
     )
-    return read.in_caller_order(order or tuple(range(n)))
+    return parsed.in_caller_order(order or tuple(range(n)))
 
 
-# The worked example of SPCT's table 17: three samples, the last two with the responses swapped in the prompt.
+# SPCT's table 17: three samples, the last two with the responses swapped in the prompt.
 PAPER = [critique((8, 8)), critique((9, 5), (1, 0)), critique((10, 7), (1, 0))]
 
 
@@ -61,13 +61,13 @@ def test_equal_meta_scores_keep_the_earlier_sample():
     assert votes.kept_by_meta(critiques) == (0, 1)
 
 
-def test_unread_critiques_do_not_vote():
+def test_unparsed_critiques_do_not_vote():
     verdict = votes.verdict([critique((7, 3)), critique(None), critique((6, 5))], 2)
     assert (verdict.scores, verdict.unparsed, verdict.best) == ((13, 8), 1, 0)
     assert verdict.votes["mean"] == (6.5, 4)
 
 
-def test_nothing_read_is_no_tie_and_no_best():
+def test_without_parsed_critiques_there_is_no_tie_and_no_best():
     verdict = votes.verdict([critique(None), critique(None)], 2)
     assert (verdict.scores, verdict.best, verdict.unparsed, verdict.votes) == ((0, 0), None, 2, {})
     assert not verdict.tie
@@ -88,7 +88,7 @@ def test_one_response_is_its_own_best():
     assert (verdict.best, verdict.scores) == (0, (7,))
 
 
-def test_expected_scores_are_averaged_and_decide_when_asked():
+def test_expected_scores_are_averaged_and_decide_by_their_rule():
     critiques = [
         critique((7, 7), expected_scores=(6.5, 7.25)),
         critique((7, 7), (1, 0), expected_scores=(7.5, 6.25)),
@@ -98,7 +98,7 @@ def test_expected_scores_are_averaged_and_decide_when_asked():
     assert verdict.scores == (6.375, 7.375) and verdict.best == 1
 
 
-def test_a_critique_without_expected_scores_does_not_silence_the_others():
+def test_critiques_without_expected_scores_do_not_vote_by_that_rule():
     having = [
         critique((7, 6), expected_scores=(6.0, 6.5)),
         critique((7, 6), expected_scores=(7.0, 7.25)),
