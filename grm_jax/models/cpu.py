@@ -64,16 +64,6 @@ def ring_values(p_PxKxRxGxT: jax.Array, v_PxKxRxTxH: jax.Array) -> jax.Array:
     return jnp.sum(products, axis=-2)
 
 
-def argmax(logits_RxV: jax.Array, top_R: jax.Array) -> jax.Array:
-    """Returns the first index of each row's maximum `top_R`, int32; V - 1 for a NaN.
-
-    The CPU backend runs `jnp.argmax`, a reduction over pairs, as a scalar loop.
-    """
-    V = logits_RxV.shape[-1]
-    at_top_RxV = logits_RxV == top_R[:, None]
-    return jnp.min(jnp.where(at_top_RxV, jnp.arange(V, dtype=jnp.int32), V - 1), axis=-1)
-
-
 def prepare_for_decoding(model: Any) -> Any:
     """Unstacks the layers of a model that has at least UNSTACK_BYTES of them.
 

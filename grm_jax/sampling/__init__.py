@@ -1,11 +1,14 @@
-"""The k-way sampler: one prefill per prompt, k rows that share its keys and values, nothing wasted. Models and tokens, no strings."""
+"""The k-way sampler: one prefill per prompt, k samples that share its keys and values.
+
+Works on models and token ids; text is in `grm_jax.text`.
+"""
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
-from grm_jax.models.transformer import Transformer
+from grm_jax.models import Transformer
 from grm_jax.sampling.request import Completion, Request
 from grm_jax.sampling.scheduler import Engine, Stats
 
@@ -14,16 +17,25 @@ __all__ = ["Completion", "Engine", "Request", "Samples", "Stats", "sample"]
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """k samples of each of P prompts, padded with 0 past each row's length. Log-probs are natural logs, before any top-k or top-p filter."""
+    """k samples of each of P prompts, padded with 0 after each sample's length.
 
-    tokens: np.ndarray  # (P, k, T) int32
-    logprobs: (
-        np.ndarray
-    )  # (P, k, T) float32, under the sampling temperature (under 1 where it is 0)
-    logprobs_1: np.ndarray  # (P, k, T) float32, under temperature 1
-    lengths: np.ndarray  # (P, k) int32, the stop token counted
-    finish: np.ndarray  # (P, k) "stop", "length" or "error"
-    errors: dict[int, str]  # why a prompt, by its index, could not be sampled
+    Attributes:
+      tokens: (P, k, T) int32.
+      logprobs: (P, k, T) float32, natural log, before top-k and top-p, under the sampling
+        temperature (under 1 where it is 0).
+      logprobs_1: (P, k, T) float32, the same under temperature 1.
+      lengths: (P, k) int32, the stop token included.
+      finish: (P, k) "stop", "length" or "error".
+      errors: why a prompt could not be sampled, by its index.
+      stats: counts of the engine.
+    """
+
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    logprobs_1: np.ndarray
+    lengths: np.ndarray
+    finish: np.ndarray
+    errors: dict[int, str]
     stats: Stats
 
 
@@ -44,9 +56,18 @@ def sample(
 ) -> Samples:
     """Samples k continuations of each prompt (lists of token ids).
 
-    A row is a function of (weights, prompt, sampling parameters, seed, item, sample number), whatever else is in the call; `items` defaults to
-    0, 1, ... temperature 0 is greedy. prompt_slots and rows bound what runs at once; by default as many as memory holds (`plan.fit`).
-    Raises ValueError for a k or max_new_tokens below 1. A prompt that cannot run is reported in `errors`; the others finish.
+    A sample is a function of (weights, prompt, sampling parameters, seed, item, sample index); the
+    other prompts do not change it. A prompt that cannot run is reported in `errors`, the others
+    finish.
+
+    Args:
+      temperature: 0 is greedy.
+      items: one number per prompt; default 0, 1, ...
+      prompt_slots, rows: bound how much runs at once; default as much as memory holds (`plan.fit`).
+      progress: shows a progress bar.
+
+    Raises:
+      ValueError: k or max_new_tokens below 1.
     """
     from grm_jax.sampling.plan import fit
     from grm_jax.sampling.progress import track
@@ -56,8 +77,8 @@ def sample(
         raise ValueError(f"k = {k}, max_new_tokens = {max_new_tokens}: both must be at least 1")
     items = range(len(prompts)) if items is None else items
     requests = [
-        Request(p, k, max_new_tokens, temperature, top_p, top_k, tuple(stop), seed, item)
-        for p, item in zip(prompts, items, strict=True)
+        Request(prompt, k, max_new_tokens, temperature, top_p, top_k, tuple(stop), seed, item)
+        for prompt, item in zip(prompts, items, strict=True)
     ]
     model = for_decoding(model)  # before memory is planned
     engine = Engine(model, *fit(model.cfg, requests, prompt_slots, rows))
@@ -71,14 +92,12 @@ def sample(
         {},
         engine.stats,
     )
-    for completion in track(engine, requests, progress):
-        at, n = (completion.request_index, completion.sample_index), len(completion.tokens)
-        out.tokens[at][:n], out.logprobs[at][:n], out.logprobs_1[at][:n] = (
-            completion.tokens,
-            completion.logprobs,
-            completion.logprobs_1,
-        )
-        out.lengths[at], out.finish[at] = n, completion.finish
-        if completion.error:
-            out.errors[completion.request_index] = completion.error
+    for done in track(engine, requests, progress):
+        index, n = (done.request_index, done.sample_index), len(done.tokens)
+        out.tokens[index][:n] = done.tokens
+        out.logprobs[index][:n] = done.logprobs
+        out.logprobs_1[index][:n] = done.logprobs_1
+        out.lengths[index], out.finish[index] = n, done.finish
+        if done.error:
+            out.errors[done.request_index] = done.error
     return out

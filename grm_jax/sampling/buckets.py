@@ -6,8 +6,8 @@ PROMPT_BUCKETS = (
     *(32, 64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192),
     *(16384, 32768, 65536, 131072),
 )
-# Steps of a third and a half: a decode step reads the whole ring, so that on average a sixth of what
-# it reads has not been written yet.
+# Steps of a third and a half: a decode step reads the whole ring, so that on average a sixth of
+# what it reads has not been written yet.
 RING_BUCKETS = (
     *(32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192),
     *(12288, 16384, 32768, 65536, 131072),
@@ -16,12 +16,12 @@ PREFILL_TOKENS = 8192  # of one prefill batch, per batch shard of the mesh
 
 
 def prompt_bucket(length: int) -> int:
-    """Returns the smallest prompt bucket of at least `length`; raises ValueError past the largest."""
+    """Returns the smallest prompt bucket >= `length`; raises ValueError past the largest."""
     return _smallest(length, PROMPT_BUCKETS)
 
 
 def ring_bucket(length: int) -> int:
-    """Returns the smallest ring bucket of at least `length`; raises ValueError past the largest."""
+    """Returns the smallest ring bucket >= `length`; raises ValueError past the largest."""
     return _smallest(length, RING_BUCKETS)
 
 

@@ -1,52 +1,72 @@
-"""Choosing the next token: temperature, top-k and top-p, all traced, without sorting the vocabulary.
+"""Chooses the next token: temperature, top-k and top-p, all traced, without sorting the vocabulary.
 
-Axes: R rows, V vocabulary. Everything is a reduction over V, so a vocabulary split over the mesh stays split.
+Axes: R rows, V vocabulary. Everything is a reduction over V, so that a sharded vocabulary stays
+sharded.
 
-A filter is a threshold on the logits. The largest threshold whose survivors still reach a target (k of them, or a share of the probability) is
-found exactly by a radix search over the bits of the floats: 8 passes of 16-way comparisons instead of a sort. The draw itself inverts the
-cumulative distribution with one uniform number per row, block sums first and then inside one block.
+A filter is a threshold on the logits. A radix search over the bits of the floats finds the largest
+threshold whose survivors reach a target (k of them, or a share of the probability) exactly: 8
+passes of 16-way comparisons instead of a sort. The draw inverts the cumulative distribution with
+one uniform
+number per row: block sums first, then inside one block.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 RADIX_BITS = 4
-COLDEST = 1e-30  # below it the inverse of a temperature is no float32
+MIN_TEMPERATURE = 1e-30  # the inverse of a lower one overflows float32
+BLOCKS = (256, 128, 64, 32, 16, 8, 4, 2, 1)
 
 
 class Choice(NamedTuple):
-    """token int32 (R,); natural log-probs float32 (R,) of the token, before any top-k or top-p filter; finite bool (R,)."""
+    """The chosen tokens, int32 (R,), and their natural log-probabilities before top-k and top-p.
+
+    logprob: float32 (R,), under the sampling temperature (under 1 for greedy rows).
+    logprob_1: float32 (R,), under temperature 1.
+    finite: bool (R,), False where the row's logits hold a NaN or only infinities.
+    """
 
     token: jax.Array
-    logp: jax.Array  # under the sampling temperature (under 1 for greedy rows)
-    logp_1: jax.Array  # under temperature 1
-    finite: jax.Array  # False where the row's logits hold a NaN or only infinities
+    logprob: jax.Array
+    logprob_1: jax.Array
+    finite: jax.Array
 
 
-def choose(logits_RxV, uniform_R, temperature_R, top_p_R, top_k_R) -> Choice:
-    """One token per row from float32 logits.
+def choose(
+    logits_RxV: jax.Array,
+    uniform_R: jax.Array,
+    temperature_R: jax.Array,
+    top_p_R: jax.Array,
+    top_k_R: jax.Array,
+) -> Choice:
+    """Chooses one token per row from float32 logits.
 
-    uniform_R: in [0, 1). temperature 0 is greedy. top_p >= 1 and top_k <= 0 leave the distribution whole. Tokens that tie with the last
-    survivor of a filter survive as well. With both filters, top_p is a share of what top_k left.
+    Tokens that tie with the last survivor of a filter survive as well. With both filters, top_p is
+    a share of the probability that top_k left.
+
+    Args:
+      uniform_R: random numbers in [0, 1).
+      temperature_R: 0 is greedy.
+      top_p_R: 1 or more disables the filter.
+      top_k_R: 0 or less disables the filter.
     """
     top_R = jnp.max(logits_RxV, axis=-1)
-    # Not argmax: its reduction over pairs is a scalar loop on a CPU.
+    # Not argmax: its reduction over (value, index) pairs moves more bytes and is scalar on CPUs.
     V = logits_RxV.shape[-1]
-    greedy_R = jnp.min(
-        jnp.where(logits_RxV == top_R[:, None], jnp.arange(V, dtype=jnp.int32), V - 1), axis=-1
-    )
-    scale_R = 1.0 / jnp.where(temperature_R > 0, jnp.maximum(temperature_R, COLDEST), 1.0)
+    at_top_RxV = logits_RxV == top_R[:, None]
+    greedy_R = jnp.min(jnp.where(at_top_RxV, jnp.arange(V, dtype=jnp.int32), V - 1), axis=-1)
+    scale_R = 1.0 / jnp.where(temperature_R > 0, jnp.maximum(temperature_R, MIN_TEMPERATURE), 1.0)
     shifted_RxV = logits_RxV - top_R[:, None]
     scaled_RxV = shifted_RxV * scale_R[:, None]
 
     weights_RxV = jnp.exp(scaled_RxV)
     lse_R = jnp.log(jnp.sum(weights_RxV, axis=-1))
     lse_1_R = jnp.log(jnp.sum(jnp.exp(shifted_RxV), axis=-1))
-    filters = jnp.any((temperature_R > 0) & ((top_p_R < 1) | (top_k_R > 0)))
+    filtered = jnp.any((temperature_R > 0) & ((top_p_R < 1) | (top_k_R > 0)))
     weights_RxV = jax.lax.cond(
-        filters, _filter, lambda w, *_: w, weights_RxV, scaled_RxV, top_p_R, top_k_R
+        filtered, _filter, lambda w, *_: w, weights_RxV, scaled_RxV, top_p_R, top_k_R
     )
 
     token_R = jnp.where(temperature_R > 0, invert_cdf(weights_RxV, uniform_R), greedy_R)
@@ -55,8 +75,10 @@ def choose(logits_RxV, uniform_R, temperature_R, top_p_R, top_k_R) -> Choice:
     return Choice(token_R, picked_R * scale_R - lse_R, picked_R - lse_1_R, finite_R)
 
 
-def _filter(weights_RxV, scaled_RxV, top_p_R, top_k_R):
-    """Zeroes the weights that top-k and top-p leave out."""
+def _filter(
+    weights_RxV: jax.Array, scaled_RxV: jax.Array, top_p_R: jax.Array, top_k_R: jax.Array
+) -> jax.Array:
+    """Zeroes the weights outside top-k and top-p."""
     key_RxV = ordered_bits(scaled_RxV)
     V = weights_RxV.shape[-1]
     count_R = jnp.where(top_k_R > 0, jnp.minimum(top_k_R, V), V).astype(jnp.float32)
@@ -67,47 +89,52 @@ def _filter(weights_RxV, scaled_RxV, top_p_R, top_k_R):
     return jnp.where(keep_p | (top_p_R >= 1)[:, None], weights_RxV, 0.0)
 
 
-def ordered_bits(x):
-    """uint32 keys in the same order as the float32 values."""
+def ordered_bits(x: jax.Array) -> jax.Array:
+    """Returns uint32 keys in the order of the float32 values."""
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(0x80000000))
 
 
-def threshold(key_RxV, weight_RxV, target_R):
-    """The largest uint32 key t, per row, for which the weights of {key >= t} sum to at least the target."""
+def threshold(key_RxV: jax.Array, weight_RxV: jax.Array, target_R: jax.Array) -> jax.Array:
+    """Returns the largest uint32 t for which the weights of keys >= t reach the target."""
 
-    def digit(i, low_R):
+    def digit(i: jax.Array, low_R: jax.Array) -> jax.Array:
         shift = jnp.uint32(32 - RADIX_BITS) - jnp.uint32(RADIX_BITS) * i.astype(jnp.uint32)
-        found_R = low_R
-        for j in range(
-            1, 2**RADIX_BITS
-        ):  # 15 sums in one pass over V; the sum falls as the candidate grows
+        best_R = low_R
+        # 15 sums in one pass over V; the sum falls as the candidate grows.
+        for j in range(1, 2**RADIX_BITS):
             candidate_R = low_R + (jnp.uint32(j) << shift)
             total_R = jnp.sum(jnp.where(key_RxV >= candidate_R[:, None], weight_RxV, 0.0), axis=-1)
-            found_R = jnp.where(total_R >= target_R, candidate_R, found_R)
-        return found_R
+            best_R = jnp.where(total_R >= target_R, candidate_R, best_R)
+        return best_R
 
     return jax.lax.fori_loop(0, 32 // RADIX_BITS, digit, jnp.zeros(key_RxV.shape[0], jnp.uint32))
 
 
-def invert_cdf(weights_RxV, uniform_R):
-    """The first index whose cumulative weight exceeds uniform * total: an exact draw up to float32 rounding, never a token of weight 0."""
+def invert_cdf(weights_RxV: jax.Array, uniform_R: jax.Array) -> jax.Array:
+    """Returns the first index whose cumulative weight exceeds uniform * total.
+
+    The draw is exact up to float32 rounding, and never a token of weight 0.
+    """
     R, V = weights_RxV.shape
-    block = next(b for b in (256, 128, 64, 32, 16, 8, 4, 2, 1) if V % b == 0)
-    blocks_RxNxC = weights_RxV.reshape(R, V // block, block)
-    at, rest_R = _first_above(jnp.sum(blocks_RxNxC, axis=-1), uniform_R, None)
-    inner_RxC = jnp.take_along_axis(blocks_RxNxC, at[:, None, None], axis=1)[:, 0]
-    inside, _ = _first_above(inner_RxC, None, rest_R)
-    return at * block + inside
+    size = next(b for b in BLOCKS if V % b == 0)
+    blocks_RxNxC = weights_RxV.reshape(R, V // size, size)
+    block_R, rest_R = _first_above(jnp.sum(blocks_RxNxC, axis=-1), uniform_R, None)
+    inner_RxC = jnp.take_along_axis(blocks_RxNxC, block_R[:, None, None], axis=1)[:, 0]
+    inside_R, _ = _first_above(inner_RxC, None, rest_R)
+    return block_R * size + inside_R
 
 
-def _first_above(weights_RxN, uniform_R, target_R):
-    """Index of the first cumulative weight above the target (uniform x total), and what the target has left inside it."""
+def _first_above(weights_RxN: jax.Array, uniform_R: Any, target_R: Any) -> Any:
+    """Returns the first index whose cumulative weight exceeds the target, and the rest inside it.
+
+    target_R: None for uniform_R times the total.
+    """
     cumulative_RxN = jnp.cumsum(weights_RxN, axis=-1)
     if target_R is None:
         target_R = uniform_R * cumulative_RxN[:, -1]
     index_R = jnp.sum(cumulative_RxN <= target_R[:, None], axis=-1)
-    # Rounding may push the target to the very end: fall back to the last index that has any weight.
+    # Rounding may push the target to the very end: fall back to the last index with any weight.
     last_R = weights_RxN.shape[-1] - 1 - jnp.argmax(weights_RxN[:, ::-1] > 0, axis=-1)
     index_R = jnp.minimum(index_R, last_R).astype(jnp.int32)
     before_R = jnp.take_along_axis(cumulative_RxN - weights_RxN, index_R[:, None], axis=-1)[:, 0]

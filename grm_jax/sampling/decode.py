@@ -1,16 +1,18 @@
-"""Prefill, admission of rows, and decode segments: the three programs of the sampler.
+"""The sampler's device programs: prefill, admission of rows, and decode segments.
 
-Axes as in `cache.py`; G query heads per KV head, C steps of a segment, B = P * R rows in the trunk.
+Axes as in `cache.py`; G query heads per KV head, C steps of a segment, B = P * R rows of a decode
+step, W cache slots of either kind.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from grm_jax.models import cpu
-from grm_jax.models.attention import MASKED, self_attention
-from grm_jax.models.transformer import Transformer
+from grm_jax.models import Transformer, cpu
+from grm_jax.models.attention import MASKED
+from grm_jax.models.transformer import LayerRef, full_attention
 from grm_jax.sampling.cache import (
     EMPTY,
     LENGTH,
@@ -20,18 +22,24 @@ from grm_jax.sampling.cache import (
     Emitted,
     State,
     batch_axes,
+    cache_axes,
     constrain_state,
     prefix_length,
-)  # fmt: skip
+)
 from grm_jax.sampling.choose import Choice, choose
 from grm_jax.sharding import constrain
 
+Pairs = list[tuple[jax.Array, jax.Array]]  # (keys, values) per layer of the pattern and tail layer
 
-def prefill(model: Transformer, tokens_BxS, lengths_B):
+
+def prefill(
+    model: Transformer, tokens_BxS: jax.Array, lengths_B: jax.Array
+) -> tuple[Pairs, jax.Array]:
     """Runs left-padded prompts once.
 
-    Returns (prefix, last_BxD): a (k, v) of (U, B, K, S, H) per place and tail layer, local layers cut to what their window can still see, and
-    the final-normed activation of each prompt's last token.
+    Returns:
+      (prefix, last_BxD): keys and values (U, B, K, S, H) per cache, local layers cut to the slots
+      that a later token can attend to, and the final-normed activation of each prompt's last token.
     """
     cfg = model.cfg
     B, S = tokens_BxS.shape
@@ -39,49 +47,40 @@ def prefill(model: Transformer, tokens_BxS, lengths_B):
     pad_B = S - lengths_B
     segments_BxS = (slots_S >= pad_B[:, None]).astype(jnp.int32)
     positions_BxS = jnp.maximum(slots_S - pad_B[:, None], 0)
+    attention = full_attention(cfg, positions_BxS, segments_BxS)
 
-    def attend(layer, q, k, v, state):
-        if cfg.attention == "splash":
-            from grm_jax.models.splash import splash_attention
-
-            o = splash_attention(q, k, v, segments_BxS, layer.spec.window, cfg.attn_cap)
-        else:
-            o, _ = self_attention(
-                q,
-                k,
-                v,
-                positions_BxS,
-                segments_BxS,
-                layer.spec.window,
-                cfg.attn_cap,
-                cfg.query_chunk,
-            )
+    def attend(layer: LayerRef, q: jax.Array, k: jax.Array, v: jax.Array, state: Any) -> Any:
+        o, state, _ = attention(layer, q, k, v, state)
         keep = prefix_length(S, layer.spec.window)
         return o, state, tuple(a[:, S - keep :].swapaxes(1, 2) for a in (k, v))
 
     x, _, (units, tail) = model.trunk(model.embedder.encode(tokens_BxS), positions_BxS, attend)
     prefix = list(units) + [tuple(a[None] for a in kv) for kv in tail]
-    prompts, _ = batch_axes(B, 1)
-    prefix = [
-        tuple(constrain(a, "layers", prompts, "kv_heads", "cache_length", "head_dim") for a in kv)
-        for kv in prefix
-    ]
+    axes, _ = cache_axes(B, 1)
+    prefix = [tuple(constrain(a, *axes) for a in kv) for kv in prefix]
     return prefix, model.final_norm(x[:, -1:])[:, 0]
 
 
-def insert(state: State, prefix, last_BxD, slots_B, per_prompt: dict[str, jax.Array]) -> State:
-    """Puts prefilled prompts into prompt slots; their old rows are gone. per_prompt: new values of the `_P` fields, (B,) or (B, E)."""
+def insert(
+    state: State,
+    prefix: Pairs,
+    last_BxD: jax.Array,
+    slots_B: jax.Array,
+    per_prompt: dict[str, jax.Array],
+) -> State:
+    """Puts prefilled prompts into prompt slots and empties the slots' rows.
 
-    def put(old, new):
+    per_prompt: new values of the state's `_P` and `_PxE` fields, (B,) or (B, E).
+    """
+
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
         return old.at[:, slots_B].set(new)
 
+    pairs = zip(state.prefix, prefix, strict=True)
     return constrain_state(
         dataclasses.replace(
             state,
-            prefix=[
-                (put(k, nk), put(v, nv))
-                for (k, v), (nk, nv) in zip(state.prefix, prefix, strict=True)
-            ],
+            prefix=[(put(k, new_k), put(v, new_v)) for (k, v), (new_k, new_v) in pairs],
             last_PxD=state.last_PxD.at[slots_B].set(last_BxD),
             finish_PxR=state.finish_PxR.at[slots_B].set(EMPTY),
             **{
@@ -92,7 +91,9 @@ def insert(state: State, prefix, last_BxD, slots_B, per_prompt: dict[str, jax.Ar
     )
 
 
-def admit(model: Transformer, state: State, new_PxR, sample_PxR) -> tuple[State, Emitted]:
+def admit(
+    model: Transformer, state: State, new_PxR: jax.Array, sample_PxR: jax.Array
+) -> tuple[State, Emitted]:
     """Starts rows: draws each new row's first token from its prompt's last activation."""
     logits_PxV = model.embedder.decode(state.last_PxD)
     P, R = new_PxR.shape
@@ -105,19 +106,17 @@ def admit(model: Transformer, state: State, new_PxR, sample_PxR) -> tuple[State,
     )
     choice = _draw(state, logits_BxV)
     state = _advance(state, choice, new_PxR)
-    shape = (1, P, R)
-    return state, Emitted(
-        choice.token.reshape(shape),
-        choice.logp.reshape(shape),
-        choice.logp_1.reshape(shape),
-        jnp.int32(1),
-    )
+    token, logprob, logprob_1 = (a.reshape(1, P, R) for a in choice[:3])
+    return state, Emitted(token, logprob, logprob_1, jnp.int32(1))
 
 
 def decode_segment(
-    model: Transformer, state: State, steps, fewest, capacity: int
+    model: Transformer, state: State, steps: jax.Array, min_running: jax.Array, capacity: int
 ) -> tuple[State, Emitted]:
-    """Decode steps until `steps` (at most `capacity`) are made or fewer than `fewest` (at least 1) rows still run; both traced."""
+    """Decodes until `steps` steps are done or fewer than `min_running` rows are running.
+
+    steps (at most `capacity`) and min_running (at least 1) may be traced.
+    """
     P, R = state.token_PxR.shape
     shape = (capacity, P, R)
     emitted = Emitted(
@@ -127,55 +126,59 @@ def decode_segment(
         jnp.int32(0),
     )
 
-    def more(carry):
+    def unfinished(carry: tuple[State, Emitted]) -> jax.Array:
         state, emitted = carry
-        return (emitted.steps < steps) & (jnp.sum(state.finish_PxR == RUNNING) >= fewest)
+        return (emitted.steps < steps) & (jnp.sum(state.finish_PxR == RUNNING) >= min_running)
 
-    def step(carry):
+    def step(carry: tuple[State, Emitted]) -> tuple[State, Emitted]:
         state, emitted = carry
         logits_BxV, suffix = _feed(model, state)
         state = dataclasses.replace(state, suffix=suffix, clock=state.clock + 1)
         choice = _draw(state, logits_BxV)
         state = _advance(state, choice, state.finish_PxR == RUNNING)
 
-        def put(buffer, value):
+        def put(buffer: jax.Array, value: jax.Array) -> jax.Array:
             return jax.lax.dynamic_update_index_in_dim(
                 buffer, value.reshape(P, R), emitted.steps, 0
             )
 
         return state, Emitted(
             put(emitted.token_CxPxR, choice.token),
-            put(emitted.logp_CxPxR, choice.logp),
-            put(emitted.logp_1_CxPxR, choice.logp_1),
+            put(emitted.logprob_CxPxR, choice.logprob),
+            put(emitted.logprob_1_CxPxR, choice.logprob_1),
             emitted.steps + 1,
         )
 
-    return jax.lax.while_loop(more, step, (state, emitted))
+    return jax.lax.while_loop(unfinished, step, (state, emitted))
 
 
-def _feed(model: Transformer, state: State):
-    """One token of every row through the layers. Returns (logits_BxV, suffix with the token's keys and values)."""
+def _feed(model: Transformer, state: State) -> tuple[jax.Array, Pairs]:
+    """Runs one token of every row through the layers.
+
+    Returns:
+      (logits_BxV, suffix): the suffix includes the token's keys and values.
+    """
     cfg = model.cfg
     P, R = state.token_PxR.shape
     N, K, H = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
     G = N // K
-    fed_PxR = state.length_PxR  # tokens that each row sees of its own, the one being fed included
+    fed_PxR = state.length_PxR  # own tokens that a row attends to, the one being fed included
     position_PxR = state.prompt_length_P[:, None] + fed_PxR - 1
     S = max(k.shape[3] for k, _ in state.prefix)
     prompts, rows = batch_axes(P, R)
 
-    def attend(layer, q, k, v, suffix):
+    def attend(layer: LayerRef, q: jax.Array, k: jax.Array, v: jax.Array, suffix: Pairs) -> Any:
         place = layer.place if layer.unit is not None else len(cfg.pattern) + layer.place
         unit = 0 if layer.unit is None else layer.unit
         window = layer.spec.window
         # --- write the token into the ring
         ring_k, ring_v = suffix[place]
         T = ring_k.shape[4]
-        at = (unit, 0, 0, 0, state.clock % T, 0)
+        start = (unit, 0, 0, 0, state.clock % T, 0)
 
-        def write(ring, new):
+        def write(ring: jax.Array, new: jax.Array) -> jax.Array:
             new = new.reshape(P, R, K, 1, H).swapaxes(1, 2)[None]
-            return jax.lax.dynamic_update_slice(ring, new.astype(ring.dtype), at)
+            return jax.lax.dynamic_update_slice(ring, new.astype(ring.dtype), start)
 
         ring_k, ring_v = write(ring_k, k), write(ring_v, v)
         suffix = [*suffix[:place], (ring_k, ring_v), *suffix[place + 1 :]]
@@ -183,7 +186,7 @@ def _feed(model: Transformer, state: State):
             jax.lax.dynamic_index_in_dim(a, unit, keepdims=False)
             for a in (ring_k, ring_v, *state.prefix[place])
         )
-        # --- what the row may see: ages below its own count, prompt slots inside the window
+        # --- masks: ages below the row's own count, prompt slots inside the window
         age_T = (state.clock - jnp.arange(T)) % T
         own_PxRxT = age_T < (
             fed_PxR[..., None] if window is None else jnp.minimum(fed_PxR, window)[..., None]
@@ -193,60 +196,52 @@ def _feed(model: Transformer, state: State):
         pre_PxRxS = jnp.broadcast_to((pre_position_PxS >= 0)[:, None], (P, R, slot_S.size))
         if window is not None:
             pre_PxRxS &= position_PxR[..., None] - pre_position_PxS[:, None] < window
-        # --- one softmax over both parts; the rows of a prompt meet its prefix as one matrix
+        # --- one softmax over ring and prefix
         q_PxKxRxGxH = q.reshape(P, R, K, G, H).swapaxes(1, 2)
-        own = _logits(_rows_by_ring, q_PxKxRxGxH, own_k, own_PxRxT, cfg.attn_cap)
-        pre = _logits(_rows_by_prefix, q_PxKxRxGxH, pre_k, pre_PxRxS, cfg.attn_cap)
+        own = _cap_and_mask(_ring_logits(q_PxKxRxGxH, own_k), own_PxRxT, cfg.attn_cap)
+        pre = _cap_and_mask(_prefix_logits(q_PxKxRxGxH, pre_k), pre_PxRxS, cfg.attn_cap)
         top = jnp.maximum(
             jnp.max(own, axis=-1, keepdims=True), jnp.max(pre, axis=-1, keepdims=True)
         )
         own, pre = jnp.exp(own - top), jnp.exp(pre - top)
         total_PxKxRxG = jnp.sum(own, axis=-1) + jnp.sum(pre, axis=-1)
-        o_PxKxRxGxH = _ring_sum(own.astype(own_v.dtype), own_v) + _prefix_sum(
+        o_PxKxRxGxH = _ring_values(own.astype(own_v.dtype), own_v) + _prefix_values(
             pre.astype(pre_v.dtype), pre_v
         )
         o_PxRxKxGxH = (o_PxKxRxGxH / total_PxKxRxG[..., None]).swapaxes(1, 2)
         o_PxRxKxGxH = constrain(o_PxRxKxGxH, prompts, rows, "kv_heads", None, "head_dim")
         return o_PxRxKxGxH.reshape(P * R, 1, N, H), suffix, None
 
-    tokens_Bx1 = state.token_PxR.reshape(-1, 1)
-    positions_Bx1 = position_PxR.reshape(-1, 1)
-    x, suffix, _ = model.trunk(
-        model.embedder.encode(tokens_Bx1), positions_Bx1, attend, state.suffix
-    )
-    return model.embedder.decode(model.final_norm(x)[:, 0]), suffix
+    x_Bx1xD = model.embedder.encode(state.token_PxR.reshape(-1, 1))
+    x_Bx1xD, suffix, _ = model.trunk(x_Bx1xD, position_PxR.reshape(-1, 1), attend, state.suffix)
+    return model.embedder.decode(model.final_norm(x_Bx1xD)[:, 0]), suffix
 
 
-def _logits(product, q_PxKxRxGxH, k, visible_PxRxS, cap: float | None):
-    logits_PxKxRxGxS = product(q_PxKxRxGxH, k)
+def _cap_and_mask(
+    logits_PxKxRxGxW: jax.Array, visible_PxRxW: jax.Array, cap: float | None
+) -> jax.Array:
     if cap is not None:
-        logits_PxKxRxGxS = cap * jnp.tanh(logits_PxKxRxGxS / cap)
-    return jnp.where(visible_PxRxS[:, None, :, None], logits_PxKxRxGxS, MASKED)
+        logits_PxKxRxGxW = cap * jnp.tanh(logits_PxKxRxGxW / cap)
+    return jnp.where(visible_PxRxW[:, None, :, None], logits_PxKxRxGxW, MASKED)
 
 
-def _rows_by_prefix(q_PxKxRxGxH, k_PxKxSxH):
+# Prefix: the rows of a prompt form one matrix against its keys and values.
+def _prefix_logits(q_PxKxRxGxH: jax.Array, k_PxKxSxH: jax.Array) -> jax.Array:
     P, K, R, G, H = q_PxKxRxGxH.shape
-    out = jnp.einsum(
-        "pkmh,pksh->pkms",
-        q_PxKxRxGxH.reshape(P, K, R * G, H),
-        k_PxKxSxH,
-        preferred_element_type=jnp.float32,
-    )
+    q_PxKxMxH = q_PxKxRxGxH.reshape(P, K, R * G, H)
+    out = jnp.einsum("pkmh,pksh->pkms", q_PxKxMxH, k_PxKxSxH, preferred_element_type=jnp.float32)
     return out.reshape(P, K, R, G, -1)
 
 
-def _prefix_sum(p_PxKxRxGxS, v_PxKxSxH):
+def _prefix_values(p_PxKxRxGxS: jax.Array, v_PxKxSxH: jax.Array) -> jax.Array:
     P, K, R, G, S = p_PxKxRxGxS.shape
-    out = jnp.einsum(
-        "pkms,pksh->pkmh",
-        p_PxKxRxGxS.reshape(P, K, R * G, S),
-        v_PxKxSxH,
-        preferred_element_type=jnp.float32,
-    )
+    p_PxKxMxS = p_PxKxRxGxS.reshape(P, K, R * G, S)
+    out = jnp.einsum("pkms,pksh->pkmh", p_PxKxMxS, v_PxKxSxH, preferred_element_type=jnp.float32)
     return out.reshape(P, K, R, G, -1)
 
 
-def _rows_by_ring(q_PxKxRxGxH, k_PxKxRxTxH):
+# Ring: each row has keys and values of its own.
+def _ring_logits(q_PxKxRxGxH: jax.Array, k_PxKxRxTxH: jax.Array) -> jax.Array:
     if cpu.on_cpu():
         return cpu.ring_logits(q_PxKxRxGxH, k_PxKxRxTxH)
     return jnp.einsum(
@@ -254,7 +249,7 @@ def _rows_by_ring(q_PxKxRxGxH, k_PxKxRxTxH):
     )
 
 
-def _ring_sum(p_PxKxRxGxT, v_PxKxRxTxH):
+def _ring_values(p_PxKxRxGxT: jax.Array, v_PxKxRxTxH: jax.Array) -> jax.Array:
     if cpu.on_cpu():
         return cpu.ring_values(p_PxKxRxGxT, v_PxKxRxTxH)
     return jnp.einsum(
@@ -262,32 +257,33 @@ def _ring_sum(p_PxKxRxGxT, v_PxKxRxTxH):
     )
 
 
-def _draw(state: State, logits_BxV) -> Choice:
-    """The next token of every row. A row's randomness depends on its seed, item, sample number and length alone."""
+def _draw(state: State, logits_BxV: jax.Array) -> Choice:
+    """Draws every row's next token, with a key from its seed, item, sample index and length."""
     R = state.token_PxR.shape[1]
 
-    def uniform(seed, item, sample, length):
+    def uniform(
+        seed: jax.Array, item: jax.Array, sample: jax.Array, length: jax.Array
+    ) -> jax.Array:
         key = jax.random.key(seed)
         for data in (item, sample, length):
             key = jax.random.fold_in(key, data)
         return jax.random.uniform(key)
 
-    def rows(a_P):
+    def per_row(a_P: jax.Array) -> jax.Array:
         return jnp.repeat(a_P, R)
 
     uniform_B = jax.vmap(uniform)(
-        rows(state.seed_P),
-        rows(state.item_P),
+        per_row(state.seed_P),
+        per_row(state.item_P),
         state.sample_PxR.reshape(-1),
         state.length_PxR.reshape(-1),
     )
-    return choose(
-        logits_BxV, uniform_B, rows(state.temperature_P), rows(state.top_p_P), rows(state.top_k_P)
-    )
+    settings = (state.temperature_P, state.top_p_P, state.top_k_P)
+    return choose(logits_BxV, uniform_B, *map(per_row, settings))
 
 
-def _advance(state: State, choice: Choice, live_PxR) -> State:
-    """Counts the chosen tokens in and ends rows that hit a stop token, their limit, or numbers that are not numbers."""
+def _advance(state: State, choice: Choice, live_PxR: jax.Array) -> State:
+    """Records the chosen tokens; ends rows at a stop token, their limit, or non-finite logits."""
     token_PxR = choice.token.reshape(live_PxR.shape)
     length_PxR = state.length_PxR + live_PxR
     stopped = jnp.any(token_PxR[..., None] == state.stop_PxE[:, None], axis=-1)

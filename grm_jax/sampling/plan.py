@@ -1,4 +1,4 @@
-"""How many rows fit: planned from the mesh and the memory of a chip, instead of found by crashing."""
+"""Plans how many prompts and rows run at once, from the mesh and the memory of a device."""
 
 import math
 import os
@@ -7,17 +7,25 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from grm_jax import sharding
 from grm_jax.models.config import TransformerConfig
 from grm_jax.sampling import cache
 from grm_jax.sampling.buckets import prompt_bucket, ring_bucket
 from grm_jax.sampling.request import Request, check
 
-SHARE = 0.85  # of a chip's memory; the rest is for activations, fragmentation and the runtime
+SHARE = 0.85  # of a device's memory; the rest is for activations, fragmentation and the runtime
 LOGITS_COPIES = 4  # float32 [rows, vocabulary] arrays alive while a token is chosen
+MAX_SLOTS = 64  # prompts at once, unless the caller sets prompt_slots
+FULL_PROMPTS = 8  # by default as many rows as the samples of so many prompts, few enough to refill
+# Rows per batch shard of an accelerator: below it, a step takes as long as reading the weights
+# does, however few rows there are (v5e: 197 TFLOP/s over 819 GB/s are 240 FLOPs per byte, and a
+# bfloat16 weight is 2 bytes and 2 FLOPs a row).
+BUSY_ROWS = 256
+GIB = 2.0**30
 
 
 def state_bytes(cfg: TransformerConfig, P: int, R: int, S: int, T: int) -> dict[str, int]:
-    """Bytes over all devices of one sampler state: its prefixes, its rings, and the logits of a step."""
+    """Returns the bytes over all devices of prefixes, rings and the logits of a step."""
     token = 2 * cfg.num_kv_heads * cfg.head_dim * jax.numpy.dtype(cfg.dtype).itemsize
     layers = cache.layer_windows(cfg)
     return {
@@ -28,8 +36,11 @@ def state_bytes(cfg: TransformerConfig, P: int, R: int, S: int, T: int) -> dict[
 
 
 def device_memory() -> tuple[int, int]:
-    """(bytes that one device may use, bytes in use on the fullest host): as its runtime reports, or half of the machine's memory for (all)
-    emulated devices on a CPU. All hosts of a pod must ask together, and all get the same answer."""
+    """Returns (bytes that one device may use, bytes in use on the fullest host).
+
+    Emulated CPU devices share half of the machine's memory. All hosts of a pod must call it
+    together, and get the same answer.
+    """
     device = jax.local_devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and stats.get("bytes_limit"):
@@ -51,69 +62,64 @@ def fit(
     taken: int | None = None,
     platform: str | None = None,
 ) -> tuple[int, int]:
-    """(prompt slots, rows per prompt) for these requests: at most what they can use, at most what memory holds beside the weights.
+    """Returns (prompt slots, rows per prompt): what the requests can use and memory holds.
 
-    memory: bytes per device; by default what `device_memory` says. taken: bytes per device that something else occupies meanwhile, as the
-    training state does during rollouts; by default what is in use now, less the weights. Slots are a power of two, so that a longer list
-    compiles nothing new. platform: what it is planned for, by default what JAX runs on.
-    prompt_slots and rows are taken as given, as far as memory allows. Requests that cannot run (`request.check`) are left out.
-    Raises MemoryError with the bill if not even one row fits.
+    Slots are a power of two, so that a longer list compiles nothing new. Requests that cannot run
+    (`request.check`) do not count.
+
+    Args:
+      prompt_slots, rows: upper bounds in place of the defaults.
+      memory: bytes per device; default `device_memory`.
+      taken: bytes per device of other arrays, such as the training state during rollouts; default
+        what is in use, less the weights.
+      platform: default `sharding.platform`.
+
+    Raises:
+      MemoryError: not even one row fits; with the memory breakdown.
     """
-    good = [r for r in requests if not check(r, cfg)]
-    if not good:
+    runnable = [r for r in requests if not check(r, cfg)]
+    if not runnable:
         return 1, 1
-    P = _up(min(prompt_slots or MOST_SLOTS, len(good)))
-    # Few prompts run all their samples at once. Long lists take more prompts with fewer rows each, which finish at different times and are
-    # refilled from the prompt's other samples: a prompt whose rows all run at once keeps its slot until the longest of them ends.
-    mean_k = sum(r.k for r in good) / len(good)
-    mesh = jax.sharding.get_abstract_mesh()
-    shape = {"data": 1, "fsdp": 1, "tensor": 1} if mesh.empty else mesh.shape
-    wanted = FULL_PROMPTS * mean_k
-    if (platform or jax.default_backend()) != "cpu":
-        wanted = max(wanted, BUSY_ROWS * shape["data"] * shape["fsdp"])
-    R = min(max(r.k for r in good), _up(math.ceil(wanted / P))) if rows is None else rows
-    S = prompt_bucket(max(len(r.prompt) for r in good))
-    T = ring_bucket(max(r.token_limit(cfg) for r in good))
-    weights = cfg.num_params * jax.numpy.dtype(cfg.dtype).itemsize // shape["tensor"]
+    mesh = sharding.current_mesh()
+    shards, tensor = sharding.batch_shards(mesh), 1 if mesh is None else mesh.shape["tensor"]
+    P = _power_of_two(min(prompt_slots or MAX_SLOTS, len(runnable)))
+    # Few prompts run all their samples at once. Long lists run more prompts with fewer rows each:
+    # rows finish at different times and are refilled from the prompt's other samples, whereas a
+    # prompt whose samples all run at once keeps its slot until the longest of them finishes.
+    target = FULL_PROMPTS * sum(r.k for r in runnable) / len(runnable)
+    if (platform or sharding.platform()) != "cpu":
+        target = max(target, BUSY_ROWS * shards)
+    R = rows or min(max(r.k for r in runnable), _power_of_two(math.ceil(target / P)))
+    S = prompt_bucket(max(len(r.prompt) for r in runnable))
+    T = ring_bucket(max(r.token_limit(cfg) for r in runnable))
+    weights = cfg.num_params * jax.numpy.dtype(cfg.dtype).itemsize // tensor
     limit, in_use = device_memory() if memory is None else (memory, 0)
     taken = max(0, in_use - weights) if taken is None else taken
-    room = int(SHARE * limit) - weights - taken
+    available = int(SHARE * limit) - weights - taken
 
-    def per_device(P, R):
-        split = shape["data"] * shape["fsdp"]
-        parts = state_bytes(cfg, P, R, S, T)
-        rows_split = split if P % split == 0 or R % split == 0 else 1
-        prefix_split = split if P % split == 0 else 1
-        tensor = shape["tensor"]
-        grown = parts["suffix"] + parts["suffix"] // (
-            2 * len(cache.layer_windows(cfg))
-        )  # one old ring beside the longer ones
-        return parts["prefix"] // (prefix_split * tensor) + (grown + parts["logits"]) // (
-            rows_split * tensor
-        )
+    def per_device(P: int, R: int) -> int:
+        sizes = state_bytes(cfg, P, R, S, T)
+        prefix_shards = shards if P % shards == 0 else 1
+        row_shards = shards if P % shards == 0 or R % shards == 0 else 1
+        # While rings grow, one old ring exists beside the new ones.
+        rings = sizes["suffix"] + sizes["suffix"] // (2 * len(cache.layer_windows(cfg)))
+        prefix = sizes["prefix"] // (prefix_shards * tensor)
+        return prefix + (rings + sizes["logits"]) // (row_shards * tensor)
 
-    while per_device(P, R) > room and P > 1:
+    while per_device(P, R) > available and P > 1:
         P //= 2
-    while per_device(P, R) > room and R > 1:
+    while per_device(P, R) > available and R > 1:
         R = (R + 1) // 2
-    if per_device(P, R) > room:
-        gib = 2.0**30
+    if per_device(P, R) > available:
+        other = f" and {taken / GIB:.2f} GiB of other arrays" if taken else ""
         raise MemoryError(
-            f"one row of prompt {S} and {T} new tokens needs {per_device(P, R) / gib:.2f} GiB per device beside {weights / gib:.2f} GiB of weights"
-            f"{f' and {taken / gib:.2f} GiB of other arrays' if taken else ''}, and {SHARE:.0%} of {limit / gib:.2f} GiB is there: "
-            "use more devices on `tensor`, a shorter prompt or fewer new tokens"
+            f"one row of prompt {S} and {T} new tokens needs {per_device(P, R) / GIB:.2f} GiB per "
+            f"device beside {weights / GIB:.2f} GiB of weights{other}; {SHARE:.0%} of "
+            f"{limit / GIB:.2f} GiB is available: use more devices on `tensor`, a shorter prompt "
+            "or fewer new tokens"
         )
     return P, R
 
 
-FULL_PROMPTS = (
-    8  # at least as many rows as the samples of that many prompts, few enough to refill often
-)
-# On an accelerator at least that many on each part of the mesh: below, a step takes as long as reading the weights does, however few rows there
-# are (v5e: 197 TFLOP/s over 819 GB/s are 240 FLOPs per byte, and a bfloat16 weight is 2 bytes and 2 FLOPs a row).
-BUSY_ROWS = 256
-MOST_SLOTS = 64  # prompts at once, unless the caller says otherwise
-
-
-def _up(n: int) -> int:
+def _power_of_two(n: int) -> int:
     return 1 << (max(1, n) - 1).bit_length()

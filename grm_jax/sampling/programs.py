@@ -1,23 +1,27 @@
-"""The sampler's jitted programs, built from shapes alone: the engine runs them, and the same ones compile for a slice that is not there.
+"""The sampler's jitted programs, built from shapes alone.
 
-On a TPU the rings keep rows inside length in memory (logically they stand outside): one step's write is then a whole tile, and XLA, which would
-choose that layout for the loop anyway, needs no copy of the rings on the way in and out.
+The engine runs them; the same programs compile for a slice that this machine does not have.
+
+On a TPU the rings store rows inside length (logically they precede it): the write of one step is
+then a whole tile, and XLA, which chooses that layout for the loop anyway, copies no ring on the way
+in and out.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental.layout import Format, Layout
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 
+from grm_jax import sharding
 from grm_jax.models.config import TransformerConfig
 from grm_jax.sampling import cache, decode
-from grm_jax.sharding import spec
 
 RING_LAYOUT = Layout(major_to_minor=(0, 1, 2, 4, 3, 5))
 
@@ -33,180 +37,187 @@ class Shape:
 
 
 @dataclasses.dataclass(frozen=True)
-class Programs:
-    """empty() -> state;  insert(state, prefix, last, slots, per_prompt) -> state;  admit(params, state, new, sample) and
-    segment(params, state, steps, fewest) -> (state, emitted). All but `empty` take over the state that they are given."""
+class Target:
+    """The model and devices that programs are compiled for. mesh: None for a single device."""
 
-    empty: Callable
-    insert: Callable
-    admit: Callable
-    segment: Callable
+    cfg: TransformerConfig
+    mesh: Mesh | None
+    platform: str
+
+
+def current_target(cfg: TransformerConfig) -> Target:
+    """Returns the target of the mesh in context."""
+    mesh = jax.sharding.get_mesh()
+    single = mesh.empty or mesh.size == 1
+    return Target(cfg, None if single else mesh, sharding.platform())
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """Programs of one shape; all but `empty` donate the state.
+
+    empty() -> state
+    insert(state, prefix, last, slots, per_prompt) -> state
+    admit(params, state, new, sample) -> (state, emitted)
+    segment(params, state, steps, min_running) -> (state, emitted)
+    """
+
+    empty: Callable[..., Any]
+    insert: Callable[..., Any]
+    admit: Callable[..., Any]
+    segment: Callable[..., Any]
 
 
 @functools.lru_cache(maxsize=256)
-def build(
-    graphdef, cfg: TransformerConfig, shape: Shape, segment: int, mesh=None, platform: str = "cpu"
-) -> Programs:
-    """Programs for one shape; cached, so that engines of the same structure share what is compiled.
+def build(graphdef: nnx.GraphDef, target: Target, shape: Shape, segment: int) -> Programs:
+    """Builds the programs of one shape; engines of the same structure share compilations.
 
-    A decode segment is compiled for each (S, T), an insertion for each S and number of prompts, an admission once: it sees no caches.
+    A decode segment is compiled per (S, T), an insertion per S and number of prompts, an admission
+    once, because it takes no caches.
     """
-    formats = state_formats(cfg, shape, mesh, platform)
-    both = formats and (formats, _everywhere(mesh))
+    formats = state_formats(target, shape)
 
-    def run_segment(params, state, steps, fewest):
-        return decode.decode_segment(nnx.merge(graphdef, params), state, steps, fewest, segment)
+    def run_segment(params: Any, state: cache.State, steps: Any, min_running: Any) -> Any:
+        model = nnx.merge(graphdef, params)
+        return decode.decode_segment(model, state, steps, min_running, segment)
 
-    def insert(state, prefix, last, slots, per_prompt):
+    def insert(
+        state: cache.State, prefix: Any, last: Any, slots: Any, per_prompt: Any
+    ) -> cache.State:
         rest = dataclasses.replace(state, suffix=[])
-        rest = _insert_program(cfg, shape.P, shape.R, shape.S, mesh, platform)(
-            rest, prefix, last, slots, per_prompt
-        )
+        program = _insert_program(target, shape.P, shape.R, shape.S)
+        rest = program(rest, prefix, last, slots, per_prompt)
         return dataclasses.replace(rest, suffix=state.suffix)
 
-    def admit(params, state, new, sample):
-        program = _admit_program(graphdef, cfg, shape.P, shape.R, mesh, platform)
-        small, emitted = program(params, cache.without_caches(state), new, sample)
-        return dataclasses.replace(small, prefix=state.prefix, suffix=state.suffix), emitted
+    def admit(params: Any, state: cache.State, new: Any, sample: Any) -> Any:
+        program = _admit_program(graphdef, target, shape.P, shape.R)
+        rest, emitted = program(params, cache.without_caches(state), new, sample)
+        return dataclasses.replace(rest, prefix=state.prefix, suffix=state.suffix), emitted
+
+    def empty() -> cache.State:
+        return cache.empty_state(target.cfg, shape.P, shape.R, shape.S, shape.T)
 
     return Programs(
-        empty=jax.jit(
-            lambda: cache.empty_state(cfg, shape.P, shape.R, shape.S, shape.T),
-            out_shardings=formats,
-        ),
+        empty=jax.jit(empty, out_shardings=formats),
         insert=insert,
         admit=admit,
-        segment=jax.jit(run_segment, donate_argnums=1, out_shardings=both),
+        segment=jax.jit(
+            run_segment, donate_argnums=1, out_shardings=formats and (formats, _replicated(target))
+        ),
     )
 
 
 @functools.lru_cache(maxsize=256)
-def _insert_program(
-    cfg: TransformerConfig, P: int, R: int, S: int, mesh, platform: str
-) -> Callable:
-    formats = state_formats(cfg, Shape(P, R, S, 1), mesh, platform)
+def _insert_program(target: Target, P: int, R: int, S: int) -> Callable[..., Any]:
+    formats = state_formats(target, Shape(P, R, S, 1))
     formats = formats and dataclasses.replace(formats, suffix=[])
     return jax.jit(decode.insert, donate_argnums=0, out_shardings=formats)
 
 
 @functools.lru_cache(maxsize=64)
-def _admit_program(
-    graphdef, cfg: TransformerConfig, P: int, R: int, mesh, platform: str
-) -> Callable:
-    formats = state_formats(cfg, Shape(P, R, 1, 1), mesh, platform)
+def _admit_program(graphdef: nnx.GraphDef, target: Target, P: int, R: int) -> Callable[..., Any]:
+    formats = state_formats(target, Shape(P, R, 1, 1))
+    formats = formats and (cache.without_caches(formats), _replicated(target))
 
-    def admit(params, state, new, sample):
+    def admit(params: Any, state: cache.State, new: Any, sample: Any) -> Any:
         return decode.admit(nnx.merge(graphdef, params), state, new, sample)
 
-    return jax.jit(
-        admit,
-        donate_argnums=1,
-        out_shardings=formats and (cache.without_caches(formats), _everywhere(mesh)),
-    )
+    return jax.jit(admit, donate_argnums=1, out_shardings=formats)
 
 
-def _everywhere(mesh) -> NamedSharding | None:
-    """What the host reads stands whole on every device, so that each host of a pod can read it."""
-    return None if mesh is None else NamedSharding(mesh, PartitionSpec())
+def _replicated(target: Target) -> jax.sharding.NamedSharding | None:
+    """Returns the sharding of arrays that every host of a pod reads."""
+    return None if target.mesh is None else sharding.named(target.mesh)
 
 
 @functools.lru_cache(maxsize=64)
-def prefill_program(graphdef) -> Callable:
-    """prefill(params, tokens_BxS, lengths_B) -> (prefix, last_BxD)"""
+def prefill_program(graphdef: nnx.GraphDef) -> Callable[..., Any]:
+    """Returns prefill(params, tokens_BxS, lengths_B) -> (prefix, last_BxD)."""
     return jax.jit(
         lambda params, tokens, lengths: decode.prefill(nnx.merge(graphdef, params), tokens, lengths)
     )
 
 
-def resize(
-    state: cache.State,
-    cfg: TransformerConfig,
-    old: Shape,
-    new: Shape,
-    mesh=None,
-    platform: str = "cpu",
-) -> cache.State:
-    """The same rows with room for longer prompts (new.S) or more tokens (new.T). The old caches are freed.
+def resize(state: cache.State, target: Target, old: Shape, new: Shape) -> cache.State:
+    """Returns the same rows with room for longer prompts (new.S) or more tokens (new.T).
 
-    One array at a time, so that the peak is the new caches and one old array.
+    Frees the old caches. Replaces one array at a time, so that the peak is the new caches and one
+    old array.
     """
-    formats = state_formats(cfg, new, mesh, platform)
-    windows = cache.layer_windows(cfg)
+    formats = state_formats(target, new)
     prefix, suffix, clock = list(state.prefix), list(state.suffix), state.clock
-    for i, (_, window) in enumerate(windows):
-        if (
-            new.S != old.S
-            and (length := cache.prefix_length(new.S, window)) != prefix[i][0].shape[3]
-        ):
-            place = formats and formats.prefix[i][0]
-            prefix[i] = tuple(_replace(_longer_prefix(length, place), a) for a in prefix[i])
-    if new.T != old.T:
-        top = max(k.shape[4] for k, _ in suffix)
-        for i, (_, window) in enumerate(windows):
-            grow = _longer_ring(cache.ring_length(new.T, window), formats and formats.suffix[i][0])
+    top = max(k.shape[4] for k, _ in suffix)
+    for i, (_, window) in enumerate(cache.layer_windows(target.cfg)):
+        length = cache.prefix_length(new.S, window)
+        if length != prefix[i][0].shape[3]:
+            grow = _extend_prefix(length, formats and formats.prefix[i][0])
+            prefix[i] = tuple(_replace(grow, a) for a in prefix[i])
+        if new.T != old.T:
+            length = cache.ring_length(new.T, window)
+            grow = _extend_ring(length, formats and formats.suffix[i][0])
             suffix[i] = tuple(_replace(grow, a, state.clock, top) for a in suffix[i])
+    if new.T != old.T:
         clock = jax.device_put(np.int32(top), state.clock.sharding)
     return dataclasses.replace(state, prefix=prefix, suffix=suffix, clock=clock)
 
 
-def _replace(program: Callable, array: jax.Array, *args) -> jax.Array:
-    """program(array, ...), after which the array is gone."""
+def _replace(program: Callable[..., Any], array: jax.Array, *args: Any) -> jax.Array:
+    """Returns program(array, ...) and frees the array."""
     result = jax.block_until_ready(program(array, *args))
     array.delete()
     return result
 
 
 @functools.lru_cache(maxsize=256)
-def _longer_prefix(length: int, place) -> Callable:
-    return jax.jit(lambda a: cache.longer_prefix(a, length), out_shardings=place)
+def _extend_prefix(length: int, out_sharding: Any) -> Callable[..., Any]:
+    return jax.jit(lambda a: cache.extend_prefix(a, length), out_shardings=out_sharding)
 
 
 @functools.lru_cache(maxsize=256)
-def _longer_ring(length: int, place) -> Callable:
+def _extend_ring(length: int, out_sharding: Any) -> Callable[..., Any]:
     return jax.jit(
-        lambda a, clock, top: cache.longer_ring(a, clock, top, length), out_shardings=place
+        lambda a, clock, top: cache.extend_ring(a, clock, top, length), out_shardings=out_sharding
     )
 
 
-def scrub(
-    state: cache.State, cfg: TransformerConfig, shape: Shape, mesh=None, platform: str = "cpu"
-) -> cache.State:
-    """Clears numbers that are not finite out of the rings: a masked slot weighs 0, but 0 times NaN is NaN for whoever takes the row next."""
-    formats = state_formats(cfg, shape, mesh, platform)
-    program = _scrub_program(formats and formats.suffix[0][0])
+def clear_nonfinite(state: cache.State, target: Target, shape: Shape) -> cache.State:
+    """Sets non-finite ring values to 0.
+
+    A masked slot has weight 0, but 0 times NaN would be NaN in the next sample of the row.
+    """
+    formats = state_formats(target, shape)
+    program = _clear_program(formats and formats.suffix[0][0])
     return dataclasses.replace(state, suffix=[tuple(program(a) for a in kv) for kv in state.suffix])
 
 
 @functools.lru_cache(maxsize=64)
-def _scrub_program(place) -> Callable:
+def _clear_program(out_sharding: Any) -> Callable[..., Any]:
     return jax.jit(
         lambda a: jnp.where(jnp.isfinite(a), a, jnp.zeros_like(a)),
         donate_argnums=0,
-        out_shardings=place,
+        out_shardings=out_sharding,
     )
 
 
-def state_formats(
-    cfg: TransformerConfig, shape: Shape, mesh=None, platform: str = "cpu"
-) -> cache.State | None:
-    """Sharding, and on a TPU memory layout, of every leaf of the state. None where the defaults serve: one device that is not a TPU."""
-    if mesh is None and platform != "tpu":
+def state_formats(target: Target, shape: Shape) -> Any:
+    """Returns a state of the sharding, and on a TPU the memory layout, of every array.
+
+    None if the defaults apply: one device that is not a TPU.
+    """
+    mesh, tpu = target.mesh, target.platform == "tpu"
+    if mesh is None and not tpu:
         return None
     prefix_axes, suffix_axes = cache.cache_axes(shape.P, shape.R)
 
-    def place(path, leaf):
+    def format(path: Any, leaf: Any) -> Any:
         field = path[0].name
         axes = {"prefix": prefix_axes, "suffix": suffix_axes}.get(field, (None,) * leaf.ndim)
-        sharding = (
-            SingleDeviceSharding(jax.devices()[0])
-            if mesh is None
-            else NamedSharding(mesh, spec(axes))
-        )
-        return (
-            Format(RING_LAYOUT, sharding) if field == "suffix" and platform == "tpu" else sharding
-        )
+        leaf_sharding: Any = SingleDeviceSharding(jax.devices()[0])
+        if mesh is not None:
+            leaf_sharding = sharding.named(mesh, *axes)
+        return Format(RING_LAYOUT, leaf_sharding) if field == "suffix" and tpu else leaf_sharding
 
-    return jax.tree_util.tree_map_with_path(place, abstract_state(cfg, shape))
+    return jax.tree_util.tree_map_with_path(format, abstract_state(target.cfg, shape))
 
 
 def abstract_state(cfg: TransformerConfig, shape: Shape) -> cache.State:
@@ -214,30 +225,32 @@ def abstract_state(cfg: TransformerConfig, shape: Shape) -> cache.State:
 
 
 def abstract_programs(
-    graphdef,
-    params,
+    graphdef: nnx.GraphDef,
+    params: Any,
     cfg: TransformerConfig,
     shape: Shape,
     segment: int,
-    mesh,
-    platform: str = "tpu",
+    mesh: Mesh,
     prompts: int = 1,
-):
-    """(name, jitted, abstract arguments) of prefill and of a decode segment, for compiling without devices. Call under `jax.set_mesh(mesh)`.
+) -> list[tuple[str, Any, tuple[Any, ...]]]:
+    """Returns (name, jitted function, abstract arguments) of prefill and of a decode segment.
 
-    params: abstract, with shardings. prompts: prefilled at a time.
+    For compiling without devices; call it under `jax.set_mesh(mesh)`.
+
+    Args:
+      params: jax.ShapeDtypeStruct with shardings.
+      prompts: number of prompts of a prefill.
     """
-
-    def like(tree, formats):
-        return jax.tree.map(
-            lambda x, f: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=f), tree, formats
-        )
-
-    state = like(abstract_state(cfg, shape), state_formats(cfg, shape, mesh, platform))
+    target = Target(cfg, mesh, sharding.platform())
+    state = jax.tree.map(
+        lambda x, format: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=format),
+        abstract_state(cfg, shape),
+        state_formats(target, shape),
+    )
     count = jax.ShapeDtypeStruct((), jnp.int32)
     tokens, lengths = (jax.ShapeDtypeStruct(s, jnp.int32) for s in ((prompts, shape.S), (prompts,)))
-    built = build(graphdef, cfg, shape, segment, mesh, platform)
+    programs = build(graphdef, target, shape, segment)
     return [
         ("prefill", prefill_program(graphdef), (params, tokens, lengths)),
-        ("decode", built.segment, (params, state, count, count)),
+        ("decode", programs.segment, (params, state, count, count)),
     ]

@@ -8,7 +8,7 @@ from grm_jax.sampling.scheduler import Engine
 
 
 def track(engine: Engine, requests: Sequence[Request], show: bool) -> Iterator[Completion]:
-    """The engine's rows, drawn as they finish when `show`."""
+    """Yields the engine's completions, with a progress bar if `show`."""
     if not show:
         yield from engine.run(requests)
         return
@@ -16,10 +16,9 @@ def track(engine: Engine, requests: Sequence[Request], show: bool) -> Iterator[C
 
     start = time.monotonic()
     with tqdm(total=sum(max(1, r.k) for r in requests), unit="sample", desc="sampling") as bar:
-        for row in engine.run(requests):
+        for completion in engine.run(requests):
             bar.update()
             rate = engine.stats.tokens / max(1e-9, time.monotonic() - start)
-            bar.set_postfix_str(
-                f"{rate:,.0f} tok/s, rows busy {engine.stats.utilisation:.0%}", refresh=False
-            )
-            yield row
+            busy = engine.stats.utilisation
+            bar.set_postfix_str(f"{rate:,.0f} tok/s, rows busy {busy:.0%}", refresh=False)
+            yield completion

@@ -1,33 +1,38 @@
-"""Weights for decoding, taken from a training state leaf by leaf: never two full copies at once."""
+"""Converts weights of a training state for decoding, leaf by leaf, without a second full copy."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from grm_jax.models import Transformer, cpu
-from grm_jax.sharding import state_shardings
+from grm_jax.sharding import is_variable, state_shardings
 
-# Decoding splits weights over `tensor` only: prompts and rows use the other axes, and a weight split over
-# `fsdp`, as in training, would be gathered again for every token.
+# Decoding splits weights over `tensor` only. Prompts and rows use the other axes, and a weight
+# split over `fsdp`, as in training, would be gathered again for every token.
 SAMPLING_AXES = ("tensor",)
 
 
-def for_sampling(state, mesh, dtype: str, donate: bool = False):
-    """A state cast to `dtype` and laid out for decoding (`SAMPLING_AXES`); norm scales stay in the dtype they rest in, as in training.
+def for_sampling(state: Any, mesh: Mesh | None, dtype: str, donate: bool = False) -> Any:
+    """Returns a state cast to `dtype` and sharded for decoding (`SAMPLING_AXES`).
 
-    mesh: None for a single device. One leaf is cast and moved at a time; with `donate` its source is freed before the next, so the peak is one
-    copy and one leaf. A leaf that is as it should be is handed on, not copied.
+    Norm scales keep their dtype, as in training. Leaves that already match are returned, not
+    copied.
+
+    Args:
+      mesh: None for a single device.
+      donate: deletes each source leaf before the next one is moved, so that the peak is one copy
+        and one leaf.
     """
 
-    def move(variable, sharding=None):
+    def move(variable: nnx.Variable, sharding: NamedSharding | None = None) -> nnx.Variable:
         old = variable[...]
         target = old.dtype if "norm" in variable.get_metadata()["axes"] else jnp.dtype(dtype)
-        if old.dtype == target and (
-            sharding is None or old.sharding.is_equivalent_to(sharding, old.ndim)
-        ):
+        placed = sharding is None or old.sharding.is_equivalent_to(sharding, old.ndim)
+        if old.dtype == target and placed:
             return variable
         value = _mover(target, sharding)(old)
         if donate:
@@ -35,30 +40,26 @@ def for_sampling(state, mesh, dtype: str, donate: bool = False):
             old.delete()
         return variable.replace(value)
 
-    is_variable = lambda v: isinstance(v, nnx.Variable)
     if mesh is None:
         return jax.tree.map(move, state, is_leaf=is_variable)
-    return jax.tree.map(
-        move, state, state_shardings(state, mesh, SAMPLING_AXES), is_leaf=is_variable
-    )
+    shardings = state_shardings(state, mesh, SAMPLING_AXES)
+    return jax.tree.map(move, state, shardings, is_leaf=is_variable)
 
 
 @functools.lru_cache(maxsize=256)
-def _mover(dtype, sharding: NamedSharding | None):
-    """Kept, because weights move again after every training step: a new function would be compiled again."""
+def _mover(dtype: Any, sharding: NamedSharding | None) -> Any:
+    """Cached, because weights move after every training step and a new function would recompile."""
     return jax.jit(lambda x: x.astype(dtype), out_shardings=sharding)
 
 
 def for_decoding(model: Transformer) -> Transformer:
-    """The model as the decode loop wants it, under the mesh in context: weights in the activations' dtype, split over `tensor` alone.
+    """Returns the model for the decode loop under the mesh in context.
 
-    On a CPU layers of some size stand one by one as well: there a slice of a stack is a copy at every step. A model that is so already comes
-    back as it is.
+    Weights are in the activations' dtype and split over `tensor` only; on a CPU, large layer stacks
+    are unstacked. A model that already matches is returned unchanged.
     """
     mesh = jax.sharding.get_mesh()
     graphdef, state = nnx.split(model)
-    model = nnx.merge(
-        graphdef,
-        for_sampling(state, None if mesh.empty or mesh.size == 1 else mesh, model.cfg.dtype),
-    )
+    state = for_sampling(state, None if mesh.empty or mesh.size == 1 else mesh, model.cfg.dtype)
+    model = nnx.merge(graphdef, state)
     return cpu.prepare_for_decoding(model) if cpu.on_cpu() else model

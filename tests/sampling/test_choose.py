@@ -148,9 +148,9 @@ def test_log_probs_are_those_before_the_filters():
     temperature = np.array([0.0, 0.5, 1.0, 2.0], np.float32)
     out = small(np.tile(TIED, (4, 1)), 0.4, temperature, 0.6, 3)
     for row in range(4):
-        for logp, t in ((out.logp, temperature[row] or 1.0), (out.logp_1, 1.0)):
+        for logprob, t in ((out.logprob, temperature[row] or 1.0), (out.logprob_1, 1.0)):
             exact = np.log(distribution(TIED, t, 1.0, 0))[out.token[row]]
-            assert logp[row] == pytest.approx(exact, abs=1e-5)
+            assert logprob[row] == pytest.approx(exact, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_greedy_and_nearly_greedy(temperature):
     rng = np.random.default_rng(2)
     logits = rng.standard_normal((8, 64)).astype(np.float32)
     out = small(logits, rng.random(8, np.float32), temperature)
-    assert (out.token == logits.argmax(axis=1)).all() and np.isfinite(out.logp).all()
+    assert (out.token == logits.argmax(axis=1)).all() and np.isfinite(out.logprob).all()
 
 
 def test_the_ends_of_the_uniform_never_reach_a_token_without_weight():

@@ -258,18 +258,18 @@ def test_a_segment_ends_only_for_something_that_can_start(lab):
         found = scheduler._Slot(
             0,
             Request([5], running + left, 9),
-            [scheduler._Partial(i) for i in range(running)],
+            [scheduler._Sample(i) for i in range(running)],
             running,
         )
         found.rows += [None] * (8 - running)
         return found
 
-    assert engine._fewest([slot(8, 0), slot(8, 0)], []) == 1  # nothing waits
+    assert engine._min_running([slot(8, 0), slot(8, 0)], []) == 1  # nothing waits
     assert (
-        engine._fewest([slot(8, 5), slot(8, 0)], []) == 16
+        engine._min_running([slot(8, 5), slot(8, 0)], []) == 16
     )  # a sample waits: the first row to end makes room
     assert (
-        engine._fewest([slot(8, 0), slot(3, 0), None], [1]) == 9
+        engine._min_running([slot(8, 0), slot(3, 0), None], [1]) == 9
     )  # a prompt waits: three rows must end before its slot is free
 
 
