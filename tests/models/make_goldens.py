@@ -1,4 +1,4 @@
-"""Writes goldens/*.npz: results of transformers and DeepMind's `gemma` on the toys of parity_cases.py.
+"""Writes goldens/*.npz: results of transformers and DeepMind's `gemma` for parity_cases.py.
 
     PEERS_PYTHON tests/models/make_goldens.py [FOLDER [transformers|deepmind]]       about a minute
 
@@ -6,8 +6,8 @@ PEERS_PYTHON is an interpreter with the `bench` extra. If `gemma` and another pe
 protobufs, put the newer one on PYTHONPATH.
 
 Arrays per case: CASE/logits (float32), CASE/grad/NAME (a sample of the gradient of the mean
-log-prob), CASE/logits_bf16 and CASE/embedded_bf16 (the scaled embeddings). DeepMind's parameters are
-arranged here by hand, independently of the package's tensor map.
+log-prob), CASE/logits_bf16 and CASE/embedded_bf16 (the scaled embeddings). DeepMind's parameters
+are arranged here by hand, independently of the package's tensor map.
 """
 
 import os

@@ -12,8 +12,8 @@ import numpy as np
 
 VOCAB, ROWS, LENGTH = 64, 2, 32
 
-# The square root of d_model (44) is not a bfloat16. Query scale (11) and head width (8) differ, as in
-# the 27B models. The length is over four windows of 7. 5 layers leave one layer after the repeats of
+# The square root of d_model (44) is not a bfloat16. Query scale (11) and head width (8) differ, as
+# in the 27B models. The length is over four windows of 7. 5 layers leave one after the repeats of
 # Gemma 2's pattern, 8 layers leave two after those of Gemma 3's.
 _TOY = {
     "vocab_size": VOCAB, "hidden_size": 44, "intermediate_size": 24,

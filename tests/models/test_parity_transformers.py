@@ -44,9 +44,9 @@ def test_gradients_of_the_mean_log_prob(name):
     assert compared == sum(key.startswith(f"{name}/grad/") for key in values)
 
 
-# bfloat16 has 8 significant bits, and both sides round in different orders. Bounds: root mean square
-# difference from transformers as a share of the largest logit; our error against float32 as a
-# multiple of transformers' error.
+# bfloat16 has 8 significant bits, and both sides round in different orders. Bounds: root mean
+# square difference from transformers as a share of the largest logit; our error against float32 as
+# a multiple of transformers' error.
 BF16_RMS, BF16_ERROR_RATIO = 0.02, 1.2
 
 
