@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from grm_jax.evals.judged import JudgedComparison
 from grm_jax.evals.results import upgraded
 from grm_jax.run_store import IdentityMismatch, RunStore
+from grm_jax.training.loop import FREE_FIELDS
 from grm_jax.types import Comparison
 
 log = logging.getLogger(__name__)
@@ -41,13 +42,13 @@ class Measured:
 
 
 def config_fields(config: ConfigDict, unused: Sequence[str]) -> dict[str, Any]:
-    """Returns {"rft.steps": 3000, ...} without `unused` sections and fields."""
+    """Returns {"rft.steps": 3000, ...} without `unused` sections and fields, and `FREE_FIELDS`."""
     skipped = {*_UNUSED, *unused}
 
     def flatten(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for name, value in section.items():
             path = f"{prefix}{name}"
-            if path in skipped:
+            if path in skipped or name in FREE_FIELDS:
                 continue
             if isinstance(value, dict):
                 yield from flatten(value, f"{path}.")
