@@ -75,7 +75,7 @@ def training_pairs(bench: Bench, judge: Judge) -> list[scalar.TokenPair]:
     comparisons = bench.training_comparisons(scalar.section_of(config).comparisons)
     new_tokens = config.eval.max_new_tokens
     options = Options(k=1, temperature=1.0, seed=config.seed, max_new_tokens=new_tokens)
-    pairs = []
+    pairs: list[tuple] = []
     for comparison, texts in zip(comparisons, critiques(judge, comparisons, options)):
         encoded = [
             scalar.encode_response(bench.tokenizer, comparison, response, samples[0])

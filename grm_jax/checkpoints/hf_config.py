@@ -190,7 +190,7 @@ def to_hf(cfg: TransformerConfig, dtype: str) -> dict[str, Any]:
     head = "ForSequenceClassification" if cfg.scalar_head else "ForCausalLM"
     specs = [cfg.pattern[i % len(cfg.pattern)] for i in range(cfg.num_layers)]
     scalar = cfg.query_pre_attn_scalar
-    config = {
+    config: dict[str, Any] = {
         "architectures": [family + head],
         "model_type": "gemma3_text" if cfg.qk_norm else "gemma2",
         "attention_bias": False,

@@ -113,9 +113,13 @@ class PackedBatches:
         """
         share = self.batch_size // self.process_count
         first = step * self.batch_size + self.process_index * share
-        dtypes = {"tokens": np.int32, "positions": np.int32, "segment_ids": np.int32}
-        dtypes["weights"] = np.float32
-        batch = {name: np.zeros((share, self.seq_len), dtype) for name, dtype in dtypes.items()}
+        shape = (share, self.seq_len)
+        batch = {
+            "tokens": np.zeros(shape, np.int32),
+            "positions": np.zeros(shape, np.int32),
+            "segment_ids": np.zeros(shape, np.int32),
+            "weights": np.zeros(shape, np.float32),
+        }
         for r in range(share):
             self._fill(batch, r, self.rows[shuffled_index(first + r, len(self.rows), self.seed)])
         return batch

@@ -40,7 +40,7 @@ def figure(data: Mapping, x: str) -> str:
 
     Over k, the paper's greedy results by model size are horizontal lines.
     """
-    lines = []
+    lines: list = []
     for line in data["lines"]:
         points = [(p[x], p) for p in line["points"] if p.get(x) and p["value"] is not None]
         if points:

@@ -28,7 +28,7 @@ FIELDS = (
     *("id", "line", "n", "label", "scores", "best", "tie", "votes", "unparsed", "kept"),
     *("critiques", "query", "responses", "reference", "error", "vote"),
 )
-ERROR_FIELDS = {
+ERROR_FIELDS: dict[str, Any] = {
     "credit": None,
     "margin": 0,
     "all_unparsed": False,

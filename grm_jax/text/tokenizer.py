@@ -108,7 +108,8 @@ class Tokenizer:
             skipped = self._control_ids
             return self._backend.decode([i for i in ids if i not in skipped])
         spelled = {i: token for token, i in self.controls.items()}
-        text, run = "", []
+        text = ""
+        run: list[int] = []
         for i in ids:
             if i in spelled:
                 text += (self._backend.decode(run) if run else "") + spelled[i]

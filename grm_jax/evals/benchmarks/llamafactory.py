@@ -16,7 +16,7 @@ _ORIGIN = (
 
 def read_pairs(source: Source) -> list[Comparison]:
     """Reads pairs from `conversations`, `chosen` and `rejected`."""
-    comparisons = []
+    comparisons: list[Comparison] = []
     for number, record in enumerate(records(source.require("dpo_en_demo.json")[0])):
         turns = {key: [record[key]] for key in ("chosen", "rejected")}
         pair = LAYOUTS["trl"].read({"prompt": record["conversations"], **turns}, f"dpo-{number}")

@@ -53,7 +53,7 @@ SECTIONS = {
 
 def read(source: Source) -> list[Comparison]:
     """Reads `prompt`, `chosen`, `rejected`, `subset`, `id`; skips the prior sets, as the paper."""
-    comparisons = []
+    comparisons: list[Comparison] = []
     for number, record in enumerate(source.table("filtered", "test", "train")):
         if record["subset"] in COUNTS:
             name = f"rewardbench-{record.get('id', number)}-{record['subset']}"
