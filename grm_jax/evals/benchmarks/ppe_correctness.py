@@ -107,7 +107,9 @@ def grade_singles(judged: bm.Judged, rule: str) -> bm.Grades:
         scores, truth = scores_I[members], truth_I[members]
         lowest = np.nanmin(scores, initial=np.inf) if not np.isnan(scores).all() else 0.0
         scores = np.where(np.isnan(scores), lowest - 1, scores)
-        pairs: list = next((p for i in members if (p := judged[i].comparison.meta.get("pairs"))), [])
+        pairs: list = next(
+            (p for i in members if (p := judged[i].comparison.meta.get("pairs"))), []
+        )
         curves.append((min_max(scores), truth, best_of_k(scores, truth)))
         values.append(_pair_accuracy(scores, truth, pairs, 0.5 if rule == "paper" else 0.0))
     return {
