@@ -90,12 +90,12 @@ def convert(
     try:
         if record.problem:
             raise Malformed(record.problem)
-        comparisons = [simplified(made) for made in layout.read(record.fields, name)]
+        comparisons = [simplified(c) for c in layout.read(record.fields, name)]
         if layout.keeps_order:
             return comparisons
-        if any(made.n > 1 and made.best is None for made in comparisons):
+        if any(c.n > 1 and c.best is None for c in comparisons):
             raise Unusable("no single best response")
-        return [placed(made) for made in comparisons]
+        return [placed(c) for c in comparisons]
     except Unusable as error:
         account.unusable[str(error)] += 1
     except ValueError as error:  # Malformed, and what Comparison itself refuses
@@ -142,4 +142,4 @@ def _rows(record: Record, layout: str | None, name: str) -> list[Row]:
         return [Row(number, None, str(error), id)]
     if len(comparisons) == 1:
         return [Row(number, dataclasses.replace(comparisons[0], id=id), None, id)]
-    return [Row(f"{number}.{i}", made, None, made.id) for i, made in enumerate(comparisons, 1)]
+    return [Row(f"{number}.{i}", c, None, c.id) for i, c in enumerate(comparisons, 1)]

@@ -245,7 +245,7 @@ def skywork(record: Record, name: str) -> list[Comparison]:
     """`chosen` and `rejected` conversations that differ in their last turn, `source`."""
     meta = {"source": record.get("source")}
     turns = {key: _list(record, key, "turns") for key in ("chosen", "rejected")}
-    return [dataclasses.replace(made, meta=meta) for made in trl(turns, name)]
+    return [dataclasses.replace(comparison, meta=meta) for comparison in trl(turns, name)]
 
 
 @_layout("ultrafeedback", "openbmb/UltraFeedback")
@@ -347,8 +347,8 @@ def _verified(names: Iterable[str], dataset: str) -> Callable[[Callable], Callab
 
     def add(read: Callable[[Record], Answers]) -> Callable:
         for name, form in zip(names, (_groups, _pairs, _singles), strict=True):
-            made = functools.partial(lambda form, record, id: form(read(record), id), form)
-            LAYOUTS.add(name, Layout(made, dataset))
+            read_form = functools.partial(lambda form, record, id: form(read(record), id), form)
+            LAYOUTS.add(name, Layout(read_form, dataset))
         return read
 
     return add
