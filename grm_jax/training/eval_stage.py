@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -81,37 +81,12 @@ def run(
       graphdef, abstract: of the language model.
       folders: the folder of each stage.
     """
-    start, section, cfg = time.time(), config.eval, model_config(config)
+    start, section = time.time(), config.eval
     comparisons = held_out(config, folders["eval"].parent)
     resampler = Resampler([prompt_key(c) for c in comparisons])
     log.info("evaluation on %d comparisons of split %s", len(comparisons), section.split)
-    meta = meta_params = None
-    if loop.is_done(folders["meta_rm"]):
-        _, scalar = states.abstract_model(model_config(config, scalar_head=True), mesh)
-        meta_params = loop.load_params(folders["meta_rm"], scalar)
-        meta = meta_rm.scorer(config, mesh, meta_params, tokenizer, section.meta_batch)
-    loaders = {"base": lambda: sources.first_params(config, cfg, mesh)}
-    loaders |= {
-        stage: lambda stage=stage: loop.load_params(folders[stage], abstract)
-        for stage in ("rft", "rl")
-        if loop.is_done(folders[stage])
-    }
-    last = list(loaders)[-1]
     cells, facts = content_blind_cells(comparisons, resampler), {}
-    for name, load in loaders.items():
-        params = load()
-        model = nnx.merge(graphdef, states.compute_params(params, cfg.dtype))
-        sampler = engine_sampler(model, mesh, section.prompt_slots or None)
-        weights = [params, meta_params] if meta and name == last else [params]
-        judge = Judge(
-            tokenizer,
-            sampler,
-            config.template,
-            meta if name == last else None,
-            ExpectedScores(model_log_probs(model, mesh), tokenizer) if name == last else None,
-            cfg.max_length,
-            name="-".join([name, *map(checkpoint.fingerprint, weights)]),
-        )
+    for name, judge in judges(config, mesh, tokenizer, graphdef, abstract, folders):
         samples = section.base_samples if name == "base" else section.samples
         folder = folders["eval"] / "judged" / judge.name
         own_cells, judged = evaluate_model(name, judge, comparisons, section, samples, folder)
@@ -131,6 +106,43 @@ def run(
         write_report(config, cells, facts, folders)
     result = {"stage": "eval", "cells": [c.as_json() for c in cells], "items": len(comparisons)}
     loop.write_result(folders["eval"], result | facts)
+
+
+def judges(
+    config: Any, mesh: Any, tokenizer: Any, graphdef: Any, abstract: Any, folders: Mapping[str, Any]
+) -> Iterator[tuple[str, Judge]]:
+    """Yields the judges of the base model and of each finished stage, by name.
+
+    The last one has the meta RM, if that is trained, and expected scores.
+    """
+    section, cfg = config.eval, model_config(config)
+    meta = meta_params = None
+    if loop.is_done(folders["meta_rm"]):
+        _, scalar = states.abstract_model(model_config(config, scalar_head=True), mesh)
+        meta_params = loop.load_params(folders["meta_rm"], scalar)
+        meta = meta_rm.scorer(config, mesh, meta_params, tokenizer, section.meta_batch)
+    loaders = {"base": lambda: sources.first_params(config, cfg, mesh)}
+    loaders |= {
+        stage: lambda stage=stage: loop.load_params(folders[stage], abstract)
+        for stage in ("rft", "rl")
+        if loop.is_done(folders[stage])
+    }
+    last = list(loaders)[-1]
+    for name, load in loaders.items():
+        params = load()
+        model = nnx.merge(graphdef, states.compute_params(params, cfg.dtype))
+        sampler = engine_sampler(model, mesh, section.prompt_slots or None)
+        weights = [params, meta_params] if meta and name == last else [params]
+        judge = Judge(
+            tokenizer,
+            sampler,
+            config.template,
+            meta if name == last else None,
+            ExpectedScores(model_log_probs(model, mesh), tokenizer) if name == last else None,
+            cfg.max_length,
+            name="-".join([name, *map(checkpoint.fingerprint, weights)]),
+        )
+        yield name, judge
 
 
 def content_blind_cells(comparisons: Sequence[Comparison], resampler: Resampler) -> list[Cell]:
