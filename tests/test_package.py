@@ -114,3 +114,11 @@ def test_every_import_is_declared():
         if DISTRIBUTIONS.get(name, name).replace("_", "-") not in declared
     ]
     assert not missing
+
+
+def test_imports_have_no_cycle_and_point_downwards():
+    """`make graph`: the layers are those of pyproject.toml."""
+    command = [sys.executable, str(ROOT / ".ci/import_graph.py")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^cycles +0\nupward imports +0\n", done.stdout, re.MULTILINE)
