@@ -3,7 +3,7 @@
     python launch/tpu.py --config experiments/spct_27b.py --workdir gs://BUCKET/spct_27b \\
         --config.init=GEMMA --config.tokenizer=GEMMA
 
-GEMMA is a folder or bucket with the weights of Gemma 2 27B; docs/training.md lists the data files.
+GEMMA is a folder or bucket with the weights of Gemma 2 27B; docs/data.md lists the data files.
 It never ran on a TPU. Compiled for v5p-64: 40 of 96 GiB per chip, at least 29 s per GRPO step
 (docs/tpu_memory.md).
 
