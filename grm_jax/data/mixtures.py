@@ -258,7 +258,7 @@ def read(task: str, split: str, feature: str) -> Iterator[str]:
     except tf.errors.OpError as error:
         raise _failures.pop(task, error) from error
     account = ACCOUNTS.get(f"{task}/{split}")
-    log.info("source %s: %d items of %s", task, count, account.summary() if account else "a task")
+    log.info("source %s: %d items %s", task, count, account.summary() if account else "")
     if not count:
         raise ValueError(f"source {task!r} has no items: check its files and its layout")
 
