@@ -1,20 +1,24 @@
-"""Softmax attention in plain XLA: both window kinds, logit cap, grouped heads, and parts that merge by their log-sum-exp.
+"""Softmax attention in plain XLA: windows, logit cap, grouped heads, merging by log-sum-exp.
 
-Axes: B batch, L queries, S keys, N query heads, K KV heads, G query heads per KV head, H head width.
+Axes: B batch, L queries, S keys, N query heads, K KV heads, G query heads per KV head, H head
+width.
 
-One rule decides what a query may see, by segment and by position (never by slot):
+A query attends to keys by segment and position, never by slot:
 
     same segment,  kv_position <= q_position,  q_position - kv_position < window
 
-so left padding, right padding and packing are one case:
+so that left padding, right padding and packing are one case:
 
     tokens       pad pad  a   b   c  |  d   e  pad        (one row)
     segment_ids   0   0   1   1   1  |  2   2   0
     positions     0   0   0   1   2  |  0   1   0
 
-Positions must grow by at least one from slot to slot inside a segment: then the keys that a chunk of queries can see lie in a slice known at
-compile time, and no work is spent beyond the causal triangle and the window.
+Positions must grow by at least one per slot inside a segment. The keys of a chunk of queries are
+then in a slice known at compile time, and nothing outside the causal triangle and the window is
+computed.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +26,18 @@ import jax.numpy as jnp
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 
 
-def attend_part(q_BxLxNxH, k_BxSxKxH, v_BxSxKxH, mask_BxLxS, cap: float | None):
-    """Attention over one part of the keys. Queries come scaled.
+def attend_part(
+    q_BxLxNxH: jax.Array,
+    k_BxSxKxH: jax.Array,
+    v_BxSxKxH: jax.Array,
+    mask_BxLxS: jax.Array,
+    cap: float | None,
+) -> tuple[jax.Array, jax.Array]:
+    """Computes attention over a subset of the keys; queries are already scaled.
 
-    Returns (o_BxLxNxH float32, lse_BxLxN float32). A query that sees nothing gets a finite o and an lse near MASKED, which
-    weighs nothing once merged with a part that sees something.
+    Returns:
+      (o_BxLxNxH float32, lse_BxLxN float32). A query without keys gets a finite o and an lse near
+      MASKED, which has no weight after merging with a subset that has keys.
     """
     B, L, N, H = q_BxLxNxH.shape
     K = k_BxSxKxH.shape[2]
@@ -46,41 +57,46 @@ def attend_part(q_BxLxNxH, k_BxSxKxH, v_BxSxKxH, mask_BxLxS, cap: float | None):
     return o.reshape(B, L, N, H), lse_BxKxGxL.transpose(0, 3, 1, 2).reshape(B, L, N)
 
 
-def merge_parts(parts):
-    """Softmax over the union of disjoint parts of the keys, from each part's (o_BxLxNxH, lse_BxLxN). Returns o_BxLxNxH."""
+def merge_parts(parts: Any) -> jax.Array:
+    """Merges attention over disjoint subsets of the keys, (o_BxLxNxH, lse_BxLxN) each, into o."""
     top = jax.lax.stop_gradient(jnp.max(jnp.stack([lse for _, lse in parts]), axis=0))
     weights = [jnp.exp(lse - top) for _, lse in parts]
     total = sum(weights)
     return sum(o * (w / total)[..., None] for (o, _), w in zip(parts, weights, strict=True))
 
 
-def visible(q_position_BxL, kv_position_BxS, window: int | None):
-    """mask_BxLxS: causal by position, and inside the window where there is one."""
+def visible(q_position_BxL: jax.Array, kv_position_BxS: jax.Array, window: int | None) -> jax.Array:
+    """Returns mask_BxLxS: causal by position and, with a window, inside it."""
     distance = q_position_BxL[:, :, None] - kv_position_BxS[:, None, :]
     return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
 
 
 def self_attention(
-    q_BxLxNxH,
-    k_BxLxKxH,
-    v_BxLxKxH,
-    positions_BxL,
-    segment_ids_BxL,
+    q_BxLxNxH: jax.Array,
+    k_BxLxKxH: jax.Array,
+    v_BxLxKxH: jax.Array,
+    positions_BxL: jax.Array,
+    segment_ids_BxL: jax.Array,
     window: int | None,
     cap: float | None,
     chunk: int,
-):
-    """Causal attention inside segments, `chunk` queries at a time against only the keys that they can see.
+) -> tuple[jax.Array, jax.Array]:
+    """Computes causal attention inside segments, `chunk` queries at a time.
 
-    Returns (o_BxLxNxH float32, lse_BxLxN float32). Each chunk is rematerialised: the backward pass holds one chunk's logits, not all.
+    Chunks are rematerialised: the backward pass holds the logits of one chunk.
+
+    Returns:
+      (o_BxLxNxH float32, lse_BxLxN float32).
     """
     L = q_BxLxNxH.shape[1]
 
-    def one(start: int, stop: int):
+    def one(start: int, stop: int) -> Any:
         first = 0 if window is None else max(0, start - window + 1)
 
         @jax.checkpoint
-        def run(q, k, v, positions, segment_ids):
+        def run(
+            q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, segment_ids: jax.Array
+        ) -> Any:
             mask = visible(positions[:, start:stop], positions[:, first:stop], window)
             mask &= segment_ids[:, start:stop, None] == segment_ids[:, None, first:stop]
             return attend_part(q[:, start:stop], k[:, first:stop], v[:, first:stop], mask, cap)
@@ -91,24 +107,25 @@ def self_attention(
 
 
 def prefix_attention(
-    q_BxLxNxH,
-    k_BxSxKxH,
-    v_BxSxKxH,
-    q_positions_BxL,
-    kv_positions_BxS,
-    kv_valid_BxS,
-    window,
-    cap,
+    q_BxLxNxH: jax.Array,
+    k_BxSxKxH: jax.Array,
+    v_BxSxKxH: jax.Array,
+    q_positions_BxL: jax.Array,
+    kv_positions_BxS: jax.Array,
+    kv_valid_BxS: jax.Array,
+    window: int | None,
+    cap: float | None,
     chunk: int,
-):
-    """Attention of later queries to an earlier prefix of keys (all of which precede them), chunked over queries.
+) -> tuple[jax.Array, jax.Array]:
+    """Computes attention of queries to a prefix of keys that precede all of them, in chunks.
 
-    Returns (o_BxLxNxH float32, lse_BxLxN float32), to be merged with the queries' attention to themselves.
+    Returns:
+      (o_BxLxNxH float32, lse_BxLxN float32), to merge with the queries' attention to themselves.
     """
     L = q_BxLxNxH.shape[1]
 
     @jax.checkpoint
-    def run(q, k, v, q_positions):
+    def run(q: jax.Array, k: jax.Array, v: jax.Array, q_positions: jax.Array) -> Any:
         mask = visible(q_positions, kv_positions_BxS, window) & kv_valid_BxS[:, None, :]
         return attend_part(q, k, v, mask, cap)
 
@@ -116,14 +133,14 @@ def prefix_attention(
     return _join([run(q_BxLxNxH[:, s], k_BxSxKxH, v_BxSxKxH, q_positions_BxL[:, s]) for s in parts])
 
 
-def _join(chunks):
+def _join(chunks: Any) -> Any:
     if len(chunks) == 1:
         return chunks[0]
     return tuple(jnp.concatenate(parts, axis=1) for parts in zip(*chunks, strict=True))
 
 
-def default_positions(segment_ids_BxL):
-    """Position of each slot inside its own run of equal segment ids, from 0."""
+def default_positions(segment_ids_BxL: jax.Array) -> jax.Array:
+    """Returns the position of each slot inside its run of equal segment ids, from 0."""
     slots = jnp.arange(segment_ids_BxL.shape[1])
     starts = (
         segment_ids_BxL != jnp.pad(segment_ids_BxL, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]

@@ -1,24 +1,26 @@
-"""Log-probabilities of given tokens: one chunked, rematerialised function for SFT, policy, reference and the sampler's check.
+"""Log-probabilities of given tokens, chunked and rematerialised, for training and evaluation.
 
-The [batch, length, 256k] logits never exist: positions are taken `logits_chunk` at a time, and the backward pass computes each chunk again.
-Where only some positions count (completions, not prompts or padding), on one device these come first and the chunks without any are passed
-over. On several devices nothing is: inside a condition, the table's gradient would be summed over the devices once per chunk, not once.
+The (batch, length, 256k) logits are never materialised: `logits_chunk` positions are computed at a
+time, and the backward pass recomputes each chunk. If only some positions count (completions, not
+prompts or padding), one device sorts them first and skips the other chunks. Several devices skip
+nothing: inside a condition, the table's gradient would be summed over the devices once per chunk.
 
-Axes: B batch, L length, D model width, V vocabulary, M targets (any leading shape, flattened), G completions per prompt, P prompt, T completion.
+Axes: B batch, L length, D model width, V vocabulary, M targets (any leading shape, flattened),
+G completions per prompt, P prompt, T completion.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from grm_jax.models.attention import merge_parts, prefix_attention, self_attention
-from grm_jax.models.transformer import Transformer, table_logits
+from grm_jax.models.transformer import LayerRef, Transformer, table_logits
 from grm_jax.sharding import constrain, current_mesh
 
 
 class TokenLogps(NamedTuple):
-    """Natural-log probabilities and, on request, entropies in nats; float32, the shape of the targets."""
+    """Natural-log probabilities and optional entropies in nats; float32, in the targets' shape."""
 
     logps: jax.Array
     entropy: jax.Array | None
@@ -26,17 +28,20 @@ class TokenLogps(NamedTuple):
 
 def token_logps(
     model: Transformer,
-    tokens_BxL,
-    positions_BxL=None,
-    segment_ids_BxL=None,
-    temperature=1.0,
+    tokens_BxL: jax.Array,
+    positions_BxL: jax.Array | None = None,
+    segment_ids_BxL: jax.Array | None = None,
+    temperature: Any = 1.0,
     entropy: bool = False,
-    wanted_BxL=None,
+    wanted_BxL: jax.Array | None = None,
 ) -> TokenLogps:
-    """log p(token t | its sequence before t) for each slot; 0 where nothing precedes it (slot 0, first token of a segment, padding).
+    """Returns log p(token | the tokens before it in its segment), (B, L); 0 for first tokens.
 
-    temperature divides the capped logits (a scalar, may be traced). Shapes: tokens, positions, segment ids (B, L); returns (B, L).
-    wanted (B, L), nonzero on the tokens whose log-prob is read: the others come back as 0, and on one device cost no logits.
+    Args:
+      temperature: divides the capped logits; a scalar, may be traced.
+      entropy: also returns the entropy of each prediction.
+      wanted_BxL: nonzero on the tokens to compute; the others are 0, and on one device cost no
+        logits.
     """
     x_BxLxD = model.hidden(tokens_BxL, positions_BxL, segment_ids_BxL)
     follows = jnp.ones_like(tokens_BxL[:, 1:], bool)
@@ -48,16 +53,23 @@ def token_logps(
 
 
 def critique_rewards(
-    model: Transformer, x_BxLxD, tokens_BxL, segment_ids_BxL, starts_B, likelihood: float
-):
-    """What a meta reward model says of critiques: float32 logits (B,).
+    model: Transformer,
+    x_BxLxD: jax.Array,
+    tokens_BxL: jax.Array,
+    segment_ids_BxL: jax.Array,
+    starts_B: jax.Array,
+    likelihood: float,
+) -> jax.Array:
+    """Returns the meta reward model's float32 logits (B,) of critiques.
 
-    The scalar head at the last token of each row, plus `likelihood` times the mean log-probability, in nats, that the model itself gives
-    to the tokens from `starts_B` on. A model that writes critiques knows at every token what it would have written; the head alone has
-    one place to learn from. Trained by cross-entropy on outcomes, such a log-probability is a reward (arXiv 2412.01981, there against a
-    reference model, which here is left out).
+    The logit is the scalar head at each row's last token, plus `likelihood` times the mean
+    log-probability, in nats, that the model assigns to the tokens from `starts_B` on. The head
+    alone learns from one position; trained by cross-entropy on outcomes, the log-probability is a
+    reward as well (arXiv 2412.01981, which uses a reference model in addition).
 
-    x (B, L, D): `hidden` of the same rows, one segment each.  likelihood: 0 for the head alone, which costs no logits.
+    Args:
+      x_BxLxD: `hidden` of the same rows, one segment each.
+      likelihood: 0 uses the head alone, which costs no logits.
     """
     rewards_B = model.last_rewards(x_BxLxD, segment_ids_BxL)
     if not likelihood:
@@ -69,11 +81,19 @@ def critique_rewards(
 
 
 def target_logps(
-    model: Transformer, x, targets, temperature=1.0, entropy: bool = False, wanted=None
+    model: Transformer,
+    x: jax.Array,
+    targets: jax.Array,
+    temperature: Any = 1.0,
+    entropy: bool = False,
+    wanted: Any = None,
 ) -> TokenLogps:
-    """log p(target) from the final-normed activations that predict it. x (B, ..., D), targets (B, ...); chunked over the middle axes.
+    """Returns log p(target) from the final-normed activations that predict it, in chunks.
 
-    wanted, of the targets' shape: what is zero or False there comes back as 0.
+    Args:
+      x: (B, ..., D).
+      targets: (B, ...).
+      wanted: of the targets' shape; targets where it is zero or False get 0.
     """
     cfg = model.cfg
     B, D = x.shape[0], x.shape[-1]
@@ -83,9 +103,7 @@ def target_logps(
     pad = -M % chunk
     wanted_BxM = jnp.ones((B, M), bool) if wanted is None else (wanted != 0).reshape(B, M)
     if sort := wanted is not None and M > chunk and current_mesh() is None:
-        order_BxM = jnp.argsort(
-            ~wanted_BxM, axis=1, stable=True
-        )  # The wanted ones first, each row for itself.
+        order_BxM = jnp.argsort(~wanted_BxM, axis=1, stable=True)
         x_BxMxD = jnp.take_along_axis(x_BxMxD, order_BxM[..., None], axis=1)
         targets_BxM, sorted_BxM = (
             jnp.take_along_axis(a, order_BxM, axis=1) for a in (targets_BxM, wanted_BxM)
@@ -97,12 +115,12 @@ def target_logps(
     # Gathered over `fsdp` once, here, and not once per chunk.
     table_VxD = constrain(model.embedder.table_VxD[...].astype(x.dtype), "vocab", "act_embed")
 
-    def of_chunk(x_BxCxD, targets_BxC):
+    def of_chunk(x_BxCxD: jax.Array, targets_BxC: jax.Array) -> Any:
         logits_BxCxV = constrain(
             table_logits(cfg, table_VxD, x_BxCxD) / temperature, "batch", "length", "vocab"
         )
         lse_BxC = jax.nn.logsumexp(logits_BxCxV, axis=-1)
-        # A one-hot sum keeps a sharded vocabulary in place, where a gather would collect it; XLA fuses it into one pass.
+        # A one-hot sum keeps the vocabulary sharded, unlike a gather; XLA fuses it into one pass.
         hit = jnp.arange(logits_BxCxV.shape[-1]) == targets_BxC[..., None]
         logp = jnp.sum(jnp.where(hit, logits_BxCxV, 0.0), axis=-1) - lse_BxC
         if not entropy:
@@ -110,12 +128,12 @@ def target_logps(
         p = jnp.exp(logits_BxCxV - lse_BxC[..., None])
         return logp, lse_BxC - jnp.sum(jnp.where(p > 0, p * logits_BxCxV, 0.0), axis=-1)
 
-    def nothing(x_BxCxD, targets_BxC):
+    def nothing(x_BxCxD: jax.Array, targets_BxC: jax.Array) -> Any:
         zeros = jnp.zeros(targets_BxC.shape, jnp.float32)
         return zeros, zeros if entropy else None
 
     @jax.checkpoint
-    def one(x_BxCxD, targets_BxC, wanted_BxC):
+    def one(x_BxCxD: jax.Array, targets_BxC: jax.Array, wanted_BxC: jax.Array) -> Any:
         if not sort:
             return of_chunk(x_BxCxD, targets_BxC)
         return jax.lax.cond(wanted_BxC.any(), of_chunk, nothing, x_BxCxD, targets_BxC)
@@ -129,7 +147,7 @@ def target_logps(
         _, (logps, ent) = jax.lax.scan(lambda _, xs: (None, one(*xs)), None, xs)
         logps, ent = jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(B, -1)[:, :M], (logps, ent))
 
-    def placed(a_BxM):
+    def placed(a_BxM: jax.Array) -> Any:
         if sort:
             a_BxM = jnp.take_along_axis(a_BxM, jnp.argsort(order_BxM, axis=1), axis=1)
         if wanted is not None:
@@ -141,17 +159,18 @@ def target_logps(
 
 def grouped_token_logps(
     model: Transformer,
-    prompts_BxP,
-    prompt_lengths_B,
-    completions_BxGxT,
-    temperature=1.0,
+    prompts_BxP: jax.Array,
+    prompt_lengths_B: jax.Array,
+    completions_BxGxT: jax.Array,
+    temperature: Any = 1.0,
     entropy: bool = False,
-    wanted_BxGxT=None,
+    wanted_BxGxT: jax.Array | None = None,
 ) -> TokenLogps:
-    """Log-probs of G completions of each prompt, the prompt processed once per group.
+    """Returns log-probs (B, G, T) of G completions of each prompt; each prompt runs once.
 
-    prompts are LEFT-padded to P (lengths in prompt_lengths_B); completions may be padded on the right with anything (mask what comes back, or say what is
-    `wanted`, as in `token_logps`). Returns (B, G, T). Equal to `token_logps` over each prompt + completion, in G-times fewer prompt tokens:
+    Prompts are left-padded to P. Completions may be padded on the right with any token: mask the
+    result, or set `wanted_BxGxT`. Equals `token_logps` of prompt + completion, with G times fewer
+    prompt tokens:
 
         one row:    . p0 p1 p2 | a0 a1 a2 | b0 b1 b2          (P = 4, G = 2, T = 3)
         positions:  0  0  1  2    3  4  5    3  4  5
@@ -172,7 +191,7 @@ def grouped_token_logps(
     )
     segments_BxP = prompt_valid_BxP.astype(jnp.int32)
 
-    def attend(layer, q, k, v, state):
+    def attend(layer: LayerRef, q: jax.Array, k: jax.Array, v: jax.Array, state: Any) -> Any:
         window, chunk = layer.spec.window, cfg.query_chunk
         o_prompt, _ = self_attention(
             q[:, :P],
@@ -201,9 +220,16 @@ def grouped_token_logps(
         seen = slice(first, P)
         if first < P:
             prefix = prefix_attention(
-                q[:, P:], k[:, seen], v[:, seen], positions[:, P:], prompt_positions_BxP[:, seen], prompt_valid_BxP[:, seen],
-                window, cfg.attn_cap, chunk,
-            )  # fmt: skip
+                q[:, P:],
+                k[:, seen],
+                v[:, seen],
+                positions[:, P:],
+                prompt_positions_BxP[:, seen],
+                prompt_valid_BxP[:, seen],
+                window,
+                cfg.attn_cap,
+                chunk,
+            )
             joined = lambda a: a.reshape(B, G * T, *a.shape[2:])
             o_completion = merge_parts([prefix, (joined(o_own), joined(lse_own))])
         else:

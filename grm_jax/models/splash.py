@@ -1,8 +1,10 @@
-"""The TPU splash-attention kernel that ships with JAX, under our mesh: for prefill and training.
+"""JAX's splash-attention TPU kernel under our mesh, for prefill and training.
 
-The kernel masks by slot. That equals masking by position as long as positions grow by one from slot to slot inside a segment, which holds for
-padded and packed batches alike.
+The kernel masks by slot. That equals masking by position if positions grow by one per slot inside a
+segment, as they do in padded and packed batches.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,32 +20,34 @@ BLOCK = 512
 
 
 def splash_attention(
-    q_BxLxNxH,
-    k_BxLxKxH,
-    v_BxLxKxH,
-    segment_ids_BxL,
+    q_BxLxNxH: jax.Array,
+    k_BxLxKxH: jax.Array,
+    v_BxLxKxH: jax.Array,
+    segment_ids_BxL: jax.Array,
     window: int | None,
     cap: float | None,
     interpret: bool = False,
-):
-    """Causal attention inside segments. Queries come scaled. Returns o_BxLxNxH.
+) -> jax.Array:
+    """Computes causal attention inside segments; queries are already scaled. Returns o_BxLxNxH.
 
-    Raises ValueError for a length that the kernel's blocks do not divide.
+    Raises:
+      ValueError: the length is not a multiple of 128.
     """
     B, L, N, H = q_BxLxNxH.shape
     if L % 128:
         raise ValueError(
-            f"splash attention needs a length that is a multiple of 128, not {L}: pad the batch, or set attention='xla'"
+            f"splash attention needs a length that is a multiple of 128, not {L}: "
+            "pad the batch, or set attention='xla'"
         )
     mesh = jax.sharding.get_abstract_mesh()
     sharded = not mesh.empty and mesh.size > 1
     heads = N // mesh.shape["tensor"] if sharded else N
     kernel = _kernel(L, heads, window, cap, interpret)
 
-    def local(q, k, v, segments):
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> Any:
         groups = q.shape[2] // k.shape[2]  # the kernel takes one KV head per query head
 
-        def row(q, k, v, s):
+        def row(q: jax.Array, k: jax.Array, v: jax.Array, s: jax.Array) -> Any:
             q, k, v = (
                 x.transpose(1, 0, 2)
                 for x in (q, jnp.repeat(k, groups, axis=1), jnp.repeat(v, groups, axis=1))
@@ -65,8 +69,9 @@ def splash_attention(
     return local(q_BxLxNxH, k_BxLxKxH, v_BxLxKxH, segment_ids_BxL.astype(jnp.int32))
 
 
-def _kernel(L: int, heads: int, window: int | None, cap: float | None, interpret: bool):
-    # The left bound counts tokens before the query: a window of W, the query included, reaches W - 1 back.
+def _kernel(L: int, heads: int, window: int | None, cap: float | None, interpret: bool) -> Any:
+    # The left bound counts tokens before the query: a window of W, the query included, reaches W -
+    # 1 back.
     mask = (
         masks.CausalMask((L, L))
         if window is None or window >= L

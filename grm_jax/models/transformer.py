@@ -1,10 +1,12 @@
-"""Gemma 2 and 3 as one Flax NNX module: the generations differ by `TransformerConfig` values only.
+"""Gemma 2 and 3 as one Flax NNX module; the generations differ by `TransformerConfig` values only.
 
-Axes: B batch, L length, D model width, F ffn width, N query heads, K KV heads, H head width, V vocabulary rows, U repeats of the layer pattern.
+Axes: B batch, L length, D model width, F ffn width, N query heads, K KV heads, H head width,
+V vocabulary rows, U repeats of the layer pattern (units).
 
-The layers of each place in the pattern are stacked over U and scanned, so compile time does not grow with depth; layers past the last whole
-unit stand alone in `tail`. What a layer attends to is not its business: it hands (q, k, v) to an `attend` function, which is full
-self-attention here, and cached attention in the sampler. The layer code exists once.
+The layers of each place in the pattern are stacked over U and scanned, so that compile time does
+not grow with depth; layers after the last whole unit are in `tail`. Attention is pluggable: a layer
+passes (q, k, v) to an `attend` function, which is full self-attention here and cached attention in
+the sampler.
 
 Sources: arXiv 2408.00118 (Gemma 2), arXiv 2503.19786 (Gemma 3).
 """
@@ -28,22 +30,30 @@ REMAT = {
 
 
 class LayerRef(NamedTuple):
-    """Which layer is asking: its kind, its place in the pattern (or in the tail), and the unit (traced; None in the tail)."""
+    """The calling layer: spec, place in the pattern or tail, unit (None in the tail)."""
 
     spec: LayerSpec
     place: int
     unit: jax.Array | None
 
 
-# attend(layer, q_BxLxNxH scaled and rotated, k_BxLxKxH rotated, v_BxLxKxH, state) -> (o_BxLxNxH, state, y)
-# state is carried from layer to layer; the y of each place come back stacked over U.
+# attend(layer, q_BxLxNxH scaled and rotated, k_BxLxKxH rotated, v_BxLxKxH, state) -> (o_BxLxNxH,
+# state, y) state is carried from layer to layer; trunk returns the y of each place, stacked over U.
 Attend = Callable[[LayerRef, jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any, Any]]
 
 
 def _param(
-    rngs: nnx.Rngs, cfg: TransformerConfig, stack: tuple[int, ...], shape, axes, fan_in: int
+    rngs: nnx.Rngs,
+    cfg: TransformerConfig,
+    stack: tuple[int, ...],
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    fan_in: int,
 ) -> nnx.Param:
-    """One declaration: shape, logical axes and a normal initializer of variance 1/fan_in (0: zeros). `stack` puts the scanned axis in front."""
+    """Declares a parameter: shape, logical axes, normal initializer.
+
+    stack: the scanned axis, which precedes the others. fan_in: 1 over the variance; 0 gives zeros.
+    """
     full = (*stack, *shape)
     dtype = jnp.dtype(cfg.param_dtype)
     value = (
@@ -55,20 +65,24 @@ def _param(
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x) * (1 + scale), in float32 until the very end."""
+    """Computes x / rms(x) * (1 + scale) in float32, then casts to x's dtype."""
 
-    def __init__(self, cfg: TransformerConfig, size: int, rngs: nnx.Rngs, stack=()):
+    def __init__(
+        self, cfg: TransformerConfig, size: int, rngs: nnx.Rngs, stack: tuple[int, ...] = ()
+    ) -> None:
         self.eps = cfg.norm_eps
         self.scale = _param(rngs, cfg, stack, (size,), ("norm",), 0)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> Any:
         x32 = x.astype(jnp.float32)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
         return (x32 * (1.0 + self.scale[...].astype(jnp.float32))).astype(x.dtype)
 
 
-def rope_angles(positions_BxL, spec: LayerSpec, head_dim: int):
-    """cos, sin of shape (B, L, 1, H/2), float32: late positions lose whole turns in bfloat16."""
+def rope_angles(
+    positions_BxL: jax.Array, spec: LayerSpec, head_dim: int
+) -> tuple[jax.Array, jax.Array]:
+    """Returns cos, sin of shape (B, L, 1, H/2), float32: bfloat16 is too coarse for positions."""
     frequency = (
         spec.rope_theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
         / spec.rope_scale
@@ -77,15 +91,17 @@ def rope_angles(positions_BxL, spec: LayerSpec, head_dim: int):
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def rotate(x_BxLxNxH, angles):
-    """Rotary embedding in the half-split layout of the released checkpoints."""
+def rotate(x_BxLxNxH: jax.Array, angles: Any) -> jax.Array:
+    """Applies rotary embeddings in the half-split layout of the released checkpoints."""
     cos, sin = angles
     a, b = jnp.split(x_BxLxNxH.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BxLxNxH.dtype)
 
 
 class Attention(nnx.Module):
-    def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs, stack=()):
+    """Grouped-query attention; `attend` computes softmax attention over the keys of its choice."""
+
+    def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs, stack: tuple[int, ...] = ()) -> None:
         D, N, K, H = cfg.d_model, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
         self.cfg = cfg
         self.q_DxNxH = _param(rngs, cfg, stack, (D, N, H), ("embed", "heads", "head_dim"), D)
@@ -96,7 +112,9 @@ class Attention(nnx.Module):
             self.q_norm = RMSNorm(cfg, H, rngs, stack)
             self.k_norm = RMSNorm(cfg, H, rngs, stack)
 
-    def __call__(self, x_BxLxD, angles, layer: LayerRef, attend: Attend, state):
+    def __call__(
+        self, x_BxLxD: jax.Array, angles: Any, layer: LayerRef, attend: Attend, state: Any
+    ) -> Any:
         cfg, dtype = self.cfg, x_BxLxD.dtype
         q = jnp.einsum("bld,dnh->blnh", x_BxLxD, self.q_DxNxH[...].astype(dtype))
         k = jnp.einsum("bld,dkh->blkh", x_BxLxD, self.k_DxKxH[...].astype(dtype))
@@ -113,7 +131,8 @@ class Attention(nnx.Module):
         k = constrain(rotate(k, angles), "batch", "length", "kv_heads", "head_dim")
         v = constrain(v, "batch", "length", "kv_heads", "head_dim")
         o, state, y = attend(layer, q, k, v, state)
-        # Not einsum: its contraction over (h, n), in alphabetical order, would transpose the weights.
+        # Not einsum: its contraction over (h, n), in alphabetical order, would transpose the
+        #   weights.
         out = jnp.tensordot(o.astype(dtype), self.o_NxHxD[...].astype(dtype), axes=2)
         return out, state, y
 
@@ -124,15 +143,15 @@ def dense(x: jax.Array, w_DxF: jax.Array) -> jax.Array:
 
 
 class MLP(nnx.Module):
-    """GeGLU with the tanh approximation of GELU, whatever an old config's `hidden_act` says."""
+    """GeGLU with the tanh approximation of GELU."""
 
-    def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs, stack=()):
+    def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs, stack: tuple[int, ...] = ()) -> None:
         D, F = cfg.d_model, cfg.d_ff
         self.gate_DxF = _param(rngs, cfg, stack, (D, F), ("embed", "mlp"), D)
         self.up_DxF = _param(rngs, cfg, stack, (D, F), ("embed", "mlp"), D)
         self.down_FxD = _param(rngs, cfg, stack, (F, D), ("mlp", "embed"), F)
 
-    def __call__(self, x_BxLxD):
+    def __call__(self, x_BxLxD: jax.Array) -> Any:
         dtype = x_BxLxD.dtype
         gate = jax.nn.gelu(dense(x_BxLxD, self.gate_DxF[...].astype(dtype)), approximate=True)
         h_BxLxF = constrain(
@@ -142,9 +161,9 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each between a norm before and a norm after."""
+    """Attention and MLP, each with a norm before and a norm after."""
 
-    def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs, stack=()):
+    def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs, stack: tuple[int, ...] = ()) -> None:
         self.pre_attn_norm = RMSNorm(cfg, cfg.d_model, rngs, stack)
         self.attn = Attention(cfg, rngs, stack)
         self.post_attn_norm = RMSNorm(cfg, cfg.d_model, rngs, stack)
@@ -152,7 +171,9 @@ class Block(nnx.Module):
         self.mlp = MLP(cfg, rngs, stack)
         self.post_ffw_norm = RMSNorm(cfg, cfg.d_model, rngs, stack)
 
-    def __call__(self, x_BxLxD, angles, layer: LayerRef, attend: Attend, state):
+    def __call__(
+        self, x_BxLxD: jax.Array, angles: Any, layer: LayerRef, attend: Attend, state: Any
+    ) -> Any:
         h, state, y = self.attn(self.pre_attn_norm(x_BxLxD), angles, layer, attend, state)
         x_BxLxD = constrain(x_BxLxD + self.post_attn_norm(h), "batch", "length", "act_embed")
         h = self.post_ffw_norm(self.mlp(self.pre_ffw_norm(x_BxLxD)))
@@ -160,9 +181,9 @@ class Block(nnx.Module):
 
 
 class Embedder(nnx.Module):
-    """The tied table: tokens in, logits out."""
+    """The tied embedding table: encodes tokens, decodes logits."""
 
-    def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs):
+    def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs) -> None:
         self.cfg = cfg
         self.table_VxD = _param(
             rngs,
@@ -173,21 +194,26 @@ class Embedder(nnx.Module):
             cfg.d_model,
         )
 
-    def encode(self, tokens_BxL):
+    def encode(self, tokens_BxL: jax.Array) -> jax.Array:
         dtype = jnp.dtype(self.cfg.dtype)
-        # The normaliser is rounded to the activation dtype as the released models were trained: sqrt(3584) is 59.75 in bfloat16.
+        # Released models were trained with a scale rounded to the activation dtype: sqrt(3584) is
+        # 59.75 in bfloat16.
         scale = jnp.sqrt(jnp.float32(self.cfg.d_model)).astype(dtype)
-        # Gathered over `fsdp` before the look-up: rows of a table split along D would be assembled for the whole batch on every device.
+        # Gathered over `fsdp` before the lookup; otherwise every device gathers rows of the whole
+        # batch.
         table_VxD = constrain(self.table_VxD[...].astype(dtype), "vocab", "act_embed")
         return constrain(table_VxD[tokens_BxL] * scale, "batch", "length", "act_embed")
 
-    def decode(self, x):
-        """x (..., D) -> float32 logits (..., V), capped; rows that pad the table can never be chosen."""
+    def decode(self, x: jax.Array) -> jax.Array:
+        """Returns capped float32 logits (..., V) of x (..., D), as `table_logits`."""
         return table_logits(self.cfg, self.table_VxD[...], x)
 
 
-def table_logits(cfg: TransformerConfig, table_VxD, x):
-    """Capped float32 logits (..., V) of final-normed activations (..., D); padding rows of the table get the lowest float."""
+def table_logits(cfg: TransformerConfig, table_VxD: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns capped float32 logits (..., V) of final-normed activations (..., D).
+
+    Padding rows of the table get the lowest float.
+    """
     logits = jnp.einsum(
         "...d,vd->...v", x, table_VxD.astype(x.dtype), preferred_element_type=jnp.float32
     )
@@ -201,9 +227,9 @@ def table_logits(cfg: TransformerConfig, table_VxD, x):
 
 
 class Transformer(nnx.Module):
-    """The whole model. `nnx.split(model)` gives (graphdef, state); policy, reference and meta RM are states of one graph."""
+    """The whole model. Policy, reference and meta RM are states of one graph (`nnx.split`)."""
 
-    def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs):
+    def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs) -> None:
         self.cfg = cfg
         self.embedder = Embedder(cfg, rngs)
         self.units = nnx.List([Block(cfg, rngs, (cfg.num_units,)) for _ in cfg.pattern])
@@ -212,16 +238,29 @@ class Transformer(nnx.Module):
         if cfg.scalar_head:
             self.score_D = _param(rngs, cfg, (), (cfg.d_model,), ("norm",), cfg.d_model)
 
-    def __call__(self, tokens_BxL, positions_BxL=None, segment_ids_BxL=None):
-        """float32 logits_BxLxV. Segment 0 is padding, wherever it stands; other ids are sequences that do not see each other.
+    def __call__(
+        self,
+        tokens_BxL: jax.Array,
+        positions_BxL: jax.Array | None = None,
+        segment_ids_BxL: jax.Array | None = None,
+    ) -> Any:
+        """Returns float32 logits_BxLxV.
 
-        Without segment ids every token is real; without positions each sequence counts from 0.
+        Args:
+          positions_BxL: default counts each sequence from 0.
+          segment_ids_BxL: 0 is padding; sequences of other ids do not attend to each other. By
+            default a row is one sequence without padding.
         """
         logits = self.embedder.decode(self.hidden(tokens_BxL, positions_BxL, segment_ids_BxL))
         return constrain(logits, "batch", "length", "vocab")
 
-    def hidden(self, tokens_BxL, positions_BxL=None, segment_ids_BxL=None):
-        """Final-normed activations x_BxLxD, before the table. Same arguments as a call."""
+    def hidden(
+        self,
+        tokens_BxL: jax.Array,
+        positions_BxL: jax.Array | None = None,
+        segment_ids_BxL: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns final-normed activations x_BxLxD; arguments as for a call."""
         if segment_ids_BxL is None:
             segment_ids_BxL = jnp.ones_like(tokens_BxL)
         if positions_BxL is None:
@@ -230,34 +269,42 @@ class Transformer(nnx.Module):
         x, _, _ = self.trunk(self.embedder.encode(tokens_BxL), positions_BxL, attend)
         return self.final_norm(x)
 
-    def rewards(self, tokens_BxL, segment_ids_BxL=None):
-        """Scalar reward per row, float32 (B,): the head applied at the row's last real token.
+    def rewards(self, tokens_BxL: jax.Array, segment_ids_BxL: jax.Array | None = None) -> jax.Array:
+        """Returns float32 rewards (B,): the scalar head at each row's last real token.
 
-        Raises ValueError for a model without a scalar head."""
+        Raises:
+          ValueError: the model has no scalar head.
+        """
         segments_BxL = jnp.ones_like(tokens_BxL) if segment_ids_BxL is None else segment_ids_BxL
         return self.last_rewards(self.hidden(tokens_BxL, None, segment_ids_BxL), segments_BxL)
 
-    def last_rewards(self, x_BxLxD, segment_ids_BxL):
-        """The scalar head on activations of `hidden`, at the last real token of each row: float32 (B,)."""
+    def last_rewards(self, x_BxLxD: jax.Array, segment_ids_BxL: jax.Array) -> jax.Array:
+        """Returns float32 rewards (B,) from activations of `hidden`, at each row's last token."""
         last_B = last_real(segment_ids_BxL)
         return self.rewards_of(jnp.take_along_axis(x_BxLxD, last_B[:, None, None], axis=1)[:, 0])
 
-    def rewards_of(self, x):
-        """The scalar head on activations of `hidden`: (..., D) to float32 (...), at each position what it says of a row up to there.
+    def rewards_of(self, x: jax.Array) -> jax.Array:
+        """Applies the scalar head to activations (..., D) of `hidden`; returns float32 (...).
 
-        Raises ValueError for a model without a scalar head."""
+        Raises:
+          ValueError: the model has no scalar head.
+        """
         if not self.cfg.scalar_head:
             raise ValueError(
-                f"{self.cfg.name} has no scalar head: build it with scalar_head=True, or load a sequence classifier"
+                f"{self.cfg.name} has no scalar head: build it with scalar_head=True, "
+                "or load a sequence classifier"
             )
         return jnp.einsum(
             "...d,d->...", x, self.score_D[...].astype(x.dtype), preferred_element_type=jnp.float32
         )
 
-    def trunk(self, x_BxLxD, positions_BxL, attend: Attend, state=None):
-        """All layers, with whatever attention the caller gives.
+    def trunk(
+        self, x_BxLxD: jax.Array, positions_BxL: jax.Array, attend: Attend, state: Any = None
+    ) -> Any:
+        """Runs all layers with the given attention.
 
-        Returns (x_BxLxD before the final norm, state, ys), ys = (a list over places of ys stacked over U, a list over tail layers).
+        Returns:
+          (x_BxLxD before the final norm, state, (unit ys by place, stacked over U; tail ys)).
         """
         cfg = self.cfg
         angles = {
@@ -265,15 +312,15 @@ class Transformer(nnx.Module):
             for s in cfg.pattern
         }
 
-        def layer(block, x, ref, state):
+        def layer(block: Any, x: jax.Array, ref: LayerRef, state: Any) -> Any:
             return block(x, angles[ref.spec.rope_theta, ref.spec.rope_scale], ref, attend, state)
 
         graphdef, stacked = nnx.split(self.units)
 
-        def unit(carry, xs):
+        def unit(carry: Any, xs: Any) -> Any:
             (x, state), (params, index) = carry, xs
             ys = []
-            for place, block in enumerate(nnx.merge(graphdef, params)):
+            for place, block in enumerate(nnx.merge(graphdef, params)):  # type: ignore[arg-type]
                 x, state, y = layer(block, x, LayerRef(cfg.pattern[place], place, index), state)
                 ys.append(y)
             return (x, state), ys
@@ -291,15 +338,17 @@ class Transformer(nnx.Module):
         return x, state, (unit_ys, tail_ys)
 
 
-def last_real(segment_ids_BxL):
-    """Position of each row's last real token, int32 (B,): its last segment id above 0 (ids of padding are 0)."""
+def last_real(segment_ids_BxL: jax.Array) -> jax.Array:
+    """Returns the position of each row's last token with a segment id above 0, int32 (B,)."""
     return jnp.max(jnp.where(segment_ids_BxL > 0, jnp.arange(segment_ids_BxL.shape[1]), 0), axis=1)
 
 
-def full_attention(cfg: TransformerConfig, positions_BxL, segment_ids_BxL) -> Attend:
-    """Self-attention over the batch as it stands, by the implementation that the config names."""
+def full_attention(
+    cfg: TransformerConfig, positions_BxL: jax.Array, segment_ids_BxL: jax.Array
+) -> Attend:
+    """Returns causal self-attention over the batch, in the implementation that the config names."""
 
-    def attend(layer: LayerRef, q, k, v, state):
+    def attend(layer: LayerRef, q: jax.Array, k: jax.Array, v: jax.Array, state: Any) -> Any:
         if cfg.attention == "splash":
             from grm_jax.models.splash import splash_attention
 
