@@ -151,11 +151,16 @@ def resize(state: cache.State, target: Target, old: Shape, new: Shape) -> cache.
         length = cache.prefix_length(new.S, window)
         if length != prefix[i][0].shape[3]:
             grow = _extend_prefix(length, formats and formats.prefix[i][0])
-            prefix[i] = tuple(_replace(grow, a) for a in prefix[i])
+            keys, values = prefix[i]
+            prefix[i] = _replace(grow, keys), _replace(grow, values)
         if new.T != old.T:
             length = cache.ring_length(new.T, window)
             grow = _extend_ring(length, formats and formats.suffix[i][0])
-            suffix[i] = tuple(_replace(grow, a, state.clock, top) for a in suffix[i])
+            keys, values = suffix[i]
+            suffix[i] = (
+                _replace(grow, keys, state.clock, top),
+                _replace(grow, values, state.clock, top),
+            )
     if new.T != old.T:
         clock = jax.device_put(np.int32(top), state.clock.sharding)
     return dataclasses.replace(state, prefix=prefix, suffix=suffix, clock=clock)
