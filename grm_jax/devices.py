@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def has_chips() -> bool:
-    """Whether this machine has TPU chips."""
+    """Returns whether this machine has TPU chips."""
     return any(Path("/dev").glob("accel*")) or (
         Path("/dev/vfio").is_dir() and any(Path("/dev/vfio").glob("[0-9]*"))
     )
