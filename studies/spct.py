@@ -37,7 +37,7 @@ if __name__ == "__main__":
     sys.path[0] = str(ROOT)
 
 from grm_jax.evals import figures, plots  # noqa: E402
-from grm_jax.evals.bootstrap import Resampler, prompt_key  # noqa: E402
+from grm_jax.evals.bootstrap import STAGE_DRAWS, Resampler, prompt_key  # noqa: E402
 from grm_jax.evals.cells import Cell  # noqa: E402
 
 MAIN = "main"
@@ -168,7 +168,7 @@ def read_credits(folder: Path) -> dict[str, list[float]]:
 
 def estimate(credits: np.ndarray, seeds: Sequence[float], prompts: Sequence[str]) -> dict:
     """The mean of credits averaged over seeds with its interval, beside the means of the seeds."""
-    mean = Resampler(prompts).mean(credits)
+    mean = Resampler(prompts, draws=STAGE_DRAWS).mean(credits)
     seeds = [round(float(seed), 4) for seed in seeds]
     return {"mean": mean.value, "low": mean.low, "high": mean.high, "seeds": seeds}
 

@@ -20,7 +20,8 @@ from grm_jax.evals.benchmark import Metrics, weighted_mean
 from grm_jax.evals.judged import JudgedComparison
 from grm_jax.types import Comparison
 
-DRAWS = 1000
+DRAWS = 1000  # of `grm eval`
+STAGE_DRAWS = 2000  # of the stage `eval` and of studies, whose metric is a plain mean
 LEVEL = 0.95
 MetricFunction = Callable[[np.ndarray], Metrics]  # weights_I -> metrics
 

@@ -1,5 +1,7 @@
 """`grm eval`: benchmarks with their official metrics, for a model, a baseline, or a scores file."""
 
+from __future__ import annotations
+
 import argparse
 import dataclasses
 import json
@@ -7,6 +9,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from grm_jax.commands import run_command
 from grm_jax.data.records import strict_records
@@ -18,10 +21,12 @@ from grm_jax.evals.files import MissingData
 from grm_jax.evals.judged import JudgedComparison
 from grm_jax.evals.measure import compare, measure
 from grm_jax.judging import arguments
-from grm_jax.judging.judge import Judge
 from grm_jax.judging.options import Options
-from grm_jax.judging.run import RunConfig
 from grm_jax.types import Comparison
+
+if TYPE_CHECKING:  # JAX is imported only to judge with a model
+    from grm_jax.judging.judge import Judge
+    from grm_jax.judging.run import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +224,8 @@ def _load_scores(scores: str, task: Task, out: Path) -> Judgement:
 
 def _model_function(args: argparse.Namespace, out: Path) -> JudgeFunction:
     """Loads the model of the command line."""
+    from grm_jax.judging.run import RunConfig
+
     arguments.fill_unset(args)
     options = arguments.options_from(args)
     config = RunConfig(

@@ -16,6 +16,8 @@ from grm_jax.evals.bootstrap import DRAWS, MetricFunction, Resampler, mcnemar
 from grm_jax.evals.judged import JudgedComparison
 
 SHOWN_BASELINES = ("longest", "first")
+# Most resamples of intervals that cost many metrics each, or that are only drawn.
+CURVE_DRAWS, BIAS_DRAWS = 200, 500
 
 
 def measure(
@@ -32,7 +34,8 @@ def measure(
     Args:
       total: comparisons in the whole benchmark, of which `judged` may be a subset.
       judge: the judge's kind, name and settings.
-      draws: resamples of every interval.
+      draws: resamples of the metrics' intervals; curves, gains and content-blind baselines use at
+        most 200, biases at most 500.
       greedy: the same comparisons judged at temperature 0.
       cost: seconds, tokens, critiques and parameters, as far as known.
 
@@ -41,6 +44,7 @@ def measure(
       them under the paper's rule if that is another one.
     """
     rule, resampler = headline_rule(benchmark, judged), Resampler.of(judged, draws)
+    quick, bias_draws = Resampler.of(judged, min(draws, CURVE_DRAWS)), min(draws, BIAS_DRAWS)
     metrics = {
         name: {
             metric: estimate.as_json()
@@ -60,19 +64,23 @@ def measure(
         "headline": next(iter(metrics[rule])),
         "metrics": metrics,
         "chance": benchmark.chance,
-        "content_blind": content_blind_values(benchmark, judged, rule, resampler),
+        "content_blind": content_blind_values(benchmark, judged, rule, quick),
         "parsing": parsing(judged),
-        "position": biases.position(judged, draws),
-        "length": biases.length(judged, draws),
-        "gains": gains(benchmark, judged, rule, greedy, resampler),
+        "position": biases.position(judged, bias_draws),
+        "length": biases.length(judged, bias_draws),
+        "gains": gains(benchmark, judged, rule, greedy, quick),
         "cost": cost or {},
         "notes": notes(benchmark, judged),
         "published": [
             {"model": p.model, "values": p.values, "source": p.source} for p in benchmark.published
         ],
-    } | curves_and_greedy(benchmark, judged, rule, greedy, resampler)
-    if "paper" in benchmark.rules and rule != "paper":
-        entry["by_paper"] = curves_and_greedy(benchmark, judged, "paper", greedy, resampler)
+    }
+    shown_rules = {rule, "paper"} & set(benchmark.rules)
+    for shown in sorted(shown_rules, key=lambda name: name != rule):
+        measured = {"curves": scaling.curves(benchmark, judged, shown, quick)}
+        if greedy is not None:
+            measured["greedy"] = resampler.headline(metrics_of(benchmark, greedy, shown)).as_json()
+        entry |= measured if shown == rule else {"by_paper": measured}
     return entry
 
 
@@ -91,20 +99,6 @@ def headline_rule(benchmark: Benchmark, judged: Sequence[JudgedComparison]) -> s
         if name in benchmark.rules and not any(len(j.views) > 1 for j in judged):
             return name
     return next(iter(benchmark.rules))
-
-
-def curves_and_greedy(
-    benchmark: Benchmark,
-    judged: Sequence[JudgedComparison],
-    rule: str,
-    greedy: Sequence[JudgedComparison] | None,
-    resampler: Resampler,
-) -> dict:
-    """The curves over k and the greedy value under one rule."""
-    entry = {"curves": scaling.curves(benchmark, judged, rule, resampler)}
-    if greedy is not None:
-        entry["greedy"] = resampler.headline(metrics_of(benchmark, greedy, rule)).as_json()
-    return entry
 
 
 def content_blind_values(

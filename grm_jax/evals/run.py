@@ -1,20 +1,24 @@
 """Judges the comparisons of a benchmark, and reads and writes the files of judged comparisons."""
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grm_jax.data.comparisons import Row
 from grm_jax.data.records import strict_records
 from grm_jax.evals.judged import JudgedComparison, from_row
-from grm_jax.judging.judge import Judge
 from grm_jax.judging.options import Options
-from grm_jax.judging.run import RunConfig, judge_into, judge_rows, run_identity
 from grm_jax.run_store import RunStore
 from grm_jax.types import Comparison
+
+if TYPE_CHECKING:  # JAX is imported only to judge with a model
+    from grm_jax.judging.judge import Judge
+    from grm_jax.judging.run import RunConfig
 
 
 def choose(
@@ -53,6 +57,8 @@ def judge_with_model(
     config: `RunConfig(existing="resume")` by default.
     Returns {"seconds", "tokens", "critiques"} of all sessions of this file together.
     """
+    from grm_jax.judging.run import RunConfig, judge_rows
+
     config = dataclasses.replace(
         config or RunConfig(existing="resume"), cost_path=Path(output).with_suffix(".cost.json")
     )
@@ -67,6 +73,8 @@ def judge_into_store(
 
     folder: of the store; may be in a bucket.
     """
+    from grm_jax.judging.run import RunConfig, judge_into, run_identity
+
     rows, identity = _rows(comparisons), run_identity(judge, options, fingerprint(comparisons))
     with RunStore(folder, identity, key="line", shared=True) as store:
         judge_into(store, judge, rows, options, identity, RunConfig(chunk=chunk))

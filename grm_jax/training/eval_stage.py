@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from grm_jax.evals import cells as cell_table, content_blind, plots, report
-from grm_jax.evals.bootstrap import Resampler, prompt_key
+from grm_jax.evals.bootstrap import STAGE_DRAWS, Resampler, prompt_key
 from grm_jax.evals.cells import Cell, cell
 from grm_jax.evals.classification import quality
 from grm_jax.evals.judged import JudgedComparison
@@ -83,7 +83,7 @@ def run(
     """
     start, section = time.time(), config.eval
     comparisons = held_out(config, folders["eval"].parent)
-    resampler = Resampler([prompt_key(c) for c in comparisons])
+    resampler = Resampler([prompt_key(c) for c in comparisons], draws=STAGE_DRAWS)
     log.info("evaluation on %d comparisons of split %s", len(comparisons), section.split)
     cells, facts = content_blind_cells(comparisons, resampler), {}
     for name, judge in judges(config, mesh, tokenizer, graphdef, abstract, folders):
@@ -175,7 +175,7 @@ def evaluate_model(
     Returns:
       The cells, and the comparisons judged with `samples` critiques (greedily if there are none).
     """
-    resampler = Resampler([prompt_key(c) for c in comparisons])
+    resampler = Resampler([prompt_key(c) for c in comparisons], draws=STAGE_DRAWS)
     common = {"seed": section.seed, "max_new_tokens": section.max_new_tokens}
     meta, judge.meta_rm = judge.meta_rm, None
     options = Options(k=1, temperature=0.0, orders="random", **common)
