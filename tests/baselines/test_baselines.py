@@ -185,7 +185,7 @@ def measured(name, wins, seed=0, k=1):
 
 def test_the_table_has_means_over_seeds_and_paired_differences():
     right, half = set(range(12)), set(range(6))
-    found = {
+    measured_judges = {
         "bt": {0: measured("bt", half), 1: measured("bt", half | {7, 8, 9})},
         "spct rl, k = 8": {
             0: measured("spct rl", right, k=8),
@@ -193,7 +193,7 @@ def test_the_table_has_means_over_seeds_and_paired_differences():
         },
         "cloud": {1: measured("cloud", set())},
     }
-    table = report.summary(WORLD, found, draws=50)
+    table = report.summary(WORLD, measured_judges, draws=50)
     rows = {row["name"]: row for row in table["rows"]}
     assert rows["bt"]["value"] == pytest.approx(0.625) and rows["bt"]["seeds"] == pytest.approx(
         {0: 0.5, 1: 0.75}
@@ -264,14 +264,14 @@ def test_the_committed_judges_belong_to_the_committed_config():
 
 def test_judges_of_different_comparisons_raise():
     other = measured("cloud", set())
-    found = {
+    measured_judges = {
         "bt": {0: measured("bt", set())},
         "cloud": {0: results.Measured(other.entry, other.judged[1:])},
     }
     with pytest.raises(
         ValueError, match="cloud of seed 0 judged other comparisons than the rest: keep data.seed"
     ):
-        report.summary(WORLD, found)
+        report.summary(WORLD, measured_judges)
 
 
 @pytest.mark.slow

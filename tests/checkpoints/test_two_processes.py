@@ -1,4 +1,4 @@
-"""Two processes of one job: each reads the bytes of its own shards, and together they write the folder back."""
+"""Two processes of one job each read the bytes of their own shards and save the folder together."""
 
 import json
 import os
@@ -28,9 +28,9 @@ def test_each_process_reads_its_own_shards(tmp_path):
         )
         for i in range(2)
     ]
-    told = [json.loads(job.communicate(timeout=240)[0].splitlines()[-1]) for job in jobs]
-    assert all(one["equal"] for one in told)
-    for one in told:
-        # Half of every matrix (fsdp splits them over the processes), and the norms, which every process holds.
-        assert one["read"] <= 0.55 * one["file"]
+    reports = [json.loads(job.communicate(timeout=240)[0].splitlines()[-1]) for job in jobs]
+    for report in reports:
+        assert report["equal"]
+        # Half of every matrix, which fsdp shards over the processes, and all norms.
+        assert report["read"] <= 0.55 * report["file"]
     assert raw(tmp_path / "out") == raw(source)

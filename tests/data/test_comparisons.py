@@ -27,8 +27,8 @@ def lines(path, rows):
 def test_malformed_record_is_logged_with_file_and_line_and_skipped(tmp_path, caplog):
     path = lines(tmp_path / "pairs.jsonl", [PAIR, "{broken", "", PAIR, {**PAIR, "label": 3}, "[1]"])
     account = records.Account()
-    found = list(read_comparisons(path, "offsetbias", max_skipped=0.7, account=account))
-    assert [c.id for c in found] == ["pairs-1", "pairs-4"]
+    comparisons = list(read_comparisons(path, "offsetbias", max_skipped=0.7, account=account))
+    assert [c.id for c in comparisons] == ["pairs-1", "pairs-4"]
     assert [entry[:2] for entry in account.malformed] == [(str(path), i) for i in (2, 5, 6)]
     assert f"{path}:5: skipped: the field 'label' is 3" in caplog.text
     assert account.summary() == {"seen": 5, "malformed": 3, "unusable": {}}

@@ -14,10 +14,10 @@ def test_json_arrays_and_gzip_have_line_numbers(tmp_path):
     with gzip.open(tmp_path / "x.json.gz", "wt") as out:
         out.write(text)
     for name in ("x.json", "x.json.gz"):
-        found = list(read_records(tmp_path / name))
-        assert [record.line for record in found] == [2, 5, 6]
-        assert [record.number for record in found] == [1, 2, 3]
-        assert found[2].fields == {"b": [2]} and found[1].problem is not None
+        rows = list(read_records(tmp_path / name))
+        assert [record.line for record in rows] == [2, 5, 6]
+        assert [record.number for record in rows] == [1, 2, 3]
+        assert rows[2].fields == {"b": [2]} and rows[1].problem is not None
     with pytest.raises(ValueError, match="x.json, line 5: a int where an object"):
         list(strict_records(tmp_path / "x.json"))
 
@@ -35,9 +35,9 @@ def test_tables(tmp_path):
     import pyarrow.parquet
 
     (tmp_path / "t.csv").write_text('a,b\n1,"x\ny"\n2,z\n')
-    found = list(read_records(tmp_path / "t.csv"))
-    assert [record.number for record in found] == [1, 2]
-    assert found[0].fields == {"a": "1", "b": "x\ny"}
+    rows = list(read_records(tmp_path / "t.csv"))
+    assert [record.number for record in rows] == [1, 2]
+    assert rows[0].fields == {"a": "1", "b": "x\ny"}
     table = pa.Table.from_pylist([{"a": 1, "b": ["x"]}, {"a": 2, "b": []}])
     pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
     for new, name in ((pa.ipc.new_stream, "s.arrow"), (pa.ipc.new_file, "f.arrow")):

@@ -1,4 +1,4 @@
-"""Toy models and engines that the whole folder shares: each program of the sampler takes seconds to compile, so few shapes are used."""
+"""Toy models and engines shared by the folder. Few shapes are used, to save compilations."""
 
 import functools
 
@@ -12,7 +12,7 @@ from grm_jax.sampling import Engine, Request, buckets
 
 PROMPT_BUCKETS = (8, 48)
 RING_BUCKETS = (32, 224)
-LENGTH = 256  # that full forwards are padded to
+LENGTH = 256  # full forward passes are padded to it
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,11 +24,11 @@ def few_buckets():
 
 
 class Lab:
-    """Models, engines and full forwards by the model's name; built once."""
+    """Models, engines and full forward passes by the model's name; built once."""
 
     @functools.cache  # noqa: B019 - lives for the session
     def model(self, name: str) -> Transformer:
-        # Rows past the vocabulary, which no tokenizer can name: where NaN is planted.
+        # Tests write NaN into the embedding rows beyond the vocabulary.
         return build_model(get_config(name, vocab_pad=4), nnx.Rngs(0))
 
     @functools.cache  # noqa: B019
@@ -41,12 +41,11 @@ class Lab:
         return jax.jit(lambda state, tokens: nnx.merge(graphdef, state)(tokens))
 
     def logits(self, name: str, tokens) -> np.ndarray:
-        """Float32 logits (n, V) of a full forward over n tokens."""
+        """float32 logits (n, V) of a full forward pass over n tokens."""
         row = np.zeros((1, LENGTH), np.int32)
         row[0, : len(tokens)] = tokens
-        return np.asarray(self.forward(name)(nnx.state(self.model(name)), row))[
-            0, : len(tokens), :128
-        ]
+        logits = self.forward(name)(nnx.state(self.model(name)), row)
+        return np.asarray(logits)[0, : len(tokens), :128]
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +55,7 @@ def lab() -> Lab:
 
 @pytest.fixture(scope="session")
 def prompts() -> list[list[int]]:
-    """Shorter than the windows (6 and 5), and much longer."""
+    """Prompts shorter than the windows (6 and 5), and much longer."""
     rng = np.random.default_rng(0)
     return [rng.integers(4, 128, n).tolist() for n in (4, 20, 31, 40)]
 
@@ -68,7 +67,7 @@ def rows_of(rows) -> dict:
 
 @pytest.fixture(scope="session")
 def runs(lab, prompts):
-    """(requests, {(request index, sample index): Completion}) of one mixed run per model: greedy over 200 tokens, temperatures, filters, and requests that cannot run."""
+    """A run of greedy, filtered and invalid requests: (requests, completions by index)."""
 
     @functools.cache
     def run(name: str):

@@ -1,4 +1,4 @@
-"""Temperature, top-k and top-p against sorted float64 distributions, by chi-square; the draw at its edges."""
+"""Tests temperature, top-k and top-p against exact distributions by chi-square, and edge cases."""
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,12 @@ from grm_jax.sampling.choose import invert_cdf, ordered_bits, threshold
 
 choose = jax.jit(module.choose)  # called at few shapes, since each takes seconds to compile
 DRAWS = 50_000
-TIED = np.array(
-    [2.0, 1.0, 1.0, 1.0, 0.5, 0.0, -1.0, -1.0, -3.0, 2.0, -6.0, 0.5], np.float32
-)  # pairs and a triple at every cut
+# Ties at every cut.
+TIED = np.array([2, 1, 1, 1, 0.5, 0, -1, -1, -3, 2, -6, 0.5], np.float32)
 
 
 def distribution(logits, temperature, top_p, top_k) -> np.ndarray:
-    """The exact distribution, by sorting: ties with the last survivor survive; top_p is a share of what top_k left."""
+    """The exact distribution, by sorting. Ties with the last token are kept."""
     p = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
     order = np.sort(p)[::-1]
     if top_k > 0:
@@ -36,10 +35,10 @@ def draw():
     @jax.jit
     def run(logits_V, key, temperature, top_p, top_k):
         logits = jnp.broadcast_to(logits_V, (DRAWS, logits_V.size))
-        how = (jnp.full(DRAWS, x) for x in (temperature, top_p, top_k))
-        return module.choose(logits, jax.random.uniform(key, DRAWS), *how).token
+        settings = (jnp.full(DRAWS, x) for x in (temperature, top_p, top_k))
+        return module.choose(logits, jax.random.uniform(key, DRAWS), *settings).token
 
-    return lambda logits, *how: np.asarray(run(logits, jax.random.key(3), *how))
+    return lambda logits, *settings: np.asarray(run(logits, jax.random.key(3), *settings))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +50,7 @@ def draw():
         (1.0, 1.0, 1),  # two tokens tie for the first place
         (1.0, 1.0, 3),  # the third place is shared by three
         (1.0, 1.0, 7),
-        (1.0, 1.0, 500),  # more than there are
+        (1.0, 1.0, 500),  # more than the vocabulary
         (1.0, 0.3, 0),
         (1.0, 0.75, 0),
         (0.7, 0.9, 0),
@@ -69,7 +68,7 @@ def test_draws_follow_the_exact_distribution(draw, temperature, top_p, top_k):
     assert chisquare(counts[kept], exact[kept] * DRAWS).pvalue > 1e-3
 
 
-def test_a_wrong_temperature_would_be_seen(draw):
+def test_the_chi_square_test_detects_a_wrong_temperature(draw):
     counts = np.bincount(draw(TIED, 1.0, 1.0, 0), minlength=TIED.size)
     assert chisquare(counts, distribution(TIED, 1.03, 1.0, 0) * DRAWS).pvalue < 1e-3
 
@@ -95,7 +94,7 @@ def test_the_draw_inverts_the_cumulative_distribution(size):
     assert (np.asarray(jax.jit(invert_cdf)(weights, uniform)) == exact).all()
 
 
-def test_threshold_is_the_sorted_one():
+def test_the_threshold_equals_the_sorted_one():
     rng = np.random.default_rng(0)
     x = (
         np.round(rng.standard_normal((200, 128)) * 4).astype(np.float32) / 4
@@ -116,10 +115,8 @@ def test_filters_match_a_sort_on_many_rows():
     rng = np.random.default_rng(1)
     R, V = 200, 128
     logits = (rng.standard_normal((R, V)) * 3).astype(np.float32)
-    top_p, top_k = (
-        rng.uniform(0.05, 1.0, R).astype(np.float32),
-        rng.integers(0, 150, R).astype(np.int32),
-    )
+    top_p = rng.uniform(0.05, 1.0, R).astype(np.float32)
+    top_k = rng.integers(0, 150, R).astype(np.int32)
     scaled = logits - logits.max(axis=1, keepdims=True)
     kept = np.asarray(jax.jit(module._filter)(np.exp(scaled), scaled, top_p, top_k)) > 0
     for row in range(R):
@@ -144,7 +141,7 @@ def small(logits, uniform, temperature, top_p=1.0, top_k=0):
     return jax.tree.map(lambda a: np.asarray(a)[:R], out)
 
 
-def test_log_probs_are_those_before_the_filters():
+def test_log_probs_ignore_the_filters():
     temperature = np.array([0.0, 0.5, 1.0, 2.0], np.float32)
     out = small(np.tile(TIED, (4, 1)), 0.4, temperature, 0.6, 3)
     for row in range(4):
@@ -153,9 +150,7 @@ def test_log_probs_are_those_before_the_filters():
             assert logprob[row] == pytest.approx(exact, abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    "temperature", [0.0, 1e-6, 1e-44]
-)  # the inverse of the last one is no float32
+@pytest.mark.parametrize("temperature", [0.0, 1e-6, 1e-44])  # 1 / 1e-44 overflows float32
 def test_greedy_and_nearly_greedy(temperature):
     rng = np.random.default_rng(2)
     logits = rng.standard_normal((8, 64)).astype(np.float32)
@@ -163,16 +158,14 @@ def test_greedy_and_nearly_greedy(temperature):
     assert (out.token == logits.argmax(axis=1)).all() and np.isfinite(out.logprob).all()
 
 
-def test_the_ends_of_the_uniform_never_reach_a_token_without_weight():
+def test_extreme_uniforms_never_choose_a_token_of_probability_0():
     logits = np.full((2, 40), -1e30, np.float32)
     logits[:, [7, 23]] = 0.0
-    assert small(logits, [0.0, np.nextafter(np.float32(1), np.float32(0))], 1.0).token.tolist() == [
-        7,
-        23,
-    ]
+    uniform = [0.0, np.nextafter(np.float32(1), np.float32(0))]
+    assert small(logits, uniform, 1.0).token.tolist() == [7, 23]
 
 
-def test_rows_whose_logits_are_not_numbers_are_named():
+def test_rows_with_non_finite_logits_are_reported():
     logits = np.zeros((4, 64), np.float32)
     logits[1, 3], logits[2], logits[3, 0] = np.nan, -np.inf, np.inf
     assert small(logits, 0.5, 1.0).finite.tolist() == [True, False, False, False]

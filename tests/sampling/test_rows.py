@@ -1,4 +1,4 @@
-"""What a row says: the model's own log-probs, argmax when greedy, and the same tokens wherever it runs."""
+"""Tests samples: log-probs of a full forward pass, greedy decoding, and reproducibility."""
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ def log_softmax(x):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_log_probs_are_those_of_a_full_forward(lab, runs, name):
+def test_log_probs_equal_those_of_a_full_forward_pass(lab, runs, name):
     requests, rows = runs(name)
     window = max(s.window or 0 for s in get_config(name).pattern)
     checked, wrapped = 0, 0
@@ -41,7 +41,7 @@ def test_log_probs_are_those_of_a_full_forward(lab, runs, name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_greedy_is_the_argmax_of_full_forwards(lab, runs, name):
+def test_greedy_decoding_equals_the_argmax_of_full_forward_passes(lab, runs, name):
     requests, rows = runs(name)
     tokens, row = list(requests[1].prompt), rows[1, 0]
     assert len(row.tokens) == 200 and row.finish == "length"
@@ -51,7 +51,7 @@ def test_greedy_is_the_argmax_of_full_forwards(lab, runs, name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_stop_and_length_are_told_apart(runs, name):
+def test_finish_is_stop_or_length(runs, name):
     requests, rows = runs(name)
     for (i, _), row in rows.items():
         if row.finish == "error":
@@ -63,49 +63,50 @@ def test_stop_and_length_are_told_apart(runs, name):
 
 
 @pytest.fixture(scope="module")
-def wanted(lab, prompts):
-    """The rows that every other way of running must give again: the longest prompt, 30 tokens, item 9."""
+def expected(lab, prompts):
+    """(request, tokens by sample index) of a run with one slot and one row."""
     request = Request(prompts[3], 2, 30, temperature=0.9, seed=11, item=9)
     engine = Engine(lab.model("tiny_gemma2"), 1, 1, segment=32)
     return request, {row.sample_index: row.tokens.tolist() for row in engine.run([request])}
 
 
-def others(prompts):
+def other_requests(prompts):
     return [Request(p, 8, 30, temperature=1.1, seed=5, item=20 + i) for i, p in enumerate(prompts)]
 
 
-def test_the_same_row_in_a_batch_of_32_and_in_any_slot(lab, prompts, wanted):
-    request, alone = wanted
+def test_tokens_do_not_depend_on_the_batch_or_the_slot(lab, prompts, expected):
+    request, tokens = expected
     engine = Engine(lab.model("tiny_gemma2"), 4, 8, segment=32)
-    for place in (0, 3):  # shortest prompts first, so the place among equals is the slot
-        equals = [Request(prompts[3][::-1], 8, 30, seed=1, item=30 + i) for i in range(3)]
-        equals.insert(place, request)
-        rows = [row for row in engine.run(equals) if row.request_index == place]
-        assert {row.sample_index: row.tokens.tolist() for row in rows} == alone
+    # The shortest prompts run first, so among equal lengths the index is the slot.
+    for slot in (0, 3):
+        batch = [Request(prompts[3][::-1], 8, 30, seed=1, item=30 + i) for i in range(3)]
+        batch.insert(slot, request)
+        rows = [row for row in engine.run(batch) if row.request_index == slot]
+        assert {row.sample_index: row.tokens.tolist() for row in rows} == tokens
 
 
-def test_the_same_row_after_a_row_that_left_its_place(lab, prompts, wanted):
-    request, alone = wanted
-    rows = lab.engine("tiny_gemma2").run([*others(prompts), request])
+def test_tokens_do_not_depend_on_the_previous_sample_in_a_row(lab, prompts, expected):
+    request, tokens = expected
+    rows = lab.engine("tiny_gemma2").run([*other_requests(prompts), request])
     assert {
         row.sample_index: row.tokens.tolist() for row in rows if row.request_index == 4
-    } == alone
+    } == tokens
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 4)])
-def test_the_same_row_under_a_mesh(lab, prompts, wanted, shape):
-    request, alone = wanted
+def test_tokens_do_not_depend_on_the_mesh(lab, prompts, expected, shape):
+    request, tokens = expected
     mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
     graphdef, state = nnx.split(lab.model("tiny_gemma2"))
     with jax.set_mesh(mesh):
         model = nnx.merge(graphdef, weights.for_sampling(state, mesh, "float32"))
-        rows = list(Engine(model, 4, 2, segment=32).run([*others(prompts)[2:], request]))
+        rows = list(Engine(model, 4, 2, segment=32).run([*other_requests(prompts)[2:], request]))
     assert {
         row.sample_index: row.tokens.tolist() for row in rows if row.request_index == 2
-    } == alone
+    } == tokens
 
 
-def test_seed_item_and_sample_make_a_row(lab, prompts):
+def test_seed_item_and_sample_index_determine_the_tokens(lab, prompts):
     def tokens(**changes):
         request = Request(
             **({"prompt": prompts[0], "k": 2, "max_new_tokens": 12, "seed": 1, "item": 1} | changes)
@@ -118,7 +119,7 @@ def test_seed_item_and_sample_make_a_row(lab, prompts):
     assert tokens(max_new_tokens=20)[0][:12] == first[0]
 
 
-def test_unstacked_layers_say_the_same(lab, prompts):
+def test_unstacked_layers_give_the_same_tokens(lab, prompts):
     request = Request(prompts[2], 1, 12, seed=3)
     model = cpu.unstack(lab.model("tiny_gemma3"))
     assert model.cfg.num_units == 1 and len(model.cfg.pattern) == 8
@@ -129,7 +130,7 @@ def test_unstacked_layers_say_the_same(lab, prompts):
     assert rows[0].tokens.tolist() == rows[1].tokens.tolist()
 
 
-def test_sample_pads_and_reports(lab, prompts):
+def test_sample_pads_results_and_reports_errors(lab, prompts):
     out = sample(
         lab.model("tiny_gemma2"),
         [prompts[0], [], prompts[1], prompts[0]],
@@ -144,10 +145,7 @@ def test_sample_pads_and_reports(lab, prompts):
         n = out.lengths[p, k]
         assert (out.tokens[p, k, n:] == 0).all() and (out.logprobs[p, k, n:] == 0).all()
         assert (out.logprobs[p, k, :n] < 0).all()
-    assert (
-        set(out.errors) == {1}
-        and (out.finish[1] == "error").all()
-        and (out.finish[[0, 2, 3]] != "error").all()
-    )
+    assert set(out.errors) == {1} and (out.finish[1] == "error").all()
+    assert (out.finish[[0, 2, 3]] != "error").all()
     with pytest.raises(ValueError, match="k = 0"):
         sample(lab.model("tiny_gemma2"), prompts, 0, 12)

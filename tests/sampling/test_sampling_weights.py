@@ -1,4 +1,4 @@
-"""Weights for decoding: cast and laid out leaf by leaf, the sources freed as they are used."""
+"""Tests the conversion of weights for decoding: dtype, sharding, donation."""
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +24,14 @@ def leaves(state):
     return jax.tree.leaves(state, is_leaf=lambda v: isinstance(v, nnx.Variable))
 
 
-def test_cast_and_split_over_tensor_only(trained):
+def test_weights_are_cast_and_sharded_over_tensor_only(trained):
     mesh, state = trained
     before = [np.asarray(v[...]) for v in leaves(state)]
     out = weights.for_sampling(state, mesh, "bfloat16")
     for value, variable, source in zip(before, leaves(out), leaves(state)):
         axes = variable.get_metadata()["axes"]
-        dtype = (
-            jnp.float32 if "norm" in axes else jnp.bfloat16
-        )  # as in training: 1 + scale in bfloat16 would lose the scale
+        # Norms stay float32, as in training: 1 + scale would lose the scale in bfloat16.
+        dtype = jnp.float32 if "norm" in axes else jnp.bfloat16
         assert variable[...].dtype == dtype and axes == source.get_metadata()["axes"]
         assert (np.asarray(variable[...]) == value.astype(dtype)).all()
         assert "fsdp" not in jax.tree.leaves(tuple(variable[...].sharding.spec))
@@ -45,28 +44,25 @@ def test_cast_and_split_over_tensor_only(trained):
 def test_donated_sources_are_freed_one_by_one(trained, dtype, monkeypatch):
     mesh, state = trained
     before = [np.asarray(v[...]) for v in leaves(state)]
-    sources = [
-        v[...] for v in leaves(state) if "norm" not in v.get_metadata()["axes"]
-    ]  # those stay as they are
-    alive = []  # source bytes still there when each leaf has been moved
+    # Norms are not converted.
+    sources = [v[...] for v in leaves(state) if "norm" not in v.get_metadata()["axes"]]
+    deleted = []  # number of deleted sources after each leaf
     wait = jax.block_until_ready
 
     def watch(value):
-        alive.append(sum(a.is_deleted() for a in sources))
+        deleted.append(sum(a.is_deleted() for a in sources))
         return wait(value)
 
     monkeypatch.setattr(weights.jax, "block_until_ready", watch)
     out = weights.for_sampling(state, mesh, dtype, donate=True)
-    assert alive == list(
-        range(len(sources))
-    )  # each is gone before the next is moved: one copy and one leaf
+    assert deleted == list(range(len(sources)))  # each is deleted before the next is moved
     assert all(a.is_deleted() for a in sources)
     for value, variable in zip(before, leaves(out)):
         assert (np.asarray(variable[...]) == value.astype(variable[...].dtype)).all()
 
 
-def test_the_engine_never_decodes_from_the_layout_of_training(trained):
-    """Weights split over fsdp would be gathered again for every token."""
+def test_the_engine_converts_weights_sharded_for_training(trained):
+    """Weights sharded over fsdp would be gathered for every token."""
     mesh, state = trained
     graphdef, _ = nnx.split(build_model(get_config("tiny_gemma2"), nnx.Rngs(0)))
     with jax.set_mesh(mesh):
@@ -81,12 +77,11 @@ def test_the_engine_never_decodes_from_the_layout_of_training(trained):
             "fsdp" in jax.tree.leaves(tuple(v[...].sharding.spec)) for v in leaves(engine.params)
         )
         again = weights.for_decoding(nnx.merge(engine.graphdef, engine.params))
-    assert all(
-        a[...] is b[...] for a, b in zip(leaves(nnx.state(again)), leaves(engine.params))
-    )  # nothing is copied twice
+    # A second conversion copies nothing.
+    assert all(a[...] is b[...] for a, b in zip(leaves(nnx.state(again)), leaves(engine.params)))
 
 
-def test_donation_of_leaves_that_are_already_in_place():
+def test_donating_converted_weights_keeps_them():
     mesh = make_mesh(1, 1, 8, devices=jax.devices())
     graphdef, state = nnx.split(build_model(get_config("tiny_gemma2", num_kv_heads=8), nnx.Rngs(0)))
     first = weights.for_sampling(state, mesh, "float32")

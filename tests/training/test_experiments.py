@@ -94,12 +94,12 @@ def test_arguments_set_fields_with_their_types():
         "file",
     )
     assert isinstance(config.rl.beta, float) and config.name.startswith("spct_tiny-stages=rft-data")
-    for arg, said in (
+    for arg, message in (
         ("rl.stepz=3", "config.rl.stepz does not exist: did you mean config.rl.steps"),
         ("rlx.beta=1", "config.rlx.beta does not exist: did you mean config.rl.beta"),
         ("seed=abc", "config.seed='abc' is not a whole number: it is 0 in the experiment"),
     ):
-        with pytest.raises(ValueError, match="^" + re.escape(said)):
+        with pytest.raises(ValueError, match="^" + re.escape(message)):
             spct_tiny.get_config(arg)
 
 

@@ -56,7 +56,7 @@ def case(seed, kl, beta=0.08):
 @pytest.mark.parametrize("theirs,ours", [("low_var_kl", "k3"), ("mse_kl", "k2")])
 def test_the_same_formula_gives_the_same_loss_and_gradient(tmp_path, theirs, ours):
     data = case(0, theirs)
-    found = tunix(tmp_path, **data)
+    peer = tunix(tmp_path, **data)
 
     def loss(x):
         args = (jnp.asarray(data[name]) for name in ("ref", "mask", "advantages"))
@@ -64,8 +64,8 @@ def test_the_same_formula_gives_the_same_loss_and_gradient(tmp_path, theirs, our
         return losses.grpo_loss(x, *args, objective, jnp.asarray(data["old"]))[0]
 
     value, grad = jax.value_and_grad(loss)(jnp.asarray(data["logps"]))
-    np.testing.assert_allclose(value, found["loss"], atol=1e-5)
-    np.testing.assert_allclose(grad, found["grad"], atol=1e-5)
+    np.testing.assert_allclose(value, peer["loss"], atol=1e-5)
+    np.testing.assert_allclose(grad, peer["grad"], atol=1e-5)
 
 
 def test_where_tunix_differs(tmp_path):
@@ -74,9 +74,9 @@ def test_where_tunix_differs(tmp_path):
     Its advantages divide by the sample std (ddof 1) plus 1e-6, ours by the population std.
     """
     data = case(1, "low_var_kl")
-    found = tunix(tmp_path, **data)
-    assert str(found["default_kl"]) == "kl"
+    peer = tunix(tmp_path, **data)
+    assert str(peer["default_kl"]) == "kl"
     groups = data["rewards"].reshape(-1, 4)
     ours = np.asarray(losses.group_advantages(jnp.float32(groups)))
-    theirs = found["advantages"].reshape(-1, 4)
+    theirs = peer["advantages"].reshape(-1, 4)
     np.testing.assert_allclose(theirs, ours * np.sqrt(3 / 4), atol=1e-4)

@@ -127,8 +127,8 @@ def test_held_out_families_occur_in_general_instructions_only(items):
     assert {g.meta["family"] for g in world.general_items("train", 0, 500)} == set(
         families.FAMILIES
     )
-    held = world.make_items("test", 0, 200, families=world.HELD_OUT_NAMES)
-    assert {c.meta["world"]["family"] for c in held} == set(world.HELD_OUT_NAMES)
+    held_out = world.make_items("test", 0, 200, families=world.HELD_OUT_NAMES)
+    assert {c.meta["world"]["family"] for c in held_out} == set(world.HELD_OUT_NAMES)
     assert len(families.TRAINED) >= 8
 
 
