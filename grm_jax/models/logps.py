@@ -33,22 +33,22 @@ def token_logps(
     segment_ids_BxL: jax.Array | None = None,
     temperature: Any = 1.0,
     entropy: bool = False,
-    wanted_BxL: jax.Array | None = None,
+    mask_BxL: jax.Array | None = None,
 ) -> TokenLogps:
     """Returns log p(token | the tokens before it in its segment), (B, L); 0 for first tokens.
 
     Args:
       temperature: divides the capped logits; a scalar, may be traced.
       entropy: also returns the entropy of each prediction.
-      wanted_BxL: nonzero on the tokens to compute; the others are 0, and on one device cost no
+      mask_BxL: nonzero on the tokens to compute; the others are 0, and on one device cost no
         logits.
     """
     x_BxLxD = model.hidden(tokens_BxL, positions_BxL, segment_ids_BxL)
     follows = jnp.ones_like(tokens_BxL[:, 1:], bool)
     if segment_ids_BxL is not None:
         follows = (segment_ids_BxL[:, 1:] == segment_ids_BxL[:, :-1]) & (segment_ids_BxL[:, 1:] > 0)
-    wanted = None if wanted_BxL is None else follows & (wanted_BxL[:, 1:] != 0)
-    out = target_logps(model, x_BxLxD[:, :-1], tokens_BxL[:, 1:], temperature, entropy, wanted)
+    mask = None if mask_BxL is None else follows & (mask_BxL[:, 1:] != 0)
+    out = target_logps(model, x_BxLxD[:, :-1], tokens_BxL[:, 1:], temperature, entropy, mask)
     return jax.tree.map(lambda a: jnp.pad(jnp.where(follows, a, 0.0), ((0, 0), (1, 0))), out)
 
 
@@ -76,7 +76,7 @@ def critique_rewards(
         return rewards_B
     written_BxL = (segment_ids_BxL > 0) & (jnp.arange(tokens_BxL.shape[1]) >= starts_B[:, None])
     written_BxL = written_BxL[:, 1:]  # The first token of a row follows nothing.
-    logps_BxL = target_logps(model, x_BxLxD[:, :-1], tokens_BxL[:, 1:], wanted=written_BxL).logps
+    logps_BxL = target_logps(model, x_BxLxD[:, :-1], tokens_BxL[:, 1:], mask=written_BxL).logps
     return rewards_B + likelihood * logps_BxL.sum(axis=1) / jnp.maximum(written_BxL.sum(axis=1), 1)
 
 
@@ -86,14 +86,14 @@ def target_logps(
     targets: jax.Array,
     temperature: Any = 1.0,
     entropy: bool = False,
-    wanted: Any = None,
+    mask: Any = None,
 ) -> TokenLogps:
     """Returns log p(target) from the final-normed activations that predict it, in chunks.
 
     Args:
       x: (B, ..., D).
       targets: (B, ...).
-      wanted: of the targets' shape; targets where it is zero or False get 0.
+      mask: of the targets' shape; targets where it is zero or False get 0.
     """
     cfg = model.cfg
     B, D = x.shape[0], x.shape[-1]
@@ -101,21 +101,21 @@ def target_logps(
     M = targets_BxM.shape[1]
     chunk = min(cfg.logits_chunk, M)
     pad = -M % chunk
-    wanted_BxM = jnp.ones((B, M), bool) if wanted is None else (wanted != 0).reshape(B, M)
-    if sort := wanted is not None and M > chunk and current_mesh() is None:
-        order_BxM = jnp.argsort(~wanted_BxM, axis=1, stable=True)
+    mask_BxM = jnp.ones((B, M), bool) if mask is None else (mask != 0).reshape(B, M)
+    if sort := mask is not None and M > chunk and current_mesh() is None:
+        order_BxM = jnp.argsort(~mask_BxM, axis=1, stable=True)
         x_BxMxD = jnp.take_along_axis(x_BxMxD, order_BxM[..., None], axis=1)
         targets_BxM, sorted_BxM = (
-            jnp.take_along_axis(a, order_BxM, axis=1) for a in (targets_BxM, wanted_BxM)
+            jnp.take_along_axis(a, order_BxM, axis=1) for a in (targets_BxM, mask_BxM)
         )
     else:
-        sorted_BxM = wanted_BxM
+        sorted_BxM = mask_BxM
     x_BxMxD = jnp.pad(x_BxMxD, ((0, 0), (0, pad), (0, 0)))
     targets_BxM, sorted_BxM = (jnp.pad(a, ((0, 0), (0, pad))) for a in (targets_BxM, sorted_BxM))
     # Gathered over `fsdp` once, here, and not once per chunk.
     table_VxD = constrain(model.embedder.table_VxD[...].astype(x.dtype), "vocab", "act_embed")
 
-    def of_chunk(x_BxCxD: jax.Array, targets_BxC: jax.Array) -> Any:
+    def chunk_logps(x_BxCxD: jax.Array, targets_BxC: jax.Array) -> Any:
         logits_BxCxV = constrain(
             table_logits(cfg, table_VxD, x_BxCxD) / temperature, "batch", "length", "vocab"
         )
@@ -128,30 +128,30 @@ def target_logps(
         p = jnp.exp(logits_BxCxV - lse_BxC[..., None])
         return logp, lse_BxC - jnp.sum(jnp.where(p > 0, p * logits_BxCxV, 0.0), axis=-1)
 
-    def nothing(x_BxCxD: jax.Array, targets_BxC: jax.Array) -> Any:
+    def skip_chunk(x_BxCxD: jax.Array, targets_BxC: jax.Array) -> Any:
         zeros = jnp.zeros(targets_BxC.shape, jnp.float32)
         return zeros, zeros if entropy else None
 
     @jax.checkpoint
-    def one(x_BxCxD: jax.Array, targets_BxC: jax.Array, wanted_BxC: jax.Array) -> Any:
+    def compute(x_BxCxD: jax.Array, targets_BxC: jax.Array, mask_BxC: jax.Array) -> Any:
         if not sort:
-            return of_chunk(x_BxCxD, targets_BxC)
-        return jax.lax.cond(wanted_BxC.any(), of_chunk, nothing, x_BxCxD, targets_BxC)
+            return chunk_logps(x_BxCxD, targets_BxC)
+        return jax.lax.cond(mask_BxC.any(), chunk_logps, skip_chunk, x_BxCxD, targets_BxC)
 
     if M + pad == chunk:
-        logps, ent = one(x_BxMxD, targets_BxM, sorted_BxM)
+        logps, ent = compute(x_BxMxD, targets_BxM, sorted_BxM)
     else:
         chunks = (M + pad) // chunk
         chunked = lambda a: a.reshape(B, chunks, chunk, *a.shape[2:]).swapaxes(0, 1)
         xs = (chunked(x_BxMxD), chunked(targets_BxM), chunked(sorted_BxM))
-        _, (logps, ent) = jax.lax.scan(lambda _, xs: (None, one(*xs)), None, xs)
+        _, (logps, ent) = jax.lax.scan(lambda _, xs: (None, compute(*xs)), None, xs)
         logps, ent = jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(B, -1)[:, :M], (logps, ent))
 
     def placed(a_BxM: jax.Array) -> Any:
         if sort:
             a_BxM = jnp.take_along_axis(a_BxM, jnp.argsort(order_BxM, axis=1), axis=1)
-        if wanted is not None:
-            a_BxM = jnp.where(wanted_BxM, a_BxM, 0.0)
+        if mask is not None:
+            a_BxM = jnp.where(mask_BxM, a_BxM, 0.0)
         return a_BxM.reshape(targets.shape)
 
     return TokenLogps(*jax.tree.map(placed, (logps, ent)))
@@ -164,12 +164,12 @@ def grouped_token_logps(
     completions_BxGxT: jax.Array,
     temperature: Any = 1.0,
     entropy: bool = False,
-    wanted_BxGxT: jax.Array | None = None,
+    mask_BxGxT: jax.Array | None = None,
 ) -> TokenLogps:
     """Returns log-probs (B, G, T) of G completions of each prompt; each prompt runs once.
 
     Prompts are left-padded to P. Completions may be padded on the right with any token: mask the
-    result, or set `wanted_BxGxT`. Equals `token_logps` of prompt + completion, with G times fewer
+    result, or set `mask_BxGxT`. Equals `token_logps` of prompt + completion, with G times fewer
     prompt tokens:
 
         one row:    . p0 p1 p2 | a0 a1 a2 | b0 b1 b2          (P = 4, G = 2, T = 3)
@@ -243,5 +243,5 @@ def grouped_token_logps(
     own_BxGxTxD = x[:, P:].reshape(B, G, T, -1)
     predicting_BxGxTxD = jnp.concatenate([last_BxGx1xD, own_BxGxTxD[:, :, :-1]], axis=2)
     return target_logps(
-        model, predicting_BxGxTxD, completions_BxGxT, temperature, entropy, wanted_BxGxT
+        model, predicting_BxGxTxD, completions_BxGxT, temperature, entropy, mask_BxGxT
     )

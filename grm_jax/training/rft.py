@@ -184,7 +184,7 @@ def build_sft_update(
     def loss_fn(params: Any, micro: Any, tokens: jax.Array) -> tuple[jax.Array, Metrics]:
         model = nnx.merge(graphdef, states.compute_params(params, cfg.dtype))
         inputs = (micro["tokens"], micro["positions"], micro["segment_ids"])
-        out = token_logps(model, *inputs, wanted_BxL=micro["weights"])
+        out = token_logps(model, *inputs, mask_BxL=micro["weights"])
         return losses.sft_loss(out.logps, micro["weights"], tokens), {}
 
     def token_count(batch: Any) -> jax.Array:

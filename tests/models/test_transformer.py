@@ -243,7 +243,7 @@ def test_the_mask_selects_log_probs_without_changing_them(reference):
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(state)
 
-    (_, masked), masked_grad = value_and_grad(wanted_BxL=mask.astype(jnp.float32))
+    (_, masked), masked_grad = value_and_grad(mask_BxL=mask.astype(jnp.float32))
     (_, full), full_grad = value_and_grad()
     jax.tree.map(lambda a, b: close(a, b * mask, 1e-6), masked, full)
     jax.tree.map(lambda a, b: close(a, b, 1e-6), masked_grad, full_grad)
@@ -257,7 +257,7 @@ def test_chunks_without_selected_positions_are_skipped():
     mask = mask.at[0, jnp.array([1, 5, 11])].set(True).at[1, jnp.array([0, 2, 3, 10])].set(True)
     x = jnp.where(mask[..., None], model.hidden(tokens(2, 12)), jnp.nan)
     x = x.at[0, 0].set(0.0)  # in the one chunk that is computed
-    grad = jax.grad(lambda x: target_logps(model, x, targets, wanted=mask).logps.sum())(x)
+    grad = jax.grad(lambda x: target_logps(model, x, targets, mask=mask).logps.sum())(x)
     assert jnp.isfinite(grad).all() and not grad[~mask].any()
     assert (jnp.abs(grad[mask]).sum(axis=-1) > 0).all()
 
@@ -270,7 +270,7 @@ def test_chunks_are_skipped_on_one_device_only(devices):
         graphdef, params = states.abstract_model(get_config("tiny_gemma2", logits_chunk=4), mesh)
 
         def loss(params, tokens):
-            return token_logps(nnx.merge(graphdef, params), tokens, wanted_BxL=tokens).logps.sum()
+            return token_logps(nnx.merge(graphdef, params), tokens, mask_BxL=tokens).logps.sum()
 
         batch = jax.ShapeDtypeStruct((4, 13), jnp.int32)
         text = jax.jit(jax.grad(loss)).lower(params, batch).as_text()
