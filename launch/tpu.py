@@ -23,10 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
 
-from launch import (
-    checks,  # noqa: E402
-    config as configs,  # noqa: E402
-)
+from launch import checks, config as configs  # noqa: E402
 from launch.compile.slices import get_slice  # noqa: E402
 from launch.errors import FAILED, START_AGAIN, WRONG_COMMAND, LaunchError  # noqa: E402
 from launch.options import CACHE, parse  # noqa: E402

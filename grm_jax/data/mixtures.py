@@ -253,7 +253,8 @@ def read(task: str, split: str, feature: str) -> Iterator[str]:
     _failures.pop(task, None)
     count = 0
     try:
-        for count, example in enumerate(dataset.as_numpy_iterator(), 1):
+        for example in dataset.as_numpy_iterator():
+            count += 1
             yield example[feature].decode()
     except tf.errors.OpError as error:
         raise _failures.pop(task, error) from error

@@ -80,7 +80,7 @@ def unstack(model: Any) -> Any:
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: type(model)(flat, nnx.Rngs(0))))
     units, tail, size = nnx.state(model.units), nnx.state(model.tail), len(cfg.pattern)
     layers = [
-        jax.tree.map(lambda x: x[unit][None], units[place])
+        jax.tree.map(lambda x, unit=unit: x[unit][None], units[place])
         for unit in range(cfg.num_units)
         for place in range(size)
     ] + [jax.tree.map(lambda x: x[None], tail[place]) for place in range(len(cfg.tail))]
