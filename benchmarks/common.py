@@ -1,4 +1,4 @@
-"""What the speed programs share: the machine, processes of their own for peers, result files.
+"""Shared by the speed benchmarks: the machine, processes of their own for peers, result files.
 
 Imports only the standard library, because peers import it in environments without ours.
 """

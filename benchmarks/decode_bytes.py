@@ -5,7 +5,7 @@
 One prompt of 2,048 tokens, 32 batch rows, rings of 1,024 new tokens, bfloat16, weights and heads
 split over all chips. The lower bound is every weight and every key and value that a row attends to,
 read once. The figures are the compiler's, not measurements: no TPU is used. The length of the
-decode loop depends on data, so one step costs what the program costs with one more iteration.
+decode loop depends on data, so the cost of a step is that of one more iteration.
 """
 
 import dataclasses

@@ -9,7 +9,7 @@ heads over 2 KV heads of 64, ffn 1,024, vocabulary 4,096, with random float32 we
 AdamW, one update per rollout batch, temperature 1 from the whole distribution, no stop. Each system
 runs in a process of its own, which takes two steps to warm up and then `--steps` under the clock.
 Systems take turns; the result is the median of all timed steps. CPU seconds are those of all
-threads: on a shared machine they say more than the clock.
+threads: on a shared machine they are more reliable than wall time.
 """
 
 import json

@@ -10,7 +10,7 @@ Every system gets the same weights and prompts: a Gemma 2 of 8 layers, width 512
 heads of 64, ffn 2,048, vocabulary 4,096, float32; 2 prompts of 768 tokens x 16 samples, 96 new
 tokens each, no stop. Each measurement is a process of its own that warms up first. Systems take
 turns; the table shows the median over the rounds. CPU seconds are those of all threads of the
-process: on a shared machine they say more than the clock.
+process: on a shared machine they are more reliable than wall time.
 """
 
 import json

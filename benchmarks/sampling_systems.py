@@ -171,7 +171,7 @@ def tunix(work: Work, config: Config) -> Run:
     sample = sampler.Sampler(model, tunix_tokenizer(tokenizer_adapter), cache)
 
     def run(seed: int) -> int:
-        # Without top_p it decodes greedily, whatever the temperature.
+        # Without top_p it decodes greedily at any temperature.
         out = sample(
             texts(work),
             work["new"],

@@ -193,7 +193,7 @@ class Verdict:
         critique was parsed.
       best: index of the highest score; None on a tie, or if no critique was parsed.
       unparsed: number of critiques without scores, which do not vote.
-      votes: the scores by every rule of `judging.votes.VOTES` whose inputs are there.
+      votes: the scores by every rule of `judging.votes.VOTES` whose inputs exist.
       kept: indices of the critiques that the meta reward model let vote; None without one.
     """
 

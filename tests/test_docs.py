@@ -63,7 +63,7 @@ NAMES = {
     "said": "output, message",
     "noted": "recorded, metadata",
 }
-# (file, phrase): the reason why the phrase may stand there.
+# (file, phrase): why the file may contain the phrase.
 ALLOWED_PHRASES = {
     ("tests/test_docs.py", None): "this file lists the phrases",
     ("grm_jax/training/rft_data.py", "fate"): "field of older files",
@@ -100,7 +100,10 @@ def comments(source: str) -> list[tuple[int, str]]:
 
 
 def texts_of(file: Path) -> list[tuple[int, str]]:
-    """What a person reads in a file, as (line, text). For a notebook the line is the cell."""
+    """Strings and comments of a Python file, or the text of a page or notebook, as (line, text).
+
+    For a notebook, the line is the number of the cell.
+    """
     source = file.read_text()
     if file.suffix == ".py":
         return strings(ast.parse(source)) + comments(source)

@@ -29,7 +29,7 @@ def run(name, monkeypatch, tmp_path) -> tuple[str, str]:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
-    monkeypatch.delenv("XLA_FLAGS")  # one device, unless the notebook asks for more
+    monkeypatch.delenv("XLA_FLAGS")  # one device, unless the notebook sets more
     book, code = read(name)
     resources = {"metadata": {"path": str(FOLDER)}}
     NotebookClient(book, timeout=300, kernel_name="python3", resources=resources).execute()

@@ -1,4 +1,4 @@
-"""The mesh, the table, and the refusals that come before any allocation."""
+"""Tests of the mesh, the table of logical axes, and checks before allocation."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from grm_jax.models import CONFIGS, build_model, get_config
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """What a mesh asks of a device of a slice."""
+    """The attributes of a TPU device that a mesh needs."""
 
     id: int
     slice_index: int
@@ -23,22 +23,24 @@ class Device:
     device_kind: str = "cpu"
 
 
-def test_one_axis_takes_the_remaining_devices():
+def test_an_axis_of_minus_1_gets_the_remaining_devices():
     assert sharding.resolve_mesh({"fsdp": -1, "tensor": 4}, 64) == sizes(fsdp=16, tensor=4)
     assert dict(sharding.make_mesh(2, -1, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
 
 
-def test_a_mesh_of_the_wrong_size_says_what_fits():
+def test_a_mesh_of_the_wrong_size_is_an_error_with_the_sizes():
     with pytest.raises(ValueError, match="data=1 x fsdp=3 x tensor=2 does not make 8 devices"):
         sharding.make_mesh(1, 3, 2)
     with pytest.raises(ValueError, match="does not make 8 devices"):
         sharding.make_mesh(3, -1, 1)
 
 
-def test_slices_lie_along_data():
+def test_slices_are_along_the_data_axis():
     devices = [Device(i, i // 4, i // 4) for i in range(8)]
     mesh = sharding.make_mesh(2, 2, 2, devices)
-    assert [{d.slice_index for d in part.flat} for part in mesh.devices] == [{0}, {1}]
+    assert [
+        {d.slice_index for d in devices_of_slice.flat} for devices_of_slice in mesh.devices
+    ] == [{0}, {1}]
     with pytest.raises(ValueError, match="data=1 is not a multiple of the 2 slices"):
         sharding.make_mesh(1, 4, 2, devices)
 
@@ -47,7 +49,7 @@ def sizes(**axes):
     return {"data": 1, "fsdp": 1, "tensor": 1} | axes
 
 
-def test_a_mesh_that_does_not_divide_a_model_is_refused():
+def test_a_mesh_that_does_not_divide_the_model_is_an_error():
     with pytest.raises(
         ValueError, match="mesh tensor=8 does not divide the 4 KV heads of gemma2_2b: use 1, 2 or 4"
     ):
@@ -73,7 +75,7 @@ def test_every_parameter_has_axes_for_each_of_its_dimensions(name):
         assert len(sharding.spec(axes)) == len(axes)
 
 
-def test_an_axis_that_does_not_divide_is_left_whole():
+def test_an_axis_that_does_not_divide_is_not_sharded():
     with jax.set_mesh(sharding.make_mesh(2, 2, 2)):
         x = jax.jit(lambda x: sharding.constrain(x, "batch", "heads"))(jnp.zeros((6, 3)))
     assert x.sharding.spec == PartitionSpec("data")

@@ -1,4 +1,4 @@
-"""The settings of a judgement: what a verdict depends on besides the weights and the template."""
+"""Settings of a judgement: a verdict depends on them, the weights and the template."""
 
 import dataclasses
 

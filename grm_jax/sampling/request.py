@@ -1,4 +1,4 @@
-"""What the sampler takes and returns: requests and completions."""
+"""Input and output of the sampler: requests and completions."""
 
 import dataclasses
 from collections.abc import Sequence

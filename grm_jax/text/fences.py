@@ -64,7 +64,7 @@ def _pattern(marker: str) -> str:
     return rf"(?m:^)[^\S\n]*{out}" if re.fullmatch(r"[^\w/]*[^\W\d]+[^\w/]*", marker) else out
 
 
-# Markers that are common elsewhere, broken whatever the template uses: [Response 1], [/Query],
+# Markers of other templates, always broken: [Response 1], [/Query],
 # [The End of Response 1].
 WORDS = ("response", "reference", "query", "principles", "conversation")
 COMMON_MARKERS = (
@@ -147,5 +147,5 @@ def break_boxes(text: str) -> str:
 
 
 def fence(text: str, markers: tuple[str, ...]) -> str:
-    """Sanitises a text that stands between markers in a prompt."""
+    """Sanitises a text between markers in a prompt."""
     return break_boxes(break_markers(text, markers))

@@ -5,7 +5,7 @@ commas, one for each response. The last such box holds the scores. Lists, citati
 never count.
 
 A box inside a code block, inline code, a block quote, quotation marks or an echoed response is a
-quotation. It does not count, unless it stands in the scores section and that section has no other
+quotation. It does not count, unless it is in the scores section and that section has no other
 box. In a text that reached its token limit, scores count only at the very end or in their section.
 
 `parse` never raises. A critique without scores has one of these statuses:
@@ -29,7 +29,7 @@ TAIL = re.compile(r"[\s$*_`.)\]}\\>]*")
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """A box of numbers: its span in the text, its values, and where it stands."""
+    """A box of numbers: its span in the text, its values, and its context."""
 
     start: int
     end: int

@@ -77,7 +77,7 @@ def _checksums(flat: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def fingerprint(tree: Any) -> str:
-    """Returns a short hex hash of the values of a tree of arrays, whatever its sharding."""
+    """Returns a short hex hash of the values of a tree of arrays, independent of sharding."""
     sums = _checksums(flatten(tree))
     text = "".join(f"{name}:{int(sums[name])};" for name in sorted(sums))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -154,7 +154,7 @@ class Checkpoints:
             restored, reason = None, "unreadable on another host"
             try:
                 restored = self._restore_step(step, abstract_tree)
-            except Exception as error:  # whatever the storage layer raises on damaged bytes
+            except Exception as error:  # the storage layer raises many types on damaged bytes
                 reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
             # All hosts compute the fingerprint together, so each of them needs its arrays first.
             if agree(restored is not None, all_of=True):

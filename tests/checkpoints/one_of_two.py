@@ -1,6 +1,8 @@
-"""One of two processes of a job: loads a folder over eight devices, tells what it read, and takes part in writing it back.
+"""One of two processes of a job: loads a folder over eight devices, and saves it.
 
-python one_of_two.py INDEX PORT FOLDER OUT        prints {"read": bytes, "file": bytes, "equal": true}
+    python one_of_two.py INDEX PORT FOLDER OUT
+
+Prints {"read": bytes read, "file": bytes of the file, "equal": whether the values are equal}.
 """
 
 import json
@@ -32,15 +34,8 @@ def main(index: str, port: str, folder: str, out: str) -> None:
         np.array_equal(shard.data, expected[shard.index]) for shard in table.addressable_shards
     )
     save(model, out, like=folder)
-    print(
-        json.dumps(
-            {
-                "read": reader.bytes_read,
-                "file": reader.files[0].size - reader.files[0].data_start,
-                "equal": equal,
-            }
-        )
-    )
+    file_bytes = reader.files[0].size - reader.files[0].data_start
+    print(json.dumps({"read": reader.bytes_read, "file": file_bytes, "equal": equal}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""DeepMind's Flax checkpoints, written by Orbax in every layout: each must give the model that the Hugging Face folder gives."""
+"""Tests DeepMind's Flax checkpoints in every layout against the same Hugging Face folder."""
 
 import re
 
@@ -14,7 +14,7 @@ from grm_jax.checkpoints.deepmind import DeepMindCheckpoint
 from grm_jax.models import CONFIGS, get_config
 from grm_jax.sharding import make_mesh
 
-PAD = 8  # rows past the vocabulary, as DeepMind's tables have 128
+PAD = 8  # rows beyond the vocabulary; DeepMind's tables have 128
 
 
 def nested(config: dict, values: dict[str, np.ndarray], gates_df: bool = False) -> dict:
@@ -27,10 +27,8 @@ def nested(config: dict, values: dict[str, np.ndarray], gates_df: bool = False) 
         "final_norm": {"scale": values["model.norm.weight"]},
     }
     for i in range(config["num_hidden_layers"]):
-        at = {
-            k.removeprefix(f"model.layers.{i}.").removesuffix(".weight"): v
-            for k, v in values.items()
-        }
+        prefix = f"model.layers.{i}."
+        at = {k.removeprefix(prefix).removesuffix(".weight"): v for k, v in values.items()}
         q = at["self_attn.q_proj"].reshape(N, H, D).transpose(0, 2, 1)
         k, v = (at[f"self_attn.{x}_proj"].reshape(K, H, D).transpose(0, 2, 1) for x in "kv")
         gates = np.stack([at["mlp.gate_proj"], at["mlp.up_proj"]])
@@ -58,7 +56,7 @@ def nested(config: dict, values: dict[str, np.ndarray], gates_df: bool = False) 
 
 
 def flat(tree: dict) -> dict:
-    """{"transformer/layer_0/attn/q_einsum": {"w": ...}}, as released: gates and linear carry a /w there too."""
+    """The released layout: {"transformer/layer_0/attn/q_einsum": {"w": ...}}, "w" for MLPs too."""
     out: dict[str, dict] = {}
 
     def walk(path, node):
@@ -75,7 +73,7 @@ def flat(tree: dict) -> dict:
 
 
 def stacked(flat_tree: dict, pattern: int) -> dict:
-    """Layers of one place in the pattern stacked: layer = slice * pattern + place; a remainder makes some stacks longer."""
+    """Stacks the layers of each position in the pattern: layer = index * pattern + position."""
     out, groups = {}, {}
     for key, leaves in flat_tree.items():
         match = re.fullmatch(r"transformer/layer_(\d+)/(.*)", key)
@@ -84,9 +82,8 @@ def stacked(flat_tree: dict, pattern: int) -> dict:
             continue
         unit, place = divmod(int(match[1]), pattern)
         for leaf, value in leaves.items():
-            groups.setdefault(
-                (f"transformer/stacked_layers/attention_type_{place}/{match[2]}", leaf), {}
-            )[unit] = value
+            name = f"transformer/stacked_layers/attention_type_{place}/{match[2]}"
+            groups.setdefault((name, leaf), {})[unit] = value
     for (key, leaf), units in groups.items():
         out.setdefault(key, {})[leaf] = np.stack([units[u] for u in range(len(units))])
     return out
@@ -103,7 +100,8 @@ LAYOUTS = {
     "nested": lambda tree, pattern: tree,
     "stacked": lambda tree, pattern: stacked(flat(tree), pattern),
     "kauldron": lambda tree, pattern: {
-        "params": tree, "step": np.int32(3), "collections": {"x": np.ones(1)}, "opt_state": {"mu": tree["final_norm"]},
+        "params": tree, "step": np.int32(3), "collections": {"x": np.ones(1)},
+        "opt_state": {"mu": tree["final_norm"]},
     },
     "multimodal": lambda tree, pattern: flat(tree) | {
         "SigLiPFromPatches_0/siglip_encoder/Dense": {"kernel": np.ones((2, 2))},
@@ -132,15 +130,14 @@ def test_every_layout_gives_the_same_model(tmp_path, config, pattern, layout):
 
 
 @pytest.mark.parametrize("gates_df", [False, True])
-def test_gates_either_way_round(tmp_path, gates_df):
-    """(2, F, D), or (2, D, F) as in Gemma 2 2B: told apart by their shape."""
+def test_both_axis_orders_of_gates(tmp_path, gates_df):
+    """(2, F, D), or (2, D, F) as in Gemma 2 2B, recognised by shape."""
     assert D != F
     values = tensors(GEMMA2)
     cfg = open_checkpoint(write_folder(tmp_path / "hf", GEMMA2, values)).model_config()
     model = load(write(tmp_path / "dm", nested(GEMMA2, values, gates_df)), cfg=cfg)
-    np.testing.assert_array_equal(
-        model.units[1].mlp.up_DxF[...][1], values["model.layers.3.mlp.up_proj.weight"].T
-    )
+    expected = values["model.layers.3.mlp.up_proj.weight"].T
+    np.testing.assert_array_equal(model.units[1].mlp.up_DxF[...][1], expected)
 
 
 def test_released_sizes_are_recognised(monkeypatch):
@@ -162,12 +159,10 @@ class _Shape:
         self.shape = shape
 
 
-def test_unknown_sizes_ask_for_a_config(tmp_path):
+def test_unknown_sizes_require_a_config(tmp_path):
     path = write(tmp_path / "dm", nested(GEMMA2, tensors(GEMMA2)))
-    with pytest.raises(
-        ValueError,
-        match=r"no registered model \(num_layers 5, d_model 32, d_ff 96, num_heads 8\): name its config",
-    ):
+    sizes = r"\(num_layers 5, d_model 32, d_ff 96, num_heads 8\)"
+    with pytest.raises(ValueError, match=f"no registered model {sizes}: name its config"):
         load(path)
     with pytest.raises(ValueError, match="missing: layer_5/attn/attn_vec_einsum"):
         load(path, cfg=get_config("tiny_gemma2", num_layers=6, vocab_size=V, d_ff=F))

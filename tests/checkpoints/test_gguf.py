@@ -1,4 +1,4 @@
-"""GGUF files, written by the `gguf` package: dequantised values, norms less one, config and tokenizer from the metadata."""
+"""Tests GGUF files saved by the `gguf` package: values, norms, config and tokenizer."""
 
 import gguf
 import numpy as np
@@ -11,10 +11,11 @@ from grm_jax.checkpoints import load, open_checkpoint
 from grm_jax.models import LayerSpec
 
 NAMES = {
-    "embed_tokens": "token_embd", "input_layernorm": "attn_norm", "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm", "post_feedforward_layernorm": "post_ffw_norm", "q_proj": "attn_q", "k_proj": "attn_k",
-    "v_proj": "attn_v", "o_proj": "attn_output", "q_norm": "attn_q_norm", "k_norm": "attn_k_norm", "gate_proj": "ffn_gate",
-    "up_proj": "ffn_up", "down_proj": "ffn_down",
+    "embed_tokens": "token_embd", "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm", "q_proj": "attn_q", "k_proj": "attn_k",
+    "v_proj": "attn_v", "o_proj": "attn_output", "q_norm": "attn_q_norm", "k_norm": "attn_k_norm",
+    "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
 }  # fmt: skip
 
 
@@ -64,7 +65,7 @@ def write(path, config, values, quantization=None, arch=None, tokens=None):
 
 @pytest.mark.parametrize("quantization", [None, Q.Q8_0, Q.BF16])
 @pytest.mark.parametrize("config", [GEMMA2, GEMMA3], ids=["gemma2", "gemma3"])
-def test_values_are_those_written(tmp_path, config, quantization):
+def test_values_equal_those_saved(tmp_path, config, quantization):
     values = tensors(config, dtype=np.float32)
     model = load(write(tmp_path / "toy.gguf", config, values, quantization), dtype="float32")
 
@@ -92,7 +93,7 @@ def test_values_are_those_written(tmp_path, config, quantization):
     )
 
 
-def test_norms_lose_the_one_before_they_are_rounded(tmp_path):
+def test_norms_are_reduced_by_1_before_rounding(tmp_path):
     """0.001 is a bfloat16 to three digits, 1.001 is not: rounding first would give 0."""
     values = tensors(GEMMA2, dtype=np.float32) | {
         "model.norm.weight": np.full(32, 1e-3, np.float32)
@@ -104,7 +105,7 @@ def test_norms_lose_the_one_before_they_are_rounded(tmp_path):
     np.testing.assert_allclose(scale, 1e-3, rtol=0.004)
 
 
-def test_the_config_fills_in_what_the_format_does_not_say(tmp_path):
+def test_the_config_has_defaults_for_fields_that_gguf_lacks(tmp_path):
     cfg = open_checkpoint(
         write(tmp_path / "a.gguf", GEMMA3, tensors(GEMMA3, dtype=np.float32))
     ).model_config()
@@ -119,8 +120,8 @@ def test_the_config_fills_in_what_the_format_does_not_say(tmp_path):
     )
 
 
-def test_the_27b_scale_comes_from_its_width(tmp_path):
-    """The format does not hold it: 4608 / 32 = 144, where the head width is 128."""
+def test_the_query_scale_of_the_27b_is_computed_from_its_width(tmp_path):
+    """GGUF has no query scale. It is 4608 / 32 = 144; the head width is 128."""
     sizes = {
         "hidden_size": 4608,
         "intermediate_size": 36864,
@@ -138,7 +139,7 @@ def test_the_27b_scale_comes_from_its_width(tmp_path):
     assert (cfg.name, cfg.query_pre_attn_scalar) == ("gemma2_27b", 144)
 
 
-def test_another_architecture_is_refused(tmp_path):
+def test_another_architecture_is_an_error(tmp_path):
     path = write(tmp_path / "toy.gguf", GEMMA2, {}, arch="llama")
     with pytest.raises(ValueError, match="GGUF architecture 'llama' is not supported"):
         load(path)
@@ -148,17 +149,19 @@ def test_the_tokenizer_is_rebuilt(tmp_path):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("the quick brown fox jumps over the lazy dog, again and again\n" * 50)
     spm.SentencePieceTrainer.Train(
-        input=str(corpus), model_prefix=str(tmp_path / "own"), vocab_size=320, model_type="bpe", byte_fallback=True, pad_id=0, eos_id=1,
-        bos_id=2, unk_id=3, bos_piece="<bos>", eos_piece="<eos>",
-        user_defined_symbols=["<start_of_turn>", "<end_of_turn>", "\u2581\u2581"], normalization_rule_name="identity",
-        remove_extra_whitespaces=False, add_dummy_prefix=False, hard_vocab_limit=False, minloglevel=2,
+        input=str(corpus), model_prefix=str(tmp_path / "own"), vocab_size=320, model_type="bpe",
+        byte_fallback=True, pad_id=0, eos_id=1, bos_id=2, unk_id=3,
+        bos_piece="<bos>", eos_piece="<eos>",
+        user_defined_symbols=["<start_of_turn>", "<end_of_turn>", "\u2581\u2581"],
+        normalization_rule_name="identity", remove_extra_whitespaces=False,
+        add_dummy_prefix=False, hard_vocab_limit=False, minloglevel=2,
     )  # fmt: skip
     own = spm.SentencePieceProcessor(model_file=str(tmp_path / "own.model"))
     pieces = range(own.vocab_size())
 
     def tokens(w):
         w.add_tokenizer_model("llama")
-        # As the converter writes them: turn tokens as control, runs of spaces as spaces.
+        # The GGUF converter stores turn tokens as control tokens, and runs of spaces as spaces.
         w.add_token_list([own.id_to_piece(i).replace("\u2581\u2581", "  ") for i in pieces])
         w.add_token_scores([own.get_score(i) for i in pieces])
         special = {i: 3 for i in (0, 1, 2, 3, 4, 5)} | {6: 4}
@@ -169,12 +172,12 @@ def test_the_tokenizer_is_rebuilt(tmp_path):
         w.add_pad_token_id(0)
 
     path = write(tmp_path / "toy.gguf", GEMMA2, {}, tokens=tokens)
-    again = spm.SentencePieceProcessor(model_proto=open_checkpoint(path).sentencepiece_model())
-    assert [again.pad_id(), again.eos_id(), again.bos_id(), again.unk_id()] == [0, 1, 2, 3]
+    rebuilt = spm.SentencePieceProcessor(model_proto=open_checkpoint(path).sentencepiece_model())
+    assert [rebuilt.pad_id(), rebuilt.eos_id(), rebuilt.bos_id(), rebuilt.unk_id()] == [0, 1, 2, 3]
     for text in (
         "the quick  fox",
         "<start_of_turn>user\nthe dog<end_of_turn>",
         "  \u00e9 \u6f22 the\t",
     ):
-        assert again.encode(text) == own.encode(text)
-        assert again.decode(again.encode(text)) == text
+        assert rebuilt.encode(text) == own.encode(text)
+        assert rebuilt.decode(rebuilt.encode(text)) == text

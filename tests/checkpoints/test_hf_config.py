@@ -1,4 +1,4 @@
-"""config.json -> TransformerConfig: the released files in their old and new forms, and what must be refused."""
+"""Tests config.json -> TransformerConfig: released files, old and new keys, invalid files."""
 
 import logging
 
@@ -8,49 +8,59 @@ from toys import GEMMA2, GEMMA3
 from grm_jax.checkpoints.hf_config import from_hf, to_hf
 from grm_jax.models import CONFIGS, LayerSpec, TransformerConfig, get_config
 
-# As published, shortened to what says something about the model.
+# Released files, shortened to the fields of the model.
 GEMMA2_27B = {
-    "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
-    "head_dim": 128, "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 4608,
-    "intermediate_size": 36864, "max_position_embeddings": 8192, "num_attention_heads": 32, "num_hidden_layers": 46,
-    "num_key_value_heads": 16, "query_pre_attn_scalar": 144, "rms_norm_eps": 1e-06, "rope_theta": 10000.0, "sliding_window": 4096,
+    "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "head_dim": 128,
+    "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "hidden_size": 4608,
+    "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh",
+    "intermediate_size": 36864, "max_position_embeddings": 8192, "num_attention_heads": 32,
+    "num_hidden_layers": 46, "num_key_value_heads": 16, "query_pre_attn_scalar": 144,
+    "rms_norm_eps": 1e-06, "rope_theta": 10000.0, "sliding_window": 4096,
     "sliding_window_size": 4096, "vocab_size": 256000,
 }  # fmt: skip
-GEMMA3_4B = {  # the language model says only what differs from its class
-    "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "vision_config": {"hidden_size": 1152},
-    "text_config": {"hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
-                    "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024},
+GEMMA3_4B = {  # the text config has only fields that differ from the defaults of its class
+    "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3",
+    "vision_config": {"hidden_size": 1152},
+    "text_config": {
+        "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text",
+        "num_hidden_layers": 34, "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    },
 }  # fmt: skip
 GEMMA3_270M = {
-    "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "head_dim": 256, "hidden_size": 640, "intermediate_size": 2048,
-    "max_position_embeddings": 32768, "num_attention_heads": 4, "num_hidden_layers": 18, "num_key_value_heads": 1, "vocab_size": 262144,
-    "query_pre_attn_scalar": 256, "rope_local_base_freq": 10000.0, "rope_scaling": None, "rope_theta": 1000000.0, "sliding_window": 512,
+    "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "head_dim": 256,
+    "hidden_size": 640, "intermediate_size": 2048, "max_position_embeddings": 32768,
+    "num_attention_heads": 4, "num_hidden_layers": 18, "num_key_value_heads": 1,
+    "vocab_size": 262144, "query_pre_attn_scalar": 256, "rope_local_base_freq": 10000.0,
+    "rope_scaling": None, "rope_theta": 1000000.0, "sliding_window": 512,
     "attn_logit_softcapping": None, "final_logit_softcapping": None, "_sliding_window_pattern": 6,
     "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 3,
 }  # fmt: skip
 
 
-def same(cfg: TransformerConfig, name: str, **but):
-    assert cfg == get_config(name, **but)
+def assert_is(cfg: TransformerConfig, name: str, **changes):
+    assert cfg == get_config(name, **changes)
 
 
 def test_released_files():
-    same(from_hf(GEMMA2_27B), "gemma2_27b")
-    same(from_hf(GEMMA3_4B), "gemma3_4b", vocab_size=262_208)
-    same(from_hf(GEMMA3_270M), "gemma3_270m")
+    assert_is(from_hf(GEMMA2_27B), "gemma2_27b")
+    assert_is(from_hf(GEMMA3_4B), "gemma3_4b", vocab_size=262_208)
+    assert_is(from_hf(GEMMA3_270M), "gemma3_270m")
 
 
 def test_an_empty_gemma2_config_is_the_2b():
     """Every default of the class is the 2B's."""
-    same(from_hf({"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2"}), "gemma2_2b")
+    assert_is(
+        from_hf({"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2"}), "gemma2_2b"
+    )
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_written_and_read_again(name):
+def test_configs_survive_a_round_trip(name):
     for head in (False, True):
         cfg = get_config(name, scalar_head=head)
-        again = from_hf(to_hf(cfg, "bfloat16"), name)
-        assert again == cfg.replace(dtype=again.dtype)
+        loaded = from_hf(to_hf(cfg, "bfloat16"), name)
+        assert loaded == cfg.replace(dtype=loaded.dtype)
 
 
 def test_new_rope_keys_equal_the_old():
@@ -60,51 +70,39 @@ def test_new_rope_keys_equal_the_old():
         "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
     }
     assert from_hf(new) == from_hf(GEMMA3)
-    new2 = {k: v for k, v in GEMMA2.items() if k != "rope_theta"} | {
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}
-    }
-    assert from_hf(new2) == from_hf(GEMMA2)
+    new = {k: v for k, v in GEMMA2.items() if k != "rope_theta"}
+    new["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0}
+    assert from_hf(new) == from_hf(GEMMA2)
 
 
 def test_layer_kinds_from_a_list_or_a_number():
     assert from_hf(GEMMA2).pattern == (LayerSpec(6), LayerSpec(None))
-    swapped = GEMMA2 | {
-        "layer_types": ["full_attention", "sliding_attention"] * 2 + ["full_attention"]
-    }
+    local, full = "sliding_attention", "full_attention"
+    swapped = GEMMA2 | {"layer_types": [full, local, full, local, full]}
     assert from_hf(swapped).pattern == (LayerSpec(None), LayerSpec(6))
     every_four = from_hf(GEMMA3 | {"sliding_window_pattern": 4}).pattern
     assert [s.window for s in every_four] == [6, 6, 6, None]
-    irregular = [
-        "sliding_attention",
-        "full_attention",
-        "full_attention",
-        "sliding_attention",
-        "full_attention",
-    ]
-    assert [s.window for s in from_hf(GEMMA2 | {"layer_types": irregular}).pattern] == [
-        6,
-        None,
-        None,
-    ]
+    irregular = from_hf(GEMMA2 | {"layer_types": [local, full, full, local, full]}).pattern
+    assert [s.window for s in irregular] == [6, None, None]
 
 
-def test_caps_may_be_switched_off():
+def test_caps_may_be_disabled():
     cfg = from_hf(GEMMA2 | {"attn_logit_softcapping": None, "final_logit_softcapping": None})
     assert (cfg.attn_cap, cfg.final_cap) == (None, None)
     assert (from_hf(GEMMA2).attn_cap, from_hf(GEMMA2).final_cap) == (50.0, 30.0)
 
 
 def test_hidden_act_is_not_the_activation():
-    """The first files say hidden_act gelu, and mean its tanh approximation."""
+    """The first files have hidden_act "gelu" for its tanh approximation."""
     assert from_hf(GEMMA2 | {"hidden_act": "gelu"}) == from_hf(GEMMA2)
     with pytest.raises(ValueError, match="hidden_activation='gelu' in config.json"):
         from_hf(GEMMA2 | {"hidden_activation": "gelu"})
 
 
-def test_the_stale_scale_of_the_9b_is_corrected_aloud(caplog):
+def test_the_wrong_scale_of_early_9b_files_is_corrected_with_a_warning(caplog):
     old = to_hf(get_config("gemma2_9b"), "bfloat16") | {"query_pre_attn_scalar": 224}
     with caplog.at_level(logging.WARNING):
-        same(from_hf(old), "gemma2_9b")
+        assert_is(from_hf(old), "gemma2_9b")
     assert "query_pre_attn_scalar 224" in caplog.text
 
 
@@ -129,12 +127,12 @@ def test_the_stale_scale_of_the_9b_is_corrected_aloud(caplog):
         ({"architectures": ["Gemma2ForSequenceClassification"], "num_labels": 3}, "has 3 labels"),
     ],
 )
-def test_what_is_no_gemma_is_refused(change, message):
+def test_unsupported_configs_are_errors(change, message):
     with pytest.raises(ValueError, match=message):
         from_hf(GEMMA3 | change)
 
 
-def test_a_pattern_that_the_format_cannot_say():
+def test_a_pattern_without_a_config_json_is_an_error():
     cfg = get_config("tiny_gemma2", pattern=(LayerSpec(6), LayerSpec(8)))
     with pytest.raises(ValueError, match="cannot be written to a Gemma config.json"):
         to_hf(cfg, "float32")

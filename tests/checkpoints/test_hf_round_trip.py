@@ -1,4 +1,4 @@
-"""Hugging Face folders in and out: equal bytes, right places, each shard read once, every kind of folder that is out there."""
+"""Tests loading and saving of Hugging Face folders: values, layers, shards, kinds of folders."""
 
 import json
 import shutil
@@ -21,8 +21,8 @@ CLASSIFIER = GEMMA2 | {"architectures": ["Gemma2ForSequenceClassification"], "nu
 @pytest.mark.parametrize(
     "config", [GEMMA2, GEMMA3, CLASSIFIER], ids=lambda c: c["architectures"][0]
 )
-def test_every_tensor_comes_back_byte_for_byte(tmp_path, config, files):
-    """Mixed dtypes on purpose: each tensor keeps its own."""
+def test_every_tensor_survives_a_round_trip_byte_for_byte(tmp_path, config, files):
+    """Each tensor keeps its dtype."""
     source = write_folder(tmp_path / "in", config, tensors(config, norm_dtype=np.float32), files)
     save(
         load(source, dtype=None),
@@ -33,12 +33,12 @@ def test_every_tensor_comes_back_byte_for_byte(tmp_path, config, files):
     written = len(list((tmp_path / "out").glob("*.safetensors")))
     assert written == 1 if files == 1 else written > 2
     assert raw(tmp_path / "out") == raw(source)
-    again = open_checkpoint(tmp_path / "out").model_config()
-    assert again == open_checkpoint(source).model_config().replace(name=again.name)
+    cfg = open_checkpoint(tmp_path / "out").model_config()
+    assert cfg == open_checkpoint(source).model_config().replace(name=cfg.name)
 
 
-def test_layers_land_in_their_places(tmp_path):
-    """Layer i is unit i // 2, place i % 2; axes as the names say."""
+def test_layers_are_stacked_in_the_order_of_the_pattern(tmp_path):
+    """Layer i is unit i // 2 at position i % 2 of the pattern."""
     values = tensors(GEMMA2, dtype=np.float32)
     model = load(write_folder(tmp_path, GEMMA2, values), dtype="float32")
     q = values["model.layers.3.self_attn.q_proj.weight"].reshape(N, H, D)
@@ -53,10 +53,8 @@ def test_layers_land_in_their_places(tmp_path):
     np.testing.assert_array_equal(
         model.tail[0].mlp.down_FxD[...], values["model.layers.4.mlp.down_proj.weight"].T
     )
-    assert model.units[0].mlp.gate_DxF.shape == (2, D, F) and model.embedder.table_VxD.shape == (
-        V,
-        D,
-    )
+    assert model.units[0].mlp.gate_DxF.shape == (2, D, F)
+    assert model.embedder.table_VxD.shape == (V, D)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 1), (1, 2, 4), (2, 2, 2)])
@@ -85,11 +83,8 @@ def test_float32_on_disk_is_rounded_to_nearest_even(tmp_path):
 def test_master_weights_in_float32_compute_in_bfloat16(tmp_path):
     values = tensors(GEMMA2)
     model = load(write_folder(tmp_path, GEMMA2, values), param_dtype="float32", remat="full")
-    assert (model.cfg.dtype, model.cfg.param_dtype, model.cfg.remat) == (
-        "bfloat16",
-        "float32",
-        "full",
-    )
+    cfg = model.cfg
+    assert (cfg.dtype, cfg.param_dtype, cfg.remat) == ("bfloat16", "float32", "full")
     table = np.asarray(model.embedder.table_VxD[...])
     assert table.dtype == np.float32
     np.testing.assert_array_equal(table, values["model.embed_tokens.weight"].astype(np.float32))
@@ -99,8 +94,8 @@ def test_master_weights_in_float32_compute_in_bfloat16(tmp_path):
     ("language", "vision"),
     [("language_model.model.", "vision_tower."), ("model.language_model.", "model.vision_tower.")],
 )
-def test_text_part_of_a_multimodal_checkpoint(tmp_path, language, vision):
-    """Both ways transformers has written them; the config is nested and says only what differs from its class."""
+def test_the_text_model_of_a_multimodal_checkpoint(tmp_path, language, vision):
+    """Tensor names of two versions of transformers; the config is nested and partial."""
     values = tensors(GEMMA3)
     source = {name.replace("model.", language, 1): v for name, v in values.items()}
     source |= {
@@ -124,7 +119,7 @@ def test_text_part_of_a_multimodal_checkpoint(tmp_path, language, vision):
     ]
 
 
-def test_reward_head_read_added_and_dropped(tmp_path):
+def test_the_reward_head_is_loaded_added_or_dropped(tmp_path):
     values = tensors(CLASSIFIER)
     head = load(write_folder(tmp_path / "rm", CLASSIFIER, values))
     np.testing.assert_array_equal(head.score_D[...], values["score.weight"][0])
@@ -135,7 +130,7 @@ def test_reward_head_read_added_and_dropped(tmp_path):
     assert fresh.cfg.scalar_head
 
 
-def test_a_tied_head_written_twice_is_read_and_an_own_head_refused(tmp_path):
+def test_a_copy_of_the_tied_head_is_accepted_and_another_head_is_an_error(tmp_path):
     values = tensors(GEMMA2)
     table = values["model.embed_tokens.weight"]
     load(write_folder(tmp_path / "same", GEMMA2, values | {"lm_head.weight": table.copy()}))
@@ -145,7 +140,7 @@ def test_a_tied_head_written_twice_is_read_and_an_own_head_refused(tmp_path):
         load(write_folder(tmp_path / "other", GEMMA2, values | {"lm_head.weight": other}))
 
 
-def test_padding_rows_of_the_table_stay_behind(tmp_path):
+def test_padding_rows_of_the_embedding_are_not_saved(tmp_path):
     cfg = (
         open_checkpoint(write_folder(tmp_path / "lm", GEMMA2, tensors(GEMMA2)))
         .model_config()
@@ -161,17 +156,17 @@ def test_padding_rows_of_the_table_stay_behind(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, kept", [("world.model", "tokenizer.model"), ("mine.json", "tokenizer.json")]
+    "name, saved_name", [("world.model", "tokenizer.model"), ("mine.json", "tokenizer.json")]
 )
-def test_a_tokenizer_file_of_any_name_is_found_by_a_judge_afterwards(tmp_path, name, kept):
-    """The folders that training exports with the world's own vocabulary."""
+def test_a_tokenizer_file_of_any_name_is_saved_under_the_standard_name(tmp_path, name, saved_name):
+    """Training exports such folders with the world's vocabulary."""
     (tmp_path / name).write_text("a vocabulary")
     source = write_folder(tmp_path / "in", GEMMA2, tensors(GEMMA2))
     save(load(source), tmp_path / "out", like=tmp_path / name)
-    assert (tmp_path / "out" / kept).read_text() == "a vocabulary"
+    assert (tmp_path / "out" / saved_name).read_text() == "a vocabulary"
 
 
-def test_tokenizer_files_and_token_ids_come_along(tmp_path):
+def test_tokenizer_files_and_token_ids_are_saved(tmp_path):
     source = write_folder(tmp_path / "in", GEMMA2 | {"eos_token_id": [1, 107]}, tensors(GEMMA2))
     for name in (
         "tokenizer.model",
@@ -188,7 +183,7 @@ def test_tokenizer_files_and_token_ids_come_along(tmp_path):
     assert json.loads((tmp_path / "out/config.json").read_text())["eos_token_id"] == [1, 107]
 
 
-def test_weights_are_not_overwritten_unasked(tmp_path):
+def test_weights_are_overwritten_only_on_request(tmp_path):
     model = load(write_folder(tmp_path / "in", GEMMA2, tensors(GEMMA2)))
     save(model, tmp_path / "out", max_file_bytes=30_000)
     with pytest.raises(FileExistsError, match="already holds model-00001-of"):
@@ -210,7 +205,7 @@ def test_progress_reaches_the_end(tmp_path):
     assert seen[-1] == (total, total) and seen == sorted(seen)
 
 
-def test_parameters_are_named_as_the_table_names_them(tmp_path):
+def test_parameter_names_equal_those_of_the_tensor_map(tmp_path):
     from grm_jax.checkpoints.tensor_map import tensor_map
 
     model = load(write_folder(tmp_path, CLASSIFIER, tensors(CLASSIFIER)))
@@ -218,7 +213,7 @@ def test_parameters_are_named_as_the_table_names_them(tmp_path):
     assert ml_dtypes.bfloat16 == model.score_D.dtype
 
 
-def test_an_incomplete_copy_is_refused(tmp_path):
+def test_an_incomplete_copy_is_an_error(tmp_path):
     source = write_folder(tmp_path / "in", GEMMA2, tensors(GEMMA2), files=3)
     shutil.copytree(source, tmp_path / "cut")
     (tmp_path / "cut/model-00002-of-00003.safetensors").unlink()

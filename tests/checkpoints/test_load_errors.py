@@ -1,4 +1,4 @@
-"""What cannot be loaded is refused before anything is read, with all reasons at once and the way out."""
+"""Tests that invalid checkpoints are rejected before loading, with all faults in one error."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from grm_jax.checkpoints import load
 from grm_jax.sharding import make_mesh
 
 
-def test_all_wrong_names_and_shapes_in_one_error(tmp_path):
+def test_one_error_lists_all_wrong_names_and_shapes(tmp_path):
     values = tensors(GEMMA2)
     del values["model.norm.weight"], values["model.layers.2.mlp.up_proj.weight"]
     values["model.layers.5.mlp.up_proj.weight"] = np.ones((1, 1), BF16)
@@ -21,31 +21,30 @@ def test_all_wrong_names_and_shapes_in_one_error(tmp_path):
     assert f"model.layers.0.self_attn.q_proj.weight is (64, {D + 1}), not (64, {D})" in message
 
 
-def test_a_gemma3_checkpoint_is_no_gemma2(tmp_path):
+def test_a_gemma3_checkpoint_does_not_load_as_gemma2(tmp_path):
     with pytest.raises(ValueError, match="unexpected: .*layers.0.self_attn.k_norm.weight"):
         load(write_folder(tmp_path, GEMMA2 | {"num_hidden_layers": 8}, tensors(GEMMA3)))
 
 
-def test_a_mesh_that_does_not_fit_is_refused_first(tmp_path):
+def test_a_mesh_that_does_not_divide_the_model_is_an_error(tmp_path):
     source = write_folder(tmp_path, GEMMA2, {})
-    with pytest.raises(
-        ValueError, match="tensor=8 does not divide the 4 KV heads of .*: use 1, 2 or 4"
-    ):
+    message = "tensor=8 does not divide the 4 KV heads of .*: use 1, 2 or 4"
+    with pytest.raises(ValueError, match=message):
         load(source, mesh=make_mesh(tensor=8))
 
 
-def test_float16_is_refused(tmp_path):
+def test_float16_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="float16 overflows"):
         load(tmp_path, dtype="float16")
 
 
-def test_dtypes_that_are_no_weights(tmp_path):
+def test_integer_weights_are_an_error(tmp_path):
     values = tensors(GEMMA2) | {"model.norm.weight": np.ones(D, np.int8)}
     with pytest.raises(ValueError, match="model.norm.weight has dtype I8: convert"):
         load(write_folder(tmp_path, GEMMA2, values))
 
 
-def test_what_is_no_checkpoint(tmp_path):
+def test_paths_that_are_not_checkpoints(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist: give a Hugging Face folder"):
         load(tmp_path / "absent")
     with pytest.raises(ValueError, match="is not a supported checkpoint"):
@@ -55,9 +54,8 @@ def test_what_is_no_checkpoint(tmp_path):
         load(tmp_path)
     for i in "ab":
         (tmp_path / f"{i}.safetensors").write_bytes(b"")
-    with pytest.raises(
-        FileNotFoundError, match="2 safetensors files and no model.safetensors.index.json"
-    ):
+    message = "2 safetensors files and no model.safetensors.index.json"
+    with pytest.raises(FileNotFoundError, match=message):
         load(tmp_path)
 
 

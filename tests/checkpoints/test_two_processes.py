@@ -1,4 +1,4 @@
-"""Two processes of one job each read the bytes of their own shards and save the folder together."""
+"""Two processes of one job: each reads only its own shards, and both save the folder together."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Toy checkpoints written by the formats' own libraries, and read back as raw bytes: nothing here goes through the package under test."""
+"""Toy checkpoints, saved and loaded with the formats' own libraries instead of grm_jax."""
 
 import json
 from pathlib import Path
@@ -12,8 +12,9 @@ BF16 = ml_dtypes.bfloat16
 D, F, N, K, H, V = 32, 96, 8, 4, 8, 64
 
 _SIZES = {
-    "hidden_size": D, "intermediate_size": F, "num_attention_heads": N, "num_key_value_heads": K, "head_dim": H, "vocab_size": V,
-    "query_pre_attn_scalar": 12, "sliding_window": 6, "max_position_embeddings": 128,
+    "hidden_size": D, "intermediate_size": F, "num_attention_heads": N, "num_key_value_heads": K,
+    "head_dim": H, "vocab_size": V, "query_pre_attn_scalar": 12, "sliding_window": 6,
+    "max_position_embeddings": 128,
 }  # fmt: skip
 GEMMA2 = _SIZES | {
     "architectures": ["Gemma2ForCausalLM"],
@@ -21,23 +22,34 @@ GEMMA2 = _SIZES | {
     "num_hidden_layers": 5,
     "rope_theta": 10000.0,
 }
-GEMMA3 = _SIZES | {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "num_hidden_layers": 8,
-                   "rope_theta": 1000000.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}  # fmt: skip
+GEMMA3 = _SIZES | {
+    "architectures": ["Gemma3ForCausalLM"],
+    "model_type": "gemma3_text",
+    "num_hidden_layers": 8,
+    "rope_theta": 1000000.0,
+    "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+}
 
 
 def tensors(config: dict, seed: int = 0, dtype=BF16, norm_dtype=None) -> dict[str, np.ndarray]:
-    """Hugging Face name -> random values, every name and shape written out."""
+    """Hugging Face name -> random values."""
     rng = np.random.default_rng(seed)
     shapes = {"model.embed_tokens.weight": (V, D), "model.norm.weight": (D,)}
     for i in range(config["num_hidden_layers"]):
         at = f"model.layers.{i}."
         shapes |= {
-            at + "input_layernorm.weight": (D,), at + "post_attention_layernorm.weight": (D,),
-            at + "pre_feedforward_layernorm.weight": (D,), at + "post_feedforward_layernorm.weight": (D,),
-            at + "self_attn.q_proj.weight": (N * H, D), at + "self_attn.k_proj.weight": (K * H, D),
-            at + "self_attn.v_proj.weight": (K * H, D), at + "self_attn.o_proj.weight": (D, N * H),
-            at + "mlp.gate_proj.weight": (F, D), at + "mlp.up_proj.weight": (F, D), at + "mlp.down_proj.weight": (D, F),
-        }  # fmt: skip
+            at + "input_layernorm.weight": (D,),
+            at + "post_attention_layernorm.weight": (D,),
+            at + "pre_feedforward_layernorm.weight": (D,),
+            at + "post_feedforward_layernorm.weight": (D,),
+            at + "self_attn.q_proj.weight": (N * H, D),
+            at + "self_attn.k_proj.weight": (K * H, D),
+            at + "self_attn.v_proj.weight": (K * H, D),
+            at + "self_attn.o_proj.weight": (D, N * H),
+            at + "mlp.gate_proj.weight": (F, D),
+            at + "mlp.up_proj.weight": (F, D),
+            at + "mlp.down_proj.weight": (D, F),
+        }
         if config["model_type"].startswith("gemma3"):
             shapes |= {at + "self_attn.q_norm.weight": (H,), at + "self_attn.k_norm.weight": (H,)}
     if config["architectures"][0].endswith("SequenceClassification"):
@@ -50,7 +62,7 @@ def tensors(config: dict, seed: int = 0, dtype=BF16, norm_dtype=None) -> dict[st
 
 
 def write_folder(path: Path, config: dict, values: dict[str, np.ndarray], files: int = 1) -> Path:
-    """A Hugging Face folder, in one file or in several with an index, written by the safetensors library."""
+    """Saves a Hugging Face folder with one safetensors file, or several and an index."""
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps(config))
     if files == 1:
@@ -71,7 +83,7 @@ def write_folder(path: Path, config: dict, values: dict[str, np.ndarray], files:
 
 
 def raw(path: Path) -> dict[str, tuple]:
-    """Name -> (dtype, shape, bytes) of every tensor in a folder, by the safetensors library."""
+    """Name -> (dtype, shape, bytes) of every tensor in a folder."""
     out = {}
     for file in sorted(path.glob("*.safetensors")):
         for name, entry in safetensors.deserialize(file.read_bytes()):

@@ -1,4 +1,4 @@
-"""The registry of models: a new size is one registration, and model classes are built in one place."""
+"""Tests that a new model size is one registration and that one function builds models."""
 
 import re
 from pathlib import Path

@@ -43,7 +43,7 @@ def best_of_four(seed):
 
 
 def ties(seed, integers):
-    """Scores with a spread in every prompt, so that the released package and the formula agree (see the test)."""
+    """Scores with a spread in every prompt, so that package and formula agree (see the test)."""
     rng = np.random.default_rng(seed)
     rows = []
     for number in range(12):
