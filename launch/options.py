@@ -70,7 +70,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     add("--zone")
     add("--project", help="default: gcloud's project")
     add("--accelerator", metavar="TYPE", help="accelerator type, as --slice")
-    add("--spot", action="store_true")
+    add("--spot", action="store_true", help="use preemptible capacity")
     add("--keep", action="store_true", help="do not delete the resource at the end")
     add("--dry_run", action="store_true", help="print the commands; run none")
     add("--print", action="store_true", help="print the JobSet manifest; create nothing")

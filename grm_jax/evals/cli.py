@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--draws", type=int, default=1000, help="bootstrap draws per interval (default 1000)"
     )
-    p.add_argument("--overwrite", action="store_true", help="judge again what is in --out")
+    p.add_argument("--overwrite", action="store_true", help="replace earlier verdicts in --out")
     p.add_argument("--quiet", action="store_true", help="no progress bars")
     p.add_argument(
         "--no_greedy", action="store_true", help="skip the greedy run that gains are measured from"
