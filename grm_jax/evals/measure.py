@@ -16,7 +16,7 @@ from grm_jax.evals.bootstrap import DRAWS, MetricFunction, Resampler, mcnemar
 from grm_jax.evals.judged import JudgedComparison
 
 SHOWN_BASELINES = ("longest", "first")
-# Most resamples of intervals that cost many metrics each, or that are only drawn.
+# Resamples of intervals that cost many metrics each, or that are only drawn.
 CURVE_DRAWS, BIAS_DRAWS = 200, 500
 
 
@@ -34,8 +34,8 @@ def measure(
     Args:
       total: comparisons in the whole benchmark, of which `judged` may be a subset.
       judge: the judge's kind, name and settings.
-      draws: resamples of the metrics' intervals; curves, gains and content-blind baselines use at
-        most 200, biases at most 500.
+      draws: resamples of the metrics' intervals. Curves, gains and content-blind baselines use
+        200, biases 500.
       greedy: the same comparisons judged at temperature 0.
       cost: seconds, tokens, critiques and parameters, as far as known.
 
@@ -44,7 +44,7 @@ def measure(
       them under the paper's rule if that is another one.
     """
     rule, resampler = headline_rule(benchmark, judged), Resampler.of(judged, draws)
-    quick, bias_draws = Resampler.of(judged, min(draws, CURVE_DRAWS)), min(draws, BIAS_DRAWS)
+    curve_resampler = Resampler.of(judged, CURVE_DRAWS)
     metrics = {
         name: {
             metric: estimate.as_json()
@@ -64,11 +64,11 @@ def measure(
         "headline": next(iter(metrics[rule])),
         "metrics": metrics,
         "chance": benchmark.chance,
-        "content_blind": content_blind_values(benchmark, judged, rule, quick),
+        "content_blind": content_blind_values(benchmark, judged, rule, curve_resampler),
         "parsing": parsing(judged),
-        "position": biases.position(judged, bias_draws),
-        "length": biases.length(judged, bias_draws),
-        "gains": gains(benchmark, judged, rule, greedy, quick),
+        "position": biases.position(judged, BIAS_DRAWS),
+        "length": biases.length(judged, BIAS_DRAWS),
+        "gains": gains(benchmark, judged, rule, greedy, curve_resampler),
         "cost": cost or {},
         "notes": notes(benchmark, judged),
         "published": [
@@ -77,7 +77,7 @@ def measure(
     }
     shown_rules = {rule, "paper"} & set(benchmark.rules)
     for shown in sorted(shown_rules, key=lambda name: name != rule):
-        measured = {"curves": scaling.curves(benchmark, judged, shown, quick)}
+        measured = {"curves": scaling.curves(benchmark, judged, shown, curve_resampler)}
         if greedy is not None:
             measured["greedy"] = resampler.headline(metrics_of(benchmark, greedy, shown)).as_json()
         entry |= measured if shown == rule else {"by_paper": measured}
