@@ -20,7 +20,7 @@ print(jax.default_backend(), jax.config.jax_platforms)
 @pytest.mark.parametrize(
     "first_line", ["", "import jax"], ids=["jax not imported", "jax imported before"]
 )
-def test_without_chips_the_cpu_is_chosen(first_line):
+def test_choose_platform_selects_the_cpu_without_tpu_chips(first_line):
     if has_chips():
         pytest.skip("this machine has TPU chips")
     environment = dict(os.environ)

@@ -1,4 +1,4 @@
-"""Paths on disk and in buckets."""
+"""Tests paths on disk and in buckets."""
 
 import json
 
@@ -9,13 +9,13 @@ from grm_jax import storage
 
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
-    """A local folder that stands for a bucket."""
-    place = storage.epath.Path(tmp_path / "bucket")
+    """A local folder used as gs://bucket."""
+    folder = storage.epath.Path(tmp_path / "bucket")
     monkeypatch.setattr(
-        storage, "as_path", lambda path: place / str(path).removeprefix("gs://bucket/")
+        storage, "as_path", lambda path: folder / str(path).removeprefix("gs://bucket/")
     )
     storage.fetch.cache_clear()
-    yield place
+    yield folder
     storage.fetch.cache_clear()
 
 
@@ -36,7 +36,7 @@ def test_fetch_returns_local_paths_unchanged(tmp_path):
     assert storage.fetch(str(tmp_path)) == tmp_path
 
 
-def test_writing_uploads_a_folder_and_leaves_no_partial_file(bucket):
+def test_writing_uploads_a_folder_without_temporary_files(bucket):
     with storage.writing("gs://bucket/out") as local:
         (local / "deep").mkdir()
         (local / "deep" / "a.txt").write_text("1")
@@ -45,7 +45,7 @@ def test_writing_uploads_a_folder_and_leaves_no_partial_file(bucket):
     assert [p.name for p in (bucket / "new").iterdir()] == ["b.json"]
 
 
-def test_data_samples_and_weights_may_be_in_a_bucket(bucket, monkeypatch):
+def test_training_reads_data_samples_and_weights_from_a_bucket(bucket, monkeypatch):
     from experiments import spct_tiny
     from grm_jax import checkpoints
     from grm_jax.data import mixtures
