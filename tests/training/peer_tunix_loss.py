@@ -1,4 +1,6 @@
-"""Tunix's GRPO loss, its gradient and its advantages: PYTHON peer_tunix_loss.py IN.npz OUT.npz.
+"""Computes Tunix's GRPO loss, its gradient and its advantages.
+
+    PYTHON peer_tunix_loss.py IN.npz OUT.npz
 
 PYTHON is the interpreter of the peers' environment.
 """
@@ -14,19 +16,19 @@ from tunix.rl import algo_core, common
 from tunix.rl.grpo.grpo_learner import GRPOConfig
 
 
-class Given(nnx.Module):
+class LogpsModel(nnx.Module):
     """A model whose log-probabilities are its parameters."""
 
     def __init__(self, logps):
         self.logps = nnx.Param(logps)
 
 
-def given_logps(graphdef, state, **_):
+def model_logps(graphdef, state, **_):
     logps = nnx.merge(graphdef, state).logps[...]
     return logps, jnp.zeros((*logps.shape, 2))
 
 
-common.compute_per_token_logps = given_logps
+common.compute_per_token_logps = model_logps
 data = dict(np.load(sys.argv[1]))
 config = GRPOConfig(
     num_generations=int(data["group"]),
@@ -36,7 +38,7 @@ config = GRPOConfig(
     kl_loss_mode=str(data["kl"]),
     loss_agg_mode="sequence-mean-token-mean",
 )
-config.temperature = 1.0  # The learner sets it from its rollout config.
+config.temperature = 1.0  # Tunix's learner sets it from its rollout config.
 example = types.SimpleNamespace(
     prompt_ids=None,
     completion_ids=None,
@@ -48,7 +50,7 @@ example = types.SimpleNamespace(
 
 
 def loss(logps):
-    return algo_core.grpo_loss_fn(Given(logps), example, config, 0, 1)[0]
+    return algo_core.grpo_loss_fn(LogpsModel(logps), example, config, 0, 1)[0]
 
 
 value, grad = jax.value_and_grad(loss)(jnp.asarray(data["logps"]))

@@ -1,4 +1,4 @@
-"""Saving and restoring: other topologies, damaged files, identity."""
+"""Tests checkpoints: other topologies, damaged files, fingerprints."""
 
 import logging
 
@@ -17,16 +17,16 @@ def mesh_of(devices):
 
 def make_tree(devices, scale=1.0):
     sharding = NamedSharding(mesh_of(devices), PartitionSpec("fsdp"))
-    whole = NamedSharding(mesh_of(devices), PartitionSpec())
+    replicated = NamedSharding(mesh_of(devices), PartitionSpec())
     rng = np.random.default_rng(0)
     return {
         "params": {
             "w": jax.device_put(scale * rng.normal(size=(64, 64)).astype(np.float32), sharding),
-            "b": jax.device_put(jnp.arange(64, dtype=jnp.bfloat16), whole),
+            "b": jax.device_put(jnp.arange(64, dtype=jnp.bfloat16), replicated),
         },
         "opt_state": (jax.device_put(rng.normal(size=(64, 64)).astype(np.float32), sharding), {}),
-        "rng": jax.device_put(jnp.uint32([1, 2]), whole),
-        "step": jax.device_put(jnp.int32(3), whole),
+        "rng": jax.device_put(jnp.uint32([1, 2]), replicated),
+        "step": jax.device_put(jnp.int32(3), replicated),
     }
 
 
@@ -34,8 +34,8 @@ def abstract(tree):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
-def assert_same(got, want):
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+def assert_identical(tree, expected):
+    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
@@ -48,21 +48,21 @@ def test_a_checkpoint_of_eight_devices_restores_on_fewer(tmp_path, devices):
     with checkpoint.Checkpoints(tmp_path) as store:
         step, tree, record = store.restore(target)
     assert step == 3 and record["position"] == 17
-    assert_same(tree, make_tree(8))
+    assert_identical(tree, make_tree(8))
     assert tree["params"]["w"].sharding == target["params"]["w"].sharding
     assert len(tree["params"]["w"].sharding.device_set) == devices
 
 
-def test_fingerprint_depends_on_values_and_positions_not_on_topology():
+def test_the_fingerprint_depends_on_values_and_their_order_but_not_on_topology():
     tree = make_tree(8)
     assert checkpoint.fingerprint(tree) == checkpoint.fingerprint(make_tree(1))
-    moved = {**tree, "rng": tree["rng"][::-1]}
-    assert checkpoint.fingerprint(moved) != checkpoint.fingerprint(tree)
-    nudged = {**tree, "step": tree["step"] + 1}
-    assert checkpoint.fingerprint(nudged) != checkpoint.fingerprint(tree)
+    reversed_rng = {**tree, "rng": tree["rng"][::-1]}
+    assert checkpoint.fingerprint(reversed_rng) != checkpoint.fingerprint(tree)
+    next_step = {**tree, "step": tree["step"] + 1}
+    assert checkpoint.fingerprint(next_step) != checkpoint.fingerprint(tree)
 
 
-def test_keep_is_the_number_of_newest_checkpoints_and_a_step_is_saved_once(tmp_path):
+def test_the_newest_keep_checkpoints_are_kept_and_a_step_is_saved_once(tmp_path):
     with checkpoint.Checkpoints(tmp_path, keep=2) as store:
         for step in (1, 2, 3, 3):
             store.save(step, make_tree(1, step))
@@ -70,45 +70,43 @@ def test_keep_is_the_number_of_newest_checkpoints_and_a_step_is_saved_once(tmp_p
         assert store.steps() == [2, 3]
 
 
-def damage(folder, how):
-    """Damages the largest file of a checkpoint, which holds array data."""
+def damage(folder, kind):
+    """Damages the largest file of a checkpoint, which contains array data."""
     largest = max(
         (p for p in folder.rglob("*") if p.is_file() and "state" in str(p)),
         key=lambda p: p.stat().st_size,
     )
     data = largest.read_bytes()
-    if how == "truncated":
+    if kind == "truncated":
         largest.write_bytes(data[: len(data) // 2])
-    elif how == "missing":
+    elif kind == "missing":
         largest.unlink()
     else:
         largest.write_bytes(data[:40] + bytes(b ^ 0x55 for b in data[40:80]) + data[80:])
 
 
-@pytest.mark.parametrize("how", ["truncated", "missing", "flipped bits"])
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_with_a_warning(
-    tmp_path, caplog, how
-):
+@pytest.mark.parametrize("kind", ["truncated", "missing", "flipped bits"])
+def test_restore_falls_back_from_a_damaged_checkpoint_to_the_previous_one(tmp_path, caplog, kind):
     with checkpoint.Checkpoints(tmp_path) as store:
         store.save(1, make_tree(1, 1.0), {"position": 1})
         store.save(2, make_tree(1, 2.0), {"position": 2})
-    damage(tmp_path / "2", how)
+    damage(tmp_path / "2", kind)
     with (
         checkpoint.Checkpoints(tmp_path) as store,
         caplog.at_level(logging.WARNING, checkpoint.__name__),
     ):
         step, tree, record = store.restore_or_none(abstract(make_tree(1)))
         assert (step, record["position"]) == (1, 1)
-        assert_same(tree, make_tree(1, 1.0))
+        assert_identical(tree, make_tree(1, 1.0))
         assert "falling back" in caplog.text and f"{tmp_path}/2" in caplog.text
         store.save(2, make_tree(1, 5.0))  # the resumed run reaches step 2 again
     with checkpoint.Checkpoints(tmp_path) as store:
         step, tree, _ = store.restore(abstract(make_tree(1)))
     assert step == 2
-    assert_same(tree, make_tree(1, 5.0))
+    assert_identical(tree, make_tree(1, 5.0))
 
 
-def test_no_readable_checkpoint_is_an_error_that_keeps_the_files(tmp_path):
+def test_an_error_without_readable_checkpoints_leaves_the_files(tmp_path):
     with checkpoint.Checkpoints(tmp_path) as store:
         store.save(1, make_tree(1))
     damage(tmp_path / "1", "truncated")
@@ -121,7 +119,7 @@ def test_no_readable_checkpoint_is_an_error_that_keeps_the_files(tmp_path):
     assert (tmp_path / "1").exists()
 
 
-def test_all_hosts_skip_a_checkpoint_that_one_host_cannot_read(tmp_path, monkeypatch, caplog):
+def test_all_hosts_skip_a_checkpoint_that_is_unreadable_on_one(tmp_path, monkeypatch, caplog):
     with checkpoint.Checkpoints(tmp_path) as store:
         store.save(1, make_tree(1, 1.0))
         store.save(2, make_tree(1, 2.0))
@@ -140,7 +138,7 @@ def test_all_hosts_skip_a_checkpoint_that_one_host_cannot_read(tmp_path, monkeyp
     with checkpoint.Checkpoints(tmp_path) as store:
         step, tree, _ = store.restore(abstract(make_tree(1)))
     assert step == 1 and "unreadable on another host" in caplog.text
-    assert_same(tree, make_tree(1, 1.0))
+    assert_identical(tree, make_tree(1, 1.0))
     # Step 2: arrays restored; step 1: arrays restored, then the fingerprint.
     assert flags == [True, True, True] and computed == [2]
 
@@ -150,7 +148,7 @@ def test_without_a_checkpoint_restore_returns_none(tmp_path):
         assert store.restore_or_none(abstract(make_tree(1))) is None
 
 
-def test_an_interrupted_save_is_not_a_checkpoint(tmp_path):
+def test_an_interrupted_save_is_ignored(tmp_path):
     with checkpoint.Checkpoints(tmp_path) as store:
         store.save(1, make_tree(1))
         store.wait()

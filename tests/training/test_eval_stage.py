@@ -1,4 +1,4 @@
-"""Judging in the stage `eval`: a stopped stage resumes, failed comparisons count as unparsed."""
+"""Tests stage `eval`: a stopped stage resumes, and failed comparisons count as unparsed."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from grm_jax.types import Comparison, Critique, Principle
 
 
 class FakeJudge:
-    """Prefers the first response; `stops_at` chunks raises, ids in `failing` are not judged."""
+    """Prefers the first response; raises after `stops_at` chunks; fails the ids in `failing`."""
 
     family, meta_rm, name, expected = "grm", None, "toy@1", None
 
@@ -61,13 +61,13 @@ def test_a_stopped_evaluation_resumes_with_equal_results(items, tmp_path):
     judge = FakeJudge()
     assert eval_stage.judge_all(judge, items, Options(k=2), tmp_path / "stopped") == whole
     assert judge.chunks == [22]
-    # Other options are judged anew.
+    # With other options, all comparisons are judged again.
     greedy = FakeJudge()
     eval_stage.judge_all(greedy, items, Options(k=2, temperature=0.0), tmp_path / "stopped")
     assert greedy.chunks == [64, 64, 22]
 
 
-def test_a_failed_comparison_is_unparsed_and_a_stage_of_failures_stops(items, tmp_path):
+def test_failed_comparisons_are_unparsed_and_an_error_if_all_fail(items, tmp_path):
     items = items[:3]
     judged = eval_stage.judge_all(FakeJudge(failing={"1"}), items, Options(k=2), tmp_path / "one")
     assert [j.error for j in judged] == [None, "too long", None]

@@ -1,4 +1,4 @@
-"""The train loop on a toy state: NaN, SIGTERM, damaged checkpoints, other data, resumed logs."""
+"""Tests the train loop on a toy state: NaN, SIGTERM, damaged checkpoints, resumed logs."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ def init():
 
 
 def add_noise(state, i, seed):
-    """A step that depends on all that a checkpoint holds: weights, step, and the step's seed."""
+    """A step whose result depends on the weights, the step and the step's seed."""
     noise = np.random.default_rng(seed).normal(size=4).astype(np.float32)
     w = state["params"]["w"] * 0.9 + noise
     row = {"loss": jnp.abs(w).sum(), "grad_norm": jnp.float32(1), "finite": jnp.float32(1)}
@@ -38,9 +38,9 @@ def add_noise(state, i, seed):
 
 def train(folder, step=add_noise, identity=None, stop=None, **fields):
     shapes = jax.eval_shape(init)
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
     )
     stage = loop.Stage(
         "toy",
@@ -77,12 +77,12 @@ def steps_logged(folder):
 
 
 def test_a_crashed_and_resumed_run_equals_an_uninterrupted_one(tmp_path):
-    want = train(tmp_path / "one")
+    expected = train(tmp_path / "one")
     with pytest.raises(Crash):
         train(tmp_path / "two", call_at(7, crash))
-    assert steps_logged(tmp_path / "two") == list(range(1, 8))  # one past the last checkpoint
-    got = train(tmp_path / "two")
-    np.testing.assert_array_equal(got["params"]["w"], want["params"]["w"])
+    assert steps_logged(tmp_path / "two") == list(range(1, 8))  # one step after the last checkpoint
+    resumed = train(tmp_path / "two")
+    np.testing.assert_array_equal(resumed["params"]["w"], expected["params"]["w"])
     assert steps_logged(tmp_path / "two") == list(range(1, 11))
     one, two = (metrics.read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert [row["loss"] for row in one] == [row["loss"] for row in two]
@@ -90,7 +90,7 @@ def test_a_crashed_and_resumed_run_equals_an_uninterrupted_one(tmp_path):
 
 
 def test_programs_are_compiled_once_before_the_first_step(tmp_path, caplog):
-    """One log line per program and one for the first step; the steps reuse what was compiled."""
+    """Logs one line per program and one for the first step; the steps reuse the executables."""
     import resume_child
 
     from grm_jax.training import main
@@ -110,20 +110,23 @@ def test_programs_are_compiled_once_before_the_first_step(tmp_path, caplog):
         "rl: policy_logps",
         "rl: grpo_update",
     ]
-    firsts = [line for line in lines if "first step after" in line]
-    assert len(firsts) == 2 and all("s compiled programs" in line for line in firsts)
+    first_steps = [line for line in lines if "first step after" in line]
+    assert len(first_steps) == 2 and all("s compiled programs" in line for line in first_steps)
     assert (
         0
         < loop.read_result(tmp_path / "rl")["first_step_s"]
         <= loop.read_result(tmp_path / "rl")["seconds"]
     )
-    for name in ("update", "logps"):  # of RFT and RL; of reference and policy
+    for name in (
+        "update",
+        "logps",
+    ):  # updates of RFT and RL; log-probs of the reference and the policy
         prefix = f"Finished XLA compilation of jit({name})"
         assert sum(line.startswith(prefix) for line in lines) == 2, name
 
 
 def test_sigterm_saves_the_state_and_the_run_resumes_from_it(tmp_path):
-    want = train(tmp_path / "one")
+    expected = train(tmp_path / "one")
     with pytest.raises(loop.Stopped, match="after step 6 of 10; the state is saved"):
         train(
             tmp_path / "two",
@@ -132,8 +135,8 @@ def test_sigterm_saves_the_state_and_the_run_resumes_from_it(tmp_path):
         )
     with checkpoint.Checkpoints(tmp_path / "two" / "checkpoints") as store:
         assert store.steps() == [6]
-    got = train(tmp_path / "two", save_every=100)
-    np.testing.assert_array_equal(got["params"]["w"], want["params"]["w"])
+    resumed = train(tmp_path / "two", save_every=100)
+    np.testing.assert_array_equal(resumed["params"]["w"], expected["params"]["w"])
 
 
 def test_sigterm_in_the_last_step_completes_the_stage_and_stops_the_next(tmp_path):
@@ -144,7 +147,7 @@ def test_sigterm_in_the_last_step_completes_the_stage_and_stops_the_next(tmp_pat
     with pytest.raises(loop.Stopped, match="toy: stopped by a signal before its first step"):
         train(tmp_path / "two", stop=stop)
     assert not (tmp_path / "two").exists()
-    train(tmp_path / "two")  # the signal is the first run's
+    train(tmp_path / "two")  # the signal affected only the first run
 
 
 def test_stop_signal_records_sigterm_and_restores_the_handler():
@@ -158,7 +161,7 @@ def test_stop_signal_records_sigterm_and_restores_the_handler():
     assert stop.requested()
 
 
-def test_a_half_made_step_is_not_saved_as_the_state_before_it(tmp_path):
+def test_a_partly_updated_state_is_not_saved_after_a_non_finite_loss(tmp_path):
     def step(state, i, seed):
         if i != 5:
             return add_noise(state, i, seed)
@@ -175,11 +178,11 @@ def test_a_half_made_step_is_not_saved_as_the_state_before_it(tmp_path):
         match=r"1 updates of the step were made.*newest checkpoint is .*/4\. Inspect",
     ):
         train(tmp_path, step)
-    got, want = train(tmp_path), train(tmp_path / "one")
-    np.testing.assert_array_equal(got["params"]["w"], want["params"]["w"])
+    resumed, expected = train(tmp_path), train(tmp_path / "one")
+    np.testing.assert_array_equal(resumed["params"]["w"], expected["params"]["w"])
 
 
-def test_nan_stops_the_run_saves_the_last_good_state_and_names_the_batch(tmp_path):
+def test_nan_stops_the_run_saves_the_last_finite_state_and_names_the_batch(tmp_path):
     def step(state, i, seed):
         if i != 5:
             return add_noise(state, i, seed)
@@ -188,21 +191,21 @@ def test_nan_stops_the_run_saves_the_last_good_state_and_names_the_batch(tmp_pat
 
     with pytest.raises(loop.NonFiniteLoss, match=r"loss nan.*step 5, batch 5 \(items a, b\)"):
         train(tmp_path, step, save_every=100)
-    seen = []
-    train(tmp_path, call_at(5, lambda: seen.append("again")), steps=6)
-    assert seen == ["again"]  # it resumes with that very batch, from the state before it
-    want = train(tmp_path / "clean", steps=6)
+    calls = []
+    train(tmp_path, call_at(5, lambda: calls.append("again")), steps=6)
+    assert calls == ["again"]  # resumes with the same batch, from the state before it
+    expected = train(tmp_path / "clean", steps=6)
     with checkpoint.Checkpoints(tmp_path / "final") as store:
-        _, params, _ = store.restore(jax.tree.map(_abstract, want["params"]))
-    np.testing.assert_array_equal(params["w"], want["params"]["w"])
+        _, params, _ = store.restore(jax.tree.map(_abstract, expected["params"]))
+    np.testing.assert_array_equal(params["w"], expected["params"]["w"])
 
 
 def _abstract(x):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
-def test_a_truncated_newest_checkpoint_costs_only_its_steps(tmp_path, caplog):
-    want = train(tmp_path / "one")
+def test_a_run_resumes_from_the_checkpoint_before_a_truncated_one(tmp_path, caplog):
+    expected = train(tmp_path / "one")
     with pytest.raises(Crash):
         train(tmp_path / "two", call_at(7, crash))
     newest = tmp_path / "two" / "checkpoints" / "6"
@@ -210,13 +213,13 @@ def test_a_truncated_newest_checkpoint_costs_only_its_steps(tmp_path, caplog):
         if file.is_file():
             file.write_bytes(file.read_bytes()[:10])
     with caplog.at_level(logging.WARNING):
-        got = train(tmp_path / "two")
+        resumed = train(tmp_path / "two")
     assert "6 is unreadable" in caplog.text and "falling back" in caplog.text
-    np.testing.assert_array_equal(got["params"]["w"], want["params"]["w"])
+    np.testing.assert_array_equal(resumed["params"]["w"], expected["params"]["w"])
     assert steps_logged(tmp_path / "two") == list(range(1, 11))
 
 
-def test_a_checkpoint_of_other_data_is_refused(tmp_path):
+def test_a_checkpoint_of_other_data_is_an_error(tmp_path):
     with pytest.raises(Crash):
         train(tmp_path, call_at(5, crash))
     with pytest.raises(
@@ -225,7 +228,7 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path):
         train(tmp_path, identity={"data": "b"})
 
 
-def test_changed_settings_are_logged_and_a_changed_identity_is_refused(tmp_path, caplog):
+def test_changed_settings_are_logged_and_a_changed_identity_is_an_error(tmp_path, caplog):
     with pytest.raises(Crash):
         train(tmp_path, call_at(5, crash), lr=0.1)
     # An older checkpoint, whose identity has no batch size, is still resumed.
@@ -245,7 +248,7 @@ def test_changed_settings_are_logged_and_a_changed_identity_is_refused(tmp_path,
         train(tmp_path, identity={"data": "a", "batch_size": 4}, lr=0.2)
 
 
-def test_a_log_cut_within_a_line_is_read_up_to_its_last_whole_line(tmp_path):
+def test_a_truncated_log_is_read_up_to_its_last_complete_line(tmp_path):
     with metrics.MetricLog(tmp_path, "m", tensorboard=False) as lines:
         for step in (1, 2, 3):
             lines.write(step, {"loss": float("nan") if step == 2 else 0.5, "note": "x"})
@@ -265,7 +268,7 @@ def test_metrics_are_written_to_tensorboard(tmp_path):
 
 
 def test_config_json_is_written_atomically(tmp_path):
-    """Hosts start together: one may read the file that another is writing."""
+    """Hosts start at the same time, so one may read the file while another writes it."""
     import threading
 
     from experiments.spct_tiny import get_config
@@ -275,16 +278,16 @@ def test_config_json_is_written_atomically(tmp_path):
     config, folder = get_config(), main.as_path(tmp_path)
     cfg = model_config(config)
     main.save_config(config, cfg, folder)
-    done, texts = threading.Event(), []
+    stop, texts = threading.Event(), []
 
-    def watch():
-        while not done.is_set():
+    def read():
+        while not stop.is_set():
             texts.append((tmp_path / "config.json").read_text())
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    reader = threading.Thread(target=read)
+    reader.start()
     for _ in range(100):
         main.save_config(config, cfg, folder)
-    done.set()
-    watcher.join()
+    stop.set()
+    reader.join()
     assert len(texts) > 100 and set(texts) == {(tmp_path / "config.json").read_text()}

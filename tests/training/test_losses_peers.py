@@ -1,6 +1,8 @@
-"""Our GRPO loss against Tunix's on the same arrays, and where they differ.
+"""Compares our GRPO loss and advantages with Tunix's on the same arrays.
 
-GRM_PEERS="PYTHON" pytest --run peers
+    GRM_PEERS=PYTHON pytest --run peers tests/training/test_losses_peers.py
+
+PYTHON is an interpreter with the `bench` extra.
 """
 
 import os
@@ -21,9 +23,7 @@ pytestmark = pytest.mark.peers
 
 def tunix(tmp_path, **arrays):
     if "GRM_PEERS" not in os.environ:
-        pytest.skip(
-            "GRM_PEERS is not set: give the interpreter of an environment with the `bench` extra"
-        )
+        pytest.skip("GRM_PEERS is not set: set it to an interpreter with the `bench` extra")
     np.savez(tmp_path / "in.npz", **arrays)
     script = Path(__file__).parent / "peer_tunix_loss.py"
     command = [
@@ -68,8 +68,8 @@ def test_the_same_formula_gives_the_same_loss_and_gradient(tmp_path, theirs, our
     np.testing.assert_allclose(grad, peer["grad"], atol=1e-5)
 
 
-def test_where_tunix_differs(tmp_path):
-    """Its default KL is k1, which we refuse.
+def test_tunix_has_another_default_kl_and_another_std(tmp_path):
+    """Tunix's default KL is k1, which is an error here.
 
     Its advantages divide by the sample std (ddof 1) plus 1e-6, ours by the population std.
     """

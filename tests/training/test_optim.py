@@ -1,4 +1,4 @@
-"""Schedules, clipping, weight decay and micro-batches."""
+"""Tests learning-rate schedules, weight decay and micro-batches."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def section(**fields):
 
 
 @pytest.mark.parametrize("schedule,end", [("constant", 1e-2), ("cosine", 1e-3), ("linear", 1e-3)])
-def test_schedule_warms_up_from_above_zero_and_ends_where_it_says(schedule, end):
+def test_the_schedule_starts_above_zero_and_ends_at_the_final_rate(schedule, end):
     rate = optim.make_schedule(section(schedule=schedule))
     np.testing.assert_allclose(rate(0), 1e-3, rtol=1e-5)
     np.testing.assert_allclose(rate(10), 1e-2, rtol=1e-5)
@@ -27,7 +27,7 @@ def test_schedule_warms_up_from_above_zero_and_ends_where_it_says(schedule, end)
     np.testing.assert_allclose(rate(100), end, rtol=1e-4)
 
 
-def test_unknown_schedules_and_long_warmups_are_refused():
+def test_unknown_schedules_and_long_warmups_are_an_error():
     with pytest.raises(ValueError, match="warmup_steps=100 is not shorter than steps=100"):
         optim.make_schedule(section(warmup_steps=100))
     with pytest.raises(
@@ -73,7 +73,7 @@ def test_only_matrices_decay():
     np.testing.assert_array_equal(updates["scale"], 0.0)
 
 
-def test_accumulation_adds_sums_and_takes_maxima():
+def test_accumulation_sums_values_and_takes_the_maximum_of_max_metrics():
     x = jnp.arange(12.0).reshape(6, 2)
 
     def loss(w, batch):
@@ -82,13 +82,13 @@ def test_accumulation_adds_sums_and_takes_maxima():
 
     w = jnp.float32([1.0, 2.0])
     whole = optim.accumulated_value_and_grad(loss, w, {"x": x}, 1)
-    parts = optim.accumulated_value_and_grad(loss, w, {"x": x}, 3)
-    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+    accumulated = optim.accumulated_value_and_grad(loss, w, {"x": x}, 3)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(accumulated), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
-    assert parts[1]["seen_max"] == 11.0
+    assert accumulated[1]["seen_max"] == 11.0
 
 
-def test_micro_rows_fit_the_mesh():
+def test_micro_rows_are_rows_per_shard_of_the_mesh():
     mesh = make_mesh(2, 2, 2)
     assert optim.micro_batch_count(section(micro_rows=2), 32, mesh) == 4
     assert optim.micro_batch_count(section(micro_rows=16), 32, mesh) == 1

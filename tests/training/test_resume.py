@@ -1,4 +1,4 @@
-"""Trainings that are killed and resumed equal uninterrupted ones bit for bit."""
+"""Tests that killed and resumed runs are bit-identical to uninterrupted ones."""
 
 import os
 import random
@@ -65,7 +65,7 @@ def run_with_kills(workdir, kills, rng):
 
 
 def leaves(folder):
-    """All arrays of a stage's last checkpoint: parameters, optimizer, step, RNG."""
+    """Returns the step and the arrays of a stage's last checkpoint."""
     import orbax.checkpoint as ocp
 
     with checkpoint.Checkpoints(folder / "checkpoints") as store:
@@ -98,7 +98,7 @@ def uninterrupted(tmp_path_factory):
     return workdir
 
 
-def test_killed_and_resumed_run_has_the_same_bits(uninterrupted, tmp_path):
+def test_a_killed_and_resumed_run_is_bit_identical(uninterrupted, tmp_path):
     assert run_with_kills(tmp_path, 3, random.Random(0))
     compare(uninterrupted, tmp_path)
 
@@ -108,10 +108,10 @@ KILLS = 10
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_ten_kills_in_each_training(uninterrupted, tmp_path, stage):
-    """Kills the stage ten times and resumes it; compares each run that ends."""
-    rng, moments, runs = random.Random(stage), [], 0
-    while len(moments) < KILLS:
+def test_ten_kills_in_each_stage(uninterrupted, tmp_path, stage):
+    """Kills and resumes runs of the stage until it was killed ten times; compares each result."""
+    rng, kill_steps, runs = random.Random(stage), [], 0
+    while len(kill_steps) < KILLS:
         workdir = tmp_path / str(runs)
         runs += 1
         shutil.copytree(uninterrupted, workdir)
@@ -121,20 +121,19 @@ def test_ten_kills_in_each_training(uninterrupted, tmp_path, stage):
             process = start(workdir)
             while process.poll() is None and len(rows_in(workdir, stage)) < target:
                 time.sleep(0.005)
-            time.sleep(
-                rng.random() * (0.1 if target else 10)
-            )  # at 0: during start-up and the first steps
+            # Target 0 kills the run during start-up or its first steps.
+            time.sleep(rng.random() * (0.1 if target else 10))
             if process.poll() is None and not loop.is_done(workdir / stage):
                 process.send_signal(signal.SIGKILL)
-                moments.append(len(rows_in(workdir, stage)))
+                kill_steps.append(len(rows_in(workdir, stage)))
             process.kill()
             process.communicate()
         finish(start(workdir))
         compare(uninterrupted, workdir)
-    print(f"{stage}: killed after steps {moments}, in {runs} runs")
+    print(f"{stage}: killed after steps {kill_steps}, in {runs} runs")
 
 
-def test_sampler_and_trainer_agree_through_the_whole_run(uninterrupted):
+def test_log_probs_of_sampler_and_trainer_agree_in_every_step(uninterrupted):
     rows = metrics.read_jsonl(uninterrupted / "rl" / "metrics.jsonl")
     assert len(rows) == 8
     assert max(row["gap_max"] for row in rows) <= 1e-4

@@ -1,4 +1,4 @@
-"""The three trainings, of one step each: memory, identities, checks, non-finite updates."""
+"""Tests the three training stages at one step each: memory, identities, checks, NaN."""
 
 import dataclasses
 import gc
@@ -17,7 +17,7 @@ from grm_jax.training.programs import model_config
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """A Run of one step per stage, under its mesh, with no programs compiled ahead."""
+    """A Run of one step per stage, under its mesh, without ahead-of-time compilation."""
     config = resume_child.make_config()
     config.rft.update(steps=1, warmup_steps=0)
     config.rl.update(steps=1)
@@ -33,27 +33,27 @@ def init_params(run):
 
 
 def wrap_update(monkeypatch, module, name, around):
-    """Replaces the update that `module.name` builds by `around(update, state, batch)`."""
+    """Patches builder `module.name`: its update becomes `around(update, state, batch)`."""
     build = getattr(module, name)
 
-    def built(*args):
+    def build_wrapped(*args):
         program = build(*args)
         return dataclasses.replace(
             program, fn=lambda state, batch: around(program.fn, state, batch)
         )
 
-    monkeypatch.setattr(module, name, built)
+    monkeypatch.setattr(module, name, build_wrapped)
 
 
-def test_a_stage_holds_only_its_state_and_the_reference(tiny, monkeypatch, tmp_path):
+def test_a_stage_has_only_its_state_and_the_reference_in_memory(tiny, monkeypatch, tmp_path):
     config, mesh = tiny.config, tiny.mesh
     _, abstract = abstract_model(model_config(config), mesh)
     table = (config.model_overrides["vocab_size"], config.model_overrides["d_model"])
-    seen = []
+    counts = []
 
     def count(fn, state, batch):
         gc.collect()
-        seen.append(sum(x.shape == table for x in jax.live_arrays()))
+        counts.append(sum(x.shape == table for x in jax.live_arrays()))
         return fn(state, batch)
 
     wrap_update(monkeypatch, rft, "build_sft_update", count)
@@ -63,23 +63,23 @@ def test_a_stage_holds_only_its_state_and_the_reference(tiny, monkeypatch, tmp_p
     def trained(stage):
         return lambda: loop.load_params(tmp_path / stage, abstract)
 
-    # Only the embedding table has this shape.
+    # Only the embedding has this shape.
     assert sum(x.shape == table for x in jax.tree.leaves(abstract)) == 1
     folders = {stage: tmp_path / stage for stage in ("rft", "rl", "meta_rm")}
     rft.train(tiny, init_params(tiny), folders["rft"])
     grpo.train(tiny, trained("rft"), folders["rl"])
     meta_rm.train(tiny, trained("rft"), trained("rl"), folders["rft"], folders["meta_rm"])
-    # The weights and two moments; RL has the reference too, in both updates.
-    assert seen == [3, 4, 4, 3]
+    # Weights and two moments; both updates of RL also have the reference.
+    assert counts == [3, 4, 4, 3]
     identity = {name: set(loop.read_result(path)["identity"]) for name, path in folders.items()}
     assert {"batch_size", "seq_len"} <= identity["rft"] and "rl.prompts" in identity["rl"]
     assert {"meta_rm.batch_size", "meta_rm.seq_len", "meta_rm.likelihood"} <= identity["meta_rm"]
 
 
-def test_a_resumed_stage_does_not_initialise_its_state_again(tiny, monkeypatch, tmp_path):
+def test_a_resumed_stage_does_not_initialise_its_state(tiny, monkeypatch, tmp_path):
     tiny.config.rft.update(steps=2, save_every=1)
     real = loop.step_seed
-    monkeypatch.setattr(loop, "step_seed", lambda words, i: real(words, i) if i < 1 else 1 / 0)
+    monkeypatch.setattr(loop, "step_seed", lambda seed, i: real(seed, i) if i < 1 else 1 / 0)
     with pytest.raises(ZeroDivisionError):
         rft.train(tiny, init_params(tiny), tmp_path)
     monkeypatch.setattr(loop, "step_seed", real)
@@ -92,12 +92,12 @@ def test_a_non_finite_update_is_the_last_of_its_rollout(tiny, monkeypatch, tmp_p
     tiny.config.rl.update(updates_per_rollout=4)
     calls = []
 
-    def poisoned(fn, state, batch):
+    def fail_second(fn, state, batch):
         calls.append(len(calls))
         state, row = fn(state, batch)
         return state, {**row, "finite": row["finite"] * (len(calls) != 2)}
 
-    wrap_update(monkeypatch, grpo, "build_grpo_update", poisoned)
+    wrap_update(monkeypatch, grpo, "build_grpo_update", fail_second)
     message = "at step 0.*1 updates of the step were made.*none exists"
     with pytest.raises(loop.NonFiniteLoss, match=message):
         grpo.train(tiny, init_params(tiny), tmp_path)
@@ -105,7 +105,7 @@ def test_a_non_finite_update_is_the_last_of_its_rollout(tiny, monkeypatch, tmp_p
 
 
 def test_an_interrupted_export_is_repeated(tmp_path):
-    """Killed between a stage's result and the end of its export."""
+    """The process was killed after it wrote the stage's result and before its export ended."""
     from grm_jax import checkpoints
     from grm_jax.training import main
 
@@ -120,11 +120,11 @@ def test_an_interrupted_export_is_repeated(tmp_path):
     main.run(config, tmp_path)
     assert (tmp_path / "rft/hf/model.safetensors").read_bytes() == whole
     assert checkpoints.load(tmp_path / "rft/hf").cfg.num_layers == 2
-    judge = Judge.load(tmp_path / "rft/hf")  # with the settings of its training
+    judge = Judge.load(tmp_path / "rft/hf")  # has the settings of the training
     assert (judge.family, judge.max_new_tokens) == ("compact", config.rl.max_new_tokens)
 
 
-def test_missing_files_are_reported_before_anything_is_trained(tmp_path):
+def test_missing_weights_are_an_error_before_training(tmp_path):
     from grm_jax.training import main
 
     config = resume_child.make_config()
@@ -134,7 +134,7 @@ def test_missing_files_are_reported_before_anything_is_trained(tmp_path):
     assert not (tmp_path / "run" / "rft").exists()
 
 
-def test_an_unknown_start_of_the_meta_rm_is_refused_before_anything_is_written(tmp_path):
+def test_an_unknown_start_of_the_meta_rm_is_an_error_before_any_file_is_written(tmp_path):
     config = resume_child.make_config()
     config.meta_rm.start = "policy"
     with pytest.raises(ValueError, match="config.meta_rm.start='policy': use one of base, rft, rl"):
@@ -164,9 +164,7 @@ def test_an_unknown_start_of_the_meta_rm_is_refused_before_anything_is_written(t
         ),
     ],
 )
-def test_settings_that_would_fail_later_are_refused_before_anything_trains(
-    tmp_path, field, value, message
-):
+def test_invalid_settings_are_an_error_before_training(tmp_path, field, value, message):
     config = resume_child.make_config()
     section, name = field.split(".")
     with config.unlocked():
@@ -176,7 +174,7 @@ def test_settings_that_would_fail_later_are_refused_before_anything_trains(
     assert not (tmp_path / "rft").exists()
 
 
-def test_a_done_stage_keeps_its_config_and_a_change_is_logged(tmp_path, caplog):
+def test_a_finished_stage_keeps_its_config_and_a_change_is_logged(tmp_path, caplog):
     config = resume_child.make_config()
     cfg = model_config(config)
     main.save_config(config, cfg, tmp_path)
@@ -193,7 +191,7 @@ def test_a_done_stage_keeps_its_config_and_a_change_is_logged(tmp_path, caplog):
         assert "meta_rm" not in caplog.text
 
 
-def test_a_meta_rm_without_critiques_names_the_field_to_raise(tiny, tmp_path):
+def test_without_critiques_that_fit_the_error_names_meta_rm_seq_len(tiny, tmp_path):
     tiny.config.meta_rm.seq_len = 4
     start, rft_folder = init_params(tiny), tmp_path / "rft"
     rft.prepare(tiny.config, tiny.tokenizer, tiny.mesh, rft_folder / "data")
