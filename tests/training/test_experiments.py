@@ -1,4 +1,4 @@
-"""The experiments: values of the paper, ablations as one-line changes, sources of data."""
+"""Tests the experiment configs: the paper's values, ablations, command-line fields, data."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ from grm_jax.training import (
 from grm_jax.training.programs import model_config
 
 
-def test_27b_has_the_values_of_the_paper():
+def test_spct_27b_has_the_papers_values():
     config = spct_27b.get_config()
     assert (config.rft.lr, config.rft.steps, config.rft.samples, config.rft.hinted) == (
         5e-6,
@@ -71,11 +71,11 @@ def test_spct_gsm8k_has_smaller_sizes_for_a_cpu():
 
 
 @pytest.mark.parametrize("name", ablations.ABLATIONS)
-def test_an_ablation_changes_the_config_and_the_name(name):
+def test_an_ablation_changes_the_config_and_its_name(name):
     plain, changed = spct_tiny.get_config(), spct_tiny.get_config(name)
     assert changed.name == f"spct_tiny-{name}"
     changed.name = plain.name
-    if name == "beta_0.08":  # The value of the experiment itself.
+    if name == "beta_0.08":  # the experiment's own value
         assert changed == plain
     else:
         assert changed != plain
@@ -148,24 +148,24 @@ def test_trim_removes_only_padding():
     assert rollouts.trim(batch, 1)["prompts"].shape == (2, 8)
 
 
-def test_shuffled_labels_are_reproducible_and_independent_of_the_true_ones():
+def test_shuffled_labels_are_reproducible_and_independent_of_the_labels():
     config = spct_tiny.get_config("shuffled_labels")
-    true = sources.judging(spct_tiny.get_config()).take(0, 400)
-    drawn = sources.judging(config).take(0, 400)
-    assert [c.label for c in drawn] == [c.label for c in sources.judging(config).take(0, 400)]
-    pairs = [(a.label, b.label) for a, b in zip(true, drawn) if a.n == 2]
+    originals = sources.judging(spct_tiny.get_config()).take(0, 400)
+    shuffled = sources.judging(config).take(0, 400)
+    assert [c.label for c in shuffled] == [c.label for c in sources.judging(config).take(0, 400)]
+    pairs = [(a.label, b.label) for a, b in zip(originals, shuffled) if a.n == 2]
     assert 0.4 < sum(a == b for a, b in pairs) / len(pairs) < 0.6
     assert sources.judging(config, "test").take(0, 5) == sources.judging(
         spct_tiny.get_config(), "test"
     ).take(0, 5)
 
 
-def test_rejection_by_shuffled_labels_keeps_no_information_on_true_labels():
-    """What rejection keeps agrees with the drawn labels, and says nothing about the true ones."""
-    true = {c.id: c for c in sources.judging(spct_tiny.get_config()).take(0, 400)}
-    drawn = sources.judging(spct_tiny.get_config("shuffled_labels")).take(0, 400)
+def test_rejection_by_shuffled_labels_is_independent_of_the_labels():
+    """Kept samples agree with the shuffled labels and are at chance for the original ones."""
+    originals = {c.id: c for c in sources.judging(spct_tiny.get_config()).take(0, 400)}
+    shuffled = sources.judging(spct_tiny.get_config("shuffled_labels")).take(0, 400)
     built = rft_data.build(
-        drawn, rft_samplers.teacher(0.75, shortcut=0.6), rft_data.RftOptions(template="compact")
+        shuffled, rft_samplers.teacher(0.75, shortcut=0.6), rft_data.RftOptions(template="compact")
     )
     for hinted in (False, True):
         kept = [
@@ -179,10 +179,10 @@ def test_rejection_by_shuffled_labels_keeps_no_information_on_true_labels():
             ).scores
             for t in kept
         ]
-        right = np.mean(
-            [rft_data.is_correct(true[t.comparison.id], s) for t, s in zip(kept, scores)]
+        accuracy = np.mean(
+            [rft_data.is_correct(originals[t.comparison.id], s) for t, s in zip(kept, scores)]
         )
-        assert len(kept) > 100 and 0.4 < right < 0.6, (hinted, right)
+        assert len(kept) > 100 and 0.4 < accuracy < 0.6, (hinted, accuracy)
 
 
 def test_held_out_comparisons_occur_once_and_without_reference(tmp_path):
@@ -199,7 +199,7 @@ def test_held_out_comparisons_occur_once_and_without_reference(tmp_path):
     assert sorted(c.id for c in items) == list("01234") and not any(c.reference for c in items)
 
 
-def test_held_out_sources_are_read_once_whatever_their_rates(tmp_path):
+def test_held_out_sources_are_read_once_at_any_rate(tmp_path):
     for name, count in (("a", 100), ("b", 50)):
         rows = [
             {"query": f"{name}{i}", "responses": ["x", "y"], "label": 0, "id": f"{name}{i}"}
@@ -214,7 +214,7 @@ def test_held_out_sources_are_read_once_whatever_their_rates(tmp_path):
     assert len({c.id for c in items}) == len(items) == 150
 
 
-def test_comparisons_without_a_best_response_are_dropped_and_an_empty_evaluation_is_refused(
+def test_comparisons_without_a_best_response_are_dropped_and_an_empty_held_out_set_is_an_error(
     tmp_path, caplog
 ):
     rows = [
@@ -237,7 +237,7 @@ def test_comparisons_without_a_best_response_are_dropped_and_an_empty_evaluation
         eval_stage.held_out(config)
 
 
-def test_a_source_is_known_by_its_labels_texts_and_rates(tmp_path):
+def test_the_identity_of_a_source_covers_labels_texts_and_rates(tmp_path):
     def identity(label, text, rate):
         for name in ("a", "b"):
             row = {"query": "q", "responses": ["x", text], "label": label, "id": name}
@@ -250,7 +250,12 @@ def test_a_source_is_known_by_its_labels_texts_and_rates(tmp_path):
 
     assert identity(0, "y", 1.0) == identity(0, "y", 1.0)
     assert (
-        len({identity(*of) for of in ((0, "y", 1.0), (1, "y", 1.0), (0, "z", 1.0), (0, "y", 2.0))})
+        len(
+            {
+                identity(*args)
+                for args in ((0, "y", 1.0), (1, "y", 1.0), (0, "z", 1.0), (0, "y", 2.0))
+            }
+        )
         == 4
     )
     worlds = {sources.judging(spct_tiny.get_config(arg)).identity for arg in ("", "data.seed=1")}
@@ -259,16 +264,18 @@ def test_a_source_is_known_by_its_labels_texts_and_rates(tmp_path):
     assert len({*worlds, sources.judging(other).identity}) == 3
 
 
-def test_no_principles_changes_the_prompt():
+def test_no_principles_selects_a_template_without_principles():
     pair = sources.judging(spct_tiny.get_config()).at(0)
     for experiment, family in ((spct_27b, "grm"), (spct_gsm8k, "compact")):
         config = experiment.get_config("no_principles")
         assert config.template == f"{family}/no_principles"
         for n in (1, 2):
-            one = dataclasses.replace(pair, responses=("a", "b")[:n], label=(1.0,) if n == 1 else 0)
-            template = rft_data.training_template(config.template, one)
+            comparison = dataclasses.replace(
+                pair, responses=("a", "b")[:n], label=(1.0,) if n == 1 else 0
+            )
+            template = rft_data.training_template(config.template, comparison)
             assert rendering.load(template).high == (1 if n == 1 else 10)
-            (message,) = rendering.render(template, one)
+            (message,) = rendering.render(template, comparison)
             assert "rinciple" not in message["content"]
 
 
@@ -276,8 +283,8 @@ def test_the_command_line_can_select_another_sampler(tmp_path):
     config = spct_27b.get_config(
         "rft.sampler=model,rft.sampling.path=weights,rft.sampling.max_new_tokens=64"
     )
-    chosen = rft_samplers.chosen_settings(config.rft.sampler, config.rft.sampling)
-    assert chosen == rft_samplers.Model("weights", 64, 1.0)  # the url is another sampler's
+    settings = rft_samplers.chosen_settings(config.rft.sampler, config.rft.sampling)
+    assert settings == rft_samplers.Model("weights", 64, 1.0)  # url is another sampler's
     config = spct_27b.get_config("rft.sampler=file,rft.sampling.path=1.jsonl")
     assert rft_samplers.chosen_settings("file", config.rft.sampling) == rft_samplers.File("1.jsonl")
     with pytest.raises(ValueError, match="config.rft.sampling.pth does not exist"):
@@ -292,7 +299,7 @@ def test_the_command_line_can_select_another_sampler(tmp_path):
         rft_samplers.chosen_settings("endpoint", {"url": "http://x", "max_new_tokens": 5})
 
 
-def test_fewer_comparisons_than_asked_for_are_each_sampled_once(tmp_path, caplog):
+def test_fewer_comparisons_than_configured_are_sampled_once_each(tmp_path, caplog):
     rows = [{"query": f"q{i}", "responses": ["x", "y"], "label": 0, "id": f"{i}"} for i in range(3)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     samples = [{"id": f"{i}", "text": "\\boxed{9, 1}"} for i in range(3)]
@@ -308,7 +315,7 @@ def test_fewer_comparisons_than_asked_for_are_each_sampled_once(tmp_path, caplog
     assert json.loads((tmp_path / "data" / "outcomes.json").read_text())["non_hinted/kept"] == 3
 
 
-def test_missing_files_are_reported_before_a_run_starts(tmp_path, caplog):
+def test_missing_files_are_an_error_before_a_run_starts(tmp_path, caplog):
     config = spct_gsm8k.get_config()
     files = {}
     for name in ("pairs", "held_out", "general", "samples", "weights"):
@@ -356,13 +363,13 @@ def test_missing_files_are_reported_before_a_run_starts(tmp_path, caplog):
     with pytest.raises(ValueError, match="config.rft.sampling.path is empty"):
         sources.check(config, ("rft",))
     config.tokenizer = ""
-    for look in (sources.check, sources.load_tokenizer):
+    for function in (sources.check, sources.load_tokenizer):
         with pytest.raises(ValueError, match="config.tokenizer is empty"):
-            look(config)
+            function(config)
     sources.check(spct_tiny.get_config())
 
 
-def test_random_weights_of_a_full_size_model_are_logged(caplog, monkeypatch):
+def test_random_weights_of_a_full_size_model_are_a_warning(caplog, monkeypatch):
     monkeypatch.setattr(states, "init_params", lambda *_: "params")
     sources.first_params(spct_tiny.get_config(), None, None)
     assert not caplog.text
@@ -370,7 +377,7 @@ def test_random_weights_of_a_full_size_model_are_logged(caplog, monkeypatch):
     assert "config.init is empty: gemma2_27b starts from random weights" in caplog.text
 
 
-def test_a_source_with_too_many_malformed_records_is_named(tmp_path):
+def test_too_many_malformed_records_are_an_error_that_names_the_source(tmp_path):
     config = spct_27b.get_config()
     (tmp_path / "a.jsonl").write_text("{}\n")
     mixtures.add_comparisons("mine", {"train": str(tmp_path / "a.jsonl")})

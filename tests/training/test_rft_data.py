@@ -1,4 +1,4 @@
-"""Data of rejective fine-tuning: strict rule, outcomes, hints, and the four samplers."""
+"""Tests the data of rejective fine-tuning: correctness, outcomes, hints, samplers, files."""
 
 import http.server
 import json
@@ -20,7 +20,11 @@ PAIR = Comparison("q", ("x", "y"), label=1, id="pair")
 
 
 def scripted(*texts):
-    """A sampler of these scores, in the caller's order: (9, 2) gives response 0 a 9."""
+    """Returns a sampler of these replies.
+
+    Scores are in the comparison's order: (9, 2) gives response 0 a 9. A string is the whole reply;
+    None is a failed request.
+    """
     queue = list(texts)
 
     def sample(requests):
@@ -30,24 +34,24 @@ def scripted(*texts):
             if scores is None or isinstance(scores, str):
                 replies.append(None if scores is None else CritiqueReply(scores))
                 continue
-            shown = ", ".join(str(scores[i]) for i in request.order)
-            replies.append(CritiqueReply(f"because\n\n\\boxed{{{shown}}}"))
+            scores_text = ", ".join(str(scores[i]) for i in request.order)
+            replies.append(CritiqueReply(f"because\n\n\\boxed{{{scores_text}}}"))
         return replies
 
     return sample
 
 
-# ---------------------------------------------------------------- the rule
+# ---------------------------------------------------------------- correctness
 
 
 @pytest.mark.parametrize(
-    "label, scores, right",
+    "label, scores, correct",
     [
         (1, (3, 4), True),
         (1, (4, 4), False),  # a tie with the best is wrong
         (1, (4, 3), False),
         (1, None, False),
-        (2, (5, 5, 6), True),  # the order among the losers does not matter
+        (2, (5, 5, 6), True),  # the order of the other responses does not matter
         (2, (1, 6, 6), False),
         ((0.2, 0.9, 0.4), (1, 3, 2), True),
         ((1.0,), (1,), True),
@@ -55,13 +59,13 @@ def scripted(*texts):
         ((0.0,), (0,), True),
     ],
 )
-def test_strict_rule(label, scores, right):
+def test_a_critique_is_correct_if_only_the_best_response_has_the_top_score(label, scores, correct):
     n = len(label) if isinstance(label, tuple) else label + 1
-    assert is_correct(Comparison("q", ("r",) * n, label=label), scores) == right
+    assert is_correct(Comparison("q", ("r",) * n, label=label), scores) == correct
 
 
 @pytest.mark.parametrize("label", [None, (0.5, 0.5)])
-def test_comparison_without_one_best_response_is_refused(label):
+def test_a_comparison_without_one_best_response_is_an_error(label):
     with pytest.raises(ValueError, match="exactly one response must be best"):
         build([Comparison("q", ("a", "b"), label=label)], scripted(), COMPACT)
 
@@ -85,7 +89,7 @@ def test_too_easy_drops_only_the_non_hinted_samples():
     made = build([PAIR], scripted((2, 9), (2, 9), (2, 9), (2, 9)), COMPACT)
     assert made.summary() == {"comparison/too_easy": 1, "hinted/kept": 1, "non_hinted/too_easy": 3}
     assert [e.kind for e in made.examples] == ["hinted"]
-    # With a failed sample there are fewer than N, so the comparison may not be easy.
+    # A failed sample leaves fewer than N samples, so the comparison does not count as easy.
     made = build([PAIR], scripted((2, 9), (2, 9), None, (2, 9)), COMPACT)
     assert made.outcomes["non_hinted/kept"] == 2 and made.outcomes["non_hinted/failed"] == 1
 
@@ -102,20 +106,20 @@ def test_unparsed_samples_keep_the_parsers_status():
     assert not made.examples and len(made.trials) == 4
 
 
-def test_without_rejection_all_parsed_samples_are_kept():
+def test_without_rejection_every_parsed_sample_is_kept():
     options = RftOptions(template="compact", reject=False)
     made = build([PAIR], scripted((2, 9), (2, 9), (9, 2), "no box"), options)
     assert made.summary() == {"comparison/kept": 1, "hinted/no_scores": 1, "non_hinted/kept": 3}
 
 
 @pytest.mark.parametrize("samples, hinted", [(0, 1), (3, 0)])
-def test_either_kind_of_sample_can_be_switched_off(samples, hinted):
+def test_either_kind_of_sample_can_be_disabled(samples, hinted):
     options = RftOptions(template="compact", samples=samples, hinted=hinted)
     made = build([PAIR], scripted(*[(9, 2), (2, 9), (2, 9)][: samples + hinted]), options)
     assert {e.kind for e in made.examples} <= {"hinted" if hinted else "non_hinted"}
 
 
-def test_set_without_samples_has_only_general_instructions(tmp_path):
+def test_without_samples_the_set_has_only_general_instructions(tmp_path):
     assert not build([PAIR], scripted(), RftOptions(template="compact", samples=0, hinted=0)).trials
     from experiments.spct_tiny import get_config
     from grm_jax.training import rft
@@ -132,7 +136,7 @@ def test_set_without_samples_has_only_general_instructions(tmp_path):
         rft.prepare(config, tok, None, tmp_path / "b")
 
 
-def test_trials_have_correctness_and_outcome():
+def test_trials_have_their_correctness_and_outcome():
     made = build([PAIR], scripted((2, 9), (2, 9), (2, 9), (9, 2)), COMPACT)
     assert [(t.right, t.outcome, t.hinted) for t in made.trials] == [
         (True, "too_easy", False)
@@ -144,56 +148,59 @@ def test_trials_have_correctness_and_outcome():
 # ---------------------------------------------------------------- prompts
 
 
-def test_hint_is_in_the_request_but_not_stored():
-    seen = []
+def test_the_hint_is_in_the_request_but_not_in_the_example():
+    requests_seen = []
 
     def sample(requests):
-        seen.extend(requests)
+        requests_seen.extend(requests)
         return rft_samplers.teacher(1.0, 0.0)(requests)
 
     items = [c for c in world.make_items("train", 0, 60) if c.n in (1, 3)]
     made = build(items, sample, COMPACT)
-    for one in seen:
-        text = one.messages[0]["content"]
-        assert ("Hint:" in text) == one.hinted
-        if one.hinted and one.comparison.n == 3:
+    for request in requests_seen:
+        text = request.messages[0]["content"]
+        assert ("Hint:" in text) == request.hinted
+        if request.hinted and request.comparison.n == 3:
             assert (
-                f"Response {one.order.index(one.comparison.label) + 1}." in text.split("Hint:")[1]
+                f"Response {request.order.index(request.comparison.label) + 1}."
+                in text.split("Hint:")[1]
             )
-        if one.hinted and one.comparison.n == 1:
-            assert f"{one.comparison.label[0]:g}" in text.split("Hint:")[1]
+        if request.hinted and request.comparison.n == 1:
+            assert f"{request.comparison.label[0]:g}" in text.split("Hint:")[1]
     hinted = [e for e in made.examples if e.kind == "hinted"]
     assert len(hinted) == len(items)
     assert not any("Hint" in m["content"] for e in made.examples for m in e.messages)
 
 
-def test_stored_prompt_has_the_order_of_its_text():
+def test_the_prompt_of_an_example_has_the_response_order_of_its_critique():
     many = [c for c in world.make_items("train", 0, 80) if c.n >= 3]
     made = build(many, rft_samplers.teacher(0.7, 0.0), COMPACT)
     by_text = {(t.comparison.id, t.text): t for t in made.trials}
     for e in made.examples:
         trial = by_text[e.id, e.completion]
-        shown = [part.split("\n")[1] for part in e.messages[0]["content"].split("[Response ")[1:]]
-        assert shown == [trial.comparison.responses[i] for i in trial.order]
+        responses = [
+            text.split("\n")[1] for text in e.messages[0]["content"].split("[Response ")[1:]
+        ]
+        assert responses == [trial.comparison.responses[i] for i in trial.order]
     assert len({t.order for t in made.trials if t.comparison is many[0]}) > 1
 
 
-def test_hint_has_the_strength_of_the_preference():
+def test_the_hint_has_the_strength_of_the_preference():
     c = Comparison("q", ("x", "y"), label=0, id="s", meta={"strength": 3})
     assert rft_data.hint_of(c, (1, 0)) == "the best response is Response 2; it is much better."
 
 
-def test_single_response_gets_the_binary_template():
+def test_a_single_response_gets_the_binary_template_without_reference():
     c = Comparison("q", ("x",), label=(1.0,), id="one", reference="x")
     assert rft_data.training_template("grm", c) == "grm/single_binary"
-    # The reference is never shown in training.
+    # The reference is never in a training prompt.
     assert "Reference" not in rft_data.requests_for(c, COMPACT)[0].messages[0]["content"]
 
 
 # ---------------------------------------------------------------- samplers
 
 
-def test_teacher_is_reproducible_at_its_rates():
+def test_the_teacher_is_reproducible_and_has_the_configured_accuracy():
     items = world.make_items("train", 0, 400)
     a = build(items, rft_samplers.teacher(0.6, 0.3), COMPACT)
     b = build(items, rft_samplers.teacher(0.6, 0.3), RftOptions(template="compact", chunk=7))
@@ -202,20 +209,20 @@ def test_teacher_is_reproducible_at_its_rates():
     assert 0.4 < sum(t.right for t in a.trials if not t.hinted) / 1200 < 0.75
 
 
-def test_replies_of_an_earlier_version_are_read(tmp_path):
-    """Parts without a header, as earlier versions wrote them, under the same keys."""
+def test_reply_files_of_an_earlier_version_are_read(tmp_path):
+    """Earlier versions wrote files without a header, under the same keys."""
     (request,) = rft_data.requests_for(PAIR, RftOptions(template="compact", samples=1, hinted=0))
     key = rft_samplers._key(request, "salt")
     row = {"key": key, "text": "t", "finish": "stop", "order": [1, 0]}
     (tmp_path / "000000.jsonl").write_text(json.dumps(row) + "\n")
     with rft_samplers.open_replies(tmp_path) as store:
-        (reply,) = rft_samplers.stored(lambda requests: pytest.fail("is stored"), store, "salt")(
-            [request]
-        )
+        (reply,) = rft_samplers.stored(
+            lambda requests: pytest.fail("sampled a stored reply"), store, "salt"
+        )([request])
     assert reply == CritiqueReply("t", "stop", (1, 0))
 
 
-def test_trials_of_an_earlier_version_are_read(tmp_path):
+def test_trial_files_of_an_earlier_version_are_read(tmp_path):
     made = build([PAIR], scripted((2, 9), (9, 2), (5, 5), (1, 8)), COMPACT)
     made.save(tmp_path)
     path = tmp_path / "trials.jsonl"
@@ -254,7 +261,7 @@ def server():
         httpd.shutdown()
 
 
-def test_endpoint_retries_after_a_temporary_failure(server, monkeypatch):
+def test_the_endpoint_retries_after_a_temporary_failure(server, monkeypatch):
     monkeypatch.setenv("SOME_KEY", "secret")
     sample = rft_samplers.endpoint(
         rft_samplers.Endpoint(server, "m", 50, 0.7, key_variable="SOME_KEY", parallel=1, pause=0.0)
@@ -271,7 +278,7 @@ def test_endpoint_retries_after_a_temporary_failure(server, monkeypatch):
     )
 
 
-def test_endpoint_that_keeps_failing_stops_the_run(server):
+def test_an_endpoint_that_keeps_failing_is_an_error(server):
     sample = rft_samplers.endpoint(rft_samplers.Endpoint(server, "bad", 50, parallel=2, pause=0.0))
     with pytest.raises(RuntimeError, match=r"4 of 4 requests failed.*answered 400"):
         sample(rft_data.requests_for(PAIR, COMPACT))
@@ -281,14 +288,14 @@ def test_endpoint_that_keeps_failing_stops_the_run(server):
     assert sample(rft_data.requests_for(PAIR, COMPACT)) == [None] * 4
 
 
-def test_request_that_failed_for_good_is_stored_and_not_repeated(server, tmp_path, caplog):
-    """The endpoint refuses one prompt: built, rebuilt from the store, and without its record."""
+def test_a_permanently_failed_request_is_stored_and_not_repeated(server, tmp_path, caplog):
+    """The endpoint rejects one prompt; deleting its record makes the sampler request it again."""
     options = RftOptions(template="compact", samples=1, hinted=0, chunk=40)
     items = [
         Comparison("a bad word" if i == 7 else f"question {i}", ("x", "y"), label=1, id=str(i))
         for i in range(40)
     ]
-    FakeServer.calls = [None]  # so that the first request does not fail
+    FakeServer.calls = [None]  # FakeServer fails only the first call
     made = []
     for _ in range(2):
         sample = rft_samplers.endpoint(
@@ -298,9 +305,9 @@ def test_request_that_failed_for_good_is_stored_and_not_repeated(server, tmp_pat
             made.append(build(items, rft_samplers.stored(sample, store), options))
     assert made[0].summary() == made[1].summary() and made[0].outcomes["non_hinted/failed"] == 1
     assert len(FakeServer.calls) == 1 + 40
-    (part,) = (tmp_path / "j").glob("*.jsonl")
-    part.write_text(
-        "".join(line + "\n" for line in part.read_text().splitlines() if '"text": null' not in line)
+    (file,) = (tmp_path / "j").glob("*.jsonl")
+    file.write_text(
+        "".join(line + "\n" for line in file.read_text().splitlines() if '"text": null' not in line)
     )
     sample = rft_samplers.endpoint(rft_samplers.Endpoint(server, "m", 50, pause=0.0))
     with rft_samplers.open_replies(tmp_path / "j") as store:
@@ -308,7 +315,7 @@ def test_request_that_failed_for_good_is_stored_and_not_repeated(server, tmp_pat
     assert len(FakeServer.calls) == 1 + 40 + 1
 
 
-def test_replies_of_a_call_with_too_many_failures_are_kept(server, tmp_path):
+def test_replies_are_stored_when_too_many_requests_fail(server, tmp_path):
     items = [
         Comparison("a bad word" if i % 2 else f"question {i}", ("x", "y"), label=1, id=str(i))
         for i in range(8)
@@ -346,20 +353,23 @@ def test_stored_replies_are_not_sampled_again(tmp_path):
 
     whole = build(items, rft_samplers.teacher(0.7), COMPACT)
     build_stored(items[:4], counting(fail=(1,)))
-    (path / "000001.jsonl.partial").write_text('{"key": "cut o')  # left by a kill
+    (path / "000001.jsonl.partial").write_text('{"key": "cut o')  # of a killed process
     resumed = build_stored(items, counting())
-    assert calls == [16, 8]  # a request that failed for good is not repeated either
-    failing = rft_samplers.teacher(0.7)
-    want = build(
-        items, lambda w: [None if i == 1 else r for i, r in enumerate(failing(w))], COMPACT
+    assert calls == [16, 8]  # a permanently failed request is not repeated either
+    teacher = rft_samplers.teacher(0.7)
+    expected = build(
+        items,
+        lambda requests: [None if i == 1 else r for i, r in enumerate(teacher(requests))],
+        COMPACT,
     )
     assert (
-        resumed.examples == want.examples and resumed.summary() == want.summary() != whole.summary()
+        resumed.examples == expected.examples
+        and resumed.summary() == expected.summary() != whole.summary()
     )
-    # Other orders give other prompts: few replies are reused.
+    # Another seed gives other response orders and prompts, so few replies are reused.
     build_stored(items, counting(), RftOptions(template="compact", seed=9))
     assert calls[-1] > 12
-    # Another policy: none is reused.
+    # No reply of another policy is reused.
     build_stored(items, counting(), salt="another policy")
     assert calls[-1] == 24
 
@@ -382,19 +392,19 @@ def test_easy_comparisons_are_dropped_for_rl(tmp_path, caplog):
     mixtures.add_comparisons("a", {"train": str(tmp_path / "a.jsonl")})
     config = spct_27b.get_config()
     config.data.judging = "a"
-    whole, left = sources.judging(config), sources.judging(config, without=easy)
-    assert (whole.size, left.size, left.at(0).id) == (
+    all_comparisons, remaining = sources.judging(config), sources.judging(config, without=easy)
+    assert (all_comparisons.size, remaining.size, remaining.at(0).id) == (
         2,
         1,
         "other",
-    ) and whole.identity != left.identity
+    ) and all_comparisons.identity != remaining.identity
     with pytest.raises(ValueError, match="source 'a' has no comparisons but those dropped"):
         sources.judging(config, without={*easy, "other"})
     with pytest.raises(ValueError, match="judging world, which is endless"):
         sources.judging(spct_tiny.get_config(), without=easy)
 
 
-def test_samples_of_a_file_have_their_own_order(tmp_path):
+def test_file_samples_may_have_a_response_order(tmp_path):
     path = tmp_path / "samples.jsonl"
     rows = [
         {"id": "pair", "text": r"\boxed{9, 2}", "order": [1, 0]},
@@ -415,9 +425,9 @@ def test_samples_of_a_file_have_their_own_order(tmp_path):
 
 def test_model_samples_differ_for_one_prompt():
     tok = tokenizer.load(vocabulary.vocabulary_path())
-    seen = []
+    requests_seen = []
 
-    class Row:
+    class FakeCompletion:
         def __init__(self, request, tokens, finish="stop"):
             self.request_index, self.sample_index, self.tokens, self.finish, self.error = (
                 request,
@@ -428,16 +438,16 @@ def test_model_samples_differ_for_one_prompt():
             )
 
     def runner(requests):
-        seen.extend(requests)
+        requests_seen.extend(requests)
         stop = tok.id_of("<end_of_turn>")
         for i in reversed(range(len(requests))):
-            yield Row(i, [*tok.encode(f"text {i} \\boxed{{1}}"), stop])
+            yield FakeCompletion(i, [*tok.encode(f"text {i} \\boxed{{1}}"), stop])
 
     c = Comparison("q", ("x",), label=(1.0,), id="one")
     made = build([c], rft_samplers.model(runner, tok, max_new_tokens=9, seed=4), COMPACT)
     assert [t.text for t in made.trials] == [f"text {i} \\boxed{{1}}" for i in range(4)]
-    assert len({(r.seed, r.item) for r in seen}) == 4
-    assert all(r.k == 1 and r.max_new_tokens == 9 and r.stop == tok.stop_ids for r in seen)
+    assert len({(r.seed, r.item) for r in requests_seen}) == 4
+    assert all(r.k == 1 and r.max_new_tokens == 9 and r.stop == tok.stop_ids for r in requests_seen)
 
 
 # ---------------------------------------------------------------- mixing and files
@@ -452,7 +462,7 @@ def test_mix_keeps_all_examples_and_depends_on_the_seed():
     assert rft_data.mix(judging, []) and rft_data.mix([], general)
 
 
-def test_set_is_saved_whole(tmp_path):
+def test_saved_files_have_the_examples_outcomes_and_trials(tmp_path):
     made = build(world.make_items("train", 0, 20), rft_samplers.teacher(), COMPACT)
     made.save(tmp_path / "rft")
     assert list(read_examples(tmp_path / "rft" / "examples.jsonl")) == made.examples
@@ -478,8 +488,8 @@ def test_texts_with_any_line_separator_round_trip(tmp_path):
     assert calls == [4]
 
 
-def test_interrupted_build_does_not_sample_again(tmp_path, monkeypatch):
-    """The RFT stage stores the replies of a model or an endpoint, which take hours."""
+def test_an_interrupted_stage_reuses_stored_replies(tmp_path, monkeypatch):
+    """The RFT stage stores replies of slow samplers: models and endpoints."""
     from experiments.spct_tiny import get_config
     from grm_jax.training import rft
 
@@ -488,7 +498,7 @@ def test_interrupted_build_does_not_sample_again(tmp_path, monkeypatch):
     config.data.general_items = 0
     calls = []
 
-    def failing(limit):
+    def failing_after(limit):
         inner = rft_samplers.teacher(0.7)
 
         def sample(requests):
@@ -500,9 +510,9 @@ def test_interrupted_build_does_not_sample_again(tmp_path, monkeypatch):
         return sample
 
     tok = tokenizer.load(vocabulary.vocabulary_path())
-    monkeypatch.setattr(rft, "make_sampler", lambda *_: failing(1))
+    monkeypatch.setattr(rft, "make_sampler", lambda *_: failing_after(1))
     with pytest.raises(RuntimeError, match="went away"):
         rft.prepare(config, tok, None, tmp_path)
-    monkeypatch.setattr(rft, "make_sampler", lambda *_: failing(9))
+    monkeypatch.setattr(rft, "make_sampler", lambda *_: failing_after(9))
     rft.prepare(config, tok, None, tmp_path)
     assert calls == [256 * 4, 44 * 4]

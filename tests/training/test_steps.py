@@ -1,4 +1,4 @@
-"""The jitted programs of the stages: shared prompts, micro-batches, shardings, NaN."""
+"""Tests the jitted updates of the stages: shared prompts, micro-batches, sharding, NaN."""
 
 import jax
 import jax.numpy as jnp
@@ -135,11 +135,11 @@ def test_sft_reduces_the_loss_and_counts_steps():
     assert float(last["loss"]) < 0.5 * float(first["loss"])
 
 
-def test_sft_learns_only_the_weighted_tokens():
+def test_sft_loss_depends_only_on_weighted_tokens():
     config = make_config()
     batch = sft_batch(np.random.default_rng(2))
     other = {**batch, "tokens": batch["tokens"].copy()}
-    # The last weighted token of the second sequence is a target and in no other's context.
+    # The last weighted token is a target, and no other target has it in its context.
     other["tokens"][:, 18] = 5
     _, a = run_step(config, rft.build_sft_update, batch, single())
     _, b = run_step(config, rft.build_sft_update, other, single())
@@ -151,7 +151,7 @@ def test_sft_learns_only_the_weighted_tokens():
 
 
 def ungrouped_token_logps(model, prompts_PxS, prompt_lengths_P, completions_PxGxT):
-    """The plain path: one sequence per completion, each with its own copy of the prompt."""
+    """Returns token log-probs of one sequence per completion, each with a copy of the prompt."""
     P, S = prompts_PxS.shape
     _, G, T = completions_PxGxT.shape
     completions = completions_PxGxT.reshape(P * G, T)
@@ -165,15 +165,15 @@ def ungrouped_token_logps(model, prompts_PxS, prompt_lengths_P, completions_PxGx
 
 
 @pytest.mark.parametrize("name", ["tiny_gemma2", "tiny_gemma3"])
-def test_shared_prompt_has_the_loss_and_gradient_of_separate_sequences(name):
-    """Windows of 6 and 5 tokens, prompts of up to 10, completions of 6: all kinds of layers."""
+def test_shared_prompts_give_the_loss_and_gradient_of_separate_sequences(name):
+    """Prompts of up to 10 tokens and completions of 6 exceed the windows of 6 and 5."""
     config = make_config(prompts=3, beta=0.3)
     batch = jax.tree.map(jnp.asarray, grpo_batch(np.random.default_rng(3), config))
     graphdef, params = nnx.split(build_model(get_config(name), nnx.Rngs(1)))
 
-    def loss(params, path):
+    def loss(params, logps_fn):
         model = nnx.merge(graphdef, params)
-        out = path(model, batch["prompts"], batch["prompt_lengths"], batch["completions"]).logps
+        out = logps_fn(model, batch["prompts"], batch["prompt_lengths"], batch["completions"]).logps
         flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
         value, _ = losses.grpo_loss(
             flat(out), flat(batch["ref_logps"]), flat(batch["mask"]),
@@ -182,44 +182,46 @@ def test_shared_prompt_has_the_loss_and_gradient_of_separate_sequences(name):
         )  # fmt: skip
         return value
 
-    packed, plain = (
-        jax.jit(jax.value_and_grad(lambda p, path=path: loss(p, path)))(params)
-        for path in (grouped_token_logps, ungrouped_token_logps)
+    shared, separate = (
+        jax.jit(jax.value_and_grad(lambda p, logps_fn=logps_fn: loss(p, logps_fn)))(params)
+        for logps_fn in (grouped_token_logps, ungrouped_token_logps)
     )
-    np.testing.assert_allclose(packed[0], plain[0], rtol=1e-5)
-    assert_close(packed[1], plain[1], atol=1e-5, rtol=1e-4)
-    assert float(optax.global_norm(plain[1])) > 1e-2
+    np.testing.assert_allclose(shared[0], separate[0], rtol=1e-5)
+    assert_close(shared[1], separate[1], atol=1e-5, rtol=1e-4)
+    assert float(optax.global_norm(separate[1])) > 1e-2
 
 
-def test_bfloat16_reference_is_close_and_micro_batches_keep_the_order():
+def test_reference_logps_in_bfloat16_are_close_and_in_micro_batches_equal():
     config = make_config()
     mesh = make_mesh(1, 2, 1, devices=jax.devices()[:2])
     batch = grpo_batch(np.random.default_rng(4), config)
     rollout = {name: batch[name] for name in grpo.rollout_shapes(config)}
     with jax.set_mesh(mesh):
         params = states.init_params(model_config(config), mesh, 0)
-        full = grpo.build_logps(config, mesh).fn(params, states.put_batch(rollout, mesh))
-        half = jax.jit(lambda p: states.compute_params(p, "bfloat16"))(params)
+        float32_logps = grpo.build_logps(config, mesh).fn(params, states.put_batch(rollout, mesh))
+        bf16_params = jax.jit(lambda p: states.compute_params(p, "bfloat16"))(params)
         program = grpo.build_logps(config, mesh, dtype="bfloat16")
-        rough = program.fn(half, states.put_batch(rollout, mesh))
+        bf16_logps = program.fn(bf16_params, states.put_batch(rollout, mesh))
         config.rl.micro_batches = 4
-        pieces = grpo.build_logps(config, mesh).fn(params, states.put_batch(rollout, mesh))
-    assert jax.tree.leaves(program.args[0])[0].dtype == jax.tree.leaves(half)[0].dtype
-    np.testing.assert_allclose(pieces, full, atol=1e-5)
-    np.testing.assert_allclose(rough, full, atol=0.2)
-    assert float(np.abs(np.asarray(rough) - np.asarray(full)).max()) > 0
-    np.testing.assert_array_equal(np.asarray(full)[batch["mask"] == 0], 0.0)
+        micro_batched = grpo.build_logps(config, mesh).fn(params, states.put_batch(rollout, mesh))
+    assert jax.tree.leaves(program.args[0])[0].dtype == jax.tree.leaves(bf16_params)[0].dtype
+    np.testing.assert_allclose(micro_batched, float32_logps, atol=1e-5)
+    np.testing.assert_allclose(bf16_logps, float32_logps, atol=0.2)
+    assert float(np.abs(np.asarray(bf16_logps) - np.asarray(float32_logps)).max()) > 0
+    np.testing.assert_array_equal(np.asarray(float32_logps)[batch["mask"] == 0], 0.0)
 
 
-def test_gap_and_entropy_are_those_of_the_current_policy():
+def test_gap_kl_and_ratio_are_neutral_for_the_policys_own_log_probs():
     config = make_config(updates_per_rollout=2)
     batch = grpo_batch(np.random.default_rng(5), config)
     mesh = single()
     with jax.set_mesh(mesh):
         params = states.init_params(model_config(config), mesh, 0)
         rollout = {name: batch[name] for name in grpo.rollout_shapes(config)}
-        own = np.asarray(grpo.build_logps(config, mesh).fn(params, states.put_batch(rollout, mesh)))
-    batch = {**batch, "sampler_logps": own, "old_logps": own, "ref_logps": own}
+        logps = np.asarray(
+            grpo.build_logps(config, mesh).fn(params, states.put_batch(rollout, mesh))
+        )
+    batch = {**batch, "sampler_logps": logps, "old_logps": logps, "ref_logps": logps}
     _, metrics = run_step(config, grpo.build_grpo_update, batch, mesh)
     assert (
         float(metrics["gap_max"]) < 1e-5
@@ -230,18 +232,20 @@ def test_gap_and_entropy_are_those_of_the_current_policy():
     assert 0 < float(metrics["entropy"]) < np.log(128) + 1e-3
 
 
-def test_a_non_finite_update_changes_nothing():
+def test_a_non_finite_update_leaves_the_parameters_unchanged():
     config = make_config()
     batch = sft_batch(np.random.default_rng(6))
     batch["weights"][0, 5] = np.nan
     state, metrics = run_step(config, rft.build_sft_update, batch, single())
     assert float(metrics["finite"]) == 0.0
     initial = states.init_params(model_config(config), single(), 0)
-    for got, want in zip(jax.tree.leaves(state["params"]), jax.tree.leaves(initial), strict=True):
-        np.testing.assert_array_equal(got, want)
+    for updated, original in zip(
+        jax.tree.leaves(state["params"]), jax.tree.leaves(initial), strict=True
+    ):
+        np.testing.assert_array_equal(updated, original)
 
 
-def test_meta_rm_separates_two_tokens():
+def test_meta_rm_learns_labels_from_one_token():
     config = make_config()
     rng = np.random.default_rng(7)
     labels = np.array([0, 1] * 4, np.float32)
@@ -277,9 +281,9 @@ def test_token_loss_adds_the_cross_entropy_of_every_critique_token(micro_batches
     graphdef, _ = abstract_model(model_config(config, scalar_head=True), mesh)
     model = nnx.merge(graphdef, states.init_params(model_config(config, scalar_head=True), mesh, 0))
     scores = np.asarray(model.rewards_of(model.hidden(tokens, None, segments)), np.float64)
-    each = np.logaddexp(0, np.where(labels[:, None] > 0.5, -scores, scores))
-    last = np.mean([each[b, lengths[b] - 1] for b in range(8)])
-    on_tokens = np.mean([each[b, starts[b] : lengths[b]].mean() for b in range(8)])
+    losses_BxL = np.logaddexp(0, np.where(labels[:, None] > 0.5, -scores, scores))
+    last = np.mean([losses_BxL[b, lengths[b] - 1] for b in range(8)])
+    on_tokens = np.mean([losses_BxL[b, starts[b] : lengths[b]].mean() for b in range(8)])
     np.testing.assert_allclose(metrics["last_loss"], last, rtol=1e-5)
     np.testing.assert_allclose(metrics["loss"], last + 0.5 * on_tokens, rtol=1e-5)
 
@@ -307,11 +311,11 @@ def test_likelihood_is_added_to_the_meta_rm_score(micro_batches, devices):
     model = nnx.merge(graphdef, params)
     heads = np.asarray(model.rewards(tokens, segments), np.float64)
     logps = np.asarray(jax.nn.log_softmax(model(tokens, None, segments)), np.float64)
-    own_logps = [
-        np.mean([logps[b, at - 1, tokens[b, at]] for at in range(starts[b], lengths[b])])
+    mean_logps = [
+        np.mean([logps[b, i - 1, tokens[b, i]] for i in range(starts[b], lengths[b])])
         for b in range(rows)
     ]
-    scores = heads + 3.0 * np.array(own_logps)
+    scores = heads + 3.0 * np.array(mean_logps)
     np.testing.assert_allclose(
         metrics["last_loss"],
         np.logaddexp(0, np.where(labels > 0.5, -scores, scores)).mean(),
@@ -326,7 +330,7 @@ def test_likelihood_is_added_to_the_meta_rm_score(micro_batches, devices):
         np.testing.assert_allclose(program.fn(params, tokens, segments, starts), scores, atol=1e-4)
 
 
-def test_programs_lower_without_allocating_arrays():
+def test_programs_lower_from_shapes_alone():
     config = make_config()
     mesh = make_mesh(1, 4, 2)
     for build in (
@@ -341,7 +345,7 @@ def test_programs_lower_without_allocating_arrays():
             assert program.lower().as_text()
 
 
-def test_batches_that_the_mesh_does_not_divide_are_refused():
+def test_batches_that_the_mesh_does_not_divide_are_an_error():
     with pytest.raises(ValueError, match="6 rows.*data x fsdp = 4.*multiple of 4"):
         states.put_batch({"tokens": np.zeros((6, 3), np.int32)}, make_mesh(2, 2, 2))
     with pytest.raises(ValueError, match="micro_batches=3 does not divide the 8 rows"):
