@@ -1,4 +1,4 @@
-"""Toy models and engines shared by the folder. Few shapes are used, to save compilations."""
+"""Toy models and engines for this folder. Tests share a few shapes to save compilations."""
 
 import functools
 
@@ -12,7 +12,7 @@ from grm_jax.sampling import Engine, Request, buckets
 
 PROMPT_BUCKETS = (8, 48)
 RING_BUCKETS = (32, 224)
-LENGTH = 256  # full forward passes are padded to it
+LENGTH = 256  # full forward passes are padded to this length
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,7 +24,7 @@ def few_buckets():
 
 
 class Lab:
-    """Models, engines and full forward passes by the model's name; built once."""
+    """Models, engines and full forward passes by model name, each built once."""
 
     @functools.cache  # noqa: B019 - lives for the session
     def model(self, name: str) -> Transformer:
@@ -42,9 +42,9 @@ class Lab:
 
     def logits(self, name: str, tokens) -> np.ndarray:
         """float32 logits (n, V) of a full forward pass over n tokens."""
-        row = np.zeros((1, LENGTH), np.int32)
-        row[0, : len(tokens)] = tokens
-        logits = self.forward(name)(nnx.state(self.model(name)), row)
+        padded = np.zeros((1, LENGTH), np.int32)
+        padded[0, : len(tokens)] = tokens
+        logits = self.forward(name)(nnx.state(self.model(name)), padded)
         return np.asarray(logits)[0, : len(tokens), :128]
 
 
@@ -55,14 +55,14 @@ def lab() -> Lab:
 
 @pytest.fixture(scope="session")
 def prompts() -> list[list[int]]:
-    """Prompts shorter than the windows (6 and 5), and much longer."""
+    """Prompts shorter and much longer than the windows (6 and 5)."""
     rng = np.random.default_rng(0)
     return [rng.integers(4, 128, n).tolist() for n in (4, 20, 31, 40)]
 
 
-def rows_of(rows) -> dict:
-    """{(request index, sample index): Completion}"""
-    return {(row.request_index, row.sample_index): row for row in rows}
+def by_index(completions) -> dict:
+    """Returns {(request index, sample index): Completion}."""
+    return {(c.request_index, c.sample_index): c for c in completions}
 
 
 @pytest.fixture(scope="session")
@@ -82,6 +82,6 @@ def runs(lab, prompts):
             Request(prompts[3], 0, 10, item=5),
             Request([7] * 256, 2, 10, item=6),
         ]
-        return requests, rows_of(lab.engine(name).run(requests))
+        return requests, by_index(lab.engine(name).run(requests))
 
     return run

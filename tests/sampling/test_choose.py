@@ -1,4 +1,4 @@
-"""Tests temperature, top-k and top-p against exact distributions by chi-square, and edge cases."""
+"""Tests sampling of tokens: chi-square against exact distributions, and edge cases."""
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +9,14 @@ from scipy.stats import chisquare
 from grm_jax.sampling import choose as module
 from grm_jax.sampling.choose import invert_cdf, ordered_bits, threshold
 
-choose = jax.jit(module.choose)  # called at few shapes, since each takes seconds to compile
+choose = jax.jit(module.choose)  # every shape takes seconds to compile
 DRAWS = 50_000
-# Ties at every cut.
+# Logits with ties at every cut-off.
 TIED = np.array([2, 1, 1, 1, 0.5, 0, -1, -1, -3, 2, -6, 0.5], np.float32)
 
 
 def distribution(logits, temperature, top_p, top_k) -> np.ndarray:
-    """The exact distribution, by sorting. Ties with the last token are kept."""
+    """Returns the exact distribution, by sorting. Ties with the last kept token are kept."""
     p = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
     order = np.sort(p)[::-1]
     if top_k > 0:
@@ -30,7 +30,7 @@ def distribution(logits, temperature, top_p, top_k) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def draw():
-    """draw(logits_V, temperature, top_p, top_k) -> DRAWS tokens."""
+    """A function draw(logits_V, temperature, top_p, top_k) that returns DRAWS tokens."""
 
     @jax.jit
     def run(logits_V, key, temperature, top_p, top_k):
@@ -47,8 +47,8 @@ def draw():
         (1.0, 1.0, 0),
         (0.5, 1.0, 0),
         (2.0, 1.0, 0),
-        (1.0, 1.0, 1),  # two tokens tie for the first place
-        (1.0, 1.0, 3),  # the third place is shared by three
+        (1.0, 1.0, 1),  # two tokens tie for first
+        (1.0, 1.0, 3),  # three tokens tie for third
         (1.0, 1.0, 7),
         (1.0, 1.0, 500),  # more than the vocabulary
         (1.0, 0.3, 0),
@@ -73,7 +73,7 @@ def test_the_chi_square_test_detects_a_wrong_temperature(draw):
     assert chisquare(counts, distribution(TIED, 1.03, 1.0, 0) * DRAWS).pvalue < 1e-3
 
 
-def test_a_larger_vocabulary(draw):
+def test_draws_from_a_larger_vocabulary_follow_the_exact_distribution(draw):
     size = 300  # drawn in blocks of 4
     logits = np.random.default_rng(size).standard_normal(size).astype(np.float32)
     counts = np.bincount(draw(logits, 0.9, 0.95, 60), minlength=size)
@@ -83,8 +83,8 @@ def test_a_larger_vocabulary(draw):
     assert chisquare(counts[kept], exact[kept] * DRAWS).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("size", [64, 12, 7])  # several blocks, and a prime: one token to a block
-def test_the_draw_inverts_the_cumulative_distribution(size):
+@pytest.mark.parametrize("size", [64, 12, 7])  # several blocks; a prime has one token per block
+def test_invert_cdf_inverts_the_cumulative_distribution(size):
     weights = np.random.default_rng(size).integers(0, 4, (40, size)).astype(np.float32)
     weights[:, 3] += 1
     uniform = np.linspace(0, 0.9999, 40, dtype=np.float32)
@@ -94,17 +94,17 @@ def test_the_draw_inverts_the_cumulative_distribution(size):
     assert (np.asarray(jax.jit(invert_cdf)(weights, uniform)) == exact).all()
 
 
-def test_the_threshold_equals_the_sorted_one():
+def test_the_threshold_equals_that_of_a_sort():
     rng = np.random.default_rng(0)
     x = (
         np.round(rng.standard_normal((200, 128)) * 4).astype(np.float32) / 4
     )  # many ties, both signs, zeros
     k = rng.choice([1, 2, 17, 127, 128], 200)
-    find = jax.jit(
+    is_kept = jax.jit(
         lambda x, k: ordered_bits(x) >= threshold(ordered_bits(x), jnp.ones_like(x), k)[:, None]
     )
     kth = np.take_along_axis(-np.sort(-x, axis=1), k[:, None] - 1, axis=1)
-    assert (np.asarray(find(x, k.astype(np.float32))) == (x >= kth)).all()
+    assert (np.asarray(is_kept(x, k.astype(np.float32))) == (x >= kth)).all()
     ordered = np.sort(
         rng.standard_normal(1000).astype(np.float32) * 10.0 ** rng.integers(-30, 30, 1000)
     )
@@ -120,7 +120,7 @@ def test_filters_match_a_sort_on_many_rows():
     scaled = logits - logits.max(axis=1, keepdims=True)
     kept = np.asarray(jax.jit(module._filter)(np.exp(scaled), scaled, top_p, top_k)) > 0
     for row in range(R):
-        # A cut within rounding of the share may fall on either side.
+        # A cut-off within rounding error of top_p may keep or drop the last token.
         low, high = (
             distribution(logits[row], 1.0, p, top_k[row]) > 0
             for p in (top_p[row] - 1e-5, top_p[row] + 1e-5)
@@ -128,22 +128,24 @@ def test_filters_match_a_sort_on_many_rows():
         assert (kept[row] >= low).all() and (kept[row] <= high).all(), row
 
 
-def small(logits, uniform, temperature, top_p=1.0, top_k=0):
-    """`choose` for at most 8 rows of at most 64 tokens, padded to that one shape."""
+def choose_padded(logits, uniform, temperature, top_p=1.0, top_k=0):
+    """Calls `choose` for up to 8 rows of up to 64 tokens, padded to one shape."""
     R, V = logits.shape
     padded = np.full((8, 64), -1e30, np.float32)
     padded[:R, :V] = logits
 
-    def rows(x, dtype=np.float32):
+    def repeat(x, dtype=np.float32):
         return np.resize(np.asarray(x, dtype), 8)
 
-    out = choose(padded, rows(uniform), rows(temperature), rows(top_p), rows(top_k, np.int32))
+    out = choose(
+        padded, repeat(uniform), repeat(temperature), repeat(top_p), repeat(top_k, np.int32)
+    )
     return jax.tree.map(lambda a: np.asarray(a)[:R], out)
 
 
 def test_log_probs_ignore_the_filters():
     temperature = np.array([0.0, 0.5, 1.0, 2.0], np.float32)
-    out = small(np.tile(TIED, (4, 1)), 0.4, temperature, 0.6, 3)
+    out = choose_padded(np.tile(TIED, (4, 1)), 0.4, temperature, 0.6, 3)
     for row in range(4):
         for logprob, t in ((out.logprob, temperature[row] or 1.0), (out.logprob_1, 1.0)):
             exact = np.log(distribution(TIED, t, 1.0, 0))[out.token[row]]
@@ -151,10 +153,10 @@ def test_log_probs_ignore_the_filters():
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-6, 1e-44])  # 1 / 1e-44 overflows float32
-def test_greedy_and_nearly_greedy(temperature):
+def test_temperatures_of_zero_and_nearly_zero_are_greedy(temperature):
     rng = np.random.default_rng(2)
     logits = rng.standard_normal((8, 64)).astype(np.float32)
-    out = small(logits, rng.random(8, np.float32), temperature)
+    out = choose_padded(logits, rng.random(8, np.float32), temperature)
     assert (out.token == logits.argmax(axis=1)).all() and np.isfinite(out.logprob).all()
 
 
@@ -162,10 +164,10 @@ def test_extreme_uniforms_never_choose_a_token_of_probability_0():
     logits = np.full((2, 40), -1e30, np.float32)
     logits[:, [7, 23]] = 0.0
     uniform = [0.0, np.nextafter(np.float32(1), np.float32(0))]
-    assert small(logits, uniform, 1.0).token.tolist() == [7, 23]
+    assert choose_padded(logits, uniform, 1.0).token.tolist() == [7, 23]
 
 
 def test_rows_with_non_finite_logits_are_reported():
     logits = np.zeros((4, 64), np.float32)
     logits[1, 3], logits[2], logits[3, 0] = np.nan, -np.inf, np.inf
-    assert small(logits, 0.5, 1.0).finite.tolist() == [True, False, False, False]
+    assert choose_padded(logits, 0.5, 1.0).finite.tolist() == [True, False, False, False]

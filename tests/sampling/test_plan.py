@@ -1,4 +1,4 @@
-"""Tests plan.fit: rows grow with memory, and the error has the memory estimate."""
+"""Tests plan.fit: the number of batch rows, and the memory estimate in its error."""
 
 import jax
 import numpy as np
@@ -45,13 +45,13 @@ def test_the_planned_state_fits_the_memory():
         assert sum(state_bytes(CFG, P, R, 48, 224).values()) + weights < memory
 
 
-def test_no_room_for_one_row_raises_the_memory_estimate():
+def test_too_little_memory_for_one_row_is_an_error_with_the_memory_estimate():
     estimate = r"prompt 48 and 224 new tokens needs .* GiB per device beside .* GiB of weights"
     with pytest.raises(MemoryError, match=estimate + ".*tensor"):
         fit(CFG, requests(4, 8), memory=2 * 10**5)
 
 
-def test_few_prompts_run_all_samples_at_once_and_long_lists_get_more_slots():
+def test_few_prompts_run_all_samples_at_once_and_many_prompts_get_more_slots():
     assert fit(CFG, requests(1, 32), memory=2**34) == (1, 32)
     assert fit(CFG, requests(8, 5), memory=2**34) == (8, 5)
     assert fit(CFG, requests(1000, 32), memory=2**34) == (64, 4)
@@ -60,7 +60,7 @@ def test_few_prompts_run_all_samples_at_once_and_long_lists_get_more_slots():
     assert fit(CFG, [Request([], 4, 10)]) == (1, 1)  # the scheduler reports the error
 
 
-def test_a_list_of_mostly_single_samples_gets_one_row_per_prompt():
+def test_prompts_of_mostly_one_sample_get_one_row_each():
     mixed = requests(99, 1) + requests(1, 32)
     P, R = fit(CFG, mixed, memory=2**34)
     assert (P, R) == (64, 1)  # more rows per prompt would be idle
@@ -99,5 +99,5 @@ def test_an_accelerator_gets_more_rows():
 
 def test_a_prefill_batch_has_prompts_for_every_shard():
     assert [buckets.prefill_batch(2048, n) for n in (1, 3, 64)] == [1, 2, 4]
-    assert buckets.prefill_batch(2048, 64, shards=16) == 64  # 4 on each
+    assert buckets.prefill_batch(2048, 64, shards=16) == 64  # 4 on each shard
     assert buckets.prefill_batch(16384, 5, shards=8) == 4

@@ -20,54 +20,63 @@ def log_softmax(x):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_log_probs_equal_those_of_a_full_forward_pass(lab, runs, name):
-    requests, rows = runs(name)
+    requests, completions = runs(name)
     window = max(s.window or 0 for s in get_config(name).pattern)
     checked, wrapped = 0, 0
-    for (i, _), row in rows.items():
-        if row.finish == "error":
+    for (i, _), completion in completions.items():
+        if completion.finish == "error":
             continue
         request = requests[i]
         n = len(request.prompt)
-        logits = lab.logits(name, [*request.prompt, *row.tokens])[n - 1 : -1]
-        at = np.arange(len(row.tokens)), row.tokens
-        assert np.abs(log_softmax(logits)[at] - row.logprobs_1).max() < 1e-4
+        logits = lab.logits(name, [*request.prompt, *completion.tokens])[n - 1 : -1]
+        index = np.arange(len(completion.tokens)), completion.tokens
+        assert np.abs(log_softmax(logits)[index] - completion.logprobs_1).max() < 1e-4
         assert (
-            np.abs(log_softmax(logits / (request.temperature or 1.0))[at] - row.logprobs).max()
+            np.abs(
+                log_softmax(logits / (request.temperature or 1.0))[index] - completion.logprobs
+            ).max()
             < 1e-4
         )
         checked += 1
-        wrapped += n > window and len(row.tokens) > window
+        wrapped += n > window and len(completion.tokens) > window
     assert checked == 11 and wrapped >= 3
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_greedy_decoding_equals_the_argmax_of_full_forward_passes(lab, runs, name):
-    requests, rows = runs(name)
-    tokens, row = list(requests[1].prompt), rows[1, 0]
-    assert len(row.tokens) == 200 and row.finish == "length"
-    for token in row.tokens:
+    requests, completions = runs(name)
+    tokens, completion = list(requests[1].prompt), completions[1, 0]
+    assert len(completion.tokens) == 200 and completion.finish == "length"
+    for token in completion.tokens:
         assert token == lab.logits(name, tokens)[-1].argmax()
         tokens.append(int(token))
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_finish_is_stop_or_length(runs, name):
-    requests, rows = runs(name)
-    for (i, _), row in rows.items():
-        if row.finish == "error":
+def test_samples_finish_at_a_stop_token_or_the_limit(runs, name):
+    requests, completions = runs(name)
+    for (i, _), completion in completions.items():
+        if completion.finish == "error":
             continue
-        stopped = row.tokens[-1] in requests[i].stop
-        assert row.finish == ("stop" if stopped else "length")
-        assert stopped or len(row.tokens) == requests[i].max_new_tokens
-        assert not set(row.tokens[:-1].tolist()) & set(requests[i].stop)
+        stopped = completion.tokens[-1] in requests[i].stop
+        assert completion.finish == ("stop" if stopped else "length")
+        assert stopped or len(completion.tokens) == requests[i].max_new_tokens
+        assert not set(completion.tokens[:-1].tolist()) & set(requests[i].stop)
+
+
+def tokens_by_index(completions, request_index=0):
+    """Returns {sample index: tokens} of a request."""
+    return {
+        c.sample_index: c.tokens.tolist() for c in completions if c.request_index == request_index
+    }
 
 
 @pytest.fixture(scope="module")
 def expected(lab, prompts):
-    """(request, tokens by sample index) of a run with one slot and one row."""
+    """(request, tokens by sample index) of an engine with one prompt slot of one batch row."""
     request = Request(prompts[3], 2, 30, temperature=0.9, seed=11, item=9)
     engine = Engine(lab.model("tiny_gemma2"), 1, 1, segment=32)
-    return request, {row.sample_index: row.tokens.tolist() for row in engine.run([request])}
+    return request, tokens_by_index(engine.run([request]))
 
 
 def other_requests(prompts):
@@ -81,16 +90,13 @@ def test_tokens_do_not_depend_on_the_batch_or_the_slot(lab, prompts, expected):
     for slot in (0, 3):
         batch = [Request(prompts[3][::-1], 8, 30, seed=1, item=30 + i) for i in range(3)]
         batch.insert(slot, request)
-        rows = [row for row in engine.run(batch) if row.request_index == slot]
-        assert {row.sample_index: row.tokens.tolist() for row in rows} == tokens
+        assert tokens_by_index(engine.run(batch), slot) == tokens
 
 
-def test_tokens_do_not_depend_on_the_previous_sample_in_a_row(lab, prompts, expected):
+def test_tokens_do_not_depend_on_the_previous_sample_in_the_batch_row(lab, prompts, expected):
     request, tokens = expected
-    rows = lab.engine("tiny_gemma2").run([*other_requests(prompts), request])
-    assert {
-        row.sample_index: row.tokens.tolist() for row in rows if row.request_index == 4
-    } == tokens
+    completions = lab.engine("tiny_gemma2").run([*other_requests(prompts), request])
+    assert tokens_by_index(completions, 4) == tokens
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 4)])
@@ -100,10 +106,10 @@ def test_tokens_do_not_depend_on_the_mesh(lab, prompts, expected, shape):
     graphdef, state = nnx.split(lab.model("tiny_gemma2"))
     with jax.set_mesh(mesh):
         model = nnx.merge(graphdef, weights.for_sampling(state, mesh, "float32"))
-        rows = list(Engine(model, 4, 2, segment=32).run([*other_requests(prompts)[2:], request]))
-    assert {
-        row.sample_index: row.tokens.tolist() for row in rows if row.request_index == 2
-    } == tokens
+        completions = list(
+            Engine(model, 4, 2, segment=32).run([*other_requests(prompts)[2:], request])
+        )
+    assert tokens_by_index(completions, 2) == tokens
 
 
 def test_seed_item_and_sample_index_determine_the_tokens(lab, prompts):
@@ -111,7 +117,7 @@ def test_seed_item_and_sample_index_determine_the_tokens(lab, prompts):
         request = Request(
             **({"prompt": prompts[0], "k": 2, "max_new_tokens": 12, "seed": 1, "item": 1} | changes)
         )
-        return {r.sample_index: r.tokens.tolist() for r in lab.engine("tiny_gemma2").run([request])}
+        return tokens_by_index(lab.engine("tiny_gemma2").run([request]))
 
     first = tokens()
     assert first == tokens() and first[0] != first[1]
@@ -123,11 +129,11 @@ def test_unstacked_layers_give_the_same_tokens(lab, prompts):
     request = Request(prompts[2], 1, 12, seed=3)
     model = cpu.unstack(lab.model("tiny_gemma3"))
     assert model.cfg.num_units == 1 and len(model.cfg.pattern) == 8
-    rows = [
+    completions = [
         next(iter(Engine(m, 1, 1, segment=16).run([request])))
         for m in (model, lab.model("tiny_gemma3"))
     ]
-    assert rows[0].tokens.tolist() == rows[1].tokens.tolist()
+    assert completions[0].tokens.tolist() == completions[1].tokens.tolist()
 
 
 def test_sample_pads_results_and_reports_errors(lab, prompts):

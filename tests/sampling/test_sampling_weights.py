@@ -76,9 +76,11 @@ def test_the_engine_converts_weights_sharded_for_training(trained):
         assert not any(
             "fsdp" in jax.tree.leaves(tuple(v[...].sharding.spec)) for v in leaves(engine.params)
         )
-        again = weights.for_decoding(nnx.merge(engine.graphdef, engine.params))
+        reconverted = weights.for_decoding(nnx.merge(engine.graphdef, engine.params))
     # A second conversion copies nothing.
-    assert all(a[...] is b[...] for a, b in zip(leaves(nnx.state(again)), leaves(engine.params)))
+    assert all(
+        a[...] is b[...] for a, b in zip(leaves(nnx.state(reconverted)), leaves(engine.params))
+    )
 
 
 def test_donating_converted_weights_keeps_them():
@@ -86,5 +88,5 @@ def test_donating_converted_weights_keeps_them():
     graphdef, state = nnx.split(build_model(get_config("tiny_gemma2", num_kv_heads=8), nnx.Rngs(0)))
     first = weights.for_sampling(state, mesh, "float32")
     values = [np.asarray(v[...]) for v in leaves(first)]
-    again = weights.for_sampling(first, mesh, "float32", donate=True)
-    assert all((np.asarray(v[...]) == value).all() for v, value in zip(leaves(again), values))
+    reconverted = weights.for_sampling(first, mesh, "float32", donate=True)
+    assert all((np.asarray(v[...]) == value).all() for v, value in zip(leaves(reconverted), values))

@@ -1,4 +1,4 @@
-"""Tests the scheduler: number of compilations, share of busy rows, isolation of errors."""
+"""Tests the scheduler: number of compilations, share of busy batch rows, isolated errors."""
 
 import contextlib
 import time
@@ -16,7 +16,7 @@ NAME = "tiny_gemma2"
 
 @contextlib.contextmanager
 def compilations():
-    """Yields a list of the XLA compilations so far, cached on disk or not."""
+    """Yields the durations of XLA compilations, including those loaded from the disk cache."""
     durations = []
 
     def listen(event, duration, **_):
@@ -42,7 +42,7 @@ def changed(model: Transformer, **arrays) -> Transformer:
 
 @pytest.fixture(scope="module")
 def even(lab):
-    """A model that samples uniformly: with E stop tokens, a row ends with probability E / 128."""
+    """A model with uniform logits: with E stop tokens, a token stops with probability E / 128."""
     model = lab.model(NAME)
     return changed(model, final_norm__scale=-np.ones(32, np.float32))
 
@@ -71,8 +71,10 @@ def test_compilations_are_bounded_by_the_declared_buckets(lab):
     for cached in (scheduler.programs.build, scheduler.programs.prefill_program):
         cached.cache_clear()
     with compilations() as first:
-        rows = list(engine.run(mixed_requests(0)))
-    assert len(rows) == sum(r.k for r in mixed_requests(0)) and not any(r.error for r in rows)
+        completions = list(engine.run(mixed_requests(0)))
+    assert len(completions) == sum(r.k for r in mixed_requests(0)) and not any(
+        r.error for r in completions
+    )
     S, T = len(buckets.PROMPT_BUCKETS), len(buckets.RING_BUCKETS)
     B = 3  # prefill batches of 1, 2 and 4
     declared = {
@@ -87,22 +89,20 @@ def test_compilations_are_bounded_by_the_declared_buckets(lab):
     assert len(second) <= sum(declared.values()) - len(first)
 
 
-def test_geometric_lengths_keep_the_slots_busy(even):
-    mean, most, prompts, k = 16, 64, 32, 16
+def test_the_slots_stay_busy_with_geometric_lengths(even):
+    mean, limit, prompts, k = 16, 64, 32, 16
 
     def request(item, k):
-        return Request([5, 6, 7], k, most, stop=tuple(range(8)), seed=1, item=item)
+        return Request([5, 6, 7], k, limit, stop=tuple(range(8)), seed=1, item=item)
 
     engine, fixed, first = (Engine(even, 4, 2, segment=32) for _ in range(3))
     list(first.run([request(i, 3) for i in range(7)]))  # compiles every program
     start = time.perf_counter()
-    lengths = np.array(
-        [len(row.tokens) for row in engine.run([request(i, k) for i in range(prompts)])]
-    )
+    lengths = np.array([len(c.tokens) for c in engine.run([request(i, k) for i in range(prompts)])])
     seconds = time.perf_counter() - start
-    assert lengths.size == prompts * k and lengths.max() == most
+    assert lengths.size == prompts * k and lengths.max() == limit
     assert lengths.mean() == pytest.approx(mean, rel=0.15)
-    # Fixed batches of as many rows: each starts when the last row of the previous one finishes.
+    # Fixed batches of the same size: each starts when the last sample of the previous one ends.
     start = time.perf_counter()
     for batch in range(prompts * k // 8):
         list(fixed.run([request(1000 + 4 * batch + i, 2) for i in range(4)]))
@@ -116,13 +116,13 @@ def test_geometric_lengths_keep_the_slots_busy(even):
     assert per_step[0] >= 2 * per_step[1]
 
 
-def test_invalid_requests_return_errors_and_the_others_finish(lab, runs):
-    requests, rows = runs(NAME)
-    good = [i for i, r in enumerate(requests) if r.prompt and r.k and len(r.prompt) < 256]
-    assert {i for (i, _), row in rows.items() if row.finish != "error"} == set(good)
-    assert all((i, s) in rows for i in good for s in range(requests[i].k))
-    assert "empty" in rows[2, 0].error and "k = 0" in rows[5, 0].error
-    assert "no room" in rows[6, 0].error and "255" in rows[6, 0].error
+def test_invalid_requests_return_errors_and_valid_ones_finish(lab, runs):
+    requests, completions = runs(NAME)
+    valid = [i for i, r in enumerate(requests) if r.prompt and r.k and len(r.prompt) < 256]
+    assert {i for (i, _), c in completions.items() if c.finish != "error"} == set(valid)
+    assert all((i, s) in completions for i in valid for s in range(requests[i].k))
+    assert "empty" in completions[2, 0].error and "k = 0" in completions[5, 0].error
+    assert "no room" in completions[6, 0].error and "255" in completions[6, 0].error
 
 
 @pytest.mark.parametrize(
@@ -140,10 +140,10 @@ def test_invalid_requests_return_errors_and_the_others_finish(lab, runs):
         ({"item": -1}, "item = -1"),
     ],
 )
-def test_invalid_fields_of_a_request(lab, changes, message):
+def test_an_invalid_field_of_a_request_returns_an_error(lab, changes, message):
     request = Request(**({"prompt": [5, 6], "k": 1, "max_new_tokens": 4} | changes))
-    (row,) = lab.engine(NAME).run([request])
-    assert row.finish == "error" and message in row.error
+    (completion,) = lab.engine(NAME).run([request])
+    assert completion.finish == "error" and message in completion.error
 
 
 def test_nan_in_the_weights_is_an_error_of_every_sample(lab):
@@ -151,15 +151,18 @@ def test_nan_in_the_weights_is_an_error_of_every_sample(lab):
     table = np.array(model.embedder.table_VxD[...])
     table[17] = np.nan
     engine = Engine(changed(model, embedder__table_VxD=table), 4, 2, segment=32)
-    rows = list(engine.run([Request([5, 6], 3, 20), Request([], 1, 20), Request([8] * 30, 1, 20)]))
-    assert len(rows) == 5 and all(row.finish == "error" for row in rows)
-    assert sum("not finite" in row.error for row in rows) == 4
+    completions = list(
+        engine.run([Request([5, 6], 3, 20), Request([], 1, 20), Request([8] * 30, 1, 20)])
+    )
+    assert len(completions) == 5 and all(c.finish == "error" for c in completions)
+    assert sum("not finite" in c.error for c in completions) == 4
 
 
-def test_nan_in_a_row_does_not_affect_the_next_sample_in_it(lab):
+def test_nan_in_a_sample_does_not_affect_its_successor(lab):
     model = lab.model(NAME)
-    # Token 17 gets the largest logit wherever one coordinate is positive, for a coordinate that
-    # rarely is. Its embedding makes the row NaN. No prompt ends where it would be chosen.
+    # One coordinate of token 17's embedding is huge, with the sign that its activation rarely has.
+    # Where it has it, token 17 is sampled, and its embedding makes the batch row NaN. No prompt
+    # ends at such a position.
     tokens = np.random.default_rng(0).integers(18, 128, (1, 256))
     hidden = jax.jit(lambda state, t: nnx.merge(nnx.graphdef(model), state).hidden(t))
     x = np.asarray(hidden(nnx.state(model), tokens))[0]
@@ -172,27 +175,33 @@ def test_nan_in_a_row_does_not_affect_the_next_sample_in_it(lab):
     requests = [Request(tokens[0, :n].tolist(), 8, 30, seed=3, item=n) for n in lengths]
 
     def results(R):
-        rows = Engine(model, 4, R, segment=32).run(requests)
-        return {(r.request_index, r.sample_index): (r.finish, r.tokens.tolist()) for r in rows}
+        completions = Engine(model, 4, R, segment=32).run(requests)
+        return {
+            (r.request_index, r.sample_index): (r.finish, r.tokens.tolist()) for r in completions
+        }
 
-    separate = results(8)  # every sample has its own row
+    separate = results(8)  # every sample has its own batch row
     finishes = {finish for finish, _ in separate.values()}
     assert finishes == {"error", "length"} or len({len(t) for _, t in separate.values()}) > 3
-    assert results(2) == separate  # four samples use each row in turn
+    assert results(2) == separate  # four samples use each batch row in turn
 
 
-def test_samples_that_end_with_their_first_token(even):
-    requests = [Request([5, 6], 7, 1, item=i) for i in range(3)]  # by their limit
+def test_samples_may_finish_at_their_first_token(even):
+    requests = [Request([5, 6], 7, 1, item=i) for i in range(3)]  # at the limit
     requests += [Request([5, 6], 5, 9, stop=(50,), temperature=0.0, item=9)]
     model = changed(even, final_norm__scale=np.zeros(32, np.float32))
     greedy = Request([5, 6], 1, 2, temperature=0.0)
     first = int(next(iter(Engine(model, 4, 2, segment=32).run([greedy]))).tokens[0])
-    # by a stop token
+    # at a stop token
     requests += [Request([5, 6], 5, 9, stop=(first,), temperature=0.0, item=9)]
-    rows = list(Engine(model, 4, 2, segment=32).run(requests))
-    assert len(rows) == 31
-    assert all(len(r.tokens) == 1 and r.finish == "length" for r in rows if r.request_index < 3)
-    assert all(len(r.tokens) == 1 and r.finish == "stop" for r in rows if r.request_index == 4)
+    completions = list(Engine(model, 4, 2, segment=32).run(requests))
+    assert len(completions) == 31
+    assert all(
+        len(r.tokens) == 1 and r.finish == "length" for r in completions if r.request_index < 3
+    )
+    assert all(
+        len(r.tokens) == 1 and r.finish == "stop" for r in completions if r.request_index == 4
+    )
 
 
 def test_the_context_limits_the_length(lab):
@@ -200,16 +209,18 @@ def test_the_context_limits_the_length(lab):
     engine = lab.engine(NAME)
     cfg, engine.cfg = engine.cfg, engine.cfg.replace(max_length=50)
     try:
-        (row,) = engine.run([Request(prompt, 1, 100, seed=2)])
+        (completion,) = engine.run([Request(prompt, 1, 100, seed=2)])
     finally:
         engine.cfg = cfg
-    assert len(row.tokens) == 10 and row.finish == "length"
+    assert len(completion.tokens) == 10 and completion.finish == "length"
 
 
-def test_more_or_fewer_samples_than_rows(lab, prompts):
+def test_tokens_are_equal_with_more_or_fewer_samples_than_rows(lab, prompts):
     def tokens(P, R, k):
-        rows = Engine(lab.model(NAME), P, R, segment=32).run([Request(prompts[1], k, 12, seed=4)])
-        return {r.sample_index: r.tokens.tolist() for r in rows}
+        completions = Engine(lab.model(NAME), P, R, segment=32).run(
+            [Request(prompts[1], k, 12, seed=4)]
+        )
+        return {r.sample_index: r.tokens.tolist() for r in completions}
 
     seven = tokens(4, 2, 7)
     assert sorted(seven) == list(range(7)) and len({tuple(t) for t in seven.values()}) == 7
@@ -229,8 +240,8 @@ def test_short_prompts_run_first_in_their_own_bucket(lab, prompts, monkeypatch):
 
     monkeypatch.setattr(scheduler.programs, "prefill_program", prefill_program)
     settings = ((prompts[3], 4), (prompts[0], 60), (prompts[0], 4))
-    rows = list(lab.engine(NAME).run([Request(p, 1, limit) for p, limit in settings]))
-    assert prompt_lengths == [8, 48] and [len(r.tokens) for r in rows] == [4, 4, 60]
+    completions = list(lab.engine(NAME).run([Request(p, 1, limit) for p, limit in settings]))
+    assert prompt_lengths == [8, 48] and [len(r.tokens) for r in completions] == [4, 4, 60]
 
 
 def test_a_segment_ends_early_only_if_a_sample_or_prompt_can_start(lab):
@@ -240,10 +251,10 @@ def test_a_segment_ends_early_only_if_a_sample_or_prompt_can_start(lab):
         rows = [scheduler._Sample(i) for i in range(running)] + [None] * (8 - running)
         return scheduler._Slot(0, Request([5], running + left, 9), rows, running)
 
-    assert engine._min_running([slot(8, 0), slot(8, 0)], []) == 1  # nothing waits
-    # A sample waits: it can start when any row finishes.
+    assert engine._min_running([slot(8, 0), slot(8, 0)], []) == 1  # no sample or prompt waits
+    # A waiting sample can start when any running sample finishes.
     assert engine._min_running([slot(8, 5), slot(8, 0)], []) == 16
-    # A prompt waits: it can start when the three rows of a slot have finished.
+    # A waiting prompt can start when the three samples of the second slot have finished.
     assert engine._min_running([slot(8, 0), slot(3, 0), None], [1]) == 9
 
 
@@ -252,5 +263,5 @@ def test_a_length_above_the_largest_bucket_is_an_error(lab):
         buckets.ring_bucket(300)
     engine = lab.engine(NAME)
     # The context is 256, but the largest prompt bucket is 48.
-    (row,) = engine.run([Request([5] * 50, 1, 4)])
-    assert row.finish == "error" and "at most 48" in row.error
+    (completion,) = engine.run([Request([5] * 50, 1, 4)])
+    assert completion.finish == "error" and "at most 48" in completion.error
