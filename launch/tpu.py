@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
         if options.on:
             return run_queued(options, config, overrides)
         if options.compile_only:
-            return compile_only(options, config, workdir)
+            return compile_for_slice(options, config, workdir)
         return run_here(options, config, workdir)
     except (LaunchError, ValueError, FileNotFoundError) as error:
         if options is not None and options.traceback:
@@ -131,12 +131,12 @@ def _set_compilation_cache(folder: str | None, workdir: str) -> None:
 # ----------------------------------------------------------------------------- for an absent slice
 
 
-def compile_only(options: argparse.Namespace, config: Any, workdir: str) -> int:
+def compile_for_slice(options: argparse.Namespace, config: Any, workdir: str) -> int:
     """Compiles the experiment's programs for a slice; returns 1 if a program does not fit."""
     if not options.slice:
         raise LaunchError("--compile_only needs --slice TYPE, such as --slice v5p-128")
     _use_cpu()
-    from launch.compile import compile_only as compiler, programs, results
+    from launch.compile import compile_only, programs, results
     from launch.compile.slices import quiet_environment
 
     quiet_environment()
@@ -146,7 +146,7 @@ def compile_only(options: argparse.Namespace, config: Any, workdir: str) -> int:
         raise LaunchError(str(error)) from error
     names = options.programs.split(",") if options.programs else None
     tasks = programs.tasks(config, mesh, names, get_slice(options.slice).generation.hbm_bytes)
-    compiled = compiler.compile_tasks(tasks, options.slice, options.num_slices)
+    compiled = compile_only.compile_tasks(tasks, options.slice, options.num_slices)
     results.print_table(compiled)
     suffix = f"_x{options.num_slices}" if options.num_slices > 1 else ""
     out = Path(options.out or f"{workdir}/compile_{options.slice}{suffix}")
