@@ -1,7 +1,7 @@
 """Runs `grm eval` on real weights and data: Gemma 3 270M on RM-Bench chat, PandaLM and GSM8K.
 
     python benchmarks/eval_real_weights.py --model gemma-3-270m.gguf --tokenizer tokenizer.model \\
-        --data ../shared/data --work runs/eval_270m
+        --data DATA --work runs/eval_270m
 
 100 comparisons of each; --tokenizer is Gemma 3's SentencePiece model. --work keeps every verdict:
 the same command resumes a killed run. Table, page and time go to

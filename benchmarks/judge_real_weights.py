@@ -1,6 +1,6 @@
 """Runs `grm judge` end to end on real weights and data: Gemma 3 270M on PandaLM and GSM8K.
 
-    python benchmarks/judge_real_weights.py --model FOLDER --data ../shared/data --work FOLDER
+    python benchmarks/judge_real_weights.py --model FOLDER --data DATA --work FOLDER
 
 Judges 50 PandaLM pairs and 50 GSM8K groups of four. Writes rows and report pages to --work and the
 rates to benchmarks/results/judge_gemma3_270m.json. The same command resumes a killed run.

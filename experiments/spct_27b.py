@@ -69,7 +69,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.rl.easy_trials = ""
     config.rl.prompts = 128  # paper, appendix C.1: batch 512, taken as 128 prompts x 4 rollouts
     config.rl.group_size = 4  # G: paper, appendix C.1
-    config.rl.beta = 0.08  # paper, appendix C.1: the most stable of {0, 0.01, 0.02, 0.08} at 27B
+    # Paper, appendix C.1: the most stable of {0, 0.01, 0.02, 0.08} at 27B. At 16B the paper uses
+    # 0.002 (DeepSeek-V2-Lite, which is less sensitive).
+    config.rl.beta = 0.08
     config.rl.kl_estimator = "k3"  # GRPO's (arXiv 2402.03300); the paper (equation 15) has D_KL
     config.rl.clip = 0.2  # not in the paper
     config.rl.normalise_std = True  # paper, equation 15

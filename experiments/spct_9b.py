@@ -18,6 +18,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.name = "spct_9b"
     config.model = "gemma2_9b"  # not in the paper
     config.mesh = dict(data=1, fsdp=-1, tensor=2)  # not in the paper
-    # The paper uses 0.08 at 27B and 0.002 at 16B (DeepSeek-V2-Lite, which is less sensitive).
-    config.rl.beta = 0.08
     return apply(config, arg)

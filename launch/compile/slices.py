@@ -271,7 +271,7 @@ def slice_devices(name: str, num_slices: int = 1) -> list[Any]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RuntimeError(
             f"the TPU compiler rejects {tpu_slice.name} ({tpu_slice.topology_name}): {reason}; "
-            'compiling for a slice needs libtpu, on Linux: pip install "grm_jax[tpu]"'
+            'compiling for a slice needs libtpu, on Linux: pip install -e ".[tpu]" in the clone'
         ) from error
     devices = list(topology.devices)
     if len(devices) != num_slices * tpu_slice.chips:

@@ -1,4 +1,4 @@
-"""The shipped prompt templates, FAMILY/ROLE.jinja, and the functions that render them."""
+"""The shipped prompt templates, FAMILY/ROLE.jinja, and the functions of text/rendering.py."""
 
 from grm_jax.text.rendering import (
     Template,

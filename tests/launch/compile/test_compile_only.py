@@ -125,7 +125,7 @@ def test_compiling_without_libtpu_names_the_package_to_install(experiment, monke
     monkeypatch.setattr(topologies, "get_topology_desc", absent)
     error = refused(compile_for("v5litepod-4", experiment))
     assert "the TPU compiler rejects v5litepod-4 (v5e:2x2): no libtpu; compiling" in error
-    assert "needs libtpu, on Linux: pip install" in error
+    assert 'needs libtpu, on Linux: pip install -e ".[tpu]" in the clone' in error
 
 
 def test_an_unknown_program_is_refused(experiment, refused):
