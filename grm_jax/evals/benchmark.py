@@ -17,7 +17,7 @@ import numpy as np
 
 from grm_jax.evals.files import Source
 from grm_jax.evals.judged import JudgedComparison
-from grm_jax.judging.votes import top as winners
+from grm_jax.judging import votes
 from grm_jax.types import Comparison
 
 
@@ -81,7 +81,7 @@ class Benchmark:
 
     name: str
     title: str
-    read: Callable[[Source], list[Comparison]]
+    read: Callable[[Source], Iterable[Comparison]]
     grade: Callable[[Judged, str], Grades]
     aggregate: Callable[[Grades, np.ndarray], Metrics]
     headline: str
@@ -102,7 +102,7 @@ class Benchmark:
 
         Raises MissingData, or ValueError for a malformed file or an id that occurs twice.
         """
-        comparisons = self.read(Source(root, self.name, self.aliases, self.files))
+        comparisons = list(self.read(Source(root, self.name, self.aliases, self.files)))
         ids = Counter(comparison.id for comparison in comparisons)
         if len(ids) < len(comparisons):
             duplicate = ids.most_common(1)[0][0]
@@ -118,7 +118,7 @@ class Benchmark:
 
 def is_tie(judged: JudgedComparison) -> bool:
     """Whether several responses share the highest score; False without scores."""
-    return judged.scores is not None and len(winners(judged.scores)) > 1
+    return judged.scores is not None and votes.winner(judged.scores) is None
 
 
 def credit(judged: JudgedComparison, best: int | None = None) -> float:
@@ -130,14 +130,13 @@ def credit(judged: JudgedComparison, best: int | None = None) -> float:
     best = judged.comparison.best if best is None else best
     if judged.scores is None:
         return 1 / judged.comparison.n
-    first = winners(judged.scores)
-    return 1 / len(first) if best in first else 0.0
+    return votes.credit(judged.scores, [best])
 
 
 def strict(judged: JudgedComparison, best: int | None = None) -> float:
     """1 if the best response alone has the highest score, else 0."""
     best = judged.comparison.best if best is None else best
-    return float(judged.scores is not None and winners(judged.scores) == [best])
+    return float(best is not None and votes.winner(judged.scores) == best)
 
 
 def column(values: Iterable[float]) -> np.ndarray:

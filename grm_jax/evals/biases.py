@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from grm_jax.evals.benchmark import Categories, column, credit, mean_by_category, winners
+from grm_jax.evals.benchmark import Categories, column, credit, mean_by_category
 from grm_jax.evals.bootstrap import DRAWS, Resampler
 from grm_jax.evals.judged import JudgedComparison
+from grm_jax.judging import votes
 
 # Bins of log2(length of the best response / length of the longest other one).
 EDGES = (-1.0, -0.25, 0.25, 1.0)
@@ -31,18 +32,13 @@ def position(judged: Sequence[JudgedComparison], draws: int = DRAWS) -> dict:
       first_place: share of decided orders whose winner was shown first, averaged per comparison.
       first_chance: the expected first_place without position bias.
     """
-    flips, first = [], []
-    for j in judged:
-        parsed = [
-            (order, winners(scores))
-            for order, scores in j.views
-            if scores is not None and j.comparison.n > 1
-        ]
-        decided = [(order, best[0]) for order, best in parsed if len(best) == 1]
-        if len(parsed) > 1:
-            flips.append((j, float(len({best for _, best in decided}) > 1)))
-        if decided:
-            first.append((j, float(np.mean([best == order[0] for order, best in decided]))))
+    several = [j for j in judged if j.comparison.n > 1]
+    flips = [(j, float(flip)) for j in several if (flip := votes.flipped(j.views)) is not None]
+    first = [
+        (j, float(np.mean([best == order[0] for order, best in decided])))
+        for j in several
+        if (decided := votes.decided(j.views))
+    ]
     chance = float(np.mean([1 / j.comparison.n for j, _ in first])) if first else None
     return {
         "flips": _share(flips, draws),
@@ -61,9 +57,7 @@ def length(judged: Sequence[JudgedComparison], draws: int = DRAWS) -> dict:
     """
     labelled = [j for j in judged if j.comparison.n > 1 and j.comparison.best is not None]
     picked = [
-        (j, _is_longest(j, best[0]))
-        for j in labelled
-        if j.scores and len(best := winners(j.scores)) == 1
+        (j, _is_longest(j, best)) for j in labelled if (best := votes.winner(j.scores)) is not None
     ]
     right = [(j, _is_longest(j, j.comparison.best)) for j in labelled]
     by_ratio = {}

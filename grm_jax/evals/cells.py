@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from grm_jax.evals.benchmark import credit, is_tie
+from grm_jax.evals.benchmark import credit
 from grm_jax.evals.bootstrap import Resampler
 from grm_jax.evals.judged import JudgedComparison
 from grm_jax.evals.scaling import META, blocks
 from grm_jax.evals.tables import percent, span, text_table
+from grm_jax.judging.votes import winner
 
 METHODS = {"sum": "Voting", "expected": "Expected", META: "MetaRM"}
 HEADINGS = ("model", "method", "accuracy", "95% CI", "ties", "parsed")
@@ -65,7 +66,7 @@ def cell(
     kind = next((kind for kind, name in METHODS.items() if name == method), "sum")
     votes = blocks(judged, kind, k) if any(j.critiques for j in judged) else [judged]
     credits_I = np.mean([[credit(j) for j in block] for block in votes], axis=0)
-    ties = np.mean([[j.scores is None or is_tie(j) for j in block] for block in votes])
+    ties = np.mean([[winner(j.scores) is None for j in block] for block in votes])
     accuracy = resampler.mean(credits_I)
     return Cell(
         model,

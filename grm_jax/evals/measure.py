@@ -6,7 +6,7 @@ gains, position and length biases, and parsing statistics.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from grm_jax.evals import biases, content_blind, scaling
 from grm_jax.evals.benchmark import Benchmark, is_tie
 from grm_jax.evals.bootstrap import DRAWS, MetricFunction, Resampler, mcnemar
 from grm_jax.evals.judged import JudgedComparison
+from grm_jax.judging.summary import mean
 
 SHOWN_BASELINES = ("longest", "first")
 # Resamples of intervals that cost many metrics each, or that are only drawn.
@@ -121,17 +122,12 @@ def parsing(judged: Sequence[JudgedComparison]) -> dict:
     return {
         "critiques": len(critiques),
         "statuses": dict(Counter(c.status for c in critiques)),
-        "parsed": _mean(c.status == "ok" for c in critiques),
+        "parsed": mean(c.status == "ok" for c in critiques),
         "unparsed": sum(j.scores is None for j in judged),
         "errors": dict(Counter(j.error for j in judged if j.error).most_common(5)),
-        "ties": _mean(map(is_tie, several)),
-        "tokens_per_critique": _mean(c.tokens for c in critiques),
+        "ties": mean(map(is_tie, several)),
+        "tokens_per_critique": mean(c.tokens for c in critiques),
     }
-
-
-def _mean(values: Iterable[float]) -> float | None:
-    values = list(values)
-    return sum(values) / len(values) if values else None
 
 
 def gains(

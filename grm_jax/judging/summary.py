@@ -3,15 +3,13 @@
 They are computed from rows (JSON objects, see codec.py), so a report needs no model.
 """
 
-import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from grm_jax.judging import votes
 from grm_jax.judging.codec import Row, critique_from_json
-from grm_jax.judging.votes import top
 
 
 def summarise(rows: Iterable[Row]) -> dict[str, Any]:
@@ -31,35 +29,46 @@ def summarise(rows: Iterable[Row]) -> dict[str, Any]:
     several = [row for row in judged if row["n"] > 1]
     credits = [(row, credit) for row in judged if (credit := grade(row)) is not None]
     flips = [flip for flip in map(flipped, several) if flip is not None]
-    firsts = [first for row in several for first in _first_wins(row)]
+    firsts = [
+        (best == order[0], 1 / row["n"])
+        for row in several
+        for order, best in votes.decided((c["order"], c["scores"]) for c in _parsed(row))
+    ]
     return {
         "rows": len(rows),
         "errors": len(rows) - len(judged),
         "comparisons": len(judged),
         "labelled": len(credits),
-        "accuracy": _mean([credit == 1 for _, credit in credits]),
-        "tie_credit": _mean([credit for _, credit in credits]),
-        "chance": _mean([len(best_labels(row)) / row["n"] for row, _ in credits]),
-        "ties": _mean([row["tie"] for row in several if not _all_unparsed(row)]),
+        "accuracy": mean(credit == 1 for _, credit in credits),
+        "tie_credit": mean(credit for _, credit in credits),
+        "chance": mean(len(best_labels(row)) / row["n"] for row, _ in credits),
+        "ties": mean(row["tie"] for row in several if not all_unparsed(row)),
         "critiques": len(critiques),
-        "parsed": _mean([critique["status"] == "ok" for critique in critiques]),
+        "parsed": mean(critique["status"] == "ok" for critique in critiques),
         "statuses": dict(Counter(critique["status"] for critique in critiques)),
-        "all_unparsed": sum(map(_all_unparsed, judged)),
-        "flips": _mean(flips),
+        "all_unparsed": sum(map(all_unparsed, judged)),
+        "flips": mean(flips),
         "shown_in_several_orders": len(flips),
-        "first_place": _mean([won for won, _ in firsts]),
-        "first_chance": _mean([chance for _, chance in firsts]),
+        "first_place": mean(won for won, _ in firsts),
+        "first_chance": mean(chance for _, chance in firsts),
         "tokens": sum(critique["tokens"] for critique in critiques),
-        "mean_tokens": _mean([critique["tokens"] for critique in critiques]),
+        "mean_tokens": mean(critique["tokens"] for critique in critiques),
     }
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def mean(values: Iterable[float]) -> float | None:
+    """Returns the mean; None without values."""
+    values = list(values)
     return math.fsum(values) / len(values) if values else None
 
 
-def _all_unparsed(row: Row) -> bool:
+def all_unparsed(row: Row) -> bool:
+    """Returns whether none of a row's critiques is parsed."""
     return row["unparsed"] == len(row["critiques"])
+
+
+def _parsed(row: Row) -> list[dict[str, Any]]:
+    return [critique for critique in row["critiques"] if critique["status"] == "ok"]
 
 
 def best_labels(row: Row) -> list[int]:
@@ -88,8 +97,7 @@ def grade(row: Row, scores: Sequence[float] | None = None) -> float | None:
     best = best_labels(row)
     if not best:
         return None
-    winners = top(row["scores"] if scores is None else scores)
-    return sum(i in best for i in winners) / len(winners)
+    return votes.credit(row["scores"] if scores is None else scores, best)
 
 
 def flipped(row: Row) -> bool | None:
@@ -98,25 +106,10 @@ def flipped(row: Row) -> bool | None:
     Scores are summed per order. None with fewer than two orders among the parsed critiques.
     """
     sums: dict[tuple[int, ...], list[float]] = {}
-    for critique in row["critiques"]:
-        if critique["status"] == "ok":
-            total = sums.setdefault(tuple(critique["order"]), [0.0] * row["n"])
-            for i, score in enumerate(critique["scores"]):
-                total[i] += score
-    if len(sums) < 2:
-        return None
-    winners = [top(total) for total in sums.values()]
-    decided = [winner[0] for winner in winners if len(winner) == 1]
-    return any(a != b for a, b in itertools.combinations(decided, 2))
-
-
-def _first_wins(row: Row) -> Iterator[tuple[bool, float]]:
-    """Yields, for each decided critique, whether its winner was shown first, and the chance."""
-    for critique in row["critiques"]:
-        if critique["status"] == "ok":
-            winners = top(critique["scores"])
-            if len(winners) == 1:
-                yield winners[0] == critique["order"][0], 1 / row["n"]
+    for critique in _parsed(row):
+        total = sums.get(tuple(critique["order"]), [0.0] * row["n"])
+        sums[tuple(critique["order"])] = [a + b for a, b in zip(total, critique["scores"])]
+    return votes.flipped(sums.items())
 
 
 def votes_by_k(row: Row) -> list[dict[str, Any]]:
@@ -157,8 +150,8 @@ def accuracy_by_k(rows: Iterable[Row]) -> list[dict[str, Any]]:
         if not row.get("error") and best_labels(row):
             for step in votes_by_k(row):
                 credits.setdefault(step["k"], []).append(grade(row, step["scores"]) or 0.0)
-                ties.setdefault(step["k"], []).append(len(top(step["scores"])) > 1)
+                ties.setdefault(step["k"], []).append(votes.winner(step["scores"]) is None)
     return [
-        {"k": k, "credit": _mean(credits[k]), "ties": _mean(ties[k]), "rows": len(credits[k])}
+        {"k": k, "credit": mean(credits[k]), "ties": mean(ties[k]), "rows": len(credits[k])}
         for k in sorted(credits)
     ]

@@ -13,12 +13,14 @@ read this registry.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from grm_jax.registry import Registry
 from grm_jax.types import Critique, Verdict
 
 Scores = tuple[float, ...]
+Order = tuple[int, ...]  # in which a prompt shows the responses
+View = tuple[Order, Sequence[float] | None]  # an order, and the scores within it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +155,32 @@ def top(scores: Sequence[float]) -> list[int]:
     ]
 
 
+def winner(scores: Sequence[float] | None) -> int | None:
+    """Returns the index of the highest score; None on a tie, and without scores."""
+    winners = top(scores) if scores else []
+    return winners[0] if len(winners) == 1 else None
+
+
+def credit(scores: Sequence[float], best: Collection[int | None]) -> float:
+    """Returns the share of the highest-scored responses that are in `best`.
+
+    1 is right, 0 wrong, ties are between.
+    """
+    winners = top(scores)
+    return sum(i in best for i in winners) / len(winners)
+
+
+def decided(views: Iterable[View]) -> list[tuple[Order, int]]:
+    """Returns (order, winner) of the views that have a single winner."""
+    return [(order, best) for order, scores in views if (best := winner(scores)) is not None]
+
+
+def flipped(views: Iterable[View]) -> bool | None:
+    """Returns whether views name different winners; None if fewer than two have scores."""
+    parsed = [view for view in views if view[1] is not None]
+    return len({best for _, best in decided(parsed)}) > 1 if len(parsed) > 1 else None
+
+
 def kept_by_meta(critiques: Sequence[Critique], k_meta: int | None = None) -> tuple[int, ...]:
     """Returns the indices of the k_meta parsed critiques with the highest meta scores, ascending.
 
@@ -209,11 +237,10 @@ def verdict(
             "with expected=True (scores must be whole numbers), with more critiques, or vote by sum"
         )
     scores = votes.get(rule, (0.0,) * n)
-    winners = top(scores) if votes else []
     return Verdict(
         id=id,
         scores=scores,
-        best=winners[0] if len(winners) == 1 else None,
+        best=winner(scores) if votes else None,
         critiques=tuple(critiques),
         unparsed=len(critiques) - len(parsed(critiques)),
         votes=votes,

@@ -1,5 +1,7 @@
 """GSM8K groups: four models' solutions per problem (arXiv 2110.14168; grade-school-math)."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from grm_jax.data.comparisons import placed
@@ -7,26 +9,26 @@ from grm_jax.data.layouts import gsm8k_answers
 from grm_jax.evals import benchmark as bm
 from grm_jax.evals.classification import roc_auc
 from grm_jax.evals.files import Source, records
+from grm_jax.judging.votes import top
 from grm_jax.types import Comparison
 
 
-def read(source: Source) -> list[Comparison]:
+def read(source: Source) -> Iterator[Comparison]:
     """Reads the groups with right and wrong solutions, as published; right ones are labelled 1."""
-    comparisons = []
     for number, record in enumerate(records(source.require("example_model_solutions.jsonl")[0])):
         answers = gsm8k_answers(record)
         right, total = sum(answers.correct), len(answers.correct)
         if 0 < right < total:
-            comparison = Comparison(
-                answers.query,
-                tuple(answers.texts),
-                answers.reference,
-                tuple(map(float, answers.correct)),
-                f"gsm8k-{number}",
-                {"subset": f"{right} of {total} right"},
+            yield placed(
+                Comparison(
+                    answers.query,
+                    tuple(answers.texts),
+                    answers.reference,
+                    tuple(map(float, answers.correct)),
+                    f"gsm8k-{number}",
+                    {"subset": f"{right} of {total} right"},
+                )
             )
-            comparisons.append(placed(comparison))
-    return comparisons
 
 
 def grade(judged: bm.Judged, rule: str) -> bm.Grades:
@@ -40,7 +42,7 @@ def grade(judged: bm.Judged, rule: str) -> bm.Grades:
         tied = np.isclose(right, wrong, rtol=1e-9, atol=1e-9)
         won.append(((right > wrong) & ~tied).sum() + tie * tied.sum())
         pairs.append(tied.size)
-        picked.append(truth[bm.winners(scores.tolist())].mean())
+        picked.append(truth[top(scores.tolist())].mean())
     return {
         "won": bm.column(won),
         "pairs": bm.column(pairs),

@@ -1,6 +1,7 @@
 """HH-RLHF, harmless-base test dialogues (arXiv 2204.05862; anthropics/hh-rlhf). Offensive text."""
 
 import re
+from collections.abc import Iterator
 
 from grm_jax.data.comparisons import placed
 from grm_jax.evals import benchmark as bm
@@ -20,20 +21,18 @@ def parse_dialogue(text: str) -> list[Turn]:
     ]
 
 
-def read(source: Source) -> list[Comparison]:
+def read(source: Source) -> Iterator[Comparison]:
     """Reads `chosen` and `rejected` transcripts; compares the last turns under the chosen dialogue.
 
     5 of the 2,312 pairs already differ before their last turn; they are compared the same way.
     """
-    comparisons = []
     for path in source.require("harmless-base/test.jsonl*"):
         for number, record in enumerate(records(path)):
             chosen, rejected = parse_dialogue(record["chosen"]), parse_dialogue(record["rejected"])
             query = [turn for turn in chosen[:-1] if turn["content"]]
             pair = (chosen[-1]["content"], rejected[-1]["content"])
             meta = {"subset": f"{min(len(query), 7)} turns"}
-            comparisons.append(placed(Comparison(query, pair, None, 0, f"hh_rlhf-{number}", meta)))
-    return comparisons
+            yield placed(Comparison(query, pair, None, 0, f"hh_rlhf-{number}", meta))
 
 
 HH_RLHF = bm.Benchmark(

@@ -1,5 +1,7 @@
 """HumanEvalPack: right against human-bugged code in six languages (arXiv 2308.07124; octopack)."""
 
+from collections.abc import Iterator
+
 from grm_jax.data.comparisons import placed
 from grm_jax.evals import benchmark as bm
 from grm_jax.evals.files import Source, records
@@ -8,9 +10,10 @@ from grm_jax.types import Comparison
 LANGUAGES = ("python", "js", "java", "go", "cpp", "rust")
 
 
-def read(source: Source) -> list[Comparison]:
+def read(source: Source) -> Iterator[Comparison]:
     """Reads pairs: the declaration with the canonical body, and with the bugged body."""
-    comparisons = []
+    if not source.files(*(f"{language}/**/humanevalpack.jsonl" for language in LANGUAGES)):
+        source.raise_missing("python/data/humanevalpack.jsonl")
     for language in LANGUAGES:
         for path in source.files(f"{language}/**/humanevalpack.jsonl"):
             for record in records(path):
@@ -18,9 +21,7 @@ def read(source: Source) -> list[Comparison]:
                 pair = tuple(record["declaration"] + body for body in bodies)
                 name = f"humanevalpack-{record['task_id']}"
                 meta = {"subset": language, "bug": record["bug_type"]}
-                comparison = Comparison(record["instruction"], pair, None, 0, name, meta)
-                comparisons.append(placed(comparison))
-    return comparisons or source.raise_missing("python/data/humanevalpack.jsonl")
+                yield placed(Comparison(record["instruction"], pair, None, 0, name, meta))
 
 
 HUMANEVALPACK = bm.Benchmark(

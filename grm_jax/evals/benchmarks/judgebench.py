@@ -1,15 +1,17 @@
 """JudgeBench: pairs with objective labels, both orders (arXiv 2410.12784; ScalerLab/JudgeBench)."""
 
+from collections.abc import Iterator
+
 from grm_jax.evals import benchmark as bm
 from grm_jax.evals.files import Source, records
+from grm_jax.judging.votes import decided
 from grm_jax.types import Comparison
 
 SUBSETS = ("mmlu-pro", "livebench-reasoning", "livebench-math", "livecodebench")
 
 
-def read(source: Source) -> list[Comparison]:
+def read(source: Source) -> Iterator[Comparison]:
     """Reads `question`, `response_A`, `response_B`, `label` ("A>B" or "B>A"); keeps the order."""
-    comparisons = []
     for path in source.require("dataset=judgebench*.jsonl", "judgebench*.jsonl"):
         maker = "claude" if "claude" in path.name else "gpt"
         for record in records(path):
@@ -19,8 +21,7 @@ def read(source: Source) -> list[Comparison]:
             meta = {"subset": subset, "maker": maker}
             label = {"A>B": 0, "B>A": 1}[record["label"]]
             pair = (record["response_A"], record["response_B"])
-            comparisons.append(Comparison(record["question"], pair, None, label, name, meta))
-    return comparisons
+            yield Comparison(record["question"], pair, None, label, name, meta)
 
 
 def both_orders(judged: bm.JudgedComparison) -> float:
@@ -28,12 +29,8 @@ def both_orders(judged: bm.JudgedComparison) -> float:
 
     A tie or an unparseable verdict counts neither way. With one order its verdict decides.
     """
-    balance = 0
-    verdicts = [scores for _, scores in judged.views] or [judged.scores]
-    for scores in verdicts:
-        if scores is not None and len(first := bm.winners(scores)) == 1:
-            balance += 1 if first == [judged.comparison.best] else -1
-    return float(balance > 0)
+    winners = [best for _, best in decided(judged.views or (((0, 1), judged.scores),))]
+    return float(2 * winners.count(judged.comparison.best) > len(winners))
 
 
 def grade(judged: bm.Judged, rule: str) -> bm.Grades:

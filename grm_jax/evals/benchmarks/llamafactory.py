@@ -1,5 +1,7 @@
 """LLaMA-Factory's demo sets: AI-labelled pairs, and single ratings. Samples, not a benchmark."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from grm_jax.data.comparisons import placed, simplified
@@ -14,25 +16,20 @@ _ORIGIN = (
 )
 
 
-def read_pairs(source: Source) -> list[Comparison]:
+def read_pairs(source: Source) -> Iterator[Comparison]:
     """Reads pairs from `conversations`, `chosen` and `rejected`."""
-    comparisons: list[Comparison] = []
     for number, record in enumerate(records(source.require("dpo_en_demo.json")[0])):
         turns = {key: [record[key]] for key in ("chosen", "rejected")}
         pair = LAYOUTS["trl"].read({"prompt": record["conversations"], **turns}, f"dpo-{number}")
-        comparisons += map(placed, map(simplified, pair))
-    return comparisons
+        yield from map(placed, map(simplified, pair))
 
 
-def read_singles(source: Source) -> list[Comparison]:
+def read_singles(source: Source) -> Iterator[Comparison]:
     """Reads conversations (`messages`) whose last turn has a boolean `label`."""
-    comparisons = []
     for number, record in enumerate(records(source.require("kto_en_demo.json")[0])):
         *turns, answer = record["messages"]
         label = (float(record["label"]),)
-        single = Comparison(turns, (answer["content"],), None, label, f"kto-{number}")
-        comparisons.append(simplified(single))
-    return comparisons
+        yield simplified(Comparison(turns, (answer["content"],), None, label, f"kto-{number}"))
 
 
 def grade_singles(judged: bm.Judged, rule: str) -> bm.Grades:

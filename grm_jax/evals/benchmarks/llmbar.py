@@ -1,11 +1,13 @@
 """LLMBar: instruction following against surface quality (arXiv 2310.07641; princeton-nlp)."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
 from grm_jax.evals import benchmark as bm
 from grm_jax.evals.files import Source, records
+from grm_jax.judging.votes import winner
 from grm_jax.types import Comparison
 
 SUBSETS = (
@@ -17,20 +19,15 @@ SUBSETS = (
 )
 
 
-def read(source: Source) -> list[Comparison]:
+def read(source: Source) -> Iterator[Comparison]:
     """Reads `input`, `output_1`, `output_2`, `label` (1 or 2), in published order."""
-    comparisons = []
-    for path in source.require("**/dataset.json"):
-        folder = path.parent.as_posix()
-        subset = next((s for s in SUBSETS if folder.endswith(s)), None)
-        if subset is None:  # the repository's case studies are not part of the benchmark
-            continue
+    for path in source.require(*(f"{subset}/dataset.json" for subset in SUBSETS)):
+        subset = next(s for s in SUBSETS if path.parent.as_posix().endswith(s))
         for number, record in enumerate(records(path)):
             name = f"llmbar-{subset}-{number}"
             pair, label = (record["output_1"], record["output_2"]), int(record["label"]) - 1
             meta = {"subset": subset}
-            comparisons.append(Comparison(record["input"], pair, None, label, name, meta))
-    return comparisons or source.raise_missing("LLMBar/Natural/dataset.json")
+            yield Comparison(record["input"], pair, None, label, name, meta)
 
 
 def grade_orders(judged: bm.JudgedComparison) -> tuple[float, float, float]:
@@ -40,10 +37,7 @@ def grade_orders(judged: bm.JudgedComparison) -> tuple[float, float, float]:
     differs between orders. The last two are nan where only one order was shown.
     """
     views = judged.views or (((0, 1), judged.scores), ((1, 0), judged.scores))
-    named = []
-    for order, scores in views:
-        first = bm.winners(scores) if scores is not None else [0, 1]
-        named.append(first[0] if len(first) == 1 else order[0])
+    named = [order[0] if (i := winner(scores)) is None else i for order, scores in views]
     right = [float(name == judged.comparison.best) for name in named]
     if len({order for order, _ in views}) < 2:
         return float(np.mean(right)), math.nan, math.nan

@@ -2,23 +2,24 @@
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 
 from grm_jax.evals import benchmark as bm
 from grm_jax.evals.files import Source, records
+from grm_jax.judging.votes import winner
 from grm_jax.types import Comparison
 
 CLASSES = (0, 1, 2)  # tie, first, second
 
 
-def read(source: Source) -> list[Comparison]:
+def read(source: Source) -> Iterator[Comparison]:
     """Reads `instruction`, `input`, `response1`, `response2`, `annotator1..3`, in published order.
 
     The label is the annotators' majority; (0.5, 0.5) for a tie. Responses that are JSON booleans
     (records 157 to 164) become the words True and False.
     """
-    comparisons = []
     for record in records(source.require("testset-v1.json")[0]):
         votes = Counter(int(record[f"annotator{i}"]) for i in (1, 2, 3)).most_common()
         majority = votes[0][0] if votes[0][1] >= 2 else 0
@@ -27,22 +28,19 @@ def read(source: Source) -> list[Comparison]:
         name = f"pandalm-{record['idx']}"
         label = majority - 1 if majority else (0.5, 0.5)
         meta = {"subset": "decided" if majority else "tie", "class": majority}
-        comparisons.append(
-            Comparison(record["instruction"] + context, responses, None, label, name, meta)
-        )
-    return comparisons
+        yield Comparison(record["instruction"] + context, responses, None, label, name, meta)
 
 
 def grade(judged: bm.Judged, rule: str) -> bm.Grades:
     """Returns credit on the decided pairs, and the predicted class (equal or unparseable: tie)."""
-    winners = [bm.winners(j.scores) if j.scores is not None else [0, 1] for j in judged]
+    winners = [winner(j.scores) for j in judged]
     truth = np.array([j.comparison.meta["class"] for j in judged])
     credit = bm.strict if rule == "strict" else bm.credit
     return {
         "value": bm.column(credit(j) if t else 0.0 for j, t in zip(judged, truth)),
         "decided": bm.column(truth > 0),
         "truth": truth,
-        "predicted": np.array([w[0] + 1 if len(w) == 1 else 0 for w in winners]),
+        "predicted": np.array([0 if i is None else i + 1 for i in winners]),
         "subset": bm.Categories.of(j.subset for j in judged),
     }
 

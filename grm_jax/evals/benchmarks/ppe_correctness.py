@@ -48,17 +48,14 @@ def _records(source: Source) -> Iterator[tuple[str, str, dict, list[str], list[f
         source.raise_missing(*(folders[0] for folders in SETS.values()))
 
 
-def read_pairs(source: Source) -> list[Comparison]:
+def read_pairs(source: Source) -> Iterator[Comparison]:
     """Reads the sampled pairs [i, j] of answers of which one is right; a prompt's are one group."""
-    comparisons = []
     for name, group, record, responses, labels in _records(source):
         for p, (i, j) in enumerate(record["sampled_conflict_pairs"]):
             if labels[i] != labels[j]:
                 pair, best = (responses[i], responses[j]), int(labels[j] > labels[i])
                 meta = {"subset": name, "group": group}
-                comparison = Comparison(record["prompt"], pair, None, best, f"{group}-{p}", meta)
-                comparisons.append(placed(comparison))
-    return comparisons
+                yield placed(Comparison(record["prompt"], pair, None, best, f"{group}-{p}", meta))
 
 
 def grade_pairs(judged: bm.Judged, rule: str) -> bm.Grades:
@@ -79,18 +76,15 @@ def aggregate_pairs(grades: bm.Grades, weights_I: np.ndarray) -> bm.Metrics:
     return accuracy | {f"subset/{name}": value for name, value in sets.items()}
 
 
-def read_singles(source: Source) -> list[Comparison]:
+def read_singles(source: Source) -> Iterator[Comparison]:
     """Reads every answer by itself, labelled 1 or 0."""
-    comparisons = []
     for name, group, record, responses, labels in _records(source):
         for i, response in enumerate(responses):
             meta = {"subset": name, "group": group, "index": i}
             if i == 0:
                 meta["pairs"] = [list(pair) for pair in record["sampled_conflict_pairs"]]
-            comparisons.append(
-                Comparison(record["prompt"], (response,), None, (labels[i],), f"{group}-{i}", meta)
-            )
-    return comparisons
+            label = (labels[i],)
+            yield Comparison(record["prompt"], (response,), None, label, f"{group}-{i}", meta)
 
 
 def grade_singles(judged: bm.Judged, rule: str) -> bm.Grades:

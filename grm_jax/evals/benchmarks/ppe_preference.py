@@ -1,5 +1,7 @@
 """PPE human preference V1: arena votes between 20 models (arXiv 2410.14872; lmarena-ai)."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from grm_jax.evals import benchmark as bm
@@ -17,9 +19,8 @@ SLICES = {
 }
 
 
-def read(source: Source) -> list[Comparison]:
+def read(source: Source) -> Iterator[Comparison]:
     """Reads `prompt`, `response_1`, `response_2`, `winner`; keeps the order, drops human ties."""
-    comparisons = []
     for record in source.table("test", "train"):
         if record["winner"] not in ("model_a", "model_b"):
             continue
@@ -33,8 +34,7 @@ def read(source: Source) -> list[Comparison]:
         if not isinstance(query, str):
             query = [{"role": turn["role"], "content": turn["content"]} for turn in query]
         label = int(record["winner"] == "model_b")
-        comparisons.append(Comparison(query, responses, None, label, name, meta))
-    return comparisons
+        yield Comparison(query, responses, None, label, name, meta)
 
 
 def grade(judged: bm.Judged, rule: str) -> bm.Grades:

@@ -1,5 +1,7 @@
 """HHH alignment pairs, extracted from prometheus-eval's rating prompts (arXiv 2112.00861)."""
 
+from collections.abc import Iterator
+
 from grm_jax.data.comparisons import placed
 from grm_jax.evals import benchmark as bm
 from grm_jax.evals.files import Source, records
@@ -21,15 +23,13 @@ def unwrap(text: str) -> tuple[str, str]:
     return instruction, response
 
 
-def read(source: Source) -> list[Comparison]:
+def read(source: Source) -> Iterator[Comparison]:
     """Reads `chosen_instruction`, `rejected_instruction`, `source` (honest, helpful, ...)."""
-    comparisons = []
     for number, record in enumerate(records(source.require("hhh_alignment_eval.json")[0])):
         query, chosen = unwrap(record["chosen_instruction"])
         _, rejected = unwrap(record["rejected_instruction"])
         pair, meta = (chosen, rejected), {"subset": record["source"]}
-        comparisons.append(placed(Comparison(query, pair, None, 0, f"hhh-{number}", meta)))
-    return comparisons
+        yield placed(Comparison(query, pair, None, 0, f"hhh-{number}", meta))
 
 
 PROMETHEUS_HHH = bm.Benchmark(

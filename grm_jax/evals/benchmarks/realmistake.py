@@ -8,6 +8,7 @@ import json
 import math
 import re
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from grm_jax.types import Comparison
 THRESHOLD = 5.5
 
 
-def read(source: Source) -> list[Comparison]:
+def read(source: Source) -> Iterator[Comparison]:
     """Reads single responses labelled 1 (no error) or 0; the subset is "task, model".
 
     The README beside the zip contains the password.
@@ -30,18 +31,13 @@ def read(source: Source) -> list[Comparison]:
     path = source.require("data.zip")[0]
     with zipfile.ZipFile(path) as archive:
         archive.setpassword(_password(path).encode())
-        names = (n for n in sorted(archive.namelist()) if n.endswith(".jsonl"))
-        return [
-            comparison
-            for name in names
-            if not name.endswith("example.jsonl")
-            for comparison in _read_member(archive.read(name).decode(), name, path)
-        ]
+        for name in sorted(archive.namelist()):
+            if name.endswith(".jsonl") and not name.endswith("example.jsonl"):
+                yield from _read_member(archive.read(name).decode(), name, path)
 
 
-def _read_member(text: str, name: str, path: Path) -> list[Comparison]:
+def _read_member(text: str, name: str, path: Path) -> Iterator[Comparison]:
     task, model = name.split("/")[-2], name.split("/")[-1].removesuffix(".jsonl")
-    comparisons = []
     for number, line in enumerate(text.splitlines()):
         record = json.loads(line)
         label = record.get("error_label", record.get("label"))
@@ -52,8 +48,7 @@ def _read_member(text: str, name: str, path: Path) -> list[Comparison]:
         id = f"realmistake-{task}-{model}-{number}"
         meta = {"subset": f"{task}, {model}"}
         responses, rewards = (record["llm_response"],), (float(label == "no_error"),)
-        comparisons.append(Comparison(record["input"], responses, None, rewards, id, meta))
-    return comparisons
+        yield Comparison(record["input"], responses, None, rewards, id, meta)
 
 
 def _password(path: Path) -> str:

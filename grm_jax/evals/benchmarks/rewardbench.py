@@ -1,7 +1,7 @@
 """RewardBench: 2,985 pairs, 23 subsets, four sections (arXiv 2403.13787; allenai/reward-bench)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -51,14 +51,12 @@ SECTIONS = {
 }
 
 
-def read(source: Source) -> list[Comparison]:
+def read(source: Source) -> Iterator[Comparison]:
     """Reads `prompt`, `chosen`, `rejected`, `subset`, `id`; skips the prior sets, as the paper."""
-    comparisons: list[Comparison] = []
     for number, record in enumerate(source.table("filtered", "test", "train")):
         if record["subset"] in COUNTS:
             name = f"rewardbench-{record.get('id', number)}-{record['subset']}"
-            comparisons += map(placed, LAYOUTS["rewardbench"].read(record, name))
-    return comparisons
+            yield from map(placed, LAYOUTS["rewardbench"].read(record, name))
 
 
 def sections(accuracies: Mapping[str, float]) -> dict[str, float]:

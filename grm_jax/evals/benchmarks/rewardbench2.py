@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -12,12 +13,11 @@ from grm_jax.evals.files import Source
 from grm_jax.types import Comparison
 
 
-def read(source: Source) -> list[Comparison]:
+def read(source: Source) -> Iterator[Comparison]:
     """Reads `prompt`, `chosen` (list), `rejected` (list), `subset`, `id`; chosen ones get reward 1.
 
     Ties has each prompt twice, as `ref:N` (one right response) and `tied:N` (many): one group.
     """
-    comparisons = []
     for record in source.table("test", "train"):
         name = f"rewardbench2-{record['subset']}-{record['id']}"
         (comparison,) = LAYOUTS["rewardbench"].read(record, name)
@@ -25,9 +25,7 @@ def read(source: Source) -> list[Comparison]:
         if record["subset"] == "Ties":
             kind, number = str(record["id"]).split(":")
             meta |= {"group": f"ties-{number}", "kind": kind, "number": int(number)}
-        comparison = dataclasses.replace(comparison, label=comparison.rewards, meta=meta)
-        comparisons.append(placed(comparison))
-    return comparisons
+        yield placed(dataclasses.replace(comparison, label=comparison.rewards, meta=meta))
 
 
 def grade(judged: bm.Judged, rule: str) -> bm.Grades:

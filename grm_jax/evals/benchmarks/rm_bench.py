@@ -5,6 +5,7 @@ give nine pairs. In hard pairs the chosen response has the plainer style, in eas
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -17,9 +18,8 @@ from grm_jax.types import Comparison
 DOMAINS = ("chat", "math", "code", "safety")
 
 
-def read(source: Source) -> list[Comparison]:
+def read(source: Source) -> Iterator[Comparison]:
     """Reads nine pairs per prompt; the domain is the file's name (both safety files: safety)."""
-    comparisons = []
     total = source.files("total_dataset.json")
     for path in total or source.require("*_filtered.json"):
         for record in records(path):
@@ -29,9 +29,7 @@ def read(source: Source) -> list[Comparison]:
             for pair in LAYOUTS["rm_bench"].read(record, group):
                 i, j = pair.meta["chosen_style"], pair.meta["rejected_style"]
                 meta = {"subset": domain, "group": group, "styles": [i, j]}
-                pair = dataclasses.replace(pair, id=f"{group}-{i}{j}", meta=meta)
-                comparisons.append(placed(pair))
-    return comparisons
+                yield placed(dataclasses.replace(pair, id=f"{group}-{i}{j}", meta=meta))
 
 
 def grade(judged: bm.Judged, rule: str) -> bm.Grades:

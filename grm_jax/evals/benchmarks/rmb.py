@@ -6,6 +6,7 @@ shows the best response against each loser, as the benchmark's own scorers do.
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -18,9 +19,8 @@ from grm_jax.types import Comparison
 GOALS = ("Helpfulness", "Harmlessness")
 
 
-def read(source: Source, split: bool = False) -> list[Comparison]:
+def read(source: Source, split: bool = False) -> Iterator[Comparison]:
     """Reads pairs and best-of-n groups. split: every group becomes its (best, loser) pairs."""
-    comparisons = []
     for kind in ("BoN_set", "Pairwise_set"):
         for goal in GOALS:
             for path in source.require(f"{kind}/{goal}/**/*.json"):
@@ -28,8 +28,7 @@ def read(source: Source, split: bool = False) -> list[Comparison]:
                 category = f"{kind}/{goal}/{stem}"
                 for number, record in enumerate(records(path)):
                     name = f"rmb-{category}-{number}"
-                    comparisons += _comparisons(record, name, goal, category, split)
-    return comparisons
+                    yield from _comparisons(record, name, goal, category, split)
 
 
 def _comparisons(
