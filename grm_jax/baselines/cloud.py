@@ -35,7 +35,19 @@ def measure(bench: Bench, folder: Path) -> list[Measured]:
         bench, folder / "train", "cloud", lambda: params, lambda b: training_pairs(b, judge)
     )
     options = dataclasses.replace(bench.options, vote="sum", expected=False, k_meta=None)
-    rewards = score(judge, reward, bench.comparisons, options)
+    texts = critiques(judge, bench.comparisons, options)
+    values = iter(
+        reward(
+            [
+                scalar.encode_response(bench.tokenizer, comparison, response, text)
+                for comparison, responses in zip(bench.comparisons, texts)
+                for response, samples in zip(comparison.responses, responses)
+                for text in samples
+            ]
+        )
+    )
+    # rewards[comparison][response][sample]
+    rewards = [[[next(values) for _ in samples] for samples in responses] for responses in texts]
     measured = []
     for k in dict.fromkeys((1, options.k)):
         judged = [
@@ -49,23 +61,20 @@ def measure(bench: Bench, folder: Path) -> list[Measured]:
 BASELINES.add("cloud", Baseline(measure, unused=("rl", *scalar.UNUSED)))
 
 
-def singles(comparison: Comparison) -> list[Comparison]:
-    """Splits a comparison into its responses, without labels."""
-    return [
-        Comparison(comparison.query, (response,), id=f"{comparison.id}/{i}")
-        for i, response in enumerate(comparison.responses)
-    ]
-
-
 def critiques(
     judge: Judge, comparisons: Sequence[Comparison], options: Options
 ) -> list[list[list[str]]]:
     """Returns texts[comparison][response][sample]: k empty ones if a response is not judged."""
-    flat = [single for comparison in comparisons for single in singles(comparison)]
-    texts: dict[int, list[str]] = {}
-    for i, verdict in judge.stream(flat, options):
-        texts[i] = [c.text for c in getattr(verdict, "critiques", ())] or [""] * options.k
-    ordered = (texts[i] for i in range(len(flat)))
+    singles = [
+        Comparison(comparison.query, (response,), id=f"{comparison.id}/{i}")
+        for comparison in comparisons
+        for i, response in enumerate(comparison.responses)
+    ]
+    texts = {
+        i: [c.text for c in getattr(verdict, "critiques", ())] or [""] * options.k
+        for i, verdict in judge.stream(singles, options)
+    }
+    ordered = (texts[i] for i in range(len(singles)))
     return [[next(ordered) for _ in comparison.responses] for comparison in comparisons]
 
 
@@ -83,18 +92,3 @@ def training_pairs(bench: Bench, judge: Judge) -> list[scalar.TokenPair]:
         ]
         pairs += scalar.best_and_others(encoded, best_index(comparison))
     return pairs
-
-
-def score(
-    judge: Judge, reward: scalar.Scalar, comparisons: Sequence[Comparison], options: Options
-) -> list[list[list[float]]]:
-    """Returns rewards[comparison][response][sample]."""
-    texts = critiques(judge, comparisons, options)
-    flat = [
-        scalar.encode_response(reward.tokenizer, comparison, response, text)
-        for comparison, responses in zip(comparisons, texts)
-        for response, samples in zip(comparison.responses, responses)
-        for text in samples
-    ]
-    values = iter(reward(flat))
-    return [[[next(values) for _ in samples] for samples in responses] for responses in texts]

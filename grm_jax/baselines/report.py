@@ -16,10 +16,12 @@ from grm_jax.evals import figures, tables
 from grm_jax.evals.benchmark import Benchmark, Metrics, nan_mean
 from grm_jax.evals.bootstrap import DRAWS, Resampler
 from grm_jax.evals.page import render
+from grm_jax.judging.summary import mean
 
 REFERENCE = "spct rl, k = "  # the other judges are compared with this one, if it was measured
 Runs = dict[int, Measured]  # by seed
 Table = dict[str, Any]
+_SHARES = ("ties", "parsed")
 
 
 def summary(benchmark: Benchmark, judges: dict[str, Runs], draws: int = DRAWS) -> Table:
@@ -67,14 +69,14 @@ def _row(
         )
         difference = resampler.difference(theirs, ours)["mean"]
     parsing = [run.entry["parsing"] for run in runs.values()]
-    row = {"name": name, **estimate.as_json()}
-    row["seeds"] = {seed: tables.headline(run.entry)["value"] for seed, run in runs.items()}
-    row["difference"] = difference
-    for share in ("ties", "parsed"):
-        known = [statistics[share] for statistics in parsing if statistics[share] is not None]
-        row[share] = nan_mean(known) if known else None
-    row["tokens"] = nan_mean([_tokens(run.entry) for run in runs.values()])
-    return row
+    return {
+        "name": name,
+        **estimate.as_json(),
+        "seeds": {seed: tables.headline(run.entry)["value"] for seed, run in runs.items()},
+        "difference": difference,
+        **{share: mean(p[share] for p in parsing if p[share] is not None) for share in _SHARES},
+        "tokens": mean(_tokens(run.entry) for run in runs.values()),
+    }
 
 
 def _tokens(entry: dict[str, Any]) -> float:
@@ -85,15 +87,14 @@ def _tokens(entry: dict[str, Any]) -> float:
 
 def _mean_over(benchmark: Benchmark, runs: Iterable[Measured]) -> Callable[[np.ndarray], Metrics]:
     """The headline's mean over runs as a function of the comparisons' weights."""
-    runs = list(runs)
-    graded = [benchmark.grade(run.judged, run.entry["rule"]) for run in runs]
-    headline = runs[0].entry["headline"]
-
-    def metrics(weights_I: np.ndarray) -> Metrics:
-        values = [benchmark.aggregate(grades, weights_I)[headline] for grades in graded]
-        return {"mean": nan_mean(values)}
-
-    return metrics
+    graded = [
+        (benchmark.grade(run.judged, run.entry["rule"]), run.entry["headline"]) for run in runs
+    ]
+    return lambda weights_I: {
+        "mean": nan_mean(
+            benchmark.aggregate(grades, weights_I)[headline] for grades, headline in graded
+        )
+    }
 
 
 # ---------------------------------------------------------------- output
@@ -122,9 +123,6 @@ def _cells(row: dict[str, Any]) -> list[str]:
         *("" if row.get(share) is None else tables.percent(row[share]) for share in _SHARES),
         f"{row['tokens']:.0f}" if row.get("tokens") else "",
     ]
-
-
-_SHARES = ("ties", "parsed")
 
 
 def explanation(table: Table) -> str:

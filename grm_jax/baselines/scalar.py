@@ -30,6 +30,7 @@ from grm_jax.types import Comparison
 
 log = logging.getLogger(__name__)
 TokenPair = tuple[list[int], list[int]]  # (best, other)
+Reward = Callable[[Sequence[list[int]]], list[float]]  # token lists -> a reward each
 # The scalars take the optimizer and batch fields of `config.meta_rm`, and these from `config.rft`.
 _FROM_RFT = ("comparisons", "steps", "lr", "warmup_steps", "save_every")
 # Fields of `config.meta_rm` that scalars do not use.
@@ -186,41 +187,20 @@ def train(
     return loop.train(stage, run.stop)["params"]
 
 
-class Scalar:
-    """Computes rewards of token lists in padded batches, with the batching of `MetaRM`."""
-
-    def __init__(
-        self, config: ConfigDict, mesh: Mesh, params: Params, tokenizer: Tokenizer, batch: int = 16
-    ):
-        graphdef, _ = abstract_model(model_config(config, scalar_head=True), mesh)
-        model, template = nnx.merge(graphdef, params), meta_template(config.template)
-        self.scorer = MetaRM(model, tokenizer, template, mesh, batch)
-        self.tokenizer = tokenizer
-
-    def __call__(self, encoded: Sequence[list[int]]) -> list[float]:
-        """Returns one reward per token list."""
-        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-        rewards = [0.0] * len(encoded)
-        for start in range(0, len(order), self.scorer.batch):
-            batch = order[start : start + self.scorer.batch]
-            for i, reward in zip(batch, self.scorer.score_tokens([encoded[i] for i in batch])):
-                rewards[i] = reward
-        return rewards
-
-
 def trained(
     bench: Bench,
     folder: Path,
     name: str,
     start: Callable[[], Params],
     training_pairs: Callable[[Bench], Sequence[TokenPair]],
-) -> Scalar:
-    """Trains the scalar of a baseline in `folder`, or loads it."""
+) -> Reward:
+    """Trains the scalar of a baseline in `folder`, or loads it; returns its rewards."""
+    graphdef, abstract = abstract_model(model_config(bench.config, scalar_head=True), bench.mesh)
     if loop.is_done(folder):
-        cfg = model_config(bench.config, scalar_head=True)
-        params = loop.load_params(folder, abstract_model(cfg, bench.mesh)[1])
+        params = loop.load_params(folder, abstract)
     else:
         section = section_of(bench.config)
         pairs = pair_up(training_pairs(bench), section.seq_len)
         params = train(bench.run, section, start, pairs, folder, name)
-    return Scalar(bench.config, bench.mesh, params, bench.tokenizer)
+    model, template = nnx.merge(graphdef, params), meta_template(bench.config.template)
+    return MetaRM(model, bench.tokenizer, template, bench.mesh, batch=16).score_tokens

@@ -81,19 +81,19 @@ class Resampler:
                 weights_C[members] = np.bincount(drawn, minlength=len(members))
             yield weights_C[self.codes_I]
 
-    def ones(self) -> np.ndarray:
-        """Weights of one, which give the published number."""
-        return np.ones(len(self.codes_I))
-
-    def estimate(self, metrics: MetricFunction) -> dict[str, Estimate]:
-        """Computes each metric with its interval."""
-        values = metrics(self.ones())
-        drawn: dict[str, list[float]] = {name: [] for name in values}
+    def draw(self, metrics: MetricFunction) -> dict[str, tuple[float, list[float]]]:
+        """Computes each metric with weights of one, the published number, and for each draw."""
+        values = {name: (value, []) for name, value in metrics(np.ones(len(self.codes_I))).items()}
         with np.errstate(invalid="ignore", divide="ignore"):
             for weights_I in self.weights():
                 for name, value in metrics(weights_I).items():
-                    drawn[name].append(value)
-        return {name: Estimate(value, *interval(drawn[name])) for name, value in values.items()}
+                    values[name][1].append(value)
+        return values
+
+    def estimate(self, metrics: MetricFunction) -> dict[str, Estimate]:
+        """Computes each metric with its interval."""
+        values = self.draw(metrics)
+        return {name: Estimate(value, *interval(drawn)) for name, (value, drawn) in values.items()}
 
     def headline(self, metrics: MetricFunction) -> Estimate:
         """Computes the first metric with its interval."""
@@ -106,18 +106,14 @@ class Resampler:
 
     def difference(self, baseline: MetricFunction, treatment: MetricFunction) -> dict[str, dict]:
         """Computes treatment - baseline on the same draws: interval and two-sided p-value."""
-        base, treated = baseline(self.ones()), treatment(self.ones())
-        names = [name for name in base if name in treated]
-        drawn: dict[str, list[float]] = {name: [] for name in names}
-        with np.errstate(invalid="ignore", divide="ignore"):
-            for weights_I in self.weights():
-                x, y = baseline(weights_I), treatment(weights_I)
-                for name in names:
-                    drawn[name].append(y[name] - x[name])
+
+        def metrics(weights_I: np.ndarray) -> Metrics:
+            base, treated = baseline(weights_I), treatment(weights_I)
+            return {name: treated[name] - base[name] for name in base if name in treated}
+
         return {
-            name: Estimate(treated[name] - base[name], *interval(drawn[name])).as_json()
-            | {"p": p_value(drawn[name])}
-            for name in names
+            name: Estimate(value, *interval(drawn)).as_json() | {"p": p_value(drawn)}
+            for name, (value, drawn) in self.draw(metrics).items()
         }
 
 

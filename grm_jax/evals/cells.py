@@ -15,6 +15,7 @@ from grm_jax.evals.bootstrap import Resampler
 from grm_jax.evals.judged import JudgedComparison
 from grm_jax.evals.scaling import META, blocks
 from grm_jax.evals.tables import percent, span, text_table
+from grm_jax.judging.summary import mean
 from grm_jax.judging.votes import winner
 
 METHODS = {"sum": "Voting", "expected": "Expected", META: "MetaRM"}
@@ -83,9 +84,8 @@ def cell(
 
 def _parse_rate(judged: JudgedComparison) -> float:
     """Share of critiques that parsed; 1 for judges without critiques, 0 if judging failed."""
-    if judged.critiques:
-        return float(np.mean([critique.status == "ok" for critique in judged.critiques]))
-    return float(judged.error is None)
+    parsed = mean(critique.status == "ok" for critique in judged.critiques)
+    return float(judged.error is None) if parsed is None else parsed
 
 
 def difference(a: Cell, b: Cell, resampler: Resampler) -> dict[str, float | None]:

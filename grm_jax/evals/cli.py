@@ -131,7 +131,8 @@ def evaluate(args: argparse.Namespace) -> int:
             run.write_comparisons(task.comparisons, path)
             print(f"{path}: {len(task.comparisons)} comparisons")
         return 0
-    out = Path(args.out or Path("eval") / default_name(args))
+    name = args.judge or Path(args.model or args.scores).name.split(".")[0]
+    out = Path(args.out or Path("eval") / name)
     out.mkdir(parents=True, exist_ok=True)
     judge, entries = judge_function(args, out), []
     for task in tasks:
@@ -184,11 +185,6 @@ def scores_path(scores: str, name: str) -> Path:
     return Path(scores) / f"{name}.jsonl" if Path(scores).is_dir() else Path(scores)
 
 
-def default_name(args: argparse.Namespace) -> str:
-    """The name of the judge, as a folder."""
-    return args.judge or Path(args.model or args.scores).name.split(".")[0]
-
-
 # ---------------------------------------------------------------- judges
 
 
@@ -202,10 +198,9 @@ def judge_function(args: argparse.Namespace, out: Path) -> JudgeFunction:
 
 
 def _judge_content_blind(name: str, seed: int, task: Task, out: Path) -> Judgement:
-    baseline = CONTENT_BLIND[name]
-    judged = [baseline.judge(comparison, seed) for comparison in task.comparisons]
+    judged = [CONTENT_BLIND[name].judge(comparison, seed) for comparison in task.comparisons]
     run.write_scores(judged, out / f"{task.benchmark.name}.jsonl")
-    settings = {"rule": baseline.description, "seed": seed}
+    settings = {"rule": CONTENT_BLIND[name].description, "seed": seed}
     return Judgement(judged, {"kind": "content-blind baseline", "name": name} | settings)
 
 
@@ -218,8 +213,7 @@ def _load_scores(scores: str, task: Task, out: Path) -> Judgement:
     first = next(strict_records(path), {})
     known = ("model", "k", "temperature", "vote", "template", "meta_rm")
     settings = {key: first[key] for key in known if key in first}
-    judge = {"kind": "scores", "name": settings.get("model", path.stem)} | settings
-    return Judgement(judged, judge)
+    return Judgement(judged, {"kind": "scores", "name": first.get("model", path.stem)} | settings)
 
 
 def _model_function(args: argparse.Namespace, out: Path) -> JudgeFunction:
@@ -300,7 +294,3 @@ def write_reports(entries: Sequence[dict], out: Path) -> None:
     (out / "results.html").write_text(page.page(ordered), encoding="utf-8")
     tables.terminal(entries)
     print(f"{out}/results.json, results.md, results.html")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -53,6 +53,9 @@ def measure(
         }
         for name in benchmark.rules
     }
+    blind = {
+        name: [content_blind.judge(name, j.comparison) for j in judged] for name in SHOWN_BASELINES
+    }
     entry = {
         "benchmark": benchmark.name,
         "title": benchmark.title,
@@ -65,7 +68,10 @@ def measure(
         "headline": next(iter(metrics[rule])),
         "metrics": metrics,
         "chance": benchmark.chance,
-        "content_blind": content_blind_values(benchmark, judged, rule, curve_resampler),
+        "content_blind": {
+            name: curve_resampler.headline(metrics_of(benchmark, scores, rule)).as_json()
+            for name, scores in blind.items()
+        },
         "parsing": parsing(judged),
         "position": biases.position(judged, BIAS_DRAWS),
         "length": biases.length(judged, BIAS_DRAWS),
@@ -100,19 +106,6 @@ def headline_rule(benchmark: Benchmark, judged: Sequence[JudgedComparison]) -> s
         if name in benchmark.rules and not any(len(j.views) > 1 for j in judged):
             return name
     return next(iter(benchmark.rules))
-
-
-def content_blind_values(
-    benchmark: Benchmark, judged: Sequence[JudgedComparison], rule: str, resampler: Resampler
-) -> dict:
-    """The headline of the content-blind baselines that are shown beside every result."""
-    baselines = {
-        name: [content_blind.judge(name, j.comparison) for j in judged] for name in SHOWN_BASELINES
-    }
-    return {
-        name: resampler.headline(metrics_of(benchmark, scores, rule)).as_json()
-        for name, scores in baselines.items()
-    }
 
 
 def parsing(judged: Sequence[JudgedComparison]) -> dict:

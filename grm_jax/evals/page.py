@@ -114,8 +114,8 @@ def cost(spent: Mapping) -> str:
     if not spent.get("seconds"):
         return ""
     text = f"{spent['seconds']:,.0f} s"
-    if spent.get("tokens"):
-        speed = spent["tokens"] / spent["seconds"]
-        text += f", {spent['critiques']:,} critiques, {spent['tokens']:,} tokens"
-        text += f", {speed:,.0f} tokens/s"
-    return text
+    if not spent.get("tokens"):
+        return text
+    speed = spent["tokens"] / spent["seconds"]
+    counts = f"{spent['critiques']:,} critiques, {spent['tokens']:,} tokens"
+    return f"{text}, {counts}, {speed:,.0f} tokens/s"

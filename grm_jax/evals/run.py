@@ -138,12 +138,11 @@ def _judged(
 
 def write_scores(judged: Sequence[JudgedComparison], path: str | Path) -> None:
     """Writes a scores file: {"id", "scores", "views"?} a line."""
-    rows = []
-    for j in judged:
-        views = [{"order": order, "scores": scores} for order, scores in j.views]
-        row = {"id": j.comparison.id, "scores": j.scores}
-        rows.append(json.dumps(row | ({"views": views} if views else {})))
-    Path(path).write_text("\n".join(rows) + "\n")
+    rows: list[dict] = [{"id": j.comparison.id, "scores": j.scores} for j in judged]
+    for j, row in zip(judged, rows):
+        if j.views:
+            row["views"] = [{"order": order, "scores": scores} for order, scores in j.views]
+    Path(path).write_text("\n".join(map(json.dumps, rows)) + "\n")
 
 
 def write_comparisons(comparisons: Sequence[Comparison], path: str | Path) -> None:

@@ -6,7 +6,6 @@ table of their own.
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,12 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def tabulate(args: argparse.Namespace) -> int:
     """Reads the runs, and writes or prints the tables."""
-    flops = dict(pair.split("=", 1) for pair in args.flops_per_token.split(",") if pair)
-    built = build(
-        read_runs(args.runs),
-        args.what == "paper",
-        {name: float(value) for name, value in flops.items()},
-    )
+    pairs = (pair.split("=", 1) for pair in args.flops_per_token.split(",") if pair)
+    flops = {name: float(value) for name, value in pairs}
+    built = build(read_runs(args.runs), args.what == "paper", flops)
     if args.out and args.out.endswith(".json"):
         text = json.dumps(built, indent=1, ensure_ascii=False) + "\n"
     elif args.out and args.out.endswith(".html"):
@@ -75,7 +71,3 @@ def read_runs(arguments: Sequence[str]) -> dict[str, dict[str, dict]]:
             raise ValueError(f"two runs are called {name!r}: name them as NAME=FOLDER")
         runs[name] = {entry["benchmark"]: entry for entry in results.read_results(path)}
     return runs
-
-
-if __name__ == "__main__":
-    sys.exit(main())

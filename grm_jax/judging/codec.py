@@ -30,7 +30,7 @@ def critique_to_json(critique: Critique) -> Row:
     }
 
 
-def critique_from_json(fields: Row, seed: int = 0, with_text: bool = True) -> Critique:
+def critique_from_json(fields: Row, with_text: bool = True) -> Critique:
     """Returns the critique of a JSON object.
 
     Fields that an earlier version did not write get their defaults. with_text=False leaves text,
@@ -48,7 +48,7 @@ def critique_from_json(fields: Row, seed: int = 0, with_text: bool = True) -> Cr
         expected_scores=_tuple(fields.get("expected_scores")),
         tokens=fields.get("tokens", 0),
         sample=fields.get("sample", 0),
-        seed=fields.get("seed", seed),
+        seed=fields.get("seed", 0),
         finish=fields.get("finish"),
     )
 
@@ -67,20 +67,6 @@ def verdict_to_json(verdict: Verdict) -> Row:
     }
 
 
-def verdict_from_json(fields: Row) -> Verdict:
-    """Returns the verdict of a JSON object, or of a row of `grm judge` that is no error row."""
-    seed = fields.get("seed", 0)
-    return Verdict(
-        id=fields["id"],
-        scores=tuple(fields["scores"]),
-        best=fields["best"],
-        critiques=tuple(critique_from_json(critique, seed) for critique in fields["critiques"]),
-        unparsed=fields["unparsed"],
-        votes={rule: tuple(scores) for rule, scores in fields["votes"].items()},
-        kept=_tuple(fields["kept"]),
-    )
-
-
 def judged_row(comparison: Comparison, verdict: Verdict, line: int | str, run: Row) -> Row:
     """Returns the output row of a judged comparison.
 
@@ -91,23 +77,24 @@ def judged_row(comparison: Comparison, verdict: Verdict, line: int | str, run: R
       run: the fields that the rows of a run share (`run.row_fields`).
     """
     label = list(comparison.label) if isinstance(comparison.label, tuple) else comparison.label
-    row: Row = {"id": None, "line": line, "n": comparison.n, "label": label}
-    row |= verdict_to_json(verdict)
-    row["id"] = str(line) if verdict.id is None else verdict.id
     texts = {
         "query": comparison.query,
         "responses": list(comparison.responses),
         "reference": comparison.reference,
         "meta": comparison.meta,
     }
-    return row | texts | run | {"error": None}
+    return _verdict_row(verdict, line, comparison.n, label) | texts | run | {"error": None}
 
 
 def error_row(line: int | str, reason: str, run: Row, id: str | None = None) -> Row:
     """Returns the output row of an input row that could not be judged."""
-    row: Row = {"id": None, "line": line, "n": 0, "label": None}
-    row |= verdict_to_json(Verdict(str(line) if id is None else id, (), None, (), unparsed=0))
+    row = _verdict_row(Verdict(id, (), None, (), unparsed=0), line, 0, None)
     return row | run | {"template": None, "error": {"line": line, "reason": reason}}
+
+
+def _verdict_row(verdict: Verdict, line: int | str, n: int, label: Any) -> Row:
+    verdict = dataclasses.replace(verdict, id=str(line) if verdict.id is None else verdict.id)
+    return {"id": verdict.id, "line": line, "n": n, "label": label} | verdict_to_json(verdict)
 
 
 def without_texts(row: Row) -> Row:

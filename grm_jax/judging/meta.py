@@ -97,19 +97,13 @@ class MetaRM:
                     f"a critique with its responses is {len(ids):,} tokens, the meta model's "
                     f"context {context:,}: lower max_new_tokens, or shorten the responses"
                 )
-        starts = [0] * len(encoded)
-        if self.likelihood:  # only then are the starts used; each costs a rendering
-            starts = [self.critique_start(c, ids) for c, ids in zip(critiques, encoded)]
-        scores: dict[int, float] = {}
-        by_length = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))  # little padding
-        for first in range(0, len(by_length), self.batch):
-            batch = by_length[first : first + self.batch]
-            values = self.score_tokens([encoded[i] for i in batch], [starts[i] for i in batch])
-            scores.update(zip(batch, values))
-        return [scores[i] for i in range(len(encoded))]
+        if not self.likelihood:  # the starts are not used, and each costs a rendering
+            return self.score_tokens(encoded)
+        starts = [self.critique_start(c, ids) for c, ids in zip(critiques, encoded)]
+        return self.score_tokens(encoded, starts)
 
-    def score_tokens(self, encoded: list[list[int]], starts: Sequence[int] = ()) -> list[float]:
-        """Returns the scores of at most `batch` sequences of token ids.
+    def score_tokens(self, encoded: Sequence[list[int]], starts: Sequence[int] = ()) -> list[float]:
+        """Returns the scores of sequences of token ids, computed in batches of similar lengths.
 
         starts: where each critique begins; required with a likelihood.
         """
@@ -118,6 +112,16 @@ class MetaRM:
                 f"{len(starts)} starts for {len(encoded)} critiques: the likelihood needs one each "
                 "(`critique_start`)"
             )
+        starts = starts if len(starts) else [0] * len(encoded)
+        scores: dict[int, float] = {}
+        by_length = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))  # little padding
+        for first in range(0, len(by_length), self.batch):
+            batch = by_length[first : first + self.batch]
+            values = self._score_batch([encoded[i] for i in batch], [starts[i] for i in batch])
+            scores.update(zip(batch, values))
+        return [scores[i] for i in range(len(encoded))]
+
+    def _score_batch(self, encoded: Sequence[list[int]], starts: Sequence[int]) -> list[float]:
         length = padded_length(max(map(len, encoded)))
         tokens_BxL = np.full((self.batch, length), self.tokenizer.pad_id, np.int32)
         segments_BxL = np.zeros((self.batch, length), np.int32)

@@ -108,7 +108,7 @@ def row_data(row: Row) -> dict[str, Any]:
     data = {name: row.get(name) for name in FIELDS}
     if row.get("error"):
         return data | ERROR_FIELDS
-    all_unparsed = row["unparsed"] == len(row["critiques"])
+    all_unparsed = summary.all_unparsed(row)
     ranked = sorted(row["scores"], reverse=True)
     labelled_best = [False] * row["n"]
     if row["n"] > 1 and row["label"] is not None:

@@ -7,6 +7,7 @@ add one file (docs/adding_a_benchmark.md). Results list benchmarks by `Benchmark
 import importlib
 import pkgutil
 
+from grm_jax.evals import tables
 from grm_jax.evals.benchmark import Benchmark
 from grm_jax.registry import Registry
 
@@ -30,13 +31,9 @@ PAPER = tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.paper)
 
 def markdown_table() -> str:
     """Returns the table of benchmarks in docs/evaluation.md."""
-    lines = ["| name | headline | ties and unparseable judgements | files |", "|---|---|---|---|"]
-    for name, benchmark in BENCHMARKS.items():
-        cells = (
-            f"`{name}`",
-            benchmark.headline,
-            *list(benchmark.rules.values())[:1],
-            benchmark.files,
-        )
-        lines.append(f"| {' | '.join(cells)} |".replace("*", r"\*"))
-    return "\n".join(lines) + "\n"
+    headings = ("name", "headline", "ties and unparseable judgements", "files")
+    rows = [
+        (f"`{b.name}`", b.headline, next(iter(b.rules.values())), b.files)
+        for b in BENCHMARKS.values()
+    ]
+    return "\n".join(tables.markdown_table(headings, rows)).replace("*", r"\*") + "\n"
