@@ -13,8 +13,8 @@ from grm_jax.evals import run
 from grm_jax.evals.benchmarks import BENCHMARKS, world
 from grm_jax.evals.judged import JudgedComparison
 from grm_jax.evals.measure import measure
-from grm_jax.judging import Judge
 from grm_jax.judging.expected import ExpectedScores, model_log_probs
+from grm_jax.judging.judge import Judge
 from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.options import Options
 from grm_jax.judging.run import RunConfig

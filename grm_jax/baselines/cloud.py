@@ -15,7 +15,7 @@ from grm_jax.baselines.bench import BASELINES, Baseline, Bench
 from grm_jax.baselines.results import Measured
 from grm_jax.evals.benchmark import nan_mean
 from grm_jax.evals.judged import JudgedComparison
-from grm_jax.judging import Judge
+from grm_jax.judging.judge import Judge
 from grm_jax.judging.options import Options
 from grm_jax.text import rendering
 from grm_jax.training.rft_data import best_index

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from grm_jax.baselines.bench import BASELINES, Baseline, Bench
 from grm_jax.baselines.results import Measured
-from grm_jax.judging import Judge
-from grm_jax.judging.options import Options
+from grm_jax.judging.judge import Judge
 from grm_jax.text import rendering
 from grm_jax.text.sections import find_sections
 from grm_jax.training import loop, rft, rft_data
@@ -28,7 +27,7 @@ def measure(bench: Bench, folder: Path) -> list[Measured]:
     judge = fine_tuned(bench, folder, "llm_judge", training_set)
     measured = []
     for vote, suffix in VOTES.items():
-        options = vote_options(bench, vote)
+        options = dataclasses.replace(bench.options, vote=vote, expected=True)
         path = folder / f"{bench.benchmark.name}.{vote}.jsonl"
         judged, cost = bench.judge_into(path, judge, bench.comparisons, options)
         measured.append(bench.measured(judged, f"llm_judge{suffix}", options.k, cost))
@@ -101,7 +100,3 @@ def fine_tuned(
             rft.save_set(build(bench, options), config, bench.tokenizer, stage / "data")
         params = rft.train(bench.run, bench.first_params, stage)
     return bench.judge(params, template)
-
-
-def vote_options(bench: Bench, vote: str) -> Options:
-    return dataclasses.replace(bench.options, vote=vote, expected=True)

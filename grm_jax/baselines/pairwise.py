@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from grm_jax.baselines.bench import BASELINES, Baseline, Bench
-from grm_jax.baselines.llm_judge import VOTES, fine_tuned, vote_options
+from grm_jax.baselines.llm_judge import VOTES, fine_tuned
 from grm_jax.baselines.results import Measured
 from grm_jax.evals.judged import JudgedComparison
 from grm_jax.training import rft_data
@@ -24,7 +24,7 @@ def measure(bench: Bench, folder: Path) -> list[Measured]:
     pairs = [pair for comparison in bench.comparisons for pair in all_pairs(comparison)]
     measured = []
     for vote, suffix in VOTES.items():
-        options = vote_options(bench, vote)
+        options = dataclasses.replace(bench.options, vote=vote, expected=True)
         path = folder / f"{bench.benchmark.name}.pairs.{vote}.jsonl"
         judged_pairs, cost = bench.judge_into(path, judge, pairs, options)
         by_id = {judged.comparison.id: judged.scores for judged in judged_pairs}

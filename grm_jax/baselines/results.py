@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from grm_jax.evals.judged import JudgedComparison
 from grm_jax.evals.results import upgraded
+from grm_jax.judging.codec import as_tuple
 from grm_jax.run_store import IdentityMismatch, RunStore
 from grm_jax.training.loop import FREE_FIELDS
 from grm_jax.types import Comparison
@@ -75,13 +76,11 @@ def load(
         return None
     try:
         with RunStore(path, identity) as store:
-            if _KEY not in store:
-                return None
-            judges = store[_KEY]["judges"].values()
+            judges = store[_KEY]["judges"].values() if _KEY in store else None
     except IdentityMismatch as error:
         log.warning("%s", error)
         return None
-    return [_from_json(judge, comparisons) for judge in judges]
+    return judges and [_from_json(judge, comparisons) for judge in judges]
 
 
 _KEY = "judges"
@@ -104,8 +103,8 @@ def _from_json(judge: dict[str, Any], comparisons: Sequence[Comparison]) -> Meas
     judged = [
         JudgedComparison(
             comparison,
-            _tuple(scores),
-            tuple((tuple(order), _tuple(view)) for order, view in seen),
+            as_tuple(scores),
+            tuple((tuple(order), as_tuple(view)) for order, view in seen),
             num_votes=votes,
         )
         for comparison, scores, seen, votes in zip(comparisons, judge["scores"], views, num_votes)
@@ -115,7 +114,3 @@ def _from_json(judge: dict[str, Any], comparisons: Sequence[Comparison]) -> Meas
 
 def _short(scores: Scores) -> list[float] | None:
     return None if scores is None else [float(f"{score:.9g}") for score in scores]
-
-
-def _tuple(scores: Scores) -> tuple[float, ...] | None:
-    return None if scores is None else tuple(scores)

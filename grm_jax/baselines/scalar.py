@@ -4,7 +4,6 @@ loss = -log sigmoid(r_best - r_other), the mean over pairs (arXiv 2204.05862). A
 tokens; the two texts of a pair are adjacent, so that micro-batches do not separate them.
 """
 
-import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +28,8 @@ from grm_jax.training.programs import Metrics, Program, build_update, model_conf
 from grm_jax.types import Comparison
 
 log = logging.getLogger(__name__)
+# Tokenised (best, other) texts: "tokens" and "segment_ids" int32 (B, 2, L), best first.
+Pairs = dict[str, np.ndarray]
 TokenPair = tuple[list[int], list[int]]  # (best, other)
 Reward = Callable[[Sequence[list[int]]], list[float]]  # token lists -> a reward each
 # The scalars take the optimizer and batch fields of `config.meta_rm`, and these from `config.rft`.
@@ -48,21 +49,6 @@ UNUSED = tuple(
         "likelihood",
     )
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Pairs:
-    """Tokenised (best, other) texts: tokens and segment_ids int32 (B, 2, L), best first."""
-
-    tokens: np.ndarray
-    segment_ids: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def rows(self, index: Sequence[int]) -> dict[str, np.ndarray]:
-        """Returns a batch."""
-        return {"tokens": self.tokens[index], "segment_ids": self.segment_ids[index]}
 
 
 def section_of(config: ConfigDict) -> ConfigDict:
@@ -110,7 +96,7 @@ def pair_up(texts: Sequence[TokenPair], seq_len: int) -> Pairs:
     for b, pair in enumerate(fitting):
         for side, ids in enumerate(pair):
             tokens[b, side, : len(ids)], segments[b, side, : len(ids)] = ids, 1
-    return Pairs(tokens, segments)
+    return {"tokens": tokens, "segment_ids": segments}
 
 
 # ---------------------------------------------------------------- training
@@ -123,7 +109,7 @@ def bradley_terry_loss(rewards_Bx2: jax.Array) -> jax.Array:
 
 
 def build_step(config: ConfigDict, section: ConfigDict, mesh: Mesh) -> Program:
-    """Builds one update: (state, batch) -> (state, metrics), the batch as `Pairs.rows`."""
+    """Builds one update: (state, batch) -> (state, metrics), the batch as `Pairs`."""
     cfg = model_config(config, scalar_head=True)
     graphdef, params = abstract_model(cfg, mesh)
 
@@ -156,7 +142,7 @@ def train(
     """
     config, mesh = run.config, run.mesh
     section = section.copy_and_resolve_references()
-    section.seq_len = pairs.tokens.shape[2]
+    count, _, section.seq_len = pairs["tokens"].shape
     update = build_step(config, section, mesh)
 
     def init() -> states.State:
@@ -165,8 +151,9 @@ def train(
 
     def step(state: states.State, i: int, seed: int) -> tuple[states.State, Metrics, str]:
         places = range(i * section.batch_size, (i + 1) * section.batch_size)
-        index = [shuffled_index(place, len(pairs), config.seed) for place in places]
-        state, metrics = update.fn(state, states.put_batch(pairs.rows(index), mesh))
+        index = [shuffled_index(place, count, config.seed) for place in places]
+        batch = {name: array[index] for name, array in pairs.items()}
+        state, metrics = update.fn(state, states.put_batch(batch, mesh))
         return state, metrics, f"{i} of seed {config.seed}"
 
     stage = loop.Stage(
@@ -177,7 +164,7 @@ def train(
         abstract_state=update.args[0],
         step=step,
         identity={
-            "data": f"{len(pairs)} pairs",
+            "data": f"{count} pairs",
             "seed": config.seed,
             "start": checkpoint.fingerprint(start()),
         },

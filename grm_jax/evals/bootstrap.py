@@ -83,7 +83,8 @@ class Resampler:
 
     def draw(self, metrics: MetricFunction) -> dict[str, tuple[float, list[float]]]:
         """Computes each metric with weights of one, the published number, and for each draw."""
-        values = {name: (value, []) for name, value in metrics(np.ones(len(self.codes_I))).items()}
+        published = metrics(np.ones(len(self.codes_I)))
+        values: dict[str, tuple[float, list[float]]] = {n: (v, []) for n, v in published.items()}
         with np.errstate(invalid="ignore", divide="ignore"):
             for weights_I in self.weights():
                 for name, value in metrics(weights_I).items():

@@ -28,6 +28,17 @@ def roc_auc(
     return float(np.dot(positive, below + negative / 2) / (positive.sum() * negative.sum()))
 
 
+def precision_recall_f1(
+    positive_N: np.ndarray, predicted_N: np.ndarray, weights_N: np.ndarray
+) -> tuple[float, float, float]:
+    """Computes precision, recall and F1 of a boolean prediction; 0 where one is undefined."""
+    hits = float(weights_N[positive_N & predicted_N].sum())
+    predicted, positive = weights_N[predicted_N].sum(), weights_N[positive_N].sum()
+    precision = float(hits / predicted) if predicted else 0.0
+    recall = float(hits / positive) if positive else 0.0
+    return precision, recall, 2 * precision * recall / (precision + recall) if hits else 0.0
+
+
 def auc_within(scores_N: np.ndarray, labels_N: np.ndarray, groups: Sequence[str]) -> float | None:
     """Averages the AUC within each group over the groups that have both classes.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from grm_jax.data.comparisons import Row
 from grm_jax.data.records import strict_records
 from grm_jax.evals.judged import JudgedComparison, from_row
+from grm_jax.judging.codec import as_tuple
 from grm_jax.judging.options import Options
 from grm_jax.run_store import RunStore
 from grm_jax.types import Comparison
@@ -127,10 +128,7 @@ def _judged(
             f"{path}: row {comparison.id!r} has {len(scores)} scores for {comparison.n} responses: "
             "give one for each, in the order of `grm eval --write_comparisons`, or null"
         )
-    views = tuple(
-        (tuple(view["order"]), None if view["scores"] is None else tuple(view["scores"]))
-        for view in row.get("views", ())
-    )
+    views = tuple((tuple(v["order"]), as_tuple(v["scores"])) for v in row.get("views", ()))
     return JudgedComparison(
         comparison, None if scores is None else tuple(map(float, scores)), views
     )

@@ -36,14 +36,6 @@ def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int
     return "\n".join(line.rstrip() for line in lines)
 
 
-def without_empty_columns(
-    headings: Sequence[str], rows: Sequence[Sequence[str]]
-) -> tuple[list[str], Rows]:
-    """Drops the columns in which every cell is missing."""
-    kept = [i for i in range(len(headings)) if any(row[i] != MISSING for row in rows)]
-    return [headings[i] for i in kept], [[row[i] for i in kept] for row in rows]
-
-
 # ---------------------------------------------------------------- values
 
 
@@ -116,17 +108,15 @@ def overview(
 ) -> tuple[list[str], Rows]:
     """Headings and rows of one table over benchmarks, without empty columns."""
     texts = [row(entry) for entry in entries]
-    return without_empty_columns(columns, [[text[name] for name in columns] for text in texts])
+    names = [name for name in columns if any(text[name] != MISSING for text in texts)]
+    return names, [[text[name] for name in names] for text in texts]
 
 
 def judge_line(entry: Mapping) -> str:
     """One line on the judge and its settings."""
     judge = entry["judge"]
-    settings = [
-        f"{key} {judge[key]}"
-        for key in ("k", "temperature", "vote", "orders", "template", "meta_rm", "seed")
-        if judge.get(key) is not None
-    ]
+    keys = ("k", "temperature", "vote", "orders", "template", "meta_rm", "seed")
+    settings = [f"{key} {judge[key]}" for key in keys if judge.get(key) is not None]
     return f"{judge['kind']} {judge['name']}" + (f" ({', '.join(settings)})" if settings else "")
 
 
@@ -165,8 +155,7 @@ def terminal(entries: Sequence[Mapping]) -> None:
             for name, text in entry["rules"].items()
             if headline(entry, name)["value"] != own
         ]
-        if "against" in entry:
-            lines.append(f"against {against_line(entry)}")
+        lines += [f"against {against_line(entry)}"] if "against" in entry else []
         for line in lines:
             console.print(f"  {entry['title']} {line}", highlight=False, markup=False)
 
@@ -198,8 +187,9 @@ def markdown(entries: Sequence[Mapping]) -> str:
             lines.append(f"- {entry['notes']}")
         if "against" in entry:
             lines.append(f"- Against {against_line(entry)}.")
-        for published in entry["published"]:
-            value = published["values"].get(entry["headline"])
-            if value is not None:
-                lines.append(f"- Published: {published['model']} {value} ({published['source']}).")
+        lines += [
+            f"- Published: {p['model']} {p['values'][entry['headline']]} ({p['source']})."
+            for p in entry["published"]
+            if entry["headline"] in p["values"]
+        ]
     return "\n".join(lines) + "\n"

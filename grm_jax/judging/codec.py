@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,11 @@ def critique_from_json(fields: Row, with_text: bool = True) -> Critique:
         text=fields.get("text", "") if with_text else "",
         principles=principles if with_text else (),
         analysis=fields.get("analysis", "") if with_text else "",
-        scores=_tuple(fields.get("scores")),
+        scores=as_tuple(fields.get("scores")),
         order=tuple(fields["order"]),
         status=fields["status"],
         meta_score=fields.get("meta_score"),
-        expected_scores=_tuple(fields.get("expected_scores")),
+        expected_scores=as_tuple(fields.get("expected_scores")),
         tokens=fields.get("tokens", 0),
         sample=fields.get("sample", 0),
         seed=fields.get("seed", 0),
@@ -138,5 +138,6 @@ def _list(values: tuple | None) -> list | None:
     return None if values is None else list(values)
 
 
-def _tuple(values: list | None) -> tuple | None:
+def as_tuple(values: Sequence | None) -> tuple | None:
+    """Returns a list of JSON as a tuple; None for null."""
     return None if values is None else tuple(values)

@@ -23,8 +23,8 @@ from grm_jax.evals.cells import Cell, cell
 from grm_jax.evals.classification import quality
 from grm_jax.evals.judged import JudgedComparison
 from grm_jax.evals.run import fingerprint, judge_into_store
-from grm_jax.judging import Judge
 from grm_jax.judging.expected import ExpectedScores, model_log_probs
+from grm_jax.judging.judge import Judge
 from grm_jax.judging.options import Options
 from grm_jax.judging.sampler import engine_sampler
 from grm_jax.training import checkpoint, loop, meta_rm, rft_data, sources, state as states

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ from grm_jax.evals.benchmark import Benchmark
 from grm_jax.evals.benchmarks.world import WORLD
 from grm_jax.evals.judged import JudgedComparison
 from grm_jax.evals.measure import measure
+from grm_jax.judging.options import Options
 from grm_jax.sharding import make_mesh
 from grm_jax.text import parse, rendering
 from grm_jax.training import rft_samplers, sources, state as states
@@ -80,7 +82,17 @@ def test_pairs_of_a_group_name_the_best_first():
     pairs = pairwise.pairs_of(Comparison("q", ("a", "b", "c"), label=1, id="x"))
     assert [p.responses for p in pairs] == [("b", "a"), ("b", "c")]
     assert len({p.id for p in pairs}) == 2
-    assert [s.responses for s in cloud.singles(pairs[0])] == [("b",), ("a",)]
+
+
+def test_each_response_is_criticised_by_itself():
+    def stream(singles, options):
+        for i, single in reversed(list(enumerate(singles))):
+            assert single.label is None
+            yield i, SimpleNamespace(critiques=[SimpleNamespace(text=" ".join(single.responses))])
+
+    comparisons = [Comparison("q", ("b", "a"), label=0, id="x"), Comparison("q", ("c",), id="y")]
+    texts = cloud.critiques(SimpleNamespace(stream=stream), comparisons, Options(k=1))
+    assert texts == [[["b"], ["a"]], [["c"]]]
 
 
 def test_a_response_scores_its_shares_of_wins():
@@ -99,12 +111,10 @@ def test_bradley_terry_loss_in_float64():
 
 def test_pairs_that_do_not_fit_are_skipped():
     pairs = scalar.pair_up([([1, 2], [3]), ([1] * 9, [2])], 4)
-    assert pairs.tokens.tolist() == [[[1, 2, 0, 0], [3, 0, 0, 0]]] and pairs.segment_ids.sum() == 3
-    assert scalar.pair_up([([1] * 20, [2])], 96).tokens.shape == (
-        1,
-        2,
-        32,
-    )  # no more padding than the texts need
+    assert pairs["tokens"].tolist() == [[[1, 2, 0, 0], [3, 0, 0, 0]]]
+    assert pairs["segment_ids"].sum() == 3
+    # No more padding than the texts need.
+    assert scalar.pair_up([([1] * 20, [2])], 96)["tokens"].shape == (1, 2, 32)
     with pytest.raises(ValueError, match="raise meta_rm.seq_len"):
         scalar.pair_up([([1] * 9, [2])], 4)
 

@@ -29,8 +29,9 @@ def both_orders(judged: bm.JudgedComparison) -> float:
 
     A tie or an unparseable verdict counts neither way. With one order its verdict decides.
     """
-    winners = [best for _, best in decided(judged.views or (((0, 1), judged.scores),))]
-    return float(2 * winners.count(judged.comparison.best) > len(winners))
+    verdicts = decided(judged.views or (((0, 1), judged.scores),))
+    right = sum(winner == judged.comparison.best for _, winner in verdicts)
+    return float(2 * right > len(verdicts))
 
 
 def grade(judged: bm.Judged, rule: str) -> bm.Grades:

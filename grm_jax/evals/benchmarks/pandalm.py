@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from grm_jax.evals import benchmark as bm
+from grm_jax.evals.classification import precision_recall_f1
 from grm_jax.evals.files import Source, records
 from grm_jax.judging.votes import winner
 from grm_jax.types import Comparison
@@ -56,16 +57,7 @@ def aggregate(grades: bm.Grades, weights_I: np.ndarray) -> bm.Metrics:
 
 def macro(truth_I: np.ndarray, predicted_I: np.ndarray, weights_I: np.ndarray) -> bm.Metrics:
     """Computes macro precision, recall and F1; a class that is never predicted has precision 0."""
-    scores = []
-    for c in CLASSES:
-        hits = weights_I[(truth_I == c) & (predicted_I == c)].sum()
-        predicted, actual = weights_I[predicted_I == c].sum(), weights_I[truth_I == c].sum()
-        precision, recall = (
-            (hits / predicted if predicted else 0.0),
-            (hits / actual if actual else 0.0),
-        )
-        f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
-        scores.append((precision, recall, f1))
+    scores = [precision_recall_f1(truth_I == c, predicted_I == c, weights_I) for c in CLASSES]
     names = ("precision_3", "recall_3", "f1_3")
     return {name: math.fsum(s[i] for s in scores) / len(CLASSES) for i, name in enumerate(names)}
 

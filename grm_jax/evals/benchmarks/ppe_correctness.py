@@ -32,20 +32,19 @@ FILES = (
 
 def _records(source: Source) -> Iterator[tuple[str, str, dict, list[str], list[float]]]:
     """Yields (set, group id, record, responses, labels) of every prompt of the sets present."""
-    missing = True
+    present = {}
     for name, folders in SETS.items():
-        sources = [Source(root, folders[0], folders[1:], FILES) for root in source.folders]
-        present = [s for s in sources if s.folders and s.folders[0] != s.root]
-        if not present:
-            continue
-        missing = False
-        for number, record in enumerate(present[0].table("train", "test")):
+        sources = (Source(root, folders[0], folders[1:], FILES) for root in source.folders)
+        if own := next((s for s in sources if s.has_own_folder), None):
+            present[name] = own
+    if not present:
+        source.raise_missing(*(folders[0] for folders in SETS.values()))
+    for name, own in present.items():
+        for number, record in enumerate(own.table("train", "test")):
             count = sum(key.startswith("response_") for key in record)
             responses = [record[f"response_{i + 1}"] for i in range(count)]
             labels = [float(score) for score in record["scores"]]
             yield name, f"ppe-{name}-{number}", record, responses, labels
-    if missing:
-        source.raise_missing(*(folders[0] for folders in SETS.values()))
 
 
 def read_pairs(source: Source) -> Iterator[Comparison]:

@@ -5,7 +5,6 @@ authors ask.
 """
 
 import json
-import math
 import re
 import zipfile
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from grm_jax.evals import benchmark as bm
-from grm_jax.evals.classification import roc_auc
+from grm_jax.evals.classification import precision_recall_f1, roc_auc
 from grm_jax.evals.files import Source
 from grm_jax.types import Comparison
 
@@ -98,17 +97,13 @@ def detection(
 
     An unparseable judgement is wrong in the accuracy and "no error" in precision and recall.
     """
-    predicted_I, total = predicted_error_I & parsed_I, weights_I.sum()
-    hits = weights_I[predicted_I & error_I].sum()
-    predicted, errors = weights_I[predicted_I].sum(), weights_I[error_I].sum()
-    precision = float(hits / predicted) if predicted else 0.0
-    recall = float(hits / errors) if errors else 0.0
-    correct = weights_I[parsed_I & (predicted_I == error_I)].sum()
+    precision, recall, f1 = precision_recall_f1(error_I, predicted_error_I & parsed_I, weights_I)
+    correct_I = parsed_I & (predicted_error_I == error_I)
     return {
-        "accuracy": float(correct / total) if total else math.nan,
+        "accuracy": bm.weighted_mean(correct_I, weights_I),
         "precision": precision,
         "recall": recall,
-        "f1": 2 * precision * recall / (precision + recall) if precision + recall else 0.0,
+        "f1": f1,
     }
 
 
