@@ -199,7 +199,6 @@ class RunStore(Mapping[Key, Record]):
         return sorted(self.path.glob("*.jsonl")) if self.path.exists() else []
 
     def _clear(self) -> None:
-        """Empties the store."""
         if not self.is_writer:
             return
         if self.is_folder:

@@ -16,6 +16,18 @@ from etils import epath
 
 PathLike: TypeAlias = str | os.PathLike[str] | epath.Path
 
+# Files of a model folder that belong to its tokenizer: vocabulary, chat format, generation settings.
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+
 
 def as_path(path: PathLike) -> epath.Path:
     """Returns an absolute local path, or a bucket path unchanged."""

@@ -1,11 +1,13 @@
 """Checks a run before anything is allocated or created. All raise LaunchError or ValueError."""
 
 import argparse
+import operator
 import subprocess
 import threading
 from pathlib import Path
 from typing import Any
 
+from grm_jax import storage
 from launch.compile.slices import Slice, get_slice
 from launch.config import ROOT
 from launch.errors import LaunchError
@@ -27,7 +29,7 @@ def check_model(config: Any, num_devices: int, num_slices: int = 1, label: str =
     check_fits(model_config(config), sizes)
     shards = sizes["data"] * sizes["fsdp"]
     for stage, field in BATCHES.items():
-        if stage in config.stages and (size := _field(config, field)) % shards:
+        if stage in config.stages and (size := operator.attrgetter(field)(config)) % shards:
             raise LaunchError(
                 f"config.{field}={size} does not divide over mesh data x fsdp = {shards}: "
                 f"use a multiple of {shards}, or a larger config.mesh.tensor"
@@ -37,17 +39,10 @@ def check_model(config: Any, num_devices: int, num_slices: int = 1, label: str =
 def check_initial_weights(config: Any) -> None:
     """Checks that the names and shapes of the weights in `config.init` are the model's."""
     from grm_jax import checkpoints
-    from grm_jax.storage import fetch
     from grm_jax.training.programs import model_config
 
     if config.get("init"):
-        checkpoints.check(fetch(config.init), model_config(config))
-
-
-def _field(config: Any, dotted: str) -> Any:
-    for name in dotted.split("."):
-        config = config[name]
-    return config
+        checkpoints.check(storage.fetch(config.init), model_config(config))
 
 
 def check_workdir(workdir: str, patience: float = 60.0) -> None:
@@ -55,13 +50,11 @@ def check_workdir(workdir: str, patience: float = 60.0) -> None:
 
     Storage libraries can search for a bucket for many minutes if there is no network.
     """
-    from grm_jax.storage import as_path
-
     errors: list[Exception | None] = []
 
     def create() -> None:
         try:
-            as_path(workdir).mkdir(parents=True, exist_ok=True)
+            storage.as_path(workdir).mkdir(parents=True, exist_ok=True)
             errors.append(None)
         except Exception as error:  # each storage library has its own
             errors.append(error)

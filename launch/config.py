@@ -38,9 +38,8 @@ def find(name: str) -> Path:
     files = {path.stem: f"experiments/{path.name}" for path in (ROOT / "experiments").glob("*.py")}
     files.pop("__init__", None)
     near = difflib.get_close_matches(Path(name).stem, files, n=1, cutoff=0.6)
-    hint = f"use one of {', '.join(sorted(files.values()))}"
-    if near:
-        hint = f"did you mean {files[near[0]]}?"
+    known = f"use one of {', '.join(sorted(files.values()))}"
+    hint = f"did you mean {files[near[0]]}?" if near else known
     raise LaunchError(f"config {name!r} does not exist: {hint}")
 
 

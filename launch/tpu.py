@@ -23,8 +23,10 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
 
+from grm_jax.devices import choose_platform  # noqa: E402
 from launch import checks, config as configs  # noqa: E402
-from launch.compile.slices import get_slice  # noqa: E402
+from launch.cluster import distributed, gcloud, gke, queued  # noqa: E402
+from launch.compile.slices import get_slice, quiet_environment  # noqa: E402
 from launch.errors import FAILED, START_AGAIN, WRONG_COMMAND, LaunchError  # noqa: E402
 from launch.options import CACHE, parse  # noqa: E402
 
@@ -41,8 +43,8 @@ def main(argv: list[str]) -> int:
         if options.slice:
             get_slice(options.slice)
         config = configs.load(options.config, overrides)
-        file_name = Path(options.config.partition(":")[0]).stem
-        workdir = options.workdir or f"runs/{config.get('name') or file_name}"
+        name = config.get("name") or Path(options.config.partition(":")[0]).stem
+        workdir = options.workdir or f"runs/{name}"
         if options.on == "gke":
             return print_jobset(options, config, overrides)
         if options.on:
@@ -74,9 +76,6 @@ def run_here(options: argparse.Namespace, config: Any, workdir: str) -> int:
         flag = f"--xla_force_host_platform_device_count={options.emulate}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
         _use_cpu()
-    from grm_jax.devices import choose_platform
-    from launch.cluster import distributed
-
     choose_platform()
     worker = distributed.find_worker(options.coordinator, options.process_id, options.num_processes)
     peers = distributed.start(worker, options.timeout)
@@ -137,7 +136,6 @@ def compile_for_slice(options: argparse.Namespace, config: Any, workdir: str) ->
         raise LaunchError("--compile_only needs --slice TYPE, such as --slice v5p-128")
     _use_cpu()
     from launch.compile import compile_only, programs, results
-    from launch.compile.slices import quiet_environment
 
     quiet_environment()
     try:
@@ -161,8 +159,6 @@ def compile_for_slice(options: argparse.Namespace, config: Any, workdir: str) ->
 
 def run_queued(options: argparse.Namespace, config: Any, overrides: dict[str, str]) -> int:
     """Runs on a queued resource. Everything is checked before the first command that costs."""
-    from launch.cluster import gcloud, queued
-
     required, not_allowed = ("name", "zone", "accelerator"), ("print", "image", "queue")
     tpu_slice = checks.check_remote(options, config, required, not_allowed)
     file, arguments = worker_arguments(options, overrides)
@@ -193,8 +189,6 @@ def run_queued(options: argparse.Namespace, config: Any, overrides: dict[str, st
 
 def print_jobset(options: argparse.Namespace, config: Any, overrides: dict[str, str]) -> int:
     """Prints the JobSet manifest of the run, for `kubectl apply`."""
-    from launch.cluster import gke
-
     required, not_allowed = ("name", "accelerator"), ("zone", "project", "keep", "dry_run")
     tpu_slice = checks.check_remote(options, config, required, not_allowed)
     if not options.print:

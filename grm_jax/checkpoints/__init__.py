@@ -8,7 +8,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from grm_jax.checkpoints.loading import check_names, load_model
 from grm_jax.checkpoints.saving import copy_tokenizer, save
+from grm_jax.checkpoints.tensor_map import tensor_map
 from grm_jax.checkpoints.tensors import Reader
 from grm_jax.models.config import TransformerConfig
 from grm_jax.models.transformer import Transformer
@@ -53,9 +55,6 @@ def check(path: str | os.PathLike[str], cfg: TransformerConfig) -> None:
     Raises:
       ValueError: every missing, unexpected and misshapen tensor.
     """
-    from grm_jax.checkpoints.loading import check_names
-    from grm_jax.checkpoints.tensor_map import tensor_map
-
     reader = open_checkpoint(path)
     cfg = reader.fit(cfg)
     check_names(reader, cfg, tensor_map(cfg, reader.format))
@@ -85,8 +84,6 @@ def load(
       ValueError: every missing, unexpected and misshapen tensor, or a mesh that does not divide the
         model.
     """
-    from grm_jax.checkpoints.loading import load_model
-
     if "float16" in (dtype, param_dtype):
         raise ValueError(
             f"{path}: float16 overflows in Gemma's activations: use bfloat16 or float32"

@@ -100,9 +100,7 @@ class GgufFile(Reader):
             norm_eps=float(f"{get('attention.layer_norm_rms_epsilon'):.6g}"),
             max_length=get("context_length"),
         )
-        released = released_like(cfg)
-        if released is None:
-            return cfg
+        released = released_like(cfg) or cfg
         scalar = released.query_pre_attn_scalar
         return cfg.replace(name=released.name, query_pre_attn_scalar=scalar)
 

@@ -185,8 +185,8 @@ def to_hf(cfg: TransformerConfig, dtype: str) -> dict[str, Any]:
             f"{cfg.name}: layer pattern {cfg.pattern} cannot be written to a Gemma config.json"
         )
     family = "Gemma3" if cfg.qk_norm else "Gemma2"
-    if cfg.scalar_head:
-        family = "Gemma3Text" if cfg.qk_norm else family
+    if cfg.scalar_head and cfg.qk_norm:
+        family = "Gemma3Text"
     head = "ForSequenceClassification" if cfg.scalar_head else "ForCausalLM"
     specs = [cfg.pattern[i % len(cfg.pattern)] for i in range(cfg.num_layers)]
     scalar = cfg.query_pre_attn_scalar

@@ -37,16 +37,15 @@ class HfFolder(Reader):
         self.tensors: dict[str, SafetensorsTensor] = {}
         heads = []
         multimodal = "text_config" in self.config
-        for file in self.files:
-            for name, tensor in file.tensors.items():
-                if multimodal and name.startswith(VISION):
-                    continue
-                tensor.check()
-                if name in HEADS:
-                    heads.append(tensor)
-                    continue
-                prefix = next((p for p in PREFIXES if name.startswith(p)), None)
-                self.tensors["model." + name[len(prefix) :] if prefix else name] = tensor
+        for name, tensor in (pair for file in self.files for pair in file.tensors.items()):
+            if multimodal and name.startswith(VISION):
+                continue
+            tensor.check()
+            if name in HEADS:
+                heads.append(tensor)
+                continue
+            prefix = next((p for p in PREFIXES if name.startswith(p)), None)
+            self.tensors["model." + name[len(prefix) :] if prefix else name] = tensor
         for head in heads:
             self._check_tied(head)
 

@@ -129,24 +129,22 @@ def _read_all(
             buffers: dict[Bounds, np.ndarray] = {}
             pieces: list[Callable[[], None]] = []
             for bounds in shards[path]:
-                buffer = aligned_empty(tuple(b - a for a, b in bounds), dtypes[path])
-                buffers[bounds] = buffer
+                buffers[bounds] = aligned_empty(tuple(b - a for a, b in bounds), dtypes[path])
                 slices = tuple(slice(*bound) for bound in bounds)
-                pieces += _pieces(reader, source, sizes, slices, buffer)
+                pieces += _pieces(reader, source, sizes, slices, buffers[bounds])
             for task in [pool.submit(piece) for piece in pieces]:
                 task.result()
             if out:  # at most two arrays wait on the host for their transfer
                 jax.block_until_ready(out[next(reversed(out))])
-            shard = functools.partial(_shard, shape, buffers)
-            out[path] = jax.make_array_from_callback(shape, sharding, shard)
+            out[path] = jax.make_array_from_callback(
+                shape,
+                sharding,
+                lambda index, shape=shape, buffers=buffers: buffers[_bounds(index, shape)],
+            )
             done += sum(buffer.nbytes for buffer in buffers.values())
             if progress is not None:
                 progress(done, total)
     return out
-
-
-def _shard(shape: tuple[int, ...], buffers: dict[Bounds, np.ndarray], index: Any) -> np.ndarray:
-    return buffers[_bounds(index, shape)]
 
 
 def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> Bounds:
@@ -201,12 +199,3 @@ def _tensor_pieces(
     for i in range(0, rows, step):
         index[cut] = slice(first + i, first + min(i + step, rows))
         yield functools.partial(data.read_into, view, tuple(index), out[i : i + step])
-
-
-def parameter_bytes(model: Transformer) -> int:
-    """Returns the bytes of a model's parameters on this process's devices."""
-    return sum(
-        shard.data.nbytes
-        for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))
-        for shard in leaf.addressable_shards
-    )

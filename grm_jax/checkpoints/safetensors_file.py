@@ -13,13 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
-from grm_jax.checkpoints.tensors import Index, put, scratch
+from grm_jax.checkpoints.tensors import BFLOAT16, Index, put, scratch
 
 DTYPES = {
-    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "BF16": BFLOAT16,
     "F16": np.dtype(np.float16),
     "F32": np.dtype(np.float32),
     "F64": np.dtype(np.float64),
@@ -101,7 +100,7 @@ class SafetensorsFile:
                 f"{path} is not a safetensors file: its header is not JSON ({error})"
             ) from None
         self.data_start = 8 + length
-        self.metadata = header.pop("__metadata__", {})
+        header.pop("__metadata__", None)
         self.tensors = {
             name: SafetensorsTensor(self, name, entry) for name, entry in header.items()
         }
@@ -151,11 +150,16 @@ class Entry(NamedTuple):
 
 
 def write_safetensors(
-    path: str | os.PathLike[str], entries: Sequence[Entry], metadata: dict[str, str] | None = None
+    path: str | os.PathLike[str],
+    entries: Sequence[Entry],
+    make: Callable[[Entry], np.ndarray] = lambda entry: entry.make(),
 ) -> None:
-    """Writes a file with one tensor in memory at a time; it gets its name when it is complete."""
+    """Writes a file with one tensor in memory at a time; it gets its name when it is complete.
+
+    make: returns the array of an entry.
+    """
     path, offset = Path(path), 0
-    header: dict[str, Any] = {"__metadata__": metadata or {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     for entry in entries:
         end = offset + entry.nbytes
         header[entry.name] = {
@@ -170,7 +174,7 @@ def write_safetensors(
     with open(partial, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for entry in entries:
-            array = np.ascontiguousarray(entry.make())
+            array = np.ascontiguousarray(make(entry))
             if array.shape != tuple(entry.shape) or array.dtype != entry.dtype:
                 raise ValueError(
                     f"{entry.name}: expected {entry.shape} {entry.dtype}, "

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,8 @@ from grm_jax.checkpoints.safetensors_file import Entry, write_safetensors
 from grm_jax.checkpoints.tensor_map import DiskTensor, axis_sizes, disk_shape, tensor_map
 from grm_jax.checkpoints.tensors import put
 from grm_jax.models.transformer import Transformer
+from grm_jax.storage import TOKENIZER_FILES
 
-# Files of a tokenizer and its chat format, and the generation settings.
-TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 COPY_ROWS = 256  # rows of the source that stay in cache while they are transposed
 
@@ -62,19 +53,25 @@ def save(
     params = flat_params(nnx.state(model, nnx.Param))
     files = _split(_entries(model, params, dtype), max_file_bytes)
     total, done = sum(entry.nbytes for group in files for entry in group), 0
+
+    def make(entry: Entry) -> np.ndarray:
+        nonlocal done
+        array = entry.make()
+        done += entry.nbytes
+        if progress is not None:
+            progress(done, total)
+        return array
+
     weight_map: dict[str, str] = {}
     for i, group in enumerate(files, 1):
         single = len(files) == 1
         file = "model.safetensors" if single else f"model-{i:05}-of-{len(files):05}.safetensors"
         weight_map |= dict.fromkeys((entry.name for entry in group), file)
-        if progress is not None:
-            group = _reporting(group, done, total, progress)
-            done += sum(entry.nbytes for entry in group)
         if writer:
-            write_safetensors(path / file, group)
+            write_safetensors(path / file, group, make)
         else:
             for entry in group:
-                entry.make()  # takes part in gathering
+                make(entry)  # takes part in gathering
     if not writer:
         return
     if len(files) > 1:
@@ -100,15 +97,7 @@ def _entries(model: Transformer, params: dict[str, Any], dtype: str | None) -> l
     for name, source in tensor_map(model.cfg, "hf").items():
         target = np.dtype(dtype or params[name].dtype)
         for tensor in source.tensors:
-
-            def make(
-                variable: Any = params[name],
-                tensor: DiskTensor = tensor,
-                axes: str = source.axes,
-                target: np.dtype = target,
-            ) -> np.ndarray:
-                return disk_array(variable, tensor, axes, sizes, target)
-
+            make = partial(disk_array, params[name], tensor, source.axes, sizes, target)
             entries.append(Entry(tensor.name, disk_shape(tensor, sizes), target, make))
     return sorted(entries, key=order)
 
@@ -142,29 +131,11 @@ def _to_host(value: jax.Array) -> np.ndarray:
 
 def _split(entries: Sequence[Entry], max_bytes: int) -> list[list[Entry]]:
     files: list[list[Entry]] = [[]]
-    size = 0
     for entry in entries:
-        if files[-1] and size + entry.nbytes > max_bytes:
+        if files[-1] and sum(other.nbytes for other in (*files[-1], entry)) > max_bytes:
             files.append([])
-            size = 0
         files[-1].append(entry)
-        size += entry.nbytes
     return files
-
-
-def _reporting(group: Sequence[Entry], done: int, total: int, progress: Progress) -> list[Entry]:
-    """Returns the entries with `make` functions that report to `progress`."""
-    out = []
-    for entry in group:
-        done += entry.nbytes
-
-        def make(make: Any = entry.make, done: int = done) -> np.ndarray:
-            array = make()
-            progress(done, total)
-            return array
-
-        out.append(entry._replace(make=make))
-    return out
 
 
 def _clear(path: Path, overwrite: bool) -> None:

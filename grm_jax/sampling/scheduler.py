@@ -61,8 +61,6 @@ class Stats:
 
 @dataclasses.dataclass
 class _Sample:
-    """A running sample of a prompt."""
-
     index: int
     tokens: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)

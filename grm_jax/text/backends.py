@@ -69,9 +69,7 @@ class SentencePiece:
         return i if self.model.id_to_piece(i) == token else None
 
     def piece_bytes(self, i: int) -> bytes:
-        piece = self.model.id_to_piece(i)
-        byte = BYTE.fullmatch(piece)
-        return bytes([int(byte.group(1), 16)]) if byte else piece.replace("▁", " ").encode()
+        return _piece_bytes(self.model.id_to_piece(i))
 
     def save(self, folder: Path) -> None:
         (folder / "tokenizer.model").write_bytes(self.model.serialized_model_proto())
@@ -116,8 +114,7 @@ class TokenizerJson:
         if self.byte_level and piece not in self.controls:
             table = _byte_level_table()
             return bytes(table[c] for c in piece if c in table)
-        byte = BYTE.fullmatch(piece)
-        return bytes([int(byte.group(1), 16)]) if byte else piece.replace("▁", " ").encode()
+        return _piece_bytes(piece)
 
     def save(self, folder: Path) -> None:
         (folder / "tokenizer.json").write_bytes(self.path.read_bytes())
@@ -135,7 +132,11 @@ class TokenizerJson:
 def _byte_level_table() -> dict[str, int]:
     """GPT-2's mapping from printable characters to bytes."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    table = {chr(b): b for b in printable}
     others = [b for b in range(256) if b not in printable]
-    table |= {chr(256 + i): b for i, b in enumerate(others)}
-    return table
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+def _piece_bytes(piece: str) -> bytes:
+    """The bytes of "<0x0A>", or of a piece in which "▁" stands for a space."""
+    byte = BYTE.fullmatch(piece)
+    return bytes([int(byte.group(1), 16)]) if byte else piece.replace("▁", " ").encode()

@@ -34,32 +34,27 @@ MAX_MARKER = 80  # A longer line beside a text is prose, not a marker.
 BOXED = re.compile(rf"b{GAP}o{GAP}x{GAP}e{GAP}d(?={SPACE}[{{\uff5b])", re.IGNORECASE)
 
 
-def _char(c: str) -> str:
-    if c in BRACKETS:
-        return BRACKETS[c]
-    wide = chr(ord(c) + 0xFEE0) if 0x21 <= ord(c) <= 0x7E else ""
-    return f"[{re.escape(c)}{wide}]" if wide else re.escape(c)
+def _char(token: str) -> str:
+    """A regular expression for one character, for a number or for spacing."""
+    if token.isdigit():
+        return r"\d+"
+    if token.isspace():
+        return SPACE
+    if token in BRACKETS:
+        return BRACKETS[token]
+    wide = chr(ord(token) + 0xFEE0) if 0x21 <= ord(token) <= 0x7E else ""
+    return f"[{re.escape(token)}{wide}]" if wide else re.escape(token)
 
 
 def _pattern(marker: str) -> str:
     """A regular expression for a marker and its look-alikes, with any number and any spacing."""
-    parts = []
-    for token in re.findall(r"\d+|\s+|.", marker):
-        if token.isdigit():
-            parts.append(r"\d+")
-        elif token.isspace():
-            parts.append(SPACE)
-        else:
-            parts.append(_char(token))
+    tokens = re.findall(r"\d+|\s+|.", marker)
+    patterns = [_char(token) for token in tokens]
     # Any spacing is allowed around signs: "[ / Response 1 ]" is a look-alike of "[/Response 1]".
-    out = parts[0]
-    for before, part, token in zip(parts, parts[1:], re.findall(r"\d+|\s+|.", marker)[1:]):
-        loose = (
-            before != SPACE
-            and part != SPACE
-            and (not token.isalnum() or before in BRACKETS.values())
-        )
-        out += (SPACE if loose else GAP) + part
+    out = patterns[0]
+    for before, pattern, token in zip(patterns, patterns[1:], tokens[1:]):
+        is_sign = not token.isalnum() or before in BRACKETS.values()
+        out += (SPACE if is_sign and SPACE not in (before, pattern) else GAP) + pattern
     # A bare word such as [User] is common in code (`rows[user]`): only broken at a line's start.
     return rf"(?m:^)[^\S\n]*{out}" if re.fullmatch(r"[^\w/]*[^\W\d]+[^\w/]*", marker) else out
 
@@ -141,11 +136,9 @@ def _hyphenate(hit: re.Match) -> str:
     return f"{marker[:first]}-{marker[first:]}"
 
 
-def break_boxes(text: str) -> str:
-    r"""Replaces \boxed{ by \fbox{, which draws the same frame and which the parser ignores."""
-    return BOXED.sub("fbox", text)
-
-
 def fence(text: str, markers: tuple[str, ...]) -> str:
-    """Sanitises a text between markers in a prompt."""
-    return break_boxes(break_markers(text, markers))
+    r"""Sanitises a text between markers in a prompt.
+
+    \boxed{ becomes \fbox{, which draws the same frame and which the parser ignores.
+    """
+    return BOXED.sub("fbox", break_markers(text, markers))

@@ -79,24 +79,19 @@ def find_sections(text: str) -> Sections:
     for hit in HEADING.finditer(text):
         if hit.end() - hit.start() <= MAX_HEADING and not _inside(quoted, hit.start()):
             starts[hit.lastgroup].append(hit.span())
-    scores = starts["scores"][-1] if starts["scores"] else None
-    scores_start = scores[0] if scores else None
+    scores_start = starts["scores"][-1][0] if starts["scores"] else None
     limit = scores_start if scores_start is not None else len(text)
     analysis = next((span for span in starts["analysis"] if span[0] < limit), None)
     principles = next(
         (span for span in starts["principles"] if span[0] < (analysis or (limit,))[0]), None
     )
-    before_analysis = analysis[0] if analysis else limit
-    principles_text = text[principles[1] if principles else 0 : before_analysis]
+    start = principles[1] if principles else 0
     if analysis is None:
         # Without a heading, the analysis starts after the last line that states a principle.
-        lines = list(_principle_lines(principles_text))
-        cut = (principles[1] if principles else 0) + (lines[-1][1] if lines else 0)
-        principles_text = text[principles[1] if principles else 0 : cut] if lines else ""
-        return Sections(principles_text.strip(), text[cut:limit].strip(), scores_start, quoted)
-    return Sections(
-        principles_text.strip(), text[analysis[1] : limit].strip(), scores_start, quoted
-    )
+        cut = start + max(_principle_ends(text[start:limit]), default=0)
+        analysis = (cut, cut)
+    principles_text, analysis_text = text[start : analysis[0]], text[analysis[1] : limit]
+    return Sections(principles_text.strip(), analysis_text.strip(), scores_start, quoted)
 
 
 def quoted_spans(text: str) -> tuple[tuple[int, int], ...]:
@@ -197,14 +192,14 @@ def parse_principles(text: str) -> tuple[Principle, ...]:
     return tuple(Principle(*fields) for fields in principles)
 
 
-def _principle_lines(text: str) -> Iterator[tuple[list, int]]:
-    """(fields, end position) of each line that states a principle with a weight."""
+def _principle_ends(text: str) -> Iterator[int]:
+    """End positions of the lines that state a principle with a weight."""
     position = 0
     for line in text.splitlines(keepends=True):
+        position += len(line)
         principle = _principle(line.rstrip("\n"))
         if principle and principle[1] is not None:
-            yield principle, position + len(line)
-        position += len(line)
+            yield position
 
 
 def _principle(line: str) -> list | None:

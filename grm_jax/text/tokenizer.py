@@ -5,6 +5,7 @@ tokens (turns, BOS, unused ids) only come from this module or from the folder's 
 same characters in a text are encoded as text, so that no query or response can end a turn.
 """
 
+import itertools
 import json
 import re
 import shutil
@@ -12,19 +13,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from grm_jax.storage import TOKENIZER_FILES
 from grm_jax.text import chat
 from grm_jax.text.backends import CONTROL, Backend, SentencePiece, TokenizerJson
 
 FILES = ("tokenizer.model", "tokenizer.json")
-# Files of a model folder that belong to the tokenizer, beside the vocabulary.
-COMPANIONS = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
 END_OF_TURN = ("<end_of_turn>", "<turn|>", "<|im_end|>", "<|eot_id|>")
 
 
@@ -72,9 +65,12 @@ class Tokenizer:
         )
         self._control = re.compile("|".join([CONTROL.pattern, *map(re.escape, others)]))
 
-    def _named(self, name: str) -> int | None:
+    def _configured(self, name: str) -> str | None:
         token = self._config.get(f"{name}_token")
-        token = token.get("content") if isinstance(token, dict) else token
+        return token.get("content") if isinstance(token, dict) else token
+
+    def _named(self, name: str) -> int | None:
+        token = self._configured(name)
         token_id = self._backend.id_of(token) if token else None
         return self._backend.default(name) if token_id is None else token_id
 
@@ -108,15 +104,11 @@ class Tokenizer:
             skipped = self._control_ids
             return self._backend.decode([i for i in ids if i not in skipped])
         spelled = {i: token for token, i in self.controls.items()}
-        text = ""
-        run: list[int] = []
-        for i in ids:
-            if i in spelled:
-                text += (self._backend.decode(run) if run else "") + spelled[i]
-                run = []
-            else:
-                run.append(i)
-        return text + (self._backend.decode(run) if run else "")
+        runs = itertools.groupby(ids, spelled.__contains__)
+        return "".join(
+            "".join(spelled[i] for i in run) if is_control else self._backend.decode(list(run))
+            for is_control, run in runs
+        )
 
     def piece_bytes(self, i: int) -> bytes:
         """The bytes that one id contributes to a text; empty for a control token."""
@@ -138,10 +130,7 @@ class Tokenizer:
                 f"{self._file} has no chat template and no turn tokens: use encode, or add a "
                 "chat_template"
             )
-        tokens = {
-            name: self._spelling(name)
-            for name in ("bos_token", "eos_token", "pad_token", "unk_token")
-        }
+        tokens = self._special_tokens()
         pieces = chat.render(self.chat_template, messages, add_generation_prompt, tokens)
         ids: list[int] = []
         run = ""  # Plain text is collected across pieces, so that it is encoded as one string.
@@ -163,38 +152,34 @@ class Tokenizer:
         flush(run)
         return self._with_one_bos(ids)
 
-    def _spelling(self, name: str) -> str:
-        token = self._config.get(name)
-        token = token.get("content") if isinstance(token, dict) else token
-        if token:
-            return token
-        token_id = getattr(self, name.replace("_token", "_id"), None)
-        return next((string for string, i in self.controls.items() if i == token_id), "")
+    def _special_tokens(self) -> dict[str, str]:
+        """The spellings of bos_token, eos_token, pad_token and unk_token; "" for an unset one."""
+        spelled = {i: token for token, i in reversed(self.controls.items())}
+        return {
+            f"{name}_token": self._configured(name)
+            or spelled.get(getattr(self, f"{name}_id", -1), "")
+            for name in ("bos", "eos", "pad", "unk")
+        }
 
     def _with_one_bos(self, ids: list[int]) -> list[int]:
         if self.bos_id is None:
             return ids
-        start = 0
-        while start < len(ids) and ids[start] == self.bos_id:
-            start += 1
-        add_bos = start > 0 or self._config.get("add_bos_token", True)
-        return [self.bos_id] * bool(add_bos) + ids[start:]
+        rest = list(itertools.dropwhile(lambda i: i == self.bos_id, ids))
+        add_bos = len(rest) < len(ids) or self._config.get("add_bos_token", True)
+        return [self.bos_id, *rest] if add_bos else rest
 
     def save(self, folder: str | Path) -> None:
         """Saves the vocabulary and its settings in a folder, for `load` and for transformers."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._backend.save(folder)
-        for companion in (*COMPANIONS, *FILES):
-            source = self._file.parent / companion
-            if source.is_file() and not (folder / companion).exists():
-                shutil.copyfile(source, folder / companion)
+        for name in TOKENIZER_FILES:
+            source = self._file.parent / name
+            if source.is_file() and not (folder / name).exists():
+                shutil.copyfile(source, folder / name)
         if not (folder / "tokenizer_config.json").exists():
             config: dict[str, Any] = {
-                name: self._spelling(name)
-                for name in ("bos_token", "eos_token", "pad_token", "unk_token")
-            }
-            config |= {
+                **self._special_tokens(),
                 "tokenizer_class": "GemmaTokenizer",
                 "add_bos_token": True,
                 "add_eos_token": False,
@@ -216,30 +201,24 @@ def load(path: str | Path) -> Tokenizer:
     path = Path(path).expanduser()
     folder = path if path.is_dir() else path.parent
     config = _read_json(folder / "tokenizer_config.json")
-    sibling = None
+    files = [path]
     if path.is_dir():
-        sibling = folder / "tokenizer.json"
-        present = [folder / name for name in FILES if (folder / name).is_file()]
-        if not present:
+        files = [folder / name for name in FILES if (folder / name).is_file()]
+        if not files:
             raise FileNotFoundError(
                 f"no tokenizer in {folder}: it has neither {' nor '.join(FILES)}"
             )
-        path = present[0]
-    if not path.is_file():
+    if not files[0].is_file():
         raise FileNotFoundError(
             f"no tokenizer at {path}: give a model folder, a .model or a tokenizer.json"
         )
-    backend = TokenizerJson(path) if path.suffix == ".json" else SentencePiece(path)
-    if (
-        isinstance(backend, SentencePiece)
-        and sibling is not None
-        and sibling.is_file()
-        and _adds_tokens(config, backend)
-    ):
-        path, backend = sibling, TokenizerJson(sibling)
+    file = files[0]
+    backend = TokenizerJson(file) if file.suffix == ".json" else SentencePiece(file)
+    if isinstance(backend, SentencePiece) and len(files) > 1 and _adds_tokens(config, backend):
+        file, backend = files[1], TokenizerJson(files[1])
     stops = _read_json(folder / "generation_config.json").get("eos_token_id", ())
     stops = (stops,) if isinstance(stops, int) else tuple(stops or ())
-    return Tokenizer(backend, path, config, chat.find_template(folder), stops)
+    return Tokenizer(backend, file, config, chat.find_template(folder), stops)
 
 
 def _adds_tokens(config: dict, backend: SentencePiece) -> bool:

@@ -157,19 +157,22 @@ class _Driver:
 
     def state(self) -> str | None:
         """Returns the resource's state, None if it does not exist. Retries if gcloud fails."""
-        reason = ""
+        result = self.repeat(self.resource.describe(), "NOT_FOUND", "PERMISSION_DENIED")
+        if not result.code:
+            return result.out.strip()
+        if "NOT_FOUND" in result.err:
+            self.exists = False
+            return None
+        raise LaunchError(f"the state of {self.resource.name} is unavailable: {result.reason}")
+
+    def repeat(self, arguments: list[str], *final: str) -> gcloud.Result:
+        """Repeats a command until it succeeds, or its error contains one of `final`."""
         for _ in range(self.job.patience):
-            result = self.call(self.resource.describe())
-            if not result.code:
-                return result.out.strip()
-            if "NOT_FOUND" in result.err:
-                self.exists = False
-                return None
-            reason = result.reason
-            if "PERMISSION_DENIED" in reason:
+            result = self.call(arguments)
+            if not result.code or any(text in result.err for text in final):
                 break
             self.sleep(self.job.poll)
-        raise LaunchError(f"the state of {self.resource.name} is unavailable: {reason}")
+        return result
 
     def run_program(self) -> int:
         """Starts the program, or follows it if it runs already; returns its exit status."""
@@ -264,31 +267,25 @@ class _Driver:
 
     def retry(self, arguments: list[str], activity: str) -> None:
         """Repeats a command until it succeeds. Raises Lost if the resource is preempted."""
-        reason = ""
         for _ in range(self.job.patience):
             result = self.call(arguments)
             if not result.code:
                 return
-            reason = result.reason
             if self.state() != "ACTIVE":
                 raise Lost(f"{self.resource.name} was preempted while {activity}")
             self.sleep(self.job.poll)
-        raise LaunchError(f"{activity} failed {self.job.patience} times: {reason}")
+        raise LaunchError(f"{activity} failed {self.job.patience} times: {result.reason}")
 
     def delete(self) -> None:
         """Deletes the resource in any state; reports a failure."""
-        reason = ""
-        for _ in range(self.job.patience):
-            result = self.call(self.resource.delete())
-            if not result.code or "NOT_FOUND" in result.err:
-                self.exists = False
-                return
-            reason = result.reason
-            self.sleep(self.job.poll)
-        self.report(
-            f"{self.resource.name} could not be deleted and may cost: {reason}. "
-            f"Delete it: {command_line(self.resource.delete())}"
-        )
+        result = self.repeat(self.resource.delete(), "NOT_FOUND")
+        if result.code and "NOT_FOUND" not in result.err:
+            self.report(
+                f"{self.resource.name} could not be deleted and may cost: {result.reason}. "
+                f"Delete it: {command_line(self.resource.delete())}"
+            )
+            return
+        self.exists = False
 
 
 def archive(root: Path, config_file: Path) -> str:

@@ -27,15 +27,11 @@ def parse_groups(text: str, partitions: int) -> list[list[int]]:
         return [list(range(partitions))]
     if text.startswith("mesh["):
         return _mesh_groups(text)
-    iota = re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
-    if iota:
-        shape, layout, order = ([int(n) for n in g.split(",")] if g else [] for g in iota.groups())
-        numbers = np.arange(math.prod(layout)).reshape(layout)
-        return (numbers.transpose(order) if order else numbers).reshape(shape).tolist()
+    shape, arrow, layout = text.partition("<=")
+    if arrow:
+        return _iota(layout).reshape(_ints(shape)).tolist()
     if text.startswith("{{"):
-        return [
-            [int(n) for n in group.split(",") if n] for group in re.findall(r"\{([\d,]*)\}", text)
-        ]
+        return [_ints(group) for group in re.findall(r"\{([\d,]*)\}", text)]
     raise ValueError(
         f"replica groups {text[:120]!r} are in an unknown notation: add it to parse_groups"
     )
@@ -47,7 +43,8 @@ def _mesh_groups(text: str) -> list[list[int]]:
     numbers = np.arange(math.prod(axes.values()))
     order = re.search(r"device_ids=\((.*?)\) \{", tail)
     if order:
-        numbers = _device_order(order.group(1))
+        is_iota = order[1].startswith("[")
+        numbers = _iota(order[1]).reshape(-1) if is_iota else np.array(_ints(order[1]))
     # 'a':(2)4 is a sub-axis: the factor of size 4 after a factor of size 2.
     chosen = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", tail[tail.index("{") : tail.index("}")])
     shape: list[int] = []
@@ -67,16 +64,16 @@ def _mesh_groups(text: str) -> list[list[int]]:
     return numbers.reshape(shape).transpose(rest + grouped).reshape(-1, width).tolist()
 
 
-def _device_order(text: str) -> np.ndarray:
-    """Parses `[16,4]T(1,0)` (0..63 as a 16 x 4 array, transposed) or plain numbers, `0,4,8,12`."""
-    iota = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
-    if not iota:
-        return np.array([int(n) for n in text.split(",")])
-    layout = [int(n) for n in iota.group(1).split(",")]
+def _iota(text: str) -> np.ndarray:
+    """Parses `[16,4]T(1,0)`: 0..63 as a 16 x 4 array, transposed."""
+    shape, transposed, order = text.partition("T")
+    layout = _ints(shape)
     numbers = np.arange(math.prod(layout)).reshape(layout)
-    return (
-        numbers.transpose([int(n) for n in iota.group(2).split(",")]) if iota.group(2) else numbers
-    ).reshape(-1)
+    return numbers.transpose(_ints(order)) if transposed else numbers
+
+
+def _ints(text: str) -> list[int]:
+    return [int(n) for n in re.findall(r"\d+", text)]
 
 
 def sent_bytes(kind: str, payload: float, members: int) -> float:

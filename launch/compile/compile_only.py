@@ -12,6 +12,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
 from launch.compile import collectives, hlo_cost
 from launch.compile.results import Result, summary
 from launch.compile.slices import GIB, Slice, get_slice
@@ -89,7 +92,6 @@ def compile_tasks(
 
 def argument_bytes(args: Any) -> int:
     """Bytes of abstract arguments on one chip; an argument without a sharding is replicated."""
-    import jax
 
     def count(leaf: Any) -> int:
         shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
@@ -100,8 +102,6 @@ def argument_bytes(args: Any) -> int:
 
 def _compile(task: Task, tpu_slice: Slice, result: Result) -> Any:
     """Returns the compiled program, or None with `result.error` set if it does not fit."""
-    import jax
-
     start, cpu = time.perf_counter(), time.process_time()
     try:
         with jax.set_mesh(task.mesh), _no_compilation_cache():
@@ -120,9 +120,6 @@ def _compile(task: Task, tpu_slice: Slice, result: Result) -> Any:
 @contextlib.contextmanager
 def _no_compilation_cache() -> Iterator[None]:
     """Disables the cache: it distorts compile times, and cannot load programs of absent devices."""
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache
-
     before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # JAX reads the setting only once

@@ -339,7 +339,6 @@ def _position_pairs(
 
 
 def _stated(i: Instruction, key: str) -> float:
-    """A kernel's own cost estimate."""
     match = re.search(rf'"{key}":\s*"?(\d+)', i.attributes)
     return float(match.group(1)) if match else 0.0
 

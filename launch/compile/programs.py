@@ -6,6 +6,16 @@ Axes: L sequence length.
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from grm_jax import sampling
+from grm_jax.models import abstract_model, token_logps
+from grm_jax.sampling import buckets, plan, programs, scheduler, weights
+from grm_jax.sharding import check_fits, make_mesh, state_shardings, with_shardings
+from grm_jax.training import grpo, meta_rm, rft, state as states
+from grm_jax.training.programs import model_config
 from launch.compile.compile_only import Task, argument_bytes
 from launch.compile.slices import slice_devices
 
@@ -15,13 +25,11 @@ def attention_flops(cfg: Any, length: int) -> float:
 
     4 x heads x head_dim for each visible (query, key) pair: causal, and in the layer's window.
     """
-    total = 0
+    pairs = 0
     for layer in range(cfg.num_layers):
-        window = cfg.pattern[layer % len(cfg.pattern)].window or length
-        inside = min(window, length)
-        pairs = inside * (inside + 1) // 2 + (length - inside) * inside
-        total += 4 * cfg.num_heads * cfg.head_dim * pairs
-    return float(total)
+        inside = min(cfg.pattern[layer % len(cfg.pattern)].window or length, length)
+        pairs += inside * (inside + 1) // 2 + (length - inside) * inside
+    return float(4 * cfg.num_heads * cfg.head_dim * pairs)
 
 
 def model_flops(
@@ -53,9 +61,6 @@ def make_slice_mesh(config: Any, slice_name: str, num_slices: int = 1) -> Any:
     Raises ValueError if its sizes do not multiply to the number of chips or do not divide the
     model, with sizes that do.
     """
-    from grm_jax.sharding import check_fits, make_mesh
-    from grm_jax.training.programs import model_config
-
     mesh = make_mesh(**dict(config.mesh), devices=slice_devices(slice_name, num_slices))
     check_fits(model_config(config), mesh)
     return mesh
@@ -71,9 +76,6 @@ def tasks(config: Any, mesh: Any, names: Sequence[str] | None = None, hbm: int =
 
     Raises ValueError for a program that the config does not have.
     """
-    from grm_jax.models import abstract_model
-    from grm_jax.training.programs import model_config
-
     model = abstract_model(model_config(config), mesh)
     stages = config.get("stages", ())
     all_tasks = [_forward_task(config, mesh, model), _sft_task(config, mesh, model)]
@@ -97,14 +99,6 @@ def _task(program: Any, mesh: Any, **figures: Any) -> Task:
 
 def _forward_task(config: Any, mesh: Any, model: Any) -> Task:
     """Token log-probs of a micro-batch of RFT (the batch if it has none), bfloat16 weights."""
-    import jax
-    from flax import nnx
-
-    from grm_jax.models import token_logps
-    from grm_jax.sharding import state_shardings, with_shardings
-    from grm_jax.training import rft, state as states
-    from grm_jax.training.programs import model_config
-
     cfg = model_config(config)
     micro_batch = config.rft.get("micro_rows", 0) * mesh.shape["data"] * mesh.shape["fsdp"]
     sequences = min(config.batch_size, micro_batch or config.batch_size)
@@ -133,9 +127,6 @@ def _forward_task(config: Any, mesh: Any, model: Any) -> Task:
 
 
 def _sft_task(config: Any, mesh: Any, model: Any) -> Task:
-    from grm_jax.training import rft
-    from grm_jax.training.programs import model_config
-
     sequences, length = config.batch_size, config.seq_len
     return _task(
         rft.build_sft_update(config, mesh, model),
@@ -146,9 +137,6 @@ def _sft_task(config: Any, mesh: Any, model: Any) -> Task:
 
 
 def _meta_rm_task(config: Any, mesh: Any) -> Task:
-    from grm_jax.training import meta_rm
-    from grm_jax.training.programs import model_config
-
     sequences, length = config.meta_rm.batch_size, config.meta_rm.seq_len
     cfg = model_config(config)
     return _task(
@@ -161,9 +149,6 @@ def _meta_rm_task(config: Any, mesh: Any) -> Task:
 
 def _rl_tasks(config: Any, mesh: Any, model: Any) -> list[Task]:
     """The reference's log-probs and the GRPO update; each one's weights stay during the other."""
-    from grm_jax.training import grpo
-    from grm_jax.training.programs import model_config
-
     rl = config.rl
     forward = rl_flops(model_config(config), rl)
     tokens = rl.prompts * (rl.prompt_len + rl.group_size * rl.max_new_tokens)
@@ -182,14 +167,6 @@ def rollout_tasks(config: Any, mesh: Any, hbm: int) -> list[Task]:
     The batch is the largest that fits beside the training state (float32 weights and two moments)
     and the reference's weights, which stay on the chips.
     """
-    import jax
-    import jax.numpy as jnp
-
-    from grm_jax import sampling
-    from grm_jax.models import abstract_model
-    from grm_jax.sampling import buckets, plan, programs, scheduler, weights
-    from grm_jax.training.programs import model_config
-
     rl, cfg = config.rl, model_config(config)
     cfg = cfg.replace(param_dtype=cfg.dtype, remat="none")
     bytes_per_param = 12 + jnp.dtype(rl.reference_dtype).itemsize
