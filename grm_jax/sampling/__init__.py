@@ -4,13 +4,16 @@ Works on models and token ids; text is in `grm_jax.text`.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from grm_jax.models import Transformer
+from grm_jax.sampling.plan import fit
 from grm_jax.sampling.request import Completion, Request
 from grm_jax.sampling.scheduler import Engine, Stats
+from grm_jax.sampling.weights import for_decoding
 
 __all__ = ["Completion", "Engine", "Request", "Samples", "Stats", "sample"]
 
@@ -69,10 +72,6 @@ def sample(
     Raises:
       ValueError: k or max_new_tokens below 1.
     """
-    from grm_jax.sampling.plan import fit
-    from grm_jax.sampling.progress import track
-    from grm_jax.sampling.weights import for_decoding
-
     if k < 1 or max_new_tokens < 1:
         raise ValueError(f"k = {k}, max_new_tokens = {max_new_tokens}: both must be at least 1")
     items = range(len(prompts)) if items is None else items
@@ -92,7 +91,7 @@ def sample(
         {},
         engine.stats,
     )
-    for done in track(engine, requests, progress):
+    for done in _with_bar(engine, requests) if progress else engine.run(requests):
         index, n = (done.request_index, done.sample_index), len(done.tokens)
         out.tokens[index][:n] = done.tokens
         out.logprobs[index][:n] = done.logprobs
@@ -101,3 +100,17 @@ def sample(
         if done.error:
             out.errors[done.request_index] = done.error
     return out
+
+
+def _with_bar(engine: Engine, requests: Sequence[Request]) -> Iterator[Completion]:
+    """Yields the engine's completions, and shows tokens per second and the share of busy rows."""
+    from tqdm.auto import tqdm
+
+    start = time.monotonic()
+    with tqdm(total=sum(max(1, r.k) for r in requests), unit="sample", desc="sampling") as bar:
+        for completion in engine.run(requests):
+            bar.update()
+            rate = engine.stats.tokens / max(1e-9, time.monotonic() - start)
+            busy = engine.stats.utilisation
+            bar.set_postfix_str(f"{rate:,.0f} tok/s, rows busy {busy:.0%}", refresh=False)
+            yield completion
