@@ -16,7 +16,7 @@ from etils import epath
 
 PathLike: TypeAlias = str | os.PathLike[str] | epath.Path
 
-# Files of a model folder that belong to its tokenizer: vocabulary, chat format, generation settings.
+# Tokenizer files of a model folder: vocabulary, chat format, generation settings.
 TOKENIZER_FILES = (
     "tokenizer.model",
     "tokenizer.json",
