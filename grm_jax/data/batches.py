@@ -1,45 +1,18 @@
-"""Batches of comparisons for rollouts, by step: a pure function of (source, seed, step).
+"""Endless streams of comparisons for rollouts: a pure function of (source, seed, place).
 
-A global batch is the same for any number of processes, each of which takes its share of it. To
-resume, only the step is needed.
+A stream maps any place from 0 on to a comparison, so to resume, only the step is needed.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from grm_jax.data.packing import check_divisible, shuffled_index
+from grm_jax.data.packing import shuffled_index
 from grm_jax.data.world.items import DEFAULT, WorldConfig, make_items
 from grm_jax.types import Comparison
 
 T = TypeVar("T")
 
 _BLOCK = 1000  # places in which a mixture keeps its rates
-
-
-@dataclasses.dataclass(frozen=True)
-class ComparisonBatches:
-    """An endless stream of batches of comparisons with random access by step.
-
-    Attributes:
-      at: place -> comparison, for any place from 0 on. See `from_list` and `from_world`.
-      batch_size: comparisons of a global batch.
-      process_index, process_count: this process takes its equal share of every batch.
-    """
-
-    at: Callable[[int], Comparison]
-    batch_size: int
-    process_index: int = 0
-    process_count: int = 1
-
-    def __post_init__(self) -> None:
-        check_divisible(self.batch_size, self.process_count)
-
-    def batch(self, step: int) -> list[Comparison]:
-        """Returns this process's comparisons of batch number `step`."""
-        share = self.batch_size // self.process_count
-        first = step * self.batch_size + self.process_index * share
-        return [self.at(place) for place in range(first, first + share)]
 
 
 def from_list(comparisons: Sequence[Comparison], seed: int = 0) -> Callable[[int], Comparison]:
@@ -52,12 +25,11 @@ def from_list(comparisons: Sequence[Comparison], seed: int = 0) -> Callable[[int
 def from_world(
     split: str = "train",
     seed: int = 0,
-    start: int = 0,
     families: Sequence[str] | None = None,
     config: WorldConfig = DEFAULT,
 ) -> Callable[[int], Comparison]:
-    """Returns places over the judging world: place p is item start + p, never repeated."""
-    return lambda place: make_items(split, start + place, 1, seed, families, config)[0]
+    """Returns places over the judging world: place p is item p, never repeated."""
+    return lambda place: make_items(split, place, 1, seed, families, config)[0]
 
 
 def from_mixture(

@@ -2,7 +2,7 @@
 
 The plan (which examples share a row) depends on lengths and seed only, so every process computes
 the same one. Batch `step` is a pure function of the plan: to resume, with any number of processes,
-call `batch(step)`.
+call `batch(step)`. `training.state.put_batch` places each process's share of it.
 
 A row of length 12 with examples of 5 and 4 tokens (prompts of 3 and 2):
     tokens       a b c d e f g h i 0 0 0
@@ -32,7 +32,7 @@ def plan_rows(lengths: np.ndarray, seq_len: int, seed: int) -> tuple[list[list[i
       (rows, too_long): example indices of each row, and the indices of examples that fit no row.
     """
     rows: list[list[int]] = []
-    open_rows: list[int] = []  # indices into `rows`
+    open_rows: list[list[int]] = []
     room: list[int] = []  # free tokens of each open row
     too_long = []
     for i in np.random.default_rng(seed).permutation(len(lengths)).tolist():
@@ -47,11 +47,11 @@ def plan_rows(lengths: np.ndarray, seq_len: int, seed: int) -> tuple[list[list[i
             if len(open_rows) == _OPEN_ROWS:
                 fullest = room.index(min(room))
                 del open_rows[fullest], room[fullest]
-            rows.append([])
-            open_rows.append(len(rows) - 1)
+            slot = len(open_rows)
+            open_rows.append([])
             room.append(seq_len)
-            slot = len(open_rows) - 1
-        rows[open_rows[slot]].append(i)
+            rows.append(open_rows[slot])
+        open_rows[slot].append(i)
         room[slot] -= length
     return rows, too_long
 
@@ -62,24 +62,20 @@ class PackedBatches:
 
     Attributes:
       data: the encoded examples.
-      batch_size: rows of a global batch.
+      batch_size: rows of a batch.
       seq_len: tokens of a row. Longer examples are dropped and logged: a truncated critique would
         teach the model to stop early.
       seed: of the packing and of the order of the rows, which changes in each epoch.
-      process_index, process_count: this process takes its equal share of every batch.
     """
 
     data: Encoded
     batch_size: int
     seq_len: int
     seed: int = 0
-    process_index: int = 0
-    process_count: int = 1
     rows: list[list[int]] = dataclasses.field(init=False, repr=False)
     too_long: list[int] = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_divisible(self.batch_size, self.process_count)
         rows, too_long = plan_rows(self.data.lengths, self.seq_len, self.seed)
         if not rows:
             raise ValueError(
@@ -107,48 +103,35 @@ class PackedBatches:
         return used / (len(self.rows) * self.seq_len)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """Returns this process's rows of batch number `step`, all (B, L).
+        """Returns the arrays of batch number `step`, all (B, L).
 
         tokens, positions, segment_ids: int32.  weights: float32.
         """
-        share = self.batch_size // self.process_count
-        first = step * self.batch_size + self.process_index * share
-        shape = (share, self.seq_len)
+        shape = (self.batch_size, self.seq_len)
         batch = {
             "tokens": np.zeros(shape, np.int32),
             "positions": np.zeros(shape, np.int32),
             "segment_ids": np.zeros(shape, np.int32),
             "weights": np.zeros(shape, np.float32),
         }
-        for r in range(share):
-            self._fill(batch, r, self.rows[shuffled_index(first + r, len(self.rows), self.seed)])
+        for r in range(self.batch_size):
+            place, start = step * self.batch_size + r, 0
+            examples = self.rows[shuffled_index(place, len(self.rows), self.seed)]
+            for segment, i in enumerate(examples, 1):
+                tokens, prompt = self.data[i]
+                span = slice(start, start + len(tokens))
+                batch["tokens"][r, span] = tokens
+                batch["positions"][r, span] = np.arange(len(tokens))
+                batch["segment_ids"][r, span] = segment
+                batch["weights"][r, start + prompt : span.stop] = 1.0
+                start = span.stop
         return batch
-
-    def _fill(self, batch: dict[str, np.ndarray], r: int, examples: list[int]) -> None:
-        start = 0
-        for segment, i in enumerate(examples, 1):
-            tokens, prompt = self.data[i]
-            span = slice(start, start + len(tokens))
-            batch["tokens"][r, span] = tokens
-            batch["positions"][r, span] = np.arange(len(tokens))
-            batch["segment_ids"][r, span] = segment
-            batch["weights"][r, start + prompt : span.stop] = 1.0
-            start = span.stop
 
 
 def shuffled_index(place: int, count: int, seed: int) -> int:
     """Returns the item at a place of an endless stream; each epoch permutes all `count` items."""
     epoch, position = divmod(place, count)
     return int(_permutation(count, seed, epoch)[position])
-
-
-def check_divisible(batch_size: int, process_count: int) -> None:
-    """Raises ValueError unless every process gets an equal share of a batch."""
-    if batch_size % process_count:
-        raise ValueError(
-            f"batch_size {batch_size} is not divisible by {process_count} processes: use a "
-            "multiple of it"
-        )
 
 
 # A batch may span two epochs, and a process may read several streams.

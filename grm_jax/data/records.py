@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 
 GRACE = 100  # records seen before the share of malformed ones is checked; the end always checks it
 _SHOWN = 5
+_BEFORE_ELEMENT = re.compile(r"[ \t\r\n,]*(?=[^\] \t\r\n,])")  # of a JSON array
 
 
 class Malformed(ValueError):
@@ -84,8 +86,8 @@ class Account:
 
     def summary(self) -> dict[str, Any]:
         """Counts, JSON-ready."""
-        malformed, unusable = len(self.malformed), dict(self.unusable)
-        return {"seen": self.seen, "malformed": malformed, "unusable": unusable}
+        unusable = dict(self.unusable)
+        return {"seen": self.seen, "malformed": len(self.malformed), "unusable": unusable}
 
 
 def read_records(path: str | Path) -> Iterator[Record]:
@@ -111,14 +113,14 @@ def read_records(path: str | Path) -> Iterator[Record]:
         file.seek(0)
         if first == b"[":
             content = file.read()
-            if suffix == ".json" or _is_array(content):
+            if suffix == ".json" or isinstance(_parsed(content), list):
                 yield from _array_records(path, content)
                 return
             file.seek(0)
         for number, raw in enumerate(file, 1):
             if number == 1:
                 raw = raw.removeprefix(b"\xef\xbb\xbf")
-                if suffix == ".json" and not _is_object(raw):
+                if suffix == ".json" and raw.strip() and not isinstance(_parsed(raw), dict):
                     raise ValueError(
                         f"{path} holds no JSON array: give an array of objects, or one object "
                         "per line as .jsonl"
@@ -148,14 +150,6 @@ def _parsed(raw: bytes) -> Any:
         return None
 
 
-def _is_array(content: bytes) -> bool:
-    return isinstance(_parsed(content), list)
-
-
-def _is_object(line: bytes) -> bool:
-    return not line.strip() or isinstance(_parsed(line), dict)
-
-
 def _line_record(number: int, raw: bytes) -> Record:
     try:
         value = json.loads(raw.rstrip(b"\r\n").decode("utf-8"))
@@ -175,7 +169,8 @@ def _array_records(path: Path, content: bytes) -> Iterator[Record]:
     text = content.decode("utf-8-sig")
     decoder, at = json.JSONDecoder(), text.index("[") + 1
     line, counted, number = 1, 0, 0
-    while (at := _skip(text, at, " \t\r\n,")) < len(text) and text[at] != "]":
+    while separators := _BEFORE_ELEMENT.match(text, at):
+        at = separators.end()
         line, counted, number = line + text.count("\n", counted, at), at, number + 1
         try:
             value, at = decoder.raw_decode(text, at)
@@ -183,12 +178,6 @@ def _array_records(path: Path, content: bytes) -> Iterator[Record]:
             # The end of a broken element is unknown, so nothing after it can be parsed.
             raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
         yield _checked(line, number, value, "\\u" in text[counted:at])
-
-
-def _skip(text: str, at: int, characters: str) -> int:
-    while at < len(text) and text[at] in characters:
-        at += 1
-    return at
 
 
 def _checked(line: int, number: int, value: Any, escapes: bool) -> Record:

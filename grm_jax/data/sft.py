@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +28,6 @@ class Example:
     completion: str
     kind: str = "general"
     id: str | None = None
-
-
-def write_examples(path: str | Path, examples: Iterable[Example]) -> int:
-    """Writes examples as JSON lines, atomically; returns their number."""
-    count, path = 0, Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as out:
-        for example in examples:
-            out.write(json.dumps(dataclasses.asdict(example), ensure_ascii=False) + "\n")
-            count += 1
-    partial.replace(path)
-    return count
 
 
 def read_examples(
@@ -97,8 +83,8 @@ def example_of(record: dict, name: str) -> Example:
 
 def from_instruction(instruction: Any) -> Example:
     """Returns the example of a general instruction of the judging world."""
-    messages, answer = tuple(instruction.messages[:-1]), instruction.answer
-    return Example(messages, answer, "general", instruction.id)
+    prompt = {"role": "user", "content": instruction.query}
+    return Example((prompt,), instruction.answer, "general", instruction.id)
 
 
 def encode(example: Example, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
@@ -153,22 +139,16 @@ class Encoded:
     @classmethod
     def load(cls, folder: str | Path) -> Encoded:
         """Memory-maps what `save` wrote."""
-        return cls(
-            *(
-                np.load(Path(folder) / f"{f.name}.npy", mmap_mode="r")
-                for f in dataclasses.fields(cls)
-            )
-        )
+        paths = [Path(folder) / f"{field.name}.npy" for field in dataclasses.fields(cls)]
+        return cls(*(np.load(path, mmap_mode="r") for path in paths))
 
 
 def encode_all(examples: Sequence[Example], tokenizer: Tokenizer) -> Encoded:
     """Encodes examples into flat arrays."""
-    tokens, ends, prompts, total = [], [], [], 0
+    tokens, prompts = [np.zeros(0, np.int32)], []
     for example in examples:
         prompt, completion = encode(example, tokenizer)
         tokens.append(np.array(prompt + completion, np.int32))
-        total += len(tokens[-1])
-        ends.append(total)
         prompts.append(len(prompt))
-    flat = np.concatenate(tokens) if tokens else np.zeros(0, np.int32)
-    return Encoded(flat, np.array(ends, np.int64), np.array(prompts, np.int32))
+    ends = np.cumsum([len(ids) for ids in tokens[1:]], dtype=np.int64)
+    return Encoded(np.concatenate(tokens), ends, np.array(prompts, np.int32))

@@ -19,7 +19,7 @@ import jax
 from tqdm import tqdm
 
 from grm_jax.data.comparisons import from_json
-from grm_jax.data.sft import Example, write_examples
+from grm_jax.data.sft import Example
 from grm_jax.judging.orders import response_orders
 from grm_jax.storage import as_path, read_lines
 from grm_jax.text import parse, rendering
@@ -103,10 +103,6 @@ class Trial:
         """ "hinted" or "non_hinted"."""
         return HINTED if self.hinted else NON_HINTED
 
-    def row(self) -> dict[str, Any]:
-        """Returns a JSON object."""
-        return {**dataclasses.asdict(self), "order": list(self.order)}
-
 
 @dataclasses.dataclass
 class RftSet:
@@ -123,10 +119,11 @@ class RftSet:
     def save(self, folder: str | Path) -> None:
         """Writes examples.jsonl, trials.jsonl and outcomes.json."""
         folder = Path(folder)
-        write_examples(folder / "examples.jsonl", self.examples)
-        with (folder / "trials.jsonl").open("w", encoding="utf-8") as out:
-            for trial in self.trials:
-                out.write(json.dumps(trial.row(), ensure_ascii=False) + "\n")
+        items: Sequence[Example] | Sequence[Trial]
+        for name, items in (("examples", self.examples), ("trials", self.trials)):
+            rows = (json.dumps(dataclasses.asdict(one), ensure_ascii=False) for one in items)
+            with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as out:
+                out.writelines(row + "\n" for row in rows)
         outcomes = json.dumps(self.summary(), indent=2) + "\n"
         (folder / "outcomes.json").write_text(outcomes, encoding="utf-8")
 
@@ -148,10 +145,8 @@ def build(comparisons: Iterable[Comparison], sampler: Sampler, options: RftOptio
     quiet = jax.process_index() != 0
     with tqdm(comparisons, "sampling critiques", mininterval=1, disable=quiet) as progress:
         for start in range(0, len(comparisons), options.chunk):
-            groups = [
-                requests_for(comparison, options)
-                for comparison in comparisons[start : start + options.chunk]
-            ]
+            chunk = comparisons[start : start + options.chunk]
+            groups = [requests_for(comparison, options) for comparison in chunk]
             requests = [request for group in groups for request in group]
             replies = list(sampler(requests))
             if len(replies) != len(requests):
@@ -181,13 +176,22 @@ def _add_comparison(
         if reply is None:
             result.outcomes[f"{HINTED if request.hinted else NON_HINTED}/failed"] += 1
         else:
-            trials.append(_trial(request, reply, template))
+            order = tuple(request.order if reply.order is None else reply.order)
+            outcome = outcome_of(comparison, parse_reply(comparison, order, reply, template))
+            is_right = outcome == "right"
+            trials.append(Trial(comparison, order, reply.text, request.hinted, is_right, outcome))
 
     # Too easy: all N non-hinted samples came, and all are correct.
     plain = [trial.right for trial in trials if not trial.hinted]
     too_easy = options.reject and 0 < options.samples == len(plain) and all(plain)
-    trials = [_with_outcome(trial, too_easy, options.reject) for trial in trials]
 
+    def final_outcome(trial: Trial) -> str:
+        if trial.right:
+            return "too_easy" if too_easy and not trial.hinted else "kept"
+        is_parsed = trial.outcome in ("wrong", "tie")
+        return "kept" if is_parsed and not options.reject else trial.outcome
+
+    trials = [dataclasses.replace(trial, outcome=final_outcome(trial)) for trial in trials]
     kept = [trial for trial in trials if trial.outcome == "kept"]
     result.trials += trials
     result.outcomes.update(f"{trial.kind}/{trial.outcome}" for trial in trials)
@@ -197,24 +201,6 @@ def _add_comparison(
         # Rendered again: without the hint, and in the order of this text.
         messages = tuple(rendering.render(template, comparison, trial.order))
         result.examples.append(Example(messages, trial.text, trial.kind, comparison.id))
-
-
-def _trial(request: CritiqueRequest, reply: CritiqueReply, template: str) -> Trial:
-    order = tuple(request.order if reply.order is None else reply.order)
-    critique = parse_reply(request.comparison, order, reply, template)
-    outcome = outcome_of(request.comparison, critique)
-    right = outcome == "right"
-    return Trial(request.comparison, order, reply.text, request.hinted, right, outcome)
-
-
-def _with_outcome(trial: Trial, too_easy: bool, reject: bool) -> Trial:
-    """The trial with its final outcome: "right", and without rejection any parsed one, is kept."""
-    outcome = trial.outcome
-    if trial.right:
-        outcome = "too_easy" if too_easy and not trial.hinted else "kept"
-    elif not reject and outcome in ("wrong", "tie"):
-        outcome = "kept"
-    return dataclasses.replace(trial, outcome=outcome)
 
 
 def mix(examples: Sequence[Example], general: Sequence[Example], seed: int = 0) -> list[Example]:
@@ -232,9 +218,8 @@ def requests_for(comparison: Comparison, options: RftOptions) -> list[CritiqueRe
     template = training_template(options.template, comparison)
     total = options.samples + options.hinted
     requests = []
-    for sample, order in enumerate(
-        response_orders(comparison, total, options.orders, options.seed)
-    ):
+    orders = response_orders(comparison, total, options.orders, options.seed)
+    for sample, order in enumerate(orders):
         hinted = sample >= options.samples
         hint = hint_of(comparison, order) if hinted else None
         messages = rendering.render(template, comparison, order, hint=hint)
@@ -328,11 +313,9 @@ def read_trials(path: Any) -> list[Trial]:
     trials = []
     for line in read_lines(as_path(path)):
         row = json.loads(line)
-        outcome = row.pop("fate", None) or row["outcome"]
-        comparison, order = from_json(row["comparison"]), tuple(row["order"])
-        trials.append(
-            Trial(**{**row, "comparison": comparison, "order": order, "outcome": outcome})
-        )
+        row["outcome"] = row.pop("fate", None) or row["outcome"]
+        row |= {"comparison": from_json(row["comparison"]), "order": tuple(row["order"])}
+        trials.append(Trial(**row))
     return trials
 
 
@@ -341,9 +324,5 @@ def easy_ids(trials: Iterable[Trial]) -> set[str]:
 
     The paper (appendix C.1) drops them from its RL set, where another model drew three samples.
     """
-    easy: dict[str, bool] = {}
-    for trial in trials:
-        if not trial.hinted:
-            id = str(trial.comparison.id)
-            easy[id] = easy.get(id, True) and trial.right
-    return {id for id, all_right in easy.items() if all_right}
+    plain = [(str(trial.comparison.id), trial.right) for trial in trials if not trial.hinted]
+    return {id for id, _ in plain} - {id for id, is_right in plain if not is_right}

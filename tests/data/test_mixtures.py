@@ -205,16 +205,6 @@ def test_other_processes_wait_for_process_0(config, tmp_path, monkeypatch):
     assert waited == [True] and source.size == 70
 
 
-def test_same_batches_for_any_number_of_processes(config, tmp_path):
-    source = sources.judging(config, workdir=tmp_path / "run")
-    whole = batches.ComparisonBatches(source.at, batch_size=12)
-    shares = [batches.ComparisonBatches(source.at, 12, i, 3) for i in range(3)]
-    for step in (0, 5):
-        parts = [share.batch(step) for share in shares]
-        assert [len(part) for part in parts] == [4, 4, 4]
-        assert sum(parts, []) == whole.batch(step)
-
-
 def test_users_module_registers_its_mixture(tmp_path, monkeypatch):
     pairs(tmp_path / "mine.jsonl", 4)
     (tmp_path / "my_tasks.py").write_text(

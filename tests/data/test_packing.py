@@ -1,5 +1,6 @@
 """Packed batches and batches of comparisons, by step and process; encoding of SFT examples."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -57,31 +58,18 @@ def test_batch_depends_on_step_and_seed_only():
     assert (data.batch(7 + data.rows_per_epoch)["tokens"] != seventh["tokens"]).any()
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_processes_share_one_global_batch(processes):
-    whole = packing.PackedBatches(encoded(LENGTHS), batch_size=4, seq_len=32)
-    parts = [
-        packing.PackedBatches(encoded(LENGTHS), 4, 32, 0, i, processes).batch(5)
-        for i in range(processes)
-    ]
-    for name, rows in whole.batch(5).items():
-        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), rows)
-
-
 def test_too_long_examples_are_dropped_and_logged(caplog):
     data = packing.PackedBatches(encoded([5, 40, 6]), batch_size=1, seq_len=16)
     assert data.too_long == [1]
     assert "1 of 3 examples are longer than 16 tokens" in caplog.text
     with pytest.raises(ValueError, match="none of 1 examples fits"):
         packing.PackedBatches(encoded([40]), 1, 16)
-    with pytest.raises(ValueError, match="not divisible by 3 processes"):
-        packing.PackedBatches(encoded([5]), 4, 16, process_count=3)
 
 
 def test_encoded_completion_ends_with_end_of_turn_and_is_saved(tmp_path):
     tok = tokenizer.load(vocabulary.vocabulary_path())
     general = world.general_items("train", 0, 20)
-    examples = [sft.Example(tuple(g.messages[:-1]), g.answer, id=g.id) for g in general]
+    examples = [sft.from_instruction(g) for g in general]
     data = sft.encode_all(examples, tok)
     for i, example in enumerate(examples):
         tokens, prompt = data[i]
@@ -106,33 +94,29 @@ def test_three_forms_of_example_records(tmp_path):
     examples = list(sft.read_examples(path))
     assert [(e.messages, e.completion) for e in examples] == [((chat[0],), "b")] * 3
     assert [e.kind for e in examples] == ["general", "general", "hinted"]
-    assert sft.write_examples(tmp_path / "out.jsonl", examples) == 3
-    assert list(sft.read_examples(tmp_path / "out.jsonl")) == examples
+    path.write_text("".join(json.dumps(dataclasses.asdict(e)) + "\n" for e in examples))
+    assert list(sft.read_examples(path)) == examples
     path.write_text('{"messages": []}\n')
     with pytest.raises(records.TooManyMalformed, match=r"e\.jsonl:1: no 'completion'"):
         list(sft.read_examples(path))
 
 
-# ---------------------------------------------------------------- comparisons by step
+# ---------------------------------------------------------------- comparisons by place
 
 
-def test_comparison_batches_by_step_and_process():
-    source = batches.from_list(world.make_items("train", 0, 10), seed=1)
-    stream = batches.ComparisonBatches(source, batch_size=4)
-    ids = [c.id for step in range(5) for c in stream.batch(step)]
+def test_places_of_a_list_are_a_new_order_in_each_epoch():
+    at = batches.from_list(world.make_items("train", 0, 10), seed=1)
+    ids = [at(place).id for place in range(20)]
     assert sorted(ids[:10]) == sorted(ids[10:]) and len(set(ids[:10])) == 10
     assert ids[:10] != ids[10:]
-    halves = [batches.ComparisonBatches(source, 4, i, 2).batch(3) for i in range(2)]
-    assert halves[0] + halves[1] == stream.batch(3)
-    with pytest.raises(ValueError, match="not divisible"):
-        batches.ComparisonBatches(source, 4, 0, 3)
+    assert [at(place).id for place in (13, 2)] == [ids[13], ids[2]]
     with pytest.raises(ValueError, match="no comparisons"):
         batches.from_list([])
 
 
 def test_places_of_the_world_never_repeat():
-    stream = batches.ComparisonBatches(batches.from_world("train", start=100), batch_size=4)
-    assert stream.batch(2) == world.make_items("train", 108, 4)
+    at = batches.from_world("train")
+    assert [at(place) for place in range(108, 112)] == world.make_items("train", 108, 4)
 
 
 def test_mixtures_keep_their_rates_without_gaps():

@@ -1,5 +1,6 @@
 """Tests the data of rejective fine-tuning: correctness, outcomes, hints, samplers, files."""
 
+import dataclasses
 import http.server
 import json
 import threading
@@ -141,7 +142,7 @@ def test_trials_have_their_correctness_and_outcome():
     assert [(t.right, t.outcome, t.hinted) for t in made.trials] == [
         (True, "too_easy", False)
     ] * 3 + [(False, "wrong", True)]
-    row = json.loads(json.dumps(made.trials[0].row()))
+    row = json.loads(json.dumps(dataclasses.asdict(made.trials[0])))
     assert row["comparison"]["id"] == "pair" and row["right"] is True
 
 

@@ -35,10 +35,6 @@ WORDS = (
 Args = tuple[str, ...]
 
 
-def _identity(args: Args, text: str) -> str:
-    return text
-
-
 @dataclasses.dataclass(frozen=True)
 class Family:
     """One kind of task.
@@ -61,7 +57,7 @@ class Family:
     solve: Callable[[Args], str]
     slip: Callable[[random.Random, Args, str], str]
     write: Callable[[random.Random, Args, str], str] = lambda rng, args, result: result
-    read: Callable[[Args, str], str] = _identity
+    read: Callable[[Args, str], str] = lambda args, text: text
     closed: bool = False
 
 
@@ -103,10 +99,6 @@ def _kin(item: str) -> tuple[str, ...]:
     if len(item) == 1:
         return tuple(LETTERS[:12])
     return tuple(w.upper() for w in WORDS) if item.isupper() else WORDS
-
-
-def _yes_no(rng: random.Random, args: Args, result: str) -> str:
-    return "no" if result == "yes" else "yes"
 
 
 # ---------------------------------------------------------------- draws: arguments at a level
@@ -161,10 +153,6 @@ def _other_word(rng: random.Random, args: Args, result: str) -> str:
     return rng.choice([w for w in WORDS if w != result])
 
 
-def _words_of(body: str) -> list[str]:
-    return body.split() or [""]
-
-
 # ---------------------------------------------------------------- the families
 
 TRAINED = (
@@ -216,7 +204,7 @@ TRAINED = (
         _member_args,
         lambda a: f"is {a[0]} in " + " ".join(a[1:]),
         lambda a: "yes" if a[0] in a[1:] else "no",
-        _yes_no,
+        lambda rng, a, result: "no" if result == "yes" else "yes",
     ),
     Family(
         "last",
@@ -259,7 +247,7 @@ TRAINED = (
         lambda a: a[0],
         _other_word,
         write=lambda rng, a, result: _other_words(rng, a, result, first=False),
-        read=lambda a, body: _words_of(body)[-1],
+        read=lambda a, body: (body.split() or [""])[-1],
         closed=True,
     ),
 )
@@ -301,7 +289,7 @@ HELD_OUT = (
         lambda a: a[0],
         _other_word,
         write=lambda rng, a, result: _other_words(rng, a, result, first=True),
-        read=lambda a, body: _words_of(body)[0],
+        read=lambda a, body: (body.split() or [""])[0],
         closed=True,
     ),
 )
@@ -311,8 +299,3 @@ for _family in (*TRAINED, *HELD_OUT):
     FAMILIES.add(_family.name, _family)
 TRAINED_NAMES = tuple(family.name for family in TRAINED)
 HELD_OUT_NAMES = tuple(family.name for family in HELD_OUT)
-
-
-def get_family(name: str) -> Family:
-    """Returns a family. Raises ValueError, with the known names, for an unknown one."""
-    return FAMILIES[name]

@@ -13,7 +13,7 @@ import hashlib
 import random
 from collections.abc import Mapping, Sequence
 
-from grm_jax.data.world.families import FAMILIES, LEVELS, TRAINED_NAMES, Args, Family, get_family
+from grm_jax.data.world.families import FAMILIES, LEVELS, TRAINED_NAMES, Args, Family
 from grm_jax.data.world.responses import (
     EMPTY,
     HEDGED,
@@ -77,14 +77,6 @@ class Instruction:
     id: str
     meta: dict = dataclasses.field(default_factory=dict)
 
-    @property
-    def messages(self) -> list[dict[str, str]]:
-        """Query and answer as two chat turns."""
-        return [
-            {"role": "user", "content": self.query},
-            {"role": "assistant", "content": self.answer},
-        ]
-
 
 def make_items(
     split: str,
@@ -147,7 +139,7 @@ def _checked(
             "families is empty: name at least one family, or pass None for the default ones"
         )
     for name in names:
-        get_family(name)
+        FAMILIES[name]  # raises for an unknown one
     return names
 
 
@@ -171,7 +163,7 @@ def _comparison(
     split: str, index: int, seed: int, names: tuple[str, ...], config: WorldConfig
 ) -> Comparison:
     rng = random.Random(f"judging/{seed}/{split}/{index}")
-    family = get_family(rng.choice(names))
+    family = FAMILIES[rng.choice(names)]
     level, n = _pick(rng, config.levels), _pick(rng, config.sizes)
     for _ in range(_MAX_TRIES):
         args = family.draw(rng, level)
@@ -198,26 +190,18 @@ def _responses(
         targets = [best, *(_pick(rng, lower) for _ in range(n - 1))]
     responses: list[str] = []
     for target in targets:
-        response = _response(rng, family, args, target, responses)
-        if response is None:
+        suitable = None
+        for _ in range(12):
+            response = write_response(rng, family, args, target)
+            if grade(family, args, response) == target:
+                suitable = response
+                if response not in responses:  # otherwise one that repeats, if all 12 do
+                    break
+        if suitable is None:
             return None
-        responses.append(response)
+        responses.append(suitable)
     rng.shuffle(responses)
     return responses
-
-
-def _response(
-    rng: random.Random, family: Family, args: Args, target: int, used: list[str]
-) -> str | None:
-    """A response of grade `target` that is not in `used`, or a repeated one if none is found."""
-    repeated = None
-    for _ in range(12):
-        response = write_response(rng, family, args, target)
-        if grade(family, args, response) == target:
-            if response not in used:
-                return response
-            repeated = response
-    return repeated
 
 
 def _as_comparison(
@@ -261,7 +245,7 @@ def believing(truth: Mapping, label: int | tuple[float, ...], rng: random.Random
         return {**truth}
     result = readings[believed]
     if grades[believed] != RIGHT or result in ("both", "nothing"):
-        result = get_family(truth["family"]).slip(rng, tuple(truth["args"]), truth["result"])
+        result = FAMILIES[truth["family"]].slip(rng, tuple(truth["args"]), truth["result"])
     return {**truth, "grades": grades, "result": result}
 
 
@@ -269,7 +253,7 @@ def _instruction(
     split: str, index: int, seed: int, names: tuple[str, ...], config: WorldConfig
 ) -> Instruction:
     rng = random.Random(f"general/{seed}/{split}/{index}")
-    family = get_family(rng.choice(names))
+    family = FAMILIES[rng.choice(names)]
     level = _pick(rng, config.levels)
     for _ in range(_MAX_TRIES):
         args = family.draw(rng, level)

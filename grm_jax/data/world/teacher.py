@@ -10,7 +10,7 @@ import dataclasses
 import random
 from collections.abc import Mapping, Sequence
 
-from grm_jax.data.world.families import TRAINED_NAMES, get_family
+from grm_jax.data.world.families import FAMILIES, TRAINED_NAMES
 from grm_jax.data.world.responses import EMPTY, HEDGED, RIGHT, WRONG
 from grm_jax.types import Comparison
 
@@ -105,15 +105,12 @@ def critique(
     if short:
         analysis, scores = _by_manner(world, order, rng, hint)
     else:
-        error = "" if hint is not None or rng.random() < accuracy else _pick_error(rng, errors)
+        if hint is None and rng.random() >= accuracy:
+            weights = dataclasses.asdict(errors)
+            error = rng.choices(tuple(weights), tuple(weights.values()))[0]
         analysis, scores = _by_working(world, order, rng, error)
     head = _principles(world, rng, short, error == "principle") + "\n\n" if principles else ""
     return f"{head}{analysis}\n\n\\boxed{{{', '.join(map(str, scores))}}}"
-
-
-def _pick_error(rng: random.Random, errors: Errors) -> str:
-    weights = dataclasses.asdict(errors)
-    return rng.choices(tuple(weights), tuple(weights.values()))[0]
 
 
 def _principles(world: Mapping, rng: random.Random, short: bool, improper: bool) -> str:
@@ -152,7 +149,11 @@ def _by_working(
     readings, grades = ([world[name][i] for i in order] for name in ("readings", "grades"))
     if error in ("slip", "principle"):
         result = _slipped(world, readings, rng)
-        grades = [_regrade(g, reading, result) for g, reading in zip(grades, readings)]
+        # Hedged and empty responses keep their grade under the wrong result.
+        grades = [
+            g if g in (HEDGED, EMPTY) else RIGHT if reading == result else WRONG
+            for g, reading in zip(grades, readings)
+        ]
     elif error == "misread":
         j = rng.randrange(len(grades))
         grades[j] = WRONG if grades[j] == RIGHT else RIGHT
@@ -174,12 +175,4 @@ def _slipped(world: Mapping, readings: Sequence[str], rng: random.Random) -> str
     shown = [r for r in readings if r not in (world["result"], "both", "nothing")]
     if shown and rng.random() < 0.5:
         return rng.choice(shown)
-    family, args = get_family(world["family"]), tuple(world["args"])
-    return family.slip(rng, args, world["result"])
-
-
-def _regrade(grade: int, reading: str, result: str) -> int:
-    """The grade of a response under a wrong result; hedged and empty ones keep theirs."""
-    if grade in (HEDGED, EMPTY):
-        return grade
-    return RIGHT if reading == result else WRONG
+    return FAMILIES[world["family"]].slip(rng, tuple(world["args"]), world["result"])

@@ -33,7 +33,7 @@ def test_items_do_not_change_between_versions():
 def test_labels_agree_with_the_rule(items):
     for c in items:
         meta = c.meta["world"]
-        family = families.get_family(meta["family"])
+        family = families.FAMILIES[meta["family"]]
         grades = [responses.grade(family, tuple(meta["args"]), text) for text in c.responses]
         assert grades == meta["grades"]
         if c.n == 1:
@@ -63,7 +63,7 @@ SOLVED = {  # computed by hand
 @pytest.mark.parametrize("case", SOLVED, ids=lambda case: case[0])
 def test_solve_gives_the_correct_result(case):
     name, args = case
-    assert families.get_family(name).solve(args) == SOLVED[case]
+    assert families.FAMILIES[name].solve(args) == SOLVED[case]
 
 
 @pytest.mark.parametrize(
@@ -78,12 +78,12 @@ def test_solve_gives_the_correct_result(case):
     ],
 )
 def test_instruction_following_families_grade_the_form(name, args, answer, right):
-    family = families.get_family(name)
+    family = families.FAMILIES[name]
     assert (responses.grade(family, args, "so: " + answer) == responses.RIGHT) == right
 
 
 def test_grades_of_a_response():
-    add = families.get_family("add")
+    add = families.FAMILIES["add"]
     graded = {"so: 5": 3, "so: 5 or 6": 2, "i am sure: 6": 1, "it is: pass": 0, "5": 3, "6 or 7": 1}
     assert {text: responses.grade(add, ("2", "3"), text) for text in graded} == graded
 
@@ -134,7 +134,7 @@ def test_held_out_families_occur_in_general_instructions_only(items):
 
 def test_general_answers_are_correct():
     for g in world.general_items("train", 0, 500):
-        family = families.get_family(g.meta["family"])
+        family = families.FAMILIES[g.meta["family"]]
         assert responses.answer_of(g.answer) not in responses.NO_ANSWERS
         if g.meta["family"] == "add":
             a, b = g.query.split()[1:]
@@ -168,7 +168,7 @@ def test_reference_is_off_by_default():
     for c in world.make_items("train", 0, 50, config=config):
         meta = c.meta["world"]
         assert (
-            families.get_family(meta["family"]).read(tuple(meta["args"]), c.reference)
+            families.FAMILIES[meta["family"]].read(tuple(meta["args"]), c.reference)
             == meta["result"]
         )
 
