@@ -5,8 +5,7 @@ A checkpoint holds one tree of arrays (parameters, optimizer state, step, RNG) a
 into any tree with the same paths on any topology: the target's shardings place each shard.
 """
 
-from __future__ import annotations
-
+import contextlib
 import hashlib
 import logging
 from collections.abc import Mapping
@@ -83,10 +82,10 @@ def fingerprint(tree: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager):
     """The checkpoints of one stage in one folder, the newest `keep` of them.
 
-    A context manager; leaving it waits for the save under way, as `close` does.
+    A context manager; leaving it waits for the save under way.
     """
 
     def __init__(self, folder: PathLike, keep: int = 2):
@@ -102,13 +101,7 @@ class Checkpoints:
             item_names=("state", "record"),
         )
 
-    def __enter__(self) -> Checkpoints:
-        return self
-
     def __exit__(self, *_: Any) -> None:
-        self.close()
-
-    def close(self) -> None:
         self._manager.wait_until_finished()
         self._manager.close()
 
@@ -180,15 +173,13 @@ class Checkpoints:
 
         Their steps can then be saved again. If nothing is readable, the files stay for inspection.
         """
-        restored = self.restore(abstract_tree)
-        if restored is not None:
+        if restored := self.restore(abstract_tree):
             for step in [s for s in self.steps() if s > restored[0]]:
                 self._manager.delete(step)
         return restored
 
     def _restore_step(self, step: int, abstract_tree: Any) -> tuple[Any, dict[str, Any]]:
-        args = self._ocp.args
-        target = flatten(abstract_tree)
+        args, target = self._ocp.args, flatten(abstract_tree)
         items = self._manager.restore(
             step, args=args.Composite(state=args.StandardRestore(target), record=args.JsonRestore())
         )

@@ -27,6 +27,7 @@ from grm_jax.judging.expected import ExpectedScores, model_log_probs
 from grm_jax.judging.judge import Judge
 from grm_jax.judging.options import Options
 from grm_jax.judging.sampler import engine_sampler
+from grm_jax.models import abstract_model
 from grm_jax.training import checkpoint, loop, meta_rm, rft_data, sources, state as states
 from grm_jax.training.metrics import read_jsonl
 from grm_jax.training.programs import model_config
@@ -70,23 +71,21 @@ def held_out(config: Any, workdir: Any = None) -> list[Comparison]:
     return labelled
 
 
-def run(
-    config: Any, mesh: Any, tokenizer: Any, graphdef: Any, abstract: Any, folders: Mapping[str, Any]
-) -> None:
+def run(shared: loop.Run, folders: Mapping[str, Any]) -> None:
     """Evaluates the models of the finished stages; writes report, table and credits.
 
     What is judged is stored by model weights and options, so a stopped stage resumes.
 
     Args:
-      graphdef, abstract: of the language model.
+      shared: config, mesh and tokenizer of the run.
       folders: the folder of each stage.
     """
-    start, section = time.time(), config.eval
+    start, config, section = time.time(), shared.config, shared.config.eval
     comparisons = held_out(config, folders["eval"].parent)
     resampler = Resampler([prompt_key(c) for c in comparisons], draws=STAGE_DRAWS)
     log.info("evaluation on %d comparisons of split %s", len(comparisons), section.split)
     cells, facts = content_blind_cells(comparisons, resampler), {}
-    for name, judge in judges(config, mesh, tokenizer, graphdef, abstract, folders):
+    for name, judge in judges(shared, folders):
         samples = section.base_samples if name == "base" else section.samples
         folder = folders["eval"] / "judged" / judge.name
         own_cells, judged = evaluate_model(name, judge, comparisons, section, samples, folder)
@@ -108,17 +107,17 @@ def run(
     loop.write_result(folders["eval"], result | facts)
 
 
-def judges(
-    config: Any, mesh: Any, tokenizer: Any, graphdef: Any, abstract: Any, folders: Mapping[str, Any]
-) -> Iterator[tuple[str, Judge]]:
+def judges(shared: loop.Run, folders: Mapping[str, Any]) -> Iterator[tuple[str, Judge]]:
     """Yields the judges of the base model and of each finished stage, by name.
 
     The last one has the meta RM, if that is trained, and expected scores.
     """
+    config, mesh, tokenizer = shared.config, shared.mesh, shared.tokenizer
     section, cfg = config.eval, model_config(config)
+    graphdef, abstract = abstract_model(cfg, mesh)
     meta = meta_params = None
     if loop.is_done(folders["meta_rm"]):
-        _, scalar = states.abstract_model(model_config(config, scalar_head=True), mesh)
+        _, scalar = abstract_model(model_config(config, scalar_head=True), mesh)
         meta_params = loop.load_params(folders["meta_rm"], scalar)
         meta = meta_rm.scorer(config, mesh, meta_params, tokenizer, section.meta_batch)
     loaders = {"base": lambda: sources.first_params(config, cfg, mesh)}
@@ -147,13 +146,11 @@ def judges(
 
 def content_blind_cells(comparisons: Sequence[Comparison], resampler: Resampler) -> list[Cell]:
     """The baselines at the top of the table: chance, the first response, the longest response."""
-    chance = [JudgedComparison(c, (0.0,) * c.n) for c in comparisons]
-    cells = [cell("chance", "Rule", 1, chance, resampler)]
+    judged = {"chance": [JudgedComparison(c, (0.0,) * c.n) for c in comparisons]}
     for name in ("first", "longest"):
-        judged = [content_blind.judge(name, c) for c in comparisons]
         label = content_blind.CONTENT_BLIND[name].label
-        cells.append(cell(label, "Rule", 1, judged, resampler))
-    return cells
+        judged[label] = [content_blind.judge(name, c) for c in comparisons]
+    return [cell(label, "Rule", 1, rows, resampler) for label, rows in judged.items()]
 
 
 def evaluate_model(
@@ -251,8 +248,8 @@ def differences(cells: Sequence[Cell], resampler: Resampler) -> dict[str, dict[s
 
 def write_report(config: Any, cells: Sequence[Cell], facts: Mapping, folders: Mapping) -> None:
     """Writes the report with the training curves of RL, and prints the table."""
-    rows, figures = read_jsonl(folders["rl"] / "metrics.jsonl"), {}
-    if rows:
+    figures = {}
+    if rows := read_jsonl(folders["rl"] / "metrics.jsonl"):
         figures["training.png"] = ("Reinforcement learning", plots.panels(rows, PANELS))
     text = config.to_json_best_effort(indent=2)
     page = report.write(folders["eval"], config.name, cells, facts, text, figures)

@@ -48,13 +48,8 @@ def run(config: ConfigDict, workdir: PathLike) -> dict[str, Any]:
         raise ValueError(f"stages {sorted(unknown)} do not exist: use {', '.join(STAGES)}")
     workdir = as_path(workdir)
     folders = {stage: workdir / stage for stage in STAGES}
-
-    ###########################################################################
-    #                        Mesh, tokenizer, model                           #
-    ###########################################################################
-
     mesh, cfg = make_mesh(**config.mesh), model_config(config)
-    graphdef, abstract = abstract_model(cfg, mesh)
+    abstract_model(cfg, mesh)  # raises for a mesh that does not divide the model
     tokenizer = sources.load_tokenizer(config)
     if tokenizer.vocab_size > cfg.vocab_size + cfg.vocab_pad:
         raise ValueError(
@@ -73,58 +68,38 @@ def run(config: ConfigDict, workdir: PathLike) -> dict[str, Any]:
     def trained(stage: str) -> Any:
         return lambda: load_trained(shared, stage, folders[stage])
 
-    def is_pending(stage: str) -> bool:
-        if stage not in config.stages:
-            return False
-        if not loop.is_done(folders[stage]):
-            shared.stop.check(stage)
-            return True
-        log.info("%s is done: %s", stage, folders[stage])
-        if config.export and stage != "eval" and not _is_exported(folders[stage] / "hf"):
-            # The run was interrupted between the stage's result and the end of its export.
-            export(shared, stage, trained(stage)(), folders[stage] / "hf")
-        return False
-
-    def finish(stage: str, params: Any) -> None:
-        if config.export:
-            export(shared, stage, params, folders[stage] / "hf")
-
     with jax.set_mesh(mesh):
-        #######################################################################
-        #                     Rejective fine-tuning                           #
-        #######################################################################
-
-        if is_pending("rft"):
-            finish("rft", rft.train(shared, base, folders["rft"]))
-
-        #######################################################################
-        #                     Reinforcement learning                          #
-        #######################################################################
-
-        if is_pending("rl"):
+        if _is_pending(shared, "rft", folders["rft"]):
+            export(shared, "rft", rft.train(shared, base, folders["rft"]), folders["rft"])
+        if _is_pending(shared, "rl", folders["rl"]):
             # Without RFT (the ablation "no_cold_start") policy and reference are the base model.
             start = trained("rft") if loop.is_done(folders["rft"]) else base
-            finish("rl", grpo.train(shared, start, folders["rl"]))
-
-        #######################################################################
-        #                       Meta reward model                             #
-        #######################################################################
-
-        if is_pending("meta_rm"):
+            export(shared, "rl", grpo.train(shared, start, folders["rl"]), folders["rl"])
+        if _is_pending(shared, "meta_rm", folders["meta_rm"]):
             policy = trained("rl" if loop.is_done(folders["rl"]) else "rft")
             start = {"base": base, "rft": trained("rft"), "rl": policy}[config.meta_rm.start]
-            finish(
-                "meta_rm", meta_rm.train(shared, start, policy, folders["rft"], folders["meta_rm"])
-            )
-
-        #######################################################################
-        #                           Evaluation                                #
-        #######################################################################
-
-        if is_pending("eval"):
-            eval_stage.run(config, mesh, tokenizer, graphdef, abstract, folders)
+            inputs = (start, policy, folders["rft"], folders["meta_rm"])
+            export(shared, "meta_rm", meta_rm.train(shared, *inputs), folders["meta_rm"])
+        if _is_pending(shared, "eval", folders["eval"]):
+            eval_stage.run(shared, folders)
     done = [stage for stage in config.stages if loop.is_done(folders[stage])]
     return {stage: loop.read_result(folders[stage]) for stage in done}
+
+
+def _is_pending(shared: loop.Run, stage: str, folder: epath.Path) -> bool:
+    """Whether to run a stage. Exports one that was killed between its result and its export."""
+    if stage not in shared.config.stages:
+        return False
+    if not loop.is_done(folder):
+        shared.stop.check(stage)
+        return True
+    log.info("%s is done: %s", stage, folder)
+    hf = folder / "hf"
+    # The config is written last, in a bucket the tokenizer.
+    is_exported = (hf / "config.json").exists() and any(hf.glob("tokenizer*"))
+    if stage != "eval" and shared.config.export and not is_exported:
+        export(shared, stage, load_trained(shared, stage, folder), folder)
+    return False
 
 
 def check(config: ConfigDict, stages: Collection[str]) -> None:
@@ -139,30 +114,28 @@ def check(config: ConfigDict, stages: Collection[str]) -> None:
             module.check(config)
 
 
-def load_trained(shared: loop.Run, stage: str, folder: PathLike) -> Any:
+def load_trained(shared: loop.Run, stage: str, folder: epath.Path) -> Any:
     """Loads the parameters that a stage trained."""
     cfg = model_config(shared.config, scalar_head=stage == "meta_rm")
     return loop.load_params(folder, abstract_model(cfg, shared.mesh)[1])
 
 
-def export(shared: loop.Run, stage: str, params: Any, folder: PathLike) -> None:
-    """Writes a Hugging Face folder, for `grm judge` and for other programs."""
+def export(shared: loop.Run, stage: str, params: Any, folder: epath.Path) -> None:
+    """Writes the Hugging Face folder `<folder>/hf`, for `grm judge`; not with `export=False`."""
     config, is_meta_rm = shared.config, stage == "meta_rm"
+    if not config.export:
+        return
     graphdef, _ = abstract_model(model_config(config, scalar_head=is_meta_rm), shared.mesh)
-    with writing(folder) as local:
-        if is_meta_rm:
-            likelihood = config.meta_rm.likelihood
-            template = meta_template(config.template, likelihood)
-            MetaRMMetadata(template, likelihood).save(local)
-        else:
-            JudgeMetadata(config.template, config.rl.max_new_tokens).save(local)
+    metadata: JudgeMetadata | MetaRMMetadata
+    if is_meta_rm:
+        likelihood = config.meta_rm.likelihood
+        metadata = MetaRMMetadata(meta_template(config.template, likelihood), likelihood)
+    else:
+        metadata = JudgeMetadata(config.template, config.rl.max_new_tokens)
+    with writing(folder / "hf") as local:
+        metadata.save(local)
         model, like = nnx.merge(graphdef, params), sources.tokenizer_path(config)
         checkpoints.save(model, local, like=like, dtype="bfloat16", overwrite=True)
-
-
-def _is_exported(folder: epath.Path) -> bool:
-    """Whether an export is complete: the config is written last, in a bucket the tokenizer."""
-    return (folder / "config.json").exists() and any(folder.glob("tokenizer*"))
 
 
 def save_config(config: ConfigDict, cfg: TransformerConfig, workdir: epath.Path) -> None:
@@ -179,14 +152,11 @@ def save_config(config: ConfigDict, cfg: TransformerConfig, workdir: epath.Path)
         overrides = saved.get("model_overrides", {})
         sizes = {name: n for name, n in overrides.items() if name in SIZES}
         saved_cfg = get_config(saved["model"], **sizes)
+        old, new = ({name: getattr(c, name) for name in SIZES} for c in (saved_cfg, cfg))
         checkpoint.check_identity(
-            workdir,
-            {"name": saved["name"], **{name: getattr(saved_cfg, name) for name in SIZES}},
-            {"name": config.name, **{name: getattr(cfg, name) for name in SIZES}},
+            workdir, {"name": saved["name"], **old}, {"name": config.name, **new}
         )
-        for stage in STAGES:
-            if not (loop.is_done(workdir / stage) and stage in saved):
-                continue
+        for stage in [s for s in STAGES if s in saved and loop.is_done(workdir / s)]:
             if changed := checkpoint.differences(saved[stage], fields.get(stage, {})):
                 log.warning(
                     "%s is done; its config has changed since (%s). "

@@ -1,7 +1,6 @@
 """Metrics of a run: JSON lines, TensorBoard (through clu), a progress bar, JAX profiles."""
 
-from __future__ import annotations
-
+import contextlib
 import json
 import math
 import os
@@ -23,7 +22,7 @@ def plain(value: Any) -> str | bool | int | float | None:
     return value if math.isfinite(value) else str(value)
 
 
-class MetricLog:
+class MetricLog(contextlib.AbstractContextManager):
     """Scalars of one stage: one JSON object per step in `<folder>/<stage>.jsonl`, and TensorBoard.
 
     Opened at step s, it keeps the lines up to s and drops what an interrupted run wrote after its
@@ -36,7 +35,6 @@ class MetricLog:
         self.path, self.stage = as_path(folder) / f"{stage}.jsonl", stage
         self._file: Any = None
         self._writer: Any = None
-        self._lines: list[str] = []
         if jax.process_index() != 0:
             return
         kept = [row for row in read_jsonl(self.path) if row["step"] <= resume_step]
@@ -65,23 +63,16 @@ class MetricLog:
             write_atomic(self.path, "".join(self._lines))
         if self._writer is not None:
             numbers = {
-                f"{self.stage}/{k}": v
-                for k, v in row.items()
-                if isinstance(v, (int, float)) and k != "step"
+                f"{self.stage}/{name}": value
+                for name, value in row.items()
+                if isinstance(value, (int, float)) and name != "step"
             }
             self._writer.write_scalars(int(step), numbers)
 
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        if self._writer is not None:
-            self._writer.close()
-
-    def __enter__(self) -> MetricLog:
-        return self
-
     def __exit__(self, *_: Any) -> None:
-        self.close()
+        for opened in (self._file, self._writer):
+            if opened is not None:
+                opened.close()
 
 
 def read_jsonl(path: PathLike) -> list[dict[str, Any]]:
@@ -98,7 +89,7 @@ def read_jsonl(path: PathLike) -> list[dict[str, Any]]:
     return rows
 
 
-class Progress:
+class Progress(contextlib.AbstractContextManager):
     """A progress bar with the last metrics, or a line every `every` seconds without a terminal."""
 
     def __init__(
@@ -123,10 +114,9 @@ class Progress:
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
+                TextColumn("{task.fields[metrics]}"),
             )
-            self._bar = RichProgress(
-                *columns, TextColumn("{task.fields[metrics]}"), console=self._console
-            )
+            self._bar = RichProgress(*columns, console=self._console)
             self._bar.start()
             self._task = self._bar.add_task(title, total=total, completed=start, metrics="")
 
@@ -140,18 +130,12 @@ class Progress:
             self._last_print = time.monotonic()
             print(f"{self._title}  {step}/{self._total}  {text}", flush=True)
 
-    def close(self) -> None:
+    def __exit__(self, *_: Any) -> None:
         if self._bar is not None:
             self._bar.stop()
 
-    def __enter__(self) -> Progress:
-        return self
 
-    def __exit__(self, *_: Any) -> None:
-        self.close()
-
-
-class Profiler:
+class Profiler(contextlib.AbstractContextManager):
     """Writes a JAX profile of the steps first to last of `steps`, inclusive; () profiles none."""
 
     def __init__(self, folder: PathLike, steps: Sequence[int] = ()):
@@ -165,18 +149,12 @@ class Profiler:
     def after(self, step: int, result: Any = None) -> None:
         if self._is_on and step >= self._steps[-1]:
             jax.block_until_ready(result)
-            self.close()
-
-    def close(self) -> None:
-        if self._is_on:
             jax.profiler.stop_trace()
             self._is_on = False
 
-    def __enter__(self) -> Profiler:
-        return self
-
     def __exit__(self, *_: Any) -> None:
-        self.close()
+        if self._is_on:
+            jax.profiler.stop_trace()
 
 
 def memory_metrics() -> dict[str, float]:

@@ -12,15 +12,14 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from grm_jax.sharding import is_variable
-
-SCHEDULES = ("constant", "cosine", "linear")
+from grm_jax.sharding import batch_shards, is_variable
 
 
 def make_schedule(section: ConfigDict, stage: str = "") -> optax.Schedule:
     """Returns the learning rate by update: a linear warm-up, then the schedule.
 
-    The schedule is `constant`, or falls to `lr * final_lr_share` at the last update.
+    The schedule is `constant`, or falls as `cosine` or `linear` to `lr * final_lr_share` at the
+    last update.
 
     Args:
       section: a stage of a config: lr, steps, warmup_steps, schedule, final_lr_share, and for a
@@ -28,7 +27,7 @@ def make_schedule(section: ConfigDict, stage: str = "") -> optax.Schedule:
       stage: its name, for errors.
 
     Raises:
-      ValueError: the schedule is not one of SCHEDULES, or the warm-up is not shorter than the run.
+      ValueError: there is no such schedule, or the warm-up is not shorter than the run.
     """
     where = f"config.{stage}." if stage else ""
     if section.warmup_steps and section.warmup_steps >= section.steps:
@@ -37,26 +36,21 @@ def make_schedule(section: ConfigDict, stage: str = "") -> optax.Schedule:
             f"{where}steps={section.steps}: lower {where}warmup_steps"
         )
     updates = section.get("updates_per_rollout", 1)
-    warmup, steps, final = (
-        section.warmup_steps * updates,
-        section.steps * updates,
-        section.lr * section.final_lr_share,
-    )
+    lr, share, warmup = section.lr, section.final_lr_share, section.warmup_steps * updates
+    decay_steps = max(section.steps * updates - warmup, 1)
     schedules = {
-        "constant": lambda: optax.constant_schedule(section.lr),
-        "cosine": lambda: optax.cosine_decay_schedule(
-            section.lr, max(steps - warmup, 1), section.final_lr_share
-        ),
-        "linear": lambda: optax.linear_schedule(section.lr, final, max(steps - warmup, 1)),
+        "constant": lambda: optax.constant_schedule(lr),
+        "cosine": lambda: optax.cosine_decay_schedule(lr, decay_steps, share),
+        "linear": lambda: optax.linear_schedule(lr, lr * share, decay_steps),
     }
     if section.schedule not in schedules:
         raise ValueError(
-            f"unknown {where}schedule {section.schedule!r}: use one of {', '.join(SCHEDULES)}"
+            f"unknown {where}schedule {section.schedule!r}: use one of {', '.join(schedules)}"
         )
     if not warmup:
         return schedules[section.schedule]()
     # The first update has 1/warmup of the rate: at 0 it would be wasted.
-    ramp = optax.linear_schedule(section.lr / warmup, section.lr, max(warmup - 1, 1))
+    ramp = optax.linear_schedule(lr / warmup, lr, max(warmup - 1, 1))
     return optax.join_schedules([ramp, schedules[section.schedule]()], [warmup])
 
 
@@ -81,8 +75,7 @@ def make_optimizer(section: ConfigDict, stage: str = "") -> optax.GradientTransf
 
 
 def _decayed(params: Any) -> Any:
-    """Returns whether each array decays. Stacked norm scales are matrices with a "norm" axis."""
-
+    # Stacked norm scales are matrices, and have a "norm" axis.
     def decays(leaf: Any) -> Any:
         axes = leaf.get_metadata().get("axes", ()) if is_variable(leaf) else ()
         return jax.tree.map(lambda x: x.ndim > 1 and "norm" not in axes, leaf)
@@ -101,7 +94,7 @@ def micro_batch_count(section: ConfigDict, batch_size: int, mesh: Mesh) -> int:
     """
     if not section.get("micro_rows", 0):
         return section.micro_batches
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = batch_shards(mesh)
     micro_batch_size = shards * section.micro_rows
     if batch_size % micro_batch_size and batch_size > micro_batch_size:
         raise ValueError(
@@ -127,10 +120,7 @@ def split_batch(batch: Any, micro_batches: int) -> Any:
             "use a divisor"
         )
 
-    def split(x: jax.Array) -> jax.Array:
-        return x.reshape(batch_size // micro_batches, micro_batches, *x.shape[1:]).swapaxes(0, 1)
-
-    return jax.tree.map(split, batch)
+    return jax.tree.map(lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
 def accumulated_value_and_grad(
@@ -190,16 +180,14 @@ def guarded_update(
     updates, new_opt_state = tx.update(grads, opt_state, params)
     new_params = optax.apply_updates(params, updates)
 
-    def keep(new: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.where(finite, new, old)
-
     metrics = {
         "grad_norm": grad_norm,
         "update_norm": optax.global_norm(updates),
         "finite": finite.astype(jnp.float32),
     }
-    return (
-        jax.tree.map(keep, new_params, params),
-        jax.tree.map(keep, new_opt_state, opt_state),
-        metrics,
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        (new_params, new_opt_state),
+        (params, opt_state),
     )
+    return params, opt_state, metrics

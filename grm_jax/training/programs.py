@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from grm_jax.models import LayerSpec, TransformerConfig, get_config
-from grm_jax.sharding import state_shardings
+from grm_jax.sharding import named, state_shardings
 from grm_jax.training import optim, state as states
 
 Shapes = Mapping[str, tuple[tuple[int, ...], Any]]  # {name: (shape, dtype)}
@@ -89,13 +89,13 @@ def build_update(
             tx, grads, state["opt_state"], state["params"], loss
         )
         step = state["step"] + norms["finite"].astype(jnp.int32)
-        new_state = {**state, "params": params, "opt_state": opt_state, "step": step}
-        return new_state, {"loss": loss, **metrics, **norms}
+        state = {**state, "params": params, "opt_state": opt_state, "step": step}
+        return state, {"loss": loss, **metrics, **norms}
 
     fn = jax.jit(
         update,
         in_shardings=(state_shardings(state, mesh), states.batch_shardings(batch, mesh)),
-        out_shardings=(state_shardings(state, mesh), states.replicated(mesh)),
+        out_shardings=(state_shardings(state, mesh), named(mesh)),
         donate_argnums=(0,),
     )
     return Program(name, fn, (state, batch))

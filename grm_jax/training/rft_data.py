@@ -119,6 +119,7 @@ class RftSet:
     def save(self, folder: str | Path) -> None:
         """Writes examples.jsonl, trials.jsonl and outcomes.json."""
         folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         items: Sequence[Example] | Sequence[Trial]
         for name, items in (("examples", self.examples), ("trials", self.trials)):
             rows = (json.dumps(dataclasses.asdict(one), ensure_ascii=False) for one in items)

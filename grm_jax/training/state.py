@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
-from grm_jax import sharding
 from grm_jax.models import TransformerConfig, abstract_model, build_model
-from grm_jax.sharding import is_variable, state_shardings, with_shardings
+from grm_jax.sharding import batch_shards, is_variable, named, state_shardings, with_shardings
 
 State = dict[str, Any]
 
@@ -37,9 +36,8 @@ def compute_params(params: Any, dtype: Any) -> Any:
     dtype = jnp.dtype(dtype)
 
     def cast(v: nnx.Variable) -> nnx.Variable:
-        return (
-            v if "norm" in v.get_metadata()["axes"] else jax.tree.map(lambda x: x.astype(dtype), v)
-        )
+        is_norm = "norm" in v.get_metadata()["axes"]
+        return v if is_norm else jax.tree.map(lambda x: x.astype(dtype), v)
 
     return jax.tree.map(cast, params, is_leaf=is_variable)
 
@@ -66,26 +64,19 @@ def init_state(params: Any, tx: optax.GradientTransformation, mesh: Mesh, seed: 
     return jax.jit(lambda p: make_state(p, tx, seed), out_shardings=shardings)(params)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec())
-
-
 def batch_shardings(batch: Any, mesh: Mesh) -> Any:
     """Shards the leading axis (sequences) over `data` and `fsdp`; scalars are replicated."""
 
     def place(x: Any) -> NamedSharding:
-        return (
-            sharding.named(mesh, "batch", *(None,) * (x.ndim - 1)) if x.ndim else replicated(mesh)
-        )
+        axes = ("batch", *[None] * (x.ndim - 1)) if x.ndim else ()
+        return named(mesh, *axes)
 
     return jax.tree.map(place, batch)
 
 
 def abstract_batch(batch_shapes: Mapping[str, tuple[tuple[int, ...], Any]], mesh: Mesh) -> Any:
     """Returns {name: (shape, dtype)} as ShapeDtypeStructs with shardings."""
-    batch = {
-        name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in batch_shapes.items()
-    }
+    batch = {name: jax.ShapeDtypeStruct(*x) for name, x in batch_shapes.items()}
     return with_shardings(batch, batch_shardings(batch, mesh))
 
 
@@ -97,7 +88,7 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     Raises:
       ValueError: the mesh does not divide the number of sequences.
     """
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = batch_shards(mesh)
     for name, x in batch.items():
         if x.ndim and x.shape[0] % shards:
             raise ValueError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -33,26 +32,24 @@ class StopSignal:
         stop.check("rl")                # raises Stopped
     """
 
-    def __init__(self, signals: Sequence[int] = (signal.SIGTERM,)):
-        self._signals = signals
+    def __init__(self) -> None:
         self._received = False
-        self._handlers: dict[int, Any] = {}
+        self._previous: Any = None
 
     def __enter__(self) -> StopSignal:
-        for number in self._signals:
-            try:
-                self._handlers[number] = signal.signal(number, self._record)
-            except ValueError:  # not in the main thread, as in a notebook's worker
-                log.warning(
-                    "signal %d cannot be caught outside the main thread: "
-                    "the state is not saved when the machine is preempted",
-                    number,
-                )
+        try:
+            self._previous = signal.signal(signal.SIGTERM, self._record)
+        except ValueError:  # not in the main thread, as in a notebook's worker
+            log.warning(
+                "signal %d cannot be caught outside the main thread: "
+                "the state is not saved when the machine is preempted",
+                signal.SIGTERM,
+            )
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
 
     def _record(self, number: int, frame: FrameType | None) -> None:
         self._received = True
