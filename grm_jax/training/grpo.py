@@ -103,9 +103,8 @@ def grpo_step(
     prompts, too_long = rollouts.make_prompts(
         comparisons, config.template, run.tokenizer, seed, rl.prompt_len
     )
-    rollout, rollout_metrics = roll_out(
-        nnx.merge(programs.graphdef, state["params"]), prompts, run.tokenizer, rl, seed
-    )
+    policy = nnx.merge(programs.graphdef, state["params"])
+    rollout, rollout_metrics = roll_out(policy, prompts, run.tokenizer, rl, seed)
     batch = states.put_batch(rollouts.trim(rollout, rl.length_buckets), run.mesh)
     completions = {name: batch[name] for name in rollout_shapes(config)}
 
@@ -180,16 +179,12 @@ def roll_out(
 
     def critique(p: int, g: int) -> Critique:
         text = tokenizer.decode(samples.tokens[p, g, : samples.lengths[p, g]].tolist())
-        reply = rft_data.CritiqueReply(text, str(samples.finish[p, g]))
-        return rft_data.parse_reply(
-            prompts[p].comparison, prompts[p].order, reply, prompts[p].template
-        )
+        reply, prompt = rft_data.CritiqueReply(text, str(samples.finish[p, g])), prompts[p]
+        return rft_data.parse_reply(prompt.comparison, prompt.order, reply, prompt.template)
 
     critiques = [[critique(p, g) for g in range(G)] for p in range(P)]
-    rewards_PxG = np.array(
-        [[reward(p.comparison, c) for c in group] for p, group in zip(prompts, critiques)],
-        np.float32,
-    )
+    rewards = [[reward(p.comparison, c) for c in group] for p, group in zip(prompts, critiques)]
+    rewards_PxG = np.array(rewards, np.float32)
     batch = {
         **rollouts.prompt_arrays(prompts, rl.prompt_len, tokenizer.pad_id),
         "completions": samples.tokens,
@@ -244,13 +239,11 @@ class Programs(NamedTuple):
 
 def build_programs(config: ConfigDict, mesh: Mesh) -> Programs:
     """Builds the programs of `config.rl` without allocating anything."""
-    rl = config.rl
-    model = abstract_model(model_config(config), mesh)
-    policy_logps = build_logps(config, mesh, model, name="policy_logps")
+    model, several = abstract_model(model_config(config), mesh), config.rl.updates_per_rollout > 1
     return Programs(
         model[0],
-        build_logps(config, mesh, model, rl.reference_dtype),
-        policy_logps if rl.updates_per_rollout > 1 else None,
+        build_logps(config, mesh, model, config.rl.reference_dtype),
+        build_logps(config, mesh, model, name="policy_logps") if several else None,
         build_grpo_update(config, mesh, model),
     )
 
@@ -318,15 +311,17 @@ def build_logps(
     def logps(params: Any, batch: Any) -> jax.Array:
         if micro_batches == 1:
             return micro_logps(params, batch)
-        logps_MxPxGxT = jax.lax.map(
-            lambda micro: micro_logps(params, micro), optim.split_batch(batch, micro_batches)
-        )
+        micros = optim.split_batch(batch, micro_batches)
+        logps_MxPxGxT = jax.lax.map(lambda micro: micro_logps(params, micro), micros)
         # The inverse of split_batch, which deals the prompts out in turn.
         return logps_MxPxGxT.swapaxes(0, 1).reshape(batch["mask"].shape)
 
-    in_shardings = (state_shardings(params, mesh), states.batch_shardings(batch, mesh))
-    out_shardings = states.batch_shardings(batch["mask"], mesh)
-    fn = jax.jit(logps, in_shardings=in_shardings, out_shardings=out_shardings)
+    batch_shardings = states.batch_shardings(batch, mesh)
+    fn = jax.jit(
+        logps,
+        in_shardings=(state_shardings(params, mesh), batch_shardings),
+        out_shardings=batch_shardings["mask"],
+    )
     return Program(name, fn, (params, batch))
 
 
@@ -366,11 +361,14 @@ def build_grpo_update(
         }
         return loss, jax.lax.stop_gradient(metrics)
 
-    def token_count(batch: Any) -> jax.Array:
-        return jnp.maximum(batch["mask"].sum(), 1)
-
     return build_update(
-        "grpo_update", loss_fn, rl, mesh, params, grpo_batch_shapes(config), token_count
+        "grpo_update",
+        loss_fn,
+        rl,
+        mesh,
+        params,
+        grpo_batch_shapes(config),
+        denominator=lambda batch: jnp.maximum(batch["mask"].sum(), 1),
     )
 
 

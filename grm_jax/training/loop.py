@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -179,8 +178,7 @@ def train(stage: Stage, stop: StopSignal) -> State:
 
 def _restore(stage: Stage, store: checkpoint.Checkpoints) -> tuple[int, State] | None:
     """Returns (step, state) of the newest checkpoint, or None; checks that it is of this run."""
-    restored = store.restore_or_none(stage.abstract_state)
-    if restored is None:
+    if (restored := store.restore_or_none(stage.abstract_state)) is None:
         return None
     step, state, saved = restored
     record = stage.record(step)
@@ -253,7 +251,7 @@ def write_result(folder: PathLike, result: Mapping[str, Any]) -> None:
 
 def save_params(folder: PathLike, params: Any, step: int) -> None:
     """Writes the parameters alone, for the stages that follow."""
-    with checkpoint.Checkpoints(_final(folder), keep=1) as store:
+    with checkpoint.Checkpoints(as_path(folder) / "final", keep=1) as store:
         store.save(step, params)
 
 
@@ -263,14 +261,10 @@ def load_params(folder: PathLike, abstract_params: Any) -> Any:
     Raises:
       CheckpointError: the stage has not saved any.
     """
-    with checkpoint.Checkpoints(_final(folder), keep=1) as store:
+    with checkpoint.Checkpoints(as_path(folder) / "final", keep=1) as store:
         restored = store.restore(abstract_params)
     if restored is None:
         raise checkpoint.CheckpointError(
             f"{folder}/final holds no parameters: run that stage first, or remove its result.json"
         )
     return restored[1]
-
-
-def _final(folder: PathLike) -> epath.Path:
-    return as_path(folder) / "final"

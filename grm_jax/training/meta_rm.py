@@ -24,6 +24,7 @@ from grm_jax.evals.classification import quality
 from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.metadata import meta_template
 from grm_jax.models import abstract_model, critique_rewards
+from grm_jax.sharding import named
 from grm_jax.storage import PathLike, as_path
 from grm_jax.text.tokenizer import Tokenizer
 from grm_jax.training import (
@@ -40,6 +41,8 @@ from grm_jax.training.programs import Metrics, Program, Shapes, build_update, mo
 
 log = logging.getLogger(__name__)
 STARTS = ("base", "rft", "rl")
+# Fields that must be equal on resume.
+IDENTITY = ("start", "batch_size", "seq_len", "token_loss", "likelihood")
 SCORE_INPUTS = ("tokens", "segment_ids", "starts")
 
 
@@ -50,7 +53,7 @@ def train(
     rft_folder: PathLike,
     folder: PathLike,
 ) -> Any:
-    """Trains a scalar head and its trunk.
+    """Trains a scalar head and its trunk, and returns the parameters.
 
     Args:
       run: config, mesh, tokenizer and stop signal.
@@ -59,21 +62,16 @@ def train(
       rft_folder: of the RFT stage; its data/trials.jsonl is the other part.
       folder: of the stage; it resumes from the newest checkpoint there.
 
-    Returns:
-      Parameters of a model with a scalar head.
-
     Raises:
       ValueError: there are critiques of fewer than two comparisons.
     """
-    config, mesh, section, folder = run.config, run.mesh, run.config.meta_rm, as_path(folder)
+    config, mesh, section = run.config, run.mesh, run.config.meta_rm
     trials = rft_data.read_trials(as_path(rft_folder) / "data" / "trials.jsonl")
-    policy_trials, policy_fingerprint = sample_policy(run, policy(), folder / "samples")
+    policy_trials, policy_fingerprint = sample_policy(run, policy(), as_path(folder) / "samples")
     data = encode_trials(run, [*trials[: section.rft_trials], *policy_trials])
     train_rows, held_out_rows = split(data, section.held_out, config.seed)
-    log.info(
-        "meta RM: %d critiques to train on, %d held out, %.0f%% correct",
-        *(len(train_rows), len(held_out_rows), 100 * data.labels.mean()),
-    )
+    counts = len(train_rows), len(held_out_rows), 100 * data.labels.mean()
+    log.info("meta RM: %d critiques to train on, %d held out, %.0f%% correct", *counts)
     update = build_meta_rm_update(config, mesh)
 
     def init() -> states.State:
@@ -83,8 +81,7 @@ def train(
     def step(state: states.State, i: int, seed: int) -> tuple[states.State, Metrics, str]:
         places = range(i * section.batch_size, (i + 1) * section.batch_size)
         index = [shuffled_index(place, len(train_rows), config.seed) for place in places]
-        batch = states.put_batch(data.rows(train_rows[index]), mesh)
-        state, metrics = update.fn(state, batch)
+        state, metrics = update.fn(state, states.put_batch(data.rows(train_rows[index]), mesh))
         return state, metrics, f"{i} of seed {config.seed}"
 
     def summary(state: states.State) -> dict[str, Any]:
@@ -92,7 +89,6 @@ def train(
         labels, comparisons = data.labels[held_out_rows], data.comparisons[held_out_rows]
         return {"held_out": quality(scores, labels, comparisons), "trained_on": len(train_rows)}
 
-    fields = ("start", "batch_size", "seq_len", "token_loss", "likelihood")
     stage = loop.Stage(
         "meta_rm",
         section,
@@ -104,7 +100,7 @@ def train(
             "data": f"{len(data)} critiques",
             "seed": config.seed,
             "policy": policy_fingerprint,
-            **{f"meta_rm.{name}": section[name] for name in fields},
+            **{f"meta_rm.{name}": section[name] for name in IDENTITY},
         },
         settings={"template": config.template},
         programs=[update],
@@ -167,8 +163,7 @@ class Labelled:
         return len(self.labels)
 
     def rows(self, index: np.ndarray) -> dict[str, np.ndarray]:
-        names = ("tokens", "segment_ids", "starts", "labels")
-        return {name: getattr(self, name)[index] for name in names}
+        return {name: getattr(self, name)[index] for name in (*SCORE_INPUTS, "labels")}
 
 
 def encode_trials(run: loop.Run, trials: Sequence[rft_data.Trial]) -> Labelled:
@@ -196,8 +191,7 @@ def encode_trials(run: loop.Run, trials: Sequence[rft_data.Trial]) -> Labelled:
             "to train and to hold out: raise config.meta_rm.comparisons, or "
             f"config.meta_rm.seq_len={seq_len} if critiques are longer"
         )
-    tokens = np.zeros((len(fitting), seq_len), np.int32)
-    segments = np.zeros((len(fitting), seq_len), np.int32)
+    tokens, segments = np.zeros((2, len(fitting), seq_len), np.int32)
     starts = np.zeros(len(fitting), np.int32)
     for n, (t, ids) in enumerate(fitting):
         tokens[n, : len(ids)], segments[n, : len(ids)] = ids, 1
@@ -250,8 +244,8 @@ def score(
     scores = []
     for first in range(0, len(index), batch_size):
         chunk = index[first : first + batch_size]
-        rows = data.rows(np.resize(chunk, batch_size))  # the last batch repeats its own critiques
-        batch = states.put_batch(rows, mesh)
+        # The last batch repeats its own critiques.
+        batch = states.put_batch(data.rows(np.resize(chunk, batch_size)), mesh)
         rewards = program.fn(params, *(batch[name] for name in SCORE_INPUTS))
         scores.append(np.asarray(rewards)[: len(chunk)])
     return np.concatenate(scores)
@@ -300,11 +294,15 @@ def build_meta_rm_update(
         correct = jnp.mean((scores_B > 0) == (labels_B > 0.5))
         return loss * share, {"accuracy": correct * share, "last_loss": last * share}
 
-    def critique_count(batch: Any) -> int:
-        return batch["labels"].shape[0]
-
-    shapes = meta_rm_batch_shapes(section.batch_size, section.seq_len)
-    return build_update("meta_rm_update", loss_fn, section, mesh, params, shapes, critique_count)
+    return build_update(
+        "meta_rm_update",
+        loss_fn,
+        section,
+        mesh,
+        params,
+        meta_rm_batch_shapes(section.batch_size, section.seq_len),
+        denominator=lambda batch: batch["labels"].shape[0],
+    )
 
 
 def build_meta_rm_scores(config: ConfigDict, mesh: Mesh, batch_size: int) -> Program:
@@ -321,7 +319,7 @@ def build_meta_rm_scores(config: ConfigDict, mesh: Mesh, batch_size: int) -> Pro
         x_BxLxD = model.hidden(tokens, None, segment_ids)
         return critique_rewards(model, x_BxLxD, tokens, segment_ids, starts, likelihood)
 
-    fn = jax.jit(scores, out_shardings=states.replicated(mesh))
+    fn = jax.jit(scores, out_shardings=named(mesh))
     return Program("meta_rm_scores", fn, (params, *(batch[name] for name in SCORE_INPUTS)))
 
 

@@ -42,7 +42,7 @@ def train(run: loop.Run, start: Callable[[], Any], folder: PathLike) -> Any:
     def step(state: states.State, i: int, seed: int) -> tuple[states.State, Metrics, str]:
         batch = batches.batch(i)
         state, metrics = update.fn(state, states.put_batch(batch, mesh))
-        metrics |= {"tokens": int((batch["segment_ids"] > 0).sum())}
+        metrics["tokens"] = int((batch["segment_ids"] > 0).sum())
         return state, metrics, f"{i} of seed {config.seed}"
 
     def summary(state: states.State) -> dict[str, Any]:
@@ -89,9 +89,8 @@ def prepare(
     """
     folder = as_path(folder)
     # Every process takes part in sampling from our own model; one process runs the other samplers.
-    if not (folder / "ready.json").exists() and (
-        config.rft.sampler == "model" or jax.process_index() == 0
-    ):
+    samples_here = config.rft.sampler == "model" or jax.process_index() == 0
+    if samples_here and not (folder / "ready.json").exists():
         _build(config, tokenizer, mesh, folder, workdir)
     checkpoint.wait_for_all(f"data in {folder}")
     return sft.Encoded.load(reading(folder / "tokens"))
@@ -104,7 +103,6 @@ def _build(
     folder: PathLike,
     workdir: PathLike | None,
 ) -> None:
-    """Samples critiques of the training comparisons and writes the set."""
     rft, folder = config.rft, as_path(folder)
     source = sources.judging(config, workdir=workdir)
     count = min(rft.comparisons, source.size or rft.comparisons)
@@ -187,11 +185,15 @@ def build_sft_update(
         out = token_logps(model, *inputs, mask_BxL=micro["weights"])
         return losses.sft_loss(out.logps, micro["weights"], tokens), {}
 
-    def token_count(batch: Any) -> jax.Array:
-        return jnp.maximum(batch["weights"].sum(), 1)
-
-    shapes = sft_batch_shapes(config.batch_size, config.seq_len)
-    return build_update("sft_update", loss_fn, config.rft, mesh, params, shapes, token_count)
+    return build_update(
+        "sft_update",
+        loss_fn,
+        config.rft,
+        mesh,
+        params,
+        sft_batch_shapes(config.batch_size, config.seq_len),
+        denominator=lambda batch: jnp.maximum(batch["weights"].sum(), 1),
+    )
 
 
 def check(config: ConfigDict) -> None:

@@ -15,12 +15,12 @@ import random
 import time
 import urllib.error
 import urllib.request
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grm_jax.data.records import Record, read_records
+from grm_jax.data.records import read_records
 from grm_jax.data.world import teacher as world_teacher
 from grm_jax.judging.orders import item_of
 from grm_jax.registry import Registry
@@ -31,9 +31,8 @@ from grm_jax.training.rft_data import CritiqueReply, CritiqueRequest, Sampler, b
 log = logging.getLogger(__name__)
 
 _RETRIED = (408, 409, 429, 500, 502, 503, 504)  # HTTP statuses that may pass
-FAILURE_WINDOW = (
-    200  # requests over which `stored` computes the share of failures, once it has them
-)
+# Requests over which `stored` computes the share of failures, once it has them.
+FAILURE_WINDOW = 200
 
 
 class SamplingError(RuntimeError):
@@ -46,18 +45,9 @@ class TooManyFailed(SamplingError):
     replies: of that call; None for each request that failed.
     """
 
-    def __init__(
-        self,
-        replies: list[CritiqueReply | None],
-        requests: int,
-        failed: int,
-        max_failed: float,
-        reason: str,
-    ):
-        super().__init__(
-            f"{failed} of {requests} requests failed, more than the share of {max_failed:g}; "
-            f"{reason}"
-        )
+    def __init__(self, replies: list[CritiqueReply | None], max_failed: float, reason: str):
+        failed = f"{replies.count(None)} of {len(replies)} requests failed"
+        super().__init__(f"{failed}, more than the share of {max_failed:g}; {reason}")
         self.replies, self.max_failed = replies, max_failed
 
 
@@ -78,7 +68,6 @@ class Teacher:
     shortcut: float = 0.25
 
     def build(self, config: Any, tokenizer: Any, mesh: Any) -> Sampler:
-        """Returns the sampler, with the config's seed."""
         return teacher(self.accuracy, self.shortcut, config.principles, config.seed)
 
 
@@ -90,7 +79,6 @@ class File:
     path: str
 
     def build(self, config: Any, tokenizer: Any, mesh: Any) -> Sampler:
-        """Returns the sampler; reads the file."""
         return file(fetch(self.path))
 
 
@@ -122,7 +110,6 @@ class Endpoint:
     pause: float = 1.0
 
     def build(self, config: Any, tokenizer: Any, mesh: Any) -> Sampler:
-        """Returns the sampler."""
         return endpoint(self)
 
 
@@ -138,7 +125,6 @@ class Model:
     top_k: int = 0
 
     def build(self, config: Any, tokenizer: Any, mesh: Any) -> Sampler:
-        """Returns the sampler; loads the model."""
         from grm_jax import checkpoints
         from grm_jax.judging.sampler import engine_sampler
 
@@ -163,8 +149,7 @@ def chosen_settings(name: str, sampling: Mapping[str, Any]) -> Any:
     an unknown sampler, a setting that no sampler has, or one that must be set and is not.
     """
     own = settings_of(name)
-    known = {key for other in SAMPLERS for key in settings_of(other)}
-    if unknown := set(sampling) - known:
+    if unknown := set(sampling).difference(*map(settings_of, SAMPLERS)):
         raise ValueError(
             f"config.rft.sampling.{min(unknown)} does not exist: the sampler {name!r} takes "
             f"{', '.join(own)}"
@@ -180,8 +165,8 @@ def chosen_settings(name: str, sampling: Mapping[str, Any]) -> Any:
 
 def make_sampler(config: Any, tokenizer: Any, mesh: Any) -> Sampler:
     """Returns the sampler that `config.rft` names. Raises ValueError as `chosen_settings`."""
-    settings = chosen_settings(config.rft.sampler, config.rft.sampling)
-    return settings.build(config, tokenizer, mesh)
+    chosen = chosen_settings(config.rft.sampler, config.rft.sampling)
+    return chosen.build(config, tokenizer, mesh)
 
 
 # ---------------------------------------------------------------- samplers
@@ -191,9 +176,6 @@ def teacher(
     accuracy: float = 0.75, shortcut: float = 0.25, principles: bool = True, seed: int = 0
 ) -> Sampler:
     """Samples from the scripted critic of the judging world."""
-
-    def sample(requests: Sequence[CritiqueRequest]) -> list[CritiqueReply]:
-        return [CritiqueReply(write(request), "stop") for request in requests]
 
     def write(request: CritiqueRequest) -> str:
         comparison = request.comparison
@@ -208,7 +190,7 @@ def teacher(
             principles=principles,
         )
 
-    return sample
+    return lambda requests: [CritiqueReply(write(request), "stop") for request in requests]
 
 
 def model(
@@ -232,14 +214,13 @@ def model(
         replies: list[CritiqueReply | None] = [None] * len(requests)
         sampling = (max_new_tokens, temperature, top_p, top_k, stop, seed)
         for completion in engine([Request(p, 1, *sampling, i) for p, i in zip(prompts, items)]):
+            i = completion.request_index
             if completion.finish == "error":
-                i, error = completion.request_index, completion.error
-                log.warning("request %d was not sampled: %s", i, error)
+                log.warning("request %d was not sampled: %s", i, completion.error)
                 continue
-            ids = [int(i) for i in completion.tokens]
+            ids = [int(id) for id in completion.tokens]
             ids = ids[:-1] if ids and ids[-1] in stop else ids
-            reply = CritiqueReply(tokenizer.decode(ids), completion.finish)
-            replies[completion.request_index] = reply
+            replies[i] = CritiqueReply(tokenizer.decode(ids), completion.finish)
         return replies
 
     return sample
@@ -283,15 +264,10 @@ def endpoint(settings: Endpoint) -> Sampler:
             results = list(pool.map(post, requests))
         replies = [None if isinstance(result, str) else result for result in results]
         if reasons := [result for result in results if isinstance(result, str)]:
-            log.warning(
-                "%d of %d requests failed, the last with: %s",
-                len(reasons),
-                len(results),
-                reasons[-1],
-            )
+            counts = len(reasons), len(results)
+            log.warning("%d of %d requests failed, the last with: %s", *counts, reasons[-1])
             if len(reasons) > settings.max_failed * len(results):
-                counts = len(results), len(reasons)
-                raise TooManyFailed(replies, *counts, settings.max_failed, reasons[-1])
+                raise TooManyFailed(replies, settings.max_failed, reasons[-1])
         return replies
 
     return sample
@@ -304,41 +280,32 @@ def file(path: str | Path) -> Sampler:
     without "hinted": false), or an output row of `grm judge`, whose critiques are all taken. Raises
     ValueError with file and line for anything else.
     """
-    lists: dict[tuple[str, bool], list[CritiqueReply]] = defaultdict(list)
+    queues: dict[tuple[str, bool], deque[CritiqueReply]] = defaultdict(deque)
     for record in read_records(path):
-        for id, hinted, reply in _replies_of(record, path):
-            lists[id, hinted].append(reply)
-    replies = {key: iter(of_key) for key, of_key in lists.items()}
-
-    def sample(requests: Sequence[CritiqueRequest]) -> list[CritiqueReply | None]:
-        return [next_of(request) for request in requests]
+        if record.problem:
+            raise ValueError(f"{path}:{record.line}: {record.problem}")
+        samples = record.fields.get("critiques", [record.fields])
+        texts = [one.get("text") if isinstance(one, dict) else None for one in samples]
+        if "id" not in record.fields or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{path}:{record.line}: a sample needs an 'id' and a 'text'")
+        for one in samples:
+            key = str(record.fields["id"]), bool(one.get("hinted", False))
+            queues[key].append(_reply_from_json(one))
 
     def next_of(request: CritiqueRequest) -> CritiqueReply | None:
-        comparison = request.comparison
-        reply = next(replies.get((str(comparison.id), request.hinted), iter(())), None)
-        if reply is None:
+        id, n = request.comparison.id, request.comparison.n
+        if not (queue := queues[str(id), request.hinted]):
             return None
-        order = tuple(range(comparison.n)) if reply.order is None else reply.order
-        if sorted(order) != list(range(comparison.n)):
+        reply = queue.popleft()
+        order = tuple(range(n)) if reply.order is None else reply.order
+        if sorted(order) != list(range(n)):
             raise ValueError(
-                f"{path}: a sample of {comparison.id!r} has order {order}, which is not a "
-                f"permutation of {comparison.n} responses"
+                f"{path}: a sample of {id!r} has order {order}, which is not a permutation of "
+                f"{n} responses"
             )
         return dataclasses.replace(reply, order=order)
 
-    return sample
-
-
-def _replies_of(record: Record, path: str | Path) -> Iterator[tuple[str, bool, CritiqueReply]]:
-    if record.problem:
-        raise ValueError(f"{path}:{record.line}: {record.problem}")
-    samples = record.fields.get("critiques", [record.fields])
-    texts = [one.get("text") if isinstance(one, dict) else None for one in samples]
-    if "id" not in record.fields or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{path}:{record.line}: a sample needs an 'id' and a 'text'")
-    for one in samples:
-        hinted = bool(one.get("hinted", False))
-        yield str(record.fields["id"]), hinted, _reply_from_json(one)
+    return lambda requests: [next_of(request) for request in requests]
 
 
 # ---------------------------------------------------------------- stored replies
@@ -403,7 +370,5 @@ def _key(request: CritiqueRequest, salt: str) -> str:
 def _reply_from_json(record: Mapping[str, Any]) -> Any:
     if record["text"] is None:
         return None
-    order = record.get("order")
-    return CritiqueReply(
-        record["text"], record.get("finish"), None if order is None else tuple(order)
-    )
+    order = None if record.get("order") is None else tuple(record["order"])
+    return CritiqueReply(record["text"], record.get("finish"), order)

@@ -26,24 +26,12 @@ class Prompt:
     tokens: list[int]
 
 
-def make_prompt(
-    comparison: Comparison, family: str, tokenizer: Tokenizer, rng: random.Random
-) -> Prompt:
-    """Renders a comparison with its responses in a random order.
-
-    Random orders keep the data from favouring a position (SPCT section 4).
-    """
-    order = tuple(rng.sample(range(comparison.n), comparison.n))
-    template = rft_data.training_template(family, comparison)
-    tokens = tokenizer.encode_chat(rendering.render(template, comparison, order))
-    return Prompt(comparison, order, template, tokens)
-
-
 def make_prompts(
     comparisons: Sequence[Comparison], family: str, tokenizer: Tokenizer, seed: int, max_len: int
 ) -> tuple[list[Prompt], int]:
     """Renders comparisons, with response orders drawn from the seed.
 
+    Random orders keep the data from favouring a position (SPCT section 4).
     A prompt of more than `max_len` tokens is replaced by another one of the batch, so that the
     batch keeps its size.
 
@@ -57,7 +45,10 @@ def make_prompts(
     prompts = []
     for comparison in comparisons:
         rft_data.is_correct(comparison, None)  # raises for a label without one best response
-        prompts.append(make_prompt(comparison, family, tokenizer, rng))
+        order = tuple(rng.sample(range(comparison.n), comparison.n))
+        template = rft_data.training_template(family, comparison)
+        tokens = tokenizer.encode_chat(rendering.render(template, comparison, order))
+        prompts.append(Prompt(comparison, order, template, tokens))
     fitting = [prompt for prompt in prompts if len(prompt.tokens) <= max_len]
     if not fitting:
         shortest = min(len(prompt.tokens) for prompt in prompts)

@@ -187,7 +187,7 @@ def test_a_sampling_failure_prints_one_line_and_exits_with_1(
     from grm_jax.training import main, rft_samplers
 
     arguments = ["--config", experiment, "--config.mesh.fsdp=8", "--workdir", str(tmp_path)]
-    failed = rft_samplers.TooManyFailed([None], 4, 4, 0.05, "http://x answered 400: no\nmore")
+    failed = rft_samplers.TooManyFailed([None] * 4, 0.05, "http://x answered 400: no\nmore")
     for error in (failed, rft_samplers.SamplingError("other\nfiles"), MemoryError("8 GiB\nneeded")):
 
         def run(config, workdir, error=error):
