@@ -37,13 +37,15 @@ def from_mixture(
 ) -> Callable[[int], T]:
     """Returns places over several sources, in blocks of 1,000 places that keep the rates.
 
-    Each source is read without gaps or repeats. Raises ValueError if the rates do not match the
-    sources.
+    Each source is read without gaps or repeats; a single one keeps its order. Raises ValueError if
+    the rates do not match the sources.
     """
     if len(sources) != len(rates) or not sources or min(rates) <= 0:
         raise ValueError(
             f"{len(rates)} rates for {len(sources)} sources: give one positive rate per source"
         )
+    if len(sources) == 1:
+        return sources[0]
     counts = _shares(rates, _BLOCK)
     source_of_slot = [s for s, count in enumerate(counts) for _ in range(count)]
     starts = [sum(counts[:s]) for s in range(len(counts))]

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from grm_jax.data.layouts import LAYOUTS, Layout, detect, permutation
+from grm_jax.data.layouts import LAYOUTS, Layout, permutation
 from grm_jax.data.records import Account, Malformed, Record, Unusable, read_records
 from grm_jax.types import Comparison
 
@@ -129,6 +129,19 @@ def read_rows(path: str | Path, layout: str | None = None) -> Iterator[Row]:
         LAYOUTS[layout]
     for record in read_records(path):
         yield from _rows(record, layout, f"{Path(path).name.split('.')[0]}-{record.line}")
+
+
+def detect(fields: dict[str, Any]) -> str:
+    """Returns the name of the layout that a record fits. Raises Malformed for none or several."""
+    fitting = [
+        name for name, layout in LAYOUTS.items() if layout.matches and layout.matches(fields)
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    problem = f"both {' and '.join(fitting)}" if fitting else "no format"
+    raise Malformed(
+        f"the fields {', '.join(map(str, list(fields)[:8]))} fit {problem}: name one with --format"
+    )
 
 
 def _rows(record: Record, layout: str | None, name: str) -> list[Row]:

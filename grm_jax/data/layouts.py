@@ -14,7 +14,6 @@ all use this registry.
 """
 
 import dataclasses
-import functools
 import random
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -48,6 +47,7 @@ class Layout:
 
 
 LAYOUTS: Registry[Layout] = Registry("layout")
+_PAIR = ("chosen", "rejected")
 
 
 def _layout(name: str, dataset: str, **options: Any) -> Callable[[Read], Read]:
@@ -56,19 +56,6 @@ def _layout(name: str, dataset: str, **options: Any) -> Callable[[Read], Read]:
         return read
 
     return add
-
-
-def detect(record: Record) -> str:
-    """Returns the name of the layout that a record fits. Raises Malformed for none or several."""
-    fitting = [
-        name for name, layout in LAYOUTS.items() if layout.matches and layout.matches(record)
-    ]
-    if len(fitting) == 1:
-        return fitting[0]
-    problem = f"both {' and '.join(fitting)}" if fitting else "no format"
-    raise Malformed(
-        f"the fields {', '.join(map(str, list(record)[:8]))} fit {problem}: name one with --format"
-    )
 
 
 def permutation(name: str, count: int) -> list[int]:
@@ -124,7 +111,7 @@ def _turns(turns: Sequence[Any], name: str) -> list[Turn]:
         raise Malformed(f"{name} has no turns")
     clean = []
     for turn in turns:
-        turn = _checked(turn, f"a turn of {name}", dict, "an object with 'role' and 'content'")
+        _checked(turn, f"a turn of {name}", dict, "an object with 'role' and 'content'")
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
         if not isinstance(role, str) or not isinstance(content, str):
             raise Malformed(f"a turn of {name} is {turn!r:.60}: role and content must be texts")
@@ -150,70 +137,53 @@ def _preference(
     return Comparison(query, (*better, *worse), label=label, id=name, **fields)
 
 
-def _meta(record: Record, *keys: str) -> dict[str, Any]:
-    return {key: record[key] for key in keys if key in record}
+def _categories(record: Record) -> dict[str, Any]:
+    return {key: record[key] for key in ("subset", "category_path", "section") if key in record}
 
 
-@_layout(
-    "comparison",
-    "files for `grm judge`",
-    matches=lambda record: "responses" in record,
-    keeps_order=True,
-)
+def _has_responses(record: Record) -> bool:
+    return "responses" in record
+
+
+@_layout("comparison", "files for `grm judge`", matches=_has_responses, keeps_order=True)
 def comparison(record: Record, name: str) -> list[Comparison]:
     """{"query", "responses"} and, optional, "label", "reference", "id", "meta"."""
     query, label = _query(record, "query"), record.get("label")
-    return [
-        Comparison(
-            query,
-            tuple(_list(record, "responses", "texts")),
-            record.get("reference"),
-            tuple(label) if isinstance(label, list) else label,
-            str(record.get("id") or name),
-            dict(_checked(record.get("meta") or {}, "the field 'meta'", dict, "an object")),
-        )
-    ]
+    responses = tuple(_list(record, "responses", "texts"))
+    label = tuple(label) if isinstance(label, list) else label
+    meta = dict(_checked(record.get("meta") or {}, "the field 'meta'", dict, "an object"))
+    id = str(record.get("id") or name)
+    return [Comparison(query, responses, record.get("reference"), label, id, meta)]
 
 
-def _is_preference(record: Record) -> bool:
-    return "chosen" in record and "rejected" in record and "conversation_input" not in record
-
-
-def _has_turns(record: Record) -> bool:
+def _is_pair(record: Record, turns: bool) -> bool:
+    """Whether a record has `chosen` and `rejected`, as turns or as texts."""
+    if not {"chosen", "rejected"} <= record.keys() or "conversation_input" in record:
+        return False
     chosen = record["chosen"]
-    turns = isinstance(chosen, list) and all(isinstance(turn, dict) for turn in chosen)
-    return turns or not isinstance(record.get("prompt"), str)
+    are_turns = isinstance(chosen, list) and all(isinstance(turn, dict) for turn in chosen)
+    return turns == (are_turns or not isinstance(record.get("prompt"), str))
 
 
-@_layout(
-    "rewardbench",
-    "RewardBench 1 and 2",
-    matches=lambda record: _is_preference(record) and not _has_turns(record),
-)
+@_layout("rewardbench", "RewardBench 1 and 2", matches=lambda r: _is_pair(r, turns=False))
 def rewardbench(record: Record, name: str) -> list[Comparison]:
     """`prompt`, and `chosen` and `rejected`: a text or a list of texts."""
     chosen, rejected = (
-        [record[key]] if isinstance(record.get(key), str) else _texts(record, key)
-        for key in ("chosen", "rejected")
+        [record[key]] if isinstance(record.get(key), str) else _texts(record, key) for key in _PAIR
     )
-    meta = _meta(record, "subset", "category_path", "section")
-    return [_preference(_query(record, "prompt"), chosen, rejected, name, meta=meta)]
+    query, meta = _query(record, "prompt"), _categories(record)
+    return [_preference(query, chosen, rejected, name, meta=meta)]
 
 
-@_layout(
-    "trl",
-    "preference sets for TRL",
-    matches=lambda record: _is_preference(record) and _has_turns(record),
-)
+@_layout("trl", "preference sets for TRL", matches=lambda r: _is_pair(r, turns=True))
 def trl(record: Record, name: str) -> list[Comparison]:
     """`chosen` and `rejected`: texts after a `prompt`, or turns.
 
     Without a prompt, the turns that both share are the query.
     """
-    meta = _meta(record, "subset", "category_path", "section")
+    meta = _categories(record)
     chosen, rejected = (
-        _field(record, key, (str, list), "a text or a list of turns")
-        for key in ("chosen", "rejected")
+        _field(record, key, (str, list), "a text or a list of turns") for key in _PAIR
     )
     prompt = None if record.get("prompt") is None else _query(record, "prompt")
     if isinstance(chosen, str) and isinstance(rejected, str):
@@ -230,7 +200,7 @@ def trl(record: Record, name: str) -> list[Comparison]:
         prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
         if not prompt:
             raise Malformed("chosen and rejected do not share their first turn: there is no query")
-    for key, turns in (("chosen", chosen), ("rejected", rejected)):
+    for key, turns in zip(_PAIR, (chosen, rejected)):
         if len(turns) != 1:
             raise Malformed(f"{key} has {len(turns)} turns after those that both share: one answer")
     better, worse = chosen[0]["content"], rejected[0]["content"]
@@ -243,9 +213,8 @@ def trl(record: Record, name: str) -> list[Comparison]:
 @_layout("skywork", "Skywork-Reward-Preference")
 def skywork(record: Record, name: str) -> list[Comparison]:
     """`chosen` and `rejected` conversations that differ in their last turn, `source`."""
-    meta = {"source": record.get("source")}
-    turns = {key: _list(record, key, "turns") for key in ("chosen", "rejected")}
-    return [dataclasses.replace(comparison, meta=meta) for comparison in trl(turns, name)]
+    (pair,) = trl({key: _list(record, key, "turns") for key in _PAIR}, name)
+    return [dataclasses.replace(pair, meta={"source": record.get("source")})]
 
 
 @_layout("ultrafeedback", "openbmb/UltraFeedback")
@@ -253,7 +222,7 @@ def ultrafeedback(record: Record, name: str) -> list[Comparison]:
     """`instruction`, `completions` with `response` and `overall_score`, which is the reward."""
     responses, scores = [], []
     for completion in _list(record, "completions", "objects"):
-        completion = _checked(completion, "a completion", dict, "an object")
+        _checked(completion, "a completion", dict, "an object")
         responses.append(_text(completion, "response"))
         scores.append(float(_number(completion, "overall_score")))
     if len(responses) < 2:
@@ -283,8 +252,7 @@ def helpsteer2(record: Record, name: str) -> list[Comparison]:
     if strength == 0:
         raise Unusable("no single best response")
     better, worse = pair[::-1] if strength > 0 else pair
-    meta = {"strength": int(abs(strength))}
-    return [_preference(turns, [better], [worse], name, meta=meta)]
+    return [_preference(turns, [better], [worse], name, meta={"strength": int(abs(strength))})]
 
 
 @_layout("offsetbias", "NCSOFT/offsetbias")
@@ -347,8 +315,7 @@ def _verified(names: Iterable[str], dataset: str) -> Callable[[Callable], Callab
 
     def add(read: Callable[[Record], Answers]) -> Callable:
         for name, form in zip(names, (_groups, _pairs, _singles), strict=True):
-            read_form = functools.partial(lambda form, record, id: form(read(record), id), form)
-            LAYOUTS.add(name, Layout(read_form, dataset))
+            LAYOUTS.add(name, Layout(lambda r, id, form=form: form(read(r), id), dataset))
         return read
 
     return add
@@ -384,10 +351,8 @@ def math(record: Record) -> Answers:
     A sample is correct if its last \boxed answer equals the solution's. One without is wrong.
     """
     samples = _texts(record, "samples")
-    if "answer" in record:
-        gold: str | None = _text(record, "answer")
-    else:
-        gold = boxed_answer(_text(record, "solution"))
+    is_short = "answer" in record
+    gold = _text(record, "answer") if is_short else boxed_answer(_text(record, "solution"))
     if gold is None:
         raise Malformed(r"the field 'solution' has no \boxed answer")
     answers = [boxed_answer(sample) for sample in samples]
@@ -417,11 +382,11 @@ def rm_bench(record: Record, name: str) -> list[Comparison]:
     ]
 
 
-@_layout("rmb", "RMB", matches=lambda record: "conversation_input" in record)
+@_layout("rmb", "RMB", matches=lambda r: "conversation_input" in r)
 def rmb(record: Record, name: str) -> list[Comparison]:
     """`conversation_input`, and `chosen` and `reject` (a pair) or `bon_best` and `loser_list`."""
     turns = _turns(_list(record, "conversation_input", "turns"), "conversation_input")
-    meta = _meta(record, "subset", "category_path", "section")
+    meta = _categories(record)
     if "bon_best" in record:
         name = f"rmb-bon-{record.get('bon_uid', name)}"
         losers = [_answer({"a loser": loser}, "a loser") for loser in _list(record, "loser_list")]
@@ -429,5 +394,5 @@ def rmb(record: Record, name: str) -> list[Comparison]:
             raise Unusable("no losers")
         return [_preference(turns, [_answer(record, "bon_best")], losers, name, meta=meta)]
     name = f"rmb-pair-{record.get('pair_uid', name)}"
-    pair = [_answer(record, "chosen")], [_answer(record, "reject")]
-    return [_preference(turns, *pair, name, meta=meta)]
+    better, worse = _answer(record, "chosen"), _answer(record, "reject")
+    return [_preference(turns, [better], [worse], name, meta=meta)]

@@ -69,9 +69,10 @@ def add_comparisons(name: str, files: Files, layout: str = "comparison") -> None
     LAYOUTS[layout]
 
     def comparisons(split: str) -> Iterator[Comparison]:
-        local = [fetch(path) for path in paths(name, split)]
         account = ACCOUNTS[f"{name}/{split}"] = Account(source=name)
-        return read_comparisons(local, layout, SETTINGS.max_skipped, account)
+        return read_comparisons(
+            map(fetch, paths(name, split)), layout, SETTINGS.max_skipped, account
+        )
 
     _FILES[name] = files
     _add(name, COMPARISON, comparisons, tuple(files), layout)
@@ -89,8 +90,7 @@ def add_comparisons_from_tfds(
     source = seqio.TfdsDataSource(dataset, splits=dict(splits), tfds_data_dir=data_dir)
 
     def comparisons(split: str) -> Iterator[Comparison]:
-        account = Account(SETTINGS.max_skipped, name)
-        ACCOUNTS[f"{name}/{split}"] = account
+        account = ACCOUNTS[f"{name}/{split}"] = Account(SETTINGS.max_skipped, name)
         examples = source.get_dataset(split, shuffle=False).as_numpy_iterator()
         for number, example in enumerate(examples, 1):
             record = Record(number, number, _rows_of(plain(example)))
@@ -169,18 +169,16 @@ def _add(
     def dataset(
         split: str, shuffle_files: bool = False, seed: int | None = None
     ) -> tf.data.Dataset:
-        def texts() -> Iterator[str]:
+        def texts() -> Iterator[dict[str, str]]:
             try:
                 for item in items(split):
-                    yield json.dumps(dataclasses.asdict(item), ensure_ascii=False)
+                    yield {feature: json.dumps(dataclasses.asdict(item), ensure_ascii=False)}
             except Exception as error:
                 _failures[name] = error
                 raise
 
-        spec = tf.TensorSpec((), tf.string)
-        return tf.data.Dataset.from_generator(texts, output_signature=spec).map(
-            lambda text: {feature: text}
-        )
+        signature = {feature: tf.TensorSpec((), tf.string)}
+        return tf.data.Dataset.from_generator(texts, output_signature=signature)
 
     text = seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, rank=0, dtype=tf.string)
     seqio.TaskRegistry.remove(name)
@@ -244,8 +242,9 @@ def read(task: str, split: str, feature: str) -> Iterator[str]:
     """
     one = seqio.TaskRegistry.get(task)
     if feature not in one.output_features:
-        have = ", ".join(one.output_features)
-        raise ValueError(f"task {task!r} has no feature {feature!r}, but {have}")
+        raise ValueError(
+            f"task {task!r} has no feature {feature!r}, but {', '.join(one.output_features)}"
+        )
     # The length is for trimming, which texts do not have.
     dataset = one.get_dataset(
         {feature: 1}, split, shuffle=False, num_epochs=1, trim_output_features=False
@@ -265,10 +264,9 @@ def read(task: str, split: str, feature: str) -> Iterator[str]:
 
 
 def tfds_records(folder: Path, split: str) -> Iterator[dict]:
-    """Yields the records of a prepared TFDS folder (NAME/CONFIG/VERSION) as JSON-like Python."""
-    builder = tfds.builder_from_directory(str(folder))
-    for example in tfds.as_numpy(builder.as_dataset(split=split)):
-        yield plain(example)
+    """Returns the records of a prepared TFDS folder (NAME/CONFIG/VERSION) as JSON-like Python."""
+    examples = tfds.builder_from_directory(str(folder)).as_dataset(split=split)
+    return map(plain, tfds.as_numpy(examples))
 
 
 # ---------------------------------------------------------------- the shipped tasks
@@ -293,8 +291,9 @@ _HUB = {
     "offsetbias": "ncsoft__offsetbias",
 }
 for _name, _dataset in _HUB.items():
-    _splits = {"train": "train"}
-    add_comparisons_from_tfds(f"{_name}_hub", f"huggingface:{_dataset}", _name, _splits)
+    add_comparisons_from_tfds(
+        f"{_name}_hub", f"huggingface:{_dataset}", _name, splits={"train": "train"}
+    )
 add_mixture("spct_hub", {f"{k}_hub" if k in _HUB else k: rate for k, rate in _RATES.items()})
 
 # studies/gsm8k_critiques.py makes these files.

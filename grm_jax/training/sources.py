@@ -204,8 +204,7 @@ def judging(
         rates = list(tasks.values())
         if split != "train":  # each once: rates are for endless streams
             views, rates = [_View(index, range(len(index)))], [1.0]
-        places = [batches.from_list(view, seed) for view in views]
-        at = places[0] if len(places) == 1 else batches.from_mixture(places, rates, seed)
+        at = batches.from_mixture([batches.from_list(view, seed) for view in views], rates, seed)
         source = Source(at, sum(map(len, views)), _identity(views, rates, seed))
     return _shuffled_labels(source, seed) if data.shuffle_labels and split == "train" else source
 
@@ -213,7 +212,7 @@ def judging(
 def _world_source(config: Any, split: str) -> Source:
     data = config.data
     families = tuple(data.families) or None
-    at = batches.from_world(split, data.seed, families=families, config=world_config(data))
+    at = batches.from_world(split, data.seed, families, world_config(data))
     settings = json.dumps([families, data.world.to_dict()], sort_keys=True)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
     return Source(at, None, f"world/{split}/{data.seed}/{digest}")
@@ -292,23 +291,16 @@ def general(config: Any, workdir: Any = None) -> list[sft.Example]:
     if not data.general_items:
         return []
     if _name(config, "general") == WORLD:
-        families, mixture = tuple(data.families) or None, world_config(data)
-        return [
-            sft.from_instruction(one)
-            for one in world.general_items(
-                "train", 0, data.general_items, data.seed, families, mixture
-            )
-        ]
+        options = data.seed, tuple(data.families) or None, world_config(data)
+        items = world.general_items("train", 0, data.general_items, *options)
+        return list(map(sft.from_instruction, items))
     index, rates = _index(config, "general", workdir), list(_tasks(config, "general").values())
     count = min(data.general_items, len(index))
     if count < data.general_items:
-        log.warning(
-            "data.general has %d examples, fewer than data.general_items=%d",
-            count,
-            data.general_items,
-        )
+        counts = count, data.general_items
+        log.warning("data.general has %d examples, fewer than data.general_items=%d", *counts)
     places = [lambda i, lines=lines: lines[i % len(lines)] for lines in index.sections.values()]
-    at = places[0] if len(places) == 1 else batches.from_mixture(places, rates, data.seed)
+    at = batches.from_mixture(places, rates, data.seed)
     examples = (index[at(place)] for place in range(count))
     return [sft.Example(**{**one, "messages": tuple(one["messages"])}) for one in examples]
 

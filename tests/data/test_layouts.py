@@ -7,8 +7,8 @@ import pytest
 
 from grm_jax.data import records
 from grm_jax.data.answers import boxed_answer, same_answer
-from grm_jax.data.comparisons import placed, simplified
-from grm_jax.data.layouts import LAYOUTS, detect
+from grm_jax.data.comparisons import detect, placed, simplified
+from grm_jax.data.layouts import LAYOUTS
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -66,8 +66,7 @@ class Family:
 
 def _off_by(rng: random.Random, args: Args, result: str) -> str:
     """A number one or two away, never negative."""
-    value = int(result)
-    return str(rng.choice([other for d in (-2, -1, 1, 2) if (other := value + d) >= 0]))
+    return str(rng.choice([n for d in (-2, -1, 1, 2) if (n := int(result) + d) >= 0]))
 
 
 def _other_item(rng: random.Random, args: Args, result: str) -> str:
@@ -104,8 +103,8 @@ def _kin(item: str) -> tuple[str, ...]:
 # ---------------------------------------------------------------- draws: arguments at a level
 
 
-def _letters(rng: random.Random, count: int, kinds: int = 12) -> tuple[str, ...]:
-    return tuple(rng.choice(LETTERS[:kinds]) for _ in range(count))
+def _letters(rng: random.Random, count: int) -> tuple[str, ...]:
+    return tuple(rng.choice(LETTERS[:12]) for _ in range(count))
 
 
 def _distinct_letters(rng: random.Random, count: int) -> tuple[str, ...]:
@@ -119,8 +118,7 @@ def _numbers(rng: random.Random, level: int) -> tuple[str, ...]:
 
 
 def _sum_args(rng: random.Random, level: int) -> Args:
-    highest = ((4, 4), (9, 9), (39, 9), (49, 49))[level]
-    return tuple(str(rng.randint(0, h)) for h in highest)
+    return tuple(str(rng.randint(0, n)) for n in ((4, 4), (9, 9), (39, 9), (49, 49))[level])
 
 
 def _count_args(rng: random.Random, level: int) -> Args:

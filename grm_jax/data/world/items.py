@@ -148,8 +148,8 @@ def _pick(rng: random.Random, weights: Mapping[int, float]) -> int:
 
 
 def _bucket(*parts: str) -> int:
-    digest = hashlib.blake2b("\n".join(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % 10
+    digest = hashlib.blake2b("\n".join(parts).encode(), digest_size=8)
+    return int.from_bytes(digest.digest(), "big") % 10
 
 
 def _in_split(split: str, family: Family, query: str, responses: Sequence[str] = ()) -> bool:

@@ -92,7 +92,7 @@ def train_vocabulary() -> bytes:
 def corpus() -> list[str]:
     """Returns the training sentences: phrases and items `_REPEATS` times, each character once."""
     phrases = [
-        *_opening_phrases(),
+        *(opening.rstrip() for openings in OPENINGS.values() for opening in openings),
         *(f" {text}" for text in NO_ANSWERS),
         *NAMES,
         *PHRASES,
@@ -104,17 +104,11 @@ def corpus() -> list[str]:
     return [*(phrases * _REPEATS), *(items * _REPEATS), *characters]
 
 
-def _opening_phrases() -> list[str]:
-    return [opening.rstrip() for openings in OPENINGS.values() for opening in openings]
-
-
 def _query_phrases() -> list[str]:
     """The fixed words of every family's query, without the arguments."""
-    phrases = []
-    for family in FAMILIES.values():
-        marks = [f"{i:04d}" for i in range(4)]
-        phrases += re.split(r" ?\d{4}", family.ask(tuple(marks)))
-    return [phrase for phrase in phrases if phrase]
+    marks = tuple(f"{i:04d}" for i in range(4))
+    pieces = [re.split(r" ?\d{4}", family.ask(marks)) for family in FAMILIES.values()]
+    return [phrase for phrases in pieces for phrase in phrases if phrase]
 
 
 def _fixed_symbols() -> list[str]:
