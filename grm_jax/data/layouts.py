@@ -36,7 +36,7 @@ class Layout:
       read: (record, name of the record) -> comparisons, whose ids are made from the name. Raises
         Malformed for missing or wrong fields, Unusable for a record without a comparison.
       dataset: the set that is published so.
-      matches: whether a record is in this layout, for `detect`; None: only by name.
+      matches: whether a record is in this layout, for `comparisons.detect`; None: only by name.
       keeps_order: whether training leaves the responses in the order of the file.
     """
 

@@ -25,20 +25,18 @@ log = logging.getLogger(__name__)
 _OPEN_ROWS = 64  # rows that still take examples: more would fill better and plan slower
 
 
-def plan_rows(lengths: np.ndarray, seq_len: int, seed: int) -> tuple[list[list[int]], list[int]]:
+def plan_rows(lengths: np.ndarray, seq_len: int, seed: int) -> list[list[int]]:
     """Assigns examples to rows of `seq_len` tokens by best fit, in an order drawn from the seed.
 
     Returns:
-      (rows, too_long): example indices of each row, and the indices of examples that fit no row.
+      Example indices of each row, without the examples that are longer than a row.
     """
     rows: list[list[int]] = []
     open_rows: list[list[int]] = []
     room: list[int] = []  # free tokens of each open row
-    too_long = []
     for i in np.random.default_rng(seed).permutation(len(lengths)).tolist():
         length = int(lengths[i])
         if length > seq_len:
-            too_long.append(i)
             continue
         fitting = [slot for slot, left in enumerate(room) if left >= length]
         if fitting:
@@ -53,7 +51,7 @@ def plan_rows(lengths: np.ndarray, seq_len: int, seed: int) -> tuple[list[list[i
             rows.append(open_rows[slot])
         open_rows[slot].append(i)
         room[slot] -= length
-    return rows, too_long
+    return rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +64,7 @@ class PackedBatches:
       seq_len: tokens of a row. Longer examples are dropped and logged: a truncated critique would
         teach the model to stop early.
       seed: of the packing and of the order of the rows, which changes in each epoch.
+      rows: example indices of each row of an epoch, in which each example occurs once.
     """
 
     data: Encoded
@@ -73,28 +72,17 @@ class PackedBatches:
     seq_len: int
     seed: int = 0
     rows: list[list[int]] = dataclasses.field(init=False, repr=False)
-    too_long: list[int] = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        rows, too_long = plan_rows(self.data.lengths, self.seq_len, self.seed)
+        rows = plan_rows(self.data.lengths, self.seq_len, self.seed)
         if not rows:
             raise ValueError(
                 f"none of {len(self.data)} examples fits seq_len {self.seq_len}: raise seq_len"
             )
-        if too_long:
-            log.warning(
-                "%d of %d examples are longer than %d tokens",
-                len(too_long),
-                len(self.data),
-                self.seq_len,
-            )
+        if too_long := len(self.data) - sum(map(len, rows)):
+            counts = too_long, len(self.data), self.seq_len
+            log.warning("%d of %d examples are longer than %d tokens", *counts)
         object.__setattr__(self, "rows", rows)
-        object.__setattr__(self, "too_long", too_long)
-
-    @property
-    def rows_per_epoch(self) -> int:
-        """Number of rows in which each example occurs once."""
-        return len(self.rows)
 
     @property
     def fill(self) -> float:

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from grm_jax.storage import PathLike, as_path
 
@@ -89,9 +91,6 @@ class Checkpoints(contextlib.AbstractContextManager):
     """
 
     def __init__(self, folder: PathLike, keep: int = 2):
-        import orbax.checkpoint as ocp
-
-        self._ocp = ocp
         self.folder = as_path(folder)
         self._manager = ocp.CheckpointManager(
             self.folder,
@@ -120,15 +119,11 @@ class Checkpoints(contextlib.AbstractContextManager):
         """
         if step in self.steps():
             return
-        args = self._ocp.args
-        self._manager.save(
-            step,
-            args=args.Composite(
-                state=args.StandardSave(flatten(tree)),
-                record=args.JsonSave({**(record or {}), FINGERPRINT: fingerprint(tree)}),
-            ),
-            force=True,
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(flatten(tree)),
+            record=ocp.args.JsonSave({**(record or {}), FINGERPRINT: fingerprint(tree)}),
         )
+        self._manager.save(step, args=items, force=True)
 
     def restore(self, abstract_tree: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """Restores the newest readable checkpoint.
@@ -179,9 +174,10 @@ class Checkpoints(contextlib.AbstractContextManager):
         return restored
 
     def _restore_step(self, step: int, abstract_tree: Any) -> tuple[Any, dict[str, Any]]:
-        args, target = self._ocp.args, flatten(abstract_tree)
+        target = flatten(abstract_tree)
+        template = ocp.args.StandardRestore(target)
         items = self._manager.restore(
-            step, args=args.Composite(state=args.StandardRestore(target), record=args.JsonRestore())
+            step, args=ocp.args.Composite(state=template, record=ocp.args.JsonRestore())
         )
         if FINGERPRINT not in items.record:
             raise CheckpointError("its record holds no fingerprint")
@@ -193,8 +189,6 @@ def agree(flag: bool, all_of: bool = False) -> bool:
     """Whether the flag is true on any host (or on all). Every host must call it at once."""
     if jax.process_count() == 1:
         return bool(flag)
-    from jax.experimental import multihost_utils
-
     votes = multihost_utils.process_allgather(np.asarray(bool(flag)))
     return bool(votes.all() if all_of else votes.any())
 
@@ -202,6 +196,4 @@ def agree(flag: bool, all_of: bool = False) -> bool:
 def wait_for_all(name: str) -> None:
     """Returns when every process has called it with this name."""
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
         multihost_utils.sync_global_devices(name)

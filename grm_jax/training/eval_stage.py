@@ -62,12 +62,9 @@ def held_out(config: Any, workdir: Any = None) -> list[Comparison]:
             f"none of the {count} comparisons of the evaluation has one best response: check "
             "config.data.held_out"
         )
-    if len(labelled) < count:
-        log.info(
-            "evaluation: dropped %d of %d comparisons without one best response",
-            count - len(labelled),
-            count,
-        )
+    if dropped := count - len(labelled):
+        counts = dropped, count
+        log.info("evaluation: dropped %d of %d comparisons without one best response", *counts)
     return labelled
 
 

@@ -48,7 +48,7 @@ def train(run: loop.Run, start: Callable[[], Any], folder: PathLike) -> Any:
     def summary(state: states.State) -> dict[str, Any]:
         return {
             "set": json.loads((folder / "data" / "ready.json").read_text()),
-            "epochs": rft.steps * config.batch_size / batches.rows_per_epoch,
+            "epochs": rft.steps * config.batch_size / len(batches.rows),
             "fill": batches.fill,
         }
 

@@ -37,8 +37,8 @@ def test_every_example_occurs_whole_once_per_epoch():
     data = packing.PackedBatches(encoded(LENGTHS), batch_size=1, seq_len=32, seed=3)
     for epoch in range(2):
         counts = np.zeros(len(LENGTHS) + 1, int)
-        for step in range(data.rows_per_epoch):
-            batch = data.batch(epoch * data.rows_per_epoch + step)
+        for step in range(len(data.rows)):
+            batch = data.batch(epoch * len(data.rows) + step)
             np.add.at(counts, batch["tokens"][0], 1)
             for segment in range(1, batch["segment_ids"].max() + 1):
                 assert len(set(batch["tokens"][0][batch["segment_ids"][0] == segment])) == 1
@@ -55,12 +55,12 @@ def test_batch_depends_on_step_and_seed_only():
         np.testing.assert_array_equal(again.batch(step)["tokens"], data.batch(step)["tokens"])
     np.testing.assert_array_equal(data.batch(7)["tokens"], seventh["tokens"])
     assert (other.batch(7)["tokens"] != seventh["tokens"]).any()
-    assert (data.batch(7 + data.rows_per_epoch)["tokens"] != seventh["tokens"]).any()
+    assert (data.batch(7 + len(data.rows))["tokens"] != seventh["tokens"]).any()
 
 
 def test_too_long_examples_are_dropped_and_logged(caplog):
     data = packing.PackedBatches(encoded([5, 40, 6]), batch_size=1, seq_len=16)
-    assert data.too_long == [1]
+    assert sorted(sum(data.rows, [])) == [0, 2]
     assert "1 of 3 examples are longer than 16 tokens" in caplog.text
     with pytest.raises(ValueError, match="none of 1 examples fits"):
         packing.PackedBatches(encoded([40]), 1, 16)
