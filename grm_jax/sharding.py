@@ -136,6 +136,12 @@ def current_mesh() -> Mesh | jax.sharding.AbstractMesh | None:
     return None if mesh.empty or mesh.size == 1 else mesh
 
 
+def device_mesh() -> Mesh | None:
+    """Returns the mesh of devices in context, or None without one or for a single device."""
+    mesh = jax.sharding.get_mesh()
+    return None if mesh.empty or mesh.size == 1 else mesh
+
+
 def platform() -> str:
     """Returns the platform ("tpu", "gpu", "cpu") that the program being traced is compiled for.
 

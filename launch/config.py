@@ -1,8 +1,8 @@
 """Loads experiment files: `experiments/NAME.py[:arg]` to a ConfigDict, then field overrides."""
 
 import difflib
-import importlib.util
 import inspect
+import runpy
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,18 +46,15 @@ def find(name: str) -> Path:
 def _get_config(path: Path, arg: str) -> Any:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
+    get_config = runpy.run_path(str(path)).get("get_config")
+    if get_config is None:
         raise LaunchError(
             f"config {path} has no get_config(): use an experiment such as experiments/spct_tiny.py"
         )
-    takes_arg = bool(inspect.signature(module.get_config).parameters)
+    takes_arg = bool(inspect.signature(get_config).parameters)
     if arg and not takes_arg:
         raise LaunchError(f"config {path.name} takes no argument: remove {arg!r} after the colon")
     try:
-        return module.get_config(arg) if takes_arg else module.get_config()
+        return get_config(arg) if takes_arg else get_config()
     except (ValueError, KeyError) as error:
         raise LaunchError(f"config {path.name}:{arg}: {error}") from error

@@ -11,14 +11,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from grm_jax.checkpoints.tensor_map import (
-    DiskTensor,
-    ParamSource,
-    axis_sizes,
-    disk_shape,
-    tensor_map,
-)
-from grm_jax.checkpoints.tensors import Reader, Tensor, aligned_empty
+from grm_jax.checkpoints.tensor_map import ParamSource, axis_sizes, disk_shape, tensor_map
+from grm_jax.checkpoints.tensors import Reader, aligned_empty
 from grm_jax.models import Transformer, abstract_model
 from grm_jax.models.config import TransformerConfig
 
@@ -169,33 +163,22 @@ def _pieces(
     A stacked array (U, D, N, H) is filled layer by layer: out[u] is viewed in the axis order of the
     disk, say N, H, D, and each piece of the view is read into.
     """
+    axes = source.axes
     for tensor in source.tensors:
         layer_out, layer_bounds = out, bounds
         if tensor.unit is not None:
             if not bounds[0].start <= tensor.unit < bounds[0].stop:
                 continue
             layer_out, layer_bounds = out[tensor.unit - bounds[0].start], bounds[1:]
-        data = reader.tensors[tensor.name]
-        yield from _tensor_pieces(data, tensor, source.axes, sizes, layer_bounds, layer_out)
-
-
-def _tensor_pieces(
-    data: Tensor,
-    tensor: DiskTensor,
-    axes: str,
-    sizes: dict[str, int],
-    bounds: tuple[slice, ...],
-    out: np.ndarray,
-) -> Iterator[Callable[[], None]]:
-    letters = tensor.axes.replace(",", "")
-    # A digit stands for a whole dimension on disk; other letters may be flattened together there.
-    view = tuple(data.shape[i] if a.isdigit() else sizes[a] for i, a in enumerate(letters))
-    index: list[Any] = [int(a) if a.isdigit() else bounds[axes.index(a)] for a in letters]
-    out = out.transpose([axes.index(a) for a in letters if not a.isdigit()])
-    rows, cut = out.shape[0], next(i for i, a in enumerate(letters) if not a.isdigit())
-    first = index[cut].start
-    row_bytes = max(1, out[:1].size * data.dtype.itemsize)
-    step = max(1, min(max(PIECE_ROWS, PIECE_BYTES // row_bytes), MAX_PIECE_BYTES // row_bytes))
-    for i in range(0, rows, step):
-        index[cut] = slice(first + i, first + min(i + step, rows))
-        yield functools.partial(data.read_into, view, tuple(index), out[i : i + step])
+        data, letters = reader.tensors[tensor.name], tensor.axes.replace(",", "")
+        # A digit stands for a whole dimension on disk; letters may be flattened together there.
+        view = tuple(data.shape[i] if a.isdigit() else sizes[a] for i, a in enumerate(letters))
+        index: list[Any] = [int(a) if a.isdigit() else layer_bounds[axes.index(a)] for a in letters]
+        target = layer_out.transpose([axes.index(a) for a in letters if not a.isdigit()])
+        rows, cut = target.shape[0], next(i for i, a in enumerate(letters) if not a.isdigit())
+        first = index[cut].start
+        row_bytes = max(1, target[:1].size * data.dtype.itemsize)
+        step = max(1, min(max(PIECE_ROWS, PIECE_BYTES // row_bytes), MAX_PIECE_BYTES // row_bytes))
+        for i in range(0, rows, step):
+            index[cut] = slice(first + i, first + min(i + step, rows))
+            yield functools.partial(data.read_into, view, tuple(index), target[i : i + step])

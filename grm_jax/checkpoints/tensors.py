@@ -9,7 +9,7 @@ needs no second full copy.
 """
 
 import threading
-from typing import Any, Protocol
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -19,16 +19,6 @@ from grm_jax.models.config import TransformerConfig
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 TRANSPOSED_ROWS = 32  # bfloat16 values per cache line
 Index = tuple[Any, ...]  # slices and integers
-
-
-class Tensor(Protocol):
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> np.dtype: ...
-
-    def read_into(self, view: tuple[int, ...], index: Index, out: np.ndarray) -> None: ...
 
 
 class Reader:

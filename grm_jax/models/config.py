@@ -135,11 +135,9 @@ def find_config(toys: bool = False, **sizes: Any) -> TransformerConfig | None:
 
     toys: also searches the tiny_* configurations.
     """
-    for config in CONFIGS.values():
-        if toys or not config.name.startswith("tiny"):
-            if all(getattr(config, field) == value for field, value in sizes.items()):
-                return config
-    return None
+    candidates = (c for c in CONFIGS.values() if toys or not c.name.startswith("tiny"))
+    fits = lambda config: all(getattr(config, field) == n for field, n in sizes.items())
+    return next(filter(fits, candidates), None)
 
 
 def gemma2(name: str, *, window: int = 4096, **sizes: Any) -> TransformerConfig:

@@ -47,9 +47,7 @@ class Target:
 
 def current_target(cfg: TransformerConfig) -> Target:
     """Returns the target of the mesh in context."""
-    mesh = jax.sharding.get_mesh()
-    single = mesh.empty or mesh.size == 1
-    return Target(cfg, None if single else mesh, sharding.platform())
+    return Target(cfg, sharding.device_mesh(), sharding.platform())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from grm_jax.models import Transformer, cpu
-from grm_jax.sharding import is_variable, state_shardings
+from grm_jax.sharding import device_mesh, is_variable, state_shardings
 
 # Decoding splits weights over `tensor` only. Prompts and rows use the other axes, and a weight
 # split over `fsdp`, as in training, would be gathered again for every token.
@@ -58,8 +58,6 @@ def for_decoding(model: Transformer) -> Transformer:
     Weights are in the activations' dtype and split over `tensor` only; on a CPU, large layer stacks
     are unstacked. A model that already matches is returned unchanged.
     """
-    mesh = jax.sharding.get_mesh()
     graphdef, state = nnx.split(model)
-    state = for_sampling(state, None if mesh.empty or mesh.size == 1 else mesh, model.cfg.dtype)
-    model = nnx.merge(graphdef, state)
+    model = nnx.merge(graphdef, for_sampling(state, device_mesh(), model.cfg.dtype))
     return cpu.prepare_for_decoding(model) if cpu.on_cpu() else model

@@ -10,6 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 GEMMA_TEMPLATE = """{{ bos_token }}
 {%- set first = namespace(prefix="") -%}
 {%- for message in messages -%}
@@ -27,16 +30,23 @@ GEMMA_TEMPLATE = """{{ bos_token }}
 OPEN, CLOSE = "\ue0a0", "\ue0a1"
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty without the file. Raises ValueError if it is not JSON."""
+    if not file.is_file():
+        return {}
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+
+
 def find_template(folder: Path) -> str | None:
     """The chat template of a model folder, from any of the three files that may hold it."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
     for name in ("chat_template.json", "tokenizer_config.json"):
-        file = folder / name
-        if not file.is_file():
-            continue
-        template = json.loads(file.read_text(encoding="utf-8")).get("chat_template")
+        template = read_json(folder / name).get("chat_template")
         if isinstance(template, list):  # several named templates
             template = {entry["name"]: entry["template"] for entry in template}.get("default")
         if template:
@@ -66,8 +76,6 @@ def render(
     Raises ValueError with the template's message if it rejects the roles (Gemma 2 has no system
     role).
     """
-    import jinja2
-
     check(messages)
     # The spaces around a placeholder show whether the template trims message texts.
     masked = [{**m, "content": f" {OPEN}{i}{CLOSE} "} for i, m in enumerate(messages)]
@@ -89,9 +97,6 @@ def render(
 
 @functools.lru_cache(maxsize=16)
 def _compiled(template: str) -> Any:
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
     def raise_exception(reason: str) -> None:
         raise jinja2.TemplateError(reason)
 

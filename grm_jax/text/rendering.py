@@ -22,6 +22,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
+from jinja2 import meta, nodes
+from jinja2.sandbox import SandboxedEnvironment
+
 from grm_jax.text import fences
 from grm_jax.types import Comparison, Principle
 
@@ -136,9 +140,6 @@ def load(name_or_path: str | Path) -> Template:
 @functools.lru_cache(maxsize=64)
 def _load(path: Path, name: str, mtime: float) -> Template:
     """Compiles a file. mtime: part of the cache key, so that an edited file is loaded again."""
-    import jinja2
-    from jinja2.sandbox import SandboxedEnvironment
-
     env = SandboxedEnvironment(
         loader=jinja2.FileSystemLoader([path.parent, FOLDER]),
         undefined=jinja2.StrictUndefined,
@@ -173,8 +174,6 @@ def _load(path: Path, name: str, mtime: float) -> Template:
 
 def _settings(env: Any, source: str) -> dict[str, Any]:
     """The constants that a template sets at its top level."""
-    from jinja2 import nodes
-
     settings = {}
     for node in env.parse(source).body:
         if isinstance(node, nodes.Assign) and isinstance(node.target, nodes.Name):
@@ -184,8 +183,6 @@ def _settings(env: Any, source: str) -> dict[str, Any]:
 
 
 def _fingerprint(env: Any, filename: str) -> str:
-    from jinja2 import meta
-
     digest, queue, seen = hashlib.sha256(), [filename], set()
     while queue:
         name = queue.pop(0)
@@ -226,8 +223,6 @@ def _fill(
     principles: str | None,
     hint: str | None,
 ) -> str:
-    import jinja2
-
     users = [turn["content"] for turn in turns if turn["role"] == "user"]
     query = users[-1] if users else turns[-1]["content"]
     values = (turns, query, responses, len(responses), reference, principles, hint)

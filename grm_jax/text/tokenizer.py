@@ -200,7 +200,7 @@ def load(path: str | Path) -> Tokenizer:
     """
     path = Path(path).expanduser()
     folder = path if path.is_dir() else path.parent
-    config = _read_json(folder / "tokenizer_config.json")
+    config = chat.read_json(folder / "tokenizer_config.json")
     files = [path]
     if path.is_dir():
         files = [folder / name for name in FILES if (folder / name).is_file()]
@@ -216,7 +216,7 @@ def load(path: str | Path) -> Tokenizer:
     backend = TokenizerJson(file) if file.suffix == ".json" else SentencePiece(file)
     if isinstance(backend, SentencePiece) and len(files) > 1 and _adds_tokens(config, backend):
         file, backend = files[1], TokenizerJson(files[1])
-    stops = _read_json(folder / "generation_config.json").get("eos_token_id", ())
+    stops = chat.read_json(folder / "generation_config.json").get("eos_token_id", ())
     stops = (stops,) if isinstance(stops, int) else tuple(stops or ())
     return Tokenizer(backend, file, config, chat.find_template(folder), stops)
 
@@ -228,12 +228,3 @@ def _adds_tokens(config: dict, backend: SentencePiece) -> bool:
         int(i) >= backend.size and token["content"] != "<image_soft_token>"
         for i, token in added.items()
     )
-
-
-def _read_json(file: Path) -> dict:
-    if not file.is_file():
-        return {}
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error

@@ -9,7 +9,6 @@ otherwise a single process
 
 import dataclasses
 import os
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 
@@ -111,7 +110,7 @@ def _query_metadata(name: str) -> str | None:
     try:
         with urllib.request.urlopen(request, timeout=5) as response:
             return response.read().decode()
-    except (urllib.error.URLError, OSError):
+    except OSError:
         return None
 
 
