@@ -27,7 +27,7 @@ from grm_jax.training.programs import model_config
 from grm_jax.types import Comparison
 
 Params = Any
-_RESUME = RunConfig(existing="resume", progress=False)
+RESUME = RunConfig(existing="resume", progress=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +72,8 @@ class Bench:
         self.graphdef, self.abstract = abstract_model(self.cfg, self.mesh)
         self.benchmark = BENCHMARKS[benchmark]
         if benchmark == "world" and config.data.judging == "world":
-            source = sources.judging(config, config.eval.split)
-            comparisons = world.measurable(source.take(0, config.eval.comparisons))
+            items = sources.judging(config, config.eval.split).take(0, config.eval.comparisons)
+            comparisons = world.measurable(items)
         else:
             comparisons = self.benchmark.load(data)
         self.total, self.limit = len(comparisons), limit
@@ -137,13 +137,6 @@ class Bench:
         params = loop.load_params(self.spct / "meta_rm", abstract)
         name, batch = f"meta_rm@{checkpoint.fingerprint(params)}", self.config.eval.meta_batch
         return meta_rm.scorer(self.config, self.mesh, params, self.tokenizer, batch, name)
-
-    def judge_into(
-        self, path: Path, judge: Judge, comparisons: Sequence[Comparison], options: Options
-    ) -> tuple[list[JudgedComparison], dict]:
-        """Judges into a file, or resumes it; returns the judged comparisons and the cost."""
-        cost = run.judge_with_model(judge, comparisons, path, options, _RESUME)
-        return run.load_judged(comparisons, path, options.vote), cost
 
     def measured(
         self,

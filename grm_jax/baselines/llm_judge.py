@@ -9,8 +9,9 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from grm_jax.baselines.bench import BASELINES, Baseline, Bench
+from grm_jax.baselines.bench import BASELINES, RESUME, Baseline, Bench
 from grm_jax.baselines.results import Measured
+from grm_jax.evals.run import judge_with_model
 from grm_jax.judging.judge import Judge
 from grm_jax.text import rendering
 from grm_jax.text.sections import find_sections
@@ -29,7 +30,7 @@ def measure(bench: Bench, folder: Path) -> list[Measured]:
     for vote, suffix in VOTES.items():
         options = dataclasses.replace(bench.options, vote=vote, expected=True)
         path = folder / f"{bench.benchmark.name}.{vote}.jsonl"
-        judged, cost = bench.judge_into(path, judge, bench.comparisons, options)
+        judged, cost = judge_with_model(judge, bench.comparisons, path, options, RESUME)
         measured.append(bench.measured(judged, f"llm_judge{suffix}", options.k, cost))
     return measured
 
@@ -40,8 +41,8 @@ BASELINES.add("llm_judge", Baseline(measure, unused=("rl", "meta_rm")))
 def training_set(bench: Bench, options: rft_data.RftOptions) -> rft_data.RftSet:
     """Builds the set from RFT's sampler, with its rejection."""
     comparisons = bench.training_comparisons(bench.config.rft.comparisons)
-    sampler = rft.make_sampler(bench.config, bench.tokenizer, bench.mesh)
-    return rft_data.build(comparisons, choosing(sampler), options)
+    sampler = choosing(rft.make_sampler(bench.config, bench.tokenizer, bench.mesh))
+    return rft_data.build(comparisons, sampler, options)
 
 
 def choosing(sampler: Sampler) -> Sampler:
@@ -91,12 +92,10 @@ def fine_tuned(
     config, stage = bench.config, folder / "train"
     template = rendering.role_template(config.template, role)
     if loop.is_done(stage):
-        params = loop.load_params(stage, bench.abstract)
-    else:
-        if not (stage / "data" / "ready.json").exists():
-            options = rft_data.RftOptions(
-                template, config.rft.samples, 0, config.rft.reject, seed=config.seed
-            )
-            rft.save_set(build(bench, options), config, bench.tokenizer, stage / "data")
-        params = rft.train(bench.run, bench.first_params, stage)
-    return bench.judge(params, template)
+        return bench.judge(loop.load_params(stage, bench.abstract), template)
+    if not (stage / "data" / "ready.json").exists():
+        options = rft_data.RftOptions(
+            template, config.rft.samples, 0, config.rft.reject, seed=config.seed
+        )
+        rft.save_set(build(bench, options), config, bench.tokenizer, stage / "data")
+    return bench.judge(rft.train(bench.run, bench.first_params, stage), template)

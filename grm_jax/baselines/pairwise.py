@@ -9,10 +9,11 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from grm_jax.baselines.bench import BASELINES, Baseline, Bench
+from grm_jax.baselines.bench import BASELINES, RESUME, Baseline, Bench
 from grm_jax.baselines.llm_judge import VOTES, fine_tuned
 from grm_jax.baselines.results import Measured
 from grm_jax.evals.judged import JudgedComparison
+from grm_jax.evals.run import judge_with_model
 from grm_jax.training import rft_data
 from grm_jax.training.rft_data import CritiqueReply, CritiqueRequest, best_index
 from grm_jax.types import Comparison
@@ -26,7 +27,7 @@ def measure(bench: Bench, folder: Path) -> list[Measured]:
     for vote, suffix in VOTES.items():
         options = dataclasses.replace(bench.options, vote=vote, expected=True)
         path = folder / f"{bench.benchmark.name}.pairs.{vote}.jsonl"
-        judged_pairs, cost = bench.judge_into(path, judge, pairs, options)
+        judged_pairs, cost = judge_with_model(judge, pairs, path, options, RESUME)
         by_id = {judged.comparison.id: judged.scores for judged in judged_pairs}
         judged = [
             JudgedComparison(c, tuple(wins(c, [by_id[pair.id] for pair in all_pairs(c)])))

@@ -5,17 +5,16 @@ SPCT judge.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from grm_jax.baselines.results import Measured
 from grm_jax.evals import figures, tables
-from grm_jax.evals.benchmark import Benchmark, Metrics, nan_mean
-from grm_jax.evals.bootstrap import DRAWS, Resampler
+from grm_jax.evals.benchmark import Benchmark
+from grm_jax.evals.bootstrap import DRAWS, MetricFunction, Resampler
 from grm_jax.evals.page import render
+from grm_jax.evals.scaling import mean_metrics
 from grm_jax.judging.summary import mean
 
 REFERENCE = "spct rl, k = "  # the other judges are compared with this one, if it was measured
@@ -60,18 +59,17 @@ def summary(benchmark: Benchmark, judges: dict[str, Runs], draws: int = DRAWS) -
 def _row(
     benchmark: Benchmark, resampler: Resampler, name: str, runs: Runs, reference: Runs
 ) -> dict[str, Any]:
-    estimate = resampler.estimate(_mean_over(benchmark, runs.values()))["mean"]
     shared = [seed for seed in runs if seed in reference and runs is not reference]
     difference = None
     if shared:
         theirs, ours = (
             _mean_over(benchmark, [side[seed] for seed in shared]) for side in (reference, runs)
         )
-        difference = resampler.difference(theirs, ours)["mean"]
+        difference = next(iter(resampler.difference(theirs, ours).values()))
     parsing = [run.entry["parsing"] for run in runs.values()]
     return {
         "name": name,
-        **estimate.as_json(),
+        **resampler.headline(_mean_over(benchmark, list(runs.values()))).as_json(),
         "seeds": {seed: tables.headline(run.entry)["value"] for seed, run in runs.items()},
         "difference": difference,
         **{share: mean(p[share] for p in parsing if p[share] is not None) for share in _SHARES},
@@ -85,16 +83,8 @@ def _tokens(entry: dict[str, Any]) -> float:
     return parsing["critiques"] * (parsing["tokens_per_critique"] or 0.0) / entry["comparisons"]
 
 
-def _mean_over(benchmark: Benchmark, runs: Iterable[Measured]) -> Callable[[np.ndarray], Metrics]:
-    """The headline's mean over runs as a function of the comparisons' weights."""
-    graded = [
-        (benchmark.grade(run.judged, run.entry["rule"]), run.entry["headline"]) for run in runs
-    ]
-    return lambda weights_I: {
-        "mean": nan_mean(
-            benchmark.aggregate(grades, weights_I)[headline] for grades, headline in graded
-        )
-    }
+def _mean_over(benchmark: Benchmark, runs: Sequence[Measured]) -> MetricFunction:
+    return mean_metrics(benchmark, [run.judged for run in runs], runs[0].entry["rule"])
 
 
 # ---------------------------------------------------------------- output
@@ -151,16 +141,19 @@ def figure(table: Table) -> str:
         figures.draw_interval(axes, y, row, colour, linewidth=5, alpha=0.35)
         seeds = [100 * value for value in row["seeds"].values()]
         axes.plot(seeds, [y] * len(seeds), "o", color=colour, markersize=3)
-        mean = {"color": figures.INK, "markersize": 11, "markeredgewidth": 1.6}
-        axes.plot([100 * row["value"]], [y], "|", **mean)
+        axes.plot(
+            [100 * row["value"]], [y], "|", color=figures.INK, markersize=11, markeredgewidth=1.6
+        )
     for style, (name, value) in zip((":", "--"), table["content_blind"].items()):
-        level = {"color": figures.INK, "linewidth": 0.9, "linestyle": style, "label": name}
-        axes.axvline(100 * value["value"], **level)
+        axes.axvline(
+            100 * value["value"], color=figures.INK, linewidth=0.9, linestyle=style, label=name
+        )
     figures.draw_names(axes, [row["name"] for row in judges], fontsize=7.5)
     figures.set_labels(axes, f"{table['headline']}, %")
     if table["content_blind"]:
-        legend = {"ncols": 2, "fontsize": 7, "frameon": False, "labelcolor": figures.INK}
-        drawing.legend(loc="outside lower center", **legend)
+        drawing.legend(
+            loc="outside lower center", ncols=2, fontsize=7, frameon=False, labelcolor=figures.INK
+        )
     return figures.to_svg(drawing, "Accuracy of each judge")
 
 

@@ -122,7 +122,7 @@ def build_step(config: ConfigDict, section: ConfigDict, mesh: Mesh) -> Program:
         return bradley_terry_loss(rewards_Bx2).sum() / pairs, {"accuracy": right.sum() / pairs}
 
     shape = ((section.batch_size, 2, section.seq_len), jnp.int32)
-    shapes = {"tokens": shape, "segment_ids": shape}
+    shapes = dict.fromkeys(("tokens", "segment_ids"), shape)
     return build_update(
         "bt_update", loss_fn, section, mesh, params, shapes, lambda b: b["tokens"].shape[0]
     )

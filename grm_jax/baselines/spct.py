@@ -4,8 +4,9 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from grm_jax.baselines.bench import BASELINES, Baseline, Bench
+from grm_jax.baselines.bench import BASELINES, RESUME, Baseline, Bench
 from grm_jax.baselines.results import Measured
+from grm_jax.evals.run import judge_with_model
 from grm_jax.evals.scaling import revote
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ def measure(bench: Bench, folder: Path) -> list[Measured]:
         judge = bench.judge(bench.stage_params(stage), bench.config.template, meta)
         options, k = dataclasses.replace(bench.options, expected=True), bench.options.k
         path = folder / f"{bench.benchmark.name}.{stage}.jsonl"
-        judged, cost = bench.judge_into(path, judge, bench.comparisons, options)
+        judged, cost = judge_with_model(judge, bench.comparisons, path, options, RESUME)
         variants = {
             (f"spct {stage}", 1): ("sum", 1),
             (f"spct {stage}", k): ("sum", k),

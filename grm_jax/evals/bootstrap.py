@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from grm_jax.evals.benchmark import Metrics, weighted_mean
+from grm_jax.evals.benchmark import Categories, Metrics, weighted_mean
 from grm_jax.evals.judged import JudgedComparison
 from grm_jax.types import Comparison
 
@@ -56,14 +56,13 @@ class Resampler:
         draws: int = DRAWS,
         seed: int = 0,
     ):
-        codes = {prompt: code for code, prompt in enumerate(dict.fromkeys(prompts))}
-        self.codes_I = np.array([codes[prompt] for prompt in prompts], dtype=np.int64)
-        self.num_prompts, self.draws, self.seed = len(codes), draws, seed
-        subsets = subsets or [""] * len(prompts)
-        ranks = {subset: rank for rank, subset in enumerate(dict.fromkeys(subsets))}
+        by_prompt = Categories.of(prompts)
+        self.codes_I, self.num_prompts = by_prompt.codes_I, len(by_prompt.names)
+        self.draws, self.seed = draws, seed
+        by_subset = Categories.of(subsets or [""] * len(prompts))
         # A prompt with comparisons in several subsets is drawn with the first of these subsets.
-        stratum_C = np.full(self.num_prompts, len(ranks))
-        np.minimum.at(stratum_C, self.codes_I, [ranks[subset] for subset in subsets])
+        stratum_C = np.full(self.num_prompts, len(by_subset.names))
+        np.minimum.at(stratum_C, self.codes_I, by_subset.codes_I)
         self.strata = [np.flatnonzero(stratum_C == rank) for rank in np.unique(stratum_C)]
 
     @classmethod

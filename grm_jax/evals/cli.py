@@ -145,8 +145,8 @@ def evaluate(args: argparse.Namespace) -> int:
         if args.against:
             path = Path(args.against) / f"{task.benchmark.name}.jsonl"
             theirs = run.load_judged(task.comparisons, path)
-            tests = compare(task.benchmark, made.judged, theirs, args.draws)
-            entry["against"] = {"run": Path(args.against).name} | tests
+            entry["against"] = {"run": Path(args.against).name}
+            entry["against"] |= compare(task.benchmark, made.judged, theirs, args.draws)
         entries.append(entry)
     write_reports(entries, out)
     return 0
@@ -243,7 +243,7 @@ def judge_benchmark(
     """Judges one benchmark into `out`: with the options, and greedily if these sample."""
     config = dataclasses.replace(config, private=task.benchmark.private)
     path = out / f"{task.benchmark.name}.jsonl"
-    cost = run.judge_with_model(judge, task.comparisons, path, options, config)
+    judged, cost = run.judge_with_model(judge, task.comparisons, path, options, config)
     description = {
         "kind": "model",
         "name": judge.name,
@@ -251,7 +251,7 @@ def judge_benchmark(
         **dataclasses.asdict(options),
         "template": judge.family,
     }
-    made = Judgement(run.load_judged(task.comparisons, path), description, cost=cost)
+    made = Judgement(judged, description, cost=cost)
     if not greedy or options.temperature == 0:
         return made
     # A protocol with both orders needs one greedy critique of each.
@@ -264,8 +264,8 @@ def judge_benchmark(
         k_meta=None,
     )
     path = out / f"{task.benchmark.name}.greedy.jsonl"
-    run.judge_with_model(judge, task.comparisons, path, options, config)
-    return dataclasses.replace(made, greedy=run.load_judged(task.comparisons, path))
+    greedily, _ = run.judge_with_model(judge, task.comparisons, path, options, config)
+    return dataclasses.replace(made, greedy=greedily)
 
 
 def num_parameters(path: str) -> int | None:

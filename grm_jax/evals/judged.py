@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 
 from grm_jax.judging import votes
 from grm_jax.judging.codec import critique_from_json
+from grm_jax.judging.votes import Order
 from grm_jax.types import Comparison, Critique
 
-Order = tuple[int, ...]
 Scores = tuple[float, ...] | None
 
 
@@ -47,15 +47,15 @@ class JudgedComparison:
         return str(self.comparison.meta.get("subset", "all"))
 
 
-def from_row(comparison: Comparison, row: Mapping, rule: str | None = None) -> JudgedComparison:
+def from_row(comparison: Comparison, row: Mapping) -> JudgedComparison:
     """Builds the judged comparison of a row of `grm judge`; an error row has no scores.
 
-    rule: the voting rule; None for the row's own.
     Raises ValueError for a row of other responses.
     """
     if row.get("error"):
-        reason = str(row["error"].get("reason", "not judged"))
-        return JudgedComparison(comparison, None, error=reason)
+        return JudgedComparison(
+            comparison, None, error=str(row["error"].get("reason", "not judged"))
+        )
     responses = row.get("responses")
     if len(row["scores"]) != comparison.n or (
         responses is not None and tuple(responses) != comparison.responses
@@ -66,7 +66,7 @@ def from_row(comparison: Comparison, row: Mapping, rule: str | None = None) -> J
         )
     critiques = tuple(critique_from_json(c, with_text=False) for c in row["critiques"])
     guided = row.get("kept") is not None
-    return vote(comparison, critiques, rule or row.get("vote") or "sum", guided, row.get("k_meta"))
+    return vote(comparison, critiques, row.get("vote") or "sum", guided, row.get("k_meta"))
 
 
 def vote(

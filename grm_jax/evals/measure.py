@@ -134,7 +134,7 @@ def gains(
     baselines = {}
     if any(len(j.critiques) > 1 for j in judged):
         single = scaling.blocks(judged, "sum", 1)
-        baselines["voting@1"] = scaling.mean_over_blocks(benchmark, single, rule)
+        baselines["voting@1"] = scaling.mean_metrics(benchmark, single, rule)
     if greedy is not None:
         baselines["greedy"] = metrics_of(benchmark, greedy, rule)
     voted = metrics_of(benchmark, judged, rule)

@@ -22,8 +22,9 @@ def curve(entry: Mapping) -> str:
     figure, axes = new_axes()
     draw_lines(axes, lines)
     draw_level(axes, entry.get("greedy", {}).get("value"), "--", "greedy")
-    longest = entry["content_blind"]["longest"]["value"]
-    draw_level(axes, longest, ":", CONTENT_BLIND["longest"].label)
+    draw_level(
+        axes, entry["content_blind"]["longest"]["value"], ":", CONTENT_BLIND["longest"].label
+    )
     figures.set_labels(axes, "critiques that vote (k)", f"{entry['headline']}, %")
     figures.draw_legend(axes)
     return to_svg(figure, f"{entry['title']}: {entry['headline']} over k")
@@ -54,8 +55,7 @@ def length(entry: Mapping) -> str:
     if not bins:
         return ""
     figure, axes = new_axes(2.1)
-    bars = [(f"{name} (n = {b['n']})", b) for name, b in bins.items()]
-    draw_bars(axes, bars, figures.COLOURS[2])
+    draw_bars(axes, [(f"{n} (n = {b['n']})", b) for n, b in bins.items()], figures.COLOURS[2])
     axes.plot([50, 50], [-0.5, len(bins) - 0.5], color=INK, linewidth=0.8, linestyle=":")
     figures.set_labels(axes, "accuracy in %, by length of the best response")
     return to_svg(figure, f"{entry['title']}: accuracy by length")
@@ -76,8 +76,7 @@ def scaling(cells: Sequence[Cell]) -> Any:
             if (greedy.model, greedy.method, method) == (model, "Greedy", "Voting"):
                 draw_level(axes, greedy.accuracy, ":", colour=colour)
     draw_lines(axes, lines)
-    title = "Inference-time scaling (dotted: greedy)"
-    figures.set_labels(axes, "samples k", "accuracy (%)", title)
+    figures.set_labels(axes, "samples k", "accuracy (%)", "Inference-time scaling (dotted: greedy)")
     figures.draw_legend(axes)
     return figure
 

@@ -52,11 +52,12 @@ def judge_with_model(
     output: str | Path,
     options: Options,
     config: RunConfig | None = None,
-) -> dict[str, float]:
+) -> tuple[list[JudgedComparison], dict[str, float]]:
     """Judges comparisons into rows of `grm judge`, or resumes a run with the same settings.
 
     config: `RunConfig(existing="resume")` by default.
-    Returns {"seconds", "tokens", "critiques"} of all sessions of this file together.
+    Returns the judged comparisons, and {"seconds", "tokens", "critiques"} of all sessions of this
+    file together.
     """
     from grm_jax.judging.run import RunConfig, judge_rows
 
@@ -64,7 +65,8 @@ def judge_with_model(
         config or RunConfig(existing="resume"), cost_path=Path(output).with_suffix(".cost.json")
     )
     digest = fingerprint(comparisons)
-    return judge_rows(judge, _rows(comparisons), output, options, digest, config).cost
+    result = judge_rows(judge, _rows(comparisons), output, options, digest, config)
+    return load_judged(comparisons, output), result.cost
 
 
 def judge_into_store(
@@ -98,12 +100,9 @@ def fingerprint(comparisons: Sequence[Comparison]) -> str:
 # ---------------------------------------------------------------- files
 
 
-def load_judged(
-    comparisons: Sequence[Comparison], path: str | Path, vote: str | None = None
-) -> list[JudgedComparison]:
+def load_judged(comparisons: Sequence[Comparison], path: str | Path) -> list[JudgedComparison]:
     """Loads judged comparisons by id from rows of `grm judge` or of a scores file.
 
-    vote: the voting rule of generative judges; None for the rows' own.
     Raises ValueError for a missing row, or one that does not fit its comparison.
     """
     rows = {str(row.get("id")): row for row in strict_records(path)}
@@ -114,14 +113,12 @@ def load_judged(
             f"{missing[0]!r}: use the ids of `grm eval --write_comparisons`, or --part to measure "
             "the others"
         )
-    return [_judged(c, rows[str(c.id)], path, vote) for c in comparisons]
+    return [_judged(c, rows[str(c.id)], path) for c in comparisons]
 
 
-def _judged(
-    comparison: Comparison, row: Mapping, path: str | Path, vote: str | None
-) -> JudgedComparison:
+def _judged(comparison: Comparison, row: Mapping, path: str | Path) -> JudgedComparison:
     if "critiques" in row and (row["critiques"] or row.get("error")):
-        return from_row(comparison, row, vote)
+        return from_row(comparison, row)
     scores = row.get("scores")
     if scores is not None and len(scores) != comparison.n:
         raise ValueError(

@@ -65,10 +65,10 @@ def blocks(judged: Sequence[JudgedComparison], kind: str, k: int) -> list[list[J
     return [[revote(j, kind, k, block) for j in judged] for block in range(max(1, count))]
 
 
-def mean_over_blocks(
+def mean_metrics(
     benchmark: Benchmark, votes: Sequence[Sequence[JudgedComparison]], rule: str
 ) -> MetricFunction:
-    """The benchmark's metrics averaged over blocks, as a function of the comparisons' weights."""
+    """Averages the benchmark's metrics over several votes, as a function of the weights."""
     graded = [benchmark.grade(judged, rule) for judged in votes]
 
     def metrics(weights_I: np.ndarray) -> Metrics:
@@ -85,9 +85,7 @@ def curves(
     total = max((len(j.critiques) for j in judged), default=0)
     return {
         kind: {
-            k: resampler.headline(
-                mean_over_blocks(benchmark, blocks(judged, kind, k), rule)
-            ).as_json()
+            k: resampler.headline(mean_metrics(benchmark, blocks(judged, kind, k), rule)).as_json()
             for k in ks_up_to(total)
             if k > 1 or kind != META  # the meta reward model needs several to choose from
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from grm_jax.judging import orders
 from grm_jax.judging.metadata import JudgeMetadata
@@ -84,8 +84,8 @@ def fill_unset(args: argparse.Namespace) -> None:
 
 def options_from(args: argparse.Namespace) -> Options:
     """Returns the options of the arguments, after `fill_unset`."""
-    names = [field.name for field in dataclasses.fields(Options)]
-    fields: dict[str, Any] = {name: getattr(args, name) for name in names if name in args}
+    names = {field.name for field in dataclasses.fields(Options)}
+    fields = {name: value for name, value in vars(args).items() if name in names}
     if args.principles not in ("own", "first"):
         text = Path(args.principles).read_text(encoding="utf-8")
         fields |= {"principles": "own", "given_principles": text}

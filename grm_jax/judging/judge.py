@@ -21,14 +21,13 @@ from grm_jax.judging.meta import MetaRM, TooLong
 from grm_jax.judging.options import Options
 from grm_jax.judging.orders import item_of, response_orders
 from grm_jax.judging.sampler import Sampler
+from grm_jax.judging.votes import Order
 from grm_jax.sampling import Completion, Request
 from grm_jax.text import parse, parse_principles, rendering
 from grm_jax.text.tokenizer import Tokenizer
 from grm_jax.types import Comparison, Critique, Verdict
 
 MAX_PRINCIPLES_CHARS = 4000  # of a principles text that does not parse as a list
-
-Order = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,22 +156,19 @@ class Judge:
         principles: list[str | None] = [options.given_principles] * len(comparisons)
         if options.principles == "first" and options.given_principles is None:
             principles = self._write_principles(comparisons, options)
-        jobs: dict[int, _Job] = {}
+        requests, owners = [], []
         for i, comparison in enumerate(comparisons):
             job = self._prepare(comparison, options, principles[i])
             if isinstance(job, Unjudged):
                 yield i, job
-            else:
-                jobs[i] = job
-        requests, owners = [], []
-        for i, job in jobs.items():
+                continue
             for order, count in Counter(job.orders).items():
                 requests.append(self._request(job.prompts[order], count, options))
                 # Sample s of this request is the s-th sample of the comparison with this order.
-                owners.append((i, [s for s, other in enumerate(job.orders) if other == order]))
+                samples = [s for s, other in enumerate(job.orders) if other == order]
+                owners.append((i, job, samples))
         for completion in self.sampler(requests):
-            i, samples = owners[completion.request_index]
-            job = jobs[i]
+            i, job, samples = owners[completion.request_index]
             job.completions[samples[completion.sample_index]] = completion
             if len(job.completions) == len(job.orders):
                 yield i, self._finish(job, options)
@@ -247,21 +243,18 @@ class Judge:
         critique = parse(
             text, job.comparison.n, template.low, template.high, template.output, completion.finish
         )
-        principles = critique.principles
-        if not principles and job.principles:
-            principles = parse_principles(job.principles)
+        principles = critique.principles or parse_principles(job.principles or "")
         expected = None
         if options.expected and critique.status == "ok" and self.expected is not None:
             expected = self.expected(job.prompts[order], ids, text, critique, template)
-        critique = dataclasses.replace(
+        return dataclasses.replace(
             critique,
             principles=principles,
             expected_scores=expected,
             tokens=sum(i not in self.tokenizer.stop_ids for i in ids),
             sample=sample,
             seed=options.seed,
-        )
-        return critique.in_caller_order(order)
+        ).in_caller_order(order)
 
     def _write_principles(
         self, comparisons: Sequence[Comparison], options: Options
@@ -292,11 +285,9 @@ class Judge:
 def _with_meta_scores(meta_rm: MetaRM, job: _Job, critiques: list[Critique]) -> list[Critique]:
     """Scores the parsed critiques; the meta reward model sees the order that each critique saw."""
     parsed = [i for i, critique in enumerate(critiques) if critique.status == "ok"]
-    scores = meta_rm([(job.comparison, job.orders[i], critiques[i].text) for i in parsed])
-    critiques = list(critiques)
-    for i, score in zip(parsed, scores):
-        critiques[i] = dataclasses.replace(critiques[i], meta_score=float(score))
-    return critiques
+    texts = [(job.comparison, job.orders[i], critiques[i].text) for i in parsed]
+    scores = dict(zip(parsed, map(float, meta_rm(texts))))
+    return [dataclasses.replace(c, meta_score=scores.get(i)) for i, c in enumerate(critiques)]
 
 
 def _check_judged(i: int, comparison: Comparison, result: object) -> None:

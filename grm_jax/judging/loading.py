@@ -52,14 +52,13 @@ def judge_arguments(
     metadata = JudgeMetadata.load(path)
     family = str(template or metadata.template)
     model, tokenizer = _load_model(path, mesh, options.dtype, options.tokenizer)
-    meta = None
-    if meta_rm is not None:
-        meta = load_meta_rm(meta_rm, mesh, options.meta_template, options.dtype, family)
     return {
         "tokenizer": tokenizer,
         "sampler": engine_sampler(model, mesh, options.prompt_slots, options.rows),
         "template": family,
-        "meta_rm": meta,
+        "meta_rm": None
+        if meta_rm is None
+        else load_meta_rm(meta_rm, mesh, options.meta_template, options.dtype, family),
         "expected": ExpectedScores(model_log_probs(model, mesh), tokenizer),
         "context": model.cfg.max_length,
         "name": model_name(path),

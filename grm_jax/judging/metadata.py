@@ -36,8 +36,8 @@ class _Metadata:
 
     def save(self, folder: str | Path) -> None:
         """Writes the file into a model folder."""
-        text = json.dumps(dataclasses.asdict(self))  # type: ignore[call-overload]
-        (Path(folder) / self.FILE).write_text(text + "\n")
+        fields = dataclasses.asdict(self)  # type: ignore[call-overload]
+        (Path(folder) / self.FILE).write_text(json.dumps(fields) + "\n")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -97,7 +97,7 @@ def judge_rows(
     """
     config = config or RunConfig()
     identity = run_identity(judge, options, digest)
-    if config.existing == "resume" and is_finished(output):
+    if config.existing == "resume" and Path(output).exists() and not part_path(output).exists():
         finished = _check_finished(judge, rows, output, options, identity)
         errors = sum(row["error"] is not None for row in finished)
         return RunResult(len(finished), errors, len(finished), _read_cost(config.cost_path))
@@ -158,9 +158,7 @@ def _results(
     judge: Judge, rows: Sequence[Row], options: Options, chunk: int
 ) -> Iterator[tuple[Row, Verdict | Unjudged]]:
     """Yields each input row with its verdict, or with the reason why it has none."""
-    for row in rows:
-        if row.comparison is None:
-            yield row, Unjudged(row.reason or "malformed")
+    yield from ((r, Unjudged(r.reason or "malformed")) for r in rows if r.comparison is None)
     judged = [row for row in rows if row.comparison is not None]
     for i, result in judge.stream([row.comparison for row in judged], options, chunk):
         yield judged[i], result
@@ -250,11 +248,6 @@ def _comparable(name: str, value: Any) -> Any:
 def part_path(output: str | Path) -> Path:
     """Returns the path of the store that holds the rows of an unfinished run."""
     return Path(f"{output}.part")
-
-
-def is_finished(output: str | Path) -> bool:
-    """Returns whether an earlier run wrote its output completely."""
-    return Path(output).exists() and not part_path(output).exists()
 
 
 def refuse_existing(output: str | Path) -> None:

@@ -137,11 +137,11 @@ def parsed(critiques: Sequence[Critique]) -> list[Critique]:
 
 def all_votes(critiques: Sequence[Critique], n: int) -> dict[str, Scores]:
     """Returns the scores by every rule with at least one voter; {} if no critique is parsed."""
-    results = {}
-    for name, rule in VOTES.items():
-        if voters := [c for c in parsed(critiques) if getattr(c, rule.needs) is not None]:
-            results[name] = rule(voters, n)
-    return results
+    return {
+        name: rule(voters, n)
+        for name, rule in VOTES.items()
+        if (voters := [c for c in parsed(critiques) if getattr(c, rule.needs) is not None])
+    }
 
 
 def top(scores: Sequence[float]) -> list[int]:
@@ -228,12 +228,12 @@ def verdict(
       ValueError: unknown rule.
       NoVote: no critique that votes has the field that the rule needs.
     """
-    needs = VOTES[rule].needs
+    needs = VOTES[rule].needs.replace("_", " ")
     kept = kept_by_meta(critiques, k_meta) if guided else None
     votes = all_votes([critiques[i] for i in kept] if kept is not None else critiques, n)
     if votes and rule not in votes:
         raise NoVote(
-            f"vote {rule!r}: none of the critiques that vote has {needs.replace('_', ' ')}. Judge "
+            f"vote {rule!r}: none of the critiques that vote has {needs}. Judge "
             "with expected=True (scores must be whole numbers), with more critiques, or vote by sum"
         )
     scores = votes.get(rule, (0.0,) * n)

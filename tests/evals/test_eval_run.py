@@ -117,8 +117,8 @@ def test_a_finished_file_of_another_template_or_with_other_references_is_refused
             return run.judge_with_model(judge, items, path, Options(k=2), config)
 
         path.unlink(missing_ok=True)
-        cost = judge("compact", comparisons)
-        assert judge("compact", comparisons) == cost
+        result = judge("compact", comparisons)
+        assert judge("compact", comparisons) == result
         with pytest.raises(
             ValueError, match="with template = 'compact/judge@.*'compact/pairwise@.*--overwrite"
         ):
