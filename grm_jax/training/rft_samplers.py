@@ -46,8 +46,10 @@ class TooManyFailed(SamplingError):
     """
 
     def __init__(self, replies: list[CritiqueReply | None], max_failed: float, reason: str):
-        failed = f"{replies.count(None)} of {len(replies)} requests failed"
-        super().__init__(f"{failed}, more than the share of {max_failed:g}; {reason}")
+        super().__init__(
+            f"{replies.count(None)} of {len(replies)} requests failed, "
+            f"more than the share of {max_failed:g}; {reason}"
+        )
         self.replies, self.max_failed = replies, max_failed
 
 
