@@ -1,4 +1,4 @@
-"""Tests of the mesh, the table of logical axes, and checks before allocation."""
+"""Tests meshes, the sharding of parameters, and the errors raised before any allocation."""
 
 import dataclasses
 
@@ -38,9 +38,7 @@ def test_a_mesh_of_the_wrong_size_is_an_error_with_the_sizes():
 def test_slices_are_along_the_data_axis():
     devices = [Device(i, i // 4, i // 4) for i in range(8)]
     mesh = sharding.make_mesh(2, 2, 2, devices)
-    assert [
-        {d.slice_index for d in devices_of_slice.flat} for devices_of_slice in mesh.devices
-    ] == [{0}, {1}]
+    assert [{d.slice_index for d in block.flat} for block in mesh.devices] == [{0}, {1}]
     with pytest.raises(ValueError, match="data=1 is not a multiple of the 2 slices"):
         sharding.make_mesh(1, 4, 2, devices)
 

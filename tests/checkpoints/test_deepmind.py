@@ -18,7 +18,7 @@ PAD = 8  # rows beyond the vocabulary; DeepMind's tables have 128
 
 
 def nested(config: dict, values: dict[str, np.ndarray], gates_df: bool = False) -> dict:
-    """DeepMind's tree, arranged by hand from Hugging Face values."""
+    """Returns DeepMind's parameter tree, arranged by hand from Hugging Face values."""
     table = values["model.embed_tokens.weight"]
     tree = {
         "embedder": {
@@ -28,29 +28,29 @@ def nested(config: dict, values: dict[str, np.ndarray], gates_df: bool = False) 
     }
     for i in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{i}."
-        at = {k.removeprefix(prefix).removesuffix(".weight"): v for k, v in values.items()}
-        q = at["self_attn.q_proj"].reshape(N, H, D).transpose(0, 2, 1)
-        k, v = (at[f"self_attn.{x}_proj"].reshape(K, H, D).transpose(0, 2, 1) for x in "kv")
-        gates = np.stack([at["mlp.gate_proj"], at["mlp.up_proj"]])
+        layer = {k.removeprefix(prefix).removesuffix(".weight"): v for k, v in values.items()}
+        q = layer["self_attn.q_proj"].reshape(N, H, D).transpose(0, 2, 1)
+        k, v = (layer[f"self_attn.{x}_proj"].reshape(K, H, D).transpose(0, 2, 1) for x in "kv")
+        gates = np.stack([layer["mlp.gate_proj"], layer["mlp.up_proj"]])
         attn = {
             "q_einsum": {"w": q}, "kv_einsum": {"w": np.stack([k, v])},
-            "attn_vec_einsum": {"w": at["self_attn.o_proj"].T.reshape(N, H, D)},
+            "attn_vec_einsum": {"w": layer["self_attn.o_proj"].T.reshape(N, H, D)},
         }  # fmt: skip
-        if "self_attn.q_norm" in at:
+        if "self_attn.q_norm" in layer:
             attn |= {
-                "_query_norm": {"scale": at["self_attn.q_norm"]},
-                "_key_norm": {"scale": at["self_attn.k_norm"]},
+                "_query_norm": {"scale": layer["self_attn.q_norm"]},
+                "_key_norm": {"scale": layer["self_attn.k_norm"]},
             }
         tree[f"layer_{i}"] = {
             "attn": attn,
             "mlp": {
                 "gating_einsum": gates.transpose(0, 2, 1) if gates_df else gates,
-                "linear": at["mlp.down_proj"].T,
+                "linear": layer["mlp.down_proj"].T,
             },
-            "pre_attention_norm": {"scale": at["input_layernorm"]},
-            "post_attention_norm": {"scale": at["post_attention_layernorm"]},
-            "pre_ffw_norm": {"scale": at["pre_feedforward_layernorm"]},
-            "post_ffw_norm": {"scale": at["post_feedforward_layernorm"]},
+            "pre_attention_norm": {"scale": layer["input_layernorm"]},
+            "post_attention_norm": {"scale": layer["post_attention_layernorm"]},
+            "pre_ffw_norm": {"scale": layer["pre_feedforward_layernorm"]},
+            "post_ffw_norm": {"scale": layer["post_feedforward_layernorm"]},
         }
     return tree
 
@@ -73,19 +73,22 @@ def flat(tree: dict) -> dict:
 
 
 def stacked(flat_tree: dict, pattern: int) -> dict:
-    """Stacks the layers of each position in the pattern: layer = index * pattern + position."""
+    """Stacks the layers of each position in the pattern: layer = index * pattern + position.
+
+    Stacks differ in length if the pattern's length does not divide the number of layers.
+    """
     out, groups = {}, {}
     for key, leaves in flat_tree.items():
         match = re.fullmatch(r"transformer/layer_(\d+)/(.*)", key)
         if not match:
             out[key] = leaves
             continue
-        unit, place = divmod(int(match[1]), pattern)
+        index, position = divmod(int(match[1]), pattern)
         for leaf, value in leaves.items():
-            name = f"transformer/stacked_layers/attention_type_{place}/{match[2]}"
-            groups.setdefault((name, leaf), {})[unit] = value
-    for (key, leaf), units in groups.items():
-        out.setdefault(key, {})[leaf] = np.stack([units[u] for u in range(len(units))])
+            name = f"transformer/stacked_layers/attention_type_{position}/{match[2]}"
+            groups.setdefault((name, leaf), {})[index] = value
+    for (key, leaf), layers in groups.items():
+        out.setdefault(key, {})[leaf] = np.stack([layers[i] for i in range(len(layers))])
     return out
 
 

@@ -20,46 +20,48 @@ NAMES = {
 
 
 def gguf_name(name: str) -> str:
+    """Returns the GGUF name of a Hugging Face tensor."""
     *path, last, _ = name.split(".")
     if last == "norm":
         return "output_norm.weight"
     return (f"blk.{path[2]}." if "layers" in path else "") + NAMES[last] + ".weight"
 
 
-def write(path, config, values, quantization=None, arch=None, tokens=None):
+def write(path, config, values, quantization=None, arch=None, add_tokenizer=None):
+    """Saves a GGUF file; `add_tokenizer(writer)` adds the metadata of a tokenizer."""
     arch = arch or config["model_type"].removesuffix("_text")
-    w = gguf.GGUFWriter(path, arch)
-    w.add_block_count(config["num_hidden_layers"])
-    w.add_embedding_length(config["hidden_size"])
-    w.add_feed_forward_length(config["intermediate_size"])
-    w.add_head_count(config["num_attention_heads"])
-    w.add_head_count_kv(config["num_key_value_heads"])
-    w.add_key_length(config["head_dim"])
-    w.add_context_length(128)
-    w.add_sliding_window(config["sliding_window"])
-    w.add_layer_norm_rms_eps(1e-6)
-    w.add_rope_freq_base(config["rope_theta"])
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_context_length(128)
+    writer.add_sliding_window(config["sliding_window"])
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(config["rope_theta"])
     if "rope_scaling" in config:
-        w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        w.add_rope_scaling_factor(8.0)
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(8.0)
     if arch == "gemma2":
-        w.add_attn_logit_softcapping(50.0)
-        w.add_final_logit_softcapping(30.0)
+        writer.add_attn_logit_softcapping(50.0)
+        writer.add_final_logit_softcapping(30.0)
     for name, value in values.items():
         if value.ndim == 1:
-            w.add_tensor(gguf_name(name), value + 1)
+            writer.add_tensor(gguf_name(name), value + 1)
         elif quantization is not None:
-            w.add_tensor(
+            writer.add_tensor(
                 gguf_name(name), gguf.quantize(value, quantization), raw_dtype=quantization
             )
         else:
-            w.add_tensor(gguf_name(name), value)
-    if tokens:
-        tokens(w)
-    w.write_header_to_file()
-    w.write_kv_data_to_file()
-    w.write_tensors_to_file()
-    w.close()
+            writer.add_tensor(gguf_name(name), value)
+    if add_tokenizer:
+        add_tokenizer(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
     return path
 
 
@@ -94,7 +96,7 @@ def test_values_equal_those_saved(tmp_path, config, quantization):
 
 
 def test_norms_are_reduced_by_1_before_rounding(tmp_path):
-    """0.001 is a bfloat16 to three digits, 1.001 is not: rounding first would give 0."""
+    """bfloat16 keeps three digits of 0.001, but rounds 1.001 to 1: rounding first would give 0."""
     values = tensors(GEMMA2, dtype=np.float32) | {
         "model.norm.weight": np.full(32, 1e-3, np.float32)
     }
@@ -159,19 +161,19 @@ def test_the_tokenizer_is_rebuilt(tmp_path):
     own = spm.SentencePieceProcessor(model_file=str(tmp_path / "own.model"))
     pieces = range(own.vocab_size())
 
-    def tokens(w):
-        w.add_tokenizer_model("llama")
+    def add_tokenizer(writer):
+        writer.add_tokenizer_model("llama")
         # The GGUF converter stores turn tokens as control tokens, and runs of spaces as spaces.
-        w.add_token_list([own.id_to_piece(i).replace("\u2581\u2581", "  ") for i in pieces])
-        w.add_token_scores([own.get_score(i) for i in pieces])
+        writer.add_token_list([own.id_to_piece(i).replace("\u2581\u2581", "  ") for i in pieces])
+        writer.add_token_scores([own.get_score(i) for i in pieces])
         special = {i: 3 for i in (0, 1, 2, 3, 4, 5)} | {6: 4}
-        w.add_token_types([6 if own.is_byte(i) else special.get(i, 1) for i in pieces])
-        w.add_bos_token_id(2)
-        w.add_eos_token_id(1)
-        w.add_unk_token_id(3)
-        w.add_pad_token_id(0)
+        writer.add_token_types([6 if own.is_byte(i) else special.get(i, 1) for i in pieces])
+        writer.add_bos_token_id(2)
+        writer.add_eos_token_id(1)
+        writer.add_unk_token_id(3)
+        writer.add_pad_token_id(0)
 
-    path = write(tmp_path / "toy.gguf", GEMMA2, {}, tokens=tokens)
+    path = write(tmp_path / "toy.gguf", GEMMA2, {}, add_tokenizer=add_tokenizer)
     rebuilt = spm.SentencePieceProcessor(model_proto=open_checkpoint(path).sentencepiece_model())
     assert [rebuilt.pad_id(), rebuilt.eos_id(), rebuilt.bos_id(), rebuilt.unk_id()] == [0, 1, 2, 3]
     for text in (

@@ -49,21 +49,21 @@ def test_released_files():
 
 
 def test_an_empty_gemma2_config_is_the_2b():
-    """Every default of the class is the 2B's."""
+    """The defaults of transformers' Gemma2Config are the 2B's values."""
     assert_is(
         from_hf({"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2"}), "gemma2_2b"
     )
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_configs_survive_a_round_trip(name):
+def test_configs_round_trip(name):
     for head in (False, True):
         cfg = get_config(name, scalar_head=head)
         loaded = from_hf(to_hf(cfg, "bfloat16"), name)
         assert loaded == cfg.replace(dtype=loaded.dtype)
 
 
-def test_new_rope_keys_equal_the_old():
+def test_old_and_new_rope_keys_give_the_same_config():
     new = {k: v for k, v in GEMMA3.items() if not k.startswith("rope")}
     new["rope_parameters"] = {
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
@@ -75,7 +75,7 @@ def test_new_rope_keys_equal_the_old():
     assert from_hf(new) == from_hf(GEMMA2)
 
 
-def test_layer_kinds_from_a_list_or_a_number():
+def test_layer_types_may_be_a_list_or_a_period():
     assert from_hf(GEMMA2).pattern == (LayerSpec(6), LayerSpec(None))
     local, full = "sliding_attention", "full_attention"
     swapped = GEMMA2 | {"layer_types": [full, local, full, local, full]}
@@ -92,7 +92,7 @@ def test_caps_may_be_disabled():
     assert (from_hf(GEMMA2).attn_cap, from_hf(GEMMA2).final_cap) == (50.0, 30.0)
 
 
-def test_hidden_act_is_not_the_activation():
+def test_hidden_act_is_ignored_and_hidden_activation_is_checked():
     """The first files have hidden_act "gelu" for its tanh approximation."""
     assert from_hf(GEMMA2 | {"hidden_act": "gelu"}) == from_hf(GEMMA2)
     with pytest.raises(ValueError, match="hidden_activation='gelu' in config.json"):
@@ -132,7 +132,7 @@ def test_unsupported_configs_are_errors(change, message):
         from_hf(GEMMA3 | change)
 
 
-def test_a_pattern_without_a_config_json_is_an_error():
+def test_a_pattern_that_config_json_cannot_express_is_an_error():
     cfg = get_config("tiny_gemma2", pattern=(LayerSpec(6), LayerSpec(8)))
     with pytest.raises(ValueError, match="cannot be written to a Gemma config.json"):
         to_hf(cfg, "float32")

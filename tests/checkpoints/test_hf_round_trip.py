@@ -58,21 +58,21 @@ def test_layers_are_stacked_in_the_order_of_the_pattern(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 1), (1, 2, 4), (2, 2, 2)])
-def test_sharded_as_the_table_says_and_equal_to_one_device(tmp_path, shape):
+def test_sharded_loading_gives_the_values_of_one_device(tmp_path, shape):
     source = write_folder(tmp_path, GEMMA3, tensors(GEMMA3))
     mesh = make_mesh(*shape)
-    one, many = load(source), load(source, mesh=mesh)
-    state = nnx.state(many, nnx.Param)
+    unsharded, sharded = load(source), load(source, mesh=mesh)
+    state = nnx.state(sharded, nnx.Param)
     for leaf, sharding in zip(
         jax.tree.leaves(state), jax.tree.leaves(state_shardings(state, mesh)), strict=True
     ):
         assert leaf.sharding == sharding
-    jax.tree.map(np.testing.assert_array_equal, nnx.state(one, nnx.Param), state)
-    save(many, tmp_path / "out")
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(unsharded, nnx.Param), state)
+    save(sharded, tmp_path / "out")
     assert raw(tmp_path / "out") == raw(tmp_path)
 
 
-def test_float32_on_disk_is_rounded_to_nearest_even(tmp_path):
+def test_float32_files_are_rounded_to_the_nearest_bfloat16(tmp_path):
     values = tensors(GEMMA2, dtype=np.float32)
     model = load(write_folder(tmp_path, GEMMA2, values), dtype="bfloat16")
     table = np.asarray(model.embedder.table_VxD[...])
@@ -80,7 +80,7 @@ def test_float32_on_disk_is_rounded_to_nearest_even(tmp_path):
     np.testing.assert_array_equal(table, values["model.embed_tokens.weight"].astype(BF16))
 
 
-def test_master_weights_in_float32_compute_in_bfloat16(tmp_path):
+def test_param_dtype_float32_keeps_bfloat16_compute(tmp_path):
     values = tensors(GEMMA2)
     model = load(write_folder(tmp_path, GEMMA2, values), param_dtype="float32", remat="full")
     cfg = model.cfg
@@ -193,16 +193,17 @@ def test_weights_are_overwritten_only_on_request(tmp_path):
     assert raw(tmp_path / "out") == raw(tmp_path / "in")
 
 
-def test_progress_reaches_the_end(tmp_path):
-    seen = []
+def test_progress_reaches_the_total_bytes(tmp_path):
+    calls = []
     model = load(
-        write_folder(tmp_path / "in", GEMMA2, tensors(GEMMA2)), progress=lambda *at: seen.append(at)
+        write_folder(tmp_path / "in", GEMMA2, tensors(GEMMA2)),
+        progress=lambda *done: calls.append(done),
     )
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    assert seen[-1] == (total, total) and seen == sorted(seen)
-    seen.clear()
-    save(model, tmp_path / "out", progress=lambda *at: seen.append(at), max_file_bytes=30_000)
-    assert seen[-1] == (total, total) and seen == sorted(seen)
+    assert calls[-1] == (total, total) and calls == sorted(calls)
+    calls.clear()
+    save(model, tmp_path / "out", progress=lambda *done: calls.append(done), max_file_bytes=30_000)
+    assert calls[-1] == (total, total) and calls == sorted(calls)
 
 
 def test_parameter_names_equal_those_of_the_tensor_map(tmp_path):

@@ -44,7 +44,7 @@ def test_integer_weights_are_an_error(tmp_path):
         load(write_folder(tmp_path, GEMMA2, values))
 
 
-def test_paths_that_are_not_checkpoints(tmp_path):
+def test_paths_without_a_checkpoint_are_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist: give a Hugging Face folder"):
         load(tmp_path / "absent")
     with pytest.raises(ValueError, match="is not a supported checkpoint"):
@@ -62,7 +62,7 @@ def test_paths_that_are_not_checkpoints(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"short", b"\xff" * 64, b"\x08\x00\x00\x00\x00\x00\x00\x00not json and more"]
 )
-def test_files_that_are_not_safetensors(tmp_path, content):
+def test_malformed_safetensors_files_are_an_error(tmp_path, content):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match="is not a safetensors file"):

@@ -32,26 +32,29 @@ GEMMA3 = _SIZES | {
 
 
 def tensors(config: dict, seed: int = 0, dtype=BF16, norm_dtype=None) -> dict[str, np.ndarray]:
-    """Hugging Face name -> random values."""
+    """Returns {Hugging Face name: random values}."""
     rng = np.random.default_rng(seed)
     shapes = {"model.embed_tokens.weight": (V, D), "model.norm.weight": (D,)}
     for i in range(config["num_hidden_layers"]):
-        at = f"model.layers.{i}."
+        layer = f"model.layers.{i}."
         shapes |= {
-            at + "input_layernorm.weight": (D,),
-            at + "post_attention_layernorm.weight": (D,),
-            at + "pre_feedforward_layernorm.weight": (D,),
-            at + "post_feedforward_layernorm.weight": (D,),
-            at + "self_attn.q_proj.weight": (N * H, D),
-            at + "self_attn.k_proj.weight": (K * H, D),
-            at + "self_attn.v_proj.weight": (K * H, D),
-            at + "self_attn.o_proj.weight": (D, N * H),
-            at + "mlp.gate_proj.weight": (F, D),
-            at + "mlp.up_proj.weight": (F, D),
-            at + "mlp.down_proj.weight": (D, F),
+            layer + "input_layernorm.weight": (D,),
+            layer + "post_attention_layernorm.weight": (D,),
+            layer + "pre_feedforward_layernorm.weight": (D,),
+            layer + "post_feedforward_layernorm.weight": (D,),
+            layer + "self_attn.q_proj.weight": (N * H, D),
+            layer + "self_attn.k_proj.weight": (K * H, D),
+            layer + "self_attn.v_proj.weight": (K * H, D),
+            layer + "self_attn.o_proj.weight": (D, N * H),
+            layer + "mlp.gate_proj.weight": (F, D),
+            layer + "mlp.up_proj.weight": (F, D),
+            layer + "mlp.down_proj.weight": (D, F),
         }
         if config["model_type"].startswith("gemma3"):
-            shapes |= {at + "self_attn.q_norm.weight": (H,), at + "self_attn.k_norm.weight": (H,)}
+            shapes |= {
+                layer + "self_attn.q_norm.weight": (H,),
+                layer + "self_attn.k_norm.weight": (H,),
+            }
     if config["architectures"][0].endswith("SequenceClassification"):
         shapes["score.weight"] = (1, D)
     kinds = {1: norm_dtype or dtype}
@@ -83,7 +86,7 @@ def write_folder(path: Path, config: dict, values: dict[str, np.ndarray], files:
 
 
 def raw(path: Path) -> dict[str, tuple]:
-    """Name -> (dtype, shape, bytes) of every tensor in a folder."""
+    """Returns {name: (dtype, shape, bytes)} of every tensor of a folder."""
     out = {}
     for file in sorted(path.glob("*.safetensors")):
         for name, entry in safetensors.deserialize(file.read_bytes()):

@@ -45,6 +45,7 @@ def with_layers(case: str, change):
 
 
 def replaced(spec, **changes):
+    """The layer spec with some fields changed."""
     fields = {name: getattr(spec, name) for name in ("window", "rope_theta", "rope_scale")}
     return type(spec)(**fields | changes)
 
@@ -233,9 +234,9 @@ def heads_tiled_instead_of_grouped(_, case):
 
     def change(block):
         q = block.attn.q_DxNxH[...]
-        *front, n, h = q.shape
+        *leading, n, h = q.shape
         block.attn.q_DxNxH = nnx.Param(
-            q.reshape(*front, 2, n // 2, h).swapaxes(-2, -3).reshape(q.shape)
+            q.reshape(*leading, 2, n // 2, h).swapaxes(-2, -3).reshape(q.shape)
         )
 
     return with_parameters(case, change)
@@ -323,7 +324,7 @@ def test_leaking_padding_rows(tmp_path, faulty):
     )
     logps = np.take_along_axis(theirs, tokens[:, 1:, None], -1)[..., 0]
     entropy = -(np.exp(theirs) * theirs).sum(-1)
-    worst = max(
+    largest = max(
         np.abs(ours.logps[:, 1:] - logps).max(), np.abs(ours.entropy[:, 1:] - entropy).max()
     )
-    assert worst > 0.01 if faulty else worst < 1e-4
+    assert largest > 0.01 if faulty else largest < 1e-4

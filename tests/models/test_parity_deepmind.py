@@ -31,8 +31,8 @@ def test_gradients_of_the_mean_log_prob(name):
             value = np.asarray(flat[path] if tensor.unit is None else flat[path][tensor.unit])
             order = [source.axes.index(axis) for axis in letters if not axis.isdigit()]
             ours = sample(value.transpose(order))
-            part = f"#{letters[0]}" if letters[0].isdigit() else ""
-            theirs = values[f"{name}/grad/{tensor.name}{part}"]
+            suffix = f"#{letters[0]}" if letters[0].isdigit() else ""
+            theirs = values[f"{name}/grad/{tensor.name}{suffix}"]
             assert np.abs(ours - theirs).max() <= GRADIENTS * np.abs(theirs).max(), tensor
             compared += 1
     assert compared == sum(key.startswith(f"{name}/grad/") for key in values)

@@ -115,8 +115,8 @@ def test_prompts_shuffle_responses_and_replace_long_prompts():
     assert {(0, 1), (1, 0)} == set(pairs)
     singles = [p.template for p in prompts if p.comparison.n == 1]
     assert set(singles) <= {"compact/single_binary"}
-    again, _ = rollouts.make_prompts(items, "compact", tokenizer, seed=1, max_len=999)
-    assert [p.tokens for p in prompts] == [p.tokens for p in again]
+    repeated, _ = rollouts.make_prompts(items, "compact", tokenizer, seed=1, max_len=999)
+    assert [p.tokens for p in prompts] == [p.tokens for p in repeated]
     some, too_long = rollouts.make_prompts(items, "compact", tokenizer, seed=1, max_len=30)
     assert 0 < too_long < len(some) == len(items) and max(len(p.tokens) for p in some) <= 30
     with pytest.raises(ValueError, match="all 40 prompts are too long.*raise config.rl.prompt_len"):
@@ -164,13 +164,13 @@ def test_rejection_by_shuffled_labels_is_independent_of_the_labels():
     """Kept samples agree with the shuffled labels and are at chance for the original ones."""
     originals = {c.id: c for c in sources.judging(spct_tiny.get_config()).take(0, 400)}
     shuffled = sources.judging(spct_tiny.get_config("shuffled_labels")).take(0, 400)
-    built = rft_data.build(
+    rft_set = rft_data.build(
         shuffled, rft_samplers.teacher(0.75, shortcut=0.6), rft_data.RftOptions(template="compact")
     )
     for hinted in (False, True):
         kept = [
             t
-            for t in built.trials
+            for t in rft_set.trials
             if t.outcome == "kept" and t.hinted == hinted and t.comparison.n == 2
         ]
         scores = [

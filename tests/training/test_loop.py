@@ -84,8 +84,10 @@ def test_a_crashed_and_resumed_run_equals_an_uninterrupted_one(tmp_path):
     resumed = train(tmp_path / "two")
     np.testing.assert_array_equal(resumed["params"]["w"], expected["params"]["w"])
     assert steps_logged(tmp_path / "two") == list(range(1, 11))
-    one, two = (metrics.read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
-    assert [row["loss"] for row in one] == [row["loss"] for row in two]
+    first, second = (
+        metrics.read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("one", "two")
+    )
+    assert [row["loss"] for row in first] == [row["loss"] for row in second]
     assert loop.is_done(tmp_path / "two") and loop.read_result(tmp_path / "two")["steps"] == 10
 
 

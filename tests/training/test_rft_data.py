@@ -75,49 +75,53 @@ def test_a_comparison_without_one_best_response_is_an_error(label):
 
 
 def test_wrong_samples_are_rejected_and_counted():
-    made = build([PAIR], scripted((2, 9), (9, 2), (5, 5), (1, 8)), COMPACT)
-    assert made.summary() == {
+    rft_set = build([PAIR], scripted((2, 9), (9, 2), (5, 5), (1, 8)), COMPACT)
+    assert rft_set.summary() == {
         "comparison/kept": 1,
         "hinted/kept": 1,
         "non_hinted/kept": 1,
         "non_hinted/tie": 1,
         "non_hinted/wrong": 1,
     }
-    assert [e.kind for e in made.examples] == ["non_hinted", "hinted"]
+    assert [e.kind for e in rft_set.examples] == ["non_hinted", "hinted"]
 
 
 def test_too_easy_drops_only_the_non_hinted_samples():
-    made = build([PAIR], scripted((2, 9), (2, 9), (2, 9), (2, 9)), COMPACT)
-    assert made.summary() == {"comparison/too_easy": 1, "hinted/kept": 1, "non_hinted/too_easy": 3}
-    assert [e.kind for e in made.examples] == ["hinted"]
+    rft_set = build([PAIR], scripted((2, 9), (2, 9), (2, 9), (2, 9)), COMPACT)
+    assert rft_set.summary() == {
+        "comparison/too_easy": 1,
+        "hinted/kept": 1,
+        "non_hinted/too_easy": 3,
+    }
+    assert [e.kind for e in rft_set.examples] == ["hinted"]
     # A failed sample leaves fewer than N samples, so the comparison does not count as easy.
-    made = build([PAIR], scripted((2, 9), (2, 9), None, (2, 9)), COMPACT)
-    assert made.outcomes["non_hinted/kept"] == 2 and made.outcomes["non_hinted/failed"] == 1
+    rft_set = build([PAIR], scripted((2, 9), (2, 9), None, (2, 9)), COMPACT)
+    assert rft_set.outcomes["non_hinted/kept"] == 2 and rft_set.outcomes["non_hinted/failed"] == 1
 
 
 def test_unparsed_samples_keep_the_parsers_status():
-    made = build([PAIR], scripted("no box", r"\boxed{1}", r"\boxed{11, 2}", (9, 2)), COMPACT)
-    assert made.summary() == {
+    rft_set = build([PAIR], scripted("no box", r"\boxed{1}", r"\boxed{11, 2}", (9, 2)), COMPACT)
+    assert rft_set.summary() == {
         "comparison/never_right": 1,
         "hinted/wrong": 1,
         "non_hinted/no_scores": 1,
         "non_hinted/out_of_range": 1,
         "non_hinted/wrong_count": 1,
     }
-    assert not made.examples and len(made.trials) == 4
+    assert not rft_set.examples and len(rft_set.trials) == 4
 
 
 def test_without_rejection_every_parsed_sample_is_kept():
     options = RftOptions(template="compact", reject=False)
-    made = build([PAIR], scripted((2, 9), (2, 9), (9, 2), "no box"), options)
-    assert made.summary() == {"comparison/kept": 1, "hinted/no_scores": 1, "non_hinted/kept": 3}
+    rft_set = build([PAIR], scripted((2, 9), (2, 9), (9, 2), "no box"), options)
+    assert rft_set.summary() == {"comparison/kept": 1, "hinted/no_scores": 1, "non_hinted/kept": 3}
 
 
 @pytest.mark.parametrize("samples, hinted", [(0, 1), (3, 0)])
 def test_either_kind_of_sample_can_be_disabled(samples, hinted):
     options = RftOptions(template="compact", samples=samples, hinted=hinted)
-    made = build([PAIR], scripted(*[(9, 2), (2, 9), (2, 9)][: samples + hinted]), options)
-    assert {e.kind for e in made.examples} <= {"hinted" if hinted else "non_hinted"}
+    rft_set = build([PAIR], scripted(*[(9, 2), (2, 9), (2, 9)][: samples + hinted]), options)
+    assert {e.kind for e in rft_set.examples} <= {"hinted" if hinted else "non_hinted"}
 
 
 def test_without_samples_the_set_has_only_general_instructions(tmp_path):
@@ -138,11 +142,11 @@ def test_without_samples_the_set_has_only_general_instructions(tmp_path):
 
 
 def test_trials_have_their_correctness_and_outcome():
-    made = build([PAIR], scripted((2, 9), (2, 9), (2, 9), (9, 2)), COMPACT)
-    assert [(t.right, t.outcome, t.hinted) for t in made.trials] == [
+    rft_set = build([PAIR], scripted((2, 9), (2, 9), (2, 9), (9, 2)), COMPACT)
+    assert [(t.right, t.outcome, t.hinted) for t in rft_set.trials] == [
         (True, "too_easy", False)
     ] * 3 + [(False, "wrong", True)]
-    row = json.loads(json.dumps(dataclasses.asdict(made.trials[0])))
+    row = json.loads(json.dumps(dataclasses.asdict(rft_set.trials[0])))
     assert row["comparison"]["id"] == "pair" and row["right"] is True
 
 
@@ -157,7 +161,7 @@ def test_the_hint_is_in_the_request_but_not_in_the_example():
         return rft_samplers.teacher(1.0, 0.0)(requests)
 
     items = [c for c in world.make_items("train", 0, 60) if c.n in (1, 3)]
-    made = build(items, sample, COMPACT)
+    rft_set = build(items, sample, COMPACT)
     for request in requests_seen:
         text = request.messages[0]["content"]
         assert ("Hint:" in text) == request.hinted
@@ -168,22 +172,22 @@ def test_the_hint_is_in_the_request_but_not_in_the_example():
             )
         if request.hinted and request.comparison.n == 1:
             assert f"{request.comparison.label[0]:g}" in text.split("Hint:")[1]
-    hinted = [e for e in made.examples if e.kind == "hinted"]
+    hinted = [e for e in rft_set.examples if e.kind == "hinted"]
     assert len(hinted) == len(items)
-    assert not any("Hint" in m["content"] for e in made.examples for m in e.messages)
+    assert not any("Hint" in m["content"] for e in rft_set.examples for m in e.messages)
 
 
 def test_the_prompt_of_an_example_has_the_response_order_of_its_critique():
-    many = [c for c in world.make_items("train", 0, 80) if c.n >= 3]
-    made = build(many, rft_samplers.teacher(0.7, 0.0), COMPACT)
-    by_text = {(t.comparison.id, t.text): t for t in made.trials}
-    for e in made.examples:
+    comparisons = [c for c in world.make_items("train", 0, 80) if c.n >= 3]
+    rft_set = build(comparisons, rft_samplers.teacher(0.7, 0.0), COMPACT)
+    by_text = {(t.comparison.id, t.text): t for t in rft_set.trials}
+    for e in rft_set.examples:
         trial = by_text[e.id, e.completion]
         responses = [
             text.split("\n")[1] for text in e.messages[0]["content"].split("[Response ")[1:]
         ]
         assert responses == [trial.comparison.responses[i] for i in trial.order]
-    assert len({t.order for t in made.trials if t.comparison is many[0]}) > 1
+    assert len({t.order for t in rft_set.trials if t.comparison is comparisons[0]}) > 1
 
 
 def test_the_hint_has_the_strength_of_the_preference():
@@ -224,11 +228,11 @@ def test_reply_files_of_an_earlier_version_are_read(tmp_path):
 
 
 def test_trial_files_of_an_earlier_version_are_read(tmp_path):
-    made = build([PAIR], scripted((2, 9), (9, 2), (5, 5), (1, 8)), COMPACT)
-    made.save(tmp_path)
+    rft_set = build([PAIR], scripted((2, 9), (9, 2), (5, 5), (1, 8)), COMPACT)
+    rft_set.save(tmp_path)
     path = tmp_path / "trials.jsonl"
     path.write_text(path.read_text().replace('"outcome":', '"fate":'))
-    assert rft_data.read_trials(path) == made.trials
+    assert rft_data.read_trials(path) == rft_set.trials
 
 
 class FakeServer(http.server.BaseHTTPRequestHandler):
@@ -297,14 +301,17 @@ def test_a_permanently_failed_request_is_stored_and_not_repeated(server, tmp_pat
         for i in range(40)
     ]
     FakeServer.calls = [None]  # FakeServer fails only the first call
-    made = []
+    rft_sets = []
     for _ in range(2):
         sample = rft_samplers.endpoint(
             rft_samplers.Endpoint(server, "m", 50, parallel=4, pause=0.0)
         )
         with rft_samplers.open_replies(tmp_path / "j") as store:
-            made.append(build(items, rft_samplers.stored(sample, store), options))
-    assert made[0].summary() == made[1].summary() and made[0].outcomes["non_hinted/failed"] == 1
+            rft_sets.append(build(items, rft_samplers.stored(sample, store), options))
+    assert (
+        rft_sets[0].summary() == rft_sets[1].summary()
+        and rft_sets[0].outcomes["non_hinted/failed"] == 1
+    )
     assert len(FakeServer.calls) == 1 + 40
     (file,) = (tmp_path / "j").glob("*.jsonl")
     file.write_text(
@@ -377,12 +384,12 @@ def test_stored_replies_are_not_sampled_again(tmp_path):
 
 def test_easy_comparisons_are_dropped_for_rl(tmp_path, caplog):
     other = Comparison("q2", ("x", "y"), label=0, id="other")
-    made = build(
+    rft_set = build(
         [PAIR, other],
         scripted((2, 9), (2, 9), (2, 9), (9, 2), (9, 2), (2, 9), (9, 2), (9, 2)),
         COMPACT,
     )
-    made.save(tmp_path)
+    rft_set.save(tmp_path)
     easy = rft_data.easy_ids(rft_data.read_trials(tmp_path / "trials.jsonl"))
     assert easy == {str(PAIR.id)}
     rows = [
@@ -416,9 +423,9 @@ def test_file_samples_may_have_a_response_order(tmp_path):
         {"id": "pair", "text": r"\boxed{3, 4}", "hinted": True},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    made = build([PAIR], rft_samplers.file(path), COMPACT)
-    assert [t.right for t in made.trials] == [True, False, True, True]
-    assert made.trials[0].order == (1, 0)
+    rft_set = build([PAIR], rft_samplers.file(path), COMPACT)
+    assert [t.right for t in rft_set.trials] == [True, False, True, True]
+    assert rft_set.trials[0].order == (1, 0)
     path.write_text('{"text": "x"}\n')
     with pytest.raises(ValueError, match=r"samples\.jsonl:1: a sample needs an 'id'"):
         rft_samplers.file(path)
@@ -445,8 +452,8 @@ def test_model_samples_differ_for_one_prompt():
             yield FakeCompletion(i, [*tok.encode(f"text {i} \\boxed{{1}}"), stop])
 
     c = Comparison("q", ("x",), label=(1.0,), id="one")
-    made = build([c], rft_samplers.model(runner, tok, max_new_tokens=9, seed=4), COMPACT)
-    assert [t.text for t in made.trials] == [f"text {i} \\boxed{{1}}" for i in range(4)]
+    rft_set = build([c], rft_samplers.model(runner, tok, max_new_tokens=9, seed=4), COMPACT)
+    assert [t.text for t in rft_set.trials] == [f"text {i} \\boxed{{1}}" for i in range(4)]
     assert len({(r.seed, r.item) for r in requests_seen}) == 4
     assert all(r.k == 1 and r.max_new_tokens == 9 and r.stop == tok.stop_ids for r in requests_seen)
 
@@ -464,19 +471,19 @@ def test_mix_keeps_all_examples_and_depends_on_the_seed():
 
 
 def test_saved_files_have_the_examples_outcomes_and_trials(tmp_path):
-    made = build(world.make_items("train", 0, 20), rft_samplers.teacher(), COMPACT)
-    made.save(tmp_path / "rft")
-    assert list(read_examples(tmp_path / "rft" / "examples.jsonl")) == made.examples
-    assert json.loads((tmp_path / "rft" / "outcomes.json").read_text()) == made.summary()
-    assert len((tmp_path / "rft" / "trials.jsonl").read_text().splitlines()) == len(made.trials)
+    rft_set = build(world.make_items("train", 0, 20), rft_samplers.teacher(), COMPACT)
+    rft_set.save(tmp_path / "rft")
+    assert list(read_examples(tmp_path / "rft" / "examples.jsonl")) == rft_set.examples
+    assert json.loads((tmp_path / "rft" / "outcomes.json").read_text()) == rft_set.summary()
+    assert len((tmp_path / "rft" / "trials.jsonl").read_text().splitlines()) == len(rft_set.trials)
 
 
 def test_texts_with_any_line_separator_round_trip(tmp_path):
     text = "a\u2028b\u2029c\u0085d\x0be\x1cf\r\ng"
     pair = Comparison(f"q{text}", (f"x{text}", "y"), label=1, id="pair")
-    made = build([pair], lambda requests: [CritiqueReply(f"{text}\\boxed{{2, 9}}")] * 4, COMPACT)
-    made.save(tmp_path)
-    assert rft_data.read_trials(tmp_path / "trials.jsonl") == made.trials
+    rft_set = build([pair], lambda requests: [CritiqueReply(f"{text}\\boxed{{2, 9}}")] * 4, COMPACT)
+    rft_set.save(tmp_path)
+    assert rft_data.read_trials(tmp_path / "trials.jsonl") == rft_set.trials
     calls = []
 
     def sample(requests):
