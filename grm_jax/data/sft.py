@@ -88,18 +88,16 @@ def from_instruction(instruction: Any) -> Example:
 
 
 def encode(example: Example, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """Returns (prompt ids, completion ids); the completion ends with the end-of-turn token."""
+    """Returns (prompt ids, completion ids).
+
+    The completion ends with "<end_of_turn>", or with the end of text if the vocabulary lacks it.
+    """
     prompt = tokenizer.encode_chat(list(example.messages), add_generation_prompt=True)
-    return prompt, [*tokenizer.encode(example.completion), end_of_turn(tokenizer)]
-
-
-def end_of_turn(tokenizer: Tokenizer) -> int:
-    """Returns the id of "<end_of_turn>", or of the end of text if the vocabulary lacks it."""
-    id = tokenizer.id_of("<end_of_turn>")
-    id = tokenizer.eos_id if id is None else id
-    if id is None:
+    end = tokenizer.id_of("<end_of_turn>")
+    end = tokenizer.eos_id if end is None else end
+    if end is None:
         raise ValueError("the tokenizer has neither <end_of_turn> nor an end-of-text token")
-    return id
+    return prompt, [*tokenizer.encode(example.completion), end]
 
 
 @dataclasses.dataclass(frozen=True)

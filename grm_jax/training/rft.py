@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -85,7 +86,8 @@ def prepare(
     """Returns the tokenised training set, built on the first call and loaded from `folder` after.
 
     Data sources are indexed in `workdir`, if it is given. Also writes examples.jsonl, trials.jsonl
-    (every sample with its outcome, for the meta RM) and outcomes.json.
+    (every sample with its outcome, for the meta RM) and outcomes.json. Raises ValueError if the set
+    is empty.
     """
     folder = as_path(folder)
     # Every process takes part in sampling from our own model; one process runs the other samplers.
@@ -100,10 +102,11 @@ def _build(
     config: ConfigDict,
     tokenizer: Tokenizer,
     mesh: Mesh | None,
-    folder: PathLike,
+    folder: epath.Path,
     workdir: PathLike | None,
 ) -> None:
-    rft, folder = config.rft, as_path(folder)
+    """Samples critiques, mixes the kept ones with general instructions, and writes the set."""
+    rft = config.rft
     source = sources.judging(config, workdir=workdir)
     count = min(rft.comparisons, source.size or rft.comparisons)
     if count < rft.comparisons:
@@ -111,11 +114,7 @@ def _build(
             "the sources hold %d comparisons, fewer than rft.comparisons=%d", count, rft.comparisons
         )
     options = rft_data.RftOptions(
-        template=config.template,
-        samples=rft.samples,
-        hinted=rft.hinted,
-        reject=rft.reject,
-        seed=config.seed,
+        config.template, rft.samples, rft.hinted, rft.reject, seed=config.seed
     )
     comparisons, sampler = source.take(0, count), make_sampler(config, tokenizer, mesh)
     if rft.sampler in ("model", "endpoint"):  # the two that take hours
@@ -124,23 +123,8 @@ def _build(
             built = rft_data.build(comparisons, stored(sampler, store, salt), options)
     else:
         built = rft_data.build(comparisons, sampler, options)
-    if jax.process_index() == 0:
-        save_set(built, config, tokenizer, folder, workdir)
-
-
-def save_set(
-    built: rft_data.RftSet,
-    config: ConfigDict,
-    tokenizer: Tokenizer,
-    folder: PathLike,
-    workdir: PathLike | None = None,
-) -> None:
-    """Mixes the kept critiques with general instructions, tokenises them and writes the set.
-
-    Raises:
-      ValueError: the set is empty.
-    """
-    rft, folder = config.rft, as_path(folder)
+    if jax.process_index() != 0:
+        return
     mixed = rft_data.mix(built.examples, sources.general(config, workdir), config.seed)
     if not mixed:
         raise ValueError(

@@ -13,6 +13,7 @@ is found at once, so a run resumes exactly on any number of hosts. "world" needs
 import dataclasses
 import hashlib
 import importlib
+import itertools
 import json
 import logging
 import random
@@ -210,12 +211,14 @@ def judging(
 
 
 def _world_source(config: Any, split: str) -> Source:
-    data = config.data
-    families = tuple(data.families) or None
+    data, families = config.data, tuple(config.data.families) or None
     at = batches.from_world(split, data.seed, families, world_config(data))
-    settings = json.dumps([families, data.world.to_dict()], sort_keys=True)
-    digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
+    digest = _digest(json.dumps([families, data.world.to_dict()], sort_keys=True))
     return Source(at, None, f"world/{split}/{data.seed}/{digest}")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def world_config(data: Any) -> world.WorldConfig:
@@ -233,7 +236,7 @@ def _index(config: Any, field: str, workdir: Any) -> indexed.Index:
     mixtures, tasks, split = _mixtures(config), _tasks(config, field), _split(config, field)
     kind = mixtures.EXAMPLE if field == "general" else mixtures.COMPARISON
     identity = [[mixtures.identity(task, split), rate] for task, rate in tasks.items()]
-    digest = hashlib.sha256(json.dumps([identity, config.data.seed]).encode()).hexdigest()[:12]
+    digest = _digest(json.dumps([identity, config.data.seed]))
     alone = workdir is None
     root = tempfile.mkdtemp(prefix="grm_jax-") if alone else as_path(workdir) / "data"
     folder = as_path(root) / f"{_name(config, field)}-{split}-{digest}"
@@ -260,9 +263,8 @@ def _dropped(name: str, view: _View, without: Collection[str]) -> _View:
 def _identity(lists: Sequence[Sequence[Comparison]], rates: Sequence[float], seed: int) -> str:
     """A digest of everything that determines the comparison at each index."""
     digest = hashlib.sha256(json.dumps(list(rates)).encode())
-    for comparisons in lists:
-        for c in comparisons:
-            digest.update(json.dumps([c.id, c.turns, c.responses, c.label]).encode())
+    for c in itertools.chain(*lists):
+        digest.update(json.dumps([c.id, c.turns, c.responses, c.label]).encode())
     return f"{sum(map(len, lists))} comparisons/{digest.hexdigest()[:12]}/{seed}"
 
 

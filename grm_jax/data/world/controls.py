@@ -21,21 +21,13 @@ def _choose(key: Callable[[Comparison, int], int], best: Callable = max) -> Poli
     """A policy that chooses the response with the best key."""
 
     def policy(comparison: Comparison) -> tuple[float, ...]:
-        rng = _rng(comparison)
+        content = json.dumps([comparison.turns, comparison.responses])
+        seed = hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest()
+        rng = random.Random(seed)
         keys = [(key(comparison, i), rng.random()) for i in range(comparison.n)]
         return tuple(float(one == best(keys)) for one in keys)
 
     return policy
-
-
-def _rng(comparison: Comparison) -> random.Random:
-    content = json.dumps([comparison.turns, comparison.responses])
-    return random.Random(hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest())
-
-
-def _random(comparison: Comparison) -> tuple[float, ...]:
-    chosen = _rng(comparison).randrange(comparison.n)
-    return tuple(float(i == chosen) for i in range(comparison.n))
 
 
 CONTROLS: dict[str, Policy] = {
@@ -43,6 +35,6 @@ CONTROLS: dict[str, Policy] = {
     "shortest": _choose(lambda c, i: len(c.responses[i]), min),
     "first": _choose(lambda c, i: -i),
     "last": _choose(lambda c, i: i),
-    "random": _random,
+    "random": _choose(lambda c, i: 0),
     "surest": _choose(lambda c, i: _SURENESS.index(manner_of(c.responses[i]))),
 }

@@ -6,7 +6,6 @@ python -m grm_jax.data.world.describe [ITEMS]
 import collections
 import random
 import sys
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,11 +15,6 @@ from grm_jax.data.world.controls import CONTROLS
 from grm_jax.data.world.vocabulary import vocabulary_path
 from grm_jax.text import parse, rendering, tokenizer
 from grm_jax.types import Comparison
-
-
-def strict(scores: Sequence[float], best: int) -> bool:
-    """Whether `best` alone has the highest score."""
-    return all(scores[best] > s for i, s in enumerate(scores) if i != best)
 
 
 def lengths(items: list[Comparison], family: str = "compact") -> dict[int, np.ndarray]:
@@ -41,7 +35,7 @@ def controls(items: list[Comparison]) -> dict[str, float]:
     many = [c for c in items if c.n >= 2]
     accuracy = {"chance": sum(1 / c.n for c in many) / len(many)}
     for name, policy in CONTROLS.items():
-        accuracy[name] = sum(strict(policy(c), label_of(c)) for c in many) / len(many)
+        accuracy[name] = sum(policy(c) == c.rewards for c in many) / len(many)
     return accuracy
 
 
@@ -55,16 +49,11 @@ def teacher_rates(items: list[Comparison], accuracy: float, shortcut: float) -> 
         if c.n == 1:
             right += scores == c.rewards
             continue
-        best = order.index(label_of(c))
-        right += strict(scores, best)
-        tied += scores[best] == max(scores) and not strict(scores, best)
+        rewards = [(c.rewards or ())[i] for i in order]
+        is_top = [float(score == max(scores)) for score in scores]
+        right += is_top == rewards
+        tied += is_top != rewards and is_top[rewards.index(1.0)] == 1.0
     return right / len(items), tied / len(items)
-
-
-def label_of(c: Comparison) -> int:
-    """Returns the index of the best response of a world item of two or more."""
-    assert isinstance(c.label, int)
-    return c.label
 
 
 def main(count: int = 4000) -> None:
