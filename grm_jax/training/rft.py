@@ -105,7 +105,6 @@ def _build(
     folder: epath.Path,
     workdir: PathLike | None,
 ) -> None:
-    """Samples critiques, mixes the kept ones with general instructions, and writes the set."""
     rft = config.rft
     source = sources.judging(config, workdir=workdir)
     count = min(rft.comparisons, source.size or rft.comparisons)
@@ -123,8 +122,23 @@ def _build(
             built = rft_data.build(comparisons, stored(sampler, store, salt), options)
     else:
         built = rft_data.build(comparisons, sampler, options)
-    if jax.process_index() != 0:
-        return
+    if jax.process_index() == 0:
+        save_set(built, config, tokenizer, folder, workdir)
+
+
+def save_set(
+    built: rft_data.RftSet,
+    config: ConfigDict,
+    tokenizer: Tokenizer,
+    folder: PathLike,
+    workdir: PathLike | None = None,
+) -> None:
+    """Mixes the kept critiques with general instructions, tokenises them and writes the set.
+
+    Raises:
+      ValueError: the set is empty.
+    """
+    rft, folder = config.rft, as_path(folder)
     mixed = rft_data.mix(built.examples, sources.general(config, workdir), config.seed)
     if not mixed:
         raise ValueError(
