@@ -104,8 +104,8 @@ class Bench:
 
     def training_comparisons(self, count: int) -> list[Comparison]:
         """Returns SPCT's first `count` training comparisons that have a best response."""
-        taken = sources.judging(self.config).take(0, count)
-        return [c for c in taken if c.n > 1 and c.best is not None]
+        items = sources.judging(self.config).take(0, count)
+        return [c for c in items if c.n > 1 and c.best is not None]
 
     def has_stage(self, name: str) -> bool:
         """Whether the SPCT run has finished this stage."""

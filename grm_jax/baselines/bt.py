@@ -35,9 +35,8 @@ def encode(bench: Bench, comparison: Comparison) -> list[list[int]]:
 
 def training_pairs(bench: Bench) -> list[scalar.TokenPair]:
     """Tokenises the (best, other) pairs of SPCT's training comparisons."""
-    section = scalar.section_of(bench.config)
     return [
         pair
-        for comparison in bench.training_comparisons(section.comparisons)
+        for comparison in bench.training_comparisons(bench.config.rft.comparisons)
         for pair in scalar.best_and_others(encode(bench, comparison), best_index(comparison))
     ]

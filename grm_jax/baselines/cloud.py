@@ -81,9 +81,8 @@ def critiques(
 def training_pairs(bench: Bench, judge: Judge) -> list[scalar.TokenPair]:
     """Tokenises the (best, other) pairs of SPCT's training comparisons, with a critique each."""
     config = bench.config
-    comparisons = bench.training_comparisons(scalar.section_of(config).comparisons)
-    new_tokens = config.eval.max_new_tokens
-    options = Options(k=1, temperature=1.0, seed=config.seed, max_new_tokens=new_tokens)
+    comparisons = bench.training_comparisons(config.rft.comparisons)
+    options = dataclasses.replace(bench.options, k=1, temperature=1.0, seed=config.seed)
     pairs: list[tuple] = []
     for comparison, texts in zip(comparisons, critiques(judge, comparisons, options)):
         encoded = [

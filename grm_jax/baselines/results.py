@@ -61,9 +61,8 @@ def config_fields(config: ConfigDict, unused: Sequence[str]) -> dict[str, Any]:
 
 def save(path: Path, identity: Mapping[str, Any], judges: Sequence[Measured]) -> None:
     """Replaces a store by the judges of one baseline and seed. Scores keep nine digits."""
-    record = {measured.label: _to_json(measured) for measured in judges}
     with RunStore(path, identity, existing="overwrite") as store:
-        store.append(_KEY, {"judges": record})
+        store.append(_KEY, {"judges": {judge.label: _to_json(judge) for judge in judges}})
 
 
 def load(

@@ -61,19 +61,21 @@ def draw_lines(axes: Any, lines: Sequence[Line], x_base: int = 2) -> None:
         style = {"marker": "o", "markersize": 4, "linewidth": 1.6} | dict(line.style)
         values = [100 * point["value"] for _, point in line.points]
         axes.plot(xs, values, color=line.colour, label=line.label, **style)
-        low, high = (
-            [
-                100 * (point["value"] if point.get(bound) is None else point[bound])
-                for _, point in line.points
-            ]
-            for bound in ("low", "high")
-        )
+        low, high = zip(*([100 * bound for bound in bounds(point)] for _, point in line.points))
         axes.fill_between(xs, low, high, color=line.colour, alpha=0.13, linewidth=0)
     axes.set_xscale("log", base=x_base)
     if x_base == 2:
         ticks = sorted({x for line in lines for x, _ in line.points})
         axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
         axes.minorticks_off()
+
+
+def bounds(estimate: Mapping) -> tuple[float, float]:
+    """Returns the interval of an estimate, with its value in the place of a missing bound."""
+    low, high = (
+        estimate["value"] if estimate.get(b) is None else estimate[b] for b in ("low", "high")
+    )
+    return low, high
 
 
 def draw_level(

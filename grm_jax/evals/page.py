@@ -8,6 +8,7 @@ from typing import Any
 from grm_jax.evals import plots, tables
 from grm_jax.evals.benchmarks import BENCHMARKS
 from grm_jax.evals.content_blind import CONTENT_BLIND
+from grm_jax.evals.figures import bounds
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_BARS = 30
@@ -22,8 +23,12 @@ def render(template: str, **values: Any) -> str:
 def _environment() -> Any:
     import jinja2
 
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def page(entries: Sequence[Mapping]) -> str:
@@ -90,13 +95,9 @@ def bars(entry: Mapping) -> list[dict]:
     shown = []
     for name in names[:MAX_BARS]:
         metric = metrics[name]
-        if metric["value"] is None:
-            continue
-        low, high = (
-            metric["value"] if metric[bound] is None else metric[bound] for bound in ("low", "high")
-        )
-        shown.append(
-            {
+        if metric["value"] is not None:
+            low, high = bounds(metric)
+            bar = {
                 "name": name.split("/", 1)[-1].replace("_", " "),
                 "value": tables.percent(metric["value"]),
                 "span": tables.span(metric),
@@ -105,7 +106,7 @@ def bars(entry: Mapping) -> list[dict]:
                 "spread": clip(high - low),
                 "headline": name == entry["headline"],
             }
-        )
+            shown.append(bar)
     return shown
 
 

@@ -170,15 +170,22 @@ def figure_4(runs: Runs, with_paper: bool, flops: Mapping[str, float]) -> dict:
     benchmark = "rewardbench" if "rewardbench" in common else common[0] if common else None
     lines = []
     if with_paper and benchmark in ("rewardbench", None):
-        for name, points in paper.FIGURE_4.items():
-            by_k = [{"k": k, "value": v / 100, "marks": marks} for k, v, marks in points]
-            lines.append({"name": name, "paper": True, "points": by_k})
-        for name, points in paper.FIGURE_4_SIZES.items():
-            by_size = [{"billions": b, "value": v / 100, "marks": marks} for b, v, marks in points]
-            lines.append({"name": f"{name}, greedy by size", "paper": True, "points": by_size})
+        lines += [_printed_line(name, "k", points) for name, points in paper.FIGURE_4.items()]
+        lines += [
+            _printed_line(f"{name}, greedy by size", "billions", points)
+            for name, points in paper.FIGURE_4_SIZES.items()
+        ]
     for name, run in runs.items() if benchmark else ():
         lines += _scaling_lines(name, run[benchmark], flops.get(name))
     return {"benchmark": benchmark, "lines": lines}
+
+
+def _printed_line(name: str, x: str, points: Sequence[tuple[int, float, str]]) -> dict:
+    return {
+        "name": name,
+        "paper": True,
+        "points": [{x: at, "value": value / 100, "marks": marks} for at, value, marks in points],
+    }
 
 
 def _scaling_lines(name: str, entry: Mapping, flops_per_token: float | None) -> list[dict]:
@@ -188,14 +195,12 @@ def _scaling_lines(name: str, entry: Mapping, flops_per_token: float | None) -> 
         flops_per_token = 2.0 * cost["parameters"]
     lines = []
     for kind, label in {"sum": "voting", META: "meta-guided"}.items():
-        points = []
-        for k, estimate in curves(entry).get(kind, {}).items():
-            point = {"k": int(k), **estimate}
-            if total and cost.get("seconds"):
-                point["seconds"] = cost["seconds"] * (int(k) / total)
-            if total and cost.get("tokens") and flops_per_token:
-                point["flops"] = cost["tokens"] * flops_per_token * (int(k) / total)
-            points.append(point)
+        points = [{"k": int(k), **point} for k, point in curves(entry).get(kind, {}).items()]
+        for point in points if total else ():
+            if cost.get("seconds"):
+                point["seconds"] = cost["seconds"] * (point["k"] / total)
+            if cost.get("tokens") and flops_per_token:
+                point["flops"] = cost["tokens"] * flops_per_token * (point["k"] / total)
         if points:
             lines.append({"name": f"{name}, {label}", "paper": False, "points": points})
     return lines

@@ -56,8 +56,8 @@ class Theme:
 
 def theme_key(name: str) -> str:
     """The sorted word stems of a name: the same for "Factual accuracy" and "Accurate facts"."""
-    words = re.findall(r"[^\W\d_]+", name.lower())
-    stems = {_stem(word) for word in words if word not in _STOP_WORDS}
+    words = set(re.findall(r"[^\W\d_]+", name.lower())) - _STOP_WORDS
+    stems = {_stem(word) for word in words}
     return " ".join(sorted(stems)) or name.strip().lower()
 
 

@@ -99,11 +99,9 @@ def _verdict_row(verdict: Verdict, line: int | str, n: int, label: Any) -> Row:
 
 def without_texts(row: Row) -> Row:
     """Returns a row without the texts of comparison and critiques, for private benchmarks."""
-    critiques = [
-        critique | {"text": "", "analysis": "", "principles": []} for critique in row["critiques"]
-    ]
+    without = {"text": "", "analysis": "", "principles": []}
     kept = {name: value for name, value in row.items() if name not in _TEXT_FIELDS}
-    return kept | {"critiques": critiques}
+    return kept | {"critiques": [critique | without for critique in row["critiques"]]}
 
 
 def read_judged_rows(path: str | Path) -> Iterator[Row]:

@@ -83,8 +83,10 @@ def aggregate(grades: bm.Grades, weights_I: np.ndarray) -> bm.Metrics:
     for code, name in enumerate(subset.names):
         at = subset.codes_I == code
         aucs[f"subset/{name}"] = roc_auc(score[at], right[at], weights_I[at])
-    pooled = roc_auc(score, right, weights_I)
-    metrics = {"auc": pooled, "auc_mean_of_subsets": bm.nan_mean(aucs.values())}
+    metrics = {
+        "auc": roc_auc(score, right, weights_I),
+        "auc_mean_of_subsets": bm.nan_mean(aucs.values()),
+    }
     if grades["on_scale"]:
         metrics |= detection(~right, grades["predicted_error"], grades["parsed"], weights_I)
     return metrics | aucs

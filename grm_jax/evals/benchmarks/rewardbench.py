@@ -74,9 +74,11 @@ def aggregate(grades: bm.Grades, weights_I: np.ndarray) -> bm.Metrics:
     """Computes the mean of the four sections, the sections, the subsets."""
     subsets = bm.mean_by_category(grades["value"], grades["subset"], weights_I)
     scores = sections(subsets)
-    metrics = {"score": bm.nan_mean(scores.values())}
-    metrics |= {f"section/{name}": value for name, value in scores.items()}
-    return metrics | {f"subset/{name}": value for name, value in subsets.items()}
+    return (
+        {"score": bm.nan_mean(scores.values())}
+        | {f"section/{name}": value for name, value in scores.items()}
+        | {f"subset/{name}": value for name, value in subsets.items()}
+    )
 
 
 def _published(model: str, source: str, score: float, *by_section: float) -> bm.Published:

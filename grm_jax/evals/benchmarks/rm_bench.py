@@ -47,11 +47,13 @@ def aggregate(grades: bm.Grades, weights_I: np.ndarray) -> bm.Metrics:
         for d in domains
     }
     scores = {d: bm.nan_mean(levels[d].values()) for d in domains}
-    metrics = {"score": bm.nan_mean(scores.values())}
-    metrics |= {f"domain/{d}": value for d, value in scores.items()}
-    for name in ("hard", "normal", "easy"):
-        metrics[f"level/{name}"] = bm.nan_mean(levels[d][name] for d in domains)
-    return metrics | {f"{d}/{name}": value for d in domains for name, value in levels[d].items()}
+    names = ("hard", "normal", "easy")
+    return (
+        {"score": bm.nan_mean(scores.values())}
+        | {f"domain/{d}": value for d, value in scores.items()}
+        | {f"level/{name}": bm.nan_mean(levels[d][name] for d in domains) for name in names}
+        | {f"{d}/{name}": value for d in domains for name, value in levels[d].items()}
+    )
 
 
 def matrix_levels(matrix: dict[tuple[int, int], float]) -> dict[str, float]:
