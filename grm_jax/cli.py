@@ -42,8 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     from grm_jax.devices import choose_platform
 
     choose_platform()
-    tool = importlib.import_module(COMMANDS[command][0])
-    return tool.main(rest) or 0
+    return importlib.import_module(COMMANDS[command][0]).main(rest) or 0
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
 """`grm convert SRC DST`: converts any supported checkpoint to a Hugging Face folder."""
 
 import argparse
-import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ DTYPES = ("bfloat16", "float32", "keep")
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `grm convert`; returns 0, or 1 with the reason on stderr."""
-    args = _parser().parse_args(argv)
-    options = vars(args)
+    options = vars(_parser().parse_args(argv))
     options["max_file_bytes"] = int(options.pop("file_gb") * 1e9)
     options["bar"] = not options.pop("quiet")
     try:
@@ -62,6 +60,9 @@ def convert(
     bar: bool = False,
 ) -> None:
     """Converts `src` to a Hugging Face folder `dst`; raises ValueError or OSError."""
+    from rich import progress as bars
+    from rich.console import Console
+
     from grm_jax.checkpoints import copy_tokenizer, load, open_checkpoint, save
     from grm_jax.models import get_config
 
@@ -70,12 +71,19 @@ def convert(
     src, dst = Path(src).expanduser(), Path(dst).expanduser()
     if dst.exists() and src.resolve() == dst.resolve():
         raise ValueError(f"{dst} is both the source and the destination: give another folder")
-    with _progress_bars(bar) as progress:
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.DownloadColumn(),
+        bars.TransferSpeedColumn(),
+        bars.TimeRemainingColumn(),
+    )
+    with bars.Progress(*columns, console=Console(stderr=True), disable=not bar) as display:
         model = load(
             src,
             dtype=None if dtype == "keep" else dtype,
             cfg=get_config(config) if config else None,
-            progress=progress("loading"),
+            progress=_progress(display, "loading"),
         )
         save(
             model,
@@ -83,7 +91,7 @@ def convert(
             like=src if src.is_dir() else None,
             max_file_bytes=max_file_bytes,
             overwrite=overwrite,
-            progress=progress("saving"),
+            progress=_progress(display, "saving"),
         )
     copied = copy_tokenizer(tokenizer or src, dst) if tokenizer or src.is_dir() else []
     if not copied and src.suffix == ".gguf":
@@ -100,29 +108,10 @@ def convert(
         print(f"{dst}: {model.cfg.name}, {params:,.1f}M parameters", file=sys.stderr)
 
 
-@contextlib.contextmanager
-def _progress_bars(shown: bool) -> Iterator[Callable[[str], Any]]:
-    """Yields a function that starts a bar on stderr and returns its (done, total) callback."""
-    if not shown:
-        yield lambda description: None
-        return
-    from rich import progress as bars
-    from rich.console import Console
-
-    columns = (
-        bars.TextColumn("{task.description}"),
-        bars.BarColumn(),
-        bars.DownloadColumn(),
-        bars.TransferSpeedColumn(),
-        bars.TimeRemainingColumn(),
-    )
-    with bars.Progress(*columns, console=Console(stderr=True)) as display:
-
-        def start(description: str) -> Callable[[int, int], None]:
-            task = display.add_task(description, total=None)
-            return lambda done, total: display.update(task, completed=done, total=total)
-
-        yield start
+def _progress(display: Any, description: str) -> Callable[[int, int], None]:
+    """Starts a bar; returns its callback with (done, total)."""
+    task = display.add_task(description, total=None)
+    return lambda done, total: display.update(task, completed=done, total=total)
 
 
 if __name__ == "__main__":

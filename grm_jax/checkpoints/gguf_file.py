@@ -101,8 +101,7 @@ class GgufFile(Reader):
             max_length=get("context_length"),
         )
         released = released_like(cfg) or cfg
-        scalar = released.query_pre_attn_scalar
-        return cfg.replace(name=released.name, query_pre_attn_scalar=scalar)
+        return cfg.replace(name=released.name, query_pre_attn_scalar=released.query_pre_attn_scalar)
 
     def sentencepiece_model(self) -> bytes:
         """Returns the file's SentencePiece model, rebuilt from its pieces, scores and types.

@@ -54,8 +54,8 @@ def from_hf(config: dict[str, Any], name: str = "model") -> TransformerConfig:
     Raises:
       ValueError: names the key of an unsupported architecture, activation, RoPE or layer type.
     """
-    gemma2 = config.get("model_type") == "gemma2"
-    default = "Gemma2ForCausalLM" if gemma2 else "Gemma3ForCausalLM"
+    is_gemma2 = config.get("model_type") == "gemma2"
+    default = "Gemma2ForCausalLM" if is_gemma2 else "Gemma3ForCausalLM"
     architecture = (config.get("architectures") or [default])[0]
     if architecture not in ARCHITECTURES:
         raise ValueError(

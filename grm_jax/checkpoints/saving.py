@@ -75,8 +75,8 @@ def save(
     if not writer:
         return
     if len(files) > 1:
-        weights = dict(sorted(weight_map.items()))
-        _write_json(path / INDEX, {"metadata": {"total_size": total}, "weight_map": weights})
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        _write_json(path / INDEX, index)
     config = to_hf(model.cfg, str(np.dtype(dtype or params["embedder.table_VxD"].dtype)))
     if like is not None:
         config |= _token_ids(Path(like))

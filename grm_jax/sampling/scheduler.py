@@ -197,8 +197,7 @@ class Engine:
         free = [p for p, slot in enumerate(slots) if slot is None]
         while free and waiting:
             S = prompt_bucket(len(requests[waiting[-1]].prompt))
-            candidates = waiting[-len(free) :]
-            same = sum(prompt_bucket(len(requests[i].prompt)) == S for i in candidates)
+            same = sum(prompt_bucket(len(requests[i].prompt)) == S for i in waiting[-len(free) :])
             B = prefill_batch(S, same, batch_shards(self.target.mesh))
             taken, free = free[:B], free[B:]
             ids = [waiting.pop() for _ in range(B)]
@@ -210,8 +209,9 @@ class Engine:
             state = self._resize(state, S, self.shape.T)
             prefix, last = programs.prefill_program(self.graphdef)(self.params, tokens, lengths)
             per_prompt = _per_prompt(batch, lengths, self.cfg)
-            indices = np.array(taken, np.int32)
-            state = self._programs.insert(state, prefix, last, indices, per_prompt)
+            state = self._programs.insert(
+                state, prefix, last, np.array(taken, np.int32), per_prompt
+            )
             for p, i, request in zip(taken, ids, batch):
                 slots[p] = _Slot(i, request, [None] * self.R)
             self.stats.prompts += B

@@ -7,6 +7,7 @@ users and models, where it is plain text.
 
 import functools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -110,19 +111,11 @@ def _compiled(template: str) -> Any:
 
 
 def _fill(text: str, contents: list[str]) -> list[tuple[str, bool]]:
-    pieces: list[tuple[str, bool]] = []
-    while OPEN in text:
-        before, rest = text.split(OPEN, 1)
-        index, after = rest.split(CLOSE, 1)
+    before, *rest = re.split(f"( ?){OPEN}(\\d+){CLOSE}( ?)", text)
+    pieces = [(before, False)]
+    for left, index, right, after in zip(*[iter(rest)] * 4):
         content = contents[int(index)]
-        if before.endswith(" "):
-            before = before[:-1]
-        else:
-            content = content.lstrip()
-        if after.startswith(" "):
-            after = after[1:]
-        else:
-            content = content.rstrip()
-        pieces += [(before, False), (content, True)]
-        text = after
-    return [piece for piece in [*pieces, (text, False)] if piece[0]]
+        content = content if left else content.lstrip()
+        content = content if right else content.rstrip()
+        pieces += [(content, True), (after, False)]
+    return [piece for piece in pieces if piece[0]]

@@ -89,8 +89,7 @@ def _boxes(text: str, sections: Sections) -> list[Box]:
         if all(NUMBER.fullmatch(token) for token in tokens):
             values = tuple(float(token) for token in tokens)
             in_section = sections.scores_start is not None and hit.start() >= sections.scores_start
-            quoted = sections.is_quoted(hit.start())
-            boxes.append(Box(hit.start(), hit.end(), values, quoted, in_section))
+            boxes.append(Box(*hit.span(), values, sections.is_quoted(hit.start()), in_section))
     return boxes
 
 

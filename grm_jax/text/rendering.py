@@ -229,8 +229,9 @@ def _fill(
     try:
         text = template.jinja.render(zip(VARIABLES, (*values, template.low, template.high)))
     except jinja2.UndefinedError as error:
-        usable = ", ".join(VARIABLES)
-        raise ValueError(f"template {template.name!r}: {error}; it may use {usable}") from error
+        raise ValueError(
+            f"template {template.name!r}: {error}; it may use {', '.join(VARIABLES)}"
+        ) from error
     except jinja2.TemplateError as error:
         raise ValueError(f"template {template.name!r}: {error}") from error
     return text.strip("\n")

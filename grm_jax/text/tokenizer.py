@@ -101,8 +101,7 @@ class Tokenizer:
                 f"id {wrong[0]} is not in the vocabulary: use 0 to {self.vocab_size - 1}"
             )
         if skip_controls:
-            skipped = self._control_ids
-            return self._backend.decode([i for i in ids if i not in skipped])
+            return self._backend.decode([i for i in ids if i not in self._control_ids])
         spelled = {i: token for token, i in self.controls.items()}
         runs = itertools.groupby(ids, spelled.__contains__)
         return "".join(
@@ -130,8 +129,9 @@ class Tokenizer:
                 f"{self._file} has no chat template and no turn tokens: use encode, or add a "
                 "chat_template"
             )
-        tokens = self._special_tokens()
-        pieces = chat.render(self.chat_template, messages, add_generation_prompt, tokens)
+        pieces = chat.render(
+            self.chat_template, messages, add_generation_prompt, self._special_tokens()
+        )
         ids: list[int] = []
         run = ""  # Plain text is collected across pieces, so that it is encoded as one string.
 
@@ -223,8 +223,7 @@ def load(path: str | Path) -> Tokenizer:
 
 def _adds_tokens(config: dict, backend: SentencePiece) -> bool:
     """Whether the settings add tokens to the SentencePiece model, Gemma 3's image token aside."""
-    added = config.get("added_tokens_decoder", {})
     return any(
         int(i) >= backend.size and token["content"] != "<image_soft_token>"
-        for i, token in added.items()
+        for i, token in config.get("added_tokens_decoder", {}).items()
     )

@@ -166,9 +166,9 @@ def to_yaml(jobset: dict[str, Any]) -> str:
     """The manifest as YAML, with the kubectl commands in a comment."""
     import yaml
 
-    label = f"jobset.sigs.k8s.io/jobset-name={jobset['metadata']['name']}"
     head = (
-        "# kubectl apply -f FILE; then: "
-        f"kubectl logs -f -l {label},batch.kubernetes.io/job-completion-index=0\n"
+        "# kubectl apply -f FILE; then: kubectl logs -f -l "
+        f"jobset.sigs.k8s.io/jobset-name={jobset['metadata']['name']},"
+        "batch.kubernetes.io/job-completion-index=0\n"
     )
     return head + yaml.safe_dump(jobset, sort_keys=False, width=1000)

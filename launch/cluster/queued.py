@@ -257,8 +257,7 @@ class _Driver:
             return status
         self.report(f"The program failed with exit status {status}. The ends of its logs:")
         for node in self.resource.nodes:
-            errors = self.call(self.resource.ssh(node, ERRORS, "all"))
-            self.report(errors.out.rstrip("\n"))
+            self.report(self.call(self.resource.ssh(node, ERRORS, "all")).out.rstrip("\n"))
         return status
 
     def on_all(self, command: str, activity: str) -> None:

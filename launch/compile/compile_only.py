@@ -154,8 +154,9 @@ def _add_memory(result: Result, stats: Any, tpu_slice: Slice) -> None:
     result.temporaries = max(0, program - result.arguments - (result.outputs - result.aliased))
     result.set_peak(program + result.resident)
     if result.peak > result.hbm_available:  # the compiler ignores resident arrays
-        subject = "the program and the resident arrays need"
-        result.error = _does_not_fit(subject, result.peak, tpu_slice)
+        result.error = _does_not_fit(
+            "the program and the resident arrays need", result.peak, tpu_slice
+        )
 
 
 def _cost(text: str, task: Task) -> hlo_cost.Cost:

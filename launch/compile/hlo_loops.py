@@ -76,6 +76,8 @@ class _State:
     def __init__(self, program: Program, inside: Computation, loop: Instruction):
         self.condition = _Scope(program, program.computations[loop.attribute("condition")])
         self.body = _Scope(program, program.computations[loop.attribute("body")])
+        root = self.body.computation.root
+        self.updates = self.body.computation.operands(root) if root.opcode == "tuple" else []
         outside = _Scope(program, inside)
         first = inside.operands(loop)[0]
         while first.opcode in ("copy", "opt-barrier"):
@@ -115,24 +117,16 @@ class _State:
 
     def resolve(self, value: _Value) -> _Value:
         """Replaces an element by its initial value if the body does not change it."""
-        if (
-            isinstance(value, _Element)
-            and value.index in self.start
-            and self.next(value.index) == value
-        ):
-            return self.start[value.index]
+        if isinstance(value, _Element) and value.index in self.start and self.updates:
+            if self.body.value(self.updates[value.index].name) == value:
+                return self.start[value.index]
         return value
-
-    def next(self, index: int) -> _Value:
-        root = self.body.computation.root
-        return self.body.value(root.operands[index]) if root.opcode == "tuple" else None
 
     def step(self, index: int) -> int | None:
         """The constant that the body adds to an element (1 for `i + 1`), or None."""
-        if self.body.computation.root.opcode != "tuple":
+        if not self.updates:
             return None
-        scope = self.body
-        i = scope.computation.operands(scope.computation.root)[index]
+        scope, i = self.body, self.updates[index]
         while i.opcode in ("copy", "bitcast"):
             i = scope.computation.operands(i)[0]
         if i.opcode == "fusion":

@@ -13,7 +13,7 @@ from flax import nnx
 from grm_jax import sampling
 from grm_jax.models import abstract_model, token_logps
 from grm_jax.sampling import buckets, plan, programs, scheduler, weights
-from grm_jax.sharding import check_fits, make_mesh, state_shardings, with_shardings
+from grm_jax.sharding import batch_shards, check_fits, make_mesh, state_shardings, with_shardings
 from grm_jax.training import grpo, meta_rm, rft, state as states
 from grm_jax.training.programs import model_config
 from launch.compile.compile_only import Task, argument_bytes
@@ -100,7 +100,7 @@ def _task(program: Any, mesh: Any, **figures: Any) -> Task:
 def _forward_task(config: Any, mesh: Any, model: Any) -> Task:
     """Token log-probs of a micro-batch of RFT (the batch if it has none), bfloat16 weights."""
     cfg = model_config(config)
-    micro_batch = config.rft.get("micro_rows", 0) * mesh.shape["data"] * mesh.shape["fsdp"]
+    micro_batch = config.rft.get("micro_rows", 0) * batch_shards(mesh)
     sequences = min(config.batch_size, micro_batch or config.batch_size)
     graphdef, params = model
     param_shardings = state_shardings(params, mesh)
@@ -184,7 +184,7 @@ def rollout_tasks(config: Any, mesh: Any, hbm: int) -> list[Task]:
         )
         T = buckets.ring_bucket(rl.max_new_tokens - 1)
         S = buckets.prompt_bucket(rl.prompt_len)
-        batch = buckets.prefill_batch(S, P, mesh.shape["data"] * mesh.shape["fsdp"])
+        batch = buckets.prefill_batch(S, P, batch_shards(mesh))
         built = programs.abstract_programs(
             graphdef,
             params,

@@ -157,8 +157,9 @@ def print_table(results: Sequence[Result]) -> None:
 
     table = Table(caption=LEGEND, caption_justify="left")
     for title in COLUMNS:
-        is_text = title in ("program", "slice", "bound")
-        table.add_column(title, justify="left" if is_text else "right")
+        table.add_column(
+            title, justify="left" if title in ("program", "slice", "bound") else "right"
+        )
     for result in results:
         table.add_row(*(column(result) for column in COLUMNS.values()))
     Console(width=200).print(table)
@@ -191,6 +192,6 @@ def write(results: Sequence[Result], path: Path, about: Mapping[str, str]) -> No
     rows = [{**dataclasses.asdict(r), "flops_ratio": r.flops_ratio} for r in results]
     content = json.dumps({"about": dict(about), "results": rows}, indent=1)
     path.with_suffix(".json").write_text(content + "\n")
-    title = path.stem.replace("_", " ")
     head = "".join(f"- {key}: {value}\n" for key, value in about.items())
-    path.with_suffix(".md").write_text(f"# {title}\n\n{head}\n{markdown(results)}")
+    text = f"# {path.stem.replace('_', ' ')}\n\n{head}\n{markdown(results)}"
+    path.with_suffix(".md").write_text(text)

@@ -197,8 +197,7 @@ register(
 
 def all_slices() -> dict[str, Slice]:
     """Every slice of every registered generation, by accelerator type."""
-    slices = [s for generation in GENERATIONS.values() for s in generation.slices().values()]
-    return {s.name: s for s in slices}
+    return {s.name: s for g in GENERATIONS.values() for s in g.slices().values()}
 
 
 def example_names() -> list[str]:
