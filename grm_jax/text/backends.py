@@ -53,10 +53,11 @@ class SentencePiece:
         except (RuntimeError, OSError) as error:
             raise ValueError(f"{path} is not a SentencePiece model: {error}") from error
         self.size = self.model.vocab_size()
-        self.controls = {}
-        for i, piece in enumerate(self.model.id_to_piece(list(range(self.size)))):
-            if self.model.is_control(i) or self.model.is_unknown(i) or CONTROL.fullmatch(piece):
-                self.controls[piece] = i
+        self.controls = {
+            piece: i
+            for i, piece in enumerate(self.model.id_to_piece(list(range(self.size))))
+            if self.model.is_control(i) or self.model.is_unknown(i) or CONTROL.fullmatch(piece)
+        }
 
     def encode(self, text: str) -> list[int]:
         return self.model.encode(text)
@@ -93,10 +94,11 @@ class TokenizerJson:
         self.model.no_truncation()
         self.model.no_padding()
         self.size = self.model.get_vocab_size()
-        self.controls = {}
-        for i, token in self.model.get_added_tokens_decoder().items():
-            if token.special or CONTROL.fullmatch(token.content):
-                self.controls[token.content] = i
+        self.controls = {
+            token.content: i
+            for i, token in self.model.get_added_tokens_decoder().items()
+            if token.special or CONTROL.fullmatch(token.content)
+        }
         decoder = json.loads(path.read_text(encoding="utf-8")).get("decoder") or {}
         self.byte_level = "ByteLevel" in json.dumps(decoder)
 

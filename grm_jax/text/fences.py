@@ -102,12 +102,8 @@ def markers_beside(rendered: str, placeholders: list[str]) -> tuple[str, ...]:
     for placeholder in placeholders:
         for piece in re.finditer(re.escape(placeholder), rendered):
             before, after = rendered[: piece.start()], rendered[piece.end() :]
-            for text, pick in ((before, -1), (after, 0)):
-                lines = text.split("\n")
-                line = lines[pick]
-                if not line.strip() and len(lines) > 1:
-                    line = lines[-2 if pick == -1 else 1]
-                line = line.strip()
+            for lines in (before.split("\n")[::-1], after.split("\n")):
+                line = next((line for line in lines[:2] if line.strip()), "").strip()
                 if (
                     3 <= len(line) <= MAX_MARKER
                     and re.search(r"\w{3}", line)

@@ -64,14 +64,13 @@ def compile_task(task: Task, slice_name: str, num_slices: int = 1) -> Result:
         tokens=task.tokens,
         load_average=os.getloadavg()[0],
     )
-    if result.arguments + result.resident > result.hbm_available:
+    if (required := result.arguments + result.resident) > result.hbm_available:
         # The compiler would search for a schedule for minutes, in vain.
-        result.set_peak(result.arguments + result.resident)
-        result.error = _does_not_fit("the arguments alone need", result.peak, tpu_slice)
+        _reject(result, "the arguments alone need", required)
         return result
-    compiled = _compile(task, tpu_slice, result)
+    compiled = _compile(task, result)
     if compiled is not None:
-        _add_memory(result, compiled.memory_analysis(), tpu_slice)
+        _add_memory(result, compiled.memory_analysis())
         _add_cost(result, _cost(compiled.as_text(), task), list(task.mesh.devices.flat), tpu_slice)
     return result
 
@@ -100,7 +99,7 @@ def argument_bytes(args: Any) -> int:
     return sum(map(count, jax.tree.leaves(args)))
 
 
-def _compile(task: Task, tpu_slice: Slice, result: Result) -> Any:
+def _compile(task: Task, result: Result) -> Any:
     """Returns the compiled program, or None with `result.error` set if it does not fit."""
     start, cpu = time.perf_counter(), time.process_time()
     try:
@@ -109,8 +108,7 @@ def _compile(task: Task, tpu_slice: Slice, result: Result) -> Any:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) and "Ran out of memory" not in str(error):
             raise
-        result.set_peak(_required_bytes(str(error)))
-        result.error = _does_not_fit("the program needs", result.peak, tpu_slice)
+        _reject(result, "the program needs", _required_bytes(str(error)))
         return None
     finally:
         result.compile_seconds = time.perf_counter() - start
@@ -139,13 +137,15 @@ def _required_bytes(message: str) -> int:
     return int(float(number) * 2 ** (10 * (1 + "KMGT".index(unit))))
 
 
-def _does_not_fit(subject: str, required: int, tpu_slice: Slice) -> str:
+def _reject(result: Result, subject: str, required: int) -> None:
+    """Records that a program does not fit; required: bytes per chip, 0 if unknown."""
     need = f"{required / GIB:.1f} GiB per chip" if required else "more than a chip has"
-    hbm = tpu_slice.generation.hbm_bytes / GIB
-    return f"does not fit: {subject} {need}, {tpu_slice.name} has {hbm:.2f}"
+    hbm = f"{result.hbm_available / GIB:.2f}"
+    result.set_peak(required)
+    result.error = f"does not fit: {subject} {need}, {result.slice} has {hbm}"
 
 
-def _add_memory(result: Result, stats: Any, tpu_slice: Slice) -> None:
+def _add_memory(result: Result, stats: Any) -> None:
     result.arguments = stats.argument_size_in_bytes
     result.outputs = stats.output_size_in_bytes
     result.aliased = stats.alias_size_in_bytes
@@ -154,9 +154,7 @@ def _add_memory(result: Result, stats: Any, tpu_slice: Slice) -> None:
     result.temporaries = max(0, program - result.arguments - (result.outputs - result.aliased))
     result.set_peak(program + result.resident)
     if result.peak > result.hbm_available:  # the compiler ignores resident arrays
-        result.error = _does_not_fit(
-            "the program and the resident arrays need", result.peak, tpu_slice
-        )
+        _reject(result, "the program and the resident arrays need", result.peak)
 
 
 def _cost(text: str, task: Task) -> hlo_cost.Cost:
