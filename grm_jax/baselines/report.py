@@ -100,18 +100,17 @@ def rows(table: Table) -> list[list[str]]:
     """The judges, best first, then the content-blind baselines."""
     judges = sorted(table["rows"], key=lambda row: -row["value"])
     blind = [{"name": name, **value} for name, value in table["content_blind"].items()]
-    return [_cells(row) for row in (*judges, *blind)]
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
     return [
-        row["name"],
-        tables.percent(row["value"]),
-        tables.span(row),
-        ", ".join(tables.percent(value) for value in row.get("seeds", {}).values()),
-        tables.signed(row["difference"]) if row.get("difference") else "",
-        *("" if row.get(share) is None else tables.percent(row[share]) for share in _SHARES),
-        f"{row['tokens']:.0f}" if row.get("tokens") else "",
+        [
+            row["name"],
+            tables.percent(row["value"]),
+            tables.span(row),
+            ", ".join(tables.percent(value) for value in row.get("seeds", {}).values()),
+            tables.signed(row["difference"]) if row.get("difference") else "",
+            *("" if row.get(share) is None else tables.percent(row[share]) for share in _SHARES),
+            f"{row['tokens']:.0f}" if row.get("tokens") else "",
+        ]
+        for row in (*judges, *blind)
     ]
 
 

@@ -79,7 +79,7 @@ def load(
     except IdentityMismatch as error:
         log.warning("%s", error)
         return None
-    return judges and [_from_json(judge, comparisons) for judge in judges]
+    return None if judges is None else [_from_json(judge, comparisons) for judge in judges]
 
 
 _KEY = "judges"

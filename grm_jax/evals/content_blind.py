@@ -31,8 +31,7 @@ def judge(name: str, comparison: Comparison, seed: int = 0) -> JudgedComparison:
 
 
 def _by_length(comparison: Comparison, sign: int) -> JudgedComparison:
-    scores = tuple(float(sign * len(response)) for response in comparison.responses)
-    return JudgedComparison(comparison, scores)
+    return JudgedComparison(comparison, tuple(float(sign * len(r)) for r in comparison.responses))
 
 
 def _by_place(comparison: Comparison) -> JudgedComparison:

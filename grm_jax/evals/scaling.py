@@ -12,7 +12,7 @@ import numpy as np
 from grm_jax.evals.benchmark import Benchmark, Metrics, nan_mean
 from grm_jax.evals.bootstrap import MetricFunction, Resampler
 from grm_jax.evals.judged import JudgedComparison, vote
-from grm_jax.judging.votes import META_GUIDED, VOTES, Guidance, NoVote, VoteRule, curve_rules
+from grm_jax.judging.votes import META_GUIDED, VOTES, NoVote, VoteRule, curve_rules
 
 META = "meta"  # the sum over the critiques that the meta reward model keeps
 
@@ -22,7 +22,7 @@ def all_kinds() -> list[str]:
     return [*curve_rules(), META]
 
 
-def voting_method(kind: str) -> VoteRule | Guidance:
+def voting_method(kind: str) -> VoteRule:
     """The label, description and colour of a voting method."""
     return META_GUIDED if kind == META else VOTES[kind]
 

@@ -52,22 +52,7 @@ class VoteRule:
         return self.function(critiques, n)
 
 
-@dataclasses.dataclass(frozen=True)
-class Guidance:
-    """How tools show the vote of the critiques that a meta reward model selects."""
-
-    label: str
-    description: str
-    colour: str
-
-
 VOTES: Registry[VoteRule] = Registry("vote")
-# Not a rule but a selection: the sum over the critiques that `kept_by_meta` returns.
-META_GUIDED = Guidance(
-    label="sum, meta-guided",
-    description="sum over the half that the meta reward model keeps",
-    colour="#8a4fb0",
-)
 
 
 class NoVote(ValueError):
@@ -86,6 +71,15 @@ def vote_rule(**fields: object) -> Callable[[Callable[..., Scores]], VoteRule]:
 def sum_scores(critiques: Sequence[Critique], n: int) -> Scores:
     """Sums each response's scores over the samples (SPCT, eq. 14)."""
     return tuple(math.fsum(critique.scores[i] for critique in critiques) for i in range(n))
+
+
+# Not a rule of its own: the sum over the critiques that `kept_by_meta` returns.
+META_GUIDED = dataclasses.replace(
+    sum_scores,
+    label="sum, meta-guided",
+    description="sum over the half that the meta reward model keeps",
+    colour="#8a4fb0",
+)
 
 
 @VOTES.register("mean")
