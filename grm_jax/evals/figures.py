@@ -71,7 +71,7 @@ def draw_lines(axes: Any, lines: Sequence[Line], x_base: int = 2) -> None:
 
 
 def bounds(estimate: Mapping) -> tuple[float, float]:
-    """Returns the interval of an estimate, with its value in the place of a missing bound."""
+    """Returns the interval of an estimate, its value where a bound is missing."""
     low, high = (
         estimate["value"] if estimate.get(b) is None else estimate[b] for b in ("low", "high")
     )
