@@ -87,8 +87,8 @@ def options_from(args: argparse.Namespace) -> Options:
     names = {field.name for field in dataclasses.fields(Options)}
     fields = {name: value for name, value in vars(args).items() if name in names}
     if args.principles not in ("own", "first"):
-        text = Path(args.principles).read_text(encoding="utf-8")
-        fields |= {"principles": "own", "given_principles": text}
+        fields["given_principles"] = Path(args.principles).read_text(encoding="utf-8")
+        fields["principles"] = "own"
     return Options(**fields)
 
 

@@ -49,16 +49,15 @@ def grade(judged: bm.Judged, rule: str) -> bm.Grades:
         "picked": bm.column(picked),
         "share_right": bm.column(np.array(j.comparison.rewards).mean() for j in judged),
         "subset": bm.Categories.of(j.subset for j in judged),
-        "scores": np.concatenate([_scores_per_critique(j) for j in judged]),
+        "scores": np.concatenate(
+            [
+                np.zeros(j.comparison.n) if j.scores is None else np.array(j.scores) / j.num_votes
+                for j in judged
+            ]
+        ),
         "truth": np.concatenate([j.comparison.rewards for j in judged]),
         "group_of_response": np.repeat(np.arange(len(judged)), [j.comparison.n for j in judged]),
     }
-
-
-def _scores_per_critique(judged: bm.JudgedComparison) -> np.ndarray:
-    if judged.scores is None:
-        return np.zeros(judged.comparison.n)
-    return np.array(judged.scores) / judged.num_votes
 
 
 def aggregate(grades: bm.Grades, weights_I: np.ndarray) -> bm.Metrics:
