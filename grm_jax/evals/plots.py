@@ -94,7 +94,7 @@ def calibration(quality: Mapping) -> Any:
     auc, within = (
         "-" if quality[name] is None else f"{quality[name]:.3f}" for name in ("auc", "auc_within")
     )
-    title = f"Meta RM: AUC {auc}, within a comparison {within}, ECE {quality['ece']:.3f}"
+    title = f"AUC {auc}, within a comparison {within}\nECE {quality['ece']:.3f}"
     figures.set_labels(axes, "predicted probability", "share correct", title)
     return figure
 
