@@ -15,8 +15,9 @@ RING_BUCKETS = (32, 224)
 LENGTH = 256  # full forward passes are padded to this length
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def few_buckets():
+    """Buckets of this folder's tests, and of no other: a process runs several folders."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(buckets, "PROMPT_BUCKETS", PROMPT_BUCKETS)
         patch.setattr(buckets, "RING_BUCKETS", RING_BUCKETS)
