@@ -8,6 +8,7 @@ where `out` may be strided (a transposed view of the array being filled), so tha
 needs no second full copy.
 """
 
+import abc
 import threading
 from typing import Any
 
@@ -21,7 +22,7 @@ TRANSPOSED_ROWS = 32  # bfloat16 values per cache line
 Index = tuple[Any, ...]  # slices and integers
 
 
-class Reader:
+class Reader(abc.ABC):
     """An open checkpoint.
 
     Attributes:
@@ -34,9 +35,9 @@ class Reader:
     path: Any
     tensors: dict[str, Any]
 
+    @abc.abstractmethod
     def model_config(self) -> TransformerConfig:
         """Returns the configuration of the stored model."""
-        raise NotImplementedError
 
     def fit(self, cfg: TransformerConfig) -> TransformerConfig:
         """Returns `cfg`, adapted to details of this checkpoint that a configuration must follow."""

@@ -14,6 +14,7 @@ from typing import ClassVar, Self
 from grm_jax.text import rendering
 
 
+@dataclasses.dataclass(frozen=True)
 class _Metadata:
     FILE: ClassVar[str]
     EXAMPLE: ClassVar[str]
@@ -29,14 +30,14 @@ class _Metadata:
             return cls()
         try:
             fields = json.loads(file.read_text(encoding="utf-8"))
-            names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+            names = {field.name for field in dataclasses.fields(cls)}
             return cls(**{name: fields[name] for name in names & fields.keys()})
         except (ValueError, AttributeError, TypeError):
             raise ValueError(f"{file} should hold {cls.EXAMPLE}: fix or remove it") from None
 
     def save(self, folder: str | Path) -> None:
         """Writes the file into a model folder."""
-        fields = dataclasses.asdict(self)  # type: ignore[call-overload]
+        fields = dataclasses.asdict(self)
         (Path(folder) / self.FILE).write_text(json.dumps(fields) + "\n")
 
 

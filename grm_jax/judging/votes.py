@@ -14,6 +14,7 @@ read this registry.
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
 
 from grm_jax.registry import Registry
 from grm_jax.types import Critique, Verdict
@@ -59,9 +60,9 @@ class NoVote(ValueError):
     """Some critiques are parsed, but none of them has the field that the chosen rule needs."""
 
 
-def vote_rule(**fields: object) -> Callable[[Callable[..., Scores]], VoteRule]:
+def vote_rule(**fields: Any) -> Callable[[Callable[..., Scores]], VoteRule]:
     """Returns a decorator that makes a function a `VoteRule` with these fields."""
-    return lambda function: VoteRule(function, **fields)  # type: ignore[arg-type]
+    return lambda function: VoteRule(function, **fields)
 
 
 @VOTES.register("sum")

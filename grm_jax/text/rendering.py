@@ -176,9 +176,13 @@ def _settings(env: Any, source: str) -> dict[str, Any]:
     """The constants that a template sets at its top level."""
     settings = {}
     for node in env.parse(source).body:
-        if isinstance(node, nodes.Assign) and isinstance(node.target, nodes.Name):
+        if (
+            isinstance(node, nodes.Assign)
+            and isinstance(node.target, nodes.Name)
+            and isinstance(node.node, nodes.Expr)
+        ):
             with contextlib.suppress(nodes.Impossible):
-                settings[node.target.name] = node.node.as_const()  # type: ignore[attr-defined]
+                settings[node.target.name] = node.node.as_const()
     return settings
 
 

@@ -32,11 +32,11 @@ class Program:
     """
 
     name: str
-    fn: Callable[..., Any]
+    fn: jax.stages.Wrapped
     args: tuple[Any, ...]
 
     def lower(self) -> jax.stages.Lowered:
-        return self.fn.lower(*self.args)  # type: ignore[attr-defined]
+        return self.fn.lower(*self.args)
 
 
 def model_config(config: ConfigDict, scalar_head: bool = False) -> TransformerConfig:
