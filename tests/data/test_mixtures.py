@@ -79,6 +79,18 @@ def test_task_of_another_kind_is_refused():
         read("t_general")
 
 
+def test_a_source_without_items_is_an_error(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    mixtures.add_comparisons("t_empty", {"train": str(tmp_path / "empty.jsonl")})
+    with pytest.raises(ValueError, match="source 't_empty' has no items: check its files"):
+        read("t_empty")
+
+
+def test_an_unknown_mixture_is_an_error():
+    with pytest.raises(ValueError, match="unknown seqio mixture or task 'spct_hubb'.*spct_hub"):
+        mixtures.tasks("spct_hubb")
+
+
 def test_rates_of_nested_mixtures_in_the_order_of_registration():
     for name in ("t_z", "t_a", "t_n"):
         mixtures.add_world(name, {"train": 1})

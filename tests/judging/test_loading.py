@@ -249,6 +249,8 @@ def test_judge_json_sets_template_and_length(tmp_path):
     args = argparse.Namespace(model=str(tmp_path), template=None, max_new_tokens=7)
     arguments.fill_unset(args)
     assert (args.template, args.max_new_tokens) == ("compact", 7)  # a set flag is kept
+    (tmp_path / "judge.json").write_text('{"template": "grm", "of_a_later_version": 1}')
+    assert JudgeMetadata.load(tmp_path) == JudgeMetadata("grm", 1024)
     (tmp_path / "judge.json").write_text("[1]")
     with pytest.raises(ValueError, match="judge.json should hold"):
         JudgeMetadata.load(tmp_path)
