@@ -209,3 +209,15 @@ class Verdict:
     def tie(self) -> bool:
         """Whether several responses share the highest score; False if no critique was parsed."""
         return self.best is None and self.unparsed < len(self.critiques)
+
+    def explain(self, width: int = 80) -> str:
+        """Returns the verdict as plain text: the vote, and every critique with its principles.
+
+        Responses are numbered from 1, as in the prompts; `best` and `order` count from 0.
+
+        Args:
+          width: longest line in characters.
+        """
+        from grm_jax.display import verdict_text
+
+        return verdict_text(self, width)
