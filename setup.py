@@ -25,7 +25,6 @@ setup(
     },
     install_requires=[
         "absl-py>=2.1",
-        "clu>=0.0.12",
         "etils[epath]>=1.9",
         "flax>=0.12.8",
         "gguf>=0.19",

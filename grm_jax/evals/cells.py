@@ -5,8 +5,7 @@ A cell is the accuracy of one model with one voting method at one k. Ties share 
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -92,12 +91,6 @@ def difference(a: Cell, b: Cell, resampler: Resampler) -> dict[str, float | None
     """The paired difference a - b with its interval."""
     estimate = resampler.mean(np.subtract(a.credits, b.credits))
     return {"mean": estimate.value, "low": estimate.low, "high": estimate.high}
-
-
-def sentence(name: str, difference: Mapping[str, Any]) -> str:
-    """ "NAME: +1.2 points (95% CI +0.3 to +2.1)"."""
-    mean, low, high = (100 * difference[key] for key in ("mean", "low", "high"))
-    return f"{name}: {mean:+.1f} points (95% CI {low:+.1f} to {high:+.1f})"
 
 
 def rows(cells: Sequence[Cell]) -> list[list[str]]:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from grm_jax.evals import cells as cell_table, content_blind, plots, report
+from grm_jax.evals import content_blind, findings, plots, report
 from grm_jax.evals.bootstrap import STAGE_DRAWS, Resampler, prompt_key
 from grm_jax.evals.cells import Cell, cell
 from grm_jax.evals.classification import quality
@@ -87,11 +87,9 @@ def run(shared: loop.Run, folders: Mapping[str, Any]) -> None:
         folder = folders["eval"] / "judged" / judge.name
         own_cells, judged = evaluate_model(name, judge, comparisons, section, samples, folder)
         cells += own_cells
-        if jax.process_index() == 0:
-            print(cell_table.as_text(own_cells), flush=True)
         if judge.meta_rm is not None and (measured := meta_quality(judged)):
             facts["meta_rm"] = measured
-    facts["differences"] = differences(cells, resampler)
+    facts["differences"] = findings.differences(cells, resampler)
     facts["seconds"] = {
         stage: loop.read_result(folder)["seconds"]
         for stage, folder in folders.items()
@@ -100,7 +98,12 @@ def run(shared: loop.Run, folders: Mapping[str, Any]) -> None:
     facts["seconds"]["eval"] = round(time.time() - start, 1)
     if jax.process_index() == 0:
         write_report(config, cells, facts, folders)
-    result = {"stage": "eval", "cells": [c.as_json() for c in cells], "items": len(comparisons)}
+    result = {
+        "stage": "eval",
+        "cells": [c.as_json() for c in cells],
+        "items": len(comparisons),
+        "findings": findings.sentences(cells, facts["differences"]),
+    }
     loop.write_result(folders["eval"], result | facts)
 
 
@@ -226,30 +229,18 @@ def meta_quality(judged: Sequence[JudgedComparison]) -> dict | None:
     return quality(np.array(scores, np.float64), np.array(labels, np.float64), ids)
 
 
-def differences(cells: Sequence[Cell], resampler: Resampler) -> dict[str, dict[str, float]]:
-    """The paired differences behind the paper's claims, as far as their cells exist."""
-    by_name, last = {c.name: c for c in cells}, cells[-1].model
-    pairs = {
-        "RL greedy - RFT greedy": ("rl/Greedy@1", "rft/Greedy@1"),
-        "RL Voting@1 - RFT Voting@1": ("rl/Voting@1", "rft/Voting@1"),
-        "RL Voting@8 - RFT Voting@8": ("rl/Voting@8", "rft/Voting@8"),
-        "Voting@8 - Voting@1": (f"{last}/Voting@8", f"{last}/Voting@1"),
-        "MetaRM@8 - Voting@8": (f"{last}/MetaRM@8", f"{last}/Voting@8"),
-    }
-    return {
-        name: cell_table.difference(by_name[a], by_name[b], resampler)
-        for name, (a, b) in pairs.items()
-        if a in by_name and b in by_name
-    }
-
-
 def write_report(config: Any, cells: Sequence[Cell], facts: Mapping, folders: Mapping) -> None:
-    """Writes the report with the training curves of RL, and prints the table."""
+    """Writes the report with the training curves of RL."""
     figures = {}
     if rows := read_jsonl(folders["rl"] / "metrics.jsonl"):
         figures["training.png"] = ("Reinforcement learning", plots.panels(rows, PANELS))
     text = config.to_json_best_effort(indent=2)
-    page = report.write(folders["eval"], config.name, cells, facts, text, figures)
-    sentences = [cell_table.sentence(*item) for item in facts["differences"].items()]
-    lines = ["", cell_table.as_text(cells), "", *sentences, "", f"report: {page}"]
-    print("\n".join(lines), flush=True)
+    report.write(folders["eval"], config.name, cells, facts, text, figures)
+
+
+def closing_text(config: Any, folders: Mapping[str, Any]) -> str:
+    """What a run ends with: the table, what it shows, its page, and commands to try next."""
+    result = loop.read_result(folders["eval"])
+    table = (folders["eval"] / "table.txt").read_text().rstrip()
+    lines = ["", table, "", *result.get("findings", ())]
+    return "\n".join([*lines, "", f"Report: {folders['eval'] / 'report.html'}"])

@@ -8,7 +8,8 @@ A stage that is done is skipped, one that was interrupted is resumed.
 
 import json
 import logging
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -25,7 +26,13 @@ from grm_jax.training import checkpoint, eval_stage, grpo, loop, meta_rm, rft, s
 from grm_jax.training.programs import model_config
 
 log = logging.getLogger(__name__)
-STAGES = ("rft", "rl", "meta_rm", "eval")
+TITLES = {
+    "rft": "rejective fine-tuning (RFT)",
+    "rl": "GRPO",
+    "meta_rm": "meta reward model",
+    "eval": "evaluation",
+}
+STAGES = tuple(TITLES)
 # Fields of a model that decide the shapes of its parameters.
 SIZES = ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim")
 
@@ -61,6 +68,8 @@ def run(config: ConfigDict, workdir: PathLike) -> dict[str, Any]:
     log.info("%s: %.2fM parameters on %s", config.name, cfg.num_params / 1e6, dict(mesh.shape))
     shared = loop.Run(config, mesh, tokenizer, workdir)
 
+    stages = [stage for stage in STAGES if stage in config.stages]
+
     # Stages receive parameters as factories, so that no other reference keeps them alive.
     def base() -> Any:
         return sources.first_params(config, cfg, mesh)
@@ -68,38 +77,58 @@ def run(config: ConfigDict, workdir: PathLike) -> dict[str, Any]:
     def trained(stage: str) -> Any:
         return lambda: load_trained(shared, stage, folders[stage])
 
+    def train_rft() -> Any:
+        return rft.train(shared, base, folders["rft"])
+
+    def train_rl() -> Any:
+        # Without RFT (the ablation "no_cold_start") policy and reference are the base model.
+        start = trained("rft") if loop.is_done(folders["rft"]) else base
+        return grpo.train(shared, start, folders["rl"])
+
+    def train_meta_rm() -> Any:
+        policy = trained("rl" if loop.is_done(folders["rl"]) else "rft")
+        start = {"base": base, "rft": trained("rft"), "rl": policy}[config.meta_rm.start]
+        return meta_rm.train(shared, start, policy, folders["rft"], folders["meta_rm"])
+
+    def evaluate() -> None:
+        eval_stage.run(shared, folders)
+
+    runs = dict(zip(STAGES, (train_rft, train_rl, train_meta_rm, evaluate)))
     with jax.set_mesh(mesh):
-        if _is_pending(shared, "rft", folders["rft"]):
-            export(shared, "rft", rft.train(shared, base, folders["rft"]), folders["rft"])
-        if _is_pending(shared, "rl", folders["rl"]):
-            # Without RFT (the ablation "no_cold_start") policy and reference are the base model.
-            start = trained("rft") if loop.is_done(folders["rft"]) else base
-            export(shared, "rl", grpo.train(shared, start, folders["rl"]), folders["rl"])
-        if _is_pending(shared, "meta_rm", folders["meta_rm"]):
-            policy = trained("rl" if loop.is_done(folders["rl"]) else "rft")
-            start = {"base": base, "rft": trained("rft"), "rl": policy}[config.meta_rm.start]
-            inputs = (start, policy, folders["rft"], folders["meta_rm"])
-            export(shared, "meta_rm", meta_rm.train(shared, *inputs), folders["meta_rm"])
-        if _is_pending(shared, "eval", folders["eval"]):
-            eval_stage.run(shared, folders)
-    done = [stage for stage in config.stages if loop.is_done(folders[stage])]
+        for number, stage in enumerate(stages, start=1):
+            _say(f"\n== {number} of {len(stages)}: {TITLES[stage]} ==")
+            _run_stage(shared, stage, runs[stage], folders[stage])
+    done = [stage for stage in stages if loop.is_done(folders[stage])]
+    if "eval" in done:
+        _say(eval_stage.closing_text(config, folders))
     return {stage: loop.read_result(folders[stage]) for stage in done}
 
 
-def _is_pending(shared: loop.Run, stage: str, folder: epath.Path) -> bool:
-    """Whether to run a stage. Exports one that was killed between its result and its export."""
-    if stage not in shared.config.stages:
-        return False
+def _say(text: str) -> None:
+    """Prints on process 0."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def _run_stage(shared: loop.Run, stage: str, train: Callable[[], Any], folder: epath.Path) -> None:
+    """Runs a stage and exports what it trained, unless it is done.
+
+    A stage that was killed between its result and its export is exported.
+    """
     if not loop.is_done(folder):
         shared.stop.check(stage)
-        return True
-    log.info("%s is done: %s", stage, folder)
+        start = time.time()
+        params = train()
+        if stage != "eval":
+            export(shared, stage, params, folder)
+        _say(f"{stage} done in {time.time() - start:,.0f} s: {folder}")
+        return
+    _say(f"{stage} was done before: {folder}")
     hf = folder / "hf"
     # The config is written last, in a bucket the tokenizer.
     is_exported = (hf / "config.json").exists() and any(hf.glob("tokenizer*"))
     if stage != "eval" and shared.config.export and not is_exported:
         export(shared, stage, load_trained(shared, stage, folder), folder)
-    return False
 
 
 def check(config: ConfigDict, stages: Collection[str]) -> None:

@@ -1,9 +1,11 @@
-"""Metrics of a run: JSON lines, TensorBoard (through clu), a progress bar, JAX profiles."""
+"""Metrics of a run: JSON lines, TensorBoard files, a progress bar, JAX profiles."""
 
 import contextlib
+import datetime
 import json
+import logging
 import math
-import os
+import platform
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +14,8 @@ import jax
 import numpy as np
 
 from grm_jax.storage import PathLike, as_path, is_remote, read_lines, write_atomic
+
+log = logging.getLogger(__name__)
 
 
 def plain(value: Any) -> str | bool | int | float | None:
@@ -34,7 +38,7 @@ class MetricLog(contextlib.AbstractContextManager):
     ):
         self.path, self.stage = as_path(folder) / f"{stage}.jsonl", stage
         self._file: Any = None
-        self._writer: Any = None
+        self._events: EventFile | None = None
         if jax.process_index() != 0:
             return
         kept = [row for row in read_jsonl(self.path) if row["step"] <= resume_step]
@@ -43,12 +47,13 @@ class MetricLog(contextlib.AbstractContextManager):
         if not is_remote(self.path):
             self._file = self.path.open("a")
         if tensorboard:
-            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-            from clu.metric_writers import summary_writer
-
-            self._writer = summary_writer.SummaryWriter(
-                str(as_path(folder) / "tensorboard" / stage)
-            )
+            try:
+                self._events = EventFile(as_path(folder) / "tensorboard" / stage)
+            except ModuleNotFoundError:
+                log.info(
+                    "no TensorBoard files: run pip install tensorboard; %s has the metrics",
+                    self.path,
+                )
 
     def write(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Appends one line; values are numbers or short strings (not sent to TensorBoard)."""
@@ -61,18 +66,50 @@ class MetricLog(contextlib.AbstractContextManager):
         else:  # a bucket's files cannot be appended to, so the whole file is written again
             self._lines.append(json.dumps(row) + "\n")
             write_atomic(self.path, "".join(self._lines))
-        if self._writer is not None:
+        if self._events is not None:
             numbers = {
                 f"{self.stage}/{name}": value
                 for name, value in row.items()
                 if isinstance(value, (int, float)) and name != "step"
             }
-            self._writer.write_scalars(int(step), numbers)
+            self._events.write(int(step), numbers)
 
     def __exit__(self, *_: Any) -> None:
-        for opened in (self._file, self._writer):
+        for opened in (self._file, self._events):
             if opened is not None:
                 opened.close()
+
+
+class EventFile:
+    """A TensorBoard file of scalars. It needs the package tensorboard and never imports TensorFlow.
+
+    Raises ModuleNotFoundError without tensorboard.
+    """
+
+    def __init__(self, folder: PathLike):
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        folder = as_path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        now = time.time()
+        # Nanoseconds, because a resumed run may start within the second.
+        path = folder / f"events.out.tfevents.{time.time_ns()}.{platform.node()}"
+        self._records = RecordWriter(path.open("wb"))
+        first = self._event(wall_time=now, file_version="brain.Event:2")
+        self._records.write(first.SerializeToString())
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Appends one event with all scalars."""
+        values = [self._summary.Value(tag=tag, simple_value=x) for tag, x in scalars.items()]
+        event = self._event(wall_time=time.time(), step=step, summary=self._summary(value=values))
+        self._records.write(event.SerializeToString())
+        self._records.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._records.close()
 
 
 def read_jsonl(path: PathLike) -> list[dict[str, Any]]:
@@ -90,45 +127,72 @@ def read_jsonl(path: PathLike) -> list[dict[str, Any]]:
 
 
 class Progress(contextlib.AbstractContextManager):
-    """A progress bar with the last metrics, or a line every `every` seconds without a terminal."""
+    """A progress bar with the time left and the last metrics, on process 0.
+
+    Without a terminal, a line every `every` seconds and one at the end. Both appear with the first
+    update, because a first step that compiles says nothing about the others.
+
+    Args:
+      title: first word of the bar and of each line.
+      total: the last step.
+      start: the step that a resumed run starts from.
+      shown: names of the metrics to show.
+    """
 
     def __init__(
-        self, title: str, total: int, start: int = 0, shown: Sequence[str] = (), every: float = 15.0
+        self, title: str, total: int, start: int = 0, shown: Sequence[str] = (), every: float = 30.0
     ):
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress as RichProgress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
         self._title, self._total, self._shown, self._every = title, total, shown, every
-        self._console, self._last_print = Console(stderr=True), 0.0
-        self._main = jax.process_index() == 0
-        self._bar: RichProgress | None = None
-        if self._main and self._console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[metrics]}"),
-            )
-            self._bar = RichProgress(*columns, console=self._console)
-            self._bar.start()
-            self._task = self._bar.add_task(title, total=total, completed=start, metrics="")
+        self._first: tuple[float, int] | None = None  # time and step of the first update
+        self._last_print = time.monotonic()
+        self._bar: Any = None
+        self._task: Any = None
+        self._start = start
 
-    def update(self, step: int, scalars: Mapping[str, Any]) -> None:
-        text = "  ".join(f"{k} {float(scalars[k]):.4g}" for k in self._shown if k in scalars)
+    def update(self, step: int, scalars: Mapping[str, Any] | None = None) -> None:
+        """Shows that `step` of `total` is done, with its metrics."""
+        if jax.process_index() != 0:
+            return
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, step
+            self._bar = self._make_bar()
+        row = scalars or {}
+        text = "  ".join(f"{k} {float(row[k]):.4g}" for k in self._shown if k in row)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, metrics=text)
-        elif self._main and (
-            step == self._total or time.monotonic() - self._last_print > self._every
-        ):
-            self._last_print = time.monotonic()
-            print(f"{self._title}  {step}/{self._total}  {text}", flush=True)
+        elif step >= self._total or now - self._last_print > self._every:
+            self._last_print = now
+            parts = (f"{self._title}  {step:,}/{self._total:,}", self._time_left(now, step), text)
+            print("  ".join(filter(None, parts)), flush=True)
+
+    def _time_left(self, now: float, step: int) -> str:
+        """The time to the last step, at the mean speed since the first update: "1:05 left"."""
+        began, first = self._first or (now, step)
+        if step >= self._total or step == first:
+            return ""
+        seconds = round((now - began) / (step - first) * (self._total - step))
+        return f"{datetime.timedelta(seconds=seconds)} left".removeprefix("0:")
+
+    def _make_bar(self) -> Any:
+        """Starts the bar if stderr is a terminal."""
+        from rich import progress
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        if not console.is_terminal:
+            return None
+        columns = (
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.fields[metrics]}"),
+        )
+        bar = progress.Progress(*columns, console=console)
+        bar.start()
+        self._task = bar.add_task(self._title, total=self._total, completed=self._start, metrics="")
+        return bar
 
     def __exit__(self, *_: Any) -> None:
         if self._bar is not None:

@@ -153,7 +153,7 @@ def save_set(
         encoded.save(local / "tokens")
     counts = {**built.summary(), "examples": len(encoded), "tokens": len(encoded.tokens)}
     write_atomic(folder / "ready.json", json.dumps(counts, indent=2) + "\n")
-    log.info("RFT set: %s", json.dumps(counts))
+    log.info("RFT set: %s examples, %s tokens", f"{len(encoded):,}", f"{len(encoded.tokens):,}")
 
 
 def sft_batch_shapes(batch_size: int, seq_len: int) -> Shapes:

@@ -15,14 +15,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-from tqdm import tqdm
-
 from grm_jax.data.comparisons import from_json
 from grm_jax.data.sft import Example
 from grm_jax.judging.orders import response_orders
 from grm_jax.storage import as_path, read_lines
 from grm_jax.text import parse, rendering
+from grm_jax.training.metrics import Progress
 from grm_jax.types import Comparison, Critique
 
 log = logging.getLogger(__name__)
@@ -116,6 +114,17 @@ class RftSet:
         """Counts by "hinted/OUTCOME", "non_hinted/OUTCOME" and "comparison/OUTCOME", sorted."""
         return dict(sorted(self.outcomes.items()))
 
+    def sentence(self) -> str:
+        """ "9 comparisons, 2 of them too easy; 36 critiques: 20 kept, 10 wrong, 6 too easy"."""
+        counts = collections.Counter(trial.outcome for trial in self.trials)
+        outcomes = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.most_common())
+        easy = self.outcomes["comparison/too_easy"]
+        comparisons = sum(n for key, n in self.outcomes.items() if key.startswith("comparison/"))
+        return (
+            f"{comparisons:,} comparisons{f', {easy:,} of them too easy' if easy else ''}; "
+            f"{len(self.trials):,} critiques: {outcomes}"
+        )
+
     def save(self, folder: str | Path) -> None:
         """Writes examples.jsonl, trials.jsonl and outcomes.json."""
         folder = Path(folder)
@@ -143,8 +152,7 @@ def build(comparisons: Iterable[Comparison], sampler: Sampler, options: RftOptio
         return result
     for comparison in comparisons:
         is_correct(comparison, None)  # raises for a bad label before anything is sampled
-    quiet = jax.process_index() != 0
-    with tqdm(comparisons, "sampling critiques", mininterval=1, disable=quiet) as progress:
+    with Progress("sampling critiques, comparison", len(comparisons)) as progress:
         for start in range(0, len(comparisons), options.chunk):
             chunk = comparisons[start : start + options.chunk]
             groups = [requests_for(comparison, options) for comparison in chunk]
@@ -158,8 +166,8 @@ def build(comparisons: Iterable[Comparison], sampler: Sampler, options: RftOptio
             remaining = iter(replies)
             for group in groups:
                 _add_comparison(result, group, [next(remaining) for _ in group], options)
-            progress.update(len(groups))
-    log.info("RFT samples: %s", json.dumps(result.summary()))
+            progress.update(start + len(groups))
+    log.info("%s", result.sentence())
     return result
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from grm_jax.evals import cells, content_blind
+from grm_jax.evals import cells, content_blind, findings
 from grm_jax.evals.benchmark import credit, is_tie
 from grm_jax.evals.bootstrap import Resampler, prompt_key
 from grm_jax.evals.cells import Cell, cell
@@ -146,4 +146,4 @@ def test_intervals_contain_the_mean_and_pairing_narrows_them():
     paired = cells.difference(first, second, resampler)
     assert 0 < paired["low"] < paired["mean"] < paired["high"]
     assert paired["high"] - paired["low"] < 0.07
-    assert cells.sentence("a - b", paired).startswith(f"a - b: {100 * paired['mean']:+.1f} points")
+    assert findings.gain(paired).startswith(f"{100 * paired['mean']:+.1f} points")

@@ -4,6 +4,9 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +16,8 @@ import pytest
 
 from grm_jax.training import checkpoint, loop, metrics
 from grm_jax.training.stop import StopSignal
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def section(**fields):
@@ -263,10 +268,55 @@ def test_a_truncated_log_is_read_up_to_its_last_complete_line(tmp_path):
     assert [row["step"] for row in rows] == [1, 2] and rows[1]["loss"] == 0.25
 
 
-def test_metrics_are_written_to_tensorboard(tmp_path):
-    with metrics.MetricLog(tmp_path, "m") as lines:
-        lines.write(1, {"loss": 0.5, "note": "text"})
-    assert list((tmp_path / "tensorboard").rglob("events.*"))
+WRITE_METRICS = """
+import sys
+from grm_jax.training import metrics
+with metrics.MetricLog(sys.argv[1], "m") as lines:
+    lines.write(3, {"loss": 0.5, "note": "text"})
+print([name for name in sys.modules if name.split(".")[0] in ("tensorflow", "clu")])
+"""
+
+
+def test_metrics_are_written_to_tensorboard_without_tensorflow(tmp_path):
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    command = [sys.executable, "-c", WRITE_METRICS, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")
+    (path,) = (tmp_path / "tensorboard" / "m").glob("events.out.tfevents.*")
+    data, events = path.read_bytes(), []
+    while data:  # length, its checksum, the event, its checksum
+        size = int.from_bytes(data[:8], "little")
+        events.append(Event.FromString(data[12 : 12 + size]))
+        data = data[16 + size :]
+    assert events[0].file_version == "brain.Event:2" and events[1].step == 3
+    assert [(v.tag, v.simple_value) for v in events[1].summary.value] == [("m/loss", 0.5)]
+
+
+def test_without_tensorboard_the_metrics_go_to_the_jsonl_alone(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto", None)
+    with caplog.at_level(logging.INFO), metrics.MetricLog(tmp_path, "m") as lines:
+        lines.write(1, {"loss": 0.5})
+    assert caplog.messages == [
+        f"no TensorBoard files: run pip install tensorboard; {tmp_path}/m.jsonl has the metrics"
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["m.jsonl"]
+
+
+def test_progress_in_a_file_is_a_line_every_half_minute_with_the_time_left(monkeypatch, capfd):
+    clock = iter([0.0, *(float(second) for second in range(100, 2100, 10))])
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: next(clock))
+    with metrics.Progress("rl", 100, shown=("reward", "kl")) as progress:
+        for step in range(1, 11):  # the first step compiled for 100 s, the others take 10 s
+            progress.update(step, {"reward": 0.51234, "kl": 0.02, "loss": 1.0})
+        progress.update(100, {"reward": 1.0})
+    output = capfd.readouterr()
+    assert output.err == "" and output.out.splitlines() == [
+        "rl  1/100  reward 0.5123  kl 0.02",
+        "rl  5/100  15:50 left  reward 0.5123  kl 0.02",
+        "rl  9/100  15:10 left  reward 0.5123  kl 0.02",
+        "rl  100/100  reward 1",
+    ]
 
 
 def test_config_json_is_written_atomically(tmp_path):

@@ -1,0 +1,77 @@
+"""What an experiment shows, in a few sentences with intervals: each stage against the one before.
+
+A difference is "not established" where its 95% interval includes 0.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from grm_jax.evals.bootstrap import Resampler
+from grm_jax.evals.cells import Cell, difference
+from grm_jax.evals.tables import percent
+
+VOTES = 8  # of the paper's tables
+NAMES = {"rft": "RFT", "rl": "RL"}
+Difference = Mapping[str, Any]
+
+
+def differences(cells: Sequence[Cell], resampler: Resampler) -> dict[str, Difference]:
+    """The paired differences behind the paper's claims, as far as their cells exist."""
+    by_name, last = {c.name: c for c in cells}, cells[-1].model
+    k = votes(cells)
+    pairs = {
+        f"RFT Voting@{k} - chance": (f"rft/Voting@{k}", "chance/Rule@1"),
+        f"RL Voting@{k} - chance": (f"rl/Voting@{k}", "chance/Rule@1"),
+        "RL greedy - RFT greedy": ("rl/Greedy@1", "rft/Greedy@1"),
+        "RL Voting@1 - RFT Voting@1": ("rl/Voting@1", "rft/Voting@1"),
+        f"RL Voting@{k} - RFT Voting@{k}": (f"rl/Voting@{k}", f"rft/Voting@{k}"),
+        f"Voting@{k} - Voting@1": (f"{last}/Voting@{k}", f"{last}/Voting@1"),
+        f"MetaRM@{k} - Voting@{k}": (f"{last}/MetaRM@{k}", f"{last}/Voting@{k}"),
+    }
+    return {
+        name: difference(by_name[a], by_name[b], resampler)
+        for name, (a, b) in pairs.items()
+        if a in by_name and b in by_name and a != b
+    }
+
+
+def votes(cells: Sequence[Cell]) -> int:
+    """How many critiques vote in the sentences: 8, or the largest k below."""
+    return max((c.k for c in cells if c.method == "Voting" and c.k <= VOTES), default=1)
+
+
+def sentences(cells: Sequence[Cell], known: Mapping[str, Difference]) -> list[str]:
+    """Up to three sentences: RFT (or RL alone) over chance, RL over RFT, votes and the meta RM."""
+    k = votes(cells)
+    many = f"{k} votes" if k > 1 else "one vote"
+    found = []
+    by_name = {c.name: c for c in cells}
+    for model, name in NAMES.items():
+        reached, over = by_name.get(f"{model}/Voting@{k}"), known.get(f"{name} Voting@{k} - chance")
+        if reached and over:
+            found.append(
+                f"{name} is right on {percent(reached.accuracy)}% of {len(reached.credits)} "
+                f"held-out comparisons with {many}: {gain(over)} over chance."
+            )
+            break
+    steps = [
+        ("one vote", known.get("RL Voting@1 - RFT Voting@1")),
+        (many, known.get(f"RL Voting@{k} - RFT Voting@{k}") if k > 1 else None),
+    ]
+    if texts := [f"{gain(step)} with {name}" for name, step in steps if step]:
+        found.append(f"RL adds to RFT {' and '.join(texts)}.")
+    texts = []
+    if step := known.get(f"Voting@{k} - Voting@1"):
+        texts.append(f"{k} votes add to one {gain(step)}")
+    if step := known.get(f"MetaRM@{k} - Voting@{k}"):
+        texts.append(f"the meta reward model adds to {many} {gain(step)}")
+    if texts:
+        found.append(f"{'; '.join(texts)}.")
+    return found
+
+
+def gain(difference: Difference) -> str:
+    """ "+5.4 points (95% CI -0.2 to +11.0: not established)"."""
+    mean, low, high = (100 * difference[key] for key in ("mean", "low", "high"))
+    doubt = ": not established" if low <= 0 <= high else ""
+    return f"{mean:+.1f} points (95% CI {low:+.1f} to {high:+.1f}{doubt})"
