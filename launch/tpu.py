@@ -16,6 +16,7 @@ import argparse
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ from launch.options import CACHE, parse  # noqa: E402
 def main(argv: list[str]) -> int:
     """Returns the exit status.
 
-    0 success, 1 failure, 2 wrong command, 70 another process crashed, 75 stopped and saved: run the
-    command again.
+    0 success, 1 failure during training, 2 wrong command, 70 another process crashed, 75 stopped
+    and saved: run the command again.
     """
     options = None
     try:
@@ -86,23 +87,40 @@ def run_here(options: argparse.Namespace, config: Any, workdir: str) -> int:
     checks.check_model(config, jax.device_count(), num_slices)
     checks.check_initial_weights(config)
     checks.check_workdir(workdir)
-    from grm_jax.training import checkpoint, loop, main as training, rft_samplers
+    from grm_jax.training import checkpoint, main as training
 
     try:
-        training.run(config, workdir)
-    except loop.Stopped as stopped:
-        _print_error(stopped)
-        return START_AGAIN
-    except (loop.NonFiniteLoss, rft_samplers.SamplingError, MemoryError) as error:
-        if options.traceback:
-            raise
-        _print_error(error)
-        return FAILED
+        shared = training.prepare(config, workdir)  # its errors are the command's
+        return _train(shared, options.traceback)
     except checkpoint.CheckpointError as error:
         raise LaunchError(str(error)) from error
     finally:
         if peers is not None:
             peers.leave()
+
+
+def _train(shared: Any, raise_errors: bool) -> int:
+    """Trains; prints one line for an error that the user can remove, the traceback for a bug."""
+    from grm_jax.data.records import TooManyMalformed
+    from grm_jax.run_store import IdentityMismatch
+    from grm_jax.training import checkpoint, errors, loop, main as training, rft_samplers
+
+    try:
+        training.train(shared)
+    except loop.Stopped as stopped:
+        _print_error(stopped)
+        return START_AGAIN
+    except checkpoint.CheckpointError:
+        raise
+    except Exception as error:
+        if raise_errors:
+            raise
+        known = errors.TrainingError, TooManyMalformed, IdentityMismatch, MemoryError
+        if isinstance(error, (*known, loop.NonFiniteLoss, rft_samplers.SamplingError)):
+            _print_error(error)
+        else:
+            traceback.print_exc()
+        return FAILED
     return 0
 
 

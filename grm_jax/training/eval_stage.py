@@ -29,6 +29,7 @@ from grm_jax.judging.options import Options
 from grm_jax.judging.sampler import engine_sampler
 from grm_jax.models import abstract_model
 from grm_jax.training import checkpoint, loop, meta_rm, rft_data, sources, state as states
+from grm_jax.training.errors import TrainingError
 from grm_jax.training.metrics import read_jsonl
 from grm_jax.training.programs import model_config
 from grm_jax.types import Comparison
@@ -50,7 +51,7 @@ def held_out(config: Any, workdir: Any = None) -> list[Comparison]:
     """Returns the comparisons of the evaluation.
 
     Each has one best response and occurs once. Reference answers are removed, because a template
-    would show them. Raises ValueError if no comparison is left.
+    would show them. Raises TrainingError if no comparison is left.
     """
     source = sources.judging(config, config.eval.split, workdir=workdir)
     count = min(config.eval.comparisons, source.size or config.eval.comparisons)
@@ -58,7 +59,7 @@ def held_out(config: Any, workdir: Any = None) -> list[Comparison]:
         dataclasses.replace(c, reference=None) for c in source.take(0, count) if c.best is not None
     ]
     if not labelled:
-        raise ValueError(
+        raise TrainingError(
             f"none of the {count} comparisons of the evaluation has one best response: check "
             "config.data.held_out"
         )
@@ -199,7 +200,7 @@ def judge_all(
 ) -> list[JudgedComparison]:
     """Judges the comparisons, or resumes from `folder`. One that fails counts as unparsed.
 
-    Raises ValueError if all of them fail.
+    Raises TrainingError if all of them fail.
     """
     identity = json.dumps([vars(options), fingerprint(comparisons)])
     store = folder / hashlib.sha256(identity.encode()).hexdigest()[:16]
@@ -208,7 +209,7 @@ def judge_all(
     for j in failed:
         log.warning("%s was not judged and counts as unparsed: %s", j.comparison.id, j.error)
     if len(failed) == len(judged):
-        raise ValueError(
+        raise TrainingError(
             f"none of {len(failed)} comparisons was judged; the last failed with: "
             f"{failed[-1].error}"
         )

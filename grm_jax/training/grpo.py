@@ -39,6 +39,7 @@ from grm_jax.training import (
     sources,
     state as states,
 )
+from grm_jax.training.errors import TrainingError
 from grm_jax.training.programs import Metrics, Program, Shapes, build_update, model_config
 from grm_jax.types import Comparison, Critique
 
@@ -155,7 +156,7 @@ def roll_out(
       (batch, metrics): the arrays of `rollout_shapes`, `sampler_logps` and `advantages`.
 
     Raises:
-      ValueError: a prompt cannot be sampled.
+      TrainingError: a prompt cannot be sampled.
     """
     start = time.perf_counter()
     samples = sampling.sample(
@@ -171,7 +172,7 @@ def roll_out(
     rollout_s = time.perf_counter() - start
     if samples.errors:
         index, reason = next(iter(samples.errors.items()))
-        raise ValueError(
+        raise TrainingError(
             f"{len(samples.errors)} prompts cannot be sampled, the first of them "
             f"{prompts[index].comparison.id}: {reason}"
         )

@@ -38,7 +38,7 @@ SIZES = ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_hea
 
 
 def run(config: ConfigDict, workdir: PathLike) -> dict[str, Any]:
-    """Runs `config.stages`, a subset of STAGES in their order.
+    """Runs `config.stages`, a subset of STAGES in their order: `train(prepare(config, workdir))`.
 
     Args:
       config: an experiment (`experiments/*.py`).
@@ -48,13 +48,22 @@ def run(config: ConfigDict, workdir: PathLike) -> dict[str, Any]:
       {stage: its result.json}.
 
     Raises:
-      ValueError: a setting that would fail, before anything is trained.
+      ValueError, FileNotFoundError, CheckpointError: by `prepare` and `train`.
       Stopped, NonFiniteLoss: after saving.
+    """
+    return train(prepare(config, workdir))
+
+
+def prepare(config: ConfigDict, workdir: PathLike) -> loop.Run:
+    """Checks the config and the workdir, and writes config.json; nothing is trained.
+
+    Raises:
+      ValueError, FileNotFoundError: a setting or a file that would fail later.
+      CheckpointError: the workdir belongs to another run.
     """
     if unknown := set(config.stages) - set(STAGES):
         raise ValueError(f"stages {sorted(unknown)} do not exist: use {', '.join(STAGES)}")
     workdir = as_path(workdir)
-    folders = {stage: workdir / stage for stage in STAGES}
     mesh, cfg = make_mesh(**config.mesh), model_config(config)
     abstract_model(cfg, mesh)  # raises for a mesh that does not divide the model
     tokenizer = sources.load_tokenizer(config)
@@ -63,10 +72,24 @@ def run(config: ConfigDict, workdir: PathLike) -> dict[str, Any]:
             f"the tokenizer has {tokenizer.vocab_size} ids and {cfg.name} has {cfg.vocab_size} "
             "rows in its embedding: use the model's own tokenizer"
         )
-    check(config, [stage for stage in config.stages if not loop.is_done(folders[stage])])
+    check(config, [stage for stage in config.stages if not loop.is_done(workdir / stage)])
     save_config(config, cfg, workdir)
     log.info("%s: %.2fM parameters on %s", config.name, cfg.num_params / 1e6, dict(mesh.shape))
-    shared = loop.Run(config, mesh, tokenizer, workdir)
+    return loop.Run(config, mesh, tokenizer, workdir)
+
+
+def train(shared: loop.Run) -> dict[str, Any]:
+    """Runs the stages that are not done. Returns {stage: its result.json}.
+
+    Raises:
+      TrainingError: the data or a setting turn out to be unusable.
+      SamplingError, CheckpointError: critiques or checkpoints are not available.
+      Stopped, NonFiniteLoss: after saving.
+    """
+    config, mesh = shared.config, shared.mesh
+    cfg = model_config(config)
+    assert shared.workdir is not None  # `prepare` sets it
+    folders = {stage: as_path(shared.workdir) / stage for stage in STAGES}
 
     stages = [stage for stage in STAGES if stage in config.stages]
 

@@ -37,6 +37,7 @@ from grm_jax.training import (
     sources,
     state as states,
 )
+from grm_jax.training.errors import TrainingError
 from grm_jax.training.programs import Metrics, Program, Shapes, build_update, model_config
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def train(
       folder: of the stage; it resumes from the newest checkpoint there.
 
     Raises:
-      ValueError: there are critiques of fewer than two comparisons.
+      TrainingError: there are critiques of fewer than two comparisons.
     """
     config, mesh, section = run.config, run.mesh, run.config.meta_rm
     trials = rft_data.read_trials(as_path(rft_folder) / "data" / "trials.jsonl")
@@ -170,7 +171,7 @@ def encode_trials(run: loop.Run, trials: Sequence[rft_data.Trial]) -> Labelled:
     """Tokenises the parsed non-hinted trials; longer ones than `meta_rm.seq_len` are skipped.
 
     Raises:
-      ValueError: the trials that remain are of fewer than two comparisons.
+      TrainingError: the trials that remain are of fewer than two comparisons.
     """
     seq_len = run.config.meta_rm.seq_len
     _, abstract = abstract_model(model_config(run.config, scalar_head=True), run.mesh)
@@ -186,7 +187,7 @@ def encode_trials(run: loop.Run, trials: Sequence[rft_data.Trial]) -> Labelled:
         )
     comparisons = np.array([str(t.comparison.id) for t, _ in fitting])
     if (count := len(np.unique(comparisons))) < 2:
-        raise ValueError(
+        raise TrainingError(
             f"the meta reward model has {len(fitting)} critiques of {count} comparisons, too few "
             "to train and to hold out: raise config.meta_rm.comparisons, or "
             f"config.meta_rm.seq_len={seq_len} if critiques are longer"

@@ -17,6 +17,7 @@ from grm_jax.models import abstract_model, token_logps
 from grm_jax.storage import PathLike, as_path, reading, write_atomic, writing
 from grm_jax.text.tokenizer import Tokenizer
 from grm_jax.training import checkpoint, loop, losses, optim, rft_data, sources, state as states
+from grm_jax.training.errors import TrainingError
 from grm_jax.training.programs import Metrics, Program, Shapes, build_update, model_config
 from grm_jax.training.rft_samplers import make_sampler, open_replies, stored
 
@@ -136,12 +137,12 @@ def save_set(
     """Mixes the kept critiques with general instructions, tokenises them and writes the set.
 
     Raises:
-      ValueError: the set is empty.
+      TrainingError: the set is empty.
     """
     rft, folder = config.rft, as_path(folder)
     mixed = rft_data.mix(built.examples, sources.general(config, workdir), config.seed)
     if not mixed:
-        raise ValueError(
+        raise TrainingError(
             f"the RFT set is empty: config.rft.samples={rft.samples} and config.rft.hinted="
             f"{rft.hinted} of each of config.rft.comparisons={rft.comparisons} left no critique "
             f"({json.dumps(built.summary())}), and config.data.general_items="

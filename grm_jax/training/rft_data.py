@@ -20,6 +20,7 @@ from grm_jax.data.sft import Example
 from grm_jax.judging.orders import response_orders
 from grm_jax.storage import as_path, read_lines
 from grm_jax.text import parse, rendering
+from grm_jax.training.errors import TrainingError
 from grm_jax.training.metrics import Progress
 from grm_jax.types import Comparison, Critique
 
@@ -276,9 +277,9 @@ def is_correct(comparison: Comparison, scores: Sequence[float] | None) -> bool:
 
 
 def best_index(comparison: Comparison) -> int:
-    """Returns the index of the best response. Raises ValueError if the label has not one."""
+    """Returns the index of the best response. Raises TrainingError if the label has not one."""
     if comparison.best is None:
-        raise ValueError(
+        raise TrainingError(
             f"comparison {comparison.id!r} has label {comparison.label}: exactly one response must "
             "be best"
         )
@@ -286,9 +287,9 @@ def best_index(comparison: Comparison) -> int:
 
 
 def correct_score(comparison: Comparison) -> float:
-    """Returns the label of a single response, 1.0 or 0.0. Raises ValueError without one."""
+    """Returns the label of a single response, 1.0 or 0.0. Raises TrainingError without one."""
     if comparison.rewards is None:
-        raise ValueError(
+        raise TrainingError(
             f"comparison {comparison.id!r} has no label: a single response needs (1.0,) or (0.0,)"
         )
     return comparison.rewards[0]

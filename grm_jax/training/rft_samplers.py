@@ -26,6 +26,7 @@ from grm_jax.judging.orders import item_of
 from grm_jax.registry import Registry
 from grm_jax.run_store import RunStore, StoreMismatch
 from grm_jax.storage import fetch
+from grm_jax.training.errors import TrainingError
 from grm_jax.training.rft_data import CritiqueReply, CritiqueRequest, Sampler, best_index
 
 log = logging.getLogger(__name__)
@@ -280,16 +281,16 @@ def file(path: str | Path) -> Sampler:
 
     A line is {"id", "text", "order", "hinted"} (without an order: the order of the comparison;
     without "hinted": false), or an output row of `grm judge`, whose critiques are all taken. Raises
-    ValueError with file and line for anything else.
+    TrainingError with file and line for anything else.
     """
     queues: dict[tuple[str, bool], deque[CritiqueReply]] = defaultdict(deque)
     for record in read_records(path):
         if record.problem:
-            raise ValueError(f"{path}:{record.line}: {record.problem}")
+            raise TrainingError(f"{path}:{record.line}: {record.problem}")
         samples = record.fields.get("critiques", [record.fields])
         texts = [one.get("text") if isinstance(one, dict) else None for one in samples]
         if "id" not in record.fields or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"{path}:{record.line}: a sample needs an 'id' and a 'text'")
+            raise TrainingError(f"{path}:{record.line}: a sample needs an 'id' and a 'text'")
         for one in samples:
             key = str(record.fields["id"]), bool(one.get("hinted", False))
             queues[key].append(_reply_from_json(one))
@@ -301,7 +302,7 @@ def file(path: str | Path) -> Sampler:
         reply = queue.popleft()
         order = tuple(range(n)) if reply.order is None else reply.order
         if sorted(order) != list(range(n)):
-            raise ValueError(
+            raise TrainingError(
                 f"{path}: a sample of {id!r} has order {order}, which is not a permutation of "
                 f"{n} responses"
             )

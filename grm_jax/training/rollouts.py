@@ -13,6 +13,7 @@ import numpy as np
 from grm_jax.text import rendering
 from grm_jax.text.tokenizer import Tokenizer
 from grm_jax.training import rft_data
+from grm_jax.training.errors import TrainingError
 from grm_jax.types import Comparison, Critique
 
 
@@ -39,7 +40,7 @@ def make_prompts(
       (prompts, number of prompts that were too long).
 
     Raises:
-      ValueError: all prompts are too long, or a label does not name one best response.
+      TrainingError: all prompts are too long, or a label does not name one best response.
     """
     rng = random.Random(f"orders/{seed}")
     prompts = []
@@ -52,7 +53,7 @@ def make_prompts(
     fitting = [prompt for prompt in prompts if len(prompt.tokens) <= max_len]
     if not fitting:
         shortest = min(len(prompt.tokens) for prompt in prompts)
-        raise ValueError(
+        raise TrainingError(
             f"all {len(prompts)} prompts are too long, the shortest has {shortest} tokens: "
             f"raise config.rl.prompt_len ({max_len})"
         )

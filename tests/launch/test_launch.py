@@ -85,7 +85,8 @@ sys.path.insert(0, ".")
 from grm_jax.training import main
 from launch import tpu
 
-main.run = lambda config, workdir: print(len(jax.devices()), jax.config.jax_platforms)
+main.prepare = lambda config, workdir: None
+main.train = lambda shared: print(len(jax.devices()), jax.config.jax_platforms)
 config = "experiments/spct_tiny.py"
 sys.exit(tpu.main(["--config", config, "--emulate", "4", "--workdir", sys.argv[1]]))
 """
@@ -171,33 +172,65 @@ def test_checkpoints_of_another_run_are_refused_in_one_line(
 ):
     from grm_jax.training import checkpoint, main
 
-    def run(config, workdir):
+    def fail(*_):
         raise checkpoint.CheckpointError(
             "the checkpoints in x are of another run: use\nanother workdir"
         )
 
-    monkeypatch.setattr(main, "run", run)
     arguments = ["--config", experiment, "--config.mesh.fsdp=8", "--workdir", str(tmp_path)]
+    monkeypatch.setattr(main, "prepare", fail)
+    assert "are of another run: use another workdir" in refused(arguments)
+    monkeypatch.setattr(main, "prepare", lambda config, workdir: None)
+    monkeypatch.setattr(main, "train", fail)
     assert "are of another run: use another workdir" in refused(arguments)
 
 
-def test_a_sampling_failure_prints_one_line_and_exits_with_1(
-    experiment, tmp_path, capsys, monkeypatch
-):
-    from grm_jax.training import main, rft_samplers
+@pytest.fixture
+def fail_in(experiment, tmp_path, monkeypatch):
+    """Returns the arguments of a run whose `prepare` or `train` raises an error."""
+    from grm_jax.training import main
 
-    arguments = ["--config", experiment, "--config.mesh.fsdp=8", "--workdir", str(tmp_path)]
-    failed = rft_samplers.TooManyFailed([None] * 4, 0.05, "http://x answered 400: no\nmore")
-    for error in (failed, rft_samplers.SamplingError("other\nfiles"), MemoryError("8 GiB\nneeded")):
-
-        def run(config, workdir, error=error):
+    def arguments(phase, error):
+        def fail(*_):
             raise error
 
-        monkeypatch.setattr(main, "run", run)
+        monkeypatch.setattr(main, "prepare", lambda config, workdir: None)
+        monkeypatch.setattr(main, phase, fail)
+        return ["--config", experiment, "--config.mesh.fsdp=8", "--workdir", str(tmp_path)]
+
+    return arguments
+
+
+def test_an_error_of_the_data_prints_one_line_and_exits_with_1(fail_in, capsys):
+    from grm_jax.run_store import IdentityMismatch
+    from grm_jax.training import errors, rft_samplers
+
+    for error in (
+        rft_samplers.TooManyFailed([None] * 4, 0.05, "http://x answered 400: no\nmore"),
+        rft_samplers.SamplingError("other\nfiles"),
+        MemoryError("8 GiB\nneeded"),
+        errors.TrainingError("all 8 prompts are too long:\nraise config.rl.prompt_len"),
+        IdentityMismatch("the store was begun\nwith k = 8"),
+    ):
+        arguments = fail_in("train", error)
         assert tpu.main(arguments) == 1
         assert capsys.readouterr().err == f"launch: {' '.join(str(error).split())}\n"
         with pytest.raises(type(error)):
             tpu.main([*arguments, "--traceback"])
+
+
+@pytest.mark.parametrize("kind", [ValueError, FileNotFoundError])
+def test_a_bug_during_training_prints_its_traceback_and_exits_with_1(kind, fail_in, capsys):
+    error = kind("shapes (2,) and (3,) differ")
+    assert tpu.main(fail_in("train", error)) == 1
+    printed = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in printed and ", in fail" in printed
+    assert f"{kind.__name__}: shapes (2,) and (3,) differ" in printed
+
+
+@pytest.mark.parametrize("kind", [ValueError, FileNotFoundError])
+def test_the_same_error_of_a_check_before_training_exits_with_2(kind, fail_in, refused):
+    assert "launch: shapes differ" in refused(fail_in("prepare", kind("shapes differ")))
 
 
 def test_the_argument_after_the_colon_reaches_the_experiment(experiment):

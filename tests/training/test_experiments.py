@@ -21,6 +21,7 @@ from grm_jax.training import (
     sources,
     state as states,
 )
+from grm_jax.training.errors import TrainingError
 from grm_jax.training.programs import model_config
 
 
@@ -231,7 +232,7 @@ def test_comparisons_without_a_best_response_are_dropped_and_an_empty_held_out_s
     assert "dropped 2 of 4 comparisons without one best response" in caplog.text
     path.write_text("".join(json.dumps(row) + "\n" for row in rows[1::2]))
     with pytest.raises(
-        ValueError,
+        TrainingError,
         match="none of the 2 comparisons of the evaluation has one best response.*held_out",
     ):
         eval_stage.held_out(config)

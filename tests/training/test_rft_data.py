@@ -11,6 +11,7 @@ from grm_jax.data.sft import Example, read_examples
 from grm_jax.data.world import vocabulary
 from grm_jax.text import tokenizer
 from grm_jax.training import rft_data, rft_samplers, sources
+from grm_jax.training.errors import TrainingError
 from grm_jax.training.rft_data import CritiqueReply, RftOptions, build, is_correct
 from grm_jax.types import Comparison
 
@@ -65,7 +66,7 @@ def test_a_critique_is_correct_if_only_the_best_response_has_the_top_score(label
 
 @pytest.mark.parametrize("label", [None, (0.5, 0.5)])
 def test_a_comparison_without_one_best_response_is_an_error(label):
-    with pytest.raises(ValueError, match="exactly one response must be best"):
+    with pytest.raises(TrainingError, match="exactly one response must be best"):
         build([Comparison("q", ("a", "b"), label=label)], scripted(), COMPACT)
 
 
@@ -134,7 +135,8 @@ def test_without_samples_the_set_has_only_general_instructions(tmp_path):
     assert len(rft.prepare(config, tok, None, tmp_path / "a")) == 5
     config.data.general_items = 0
     with pytest.raises(
-        ValueError, match="the RFT set is empty.*config.rft.samples=0.*config.data.general_items=0"
+        TrainingError,
+        match="the RFT set is empty.*config.rft.samples=0.*config.data.general_items=0",
     ):
         rft.prepare(config, tok, None, tmp_path / "b")
 
