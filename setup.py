@@ -28,6 +28,7 @@ setup(
         "etils[epath]>=1.9",
         "flax>=0.12.8",
         "gguf>=0.19",
+        "huggingface_hub>=1.0",
         "immutabledict>=4.2",
         "jax>=0.10.2",
         "jaxtyping>=0.3",

@@ -1,4 +1,4 @@
-"""Paths on a local disk or in a bucket (gs://).
+"""Paths on a local disk, in a bucket (gs://), or on the Hugging Face Hub (ORG/MODEL).
 
 Code that writes local files only writes to a temporary folder, which is then uploaded.
 """
@@ -14,19 +14,9 @@ from typing import TypeAlias
 
 from etils import epath
 
-PathLike: TypeAlias = str | os.PathLike[str] | epath.Path
+from grm_jax import hub
 
-# Tokenizer files of a model folder: vocabulary, chat format, generation settings.
-TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
+PathLike: TypeAlias = str | os.PathLike[str] | epath.Path
 
 
 def as_path(path: PathLike) -> epath.Path:
@@ -77,17 +67,35 @@ def _copy_files(source: epath.Path, target: epath.Path) -> None:
         file.copy(copy, overwrite=True)
 
 
-@functools.cache
-def fetch(path: str) -> Path:
+def hub_name(path: PathLike) -> hub.HubName | None:
+    """Returns the hub name "ORG/MODEL[@REVISION][/FILE.gguf]"; None for a local or bucket path.
+
+    A local path that exists wins over a name.
+    """
+    return None if Path(path).expanduser().exists() else hub.parse(str(path))
+
+
+def fetch(path: PathLike, weights: bool = True) -> Path:
     """Returns the local path of a file or folder.
 
-    A bucket's is downloaded whole, once per process, to the machine's temporary folder.
+    A bucket's is downloaded whole, once per process, to the machine's temporary folder. A model on
+    the Hugging Face Hub is downloaded to its cache: the files that this package reads, and no more.
+
+    Args:
+      path: local, gs://..., or a hub name "ORG/MODEL[@REVISION][/FILE.gguf]".
+      weights: False skips the weights of a hub model: its tokenizer and metadata alone.
 
     Raises:
-      FileNotFoundError: a bucket path that does not exist or is not accessible.
+      FileNotFoundError: a bucket path or hub name that does not exist or is not accessible, in one
+        line that says what to do.
     """
-    if not is_remote(path):
-        return Path(path).expanduser()
+    if name := hub_name(path):
+        return hub.download_model(name, weights)
+    return _fetch_from_bucket(str(path)) if is_remote(path) else Path(path).expanduser()
+
+
+@functools.cache
+def _fetch_from_bucket(path: str) -> Path:
     source = as_path(path)
     if not source.exists():
         raise FileNotFoundError(f"{path} does not exist, or this machine's account may not read it")

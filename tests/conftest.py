@@ -18,6 +18,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "agg")
 sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "tests"))
 
 from launch.compile.slices import quiet_environment  # noqa: E402
 
@@ -55,6 +56,29 @@ def pytest_collection_modifyitems(config, items):
         for name, reason in OPT_IN.items():
             if item.get_closest_marker(name) and name not in chosen:
                 item.add_marker(pytest.mark.skip(reason=f"{reason}: pytest --run {name}"))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A stand-in for the Hugging Face Hub (hub_server.py), with an empty cache and no token."""
+    import huggingface_hub
+    from hub_server import HubServer
+    from huggingface_hub import constants
+
+    import grm_jax.hub
+
+    with HubServer() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        grm_jax.hub._listing.cache_clear()
+        yield server
+        grm_jax.hub._listing.cache_clear()
+        huggingface_hub.close_session()
 
 
 @pytest.fixture(scope="session")

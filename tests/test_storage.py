@@ -14,9 +14,9 @@ def bucket(tmp_path, monkeypatch):
     monkeypatch.setattr(
         storage, "as_path", lambda path: folder / str(path).removeprefix("gs://bucket/")
     )
-    storage.fetch.cache_clear()
+    storage._fetch_from_bucket.cache_clear()
     yield folder
-    storage.fetch.cache_clear()
+    storage._fetch_from_bucket.cache_clear()
 
 
 def test_a_bucket_path_is_downloaded_once(bucket):

@@ -18,8 +18,8 @@ from grm_jax.checkpoints.loading import Progress, flat_params
 from grm_jax.checkpoints.safetensors_file import Entry, write_safetensors
 from grm_jax.checkpoints.tensor_map import DiskTensor, axis_sizes, disk_shape, tensor_map
 from grm_jax.checkpoints.tensors import put
+from grm_jax.hub import TOKENIZER_FILES
 from grm_jax.models.transformer import Transformer
-from grm_jax.storage import TOKENIZER_FILES
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 COPY_ROWS = 256  # rows of the source that stay in cache while they are transposed

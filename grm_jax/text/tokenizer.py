@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from grm_jax.storage import TOKENIZER_FILES
+from grm_jax.hub import TOKENIZER_FILES
 from grm_jax.text import chat
 from grm_jax.text.backends import CONTROL, Backend, SentencePiece, TokenizerJson
 

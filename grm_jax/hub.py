@@ -1,0 +1,273 @@
+"""Files on the Hugging Face Hub by name: ORG/MODEL, ORG/MODEL@REVISION, ORG/MODEL@REVISION/FILE.
+
+huggingface_hub does the work, so its settings apply: the cache (HF_HOME), the token (HF_TOKEN or
+`hf auth login`), offline mode (HF_HUB_OFFLINE) and the address (HF_ENDPOINT). Only the files that
+are needed are downloaded, and none of a format that runs code (.bin, .pt, .pkl, .msgpack, .py).
+"""
+
+import dataclasses
+import functools
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+INDEX = "model.safetensors.index.json"
+# Tokenizer files of a model folder: vocabulary, chat format, generation settings.
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+# What every use of a model reads, beside its weights.
+SMALL_FILES = (*TOKENIZER_FILES, "config.json", "judge.json", "meta_rm.json", INDEX)
+
+_PART = r"[\w][\w.-]*"
+_NAME = re.compile(rf"({_PART}/{_PART})(?:@([\w.+-][\w.+/-]*?))?(?:/(\S+\.gguf))?")
+
+
+@dataclasses.dataclass(frozen=True)
+class HubName:
+    """A repository at a revision (branch, tag or commit), or one file of it.
+
+    kind: "model" or "dataset".
+    """
+
+    repo: str
+    revision: str = "main"
+    file: str = ""
+    kind: str = "model"
+
+    @property
+    def page(self) -> str:
+        """The address at which a person accepts the terms of a gated repository."""
+        folder = "datasets/" if self.kind == "dataset" else ""
+        return f"https://huggingface.co/{folder}{self.repo}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """The commit of a revision, and its files with their sizes in bytes.
+
+    offline: why these are only the files of the cache, "" if they are all files.
+    """
+
+    commit: str
+    sizes: dict[str, int]
+    offline: str = ""
+
+
+def parse(text: str) -> HubName | None:
+    """Returns the hub name of "ORG/MODEL[@REVISION][/FILE.gguf]", None for another text."""
+    match = _NAME.fullmatch(text)
+    return HubName(match[1], match[2] or "main", match[3] or "") if match else None
+
+
+def pinned(name: HubName) -> str:
+    """Returns the name with the commit in place of the revision: it always means these files."""
+    file = f"/{name.file}" if name.file else ""
+    return f"{name.repo}@{listing(name).commit}{file}"
+
+
+def download_model(name: HubName, weights: bool = True) -> Path:
+    """Returns the local folder of a model, or its file if the name has one.
+
+    weights: False downloads only the small files: tokenizer, config, metadata.
+    Raises FileNotFoundError, in one line, for what is missing, gated or not reachable.
+    """
+    found = listing(name)
+    if name.file:
+        return download(name, [name.file]) / name.file
+    folder = download(name, [file for file in SMALL_FILES if file in found.sizes], quiet=True)
+    if weights:
+        download(name, _weight_files(name, folder, found))
+    return folder
+
+
+def _weight_files(name: HubName, folder: Path, found: Listing) -> list[str]:
+    """The safetensors of the index, else one safetensors file, else one GGUF file."""
+    files = found.sizes
+    if INDEX in files:
+        return sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+    for suffix in (".safetensors", ".gguf"):
+        names = sorted(file for file in files if file.endswith(suffix) and "/" not in file)
+        if "model.safetensors" in names or len(names) == 1:
+            return ["model.safetensors" if len(names) > 1 else names[0]]
+        if names:
+            raise FileNotFoundError(
+                f"{name.repo} has {len(names)} {suffix} files: name one, such as "
+                f"{name.repo}/{names[0]}"
+            )
+    if found.offline:
+        raise FileNotFoundError(found.offline)
+    others = [file for file in files if file.endswith((".bin", ".pt", ".pth", ".msgpack", ".h5"))]
+    pickles = f"; {others[0]} and the like are not opened" if others else ""
+    raise FileNotFoundError(
+        f"{name.repo} has neither safetensors nor a .gguf file{pickles}: use a repository that does"
+    )
+
+
+def download(name: HubName, files: Sequence[str], quiet: bool = False) -> Path:
+    """Downloads files of a repository that the cache lacks, and returns their folder.
+
+    A file that was cut off is resumed; complete files are not downloaded again.
+    Raises FileNotFoundError as `download_model`; ENOSPC before anything is downloaded.
+    """
+    from huggingface_hub import snapshot_download
+
+    found = listing(name)
+    if unknown := [file for file in files if file not in found.sizes]:
+        missing_file = f"{name.repo} has no file {unknown[0]} at {name.revision}"
+        raise FileNotFoundError(found.offline or missing_file)
+    cache = _cache_folder(name)
+    folder = cache / "snapshots" / found.commit
+    if missing := [file for file in files if not (folder / file).exists()]:
+        size = sum(found.sizes[file] for file in missing)
+        _check_space(name, size)
+        with _one_line(name):
+            snapshot_download(
+                name.repo,
+                repo_type=name.kind,
+                revision=found.commit,
+                allow_patterns=[re.sub(r"([*?\[])", r"[\1]", file) for file in missing],
+                tqdm_class=_bar(quiet),
+            )
+    if name.revision != found.commit and not found.offline:  # what offline use looks up
+        ref = cache / "refs" / name.revision
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(found.commit)
+    return folder
+
+
+def _cache_folder(name: HubName) -> Path:
+    """The repository's folder in the cache, as huggingface_hub lays it out."""
+    from huggingface_hub import constants
+
+    folder = f"{name.kind}s--{name.repo.replace('/', '--')}"
+    return Path(constants.HF_HUB_CACHE).expanduser() / folder
+
+
+def _check_space(name: HubName, size: int) -> None:
+    cache = _cache_folder(name).parent
+    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if size > free:
+        raise OSError(
+            f"{name.repo} needs {size / 1e9:.1f} GB in {cache}, and {free / 1e9:.1f} GB are free: "
+            "set HF_HOME to a folder of a larger disk"
+        )
+
+
+def _bar(quiet: bool) -> type:
+    """The progress bar of a download: on a slice, process 0 shows one."""
+    from tqdm import tqdm
+
+    jax = sys.modules.get("jax")  # importing it would start it before the platform is chosen
+    others = jax and jax.distributed.is_initialized() and jax.process_index() != 0
+    hide = quiet or others
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            options.pop("name", None)
+            super().__init__(*args, **(options | {"disable": True} if hide else options))
+
+    return Bar
+
+
+# ---------------------------------------------------------------- the listing of a revision
+
+
+def listing(name: HubName) -> Listing:
+    """Looks up a revision, once per process; without a connection, in the cache.
+
+    Raises FileNotFoundError, in one line.
+    """
+    return _listing(dataclasses.replace(name, file=""))
+
+
+@functools.cache
+def _listing(name: HubName) -> Listing:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+
+    try:
+        info: Any = HfApi().repo_info(
+            name.repo, repo_type=name.kind, revision=name.revision, files_metadata=True
+        )
+    except (HTTPError, OfflineModeIsEnabled) as error:
+        answered = isinstance(error, HfHubHTTPError) and error.response.status_code < 500
+        reason = _reason(name, error)
+        if not answered and (cached := _cached_listing(name)):
+            return dataclasses.replace(cached, offline=reason)
+        raise FileNotFoundError(reason) from error
+    return Listing(info.sha, {file.rfilename: file.size or 0 for file in info.siblings or ()})
+
+
+def _cached_listing(name: HubName) -> Listing | None:
+    """The files of a revision that earlier downloads left in the cache."""
+    repo = _cache_folder(name)
+    ref = repo / "refs" / name.revision
+    folder = repo / "snapshots" / (ref.read_text().strip() if ref.is_file() else name.revision)
+    sizes = {
+        file.relative_to(folder).as_posix(): file.stat().st_size
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+    return Listing(folder.name, sizes) if sizes else None
+
+
+# ---------------------------------------------------------------- errors
+
+
+@contextmanager
+def _one_line(name: HubName) -> Iterator[None]:
+    """Turns huggingface_hub's errors into one line that says what to do."""
+    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        yield
+    except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        wrapped = isinstance(error, LocalEntryNotFoundError)
+        cause = error.__cause__ if wrapped and error.__cause__ else error
+        raise FileNotFoundError(_reason(name, cause)) from error
+
+
+def _reason(name: HubName, error: BaseException) -> str:
+    """Returns what is wrong with a repository, and what to do, in one line."""
+    from huggingface_hub import constants, errors, get_token
+
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
+    at = f"{name.repo}@{name.revision}" if name.revision != "main" else name.repo
+    login = "run `hf auth login` or set HF_TOKEN"
+    if isinstance(error, errors.GatedRepoError):
+        if get_token():
+            return f"{name.repo} is gated and your token has no access: request it at {name.page}"
+        return f"{name.repo} is gated: accept its terms at {name.page}, then {login}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{name.repo} has no revision {name.revision!r}: see {name.page}/tree/main"
+    if isinstance(error, errors.RepositoryNotFoundError) or (status == 401 and not get_token()):
+        return (
+            f"{name.repo} is neither a local path nor a {name.kind} on {constants.ENDPOINT}: "
+            f"correct the name, or, if it is private, {login}"
+        )
+    cache = f"the cache {constants.HF_HUB_CACHE} does not have all of it"
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        command = f"hf download {name.repo}"
+        return f"{at}: HF_HUB_OFFLINE is set and {cache}: unset it, or run `{command}` first"
+    if status in (401, 403):
+        return f"{at}: {constants.ENDPOINT} refuses your token ({status}): {login} again"
+    if status:
+        return f"{at}: {constants.ENDPOINT} answered {status}: try again later"
+    return (
+        f"{at} is no local path, {constants.ENDPOINT} is not reachable "
+        f"({type(error).__name__}) and {cache}: check the network, or give a local folder"
+    )
