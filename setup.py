@@ -20,7 +20,8 @@ setup(
     include_package_data=True,
     package_data={
         "grm_jax": [
-            f"**/*.{suffix}" for suffix in ("css", "html", "jinja", "js", "json", "model", "txt")
+            f"**/*.{suffix}"
+            for suffix in ("css", "html", "jinja", "js", "json", "model", "txt", "typed")
         ]
     },
     install_requires=[
@@ -29,7 +30,6 @@ setup(
         "flax>=0.12.8",
         "gguf>=0.19",
         "huggingface_hub>=1.0",
-        "immutabledict>=4.2",
         "jax>=0.10.2",
         "jaxtyping>=0.3",
         "jinja2>=3.1",
@@ -45,18 +45,20 @@ setup(
         "safetensors>=0.5",
         "scipy>=1.13",
         "sentencepiece>=0.2.1",
-        "seqio>=0.0.20",
-        "tensorboard>=2.20",
-        "tensorflow>=2.20",
-        "tensorflow-datasets>=4.9.9",
         "tensorstore>=0.1.70",
         "tokenizers>=0.21",
         "tqdm>=4.66",
     ],
     extras_require={
+        # Mixtures and TFDS data sets; the world and files of comparisons need none of them.
+        "data": ["seqio>=0.0.20", "tensorflow>=2.20", "tensorflow-datasets>=4.9.9"],
+        # gs:// paths where TensorFlow, which reads them too, is not installed.
+        "gcs": ["etils[epath-gcs]>=1.9"],
+        "tensorboard": ["tensorboard>=2.20"],
         "tpu": ["jax[tpu]>=0.10.2; sys_platform == 'linux'"],
         "cuda": ["jax[cuda12]>=0.10.2; sys_platform == 'linux'"],
         "test": [
+            "datasets>=4.0",
             "hypothesis>=6.100",
             "import-linter>=2.17",
             "ipykernel>=6.29",
@@ -64,6 +66,7 @@ setup(
             "mypy>=1.15",
             "nbclient>=0.10",
             "nbformat>=5.10",
+            "pandas>=2.2",
             "psutil>=6",
             "pytest>=8.3",
             "pytest-timeout>=2.3",

@@ -26,9 +26,15 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import seqio  # noqa: E402  (the log level must be set before TensorFlow is imported)
-import tensorflow as tf  # noqa: E402
-import tensorflow_datasets as tfds  # noqa: E402
+try:  # the log level must be set before TensorFlow is imported
+    import seqio
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+except ModuleNotFoundError as error:
+    raise ValueError(
+        f"mixtures and TFDS data sets need seqio and TensorFlow ({error}): "
+        'pip install "grm_jax[data]"'
+    ) from error
 
 from grm_jax.data import sft, world  # noqa: E402
 from grm_jax.data.comparisons import convert, read_comparisons  # noqa: E402

@@ -248,3 +248,13 @@ def test_world_alone_needs_no_tensorflow():
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert spct_tiny.get_config().data.judging == "world"
+
+
+def test_a_mixture_without_seqio_fails_with_the_command_that_installs_it(config, monkeypatch):
+    import grm_jax.data
+
+    monkeypatch.setitem(sys.modules, "seqio", None)
+    monkeypatch.delitem(sys.modules, "grm_jax.data.mixtures")
+    monkeypatch.delattr(grm_jax.data, "mixtures")
+    with pytest.raises(ValueError, match=r'need seqio .*: pip install "grm_jax\[data\]"'):
+        sources.judging(config)
