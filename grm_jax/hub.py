@@ -8,6 +8,7 @@ are needed are downloaded, and none of a format that runs code (.bin, .pt, .pkl,
 import dataclasses
 import functools
 import json
+import logging
 import re
 import shutil
 import sys
@@ -15,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 INDEX = "model.safetensors.index.json"
 # Tokenizer files of a model folder: vocabulary, chat format, generation settings.
@@ -78,18 +81,18 @@ def pinned(name: HubName) -> str:
     return f"{name.repo}@{listing(name).commit}{file}"
 
 
-def download_model(name: HubName, weights: bool = True) -> Path:
+def download_model(name: HubName, weights: bool = True, quiet: bool = False) -> Path:
     """Returns the local folder of a model, or its file if the name has one.
 
-    weights: False downloads only the small files: tokenizer, config, metadata.
+    weights: False downloads only the small files: tokenizer, config, metadata.  quiet: no bar.
     Raises FileNotFoundError, in one line, for what is missing, gated or not reachable.
     """
     found = listing(name)
     if name.file:
-        return download(name, [name.file]) / name.file
+        return download(name, [name.file], quiet) / name.file
     folder = download(name, [file for file in SMALL_FILES if file in found.sizes], quiet=True)
     if weights:
-        download(name, _weight_files(name, folder, found))
+        download(name, _weight_files(name, folder, found), quiet)
     return folder
 
 
@@ -133,6 +136,9 @@ def download(name: HubName, files: Sequence[str], quiet: bool = False) -> Path:
     if missing := [file for file in files if not (folder / file).exists()]:
         size = sum(found.sizes[file] for file in missing)
         _check_space(name, size)
+        if not quiet:
+            counts = name.repo, found.commit[:12], len(missing), size / 1e9, cache
+            log.info("downloading %s@%s: %d files, %.2f GB, to %s", *counts)
         with _one_line(name):
             snapshot_download(
                 name.repo,
@@ -169,18 +175,16 @@ def _check_space(name: HubName, size: int) -> None:
 
 def _bar(quiet: bool) -> type:
     """The progress bar of a download: on a slice, process 0 shows one."""
-    from tqdm import tqdm
+    from huggingface_hub.utils import tqdm
 
     jax = sys.modules.get("jax")  # importing it would start it before the platform is chosen
     others = jax and jax.distributed.is_initialized() and jax.process_index() != 0
-    hide = quiet or others
 
-    class Bar(tqdm):
+    class Hidden(tqdm):
         def __init__(self, *args: Any, **options: Any) -> None:
-            options.pop("name", None)
-            super().__init__(*args, **(options | {"disable": True} if hide else options))
+            super().__init__(*args, **(options | {"disable": True}))
 
-    return Bar
+    return Hidden if quiet or others else tqdm
 
 
 # ---------------------------------------------------------------- the listing of a revision

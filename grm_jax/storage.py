@@ -75,7 +75,7 @@ def hub_name(path: PathLike) -> hub.HubName | None:
     return None if Path(path).expanduser().exists() else hub.parse(str(path))
 
 
-def fetch(path: PathLike, weights: bool = True) -> Path:
+def fetch(path: PathLike, weights: bool = True, quiet: bool = False) -> Path:
     """Returns the local path of a file or folder.
 
     A bucket's is downloaded whole, once per process, to the machine's temporary folder. A model on
@@ -84,13 +84,14 @@ def fetch(path: PathLike, weights: bool = True) -> Path:
     Args:
       path: local, gs://..., or a hub name "ORG/MODEL[@REVISION][/FILE.gguf]".
       weights: False skips the weights of a hub model: its tokenizer and metadata alone.
+      quiet: shows no progress bar.
 
     Raises:
       FileNotFoundError: a bucket path or hub name that does not exist or is not accessible, in one
         line that says what to do.
     """
     if name := hub_name(path):
-        return hub.download_model(name, weights)
+        return hub.download_model(name, weights, quiet)
     return _fetch_from_bucket(str(path)) if is_remote(path) else Path(path).expanduser()
 
 

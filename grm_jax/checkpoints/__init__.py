@@ -1,11 +1,12 @@
 """Loads Hugging Face folders, DeepMind's Flax checkpoints and GGUF files; saves folders.
 
+A path may be a name on the Hugging Face Hub: `load("google/gemma-2-2b-it@main")`.
+
 `tensor_map.py` is the one table of tensor names and axis orders. A reader per format offers its
 tensors by name; `loading.py` reads them into a sharded model.
 """
 
 import os
-from pathlib import Path
 from typing import Any
 
 from grm_jax.checkpoints.loading import check_names, load_model
@@ -14,6 +15,7 @@ from grm_jax.checkpoints.tensor_map import tensor_map
 from grm_jax.checkpoints.tensors import Reader
 from grm_jax.models.config import TransformerConfig
 from grm_jax.models.transformer import Transformer
+from grm_jax.storage import fetch
 
 __all__ = ["check", "copy_tokenizer", "load", "open_checkpoint", "save"]
 
@@ -26,11 +28,13 @@ FORMATS = (
 def open_checkpoint(path: str | os.PathLike[str]) -> Reader:
     """Opens a checkpoint: a folder with config.json, a DeepMind Flax checkpoint, or a .gguf file.
 
+    path: local, in a bucket, or a hub name; see `storage.fetch`.
+
     Raises:
-      FileNotFoundError: the path does not exist.
+      FileNotFoundError: the path does not exist, or the hub name is not accessible.
       ValueError: none of these formats.
     """
-    path = Path(path).expanduser()
+    path = fetch(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give {FORMATS}")
     if (path / "config.json").exists():

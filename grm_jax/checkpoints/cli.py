@@ -34,7 +34,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: grm convert gemma-3-270m.gguf gemma-3-270m --dtype float32",
     )
     add = parser.add_argument
-    add("src", help="a Hugging Face folder, a DeepMind Flax checkpoint, or a .gguf file")
+    add(
+        "src",
+        help="a Hugging Face folder, a DeepMind Flax checkpoint, a .gguf file, or a name on the "
+        "Hugging Face Hub: ORG/MODEL[@REVISION][/FILE.gguf]",
+    )
     add("dst", help="the folder to write: config.json, *.safetensors, tokenizer files")
     add("--dtype", choices=DTYPES, default="keep", help="of the written weights (keep: as in SRC)")
     add(
@@ -42,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"the model, if SRC does not determine it: {', '.join(CONFIGS)}",
     )
-    add("--tokenizer", metavar="PATH", help="a folder or file, if SRC has no tokenizer")
+    add("--tokenizer", metavar="PATH", help="a folder, file or hub name, if SRC has no tokenizer")
     add("--file-gb", type=float, default=5.0, metavar="GB", help="size limit of one file (5)")
     add("--overwrite", action="store_true", help="replace weights that DST already holds")
     add("--quiet", action="store_true", help="no progress bar")
@@ -54,7 +58,7 @@ def convert(
     dst: str | os.PathLike[str],
     dtype: str = "keep",
     config: str | None = None,
-    tokenizer: str | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
     max_file_bytes: int = 5 << 30,
     overwrite: bool = False,
     bar: bool = False,
@@ -65,10 +69,13 @@ def convert(
 
     from grm_jax.checkpoints import copy_tokenizer, load, open_checkpoint, save
     from grm_jax.models import get_config
+    from grm_jax.storage import fetch
 
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}")
-    src, dst = Path(src).expanduser(), Path(dst).expanduser()
+    src, dst = fetch(src, quiet=not bar), Path(dst).expanduser()
+    if tokenizer:
+        tokenizer = fetch(tokenizer, weights=False)
     if dst.exists() and src.resolve() == dst.resolve():
         raise ValueError(f"{dst} is both the source and the destination: give another folder")
     columns = (

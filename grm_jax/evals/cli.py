@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
         help="folder for verdicts, results.json, results.md and results.html (default eval/JUDGE)",
     )
     judge = p.add_mutually_exclusive_group(required=True)
-    judge.add_argument("--model", help="model folder, checkpoint or GGUF file; resumable")
+    judge.add_argument("--model", help="model folder, checkpoint, GGUF file or hub name; resumable")
     judge.add_argument(
         "--judge", choices=CONTENT_BLIND, help="a content-blind baseline instead of a model"
     )

@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("input", help="JSONL file (or one JSON array) of comparisons")
     p.add_argument("output", help="JSONL file to write; an unfinished run is in OUTPUT.part")
-    p.add_argument("--model", required=True, help="model folder, DeepMind checkpoint or GGUF file")
+    p.add_argument("--model", required=True, help="model folder, checkpoint, GGUF file or hub name")
     p.add_argument(
         "--format",
         choices=sorted(LAYOUTS),

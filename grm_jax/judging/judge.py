@@ -95,6 +95,7 @@ class Judge:
         """Loads a judge from a model folder or checkpoint with its tokenizer.
 
         Args:
+          path: a folder or file, or a name on the Hugging Face Hub, ORG/MODEL[@REVISION].
           meta_rm: a meta reward model, a path of the same kind.
           mesh: None for one device.
           template: see `Judge`; by default the one in the folder's judge.json, else "grm".

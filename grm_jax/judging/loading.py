@@ -8,7 +8,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from grm_jax import checkpoints
+from grm_jax import checkpoints, hub, storage
 from grm_jax.checkpoints.gguf_file import GgufFile
 from grm_jax.judging.expected import ExpectedScores, model_log_probs
 from grm_jax.judging.meta import MetaRM
@@ -28,7 +28,7 @@ class LoadOptions:
 
     Attributes:
       dtype: of parameters and computation.
-      tokenizer: a folder or file, if the model's folder has none.
+      tokenizer: a folder, file or hub name, if the model's folder has none.
       meta_template: template of the meta reward model, if not the one of its training.
       prompt_slots, rows: bounds of the sampler's batch; by default as much as memory holds.
     """
@@ -48,7 +48,8 @@ def judge_arguments(
     options: LoadOptions | None = None,
 ) -> dict[str, Any]:
     """Loads the arguments of `Judge`; see `Judge.load`."""
-    options = options or LoadOptions()
+    options, name = options or LoadOptions(), model_name(path)
+    path = storage.fetch(path)
     metadata = JudgeMetadata.load(path)
     family = str(template or metadata.template)
     model, tokenizer = _load_model(path, mesh, options.dtype, options.tokenizer)
@@ -61,7 +62,7 @@ def judge_arguments(
         else load_meta_rm(meta_rm, mesh, options.meta_template, options.dtype, family),
         "expected": ExpectedScores(model_log_probs(model, mesh), tokenizer),
         "context": model.cfg.max_length,
-        "name": model_name(path),
+        "name": name,
         "max_new_tokens": metadata.max_new_tokens,
     }
 
@@ -77,12 +78,12 @@ def load_meta_rm(
 
     template: by default the one in its meta_rm.json, else the one for judges of `family`.
     """
+    name = model_name(path)
+    path = storage.fetch(path)
     metadata = MetaRMMetadata.load(path)
     model, tokenizer = _load_model(path, mesh, dtype)
     template = template or metadata.template or meta_template(family, metadata.likelihood)
-    return MetaRM(
-        model, tokenizer, template, mesh, name=model_name(path), likelihood=metadata.likelihood
-    )
+    return MetaRM(model, tokenizer, template, mesh, name=name, likelihood=metadata.likelihood)
 
 
 def _load_model(
@@ -101,7 +102,7 @@ def load_tokenizer(path: str | Path, tokenizer: str | Path | None = None) -> tok
     """
     if tokenizer is not None:
         return tokenizers.load(tokenizer)
-    path = Path(path).expanduser()
+    path = storage.fetch(path)
     folder = path if path.is_dir() else path.parent
     try:
         return tokenizers.load(folder)
@@ -129,7 +130,13 @@ def check_vocabulary(tokenizer: tokenizers.Tokenizer, cfg: TransformerConfig) ->
 
 
 def model_name(path: str | Path) -> str:
-    """Returns "folder@fingerprint", the name of a model in output rows."""
+    """Returns the name of a model in output rows.
+
+    "FOLDER@FINGERPRINT", or "ORG/MODEL@COMMIT" on the Hugging Face Hub: a name that can be loaded
+    again, and always means the same weights.
+    """
+    if name := storage.hub_name(path):
+        return hub.pinned(name)
     path = Path(path).expanduser().resolve()
     return f"{path.name}@{fingerprint(path)}"
 

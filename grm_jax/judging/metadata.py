@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import ClassVar, Self
 
+from grm_jax.storage import fetch
 from grm_jax.text import rendering
 
 
@@ -23,9 +24,9 @@ class _Metadata:
     def load(cls, folder: str | Path) -> Self:
         """Reads the file in a model folder; the defaults if there is none, also for a GGUF file.
 
-        Raises ValueError for a file that does not hold these fields.
+        folder: see `storage.fetch`. Raises ValueError for a file that does not hold these fields.
         """
-        file = Path(folder).expanduser() / cls.FILE
+        file = fetch(folder, weights=False) / cls.FILE
         if not file.is_file():
             return cls()
         try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from grm_jax.hub import TOKENIZER_FILES
+from grm_jax.storage import fetch
 from grm_jax.text import chat
 from grm_jax.text.backends import CONTROL, Backend, SentencePiece, TokenizerJson
 
@@ -192,13 +193,13 @@ class Tokenizer:
 
 
 def load(path: str | Path) -> Tokenizer:
-    """Loads the tokenizer of a model folder, a `.model` or a `.json` file.
+    """Loads the tokenizer of a model folder, a `.model` or a `.json` file, or of a hub name.
 
     In a folder with both files the SentencePiece model is used (ten times faster, the same ids),
     unless the folder's settings add tokens to it.
     Raises FileNotFoundError that names the missing files, or ValueError for an invalid file.
     """
-    path = Path(path).expanduser()
+    path = fetch(path, weights=False)
     folder = path if path.is_dir() else path.parent
     config = chat.read_json(folder / "tokenizer_config.json")
     files = [path]

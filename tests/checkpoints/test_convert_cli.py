@@ -20,6 +20,21 @@ def test_converting_a_folder_preserves_every_byte(tmp_path, capsys):
     assert "loading" in log and "saving" in log and "parameters" in log
 
 
+def test_a_hub_name_is_converted_without_its_pickles(hub, tmp_path, capsys):
+    source = write_folder(tmp_path / "in", GEMMA2, tensors(GEMMA2), files=2)
+    (source / "tokenizer.model").write_bytes(b"tokenizer")
+    (source / "pytorch_model.bin").write_bytes(b"pickle")
+    hub.add("org/model", source)
+    assert main(["convert", "org/model", str(tmp_path / "out"), "--quiet"]) == 0
+    assert raw(tmp_path / "out") == raw(source) and capsys.readouterr().err == ""
+    assert (tmp_path / "out/tokenizer.model").read_bytes() == b"tokenizer"
+    assert "pytorch_model.bin" not in hub.downloads()
+    assert main(["convert", "org/no-model", str(tmp_path / "out"), "--quiet"]) == 1
+    error = capsys.readouterr().err
+    assert "org/no-model is neither a local path nor a model on" in error
+    assert error.count("\n") == 1
+
+
 def test_options_dtype_file_gb_and_tokenizer(tmp_path, capsys):
     source = write_folder(tmp_path / "in", GEMMA2, tensors(GEMMA2, dtype=np.float32))
     (tmp_path / "tokenizer.model").write_bytes(b"tokenizer")

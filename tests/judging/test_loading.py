@@ -220,6 +220,26 @@ def test_command_line_from_folders(folders, tmp_path, capsys):
     assert "nothing" not in capsys.readouterr().err
 
 
+def test_hub_names_load_the_same_judge_and_pin_its_commit(hub, folders, tmp_path):
+    path, meta, template = folders
+    commits = [hub.add(f"org/{folder.name}", folder) for folder in (path, meta)]
+    row = {"query": COMPARISONS[1].query, "responses": COMPARISONS[1].responses}
+    (tmp_path / "in.jsonl").write_text(json.dumps(row))
+
+    def run(model, meta_rm):
+        output = tmp_path / "out.jsonl"
+        argv = [tmp_path / "in.jsonl", output, "--model", model, "--meta_rm", meta_rm, "--quiet"]
+        argv += ["--template", template, "--k", 2, "--max_new_tokens", 4, "--dtype", "float32"]
+        assert cli.main([*map(str, argv), "--overwrite"]) == 0
+        return json.loads(output.read_text())
+
+    by_name, by_path = run("org/judge", "org/meta"), run(path, meta)
+    names = [f"org/{folder.name}@{commit}" for folder, commit in zip((path, meta), commits)]
+    assert [by_name["model"], by_name["meta_rm"]] == names
+    assert by_name["critiques"] == by_path["critiques"]
+    assert loading.model_name(names[0]) == names[0]  # loads again, by the output's own name
+
+
 def test_fingerprints_depend_on_the_folders_content(folders, tmp_path):
     first = loading.model_name(folders[0])
     assert first == loading.model_name(str(folders[0])) and first.startswith("judge@")
