@@ -23,9 +23,7 @@ _BATCH = "(default: as much as memory holds)"
 def add_judging_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that `options_from` and `judge_from` read, except --model."""
     model = parser.add_argument_group("models")
-    model.add_argument(
-        "--tokenizer", help="folder, file or hub name, if the model's folder has none"
-    )
+    model.add_argument("--tokenizer", help="folder, file or hub name, if the model has none")
     model.add_argument("--meta_rm", help="meta reward model that selects the critiques that vote")
     model.add_argument(
         "--template",
