@@ -77,19 +77,33 @@ def judged_row(comparison: Comparison, verdict: Verdict, line: int | str, run: R
       run: the fields that the rows of a run share (`run.row_fields`).
     """
     label = list(comparison.label) if isinstance(comparison.label, tuple) else comparison.label
-    texts = {
+    row = _verdict_row(verdict, line, comparison.n, label)
+    return row | _texts(comparison) | run | {"error": None}
+
+
+def _texts(comparison: Comparison) -> Row:
+    return {
         "query": comparison.query,
         "responses": list(comparison.responses),
         "reference": comparison.reference,
         "meta": comparison.meta,
     }
-    return _verdict_row(verdict, line, comparison.n, label) | texts | run | {"error": None}
 
 
-def error_row(line: int | str, reason: str, run: Row, id: str | None = None) -> Row:
-    """Returns the output row of an input row that could not be judged."""
+def error_row(
+    line: int | str,
+    reason: str,
+    run: Row,
+    id: str | None = None,
+    comparison: Comparison | None = None,
+) -> Row:
+    """Returns the output row of an input row that could not be judged.
+
+    comparison: what was parsed of the input row; the row has its texts.
+    """
     row = _verdict_row(Verdict(id, (), None, (), unparsed=0), line, 0, None)
-    return row | run | {"template": None, "error": {"line": line, "reason": reason}}
+    texts = _texts(comparison) if comparison else {}
+    return row | texts | run | {"template": None, "error": {"line": line, "reason": reason}}
 
 
 def _verdict_row(verdict: Verdict, line: int | str, n: int, label: Any) -> Row:

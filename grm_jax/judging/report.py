@@ -1,77 +1,130 @@
 """`grm report OUT.jsonl -o report.html`: judged comparisons as one self-contained HTML page.
 
-The page contains its data as JSON, its style and its script. A Content-Security-Policy allows these
-two by their hashes, and no network. The script inserts every text as text, so nothing in a query, a
-response or a critique is ever markup.
+`grm report A.jsonl B.jsonl` shows two runs of one input side by side. The page contains its data,
+its style and its script. A Content-Security-Policy allows these two by their hashes, and no
+network. The script builds elements and inserts every text as text, so nothing in a query, a
+response or a critique is ever markup of the page.
 """
 
 import argparse
 import base64
 import hashlib
 import html
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from grm_jax.commands import run_command
-from grm_jax.judging import summary
+from grm_jax.data.comparisons import read_rows
+from grm_jax.data.records import read_records
 from grm_jax.judging.codec import Row, read_judged_rows
-from grm_jax.judging.votes import VOTES
+from grm_jax.judging.report_data import Run, page_data, strict_json
 from grm_jax.storage import write_atomic
 
 PAGE = Path(__file__).parent / "page"
-SCRIPTS = ("elements.js", "comparison.js", "report.js")
-# Fields of a row that the page shows.
-FIELDS = (
-    *("id", "line", "n", "label", "scores", "best", "tie", "votes", "unparsed", "kept"),
-    *("critiques", "query", "responses", "reference", "error", "vote"),
+SCRIPTS = (
+    *("elements.js", "markdown.js", "address.js", "critiques.js", "comparison.js"),
+    *("overview.js", "report.js"),
 )
-ERROR_FIELDS: dict[str, Any] = {
-    "credit": None,
-    "margin": 0,
-    "all_unparsed": False,
-    "labelled_best": [],
-    "critiques": [],
-    "tie": False,
-}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `grm report`; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="grm report", description="Makes one HTML page of the output of `grm judge`."
+        prog="grm report",
+        description="Makes one HTML page of the output of `grm judge`, or of two outputs for one "
+        "input side by side.",
     )
-    parser.add_argument("rows", help="OUT.jsonl of grm judge, or the OUT.jsonl.part of a run")
+    parser.add_argument(
+        "rows",
+        nargs="+",
+        metavar="OUT.jsonl",
+        help="output of grm judge, or the OUT.jsonl.part of a run; a second one to compare with",
+    )
     parser.add_argument(
         "-o", "--output", default="report.html", help="page to write (default report.html)"
     )
-    parser.add_argument("--title", default="Judged comparisons")
-    parser.add_argument("--limit", type=int, help="show the first rows only")
+    parser.add_argument("--title", help="title of the page")
+    parser.add_argument(
+        "--limit", type=int, help="the page holds the first rows only; its rates are of all rows"
+    )
+    parser.add_argument(
+        "--input",
+        help="the file that was judged: counts the rows that are missing, and shows the records "
+        "of error rows",
+    )
     args = parser.parse_args(argv)
     return run_command("grm report", lambda: write_report(args))
 
 
 def write_report(args: argparse.Namespace) -> int:
     """Writes the page of the arguments."""
-    rows = list(read_judged_rows(args.rows))[: args.limit]
-    text = page(rows, args.title, Path(args.rows).name)
+    if len(args.rows) > 2:
+        raise ValueError(f"{len(args.rows)} outputs: give one, or two to compare")
+    if args.limit is not None and args.limit < 1:
+        raise ValueError(f"--limit {args.limit}: give 1 or more rows")
+    runs = [load_run(path, args.input) for path in args.rows]
+    title = args.title or ("Judged comparisons" if len(runs) == 1 else "Two runs side by side")
+    text = page_of_runs(runs, title, args.limit)
     write_atomic(args.output, text)
-    print(f"{args.output}: {len(rows)} rows, {len(text) / 1e6:.1f} MB", file=sys.stderr)
+    counts = " and ".join(f"{len(run.rows):,}" for run in runs)
+    print(f"{args.output}: {counts} rows, {len(text) / 1e6:.1f} MB", file=sys.stderr)
+    for run in runs:
+        if run.state:
+            print(f"{run.name}: {run.state}", file=sys.stderr)
     return 0
+
+
+def load_run(path: str, source: str | None = None) -> Run:
+    """Loads an output of `grm judge`. source: the file that was judged."""
+    rows = list(read_judged_rows(path))
+    records, total = input_records(source, rows) if source else ({}, None)
+    of_all = f" of {total:,}" if total is not None else ""
+    if path.endswith(".part"):
+        state = f"unfinished run: {len(rows):,}{of_all} rows so far"
+    elif not ends_with_newline(path):
+        state = f"the file is cut off after {len(rows):,}{of_all} rows"
+    elif total is not None and len(rows) < total:
+        state = f"{len(rows):,}{of_all} rows of the input were judged"
+    else:
+        state = ""
+    return Run(rows, Path(path).name, state, records)
+
+
+def ends_with_newline(path: str) -> bool:
+    """Whether the last line of a file is complete; an empty file has none."""
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - 1))
+        return file.read() in (b"\n", b"")
+
+
+def input_records(source: str, rows: Sequence[Row]) -> tuple[dict[str, Any], int]:
+    """Returns the input's records of error rows, by line, and its number of comparisons.
+
+    Raises:
+      ValueError: the rows have lines that the input lacks, so it is another file.
+    """
+    numbers = [str(row.number) for row in read_rows(source)]
+    if unknown := {str(row["line"]) for row in rows}.difference(numbers):
+        raise ValueError(
+            f"--input {source} has no row {min(unknown)}: name the file that was judged"
+        )
+    errors = {str(row["line"]) for row in rows if row.get("error")}
+    lines = {str(record.number): record.fields for record in read_records(source)}
+    records = {line: lines.get(line.partition(".")[0]) for line in errors}
+    return {line: fields for line, fields in records.items() if fields}, len(numbers)
 
 
 def page(rows: Sequence[Row], title: str = "Judged comparisons", source: str = "") -> str:
     """Returns the HTML page for rows of `grm judge`. source: name of their file."""
-    data = {
-        "title": title,
-        "run": run_text(rows, source),
-        "summary": summary.summarise(rows),
-        "curve": summary.accuracy_by_k(rows),
-        "labels": {name: rule.label for name, rule in VOTES.items()},
-        "rows": [row_data(row) for row in rows],
-    }
+    return page_of_runs([Run(rows, source)], title)
+
+
+def page_of_runs(runs: Sequence[Run], title: str, limit: int | None = None) -> str:
+    """Returns the HTML page for one run, or for two runs side by side; see `page_data`."""
+    data = page_data(runs, title, limit)
     style = (PAGE / "report.css").read_text(encoding="utf-8")
     script = "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     values = {
@@ -92,60 +145,12 @@ def page(rows: Sequence[Row], title: str = "Judged comparisons", source: str = "
 
 
 def embedded(data: Any) -> str:
-    """Returns JSON that is safe in a script element: nothing in it ends the element or the line."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
+    """Returns ASCII JSON that is safe in a script element: nothing in it ends the element."""
+    text = strict_json(data)
+    for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
 
 
 def _csp_hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def row_data(row: Row) -> dict[str, Any]:
-    """Returns the fields of a row that the page shows, with its grade, flip, margin and votes."""
-    data = {name: row.get(name) for name in FIELDS}
-    if row.get("error"):
-        return data | ERROR_FIELDS
-    all_unparsed = summary.all_unparsed(row)
-    ranked = sorted(row["scores"], reverse=True)
-    labelled_best = [False] * row["n"]
-    if row["n"] > 1 and row["label"] is not None:
-        label = row["label"]
-        labelled_best = [
-            label == i if isinstance(label, int) else label[i] == max(label)
-            for i in range(row["n"])
-        ]
-    return data | {
-        "credit": None if all_unparsed and row["n"] == 1 else summary.grade(row),
-        "flip": summary.flipped(row),
-        "margin": ranked[0] - ranked[1] if len(ranked) > 1 else ranked[0],
-        "all_unparsed": all_unparsed,
-        "labelled_best": labelled_best,
-        "votes_by_k": summary.votes_by_k(row),
-        "scale": scale_of(row),
-    }
-
-
-def scale_of(row: Row) -> tuple[float, float]:
-    """Returns the scale of a row's scores: 1 to 10, or 0 to 1 for a binary or choice template."""
-    values = {score for critique in row["critiques"] for score in critique["scores"] or ()}
-    return (0, 1) if values and values <= {0, 1} else (1, 10)
-
-
-def run_text(rows: Sequence[Row], source: str) -> str:
-    """Returns one line about the run: model, template, k, temperature, seed, file."""
-    judged = next((row for row in rows if not row.get("error")), None)
-    if judged is None:
-        return source
-    parts = [
-        f"model {judged['model']}",
-        f"template {judged['template']}",
-        f"meta {judged['meta_rm']}" if judged.get("meta_rm") else "",
-        f"k = {judged['k']}",
-        f"temperature {judged['temperature']:g}",
-        f"seed {judged['seed']}",
-        source,
-    ]
-    return " · ".join(filter(None, parts))

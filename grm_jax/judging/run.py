@@ -142,7 +142,8 @@ def judge_into(
     for row, result in _results(judge, remaining, options, config.chunk):
         if isinstance(result, Unjudged) or row.comparison is None:
             fields = row_fields(judge, options, identity, None)
-            record = codec.error_row(row.number, getattr(result, "reason", ""), fields, row.id)
+            reason = getattr(result, "reason", "")
+            record = codec.error_row(row.number, reason, fields, row.id, row.comparison)
         else:
             fields = row_fields(judge, options, identity, row.comparison)
             record = codec.judged_row(row.comparison, result, row.number, fields)

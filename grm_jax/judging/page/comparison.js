@@ -1,161 +1,160 @@
-// One comparison: query, responses, vote and critiques.
+// One comparison: query, responses, votes and critiques of one run or of two.
 
-function queryText(row) {
-  if (typeof row.query === "string") return row.query;
-  return (row.query || []).map((turn) => turn.content).join("\n");
+const LETTERS = ["A", "B"];
+const isPaired = data.runs.length > 1;
+const runName = (i) => (isPaired ? `${LETTERS[i]}: ${data.runs[i].name}` : "");
+
+function outcomeOf(side) {
+  if (!side) return ["", "no row"];
+  if (side.error) return ["bad", "error"];
+  if (side.all_unparsed) return ["bad", "all unparsed"];
+  if (side.tie) return ["mild", "tie"];
+  if (side.credit === 1) return ["good", "right"];
+  if (side.credit !== null) return ["bad", "wrong"];
+  return isPaired && side.best !== null ? ["", `chose ${side.best + 1}`] : null;
 }
-function outcomeBadge(row) {
-  if (row.error) return badge("bad", "error");
-  if (row.all_unparsed) return badge("bad", "all unparsed");
-  if (row.tie) return badge("mild", "tie");
-  if (row.credit === 1) return badge("good", "right");
-  return row.credit === null ? null : badge("bad", "wrong");
+function outcomeBadges(row) {
+  return row.sides.map((side, i) => {
+    const outcome = outcomeOf(side);
+    return outcome && badge(outcome[0], isPaired ? `${LETTERS[i]} ${outcome[1]}` : outcome[1]);
+  });
 }
 
-function querySection(row) {
+function comparisonElements(row, detail) {
+  const errors = row.sides.map((side, i) => {
+    if (!side || !side.error) return null;
+    const name = isPaired ? make("strong", { text: `Run ${LETTERS[i]}: ` }) : null;
+    return make("p", { class: "error" }, name, side.error);
+  });
+  return [
+    ...errors,
+    detail.query !== null && querySection(detail),
+    detail.record !== null && recordSection(detail.record),
+    detail.responses.length > 0 && responsesSection(row, detail),
+    voteSection(row, detail),
+    critiquesSection(row, detail),
+    detail.meta && metaSection(detail.meta),
+  ].filter(Boolean);
+}
+
+function querySection({ query, reference }) {
   const turn = (role, text) => div("turn", make("div", { class: "who", text: role }), prose(text));
-  const turns = typeof row.query === "string" ? [{ role: "user", content: row.query }] : row.query;
-  const reference = row.reference ? turn("reference answer", row.reference) : null;
-  return block("Query", ...turns.map((one) => turn(one.role, one.content)), reference);
+  const turns = typeof query === "string" ? [{ role: "user", content: query }] : query;
+  return block(
+    "Query",
+    ...turns.map((one) => turn(one.role, asText(one.content))),
+    reference ? turn("reference answer", reference) : null,
+  );
 }
+const asText = (value) => (typeof value === "string" ? value : JSON.stringify(value, null, 2));
+const recordSection = (record) =>
+  block(
+    "Record of the input",
+    make("pre", { class: "prose raw", text: JSON.stringify(record, null, 2), tabindex: "0" }),
+  );
+const metaSection = (meta) =>
+  make(
+    "details",
+    { class: "block" },
+    make("summary", { class: "quiet", text: "meta" }),
+    make("pre", { class: "prose raw", text: JSON.stringify(meta, null, 2), tabindex: "0" }),
+  );
 
-function responsesSection(row) {
-  const top = Math.max(...row.scores);
-  const [low, high] = row.scale;
-  const means = row.votes.mean || [];
-  const cards = row.responses.map((text, i) => {
-    const isTied = !row.all_unparsed && row.tie && row.scores[i] === top;
+function responsesSection(row, detail) {
+  const cards = detail.responses.map((text, i) => {
+    const lines = row.sides.map((side, run) => scoreLine(side, detail.sides[run], i, run));
     const header = make(
       "header",
       {},
       make("h3", { text: `Response ${i + 1}` }),
-      span("nums", row.all_unparsed ? "" : number(row.scores[i])),
-      row.best === i && badge("good", "chosen"),
-      isTied && badge("mild", "tied"),
-      row.labelled_best[i] && badge("", "label: best"),
+      detail.labelled_best[i] && badge("", "label: best"),
+      isPaired ? null : lines[0].line,
     );
-    const share = Math.max(0, Math.min(1, (means[i] - low) / (high - low || 1)));
-    const label = `mean score ${number(means[i])} on a scale of ${low} to ${high}`;
-    const body = make("p", { class: "prose", text, tabindex: "0" });
-    const scoreBar = means.length ? bar(share, label) : null;
-    return make("article", { class: "card", "--hue": hue(i) }, header, scoreBar, body);
+    const bars = isPaired ? lines.map(({ line, scoreBar }) => div("side-line", line, scoreBar)) : [];
+    const body = prose(text, { tabindex: "0", role: "group", "aria-label": `Response ${i + 1}` });
+    const scoreBar = isPaired ? null : lines[0].scoreBar;
+    return make("article", { class: "card", "--hue": hue(i) }, header, scoreBar, bars, body);
   });
-  return block(row.n > 1 ? "Responses" : "Response", div("responses", cards));
+  return block(detail.responses.length > 1 ? "Responses" : "Response", div("responses", cards));
+}
+// The score of a response by one run, and its mean score as a bar.
+function scoreLine(side, sideDetail, i, run) {
+  const line = div("score", isPaired && make("strong", { text: LETTERS[run] }));
+  if (!sideDetail) return { line, scoreBar: null };
+  if (!side.all_unparsed) {
+    const isTied = side.tie && side.scores[i] === Math.max(...side.scores);
+    const badges = [side.best === i && badge("good", "chosen"), isTied && badge("mild", "tied")];
+    line.append(span("nums", number(side.scores[i])), ...badges.filter(Boolean));
+  }
+  const means = sideDetail.votes.mean || [];
+  const [low, high] = sideDetail.scale;
+  const share = Math.max(0, Math.min(1, (means[i] - low) / (high - low || 1)));
+  const label = `mean score ${number(means[i])} on a scale of ${low} to ${high}`;
+  return { line, scoreBar: means.length ? bar(share, label) : null };
 }
 
-function voteSection(row) {
-  const count = row.critiques.length;
-  if (row.all_unparsed) {
-    return block(
-      "Vote",
-      make("p", { class: "quiet", text: `No critique of ${count} was parsed.` }),
-    );
-  }
-  const heads = row.responses.map((_, i) =>
-    make("th", { scope: "col", text: `Response ${i + 1}` }),
-  );
-  const lines = Object.entries(row.votes).map(([rule, scores]) => {
-    const name = (labels[rule] || rule) + (rule === row.vote ? " (decides)" : "");
+// The parts of each run beside each other; of a single run, that part alone.
+function beside(row, detail, build) {
+  const parts = row.sides.map((side, i) => {
+    const title = isPaired ? [make("h3", { text: runName(i) })] : [];
+    const parts = detail.sides[i] ? build(side, detail.sides[i], i) : [quiet("no verdict")];
+    return [...title, ...parts];
+  });
+  return isPaired ? [div("sides", ...parts.map((part) => div("run-side", ...part)))] : parts[0];
+}
+
+function voteSection(row, detail) {
+  if (detail.sides.every((side) => !side)) return null;
+  return block("Vote", ...beside(row, detail, voteElements));
+}
+function voteElements(side, { votes, vote, kept, votes_by_k, critiques, scale }) {
+  const count = critiques.length;
+  if (side.all_unparsed) return [quiet(`No critique of ${count} was parsed.`)];
+  const lines = Object.entries(votes).map(([rule, scores]) => {
+    const name = (data.labels[rule] || rule) + (rule === vote ? " (decides)" : "");
     const top = Math.max(...scores);
     const cells = scores.map((score) =>
       make("td", { class: score === top ? "won" : null, text: number(score) }),
     );
-    return make("tr", {}, make("th", { scope: "row", text: name }), cells);
+    return [name, ...cells];
   });
-  const head = make("thead", {}, make("tr", {}, make("th", { text: "vote" }), heads));
-  const table = make("table", { class: "votes" }, head, make("tbody", {}, lines));
+  const heads = side.scores.map((_, i) => `Response ${i + 1}`);
   const facts = [
-    `${count - row.unparsed} of ${count} critiques parsed`,
-    row.kept && `${row.kept.length} kept by the meta reward model`,
-    row.flip && "orders name different winners",
+    `${count - side.unparsed} of ${count} critiques parsed`,
+    kept && `${kept.length} kept by the meta reward model`,
+    side.flip && "orders name different winners",
   ];
-  return block(
-    "Vote",
+  const chart = votes_by_k.length > 1 ? votesByK(votes_by_k, scale, side.scores.length) : null;
+  return [
     make("p", { class: "quiet", text: facts.filter(Boolean).join(" · ") }),
-    div("split", div("scroll", table), row.votes_by_k.length > 1 ? votesByK(row) : null),
-  );
+    div("split", tableElement("votes", ["vote", ...heads], lines), chart),
+  ];
 }
-
 // The mean score of each response over the first k critiques.
-function votesByK(row) {
-  const [low, high] = row.scale;
-  const steps = row.votes_by_k;
-  const [width, height, left, right, bottom, top] = [460, 170, 30, 78, 24, 10];
-  const x = (k) => left + ((width - left - right) * (k - 1)) / (steps.length - 1);
-  const y = (s) => height - bottom - ((height - bottom - top) * (s - low)) / (high - low || 1);
+function votesByK(steps, [low, high], n) {
   const texts = steps.map(
     ({ k, means }) => `k=${k}: ${means.map(number).join(", ") || "unparsed"}`,
   );
-  const svg = draw("svg", {
-    viewBox: `0 0 ${width} ${height}`,
-    class: "by-k",
-    role: "img",
-    "aria-label": `mean score over the first k critiques: ${texts.join("; ")}`,
-  });
-  for (const s of [low, (low + high) / 2, high]) {
-    const axis = { x1: left, x2: width - right, y1: y(s), y2: y(s), class: "axis" };
-    svg.append(draw("line", axis), drawText(left - 6, y(s) + 4, +s.toFixed(1), undefined, "end"));
-  }
-  const every = Math.ceil(steps.length / 8);
-  steps.forEach(({ k }, i) => {
-    const isShown = i % every === 0 || i === steps.length - 1;
-    if (isShown) svg.append(drawText(x(k), height - 6, k, undefined, "middle"));
-  });
   const parsed = steps.filter((step) => step.means.length);
-  const ends = row.responses.map((_, i) => {
-    const points = parsed.map((step) => [x(step.k), y(step.means[i])]);
-    svg.append(drawLine(points, hue(i), i % 2 ? "6 3" : "none"));
-    return [points[points.length - 1][1], i];
+  const lines = Array.from({ length: n }, (_, i) => ({
+    name: `Response ${i + 1}`,
+    hue: hue(i),
+    points: parsed.map((step) => [step.k, step.means[i]]),
+  }));
+  return lineChart({
+    ...{ lines, low, high },
+    ks: steps.map((step) => step.k),
+    format: (value) => String(+value.toFixed(1)),
+    label: `mean score over the first k critiques: ${texts.join("; ")}`,
+    caption: "mean score over the first k critiques",
   });
-  ends.sort((a, b) => a[0] - b[0]);
-  ends.forEach((end, j) => {
-    if (j) end[0] = Math.max(end[0], ends[j - 1][0] + 12); // labels do not overlap
-    svg.append(drawText(width - right + 6, end[0] + 4, `Response ${end[1] + 1}`, hue(end[1])));
-  });
-  const caption = make("figcaption", { class: "quiet", text: "mean score over the first k" });
-  return make("figure", {}, caption, svg);
 }
 
-function critiquesSection(row) {
-  const elements = row.critiques.map((critique, i) => critiqueElement(row, critique, i));
-  return block(`Critiques (${row.critiques.length})`, ...elements);
-}
-function critiqueElement(row, critique, i) {
-  const isKept = row.kept ? row.kept.includes(i) : null;
-  const { scores, order, meta_score, expected_scores: expected } = critique;
-  const summary = make(
-    "summary",
-    {},
-    make("strong", { text: `#${critique.sample + 1}` }),
-    span("nums", scores ? scores.map(number).join(" : ") : ""),
-    critique.status !== "ok" && badge("bad", critique.status.replace(/_/g, " ")),
-    row.n > 1 && quiet(`shown as ${order.map((index) => index + 1).join(", ")}`),
-    meta_score !== null && span("quiet nums", `meta ${meta_score.toFixed(2)}`),
-    isKept !== null && badge(isKept ? "good" : "", isKept ? "kept" : "not kept"),
-    expected && span("quiet nums", `expected ${expected.map(number).join(" : ")}`),
-    quiet(`${critique.tokens} tokens`),
+function critiquesSection(row, detail) {
+  const counts = detail.sides.map((side) => (side ? side.critiques.length : 0));
+  if (!Math.max(...counts)) return null;
+  const lists = beside(row, detail, (side, sideDetail, i) =>
+    critiqueList(sideDetail, side.scores.length, LETTERS[i]),
   );
-  const inner = div("inner");
-  const className = isKept === false ? "critique dropped" : "critique";
-  const details = make("details", { class: className, open: i ? null : "" }, summary, inner);
-  const fillOnce = () => inner.childNodes.length || inner.append(...critiqueBody(critique));
-  if (i === 0) fillOnce();
-  details.addEventListener("toggle", fillOnce);
-  return details;
-}
-function critiqueBody(critique) {
-  const parts = [];
-  if (critique.principles.length) {
-    parts.push(make("h3", { text: "Principles" }), ...critique.principles.map(principleElement));
-  }
-  if (critique.analysis) parts.push(make("h3", { text: "Analysis" }), prose(critique.analysis));
-  const text = make("pre", { class: "prose raw", text: critique.text });
-  const title = make("summary", { class: "quiet", text: "full text" });
-  return [...parts, make("details", { open: parts.length ? null : "" }, title, text)];
-}
-function principleElement({ name, weight, description }) {
-  const text = weight === null ? "no weight" : `${number(weight)}%`;
-  const title = div("name", make("span", { text: name }), " ", span("quiet nums", text));
-  const left = make("div", {}, title, bar((weight || 0) / 100, `weight ${text}`));
-  return div("principle", left, make("div", { class: "description", text: description }));
+  return block(`Critiques (${counts.join(" and ")})`, ...lists);
 }

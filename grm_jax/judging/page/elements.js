@@ -1,7 +1,8 @@
 "use strict";
 // Building blocks of the page. All data is inserted by textContent: no query, response or critique
-// is ever markup.
+// is ever markup of the page.
 
+const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 const hue = (i) => `var(--r${i % 6})`;
 const isMissing = (x) => x === null || x === undefined || x === false;
@@ -27,7 +28,6 @@ const span = (className, text) => make("span", { class: className, text });
 const badge = (kind, text) => span(`badge ${kind}`.trim(), text);
 const quiet = (text) => span("quiet", text);
 const div = (className, ...children) => make("div", { class: className }, ...children);
-const prose = (text) => make("p", { class: "prose", text });
 const block = (title, ...children) =>
   make("section", { class: "block" }, make("h2", { text: title }), ...children);
 
@@ -35,7 +35,22 @@ const block = (title, ...children) =>
 function bar(share, label) {
   const fill = make("i");
   fill.style.width = `${100 * share}%`;
-  return make("div", { class: "bar", role: "img", title: label, "aria-label": label }, fill);
+  return make("div", { class: "bar", role: "img", "aria-label": label }, fill);
+}
+
+// A table in a box that scrolls sideways. rows: arrays of cells, the first of which is a heading.
+function tableElement(className, headings, rows) {
+  const head = headings.map((text) => make("th", { scope: "col", text }));
+  const body = rows.map(([name, ...cells]) =>
+    make(
+      "tr",
+      {},
+      make("th", { scope: "row" }, name),
+      cells.map((cell) => (cell instanceof Node ? cell : make("td", { text: cell }))),
+    ),
+  );
+  const parts = [make("thead", {}, make("tr", {}, head)), make("tbody", {}, body)];
+  return div("scroll", make("table", { class: className }, parts));
 }
 
 // An SVG element.
@@ -64,19 +79,40 @@ function drawLine(points, colour, dashes = "none") {
   });
 }
 
-// A line without axes, with its highest and lowest value.
-function sparkline(values, label) {
-  const low = Math.min(...values);
-  const high = Math.max(...values);
-  const points = values.map((value, i) => [
-    4 + (136 * i) / (values.length - 1),
-    26 - (22 * (value - low)) / (high - low || 1),
-  ]);
-  return draw(
-    "svg",
-    { viewBox: "0 0 190 30", role: "img", "aria-label": label },
-    drawLine(points, "var(--accent)"),
-    drawText(146, 10, percent(high)),
-    low === high ? "" : drawText(146, 28, percent(low)),
-  );
+// A chart of lines over k with its axis, each line labelled at its end.
+// lines: [{name, hue, points: [[k, value], ...]}]; low, high: the ends of the axis.
+function lineChart({ lines, ks, low, high, format, label, caption }) {
+  const [width, height, left, right, bottom, top] = [460, 170, 40, 78, 24, 10];
+  const last = ks[ks.length - 1];
+  const x = (k) => left + ((width - left - right) * (k - ks[0])) / (last - ks[0] || 1);
+  const y = (s) => height - bottom - ((height - bottom - top) * (s - low)) / (high - low || 1);
+  const svg = draw("svg", {
+    viewBox: `0 0 ${width} ${height}`,
+    class: "by-k",
+    role: "img",
+    "aria-label": label,
+  });
+  for (const s of [low, (low + high) / 2, high]) {
+    const axis = { x1: left, x2: width - right, y1: y(s), y2: y(s), class: "axis" };
+    svg.append(draw("line", axis), drawText(left - 6, y(s) + 4, format(s), undefined, "end"));
+  }
+  const every = Math.ceil(ks.length / 8);
+  ks.forEach((k, i) => {
+    const isLast = i === ks.length - 1;
+    const isShown = isLast || (i % every === 0 && ks.length - 1 - i >= every / 2);
+    if (isShown) svg.append(drawText(x(k), height - 6, k, undefined, "middle"));
+  });
+  const ends = lines
+    .filter((line) => line.points.length)
+    .map((line, i) => {
+      const points = line.points.map(([k, value]) => [x(k), y(value)]);
+      svg.append(drawLine(points, line.hue, i % 2 ? "6 3" : "none"));
+      return { height: points[points.length - 1][1], ...line };
+    });
+  ends.sort((a, b) => a.height - b.height);
+  ends.forEach((end, i) => {
+    if (i) end.height = Math.max(end.height, ends[i - 1].height + 12); // labels do not overlap
+    svg.append(drawText(width - right + 6, end.height + 4, end.name, end.hue));
+  });
+  return make("figure", {}, make("figcaption", { class: "quiet", text: caption }), svg);
 }

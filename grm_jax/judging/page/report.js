@@ -1,119 +1,114 @@
-// The page: rates of the file, the list of comparisons with search, filter and sort, and the keys.
+// The page: the list of comparisons with search, filters and orders, and the keys.
 
-const data = JSON.parse($("data").textContent);
-const { title, run, summary, curve, labels, rows } = data;
 const PAGE = 60; // items that the list shows at once
-let shown = []; // the rows that pass search and filter, sorted
+const MAX_PARTS = 40; // parts whose rows stay in memory
+const { rows } = data;
+let shown = []; // the rows that pass search and filters, sorted
 let limit = PAGE;
-let current = -1; // index in `shown`
+let steps = false; // the last comparison was opened by a key, which makes one history entry
 
-// --- header ---
+// --- the texts of rows, in compressed parts ---
 
-function tile(name, value, note) {
-  return make(
-    "div",
-    { class: "tile", title: note },
-    make("dt", { text: name }),
-    make("dd", {}, value),
-  );
-}
-function header() {
-  $("title").textContent = title;
-  $("run").textContent = run;
-  const { labelled, statuses, mean_tokens: tokens } = summary;
-  const statusCounts = Object.entries(statuses).map(([status, n]) => `${status} ${n}`);
-  const points = curve.map((point) => `k=${point.k}: ${percent(point.credit)}`).join(", ");
-  const chance = percent(summary.chance);
-  const tiles = [
-    tile("comparisons", summary.comparisons, "rows that were judged"),
-    labelled > 0 &&
-      tile(
-        "accuracy",
-        percent(summary.accuracy),
-        `share of ${labelled} labelled rows with a best response named; ${chance} by chance`,
-      ),
-    labelled > 0 &&
-      tile("ties shared", percent(summary.tie_credit), "accuracy with 1/t for each of t tied"),
-    tile("ties", percent(summary.ties), "share of comparisons of several responses that tied"),
-    tile("parse rate", percent(summary.parsed), statusCounts.join(", ")),
-    tile(
-      "flips",
-      percent(summary.flips),
-      "share of comparisons whose orders name different winners, " +
-        `of ${summary.shown_in_several_orders} shown in several orders`,
-    ),
-    summary.first_place !== null &&
-      tile(
-        "first wins",
-        percent(summary.first_place),
-        `share of winners shown first; ${percent(summary.first_chance)} by chance`,
-      ),
-    tile("tokens", isMissing(tokens) ? "–" : Math.round(tokens), "mean length of a critique"),
-    tile("errors", summary.errors, "rows that could not be judged"),
-  ];
-  if (curve.length > 1) {
-    const credits = curve.map((point) => point.credit);
-    const chart = tile(`accuracy for k = 1 to ${curve.length}`, sparkline(credits, points), points);
-    chart.classList.add("chart");
-    tiles.push(chart);
+const parts = new Map(); // number of a part -> its rows, the last used one at the end
+async function loadPart(number) {
+  if (!parts.has(number)) {
+    const bytes = Uint8Array.from(atob(data.parts[number]), (c) => c.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+    parts.set(number, JSON.parse(await new Response(stream).text()));
+    if (parts.size > MAX_PARTS) parts.delete(parts.keys().next().value);
   }
-  $("tiles").append(...tiles.filter(Boolean));
+  return parts.get(number);
 }
 
 // --- list ---
 
-const isWrong = (row) => row.credit !== null && row.credit < 1 && !row.tie && !row.all_unparsed;
+const anySide = (test) => (row) => row.sides.some((side) => side && test(side));
+const everySide = (row) => row.sides.every((side) => side && !side.error);
+const isWrong = (side) => side.credit !== null && side.credit < 1 && !side.tie && !side.all_unparsed;
+const isRight = (side) => side.credit === 1;
+const isGain = (row, to) => everySide(row) && isRight(row.sides[to]) && row.sides[1 - to].credit < 1;
 const FILTERS = {
   all: ["all", () => true],
-  wrong: ["wrong", isWrong],
-  right: ["right", (row) => row.credit === 1],
-  tie: ["ties", (row) => row.tie],
-  flip: ["orders disagree", (row) => row.flip === true],
-  unparsed: ["unparsed critiques", (row) => row.unparsed > 0],
-  error: ["errors", (row) => row.error],
+  ...(isPaired && {
+    changed: [
+      "changed",
+      (row) => everySide(row) && row.sides[0].best !== row.sides[1].best && isSeveral(row),
+    ],
+    gained: ["gained: only B right", (row) => isGain(row, 1)],
+    lost: ["lost: only A right", (row) => isGain(row, 0)],
+    missing: ["in one run only", (row) => row.sides.some((side) => !side)],
+  }),
+  wrong: ["wrong", anySide(isWrong)],
+  right: ["right", anySide(isRight)],
+  tie: ["ties", anySide((side) => side.tie)],
+  flip: ["orders disagree", anySide((side) => side.flip === true)],
+  unparsed: ["unparsed critiques", anySide((side) => side.unparsed > 0)],
+  error: ["errors", anySide((side) => side.error)],
 };
+const isSeveral = (row) => row.sides.some((side) => side.scores.length > 1);
+const least = (row) => Math.min(...row.sides.filter(Boolean).map((side) => side.margin));
+const unparsed = (row) => row.sides.reduce((sum, side) => sum + (side ? side.unparsed : 0), 0);
 const SORTS = {
-  line: ["as in the file", (a, b) => a.line - b.line],
-  close: ["closest vote first", (a, b) => a.margin - b.margin],
-  clear: ["clearest vote first", (a, b) => b.margin - a.margin],
-  unparsed: ["most unparsed first", (a, b) => b.unparsed - a.unparsed],
+  line: ["as in the file", () => 0],
+  close: ["closest vote first", (a, b) => least(a) - least(b)],
+  clear: ["clearest vote first", (a, b) => least(b) - least(a)],
+  unparsed: ["most unparsed first", (a, b) => unparsed(b) - unparsed(a)],
 };
 
-function searchText(row) {
-  if (!row.searchText) {
-    const critiques = row.critiques.map((critique) => critique.text);
-    const texts = [row.id, queryText(row), ...(row.responses || []), ...critiques];
-    row.searchText = [...texts, row.error ? row.error.reason : ""].join("\n").toLowerCase();
+const searchTexts = new Map(); // index of a row -> its texts in lower case
+// Collects the texts of all rows for the search; report: called with the share that is done.
+async function loadSearchTexts(report) {
+  for (let number = 0; number < data.parts.length; number += 1) {
+    const members = rows.filter((row) => row.place[0] === number);
+    if (members.every((row) => searchTexts.has(row))) continue;
+    const details = await loadPart(number);
+    for (const row of members) searchTexts.set(row, searchText(row, details[row.place[1]]));
+    report(number / data.parts.length);
   }
-  return row.searchText;
 }
+function searchText(row, { query, responses, record, sides }) {
+  const turns = typeof query === "string" ? [query] : (query || []).map((turn) => turn.content);
+  const critiques = sides.flatMap((side) => (side ? side.critiques.map(({ text }) => text) : []));
+  const errors = row.sides.map((side) => (side && side.error) || "");
+  const texts = [row.id, ...turns, ...responses, ...critiques, ...errors];
+  return [...texts, record ? JSON.stringify(record) : ""].join("\n").toLowerCase();
+}
+const wordsOf = (text) => text.toLowerCase().split(/\s+/).filter(Boolean);
+
+// The rows of a state. Rows whose texts are not loaded yet match by id and beginning.
+function matching({ q, filter, sort, by, value }) {
+  const words = wordsOf(q);
+  const passes = FILTERS[filter][1];
+  const textOf = (row) => searchTexts.get(row) || `${row.id}\n${row.text}`.toLowerCase();
+  return rows
+    .filter((row) => passes(row) && (!by || row.groups[by] === value))
+    .filter((row) => !words.length || words.every((word) => textOf(row).includes(word)))
+    .sort(SORTS[sort][1]);
+}
+
 function item(row, place) {
-  const scores = row.error ? "" : row.scores.map(number).join(" : ");
-  const text = row.error ? row.error.reason : queryText(row);
   const attributes = {
     class: "item",
     "data-place": place,
-    "aria-current": place === current ? "true" : null,
-    onclick: () => select(place, true),
+    "aria-current": row.key === state.id ? "true" : null,
+    onclick: () => openPlace(place),
   };
-  const name = make("span", { text: row.id });
-  const line = make("span", { class: "line" }, name, span("nums", scores), outcomeBadge(row));
-  return make("li", {}, make("button", attributes, line, span("text", text.slice(0, 300))));
-}
-function updateList() {
-  const words = $("search").value.toLowerCase().split(/\s+/).filter(Boolean);
-  const passes = FILTERS[$("filter").value][1];
-  shown = rows
-    .filter((row) => passes(row) && words.every((word) => searchText(row).includes(word)))
-    .sort(SORTS[$("sort").value][1]);
-  limit = PAGE;
-  current = shown.length ? 0 : -1;
-  showList();
-  showComparison();
+  const scores = isPaired || row.sides[0].error ? "" : row.sides[0].scores.map(number).join(" : ");
+  const badges = outcomeBadges(row);
+  const line = make(
+    "span",
+    { class: "line" },
+    make("span", { class: "id", text: row.id }),
+    span("nums", scores),
+    isPaired ? make("span", {}, badges.flatMap((one) => [one, " "])) : badges,
+  );
+  return make("li", {}, make("button", attributes, line, span("text", row.text)));
 }
 function showList() {
-  const of = shown.length === rows.length ? "" : `${shown.length} of `;
-  $("count").textContent = `${of}${rows.length} comparisons`;
+  const of = shown.length === rows.length ? "" : `${shown.length.toLocaleString("en")} of `;
+  const all = `${rows.length.toLocaleString("en")} comparisons`;
+  const rest = rows.length < data.total ? ` (the first of ${data.total.toLocaleString("en")})` : "";
+  $("count").textContent = of + all + rest;
   const items = shown.slice(0, limit).map(item);
   if (shown.length > limit) {
     const showMore = () => {
@@ -126,77 +121,184 @@ function showList() {
   $("list").replaceChildren(...items);
 }
 
-// Shows a comparison. opens: it was clicked, which on a phone replaces the list.
-function select(place, opens) {
-  if (place < 0 || place >= shown.length) return;
-  current = place;
-  while (place >= limit) limit += PAGE;
-  showList();
-  showComparison();
-  const button = document.querySelector(`[data-place="${place}"]`);
-  if (button) {
-    button.scrollIntoView({ block: "nearest" });
-    if (!opens) button.focus({ preventScroll: true });
-  }
-  $("detail").scrollTop = 0;
-  if (opens) {
-    document.body.classList.add("reading");
-    if (matchMedia("(max-width: 760px)").matches) window.scrollTo(0, 0);
-  }
+const placeOf = (id) => shown.findIndex((row) => row.key === id);
+function listButton() {
+  return document.querySelector('.side [aria-current="true"]');
 }
-function showComparison() {
-  const row = shown[current];
-  if (!row) {
-    $("detail").replaceChildren(make("p", { class: "quiet", text: "No comparison matches." }));
-    return;
-  }
-  const back = make("button", { class: "small back", text: "← list", onclick: backToList });
-  const name = make("h2", { text: `Comparison ${row.id}` });
-  const head = div("head", back, name, outcomeBadge(row), quiet(`line ${row.line}`));
-  const body = row.error
-    ? [make("p", { class: "error", text: row.error.reason })]
-    : [querySection(row), responsesSection(row), voteSection(row), critiquesSection(row)];
-  $("detail").replaceChildren(head, ...body);
+function openPlace(place) {
+  steps = false;
+  navigate({ id: shown[place].key, view: "" }, { isOpened: true });
+  if (isPhone()) $("detail").focus({ preventScroll: true });
+}
+// Opens the next or previous comparison of the list.
+function step(by) {
+  const place = placeOf(state.id) + by;
+  if (place < 0 || place >= shown.length) return;
+  navigate({ id: shown[place].key, view: "" }, { replace: steps, isOpened: true });
+  steps = true;
+  const button = listButton();
+  if (button && !isPhone()) button.focus({ preventScroll: true });
+}
+function openOverview() {
+  navigate({ id: "", view: "overview" }, { isOpened: true });
 }
 function backToList() {
-  document.body.classList.remove("reading");
-  const button = document.querySelector(`[data-place="${current}"]`);
+  if (isPhone() && (state.id || state.view)) {
+    if (history.state && history.state.isOpened) history.back();
+    else navigate({ id: "", view: "" });
+  }
+  const button = listButton();
   if (button) button.focus();
+}
+// Changes search, filter, order or subset. On a wide page the first match is shown.
+function changeList(changes, options) {
+  const matches = matching({ ...state, ...changes });
+  const isKept = matches.some((row) => row.key === state.id);
+  const first = isKept ? state.id : matches.length ? matches[0].key : "";
+  navigate({ ...changes, ...(isPhone() ? { id: "", view: "" } : { id: first, view: "" }) }, options);
+}
+
+// --- the page of a state ---
+
+let listed = ""; // the part of the state that the list shows
+function update(view) {
+  const { q, filter, sort, by, value } = state;
+  const key = JSON.stringify([q, filter, sort, by, value]);
+  if (key !== listed) limit = PAGE;
+  listed = key;
+  shown = matching(state);
+  while (placeOf(state.id) >= limit) limit += PAGE;
+  if ($("search").value !== q) $("search").value = q;
+  $("filter").value = filter;
+  $("sort").value = sort;
+  $("group").value = by ? JSON.stringify([by, value]) : "";
+  document.body.classList.toggle("reading", Boolean(state.id || state.view));
+  const isOverview = state.view || !state.id;
+  $("overview").setAttribute("aria-current", String(Boolean(isOverview)));
+  showList();
+  const button = listButton();
+  if (button) button.scrollIntoView({ block: "nearest" });
+  showDetail(view || {});
+  if (q && searchTexts.size < rows.length) searchAll();
+}
+let isSearching = false;
+async function searchAll() {
+  if (isSearching) return;
+  isSearching = true;
+  await loadSearchTexts((share) => {
+    $("count").textContent = `searching, ${Math.round(100 * share)}%`;
+  });
+  isSearching = false;
+  shown = matching(state);
+  if (!isPhone() && state.id && placeOf(state.id) < 0) changeList({}, { replace: true });
+  else showList();
+}
+
+async function showDetail(view) {
+  const row = rows.find((one) => one.key === state.id);
+  const back = make("button", { class: "small back", text: "← list", onclick: backToList });
+  if (!row) {
+    const text = state.id
+      ? `No comparison ${state.id} in this page.`
+      : wordsOf(state.q).length && !shown.length
+        ? "No comparison matches."
+        : "";
+    const note = text ? [make("p", { class: "quiet", text })] : [];
+    $("detail").replaceChildren(back, ...note, ...overviewElements());
+    restore(view);
+    return;
+  }
+  const link = make("a", { class: "quiet", href: addressOf({ id: row.key }), text: "link" });
+  const name = make("h2", { text: `Comparison ${row.id}` });
+  const head = div("head", back, name, outcomeBadges(row).filter(Boolean), quiet(`line ${row.line}`), link);
+  const [number, place] = row.place;
+  if (!parts.has(number)) {
+    $("detail").replaceChildren(head, quiet("loading…"));
+    await loadPart(number);
+    if (state.id !== row.key) return;
+  }
+  $("detail").replaceChildren(head, ...comparisonElements(row, parts.get(number)[place]));
+  restore(view);
+}
+// Opens and scrolls what the history entry says.
+function restore({ open, top }) {
+  if (open) {
+    for (const details of document.querySelectorAll("details[data-key]")) {
+      details.open = open.includes(details.dataset.key);
+    }
+  }
+  scroller().scrollTop = top || 0;
+}
+
+// --- header ---
+
+function header() {
+  $("title").textContent = data.title;
+  const lines = data.runs.map(({ name, settings }, i) =>
+    make("p", { class: "run", text: [runName(i) || name, settings].filter(Boolean).join(" · ") }),
+  );
+  const states = data.runs
+    .map((run, i) => (run.state ? `${runName(i) || run.name}: ${run.state}` : ""))
+    .filter(Boolean);
+  if (rows.length < data.total) {
+    const counts = [rows.length, data.total].map((n) => n.toLocaleString("en"));
+    states.push(`this page holds the first ${counts[0]} of ${counts[1]} rows; its rates are of all`);
+  }
+  $("runs").replaceChildren(
+    ...lines,
+    ...states.map((text) => make("p", { class: "state", text, role: "note" })),
+  );
 }
 
 // --- colours and keys ---
 
-function setTheme(isDark) {
-  document.documentElement.dataset.theme = isDark ? "dark" : "light";
-  $("theme").textContent = isDark ? "Light" : "Dark";
+function setTheme(name) {
+  document.documentElement.dataset.theme = name;
+  $("theme").textContent = name === "dark" ? "Light" : "Dark";
 }
-const toggleTheme = () => setTheme(document.documentElement.dataset.theme !== "dark");
+function toggleTheme() {
+  setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
+  writeSetting("theme", document.documentElement.dataset.theme);
+}
+function setPlain(plain) {
+  isPlain = plain;
+  $("plain").textContent = plain ? "Markdown" : "Plain text";
+}
+function togglePlain() {
+  setPlain(!isPlain);
+  writeSetting("plain", String(isPlain));
+  remember();
+  showDetail(history.state || {});
+}
 function toggleCritiques() {
   const all = [...document.querySelectorAll("details.critique")];
   const open = all.some((details) => !details.open);
   for (const details of all) details.open = open;
 }
 const KEYS = {
-  j: () => select(current + 1),
-  k: () => select(current - 1),
-  ArrowDown: () => select(current + 1),
-  ArrowUp: () => select(current - 1),
+  j: () => step(1),
+  k: () => step(-1),
+  ArrowDown: () => step(1),
+  ArrowUp: () => step(-1),
   "/": () => $("search").focus(),
   f: () => $("filter").focus(),
+  h: openOverview,
   o: toggleCritiques,
+  m: togglePlain,
   t: toggleTheme,
   "?": () => $("keys").showModal(),
 };
 document.addEventListener("keydown", (event) => {
   const isTyping = event.target.matches("input, select");
   if (event.key === "Escape") {
+    if ($("keys").open) return;
     if (isTyping) event.target.blur();
     else backToList();
     return;
   }
   if (isTyping || event.ctrlKey || event.metaKey || event.altKey || $("keys").open) return;
-  const scrollsText = event.key.startsWith("Arrow") && event.target.closest(".prose[tabindex]");
-  const action = scrollsText ? null : KEYS[event.key];
+  const isScrolled = event.target.closest(".prose[tabindex], pre[tabindex]");
+  const action = event.key.startsWith("Arrow") && isScrolled ? null : KEYS[event.key];
   if (action) {
     event.preventDefault();
     action();
@@ -205,21 +307,57 @@ document.addEventListener("keydown", (event) => {
 
 // --- start ---
 
-for (const [value, [label, passes]] of Object.entries(FILTERS)) {
-  const text = `${label} (${rows.filter(passes).length})`;
-  $("filter").append(make("option", { value, text }));
+function fillControls() {
+  for (const [value, [label, passes]] of Object.entries(FILTERS)) {
+    const text = `${label} (${rows.filter(passes).length})`;
+    $("filter").append(make("option", { value, text }));
+  }
+  for (const [value, [label]] of Object.entries(SORTS)) {
+    $("sort").append(make("option", { value, text: label }));
+  }
+  const fields = Object.entries(data.breakdown);
+  $("group").hidden = !fields.length;
+  $("group").append(make("option", { value: "", text: "all subsets" }));
+  for (const [field, groups] of fields) {
+    const options = groups.map(({ value }) =>
+      make("option", { value: JSON.stringify([field, value]), text: `${field}: ${value}` }),
+    );
+    $("group").append(make("optgroup", { label: field }, options));
+  }
 }
-for (const [value, [label]] of Object.entries(SORTS)) {
-  $("sort").append(make("option", { value, text: label }));
-}
-$("search").addEventListener("input", updateList);
-$("filter").addEventListener("change", updateList);
-$("sort").addEventListener("change", updateList);
+const onChange = (name, changes) =>
+  $(name).addEventListener("change", (event) => changeList(changes(event.target.value)));
+
+fillControls();
+$("search").addEventListener("input", (event) =>
+  changeList({ q: event.target.value }, { replace: state.q !== "" }),
+);
+onChange("filter", (filter) => ({ filter }));
+onChange("sort", (sort) => ({ sort }));
+onChange("group", (text) => {
+  const [by, value] = text ? JSON.parse(text) : ["", ""];
+  return { by, value };
+});
 $("theme").addEventListener("click", toggleTheme);
+$("plain").addEventListener("click", togglePlain);
 $("help").addEventListener("click", () => $("keys").showModal());
-setTheme(matchMedia("(prefers-color-scheme: dark)").matches);
+$("overview").addEventListener("click", openOverview);
+$("skip").addEventListener("click", () => $("detail").focus());
+addEventListener("popstate", (event) => {
+  steps = false;
+  state = stateOf(location.hash);
+  update(event.state);
+});
+addEventListener("pagehide", remember);
+history.scrollRestoration = "manual";
+setTheme(
+  readSetting("theme") || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"),
+);
+setPlain(readSetting("plain") === "true");
 header();
-updateList();
+state = stateOf(location.hash);
+update(history.state);
+if (data.parts.length <= MAX_PARTS) loadSearchTexts(() => {});
 function fitHeight() {
   const height = document.querySelector(".top").offsetHeight;
   document.documentElement.style.setProperty("--top", `${height}px`);
