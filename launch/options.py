@@ -3,10 +3,9 @@
 import argparse
 import difflib
 
+from grm_jax.devices import CACHE
 from launch.compile.slices import example_names
 from launch.errors import LaunchError
-
-CACHE = "~/.cache/grm_jax/xla"
 
 
 class _Parser(argparse.ArgumentParser):

@@ -24,12 +24,12 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
 
-from grm_jax.devices import choose_platform  # noqa: E402
+from grm_jax.devices import choose_platform, use_compilation_cache  # noqa: E402
 from launch import checks, config as configs  # noqa: E402
 from launch.cluster import distributed, gcloud, gke, queued  # noqa: E402
 from launch.compile.slices import get_slice, quiet_environment  # noqa: E402
 from launch.errors import FAILED, START_AGAIN, WRONG_COMMAND, LaunchError  # noqa: E402
-from launch.options import CACHE, parse  # noqa: E402
+from launch.options import parse  # noqa: E402
 
 
 def main(argv: list[str]) -> int:
@@ -80,7 +80,9 @@ def run_here(options: argparse.Namespace, config: Any, workdir: str) -> int:
     choose_platform()
     worker = distributed.find_worker(options.coordinator, options.process_id, options.num_processes)
     peers = distributed.start(worker, options.timeout)
-    _set_compilation_cache(options.compilation_cache, workdir)
+    in_bucket = workdir.startswith("gs://") and "JAX_COMPILATION_CACHE_DIR" not in os.environ
+    beside_checkpoints = f"{workdir}/compilation_cache" if in_bucket else None
+    use_compilation_cache(options.compilation_cache or beside_checkpoints)
     import jax
 
     num_slices = len({getattr(device, "slice_index", 0) for device in jax.devices()})
@@ -130,19 +132,6 @@ def _use_cpu() -> None:
 
     os.environ["JAX_PLATFORMS"] = "cpu"
     jax.config.update("jax_platforms", "cpu")
-
-
-def _set_compilation_cache(folder: str | None, workdir: str) -> None:
-    """Caches compiled programs: in `folder`, or beside checkpoints in a bucket, or in CACHE."""
-    if folder == "off" or (folder is None and "JAX_COMPILATION_CACHE_DIR" in os.environ):
-        return
-    import jax
-
-    if folder is None:
-        in_bucket = workdir.startswith("gs://")
-        folder = f"{workdir}/compilation_cache" if in_bucket else os.path.expanduser(CACHE)
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 # ----------------------------------------------------------------------------- for an absent slice

@@ -15,6 +15,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from grm_jax.devices import choose_platform, use_compilation_cache
 from grm_jax.judging import votes
 from grm_jax.judging.expected import ExpectedScores
 from grm_jax.judging.meta import MetaRM, TooLong
@@ -106,6 +107,8 @@ class Judge:
         """
         from grm_jax.judging.loading import LoadOptions, judge_arguments
 
+        choose_platform()
+        use_compilation_cache()
         return cls(**judge_arguments(path, meta_rm, mesh, template, LoadOptions(**options)))
 
     def __call__(
