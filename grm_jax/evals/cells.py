@@ -105,3 +105,27 @@ def rows(cells: Sequence[Cell]) -> list[list[str]]:
 def as_text(cells: Sequence[Cell]) -> str:
     """The table as aligned text, accuracy in percent."""
     return text_table(HEADINGS, rows(cells), left=2)
+
+
+def grid(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of a table with one row per model and method and one column per k.
+
+    A value is the accuracy in percent with half its 95% interval: "76.2±5.9". Greedy critiques and
+    rules are in the first column.
+    """
+    ks = sorted({c.k for c in cells})
+    by_name: dict[str, dict[int, Cell]] = {}
+    for c in cells:
+        name = c.model if c.method == "Rule" else f"{c.model} {c.method}"
+        by_name.setdefault(name, {})[c.k] = c
+    rows = [
+        [name, *(_with_half_interval(row[k]) if k in row else "" for k in ks)]
+        for name, row in by_name.items()
+    ]
+    return ["", *(f"k = {k}" for k in ks)], rows
+
+
+def _with_half_interval(c: Cell) -> str:
+    if c.low is None or c.high is None:
+        return percent(c.accuracy)
+    return f"{percent(c.accuracy)}±{percent((c.high - c.low) / 2)}"

@@ -1,6 +1,7 @@
 """Primitives for every figure of the project: axes, lines with confidence bands, SVG and PNG.
 
-In an SVG, text and axes take the page's colour, so one figure serves light and dark pages.
+In an SVG, text and axes take the page's colour and lines its --c0, --c1, ..., so one figure serves
+light and dark pages.
 Values and bounds are shares, drawn in percent.
 """
 
@@ -131,6 +132,8 @@ def to_svg(figure: Any, title: str) -> str:
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = svg.replace(INK, "currentColor").replace(FAINT, "var(--faint)")
+    for i, colour in enumerate(COLOURS):
+        svg = svg.replace(colour, f"var(--c{i}, {colour})")
     svg = re.sub(
         r'<svg [^>]*?viewBox="([^"]+)"[^>]*>',
         rf'<svg viewBox="\1" role="img" aria-label="{title}">',

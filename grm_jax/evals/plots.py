@@ -61,13 +61,16 @@ def length(entry: Mapping) -> str:
     return to_svg(figure, f"{entry['title']}: accuracy by length")
 
 
-def scaling(cells: Sequence[Cell]) -> Any:
-    """Accuracy over k, a line per model and voting method; greedy as a dotted level."""
+def scaling(cells: Sequence[Cell], height: float = 5, width: float = 7.5) -> Any:
+    """Accuracy over k, a line per model and voting method; greedy as a dotted level.
+
+    height, width: in inches.
+    """
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         if cell.method not in ("Rule", "Greedy"):
             groups.setdefault((cell.model, cell.method), []).append(cell)
-    figure, axes = new_axes(5, 7.5)
+    figure, axes = new_axes(height, width)
     lines = []
     for colour, ((model, method), members) in zip(figures.COLOURS * 4, groups.items()):
         points = [(c.k, {"value": c.accuracy, "low": c.low, "high": c.high}) for c in members]
@@ -81,9 +84,9 @@ def scaling(cells: Sequence[Cell]) -> Any:
     return figure
 
 
-def calibration(quality: Mapping) -> Any:
+def calibration(quality: Mapping, size: float = 4.5) -> Any:
     """How often critiques were correct, by the probability that the meta RM gave them."""
-    figure, axes = new_axes(4.5, 4.5)
+    figure, axes = new_axes(size, size)
     axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":")
     bins = quality["calibration"]
     axes.plot(
@@ -94,7 +97,7 @@ def calibration(quality: Mapping) -> Any:
     auc, within = (
         "-" if quality[name] is None else f"{quality[name]:.3f}" for name in ("auc", "auc_within")
     )
-    title = f"AUC {auc}, within a comparison {within}\nECE {quality['ece']:.3f}"
+    title = f"AUC {auc}, ECE {quality['ece']:.3f}\nAUC within a comparison {within}"
     figures.set_labels(axes, "predicted probability", "share correct", title)
     return figure
 
@@ -107,14 +110,25 @@ def panels(rows: Sequence[Mapping], titles: Mapping[str, str]) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 6), layout="constrained")
-    steps = [row["step"] for row in rows]
     for axes, (name, title) in zip(figure.subplots(2, -(-len(titles) // 2)).flat, titles.items()):
-        values = [float(row[name]) for row in rows]
         figures.style_axes(axes)
-        axes.plot(steps, values, color=figures.COLOURS[0], alpha=0.25)
-        axes.plot(steps, smooth(values, max(1, len(values) // 12)), color=figures.COLOURS[0])
-        figures.set_labels(axes, "step", title=title)
+        draw_metric(axes, rows, name, title)
     return figure
+
+
+def panel(rows: Sequence[Mapping], name: str, title: str) -> str:
+    """One of the `panels` as SVG."""
+    figure, axes = new_axes(2.2)
+    draw_metric(axes, rows, name, title)
+    return to_svg(figure, title)
+
+
+def draw_metric(axes: Any, rows: Sequence[Mapping], name: str, title: str) -> None:
+    """Draws one metric of a training log over its steps, raw and smoothed."""
+    steps, values = [row["step"] for row in rows], [float(row[name]) for row in rows]
+    axes.plot(steps, values, color=figures.COLOURS[0], alpha=0.25)
+    axes.plot(steps, smooth(values, max(1, len(values) // 12)), color=figures.COLOURS[0])
+    figures.set_labels(axes, "step", title=title)
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:

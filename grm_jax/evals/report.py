@@ -1,66 +1,111 @@
-"""The files of an experiment's evaluation: report.html with its plots, the table, the credits."""
+"""The files of an experiment's evaluation: report.html, its plots, the table, the credits.
 
-import base64
+report.html is one self-contained page. It opens with what the experiment shows, the scaling plot
+and five critiques in the report viewer, which critiques.html has as a page of its own.
+"""
+
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from grm_jax.evals import cells as tables_of_cells, plots
+from grm_jax.evals import cells as tables_of_cells, examples, plots
 from grm_jax.evals.cells import Cell
-from grm_jax.evals.figures import save_png
+from grm_jax.evals.figures import save_png, to_svg
 from grm_jax.evals.page import render
-from grm_jax.evals.tables import signed
+from grm_jax.evals.tables import MISSING, signed
+from grm_jax.judging import report as viewer
+from grm_jax.judging.codec import Row
 from grm_jax.storage import as_path
 
 HEADINGS = {
-    "meta_rm": "Meta reward model on the held-out critiques",
     "differences": "Differences, paired by comparison (points, 95% CI)",
+    "meta_rm": "Meta reward model on the held-out critiques",
     "seconds": "Seconds of each stage",
+}
+LABELS = {
+    "auc": "AUC",
+    "auc_within": "AUC within a comparison",
+    "accuracy": "accuracy at probability 0.5",
+    "loss": "cross-entropy (nats)",
+    "right_share": "share of critiques that are correct",
+    "ece": "expected calibration error",
+    "count": "critiques",
 }
 
 
-def write(
-    folder: Any,
-    title: str,
-    cells: Sequence[Cell],
-    facts: Mapping[str, Mapping],
-    config: str,
-    figures: Mapping[str, tuple[str, Any]],
-) -> Any:
-    """Writes report.html, its plots, table.txt, table.json and credits.json into `folder`.
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Everything that the page of an evaluation shows.
 
-    Args:
-      facts: tables of facts by key of HEADINGS; "meta_rm" is also drawn as calibration.png.
+    Attributes:
+      findings: sentences that say what the experiment shows.
+      cells: of the table and the scaling plot.
+      facts: tables of facts by key of HEADINGS; "meta_rm" is also drawn as calibration.
       config: the config as text.
-      figures: further plots: file name -> (heading, figure).
+      rows: of `grm judge`, of the last model, from which examples are chosen.
+      training: the log of RL, a dict per step.
+      panels: titles of the metrics of `training` to draw, by name.
+    """
+
+    title: str
+    findings: Sequence[str]
+    cells: Sequence[Cell]
+    facts: Mapping[str, Mapping]
+    config: str
+    rows: Sequence[Row] = ()
+    training: Sequence[Mapping] = ()
+    panels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def write(folder: Any, report: Report) -> Any:
+    """Writes the page, its plots as PNG, table.txt, table.json and credits.json into `folder`.
 
     Returns:
       The path of the page.
     """
-    folder = as_path(folder)
+    folder, cells = as_path(folder), report.cells
     folder.mkdir(parents=True, exist_ok=True)
-    figures = dict(figures)
-    if any(c.method not in ("Rule", "Greedy") for c in cells):
-        figures["scaling.png"] = ("Accuracy over k", plots.scaling(cells))
-    if "meta_rm" in facts:
-        figures["calibration.png"] = ("Meta reward model", plots.calibration(facts["meta_rm"]))
-    images = []
-    for name, (heading, figure) in figures.items():
-        save_png(figure, folder / name)
-        images.append((heading, base64.b64encode((folder / name).read_bytes()).decode()))
+    has_curves = any(c.method not in ("Rule", "Greedy") for c in cells)
+    meta = report.facts.get("meta_rm")
+    pngs = {
+        "scaling.png": plots.scaling(cells) if has_curves else None,
+        "calibration.png": plots.calibration(meta) if meta else None,
+        "training.png": plots.panels(report.training, report.panels) if report.training else None,
+    }
+    for name, figure in pngs.items():
+        if figure is not None:
+            save_png(figure, folder / name)
     (folder / "table.txt").write_text(tables_of_cells.as_text(cells) + "\n")
     (folder / "table.json").write_text(json.dumps([c.as_json() for c in cells], indent=2) + "\n")
     (folder / "credits.json").write_text(json.dumps({c.name: c.credits for c in cells}) + "\n")
+    chosen = examples.choose(report.rows)
+    critiques = viewer.page([e.row for e in chosen], "Examples") if chosen else ""
+    if chosen:
+        (folder / "critiques.html").write_text(critiques)
     page = folder / "report.html"
     page.write_text(
         render(
             "experiment.html",
-            title=title,
-            headings=tables_of_cells.HEADINGS,
-            rows=tables_of_cells.rows(cells),
-            images=images,
-            facts=[(HEADINGS.get(key, key), fact_rows(value)) for key, value in facts.items()],
-            config=config,
+            title=report.title,
+            findings=report.findings,
+            scaling=to_svg(plots.scaling(cells, 3.2, 4.6), "Accuracy over k") if has_curves else "",
+            examples=chosen,
+            critiques=critiques,
+            grid=tables_of_cells.grid(cells),
+            table_of_cells=(tables_of_cells.HEADINGS, tables_of_cells.rows(cells)),
+            facts=[
+                (key, heading, fact_rows(report.facts[key]))
+                for key, heading in HEADINGS.items()
+                if key in report.facts
+            ],
+            calibration=to_svg(plots.calibration(meta, 3), "Calibration") if meta else "",
+            training=[
+                plots.panel(report.training, name, title)
+                for name, title in report.panels.items()
+                if report.training
+            ],
+            config=report.config,
         )
     )
     return page
@@ -77,6 +122,6 @@ def fact_rows(facts: Mapping) -> list[list[str]]:
         elif isinstance(value, (list, tuple)):
             continue
         else:
-            text = str(value)
-        rows.append([name, text])
+            text = MISSING if value is None else str(value)
+        rows.append([LABELS.get(name, name), text])
     return rows

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from grm_jax.evals.judged import JudgedComparison, from_row
 from grm_jax.judging.codec import as_tuple
 from grm_jax.judging.options import Options
 from grm_jax.run_store import RunStore
+from grm_jax.storage import write_atomic
 from grm_jax.types import Comparison
 
 if TYPE_CHECKING:  # JAX is imported only to judge with a model
@@ -70,18 +72,36 @@ def judge_with_model(
 
 
 def judge_into_store(
-    judge: Judge, comparisons: Sequence[Comparison], options: Options, folder: Any, chunk: int = 64
+    judge: Judge,
+    comparisons: Sequence[Comparison],
+    options: Options,
+    folder: Any,
+    chunk: int = 64,
+    progress: Callable[[int], None] = lambda done: None,
+    output: Any = None,
 ) -> list[JudgedComparison]:
     """Judges comparisons into a store that all hosts of a run share, or resumes it.
 
-    folder: of the store; may be in a bucket.
+    folder: of the store; may be in a bucket.  progress: called with the number of judged
+    comparisons.  output: JSONL to write with the rows of `grm judge`, in the order of the
+    comparisons.
     """
     from grm_jax.judging.run import RunConfig, judge_into, run_identity
 
     rows, identity = _rows(comparisons), run_identity(judge, options, fingerprint(comparisons))
     with RunStore(folder, identity, key="line", shared=True) as store:
-        judge_into(store, judge, rows, options, identity, RunConfig(chunk=chunk))
-        return [from_row(c, store[row.number]) for c, row in zip(comparisons, rows)]
+        count = itertools.count(len(store) + 1)
+        config = RunConfig(chunk=chunk)
+        judge_into(store, judge, rows, options, identity, config, lambda _: progress(next(count)))
+        records = [store[row.number] for row in rows]
+        if output is not None and store.is_writer:
+            write_rows(records, output)
+        return [from_row(c, record) for c, record in zip(comparisons, records)]
+
+
+def write_rows(rows: Iterable[Mapping], path: Any) -> None:
+    """Writes rows of `grm judge` as JSONL, to a local path or a bucket."""
+    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _rows(comparisons: Sequence[Comparison]) -> list[Row]:

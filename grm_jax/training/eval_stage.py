@@ -17,12 +17,13 @@ import jax
 import numpy as np
 from flax import nnx
 
-from grm_jax.evals import content_blind, findings, plots, report
+from grm_jax.evals import content_blind, findings, report
 from grm_jax.evals.bootstrap import STAGE_DRAWS, Resampler, prompt_key
-from grm_jax.evals.cells import Cell, cell
+from grm_jax.evals.cells import Cell, cell, grid
 from grm_jax.evals.classification import quality
 from grm_jax.evals.judged import JudgedComparison
 from grm_jax.evals.run import fingerprint, judge_into_store
+from grm_jax.evals.tables import text_table
 from grm_jax.judging.expected import ExpectedScores, model_log_probs
 from grm_jax.judging.judge import Judge
 from grm_jax.judging.options import Options
@@ -30,7 +31,7 @@ from grm_jax.judging.sampler import engine_sampler
 from grm_jax.models import abstract_model
 from grm_jax.training import checkpoint, loop, meta_rm, rft_data, sources, state as states
 from grm_jax.training.errors import TrainingError
-from grm_jax.training.metrics import read_jsonl
+from grm_jax.training.metrics import Progress, read_jsonl
 from grm_jax.training.programs import model_config
 from grm_jax.types import Comparison
 
@@ -84,9 +85,7 @@ def run(shared: loop.Run, folders: Mapping[str, Any]) -> None:
     log.info("evaluation on %d comparisons of split %s", len(comparisons), section.split)
     cells, facts = content_blind_cells(comparisons, resampler), {}
     for name, judge in judges(shared, folders):
-        samples = section.base_samples if name == "base" else section.samples
-        folder = folders["eval"] / "judged" / judge.name
-        own_cells, judged = evaluate_model(name, judge, comparisons, section, samples, folder)
+        own_cells, judged = evaluate_model(name, judge, comparisons, section, folders["eval"])
         cells += own_cells
         if judge.meta_rm is not None and (measured := meta_quality(judged)):
             facts["meta_rm"] = measured
@@ -155,36 +154,32 @@ def content_blind_cells(comparisons: Sequence[Comparison], resampler: Resampler)
 
 
 def evaluate_model(
-    name: str,
-    judge: Judge,
-    comparisons: Sequence[Comparison],
-    section: Any,
-    samples: int,
-    folder: Any,
+    name: str, judge: Judge, comparisons: Sequence[Comparison], section: Any, folder: Any
 ) -> tuple[list[Cell], list[JudgedComparison]]:
     """Judges with one model and measures its cells.
 
     Args:
       judge: cells "MetaRM@k" need its meta RM, "Expected@k" need `section.expected`.
-      section: `eval` of a config.
-      samples: critiques per comparison; larger ks of the config are skipped.
-      folder: stores the rows, by options.
+      section: `eval` of a config. A k above the number of samples is skipped.
+      folder: stores the rows by model and options, and as NAME.jsonl those with samples.
 
     Returns:
-      The cells, and the comparisons judged with `samples` critiques (greedily if there are none).
+      The cells, and the judged comparisons: with all samples, or greedily if there are none.
     """
+    samples = section.base_samples if name == "base" else section.samples
+    store = folder / "judged" / judge.name
     resampler = Resampler([prompt_key(c) for c in comparisons], draws=STAGE_DRAWS)
     common = {"seed": section.seed, "max_new_tokens": section.max_new_tokens}
     meta, judge.meta_rm = judge.meta_rm, None
     options = Options(k=1, temperature=0.0, orders="random", **common)
-    judged = judge_all(judge, comparisons, options, folder)
+    judged = judge_all(judge, comparisons, options, store)
     judge.meta_rm = meta
     cells = [cell(name, "Greedy", 1, judged, resampler)]
     if not samples:
         return cells, judged
     expected = bool(section.expected and judge.expected)
     options = Options(k=samples, temperature=section.temperature, expected=expected, **common)
-    judged = judge_all(judge, comparisons, options, folder)
+    judged = judge_all(judge, comparisons, options, store, folder / f"{name}.jsonl")
     methods = ["Voting", *["Expected"] * expected, *["MetaRM"] * (meta is not None)]
     cells += [
         cell(name, method, k, judged, resampler)
@@ -196,15 +191,24 @@ def evaluate_model(
 
 
 def judge_all(
-    judge: Judge, comparisons: Sequence[Comparison], options: Options, folder: Any
+    judge: Judge,
+    comparisons: Sequence[Comparison],
+    options: Options,
+    folder: Any,
+    output: Any = None,
 ) -> list[JudgedComparison]:
     """Judges the comparisons, or resumes from `folder`. One that fails counts as unparsed.
 
-    Raises TrainingError if all of them fail.
+    output: JSONL to write with the rows of `grm judge`.  Raises TrainingError if all of them fail.
     """
     identity = json.dumps([vars(options), fingerprint(comparisons)])
     store = folder / hashlib.sha256(identity.encode()).hexdigest()[:16]
-    judged = judge_into_store(judge, comparisons, options, store)
+    critiques = "greedy" if options.temperature == 0 else f"{options.k} critiques"
+    title = f"{judge.name.split('-')[0]}, {critiques}, comparison"
+    with Progress(title, len(comparisons)) as progress:
+        judged = judge_into_store(
+            judge, comparisons, options, store, progress=progress.update, output=output
+        )
     failed = [j for j in judged if j.error]
     for j in failed:
         log.warning("%s was not judged and counts as unparsed: %s", j.comparison.id, j.error)
@@ -231,17 +235,32 @@ def meta_quality(judged: Sequence[JudgedComparison]) -> dict | None:
 
 
 def write_report(config: Any, cells: Sequence[Cell], facts: Mapping, folders: Mapping) -> None:
-    """Writes the report with the training curves of RL."""
-    figures = {}
-    if rows := read_jsonl(folders["rl"] / "metrics.jsonl"):
-        figures["training.png"] = ("Reinforcement learning", plots.panels(rows, PANELS))
-    text = config.to_json_best_effort(indent=2)
-    report.write(folders["eval"], config.name, cells, facts, text, figures)
+    """Writes the report, with the training curves of RL and examples of the last model."""
+    rows = folders["eval"] / f"{cells[-1].model}.jsonl"
+    content = report.Report(
+        config.name,
+        findings.sentences(cells, facts["differences"]),
+        cells,
+        facts,
+        config.to_json_best_effort(indent=2),
+        read_jsonl(rows),
+        read_jsonl(folders["rl"] / "metrics.jsonl"),
+        PANELS,
+    )
+    report.write(folders["eval"], content)
 
 
 def closing_text(config: Any, folders: Mapping[str, Any]) -> str:
     """What a run ends with: the table, what it shows, its page, and commands to try next."""
     result = loop.read_result(folders["eval"])
-    table = (folders["eval"] / "table.txt").read_text().rstrip()
-    lines = ["", table, "", *result.get("findings", ())]
-    return "\n".join([*lines, "", f"Report: {folders['eval'] / 'report.html'}"])
+    headings, rows = grid([Cell(**fields) for fields in result["cells"]])
+    lines = [
+        "",
+        "accuracy in percent, ± half of the 95% interval; k critiques vote",
+        text_table(headings, rows),
+        "",
+        *result.get("findings", ()),
+        "",
+        f"Report: {folders['eval'] / 'report.html'}",
+    ]
+    return "\n".join(lines)

@@ -147,3 +147,17 @@ def test_intervals_contain_the_mean_and_pairing_narrows_them():
     assert 0 < paired["low"] < paired["mean"] < paired["high"]
     assert paired["high"] - paired["low"] < 0.07
     assert findings.gain(paired).startswith(f"{100 * paired['mean']:+.1f} points")
+
+
+def test_the_grid_has_a_row_per_method_and_a_column_per_k():
+    values = [("chance", "Rule", 1), ("rl", "Greedy", 1), ("rl", "Voting", 1), ("rl", "Voting", 8)]
+    made = [Cell(*value, 0.5, 0.452, 0.55, 0.0, 1.0) for value in values]
+    made.append(Cell("rl", "Voting", 2, 0.75, None, None, 0.0, 1.0))
+    assert cells.grid(made) == (
+        ["", "k = 1", "k = 2", "k = 8"],
+        [
+            ["chance", "50.0±4.9", "", ""],
+            ["rl Greedy", "50.0±4.9", "", ""],
+            ["rl Voting", "50.0±4.9", "75.0", "50.0±4.9"],
+        ],
+    )
