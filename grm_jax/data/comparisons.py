@@ -15,6 +15,7 @@ from typing import Any
 
 from grm_jax.data.layouts import LAYOUTS, Layout, permutation
 from grm_jax.data.records import Account, Malformed, Record, Unusable, read_records
+from grm_jax.data.sources import name_of
 from grm_jax.types import Comparison
 
 _ID_FIELDS = ("id", "bon_uid", "pair_uid", "prompt_id")
@@ -54,44 +55,44 @@ def from_json(fields: dict[str, Any]) -> Comparison:
 
 def read_comparisons(
     paths: str | Path | Iterable[str | Path],
-    layout: str,
+    layout: str | None = None,
     max_skipped: float = 0.01,
     account: Account | None = None,
 ) -> Iterator[Comparison]:
-    """Yields the comparisons of files in one layout, in file order, their responses placed.
+    """Yields the comparisons of sources in file order, their responses placed.
 
     Args:
-      paths: one file or several.
-      layout: a name of `LAYOUTS`.
+      paths: one source or several (`sources.local_files`).
+      layout: a name of `LAYOUTS`, detected for each record if None.
       max_skipped: share of records that may be malformed; those are logged and skipped.
       account: filled with counts; its `max_share` is set to `max_skipped`.
 
     Raises:
       TooManyMalformed: after 100 records or at the end, if the share is exceeded.
     """
-    chosen, account = LAYOUTS[layout], Account() if account is None else account
+    _check_layout(layout)
+    account = Account() if account is None else account
     account.max_share = max_skipped
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
-        stem = Path(path).name.split(".")[0]
+        stem = name_of(path)
         for record in read_records(path):
-            yield from convert(record, chosen, f"{stem}-{record.line}", str(path), account)
+            yield from convert(record, layout, f"{stem}-{record.line}", str(path), account)
             account.check()
     account.check(final=True)
 
 
 def convert(
-    record: Record, layout: Layout, name: str, path: str, account: Account
+    record: Record, layout: str | None, name: str, path: str, account: Account
 ) -> list[Comparison]:
     """Returns the comparisons of one record for training, [] if it is malformed or unusable.
 
-    The account counts the record. path: its file, for the log.
+    The account counts the record. layout: as in `read_comparisons`. path: its file, for the log.
     """
     account.seen += 1
     try:
-        if record.problem:
-            raise Malformed(record.problem)
-        comparisons = [simplified(c) for c in layout.read(record.fields, name)]
-        if layout.keeps_order:
+        chosen, comparisons = _read(record, layout, name)
+        comparisons = [simplified(c) for c in comparisons]
+        if chosen.keeps_order:
             return comparisons
         if any(c.n > 1 and c.best is None for c in comparisons):
             raise Unusable("no single best response")
@@ -120,15 +121,37 @@ class Row:
 
 
 def read_rows(path: str | Path, layout: str | None = None) -> Iterator[Row]:
-    """Yields the comparisons of a file in their published order; a bad record gives its reason.
+    """Yields the comparisons of a source in their published order; a bad record gives its reason.
 
     layout: a name of `LAYOUTS`, detected for each record if None. A comparison's id is the record's
     own, or None. Raises ValueError for an unknown layout, and what `read_records` raises.
     """
+    _check_layout(layout)
+    for record in read_records(path):
+        yield from _rows(record, layout, f"{name_of(path)}-{record.line}")
+
+
+# ---------------------------------------------------------------- one record
+
+
+def _check_layout(layout: str | None) -> None:
     if layout is not None:
         LAYOUTS[layout]
-    for record in read_records(path):
-        yield from _rows(record, layout, f"{Path(path).name.split('.')[0]}-{record.line}")
+
+
+def _read(record: Record, layout: str | None, name: str) -> tuple[Layout, list[Comparison]]:
+    """Returns a record's layout and comparisons. Raises Malformed or Unusable."""
+    if record.problem:
+        raise Malformed(record.problem)
+    # In a table every record has every column: null stands for a field that is absent.
+    fields = {key: value for key, value in record.fields.items() if value is not None}
+    chosen = LAYOUTS[layout or detect(fields)]
+    try:
+        return chosen, chosen.read(fields, name)
+    except ValueError:
+        raise
+    except Exception as error:  # an odd record must not end the reading of the others
+        raise Malformed(f"{type(error).__name__}: {error}") from error
 
 
 def detect(fields: dict[str, Any]) -> str:
@@ -148,10 +171,8 @@ def _rows(record: Record, layout: str | None, name: str) -> list[Row]:
     number, fields = record.number, record.fields
     id = next((str(fields[key]) for key in _ID_FIELDS if fields.get(key) is not None), None)
     try:
-        if record.problem:
-            raise Malformed(record.problem)
-        comparisons = LAYOUTS[layout or detect(fields)].read(fields, name)
-    except (ValueError, TypeError) as error:
+        _, comparisons = _read(record, layout, name)
+    except ValueError as error:
         return [Row(number, None, str(error), id)]
     if len(comparisons) == 1:
         return [Row(number, dataclasses.replace(comparisons[0], id=id), None, id)]

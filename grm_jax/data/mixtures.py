@@ -16,7 +16,6 @@ module imports seqio and TensorFlow.
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -40,8 +39,9 @@ from grm_jax.data import sft, world  # noqa: E402
 from grm_jax.data.comparisons import convert, read_comparisons  # noqa: E402
 from grm_jax.data.layouts import LAYOUTS  # noqa: E402
 from grm_jax.data.records import Account, Record, plain  # noqa: E402
+from grm_jax.data.sources import digest  # noqa: E402
 from grm_jax.registry import nearest  # noqa: E402
-from grm_jax.storage import fetch, is_remote  # noqa: E402
+from grm_jax.storage import is_remote  # noqa: E402
 from grm_jax.types import Comparison  # noqa: E402
 
 log = logging.getLogger(__name__)
@@ -70,18 +70,22 @@ _failures: dict[str, Exception] = {}
 # ---------------------------------------------------------------- registration
 
 
-def add_comparisons(name: str, files: Files, layout: str = "comparison") -> None:
-    """Adds a task over files in a published layout, by split."""
-    LAYOUTS[layout]
+def add_comparisons(name: str, files: Files, layout: str | None = None) -> None:
+    """Adds a task over files of comparisons, by split.
+
+    files: paths, or other sources of `sources.local_files`, such as hf://datasets/ORG/NAME/SPLIT.
+    layout: a name of `LAYOUTS`, detected for each record if None.
+    """
+    if layout is not None:
+        LAYOUTS[layout]
 
     def comparisons(split: str) -> Iterator[Comparison]:
         account = ACCOUNTS[f"{name}/{split}"] = Account(source=name)
-        return read_comparisons(
-            map(fetch, paths(name, split)), layout, SETTINGS.max_skipped, account
-        )
+        return read_comparisons(paths(name, split), layout, SETTINGS.max_skipped, account)
 
     _FILES[name] = files
-    _add(name, COMPARISON, comparisons, tuple(files), layout)
+    # "comparison" was the default: a task without a layout keeps its identity.
+    _add(name, COMPARISON, comparisons, tuple(files), layout or "comparison")
 
 
 def add_comparisons_from_tfds(
@@ -92,7 +96,7 @@ def add_comparisons_from_tfds(
     dataset: a TFDS name; "huggingface:OWNER__NAME" is read from the Hugging Face Hub (lower case,
     other characters than letters and digits replaced by "_").  splits: ours -> the data set's.
     """
-    chosen = LAYOUTS[layout]
+    LAYOUTS[layout]
     source = seqio.TfdsDataSource(dataset, splits=dict(splits), tfds_data_dir=data_dir)
 
     def comparisons(split: str) -> Iterator[Comparison]:
@@ -100,7 +104,7 @@ def add_comparisons_from_tfds(
         examples = source.get_dataset(split, shuffle=False).as_numpy_iterator()
         for number, example in enumerate(examples, 1):
             record = Record(number, number, _rows_of(plain(example)))
-            yield from convert(record, chosen, f"{name}-{split}-{number}", dataset, account)
+            yield from convert(record, layout, f"{name}-{split}-{number}", dataset, account)
             account.check()
         account.check(final=True)
 
@@ -144,7 +148,7 @@ def add_examples(name: str, files: Files) -> None:
     def examples(split: str) -> Iterator[sft.Example]:
         account = ACCOUNTS[f"{name}/{split}"] = Account(source=name)
         for path in paths(name, split):
-            yield from sft.read_examples(fetch(path), SETTINGS.max_skipped, account)
+            yield from sft.read_examples(path, SETTINGS.max_skipped, account)
 
     _FILES[name] = files
     _add(name, EXAMPLE, examples, tuple(files))
@@ -234,10 +238,7 @@ def paths(task: str, split: str) -> list[str]:
 
 def identity(task: str, split: str) -> list[Any]:
     """Returns JSON-ready values on which the content of a task's split depends."""
-    digests = []
-    for path in paths(task, split):
-        with open(fetch(path), "rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    digests = [digest(path) for path in paths(task, split)]
     return [task, split, digests, SETTINGS.max_skipped, _SETTINGS_OF.get(task)]
 
 

@@ -1,20 +1,21 @@
 """Reads records (JSON-like dicts) from files, with the line of each, and counts those that fail.
 
-JSON lines and JSON arrays, gzipped or not, CSV, Parquet and Arrow. A record that is not JSON, not
-UTF-8 or not an object is returned with the problem, so that the caller can report it and continue.
+`sources.py` lists what a source may be; JSON lines and arrays are parsed here, CSV, Parquet and
+Arrow in `tables.py`. A record that is not JSON, not UTF-8 or not an object is returned with the
+problem, so that the caller can report it and continue.
 """
 
 import collections
-import csv
 import dataclasses
-import gzip
-import io
 import json
 import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from grm_jax.data import sources, tables
+from grm_jax.data.tables import open_bytes
 
 log = logging.getLogger(__name__)
 
@@ -90,23 +91,37 @@ class Account:
         return {"seen": self.seen, "malformed": len(self.malformed), "unusable": unusable}
 
 
-def read_records(path: str | Path) -> Iterator[Record]:
-    """Yields the records of a file, in its order.
+def read_records(source: str | Path) -> Iterator[Record]:
+    """Yields the records of a source (`sources.local_files`), in its order.
 
-    .csv, .parquet and .arrow are tables; every other file is one JSON array or JSON lines, by its
-    first character. Names ending in .gz are decompressed. Blank lines are skipped, but counted.
+    .csv, .tsv, .parquet and .arrow are tables; every other file is one JSON array or JSON lines, by
+    its first character. Names ending in .gz are decompressed. Blank lines are skipped, but counted.
+    Numbers and lines of the files of one source follow each other.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: a .json file that holds no array, or an array that is not valid JSON.
+      FileNotFoundError, ValueError: what `sources.local_files` raises; a .json file that holds no
+        array, an array that is not valid JSON, or a damaged table.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no data file {path}")
+    before = last = 0
+    for path in sources.local_files(source):
+        for record in _file_records(path):
+            last = before + max(record.line, record.number)
+            if before:
+                record = dataclasses.replace(
+                    record, line=before + record.line, number=before + record.number
+                )
+            yield record
+        before = last
+
+
+def _file_records(path: Path) -> Iterator[Record]:
     suffix = Path(path.name.removesuffix(".gz")).suffix
-    if read_table := _TABLES.get(suffix):
-        for number, fields in enumerate(read_table(path), 1):
-            yield Record(number, number, fields)
+    if suffix in tables.FORMATS:
+        for number, row in enumerate(tables.read_table(path, suffix), 1):
+            if isinstance(row, tables.BadCell):
+                yield Record(number, number, {}, str(row))
+            else:
+                yield Record(number, number, row)
         return
     with open_bytes(path) as file:
         first = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
@@ -130,17 +145,11 @@ def read_records(path: str | Path) -> Iterator[Record]:
 
 
 def strict_records(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Yields the contents of a file's records. Raises ValueError naming the first bad one."""
+    """Yields the contents of a source's records. Raises ValueError naming the first bad one."""
     for record in read_records(path):
         if record.problem:
             raise ValueError(f"{path}, line {record.line}: {record.problem}")
         yield record.fields
-
-
-def open_bytes(path: str | Path) -> IO[bytes]:
-    """Opens a file for reading, decompressed if its name ends in .gz."""
-    opened: Any = gzip.open(path) if Path(path).suffix == ".gz" else open(path, "rb")
-    return opened
 
 
 def _parsed(raw: bytes) -> Any:
@@ -157,8 +166,8 @@ def _line_record(number: int, raw: bytes) -> Record:
         problem = f"not UTF-8: byte {error.start + 1} is 0x{raw[error.start]:02x}"
     except json.JSONDecodeError as error:
         problem = f"not JSON: {error.msg} at column {error.colno}"
-    except RecursionError:
-        problem = "not JSON that can be parsed: nested too deep"
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits; nesting
+        problem = f"not JSON that can be parsed: {type(error).__name__}"
     else:
         return _checked(number, number, value, b"\\u" in raw)
     return Record(number, number, {}, problem)
@@ -186,45 +195,14 @@ def _checked(line: int, number: int, value: Any, escapes: bool) -> Record:
     try:
         if escapes:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        return Record(line, number, {}, "nested too deep")
     except UnicodeEncodeError as error:
         code = ord(str(error.object)[error.start])
         return Record(
             line, number, {}, f"half a surrogate pair (\\u{code:04x}), which is not a character"
         )
     return Record(line, number, value)
-
-
-# ---------------------------------------------------------------- tables
-
-
-def _csv(path: Path) -> Iterator[dict]:
-    with open_bytes(path) as file:
-        yield from csv.DictReader(io.TextIOWrapper(file, "utf-8"))
-
-
-def _parquet(path: Path) -> Iterator[dict]:
-    import pyarrow.parquet
-
-    for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1024):
-        yield from batch.to_pylist()
-
-
-def _arrow(path: Path) -> Iterator[dict]:
-    import pyarrow as pa
-
-    # `save_to_disk` writes the streaming format, `to_feather` and others the file format.
-    with pa.memory_map(str(path)) as file:
-        try:
-            batches = list(pa.ipc.open_stream(file))
-        except pa.ArrowInvalid:
-            file.seek(0)
-            reader = pa.ipc.open_file(file)
-            batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        for batch in batches:
-            yield from batch.to_pylist()
-
-
-_TABLES = {".csv": _csv, ".parquet": _parquet, ".arrow": _arrow}
 
 
 # ---------------------------------------------------------------- TFDS

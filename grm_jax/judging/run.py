@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import sys
 import time
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from grm_jax.data import sources
 from grm_jax.data.comparisons import Row, read_rows
 from grm_jax.judging import codec
 from grm_jax.judging.judge import Judge, Unjudged
@@ -66,10 +68,9 @@ def judge_file(
 
     format: a name of `LAYOUTS`, detected for each row if None.  limit: judge the first rows only.
     """
-    digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()
-    rows = list(read_rows(source, format))[:limit]
+    rows = list(itertools.islice(read_rows(source, format), limit))
     selection = {"limit": limit, "format": format}
-    return judge_rows(judge, rows, output, options, digest, config, selection)
+    return judge_rows(judge, rows, output, options, sources.digest(source), config, selection)
 
 
 def judge_rows(

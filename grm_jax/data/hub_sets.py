@@ -1,0 +1,80 @@
+"""Data sets of the Hugging Face Hub by name: hf://datasets/ORG/NAME[@REVISION][/SPLIT].
+
+Only files of data are downloaded (Parquet, JSON lines, CSV and the like), and no script is run. The
+splits are those that the data set's card declares, else those in the names of its files.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from grm_jax import hub
+from grm_jax.data.shards import Config, data_names, select
+
+CARD = "README.md"
+_PART = r"[\w][\w.-]*"
+# A revision has a slash only in refs/convert/parquet and refs/pr/N.
+_NAME = re.compile(rf"hf://datasets/({_PART}/{_PART})(?:@(refs/\w+/\w+|[^/@]+))?(?:/(.+?))?/?")
+
+
+def download(source: str) -> list[Path]:
+    """Returns the local files of a data set's split, downloaded where the cache lacks them.
+
+    Raises:
+      FileNotFoundError: there is no such data set, revision or split, or no access to it.
+      ValueError: the name is malformed, or has no split where there are several.
+    """
+    match = _NAME.fullmatch(source)
+    if not match:
+        raise ValueError(
+            f"{source} is no data set of the Hub: write hf://datasets/ORG/NAME, then @REVISION and "
+            "/SPLIT if needed"
+        )
+    repo, revision, choice = match.groups()
+    name = hub.HubName(repo, revision or "main", kind="dataset")
+    names = hub.listing(name).sizes
+    if not data_names(names):
+        raise FileNotFoundError(
+            f"{source} has no data files, and scripts are not run: try the Hub's own conversion, "
+            f"hf://datasets/{repo}@refs/convert/parquet"
+        )
+    card = _card(hub.download(name, [CARD], quiet=True) / CARD) if CARD in names else {}
+    files = select(names, choice or "", source, configs(card))
+    folder = hub.download(name, files)
+    return [folder / file for file in files]
+
+
+def _card(path: Path) -> Mapping[str, Any]:
+    """Returns the metadata at the top of a data set's card, {} without any."""
+    parts = re.split(
+        r"^---\s*$", path.read_text(encoding="utf-8", errors="replace"), maxsplit=2, flags=re.M
+    )
+    try:
+        card = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else {}
+    except yaml.YAMLError:
+        return {}
+    return card if isinstance(card, dict) else {}
+
+
+def configs(card: Mapping[str, Any]) -> list[Config]:
+    """Returns the configurations that a card declares with their files.
+
+    `data_files` is a pattern, a list of patterns, or a list of {"split", "path"}.
+    """
+    declared = []
+    for entry in card.get("configs") or ():
+        files = entry.get("data_files")
+        files = files if isinstance(files, list) else [files] if files else []
+        splits: dict[str, list[str]] = {}
+        for file in files:
+            split, paths = (
+                ("train", file) if isinstance(file, str) else (file["split"], file["path"])
+            )
+            splits.setdefault(split, []).extend([paths] if isinstance(paths, str) else paths)
+        if splits:
+            name = str(entry.get("config_name", "default"))
+            declared.append(Config(name, splits, bool(entry.get("default"))))
+    return declared

@@ -1,0 +1,118 @@
+"""Where records come from: files, folders, standard input, buckets, and data sets of the Hub.
+
+`local_files` turns a source into files on this machine; `records.read_records` reads them.
+
+    pairs.jsonl, pairs.csv.gz       a file
+    folder                          of `datasets` (save_to_disk), or with the shards of one table
+    folder/test                     one split of it
+    gs://bucket/pairs.parquet       a file or folder of a bucket
+    -                               standard input, in any of the formats
+    hf://datasets/ORG/NAME          a data set of the Hub; add @REVISION, and /SPLIT, /CONFIG or /FILE
+"""
+
+import functools
+import gzip
+import hashlib
+import json
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from grm_jax.data import shards
+from grm_jax.storage import fetch, is_remote
+
+STDIN = "-"
+HUB = "hf://datasets/"
+
+
+def local_files(source: str | Path) -> list[Path]:
+    """Returns the files of a source, in the order of their rows, downloaded if necessary.
+
+    Raises:
+      FileNotFoundError: there is no such file, folder or data set.
+      ValueError: a folder or data set has several splits or configs, and the source names none.
+    """
+    text = str(source)
+    if text == STDIN:
+        return [_spooled_stdin()]
+    if text.startswith(HUB):
+        from grm_jax.data import hub_sets
+
+        return hub_sets.download(text)
+    path = fetch(text) if is_remote(text) else Path(source).expanduser()
+    if path.is_file():
+        return [path]
+    for folder in (path, *path.parents):
+        if folder.is_dir():
+            wanted_split = path.relative_to(folder).as_posix()
+            return _folder_files(folder, "" if folder == path else wanted_split, text)
+    raise FileNotFoundError(f"no data file {source}")
+
+
+def name_of(source: str | Path) -> str:
+    """Returns a short name, which the ids of records without one begin with."""
+    return "stdin" if str(source) == STDIN else Path(source).name.split(".")[0]
+
+
+def digest(source: str | Path) -> str:
+    """Returns a SHA-256 over the content of a source's files."""
+    digests = []
+    for path in local_files(source):
+        with open(path, "rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256(str(digests).encode()).hexdigest()
+
+
+def _folder_files(folder: Path, split: str, source: str) -> list[Path]:
+    """Returns the files of one split of a folder."""
+    if not split and (folder / "state.json").is_file():  # of `Dataset.save_to_disk`
+        state = json.loads((folder / "state.json").read_text())
+        return [folder / file["filename"] for file in state["_data_files"]]
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    if split and not shards.data_names(names):
+        raise FileNotFoundError(f"no data file {source}")
+    return [folder / name for name in shards.select(names, split, source)]
+
+
+# ---------------------------------------------------------------- standard input
+
+
+@functools.cache
+def _spooled_stdin() -> Path:
+    """Copies standard input to a temporary file, because a source may be read more than once."""
+    folder = tempfile.TemporaryDirectory(prefix="grm_jax-")
+    _KEPT.append(folder)
+    path = Path(folder.name) / "stdin"
+    with open(path, "wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+    return path.rename(path.with_suffix(format_of(path)))
+
+
+_KEPT: list[tempfile.TemporaryDirectory] = []  # removed when the process ends
+
+
+def format_of(path: Path) -> str:
+    """Returns the suffix that fits the beginning of a file, such as ".parquet" or ".csv.gz"."""
+    with open(path, "rb") as file:
+        head = file.read(1 << 16)
+    packed = ".gz" if head.startswith(b"\x1f\x8b") else ""
+    if packed:
+        with gzip.open(path) as unpacked:
+            head = unpacked.read(1 << 16)
+    if head.startswith(b"PAR1"):
+        return f".parquet{packed}"
+    if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+        return f".arrow{packed}"
+    first = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if first[:1] in (b"{", b"["):
+        return f".jsonl{packed}"
+    header = first.partition(b"\n")[0].strip()
+    for suffix, delimiter in ((".csv", b","), (".tsv", b"\t")):
+        if len(columns := header.split(delimiter)) > 1 and all(map(_COLUMN.fullmatch, columns)):
+            return suffix + packed
+    return f".jsonl{packed}"
+
+
+_COLUMN = re.compile(rb'"?[A-Za-z_][\w .-]*"?')
