@@ -113,8 +113,9 @@ def _joined_parts(content: Any) -> Any:
     """Joins [{"type": "text", "text": ...}, ...]; anything else is returned as it is."""
     if isinstance(content, list) and content:
         parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        if all(isinstance(part, str) for part in parts):
-            return "".join(parts)
+        joined = [part for part in parts if isinstance(part, str)]
+        if len(joined) == len(parts):
+            return "".join(joined)
     return content
 
 

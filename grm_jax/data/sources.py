@@ -7,7 +7,7 @@
     folder/test                     one split of it
     gs://bucket/pairs.parquet       a file or folder of a bucket
     -                               standard input, in any of the formats
-    hf://datasets/ORG/NAME          a data set of the Hub; add @REVISION, and /SPLIT, /CONFIG or /FILE
+    hf://datasets/ORG/NAME          a data set of the Hub; @REVISION, /SPLIT, /CONFIG, /FILE follow
 """
 
 import functools
