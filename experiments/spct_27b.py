@@ -1,9 +1,11 @@
 """DeepSeek-GRM-27B: SPCT on Gemma-2-27B with the values of the paper (arXiv 2504.02495 v3).
 
-    python launch/tpu.py --config experiments/spct_27b.py --workdir gs://BUCKET/spct_27b \\
-        --config.init=GEMMA --config.tokenizer=GEMMA
+    python launch/tpu.py --config experiments/spct_27b.py --workdir gs://BUCKET/spct_27b
 
-GEMMA is a folder or bucket with the weights of Gemma 2 27B; docs/data.md lists the data files.
+On every worker of a slice. Weights, tokenizer, sampler and preference sets come from the Hugging
+Face Hub. Gemma is gated: accept its terms at huggingface.co/google/gemma-2-27b and
+huggingface.co/google/gemma-2-27b-it, then run `hf auth login` or set HF_TOKEN on each worker.
+
 It never ran on a TPU. Compiled for v5p-64: 40 of 96 GiB per chip, at least 29 s per GRPO step
 (docs/tpu_memory.md).
 
@@ -22,11 +24,14 @@ def get_config(arg: str = "") -> ConfigDict:
     config.stages = ("rft", "rl", "meta_rm", "eval")
     config.tensorboard = True
     config.export = True
+    config.slice = "v5p-64"  # a slice that holds it (docs/tpu_memory.md); named where one does not
 
     # ---------------------------------------------------------------- model
     config.model = "gemma2_27b"  # paper, appendix C.1: pretrained, not instruction-tuned
-    config.init = ""  # folder of the pretrained weights; empty: random weights
-    config.tokenizer = ""  # folder of the tokenizer, usually the same
+    config.init = (
+        "google/gemma-2-27b"  # on the Hugging Face Hub, or a folder; empty: random weights
+    )
+    config.tokenizer = "google/gemma-2-27b"
     config.model_overrides = dict(remat="full")  # not in the paper
     config.mesh = dict(data=1, fsdp=-1, tensor=4)  # not in the paper (it used 128 A100s)
 
@@ -55,9 +60,12 @@ def get_config(arg: str = "") -> ConfigDict:
     config.rft.samples = 3  # N_RFT: paper, section 3.2
     config.rft.hinted = 1  # paper, section 3.2
     config.rft.reject = True
-    config.rft.sampler = "endpoint"  # the paper sampled from DeepSeek-V2.5-0905
+    # Deviation: the paper sampled from DeepSeek-V2.5-0905 (236B parameters). This model fits the
+    # slice. For another one behind a server: --config.rft.sampler=endpoint
+    # --config.rft.sampling.url=http://HOST:8000/v1 --config.rft.sampling.model=NAME
+    config.rft.sampler = "model"
     config.rft.sampling = dict(
-        url="http://localhost:8000/v1", model="sampler", max_new_tokens=1024, temperature=1.0
+        path="google/gemma-2-27b-it", url="", model="", max_new_tokens=1024, temperature=1.0
     )  # not in the paper
 
     # ---------------------------------------------------------------- reinforcement learning

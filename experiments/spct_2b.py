@@ -1,7 +1,6 @@
 """SPCT on Gemma-2-2B for one TPU VM, with the values of spct_27b.
 
-    python launch/tpu.py --config experiments/spct_2b.py --workdir DIR \\
-        --config.init=GEMMA --config.tokenizer=GEMMA
+    python launch/tpu.py --config experiments/spct_2b.py --workdir DIR
 
 The paper has no model of this size. Compiled for v5litepod-8: 13.7 of 15.75 GiB per chip, at least
 59 s per GRPO step (docs/tpu_memory.md).
@@ -16,7 +15,10 @@ from experiments.ablations import apply
 def get_config(arg: str = "") -> ConfigDict:
     config = spct_27b.get_config()
     config.name = "spct_2b"
+    config.slice = "v5litepod-8"
     config.model = "gemma2_2b"  # not in the paper
+    config.init = config.tokenizer = "google/gemma-2-2b"
+    config.rft.sampling.path = "google/gemma-2-9b-it"  # fits the slice
     config.mesh = dict(data=1, fsdp=-1, tensor=1)  # not in the paper
     # Small models take larger steps; neither rate is in the paper.
     config.rft.lr = 1e-5

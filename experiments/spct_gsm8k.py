@@ -23,6 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
     cpu, arg = arg.split(",")[0] == "cpu", arg.removeprefix("cpu").removeprefix(",")
     config = spct_27b.get_config()
     config.name = "spct_gsm8k"
+    config.slice = config.init = config.tokenizer = ""
     config.model = "gemma3_270m"
     config.model_overrides = dict(remat="full", dtype="float32")
     config.mesh = dict(data=1, fsdp=-1, tensor=1)

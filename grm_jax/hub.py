@@ -35,6 +35,7 @@ TOKENIZER_FILES = (
 SMALL_FILES = (*TOKENIZER_FILES, "config.json", "judge.json", "meta_rm.json", INDEX)
 
 _PART = r"[\w][\w.-]*"
+_FILES = (".csv", ".gguf", ".gz", ".json", ".jsonl", ".model", ".parquet", ".safetensors", ".txt")
 _NAME = re.compile(rf"({_PART}/{_PART})(?:@([\w.+-][\w.+/-]*?))?(?:/(\S+\.gguf))?")
 
 
@@ -71,8 +72,10 @@ class Listing:
 
 def parse(text: str) -> HubName | None:
     """Returns the hub name of "ORG/MODEL[@REVISION][/FILE.gguf]", None for another text."""
-    match = _NAME.fullmatch(text)
-    return HubName(match[1], match[2] or "main", match[3] or "") if match else None
+    match = None if ".." in text else _NAME.fullmatch(text)
+    if not match or match[1].endswith(_FILES):  # FOLDER/FILE
+        return None
+    return HubName(match[1], match[2] or "main", match[3] or "")
 
 
 def pinned(name: HubName) -> str:
@@ -87,20 +90,31 @@ def download_model(name: HubName, weights: bool = True, quiet: bool = False) -> 
     weights: False downloads only the small files: tokenizer, config, metadata.  quiet: no bar.
     Raises FileNotFoundError, in one line, for what is missing, gated or not reachable.
     """
+    folder = download(name, model_files(name, weights), quiet or not weights)
+    return folder / name.file if name.file else folder
+
+
+def model_files(name: HubName, weights: bool = True) -> list[str]:
+    """Returns the files of a model that this package reads; downloads the small ones.
+
+    Raises FileNotFoundError as `download_model`.
+    """
     found = listing(name)
     if name.file:
-        return download(name, [name.file], quiet) / name.file
-    folder = download(name, [file for file in SMALL_FILES if file in found.sizes], quiet=True)
-    if weights:
-        download(name, _weight_files(name, folder, found), quiet)
-    return folder
+        return [name.file]
+    small = [file for file in SMALL_FILES if file in found.sizes]
+    folder = download(name, small, quiet=True)
+    return [*small, *_weight_files(name, folder, found)] if weights else small
 
 
 def _weight_files(name: HubName, folder: Path, found: Listing) -> list[str]:
     """The safetensors of the index, else one safetensors file, else one GGUF file."""
     files = found.sizes
     if INDEX in files:
-        return sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+        named = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+        if wrong := [file for file in named if not file.endswith(".safetensors")]:
+            raise FileNotFoundError(f"{name.repo}: {INDEX} names {wrong[0]}, no safetensors file")
+        return named
     for suffix in (".safetensors", ".gguf"):
         names = sorted(file for file in files if file.endswith(suffix) and "/" not in file)
         if "model.safetensors" in names or len(names) == 1:
@@ -122,22 +136,16 @@ def _weight_files(name: HubName, folder: Path, found: Listing) -> list[str]:
 def download(name: HubName, files: Sequence[str], quiet: bool = False) -> Path:
     """Downloads files of a repository that the cache lacks, and returns their folder.
 
-    A file that was cut off is resumed; complete files are not downloaded again.
-    Raises FileNotFoundError as `download_model`; ENOSPC before anything is downloaded.
+    A connection that is cut is resumed; a file that is complete is not downloaded again.
+    Raises FileNotFoundError as `download_model`, OSError where the disk is too small.
     """
     from huggingface_hub import snapshot_download
 
-    found = listing(name)
-    if unknown := [file for file in files if file not in found.sizes]:
-        missing_file = f"{name.repo} has no file {unknown[0]} at {name.revision}"
-        raise FileNotFoundError(found.offline or missing_file)
-    cache = _cache_folder(name)
-    folder = cache / "snapshots" / found.commit
-    if missing := [file for file in files if not (folder / file).exists()]:
-        size = sum(found.sizes[file] for file in missing)
-        _check_space(name, size)
+    found, cache = listing(name), _cache_folder(name)
+    if missing := missing_files(name, files):
+        check_space(sum(missing.values()), name.repo)
         if not quiet:
-            counts = name.repo, found.commit[:12], len(missing), size / 1e9, cache
+            counts = name.repo, found.commit[:12], len(missing), sum(missing.values()) / 1e9, cache
             log.info("downloading %s@%s: %d files, %.2f GB, to %s", *counts)
         with _one_line(name):
             snapshot_download(
@@ -151,7 +159,35 @@ def download(name: HubName, files: Sequence[str], quiet: bool = False) -> Path:
         ref = cache / "refs" / name.revision
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(found.commit)
-    return folder
+    return cache / "snapshots" / found.commit
+
+
+def missing_files(name: HubName, files: Sequence[str]) -> dict[str, int]:
+    """Returns {file: bytes} of the files that the cache lacks.
+
+    Raises FileNotFoundError for a file that the repository does not have.
+    """
+    found = listing(name)
+    if unknown := [file for file in files if file not in found.sizes]:
+        reason = f"{name.repo} has no file {unknown[0]} at {name.revision}"
+        raise FileNotFoundError(found.offline or reason)
+    folder = _cache_folder(name) / "snapshots" / found.commit
+    return {file: found.sizes[file] for file in files if not (folder / file).exists()}
+
+
+def check_access(name: HubName, files: Sequence[str]) -> int:
+    """Returns the bytes of `files` that are not in the cache, after a request for one of them.
+
+    Raises FileNotFoundError as `download_model`.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    missing = missing_files(name, files)
+    if missing:
+        first, commit = next(iter(missing)), listing(name).commit
+        with _one_line(name):
+            get_hf_file_metadata(hf_hub_url(name.repo, first, repo_type=name.kind, revision=commit))
+    return sum(missing.values())
 
 
 def _cache_folder(name: HubName) -> Path:
@@ -162,13 +198,16 @@ def _cache_folder(name: HubName) -> Path:
     return Path(constants.HF_HUB_CACHE).expanduser() / folder
 
 
-def _check_space(name: HubName, size: int) -> None:
-    cache = _cache_folder(name).parent
+def check_space(size: int, what: str) -> None:
+    """Raises OSError if the disk of the cache has fewer than `size` bytes free."""
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE).expanduser()
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     if size > free:
         raise OSError(
-            f"{name.repo} needs {size / 1e9:.1f} GB in {cache}, and {free / 1e9:.1f} GB are free: "
+            f"{what} needs {size / 1e9:.1f} GB in {cache}, and {free / 1e9:.1f} GB are free: "
             "set HF_HOME to a folder of a larger disk"
         )
 
@@ -235,11 +274,11 @@ def _cached_listing(name: HubName) -> Listing | None:
 @contextmanager
 def _one_line(name: HubName) -> Iterator[None]:
     """Turns huggingface_hub's errors into one line that says what to do."""
-    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 
     try:
         yield
-    except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except (HTTPError, OSError) as error:
         wrapped = isinstance(error, LocalEntryNotFoundError)
         cause = error.__cause__ if wrapped and error.__cause__ else error
         raise FileNotFoundError(_reason(name, cause)) from error
@@ -271,6 +310,9 @@ def _reason(name: HubName, error: BaseException) -> str:
         return f"{at}: {constants.ENDPOINT} refuses your token ({status}): {login} again"
     if status:
         return f"{at}: {constants.ENDPOINT} answered {status}: try again later"
+    if isinstance(error, OSError):
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return f"{at} could not be downloaded: {line} Run the command again to continue"
     return (
         f"{at} is no local path, {constants.ENDPOINT} is not reachable "
         f"({type(error).__name__}) and {cache}: check the network, or give a local folder"

@@ -2,6 +2,7 @@
 
 import argparse
 import operator
+import os
 import subprocess
 import threading
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from grm_jax import storage
 from launch.compile.slices import Slice, get_slice
 from launch.config import ROOT
-from launch.errors import LaunchError
+from launch.errors import DoesNotFit, LaunchError
 
 # stage -> its batch, as a dotted field: every one is split over the mesh's data and fsdp axes.
 BATCHES = {"rft": "batch_size", "rl": "rl.prompts", "meta_rm": "meta_rm.batch_size"}
@@ -36,13 +37,67 @@ def check_model(config: Any, num_devices: int, num_slices: int = 1, label: str =
             )
 
 
+# float32 weights, gradients and the two moments of AdamW
+STATE_BYTES_PER_PARAMETER = 16
+
+
+def check_machine(config: Any, emulated: bool = False) -> None:
+    """Raises DoesNotFit if the devices cannot hold the training state.
+
+    Also on a machine without an accelerator, for an experiment that names a slice, unless CPU
+    devices are emulated on purpose.
+    """
+    import jax
+
+    from grm_jax.training.programs import model_config
+
+    devices, cfg = jax.devices(), model_config(config)
+    needed = STATE_BYTES_PER_PARAMETER * cfg.num_params
+    memory, is_cpu = _memory(devices), devices[0].platform == "cpu"
+    tpu_slice = config.get("slice", "")
+    if needed <= memory and not (is_cpu and tpu_slice and not emulated):
+        return
+    kind = "CPU, no accelerator" if is_cpu else devices[0].device_kind
+    suited = f"; it was compiled for a {tpu_slice} (docs/tpu_memory.md)" if tpu_slice else ""
+    tpu_slice = tpu_slice or "TYPE"
+    raise DoesNotFit(
+        f"{config.name} trains {cfg.name}: {needed / 2**30:,.0f} GiB of weights, gradients and "
+        f"optimizer state{suited}\n"
+        f"here: {len(devices)} x {kind}, {memory / 2**30:,.0f} GiB in total\n"
+        f"ways on: run it on a slice: --on queued-resource --accelerator {tpu_slice} --name NAME "
+        f"--zone ZONE --workdir gs://BUCKET/{config.name}; compile it here: --compile_only --slice "
+        f"{tpu_slice}; run the method here: --config experiments/spct_tiny.py"
+    )
+
+
+def _memory(devices: list[Any]) -> int:
+    """The bytes of all devices together; CPU devices of a process share its machine's memory."""
+    if devices[0].platform == "cpu":
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return machine * len({device.process_index for device in devices})
+    stats = devices[0].client.local_devices()[0].memory_stats() or {}
+    return len(devices) * int(stats.get("bytes_limit", 2**60))  # unknown: do not refuse
+
+
 def check_initial_weights(config: Any) -> None:
     """Checks that the names and shapes of the weights in `config.init` are the model's."""
     from grm_jax import checkpoints
     from grm_jax.training.programs import model_config
 
     if config.get("init"):
-        checkpoints.check(storage.fetch(config.init), model_config(config))
+        checkpoints.check(config.init, model_config(config))
+
+
+def check_inputs(config: Any, workdir: str) -> None:
+    """Checks that the inputs of the stages that are not done exist, before any is downloaded.
+
+    Raises MissingInputs with all that are missing, and what `sources.paths` raises.
+    """
+    from grm_jax.training import inputs, loop, sources
+
+    folder = storage.as_path(workdir)
+    stages = [stage for stage in config.stages if not loop.is_done(folder / stage)]
+    inputs.check(sources.paths(config, stages))
 
 
 def check_workdir(workdir: str, patience: float = 60.0) -> None:
@@ -109,6 +164,8 @@ def missing_on_workers(config: Any) -> str:
     def is_missing(path: str) -> bool:
         if "://" in path or Path(path).is_absolute():
             return "://" not in path
+        if not (ROOT / path).exists() and storage.hub_name(path):
+            return False
         command = ["git", "ls-tree", "HEAD", "--", path]
         return not subprocess.run(command, cwd=ROOT, capture_output=True).stdout
 

@@ -28,7 +28,7 @@ from grm_jax.devices import choose_platform, use_compilation_cache  # noqa: E402
 from launch import checks, config as configs  # noqa: E402
 from launch.cluster import distributed, gcloud, gke, queued  # noqa: E402
 from launch.compile.slices import get_slice, quiet_environment  # noqa: E402
-from launch.errors import FAILED, START_AGAIN, WRONG_COMMAND, LaunchError  # noqa: E402
+from launch.errors import FAILED, START_AGAIN, WRONG_COMMAND, DoesNotFit, LaunchError  # noqa: E402
 from launch.options import parse  # noqa: E402
 
 
@@ -61,7 +61,11 @@ def main(argv: list[str]) -> int:
 
 
 def _print_error(error: object) -> None:
-    print(f"launch: {' '.join(str(error).split())}", file=sys.stderr)
+    """Prints an error in one line, or in the lines that it is made of."""
+    from grm_jax.training.errors import MissingInputs
+
+    has_lines = isinstance(error, (DoesNotFit, MissingInputs))
+    print(f"launch: {error if has_lines else ' '.join(str(error).split())}", file=sys.stderr)
 
 
 # ----------------------------------------------------------------------------- on this machine
@@ -86,7 +90,9 @@ def run_here(options: argparse.Namespace, config: Any, workdir: str) -> int:
     import jax
 
     num_slices = len({getattr(device, "slice_index", 0) for device in jax.devices()})
+    checks.check_machine(config, emulated=bool(options.emulate))
     checks.check_model(config, jax.device_count(), num_slices)
+    checks.check_inputs(config, workdir)
     checks.check_initial_weights(config)
     checks.check_workdir(workdir)
     from grm_jax.training import checkpoint, main as training

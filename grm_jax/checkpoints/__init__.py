@@ -20,8 +20,8 @@ from grm_jax.storage import fetch
 __all__ = ["check", "copy_tokenizer", "load", "open_checkpoint", "save"]
 
 FORMATS = (
-    "a Hugging Face folder (config.json, *.safetensors), a DeepMind Flax checkpoint (_METADATA) "
-    "or a .gguf file"
+    "a Hugging Face folder (config.json, *.safetensors), a DeepMind Flax checkpoint (_METADATA), "
+    "a .gguf file, or ORG/MODEL on the Hugging Face Hub"
 )
 
 

@@ -30,7 +30,7 @@ from grm_jax.data import batches, indexed, sft, world
 from grm_jax.data.comparisons import from_json
 from grm_jax.data.world.vocabulary import vocabulary_path
 from grm_jax.storage import as_path, fetch
-from grm_jax.training import rft_samplers
+from grm_jax.training import inputs, rft_samplers
 from grm_jax.types import Comparison
 
 log = logging.getLogger(__name__)
@@ -99,19 +99,15 @@ def paths(config: Any, stages: Collection[str] | None = None) -> Iterator[tuple[
 def check(config: Any, stages: Collection[str] | None = None) -> None:
     """Checks that all inputs of `stages` (None: the config's stages) exist.
 
-    Raises FileNotFoundError for a missing file or folder, ValueError for an empty field or an
-    unknown mixture, task or split; all name the field.
+    Raises MissingInputs for files, folders and hub names that are missing or not accessible, all in
+    one message, ValueError for an empty field or an unknown mixture, task or split; all name the
+    field.
     """
     stages = config.stages if stages is None else stages
     tokenizer_path(config)
     if "rft" in stages:
         rft_samplers.chosen_settings(config.rft.sampler, config.rft.sampling)
-    for field, path in paths(config, stages):
-        if not as_path(path).exists():
-            raise FileNotFoundError(
-                f"{field} names {path}, which does not exist or is not readable from here: "
-                "correct the path"
-            )
+    inputs.check(paths(config, stages))
 
 
 def _fields(config: Any, stages: Collection[str]) -> Iterator[str]:
@@ -319,7 +315,9 @@ def tokenizer_path(config: Any) -> Path:
         raise ValueError(
             "config.tokenizer is empty: give the model's tokenizer file, or the folder that has it"
         )
-    return vocabulary_path() if config.tokenizer == WORLD else fetch(config.tokenizer)
+    if config.tokenizer == WORLD:
+        return vocabulary_path()
+    return fetch(config.tokenizer, weights=False)
 
 
 def load_tokenizer(config: Any) -> Any:

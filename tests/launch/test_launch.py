@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from grm_jax import hub as hubs
+from grm_jax.training.errors import MissingInputs
 from launch import checks, config as configs, tpu
 from launch.errors import LaunchError
 
@@ -114,7 +116,7 @@ def test_weights_of_another_model_are_refused_before_the_workdir_is_created(
     assert (
         "does not hold a tiny_gemma2 (2 layers of width 32). unexpected: model.layers.2." in error
     )
-    assert "no-such does not exist: give a Hugging Face folder" in refused(
+    assert "config.init names no-such, which does not exist or is not readable" in refused(
         [*arguments, "--config.init=no-such"]
     )
     assert not (tmp_path / "w").exists()
@@ -242,3 +244,42 @@ def test_a_file_without_get_config_is_refused(tmp_path):
     path.write_text("a = 1\n")
     with pytest.raises(LaunchError, match="has no get_config"):
         configs.load(str(path), {})
+
+
+@pytest.mark.parametrize("name, tpu_slice", [("27b", "v5p-64"), ("9b", "v5p-16")])
+def test_a_machine_that_cannot_hold_the_experiment_answers_in_three_lines(name, tpu_slice, capsys):
+    assert tpu.main(["--config", f"experiments/spct_{name}.py"]) == 2
+    needs, here, ways, end = capsys.readouterr().err.split("\n")
+    assert f"spct_{name} trains gemma2_{name}" in needs and f"a {tpu_slice} (docs/" in needs
+    assert here.startswith("here: 8 x CPU") and not end
+    assert f"--on queued-resource --accelerator {tpu_slice}" in ways
+    assert f"--compile_only --slice {tpu_slice}" in ways and "experiments/spct_tiny.py" in ways
+
+
+def test_a_cpu_is_named_as_too_small_for_an_experiment_of_a_slice_unless_emulated(experiment):
+    config = configs.load(experiment, {})
+    checks.check_machine(config)
+    config.slice = "v5p-8"
+    checks.check_machine(config, emulated=True)
+    with pytest.raises(LaunchError, match="here: 8 x CPU, no accelerator"):
+        checks.check_machine(config)
+
+
+def test_all_missing_and_gated_inputs_are_in_one_message(hub, tmp_path, capsys, monkeypatch):
+    hub.add("google/gemma-2-27b", {"config.json": b"{}", "model.safetensors": b""}, gated=True)
+    hub.add("org/sampler", {"config.json": b"{}", "model.safetensors": b"12"})
+    overrides = {"rft.sampling.path": "org/sampler", "data.folder": str(tmp_path), "stages": "rft"}
+    config = configs.load("experiments/spct_27b.py", overrides)
+    with pytest.raises(MissingInputs) as caught:
+        checks.check_inputs(config, str(tmp_path / "work"))
+    title, first, *others = str(caught.value).split("\n")
+    assert title == f"{len(others) + 1} inputs are missing:"
+    page = "https://huggingface.co/google/gemma-2-27b"
+    assert f"config.init: google/gemma-2-27b is gated: accept its terms at {page}" in first
+    assert "org/sampler" not in str(caught.value) and "config.data.general" in others[-1]
+    tpu._print_error(caught.value)
+    assert capsys.readouterr().err.count("\n") == len(others) + 2
+    assert "model.safetensors" not in hub.downloads()
+    monkeypatch.setattr(hubs.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1))
+    with pytest.raises(MissingInputs, match="the download needs 0.0 GB in .* set HF_HOME"):
+        checks.check_inputs(config, str(tmp_path / "work"))
