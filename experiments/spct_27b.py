@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # ---------------------------------------------------------------- model
     config.model = "gemma2_27b"  # paper, appendix C.1: pretrained, not instruction-tuned
     config.init = (
-        "google/gemma-2-27b"  # on the Hugging Face Hub, or a folder; empty: random weights
+        "google/gemma-2-27b"  # a hub name or a folder; empty: random weights
     )
     config.tokenizer = "google/gemma-2-27b"
     config.model_overrides = dict(remat="full")  # not in the paper
