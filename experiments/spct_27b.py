@@ -28,9 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     # ---------------------------------------------------------------- model
     config.model = "gemma2_27b"  # paper, appendix C.1: pretrained, not instruction-tuned
-    config.init = (
-        "google/gemma-2-27b"  # a hub name or a folder; empty: random weights
-    )
+    config.init = "google/gemma-2-27b"  # a hub name or a folder; empty: random weights
     config.tokenizer = "google/gemma-2-27b"
     config.model_overrides = dict(remat="full")  # not in the paper
     config.mesh = dict(data=1, fsdp=-1, tensor=4)  # not in the paper (it used 128 A100s)
