@@ -1,22 +1,21 @@
 """grm_jax: generative reward models that judge with self-written principles (SPCT), on TPUs.
 
-Nothing heavy is imported here: each public name loads its module when it is first touched.
+Nothing heavy is imported here: each public name loads its module when it is first used. Type
+checkers and editors read the imports under TYPE_CHECKING.
 """
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-# public name -> the module that defines it
-_NAMES = {
-    "Comparison": "grm_jax.types",
-    "Critique": "grm_jax.types",
-    "Judge": "grm_jax.judging.judge",
-    "Principle": "grm_jax.types",
-    "Verdict": "grm_jax.types",
-}
-_MODULES = (
+__all__ = [
+    "Comparison",
+    "Critique",
+    "Judge",
+    "Principle",
+    "Ranking",
+    "Verdict",
+    "__version__",
     "checkpoints",
     "data",
     "evals",
@@ -26,20 +25,38 @@ _MODULES = (
     "sharding",
     "text",
     "training",
-)
+]
 
-__all__ = ["__version__", *_NAMES, *_MODULES]  # noqa: PLE0604
+if TYPE_CHECKING:
+    from grm_jax import (
+        checkpoints,
+        data,
+        evals,
+        judging,
+        models,
+        sampling,
+        sharding,
+        text,
+        training,
+    )
+    from grm_jax.judging.judge import Judge
+    from grm_jax.types import Comparison, Critique, Principle, Ranking, Verdict
+else:
 
+    def __getattr__(name):
+        import importlib
 
-def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        value = getattr(importlib.import_module(_NAMES[name]), name)
+        if name not in __all__:
+            known = ", ".join(__all__)
+            raise AttributeError(f"module 'grm_jax' has no attribute {name!r}; it has {known}")
+        if name == "Judge":
+            value = importlib.import_module("grm_jax.judging.judge").Judge
+        elif name[0].isupper():
+            value = getattr(importlib.import_module("grm_jax.types"), name)
+        else:
+            value = importlib.import_module(f"grm_jax.{name}")
         globals()[name] = value
         return value
-    if name in _MODULES:
-        return importlib.import_module(f"grm_jax.{name}")
-    raise AttributeError(f"module 'grm_jax' has no attribute {name!r}; it has {', '.join(__all__)}")
 
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+    def __dir__():
+        return sorted(__all__)

@@ -1,19 +1,24 @@
-"""Verdicts and critiques as plain text, for the terminal.
+"""Verdicts and critiques as plain text for the terminal, and as HTML for notebooks.
 
-Responses are numbered from 1, as in the prompts and in the report page.
+Responses are numbered from 1, as in the prompts and in the report page. The HTML has no style
+sheet and no script: notebooks that remove its style attributes still show every text and number.
 """
 
 from __future__ import annotations
 
+import html
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from grm_jax.types import Critique, Principle, Verdict
+    from grm_jax.types import Critique, Principle, Ranking, Verdict
 
 UNPARSED_CHARS = 400  # of an unparsed critique's text that are shown
+REPR_CHARS = 60  # of a text that are shown in a repr
+# Both colours and the grey tint are readable on white and on the dark themes of notebooks.
+BAR, BEST_BAR, TINT = "#4a8fd4", "#3c9d6b", "rgba(128,128,128,0.18)"
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -85,6 +90,9 @@ def _principle_lines(principle: Principle, width: int) -> Sequence[str]:
     return textwrap.wrap(printable(text), width, initial_indent=first, subsequent_indent=rest)
 
 
+# ---------------------------------------------------------------- pieces of a repr
+
+
 def number(value: float) -> str:
     """Returns a score with at most two decimals: "7", "7.5", "0.33"."""
     return f"{value:.2f}".rstrip("0").rstrip(".")
@@ -93,3 +101,113 @@ def number(value: float) -> str:
 def printable(text: str) -> str:
     """Returns a text without the characters that control a terminal or the writing direction."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def shortened(text: str) -> str:
+    """Returns the repr of a text's first characters, on one line."""
+    return repr(text if len(text) <= REPR_CHARS else f"{text[: REPR_CHARS - 3]}...")
+
+
+def tuple_text(values: Iterable[float] | None) -> str:
+    """Returns scores as "(9, 3.5)"; "None" for None."""
+    return "None" if values is None else f"({', '.join(map(number, values))})"
+
+
+def counted(count: int, noun: str) -> str:
+    """Returns a count with its noun: "1 response", "2 responses"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+# ---------------------------------------------------------------- HTML
+
+
+def verdict_html(verdict: Verdict) -> str:
+    """Returns the vote with a bar for each response, and each critique folded."""
+    top = max((abs(score) for score in verdict.scores), default=0)
+    rows = [
+        (
+            f"Response {i + 1}",
+            number(score),
+            _bar(score, top, i == verdict.best),
+            "best" * (i == verdict.best),
+        )
+        for i, score in enumerate(verdict.scores)
+    ]
+    return _box(f"<b>{_escape(headline(verdict))}</b>", _table(rows), _critiques_html(verdict))
+
+
+def ranking_html(ranking: Ranking) -> str:
+    """Returns the responses, best first, with their scores as bars, and each critique folded."""
+    verdict, top = ranking.verdict, max(map(abs, ranking.scores))
+    rows = [
+        (f"{rank}.", number(score), _bar(score, top, i == verdict.best), _escape(response))
+        for rank, score, i, response in zip(
+            ranking.ranks, ranking.scores, ranking.order, ranking.responses
+        )
+    ]
+    return _box(f"<b>{_escape(headline(verdict))}</b>", _table(rows), _critiques_html(verdict))
+
+
+def critique_html(critique: Critique) -> str:
+    """Returns scores, principles as bars, and the analysis."""
+    return _box(f"<b>{_escape(critique_headline(critique))}</b>", _critique_body(critique))
+
+
+def _critiques_html(verdict: Verdict) -> str:
+    parts = []
+    for i, critique in enumerate(verdict.critiques):
+        title = f"Critique {i + 1}: {critique_headline(critique)}"
+        if verdict.kept is not None:
+            title += ", votes" if i in verdict.kept else ", does not vote"
+        parts.append(
+            f"<details><summary>{_escape(title)}</summary>{_critique_body(critique)}</details>"
+        )
+    return "".join(parts)
+
+
+def _critique_body(critique: Critique) -> str:
+    top = max([100, *(principle.weight or 0 for principle in critique.principles)])
+    rows = [
+        (
+            _escape(principle.name),
+            "" if principle.weight is None else f"{principle.weight:g}%",
+            _bar(principle.weight or 0, top),
+            _escape(principle.description),
+        )
+        for principle in critique.principles
+    ]
+    text = critique.analysis or (critique.text if critique.scores is None else "")
+    style = "white-space:pre-wrap;margin:0.4em 0 0.8em"
+    return f'{_table(rows)}<div style="{style}">{_escape(text)}</div>'
+
+
+def _table(rows: Sequence[tuple[str, str, str, str]]) -> str:
+    """A table of label, number, bar and text; the cells are HTML."""
+    cell = "text-align:left;vertical-align:top;padding:2px 8px;background:none"
+    body = "".join(
+        f'<tr style="background:none">'
+        f'<td style="{cell}">{label}</td>'
+        f'<td style="{cell};text-align:right;white-space:nowrap">{value}</td>'
+        f'<td style="{cell};min-width:6em;width:10em">{bar}</td>'
+        f'<td style="{cell};white-space:pre-wrap">{text}</td></tr>'
+        for label, value, bar, text in rows
+    )
+    return f'<table style="border-collapse:collapse;margin:0.4em 0">{body}</table>' if rows else ""
+
+
+def _bar(value: float, top: float, is_best: bool = False) -> str:
+    share = 100 * max(0.0, value) / top if top > 0 else 0
+    colour = BEST_BAR if is_best else BAR
+    bar = f"width:{share:.0f}%;height:0.7em;background-color:{colour};border-radius:2px"
+    return (
+        f'<div style="background-color:{TINT};border-radius:2px;margin-top:0.3em">'
+        f'<div style="{bar}"></div></div>'
+    )
+
+
+def _box(*parts: str) -> str:
+    return f'<div style="max-width:60em;overflow-wrap:break-word">{"".join(parts)}</div>'
+
+
+def _escape(text: str) -> str:
+    return html.escape(printable(text))

@@ -44,3 +44,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = [str(other) for other in known]
     close = difflib.get_close_matches(str(name), names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(names)}"
+
+
+def check_keywords(function: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raises TypeError in one line for a keyword argument that a function does not take."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{function} takes no argument {name!r}: {nearest(name, known)}")

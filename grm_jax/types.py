@@ -1,7 +1,7 @@
 """Input and output of a judge: plain frozen dataclasses, standard library only.
 
-`Comparison` is a query with its candidate responses, `Critique` is one sampled and parsed text, and
-`Verdict` is the vote over the critiques of a comparison.
+`Comparison` is a query with its candidate responses, `Critique` is one sampled and parsed text,
+`Verdict` is the vote over the critiques of a comparison, and `Ranking` its responses, best first.
 
 Orders: "caller's order" is the order of `Comparison.responses`, "prompt order" the order in which a
 prompt shows them; `order[j]` is the caller's index of the response at position j.
@@ -10,7 +10,11 @@ prompt shows them; `order[j]` is the caller's index of the response at position 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from grm_jax import display
 
 STATUSES = ("ok", "no_scores", "wrong_count", "out_of_range", "truncated")
 
@@ -40,6 +44,18 @@ class Comparison:
     label: int | tuple[float, ...] | None = None
     id: str | None = None
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    if TYPE_CHECKING:  # lists are accepted, and stored as tuples
+
+        def __init__(
+            self,
+            query: str | list[Turn],
+            responses: Sequence[str],
+            reference: str | None = None,
+            label: int | Sequence[float] | None = None,
+            id: str | None = None,
+            meta: dict[str, Any] = ...,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         if isinstance(self.responses, str):
@@ -84,6 +100,13 @@ class Comparison:
         if isinstance(self.label, int):
             return tuple(float(i == self.label) for i in range(self.n))
         return self.label
+
+    def __repr__(self) -> str:
+        query = self.query if isinstance(self.query, str) else self.turns[-1]["content"]
+        fields = [display.shortened(query), display.counted(self.n, "response")]
+        fields += [f"label={self.label}"] if self.label is not None else []
+        fields += [f"id={self.id!r}"] if self.id is not None else []
+        return f"Comparison({', '.join(fields)})"
 
 
 def _check_query(query: Any) -> None:
@@ -163,6 +186,17 @@ class Critique:
     seed: int = 0
     finish: str | None = None
 
+    def __repr__(self) -> str:
+        names = ", ".join(principle.name for principle in self.principles)
+        return (
+            f"Critique({self.status}, scores={display.tuple_text(self.scores)}, "
+            f"order={self.order}, principles={display.shortened(names)}, sample={self.sample})"
+        )
+
+    def _repr_html_(self) -> str:
+        """Returns the HTML that a notebook shows: scores, principles as bars, the text."""
+        return display.critique_html(self)
+
     def in_caller_order(self, order: tuple[int, ...]) -> Critique:
         """Returns this critique, in prompt order, with its scores in the caller's order."""
         return dataclasses.replace(
@@ -218,6 +252,57 @@ class Verdict:
         Args:
           width: longest line in characters.
         """
-        from grm_jax.display import verdict_text
+        return display.verdict_text(self, width)
 
-        return verdict_text(self, width)
+    def __repr__(self) -> str:
+        fields = [f"id={self.id!r}"] if self.id is not None else []
+        fields += [f"best={self.best}", f"scores={display.tuple_text(self.scores)}"]
+        fields += [display.counted(len(self.critiques), "critique"), f"unparsed={self.unparsed}"]
+        return f"Verdict({', '.join(fields)})"
+
+    def _repr_html_(self) -> str:
+        """Returns the HTML that a notebook shows: the vote, and each critique folded."""
+        return display.verdict_html(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """Responses in the order of a verdict's scores, best first.
+
+    Attributes:
+      order: the caller's indices, best first; responses with equal scores keep the caller's order.
+      ranks: from 1, best first; responses with equal scores have the same rank.
+      responses, scores: best first.
+    """
+
+    order: tuple[int, ...]
+    ranks: tuple[int, ...]
+    responses: tuple[str, ...]
+    scores: tuple[float, ...]
+    verdict: Verdict
+
+    @classmethod
+    def of(cls, responses: tuple[str, ...], verdict: Verdict) -> Ranking:
+        """Returns the ranking of the responses of a verdict, both in the caller's order."""
+        scores = verdict.scores
+        ranks: list[int] = []
+        order = sorted(range(len(responses)), key=lambda i: -scores[i])
+        for place, i in enumerate(order):
+            above = scores[order[place - 1]] if place else math.inf
+            equal = math.isclose(scores[i], above, rel_tol=1e-9, abs_tol=1e-9)
+            ranks.append(ranks[-1] if equal else place + 1)
+        order = [i for _, i in sorted(zip(ranks, order))]
+        return cls(
+            tuple(order),
+            tuple(ranks),
+            tuple(responses[i] for i in order),
+            tuple(scores[i] for i in order),
+            verdict,
+        )
+
+    def __repr__(self) -> str:
+        return f"Ranking(order={self.order}, scores={display.tuple_text(self.scores)})"
+
+    def _repr_html_(self) -> str:
+        """Returns the HTML that a notebook shows: the responses, best first, and the critiques."""
+        return display.ranking_html(self)

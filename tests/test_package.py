@@ -3,8 +3,11 @@
 import ast
 import re
 import runpy
+import shutil
 import subprocess
 import sys
+import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -31,6 +34,68 @@ def test_import_takes_under_a_second_and_loads_no_heavy_module():
     ).split()
     assert heavy == []
     assert float(seconds) < 1.0
+
+
+# Valid but for the last three lines.
+CLIENT = """
+from grm_jax import Comparison, Judge, Ranking, Verdict
+
+judge = Judge.load("folder", dtype="float32")
+verdicts: list[Verdict] = judge([Comparison("q", ["a", "b"], label=0)], k=4, vote="sum")
+text: str = verdicts[0].explain()
+best: int | None = verdicts[0].best
+weights: list[float | None] = [p.weight for c in verdicts[0].critiques for p in c.principles]
+ranking: Ranking = judge.rank("q", ["a", "b"], k=2)
+order: tuple[int, ...] = ranking.order
+judge(verdicts)
+judge.rank("q", ["a"], max_tokens=3)
+from grm_jax import Juge
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """A folder like site-packages, with the package as pip installs it from the repository."""
+    folder = tmp_path_factory.mktemp("installed")
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "grm_jax", folder / "source/grm_jax", ignore=ignore)
+    for name in ("setup.py", "README.md"):
+        shutil.copy(ROOT / name, folder / "source")
+    command = [sys.executable, *"-m pip wheel -q --no-deps --no-build-isolation".split()]
+    command += ["--no-index", "-w", str(folder), str(folder / "source")]
+    subprocess.run(command, check=True)
+    (wheel,) = folder.glob("*.whl")
+    site = folder / f"env/lib/python3.{sys.version_info.minor}/site-packages"
+    zipfile.ZipFile(wheel).extractall(site)
+    return site
+
+
+def test_the_installed_package_type_checks(site, tmp_path):
+    """py.typed, and names that a type checker resolves."""
+    venv.create(site.parents[2], with_pip=False)
+    (tmp_path / "client.py").write_text(CLIENT)
+    command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--hide-error-context"]
+    command += ["--python-executable", str(site.parents[2] / "bin/python"), "client.py"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    errors = [line for line in done.stdout.splitlines() if ": error: " in line]
+    lines = CLIENT.splitlines()
+    assert [lines[int(error.split(":")[1]) - 1] for error in errors] == lines[-3:], done.stdout
+    assert 'incompatible type "list[Verdict]"' in errors[0]
+    assert 'did you mean "max_new_tokens"?' in errors[1]
+    assert 'maybe "Judge"?' in errors[2]
+
+
+@pytest.mark.parametrize(
+    "code, names",
+    [
+        ("import grm_jax\ngrm_jax.Judge.lo", ["load"]),
+        ("from grm_jax import Judge\nJudge.load('x').rank('q', ['a']).verdict.ex", ["explain"]),
+    ],
+)
+def test_editors_complete_the_public_names(code, names):
+    jedi = pytest.importorskip("jedi")  # what IPython completes with
+    script = jedi.Script(code, project=jedi.Project(ROOT))
+    assert [completion.name for completion in script.complete()] == names
 
 
 def test_an_unknown_attribute_raises_an_error_that_lists_the_known_ones():

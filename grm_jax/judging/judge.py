@@ -11,7 +11,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from jax.sharding import Mesh
 
@@ -19,14 +19,15 @@ from grm_jax.devices import choose_platform, use_compilation_cache
 from grm_jax.judging import votes
 from grm_jax.judging.expected import ExpectedScores
 from grm_jax.judging.meta import MetaRM, TooLong
-from grm_jax.judging.options import Options
+from grm_jax.judging.options import Keywords, Options
 from grm_jax.judging.orders import item_of, response_orders
 from grm_jax.judging.sampler import Sampler
 from grm_jax.judging.votes import Order
+from grm_jax.registry import check_keywords
 from grm_jax.sampling import Completion, Request
 from grm_jax.text import parse, parse_principles, rendering
 from grm_jax.text.tokenizer import Tokenizer
-from grm_jax.types import Comparison, Critique, Verdict
+from grm_jax.types import Comparison, Critique, Ranking, Turn, Verdict
 
 MAX_PRINCIPLES_CHARS = 4000  # of a principles text that does not parse as a list
 
@@ -107,6 +108,7 @@ class Judge:
         """
         from grm_jax.judging.loading import LoadOptions, judge_arguments
 
+        check_keywords("Judge.load()", options, _names(LoadOptions))
         choose_platform()
         use_compilation_cache()
         return cls(**judge_arguments(path, meta_rm, mesh, template, LoadOptions(**options)))
@@ -117,17 +119,22 @@ class Judge:
         k: int = 8,
         temperature: float = 0.5,
         seed: int = 0,
-        **options: Any,
+        **options: Unpack[Keywords],
     ) -> list[Verdict]:
         """Judges comparisons and returns their verdicts in the same order.
 
-        options: the other fields of `Options`.
-        Raises ValueError for the first comparison that cannot be judged, before anything is sampled
-        if its prompt is the reason. `stream` judges the others all the same.
+        Args:
+          options: the other fields of `Options`.
+
+        Raises:
+          ValueError: the first comparison that cannot be judged, before anything is sampled if its
+            prompt is the reason. `stream` judges the others all the same.
+          TypeError: an unknown option.
         """
+        check_keywords("judge()", options, _names(Options))
         comparisons = [comparisons] if isinstance(comparisons, Comparison) else list(comparisons)
-        options = {"max_new_tokens": self.max_new_tokens, **options}
-        settings = Options(k=k, temperature=temperature, seed=seed, **options)
+        fields: Keywords = {"max_new_tokens": self.max_new_tokens, **options}
+        settings = Options(k=k, temperature=temperature, seed=seed, **fields)
         if settings.principles != "first":
             for i, comparison in enumerate(comparisons):
                 job = self._prepare(comparison, settings, settings.given_principles)
@@ -138,6 +145,34 @@ class Judge:
             if isinstance(result, Verdict):
                 verdicts[i] = result
         return [verdicts[i] for i in range(len(comparisons))]
+
+    def rank(
+        self,
+        query: str | list[Turn],
+        responses: Sequence[str],
+        k: int = 8,
+        temperature: float = 0.5,
+        seed: int = 0,
+        **options: Unpack[Keywords],
+    ) -> Ranking:
+        """Judges the responses to one query and returns them best first.
+
+        Args:
+          query, responses: as in `Comparison`.
+          options: the other fields of `Options`.
+
+        Raises:
+          ValueError, TypeError: as `__call__`.
+        """
+        comparison = Comparison(query, responses)
+        (verdict,) = self([comparison], k, temperature, seed, **options)
+        return Ranking.of(comparison.responses, verdict)
+
+    def __repr__(self) -> str:
+        fields = [repr(self.name), f"template={str(self.template or 'grm')!r}"]
+        fields += [f"meta_rm={self.meta_rm.name!r}"] if self.meta_rm is not None else []
+        fields += [f"context={self.context}", f"max_new_tokens={self.max_new_tokens}"]
+        return f"Judge({', '.join(fields)})"
 
     def stream(
         self, comparisons: Sequence[Comparison], options: Options, chunk: int = 256
@@ -292,6 +327,10 @@ def _with_meta_scores(meta_rm: MetaRM, job: _Job, critiques: list[Critique]) -> 
     texts = [(job.comparison, job.orders[i], critiques[i].text) for i in parsed]
     scores = dict(zip(parsed, map(float, meta_rm(texts))))
     return [dataclasses.replace(c, meta_score=scores.get(i)) for i, c in enumerate(critiques)]
+
+
+def _names(options: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(options)]
 
 
 def _check_judged(i: int, comparison: Comparison, result: object) -> None:

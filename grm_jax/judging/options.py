@@ -1,9 +1,24 @@
 """Settings of a judgement: a verdict depends on them, the weights and the template."""
 
 import dataclasses
+from typing import TypedDict
 
 from grm_jax.judging import orders
 from grm_jax.judging.votes import VOTES
+
+
+class Keywords(TypedDict, total=False):
+    """The fields of `Options` as keyword arguments of `Judge`, for editors and type checkers."""
+
+    max_new_tokens: int
+    top_p: float
+    top_k: int
+    vote: str
+    orders: str
+    k_meta: int | None
+    principles: str
+    given_principles: str | None
+    expected: bool
 
 
 @dataclasses.dataclass(frozen=True)

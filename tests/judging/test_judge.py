@@ -6,8 +6,8 @@ import pytest
 from fake_judge import by_length, fake_judge, first_wins, well_formed
 
 from grm_jax.judging import codec, summary
-from grm_jax.judging.judge import Unjudged
-from grm_jax.judging.options import Options
+from grm_jax.judging.judge import Judge, Unjudged
+from grm_jax.judging.options import Keywords, Options
 from grm_jax.judging.orders import response_orders
 from grm_jax.types import Comparison
 
@@ -278,3 +278,40 @@ def test_options_are_checked(options, message):
 def test_comparisons_are_checked(fields, message):
     with pytest.raises(ValueError, match=message):
         Comparison(**{"query": "q", "responses": ("a", "b"), **fields})
+
+
+# ---------------------------------------------------------------- arguments of a call
+
+
+def test_rank_returns_the_responses_best_first():
+    judge = fake_judge(lambda responses, key: well_formed([len(text) for text in responses]))
+    ranking = judge.rank("q", ["bb", "a", "ccc"], k=3, vote="mean")
+    assert ranking.responses == ("ccc", "bb", "a") and ranking.order == (2, 0, 1)
+    assert ranking.scores == (3, 2, 1) and ranking.ranks == (1, 2, 3)
+    assert ranking.verdict == judge([Comparison("q", ("bb", "a", "ccc"))], k=3, vote="mean")[0]
+
+
+def test_a_misspelt_option_is_answered_with_the_nearest():
+    judge = fake_judge(first_wins)
+    for call in (
+        lambda **options: judge(PAIRS[0], **options),
+        lambda **o: judge.rank("q", ["a", "b"], **o),
+    ):
+        with pytest.raises(TypeError, match="no argument 'max_tokens': did you mean 'max_new_tok"):
+            call(max_tokens=40)
+    with pytest.raises(
+        TypeError, match=r"Judge.load\(\) takes no argument 'dtyp': did you mean 'dty"
+    ):
+        Judge.load("no-folder", dtyp="float32")
+
+
+def test_keywords_are_the_fields_of_options():
+    named = {"k", "temperature", "seed"}  # parameters of the call itself
+    fields = {field.name for field in dataclasses.fields(Options)}
+    assert fields - named == set(Keywords.__annotations__)
+
+
+def test_repr_of_a_judge_is_one_short_line():
+    assert repr(fake_judge(first_wins)) == (
+        "Judge('model', template='compact', context=None, max_new_tokens=1024)"
+    )
