@@ -10,6 +10,7 @@ full length: a lower bound, not a measurement.
 """
 
 import dataclasses
+import functools
 import importlib
 import json
 import math
@@ -52,16 +53,17 @@ LEGEND = (
 def compile_case(name: str, slice_name: str, tensor: int) -> dict[str, Any]:
     """Compiles all programs of one experiment for one slice, in this process."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from launch.compile import compile_only, programs
+    from launch.compile import compile_only, programs, results
     from launch.compile.slices import get_slice
 
     config = importlib.import_module(f"experiments.{name}").get_config()
     config.mesh.tensor = tensor
     mesh = programs.make_slice_mesh(config, slice_name)
     tasks = programs.tasks(config, mesh, hbm=get_slice(slice_name).generation.hbm_bytes)
-    results = compile_only.compile_tasks(
-        tasks, slice_name, report=lambda line: print(line, file=sys.stderr, flush=True)
-    )
+    report = functools.partial(print, file=sys.stderr)
+    # The store of `launch/tpu.py --compile_only`, so that a program is compiled once.
+    with results.open_store(common.ROOT / "runs" / name / f"compile_{slice_name}") as store:
+        compiled = compile_only.compile_tasks(tasks, slice_name, report=report, store=store)
     rl = config.rl
     return {
         "config": name,
@@ -73,7 +75,7 @@ def compile_case(name: str, slice_name: str, tensor: int) -> dict[str, Any]:
             "prompt_len": rl.prompt_len,
             "new": rl.max_new_tokens,
         },
-        "programs": [dataclasses.asdict(result) for result in results],
+        "programs": [dataclasses.asdict(result) for result in compiled],
     }
 
 

@@ -85,6 +85,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     add("--num_slices", type=int, default=1)
     add("--programs", help="compile only these, comma-separated")
     add("--out", help="result files, without suffix; default WORKDIR/compile_SLICE")
+    add("--overwrite", action="store_true", help="compile again what an earlier run has compiled")
     return parser
 
 

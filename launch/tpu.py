@@ -155,12 +155,17 @@ def compile_for_slice(options: argparse.Namespace, config: Any, workdir: str) ->
         mesh = programs.make_slice_mesh(config, options.slice, options.num_slices)
     except RuntimeError as error:  # no libtpu
         raise LaunchError(str(error)) from error
+    suffix = f"_x{options.num_slices}" if options.num_slices > 1 else ""
+    out = options.out or f"{workdir}/compile_{options.slice}{suffix}"
     names = options.programs.split(",") if options.programs else None
     tasks = programs.tasks(config, mesh, names, get_slice(options.slice).generation.hbm_bytes)
-    compiled = compile_only.compile_tasks(tasks, options.slice, options.num_slices)
+    try:
+        store = results.open_store(out, options.overwrite)
+    except BlockingIOError as error:
+        raise LaunchError(str(error)) from error
+    with store, compile_only.immediate_interrupt():
+        compiled = compile_only.compile_tasks(tasks, options.slice, options.num_slices, store=store)
     results.print_table(compiled)
-    suffix = f"_x{options.num_slices}" if options.num_slices > 1 else ""
-    out = Path(options.out or f"{workdir}/compile_{options.slice}{suffix}")
     title = f"{options.config} on {options.num_slices} x {options.slice}"
     results.write(compiled, out, results.provenance(title))
     print(f"written: {out}.json and {out}.md")

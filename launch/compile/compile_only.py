@@ -5,18 +5,25 @@ All figures are the compiler's or a roofline's; nothing is measured.
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
+import json
 import math
 import os
 import re
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from grm_jax.run_store import RunStore
 from launch.compile import collectives, hlo_cost
-from launch.compile.results import Result, summary
+from launch.compile.results import Result, from_json, heading, summary, versions
 from launch.compile.slices import GIB, Slice, get_slice
 
 
@@ -50,43 +57,84 @@ def compile_task(task: Task, slice_name: str, num_slices: int = 1) -> Result:
 
     A program that does not fit is a Result with `error`; any other failure is raised.
     """
-    tpu_slice = get_slice(slice_name)
-    result = Result(
-        program=task.name,
-        slice=tpu_slice.name,
-        num_slices=num_slices,
-        chips=task.mesh.size,
-        mesh=dict(task.mesh.shape),
-        hbm_available=tpu_slice.generation.hbm_bytes,
-        resident=task.resident,
-        arguments=argument_bytes(task.args),
-        model_flops=task.model_flops / task.mesh.size,
-        tokens=task.tokens,
-        load_average=os.getloadavg()[0],
-    )
-    if (required := result.arguments + result.resident) > result.hbm_available:
-        # The compiler would search for a schedule for minutes, in vain.
-        _reject(result, "the arguments alone need", required)
-        return result
-    compiled = _compile(task, result)
-    if compiled is not None:
-        _add_memory(result, compiled.memory_analysis())
-        _add_cost(result, _cost(compiled.as_text(), task), list(task.mesh.devices.flat), tpu_slice)
-    return result
+    return _compile(task, *_lower(task, slice_name, num_slices))
 
 
 def compile_tasks(
     tasks: Sequence[Task],
     slice_name: str,
     num_slices: int = 1,
-    report: Callable[[str], None] = print,
+    report: Callable[..., None] = print,
+    store: RunStore | None = None,
 ) -> list[Result]:
-    """Compiles all tasks; reports each in one line as it completes."""
+    """Compiles all tasks; reports each in one line as it completes.
+
+    Args:
+      report: called as `print`.
+      store: results of earlier runs (`results.open_store`). Each result is added to it as it
+        completes; a program whose `program_key` is in it is not compiled again.
+    """
+    lowered = [_lower(task, slice_name, num_slices) for task in tasks]
+    keys = [program_key(task, *one) for task, one in zip(tasks, lowered)]
+    total = len(tasks)
+    if earlier := sum(key in store for key in keys) if store is not None else 0:
+        report(f"{earlier} of {total} programs from an earlier run")
     results = []
-    for task in tasks:
-        results.append(compile_task(task, slice_name, num_slices))
-        report(summary(results[-1]))
+    for number, (task, key, (result, program)) in enumerate(zip(tasks, keys, lowered), start=1):
+        # Before the compiler starts, so that a stopped run shows where it was.
+        report(f"{number} of {total}: {heading(result)}", end="", flush=True)
+        if store is not None and key in store:
+            result = from_json({k: v for k, v in store[key].items() if k != store.key})
+            report("compiled by an earlier run")
+        else:
+            result = _compile(task, result, program)
+            if store is not None:
+                store.append(key, dataclasses.asdict(result))
+            report(summary(result, with_heading=False), flush=True)
+        results.append(result)
     return results
+
+
+def program_key(task: Task, result: Result, lowered: Any) -> str:
+    """Returns a hash of everything that the figures of a program depend on.
+
+    That is the lowered module (model, settings, shardings, donation), the task's own figures, the
+    slice and the order of its devices, the versions and flags of the compiler, and the code that
+    computes the figures. Hashing the module rather than the config and the source tree keeps a
+    result until an edit changes the program itself.
+    """
+    parts = [
+        lowered.as_text(),
+        repr(dataclasses.replace(task, fn=None, args=(), mesh=None)),
+        repr(get_slice(result.slice)),
+        result.mesh,
+        [str(device) for device in task.mesh.devices.flat],
+        versions("jax", "jaxlib", "libtpu"),
+        [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")],
+        _source_digest(),
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@functools.cache
+def _source_digest() -> str:
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+@contextlib.contextmanager
+def immediate_interrupt() -> Iterator[None]:
+    """Lets Ctrl-C end the process at once; Python would wait until the compiler returns."""
+    before = signal.getsignal(signal.SIGINT)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or before is not signal.default_int_handler:  # ignored, or handled
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def argument_bytes(args: Any) -> int:
@@ -99,20 +147,55 @@ def argument_bytes(args: Any) -> int:
     return sum(map(count, jax.tree.leaves(args)))
 
 
-def _compile(task: Task, result: Result) -> Any:
-    """Returns the compiled program, or None with `result.error` set if it does not fit."""
-    start, cpu = time.perf_counter(), time.process_time()
+def _lower(task: Task, slice_name: str, num_slices: int) -> tuple[Result, Any]:
+    """Returns (a Result with what is known before compiling, the lowered program)."""
+    tpu_slice = get_slice(slice_name)
+    result = Result(
+        program=task.name,
+        slice=tpu_slice.name,
+        num_slices=num_slices,
+        chips=task.mesh.size,
+        mesh=dict(task.mesh.shape),
+        hbm_available=tpu_slice.generation.hbm_bytes,
+        resident=task.resident,
+        arguments=argument_bytes(task.args),
+        model_flops=task.model_flops / task.mesh.size,
+        tokens=task.tokens,
+    )
+    with jax.set_mesh(task.mesh), _timed(result):
+        return result, task.fn.lower(*task.args)
+
+
+def _compile(task: Task, result: Result, lowered: Any) -> Result:
+    """Compiles a lowered program and adds its figures to the result."""
+    result.load_average = os.getloadavg()[0]
+    if (required := result.arguments + result.resident) > result.hbm_available:
+        # The compiler would search for a schedule for minutes, in vain.
+        _reject(result, "the arguments alone need", required)
+        result.compile_seconds = result.compile_cpu_seconds = 0.0
+        return result
     try:
-        with jax.set_mesh(task.mesh), _no_compilation_cache():
-            return task.fn.lower(*task.args).compile()
+        with jax.set_mesh(task.mesh), _no_compilation_cache(), _timed(result):
+            compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) and "Ran out of memory" not in str(error):
             raise
         _reject(result, "the program needs", _required_bytes(str(error)))
-        return None
+        return result
+    tpu_slice, devices = get_slice(result.slice), list(task.mesh.devices.flat)
+    _add_memory(result, compiled.memory_analysis())
+    _add_cost(result, _cost(compiled.as_text(), task), devices, tpu_slice)
+    return result
+
+
+@contextlib.contextmanager
+def _timed(result: Result) -> Iterator[None]:
+    start, cpu = time.perf_counter(), time.process_time()
+    try:
+        yield
     finally:
-        result.compile_seconds = time.perf_counter() - start
-        result.compile_cpu_seconds = time.process_time() - cpu
+        result.compile_seconds += time.perf_counter() - start
+        result.compile_cpu_seconds += time.process_time() - cpu
 
 
 @contextlib.contextmanager

@@ -7,9 +7,11 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from grm_jax.evals.tables import markdown_table, text_table
+from grm_jax.run_store import RunStore
+from grm_jax.storage import PathLike, as_path, write_atomic
 from launch.compile.slices import GIB
 
 # Names in result files of earlier versions.
@@ -98,9 +100,25 @@ def from_json(row: Mapping[str, Any]) -> Result:
     return Result(**fields)
 
 
-def summary(result: Result) -> str:
+def open_store(path: PathLike, overwrite: bool = False) -> RunStore:
+    """Opens the results beside the result files `path`, one per program that ever completed.
+
+    Raises ValueError if the file is damaged, BlockingIOError if another run is writing it.
+    """
+    existing = "overwrite" if overwrite else "resume"
+    file = as_path(path).with_suffix(".programs.jsonl")
+    return RunStore(file, {"records": "compiled programs"}, key="program_key", existing=existing)
+
+
+def heading(result: Result) -> str:
+    """The start of a summary: `sft_update on v5p-128: `."""
+    return f"{result.program} on {result.slices}: "
+
+
+def summary(result: Result, with_heading: bool = True) -> str:
     """One line: `sft_update on v5p-128: compiled in 60 s, peak 61.27 of 95.74 GiB ...`."""
-    r, head = result, f"{result.program} on {result.slices}: "
+    r = result
+    head = heading(result) if with_heading else ""
     if not r.fits:
         stopped = f" (the compiler stopped after {r.compile_seconds:.0f} s)"
         return head + r.error + (stopped if r.compile_seconds else "")
@@ -151,47 +169,58 @@ LEGEND = (
 )
 
 
-def print_table(results: Sequence[Result]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+# Of the terminal, at most 80 columns wide; the Markdown file has COLUMNS.
+TERMINAL = {
+    "program": COLUMNS["program"],
+    "fits": lambda r: "yes" if r.fits else "no",
+    "peak of HBM": lambda r: f"{_gib(r.peak) if r.peak else '?'} of {_gib(r.hbm_available)} GiB",
+    "roofline": COLUMNS["roofline"],
+    "bound": COLUMNS["bound"],
+    "compile s": COLUMNS["compile s"],
+}
 
-    table = Table(caption=LEGEND, caption_justify="left")
-    for title in COLUMNS:
-        table.add_column(
-            title, justify="left" if title in ("program", "slice", "bound") else "right"
-        )
-    for result in results:
-        table.add_row(*(column(result) for column in COLUMNS.values()))
-    Console(width=200).print(table)
+
+def print_table(results: Sequence[Result]) -> None:
+    """Prints six columns of the results, and their slice where there are several."""
+    columns, left = dict(TERMINAL), 1
+    if len({result.slices for result in results}) > 1:
+        first = {name: COLUMNS[name] for name in ("program", "slice")}
+        columns, left = {**first, **columns}, 2
+    rows = [[column(result) for column in columns.values()] for result in results]
+    print(f"\n{text_table(list(columns), rows, left)}\n")
+    print("By the compiler, per chip; not measured. roofline: the least time of one run.")
 
 
 def markdown(results: Sequence[Result]) -> str:
-    rows = [list(COLUMNS), ["---"] * len(COLUMNS)]
-    rows += [[column(result) for column in COLUMNS.values()] for result in results]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows) + f"\n{LEGEND}\n"
+    rows = [[column(result) for column in COLUMNS.values()] for result in results]
+    return "\n".join([*markdown_table(list(COLUMNS), rows), "", LEGEND, ""])
+
+
+def versions(*names: str) -> str:
+    """Returns `jax 0.10.2, libtpu 0.0.42` of installed packages."""
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
 
 
 def provenance(title: str) -> dict[str, str]:
     """Returns the title, the versions of the libraries, and the machine, for a result file."""
-    names = ("jax", "libtpu", "flax")
     return {
         "what": title,
-        "versions": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names),
+        "versions": versions("jax", "libtpu", "flax"),
         "compiled on": f"{os.cpu_count()} cores, {platform.machine()}, no TPU",
         "date": time.strftime("%Y-%m-%d"),
     }
 
 
-def write(results: Sequence[Result], path: Path, about: Mapping[str, str]) -> None:
+def write(results: Sequence[Result], path: PathLike, about: Mapping[str, str]) -> None:
     """Writes `path`.json with every figure and `path`.md with the table.
 
     Args:
       about: provenance, written to both files.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = as_path(path)
     rows = [{**dataclasses.asdict(r), "flops_ratio": r.flops_ratio} for r in results]
     content = json.dumps({"about": dict(about), "results": rows}, indent=1)
-    path.with_suffix(".json").write_text(content + "\n")
+    write_atomic(path.with_suffix(".json"), content + "\n")
     head = "".join(f"- {key}: {value}\n" for key, value in about.items())
     text = f"# {path.stem.replace('_', ' ')}\n\n{head}\n{markdown(results)}"
-    path.with_suffix(".md").write_text(text)
+    write_atomic(path.with_suffix(".md"), text)

@@ -237,6 +237,8 @@ def quiet_environment() -> None:
 
     Call it before JAX is first used.
     """
+    # Any known type stops a warning; the compiler takes the slice from its own arguments.
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")

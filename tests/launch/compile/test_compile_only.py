@@ -1,6 +1,11 @@
 """Compile-only: figures of an experiment's programs on a slice, memory limits, FLOP formulas."""
 
+import dataclasses
 import json
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -15,6 +20,7 @@ from launch.compile import compile_only, programs, results, slices
 from launch.compile.compile_only import Task, compile_task
 
 TINY = "experiments/spct_tiny.py"
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def compile_for(slice_name, experiment):
@@ -24,7 +30,10 @@ def compile_for(slice_name, experiment):
 def test_compile_only_writes_a_table(experiment, tmp_path, capsys):
     out = tmp_path / "result"
     assert tpu.main([*compile_for("v5litepod-4", experiment), "--out", str(out)]) == 0
-    assert "forward on v5litepod-4: compiled in" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "1 of 2: forward on v5litepod-4: compiled in" in printed
+    assert "2 of 2: sft_update on v5litepod-4: compiled in" in printed
+    assert "earlier run" not in printed
     forward, update = json.loads(out.with_suffix(".json").read_text())["results"]
     assert (forward["program"], update["program"], update["chips"]) == ("forward", "sft_update", 4)
     # Three forwards and one rematerialised; at this size masked attention costs as much again.
@@ -108,12 +117,142 @@ def test_a_program_whose_arguments_fit_can_still_exceed_the_hbm():
     assert result.headroom < 0
 
 
+def committed_cases():
+    return json.loads((ROOT / "benchmarks/results/config_table.json").read_text())
+
+
 def test_results_of_earlier_versions_are_read():
     """The committed tables have earlier names of some fields."""
-    path = Path(__file__).parents[3] / "benchmarks/results/config_table.json"
-    for case in json.loads(path.read_text()):
+    for case in committed_cases():
         read = {row["program"]: results.from_json(row) for row in case["programs"]}
         assert read["rollout_decode"].resident > 0 and read["sft_update"].resident == 0
+
+
+def test_the_printed_table_has_six_columns_and_fits_80_characters(capsys):
+    hbm = 100 * slices.GIB
+    large = results.Result("rollout_prefill", "v5p-64", 1, 32, {}, hbm_available=hbm)
+    large.set_peak(20 * hbm)
+    large.error, large.compile_seconds = "does not fit", 3600
+    for case in committed_cases():
+        large.slice = case["slice"]
+        rows = [*map(results.from_json, case["programs"]), large]
+        results.print_table(rows)
+        printed = capsys.readouterr().out.splitlines()
+        assert re.split("  +", printed[1]) == [
+            *("program", "fits", "peak of HBM", "roofline", "bound", "compile s")
+        ]
+        lines = printed[2 : 2 + len(rows)]
+        assert [line.split()[0] for line in lines] == [row.program for row in rows]
+        assert lines[-1].split()[1:5] == ["no", "2000.00", "of", "100.00"]
+        assert max(map(len, printed)) <= 80
+    large.slice = "v5p-64"
+    results.print_table([large, results.from_json(case["programs"][0])])
+    assert "slice" in capsys.readouterr().out  # only where there are several
+
+
+# ---------------------------------------------------------------- resuming
+
+
+def toy_tasks(*factors, slice_name="v5litepod-1", **figures):
+    """Programs `x * factor`, one per factor."""
+    mesh = Mesh(np.array(slices.slice_devices(slice_name)[:1]), ("x",))
+    x = jax.ShapeDtypeStruct((8, 128), "float32", sharding=NamedSharding(mesh, PartitionSpec()))
+
+    def task(factor):
+        return Task(f"times_{factor}", jax.jit(lambda x: x * factor), (x,), mesh, **figures)
+
+    return [task(factor) for factor in factors]
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Names of the programs that the compiler has been given; times_9 is interrupted."""
+    names = []
+    compile_ = compile_only._compile
+
+    def record(task, result, lowered):
+        if task.name == "times_9":
+            raise KeyboardInterrupt
+        names.append(task.name)
+        return compile_(task, result, lowered)
+
+    monkeypatch.setattr(compile_only, "_compile", record)
+    return names
+
+
+def test_an_interrupted_run_resumes_with_the_programs_that_are_missing(tmp_path, capsys, compiled):
+    def run(*factors, overwrite=False, **figures):
+        with results.open_store(tmp_path / "out", overwrite) as store:
+            tasks = toy_tasks(*factors, **figures)
+            found = compile_only.compile_tasks(tasks, "v5litepod-1", store=store)
+        return found, capsys.readouterr().out.splitlines()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(2, 3, 9)
+    assert capsys.readouterr().out.splitlines()[-1] == "3 of 3: times_9 on v5litepod-1: "
+    first, _ = run(2, 3)
+    again, lines = run(3, 4, 2)
+    assert compiled == ["times_2", "times_3", "times_4"]
+    assert lines[:2] == [
+        "2 of 3 programs from an earlier run",
+        "1 of 3: times_3 on v5litepod-1: compiled by an earlier run",
+    ]
+    assert lines[2].startswith("2 of 3: times_4 on v5litepod-1: compiled in ")
+    assert [again[2], again[0]] == first  # every figure, compile times included
+    run(2, resident=8)  # other figures
+    run(2, overwrite=True)
+    assert compiled[3:] == ["times_2", "times_2"]
+    assert run(2)[1][0] == "1 of 1 programs from an earlier run"
+    assert "1 of 1: times_3 on v5litepod-1: compiled in" in run(3)[1][0]  # overwritten
+
+
+def test_the_key_of_a_program_covers_what_its_figures_depend_on(monkeypatch):
+    def key(factor=2, slice_name="v5litepod-1", name="times", **figures):
+        (task,) = toy_tasks(factor, slice_name=slice_name, **figures)
+        task = dataclasses.replace(task, name=name)
+        return compile_only.program_key(task, *compile_only._lower(task, slice_name, 1))
+
+    first = key()
+    assert key() == first  # another function object of the same program
+    others = [key(3), key(slice_name="v6e-1"), key(name="other"), key(tokens=1), key(resident=1)]
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_enable_latency_hiding_scheduler=false")
+    others.append(key())
+    monkeypatch.undo()
+    monkeypatch.setattr(compile_only, "versions", lambda *names: "libtpu 9")
+    others.append(key())
+    monkeypatch.setattr(compile_only, "_source_digest", lambda: "edited")
+    others.append(key())
+    assert len({first, *others}) == 1 + len(others)
+
+
+# Processes in the background of a shell ignore SIGINT.
+RUN_IN_FOREGROUND = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.path.insert(0, ".")
+from launch import tpu
+sys.exit(tpu.main(sys.argv[1:]))
+"""
+
+
+def test_ctrl_c_ends_the_compiler_at_once_and_keeps_what_is_done(experiment, tmp_path, capsys):
+    arguments = [*compile_for("v5litepod-4", experiment), "--out", str(tmp_path / "result")]
+    command = [sys.executable, "-c", RUN_IN_FOREGROUND, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout.readline().startswith("1 of 2: forward on v5litepod-4: compiled in ")
+        assert process.stdout.read(8) == "2 of 2: "
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == -signal.SIGINT
+    assert not (tmp_path / "result.json").exists()
+    assert tpu.main([*arguments, "--programs", "forward"]) == 0
+    assert capsys.readouterr().out.startswith("1 of 1 programs from an earlier run\n")
+    assert json.loads((tmp_path / "result.json").read_text())["results"][0]["flops"] > 0
+
+
+def test_two_runs_cannot_write_one_store(experiment, tmp_path, refused):
+    with results.open_store(tmp_path / "result"):
+        arguments = [*compile_for("v5litepod-4", experiment), "--out", str(tmp_path / "result")]
+        assert "is being written by another run: wait for it" in refused(arguments)
 
 
 def test_compiling_without_libtpu_names_the_package_to_install(experiment, monkeypatch, refused):
