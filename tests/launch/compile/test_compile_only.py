@@ -184,8 +184,8 @@ def test_an_interrupted_run_resumes_with_the_programs_that_are_missing(tmp_path,
     def run(*factors, overwrite=False, **figures):
         with results.open_store(tmp_path / "out", overwrite) as store:
             tasks = toy_tasks(*factors, **figures)
-            found = compile_only.compile_tasks(tasks, "v5litepod-1", store=store)
-        return found, capsys.readouterr().out.splitlines()
+            compiled_now = compile_only.compile_tasks(tasks, "v5litepod-1", store=store)
+        return compiled_now, capsys.readouterr().out.splitlines()
 
     with pytest.raises(KeyboardInterrupt):
         run(2, 3, 9)
