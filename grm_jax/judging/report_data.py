@@ -7,6 +7,7 @@ so a page of many rows opens quickly.
 import base64
 import dataclasses
 import json
+import math
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -55,6 +56,8 @@ def page_data(runs: Sequence[Run], title: str, limit: int | None = None) -> dict
     Raises:
       ValueError: two runs without a common comparison, or a NaN or infinite number in a row.
     """
+    for run in runs:
+        check_scores(run)
     first, *others = (run.rows for run in runs)
     matched: list[Pair] = [(row,) for row in first]
     if others:
@@ -87,6 +90,17 @@ def page_data(runs: Sequence[Run], title: str, limit: int | None = None) -> dict
         ],
         "parts": parts,
     }
+
+
+def check_scores(run: Run) -> None:
+    """Raises ValueError for a row with a score that is NaN or infinite."""
+    for row in run.rows:
+        scores = [row["scores"], *(critique["scores"] or () for critique in row["critiques"])]
+        if not all(math.isfinite(score) for values in scores for score in values):
+            raise ValueError(
+                f"{run.name or 'the rows'}: row {row['id']!r} (line {row['line']}) has a score that "
+                "is NaN or infinite: remove the row, or judge it again"
+            )
 
 
 def _some(rows: Pair) -> Row:
@@ -274,7 +288,8 @@ def strict_json(value: Any) -> str:
         return json.dumps(value, separators=(",", ":"), allow_nan=False)
     except ValueError:
         raise ValueError(
-            "a row has a score that is NaN or infinite: remove the row, or judge it again"
+            "a row holds a number that is NaN or infinite, which JSON lacks: remove the row, or "
+            "judge it again"
         ) from None
 
 

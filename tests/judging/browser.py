@@ -111,11 +111,44 @@ class Browser:
             "return [...document.querySelectorAll(arguments[0])].map(e => e.innerText)", selector
         )
 
+    def wait(self, script, *arguments, seconds=10):
+        """Waits until a script returns something true, and returns that."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if value := self.run(script, *arguments):
+                return value
+            time.sleep(0.02)
+        raise AssertionError(f"{script} is still false after {seconds} s; the page: {self.log()}")
+
+    def back(self):
+        self.command("POST", "/back")
+
+    def forward(self):
+        self.command("POST", "/forward")
+
+    def reload(self):
+        self.command("POST", "/refresh")
+
     def click(self, selector):
         element = self.command("POST", "/element", {"using": "css selector", "value": selector})[
             ELEMENT
         ]
         self.command("POST", f"/element/{element}/click")
+
+    def tap(self, selector):
+        """Touches the middle of an element."""
+        x, y = self.run(
+            "const b = document.querySelector(arguments[0]); b.scrollIntoView({block: 'center'});"
+            "const r = b.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]",
+            selector,
+        )
+        actions = [
+            {"type": "pointerMove", "duration": 0, "x": round(x), "y": round(y)},
+            {"type": "pointerDown", "button": 0},
+            {"type": "pointerUp", "button": 0},
+        ]
+        finger = {"type": "pointer", "id": "finger", "parameters": {"pointerType": "touch"}}
+        self.command("POST", "/actions", {"actions": [finger | {"actions": actions}]})
 
     def press(self, *keys):
         for key in keys:

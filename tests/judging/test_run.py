@@ -117,7 +117,7 @@ def test_bad_rows_become_error_rows_and_the_others_are_judged(tmp_path):
         assert expected in reason
     assert all(row["error"]["line"] == row["line"] for row in rows if row["error"])
     # Where the comparison could be parsed, its texts are in the row, for `grm report`.
-    assert [row.get("query") for row in rows[1:6]] == [None, None, None, None, "q"]
+    assert [row.get("query") for row in rows[1:6]] == [None, None, None, "q", "q"]
 
 
 def test_killed_twenty_times_and_resumed_the_output_is_the_same(tmp_path):

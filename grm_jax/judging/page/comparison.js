@@ -11,7 +11,8 @@ function outcomeOf(side) {
   if (side.tie) return ["mild", "tie"];
   if (side.credit === 1) return ["good", "right"];
   if (side.credit !== null) return ["bad", "wrong"];
-  return isPaired && side.best !== null ? ["", `chose ${side.best + 1}`] : null;
+  if (!isPaired) return null;
+  return ["", side.scores.length > 1 ? `chose ${side.best + 1}` : number(side.scores[0])];
 }
 function outcomeBadges(row) {
   return row.sides.map((side, i) => {

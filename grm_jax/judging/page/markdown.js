@@ -135,9 +135,10 @@ const isWord = (character) => /[\p{L}\p{N}_]/u.test(character || "");
 function inline(text, depth = 0) {
   const parts = [];
   const special = new RegExp(SPECIAL);
+  const searched = {}; // mark -> index before which no later mark of this kind closes
   let from = 0;
   for (let match = special.exec(text); match; match = special.exec(text)) {
-    const [tree, end] = depth < MAX_DEPTH ? spanTree(text, match, depth) : [null, 0];
+    const [tree, end] = depth < MAX_DEPTH ? spanTree(text, match, depth, searched) : [null];
     if (tree === null) continue;
     parts.push(text.slice(from, match.index), tree);
     from = special.lastIndex = end;
@@ -147,39 +148,42 @@ function inline(text, depth = 0) {
 }
 
 // Returns [tree, index after it] of what begins at a match of SPECIAL; [null] if it is plain text.
-function spanTree(text, match, depth) {
+function spanTree(text, match, depth, searched) {
   const [mark] = match;
   const start = match.index + mark.length;
-  const ahead = text.slice(start, start + MAX_SPAN);
   if (mark[0] === "\\") return [mark[1], start];
-  if (mark[0] === "`") {
-    const end = closing(ahead, mark, (i) => ahead[i - 1] !== "`" && ahead[i + mark.length] !== "`");
-    return end < 0 ? [null] : [["code", {}, [ahead.slice(0, end)]], start + end + mark.length];
-  }
-  if (mark.endsWith("[")) return link(ahead, start, mark, depth);
+  if (mark.endsWith("[")) return link(text.slice(start, start + 2 * MAX_SPAN), start, mark, depth);
   if (mark.startsWith("http")) {
     ADDRESS.lastIndex = match.index;
     const address = (ADDRESS.exec(text) || [""])[0].replace(/[.,:;!?*_~]{1,9}$/, "");
     const href = safeAddress(address);
     return href ? [["a", { href }, [address]], match.index + address.length] : [null];
   }
-  if (/^\s|^$/.test(ahead) || (mark[0] === "_" && isWord(text[match.index - 1]))) return [null];
-  const isEnd = (i) =>
-    i > 0 &&
-    !/\s/.test(ahead[i - 1]) &&
-    ahead[i + mark.length] !== mark[0] &&
-    !(mark[0] === "_" && isWord(ahead[i + mark.length]));
-  const end = closing(ahead, mark, isEnd);
+  const isCode = mark[0] === "`";
+  const isInWord = mark[0] === "_" && isWord(text[match.index - 1]);
+  if (!isCode && (isInWord || !/\S/.test(text[start] || ""))) return [null];
+  const isEnd = (i) => {
+    const [before, after] = [text[i - 1], text[i + mark.length]];
+    if (isCode) return before !== "`" && after !== "`";
+    return !/\s/.test(before) && after !== mark[0] && !(mark[0] === "_" && isWord(after));
+  };
+  const end = closing(text, start, mark, isEnd, searched);
   if (end < 0) return [null];
-  const tags = mark === "~~" ? ["s"] : EMPHASIS[mark.length];
-  const inner = inline(ahead.slice(0, end), depth + 1);
-  const tree = tags.reduceRight((children, tag) => [[tag, {}, children]], inner)[0];
-  return [tree, start + end + mark.length];
+  const inner = text.slice(start, end);
+  const tags = isCode ? ["code"] : mark === "~~" ? ["s"] : EMPHASIS[mark.length];
+  const children = isCode ? [inner] : inline(inner, depth + 1);
+  return [tags.reduceRight((trees, tag) => [[tag, {}, trees]], children)[0], end + mark.length];
 }
-function closing(ahead, mark, isEnd) {
-  let end = ahead.indexOf(mark);
-  while (end >= 0 && !isEnd(end)) end = ahead.indexOf(mark, end + mark.length);
-  return end;
+// The index of the mark that closes, at most MAX_SPAN characters after start; -1 without one.
+function closing(text, start, mark, isEnd, searched) {
+  const limit = start + MAX_SPAN;
+  const first = Math.max(start + 1, searched[mark] || 0);
+  const ahead = text.slice(first, limit);
+  for (let i = ahead.indexOf(mark); i >= 0; i = ahead.indexOf(mark, i + mark.length)) {
+    if (isEnd(first + i)) return first + i;
+  }
+  searched[mark] = limit;
+  return -1;
 }
 
 // [text](address "title"); an image is a link to it. The address is shown beside the text.

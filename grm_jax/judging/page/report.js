@@ -173,8 +173,7 @@ function update(view) {
   $("sort").value = sort;
   $("group").value = by ? JSON.stringify([by, value]) : "";
   document.body.classList.toggle("reading", Boolean(state.id || state.view));
-  const isOverview = state.view || !state.id;
-  $("overview").setAttribute("aria-current", String(Boolean(isOverview)));
+  $("overview").setAttribute("aria-current", String(!state.id && !(isPhone() && !state.view)));
   showList();
   const button = listButton();
   if (button) button.scrollIntoView({ block: "nearest" });
@@ -244,6 +243,14 @@ function header() {
     const counts = [rows.length, data.total].map((n) => n.toLocaleString("en"));
     states.push(`this page holds the first ${counts[0]} of ${counts[1]} rows; its rates are of all`);
   }
+  const { accuracy, ties, errors } = data.runs[0].summary;
+  const main = isPaired
+    ? ["agreement", data.pair.agreement]
+    : isMissing(accuracy)
+      ? ["ties", ties]
+      : ["accuracy", accuracy];
+  const texts = [`${main[0]} ${percent(main[1])}`, !isPaired && errors ? `errors ${errors}` : ""];
+  $("overview").append(quiet(` ${texts.filter(Boolean).join(" · ")}`));
   $("runs").replaceChildren(
     ...lines,
     ...states.map((text) => make("p", { class: "state", text, role: "note" })),
@@ -348,7 +355,14 @@ addEventListener("popstate", (event) => {
   state = stateOf(location.hash);
   update(event.state);
 });
-addEventListener("pagehide", remember);
+let waiting = 0;
+function rememberSoon() {
+  clearTimeout(waiting);
+  waiting = setTimeout(remember, 150);
+}
+// Both events do not bubble, and a change of the entry while the page unloads is not kept.
+document.addEventListener("toggle", rememberSoon, true);
+document.addEventListener("scroll", rememberSoon, true);
 history.scrollRestoration = "manual";
 setTheme(
   readSetting("theme") || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"),
