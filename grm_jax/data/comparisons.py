@@ -128,7 +128,7 @@ def read_rows(path: str | Path, layout: str | None = None) -> Iterator[Row]:
     """
     _check_layout(layout)
     for record in read_records(path):
-        yield from _rows(record, layout, f"{name_of(path)}-{record.line}")
+        yield from record_rows(record, layout, f"{name_of(path)}-{record.line}")
 
 
 # ---------------------------------------------------------------- one record
@@ -163,11 +163,16 @@ def detect(fields: dict[str, Any]) -> str:
         return fitting[0]
     problem = f"both {' and '.join(fitting)}" if fitting else "no format"
     raise Malformed(
-        f"the fields {', '.join(map(str, list(fields)[:8]))} fit {problem}: name one with --format"
+        f"the fields {', '.join(map(str, list(fields)[:8]))} fit {problem}: name one with "
+        "--format, or with layout= in Python"
     )
 
 
-def _rows(record: Record, layout: str | None, name: str) -> list[Row]:
+def record_rows(record: Record, layout: str | None, name: str) -> list[Row]:
+    """Returns the comparisons of one record, or the reason why there is none.
+
+    name: of the record, from which the ids of several comparisons are made.
+    """
     number, fields = record.number, record.fields
     id = next((str(fields[key]) for key in _ID_FIELDS if fields.get(key) is not None), None)
     try:

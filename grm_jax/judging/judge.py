@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from grm_jax.devices import choose_platform, use_compilation_cache
 from grm_jax.judging import votes
 from grm_jax.judging.expected import ExpectedScores
+from grm_jax.judging.frames import Comparisons, comparisons_from
 from grm_jax.judging.meta import MetaRM, TooLong
 from grm_jax.judging.options import Keywords, Options
 from grm_jax.judging.orders import item_of, response_orders
@@ -115,7 +116,7 @@ class Judge:
 
     def __call__(
         self,
-        comparisons: Comparison | Sequence[Comparison],
+        comparisons: Comparisons,
         k: int = 8,
         temperature: float = 0.5,
         seed: int = 0,
@@ -124,27 +125,29 @@ class Judge:
         """Judges comparisons and returns their verdicts in the same order.
 
         Args:
+          comparisons: one or several: Comparison objects, records (dicts in a layout of
+            docs/data.md), a pandas DataFrame, or a split of a `datasets` data set.
           options: the other fields of `Options`.
 
         Raises:
           ValueError: the first comparison that cannot be judged, before anything is sampled if its
             prompt is the reason. `stream` judges the others all the same.
-          TypeError: an unknown option.
+          TypeError: an unknown option, or comparisons of another type.
         """
         check_keywords("judge()", options, _names(Options))
-        comparisons = [comparisons] if isinstance(comparisons, Comparison) else list(comparisons)
+        inputs = comparisons_from(comparisons)
         fields: Keywords = {"max_new_tokens": self.max_new_tokens, **options}
         settings = Options(k=k, temperature=temperature, seed=seed, **fields)
         if settings.principles != "first":
-            for i, comparison in enumerate(comparisons):
+            for i, comparison in enumerate(inputs):
                 job = self._prepare(comparison, settings, settings.given_principles)
                 _check_judged(i, comparison, job)
         verdicts: dict[int, Verdict] = {}
-        for i, result in self.stream(comparisons, settings):
-            _check_judged(i, comparisons[i], result)
+        for i, result in self.stream(inputs, settings):
+            _check_judged(i, inputs[i], result)
             if isinstance(result, Verdict):
                 verdicts[i] = result
-        return [verdicts[i] for i in range(len(comparisons))]
+        return [verdicts[i] for i in range(len(inputs))]
 
     def rank(
         self,
