@@ -3,10 +3,10 @@
     python benchmarks/compile_table.py          rows missing in results/compile_table.json
     python benchmarks/compile_table.py --models gemma2_27b --slices v5p-128 --again
 
-Each row is compiled in a process of its own, one at a time, and written at once. Every program
-works on one sequence of 4,096 tokens per chip: `forward` (token log-probs under bfloat16 weights)
-and `sft_update` (AdamW, float32 master weights, bfloat16 compute, full rematerialisation, donated
-state).
+Each row is compiled in a process of its own, one at a time, and written at once, so a stopped run
+resumes. All rows are of one version of JAX and libtpu. Every program works on one sequence of 4,096
+tokens per chip: `forward` (token log-probs under bfloat16 weights) and `sft_update` (AdamW, float32
+master weights, bfloat16 compute, full rematerialisation, donated state).
 """
 
 import dataclasses
@@ -115,23 +115,34 @@ def main() -> int:
 
     about = results.provenance("Gemma 2 on TPU slices, one sequence of 4,096 tokens per chip")
     about["command"] = "python benchmarks/compile_table.py"
-    earlier = common.read_json(OUT.with_suffix(".json"), {"results": []})["results"]
-    rows = {(r["program"], r["slice"]): results.from_json(r) for r in earlier}
-    choices = (getattr(args, name).split(",") for name in ("models", "slices", "programs"))
-    for model, slice_name, program in itertools.product(*choices):
-        key = (f"{model} {program}", slice_name)
-        if key in rows and not args.again:
-            continue
+    earlier = common.read_json(OUT.with_suffix(".json"), {"about": about, "results": []})
+    rows = {(r["program"], r["slice"]): results.from_json(r) for r in earlier["results"]}
+    if (old := earlier["about"]["versions"]) != about["versions"]:
+        if not args.again:
+            print(f"{OUT}.json is of {old}, this is {about['versions']}: add --again to replace it")
+            return 2
+        rows = {}
+    choices = [getattr(args, name).split(",") for name in ("models", "slices", "programs")]
+    cases = list(itertools.product(*choices))
+    names = {case: (f"{case[0]} {case[2]}", case[1]) for case in cases}
+    missing = [case for case in cases if args.again or names[case] not in rows]
+    failures = 0
+    print(f"{len(cases) - len(missing)} of {len(cases)} programs from an earlier run", flush=True)
+    for number, case in enumerate(missing, start=1 + len(cases) - len(missing)):
         try:
-            row = common.run_apart(__file__, "--one", model, slice_name, program)
+            row = results.from_json(common.run_apart(__file__, "--one", *case))
         except RuntimeError as error:
             print(error, file=sys.stderr)
+            failures += 1
             continue
-        rows[key] = results.from_json(row)
-        print(results.summary(rows[key]), flush=True)
+        except KeyboardInterrupt:
+            print("interrupted: the same command compiles the rest")
+            return 130
+        rows[names[case]] = row
+        print(f"{number} of {len(cases)}: {results.summary(row)}", flush=True)
         results.write(_ordered(rows), OUT, about)
     results.print_table(_ordered(rows))
-    return 0
+    return int(failures > 0)
 
 
 def _ordered(rows: dict[tuple[str, str], Any]) -> list:

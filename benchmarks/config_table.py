@@ -4,9 +4,10 @@
     python benchmarks/config_table.py --configs spct_27b --slices v5p-64 --again
 
 Compiles every program of an experiment for the slice, without a TPU: about five minutes per
-experiment and slice on two cores. Writes benchmarks/results/config_table.{json,md} and the table in
-docs/tpu_memory.md. A step's time is the sum of its programs' rooflines with every completion at its
-full length: a lower bound, not a measurement.
+experiment and slice on two cores. A stopped run resumes at the program that it was compiling.
+Writes benchmarks/results/config_table.{json,md} and the table in docs/tpu_memory.md. A step's time
+is the sum of its programs' rooflines with every completion at its full length: a lower bound, not a
+measurement.
 """
 
 import dataclasses
@@ -42,6 +43,7 @@ COLUMNS = {
     "": "left",
     "SFT step": "right",
     "GRPO step": "left",
+    "meta RM step": "right",
 }
 LEGEND = (
     "Compiled, not measured: `python benchmarks/config_table.py`. Times are rooflines, lower "
@@ -101,9 +103,9 @@ def step_seconds(case: dict[str, Any]) -> dict[str, float]:
 def table_row(case: dict[str, Any]) -> list[str]:
     tightest = min(case["programs"], key=lambda p: p["headroom"])
     peak, available = (tightest[key] / 2**30 for key in ("peak", "hbm_available"))
-    sft = next(p["roofline_seconds"] for p in case["programs"] if p["program"] == "sft_update")
+    seconds = {p["program"]: p["roofline_seconds"] for p in case["programs"]}
     phases = step_seconds(case)
-    shares = ", ".join(f"{name} {seconds:.1f}" for name, seconds in phases.items())
+    shares = ", ".join(f"{name} {share:.1f}" for name, share in phases.items())
     return [
         case["config"],
         case["slice"],
@@ -111,8 +113,9 @@ def table_row(case: dict[str, Any]) -> list[str]:
         tightest["program"],
         f"{peak:.1f} of {available:.2f}",
         f"{tightest['headroom']:.0%} free" if phases else "does not fit",
-        f"{sft:.1f} s",
+        f"{seconds['sft_update']:.1f} s",
         f"{sum(phases.values()):.0f} s ({shares})" if phases else "-",
+        f"{seconds['meta_rm_update']:.1f} s",
     ]
 
 
@@ -130,7 +133,7 @@ def main() -> int:
     parser = common.argument_parser(__doc__)
     parser.add_argument("--configs", default=",".join(CASES))
     parser.add_argument("--slices", default="", help="only these")
-    parser.add_argument("--again", action="store_true", help="also compile rows of the result file")
+    parser.add_argument("--again", action="store_true", help="also rows of the result file")
     parser.add_argument("--one", nargs=3, help="internal: compile one row and print it")
     args = parser.parse_args()
     if args.one:
