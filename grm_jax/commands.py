@@ -1,8 +1,56 @@
-"""Runs the commands of `grm`: an error becomes one line and an exit status."""
+"""Command lines: parsing of options, and errors in one line with an exit status."""
 
+import argparse
+import difflib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that takes dashes for underscores, and has short errors.
+
+    An unknown option is answered with the nearest one; every error is one line, exit status 2.
+
+    Attributes:
+      passed: beginnings of options that the caller parses itself, such as "--config.".
+    """
+
+    passed: tuple[str, ...] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Does what argparse does, once every option is spelt as it was added."""
+        given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(list(self._spelt(given)), namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the message without the usage, and exits with status 2."""
+        self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
+
+    def _spelt(self, args: Sequence[str]) -> Iterator[str]:
+        """Yields the arguments, with known spellings. Errors for the first unknown option."""
+        options = [option for action in self._actions for option in action.option_strings]
+        known = {_same(option): option for option in options if option.startswith("--")}
+        for i, arg in enumerate(args):
+            name, equals, value = arg.partition("=")
+            if arg == "--":
+                yield from args[i:]
+                return
+            if not name.startswith("--") or " " in name or name.startswith(self.passed or " "):
+                yield arg
+            elif _same(name) in known:
+                yield known[_same(name)] + equals + value
+            elif self.allow_abbrev and any(option.startswith(_same(name)) for option in known):
+                yield "--" + _same(name) + equals + value
+            else:
+                close = difflib.get_close_matches(name, known.values(), n=1)
+                hint = f": did you mean {close[0]}?" if close else ""
+                self.error(f"unknown option {name!r}{hint}")
+
+
+def _same(option: str) -> str:
+    return option.replace("-", "_").lower()
 
 
 def run_command(name: str, command: Callable[[], int], if_interrupted: str = "") -> int:

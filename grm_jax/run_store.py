@@ -28,12 +28,15 @@ import fcntl
 import io
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from grm_jax.storage import as_path, is_remote
+
+_NAMED = re.compile(r".+@([0-9a-f]{12})")  # a model's or template's name with its fingerprint
 
 Key = str | int
 Record = dict[str, Any]
@@ -266,11 +269,20 @@ class RunStore(Mapping[Key, Record]):
 def check_identity(old: Mapping[str, Any], new: Mapping[str, Any], path: Any) -> None:
     """Raises IdentityMismatch that names the first field in which the identities differ."""
     for name in sorted({*old, *new}):
-        if old.get(name) != new.get(name):
+        if content_of(old.get(name)) != content_of(new.get(name)):
             raise IdentityMismatch(
                 f"{path} was begun with {name} = {old.get(name)!r:.80}, now it is "
                 f"{new.get(name)!r:.80}: use the same settings, or start over with --overwrite"
             )
+
+
+def content_of(value: Any) -> Any:
+    """Returns what must be equal in two runs: of NAME@FINGERPRINT the fingerprint.
+
+    The names of models and templates may change; no record depends on them.
+    """
+    match = _NAMED.fullmatch(value) if isinstance(value, str) else None
+    return match[1] if match else value
 
 
 def _encode(record: Mapping[str, Any]) -> bytes:

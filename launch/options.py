@@ -1,14 +1,16 @@
 """Command-line options of launch/tpu.py."""
 
 import argparse
-import difflib
 
+from grm_jax.commands import Parser
 from grm_jax.devices import CACHE
 from launch.compile.slices import example_names
 from launch.errors import LaunchError
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
+    passed = ("--config.",)
+
     def error(self, message: str) -> None:  # type: ignore[override]
         raise LaunchError(f"{message} (--help lists the options)")
 
@@ -24,7 +26,7 @@ def parse(argv: list[str], description: str = "") -> tuple[argparse.Namespace, d
     for argument in rest:
         field, equals, text = argument.removeprefix("--config.").partition("=")
         if not argument.startswith("--config."):
-            raise LaunchError(_unknown_option(parser, argument))
+            raise LaunchError(f"unexpected argument {argument!r}: --help lists the options")
         if not equals:
             raise LaunchError(f"{argument} has no value: write {argument}=VALUE")
         overrides[field] = text
@@ -98,12 +100,3 @@ def _join_overrides(argv: list[str]) -> list[str]:
         else:
             joined.append(argument)
     return joined
-
-
-def _unknown_option(parser: argparse.ArgumentParser, argument: str) -> str:
-    known = [o for action in parser._actions for o in action.option_strings if o.startswith("--")]
-    name = argument.partition("=")[0]
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"unknown option {name!r}" + (
-        f": did you mean {near[0]}?" if near else " (--help lists the options)"
-    )

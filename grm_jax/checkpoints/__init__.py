@@ -7,6 +7,7 @@ tensors by name; `loading.py` reads them into a sharded model.
 """
 
 import os
+from pathlib import Path
 from typing import Any
 
 from grm_jax.checkpoints.loading import check_names, load_model
@@ -17,7 +18,7 @@ from grm_jax.models.config import TransformerConfig
 from grm_jax.models.transformer import Transformer
 from grm_jax.storage import fetch
 
-__all__ = ["check", "copy_tokenizer", "load", "open_checkpoint", "save"]
+__all__ = ["check", "copy_tokenizer", "load", "open_checkpoint", "refuse_run_folder", "save"]
 
 FORMATS = (
     "a Hugging Face folder (config.json, *.safetensors), a DeepMind Flax checkpoint (_METADATA), "
@@ -37,6 +38,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Reader:
     path = fetch(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give {FORMATS}")
+    refuse_run_folder(path)
     if (path / "config.json").exists():
         from grm_jax.checkpoints.hf_folder import HfFolder
 
@@ -51,6 +53,15 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Reader:
 
         return GgufFile(files[0])
     raise ValueError(f"{path} is not a supported checkpoint: give {FORMATS}")
+
+
+def refuse_run_folder(path: Path) -> None:
+    """Raises ValueError for the folder of a training run, with the model folders that are in it."""
+    files = [*path.glob("hf/config.json"), *path.glob("*/hf/config.json")]
+    exports = sorted(file.parent for file in files)
+    if exports and path.name != "hf" and not any(path.glob("*.safetensors")):
+        models = " or ".join(map(str, exports))
+        raise ValueError(f"{path} is the folder of a training run: give a model of it, {models}")
 
 
 def check(path: str | os.PathLike[str], cfg: TransformerConfig) -> None:

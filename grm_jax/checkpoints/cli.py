@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from grm_jax.commands import Parser
+
 DTYPES = ("bfloat16", "float32", "keep")
 
 
@@ -26,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     from grm_jax.models.config import CONFIGS
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="grm convert",
         description=(
             "Convert a checkpoint to a Hugging Face folder for transformers, vLLM and grm_jax."
@@ -47,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"the model, if SRC does not determine it: {', '.join(CONFIGS)}",
     )
     add("--tokenizer", metavar="PATH", help="a folder, file or hub name, if SRC has no tokenizer")
-    add("--file-gb", type=float, default=5.0, metavar="GB", help="size limit of one file (5)")
+    add("--file_gb", type=float, default=5.0, metavar="GB", help="size limit of one file (5)")
     add("--overwrite", action="store_true", help="replace weights that DST already holds")
     add("--quiet", action="store_true", help="no progress bar")
     return parser

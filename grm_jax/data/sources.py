@@ -44,10 +44,12 @@ def local_files(source: str | Path) -> list[Path]:
     path = fetch(text) if is_remote(text) else Path(source).expanduser()
     if path.is_file():
         return [path]
-    for folder in (path, *path.parents):
-        if folder.is_dir():
-            wanted_split = path.relative_to(folder).as_posix()
-            return _folder_files(folder, "" if folder == path else wanted_split, text)
+    if path.is_dir():
+        return _folder_files(path, "", text)
+    # FOLDER/SPLIT or FOLDER/CONFIG/SPLIT
+    folder = next((folder for folder in path.parents[:2] if folder.is_dir()), None)
+    if folder and not path.suffix and shards.data_names(_names(folder)):
+        return _folder_files(folder, path.relative_to(folder).as_posix(), text)
     raise FileNotFoundError(f"no data file {source}")
 
 
@@ -70,10 +72,13 @@ def _folder_files(folder: Path, split: str, source: str) -> list[Path]:
     if not split and (folder / "state.json").is_file():  # of `Dataset.save_to_disk`
         state = json.loads((folder / "state.json").read_text())
         return [folder / file["filename"] for file in state["_data_files"]]
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    if split and not shards.data_names(names):
-        raise FileNotFoundError(f"no data file {source}")
-    return [folder / name for name in shards.select(names, split, source)]
+    return [folder / name for name in shards.select(_names(folder), split, source)]
+
+
+def _names(folder: Path) -> list[str]:
+    """Returns the files in a folder and in two levels of folders below it."""
+    paths = (path for depth in ("*", "*/*", "*/*/*") for path in folder.glob(depth))
+    return [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
 
 
 # ---------------------------------------------------------------- standard input

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grm_jax.commands import run_command
+from grm_jax.commands import Parser, run_command
 from grm_jax.data.records import strict_records
 from grm_jax.evals import results, run
 from grm_jax.evals.benchmark import Benchmark
@@ -53,7 +53,7 @@ JudgeFunction = Callable[[Task], Judgement]
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="grm eval",
         description="Runs reward-model benchmarks with their official metrics and 95% bootstrap "
         "intervals.",
@@ -131,8 +131,7 @@ def evaluate(args: argparse.Namespace) -> int:
             run.write_comparisons(task.comparisons, path)
             print(f"{path}: {len(task.comparisons)} comparisons")
         return 0
-    name = args.judge or Path(args.model or args.scores).name.split(".")[0]
-    out = Path(args.out or Path("eval") / name)
+    out = Path(args.out or Path("eval") / judge_name(args))
     out.mkdir(parents=True, exist_ok=True)
     judge, entries = judge_function(args, out), []
     for task in tasks:
@@ -150,6 +149,16 @@ def evaluate(args: argparse.Namespace) -> int:
         entries.append(entry)
     write_reports(entries, out)
     return 0
+
+
+def judge_name(args: argparse.Namespace) -> str:
+    """The name of the judge, for the default --out: of RUN/STAGE/hf it is RUN/STAGE."""
+    if args.model:
+        from grm_jax.judging.loading import folder_name
+
+        name = Path(folder_name(args.model))
+        return str(name.with_name(name.name.split(".")[0]))
+    return args.judge or Path(args.scores).name.split(".")[0]
 
 
 def load(args: argparse.Namespace) -> list[Task]:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from grm_jax.commands import run_command, write_output
+from grm_jax.commands import Parser, run_command, write_output
 from grm_jax.evals import results
 from grm_jax.evals.run_tables import build, markdown
 from grm_jax.evals.table_page import page
@@ -17,9 +17,7 @@ from grm_jax.evals.table_page import page
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog="grm table", description="Lays results of `grm eval` beside the paper's."
-    )
+    p = Parser(prog="grm table", description="Lays results of `grm eval` beside the paper's.")
     p.add_argument("what", choices=("paper", "runs"), help="with the paper's rows, or runs alone")
     p.add_argument(
         "runs", nargs="+", metavar="RUN", help="--out folder of grm eval, or NAME=FOLDER"

@@ -16,7 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from grm_jax.commands import run_command, write_output
+from grm_jax.commands import Parser, run_command, write_output
 from grm_jax.data.records import strict_records
 from grm_jax.evals.tables import markdown_table
 from grm_jax.judging.votes import top
@@ -171,7 +171,7 @@ def report(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="grm_jax.evals.weakness",
         description="Reports the weaknesses of a policy from judged comparisons.",
     )

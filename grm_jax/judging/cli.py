@@ -1,29 +1,54 @@
-"""`grm judge IN.jsonl OUT.jsonl --model PATH`: scores the comparisons of a file."""
+"""`grm judge IN OUT --model PATH`: scores the comparisons of a file, or one of the command line."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
+import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
-from grm_jax.commands import run_command
+from grm_jax.commands import Parser, run_command
+from grm_jax.data import sources
+from grm_jax.data.comparisons import read_rows
 from grm_jax.data.layouts import LAYOUTS
 from grm_jax.judging import arguments
 from grm_jax.judging.codec import read_judged_rows
-from grm_jax.judging.summary import summarise
+from grm_jax.judging.options import Options
+from grm_jax.judging.summary import failure_text, summarise
+from grm_jax.storage import is_remote
+from grm_jax.types import Comparison
+
+STDOUT = "-"
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="grm judge",
+        usage="grm judge IN OUT --model MODEL [options]\n"
+        "       grm judge --query TEXT --response TEXT --response TEXT --model MODEL [options]",
         description="Scores the comparisons of a file with a generative reward model: k critiques "
-        "per comparison, then a vote.",
+        "per comparison, then a vote. With --query, prints one verdict with its critiques.",
         epilog="Exit status: 0 all rows judged, 1 some rows are error rows, 2 wrong command line "
         "or files, 130 interrupted.",
     )
-    p.add_argument("input", help="JSONL file (or one JSON array) of comparisons")
-    p.add_argument("output", help="JSONL file to write; an unfinished run is in OUTPUT.part")
+    p.add_argument(
+        "input",
+        metavar="IN",
+        nargs="?",
+        help="comparisons: a JSON, JSONL, CSV, Parquet or Arrow file, a folder, - for standard "
+        "input, or hf://datasets/ORG/NAME[/SPLIT]",
+    )
+    p.add_argument(
+        "output",
+        metavar="OUT",
+        nargs="?",
+        help="JSONL file to write, or - for standard output; an unfinished run is in OUT.part",
+    )
     p.add_argument("--model", required=True, help="model folder, checkpoint, GGUF file or hub name")
     p.add_argument(
         "--format",
@@ -34,43 +59,118 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--resume", action="store_true", help="resume an earlier run")
     p.add_argument("--overwrite", action="store_true", help="start over, replacing earlier output")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
+    one = p.add_argument_group("one comparison, instead of IN and OUT")
+    one.add_argument("--query", help="the user's text")
+    one.add_argument("--response", action="append", help="a response; give each with its own flag")
+    one.add_argument("--reference", help="a known good answer")
+    one.add_argument("--system", help="a system text before the query")
     arguments.add_judging_arguments(p)
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `grm judge`; returns the exit status."""
-    args = parser().parse_args(argv)
+    p = parser()
+    args = p.parse_args(argv)
+    one = args.query is not None
+    if one != bool(args.response) or one == bool(args.input) or one == bool(args.output):
+        p.error("give IN and OUT, or --query and one --response or more")
+    if one:
+        return run_command("grm judge", lambda: judge_one(args))
     hint = f"{args.output}.part holds the finished rows; --resume resumes the run"
-    return run_command("grm judge", lambda: judge(args), hint)
+    return run_command("grm judge", lambda: judge(args), "" if args.output == STDOUT else hint)
+
+
+def judge_one(args: argparse.Namespace) -> int:
+    """Judges the comparison of the command line, and prints its verdict and critiques."""
+    options = _options(args)
+    user, system = (
+        {"role": "user", "content": args.query},
+        {"role": "system", "content": args.system},
+    )
+    query = args.query if args.system is None else [system, user]
+    comparison = Comparison(query, tuple(args.response), args.reference)
+    with _results_on_stderr():
+        (verdict,) = arguments.judge_from(args)([comparison], **dataclasses.asdict(options))
+    print(verdict.explain(width=shutil.get_terminal_size().columns))
+    return 0
 
 
 def judge(args: argparse.Namespace) -> int:
     """Judges a file. Wrong arguments and files are errors before the weights are loaded."""
+    options = _options(args)
+    _check_files(args)
+    if args.output != STDOUT:
+        return _judge_file(args, options, args.output)
+    with tempfile.TemporaryDirectory(prefix="grm_jax-") as folder:
+        output = Path(folder) / f"{sources.name_of(args.input)}.jsonl"
+        with _results_on_stderr():
+            status = _judge_file(args, options, str(output))
+        with open(output, "rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.flush()
+    return status
+
+
+def _options(args: argparse.Namespace) -> Options:
     from grm_jax.text import rendering
 
     arguments.fill_unset(args)
     options = arguments.options_from(args)
-    if not Path(args.input).is_file():
-        raise FileNotFoundError(f"no input file {args.input}")
     if args.template not in rendering.FAMILIES:
         rendering.load(args.template)
-    from grm_jax.judging.run import RunConfig, judge_file, refuse_existing
+    return options
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    """Raises ValueError or OSError for files that cannot be read or written."""
+    from grm_jax.judging.run import refuse_existing
+
+    if args.limit is not None and args.limit < 1:
+        raise ValueError(f"--limit {args.limit}: judge at least one row")
+    path = Path(args.input)
+    if args.input != STDOUT and path.suffix and not is_remote(args.input) and not path.exists():
+        raise FileNotFoundError(f"no input file {args.input}")
+    if not any(True for _ in read_rows(args.input, args.format)):
+        raise ValueError(f"{args.input} has no rows")
+    if args.output == STDOUT:
+        return
+    output = Path(args.output)
+    folder = output.absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"the folder {folder} of the output does not exist: create it")
+    if output.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"{output} is not writable: name a file in a folder of yours")
+    if not (args.resume or args.overwrite):
+        refuse_existing(output)
+    if output.exists() and any(output.samefile(file) for file in sources.local_files(args.input)):
+        raise ValueError(f"{output} is the input: name another output")
+
+
+def _judge_file(args: argparse.Namespace, options: Options, output: str) -> int:
+    from grm_jax.judging.run import RunConfig, judge_file
 
     existing = "resume" if args.resume else "overwrite" if args.overwrite else "refuse"
-    if existing == "refuse":
-        refuse_existing(args.output)
     config = RunConfig(existing=existing, chunk=args.chunk, progress=not args.quiet)
-    loaded = arguments.judge_from(args)
     result = judge_file(
-        loaded, args.input, args.output, options, config, format=args.format, limit=args.limit
+        arguments.judge_from(args),
+        *(args.input, output, options, config),
+        format=args.format,
+        limit=args.limit,
     )
     print(
         f"{args.output}: {result.rows} rows, {result.errors} of them errors, {result.resumed} from "
-        f"an earlier run\n{rates_text(args.output)}",
+        f"an earlier run\n{rates_text(output)}",
         file=sys.stderr,
     )
+    if result.errors:
+        print(failure_text(read_judged_rows(output)), file=sys.stderr)
     return 1 if result.errors else 0
+
+
+def _results_on_stderr() -> contextlib.AbstractContextManager:
+    """Sends what libraries print to stderr, because stdout is for results alone."""
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 def rates_text(output: str) -> str:

@@ -133,12 +133,19 @@ def model_name(path: str | Path) -> str:
     """Returns the name of a model in output rows.
 
     "FOLDER@FINGERPRINT", or "ORG/MODEL@COMMIT" on the Hugging Face Hub: a name that can be loaded
-    again, and always means the same weights.
+    again, and always means the same weights. The folder RUN/STAGE/hf is called RUN/STAGE.
     """
     if name := storage.hub_name(path):
         return hub.pinned(name)
     path = Path(path).expanduser().resolve()
-    return f"{path.name}@{fingerprint(path)}"
+    checkpoints.refuse_run_folder(path)
+    return f"{folder_name(path)}@{fingerprint(path)}"
+
+
+def folder_name(path: str | Path) -> str:
+    """Returns the name of a model's folder or file; RUN/STAGE for RUN/STAGE/hf."""
+    path = Path(path).expanduser().resolve()
+    return "/".join(path.parts[-3:-1]) if path.name == "hf" and len(path.parts) > 3 else path.name
 
 
 def fingerprint(path: str | Path) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from grm_jax.commands import run_command
+from grm_jax.commands import Parser, run_command
 from grm_jax.data.comparisons import read_rows
 from grm_jax.data.records import read_records
 from grm_jax.judging.codec import Row, read_judged_rows
@@ -31,7 +31,7 @@ SCRIPTS = (
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `grm report`; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="grm report",
         description="Makes one HTML page of the output of `grm judge`, or of two outputs for one "
         "input side by side.",

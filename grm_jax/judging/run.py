@@ -20,7 +20,7 @@ from grm_jax.data.comparisons import Row, read_rows
 from grm_jax.judging import codec
 from grm_jax.judging.judge import Judge, Unjudged
 from grm_jax.judging.options import Options
-from grm_jax.run_store import IdentityMismatch, RunStore
+from grm_jax.run_store import IdentityMismatch, RunStore, content_of
 from grm_jax.types import Comparison, Verdict
 
 
@@ -228,7 +228,7 @@ def _check_finished(
         fields["id"] = str(row.number) if row.id is None else row.id
         for name, value in fields.items():
             old = record.get(name, value)
-            if problem is None and _comparable(name, old) != _comparable(name, value):
+            if problem is None and content_of(old) != content_of(value):
                 problem = f"was judged with {name} = {old!r}, now it is {value!r}"
                 if name in ("input", "id"):
                     problem = "was judged from another input (texts, references or labels)"
@@ -237,11 +237,6 @@ def _check_finished(
             f"{output} {problem}: choose another output, or start over with --overwrite"
         )
     return finished
-
-
-def _comparable(name: str, value: Any) -> Any:
-    """Returns what must be equal: of a template the fingerprint, as templates may be renamed."""
-    return str(value).rpartition("@")[2] if name == "template" else value
 
 
 # ---------------------------------------------------------------- files

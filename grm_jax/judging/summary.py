@@ -4,6 +4,7 @@ They are computed from rows (JSON objects, see codec.py), so a report needs no m
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -54,6 +55,30 @@ def summarise(rows: Iterable[Row]) -> dict[str, Any]:
         "tokens": sum(critique["tokens"] for critique in critiques),
         "mean_tokens": mean(critique["tokens"] for critique in critiques),
     }
+
+
+def failure_text(rows: Iterable[Row], most: int = 3) -> str:
+    """Returns the most frequent reasons of error rows with their counts, one on a line.
+
+    Reasons that differ in numbers only are counted together; the first of them is shown.
+    """
+    counts: Counter[str] = Counter()
+    first: dict[str, Row] = {}
+    total = 0
+    for row in rows:
+        total += 1
+        if error := row.get("error"):
+            kind = re.sub(r"\d[\d,.]*", "0", error["reason"])
+            counts[kind] += 1
+            first.setdefault(kind, error)
+    lines = [
+        f"  {count} x {first[kind]['reason']} (first: line {first[kind]['line']})"
+        for kind, count in counts.most_common(most)
+    ]
+    others = counts.total() - sum(count for _, count in counts.most_common(most))
+    if others:
+        lines.append(f"  {others} x other reasons")
+    return "\n".join([f"{counts.total()} of {total} rows failed:", *lines])
 
 
 def mean(values: Iterable[float]) -> float | None:

@@ -10,9 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_judge import fake_judge, first_wins, well_formed
+from fake_judge import fake_judge, first_wins
 
-from grm_jax.judging import cli
 from grm_jax.judging.codec import read_judged_rows
 from grm_jax.judging.options import Options
 from grm_jax.judging.run import RunConfig, judge_file
@@ -269,24 +268,6 @@ def test_an_unfinished_run_can_be_read_while_it_is_written(tmp_path):
 
 
 # --- the command line ---
-
-
-@pytest.fixture
-def command(monkeypatch):
-    """`grm judge` with a judge that needs no weights."""
-    from grm_jax.judging.judge import Judge
-
-    def load(path, **options):
-        assert path == "MODEL"
-        return fake_judge(
-            lambda responses, key: well_formed([7] + [2] * (len(responses) - 1)),
-            template=options["template"],
-        )
-
-    monkeypatch.setattr(Judge, "load", load)
-    return lambda *argv: cli.main(
-        [*map(str, argv), "--model", "MODEL", "--quiet", "--template", "compact"]
-    )
 
 
 def test_the_exit_status_is_1_with_error_rows(tmp_path, command, capsys):
