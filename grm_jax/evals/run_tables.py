@@ -5,13 +5,15 @@ The values are under the paper's rule for ties if the benchmark has it, else und
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from grm_jax.evals import paper
 from grm_jax.evals.scaling import META, all_kinds
-from grm_jax.evals.tables import markdown_table, with_span
+from grm_jax.evals.tables import markdown_table, percent, print_table, with_span, wrapped
 
 KS = (1, 8, 32)  # the paper's table 3
+TERMINAL_WIDTH = 66  # of the columns of values; those that do not fit are in a further table
 Runs = Mapping[str, Mapping[str, dict]]  # run -> benchmark -> entry
 Cells = list[dict | None]
 
@@ -206,7 +208,56 @@ def _scaling_lines(name: str, entry: Mapping, flops_per_token: float | None) -> 
     return lines
 
 
-# ---------------------------------------------------------------- Markdown
+# ---------------------------------------------------------------- terminal and Markdown
+
+
+def terminal(built: Mapping) -> None:
+    """Prints the tables without intervals, and the points of our runs of figure 4."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    title, explanation = title_and_explanation(built)
+    console.print(f"{title}. {explanation}")
+    for table in built["tables"]:
+        for headings, rows in _narrow(table):
+            console.print(f"\n{table['title']}")
+            print_table(console, headings, rows)
+    figure = built["figure4"]
+    ours = [(line, point) for line in figure["lines"] for point in line["points"]]
+    points = [
+        [line["name"], str(point["k"]), percent(point["value"]), _decimals(point.get("seconds"))]
+        for line, point in ours
+        if not line["paper"]
+    ]
+    if points:
+        console.print(f"\nScaling on {figure['benchmark']}")
+        print_table(console, ("line", "k", "value", "seconds"), points)
+    for mark, text in built["notes"].items():
+        console.print(f"[{mark}] {text}")
+    console.print("--out FILE.md or FILE.html has the intervals and all columns")
+
+
+def _narrow(table: Mapping) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """Yields headings and rows of values without intervals, as many columns as fit."""
+    with_gains = any("gain" in row for row in table["rows"])
+    headings = [*table["columns"], *(["gain on @1"] if with_gains else [])]
+    names = [row["name"] + _marks(row) for row in table["rows"]]
+    values = [
+        [percent(cell and cell["value"]) for cell in row["cells"]]
+        + ([f"{100 * row['gain']:+.1f}" if "gain" in row else ""] if with_gains else [])
+        for row in table["rows"]
+    ]
+    start = 0
+    while start < len(headings):
+        widths = [max(map(len, wrapped(name).split("\n"))) + 2 for name in headings[start:]]
+        fitting = sum(total <= TERMINAL_WIDTH for total in itertools.accumulate(widths))
+        chosen = slice(start, start + max(1, fitting))
+        yield ["", *headings[chosen]], [[n, *v[chosen]] for n, v in zip(names, values)]
+        start = chosen.stop
+
+
+def _decimals(value: float | None) -> str:
+    return f"{value:,.1f}" if value else ""
 
 
 def headings_and_rows(table: Mapping) -> tuple[list[str], list[list[str]]]:
@@ -260,7 +311,7 @@ def figure_lines(figure: Mapping) -> list[str]:
             str(point.get("k", "")),
             str(point.get("billions", "")),
             with_span({"low": None} | point),
-            f"{point['seconds']:,.1f}" if point.get("seconds") else "",
+            _decimals(point.get("seconds")),
             f"{point['flops']:.2e}" if point.get("flops") else "",
         ]
         for line in figure["lines"]

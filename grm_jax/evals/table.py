@@ -6,12 +6,13 @@ table of their own.
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from grm_jax.commands import Parser, run_command, write_output
 from grm_jax.evals import results
-from grm_jax.evals.run_tables import build, markdown
+from grm_jax.evals.run_tables import build, markdown, terminal
 from grm_jax.evals.table_page import page
 
 
@@ -23,7 +24,9 @@ def parser() -> argparse.ArgumentParser:
         "runs", nargs="+", metavar="RUN", help="--out folder of grm eval, or NAME=FOLDER"
     )
     p.add_argument(
-        "--out", help="file to write: .md, .html or .json (default: Markdown to the terminal)"
+        "--out",
+        help="file to write: .md, .html or .json (default: the main columns to the terminal, or "
+        "Markdown if the output is redirected)",
     )
     p.add_argument(
         "--flops_per_token",
@@ -48,6 +51,9 @@ def tabulate(args: argparse.Namespace) -> int:
         text = json.dumps(built, indent=1, ensure_ascii=False) + "\n"
     elif args.out and args.out.endswith(".html"):
         text = page(built)
+    elif not args.out and sys.stdout.isatty():
+        terminal(built)
+        return 0
     else:
         text = markdown(built)
     return write_output(text, args.out)

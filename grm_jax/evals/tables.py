@@ -1,13 +1,20 @@
 """Tables of results for the terminal and Markdown, and the formatting of values and intervals."""
 
+from __future__ import annotations
+
+import textwrap
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 MISSING = "–"
 OVERVIEW = ("benchmark", "metric", "value", "95% CI", "n", "paper's rule")
 GAINS = ("gain on greedy", "gain on vote@1")
 # The second table of results.md: the columns that put the value into context.
 CONTEXT = ("benchmark", "chance", "longest", "first", "greedy", "vote@1", *GAINS, "parsed")
-TERMINAL = (*OVERVIEW, "longest", "first", *GAINS)
+TERMINAL = ("benchmark", "metric", "value", "95% CI", "n", "longest")  # fit 80 characters
 Rows = list[list[str]]
 
 
@@ -134,19 +141,14 @@ def against_line(entry: Mapping) -> str:
 
 
 def terminal(entries: Sequence[Mapping]) -> None:
-    """Prints the table, the values by other rules, and the paired tests."""
+    """Prints the main columns, the values by other rules, and the paired tests."""
     from rich.console import Console
-    from rich.table import Table
 
-    console = Console()
+    console = Console(highlight=False, markup=False)
+    console.print(judge_line(entries[0]))
     headings, rows = overview(entries, TERMINAL)
-    table = Table(title=judge_line(entries[0]), caption="values in percent")
-    for i, heading in enumerate(headings):
-        names = {"justify": "left", "overflow": "fold"}
-        table.add_column(heading, **names if i < 2 else {"justify": "right", "no_wrap": True})
-    for cells in rows:
-        table.add_row(*(cell.split(" [")[0] for cell in cells))  # results.md has the intervals
-    console.print(table)
+    print_table(console, headings, rows, left=2)
+    console.print("values in percent; results.md has all columns")
     for entry in entries:
         own = headline(entry)["value"]
         lines = [
@@ -154,9 +156,35 @@ def terminal(entries: Sequence[Mapping]) -> None:
             for name, text in entry["rules"].items()
             if headline(entry, name)["value"] != own
         ]
+        gains = {name: gain for name, gain in entry["gains"].items() if gain}
+        lines += [f"gain on {name}: {signed(gain)} points" for name, gain in gains.items()]
         lines += [f"against {against_line(entry)}"] if "against" in entry else []
         for line in lines:
-            console.print(f"  {entry['title']} {line}", highlight=False, markup=False)
+            console.print(f"{entry['title']} {line}")
+
+
+def wrapped(heading: str) -> str:
+    """A heading in lines of about 12 characters."""
+    return textwrap.fill(heading, 12, break_long_words=False)
+
+
+def print_table(
+    console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
+) -> None:
+    """Prints a table; the first `left` columns hold texts, which fold to the console's width."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for i, heading in enumerate(headings):
+        if i < left:
+            table.add_column(heading, overflow="fold")
+        else:
+            width = max(len(row[i]) for row in rows)
+            table.add_column(wrapped(heading), justify="right", min_width=width)
+    for cells in rows:
+        table.add_row(*cells)
+    console.print(table)
 
 
 def markdown(entries: Sequence[Mapping]) -> str:

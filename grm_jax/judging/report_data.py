@@ -98,8 +98,8 @@ def check_scores(run: Run) -> None:
         scores = [row["scores"], *(critique["scores"] or () for critique in row["critiques"])]
         if not all(math.isfinite(score) for values in scores for score in values):
             raise ValueError(
-                f"{run.name or 'the rows'}: row {row['id']!r} (line {row['line']}) has a score that "
-                "is NaN or infinite: remove the row, or judge it again"
+                f"{run.name or 'the rows'}: row {row['id']!r} (line {row['line']}) has a score "
+                "that is NaN or infinite: remove the row, or judge it again"
             )
 
 

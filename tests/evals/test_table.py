@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from grm_jax.evals import paper, table
+from grm_jax.evals import paper, run_tables, table, tables
 from grm_jax.evals.benchmarks import BENCHMARKS
 from grm_jax.evals.judged import vote
 from grm_jax.evals.measure import measure
@@ -141,3 +141,48 @@ def test_output_files_and_folders_without_results(runs, tmp_path, capsys):
     assert "DeepSeek" not in capsys.readouterr().out
     assert table.main(["paper", str(tmp_path)]) == 2
     assert "holds no results.json" in capsys.readouterr().err
+
+
+def test_the_terminal_shows_every_table_at_80_columns(runs, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    built = table.build(table.read_runs(runs), True, {})
+    run_tables.terminal(built)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    for word in ("RewardBench", "Correctness", "overall", "gain on", "DeepSeek-BTRM-27B [a]"):
+        assert word in text
+    values = text.split("spct, Voting@8")[1].splitlines()[0].split()
+    assert values == ["90.0", "70.0", "60.0", "80.0", "75.0"]
+    scaling = text[text.index("Scaling on") :]
+    assert "spct, voting" in scaling and "DeepSeek" not in scaling.split("[a]")[0]
+    assert "…" not in text  # nothing is cut off
+
+
+def test_more_benchmarks_than_fit_are_in_several_tables(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    names = [name for name in BENCHMARKS if name not in paper.BENCHMARKS][:9]
+    built = table.build({"run": {name: entry(name, 0.5) for name in names}}, False, {})
+    run_tables.terminal(built)
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("Side by side") > 1 and text.count("run, greedy") > 1
+    words = text.replace("\n", " ").split()
+    assert all(word in words for name in names for word in name.title().split())
+
+
+def test_the_terminal_table_of_grm_eval_at_80_columns(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    measured = entry("rewardbench", 0.5) | {
+        **{"title": "Judging world, unseen families", "comparisons": 100, "of": 7182},
+        **{"chance": "50.0", "gains": {"greedy": estimate(0.012), "voting@1": None}},
+        **{"parsing": {"parsed": 1.0}, "content_blind": {"longest": estimate(0.4)}},
+        **{"rules": {"official": "as published", "paper": "ties shared"}},
+    }
+    measured["judge"] |= {"kind": "model", "name": "a-model-with-a-long-name@0123456789ab"}
+    tables.terminal([measured])
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    for part in ("benchmark", "metric", "value", "95% CI", "longest", "39.0–41.0", "100 of 7182"):
+        assert part in text
+    assert "gain on greedy: +1.2" in text and "by rule 'paper': 50.0" in text

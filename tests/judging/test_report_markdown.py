@@ -221,12 +221,8 @@ def test_hostile_texts_in_the_page(tmp_path):
         assert window.run("return document.querySelectorAll('.md').length") == 0
         assert window.log() == []
         # Should a text become markup after all, the policy still stops its scripts.
-        assert (
-            window.run(
-                "try { document.body.insertAdjacentHTML('beforeend', '<p>'); } catch (e) { return e.name }"
-            )
-            == "TypeError"
-        )
+        insert = "document.body.insertAdjacentHTML('beforeend', '<p>')"
+        assert window.run(f"try {{ {insert} }} catch (e) {{ return e.name }}") == "TypeError"
         window.run(
             "try { document.body.setAttribute('onclick', 'window.hacked = 9') } catch (e) {}"
         )
