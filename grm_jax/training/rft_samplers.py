@@ -6,6 +6,7 @@ requests to replies, see `rft_data.Sampler`; `stored` makes it resumable.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -119,7 +120,10 @@ class Endpoint:
 @SAMPLERS.register("model")
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model loaded here, on all processes. path: its checkpoint."""
+    """A model loaded here, on all processes, and freed with the sampler.
+
+    path: its checkpoint, a hub name for example. Its own tokenizer is used if it has one.
+    """
 
     path: str
     max_new_tokens: int
@@ -129,8 +133,11 @@ class Model:
 
     def build(self, config: Any, tokenizer: Any, mesh: Any) -> Sampler:
         from grm_jax import checkpoints
+        from grm_jax.judging import loading
         from grm_jax.judging.sampler import engine_sampler
 
+        with contextlib.suppress(FileNotFoundError):
+            tokenizer = loading.load_tokenizer(self.path)
         engine = engine_sampler(checkpoints.load(fetch(self.path), mesh=mesh), mesh)
         sampling = (self.max_new_tokens, self.temperature, self.top_p, self.top_k)
         return model(engine, tokenizer, *sampling, seed=config.seed)
