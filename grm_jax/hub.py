@@ -60,13 +60,15 @@ class HubName:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """The commit of a revision, and its files with their sizes in bytes.
+    """The commit of a revision, and its files.
 
+    sizes: file -> bytes.  ids: file -> hash of its content (SHA-256 of large files, else Git's).
     offline: why these are only the files of the cache, "" if they are all files.
     """
 
     commit: str
     sizes: dict[str, int]
+    ids: dict[str, str]
     offline: str = ""
 
 
@@ -99,17 +101,17 @@ def model_files(name: HubName, weights: bool = True) -> list[str]:
 
     Raises FileNotFoundError as `download_model`.
     """
-    found = listing(name)
+    repo = listing(name)
     if name.file:
         return [name.file]
-    small = [file for file in SMALL_FILES if file in found.sizes]
+    small = [file for file in SMALL_FILES if file in repo.sizes]
     folder = download(name, small, quiet=True)
-    return [*small, *_weight_files(name, folder, found)] if weights else small
+    return [*small, *_weight_files(name, folder, repo)] if weights else small
 
 
-def _weight_files(name: HubName, folder: Path, found: Listing) -> list[str]:
+def _weight_files(name: HubName, folder: Path, repo: Listing) -> list[str]:
     """The safetensors of the index, else one safetensors file, else one GGUF file."""
-    files = found.sizes
+    files = repo.sizes
     if INDEX in files:
         named = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
         if wrong := [file for file in named if not file.endswith(".safetensors")]:
@@ -124,8 +126,8 @@ def _weight_files(name: HubName, folder: Path, found: Listing) -> list[str]:
                 f"{name.repo} has {len(names)} {suffix} files: name one, such as "
                 f"{name.repo}/{names[0]}"
             )
-    if found.offline:
-        raise FileNotFoundError(found.offline)
+    if repo.offline:
+        raise FileNotFoundError(repo.offline)
     others = [file for file in files if file.endswith((".bin", ".pt", ".pth", ".msgpack", ".h5"))]
     pickles = f"; {others[0]} and the like are not opened" if others else ""
     raise FileNotFoundError(
@@ -141,25 +143,25 @@ def download(name: HubName, files: Sequence[str], quiet: bool = False) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    found, cache = listing(name), _cache_folder(name)
+    repo, cache = listing(name), _cache_folder(name)
     if missing := missing_files(name, files):
         check_space(sum(missing.values()), name.repo)
         if not quiet:
-            counts = name.repo, found.commit[:12], len(missing), sum(missing.values()) / 1e9, cache
+            counts = name.repo, repo.commit[:12], len(missing), sum(missing.values()) / 1e9, cache
             log.info("downloading %s@%s: %d files, %.2f GB, to %s", *counts)
         with _one_line(name):
             snapshot_download(
                 name.repo,
                 repo_type=name.kind,
-                revision=found.commit,
+                revision=repo.commit,
                 allow_patterns=[re.sub(r"([*?\[])", r"[\1]", file) for file in missing],
                 tqdm_class=_bar(quiet),
             )
-    if name.revision != found.commit and not found.offline:  # what offline use looks up
+    if name.revision != repo.commit and not repo.offline:  # what offline use looks up
         ref = cache / "refs" / name.revision
         ref.parent.mkdir(parents=True, exist_ok=True)
-        ref.write_text(found.commit)
-    return cache / "snapshots" / found.commit
+        ref.write_text(repo.commit)
+    return cache / "snapshots" / repo.commit
 
 
 def missing_files(name: HubName, files: Sequence[str]) -> dict[str, int]:
@@ -167,12 +169,12 @@ def missing_files(name: HubName, files: Sequence[str]) -> dict[str, int]:
 
     Raises FileNotFoundError for a file that the repository does not have.
     """
-    found = listing(name)
-    if unknown := [file for file in files if file not in found.sizes]:
+    repo = listing(name)
+    if unknown := [file for file in files if file not in repo.sizes]:
         reason = f"{name.repo} has no file {unknown[0]} at {name.revision}"
-        raise FileNotFoundError(found.offline or reason)
-    folder = _cache_folder(name) / "snapshots" / found.commit
-    return {file: found.sizes[file] for file in files if not (folder / file).exists()}
+        raise FileNotFoundError(repo.offline or reason)
+    folder = _cache_folder(name) / "snapshots" / repo.commit
+    return {file: repo.sizes[file] for file in files if not (folder / file).exists()}
 
 
 def check_access(name: HubName, files: Sequence[str]) -> int:
@@ -252,7 +254,12 @@ def _listing(name: HubName) -> Listing:
         if not answered and (cached := _cached_listing(name)):
             return dataclasses.replace(cached, offline=reason)
         raise FileNotFoundError(reason) from error
-    return Listing(info.sha, {file.rfilename: file.size or 0 for file in info.siblings or ()})
+    files = {file.rfilename: file for file in info.siblings or ()}
+    return Listing(
+        info.sha,
+        {name: file.size or 0 for name, file in files.items()},
+        {name: file.lfs.sha256 if file.lfs else file.blob_id for name, file in files.items()},
+    )
 
 
 def _cached_listing(name: HubName) -> Listing | None:
@@ -260,12 +267,12 @@ def _cached_listing(name: HubName) -> Listing | None:
     repo = _cache_folder(name)
     ref = repo / "refs" / name.revision
     folder = repo / "snapshots" / (ref.read_text().strip() if ref.is_file() else name.revision)
-    sizes = {
-        file.relative_to(folder).as_posix(): file.stat().st_size
-        for file in folder.rglob("*")
-        if file.is_file()
+    files = {
+        file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()
     }
-    return Listing(folder.name, sizes) if sizes else None
+    sizes = {name: file.stat().st_size for name, file in files.items()}
+    ids = {name: file.resolve().name for name, file in files.items()}  # of the blob it points to
+    return Listing(folder.name, sizes, ids) if files else None
 
 
 # ---------------------------------------------------------------- errors

@@ -9,7 +9,7 @@ better response first, so their order must not depend on it. `grm judge` keeps t
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ def read_comparisons(
     layout: str | None = None,
     max_skipped: float = 0.01,
     account: Account | None = None,
+    where: Mapping[str, Any] | None = None,
 ) -> Iterator[Comparison]:
     """Yields the comparisons of sources in file order, their responses placed.
 
@@ -66,6 +67,7 @@ def read_comparisons(
       layout: a name of `LAYOUTS`, detected for each record if None.
       max_skipped: share of records that may be malformed; those are logged and skipped.
       account: filled with counts; its `max_share` is set to `max_skipped`.
+      where: {field: value} that a record must have; others are not counted.
 
     Raises:
       TooManyMalformed: after 100 records or at the end, if the share is exceeded.
@@ -76,6 +78,8 @@ def read_comparisons(
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
         stem = name_of(path)
         for record in read_records(path):
+            if where and not record.problem and not where.items() <= record.fields.items():
+                continue
             yield from convert(record, layout, f"{stem}-{record.line}", str(path), account)
             account.check()
     account.check(final=True)

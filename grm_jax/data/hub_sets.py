@@ -23,6 +23,26 @@ _NAME = re.compile(rf"hf://datasets/({_PART}/{_PART})(?:@(refs/\w+/\w+|[^/@]+))?
 def download(source: str) -> list[Path]:
     """Returns the local files of a data set's split, downloaded where the cache lacks them.
 
+    Raises FileNotFoundError and ValueError as `find`.
+    """
+    name, files = find(source)
+    folder = hub.download(name, files)
+    return [folder / file for file in files]
+
+
+def ids(source: str) -> list[str]:
+    """Returns hashes of the content of a split's files, which are not downloaded.
+
+    Raises FileNotFoundError and ValueError as `find`.
+    """
+    name, files = find(source)
+    known = hub.listing(name).ids
+    return [known[file] for file in files]
+
+
+def find(source: str) -> tuple[hub.HubName, list[str]]:
+    """Returns a data set, and the files of its split.
+
     Raises:
       FileNotFoundError: there is no such data set, revision or split, or no access to it.
       ValueError: the name is malformed, or has no split where there are several.
@@ -42,9 +62,7 @@ def download(source: str) -> list[Path]:
             f"hf://datasets/{repo}@refs/convert/parquet"
         )
     card = _card(hub.download(name, [CARD], quiet=True) / CARD) if CARD in names else {}
-    files = select(names, choice or "", source, configs(card))
-    folder = hub.download(name, files)
-    return [folder / file for file in files]
+    return name, select(names, choice or "", source, configs(card))
 
 
 def _card(path: Path) -> Mapping[str, Any]:

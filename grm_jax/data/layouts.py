@@ -142,6 +142,13 @@ def offsetbias(record: Record, name: str) -> list[Comparison]:
     return [better_first(fields.text(record, "instruction"), [better], [worse], name)]
 
 
+@_layout("step_dpo", "Math-Step-DPO-10K", matches=lambda r: "full_chosen" in r)
+def step_dpo(record: Record, name: str) -> list[Comparison]:
+    """`prompt`, and the whole solutions `full_chosen` and `full_rejected`."""
+    better, worse = (fields.text(record, f"full_{key}") for key in PAIR)
+    return [better_first(fields.text(record, "prompt"), [better], [worse], name)]
+
+
 # ---------------------------------------------------------------- verified answers
 
 

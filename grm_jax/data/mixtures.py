@@ -70,22 +70,26 @@ _failures: dict[str, Exception] = {}
 # ---------------------------------------------------------------- registration
 
 
-def add_comparisons(name: str, files: Files, layout: str | None = None) -> None:
+def add_comparisons(
+    name: str, files: Files, layout: str | None = None, where: Mapping[str, Any] | None = None
+) -> None:
     """Adds a task over files of comparisons, by split.
 
     files: paths, or other sources of `sources.local_files`, such as hf://datasets/ORG/NAME/SPLIT.
-    layout: a name of `LAYOUTS`, detected for each record if None.
+    layout: a name of `LAYOUTS`, detected for each record if None.  where: {field: value} that a
+    record must have.
     """
     if layout is not None:
         LAYOUTS[layout]
 
     def comparisons(split: str) -> Iterator[Comparison]:
         account = ACCOUNTS[f"{name}/{split}"] = Account(source=name)
-        return read_comparisons(paths(name, split), layout, SETTINGS.max_skipped, account)
+        return read_comparisons(paths(name, split), layout, SETTINGS.max_skipped, account, where)
 
     _FILES[name] = files
     # "comparison" was the default: a task without a layout keeps its identity.
-    _add(name, COMPARISON, comparisons, tuple(files), layout or "comparison")
+    settings = [layout, dict(where)] if where else layout or "comparison"
+    _add(name, COMPARISON, comparisons, tuple(files), settings)
 
 
 def add_comparisons_from_tfds(
@@ -291,17 +295,28 @@ add_mixture("spct", _RATES)
 add_examples("general", {"train": "general.jsonl.gz"})
 add_comparisons("rm_bench", {"test": "rm_bench.json"}, "rm_bench")
 
-# The same mixture with three of its sets from the Hugging Face Hub, through TFDS.
-_HUB = {
-    "skywork": "skywork__skywork_reward_preference_80k_v0_2",
-    "ultrafeedback": "openbmb__ultrafeedback",
-    "offsetbias": "ncsoft__offsetbias",
+# The same mixture from the Hugging Face Hub. MATH's solutions were not published; in their place
+# stand pairs of whole solutions (of problems made from MATH and GSM8K) of Math-Step-DPO-10K.
+_HUB = "hf://datasets/"
+_ULTRAFEEDBACK = ("evol_instruct", "false_qa", "flan", "sharegpt", "truthful_qa", "ultrachat")
+_HUB_SETS = {
+    "skywork": f"{_HUB}Skywork/Skywork-Reward-Preference-80K-v0.2/train",
+    "ultrafeedback": [f"{_HUB}openbmb/UltraFeedback/{part}.jsonl" for part in _ULTRAFEEDBACK],
+    "offsetbias": f"{_HUB}NCSOFT/offsetbias/train",
 }
-for _name, _dataset in _HUB.items():
-    add_comparisons_from_tfds(
-        f"{_name}_hub", f"huggingface:{_dataset}", _name, splits={"train": "train"}
-    )
-add_mixture("spct_hub", {f"{k}_hub" if k in _HUB else k: rate for k, rate in _RATES.items()})
+for _name, _source in _HUB_SETS.items():
+    add_comparisons(f"{_name}_hub", {"train": _source}, _name)
+add_comparisons(
+    "helpsteer2_hub",
+    {"train": f"{_HUB}nvidia/HelpSteer2/preference/preference.jsonl.gz"},
+    "helpsteer2",
+    where={"split": "train"},
+)
+add_comparisons("math_hub", {"train": f"{_HUB}xinlai/Math-Step-DPO-10K/train"}, "step_dpo")
+add_mixture("spct_hub", {f"{name}_hub": rate for name, rate in {**_RATES, "math": 10.8}.items()})
+add_comparisons("rm_bench_hub", {"test": f"{_HUB}THU-KEG/RM-Bench/total_dataset.json"}, "rm_bench")
+# Public instructions in place of the paper's 1.07M, which are in-house.
+add_examples("general_hub", {"train": f"{_HUB}allenai/tulu-3-sft-mixture/train"})
 
 # studies/gsm8k_critiques.py makes these files.
 _GSM8K = {"train": "gsm8k/train.jsonl", "test": "gsm8k/held_out.jsonl"}

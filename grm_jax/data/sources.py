@@ -59,7 +59,11 @@ def name_of(source: str | Path) -> str:
 
 
 def digest(source: str | Path) -> str:
-    """Returns a SHA-256 over the content of a source's files."""
+    """Returns a SHA-256 over the content of a source's files; the Hub's are not downloaded."""
+    if str(source).startswith(HUB):
+        from grm_jax.data import hub_sets
+
+        return hashlib.sha256(str(hub_sets.ids(str(source))).encode()).hexdigest()
     digests = []
     for path in local_files(source):
         with open(path, "rb") as file:

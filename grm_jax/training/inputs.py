@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 
 from grm_jax import hub
+from grm_jax.data import hub_sets
+from grm_jax.data.sources import HUB
 from grm_jax.storage import as_path, hub_name
 from grm_jax.training.errors import MissingInputs
 
@@ -22,7 +24,9 @@ def check(paths: Iterable[tuple[str, str]]) -> None:
     problems, size = [], 0
     for path, field in fields.items():
         try:
-            if name := hub_name(path):
+            if path.startswith(HUB):
+                size += hub.check_access(*hub_sets.find(path))
+            elif name := hub_name(path):
                 files = hub.model_files(name, weights=field != "config.tokenizer")
                 size += hub.check_access(name, files)
             elif not as_path(path).exists():

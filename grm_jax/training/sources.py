@@ -113,10 +113,14 @@ def check(config: Any, stages: Collection[str] | None = None) -> None:
 def _fields(config: Any, stages: Collection[str]) -> Iterator[str]:
     """The fields of `config.data` that these stages read through seqio."""
     for field, readers in _READ_BY.items():
-        if not readers & set(stages) or (field == "general" and not config.data.general_items):
+        if not readers & set(stages) or (field == "general" and not _has_general(config)):
             continue
         if _name(config, "judging" if field == "held_out" else field) != WORLD:
             yield field
+
+
+def _has_general(config: Any) -> bool:
+    return bool(config.data.general_items and config.data.get("general"))
 
 
 def _name(config: Any, field: str) -> str:
@@ -284,9 +288,12 @@ def _shuffled_labels(source: Source, seed: int) -> Source:
 
 
 def general(config: Any, workdir: Any = None) -> list[sft.Example]:
-    """Returns the general instructions to mix into RFT, `data.general_items` of them (0: none)."""
+    """Returns the general instructions to mix into RFT, `data.general_items` of them.
+
+    None for 0 items, or if `data.general` names no task.
+    """
     data = config.data
-    if not data.general_items:
+    if not _has_general(config):
         return []
     if _name(config, "general") == WORLD:
         options = data.seed, tuple(data.families) or None, world_config(data)

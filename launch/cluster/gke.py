@@ -22,6 +22,9 @@ from launch.errors import FAILED, START_AGAIN, WRONG_COMMAND, LaunchError
 JOB = "slice"
 HOME = "/grm_jax"
 PYTHON_IMAGE = "python:3.11"
+# The secret of GKE's guides to Gemma; for gated models: kubectl create secret generic hf-secret
+# --from-literal=hf_api_token=TOKEN
+HUB_TOKEN = {"name": "hf-secret", "key": "hf_api_token", "optional": True}
 MAX_RESTARTS = 20
 LIBTPU_PORT = 8471
 # Seconds from SIGTERM to SIGKILL, in which the current step ends and is saved. Autopilot grants at
@@ -116,6 +119,7 @@ def _pod(run: Run) -> dict[str, Any]:
                 "name": "worker",
                 "image": run.image or PYTHON_IMAGE,
                 **_command(run),
+                "env": [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": HUB_TOKEN}}],
                 # libtpu, JAX's coordinator, the rendezvous
                 "ports": [{"containerPort": port} for port in (LIBTPU_PORT, PORT, PORT + 1)],
                 "resources": {"requests": chips, "limits": dict(chips)},

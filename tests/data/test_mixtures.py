@@ -1,5 +1,6 @@
 """seqio tasks and mixtures: sources, rates, malformed records, and training on them."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -107,12 +108,57 @@ def test_rates_of_nested_mixtures_in_the_order_of_registration():
     ]
 
 
-def test_hub_mixture_reads_the_hugging_face_namespace_of_tfds():
-    assert mixtures.tasks("spct_hub").keys() >= {"skywork_hub", "ultrafeedback_hub", "math"}
-    import seqio
+def test_the_hub_mixture_reads_the_published_sets_by_name(hub, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet
 
-    task = seqio.TaskRegistry.get("skywork_hub")
-    assert task.splits == ("train",)
+    def turns(answer):
+        return [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]
+
+    def lines(*rows):
+        return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+    def parquet(*rows):
+        pa.parquet.write_table(pa.Table.from_pylist(list(rows)), tmp_path / "x.parquet")
+        return (tmp_path / "x.parquet").read_bytes()
+
+    scored = [{"response": "a", "overall_score": 1.0}, {"response": "b", "overall_score": 2.0}]
+    strong = {"prompt": "q", "response_1": "a", "response_2": "b", "preference_strength": 2}
+    solutions = {"prompt": "q", "full_chosen": "a", "full_rejected": "b", "chosen": "x"}
+    sets = {
+        "Skywork/Skywork-Reward-Preference-80K-v0.2": {
+            "data/train-00000-of-00001.parquet": parquet(
+                {"chosen": turns("a"), "rejected": turns("b"), "source": "s"}
+            )
+        },
+        "openbmb/UltraFeedback": {
+            f"{name}.jsonl": lines({"instruction": name, "completions": scored})
+            for name in ("evol_instruct", "false_qa", "flan", "sharegpt", "truthful_qa")
+        }
+        | {"ultrachat.jsonl": lines({"instruction": "q", "completions": scored[:1]})},
+        "nvidia/HelpSteer2": {
+            "preference/preference.jsonl.gz": gzip.compress(
+                lines(strong | {"split": "train"}, strong | {"split": "val"})
+            ),
+            "train.jsonl.gz": b"another table",
+        },
+        "NCSOFT/offsetbias": {
+            "train.jsonl": lines({"instruction": "q", "output_1": "a", "output_2": "b", "label": 2})
+        },
+        "xinlai/Math-Step-DPO-10K": {"data/train-00000-of-00001.parquet": parquet(solutions)},
+    }
+    for name, files in sets.items():
+        hub.add(name, files, kind="dataset")
+    assert len(mixtures.identity("helpsteer2_hub", "train")[2]) == 1
+    assert not [name for name in hub.downloads() if name.endswith(".gz")]  # hashed by its listing
+    counts = {task: len(read(task)) for task in mixtures.tasks("spct_hub")}
+    assert counts == {
+        "skywork_hub": 1, "ultrafeedback_hub": 5, "helpsteer2_hub": 1, "offsetbias_hub": 1,
+        "math_hub": 1,
+    }  # fmt: skip
+    (pair,) = read("math_hub")
+    assert pair.responses[pair.label] == "a" and pair.query == "q"
+    assert "train.jsonl.gz" not in hub.downloads()
 
 
 def write_tfds(folder, records):

@@ -68,6 +68,9 @@ def test_a_slice_is_a_job_and_a_host_is_a_pod(capsys):
         None,
     )
     assert overrides == {"rl.beta": "0.02"}
+    (token,) = worker["env"]  # a secret that need not exist
+    assert token["name"] == "HF_TOKEN"
+    assert token["valueFrom"]["secretKeyRef"]["optional"] is True
     assert {port["containerPort"] for port in worker["ports"]} >= {
         distributed.PORT,
         distributed.PORT + 1,
@@ -76,7 +79,8 @@ def test_a_slice_is_a_job_and_a_host_is_a_pod(capsys):
 
 def test_files_that_the_pods_may_not_have_cause_a_warning(capsys):
     print_jobset(capsys, *SLICE, *IMAGE)
-    assert tpu.main([*ARGUMENTS, "--print", *SLICE, *IMAGE]) == 0
+    from_files = "--config.data.judging=spct"
+    assert tpu.main([*ARGUMENTS, from_files, "--print", *SLICE, *IMAGE]) == 0
     warning = capsys.readouterr().err
     assert (
         warning.startswith("launch: warning: config.data.judging (skywork) names data/skywork")

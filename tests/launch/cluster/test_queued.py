@@ -219,6 +219,7 @@ def test_several_slices_are_several_nodes(cloud):
 
 ARGUMENTS = ["--config", "experiments/spct_27b.py", "--on", "queued-resource"]
 ARGUMENTS += ["--name", "grm-27b", "--zone", "us-central2-b"]
+FROM_FILES = {"judging": "spct", "held_out": "rm_bench", "general": "general"}
 ON_V4_64 = [*ARGUMENTS, "--accelerator", "v4-64", "--workdir", "gs://b/x"]
 
 
@@ -228,6 +229,7 @@ def test_files_that_workers_cannot_read_are_refused_before_anything_is_created(
     cloud([ACTIVE], [DONE])
     Path(os.environ["FAKE_GCLOUD_STATE"]).write_text(json.dumps(cloud.memory() | {"calls": []}))
     arguments = [*ON_V4_64, "--config.tokenizer=/home/me/tokenizer"]
+    arguments += [f"--config.data.{field}={task}" for field, task in FROM_FILES.items()]
     error = refused([*arguments, "--config.init=gs://b/weights"])
     assert error.startswith(
         "launch: config.tokenizer names /home/me/tokenizer, config.data.judging"
