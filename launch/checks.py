@@ -126,6 +126,15 @@ def check_workdir(workdir: str, patience: float = 60.0) -> None:
         )
 
 
+def check_compile_options(options: argparse.Namespace) -> None:
+    """Checks that options of --compile_only come with it, so that none is silently ignored."""
+    names = [n for n in ("slice", "programs", "out", "overwrite") if getattr(options, n)]
+    if names and not options.compile_only:
+        raise LaunchError(
+            f"--{names[0]} is an option of --compile_only: add that, or remove --{names[0]}"
+        )
+
+
 def check_remote(
     options: argparse.Namespace,
     config: Any,

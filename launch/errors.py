@@ -10,4 +10,4 @@ class DoesNotFit(LaunchError):
 
 
 # Exit statuses of launch/tpu.py.
-FAILED, WRONG_COMMAND, PEER_LOST, START_AGAIN = 1, 2, 70, 75
+FAILED, WRONG_COMMAND, PEER_LOST, START_AGAIN, INTERRUPTED = 1, 2, 70, 75, 130

@@ -28,7 +28,7 @@ from grm_jax.devices import choose_platform, use_compilation_cache  # noqa: E402
 from launch import checks, config as configs  # noqa: E402
 from launch.cluster import distributed, gcloud, gke, queued  # noqa: E402
 from launch.compile.slices import get_slice, quiet_environment  # noqa: E402
-from launch.errors import FAILED, START_AGAIN, WRONG_COMMAND, DoesNotFit, LaunchError  # noqa: E402
+from launch.errors import FAILED, INTERRUPTED, START_AGAIN, WRONG_COMMAND, DoesNotFit, LaunchError  # noqa: E402
 from launch.options import parse  # noqa: E402
 
 
@@ -36,11 +36,12 @@ def main(argv: list[str]) -> int:
     """Returns the exit status.
 
     0 success, 1 failure during training, 2 wrong command, 70 another process crashed, 75 stopped
-    and saved: run the command again.
+    and saved: run the command again, 130 interrupted.
     """
     options = None
     try:
         options, overrides = parse(argv, __doc__ or "")
+        checks.check_compile_options(options)
         if options.slice:
             get_slice(options.slice)
         config = configs.load(options.config, overrides)
@@ -58,6 +59,9 @@ def main(argv: list[str]) -> int:
             raise
         _print_error(error)
         return WRONG_COMMAND
+    except KeyboardInterrupt:
+        _print_error("interrupted: run the same command again to resume")
+        return INTERRUPTED
 
 
 def _print_error(error: object) -> None:

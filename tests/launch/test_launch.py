@@ -36,6 +36,8 @@ TINY = "experiments/spct_tiny.py"
         ("TINY --wrkdir x", "unknown option '--wrkdir': did you mean --workdir?"),
         ("", "arguments are required: --config"),
         ("TINY --compile_only", "--compile_only needs --slice TYPE"),
+        ("TINY --slice v5p-64", "--slice is an option of --compile_only: add that, or remove"),
+        ("TINY --overwrite", "--overwrite is an option of --compile_only"),
         ("TINY --compile_only --slice v5p-100", "slice 'v5p-100' does not exist"),
         ("TINY --compile_only --slice v5p-8 --config.mesh.fsdp=3",
          "mesh data=1 x fsdp=3 x tensor=1 does not make 4"),
@@ -219,6 +221,12 @@ def test_an_error_of_the_data_prints_one_line_and_exits_with_1(fail_in, capsys):
         assert capsys.readouterr().err == f"launch: {' '.join(str(error).split())}\n"
         with pytest.raises(type(error)):
             tpu.main([*arguments, "--traceback"])
+
+
+def test_ctrl_c_prints_one_line_and_exits_with_130(fail_in, capsys):
+    assert tpu.main(fail_in("train", KeyboardInterrupt())) == 130
+    message = "launch: interrupted: run the same command again to resume\n"
+    assert capsys.readouterr().err == message
 
 
 @pytest.mark.parametrize("kind", [ValueError, FileNotFoundError])
