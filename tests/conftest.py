@@ -93,3 +93,13 @@ def shared_data() -> Path:
     pytest.skip(
         f"no benchmark files at {' or '.join(map(str, candidates))}: set GRM_DATA to their folder"
     )
+
+
+@pytest.fixture(scope="session")
+def without_extras(tmp_path_factory) -> Path:
+    """A folder for PYTHONPATH in which the packages of the extras fail to import."""
+    folder = tmp_path_factory.mktemp("without_extras")
+    for name in ("tensorflow", "seqio", "tensorflow_datasets", "clu", "tensorboard", "pandas"):
+        error = f"No module named {name!r}"
+        (folder / f"{name}.py").write_text(f"raise ModuleNotFoundError({error!r}, name={name!r})")
+    return folder

@@ -1,6 +1,8 @@
 """Tests of the package: import time, the console script, declared requirements."""
 
 import ast
+import json
+import os
 import re
 import runpy
 import shutil
@@ -83,6 +85,48 @@ def test_the_installed_package_type_checks(site, tmp_path):
     assert 'incompatible type "list[Verdict]"' in errors[0]
     assert 'did you mean "max_new_tokens"?' in errors[1]
     assert 'maybe "Judge"?' in errors[2]
+
+
+COMMANDS = """
+import json, sys
+from pathlib import Path
+from flax import nnx
+import grm_jax
+from grm_jax import checkpoints, cli
+from grm_jax.data.world.vocabulary import SIZE, vocabulary_path
+from grm_jax.models import build_model, get_config
+
+assert Path(grm_jax.__file__).is_relative_to(sys.argv[1]), grm_jax.__file__
+pairs = [{"prompt": f"q{i}", "chosen": "a b", "rejected": "c", "subset": "math-prm", "id": i} for i in range(2)]
+Path("data/rewardbench").mkdir(parents=True)
+for path in ("pairs.jsonl", "data/rewardbench/filtered.jsonl"):
+    Path(path).write_text("".join(json.dumps(pair) + "\\n" for pair in pairs))
+cfg = get_config("tiny_gemma2", num_layers=2, d_model=32, d_ff=32, head_dim=8, vocab_size=SIZE, max_length=256)
+checkpoints.save(build_model(cfg, nnx.Rngs(0)), "toy", like=vocabulary_path())
+model = "--model toy --template compact --k 2 --max_new_tokens 4"
+benchmark = "eval --benchmark rewardbench --data data"
+for command in (
+    f"judge pairs.jsonl judged.jsonl {model}",
+    "report judged.jsonl",
+    f"{benchmark} {model} --out eval",
+    f"{benchmark} --judge longest --out longest",
+    "table runs eval longest",
+):
+    assert cli.main(command.split()) == 0, command
+"""
+
+
+def test_the_installed_package_judges_and_evaluates_without_the_extras(
+    site, without_extras, tmp_path
+):
+    environment = {**os.environ, "PYTHONPATH": f"{without_extras}:{site}"}
+    del environment["XLA_FLAGS"]
+    command = [sys.executable, "-c", COMMANDS, str(site)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "judged.jsonl").read_text().splitlines()]
+    assert [row["error"] for row in rows] == [None, None]
+    assert "longest" in done.stdout
 
 
 @pytest.mark.parametrize(
