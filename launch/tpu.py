@@ -93,14 +93,18 @@ def run_here(options: argparse.Namespace, config: Any, workdir: str) -> int:
     use_compilation_cache(options.compilation_cache or beside_checkpoints)
     import jax
 
+    from grm_jax.training import checkpoint, main as training, own_config
+
     num_slices = len({getattr(device, "slice_index", 0) for device in jax.devices()})
+    if own_config.is_open(config):
+        checks.check_inputs(config, workdir)
+        checks.check_workdir(workdir)
+        config = own_config.complete(config, workdir)
     checks.check_machine(config, emulated=bool(options.emulate))
     checks.check_model(config, jax.device_count(), num_slices)
     checks.check_inputs(config, workdir)
     checks.check_initial_weights(config)
     checks.check_workdir(workdir)
-    from grm_jax.training import checkpoint, main as training
-
     try:
         shared = training.prepare(config, workdir)  # its errors are the command's
         return _train(shared, options.traceback)

@@ -152,10 +152,17 @@ def _clear(path: Path, overwrite: bool) -> None:
 def copy_tokenizer(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> list[str]:
     """Copies a folder's tokenizer files, or one .model or .json file, and returns their names.
 
-    A single file gets the name that `tokenizer.load` expects.
+    A single file gets the name that `tokenizer.load` expects. The tokenizer inside a GGUF file, or
+    in a folder with nothing else, is written as tokenizer.model.
     """
     source, path = Path(source), Path(path)
     files = {}
+    gguf = [source] if source.suffix == ".gguf" else sorted(source.glob("*.gguf"))
+    if len(gguf) == 1 and not any((source / name).exists() for name in TOKENIZER_FILES):
+        from grm_jax.checkpoints.gguf_file import GgufFile
+
+        (path / "tokenizer.model").write_bytes(GgufFile(gguf[0]).sentencepiece_model())
+        return ["tokenizer.model"]
     if source.is_dir():
         files = {n: source / n for n in TOKENIZER_FILES if (source / n).exists()}
     elif source.is_file() and source.suffix in (".model", ".json"):

@@ -7,14 +7,17 @@ index.json with the number of lines of each section. A section is one task of a 
 import array
 import json
 import os
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
 from grm_jax.storage import as_path, fetch, write_atomic, writing
 
 READY = "index.json"
+_WRITING_HOURS = 12  # how long the other processes wait for process 0
 
 
 def is_indexed(folder: Any) -> bool:
@@ -35,6 +38,21 @@ def write_index(folder: Any, sections: Iterable[tuple[str, Iterator[str]]]) -> N
                 counts[name] = len(ends) - before
         np.save(local / "offsets.npy", np.frombuffer(ends, np.int64) if ends else np.zeros(0, int))
     write_atomic(as_path(folder) / READY, json.dumps(counts) + "\n")
+
+
+def open_or_write(folder: Any, write: Callable[[], None], alone: bool = False) -> "Index":
+    """Opens an index, which process 0 writes if it does not exist; the other processes wait.
+
+    alone: every process writes its own, as in a temporary folder.
+    """
+    if not is_indexed(folder) and (alone or jax.process_index() == 0):
+        write()
+    deadline = time.monotonic() + 3600 * _WRITING_HOURS
+    while not is_indexed(folder):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"process 0 did not write {folder} in {_WRITING_HOURS} hours")
+        time.sleep(2)
+    return Index(folder)
 
 
 class Index:

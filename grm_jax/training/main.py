@@ -22,7 +22,17 @@ from grm_jax.judging.metadata import JudgeMetadata, MetaRMMetadata, meta_templat
 from grm_jax.models import TransformerConfig, abstract_model, get_config
 from grm_jax.sharding import make_mesh
 from grm_jax.storage import PathLike, as_path, write_atomic, writing
-from grm_jax.training import checkpoint, eval_stage, grpo, loop, meta_rm, rft, sources
+from grm_jax.training import (
+    checkpoint,
+    eval_stage,
+    grpo,
+    loop,
+    meta_rm,
+    own_config,
+    own_report,
+    rft,
+    sources,
+)
 from grm_jax.training.programs import model_config
 
 log = logging.getLogger(__name__)
@@ -63,7 +73,7 @@ def prepare(config: ConfigDict, workdir: PathLike) -> loop.Run:
     """
     if unknown := set(config.stages) - set(STAGES):
         raise ValueError(f"stages {sorted(unknown)} do not exist: use {', '.join(STAGES)}")
-    workdir = as_path(workdir)
+    config, workdir = own_config.complete(config, workdir), as_path(workdir)
     mesh, cfg = make_mesh(**config.mesh), model_config(config)
     abstract_model(cfg, mesh)  # raises for a mesh that does not divide the model
     tokenizer = sources.load_tokenizer(config)
@@ -72,7 +82,10 @@ def prepare(config: ConfigDict, workdir: PathLike) -> loop.Run:
             f"the tokenizer has {tokenizer.vocab_size} ids and {cfg.name} has {cfg.vocab_size} "
             "rows in its embedding: use the model's own tokenizer"
         )
-    check(config, [stage for stage in config.stages if not loop.is_done(workdir / stage)])
+    pending = [stage for stage in config.stages if not loop.is_done(workdir / stage)]
+    check(config, pending)
+    if "rft" in pending:
+        rft.probe_endpoint(config, workdir / "rft")
     save_config(config, cfg, workdir)
     log.info("%s: %.2fM parameters on %s", config.name, cfg.num_params / 1e6, dict(mesh.shape))
     return loop.Run(config, mesh, tokenizer, workdir)
@@ -124,6 +137,8 @@ def train(shared: loop.Run) -> dict[str, Any]:
     done = [stage for stage in stages if loop.is_done(folders[stage])]
     if "eval" in done:
         _say(eval_stage.closing_text(config, folders))
+    if config.data.judging == sources.FILE:
+        _say("\n".join(own_report.lines(config, shared.workdir)))
     return {stage: loop.read_result(folders[stage]) for stage in done}
 
 

@@ -1,5 +1,6 @@
 """Rejective fine-tuning (SPCT section 3.2): sample critiques, keep the correct ones, fine-tune."""
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable
@@ -16,12 +17,29 @@ from grm_jax.data import packing, sft
 from grm_jax.models import abstract_model, token_logps
 from grm_jax.storage import PathLike, as_path, reading, write_atomic, writing
 from grm_jax.text.tokenizer import Tokenizer
-from grm_jax.training import checkpoint, loop, losses, optim, rft_data, sources, state as states
+from grm_jax.training import (
+    checkpoint,
+    loop,
+    losses,
+    optim,
+    own_config,
+    rft_data,
+    rft_samplers,
+    sources,
+    state as states,
+)
 from grm_jax.training.errors import TrainingError
 from grm_jax.training.programs import Metrics, Program, Shapes, build_update, model_config
 from grm_jax.training.rft_samplers import make_sampler, open_replies, stored
 
 log = logging.getLogger(__name__)
+
+_WAYS_ON = (
+    "Rejective fine-tuning learns from parsed critiques: use an instruction-tuned model as "
+    "config.init, let one write the critiques (--config.rft.sampler=model "
+    "--config.rft.sampling.path=MODEL, or --config.rft.sampler=endpoint "
+    "--config.rft.sampling.url=URL), or set config.rft.min_parsed=0 to continue"
+)
 
 
 def train(run: loop.Run, start: Callable[[], Any], folder: PathLike) -> Any:
@@ -39,6 +57,8 @@ def train(run: loop.Run, start: Callable[[], Any], folder: PathLike) -> Any:
     config, mesh, rft, folder = run.config, run.mesh, run.config.rft, as_path(folder)
     encoded = prepare(config, run.tokenizer, mesh, folder / "data", run.workdir)
     batches = packing.PackedBatches(encoded, config.batch_size, config.seq_len, config.seed)
+    if not rft.steps and rft.get("epochs"):
+        own_config.set_rft_steps(config, len(batches.rows), run.workdir)
     update = build_sft_update(config, mesh)
 
     def step(state: states.State, i: int, seed: int) -> tuple[states.State, Metrics, str]:
@@ -92,7 +112,7 @@ def prepare(
     """
     folder = as_path(folder)
     # Every process takes part in sampling from our own model; one process runs the other samplers.
-    samples_here = config.rft.sampler == "model" or jax.process_index() == 0
+    samples_here = config.rft.sampler in rft_samplers.LOCAL or jax.process_index() == 0
     if samples_here and not (folder / "ready.json").exists():
         _build(config, tokenizer, mesh, folder, workdir)
     checkpoint.wait_for_all(f"data in {folder}")
@@ -114,17 +134,36 @@ def _build(
             "the sources hold %d comparisons, fewer than rft.comparisons=%d", count, rft.comparisons
         )
     options = rft_data.RftOptions(
-        config.template, rft.samples, rft.hinted, rft.reject, seed=config.seed
+        config.template,
+        rft.samples,
+        rft.hinted,
+        rft.reject,
+        seed=config.seed,
+        min_parsed=rft.get("min_parsed", 0.0),
     )
     comparisons, sampler = source.take(0, count), make_sampler(config, tokenizer, mesh)
-    if rft.sampler in ("model", "endpoint"):  # the two that take hours
-        salt = json.dumps([rft.sampler, dict(rft.sampling)], sort_keys=True, default=str)
-        with open_replies(folder / "samples", shared=rft.sampler == "model") as store:
-            built = rft_data.build(comparisons, stored(sampler, store, salt), options)
-    else:
-        built = rft_data.build(comparisons, sampler, options)
+    with contextlib.ExitStack() as stack:
+        if rft.sampler in rft_samplers.SLOW:
+            settings = [rft.sampler, dict(rft.sampling)]
+            if rft.sampler == "self":
+                settings.append(config.init)
+            salt = json.dumps(settings, sort_keys=True, default=str)
+            shared = rft.sampler in rft_samplers.LOCAL
+            store = stack.enter_context(open_replies(folder / "samples", shared))
+            sampler = stored(sampler, store, salt)
+        try:
+            built = rft_data.build(comparisons, sampler, options)
+        except rft_data.TooFewParsed as error:
+            raise TrainingError(f"{_sampled_model(config)}: {error}. {_WAYS_ON}") from error
     if jax.process_index() == 0:
         save_set(built, config, tokenizer, folder, workdir)
+
+
+def _sampled_model(config: ConfigDict) -> str:
+    """Names the model that wrote the critiques, for errors."""
+    rft = config.rft
+    names = {"self": config.init, "model": rft.sampling.get("path")}
+    return str(names.get(rft.sampler) or rft.sampling.get("model") or f"sampler {rft.sampler}")
 
 
 def save_set(
@@ -146,7 +185,8 @@ def save_set(
             f"the RFT set is empty: config.rft.samples={rft.samples} and config.rft.hinted="
             f"{rft.hinted} of each of config.rft.comparisons={rft.comparisons} left no critique "
             f"({json.dumps(built.summary())}), and config.data.general_items="
-            f"{config.data.general_items} gave no instruction: raise one of them"
+            f"{config.data.general_items} gave no instruction: raise one of them. Hinted samples, "
+            "whose prompt names the best response, are right more often: config.rft.hinted"
         )
     encoded = sft.encode_all(mixed, tokenizer)
     with writing(folder) as local:
@@ -193,6 +233,19 @@ def build_sft_update(
         sft_batch_shapes(config.batch_size, config.seq_len),
         denominator=lambda batch: jnp.maximum(batch["weights"].sum(), 1),
     )
+
+
+def probe_endpoint(config: ConfigDict, folder: PathLike) -> None:
+    """Requests one token of the endpoint, if the stage has still to sample from it.
+
+    Raises ValueError if it does not answer.
+    """
+    rft = config.rft
+    if rft.sampler != "endpoint" or (as_path(folder) / "data" / "ready.json").exists():
+        return
+    if jax.process_index() == 0:
+        settings = rft_samplers.chosen_settings(rft.sampler, rft.sampling)
+        rft_samplers.probe(settings.url, settings.model, settings.key_variable)
 
 
 def check(config: ConfigDict) -> None:

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import logging
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from grm_jax.types import Comparison, Critique
 
 log = logging.getLogger(__name__)
 
+PARSED = ("kept", "wrong", "tie", "too_easy")  # outcomes of critiques with scores
 HINTED, NON_HINTED = "hinted", "non_hinted"
+PILOT = 16
 _STRENGTHS = {1: "slightly better", 2: "better", 3: "much better"}
 
 
@@ -58,6 +60,10 @@ class CritiqueReply:
 Sampler = Callable[[Sequence[CritiqueRequest]], Sequence[CritiqueReply | None]]
 
 
+class TooFewParsed(ValueError):
+    """Almost no critique of the first comparisons can be parsed."""
+
+
 @dataclasses.dataclass(frozen=True)
 class RftOptions:
     """Options of `build`.
@@ -71,6 +77,8 @@ class RftOptions:
       orders: "random", an order of its own for each sample as in the paper, or "balanced".
       seed: of the orders.
       chunk: comparisons per call of the sampler.
+      min_parsed: share of the critiques of the first `PILOT` comparisons that must be parsed; 0
+        does not sample these apart.
     """
 
     template: str = "grm"
@@ -80,6 +88,7 @@ class RftOptions:
     orders: str = "random"
     seed: int = 0
     chunk: int = 256
+    min_parsed: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +155,8 @@ def build(comparisons: Iterable[Comparison], sampler: Sampler, options: RftOptio
     """Samples critiques of comparisons and keeps what rejection leaves.
 
     With no samples of either kind the set is empty and the sampler is not called.
-    Raises ValueError for a label without exactly one best response, or for a missing reply.
+    Raises ValueError for a label without exactly one best response, or for a missing reply,
+    TooFewParsed after the first comparisons.
     """
     result, comparisons = RftSet(), list(comparisons)
     if not options.samples + options.hinted:
@@ -154,8 +164,8 @@ def build(comparisons: Iterable[Comparison], sampler: Sampler, options: RftOptio
     for comparison in comparisons:
         is_correct(comparison, None)  # raises for a bad label before anything is sampled
     with Progress("sampling critiques, comparison", len(comparisons)) as progress:
-        for start in range(0, len(comparisons), options.chunk):
-            chunk = comparisons[start : start + options.chunk]
+        done = 0
+        for chunk in _chunks(comparisons, options):
             groups = [requests_for(comparison, options) for comparison in chunk]
             requests = [request for group in groups for request in group]
             replies = list(sampler(requests))
@@ -167,9 +177,35 @@ def build(comparisons: Iterable[Comparison], sampler: Sampler, options: RftOptio
             remaining = iter(replies)
             for group in groups:
                 _add_comparison(result, group, [next(remaining) for _ in group], options)
-            progress.update(start + len(groups))
+            done += len(groups)
+            progress.update(done)
+            if options.min_parsed:
+                _check_parsed(result, options.min_parsed)
     log.info("%s", result.sentence())
     return result
+
+
+def _chunks(
+    comparisons: Sequence[Comparison], options: RftOptions
+) -> Iterator[Sequence[Comparison]]:
+    pilot = PILOT if options.min_parsed else 0
+    if pilot:
+        yield comparisons[:pilot]
+    for start in range(pilot, len(comparisons), options.chunk):
+        yield comparisons[start : start + options.chunk]
+
+
+def _check_parsed(result: RftSet, least: float) -> None:
+    """Raises TooFewParsed if the share of parsed critiques is below `least`."""
+    trials = result.trials
+    parsed = sum(trial.outcome in PARSED for trial in trials)
+    if parsed >= least * len(trials):
+        return
+    failures = collections.Counter(t.outcome for t in trials if t.outcome not in PARSED)
+    example = next(t.text for t in trials if t.outcome not in PARSED)
+    log.warning("a critique that cannot be parsed: %.600s", example)
+    counts = ", ".join(f"{count} {status}" for status, count in failures.most_common())
+    raise TooFewParsed(f"{parsed} of {len(trials)} critiques can be parsed ({counts})")
 
 
 def _add_comparison(

@@ -1,4 +1,4 @@
-"""Samplers of critiques for rejective fine-tuning: scripted teacher, model, endpoint, file.
+"""Samplers of critiques for rejective fine-tuning: scripted teacher, models, endpoint, file.
 
 `config.rft.sampler` names one of `SAMPLERS`, `config.rft.sampling` holds its settings. To add a
 sampler, register a dataclass of settings with a method `build`. A sampler is a function from
@@ -8,6 +8,7 @@ requests to replies, see `rft_data.Sampler`; `stored` makes it resumable.
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -33,6 +34,9 @@ from grm_jax.training.rft_data import CritiqueReply, CritiqueRequest, Sampler, b
 log = logging.getLogger(__name__)
 
 _RETRIED = (408, 409, 429, 500, 502, 503, 504)  # HTTP statuses that may pass
+LOCAL = ("self", "model")  # samplers that run on all processes together
+SLOW = (*LOCAL, "endpoint")  # samplers whose replies are stored as they come
+_PROBE_SECONDS = 30.0
 # Requests over which `stored` computes the share of failures, once it has them.
 FAILURE_WINDOW = 200
 
@@ -143,6 +147,41 @@ class Model:
         return model(engine, tokenizer, *sampling, seed=config.seed)
 
 
+@SAMPLERS.register("self")
+@dataclasses.dataclass(frozen=True)
+class Self:
+    """The model that is trained, `config.init`, on all processes.
+
+    It is loaded for the first request, and freed with the sampler.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    def build(self, config: Any, tokenizer: Any, mesh: Any) -> Sampler:
+        from grm_jax import checkpoints
+        from grm_jax.judging.sampler import engine_sampler
+        from grm_jax.training.programs import model_config
+
+        if not config.init:
+            raise ValueError(
+                "config.init is empty, and random weights write no critiques: name a model, or "
+                "another config.rft.sampler"
+            )
+        cfg = model_config(config)
+
+        @functools.cache
+        def engine() -> Any:
+            return engine_sampler(
+                checkpoints.load(fetch(config.init), mesh=mesh, dtype=cfg.dtype, cfg=cfg), mesh
+            )
+
+        sampling = (self.max_new_tokens, self.temperature, self.top_p, self.top_k)
+        return model(lambda requests: engine()(requests), tokenizer, *sampling, seed=config.seed)
+
+
 def settings_of(name: str) -> dict[str, Any]:
     """Returns {setting: default} of a sampler; None for one that must be set.
 
@@ -236,38 +275,101 @@ def model(
     return sample
 
 
-def endpoint(settings: Endpoint) -> Sampler:
-    """Samples from an OpenAI-compatible server. Raises TooManyFailed with the last reason."""
-    address = settings.url.rstrip("/") + "/chat/completions"
+@functools.cache
+def probe(url: str, name: str = "", key_variable: str = "OPENAI_API_KEY") -> str:
+    """Requests one token of an OpenAI-compatible server, once per process.
+
+    Returns:
+      The model's name: `name`, or that of the server's only model.
+
+    Raises:
+      ValueError: the server does not answer, or not with a completion.
+    """
+
+    def fail(reason: object) -> ValueError:
+        return ValueError(
+            f"config.rft.sampling.url={url} does not answer with a completion: {reason}. Start the "
+            "server, correct the address (it usually ends in /v1), or sample here: "
+            "--config.rft.sampler=self"
+        )
+
+    headers = _headers(key_variable)
+    if not name:
+        try:
+            call = urllib.request.Request(url.rstrip("/") + "/models", headers=headers)
+            with urllib.request.urlopen(call, timeout=_PROBE_SECONDS) as response:
+                names = [str(model["id"]) for model in json.load(response)["data"]]
+        except urllib.error.HTTPError as error:
+            raise fail(f"/models answered {error.code}; name its model, sampling.model") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise fail(error) from error
+        if len(names) != 1:
+            raise ValueError(
+                f"config.rft.sampling.model is empty, and {url} serves {len(names)} models: set it "
+                f"to one of {', '.join(names[:8])}"
+            )
+        (name,) = names
+    settings = Endpoint(url, name, 1, 0.0, key_variable, 1, retries=0, timeout=_PROBE_SECONDS)
+    result = _post(settings, [{"role": "user", "content": "Hello"}])
+    if isinstance(result, str):
+        raise fail(result)
+    log.info("%s answers, with the model %s", url, name)
+    return name
+
+
+def _headers(key_variable: str) -> dict[str, str]:
     headers = {"Content-Type": "application/json"}
-    if key := os.environ.get(settings.key_variable):
+    if key := os.environ.get(key_variable):
         headers["Authorization"] = f"Bearer {key}"
+    return headers
+
+
+def _post(
+    settings: Endpoint, messages: Sequence[Mapping[str, str]], on_retry: Callable[[str], None] = str
+) -> CritiqueReply | str:
+    """Returns the reply, or why the request failed for good. on_retry: gets each earlier reason."""
+    address = settings.url.rstrip("/") + "/chat/completions"
+    body = {
+        "model": settings.model,
+        "messages": messages,
+        "max_tokens": settings.max_new_tokens,
+        "temperature": settings.temperature,
+    }
+    data, reason = json.dumps(body).encode(), ""
+    call = urllib.request.Request(address, data, _headers(settings.key_variable))
+    for attempt in range(settings.retries + 1):
+        try:
+            with urllib.request.urlopen(call, timeout=settings.timeout) as response:
+                choice = json.load(response)["choices"][0]
+            return CritiqueReply(choice["message"]["content"] or "", choice.get("finish_reason"))
+        except urllib.error.HTTPError as error:
+            answer = error.read()[:200].decode(errors="replace")
+            reason = f"{address} answered {error.code}: {answer}"
+            if error.code not in _RETRIED:
+                return reason
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            reason = f"{address}: {type(error).__name__}: {error}"
+        if attempt < settings.retries:
+            on_retry(reason)
+            time.sleep(settings.pause * 2**attempt)
+    return reason
+
+
+def endpoint(settings: Endpoint) -> Sampler:
+    """Samples from an OpenAI-compatible server. Raises TooManyFailed with the last reason.
+
+    The first failure is logged at once; the request is then repeated.
+    """
+
+    retried: list[str] = []
+
+    def on_retry(reason: str) -> None:
+        if not retried:
+            log.warning("%s. Repeating it up to %d times", reason, settings.retries)
+        retried.append(reason)
 
     def post(request: CritiqueRequest) -> CritiqueReply | str:
-        """Returns the reply, or why the request failed."""
-        body = {
-            "model": settings.model,
-            "messages": request.messages,
-            "max_tokens": settings.max_new_tokens,
-            "temperature": settings.temperature,
-        }
-        call, reason = urllib.request.Request(address, json.dumps(body).encode(), headers), ""
-        for attempt in range(settings.retries + 1):
-            try:
-                with urllib.request.urlopen(call, timeout=settings.timeout) as response:
-                    choice = json.load(response)["choices"][0]
-                text = choice["message"]["content"] or ""
-                return CritiqueReply(text, choice.get("finish_reason"))
-            except urllib.error.HTTPError as error:
-                answer = error.read()[:200].decode(errors="replace")
-                reason = f"{address} answered {error.code}: {answer}"
-                if error.code not in _RETRIED:
-                    return reason
-            except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-                reason = f"{address}: {type(error).__name__}: {error}"
-            if attempt < settings.retries:
-                time.sleep(settings.pause * 2**attempt)
-        return reason
+        return _post(settings, request.messages, on_retry)
 
     def sample(requests: Sequence[CritiqueRequest]) -> list[CritiqueReply | None]:
         with concurrent.futures.ThreadPoolExecutor(settings.parallel) as pool:

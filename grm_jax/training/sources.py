@@ -1,13 +1,15 @@
 """An experiment's comparisons, general instructions, tokenizer and first parameters.
 
-config.data.judging   "world": the judging world, endless; or a seqio mixture or task
+config.data.judging   "world": the judging world, endless; "file": `config.data.file`, without the
+                      comparisons that are held out; or a seqio mixture or task
 config.data.held_out  a mixture or task whose split "test" is evaluated on (of "world": its own)
 config.data.general   "world", or a mixture or task of general instructions
 config.data.module    module that registers the tasks (see `data.mixtures`)
 config.data.folder    folder of the tasks' files
 
 A mixture is read through seqio once, into an indexed file in WORKDIR/data. From there every place
-is found at once, so a run resumes exactly on any number of hosts. "world" needs no TensorFlow.
+is found at once, so a run resumes exactly on any number of hosts. "world" and "file" need no
+TensorFlow.
 """
 
 import dataclasses
@@ -18,25 +20,22 @@ import json
 import logging
 import random
 import tempfile
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from grm_jax.data import batches, indexed, sft, world
 from grm_jax.data.comparisons import from_json
 from grm_jax.data.world.vocabulary import vocabulary_path
 from grm_jax.storage import as_path, fetch
-from grm_jax.training import inputs, rft_samplers
+from grm_jax.training import inputs, own_file, rft_samplers
 from grm_jax.types import Comparison
 
 log = logging.getLogger(__name__)
 
-WORLD = "world"
-_INDEXING_HOURS = 12  # how long the other processes wait for process 0
+WORLD, FILE = "world", "file"
 _READ_BY = {"judging": {"rft", "rl", "meta_rm"}, "held_out": {"eval"}, "general": {"rft"}}
 
 
@@ -84,6 +83,9 @@ def paths(config: Any, stages: Collection[str] | None = None) -> Iterator[tuple[
             yield f"config.{field}", config[field]
     if config.get("data") is None:
         return
+    for field in own_file.FIELDS:
+        if own_file.is_path(path := config.data.get(field, "")):
+            yield f"config.data.{field}", path
     for field in _fields(config, stages):
         mixtures, split = _mixtures(config), _split(config, field)
         for task in _tasks(config, field):
@@ -115,7 +117,7 @@ def _fields(config: Any, stages: Collection[str]) -> Iterator[str]:
     for field, readers in _READ_BY.items():
         if not readers & set(stages) or (field == "general" and not _has_general(config)):
             continue
-        if _name(config, "judging" if field == "held_out" else field) != WORLD:
+        if _name(config, "judging" if field == "held_out" else field) not in (WORLD, FILE):
             yield field
 
 
@@ -197,17 +199,33 @@ def judging(
             )
         source = _world_source(config, split)
     else:
-        field = "judging" if split == "train" else "held_out"
-        tasks, index = _tasks(config, field), _index(config, field, workdir)
-        views = [_View(index, lines) for lines in index.sections.values()]
-        if without:
-            views = [_dropped(task, view, without) for task, view in zip(tasks, views)]
-        rates = list(tasks.values())
-        if split != "train":  # each once: rates are for endless streams
-            views, rates = [_View(index, range(len(index)))], [1.0]
+        read = _file_views if _name(config, "judging") == FILE else _mixture_views
+        views, rates = read(config, split, without, workdir)
         at = batches.from_mixture([batches.from_list(view, seed) for view in views], rates, seed)
         source = Source(at, sum(map(len, views)), _identity(views, rates, seed))
     return _shuffled_labels(source, seed) if data.shuffle_labels and split == "train" else source
+
+
+def _file_views(
+    config: Any, split: str, without: Collection[str], workdir: Any
+) -> tuple[list[_View], list[float]]:
+    index = own_file.index(config, workdir)
+    side = own_file.TRAIN if split == "train" else own_file.HELD_OUT
+    view = _View(index, index.sections[side])
+    return [_dropped(config.data.file, view, without) if without else view], [1.0]
+
+
+def _mixture_views(
+    config: Any, split: str, without: Collection[str], workdir: Any
+) -> tuple[list[_View], list[float]]:
+    field = "judging" if split == "train" else "held_out"
+    tasks, index = _tasks(config, field), _index(config, field, workdir)
+    if split != "train":  # each once: rates are for endless streams
+        return [_View(index, range(len(index)))], [1.0]
+    views = [_View(index, lines) for lines in index.sections.values()]
+    if without:
+        views = [_dropped(task, view, without) for task, view in zip(tasks, views)]
+    return views, list(tasks.values())
 
 
 def _world_source(config: Any, split: str) -> Source:
@@ -240,14 +258,11 @@ def _index(config: Any, field: str, workdir: Any) -> indexed.Index:
     alone = workdir is None
     root = tempfile.mkdtemp(prefix="grm_jax-") if alone else as_path(workdir) / "data"
     folder = as_path(root) / f"{_name(config, field)}-{split}-{digest}"
-    if not indexed.is_indexed(folder) and (alone or jax.process_index() == 0):
+
+    def write() -> None:
         indexed.write_index(folder, ((task, mixtures.read(task, split, kind)) for task in tasks))
-    deadline = time.monotonic() + 3600 * _INDEXING_HOURS
-    while not indexed.is_indexed(folder):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"process 0 did not write {folder} in {_INDEXING_HOURS} hours")
-        time.sleep(2)
-    return indexed.Index(folder)
+
+    return indexed.open_or_write(folder, write, alone)
 
 
 def _dropped(name: str, view: _View, without: Collection[str]) -> _View:
@@ -328,10 +343,14 @@ def tokenizer_path(config: Any) -> Path:
 
 
 def load_tokenizer(config: Any) -> Any:
-    """Returns the tokenizer of the config."""
+    """Returns the tokenizer of the config; that of a GGUF file is inside it."""
+    from grm_jax.judging import loading
     from grm_jax.text import tokenizer
 
-    return tokenizer.load(tokenizer_path(config))
+    path = tokenizer_path(config)
+    if path.is_dir() or path.suffix == ".gguf":
+        return loading.load_tokenizer(path)
+    return tokenizer.load(path)
 
 
 def first_params(config: Any, cfg: Any, mesh: Any) -> Any:

@@ -1,0 +1,157 @@
+"""Reads a file of labelled comparisons, drops duplicates, and holds a part out by query.
+
+labelled = read_labelled("pairs.jsonl")
+train, held_out = split(labelled.comparisons, share=0.2, most=500)
+"""
+
+import collections
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from grm_jax.data.comparisons import placed, read_rows, simplified
+from grm_jax.types import Comparison
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """The comparisons of a file that can train a judge, and counts of all its rows.
+
+    counts: rows, malformed, unlabelled (no single best response), duplicates, comparisons.
+    """
+
+    comparisons: list[Comparison]
+    counts: dict[str, int]
+
+
+def read_labelled(path: str, max_skipped: float = 0.1) -> Labelled:
+    """Reads a file in any layout that `comparisons.read_rows` detects.
+
+    The responses are placed in an order drawn from the id, as for all training data. Rows of the
+    same query and responses count as duplicates, in whatever order; the first one is used.
+
+    Args:
+      path: a file; also what else `records.read_records` takes.
+      max_skipped: largest share of malformed rows; they are logged and skipped.
+
+    Raises:
+      ValueError: too many malformed rows, or no labelled comparison; with the commonest reasons.
+    """
+    counts = collections.Counter(rows=0, malformed=0, unlabelled=0, duplicates=0, comparisons=0)
+    reasons: collections.Counter[str] = collections.Counter()
+    preferred: dict[str, str] = {}  # by digest of query and responses
+    ids: set[str] = set()
+    found: list[Comparison] = []
+    contradictions = 0
+    for row in read_rows(path):
+        counts["rows"] += 1
+        if row.comparison is None:
+            counts["malformed"] += 1
+            reasons[f"row {row.number}: {row.reason}"] += 1
+            continue
+        comparison = simplified(row.comparison)
+        if (label := _preferred(comparison)) is None:
+            counts["unlabelled"] += 1
+            continue
+        if (digest := _digest(comparison)) in preferred:
+            counts["duplicates"] += 1
+            contradictions += preferred[digest] != label
+            continue
+        preferred[digest] = label
+        id = str(row.id or f"row-{row.number}")
+        id = id if id not in ids else f"{id}/row-{row.number}"
+        ids.add(id)
+        found.append(placed(dataclasses.replace(comparison, id=id)))
+    counts["comparisons"] = len(found)
+    examples = "; ".join(reason for reason, _ in reasons.most_common(_SHOWN))
+    if counts["malformed"] > max_skipped * counts["rows"]:
+        raise ValueError(
+            f"{path}: {counts['malformed']} of {counts['rows']} rows are no comparisons: "
+            f"{examples}. Fix them, or raise config.data.max_skipped"
+        )
+    if not found:
+        raise ValueError(
+            f"{path}: none of {counts['rows']} rows has a single best response ({dict(counts)}): "
+            "training needs chosen and rejected, or a label"
+        )
+    if examples:
+        log.warning("%s: skipped %d malformed rows: %s", path, counts["malformed"], examples)
+    if contradictions:
+        log.warning("%s: %d duplicates prefer another response", path, contradictions)
+    return Labelled(found, dict(counts))
+
+
+def split(
+    comparisons: Sequence[Comparison], share: float, most: int, seed: int = 0
+) -> tuple[list[Comparison], list[Comparison]]:
+    """Returns (training, held-out) comparisons, in the order of the file.
+
+    All comparisons of a query are on one side. The side depends on the query and the seed, and not
+    on the order of the file.
+
+    Args:
+      share: of the comparisons to hold out, at least one.
+      most: comparisons to hold out at most.
+
+    Raises:
+      ValueError: all comparisons have the same query.
+    """
+    groups: dict[str, list[int]] = {}
+    for i, comparison in enumerate(comparisons):
+        groups.setdefault(query_key(comparison), []).append(i)
+    if len(groups) < 2:
+        raise ValueError(
+            f"all {len(comparisons)} comparisons have the same query, so none can be held out: "
+            "give a second file, --config.data.held_out_file=FILE"
+        )
+    goal = max(1, min(round(share * len(comparisons)), most))
+    drawn = sorted(groups, key=lambda key: hashlib.sha256(f"{seed}/{key}".encode()).digest())
+    held: set[int] = set()
+    for key in drawn[:-1]:  # at least one query is trained on
+        if len(held) >= goal:
+            break
+        held.update(groups[key])
+    sides: tuple[list[Comparison], list[Comparison]] = ([], [])
+    for i, comparison in enumerate(comparisons):
+        sides[i in held].append(comparison)
+    return sides
+
+
+def without_queries(
+    comparisons: Sequence[Comparison], others: Collection[Comparison]
+) -> list[Comparison]:
+    """Returns the comparisons whose query is not one of `others`."""
+    keys = set(map(query_key, others))
+    return [comparison for comparison in comparisons if query_key(comparison) not in keys]
+
+
+def query_key(comparison: Comparison) -> str:
+    """Returns the chat turns as one string, without differences in case and white space."""
+    turns = [[turn["role"], " ".join(turn["content"].split())] for turn in comparison.turns]
+    return json.dumps(turns).casefold()
+
+
+def as_row(comparison: Comparison) -> dict[str, Any]:
+    """Returns the row of a comparison in our own layout, for `grm judge`."""
+    fields = {k: v for k, v in dataclasses.asdict(comparison).items() if v not in (None, {})}
+    return {"id": fields.pop("id"), **fields}
+
+
+def _digest(comparison: Comparison) -> str:
+    fields = [comparison.turns, sorted(comparison.responses)]
+    return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+
+
+def _preferred(comparison: Comparison) -> str | None:
+    """The best response, or the score of a single one, 0 or 1; None without a usable label."""
+    if comparison.n == 1:
+        rewards = comparison.rewards
+        return str(rewards[0]) if rewards and rewards[0] in (0.0, 1.0) else None
+    return None if comparison.best is None else comparison.responses[comparison.best]

@@ -1,0 +1,405 @@
+"""Sets the fields that experiments/own_data.py leaves open, from the model, data and devices.
+
+A field is open if it is 0 or "". `complete` sets the open ones; WORKDIR/config.json has the result,
+and a resumed run takes its values from there, except those that only fit the devices.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import operator
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grm_jax import checkpoints
+from grm_jax.judging.loading import check_vocabulary, load_tokenizer
+from grm_jax.judging.metadata import JudgeMetadata
+from grm_jax.models.config import CONFIGS, TransformerConfig
+from grm_jax.sampling.plan import GIB, SHARE, device_memory
+from grm_jax.storage import as_path, fetch, write_atomic
+from grm_jax.text import rendering
+from grm_jax.training import own_file, rft_data, rft_samplers
+from grm_jax.training.sources import FILE
+from grm_jax.types import Comparison
+
+log = logging.getLogger(__name__)
+
+# Fields that only have to fit the devices: set anew on every start.
+DEVICE_FIELDS = (
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
+    "rft.micro_rows",
+    "rl.micro_rows",
+    "meta_rm.micro_rows",
+)
+# Set later, and kept like FIELDS.
+_LATE_FIELDS = ("rft.steps", "rft.warmup_steps", "rl.warmup_steps", "meta_rm.warmup_steps")
+# Fields that results depend on: a resumed run takes them from WORKDIR/config.json.
+FIELDS = (
+    "model",
+    "tokenizer",
+    "template",
+    "model_overrides.dtype",
+    "model_overrides.remat",
+    "seq_len",
+    "batch_size",
+    "rft.comparisons",
+    "rft.lr",
+    "rft.sampling.model",
+    "rft.sampling.max_new_tokens",
+    "rl.lr",
+    "rl.steps",
+    "rl.prompts",
+    "rl.prompt_len",
+    "rl.max_new_tokens",
+    "rl.reference_dtype",
+    "meta_rm.lr",
+    "meta_rm.steps",
+    "meta_rm.batch_size",
+    "meta_rm.seq_len",
+    "meta_rm.comparisons",
+    "meta_rm.rft_trials",
+    "eval.comparisons",
+    "eval.max_new_tokens",
+)
+# Parameters of a model from which on these learning rates hold: RFT, RL, meta RM. Those of 1B and
+# more are the values of the shipped experiments, the others were tried on small models.
+_RATES = (
+    (5e9, 5e-6, 4e-7, 1e-5),
+    (5e8, 1e-5, 1e-6, 1e-5),
+    (1e7, 2e-5, 2e-6, 2e-5),
+    (0, 5e-4, 1e-4, 5e-4),
+)
+_CRITIQUE = {"grm": 1024, "compact": 256}  # tokens of the longest critique
+_SMALL = 5e8  # parameters below which the short template is the default
+_MEASURED = 2000  # comparisons whose prompts are measured
+_CAP = 8192  # tokens of the longest prompt and critique
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Devices to fit. memory: bytes of each device."""
+
+    devices: int
+    memory: int
+    platform: str
+    slices: int = 1
+
+    @classmethod
+    def here(cls) -> "Machine":
+        devices = jax.devices()
+        slices = len({getattr(device, "slice_index", 0) for device in devices})
+        return cls(len(devices), device_memory()[0], devices[0].platform, slices)
+
+
+def is_open(config: Any) -> bool:
+    """Whether the experiment trains on `config.data.file` and has fields that `complete` sets."""
+    if config.get("data") is None or config.data.get("judging") != FILE:
+        return False
+    fields = {*DEVICE_FIELDS, *FIELDS} - {"rft.sampling.model"}
+    return not all(operator.attrgetter(field)(config) for field in fields)
+
+
+def complete(config: Any, workdir: Any = None, machine: Machine | None = None) -> Any:
+    """Returns the config with its open fields set, and logs them; any other experiment unchanged.
+
+    Args:
+      workdir: of the run; the comparisons are split into WORKDIR/data.
+      machine: default `Machine.here`.
+
+    Raises:
+      FileNotFoundError, ValueError: a file, model or tokenizer that cannot be used, a prompt longer
+        than the model's context, or a model that needs more memory.
+    """
+    if not is_open(config):
+        return config
+    for field, example in (("data.file", "pairs.jsonl"), ("init", "MODEL")):
+        if not operator.attrgetter(field)(config):
+            raise ValueError(
+                f"config.{field} is empty: --config.data.file=FILE names the comparisons and "
+                f"--config.init=MODEL the model (--config.{field}={example})"
+            )
+    config = config.copy_and_resolve_references()
+    _take_saved(config, workdir)
+    if (
+        config.rft.sampler == "endpoint"
+        and "rft" in config.stages
+        and not config.rft.sampling.model
+    ):
+        url = config.rft.sampling.get("url")
+        if not url:
+            raise ValueError("config.rft.sampling.url is empty: the sampler 'endpoint' needs it")
+        _set(config, "rft.sampling.model", rft_samplers.probe(url))
+    machine = machine or Machine.here()
+    path = fetch(config.init)
+    cfg = _set_model(config, path, machine)
+    tokenizer = load_tokenizer(path, fetch(config.tokenizer) if config.tokenizer else None)
+    check_vocabulary(tokenizer, cfg)
+    index = own_file.index(config, workdir)
+    train, held_out = (len(index.sections[side]) for side in (own_file.TRAIN, own_file.HELD_OUT))
+    metadata = JudgeMetadata.load(path) if (path / JudgeMetadata.FILE).is_file() else None
+    _set_lengths(config, cfg, metadata, _some(index), tokenizer)
+    sizes = _set_mesh(config, cfg, machine)
+    _set_sizes(config, cfg, machine, sizes, train, held_out)
+    _set_micro_rows(config, cfg, machine, sizes)
+    _log_choices(config, train, held_out)
+    return config
+
+
+def _set(config: Any, field: str, value: Any) -> None:
+    """Sets a field that is open."""
+    section, _, name = field.rpartition(".")
+    parent = operator.attrgetter(section)(config) if section else config
+    if not parent.get(name):
+        with parent.ignore_type(), parent.unlocked():
+            parent[name] = value
+
+
+def _take_saved(config: Any, workdir: Any) -> None:
+    """Sets the open fields to the values of WORKDIR/config.json, if there is one."""
+    path = None if workdir is None else as_path(workdir) / "config.json"
+    if path is None or not path.exists():
+        return
+    saved = json.loads(path.read_text())
+    if saved.get("init") != config.init:
+        raise ValueError(
+            f"config.init={config.init}: the run in {workdir} began from {saved.get('init')}; "
+            "use another --workdir"
+        )
+    for field in (*FIELDS, *_LATE_FIELDS):
+        value: Any = saved
+        for name in field.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        if value is not None:
+            _set(config, field, value)
+
+
+def set_rft_steps(config: Any, sequences: int, workdir: Any) -> None:
+    """Sets `rft.steps` to `rft.epochs` over the packed sequences, also in WORKDIR/config.json."""
+    rft = config.rft
+    rft.steps = max(1, round(rft.epochs * sequences / config.batch_size))
+    _set(config, "rft.warmup_steps", rft.steps // 10)
+    log.info("chosen: rft.steps=%d, %g epochs of %d sequences", rft.steps, rft.epochs, sequences)
+    path = None if workdir is None else as_path(workdir) / "config.json"
+    if path is not None and path.exists() and jax.process_index() == 0:
+        saved = json.loads(path.read_text())
+        saved["rft"] |= {"steps": rft.steps, "warmup_steps": rft.warmup_steps}
+        write_atomic(path, json.dumps(saved, indent=2, sort_keys=True) + "\n")
+
+
+# ---------------------------------------------------------------- model and tokenizer
+
+
+def _set_model(config: Any, path: Path, machine: Machine) -> TransformerConfig:
+    """Sets the model that the checkpoint describes, and its tokenizer; returns the former.
+
+    Sizes that no registered model has are registered for this process, as "checkpoint:FOLDER".
+    """
+    cfg = checkpoints.open_checkpoint(path).model_config().replace(scalar_head=False)
+    if CONFIGS.get(cfg.name) != cfg:
+        cfg = cfg.replace(name=f"checkpoint:{path.name}")
+        CONFIGS[cfg.name] = cfg
+    _set(config, "model", cfg.name)
+    _set(config, "tokenizer", config.init)
+    dtype = "float32" if machine.platform == "cpu" else "bfloat16"
+    _set(config, "model_overrides.dtype", dtype)
+    _set(config, "model_overrides.remat", "full" if cfg.num_params > 5e7 else "none")
+    _set(config, "rl.reference_dtype", config.model_overrides.dtype)
+    return cfg
+
+
+# ---------------------------------------------------------------- lengths
+
+
+def _some(index: Any) -> list[Comparison]:
+    """Some comparisons of the index, evenly spread."""
+    from grm_jax.data.comparisons import from_json
+
+    places = np.unique(np.linspace(0, len(index) - 1, min(len(index), _MEASURED)).astype(int))
+    return [from_json(index[int(place)]) for place in places]
+
+
+def prompt_lengths(comparisons: Sequence[Comparison], template: str, tokenizer: Any) -> np.ndarray:
+    """Returns the tokens of each comparison's prompt, sorted."""
+    lengths = []
+    for comparison in comparisons:
+        role = rft_data.training_template(template, comparison)
+        messages = rendering.render(role, comparison, tuple(range(comparison.n)))
+        lengths.append(len(tokenizer.encode_chat(messages)))
+    return np.sort(lengths)
+
+
+def _set_lengths(
+    config: Any,
+    cfg: TransformerConfig,
+    metadata: JudgeMetadata | None,
+    comparisons: Sequence[Comparison],
+    tokenizer: Any,
+) -> None:
+    """Sets the template and the lengths of prompts, critiques and packed sequences.
+
+    A judge's own template and critique length are used; of another model, the short template if it
+    is small, or if the prompts of the long one do not fit its context.
+    """
+    context = min(cfg.max_length, _CAP)
+    names = ["compact"] if cfg.num_params < _SMALL else ["grm", "compact"]
+    if config.template or metadata:
+        names = [config.template or metadata.template]
+    for name in names:
+        critique = metadata.max_new_tokens if metadata else _CRITIQUE.get(name, 512)
+        critique = config.rl.max_new_tokens or min(critique, context // 2)
+        lengths = prompt_lengths(comparisons, name, tokenizer)
+        median, most = int(np.median(lengths)), int(np.quantile(lengths, 0.99))
+        if median + critique <= context:
+            break
+    else:
+        raise ValueError(
+            f"config.init={config.init} has a context of {context:,} tokens, and the prompts of "
+            f"{config.data.file} have {median:,} at the median, beside {critique:,} of a critique: "
+            "shorten the responses, or use a model with a longer context"
+        )
+    _set(config, "template", name)
+    _set(config, "rl.max_new_tokens", critique)
+    step = 64 if context >= 512 else 8
+    _set(config, "rl.prompt_len", min(_round_up(most + 2, step), context - critique))
+    _set(config, "seq_len", _round_up(config.rl.prompt_len + critique + 1, step))
+    _set(config, "meta_rm.seq_len", config.seq_len)
+    _set(config, "rft.sampling.max_new_tokens", critique)
+    _set(config, "eval.max_new_tokens", critique)
+    longer = int((lengths > config.rl.prompt_len).sum())
+    log.info(
+        "prompts of template %s: %d tokens at the median, %d at most; %d of %d are longer than "
+        "rl.prompt_len=%d and are not trained on",
+        *(name, median, lengths[-1], longer, len(lengths), config.rl.prompt_len),
+    )
+
+
+def _round_up(number: float, step: int) -> int:
+    return math.ceil(number / step) * step
+
+
+# ---------------------------------------------------------------- devices
+
+
+def _set_mesh(config: Any, cfg: TransformerConfig, machine: Machine) -> dict[str, int]:
+    """Sets the mesh and returns its sizes: the weights over `fsdp` where the width allows it.
+
+    `tensor` is above 1 if the sampler's weights, which `fsdp` does not split, fill a device.
+    """
+    from grm_jax.sharding import check_fits, resolve_mesh
+
+    per_slice = machine.devices // machine.slices
+    weights = cfg.num_params * jnp.dtype(config.model_overrides.dtype).itemsize
+    tensor = config.mesh.tensor or next(
+        (n for n in _divisors(per_slice)
+         if weights / n <= 0.4 * machine.memory and cfg.num_kv_heads % n == 0), 1
+    )  # fmt: skip
+    rest = max(1, per_slice // tensor)
+    fsdp = config.mesh.fsdp or max(n for n in _divisors(rest) if cfg.d_model % n == 0)
+    data = config.mesh.data or machine.slices * (rest // fsdp if fsdp > 0 else 1)
+    config.mesh = dict(data=data, fsdp=fsdp, tensor=tensor)
+    sizes = resolve_mesh(config.mesh, machine.devices, machine.slices)
+    check_fits(cfg, sizes)
+    return sizes
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _set_sizes(
+    config: Any,
+    cfg: TransformerConfig,
+    machine: Machine,
+    sizes: dict[str, int],
+    train: int,
+    held_out: int,
+) -> None:
+    """Sets learning rates, batch sizes and steps."""
+    shards = sizes["data"] * sizes["fsdp"]
+    largest = 16 if machine.platform == "cpu" else 64
+
+    def batch(wanted: float) -> int:
+        size = 2 ** round(math.log2(max(wanted, 1)))
+        return _round_up(min(max(size, 4), largest), shards)
+
+    rates = next(rates for least, *rates in _RATES if cfg.num_params >= least)
+    for stage, rate in zip(("rft", "rl", "meta_rm"), rates):
+        _set(config, f"{stage}.lr", rate)
+    _set(config, "batch_size", batch(train / 8))
+    _set(config, "rft.comparisons", train)
+    _set(config, "rl.prompts", batch(train / 8))
+    _set(config, "rl.steps", _steps(config.rl.epochs * train / config.rl.prompts))
+    _set(config, "meta_rm.batch_size", batch(train / 4))
+    _set(config, "meta_rm.comparisons", train)
+    _set(config, "meta_rm.rft_trials", train * max(1, config.rft.samples))
+    critiques = config.meta_rm.rft_trials + train * config.meta_rm.samples
+    epochs = config.meta_rm.epochs * critiques / config.meta_rm.batch_size
+    _set(config, "meta_rm.steps", _steps(epochs))
+    for stage in (config.rl, config.meta_rm):
+        _set(stage, "warmup_steps", stage.steps // 10)
+    _set(config, "eval.comparisons", held_out)
+
+
+def _steps(number: float) -> int:
+    return min(max(math.ceil(number), 1), 1000)
+
+
+def _set_micro_rows(
+    config: Any, cfg: TransformerConfig, machine: Machine, sizes: dict[str, int]
+) -> None:
+    """Sets the sequences that a device processes at once, from an estimate of its memory.
+
+    Raises ValueError if the training state alone does not fit.
+    """
+    shards, width = sizes["data"] * sizes["fsdp"], jnp.dtype(config.model_overrides.dtype).itemsize
+    splits = sizes["fsdp"] * sizes["tensor"]
+    # float32 weights, two moments and gradients; the weights in use, and the reference's.
+    state = cfg.num_params * (16 + 2 * width) / splits
+    limit = SHARE * machine.memory
+    if state > limit:
+        raise ValueError(
+            f"config.init={config.init}: training {cfg.num_params / 1e6:,.1f}M parameters takes "
+            f"{state / GIB:.1f} GiB per device, and {machine.devices} x {machine.platform} with "
+            f"{machine.memory / GIB:.1f} GiB allow {limit / GIB:.1f}: use more devices or a "
+            "smaller model"
+        )
+    group = config.rl.prompt_len + config.rl.group_size * config.rl.max_new_tokens
+    for stage, batch, tokens in (
+        ("rft", config.batch_size, config.seq_len),
+        ("rl", config.rl.prompts, group),
+        ("meta_rm", config.meta_rm.batch_size, config.meta_rm.seq_len),
+    ):
+        per_row = sequence_bytes(cfg, tokens, config.model_overrides) / sizes["tensor"]
+        fitting = [n for n in _divisors(batch // shards) if n * per_row <= limit - state]
+        _set(config, f"{stage}.micro_rows", max(fitting, default=1))
+
+
+def sequence_bytes(cfg: TransformerConfig, tokens: int, overrides: Any) -> float:
+    """Estimates the bytes of activations of one sequence in an update, gradients included."""
+    width, unit = jnp.dtype(overrides.dtype).itemsize, len(cfg.pattern)
+    heads = cfg.num_heads + 2 * cfg.num_kv_heads
+    # Projections, residuals and feed-forward of a layer, each also as a gradient.
+    layer = 2 * width * (8 * cfg.d_model + 4 * heads * cfg.head_dim + 3 * cfg.d_ff)
+    layers = cfg.num_layers if overrides.remat == "none" else unit
+    saved = cfg.num_units * cfg.d_model * width
+    scores = 4 * 4 * cfg.num_heads * min(cfg.query_chunk, tokens) * tokens * layers
+    logits = 3 * 4 * min(cfg.logits_chunk, tokens) * (cfg.vocab_size + cfg.vocab_pad)
+    return tokens * (layers * layer + saved) + scores + logits
+
+
+def _log_choices(config: Any, train: int, held_out: int) -> None:
+    """Logs the chosen numbers; WORKDIR/config.json has all of them."""
+    log.info(
+        "%s: %d comparisons to train on, %d held out by query", config.data.file, train, held_out
+    )
+    for fields in (("model", *DEVICE_FIELDS), FIELDS[2:]):
+        values = ((field, operator.attrgetter(field)(config)) for field in fields)
+        log.info("chosen: %s", ", ".join(f"{name}={value}" for name, value in values))

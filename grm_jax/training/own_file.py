@@ -1,0 +1,122 @@
+"""The comparisons of `config.data.file`, split once into WORKDIR/data.
+
+    WORKDIR/data/file/            the indexed comparisons, in two sections: train and held_out
+    WORKDIR/data/held_out.jsonl   the held-out ones again, for `grm judge`
+
+The split is by query, so no query is on both sides. `config.data.held_out_file` replaces it: the
+queries of that file are then dropped from the training part.
+"""
+
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from grm_jax.data import indexed, splits
+from grm_jax.storage import as_path, fetch, is_remote, write_atomic
+from grm_jax.types import Comparison
+
+log = logging.getLogger(__name__)
+
+FIELDS = ("file", "held_out_file")  # of config.data
+TRAIN, HELD_OUT = "train", "held_out"
+HELD_OUT_ROWS = "held_out.jsonl"
+
+
+def is_path(name: str) -> bool:
+    """Whether a data field names a local or a bucket's file, and not "-" or a data set of a hub."""
+    return bool(name) and name != "-" and not name.startswith("hf://")
+
+
+def index(config: Any, workdir: Any = None) -> indexed.Index:
+    """Returns the comparisons, in the sections TRAIN and HELD_OUT. Process 0 writes them.
+
+    Once they are written the file is not read again. workdir: None uses a temporary folder.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file has no comparisons, or is not the one that the run began with.
+    """
+    alone = workdir is None
+    root = as_path(tempfile.mkdtemp(prefix="grm_jax-") if alone else workdir) / "data"
+    settings = root / "file_settings.json"
+    wanted = {name: config.data[name] for name in ("held_out_share", "held_out_most", "seed")}
+    if alone or jax.process_index() == 0:
+        wanted |= {name: _digest(config.data[name], name) for name in FIELDS}
+    if settings.exists():
+        _check_same(json.loads(settings.read_text()), wanted, root)
+
+    def write() -> None:
+        train, held_out, counts = _read(config)
+        rows = (json.dumps(splits.as_row(c), ensure_ascii=False) for c in held_out)
+        write_atomic(root / HELD_OUT_ROWS, "".join(row + "\n" for row in rows))
+        write_atomic(settings, json.dumps({**wanted, "counts": counts}, indent=2) + "\n")
+        indexed.write_index(root / "file", [(TRAIN, _lines(train)), (HELD_OUT, _lines(held_out))])
+
+    return indexed.open_or_write(root / "file", write, alone)
+
+
+def _lines(comparisons: Sequence[Comparison]) -> Iterator[str]:
+    return (json.dumps(vars(c), ensure_ascii=False) for c in comparisons)
+
+
+def _read(config: Any) -> tuple[list[Comparison], list[Comparison], dict[str, int]]:
+    """Returns the training part, the held-out part, and counts of rows."""
+    data = config.data
+    labelled = splits.read_labelled(_source(data.file), data.max_skipped)
+    counts = labelled.counts
+    log.info("%s: %s", data.file, ", ".join(f"{n} {name}" for name, n in counts.items()))
+    if not data.held_out_file:
+        train, held_out = splits.split(
+            labelled.comparisons, data.held_out_share, data.held_out_most, data.seed
+        )
+    else:
+        held_out = splits.read_labelled(_source(data.held_out_file), data.max_skipped).comparisons
+        train = splits.without_queries(labelled.comparisons, held_out)
+        if overlap := len(labelled.comparisons) - len(train):
+            log.warning(
+                "%d of %d comparisons of %s have a query of %s and are not trained on",
+                *(overlap, len(labelled.comparisons), data.file, data.held_out_file),
+            )
+        if not train:
+            raise ValueError(
+                f"config.data.held_out_file={data.held_out_file} has all queries of "
+                f"config.data.file={data.file}: nothing is left to train on"
+            )
+    log.info("%d comparisons to train on, %d held out", len(train), len(held_out))
+    return train, held_out, counts | {"train": len(train), "held_out": len(held_out)}
+
+
+def _source(name: str) -> str:
+    return str(fetch(name)) if is_path(name) else name
+
+
+def _digest(name: str, field: str) -> str:
+    """A hash of a file's content, or the name of what cannot be read twice. "" for none."""
+    if not is_path(name):
+        return name
+    if not is_remote(name) and not Path(name).expanduser().exists():
+        return ""
+    path = fetch(name)
+    if path.is_dir():
+        return name
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_same(saved: dict[str, Any], wanted: dict[str, Any], folder: Any) -> None:
+    """Raises ValueError where the comparisons in the folder are other ones than those wanted.
+
+    A file that no longer exists is not compared.
+    """
+    for name, value in wanted.items():
+        if saved[name] != value and (value or name not in FIELDS):
+            raise ValueError(
+                f"config.data.{name} has changed since this run began ({folder} has its "
+                "comparisons): use another --workdir"
+            )
