@@ -48,7 +48,7 @@ def read_labelled(path: str, max_skipped: float = 0.1) -> Labelled:
     reasons: collections.Counter[str] = collections.Counter()
     preferred: dict[str, str] = {}  # by digest of query and responses
     ids: set[str] = set()
-    found: list[Comparison] = []
+    comparisons: list[Comparison] = []
     contradictions = 0
     for row in read_rows(path):
         counts["rows"] += 1
@@ -68,15 +68,15 @@ def read_labelled(path: str, max_skipped: float = 0.1) -> Labelled:
         id = str(row.id or f"row-{row.number}")
         id = id if id not in ids else f"{id}/row-{row.number}"
         ids.add(id)
-        found.append(placed(dataclasses.replace(comparison, id=id)))
-    counts["comparisons"] = len(found)
+        comparisons.append(placed(dataclasses.replace(comparison, id=id)))
+    counts["comparisons"] = len(comparisons)
     examples = "; ".join(reason for reason, _ in reasons.most_common(_SHOWN))
     if counts["malformed"] > max_skipped * counts["rows"]:
         raise ValueError(
             f"{path}: {counts['malformed']} of {counts['rows']} rows are no comparisons: "
             f"{examples}. Fix them, or raise config.data.max_skipped"
         )
-    if not found:
+    if not comparisons:
         raise ValueError(
             f"{path}: none of {counts['rows']} rows has a single best response ({dict(counts)}): "
             "training needs chosen and rejected, or a label"
@@ -85,7 +85,7 @@ def read_labelled(path: str, max_skipped: float = 0.1) -> Labelled:
         log.warning("%s: skipped %d malformed rows: %s", path, counts["malformed"], examples)
     if contradictions:
         log.warning("%s: %d duplicates prefer another response", path, contradictions)
-    return Labelled(found, dict(counts))
+    return Labelled(comparisons, dict(counts))
 
 
 def split(
@@ -113,14 +113,14 @@ def split(
         )
     goal = max(1, min(round(share * len(comparisons)), most))
     drawn = sorted(groups, key=lambda key: hashlib.sha256(f"{seed}/{key}".encode()).digest())
-    held: set[int] = set()
+    chosen: set[int] = set()
     for key in drawn[:-1]:  # at least one query is trained on
-        if len(held) >= goal:
+        if len(chosen) >= goal:
             break
-        held.update(groups[key])
+        chosen.update(groups[key])
     sides: tuple[list[Comparison], list[Comparison]] = ([], [])
     for i, comparison in enumerate(comparisons):
-        sides[i in held].append(comparison)
+        sides[i in chosen].append(comparison)
     return sides
 
 

@@ -24,7 +24,7 @@ from grm_jax.models.config import CONFIGS, TransformerConfig
 from grm_jax.sampling.plan import GIB, SHARE, device_memory
 from grm_jax.storage import as_path, fetch, write_atomic
 from grm_jax.text import rendering
-from grm_jax.training import own_file, rft_data, rft_samplers
+from grm_jax.training import openai_client, own_file, rft_data
 from grm_jax.training.sources import FILE
 from grm_jax.types import Comparison
 
@@ -120,12 +120,12 @@ def complete(config: Any, workdir: Any = None, machine: Machine | None = None) -
     """
     if not is_open(config):
         return config
-    for field, example in (("data.file", "pairs.jsonl"), ("init", "MODEL")):
-        if not operator.attrgetter(field)(config):
-            raise ValueError(
-                f"config.{field} is empty: --config.data.file=FILE names the comparisons and "
-                f"--config.init=MODEL the model (--config.{field}={example})"
-            )
+    if not config.data.file:
+        raise ValueError(
+            "config.data.file is empty: name your comparisons, --config.data.file=FILE"
+        )
+    if not config.init:
+        raise ValueError("config.init is empty: name the model, --config.init=MODEL")
     config = config.copy_and_resolve_references()
     _take_saved(config, workdir)
     if (
@@ -136,7 +136,7 @@ def complete(config: Any, workdir: Any = None, machine: Machine | None = None) -
         url = config.rft.sampling.get("url")
         if not url:
             raise ValueError("config.rft.sampling.url is empty: the sampler 'endpoint' needs it")
-        _set(config, "rft.sampling.model", rft_samplers.probe(url))
+        _set(config, "rft.sampling.model", openai_client.probe(url))
     machine = machine or Machine.here()
     path = fetch(config.init)
     cfg = _set_model(config, path, machine)
@@ -250,8 +250,8 @@ def _set_lengths(
     """
     context = min(cfg.max_length, _CAP)
     names = ["compact"] if cfg.num_params < _SMALL else ["grm", "compact"]
-    if config.template or metadata:
-        names = [config.template or metadata.template]
+    if own := config.template or (metadata and metadata.template):
+        names = [own]
     for name in names:
         critique = metadata.max_new_tokens if metadata else _CRITIQUE.get(name, 512)
         critique = config.rl.max_new_tokens or min(critique, context // 2)
@@ -326,8 +326,8 @@ def _set_sizes(
     shards = sizes["data"] * sizes["fsdp"]
     largest = 16 if machine.platform == "cpu" else 64
 
-    def batch(wanted: float) -> int:
-        size = 2 ** round(math.log2(max(wanted, 1)))
+    def batch(number: float) -> int:
+        size = 2 ** round(math.log2(max(number, 1)))
         return _round_up(min(max(size, 4), largest), shards)
 
     rates = next(rates for least, *rates in _RATES if cfg.num_params >= least)

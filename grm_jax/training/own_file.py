@@ -45,17 +45,17 @@ def index(config: Any, workdir: Any = None) -> indexed.Index:
     alone = workdir is None
     root = as_path(tempfile.mkdtemp(prefix="grm_jax-") if alone else workdir) / "data"
     settings = root / "file_settings.json"
-    wanted = {name: config.data[name] for name in ("held_out_share", "held_out_most", "seed")}
+    expected = {name: config.data[name] for name in ("held_out_share", "held_out_most", "seed")}
     if alone or jax.process_index() == 0:
-        wanted |= {name: _digest(config.data[name], name) for name in FIELDS}
+        expected |= {name: _digest(config.data[name], name) for name in FIELDS}
     if settings.exists():
-        _check_same(json.loads(settings.read_text()), wanted, root)
+        _check_same(json.loads(settings.read_text()), expected, root)
 
     def write() -> None:
         train, held_out, counts = _read(config)
         rows = (json.dumps(splits.as_row(c), ensure_ascii=False) for c in held_out)
         write_atomic(root / HELD_OUT_ROWS, "".join(row + "\n" for row in rows))
-        write_atomic(settings, json.dumps({**wanted, "counts": counts}, indent=2) + "\n")
+        write_atomic(settings, json.dumps({**expected, "counts": counts}, indent=2) + "\n")
         indexed.write_index(root / "file", [(TRAIN, _lines(train)), (HELD_OUT, _lines(held_out))])
 
     return indexed.open_or_write(root / "file", write, alone)
@@ -109,12 +109,12 @@ def _digest(name: str, field: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_same(saved: dict[str, Any], wanted: dict[str, Any], folder: Any) -> None:
-    """Raises ValueError where the comparisons in the folder are other ones than those wanted.
+def _check_same(saved: dict[str, Any], expected: dict[str, Any], folder: Any) -> None:
+    """Raises ValueError where the comparisons in the folder are other ones than those expected.
 
     A file that no longer exists is not compared.
     """
-    for name, value in wanted.items():
+    for name, value in expected.items():
         if saved[name] != value and (value or name not in FIELDS):
             raise ValueError(
                 f"config.data.{name} has changed since this run began ({folder} has its "

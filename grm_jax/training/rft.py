@@ -21,6 +21,7 @@ from grm_jax.training import (
     checkpoint,
     loop,
     losses,
+    openai_client,
     optim,
     own_config,
     rft_data,
@@ -245,7 +246,7 @@ def probe_endpoint(config: ConfigDict, folder: PathLike) -> None:
         return
     if jax.process_index() == 0:
         settings = rft_samplers.chosen_settings(rft.sampler, rft.sampling)
-        rft_samplers.probe(settings.url, settings.model, settings.key_variable)
+        openai_client.probe(settings.url, settings.model, settings.key_variable)
 
 
 def check(config: ConfigDict) -> None:

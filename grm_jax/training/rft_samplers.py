@@ -12,11 +12,7 @@ import functools
 import hashlib
 import json
 import logging
-import os
 import random
-import time
-import urllib.error
-import urllib.request
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,15 +24,14 @@ from grm_jax.judging.orders import item_of
 from grm_jax.registry import Registry
 from grm_jax.run_store import RunStore, StoreMismatch
 from grm_jax.storage import fetch
+from grm_jax.training import openai_client as client
 from grm_jax.training.errors import TrainingError
 from grm_jax.training.rft_data import CritiqueReply, CritiqueRequest, Sampler, best_index
 
 log = logging.getLogger(__name__)
 
-_RETRIED = (408, 409, 429, 500, 502, 503, 504)  # HTTP statuses that may pass
 LOCAL = ("self", "model")  # samplers that run on all processes together
 SLOW = (*LOCAL, "endpoint")  # samplers whose replies are stored as they come
-_PROBE_SECONDS = 30.0
 # Requests over which `stored` computes the share of failures, once it has them.
 FAILURE_WINDOW = 200
 
@@ -92,30 +87,8 @@ class File:
 
 @SAMPLERS.register("endpoint")
 @dataclasses.dataclass(frozen=True)
-class Endpoint:
-    """An OpenAI-compatible server.
-
-    Attributes:
-      url: base address; "/chat/completions" is added.
-      model: name of the model on the server.
-      key_variable: environment variable with the key; sent as a bearer token if it is set.
-      parallel: requests in flight.
-      retries: further attempts after a timeout, a refused connection, or a status that may pass.
-      timeout: seconds for one attempt.
-      max_failed: share of the requests of a call that may fail for good; above it TooManyFailed.
-      pause: seconds before the first retry, doubled each time.
-    """
-
-    url: str
-    model: str
-    max_new_tokens: int
-    temperature: float = 1.0
-    key_variable: str = "OPENAI_API_KEY"
-    parallel: int = 16
-    retries: int = 5
-    timeout: float = 120.0
-    max_failed: float = 0.05
-    pause: float = 1.0
+class Endpoint(client.Server):
+    """An OpenAI-compatible server."""
 
     def build(self, config: Any, tokenizer: Any, mesh: Any) -> Sampler:
         return endpoint(self)
@@ -275,86 +248,6 @@ def model(
     return sample
 
 
-@functools.cache
-def probe(url: str, name: str = "", key_variable: str = "OPENAI_API_KEY") -> str:
-    """Requests one token of an OpenAI-compatible server, once per process.
-
-    Returns:
-      The model's name: `name`, or that of the server's only model.
-
-    Raises:
-      ValueError: the server does not answer, or not with a completion.
-    """
-
-    def fail(reason: object) -> ValueError:
-        return ValueError(
-            f"config.rft.sampling.url={url} does not answer with a completion: {reason}. Start the "
-            "server, correct the address (it usually ends in /v1), or sample here: "
-            "--config.rft.sampler=self"
-        )
-
-    headers = _headers(key_variable)
-    if not name:
-        try:
-            call = urllib.request.Request(url.rstrip("/") + "/models", headers=headers)
-            with urllib.request.urlopen(call, timeout=_PROBE_SECONDS) as response:
-                names = [str(model["id"]) for model in json.load(response)["data"]]
-        except urllib.error.HTTPError as error:
-            raise fail(f"/models answered {error.code}; name its model, sampling.model") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise fail(error) from error
-        if len(names) != 1:
-            raise ValueError(
-                f"config.rft.sampling.model is empty, and {url} serves {len(names)} models: set it "
-                f"to one of {', '.join(names[:8])}"
-            )
-        (name,) = names
-    settings = Endpoint(url, name, 1, 0.0, key_variable, 1, retries=0, timeout=_PROBE_SECONDS)
-    result = _post(settings, [{"role": "user", "content": "Hello"}])
-    if isinstance(result, str):
-        raise fail(result)
-    log.info("%s answers, with the model %s", url, name)
-    return name
-
-
-def _headers(key_variable: str) -> dict[str, str]:
-    headers = {"Content-Type": "application/json"}
-    if key := os.environ.get(key_variable):
-        headers["Authorization"] = f"Bearer {key}"
-    return headers
-
-
-def _post(
-    settings: Endpoint, messages: Sequence[Mapping[str, str]], on_retry: Callable[[str], None] = str
-) -> CritiqueReply | str:
-    """Returns the reply, or why the request failed for good. on_retry: gets each earlier reason."""
-    address = settings.url.rstrip("/") + "/chat/completions"
-    body = {
-        "model": settings.model,
-        "messages": messages,
-        "max_tokens": settings.max_new_tokens,
-        "temperature": settings.temperature,
-    }
-    data, reason = json.dumps(body).encode(), ""
-    call = urllib.request.Request(address, data, _headers(settings.key_variable))
-    for attempt in range(settings.retries + 1):
-        try:
-            with urllib.request.urlopen(call, timeout=settings.timeout) as response:
-                choice = json.load(response)["choices"][0]
-            return CritiqueReply(choice["message"]["content"] or "", choice.get("finish_reason"))
-        except urllib.error.HTTPError as error:
-            answer = error.read()[:200].decode(errors="replace")
-            reason = f"{address} answered {error.code}: {answer}"
-            if error.code not in _RETRIED:
-                return reason
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-            reason = f"{address}: {type(error).__name__}: {error}"
-        if attempt < settings.retries:
-            on_retry(reason)
-            time.sleep(settings.pause * 2**attempt)
-    return reason
-
-
 def endpoint(settings: Endpoint) -> Sampler:
     """Samples from an OpenAI-compatible server. Raises TooManyFailed with the last reason.
 
@@ -369,7 +262,7 @@ def endpoint(settings: Endpoint) -> Sampler:
         retried.append(reason)
 
     def post(request: CritiqueRequest) -> CritiqueReply | str:
-        return _post(settings, request.messages, on_retry)
+        return client.post(settings, request.messages, on_retry)
 
     def sample(requests: Sequence[CritiqueRequest]) -> list[CritiqueReply | None]:
         with concurrent.futures.ThreadPoolExecutor(settings.parallel) as pool:

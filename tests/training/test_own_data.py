@@ -16,7 +16,17 @@ from grm_jax.data import splits, world
 from grm_jax.data.comparisons import read_rows
 from grm_jax.data.world.vocabulary import vocabulary_path
 from grm_jax.models import build_model, get_config
-from grm_jax.training import loop, main, own_config, own_file, rft, rft_samplers, sources, stop
+from grm_jax.training import (
+    loop,
+    main,
+    openai_client,
+    own_config,
+    own_file,
+    rft,
+    rft_samplers,
+    sources,
+    stop,
+)
 
 GIB = 2**30
 CPU = own_config.Machine(1, 8 * GIB, "cpu")
@@ -75,14 +85,14 @@ def own_data_like_tiny():
 
 
 def test_more_data_gives_more_steps_and_larger_batches(model_folder, tmp_path):
-    found = []
+    sizes = []
     for count in (40, 400, 4000):
         rows = [{"prompt": f"rank {i}", "chosen": "a b", "rejected": "b"} for i in range(count)]
         file = tmp_path / f"{count}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         config = own_config.complete(make_config(file, model_folder), tmp_path / str(count), CPU)
-        found.append((config.rl.prompts, config.rl.steps))
-    assert found == [(4, 16), (16, 40), (16, 438)]  # the largest held-out part is 500
+        sizes.append((config.rl.prompts, config.rl.steps))
+    assert sizes == [(4, 16), (16, 40), (16, 438)]  # the largest held-out part is 500
 
 
 def test_a_setting_of_the_command_line_is_kept(pairs, model_folder, tmp_path):
@@ -110,7 +120,7 @@ def test_devices_decide_the_mesh_and_the_micro_rows(pairs, model_folder, tmp_pat
 @pytest.mark.parametrize(
     "fields, error",
     [
-        ({"data.file": ""}, "config.data.file is empty: --config.data.file=FILE names"),
+        ({"data.file": ""}, "config.data.file is empty: name your comparisons"),
         ({"init": ""}, "config.init is empty: "),
         ({"data.file": "no.jsonl"}, "no.jsonl"),
         ({"init": "no_model"}, "no_model"),
@@ -260,12 +270,12 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    rft_samplers.probe.cache_clear()
+    openai_client.probe.cache_clear()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as httpd:
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{httpd.server_port}/v1"
         httpd.shutdown()
-    rft_samplers.probe.cache_clear()
+    openai_client.probe.cache_clear()
 
 
 def test_a_dead_endpoint_is_an_error_at_once(pairs, model_folder, tmp_path):
@@ -277,13 +287,13 @@ def test_a_dead_endpoint_is_an_error_at_once(pairs, model_folder, tmp_path):
 
 
 def test_the_endpoint_names_its_model_or_lists_them(server, monkeypatch):
-    assert rft_samplers.probe(server) == "only"
+    assert openai_client.probe(server) == "only"
     with pytest.raises(ValueError, match="answered 404: .*no such model"):
-        rft_samplers.probe(server, "another")
-    rft_samplers.probe.cache_clear()
+        openai_client.probe(server, "another")
+    openai_client.probe.cache_clear()
     monkeypatch.setattr(Server, "names", ["a", "b"])
     with pytest.raises(ValueError, match="serves 2 models: set it to one of a, b"):
-        rft_samplers.probe(server)
+        openai_client.probe(server)
 
 
 def test_the_first_failure_of_an_endpoint_is_logged_at_once(caplog):
