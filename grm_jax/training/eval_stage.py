@@ -29,7 +29,15 @@ from grm_jax.judging.judge import Judge
 from grm_jax.judging.options import Options
 from grm_jax.judging.sampler import engine_sampler
 from grm_jax.models import abstract_model
-from grm_jax.training import checkpoint, loop, meta_rm, rft_data, sources, state as states
+from grm_jax.training import (
+    checkpoint,
+    loop,
+    meta_rm,
+    next_steps,
+    rft_data,
+    sources,
+    state as states,
+)
 from grm_jax.training.errors import TrainingError
 from grm_jax.training.metrics import Progress, read_jsonl
 from grm_jax.training.programs import model_config
@@ -263,4 +271,7 @@ def closing_text(config: Any, folders: Mapping[str, Any]) -> str:
         "",
         f"Report: {folders['eval'] / 'report.html'}",
     ]
+    workdir, is_world = folders["eval"].parent, config.data.judging == "world"
+    if commands := next_steps.write_commands(workdir, is_world):
+        lines += ["", "Try next:", *(f"  {command}" for command in commands)]
     return "\n".join(lines)
