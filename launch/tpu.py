@@ -77,8 +77,10 @@ def _print_error(error: object) -> None:
 
 def run_here(options: argparse.Namespace, config: Any, workdir: str) -> int:
     """Trains and evaluates on the devices of this process and of its peers."""
+    for level, name in ((logging.INFO, ""), (logging.WARNING, "warning: ")):
+        logging.addLevelName(level, name)
     logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+        level=logging.INFO, format="%(asctime)s %(levelname)s%(message)s", datefmt="%H:%M:%S"
     )
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax logs every step of every save
     if options.emulate:

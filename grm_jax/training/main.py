@@ -87,7 +87,13 @@ def prepare(config: ConfigDict, workdir: PathLike) -> loop.Run:
     if "rft" in pending:
         rft.probe_endpoint(config, workdir / "rft")
     save_config(config, cfg, workdir)
-    log.info("%s: %.2fM parameters on %s", config.name, cfg.num_params / 1e6, dict(mesh.shape))
+    log.info(
+        "%s: %.2fM parameters, mesh %s; results in %s",
+        config.name,
+        cfg.num_params / 1e6,
+        " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
+        workdir,
+    )
     return loop.Run(config, mesh, tokenizer, workdir)
 
 
