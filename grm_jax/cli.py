@@ -13,8 +13,8 @@ COMMANDS = {
         "grm_jax.checkpoints.cli",
         "convert checkpoints: Hugging Face, DeepMind Flax, GGUF, Orbax",
     ),
-    "report": ("grm_jax.judging.report", "make one HTML page of judged comparisons"),
-    "table": ("grm_jax.evals.table", "lay out the results of several evaluations in one table"),
+    "report": ("grm_jax.judging.report", "write judged comparisons as one HTML page"),
+    "table": ("grm_jax.evals.table", "compare the results of several evaluations in one table"),
 }
 
 

@@ -8,6 +8,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Shows numbers as `--max_new_tokens N`."""
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        numbers: dict[Any, str] = {int: "N", float: "X"}
+        return numbers.get(action.type) or super()._get_default_metavar_for_optional(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that takes dashes for underscores, and has short errors.
 
@@ -18,6 +26,9 @@ class Parser(argparse.ArgumentParser):
     """
 
     passed: tuple[str, ...] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{"formatter_class": HelpFormatter, **kwargs})
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Does what argparse does, once every option is spelt as it was added."""

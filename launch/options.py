@@ -2,10 +2,14 @@
 
 import argparse
 
-from grm_jax.commands import Parser
+from grm_jax.commands import HelpFormatter, Parser
 from grm_jax.devices import CACHE
 from launch.compile.slices import example_names
 from launch.errors import LaunchError
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, HelpFormatter):
+    """Keeps the line breaks of the description."""
 
 
 class _Parser(Parser):
@@ -36,27 +40,38 @@ def parse(argv: list[str], description: str = "") -> tuple[argparse.Namespace, d
 def _parser(description: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="launch/tpu.py",
+        usage="launch/tpu.py --config FILE.py[:arg] [--config.field=value ...] [options]",
         description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("--config", required=True, metavar="FILE.py[:arg]", help="the experiment")
-    add("--workdir", help="folder of checkpoints, logs, results; may be gs://; default runs/NAME")
-    add("--compilation_cache", metavar="DIR", help=f"compiled programs, or 'off'; default {CACHE}")
+    add(
+        "--workdir",
+        metavar="DIR",
+        help="folder of checkpoints, logs and results; may be gs:// (default runs/NAME)",
+    )
+    add(
+        "--compilation_cache",
+        metavar="DIR",
+        help=f"folder of compiled programs, or 'off' (default {CACHE})",
+    )
     add("--emulate", type=int, metavar="N", help="use N emulated CPU devices")
     add("--traceback", action="store_true", help="print the traceback of an error")
 
-    add = parser.add_argument_group("workers (detected on TPU VMs and GKE)").add_argument
+    add = parser.add_argument_group(
+        "workers (detected on TPU VMs and GKE; elsewhere, give the first three)"
+    ).add_argument
     add("--coordinator", metavar="HOST:PORT", help="address of process 0")
-    add("--process_id", type=int)
-    add("--num_processes", type=int)
+    add("--process_id", type=int, help="number of this process, from 0")
+    add("--num_processes", type=int, help="number of all processes")
     add(
         "--timeout",
         type=float,
         default=300,
         metavar="SECONDS",
-        help="time for all workers to join; default 300",
+        help="time for all workers to join (default 300)",
     )
 
     title = "from a laptop: a queued resource of Google Cloud (needs gcloud), or GKE"
@@ -64,29 +79,31 @@ def _parser(description: str) -> argparse.ArgumentParser:
     add(
         "--on",
         choices=["queued-resource", "gke"],
-        help="queued-resource creates it, runs this commit, follows, restarts after preemption and "
-        "deletes it; gke needs --print",
+        help="queued-resource: create it, run this commit, follow the log, restart after a "
+        "preemption, delete it; gke: needs --print",
     )
-    add("--name", help="name of the queued resource or JobSet")
-    add("--zone")
-    add("--project", help="default: gcloud's project")
-    add("--accelerator", metavar="TYPE", help="accelerator type, as --slice")
+    add("--name", metavar="NAME", help="name of the queued resource or JobSet")
+    add("--zone", metavar="ZONE", help="zone of the queued resource, such as us-east5-a")
+    add("--project", metavar="ID", help="project (default: gcloud's)")
+    add("--accelerator", metavar="TYPE", help="accelerator type, such as v5p-64")
     add("--spot", action="store_true", help="use preemptible capacity")
     add("--keep", action="store_true", help="do not delete the resource at the end")
     add("--dry_run", action="store_true", help="print the commands; run none")
     add("--print", action="store_true", help="print the JobSet manifest; create nothing")
     add(
         "--image",
-        help="container image with this tree in /grm_jax; default: pods fetch this commit",
+        help="container image with this tree in /grm_jax (default: pods fetch this commit)",
     )
     add("--queue", metavar="NAME", help="Kueue's local queue")
 
     add = parser.add_argument_group("compile only, without TPUs").add_argument
-    add("--compile_only", action="store_true")
+    add("--compile_only", action="store_true", help="compile; run nothing")
     add("--slice", metavar="TYPE", help=f"accelerator type, such as {', '.join(example_names())}")
-    add("--num_slices", type=int, default=1)
-    add("--programs", help="compile only these, comma-separated")
-    add("--out", help="result files, without suffix; default WORKDIR/compile_SLICE")
+    add("--num_slices", type=int, default=1, help="number of slices (default 1)")
+    add("--programs", metavar="NAMES", help="compile only these, comma-separated")
+    add(
+        "--out", metavar="PATH", help="result files, without suffix (default WORKDIR/compile_SLICE)"
+    )
     add("--overwrite", action="store_true", help="compile again what an earlier run has compiled")
     return parser
 

@@ -1,13 +1,14 @@
-"""Runs an experiment: `python launch/tpu.py --config experiments/NAME.py[:arg] --workdir DIR`.
+"""Runs an experiment on this machine, on a TPU slice, or on Google Cloud.
 
-on this machine            CPU, GPU or one TPU VM
-on each worker of a slice  the same command; workers detect each other on TPU VMs and GKE, elsewhere
-                           add --coordinator, --process_id and --num_processes
---on queued-resource       from a laptop: creates the slice, runs there, follows the log, resumes
-                           after a preemption, deletes the slice
---on gke --print           prints a JobSet manifest for Kubernetes, with or without Kueue
---compile_only --slice S   compiles the experiment's programs for a slice, without TPUs, and prints
-                           their memory, FLOPs, traffic and roofline
+On this machine (CPU, GPU or one TPU VM), and on each worker of a slice:
+  python launch/tpu.py --config experiments/NAME.py[:arg] --workdir DIR
+From a laptop: create the slice, run there, follow the log, resume after a
+preemption, delete the slice:
+  ... --on queued-resource --name NAME --zone ZONE --accelerator TYPE
+For Kubernetes: print a JobSet manifest, with or without Kueue:
+  ... --on gke --print --name NAME --accelerator TYPE
+Without TPUs: compile for a slice, print memory and roofline of each program:
+  ... --compile_only --slice TYPE
 
 --config.field=value overrides a field of the experiment.
 """

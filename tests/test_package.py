@@ -176,6 +176,21 @@ class FakeTool:
         return 3
 
 
+@pytest.mark.parametrize("command", [*cli.COMMANDS, "launch"])
+def test_help_fits_80_columns_and_explains_every_option(command, monkeypatch, capsys):
+    from launch import tpu
+
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        tpu.main(["--help"]) if command == "launch" else cli.main([command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    options = [i for i, line in enumerate(lines) if re.match(r"  -\S", line)]
+    assert len(options) >= 3
+    for i in options:  # on its line, or, if the option is long, on the next one
+        assert "  " in lines[i].strip() or lines[i + 1].startswith(" " * 24), f"{lines[i]}: no help"
+
+
 @pytest.mark.parametrize(
     "argv, status, text", [([], 2, "usage"), (["--help"], 0, "report"), (["--version"], 0, "0.")]
 )

@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="grm convert",
         description=(
-            "Convert a checkpoint to a Hugging Face folder for transformers, vLLM and grm_jax."
+            "Converts a checkpoint to a Hugging Face folder for transformers, vLLM and grm_jax."
         ),
         epilog="example: grm convert gemma-3-270m.gguf gemma-3-270m --dtype float32",
     )
@@ -42,14 +42,25 @@ def _parser() -> argparse.ArgumentParser:
         "Hugging Face Hub: ORG/MODEL[@REVISION][/FILE.gguf]",
     )
     add("dst", help="the folder to write: config.json, *.safetensors, tokenizer files")
-    add("--dtype", choices=DTYPES, default="keep", help="of the written weights (keep: as in SRC)")
+    add(
+        "--dtype",
+        choices=DTYPES,
+        default="keep",
+        help="of the written weights (default keep: as in SRC)",
+    )
     add(
         "--config",
         metavar="NAME",
         help=f"the model, if SRC does not determine it: {', '.join(CONFIGS)}",
     )
     add("--tokenizer", metavar="PATH", help="a folder, file or hub name, if SRC has no tokenizer")
-    add("--file_gb", type=float, default=5.0, metavar="GB", help="size limit of one file (5)")
+    add(
+        "--file_gb",
+        type=float,
+        default=5.0,
+        metavar="GB",
+        help="size limit of one file (default 5)",
+    )
     add("--overwrite", action="store_true", help="replace weights that DST already holds")
     add("--quiet", action="store_true", help="no progress bar")
     return parser

@@ -55,6 +55,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = Parser(
         prog="grm eval",
+        usage="grm eval --benchmark NAMES --data DIR --model MODEL [options]\n"
+        "       grm eval --benchmark NAMES --data DIR --judge BASELINE [options]\n"
+        "       grm eval --benchmark NAMES --data DIR --scores PATH [options]",
         description="Runs reward-model benchmarks with their official metrics and 95% bootstrap "
         "intervals.",
         epilog=f"Benchmarks: {', '.join(BENCHMARKS)}. Exit status: 0, or 2 for a wrong command "
@@ -63,24 +66,29 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--benchmark",
         required=True,
+        metavar="NAMES",
         help="names, comma-separated; 'paper' for the paper's four; 'all' for those in --data",
     )
     p.add_argument(
         "--data",
         required=True,
+        metavar="DIR",
         help="folder with one folder per benchmark (docs/evaluation.md lists the files)",
     )
     p.add_argument(
         "--out",
+        metavar="DIR",
         help="folder for verdicts, results.json, results.md and results.html (default eval/JUDGE)",
     )
     judge = p.add_mutually_exclusive_group(required=True)
-    judge.add_argument("--model", help="model folder, checkpoint, GGUF file or hub name; resumable")
+    judge.add_argument("--model", help="model folder, checkpoint, GGUF file or hub name")
     judge.add_argument(
         "--judge", choices=CONTENT_BLIND, help="a content-blind baseline instead of a model"
     )
     judge.add_argument(
-        "--scores", help="scores from elsewhere: a JSONL file, or a folder with BENCHMARK.jsonl"
+        "--scores",
+        metavar="PATH",
+        help="scores computed elsewhere: a JSONL file, or a folder with BENCHMARK.jsonl",
     )
     judge.add_argument(
         "--write_comparisons",
@@ -92,13 +100,19 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="measure only the comparisons in --scores, if it lacks some",
     )
-    p.add_argument("--against", help="--out folder of another run: paired tests, ours minus theirs")
     p.add_argument(
-        "--limit", type=int, help="judge N comparisons of each benchmark, selected by hashed id"
+        "--against",
+        metavar="DIR",
+        help="--out folder of another run: paired tests, this run minus that one",
     )
-    p.add_argument("--subset", help="judge this subset only")
     p.add_argument(
-        "--with_reference", action="store_true", help="show the judge the data's reference answers"
+        "--limit", type=int, help="judge N comparisons per benchmark, selected by hashed id"
+    )
+    p.add_argument("--subset", metavar="NAME", help="judge this subset only")
+    p.add_argument(
+        "--with_reference",
+        action="store_true",
+        help="include the data's reference answers in the prompt",
     )
     p.add_argument(
         "--draws", type=int, default=1000, help="bootstrap draws per interval (default 1000)"
@@ -106,7 +120,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--overwrite", action="store_true", help="replace earlier verdicts in --out")
     p.add_argument("--quiet", action="store_true", help="no progress bars")
     p.add_argument(
-        "--no_greedy", action="store_true", help="skip the greedy run that gains are measured from"
+        "--no_greedy", action="store_true", help="skip the greedy run, the baseline of the gains"
     )
     arguments.add_judging_arguments(p)
     return p

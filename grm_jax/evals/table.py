@@ -18,20 +18,25 @@ from grm_jax.evals.table_page import page
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = Parser(prog="grm table", description="Lays results of `grm eval` beside the paper's.")
-    p.add_argument("what", choices=("paper", "runs"), help="with the paper's rows, or runs alone")
+    p = Parser(
+        prog="grm table",
+        description="Compares results of `grm eval` with each other, and with the paper's.",
+    )
+    p.add_argument("what", choices=("paper", "runs"), help="with or without the paper's rows")
     p.add_argument(
         "runs", nargs="+", metavar="RUN", help="--out folder of grm eval, or NAME=FOLDER"
     )
     p.add_argument(
         "--out",
+        metavar="FILE",
         help="file to write: .md, .html or .json (default: the main columns to the terminal, or "
         "Markdown if the output is redirected)",
     )
     p.add_argument(
         "--flops_per_token",
         default="",
-        help="NAME=FLOPS,...: forward FLOPs per token of a run's model (default: 2 x parameters)",
+        metavar="NAME=FLOPS,...",
+        help="forward FLOPs per token of a run's model (default: 2 x parameters)",
     )
     return p
 

@@ -17,35 +17,48 @@ if TYPE_CHECKING:  # JAX is imported only when a model is loaded
 
     from grm_jax.judging.judge import Judge
 
-_BATCH = "(default: as much as memory holds)"
+_BATCH = "(default: what fits in memory)"
 
 
 def add_judging_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that `options_from` and `judge_from` read, except --model."""
     model = parser.add_argument_group("models")
-    model.add_argument("--tokenizer", help="folder, file or hub name, if the model has none")
-    model.add_argument("--meta_rm", help="meta reward model that selects the critiques that vote")
+    model.add_argument(
+        "--tokenizer",
+        metavar="PATH",
+        help="tokenizer folder, file or hub name (default: the model's own)",
+    )
+    model.add_argument(
+        "--meta_rm", metavar="PATH", help="meta reward model that selects the critiques that vote"
+    )
     model.add_argument(
         "--template",
+        metavar="NAME",
         help="grm, compact, a template's name, or a Jinja file (default: from the model's "
         "judge.json, else grm)",
     )
-    model.add_argument("--meta_template", help="template of the meta reward model")
+    model.add_argument("--meta_template", metavar="NAME", help="template of the meta reward model")
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--k", type=int, default=8, help="critiques per comparison (default 8)")
     sampling.add_argument(
-        "--temperature", type=float, default=0.5, help="0 is greedy (default 0.5)"
+        "--temperature", type=float, default=0.5, help="of the samples; 0 is greedy (default 0.5)"
     )
-    sampling.add_argument("--top_p", type=float, default=1.0, help="default 1: no filter")
-    sampling.add_argument("--top_k", type=int, default=0, help="default 0: no filter")
+    sampling.add_argument(
+        "--top_p", type=float, default=1.0, help="nucleus sampling (default 1: off)"
+    )
+    sampling.add_argument(
+        "--top_k", type=int, default=0, help="sample only the N most likely tokens (default 0: off)"
+    )
     sampling.add_argument(
         "--max_new_tokens",
         type=int,
         help="longest critique in tokens (default: from the model's judge.json, else 1024)",
     )
-    sampling.add_argument("--seed", type=int, default=0, help="default 0")
+    sampling.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
     vote = parser.add_argument_group("judging")
-    vote.add_argument("--vote", choices=list(VOTES), default="sum", help="default: sum")
+    vote.add_argument(
+        "--vote", choices=list(VOTES), default="sum", help="voting rule (default sum)"
+    )
     vote.add_argument(
         "--orders",
         choices=orders.KINDS,
@@ -58,18 +71,31 @@ def add_judging_arguments(parser: argparse.ArgumentParser) -> None:
     vote.add_argument(
         "--principles",
         default="own",
-        help="own: in the critique; first: in a call of its own per query; or a text file",
+        metavar="own|first|FILE",
+        help="own: generated in each critique (default); first: generated before, once per query; "
+        "or a text file",
     )
     vote.add_argument(
         "--expected", action="store_true", help="compute expected scores from token probabilities"
     )
     device = parser.add_argument_group("devices")
-    device.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     device.add_argument(
-        "--mesh", help="data=1,fsdp=8,tensor=1; one axis may be -1 (default: one device)"
+        "--dtype",
+        default="bfloat16",
+        choices=("bfloat16", "float32"),
+        help="of weights and activations (default bfloat16)",
     )
-    device.add_argument("--prompt_slots", type=int, help=f"most prompts in a batch {_BATCH}")
-    device.add_argument("--rows", type=int, help=f"most critiques per prompt in a batch {_BATCH}")
+    device.add_argument(
+        "--mesh",
+        metavar="AXES",
+        help="data=1,fsdp=8,tensor=1; one axis may be -1 (default: one device)",
+    )
+    device.add_argument(
+        "--prompt_slots", type=int, help=f"largest number of prompts in a batch {_BATCH}"
+    )
+    device.add_argument(
+        "--rows", type=int, help=f"largest number of critiques per prompt in a batch {_BATCH}"
+    )
     device.add_argument(
         "--chunk", type=int, default=256, help="comparisons per call of the sampler (default 256)"
     )

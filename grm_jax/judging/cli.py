@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     p = Parser(
         prog="grm judge",
         usage="grm judge IN OUT --model MODEL [options]\n"
-        "       grm judge --query TEXT --response TEXT --response TEXT --model MODEL [options]",
+        "       grm judge --query TEXT --response TEXT --response TEXT --model MODEL",
         description="Scores the comparisons of a file with a generative reward model: k critiques "
         "per comparison, then a vote. With --query, prints one verdict with its critiques.",
         epilog="Exit status: 0 all rows judged, 1 some rows are error rows, 2 wrong command line "
@@ -53,17 +53,20 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--format",
         choices=sorted(LAYOUTS),
-        help="format of the input (default: detected for each row)",
+        metavar="NAME",
+        help=f"layout of the input: {', '.join(sorted(LAYOUTS))} (default: detected for each row)",
     )
-    p.add_argument("--limit", type=int, help="judge the first rows only")
+    p.add_argument("--limit", type=int, help="judge the first N rows only")
     p.add_argument("--resume", action="store_true", help="resume an earlier run")
     p.add_argument("--overwrite", action="store_true", help="start over, replacing earlier output")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     one = p.add_argument_group("one comparison, instead of IN and OUT")
-    one.add_argument("--query", help="the user's text")
-    one.add_argument("--response", action="append", help="a response; give each with its own flag")
-    one.add_argument("--reference", help="a known good answer")
-    one.add_argument("--system", help="a system text before the query")
+    one.add_argument("--query", metavar="TEXT", help="the user's text")
+    one.add_argument(
+        "--response", metavar="TEXT", action="append", help="a response; repeat the flag for each"
+    )
+    one.add_argument("--reference", metavar="TEXT", help="a known good answer")
+    one.add_argument("--system", metavar="TEXT", help="a system message before the query")
     arguments.add_judging_arguments(p)
     return p
 

@@ -43,14 +43,19 @@ def main(argv: list[str] | None = None) -> int:
         help="output of grm judge, or the OUT.jsonl.part of a run; a second one to compare with",
     )
     parser.add_argument(
-        "-o", "--output", default="report.html", help="page to write (default report.html)"
+        "-o",
+        "--output",
+        metavar="FILE",
+        default="report.html",
+        help="page to write (default report.html)",
     )
-    parser.add_argument("--title", help="title of the page")
+    parser.add_argument("--title", metavar="TEXT", help="title of the page")
     parser.add_argument(
-        "--limit", type=int, help="the page holds the first rows only; its rates are of all rows"
+        "--limit", type=int, help="show the first N rows; the rates are of all rows"
     )
     parser.add_argument(
         "--input",
+        metavar="FILE",
         help="the file that was judged: counts the rows that are missing, and shows the records "
         "of error rows",
     )
