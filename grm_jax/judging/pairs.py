@@ -61,12 +61,14 @@ def _same_texts(a: Row, b: Row) -> bool:
 def agreement(pairs: Iterable[Pair]) -> dict[str, Any]:
     """Returns how the verdicts of paired rows differ; rates are None where they have no cases.
 
-    pairs: rows that both runs judged.  agreement: share of those with several responses that have
-    the same best response, or tie in both.  changed: the others.  labelled: pairs with labels.
+    pairs: rows that both runs judged.  unpaired: rows of one run only.
+    agreement: share of the pairs with several responses that have the same best response, or tie in
+    both.  changed: the others.  labelled: pairs with labels.
     accuracy: of each run, on these.  tie_credit: the same with ties shared.  difference: B - A of
     tie_credit with its 95% interval.  gained, lost: labelled pairs that only B, only A has right.
     p: of the exact McNemar test.
     """
+    pairs = list(pairs)
     judged = [(a, b) for a, b in pairs if a and b and not a.get("error") and not b.get("error")]
     several = [(a, b) for a, b in judged if a["n"] > 1]
     credits = [
@@ -78,6 +80,7 @@ def agreement(pairs: Iterable[Pair]) -> dict[str, Any]:
     gained, lost = (sum(pair == one for pair in right) for one in ((False, True), (True, False)))
     return {
         "pairs": len(judged),
+        "unpaired": sum(a is None or b is None for a, b in pairs),
         "several": len(several),
         "agreement": mean(a["best"] == b["best"] for a, b in several),
         "changed": sum(a["best"] != b["best"] for a, b in several),

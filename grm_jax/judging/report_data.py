@@ -250,7 +250,7 @@ def breakdown(
         if key in group:
             members.setdefault(group[key], []).append(rows)
     table = []
-    for value in sorted(members, key=lambda value: (not value.isdigit(), value.zfill(8))):
+    for value in sorted(members, key=lambda v: (0, int(v), v) if v.isdecimal() else (1, 0, v)):
         columns = [[row for row in column if row] for column in zip(*members[value])]
         rates = [summary.summarise(column) for column in columns]
         table.append(

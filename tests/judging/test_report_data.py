@@ -73,6 +73,7 @@ def test_agreement_by_hand():
     b = [row(1, 0), row(2, 1), row(3, 0), row(4, None), row(5, 0), row(6, 0), error(7)]
     rates = pairs.agreement(pairs.match(a, b))
     assert (rates["pairs"], rates["changed"], rates["labelled"]) == (5, 3, 5)
+    assert rates["unpaired"] == 0 and pairs.agreement([(row(1), None)])["unpaired"] == 1
     assert rates["agreement"] == pytest.approx(2 / 5)
     assert rates["accuracy"] == pytest.approx([2 / 5, 3 / 5])
     assert rates["tie_credit"] == pytest.approx([3 / 5, 3.5 / 5])

@@ -150,7 +150,8 @@ def test_the_overview_breaks_down_by_subset_and_filters(pages, desktop):
     assert cells[:8] == ["6", "83.3%", "0.0%", "100.0%"] * 2
     assert desktop.text(".tile .value")[:2] == ["12", "83.3%"]
     assert all(desktop.text(".tile .note"))
-    desktop.click(".groups .link")
+    assert desktop.text(".groups .link")[:2] == ["chat & more", "maths"]
+    desktop.click(".groups tbody tr:nth-child(2) .link")
     assert desktop.run("return document.getElementById('group').selectedOptions[0].text") == (
         "subset: maths"
     )
@@ -218,3 +219,33 @@ def test_touch_alone_on_a_phone(pages):
         assert phone.wait(HEADING, "Comparison row-4")
         assert phone.run("return document.documentElement.scrollWidth <= innerWidth")
         assert phone.log() == []
+
+
+def test_the_keyboard_skips_the_list_and_shows_its_focus(pages, desktop):
+    open_page(desktop, pages / "one.html", "#row-3")
+    desktop.press("Tab")
+    assert desktop.run("return document.activeElement.id") == "skip"
+    box = "return document.activeElement.getBoundingClientRect().left"
+    assert desktop.run(box) >= 0
+    desktop.press("Enter")
+    assert desktop.run("return document.activeElement.id") == "detail"
+    assert hash_of(desktop) == "#row-3"
+    for _ in range(3):
+        desktop.press("Tab")
+        outline = "return getComputedStyle(document.activeElement).outlineStyle"
+        assert desktop.run(outline) != "none"
+    desktop.press("h")
+    assert desktop.wait(HEADING, "Overview")
+
+
+def test_every_control_and_landmark_has_a_name(pages, desktop):
+    open_page(desktop, pages / "two.html", "#row-2")
+    nameless = desktop.run(
+        "return [...document.querySelectorAll('button, input, select, a, [role=img], nav')]"
+        ".filter(e => !(e.getAttribute('aria-label') || e.textContent.trim()))"
+        ".map(e => e.outerHTML.slice(0, 99))"
+    )
+    assert nameless == []
+    for landmark in ("header", "nav", "main", "[role=search]"):
+        assert desktop.run(f"return document.querySelectorAll('{landmark}').length") >= 1
+    assert desktop.run("return document.querySelectorAll('[title]').length") == 0  # no hover needed

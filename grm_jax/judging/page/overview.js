@@ -66,11 +66,12 @@ function tiles(rates, summary) {
   return make("dl", { class: "tiles" }, texts.map(tile));
 }
 function pairElements(rates, summaries) {
-  const { pairs, agreement, changed, several, accuracy, labelled, difference, p } = data.pair;
-  const { gained, lost } = data.pair;
+  const { pairs, unpaired, agreement, changed, several, labelled, difference } = data.pair;
+  const { tie_credit: credits, gained, lost, p } = data.pair;
+  const rest = unpaired ? `; ${unpaired.toLocaleString("en")} rows are in one run only` : "";
   const interval = difference && `${signed(difference.low)} to ${signed(difference.high)}`;
   const texts = [
-    ["pairs", pairs.toLocaleString("en"), "comparisons that both runs judged"],
+    ["pairs", pairs.toLocaleString("en"), `comparisons that both runs judged${rest}`],
     [
       ...["agreement", percent(agreement)],
       `share of ${several} comparisons of several responses with the same choice; ${changed} changed`,
@@ -84,9 +85,9 @@ function pairElements(rates, summaries) {
       `labelled pairs that only B, only A has right` +
         (p === null ? "" : `; exact McNemar test: p = ${p.toPrecision(2)}`),
     ],
-    accuracy[0] !== null && [
-      ...["accuracy of the pairs", accuracy.map(percent).join(" → ")],
-      "of A and of B, on the same labelled pairs",
+    labelled > 0 && [
+      ...["accuracy of the pairs", credits.map(percent).join(" → ")],
+      "of A and of B, ties shared, on the same labelled pairs",
     ],
   ];
   const rows = rates.map(([name, key, format, note]) => [
@@ -129,23 +130,26 @@ function breakdownElement(field, groups, isOpen) {
   const rows = groups.map(({ value, rates, pair }) => {
     const show = () => changeList({ by: field, value });
     const isCurrent = state.by === field && state.value === value;
-    const attributes = { class: "link", text: value, onclick: show, "aria-pressed": isCurrent };
-    const name = make("button", { ...attributes, "aria-pressed": String(isCurrent) });
+    const attributes = { class: "link", text: value, "aria-pressed": String(isCurrent) };
+    const name = make("button", { ...attributes, onclick: show });
     const [first] = rates;
     if (!pair) {
       const { comparisons, accuracy, ties, parsed } = first;
       return [name, comparisons, percent(accuracy), percent(ties), percent(parsed)];
     }
-    const { difference } = pair;
-    const interval = difference
-      ? `${signed(difference.value)} (${signed(difference.low)} to ${signed(difference.high)})`
-      : "–";
-    return [name, pair.pairs, ...pair.accuracy.map(percent), interval, pair.changed];
+    const { value: points, low, high } = pair.difference || {};
+    const interval = isMissing(low) ? "–" : `${signed(low)} to ${signed(high)}`;
+    return [
+      ...[name, pair.pairs, pair.changed, ...pair.tie_credit.map(percent)],
+      ...[signed(points), interval],
+    ];
   });
   const headings = isPaired
-    ? [field, "pairs", "accuracy A", "accuracy B", "B − A, points (95% CI)", "changed"]
+    ? [field, "pairs", "changed", "A", "B", "B − A", "95% CI"]
     : [field, "comparisons", "accuracy", "ties", "parse rate"];
   const title = make("summary", {}, make("h2", { text: `By ${field}` }));
-  const table = tableElement("rates groups", headings, rows.map((row) => row));
-  return make("details", { class: "block", open: isOpen ? "" : null }, title, table);
+  const note = isPaired ? "A, B: accuracy of the pairs, ties shared. B − A: points, paired." : "";
+  const caption = note && make("p", { class: "note", text: note });
+  const table = tableElement("rates groups", headings, rows);
+  return make("details", { class: "block", open: isOpen ? "" : null }, title, caption, table);
 }

@@ -122,8 +122,14 @@ function showList() {
 }
 
 const placeOf = (id) => shown.findIndex((row) => row.key === id);
-function listButton() {
-  return document.querySelector('.side [aria-current="true"]');
+const listButton = () => document.querySelector('.list [aria-current="true"]');
+// Scrolls the list to its current item; scrollIntoView would also move where Tab starts.
+function revealListButton() {
+  const [button, list] = [listButton(), $("list")];
+  if (!button || isPhone()) return;
+  const [inner, outer] = [button.getBoundingClientRect(), list.getBoundingClientRect()];
+  if (inner.top < outer.top) list.scrollTop += inner.top - outer.top;
+  else if (inner.bottom > outer.bottom) list.scrollTop += inner.bottom - outer.bottom;
 }
 function openPlace(place) {
   steps = false;
@@ -175,8 +181,7 @@ function update(view) {
   document.body.classList.toggle("reading", Boolean(state.id || state.view));
   $("overview").setAttribute("aria-current", String(!state.id && !(isPhone() && !state.view)));
   showList();
-  const button = listButton();
-  if (button) button.scrollIntoView({ block: "nearest" });
+  revealListButton();
   showDetail(view || {});
   if (q && searchTexts.size < rows.length) searchAll();
 }
@@ -368,13 +373,13 @@ setTheme(
   readSetting("theme") || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"),
 );
 setPlain(readSetting("plain") === "true");
-header();
-state = stateOf(location.hash);
-update(history.state);
-if (data.parts.length <= MAX_PARTS) loadSearchTexts(() => {});
 function fitHeight() {
   const height = document.querySelector(".top").offsetHeight;
   document.documentElement.style.setProperty("--top", `${height}px`);
 }
+header();
 fitHeight();
 addEventListener("resize", fitHeight);
+state = stateOf(location.hash);
+update(history.state);
+if (data.parts.length <= MAX_PARTS) loadSearchTexts(() => {});
