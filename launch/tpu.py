@@ -178,8 +178,8 @@ def compile_for_slice(options: argparse.Namespace, config: Any, workdir: str) ->
         compiled = compile_only.compile_tasks(tasks, options.slice, options.num_slices, store=store)
     results.print_table(compiled)
     title = f"{options.config} on {options.num_slices} x {options.slice}"
-    results.write(compiled, out, results.provenance(title))
-    print(f"written: {out}.json and {out}.md")
+    files = results.write(compiled, out, results.provenance(title))
+    print(f"written: {files[0]} and {files[1]}")
     return 0 if all(result.fits for result in compiled) else FAILED
 
 

@@ -106,8 +106,12 @@ def open_store(path: PathLike, overwrite: bool = False) -> RunStore:
     Raises ValueError if the file is damaged, BlockingIOError if another run is writing it.
     """
     existing = "overwrite" if overwrite else "resume"
-    file = as_path(path).with_suffix(".programs.jsonl")
-    return RunStore(file, {"records": "compiled programs"}, key="program_key", existing=existing)
+    return RunStore(
+        _beside(path, ".programs.jsonl"),
+        {"records": "compiled programs"},
+        key="program_key",
+        existing=existing,
+    )
 
 
 def heading(result: Result) -> str:
@@ -211,16 +215,25 @@ def provenance(title: str) -> dict[str, str]:
     }
 
 
-def write(results: Sequence[Result], path: PathLike, about: Mapping[str, str]) -> None:
-    """Writes `path`.json with every figure and `path`.md with the table.
+def _beside(path: PathLike, suffix: str) -> Any:
+    """`DIR/gemma2.5` + `.md` is `DIR/gemma2.5.md`; so is `DIR/gemma2.5.json` + `.md`."""
+    path = as_path(path)
+    return path.parent / (path.name.removesuffix(".json").removesuffix(".md") + suffix)
+
+
+def write(
+    results: Sequence[Result], path: PathLike, about: Mapping[str, str]
+) -> tuple[PathLike, PathLike]:
+    """Writes `path`.json with every figure and `path`.md with the table; returns the two files.
 
     Args:
       about: provenance, written to both files.
     """
-    path = as_path(path)
     rows = [{**dataclasses.asdict(r), "flops_ratio": r.flops_ratio} for r in results]
     content = json.dumps({"about": dict(about), "results": rows}, indent=1)
-    write_atomic(path.with_suffix(".json"), content + "\n")
+    files = _beside(path, ".json"), _beside(path, ".md")
+    write_atomic(files[0], content + "\n")
     head = "".join(f"- {key}: {value}\n" for key, value in about.items())
-    text = f"# {path.stem.replace('_', ' ')}\n\n{head}\n{markdown(results)}"
-    write_atomic(path.with_suffix(".md"), text)
+    title = files[1].name.removesuffix(".md").replace("_", " ")
+    write_atomic(files[1], f"# {title}\n\n{head}\n{markdown(results)}")
+    return files

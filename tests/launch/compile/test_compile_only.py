@@ -121,6 +121,16 @@ def committed_cases():
     return json.loads((ROOT / "benchmarks/results/config_table.json").read_text())
 
 
+@pytest.mark.parametrize("out", ["gemma2.5", "gemma2.5.json", "gemma2.5.md"])
+def test_a_dot_in_the_name_of_the_result_files_is_kept(out, tmp_path):
+    (row,) = [results.from_json(row) for row in committed_cases()[0]["programs"][:1]]
+    files = results.write([row], tmp_path / out, {"what": "a test"})
+    assert [file.name for file in files] == ["gemma2.5.json", "gemma2.5.md"]
+    assert files[1].read_text().startswith("# gemma2.5\n")
+    with results.open_store(tmp_path / out) as store:
+        assert store.path.name == "gemma2.5.programs.jsonl"
+
+
 def test_results_of_earlier_versions_are_read():
     """The committed tables have earlier names of some fields."""
     for case in committed_cases():
