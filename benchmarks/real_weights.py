@@ -78,14 +78,10 @@ def fetch(cache: Path) -> Path:
 
 def inputs(gguf: Path) -> dict[str, Any]:
     """Returns the token ids for both sides, by the file's own tokenizer, with BOS in front."""
-    import sentencepiece
+    from grm_jax.judging.loading import load_tokenizer
 
-    from grm_jax.checkpoints import open_checkpoint
-
-    tokenizer = sentencepiece.SentencePieceProcessor(
-        model_proto=open_checkpoint(gguf).sentencepiece_model()
-    )
-    ids = [[tokenizer.bos_id(), *tokenizer.encode(text)] for text in (*PROMPTS, PARAGRAPH)]
+    tokenizer = load_tokenizer(gguf)
+    ids = [tokenizer.encode(text, bos=True) for text in (*PROMPTS, PARAGRAPH)]
     return {"prompts": ids[:-1], "paragraph": ids[-1], "new_tokens": NEW_TOKENS}
 
 

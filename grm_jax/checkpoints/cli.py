@@ -116,7 +116,7 @@ def convert(
     copied = copy_tokenizer(tokenizer or src, dst) if tokenizer or src.is_dir() else []
     if not copied and src.suffix == ".gguf":
         reader: Any = open_checkpoint(src)
-        (dst / "tokenizer.model").write_bytes(reader.sentencepiece_model())
+        reader.write_tokenizer(dst)
     elif not copied:
         print(
             f"grm convert: {dst} has no tokenizer: copy tokenizer.model or tokenizer.json there, "

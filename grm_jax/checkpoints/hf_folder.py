@@ -46,15 +46,21 @@ class HfFolder(Reader):
                 continue
             prefix = next((p for p in PREFIXES if name.startswith(p)), None)
             self.tensors["model." + name[len(prefix) :] if prefix else name] = tensor
+        self.cfg = from_hf(self.config, Path(self.path).name)
         for head in heads:
-            self._check_tied(head)
+            if self.cfg.tied:
+                self._check_tied(head)
+            else:
+                self.tensors["lm_head.weight"] = head
+        if self.cfg.scalar_head and not heads:  # a classifier decodes no tokens
+            self.cfg = self.cfg.replace(tied=True)
 
     @property
     def bytes_read(self) -> int:
         return sum(file.bytes_read for file in self.files)
 
     def model_config(self) -> TransformerConfig:
-        return from_hf(self.config, Path(self.path).name)
+        return self.cfg
 
     def _check_tied(self, head: SafetensorsTensor) -> None:
         """Raises ValueError unless an output head equals the embedding table byte for byte.
@@ -73,7 +79,7 @@ class HfFolder(Reader):
         if not same:
             raise ValueError(
                 f"{self.path}: {head.name} differs from model.embed_tokens.weight, "
-                "but Gemma 2 and 3 tie them: remove the tensor to load the checkpoint"
+                f"but {self.cfg.name} ties them: remove the tensor to load the checkpoint"
             )
 
 

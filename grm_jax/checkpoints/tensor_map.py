@@ -8,9 +8,13 @@ of our arrays share:
     "NH,D"      (N*H, D)                  HF q_proj           q_DxNxH = reshape(N, H, D), transposed
     "1,K,D,H"   index 1 of (2, K, D, H)   DeepMind kv_einsum  v_DxKxH = w[1], transposed
 
+To add a family, add its names below: a parameter may have several rows, of which `when` chooses.
+
 Sources: the released checkpoints; the parameter names of transformers (Gemma2ForCausalLM,
-Gemma3ForCausalLM), of DeepMind's `gemma` and of the GGUF converter. All of them rotate halves
-(RoPE), so nothing is permuted. All but GGUF store a norm as the w of (1 + w).
+Gemma3ForCausalLM, LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM), of DeepMind's `gemma` and
+of the GGUF converter. All of them rotate halves (RoPE), so nothing is permuted, except that GGUF
+interleaves the halves of Llama's queries and keys. GGUF stores a norm of Gemma as 1 + w, the other
+formats as w.
 """
 
 import math
@@ -20,7 +24,10 @@ from grm_jax.models.config import TransformerConfig
 
 
 class Param(NamedTuple):
-    """Names and axes of one of our parameters; GGUF's axes are those of Hugging Face."""
+    """Names and axes of one of our parameters; GGUF's axes are those of Hugging Face.
+
+    when: a boolean field of the config that the row needs; after "!", it must be false.
+    """
 
     ours: str
     axes: str
@@ -29,6 +36,11 @@ class Param(NamedTuple):
     dm: str
     dm_axes: str
     gguf: str
+    when: str = ""
+
+    def applies(self, cfg: TransformerConfig) -> bool:
+        field = self.when.lstrip("!")
+        return not field or bool(getattr(cfg, field)) != self.when.startswith("!")
 
 
 # fmt: off
@@ -43,14 +55,23 @@ LAYER = (
           "attn/kv_einsum",            "1,K,D,H", "attn_v.weight"),
     Param("attn.o_NxHxD",         "NHD", "self_attn.o_proj.weight",           "D,NH",
           "attn/attn_vec_einsum",      "N,H,D",   "attn_output.weight"),
+    Param("attn.q_bias_NxH",      "NH",  "self_attn.q_proj.bias",             "NH",
+          "", "",                                 "attn_q.bias", when="qkv_bias"),
+    Param("attn.k_bias_KxH",      "KH",  "self_attn.k_proj.bias",             "KH",
+          "", "",                                 "attn_k.bias", when="qkv_bias"),
+    Param("attn.v_bias_KxH",      "KH",  "self_attn.v_proj.bias",             "KH",
+          "", "",                                 "attn_v.bias", when="qkv_bias"),
     Param("attn.q_norm.scale",    "H",   "self_attn.q_norm.weight",           "H",
-          "attn/_query_norm/scale",    "H",       "attn_q_norm.weight"),
+          "attn/_query_norm/scale",    "H",       "attn_q_norm.weight", when="qk_norm"),
     Param("attn.k_norm.scale",    "H",   "self_attn.k_norm.weight",           "H",
-          "attn/_key_norm/scale",      "H",       "attn_k_norm.weight"),
+          "attn/_key_norm/scale",      "H",       "attn_k_norm.weight", when="qk_norm"),
     Param("post_attn_norm.scale", "D",   "post_attention_layernorm.weight",   "D",
-          "post_attention_norm/scale", "D",       "post_attention_norm.weight"),
+          "post_attention_norm/scale", "D",       "post_attention_norm.weight", when="post_norms"),
     Param("pre_ffw_norm.scale",   "D",   "pre_feedforward_layernorm.weight",  "D",
-          "pre_ffw_norm/scale",        "D",       "ffn_norm.weight"),
+          "pre_ffw_norm/scale",        "D",       "ffn_norm.weight", when="post_norms"),
+    # Families without norms after a block name the norm before the MLP after its place.
+    Param("pre_ffw_norm.scale",   "D",   "post_attention_layernorm.weight",   "D",
+          "", "",                                 "ffn_norm.weight", when="!post_norms"),
     Param("mlp.gate_DxF",         "DF",  "mlp.gate_proj.weight",              "F,D",
           "mlp/gating_einsum",         "0,F,D",   "ffn_gate.weight"),
     Param("mlp.up_DxF",           "DF",  "mlp.up_proj.weight",                "F,D",
@@ -58,15 +79,17 @@ LAYER = (
     Param("mlp.down_FxD",         "FD",  "mlp.down_proj.weight",              "D,F",
           "mlp/linear",                "F,D",     "ffn_down.weight"),
     Param("post_ffw_norm.scale",  "D",   "post_feedforward_layernorm.weight", "D",
-          "post_ffw_norm/scale",       "D",       "post_ffw_norm.weight"),
+          "post_ffw_norm/scale",       "D",       "post_ffw_norm.weight", when="post_norms"),
 )
 GLOBAL = (
     Param("embedder.table_VxD",   "VD",  "model.embed_tokens.weight",         "V,D",
           "embedder/input_embedding",  "V,D",     "token_embd.weight"),
     Param("final_norm.scale",     "D",   "model.norm.weight",                 "D",
           "final_norm/scale",          "D",       "output_norm.weight"),
+    Param("embedder.head_VxD",    "VD",  "lm_head.weight",                    "V,D",
+          "", "",                                 "output.weight", when="!tied"),
     Param("score_D",              "D",   "score.weight",                      "0,D",
-          "score",                     "D",       "score.weight"),
+          "score",                     "D",       "score.weight", when="scalar_head"),
 )
 # fmt: on
 
@@ -79,7 +102,7 @@ LAYER_PREFIX = {
 }
 # Tensors that hold two of our arrays, at the indices given by a digit in their axes.
 SHARED = ("attn/kv_einsum", "mlp/gating_einsum")
-# Norms, which GGUF stores as 1 + w.
+# Norms, which GGUF stores as 1 + w in Gemma's architectures.
 GGUF_NORMS = tuple(param.gguf for param in LAYER + GLOBAL if param.ours.endswith("scale"))
 
 
@@ -113,11 +136,11 @@ def tensor_map(cfg: TransformerConfig, format: str) -> dict[str, ParamSource]:
     """
     out = {}
     for param in GLOBAL:
-        if param.ours != "score_D" or cfg.scalar_head:
+        if param.applies(cfg):
             out[param.ours] = ParamSource(param.axes, (_disk_tensor(param, format),))
     period = len(cfg.pattern)
     for param in LAYER:
-        if param.ours in ("attn.q_norm.scale", "attn.k_norm.scale") and not cfg.qk_norm:
+        if not param.applies(cfg):
             continue
         for p in range(period):
             layers = range(p, cfg.num_units * period, period)

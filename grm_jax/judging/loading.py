@@ -110,10 +110,9 @@ def load_tokenizer(path: str | Path, tokenizer: str | Path | None = None) -> tok
         gguf = [path] if path.suffix == ".gguf" else sorted(folder.glob("*.gguf"))
         if len(gguf) != 1:
             raise
-    with tempfile.NamedTemporaryFile(suffix=".model") as file:
-        file.write(GgufFile(gguf[0]).sentencepiece_model())
-        file.flush()
-        return tokenizers.load(file.name)
+    with tempfile.TemporaryDirectory() as scratch:
+        GgufFile(gguf[0]).write_tokenizer(Path(scratch))
+        return tokenizers.load(scratch)
 
 
 def check_vocabulary(tokenizer: tokenizers.Tokenizer, cfg: TransformerConfig) -> None:

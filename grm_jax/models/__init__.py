@@ -1,4 +1,4 @@
-"""Gemma 2 and 3 in Flax NNX: arrays in, arrays out.
+"""Gemma 2 and 3, Llama 3, Qwen 2.5 and 3 in Flax NNX: arrays in, arrays out.
 
 Tokens come from `grm_jax.text`, weights from `grm_jax.checkpoints`.
 """
@@ -8,7 +8,7 @@ from os import PathLike
 from typing import Any
 
 from grm_jax.models.build import abstract_model, build_model
-from grm_jax.models.config import CONFIGS, LayerSpec, TransformerConfig, get_config
+from grm_jax.models.config import CONFIGS, LayerSpec, Llama3Rope, TransformerConfig, get_config
 from grm_jax.models.logps import (
     TokenLogps,
     critique_rewards,
@@ -21,6 +21,7 @@ from grm_jax.models.transformer import Transformer, last_real
 __all__ = [
     "CONFIGS",
     "LayerSpec",
+    "Llama3Rope",
     "TokenLogps",
     "Transformer",
     "TransformerConfig",

@@ -3,14 +3,31 @@
 To add a size, register it below. The CLI, the experiments' `config.model`, checkpoint detection and
 `launch/` read the registry.
 
-Sources: the Gemma 2 (arXiv 2408.00118) and Gemma 3 (arXiv 2503.19786) reports for sizes; the
-released Hugging Face config.json files for query scales, windows and RoPE bases.
+A family is one function here (`gemma2`, `gemma3`, `llama3`, `qwen2`, `qwen3`) and one table of
+tensor names in `checkpoints/tensor_map.py`.
+
+Sources: the Gemma 2 (arXiv 2408.00118), Gemma 3 (arXiv 2503.19786), Llama 3 (arXiv 2407.21783),
+Qwen 2.5 (arXiv 2412.15115) and Qwen 3 (arXiv 2505.09388) reports for sizes; the released Hugging
+Face config.json files for query scales, windows and RoPE.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 from grm_jax.registry import Registry
+
+
+class Llama3Rope(NamedTuple):
+    """Llama 3's scaling of RoPE frequencies, by wavelength in tokens.
+
+    Frequencies with wavelengths below original_length / high stay, those above
+    original_length / low are divided by factor, and those between are interpolated.
+    """
+
+    factor: float
+    low: float = 1.0
+    high: float = 4.0
+    original_length: int = 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +39,18 @@ class LayerSpec:
         attends to the whole past.
       rope_theta: RoPE base.
       rope_scale: positions are divided by it (linear scaling, Gemma 3 global layers).
+      llama3_rope: scaling of frequencies by wavelength; None disables it.
     """
 
     window: int | None
     rope_theta: float = 10_000.0
     rope_scale: float = 1.0
+    llama3_rope: Llama3Rope | None = None
+
+    @property
+    def rope(self) -> tuple[Any, ...]:
+        """What the rotation depends on; layers that share it share the angles."""
+        return self.rope_theta, self.rope_scale, self.llama3_rope
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +62,13 @@ class TransformerConfig:
         width in Gemma-2-27B (144) and Gemma-3-27B (168).
       pattern: layers repeat it; num_layers need not be a multiple (26 = 4 x 6 + 2).
       attn_cap, final_cap: soft caps of attention logits and output logits; None disables them.
+      qk_norm: RMSNorm of queries and keys over the head width, before RoPE.
+      qkv_bias: biases on queries, keys and values.
+      post_norms: norms after attention and after the MLP, before the residual sum.
+      norm_offset: norms multiply by norm_offset + scale: 1 in Gemma, 0 elsewhere.
+      activation: of the MLP's gate: "gelu" (tanh approximation) or "silu".
+      scale_embedding: embeddings are multiplied by sqrt(d_model).
+      tied: the embedding table is also the output head.
       vocab_pad: table rows past the vocabulary (128 in DeepMind's Gemma 2 checkpoints), never
         sampled.
       scalar_head: adds a reward head that maps an activation to one number.
@@ -65,6 +96,12 @@ class TransformerConfig:
     attn_cap: float | None = None
     final_cap: float | None = None
     qk_norm: bool = False
+    qkv_bias: bool = False
+    post_norms: bool = True
+    norm_offset: int = 1
+    activation: str = "gelu"
+    scale_embedding: bool = True
+    tied: bool = True
     norm_eps: float = 1e-6
     max_length: int = 8192
     vocab_pad: int = 0
@@ -83,11 +120,16 @@ class TransformerConfig:
                 f"{self.name}: num_heads={self.num_heads} is not a multiple of "
                 f"num_kv_heads={self.num_kv_heads}"
             )
-        choices = {"remat": ("none", "dots", "full"), "attention": ("xla", "splash")}
+        choices = {
+            "remat": ("none", "dots", "full"),
+            "attention": ("xla", "splash"),
+            "activation": ("gelu", "silu"),
+            "norm_offset": (0, 1),
+        }
         for field, allowed in choices.items():
             if (value := getattr(self, field)) not in allowed:
                 raise ValueError(
-                    f"{self.name}: {field}={value!r} is unknown: use one of {', '.join(allowed)}"
+                    f"{self.name}: {field}={value!r} is unknown: use one of {', '.join(map(str, allowed))}"
                 )
 
     @property
@@ -102,12 +144,16 @@ class TransformerConfig:
 
     @property
     def num_params(self) -> int:
-        """Number of parameters; the tied embedding counts once, table padding does not count."""
+        """Number of parameters; a tied embedding counts once, table padding does not count."""
         attn = self.d_model * self.head_dim * 2 * (self.num_heads + self.num_kv_heads)
-        norms = 4 * self.d_model + (2 * self.head_dim if self.qk_norm else 0)
+        if self.qkv_bias:
+            attn += self.head_dim * (self.num_heads + 2 * self.num_kv_heads)
+        norms = (4 if self.post_norms else 2) * self.d_model
+        norms += 2 * self.head_dim if self.qk_norm else 0
         layer = attn + 3 * self.d_model * self.d_ff + norms
         heads = self.d_model * (2 if self.scalar_head else 1)
-        return self.vocab_size * self.d_model + self.num_layers * layer + heads
+        tables = 1 if self.tied else 2
+        return tables * self.vocab_size * self.d_model + self.num_layers * layer + heads
 
     def replace(self, **changes: Any) -> "TransformerConfig":
         return dataclasses.replace(self, **changes)
@@ -155,6 +201,39 @@ def gemma3(name: str, *, window: int, rope_scale: float = 1.0, **sizes: Any) -> 
     return TransformerConfig(name=name, pattern=pattern, **family | sizes)
 
 
+# What Llama and Qwen have in common, apart from Gemma.
+PLAIN: dict[str, Any] = {
+    "post_norms": False, "norm_offset": 0, "activation": "silu", "scale_embedding": False,
+}  # fmt: skip
+
+
+def llama3(
+    name: str, *, theta: float = 500_000.0, rope: Llama3Rope | None = None, **sizes: Any
+) -> TransformerConfig:
+    """Returns a Llama 3 configuration: global layers, RoPE frequencies scaled by `rope`."""
+    family = {"vocab_size": 128_256, "norm_eps": 1e-5, "max_length": 131_072, "tied": False}
+    pattern = (LayerSpec(None, theta, llama3_rope=rope),)
+    return _plain(name, pattern, **family | sizes)
+
+
+def qwen2(name: str, *, theta: float = 1_000_000.0, **sizes: Any) -> TransformerConfig:
+    """Returns a Qwen 2.5 configuration: global layers, biases on queries, keys and values."""
+    family = {"vocab_size": 152_064, "max_length": 32_768, "qkv_bias": True, "tied": False}
+    return _plain(name, (LayerSpec(None, theta),), **family | sizes)
+
+
+def qwen3(name: str, *, theta: float = 1_000_000.0, **sizes: Any) -> TransformerConfig:
+    """Returns a Qwen 3 configuration (dense): global layers, QK norm, heads 128 wide."""
+    family = {"vocab_size": 151_936, "max_length": 40_960, "qk_norm": True, "tied": False}
+    return _plain(name, (LayerSpec(None, theta),), **{"head_dim": 128} | family | sizes)
+
+
+def _plain(name: str, pattern: tuple[LayerSpec, ...], **fields: Any) -> TransformerConfig:
+    width = fields.setdefault("head_dim", fields["d_model"] // fields["num_heads"])
+    fields.setdefault("query_pre_attn_scalar", width)
+    return TransformerConfig(name=name, pattern=pattern, **PLAIN | fields)
+
+
 # fmt: off
 register(gemma2("gemma2_2b", num_layers=26, d_model=2304, d_ff=9216, num_heads=8, num_kv_heads=4,
                 head_dim=256, query_pre_attn_scalar=256))
@@ -174,6 +253,36 @@ register(gemma3("gemma3_12b", num_layers=48, d_model=3840, d_ff=15360, num_heads
 register(gemma3("gemma3_27b", num_layers=62, d_model=5376, d_ff=21504, num_heads=32,
                 num_kv_heads=16, head_dim=128, query_pre_attn_scalar=168, window=1024,
                 rope_scale=8.0))
+LLAMA_3_1, LLAMA_3_2 = Llama3Rope(8.0), Llama3Rope(32.0)
+register(llama3("llama3_1b", num_layers=16, d_model=2048, d_ff=8192, num_heads=32, num_kv_heads=8,
+                rope=LLAMA_3_2, tied=True))
+register(llama3("llama3_3b", num_layers=28, d_model=3072, d_ff=8192, num_heads=24, num_kv_heads=8,
+                rope=LLAMA_3_2, tied=True))
+register(llama3("llama3_8b", num_layers=32, d_model=4096, d_ff=14336, num_heads=32, num_kv_heads=8,
+                rope=LLAMA_3_1))
+register(llama3("llama3_70b", num_layers=80, d_model=8192, d_ff=28672, num_heads=64,
+                num_kv_heads=8, rope=LLAMA_3_1))
+register(llama3("smollm2_135m", num_layers=30, d_model=576, d_ff=1536, num_heads=9, num_kv_heads=3,
+                theta=100_000.0, vocab_size=49_152, max_length=8192, tied=True))
+register(qwen2("qwen2_0.5b", num_layers=24, d_model=896, d_ff=4864, num_heads=14, num_kv_heads=2,
+               vocab_size=151_936, tied=True))
+register(qwen2("qwen2_1.5b", num_layers=28, d_model=1536, d_ff=8960, num_heads=12, num_kv_heads=2,
+               vocab_size=151_936, tied=True))
+register(qwen2("qwen2_3b", num_layers=36, d_model=2048, d_ff=11008, num_heads=16, num_kv_heads=2,
+               vocab_size=151_936, tied=True))
+register(qwen2("qwen2_7b", num_layers=28, d_model=3584, d_ff=18944, num_heads=28, num_kv_heads=4))
+register(qwen2("qwen2_14b", num_layers=48, d_model=5120, d_ff=13824, num_heads=40, num_kv_heads=8))
+register(qwen2("qwen2_32b", num_layers=64, d_model=5120, d_ff=27648, num_heads=40, num_kv_heads=8))
+register(qwen2("qwen2_72b", num_layers=80, d_model=8192, d_ff=29568, num_heads=64, num_kv_heads=8))
+register(qwen3("qwen3_0.6b", num_layers=28, d_model=1024, d_ff=3072, num_heads=16, num_kv_heads=8,
+               tied=True))
+register(qwen3("qwen3_1.7b", num_layers=28, d_model=2048, d_ff=6144, num_heads=16, num_kv_heads=8,
+               tied=True))
+register(qwen3("qwen3_4b", num_layers=36, d_model=2560, d_ff=9728, num_heads=32, num_kv_heads=8,
+               tied=True))
+register(qwen3("qwen3_8b", num_layers=36, d_model=4096, d_ff=12288, num_heads=32, num_kv_heads=8))
+register(qwen3("qwen3_14b", num_layers=40, d_model=5120, d_ff=17408, num_heads=40, num_kv_heads=8))
+register(qwen3("qwen3_32b", num_layers=64, d_model=5120, d_ff=25600, num_heads=64, num_kv_heads=8))
 # Toys for tests, which compile in a second. The query scale differs from the head width and windows
 # are short, so that a wrong constant changes the output.
 register(gemma2("tiny_gemma2", num_layers=5, d_model=32, d_ff=64, num_heads=8, num_kv_heads=4,
@@ -182,4 +291,11 @@ register(gemma2("tiny_gemma2", num_layers=5, d_model=32, d_ff=64, num_heads=8, n
 register(gemma3("tiny_gemma3", num_layers=8, d_model=32, d_ff=64, num_heads=8, num_kv_heads=4,
                 head_dim=8, query_pre_attn_scalar=12, window=5, rope_scale=8.0,
                 vocab_size=128, max_length=256, dtype="float32"))
+register(llama3("tiny_llama3", num_layers=3, d_model=32, d_ff=64, num_heads=8, num_kv_heads=4,
+                head_dim=8, rope=Llama3Rope(8.0, original_length=64),
+                vocab_size=128, max_length=256, dtype="float32"))
+register(qwen2("tiny_qwen2", num_layers=3, d_model=32, d_ff=64, num_heads=8, num_kv_heads=4,
+               head_dim=8, vocab_size=128, max_length=256, dtype="float32", tied=True))
+register(qwen3("tiny_qwen3", num_layers=3, d_model=32, d_ff=64, num_heads=8, num_kv_heads=4,
+               head_dim=8, vocab_size=128, max_length=256, dtype="float32"))
 # fmt: on

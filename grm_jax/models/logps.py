@@ -113,7 +113,9 @@ def target_logps(
     x_BxMxD = jnp.pad(x_BxMxD, ((0, 0), (0, pad), (0, 0)))
     targets_BxM, sorted_BxM = (jnp.pad(a, ((0, 0), (0, pad))) for a in (targets_BxM, sorted_BxM))
     # Gathered over `fsdp` once, here, and not once per chunk.
-    table_VxD = constrain(model.embedder.table_VxD[...].astype(x.dtype), "vocab", "act_embed")
+    table_VxD = constrain(
+        model.embedder.output_table_VxD[...].astype(x.dtype), "vocab", "act_embed"
+    )
 
     def chunk_logps(x_BxCxD: jax.Array, targets_BxC: jax.Array) -> Any:
         logits_BxCxV = constrain(

@@ -1,4 +1,6 @@
-"""Gemma 2 and 3 as one Flax NNX module; the generations differ by `TransformerConfig` values only.
+"""Decoder-only transformers as one Flax NNX module; families differ by `TransformerConfig` only.
+
+Gemma 2 and 3, Llama 3, Qwen 2.5 and 3.
 
 Axes: B batch, L length, D model width, F ffn width, N query heads, K KV heads, H head width,
 V vocabulary rows, U repeats of the layer pattern (units).
@@ -8,7 +10,8 @@ not grow with depth; layers after the last whole unit are in `tail`. Attention i
 passes (q, k, v) to an `attend` function, which is full self-attention here and cached attention in
 the sampler.
 
-Sources: arXiv 2408.00118 (Gemma 2), arXiv 2503.19786 (Gemma 3).
+Sources: arXiv 2408.00118 (Gemma 2), 2503.19786 (Gemma 3), 2407.21783 (Llama 3), 2412.15115 (Qwen
+2.5), 2505.09388 (Qwen 3).
 """
 
 from collections.abc import Callable
@@ -20,7 +23,7 @@ from flax import nnx
 
 from grm_jax.models import cpu
 from grm_jax.models.attention import default_positions, self_attention
-from grm_jax.models.config import LayerSpec, TransformerConfig
+from grm_jax.models.config import LayerSpec, Llama3Rope, TransformerConfig
 from grm_jax.sharding import constrain
 
 REMAT = {
@@ -65,30 +68,45 @@ def _param(
 
 
 class RMSNorm(nnx.Module):
-    """Computes x / rms(x) * (1 + scale) in float32, then casts to x's dtype."""
+    """Computes x / rms(x) * (norm_offset + scale) in float32, then casts to x's dtype."""
 
     def __init__(
         self, cfg: TransformerConfig, size: int, rngs: nnx.Rngs, stack: tuple[int, ...] = ()
     ) -> None:
-        self.eps = cfg.norm_eps
+        self.eps, self.offset = cfg.norm_eps, float(cfg.norm_offset)
         self.scale = _param(rngs, cfg, stack, (size,), ("norm",), 0)
+        if not cfg.norm_offset:  # an untrained norm multiplies by 1
+            self.scale[...] = jnp.ones_like(self.scale[...])
 
     def __call__(self, x: jax.Array) -> Any:
         x32 = x.astype(jnp.float32)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
-        return (x32 * (1.0 + self.scale[...].astype(jnp.float32))).astype(x.dtype)
+        return (x32 * (self.offset + self.scale[...].astype(jnp.float32))).astype(x.dtype)
 
 
 def rope_angles(
     positions_BxL: jax.Array, spec: LayerSpec, head_dim: int
 ) -> tuple[jax.Array, jax.Array]:
     """Returns cos, sin of shape (B, L, 1, H/2), float32: bfloat16 is too coarse for positions."""
+    frequency = rope_frequencies(spec, head_dim)
+    angle = positions_BxL[..., None, None].astype(jnp.float32) * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rope_frequencies(spec: LayerSpec, head_dim: int) -> jax.Array:
+    """Returns the angle that RoPE turns each pair by per token, float32 (H/2,)."""
     frequency = (
         spec.rope_theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
         / spec.rope_scale
     )
-    angle = positions_BxL[..., None, None].astype(jnp.float32) * frequency
-    return jnp.cos(angle), jnp.sin(angle)
+    return _llama3_scaled(frequency, spec.llama3_rope) if spec.llama3_rope else frequency
+
+
+def _llama3_scaled(frequency: jax.Array, rope: Llama3Rope) -> jax.Array:
+    """Scales RoPE frequencies by their wavelengths, as `Llama3Rope` says."""
+    turns = rope.original_length * frequency / (2 * jnp.pi)  # in the original context
+    kept = jnp.clip((turns - rope.low) / (rope.high - rope.low), 0.0, 1.0)
+    return kept * frequency + (1.0 - kept) * frequency / rope.factor
 
 
 def rotate(x_BxLxNxH: jax.Array, angles: Any) -> jax.Array:
@@ -108,6 +126,10 @@ class Attention(nnx.Module):
         self.k_DxKxH = _param(rngs, cfg, stack, (D, K, H), ("embed", "kv_heads", "head_dim"), D)
         self.v_DxKxH = _param(rngs, cfg, stack, (D, K, H), ("embed", "kv_heads", "head_dim"), D)
         self.o_NxHxD = _param(rngs, cfg, stack, (N, H, D), ("heads", "head_dim", "embed"), N * H)
+        if cfg.qkv_bias:
+            self.q_bias_NxH = _param(rngs, cfg, stack, (N, H), ("heads", "head_dim"), 0)
+            self.k_bias_KxH = _param(rngs, cfg, stack, (K, H), ("kv_heads", "head_dim"), 0)
+            self.v_bias_KxH = _param(rngs, cfg, stack, (K, H), ("kv_heads", "head_dim"), 0)
         if cfg.qk_norm:
             self.q_norm = RMSNorm(cfg, H, rngs, stack)
             self.k_norm = RMSNorm(cfg, H, rngs, stack)
@@ -119,6 +141,10 @@ class Attention(nnx.Module):
         q = jnp.einsum("bld,dnh->blnh", x_BxLxD, self.q_DxNxH[...].astype(dtype))
         k = jnp.einsum("bld,dkh->blkh", x_BxLxD, self.k_DxKxH[...].astype(dtype))
         v = jnp.einsum("bld,dkh->blkh", x_BxLxD, self.v_DxKxH[...].astype(dtype))
+        if cfg.qkv_bias:
+            q = q + self.q_bias_NxH[...].astype(dtype)
+            k = k + self.k_bias_KxH[...].astype(dtype)
+            v = v + self.v_bias_KxH[...].astype(dtype)
         if cfg.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q = constrain(
@@ -143,17 +169,19 @@ def dense(x: jax.Array, w_DxF: jax.Array) -> jax.Array:
 
 
 class MLP(nnx.Module):
-    """GeGLU with the tanh approximation of GELU."""
+    """A gated MLP: GeGLU with the tanh approximation of GELU, or SwiGLU."""
 
     def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs, stack: tuple[int, ...] = ()) -> None:
         D, F = cfg.d_model, cfg.d_ff
+        self.activation = cfg.activation
         self.gate_DxF = _param(rngs, cfg, stack, (D, F), ("embed", "mlp"), D)
         self.up_DxF = _param(rngs, cfg, stack, (D, F), ("embed", "mlp"), D)
         self.down_FxD = _param(rngs, cfg, stack, (F, D), ("mlp", "embed"), F)
 
     def __call__(self, x_BxLxD: jax.Array) -> Any:
         dtype = x_BxLxD.dtype
-        gate = jax.nn.gelu(dense(x_BxLxD, self.gate_DxF[...].astype(dtype)), approximate=True)
+        gate = dense(x_BxLxD, self.gate_DxF[...].astype(dtype))
+        gate = jax.nn.silu(gate) if self.activation == "silu" else jax.nn.gelu(gate)
         h_BxLxF = constrain(
             gate * dense(x_BxLxD, self.up_DxF[...].astype(dtype)), "batch", "length", "mlp"
         )
@@ -161,52 +189,59 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each with a norm before and a norm after."""
+    """Attention and MLP, each with a norm before and, with `post_norms`, a norm after."""
 
     def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs, stack: tuple[int, ...] = ()) -> None:
         self.pre_attn_norm = RMSNorm(cfg, cfg.d_model, rngs, stack)
         self.attn = Attention(cfg, rngs, stack)
-        self.post_attn_norm = RMSNorm(cfg, cfg.d_model, rngs, stack)
         self.pre_ffw_norm = RMSNorm(cfg, cfg.d_model, rngs, stack)
         self.mlp = MLP(cfg, rngs, stack)
-        self.post_ffw_norm = RMSNorm(cfg, cfg.d_model, rngs, stack)
+        self.post_norms = cfg.post_norms
+        if cfg.post_norms:
+            self.post_attn_norm = RMSNorm(cfg, cfg.d_model, rngs, stack)
+            self.post_ffw_norm = RMSNorm(cfg, cfg.d_model, rngs, stack)
 
     def __call__(
         self, x_BxLxD: jax.Array, angles: Any, layer: LayerRef, attend: Attend, state: Any
     ) -> Any:
         h, state, y = self.attn(self.pre_attn_norm(x_BxLxD), angles, layer, attend, state)
-        x_BxLxD = constrain(x_BxLxD + self.post_attn_norm(h), "batch", "length", "act_embed")
-        h = self.post_ffw_norm(self.mlp(self.pre_ffw_norm(x_BxLxD)))
+        h = self.post_attn_norm(h) if self.post_norms else h
+        x_BxLxD = constrain(x_BxLxD + h, "batch", "length", "act_embed")
+        h = self.mlp(self.pre_ffw_norm(x_BxLxD))
+        h = self.post_ffw_norm(h) if self.post_norms else h
         return constrain(x_BxLxD + h, "batch", "length", "act_embed"), state, y
 
 
 class Embedder(nnx.Module):
-    """The tied embedding table: encodes tokens, decodes logits."""
+    """The embedding table, which encodes tokens, and the output head: the same table if tied."""
 
     def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs) -> None:
         self.cfg = cfg
-        self.table_VxD = _param(
-            rngs,
-            cfg,
-            (),
-            (cfg.vocab_size + cfg.vocab_pad, cfg.d_model),
-            ("vocab", "embed"),
-            cfg.d_model,
-        )
+        shape, axes = (cfg.vocab_size + cfg.vocab_pad, cfg.d_model), ("vocab", "embed")
+        self.table_VxD = _param(rngs, cfg, (), shape, axes, cfg.d_model)
+        if not cfg.tied:
+            self.head_VxD = _param(rngs, cfg, (), shape, axes, cfg.d_model)
+
+    @property
+    def output_table_VxD(self) -> nnx.Param:
+        """The table that decodes logits."""
+        return self.table_VxD if self.cfg.tied else self.head_VxD
 
     def encode(self, tokens_BxL: jax.Array) -> jax.Array:
         dtype = jnp.dtype(self.cfg.dtype)
-        # Released models were trained with a scale rounded to the activation dtype: sqrt(3584) is
-        # 59.75 in bfloat16.
-        scale = jnp.sqrt(jnp.float32(self.cfg.d_model)).astype(dtype)
         # Gathered over `fsdp` before the lookup; otherwise every device gathers rows of the whole
         # batch.
         table_VxD = constrain(self.table_VxD[...].astype(dtype), "vocab", "act_embed")
-        return constrain(table_VxD[tokens_BxL] * scale, "batch", "length", "act_embed")
+        x_BxLxD = table_VxD[tokens_BxL]
+        if self.cfg.scale_embedding:
+            # Released models were trained with a scale rounded to the activation dtype: sqrt(3584)
+            # is 59.75 in bfloat16.
+            x_BxLxD = x_BxLxD * jnp.sqrt(jnp.float32(self.cfg.d_model)).astype(dtype)
+        return constrain(x_BxLxD, "batch", "length", "act_embed")
 
     def decode(self, x: jax.Array) -> jax.Array:
         """Returns capped float32 logits (..., V) of x (..., D), as `table_logits`."""
-        return table_logits(self.cfg, self.table_VxD[...], x)
+        return table_logits(self.cfg, self.output_table_VxD[...], x)
 
 
 def table_logits(cfg: TransformerConfig, table_VxD: jax.Array, x: jax.Array) -> jax.Array:
@@ -307,13 +342,10 @@ class Transformer(nnx.Module):
           (x_BxLxD before the final norm, state, (unit ys by place, stacked over U; tail ys)).
         """
         cfg = self.cfg
-        angles = {
-            (s.rope_theta, s.rope_scale): rope_angles(positions_BxL, s, cfg.head_dim)
-            for s in cfg.pattern
-        }
+        angles = {s.rope: rope_angles(positions_BxL, s, cfg.head_dim) for s in cfg.pattern}
 
         def layer(block: Any, x: jax.Array, ref: LayerRef, state: Any) -> Any:
-            return block(x, angles[ref.spec.rope_theta, ref.spec.rope_scale], ref, attend, state)
+            return block(x, angles[ref.spec.rope], ref, attend, state)
 
         graphdef, stacked = nnx.split(self.units)
 

@@ -90,7 +90,7 @@ class TokenizerJson:
             self.model = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # The library raises bare Exception.
             raise ValueError(f"{path} is not a tokenizer.json: {error}") from error
-        self.path = path
+        self.content = path.read_bytes()
         self.model.no_truncation()
         self.model.no_padding()
         self.size = self.model.get_vocab_size()
@@ -99,7 +99,7 @@ class TokenizerJson:
             for i, token in self.model.get_added_tokens_decoder().items()
             if token.special or CONTROL.fullmatch(token.content)
         }
-        decoder = json.loads(path.read_text(encoding="utf-8")).get("decoder") or {}
+        decoder = json.loads(self.content).get("decoder") or {}
         self.byte_level = "ByteLevel" in json.dumps(decoder)
 
     def encode(self, text: str) -> list[int]:
@@ -119,7 +119,7 @@ class TokenizerJson:
         return _piece_bytes(piece)
 
     def save(self, folder: Path) -> None:
-        (folder / "tokenizer.json").write_bytes(self.path.read_bytes())
+        (folder / "tokenizer.json").write_bytes(self.content)
 
     def default(self, name: str) -> int | None:
         spellings = {

@@ -179,10 +179,11 @@ class Tokenizer:
             if source.is_file() and not (folder / name).exists():
                 shutil.copyfile(source, folder / name)
         if not (folder / "tokenizer_config.json").exists():
+            is_json = isinstance(self._backend, TokenizerJson)
             config: dict[str, Any] = {
                 **self._special_tokens(),
-                "tokenizer_class": "GemmaTokenizer",
-                "add_bos_token": True,
+                "tokenizer_class": "PreTrainedTokenizerFast" if is_json else "GemmaTokenizer",
+                "add_bos_token": self._config.get("add_bos_token", True),
                 "add_eos_token": False,
             }
             if self.chat_template:

@@ -174,7 +174,8 @@ def test_the_tokenizer_is_rebuilt(tmp_path):
         writer.add_pad_token_id(0)
 
     path = write(tmp_path / "toy.gguf", GEMMA2, {}, add_tokenizer=add_tokenizer)
-    rebuilt = spm.SentencePieceProcessor(model_proto=open_checkpoint(path).sentencepiece_model())
+    open_checkpoint(path).write_tokenizer(tmp_path)
+    rebuilt = spm.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     assert [rebuilt.pad_id(), rebuilt.eos_id(), rebuilt.bos_id(), rebuilt.unk_id()] == [0, 1, 2, 3]
     for text in (
         "the quick  fox",
