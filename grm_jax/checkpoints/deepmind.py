@@ -84,7 +84,7 @@ class DeepMindCheckpoint(Reader):
             "d_ff": shape("layer_0/mlp/linear")[0],
             "num_heads": shape("layer_0/attn/q_einsum")[0],
         }
-        cfg = find_config(toys=True, **sizes)
+        cfg = find_config(toys=True, post_norms=True, **sizes)
         if cfg is None or shape("embedder/input_embedding")[0] < cfg.vocab_size:
             described = ", ".join(f"{name} {size}" for name, size in sizes.items())
             raise ValueError(

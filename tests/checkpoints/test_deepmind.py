@@ -144,7 +144,7 @@ def test_both_axis_orders_of_gates(tmp_path, gates_df):
 
 
 def test_released_sizes_are_recognised(monkeypatch):
-    for cfg in CONFIGS.values():
+    for cfg in (cfg for cfg in CONFIGS.values() if "gemma" in cfg.name):
         reader = DeepMindCheckpoint.__new__(DeepMindCheckpoint)
         reader.path, reader.format = "x", "dm"
         rows = cfg.vocab_size + (128 if cfg.name.startswith("gemma2") else 0)

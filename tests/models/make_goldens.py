@@ -23,16 +23,13 @@ from parity_cases import CASES, PEERS, Case, batch, positions, sample, weights  
 
 def transformers_model(case: Case, dtype):
     import torch
-    from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
+    import transformers
 
-    config_class, model_class = {
-        "gemma2": (Gemma2Config, Gemma2ForCausalLM),
-        "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
-    }[case.family]
     fields = dict(case.config)
-    for name in ("architectures", "model_type", "hidden_act"):
-        fields.pop(name, None)
-    model = model_class(config_class(**fields, attn_implementation="eager"))
+    model_class = getattr(transformers, fields.pop("architectures")[0])
+    if fields.pop("model_type").startswith("gemma"):
+        fields.pop("hidden_act")
+    model = model_class(model_class.config_class(**fields, attn_implementation="eager"))
     state = {name: torch.tensor(value) for name, value in weights(case).items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)

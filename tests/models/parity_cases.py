@@ -1,4 +1,4 @@
-"""Toy Gemmas for our model, transformers and DeepMind's `gemma`: configs, weights and batches.
+"""Toy models for our code, transformers and DeepMind's `gemma`: configs, weights and batches.
 
 Only numpy is needed. The tests import this module, and so does make_goldens.py in the peers'
 environment. Weights come from raw PCG64 bits, which are stable across numpy versions, so both sides
@@ -22,6 +22,13 @@ _TOY = {
     "rms_norm_eps": 1e-6, "hidden_activation": "gelu_pytorch_tanh", "hidden_act": "gelu",
     "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0,
 }  # fmt: skip
+# Width over heads (11) and head width (8) differ.
+_PLAIN = {
+    "vocab_size": VOCAB, "hidden_size": 44, "intermediate_size": 24, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    "max_position_embeddings": 256, "hidden_act": "silu", "attention_bias": False,
+    "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0,
+}  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
     "gemma2": _TOY | {
         "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "num_hidden_layers": 5,
@@ -31,6 +38,24 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "num_hidden_layers": 8,
         "rope_theta": 1_000_000.0, "rope_local_base_freq": 10_000.0, "sliding_window_pattern": 6,
         "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    },
+    # The sequence is longer than the original context of 16 tokens.
+    "llama3": _PLAIN | {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "rms_norm_eps": 1e-5,
+        "rope_theta": 500_000.0, "tie_word_embeddings": False,
+        "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    },
+    "qwen2": _PLAIN | {
+        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "rms_norm_eps": 1e-6,
+        "rope_theta": 1_000_000.0, "tie_word_embeddings": True, "use_sliding_window": False,
+        "sliding_window": 7,
+    },
+    "qwen3": _PLAIN | {
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "rms_norm_eps": 1e-6,
+        "rope_theta": 1_000_000.0, "tie_word_embeddings": False, "use_sliding_window": False,
     },
 }  # fmt: skip
 
@@ -73,13 +98,22 @@ CASES = {
     "gemma3": Case("gemma3", gradients=True, bf16=True),
     "gemma3_left": Case("gemma3", pad="left"),
     "gemma3_right": Case("gemma3", pad="right"),
+    "llama3": Case("llama3", gradients=True, bf16=True),
+    "llama3_left": Case("llama3", pad="left"),
+    "llama3_right": Case("llama3", pad="right"),
+    "qwen2": Case("qwen2", gradients=True, bf16=True),
+    "qwen2_left": Case("qwen2", pad="left"),
+    "qwen2_right": Case("qwen2", pad="right"),
+    "qwen3": Case("qwen3", gradients=True, bf16=True),
+    "qwen3_left": Case("qwen3", pad="left"),
+    "qwen3_right": Case("qwen3", pad="right"),
 }
 
 # transformers applies windows by slot, so it has no result for "gap"; DeepMind's applies them by
 # position, as we do.
 PEERS = {
     "transformers": [name for name, case in CASES.items() if case.pad != "gap"],
-    "deepmind": list(CASES),
+    "deepmind": [name for name, case in CASES.items() if "gemma" in case.family],
 }
 
 
@@ -99,31 +133,42 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     }
     for i in range(config["num_hidden_layers"]):
         layer = f"model.layers.{i}."
-        for norm in ("input", "post_attention", "pre_feedforward", "post_feedforward"):
+        norms = ("input", "post_attention")
+        if config["model_type"].startswith("gemma"):
+            norms = (*norms, "pre_feedforward", "post_feedforward")
+        for norm in norms:
             out[f"{layer}{norm}_layernorm.weight"] = (d,)
         for name, shape in {"q": (n, d), "k": (k, d), "v": (k, d), "o": (d, n)}.items():
             out[f"{layer}self_attn.{name}_proj.weight"] = shape
         for name, shape in {"gate": (f, d), "up": (f, d), "down": (d, f)}.items():
             out[f"{layer}mlp.{name}_proj.weight"] = shape
-        if config["model_type"] == "gemma3_text":
+        if config["model_type"] == "qwen2":
+            for name, size in {"q": n, "k": k, "v": k}.items():
+                out[f"{layer}self_attn.{name}_proj.bias"] = (size,)
+        if config["model_type"] in ("gemma3_text", "qwen3"):
             out[f"{layer}self_attn.q_norm.weight"] = out[f"{layer}self_attn.k_norm.weight"] = (h,)
+    if not config.get("tie_word_embeddings", True):
+        out["lm_head.weight"] = (config["vocab_size"], d)
     return out
 
 
 def weights(case: Case) -> dict[str, np.ndarray]:
     """Hugging Face name -> float32 weights: matrices of variance 1/fan_in, norms not close to 0."""
-    out = {}
+    out, is_gemma = {}, "gemma" in case.family
     for seed, (name, shape) in enumerate(sorted(shapes(case.config).items())):
         values = _uniform(seed, shape)
         if len(shape) == 1:
             values *= 0.5
+            values += 0.0 if is_gemma or name.endswith("bias") else 1.0  # these norms are w, not 1 + w
         else:
             values *= np.sqrt(3.0 / shape[1])
+        if case.family == "qwen3" and ("q_norm" in name or "k_norm" in name):
+            values *= 1.4
         if case.family == "gemma3" and ("q_norm" in name or "k_norm" in name):
             values = (1 + values) * 1.4 - 1  # sharper attention, so that positions matter
         if "q_proj" in name or "k_proj" in name:
             values *= case.attn_gain
-        if name == "model.norm.weight":
+        if name == "model.norm.weight" and is_gemma:
             values = (1 + values) * case.head_gain - 1
         out[name] = values.astype(np.float32)
     return out
