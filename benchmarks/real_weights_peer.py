@@ -1,4 +1,4 @@
-"""Runs transformers on the real Gemma 3 270M weights, in the peers' environment.
+"""Runs transformers on the weights of a GGUF file, in the peers' environment.
 
     python real_weights_peer.py GGUF IN.json OUT.npz
 

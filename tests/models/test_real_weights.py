@@ -1,4 +1,4 @@
-"""Compares Gemma 3 270M with transformers on the same weights: logits, greedy text, perplexity.
+"""Compares released models with transformers on the same weights: logits, greedy text, perplexity.
 
     GRM_PEERS=PYTHON pytest --run weights tests/models/test_real_weights.py
 
@@ -14,11 +14,12 @@ from benchmarks import real_weights
 
 
 @pytest.mark.weights
-def test_results_equal_those_of_transformers():
+@pytest.mark.parametrize("model", real_weights.MODELS)
+def test_results_equal_those_of_transformers(model):
     if "GRM_PEERS" not in os.environ:
         pytest.skip("GRM_PEERS is not set: set it to an interpreter with the `bench` extra")
     try:
-        result = real_weights.run(os.environ["GRM_PEERS"])
+        result = real_weights.run(os.environ["GRM_PEERS"], model)
     except real_weights.Unavailable as reason:
         pytest.skip(str(reason))
     assert result["logits_largest_difference_over_largest_logit"] <= LOGITS
