@@ -178,4 +178,6 @@ class GgufFile(Reader):
 def llama3_divisors(spec: LayerSpec, head_dim: int, rope: Llama3Rope) -> np.ndarray:
     """Returns what Llama 3's scaling divides each RoPE frequency by, float32 (head_dim / 2,)."""
     scaled = dataclasses.replace(spec, llama3_rope=rope)
-    return np.asarray(rope_frequencies(spec, head_dim) / rope_frequencies(scaled, head_dim), np.float32)
+    return np.asarray(
+        rope_frequencies(spec, head_dim) / rope_frequencies(scaled, head_dim), np.float32
+    )

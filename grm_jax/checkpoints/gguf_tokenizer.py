@@ -15,10 +15,10 @@ _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# None: digits one by one, then GPT-2's own rule.
 SPLITS = {"qwen2": _WORDS % "", "llama-bpe": _WORDS % "{1,3}", "smollm": None}
 SPECIAL = ("bos", "eos", "unknown", "padding")
-_CONTROL = 3  # GGUF's type of tokens that are not text
-_USER_DEFINED = 4
+_CONTROL, _USER_DEFINED = 3, 4  # GGUF's types of added tokens: not text, and text
 
 
 def write_tokenizer(field: Callable[[str], Any], folder: Path, name: str) -> None:
@@ -61,11 +61,12 @@ def _byte_level_bpe(field: Callable[[str], Any], rule: str) -> str:
     vocabulary = {token: i for i, token in enumerate(tokens)}
     bpe = models.BPE(vocabulary, merges, ignore_merges=rule == "llama-bpe")
     tokenizer = tokenizers.Tokenizer(bpe)
-    pieces = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=SPLITS[rule] is None)
+    words = SPLITS[rule]
+    pieces = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words is None)
     split = (
         pre_tokenizers.Digits(individual_digits=True)
-        if SPLITS[rule] is None
-        else pre_tokenizers.Split(tokenizers.Regex(SPLITS[rule]), "isolated")
+        if words is None
+        else pre_tokenizers.Split(tokenizers.Regex(words), "isolated")
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pieces])
     tokenizer.decoder = decoders.ByteLevel()

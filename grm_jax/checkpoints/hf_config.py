@@ -7,13 +7,7 @@ defaults are part of the format.
 import logging
 from typing import Any
 
-from grm_jax.models.config import (
-    PLAIN,
-    LayerSpec,
-    Llama3Rope,
-    TransformerConfig,
-    find_config,
-)
+from grm_jax.models.config import PLAIN, LayerSpec, Llama3Rope, TransformerConfig, find_config
 
 log = logging.getLogger(__name__)
 

@@ -128,9 +128,8 @@ class TransformerConfig:
         }
         for field, allowed in choices.items():
             if (value := getattr(self, field)) not in allowed:
-                raise ValueError(
-                    f"{self.name}: {field}={value!r} is unknown: use one of {', '.join(map(str, allowed))}"
-                )
+                names = ", ".join(map(str, allowed))
+                raise ValueError(f"{self.name}: {field}={value!r} is unknown: use one of {names}")
 
     @property
     def num_units(self) -> int:

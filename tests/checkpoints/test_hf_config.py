@@ -110,8 +110,8 @@ def test_the_wrong_scale_of_early_9b_files_is_corrected_with_a_warning(caplog):
     ("change", "message"),
     [
         (
-            {"architectures": ["LlamaForCausalLM"]},
-            "architecture 'LlamaForCausalLM' is not supported",
+            {"architectures": ["MixtralForCausalLM"]},
+            "architecture 'MixtralForCausalLM' is not supported",
         ),
         ({"tie_word_embeddings": False}, "tie_word_embeddings=False"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
@@ -136,3 +136,33 @@ def test_a_pattern_that_config_json_cannot_express_is_an_error():
     cfg = get_config("tiny_gemma2", pattern=(LayerSpec(6), LayerSpec(8)))
     with pytest.raises(ValueError, match="cannot be written to a Gemma config.json"):
         to_hf(cfg, "float32")
+
+
+PLAIN_MODELS = [n for n in CONFIGS if n.startswith(("llama", "qwen", "smollm", "tiny_llama"))]
+
+
+@pytest.mark.parametrize("name", PLAIN_MODELS)
+def test_llama_and_qwen_configs_survive_a_round_trip(name):
+    cfg = get_config(name, dtype="bfloat16")
+    assert from_hf(to_hf(cfg, "bfloat16"), name) == cfg
+
+
+def test_new_and_old_rope_keys_give_the_same_llama():
+    old = to_hf(get_config("llama3_8b"), "bfloat16")
+    new = {key: value for key, value in old.items() if not key.startswith("rope")}
+    new["rope_parameters"] = {"rope_theta": old["rope_theta"], **old["rope_scaling"]}
+    assert from_hf(new) == from_hf(old)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"use_sliding_window": True}, "use_sliding_window=True"),
+        ({"attention_bias": True}, "attention_bias=True"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type 'yarn'"),
+    ],
+)
+def test_unsupported_plain_configs_are_errors(change, message):
+    with pytest.raises(ValueError, match=message):
+        from_hf(to_hf(get_config("qwen3_8b"), "bfloat16") | change)

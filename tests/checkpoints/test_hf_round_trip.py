@@ -8,19 +8,35 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
-from toys import BF16, GEMMA2, GEMMA3, D, F, H, K, N, V, raw, tensors, write_folder
+from toys import (
+    BF16,
+    GEMMA2,
+    GEMMA3,
+    LLAMA,
+    QWEN2,
+    QWEN3,
+    D,
+    F,
+    H,
+    K,
+    N,
+    V,
+    raw,
+    tensors,
+    write_folder,
+)
 
 from grm_jax.checkpoints import load, open_checkpoint, save
 from grm_jax.checkpoints.loading import flat_params
 from grm_jax.sharding import make_mesh, state_shardings
 
 CLASSIFIER = GEMMA2 | {"architectures": ["Gemma2ForSequenceClassification"], "num_labels": 1}
+LLAMA_CLASSIFIER = LLAMA | {"architectures": ["LlamaForSequenceClassification"], "num_labels": 1}
+ROUND_TRIPS = [GEMMA2, GEMMA3, CLASSIFIER, LLAMA, QWEN2, QWEN3, LLAMA_CLASSIFIER]
 
 
 @pytest.mark.parametrize("files", [1, 3])
-@pytest.mark.parametrize(
-    "config", [GEMMA2, GEMMA3, CLASSIFIER], ids=lambda c: c["architectures"][0]
-)
+@pytest.mark.parametrize("config", ROUND_TRIPS, ids=lambda c: c["architectures"][0])
 def test_every_tensor_survives_a_round_trip_byte_for_byte(tmp_path, config, files):
     """Each tensor keeps its dtype."""
     source = write_folder(tmp_path / "in", config, tensors(config, norm_dtype=np.float32), files)
@@ -35,6 +51,13 @@ def test_every_tensor_survives_a_round_trip_byte_for_byte(tmp_path, config, file
     assert raw(tmp_path / "out") == raw(source)
     cfg = open_checkpoint(tmp_path / "out").model_config()
     assert cfg == open_checkpoint(source).model_config().replace(name=cfg.name)
+
+
+def test_an_output_head_of_its_own_is_required_where_the_config_unties_it(tmp_path):
+    values = tensors(LLAMA)
+    del values["lm_head.weight"]
+    with pytest.raises(ValueError, match="missing: lm_head.weight"):
+        load(write_folder(tmp_path, LLAMA, values))
 
 
 def test_layers_are_stacked_in_the_order_of_the_pattern(tmp_path):

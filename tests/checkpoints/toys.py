@@ -29,6 +29,35 @@ GEMMA3 = _SIZES | {
     "rope_theta": 1000000.0,
     "rope_scaling": {"rope_type": "linear", "factor": 8.0},
 }
+_PLAIN = {
+    key: n for key, n in _SIZES.items() if key not in ("query_pre_attn_scalar", "sliding_window")
+}
+LLAMA = _PLAIN | {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "num_hidden_layers": 3,
+    "rope_theta": 500000.0,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+    "tie_word_embeddings": False,
+}
+QWEN2 = _PLAIN | {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "num_hidden_layers": 3,
+    "rope_theta": 1000000.0,
+    "tie_word_embeddings": True,
+}
+QWEN3 = QWEN2 | {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "tie_word_embeddings": False,
+}
 
 
 def tensors(config: dict, seed: int = 0, dtype=BF16, norm_dtype=None) -> dict[str, np.ndarray]:
@@ -40,8 +69,6 @@ def tensors(config: dict, seed: int = 0, dtype=BF16, norm_dtype=None) -> dict[st
         shapes |= {
             layer + "input_layernorm.weight": (D,),
             layer + "post_attention_layernorm.weight": (D,),
-            layer + "pre_feedforward_layernorm.weight": (D,),
-            layer + "post_feedforward_layernorm.weight": (D,),
             layer + "self_attn.q_proj.weight": (N * H, D),
             layer + "self_attn.k_proj.weight": (K * H, D),
             layer + "self_attn.v_proj.weight": (K * H, D),
@@ -50,13 +77,26 @@ def tensors(config: dict, seed: int = 0, dtype=BF16, norm_dtype=None) -> dict[st
             layer + "mlp.up_proj.weight": (F, D),
             layer + "mlp.down_proj.weight": (D, F),
         }
-        if config["model_type"].startswith("gemma3"):
+        if config["model_type"].startswith("gemma"):
+            shapes |= {
+                layer + "pre_feedforward_layernorm.weight": (D,),
+                layer + "post_feedforward_layernorm.weight": (D,),
+            }
+        if config["model_type"] == "qwen2":
+            shapes |= {
+                layer + "self_attn.q_proj.bias": (N * H,),
+                layer + "self_attn.k_proj.bias": (K * H,),
+                layer + "self_attn.v_proj.bias": (K * H,),
+            }
+        if config["model_type"] in ("gemma3_text", "qwen3"):
             shapes |= {
                 layer + "self_attn.q_norm.weight": (H,),
                 layer + "self_attn.k_norm.weight": (H,),
             }
     if config["architectures"][0].endswith("SequenceClassification"):
         shapes["score.weight"] = (1, D)
+    elif not config.get("tie_word_embeddings", True):
+        shapes["lm_head.weight"] = (V, D)
     kinds = {1: norm_dtype or dtype}
     return {
         name: rng.normal(size=shape).astype(kinds.get(len(shape), dtype))

@@ -159,7 +159,9 @@ def weights(case: Case) -> dict[str, np.ndarray]:
         values = _uniform(seed, shape)
         if len(shape) == 1:
             values *= 0.5
-            values += 0.0 if is_gemma or name.endswith("bias") else 1.0  # these norms are w, not 1 + w
+            values += (
+                0.0 if is_gemma or name.endswith("bias") else 1.0
+            )  # these norms are w, not 1 + w
         else:
             values *= np.sqrt(3.0 / shape[1])
         if case.family == "qwen3" and ("q_norm" in name or "k_norm" in name):
