@@ -1,6 +1,7 @@
 """Rejective fine-tuning (SPCT section 3.2): sample critiques, keep the correct ones, fine-tune."""
 
 import contextlib
+import gc
 import json
 import logging
 from collections.abc import Callable
@@ -116,6 +117,7 @@ def prepare(
     samples_here = config.rft.sampler in rft_samplers.LOCAL or jax.process_index() == 0
     if samples_here and not (folder / "ready.json").exists():
         _build(config, tokenizer, mesh, folder, workdir)
+        gc.collect()  # frees the sampling model, whose engine is part of a reference cycle
     checkpoint.wait_for_all(f"data in {folder}")
     return sft.Encoded.load(reading(folder / "tokens"))
 
