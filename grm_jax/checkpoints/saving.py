@@ -153,7 +153,7 @@ def copy_tokenizer(source: str | os.PathLike[str], path: str | os.PathLike[str])
     """Copies a folder's tokenizer files, or one .model or .json file, and returns their names.
 
     A single file gets the name that `tokenizer.load` expects. The tokenizer inside a GGUF file, or
-    in a folder with nothing else, is written as tokenizer.model.
+    in a folder with nothing else, is rebuilt.
     """
     source, path = Path(source), Path(path)
     files = {}
@@ -161,8 +161,8 @@ def copy_tokenizer(source: str | os.PathLike[str], path: str | os.PathLike[str])
     if len(gguf) == 1 and not any((source / name).exists() for name in TOKENIZER_FILES):
         from grm_jax.checkpoints.gguf_file import GgufFile
 
-        (path / "tokenizer.model").write_bytes(GgufFile(gguf[0]).sentencepiece_model())
-        return ["tokenizer.model"]
+        GgufFile(gguf[0]).write_tokenizer(path)
+        return [name for name in TOKENIZER_FILES if (path / name).exists()]
     if source.is_dir():
         files = {n: source / n for n in TOKENIZER_FILES if (source / n).exists()}
     elif source.is_file() and source.suffix in (".model", ".json"):

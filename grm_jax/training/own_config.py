@@ -4,7 +4,6 @@ A field is open if it is 0 or "". `complete` sets the open ones; WORKDIR/config.
 and a resumed run takes its values from there, except those that only fit the devices.
 """
 
-import dataclasses
 import json
 import logging
 import math
@@ -14,18 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from grm_jax import checkpoints
-from grm_jax.judging.loading import check_vocabulary, load_tokenizer
+from grm_jax.judging.loading import check_vocabulary
 from grm_jax.judging.metadata import JudgeMetadata
 from grm_jax.models.config import CONFIGS, TransformerConfig
-from grm_jax.sampling.plan import GIB, SHARE, device_memory
+from grm_jax.sampling.plan import GIB, SHARE
 from grm_jax.storage import as_path, fetch, write_atomic
 from grm_jax.text import rendering
-from grm_jax.training import openai_client, own_file, rft_data
-from grm_jax.training.sources import FILE
+from grm_jax.training import machines, openai_client, own_file, rft_data, sources
+from grm_jax.training.machines import Machine
 from grm_jax.types import Comparison
 
 log = logging.getLogger(__name__)
@@ -80,28 +78,13 @@ _RATES = (
 _CRITIQUE = {"grm": 1024, "compact": 256}  # tokens of the longest critique
 _SMALL = 5e8  # parameters below which the short template is the default
 _MEASURED = 2000  # comparisons whose prompts are measured
+_TAIL = 1.25  # the longest prompt sets the length, unless it is so much longer than 95% of them
 _CAP = 8192  # tokens of the longest prompt and critique
-
-
-@dataclasses.dataclass(frozen=True)
-class Machine:
-    """Devices to fit. memory: bytes of each device."""
-
-    devices: int
-    memory: int
-    platform: str
-    slices: int = 1
-
-    @classmethod
-    def here(cls) -> "Machine":
-        devices = jax.devices()
-        slices = len({getattr(device, "slice_index", 0) for device in devices})
-        return cls(len(devices), device_memory()[0], devices[0].platform, slices)
 
 
 def is_open(config: Any) -> bool:
     """Whether the experiment trains on `config.data.file` and has fields that `complete` sets."""
-    if config.get("data") is None or config.data.get("judging") != FILE:
+    if config.get("data") is None or config.data.get("judging") != sources.FILE:
         return False
     fields = {*DEVICE_FIELDS, *FIELDS} - {"rft.sampling.model"}
     return not all(operator.attrgetter(field)(config) for field in fields)
@@ -140,16 +123,17 @@ def complete(config: Any, workdir: Any = None, machine: Machine | None = None) -
     machine = machine or Machine.here()
     path = fetch(config.init)
     cfg = _set_model(config, path, machine)
-    tokenizer = load_tokenizer(path, fetch(config.tokenizer) if config.tokenizer else None)
+    tokenizer = sources.load_tokenizer(config)
     check_vocabulary(tokenizer, cfg)
     index = own_file.index(config, workdir)
     train, held_out = (len(index.sections[side]) for side in (own_file.TRAIN, own_file.HELD_OUT))
     metadata = JudgeMetadata.load(path) if (path / JudgeMetadata.FILE).is_file() else None
     _set_lengths(config, cfg, metadata, _some(index), tokenizer)
-    sizes = _set_mesh(config, cfg, machine)
+    dtype = config.model_overrides.dtype
+    config.mesh, sizes = machines.mesh_for(cfg, machine, dtype, config.mesh)
     _set_sizes(config, cfg, machine, sizes, train, held_out)
     _set_micro_rows(config, cfg, machine, sizes)
-    _log_choices(config, train, held_out)
+    _log_choices(config)
     return config
 
 
@@ -206,6 +190,7 @@ def _set_model(config: Any, path: Path, machine: Machine) -> TransformerConfig:
     if CONFIGS.get(cfg.name) != cfg:
         cfg = cfg.replace(name=f"checkpoint:{path.name}")
         CONFIGS[cfg.name] = cfg
+    log.info("model: %s, %.1fM parameters", cfg.name, cfg.num_params / 1e6)
     _set(config, "model", cfg.name)
     _set(config, "tokenizer", config.init)
     dtype = "float32" if machine.platform == "cpu" else "bfloat16"
@@ -256,7 +241,7 @@ def _set_lengths(
         critique = metadata.max_new_tokens if metadata else _CRITIQUE.get(name, 512)
         critique = config.rl.max_new_tokens or min(critique, context // 2)
         lengths = prompt_lengths(comparisons, name, tokenizer)
-        median, most = int(np.median(lengths)), int(np.quantile(lengths, 0.99))
+        median, most = int(np.median(lengths)), int(np.quantile(lengths, 0.95, method="higher"))
         if median + critique <= context:
             break
     else:
@@ -265,6 +250,8 @@ def _set_lengths(
             f"{config.data.file} have {median:,} at the median, beside {critique:,} of a critique: "
             "shorten the responses, or use a model with a longer context"
         )
+    if lengths[-1] <= _TAIL * most:
+        most = int(lengths[-1])
     _set(config, "template", name)
     _set(config, "rl.max_new_tokens", critique)
     step = 64 if context >= 512 else 8
@@ -276,7 +263,7 @@ def _set_lengths(
     longer = int((lengths > config.rl.prompt_len).sum())
     log.info(
         "prompts of template %s: %d tokens at the median, %d at most; %d of %d are longer than "
-        "rl.prompt_len=%d and are not trained on",
+        "rl.prompt_len=%d and are skipped in training",
         *(name, median, lengths[-1], longer, len(lengths), config.rl.prompt_len),
     )
 
@@ -285,33 +272,7 @@ def _round_up(number: float, step: int) -> int:
     return math.ceil(number / step) * step
 
 
-# ---------------------------------------------------------------- devices
-
-
-def _set_mesh(config: Any, cfg: TransformerConfig, machine: Machine) -> dict[str, int]:
-    """Sets the mesh and returns its sizes: the weights over `fsdp` where the width allows it.
-
-    `tensor` is above 1 if the sampler's weights, which `fsdp` does not split, fill a device.
-    """
-    from grm_jax.sharding import check_fits, resolve_mesh
-
-    per_slice = machine.devices // machine.slices
-    weights = cfg.num_params * jnp.dtype(config.model_overrides.dtype).itemsize
-    tensor = config.mesh.tensor or next(
-        (n for n in _divisors(per_slice)
-         if weights / n <= 0.4 * machine.memory and cfg.num_kv_heads % n == 0), 1
-    )  # fmt: skip
-    rest = max(1, per_slice // tensor)
-    fsdp = config.mesh.fsdp or max(n for n in _divisors(rest) if cfg.d_model % n == 0)
-    data = config.mesh.data or machine.slices * (rest // fsdp if fsdp > 0 else 1)
-    config.mesh = dict(data=data, fsdp=fsdp, tensor=tensor)
-    sizes = resolve_mesh(config.mesh, machine.devices, machine.slices)
-    check_fits(cfg, sizes)
-    return sizes
-
-
-def _divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]
+# ---------------------------------------------------------------- batches and steps
 
 
 def _set_sizes(
@@ -359,17 +320,15 @@ def _set_micro_rows(
 
     Raises ValueError if the training state alone does not fit.
     """
-    shards, width = sizes["data"] * sizes["fsdp"], jnp.dtype(config.model_overrides.dtype).itemsize
-    splits = sizes["fsdp"] * sizes["tensor"]
-    # float32 weights, two moments and gradients; the weights in use, and the reference's.
-    state = cfg.num_params * (16 + 2 * width) / splits
-    limit = SHARE * machine.memory
-    if state > limit:
+    shards, dtype = sizes["data"] * sizes["fsdp"], config.model_overrides.dtype
+    state = machines.state_bytes(cfg, dtype) / (sizes["fsdp"] * sizes["tensor"])
+    free = SHARE * machine.memory - state
+    if free < 0:
         raise ValueError(
             f"config.init={config.init}: training {cfg.num_params / 1e6:,.1f}M parameters takes "
             f"{state / GIB:.1f} GiB per device, and {machine.devices} x {machine.platform} with "
-            f"{machine.memory / GIB:.1f} GiB allow {limit / GIB:.1f}: use more devices or a "
-            "smaller model"
+            f"{machine.memory / GIB:.1f} GiB allow {SHARE * machine.memory / GIB:.1f}: use more "
+            "devices or a smaller model"
         )
     group = config.rl.prompt_len + config.rl.group_size * config.rl.max_new_tokens
     for stage, batch, tokens in (
@@ -377,29 +336,25 @@ def _set_micro_rows(
         ("rl", config.rl.prompts, group),
         ("meta_rm", config.meta_rm.batch_size, config.meta_rm.seq_len),
     ):
-        per_row = sequence_bytes(cfg, tokens, config.model_overrides) / sizes["tensor"]
-        fitting = [n for n in _divisors(batch // shards) if n * per_row <= limit - state]
+        row = machines.sequence_bytes(cfg, tokens, dtype, config.model_overrides.remat)
+        row /= sizes["tensor"]
+        fitting = [n for n in machines.divisors(batch // shards) if n * row <= free]
         _set(config, f"{stage}.micro_rows", max(fitting, default=1))
+        if not fitting and stage in config.stages:
+            log.warning(
+                "%s: a sequence of %d tokens takes about %.1f GiB, and %.1f are free beside the "
+                "weights: lower config.rl.prompt_len if memory runs out",
+                *(stage, tokens, row / GIB, free / GIB),
+            )
 
 
-def sequence_bytes(cfg: TransformerConfig, tokens: int, overrides: Any) -> float:
-    """Estimates the bytes of activations of one sequence in an update, gradients included."""
-    width, unit = jnp.dtype(overrides.dtype).itemsize, len(cfg.pattern)
-    heads = cfg.num_heads + 2 * cfg.num_kv_heads
-    # Projections, residuals and feed-forward of a layer, each also as a gradient.
-    layer = 2 * width * (8 * cfg.d_model + 4 * heads * cfg.head_dim + 3 * cfg.d_ff)
-    layers = cfg.num_layers if overrides.remat == "none" else unit
-    saved = cfg.num_units * cfg.d_model * width
-    scores = 4 * 4 * cfg.num_heads * min(cfg.query_chunk, tokens) * tokens * layers
-    logits = 3 * 4 * min(cfg.logits_chunk, tokens) * (cfg.vocab_size + cfg.vocab_pad)
-    return tokens * (layers * layer + saved) + scores + logits
-
-
-def _log_choices(config: Any, train: int, held_out: int) -> None:
+def _log_choices(config: Any) -> None:
     """Logs the chosen numbers; WORKDIR/config.json has all of them."""
-    log.info(
-        "%s: %d comparisons to train on, %d held out by query", config.data.file, train, held_out
-    )
-    for fields in (("model", *DEVICE_FIELDS), FIELDS[2:]):
-        values = ((field, operator.attrgetter(field)(config)) for field in fields)
-        log.info("chosen: %s", ", ".join(f"{name}={value}" for name, value in values))
+    fields = (*FIELDS[2:], *DEVICE_FIELDS)
+    unused = [f"{stage}." for stage in ("rft", "rl", "meta_rm") if stage not in config.stages]
+    values = {
+        field: operator.attrgetter(field)(config)
+        for field in fields
+        if not field.startswith(tuple(unused))
+    }
+    log.info("chosen: %s", ", ".join(f"{name}={v}" for name, v in values.items() if v != ""))

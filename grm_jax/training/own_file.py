@@ -88,7 +88,7 @@ def _read(config: Any) -> tuple[list[Comparison], list[Comparison], dict[str, in
                 f"config.data.held_out_file={data.held_out_file} has all queries of "
                 f"config.data.file={data.file}: nothing is left to train on"
             )
-    log.info("%d comparisons to train on, %d held out", len(train), len(held_out))
+    log.info("%d comparisons to train on, %d held out by query", len(train), len(held_out))
     return train, held_out, counts | {"train": len(train), "held_out": len(held_out)}
 
 

@@ -5,10 +5,13 @@ import numpy as np
 import pytest
 import sentencepiece as spm
 from gguf import GGMLQuantizationType as Q
+from ml_collections import ConfigDict
 from toys import GEMMA2, GEMMA3, K, tensors
 
-from grm_jax.checkpoints import load, open_checkpoint
+from grm_jax.checkpoints import copy_tokenizer, load, open_checkpoint
 from grm_jax.models import LayerSpec
+from grm_jax.text import tokenizer
+from grm_jax.training import sources
 
 NAMES = {
     "embed_tokens": "token_embd", "input_layernorm": "attn_norm",
@@ -147,7 +150,9 @@ def test_another_architecture_is_an_error(tmp_path):
         load(path)
 
 
-def test_the_tokenizer_is_rebuilt(tmp_path):
+@pytest.fixture
+def with_tokenizer(tmp_path):
+    """Returns a GGUF file with a tokenizer, and that tokenizer."""
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("the quick brown fox jumps over the lazy dog, again and again\n" * 50)
     spm.SentencePieceTrainer.Train(
@@ -173,7 +178,11 @@ def test_the_tokenizer_is_rebuilt(tmp_path):
         writer.add_unk_token_id(3)
         writer.add_pad_token_id(0)
 
-    path = write(tmp_path / "toy.gguf", GEMMA2, {}, add_tokenizer=add_tokenizer)
+    return write(tmp_path / "toy.gguf", GEMMA2, {}, add_tokenizer=add_tokenizer), own
+
+
+def test_the_tokenizer_is_rebuilt(with_tokenizer, tmp_path):
+    path, own = with_tokenizer
     open_checkpoint(path).write_tokenizer(tmp_path)
     rebuilt = spm.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     assert [rebuilt.pad_id(), rebuilt.eos_id(), rebuilt.bos_id(), rebuilt.unk_id()] == [0, 1, 2, 3]
@@ -184,3 +193,19 @@ def test_the_tokenizer_is_rebuilt(tmp_path):
     ):
         assert rebuilt.encode(text) == own.encode(text)
         assert rebuilt.decode(rebuilt.encode(text)) == text
+
+
+@pytest.mark.parametrize("name", ["file", "folder"])
+def test_training_loads_and_exports_the_tokenizer_of_a_gguf_file(with_tokenizer, tmp_path, name):
+    path, own = with_tokenizer
+    source = path if name == "file" else path.parent / "folder"
+    if name == "folder":
+        source.mkdir()
+        path.rename(source / path.name)
+    config = ConfigDict({"tokenizer": str(source)})
+    text = "the quick  fox"
+    assert sources.load_tokenizer(config).encode(text) == own.encode(text)
+    out = tmp_path / "hf"
+    out.mkdir()
+    assert "tokenizer.model" in copy_tokenizer(sources.tokenizer_path(config), out)
+    assert tokenizer.load(out).encode(text) == own.encode(text)

@@ -18,6 +18,7 @@ from grm_jax.data.world.vocabulary import vocabulary_path
 from grm_jax.models import build_model, get_config
 from grm_jax.training import (
     loop,
+    machines,
     main,
     openai_client,
     own_config,
@@ -29,7 +30,7 @@ from grm_jax.training import (
 )
 
 GIB = 2**30
-CPU = own_config.Machine(1, 8 * GIB, "cpu")
+CPU = machines.Machine(1, 8 * GIB, "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +110,12 @@ def test_devices_decide_the_mesh_and_the_micro_rows(pairs, model_folder, tmp_pat
 
     mesh, rows, prompts = sizes(CPU)
     assert mesh == {"data": 1, "fsdp": 1, "tensor": 1} and rows == prompts
-    assert sizes(own_config.Machine(8, GIB, "tpu"))[0] == {"data": 1, "fsdp": 8, "tensor": 1}
+    assert sizes(machines.Machine(8, GIB, "tpu"))[0] == {"data": 1, "fsdp": 8, "tensor": 1}
     # 64 devices do not divide a width of 32.
-    assert sizes(own_config.Machine(64, GIB, "tpu"))[0] == {"data": 2, "fsdp": 32, "tensor": 1}
-    assert sizes(own_config.Machine(1, 40 << 20, "tpu"))[1] < rows
+    assert sizes(machines.Machine(64, GIB, "tpu"))[0] == {"data": 2, "fsdp": 32, "tensor": 1}
+    assert sizes(machines.Machine(1, 40 << 20, "tpu"))[1] < rows
     with pytest.raises(ValueError, match="toy: training 0.0M parameters takes .* more devices"):
-        sizes(own_config.Machine(1, 1 << 19, "tpu"))
+        sizes(machines.Machine(1, 1 << 19, "tpu"))
 
 
 @pytest.mark.parametrize(
@@ -233,7 +234,7 @@ def test_a_run_cannot_go_on_with_another_model(finished, pairs, model_folder, tm
 
 def test_the_model_that_samples_is_freed_before_training(pairs, model_folder, tmp_path):
     config = make_config(pairs, model_folder, **{"rft.sampler": "self", "rl.max_new_tokens": 8})
-    config = own_config.complete(config, tmp_path, own_config.Machine.here())
+    config = own_config.complete(config, tmp_path, machines.Machine.here())
     config.rft.min_parsed = 0.0
     before = len(jax.live_arrays())
     with pytest.raises(ValueError, match="the RFT set is empty"):

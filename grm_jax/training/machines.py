@@ -1,0 +1,84 @@
+"""What fits a machine: the mesh of a model, and estimates of the memory of its training."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from grm_jax.models.config import TransformerConfig
+from grm_jax.sampling.plan import device_memory
+from grm_jax.sharding import check_fits, resolve_mesh
+
+_SAMPLER_SHARE = 0.4  # of a device's memory, at most for the sampler's weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Devices. memory: bytes of each device."""
+
+    devices: int
+    memory: int
+    platform: str
+    slices: int = 1
+
+    @classmethod
+    def here(cls) -> "Machine":
+        devices = jax.devices()
+        slices = len({getattr(device, "slice_index", 0) for device in devices})
+        return cls(len(devices), device_memory()[0], devices[0].platform, slices)
+
+
+def mesh_for(
+    cfg: TransformerConfig, machine: Machine, dtype: str, mesh: Mapping[str, int]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Returns (a mesh for the devices, its sizes). Axes of `mesh` that are not 0 are kept.
+
+    `fsdp` splits the weights as far as the model's width allows, `data` has the other devices.
+    `tensor` is above 1 if the sampler's weights, which `fsdp` does not split, fill a device.
+
+    Raises ValueError for a mesh that does not fit the devices or the model.
+    """
+    per_slice = machine.devices // machine.slices
+    weights = cfg.num_params * jnp.dtype(dtype).itemsize
+    tensor = mesh["tensor"] or next(
+        (
+            n
+            for n in divisors(per_slice)
+            if weights / n <= _SAMPLER_SHARE * machine.memory and cfg.num_kv_heads % n == 0
+        ),
+        1,
+    )
+    rest = max(1, per_slice // tensor)
+    fsdp = mesh["fsdp"] or max(n for n in divisors(rest) if cfg.d_model % n == 0)
+    data = mesh["data"] or machine.slices * (rest // fsdp if fsdp > 0 else 1)
+    chosen = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    sizes = resolve_mesh(chosen, machine.devices, machine.slices)
+    check_fits(cfg, sizes)
+    return chosen, sizes
+
+
+def divisors(number: int) -> list[int]:
+    """Returns the divisors of a number, in increasing order."""
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def state_bytes(cfg: TransformerConfig, dtype: str) -> int:
+    """Returns the bytes of a training state over all devices.
+
+    float32 weights, gradients and two moments, the weights in use and those of the reference.
+    """
+    return cfg.num_params * (16 + 2 * jnp.dtype(dtype).itemsize)
+
+
+def sequence_bytes(cfg: TransformerConfig, tokens: int, dtype: str, remat: str) -> float:
+    """Estimates the bytes of activations of one sequence in an update, gradients included."""
+    width, unit = jnp.dtype(dtype).itemsize, len(cfg.pattern)
+    heads = cfg.num_heads + 2 * cfg.num_kv_heads
+    # Projections, residuals and feed-forward of a layer, each also as a gradient.
+    layer = 2 * width * (8 * cfg.d_model + 4 * heads * cfg.head_dim + 3 * cfg.d_ff)
+    layers = cfg.num_layers if remat == "none" else unit
+    saved = cfg.num_units * cfg.d_model * width
+    scores = 4 * 4 * cfg.num_heads * min(cfg.query_chunk, tokens) * tokens * layers
+    logits = 3 * 4 * min(cfg.logits_chunk, tokens) * (cfg.vocab_size + cfg.vocab_pad)
+    return tokens * (layers * layer + saved) + scores + logits
