@@ -3,6 +3,7 @@
 import functools
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,6 +24,7 @@ Progress = Callable[[int, int], None]  # called with (bytes done, total bytes) o
 # cache lines), small enough to stay in cache.
 PIECE_ROWS, PIECE_BYTES = 256, 8 << 20
 MAX_PIECE_BYTES = 32 << 20
+MOST_NAMES = 6  # tensors of one kind of fault in an error
 READERS = 12  # threads; most of them wait for the disk while one or two transpose
 
 
@@ -46,7 +48,7 @@ def load_model(
       zero_params: parameters that are set to zero instead of read.
 
     Raises:
-      ValueError: every missing, unexpected and misshapen tensor, before anything is read.
+      ValueError: the missing, unexpected and misshapen tensors, before anything is read.
     """
     graphdef, state = abstract_model(cfg, mesh)
     sources = tensor_map(cfg, reader.format)
@@ -70,7 +72,17 @@ def load_model(
 
 
 def check_names(reader: Reader, cfg: TransformerConfig, sources: dict[str, ParamSource]) -> None:
-    """Raises ValueError with every missing, unexpected and misshapen tensor of a checkpoint."""
+    """Raises ValueError with the missing, unexpected and misshapen tensors of a checkpoint.
+
+    A checkpoint of another width is of another model, so the error has the sizes alone.
+    """
+    layers, width = _size(reader, sources)
+    if layers and width and width != cfg.d_model:
+        raise ValueError(
+            f"{reader.path} has {layers} layers of width {width}; {cfg.name} wants "
+            f"{cfg.num_layers} of {cfg.d_model}.\n"
+            f"Give the weights of {cfg.name}, or name the model that these weights are of."
+        )
     sizes, tensors = axis_sizes(cfg), reader.tensors
     shapes = {t.name: disk_shape(t, sizes) for source in sources.values() for t in source.tensors}
     missing = sorted(shapes.keys() - tensors.keys())
@@ -81,7 +93,7 @@ def check_names(reader: Reader, cfg: TransformerConfig, sources: dict[str, Param
         if name in tensors and tuple(tensors[name].shape) != shape
     ]
     problems = [
-        f"{problem}: {separator.join(names)}"
+        f"{problem}: {separator.join(_first(names))}"
         for problem, separator, names in (
             ("missing", ", ", missing),
             ("unexpected", ", ", unexpected),
@@ -94,6 +106,21 @@ def check_names(reader: Reader, cfg: TransformerConfig, sources: dict[str, Param
             f"{reader.path} does not hold a {cfg.name} "
             f"({cfg.num_layers} layers of width {cfg.d_model}). {'. '.join(problems)}"
         )
+
+
+def _size(reader: Reader, sources: dict[str, ParamSource]) -> tuple[int, int]:
+    """Returns the number of layers and the width of a checkpoint, 0 where its names do not tell."""
+    final = sources["final_norm.scale"].tensors[0].name
+    first = next(s for path, s in sources.items() if path.endswith("pre_attn_norm.scale")).tensors
+    layer = re.compile(re.escape(first[0].name).replace("0", r"\d+", 1))
+    shape = reader.tensors[final].shape if final in reader.tensors else ()
+    return sum(map(bool, map(layer.fullmatch, reader.tensors))), shape[0] if shape else 0
+
+
+def _first(names: list[str]) -> list[str]:
+    """Returns the first names, and how many others there are."""
+    rest = len(names) - MOST_NAMES
+    return [*names[:MOST_NAMES], f"and {rest} more"] if rest > 0 else names
 
 
 def _read_all(

@@ -149,9 +149,12 @@ def _read(record: Record, layout: str | None, name: str) -> tuple[Layout, list[C
         raise Malformed(record.problem)
     # In a table every record has every column: null stands for a field that is absent.
     fields = {key: value for key, value in record.fields.items() if value is not None}
-    chosen = LAYOUTS[layout or detect(fields)]
     try:
-        return chosen, chosen.read(fields, name)
+        chosen = LAYOUTS[layout or detect(fields)]
+        comparisons = chosen.read(fields, name)
+        if not all(any(turn["content"].strip() for turn in c.turns) for c in comparisons):
+            raise Malformed("the query is empty: its turns have no text")
+        return chosen, comparisons
     except ValueError:
         raise
     except Exception as error:  # an odd record must not end the reading of the others
@@ -178,7 +181,8 @@ def record_rows(record: Record, layout: str | None, name: str) -> list[Row]:
     name: of the record, from which the ids of several comparisons are made.
     """
     number, fields = record.number, record.fields
-    id = next((str(fields[key]) for key in _ID_FIELDS if fields.get(key) is not None), None)
+    ids = (fields[key] for key in _ID_FIELDS if isinstance(fields.get(key), (str, int, float)))
+    id = next(map(str, ids), None)
     try:
         _, comparisons = _read(record, layout, name)
     except ValueError as error:

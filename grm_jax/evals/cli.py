@@ -21,7 +21,9 @@ from grm_jax.evals.files import MissingData
 from grm_jax.evals.judged import JudgedComparison
 from grm_jax.evals.measure import compare, measure
 from grm_jax.judging import arguments
+from grm_jax.judging.codec import read_judged_rows
 from grm_jax.judging.options import Options
+from grm_jax.judging.summary import failure_text
 from grm_jax.types import Comparison
 
 if TYPE_CHECKING:  # JAX is imported only to judge with a model
@@ -255,6 +257,9 @@ def _model_function(args: argparse.Namespace, out: Path) -> JudgeFunction:
 
     def judge_task(task: Task) -> Judgement:
         made = judge_benchmark(judge, task, out, options, config, greedy=not args.no_greedy)
+        rows = read_judged_rows(out / f"{task.benchmark.name}.jsonl")
+        if failures := failure_text(rows):
+            print(f"grm eval: {task.benchmark.name}: {failures}", file=sys.stderr)
         return dataclasses.replace(made, cost={**made.cost, "parameters": count}) if count else made
 
     return judge_task

@@ -58,7 +58,7 @@ def summarise(rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def failure_text(rows: Iterable[Row], most: int = 3) -> str:
-    """Returns the most frequent reasons of error rows with their counts, one on a line.
+    """Returns the most frequent reasons of error rows with their counts, one on a line; "" if none.
 
     Reasons that differ in numbers only are counted together; the first of them is shown.
     """
@@ -78,6 +78,8 @@ def failure_text(rows: Iterable[Row], most: int = 3) -> str:
     others = counts.total() - sum(count for _, count in counts.most_common(most))
     if others:
         lines.append(f"  {others} x other reasons")
+    if not counts:
+        return ""
     return "\n".join([f"{counts.total()} of {total} rows failed:", *lines])
 
 

@@ -1,10 +1,15 @@
 """Tests that invalid checkpoints are rejected before loading, with all faults in one error."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from toys import BF16, GEMMA2, GEMMA3, D, H, N, tensors, write_folder
 
 from grm_jax.checkpoints import load
+from grm_jax.checkpoints.loading import check_names
+from grm_jax.checkpoints.tensor_map import axis_sizes, disk_shape, tensor_map
+from grm_jax.models import get_config
 from grm_jax.sharding import make_mesh
 
 
@@ -19,6 +24,36 @@ def test_one_error_lists_all_wrong_names_and_shapes(tmp_path):
     assert "missing: model.layers.2.mlp.up_proj.weight, model.norm.weight" in message
     assert "unexpected: model.layers.5.mlp.up_proj.weight" in message
     assert f"model.layers.0.self_attn.q_proj.weight is (64, {D + 1}), not (64, {D})" in message
+
+
+@pytest.mark.parametrize("format", ["hf", "dm", "gguf"])
+def test_weights_of_another_size_are_an_error_of_two_lines(format):
+    """The names of each format tell the number of layers and the width."""
+    cfg = get_config("tiny_gemma2")
+    large, small = get_config("gemma2_2b"), tensor_map(cfg, format)
+    reader = SimpleNamespace(path="toy", format=format, tensors={})
+    for source in small.values():
+        for tensor in source.tensors:
+            shape = disk_shape(tensor, axis_sizes(cfg))
+            reader.tensors[tensor.name] = SimpleNamespace(shape=shape)
+    check_names(reader, cfg, small)
+    with pytest.raises(ValueError) as error:
+        check_names(reader, large, tensor_map(large, format))
+    assert str(error.value) == (
+        f"toy has {cfg.num_layers} layers of width {cfg.d_model}; gemma2_2b wants 26 of 2304.\n"
+        "Give the weights of gemma2_2b, or name the model that these weights are of."
+    )
+
+
+def test_a_long_list_of_names_is_cut(tmp_path):
+    values = tensors(GEMMA2)
+    missing = sorted(name for name in values if ".mlp." in name or "self_attn" in name)
+    for name in missing:
+        del values[name]
+    with pytest.raises(ValueError) as error:
+        load(write_folder(tmp_path, GEMMA2, values))
+    names, _, rest = str(error.value).partition("missing: ")[2].rpartition(", ")
+    assert names.split(", ") == missing[:6] and rest == f"and {len(missing) - 6} more"
 
 
 def test_a_gemma3_checkpoint_does_not_load_as_gemma2(tmp_path):

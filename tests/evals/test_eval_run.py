@@ -230,6 +230,24 @@ def test_errors_name_the_fix(data, tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err.startswith("grm eval: one row of prompt 512")
 
 
+def test_the_reasons_of_error_rows_are_printed_and_the_run_is_named(data, capsys, monkeypatch):
+    from grm_jax.judging.judge import Judge
+
+    judge = fake_judge(noisy, name="spct/rl@1", context=8192)
+    monkeypatch.setattr(Judge, "load", lambda path, **options: judge)
+    file = data / "rewardbench" / "filtered.jsonl"
+    long = {"prompt": "word " * 9000, "chosen": "a", "rejected": "b", "subset": "donotanswer"}
+    file.write_text(file.read_text() + "\n" + json.dumps(long | {"id": 40}))
+    folder = data / "spct" / "rl" / "hf"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(data)
+    flags = ("--model", folder, "--template", "compact", "--k", 1, "--draws", 20, "--quiet")
+    assert eval_rewardbench(data, *flags) == 0
+    printed = capsys.readouterr()
+    assert "rewardbench: 1 of 41 rows failed:\n  1 x the prompt of " in printed.err
+    assert (data / "eval" / "spct" / "rl" / "results.json").exists()
+
+
 def judge_benchmark(benchmark, comparisons, out, write, k):
     task = cli.Task(benchmark, comparisons, len(comparisons))
     judge = fake_judge(write, name="toy@1")
