@@ -22,6 +22,7 @@ def differences(cells: Sequence[Cell], resampler: Resampler) -> dict[str, Differ
     pairs = {
         f"RFT Voting@{k} - chance": (f"rft/Voting@{k}", "chance/Rule@1"),
         f"RL Voting@{k} - chance": (f"rl/Voting@{k}", "chance/Rule@1"),
+        f"RFT Voting@{k} - base Voting@{k}": (f"rft/Voting@{k}", f"base/Voting@{k}"),
         "RL greedy - RFT greedy": ("rl/Greedy@1", "rft/Greedy@1"),
         "RL Voting@1 - RFT Voting@1": ("rl/Voting@1", "rft/Voting@1"),
         f"RL Voting@{k} - RFT Voting@{k}": (f"rl/Voting@{k}", f"rft/Voting@{k}"),
@@ -48,10 +49,12 @@ def sentences(cells: Sequence[Cell], known: Mapping[str, Difference]) -> list[st
     by_name = {c.name: c for c in cells}
     for model, name in NAMES.items():
         reached, over = by_name.get(f"{model}/Voting@{k}"), known.get(f"{name} Voting@{k} - chance")
+        base = known.get(f"{name} Voting@{k} - base Voting@{k}")
         if reached and over:
             found.append(
                 f"{name} is right on {percent(reached.accuracy)}% of {len(reached.credits)} "
-                f"held-out comparisons with {many}: {gain(over)} over chance."
+                f"held-out comparisons with {many}: {gain(over)} over chance"
+                f"{f', {gain(base)} over the base model' if base else ''}."
             )
             break
     steps = [

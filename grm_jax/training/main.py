@@ -141,7 +141,7 @@ def train(shared: loop.Run) -> dict[str, Any]:
             _say(f"\n== {number} of {len(stages)}: {TITLES[stage]} ==")
             _run_stage(shared, stage, runs[stage], folders[stage])
     done = [stage for stage in stages if loop.is_done(folders[stage])]
-    if "eval" in done:
+    if "eval" in done and jax.process_index() == 0:
         _say(eval_stage.closing_text(config, folders))
     if config.data.judging == sources.FILE:
         _say("\n".join(own_report.lines(config, shared.workdir)))

@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ from grm_jax.storage import is_remote
 # In the wording of the judging world: a plain right answer, and a wrong one that sounds sure.
 QUERY, RESPONSES = "sort 7 2 5", ["answer: 2 5 7", "no doubt: 2 7 5"]
 
+LONGEST = 300  # characters of a comparison that fits a command
 
-def python_example(model: str) -> str:
-    """Returns the README's program, for the judge in the folder `model`."""
+
+def python_example(model: str, query: Any = QUERY, responses: Sequence[str] = RESPONSES) -> str:
+    """Returns a program that judges one comparison with the judge in the folder `model`."""
     return f"""\
 from grm_jax import Comparison, Judge
 
 judge = Judge.load({json.dumps(model)})
-comparison = Comparison({json.dumps(QUERY)}, {json.dumps(RESPONSES)})
+comparison = Comparison({json.dumps(query)}, {json.dumps(responses)})
 (verdict,) = judge([comparison], k=8)
 print(verdict.best, verdict.scores)
 for principle in verdict.critiques[0].principles:
@@ -32,22 +35,29 @@ def write_commands(workdir: Any, is_world: bool) -> list[str]:
 
     Args:
       workdir: of the run; for one in a bucket there are no commands.
-      is_world: whether the judge is trained on the judging world, whose wording it needs.
+      is_world: whether the judge is trained on the judging world, whose wording it needs. For other
+        data the example is the first comparison of the evaluation.
     """
     if is_remote(workdir):
         return []
-    evaluation, commands = workdir / "eval", []
-    rows = [path for name in ("rft", "rl") if (path := evaluation / f"{name}.jsonl").exists()]
-    if rows:
-        page = _short(evaluation / "judged.html")
-        commands.append([*_program("grm"), "report", *map(_short, rows), "-o", page])
+    rows = [path for name in ("rft", "rl") if (path := workdir / "eval" / f"{name}.jsonl").exists()]
     models = [path for name in ("rl", "rft") if (path := workdir / name / "hf").exists()]
-    if models and is_world:
-        model, example = _short(models[0]), evaluation / "example.py"
-        responses = [part for text in RESPONSES for part in ("--response", text)]
-        judge = [*_program("grm"), "judge", "--model", model, "--query", QUERY, *responses]
-        example.write_text(python_example(model))
-        commands = [judge, *commands, [*_program("python"), _short(example)]]
+    if not rows:
+        return []
+    page = _short(workdir / "eval/judged.html")
+    commands = [[*_program("grm"), "report", *map(_short, rows), "-o", page]]
+    if models:
+        query, responses, model = QUERY, RESPONSES, _short(models[0])
+        if not is_world:
+            with rows[0].open() as lines:
+                first = json.loads(next(lines))
+            query, responses = first["query"], first["responses"]
+        if len(json.dumps([query, responses])) <= LONGEST and isinstance(query, str):
+            texts = ["--query", query, *(w for text in responses for w in ("--response", text))]
+            commands.insert(0, [*_program("grm"), "judge", "--model", model, *texts])
+        example = workdir / "eval/example.py"
+        example.write_text(python_example(model, query, responses))
+        commands.append([*_program("python"), _short(example)])
     return [shlex.join(command) for command in commands]
 
 

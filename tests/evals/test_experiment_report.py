@@ -1,8 +1,11 @@
 """The report of an experiment's evaluation: one page with its plots, the table and the credits."""
 
 import json
+import time
 
+import browser
 import numpy as np
+import pytest
 
 from grm_jax.evals import examples, plots, report
 from grm_jax.evals.bootstrap import Resampler
@@ -98,3 +101,36 @@ def test_the_report_is_one_page_with_its_plots(tmp_path):
 
 def test_smoothing_averages_over_the_last_values():
     assert plots.smooth([1.0, 2.0, 6.0], 2) == [1.0, 1.5, 4.0]
+
+
+@pytest.mark.skipif(not browser.available(), reason="needs chromium and chromedriver")
+def test_the_page_fits_a_phone_and_follows_dark_mode(tmp_path):
+    judged = [vote(Comparison("q", ("a", "b"), label=0, id="x"), [FIRST] * 32)]
+    cells = [cell("rl", "Voting", k, judged, Resampler(["q"])) for k in (1, 2, 4, 8, 16, 32)]
+    log = [{"step": i, **dict.fromkeys(PANELS, 0.1 * i)} for i in range(1, 6)]
+    facts = {"meta_rm": quality(np.array([-1.0, 1.0]), np.array([0.0, 1.0]), ["a", "a"])}
+    content = report.Report("toy", ["RL adds."], cells, facts, "{}", ROWS, log, PANELS)
+    page = report.write(tmp_path, content)
+    colour = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
+    line = "svg [id^=line2d] path[style*='--c0']"
+    seen = {}
+    for dark in (False, True):
+        with browser.Browser(390, 800, dark) as phone:
+            phone.open(page)
+            width = "return [document.documentElement.scrollWidth, innerWidth]"
+            assert phone.run(width) == [390, 390]
+            assert "saved by the vote" in phone.text("dt")
+            assert not phone.run("return document.querySelector('details pre').checkVisibility()")
+            names = (("body", "backgroundColor"), ("svg text", "fill"), (line, "stroke"))
+            seen[dark] = [phone.run(colour, *name) for name in names]
+            assert not phone.log()
+            # A link below the findings opens its comparison in the viewer on the page.
+            phone.run("document.querySelector('.examples a').click()")
+            for _ in range(50):
+                phone.command("POST", "/frame", {"id": None})
+                phone.command("POST", "/frame", {"id": 0})
+                if shown := phone.run("return location.hash"):
+                    break
+                time.sleep(0.1)
+            assert shown == "#c6" and "query 6" in phone.text("#detail")[0]
+    assert all(light != dark for light, dark in zip(*seen.values()))

@@ -44,3 +44,9 @@ def test_sentences_of_missing_stages_are_left_out():
     assert only.startswith("RL is right on 75.0% of 60 held-out comparisons with one vote: +25.0")
     first, votes = sentences(chance(), cell("rft", "Voting", 1, 40), cell("rft", "Voting", 4, 50))
     assert "with 4 votes" in first and votes.startswith("4 votes add to one +16.7 points")
+
+
+def test_a_base_model_that_votes_is_compared_with():
+    base, rft = (cell(name, "Voting", 8, right) for name, right in (("base", 40), ("rft", 50)))
+    (first,) = sentences(chance(), base, rft)
+    assert "over chance, +16.7 points (95% CI +" in first and first.endswith("over the base model.")
