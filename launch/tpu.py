@@ -172,7 +172,7 @@ def compile_for_slice(options: argparse.Namespace, config: Any, workdir: str) ->
     tasks = programs.tasks(config, mesh, names, get_slice(options.slice).generation.hbm_bytes)
     try:
         store = results.open_store(out, options.overwrite)
-    except BlockingIOError as error:
+    except OSError as error:  # another run has it, or it is not writable
         raise LaunchError(str(error)) from error
     with store, compile_only.immediate_interrupt():
         compiled = compile_only.compile_tasks(tasks, options.slice, options.num_slices, store=store)

@@ -19,6 +19,7 @@ import jax
 
 from grm_jax.data import indexed, splits
 from grm_jax.storage import as_path, fetch, is_remote, write_atomic
+from grm_jax.training.errors import TrainingError
 from grm_jax.types import Comparison
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def _read(config: Any) -> tuple[list[Comparison], list[Comparison], dict[str, in
                 *(overlap, len(labelled.comparisons), data.file, data.held_out_file),
             )
         if not train:
-            raise ValueError(
+            raise TrainingError(
                 f"config.data.held_out_file={data.held_out_file} has all queries of "
                 f"config.data.file={data.file}: nothing is left to train on"
             )
@@ -116,7 +117,7 @@ def _check_same(saved: dict[str, Any], expected: dict[str, Any], folder: Any) ->
     """
     for name, value in expected.items():
         if saved[name] != value and (value or name not in FIELDS):
-            raise ValueError(
+            raise TrainingError(
                 f"config.data.{name} has changed since this run began ({folder} has its "
                 "comparisons): use another --workdir"
             )

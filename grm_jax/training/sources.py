@@ -31,6 +31,7 @@ from grm_jax.data.comparisons import from_json
 from grm_jax.data.world.vocabulary import vocabulary_path
 from grm_jax.storage import as_path, fetch
 from grm_jax.training import inputs, own_file, rft_samplers
+from grm_jax.training.errors import TrainingError
 from grm_jax.types import Comparison
 
 log = logging.getLogger(__name__)
@@ -193,7 +194,7 @@ def judging(
     data, seed = config.data, config.data.seed
     if _name(config, "judging") == WORLD:
         if without:
-            raise ValueError(
+            raise TrainingError(
                 f"{len(without)} comparisons cannot be dropped from the judging world, which is "
                 "endless: name a task"
             )
@@ -269,7 +270,7 @@ def _dropped(name: str, view: _View, without: Collection[str]) -> _View:
     kept = [line for line in view.lines if str(view.file[line]["id"]) not in without]
     log.info("source %s: %d of %d comparisons dropped", name, len(view) - len(kept), len(view))
     if not kept:
-        raise ValueError(
+        raise TrainingError(
             f"source {name!r} has no comparisons but those dropped: take it out of the mixture"
         )
     return dataclasses.replace(view, lines=np.array(kept))

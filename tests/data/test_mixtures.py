@@ -258,7 +258,7 @@ def test_other_processes_wait_for_process_0(config, tmp_path, monkeypatch):
             sources.judging(config, workdir=tmp_path / "run")
 
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    monkeypatch.setattr(sources.time, "sleep", sleep)
+    monkeypatch.setattr(sources.indexed.time, "sleep", sleep)
     source = sources.judging(config, workdir=tmp_path / "run")
     assert waited == [True] and source.size == 70
 
