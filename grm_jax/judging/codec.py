@@ -136,9 +136,9 @@ def read_judged_rows(path: str | Path) -> Iterator[Row]:
                     f"{path}, line {number} is not JSON: name an output of `grm judge`, or judge "
                     "again with --overwrite"
                 ) from None
-            if "line" not in row and number == 1 and "input" in row:
+            if number == 1 and isinstance(row, dict) and "line" not in row and "input" in row:
                 continue  # the header of OUT.part
-            if "line" not in row or "critiques" not in row:
+            if not isinstance(row, dict) or "line" not in row or "critiques" not in row:
                 raise ValueError(
                     f"{path}, line {number} is not a row of `grm judge`: name its output, not its "
                     "input"

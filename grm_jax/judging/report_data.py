@@ -22,6 +22,7 @@ PART_CHARACTERS = 300_000  # of JSON, before compression
 OPENING = 240  # characters of a query in the list
 MAX_GROUPS = 60  # values of a field that the page breaks the rates down by
 GROUP_RATES = ("comparisons", "errors", "labelled", "accuracy", "tie_credit", "ties", "parsed")
+REQUIRED = ("id", "unparsed", "tie", "model", "template", "k", "temperature", "seed")  # of a row
 ERROR_SIDE: dict[str, Any] = {
     "scores": [],
     "best": None,
@@ -57,7 +58,7 @@ def page_data(runs: Sequence[Run], title: str, limit: int | None = None) -> dict
       ValueError: two runs without a common comparison, or a NaN or infinite number in a row.
     """
     for run in runs:
-        check_scores(run)
+        check_rows(run)
     first, *others = (run.rows for run in runs)
     matched: list[Pair] = [(row,) for row in first]
     if others:
@@ -92,15 +93,54 @@ def page_data(runs: Sequence[Run], title: str, limit: int | None = None) -> dict
     }
 
 
-def check_scores(run: Run) -> None:
-    """Raises ValueError for a row with a score that is NaN or infinite."""
+def check_rows(run: Run) -> None:
+    """Raises ValueError for the first row with fields that `grm judge` does not write."""
     for row in run.rows:
-        scores = [row["scores"], *(critique["scores"] or () for critique in row["critiques"])]
-        if not all(math.isfinite(score) for values in scores for score in values):
+        if problem := _problem(row):
             raise ValueError(
-                f"{run.name or 'the rows'}: row {row['id']!r} (line {row['line']}) has a score "
-                "that is NaN or infinite: remove the row, or judge it again"
+                f"{run.name or 'the rows'}: row {row.get('id')!r} (line {row.get('line')}) has "
+                f"{problem}: remove the row, or judge it again"
             )
+
+
+def _problem(row: Row) -> str:
+    critiques, error, n = row["critiques"], row.get("error"), row.get("n")
+    if not isinstance(critiques, list) or not all(isinstance(c, dict) for c in critiques):
+        return "critiques that are not objects"
+    if error:
+        is_known = (
+            isinstance(error, dict) and isinstance(error.get("reason"), str) and not critiques
+        )
+        return "" if is_known and n == 0 else "a malformed error"
+    if missing := [name for name in REQUIRED if name not in row]:
+        return f"no field {missing[0]!r}"
+    if not all(isinstance(c.get("status"), str) and "tokens" in c for c in critiques):
+        return "a critique without status or tokens"
+    if not isinstance(n, int) or n < 1:
+        return f"n = {n!r} responses"
+    scores = [row.get("scores"), *(c.get("scores") for c in critiques if c.get("scores"))]
+    if not all(_are_numbers(values, n) for values in scores):
+        return "scores that are not n numbers, or a score that is NaN or infinite"
+    if not all(sorted(c.get("order") or ()) == list(range(n)) for c in critiques):
+        return "a critique whose order is not a permutation of the responses"
+    if not all(bool(c.get("scores")) == (c.get("status") == "ok") for c in critiques):
+        return "a critique whose status does not fit its scores"
+    label = row.get("label")
+    if not (label is None or label in range(n) or _are_numbers(label, n)):
+        return f"the label {label!r}"
+    responses, query = row.get("responses") or [""] * n, row.get("query") or ""
+    if len(responses) != n or not all(isinstance(text, str) for text in responses):
+        return "responses that are not n texts"
+    is_chat = isinstance(query, list) and all(isinstance(turn, dict) for turn in query)
+    return "" if isinstance(query, str) or is_chat else "a query that is neither text nor turns"
+
+
+def _are_numbers(values: Any, n: int) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) == n
+        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
+    )
 
 
 def _some(rows: Pair) -> Row:
@@ -138,7 +178,7 @@ def opening(row: Row) -> str:
     """Returns the beginning of the query, or of an error row without one its reason."""
     query = row.get("query") or ""
     if not isinstance(query, str):
-        query = "\n".join(str(turn["content"]) for turn in query)
+        query = "\n".join(str(turn.get("content", "")) for turn in query)
     if not query and row.get("error"):
         query = row["error"]["reason"]
     return query[:OPENING]
@@ -150,7 +190,7 @@ def side(row: Row) -> dict[str, Any]:
         return ERROR_SIDE | {"error": row["error"]["reason"]}
     all_unparsed = summary.all_unparsed(row)
     ranked = sorted(row["scores"], reverse=True)
-    return {name: row[name] for name in ("scores", "best", "tie", "unparsed")} | {
+    return {name: row.get(name) for name in ("scores", "best", "tie", "unparsed")} | {
         "credit": None if all_unparsed and row["n"] == 1 else summary.grade(row),
         "flip": summary.flipped(row),
         "margin": ranked[0] - ranked[1] if len(ranked) > 1 else ranked[0],
@@ -178,7 +218,7 @@ def detail(rows: Pair, runs: Sequence[Run]) -> dict[str, Any]:
 def votes_of(row: Row) -> dict[str, Any]:
     """Returns the votes and critiques of one run."""
     return {
-        "votes": row["votes"],
+        "votes": row.get("votes") or {},
         "vote": row.get("vote"),
         "kept": row.get("kept"),
         "votes_by_k": summary.votes_by_k(row),
@@ -203,7 +243,7 @@ def settings(rows: Sequence[Row]) -> str:
         f"template {judged['template']}",
         f"meta {judged['meta_rm']}" if judged.get("meta_rm") else "",
         f"k = {judged['k']}",
-        f"temperature {judged['temperature']:g}",
+        f"temperature {judged['temperature']}",
         f"seed {judged['seed']}",
     ]
     return " · ".join(filter(None, parts))

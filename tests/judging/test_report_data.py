@@ -9,7 +9,10 @@ import pytest
 
 from grm_jax.evals.bootstrap import Resampler, mcnemar
 from grm_jax.judging import pairs, report, report_data, summary
+from grm_jax.judging.codec import without_texts
 from grm_jax.judging.report_data import Run
+
+ABSENT = "absent"
 
 
 def row(line, best=0, query=None, input="i", **fields):
@@ -168,7 +171,7 @@ def test_rows_of_one_id_get_keys_of_their_own():
 
 def test_numbers_that_json_lacks_and_lone_surrogates():
     for value in (float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="row 'id-1' .line 1. has a score that is NaN"):
+        with pytest.raises(ValueError, match="row 'id-1' .line 1. has scores .* NaN"):
             report.page([row(1, scores=[value, 1.0])])
         with pytest.raises(ValueError, match="NaN or infinite"):
             report.page([row(1, meta={"weight": value})])
@@ -196,3 +199,46 @@ def test_large_files_are_in_several_parts():
     data = report_data.page_data([Run(rows)], "t")
     assert len(data["parts"]) > 2
     assert [detail["query"].split()[0] for detail in details(data)] == [f"q{i}" for i in range(20)]
+
+
+def test_damaged_rows_are_refused_in_one_line(tmp_path, capsys):
+    critique = row(1)["critiques"][0]
+    damages = [
+        {"critiques": "x"},
+        {"critiques": ["x"]},
+        {"critiques": [critique | {"order": [0, 0]}]},
+        {"critiques": [critique | {"order": None}]},
+        {"critiques": [critique | {"scores": [1.0]}]},
+        {"critiques": [critique | {"scores": None}]},
+        {"scores": None},
+        {"scores": ["1", "2"]},
+        {"n": None},
+        {"n": "2"},
+        {"label": 7},
+        {"label": "first"},
+        {"label": [1.0]},
+        {"error": "text"},
+        {"responses": [1, 2]},
+        {"responses": ["one"]},
+        {"query": 5},
+        {"query": ["text"]},
+        {"model": ABSENT},
+        {"unparsed": ABSENT},
+    ]
+    for damage in damages:
+        path = write(
+            tmp_path / "out.jsonl", [{k: v for k, v in (row(1) | damage).items() if v != ABSENT}]
+        )
+        assert report.main([path, "-o", str(tmp_path / "r.html")]) == 2, damage
+        error = capsys.readouterr().err
+        assert "row 'id-1' (line 1) has" in error and error.count("\n") == 1, damage
+    for text in ("5", "[1]", '"line"', "null"):
+        (tmp_path / "out.jsonl").write_text(text + "\n")
+        assert report.main([str(tmp_path / "out.jsonl"), "-o", str(tmp_path / "r.html")]) == 2
+        assert "is not a row of `grm judge`" in capsys.readouterr().err
+
+
+def test_rows_of_a_private_benchmark_have_a_page():
+    data = report_data.page_data([Run([without_texts(row(1)), without_texts(error(2))])], "t")
+    assert [detail["responses"] for detail in details(data)] == [[], []]
+    assert data["runs"][0]["summary"]["accuracy"] == 1

@@ -5,18 +5,18 @@ function critiqueList(sideDetail, n, prefix) {
 }
 function critiqueElement(critique, i, { kept }, n, prefix) {
   const isKept = kept ? kept.includes(i) : null;
-  const { scores, order, meta_score, expected_scores: expected } = critique;
+  const { scores, order, meta_score, expected_scores: expected, sample = i } = critique;
   const summary = make(
     "summary",
     {},
-    make("strong", { text: `#${critique.sample + 1}` }),
+    make("strong", { text: `#${sample + 1}` }),
     span("nums", scores ? scores.map(number).join(" : ") : ""),
     critique.status !== "ok" && badge("bad", critique.status.replace(/_/g, " ")),
     n > 1 && quiet(`shown as ${order.map((index) => index + 1).join(", ")}`),
     !isMissing(meta_score) && span("quiet nums", `meta ${meta_score.toFixed(2)}`),
     isKept !== null && badge(isKept ? "good" : "", isKept ? "kept" : "not kept"),
     expected && span("quiet nums", `expected ${expected.map(number).join(" : ")}`),
-    quiet(`${critique.tokens} tokens`),
+    critique.tokens > 0 && quiet(`${critique.tokens} tokens`),
   );
   const inner = div("inner");
   const details = make(
@@ -36,8 +36,9 @@ function critiqueElement(critique, i, { kept }, n, prefix) {
 }
 function critiqueBody(critique) {
   const parts = [];
-  if (critique.principles.length) {
-    parts.push(make("h4", { text: "Principles" }), ...critique.principles.map(principleElement));
+  const { principles = [] } = critique;
+  if (principles.length) {
+    parts.push(make("h4", { text: "Principles" }), ...principles.map(principleElement));
   }
   if (critique.analysis) parts.push(make("h4", { text: "Analysis" }), prose(critique.analysis));
   const text = make("pre", { class: "prose raw", text: critique.text, tabindex: "0" });

@@ -1,5 +1,6 @@
 // The rates of the file: tiles with their meaning, accuracy over k, and rates by subset.
 
+const points = (x) => (isMissing(x) ? "–" : (100 * x).toFixed(1));
 const signed = (x) => (isMissing(x) ? "–" : `${x < 0 ? "−" : "+"}${Math.abs(100 * x).toFixed(1)}`);
 
 // name, value, meaning; the meaning is text, so that it needs no pointer to hover.
@@ -137,18 +138,19 @@ function breakdownElement(field, groups, isOpen) {
       const { comparisons, accuracy, ties, parsed } = first;
       return [name, comparisons, percent(accuracy), percent(ties), percent(parsed)];
     }
-    const { value: points, low, high } = pair.difference || {};
+    const { value: difference, low, high } = pair.difference || {};
     const interval = isMissing(low) ? "–" : `${signed(low)} to ${signed(high)}`;
     return [
-      ...[name, pair.pairs, pair.changed, ...pair.tie_credit.map(percent)],
-      ...[signed(points), interval],
+      ...[name, ...pair.tie_credit.map(points), signed(difference), pair.changed, pair.pairs],
+      interval,
     ];
   });
+  const short = field.split(".").pop();
   const headings = isPaired
-    ? [field, "pairs", "changed", "A", "B", "B − A", "95% CI"]
-    : [field, "comparisons", "accuracy", "ties", "parse rate"];
+    ? [short, "A", "B", "B − A", "changed", "pairs", "95% CI of B − A"]
+    : [short, "rows", "accuracy", "ties", "parse rate"];
   const title = make("summary", {}, make("h2", { text: `By ${field}` }));
-  const note = isPaired ? "A, B: accuracy of the pairs, ties shared. B − A: points, paired." : "";
+  const note = isPaired && "A, B: accuracy of the pairs in percent, ties shared. B − A: in points.";
   const caption = note && make("p", { class: "note", text: note });
   const table = tableElement("rates groups", headings, rows);
   return make("details", { class: "block", open: isOpen ? "" : null }, title, caption, table);
