@@ -288,11 +288,14 @@ def _one_line(name: HubName) -> Iterator[None]:
     except (HTTPError, OSError) as error:
         wrapped = isinstance(error, LocalEntryNotFoundError)
         cause = error.__cause__ if wrapped and error.__cause__ else error
-        raise FileNotFoundError(_reason(name, cause)) from error
+        raise FileNotFoundError(_reason(name, cause, listed=True)) from error
 
 
-def _reason(name: HubName, error: BaseException) -> str:
-    """Returns what is wrong with a repository, and what to do, in one line."""
+def _reason(name: HubName, error: BaseException, listed: bool = False) -> str:
+    """Returns what is wrong with a repository, and what to do, in one line.
+
+    listed: whether the hub has answered before.
+    """
     from huggingface_hub import constants, errors, get_token
 
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
@@ -317,9 +320,9 @@ def _reason(name: HubName, error: BaseException) -> str:
         return f"{at}: {constants.ENDPOINT} refuses your token ({status}): {login} again"
     if status:
         return f"{at}: {constants.ENDPOINT} answered {status}: try again later"
-    if isinstance(error, OSError):
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return f"{at} could not be downloaded: {line} Run the command again to continue"
+    if isinstance(error, OSError) or listed:
+        line = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        return f"{at}: the download stopped ({line}): run the command again, which continues it"
     return (
         f"{at} is no local path, {constants.ENDPOINT} is not reachable "
         f"({type(error).__name__}) and {cache}: check the network, or give a local folder"

@@ -83,7 +83,8 @@ def run_here(options: argparse.Namespace, config: Any, workdir: str) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s%(message)s", datefmt="%H:%M:%S"
     )
-    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax logs every step of every save
+    for name in ("absl", "httpx", "httpx2"):  # Orbax logs every step of a save, httpx each request
+        logging.getLogger(name).setLevel(logging.WARNING)
     if options.emulate:
         flag = f"--xla_force_host_platform_device_count={options.emulate}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
