@@ -235,6 +235,13 @@ def test_the_key_of_a_program_covers_what_its_figures_depend_on(monkeypatch):
     assert len({first, *others}) == 1 + len(others)
 
 
+def test_every_module_is_in_the_key_or_needs_no_place_there():
+    """results.py prints; what programs.py and slices.py compute is in the key as values."""
+    modules = {file.stem for file in (ROOT / "launch/compile").glob("*.py")}
+    others = {"__init__", "results", "programs", "slices"}
+    assert modules == others | set(compile_only.FIGURE_MODULES)
+
+
 # Processes in the background of a shell ignore SIGINT.
 RUN_IN_FOREGROUND = """
 import signal, sys
