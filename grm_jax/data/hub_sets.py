@@ -5,7 +5,7 @@ splits are those that the data set's card declares, else those in the names of i
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +80,18 @@ def _card(path: Path) -> Mapping[str, Any]:
 def configs(card: Mapping[str, Any]) -> list[Config]:
     """Returns the configurations that a card declares with their files.
 
-    `data_files` is a pattern, a list of patterns, or a list of {"split", "path"}.
+    `data_files` is a pattern, a list of patterns, or a list of {"split", "path"}. A card of another
+    form declares none.
     """
+    try:
+        return _configs(card.get("configs") or ())
+    except (TypeError, KeyError, AttributeError):
+        return []
+
+
+def _configs(entries: Iterable[Mapping[str, Any]]) -> list[Config]:
     declared = []
-    for entry in card.get("configs") or ():
+    for entry in entries:
         files = entry.get("data_files")
         files = files if isinstance(files, list) else [files] if files else []
         splits: dict[str, list[str]] = {}

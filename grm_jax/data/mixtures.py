@@ -38,8 +38,9 @@ except ModuleNotFoundError as error:
 from grm_jax.data import sft, world  # noqa: E402
 from grm_jax.data.comparisons import convert, read_comparisons  # noqa: E402
 from grm_jax.data.layouts import LAYOUTS  # noqa: E402
-from grm_jax.data.records import Account, Record, plain  # noqa: E402
+from grm_jax.data.records import Account, Record  # noqa: E402
 from grm_jax.data.sources import digest  # noqa: E402
+from grm_jax.data.tables import plain  # noqa: E402
 from grm_jax.registry import nearest  # noqa: E402
 from grm_jax.storage import is_remote  # noqa: E402
 from grm_jax.types import Comparison  # noqa: E402

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from grm_jax.data import sources, tables
+from grm_jax.data import shards, sources, tables
 from grm_jax.data.tables import open_bytes
 
 log = logging.getLogger(__name__)
@@ -94,17 +94,17 @@ class Account:
 def read_records(source: str | Path) -> Iterator[Record]:
     """Yields the records of a source (`sources.local_files`), in its order.
 
-    .csv, .tsv, .parquet and .arrow are tables; every other file is one JSON array or JSON lines, by
-    its first character. Names ending in .gz are decompressed. Blank lines are skipped, but counted.
-    Numbers and lines of the files of one source follow each other.
+    .csv, .tsv, .parquet and .arrow are tables, other suffixes JSON lines or one JSON array; a file
+    without any of these suffixes is recognised by its content, and so is gzip. Blank lines are
+    skipped, but counted. Numbers and lines of the files of one source follow each other.
 
     Raises:
       FileNotFoundError, ValueError: what `sources.local_files` raises; a .json file that holds no
-        array, an array that is not valid JSON, or a damaged table.
+        array, an array that is not valid JSON, or a damaged file.
     """
     before = last = 0
     for path in sources.local_files(source):
-        for record in _file_records(path):
+        for record in _guarded(path):
             last = before + max(record.line, record.number)
             if before:
                 record = dataclasses.replace(
@@ -114,8 +114,23 @@ def read_records(source: str | Path) -> Iterator[Record]:
         before = last
 
 
+def _guarded(path: Path) -> Iterator[Record]:
+    """Yields the records of a file. Raises ValueError that names it, whatever is wrong with it."""
+    try:
+        yield from _file_records(path)
+    except (MemoryError, GeneratorExit):
+        raise
+    except Exception as error:
+        if str(path) in str(error):
+            raise
+        problem = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ValueError(f"{path} is damaged or has another format: {problem:.200}") from error
+
+
 def _file_records(path: Path) -> Iterator[Record]:
-    suffix = Path(path.name.removesuffix(".gz")).suffix
+    suffix = shards.suffix_of(path.name)
+    if suffix not in shards.SUFFIXES:
+        suffix = shards.suffix_of(sources.format_of(path))
     if suffix in tables.FORMATS:
         for number, row in enumerate(tables.read_table(path, suffix), 1):
             if isinstance(row, tables.BadCell):
@@ -212,18 +227,3 @@ def tfds_splits(folder: Path) -> list[str]:
     """Returns the splits of a prepared TFDS folder (NAME/CONFIG/VERSION)."""
     info = json.loads((folder / "dataset_info.json").read_text())
     return [split["name"] for split in info.get("splits", [])]
-
-
-def plain(value: Any) -> Any:
-    """Returns a TFDS example as JSON-like Python: bytes decoded, arrays as lists."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, bytes):
-        return value.decode()
-    if hasattr(value, "to_list"):  # tf.RaggedTensor
-        return plain(value.to_list())
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return value

@@ -35,8 +35,8 @@ def local_files(source: str | Path) -> list[Path]:
       ValueError: a folder or data set has several splits or configs, and the source names none.
     """
     text = str(source)
-    if text == STDIN:
-        return [_spooled_stdin()]
+    if text == STDIN or (not is_remote(text) and Path(text).is_fifo()):
+        return [_spooled(text)]
     if text.startswith(HUB):
         from grm_jax.data import hub_sets
 
@@ -73,9 +73,13 @@ def digest(source: str | Path) -> str:
 
 def _folder_files(folder: Path, split: str, source: str) -> list[Path]:
     """Returns the files of one split of a folder."""
-    if not split and (folder / "state.json").is_file():  # of `Dataset.save_to_disk`
-        state = json.loads((folder / "state.json").read_text())
-        return [folder / file["filename"] for file in state["_data_files"]]
+    state = folder / "state.json"  # of `Dataset.save_to_disk`
+    if not split and state.is_file():
+        try:
+            files = json.loads(state.read_text(encoding="utf-8"))["_data_files"]
+            return [folder / Path(file["filename"]).name for file in files]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{state} is damaged: save the data set again") from None
     return [folder / name for name in shards.select(_names(folder), split, source)]
 
 
@@ -89,13 +93,17 @@ def _names(folder: Path) -> list[str]:
 
 
 @functools.cache
-def _spooled_stdin() -> Path:
-    """Copies standard input to a temporary file, because a source may be read more than once."""
+def _spooled(source: str) -> Path:
+    """Copies standard input or a named pipe to a temporary file: sources are read twice or more."""
     folder = tempfile.TemporaryDirectory(prefix="grm_jax-")
     _KEPT.append(folder)
     path = Path(folder.name) / "stdin"
     with open(path, "wb") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file)
+        if source == STDIN:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        else:
+            with open(source, "rb") as pipe:
+                shutil.copyfileobj(pipe, file)
     return path.rename(path.with_suffix(format_of(path)))
 
 

@@ -1,7 +1,7 @@
 """Rows of tables as JSON-like dicts: CSV, Parquet and Arrow files.
 
-A cell that is the text of a chat, as JSON or as Python writes lists, becomes the list: pandas and
-`datasets` write nested columns so into CSV. Other cells stay what they are.
+Values that JSON lacks become text. A cell that is the text of a chat, as JSON or as Python writes
+lists, becomes the list: pandas and `datasets` write nested columns so into CSV.
 """
 
 import ast
@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,21 +24,49 @@ class BadCell(ValueError):
 
 
 def open_bytes(path: str | Path) -> IO[bytes]:
-    """Opens a file for reading, decompressed if its name ends in .gz."""
-    opened: Any = gzip.open(path) if Path(path).suffix == ".gz" else open(path, "rb")
-    return opened
+    """Opens a file for reading, decompressed if it is a gzip file."""
+    file: Any = open(path, "rb")
+    if file.read(2) == b"\x1f\x8b":
+        file.close()
+        return gzip.open(path)  # type: ignore[return-value]
+    file.seek(0)
+    return file
 
 
 def read_table(path: Path, suffix: str) -> Iterator[dict[str, Any] | BadCell]:
     """Yields the rows of a table, or what is wrong with a row. suffix: a key of `FORMATS`."""
     for row in FORMATS[suffix](path):
         try:
-            yield row if isinstance(row, BadCell) else {k: _cell(v, k) for k, v in row.items()}
+            if not isinstance(row, BadCell):
+                row = {key: _cell(value, key) for key, value in plain(row).items()}
+            yield row
         except BadCell as error:
             yield error
 
 
+def plain(value: Any) -> Any:
+    """Returns a value of Arrow, TFDS or pandas as JSON-like Python.
+
+    Arrays become lists, bytes text, and dates and decimals their text.
+    """
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if hasattr(value, "to_list"):  # tf.RaggedTensor
+        return plain(value.to_list())
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return str(value)
+
+
 def _cell(value: Any, column: str) -> Any:
+    if isinstance(value, float) and math.isnan(value):  # how pandas writes a missing number
+        return None
     if not isinstance(value, str) or not _CHAT.match(value):
         return value
     for parse in (json.loads, ast.literal_eval):
@@ -53,8 +82,12 @@ def _cell(value: Any, column: str) -> Any:
     )
 
 
-def _csv(path: Path, delimiter: str = ",") -> Iterator[dict[str, Any] | BadCell]:
+def _csv(path: Path, delimiter: str = "") -> Iterator[dict[str, Any] | BadCell]:
     with open_bytes(path) as file:
+        header = file.readline()
+        file.seek(0)
+        if not delimiter:  # spreadsheets of some countries write semicolons
+            delimiter = ";" if b"," not in header and b";" in header else ","
         lines = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
         reader = csv.DictReader(lines, delimiter=delimiter)
         for row in reader:

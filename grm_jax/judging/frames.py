@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from grm_jax.data.comparisons import record_rows
-from grm_jax.data.records import Record, plain
+from grm_jax.data.records import Record
+from grm_jax.data.tables import plain
 from grm_jax.judging import codec
 from grm_jax.types import Comparison, Verdict
 

@@ -1,10 +1,14 @@
 """Five record shapes in five containers give the same comparisons for judging and for training."""
 
 import csv
+import datetime
+import decimal
 import gzip
 import io
 import json
+import os
 import sys
+import threading
 
 import pytest
 
@@ -79,7 +83,7 @@ def write(records, container, folder, monkeypatch):
 
 
 def pipe(content: bytes, monkeypatch) -> str:
-    sources._spooled_stdin.cache_clear()
+    sources._spooled.cache_clear()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
     return sources.STDIN
 
@@ -150,6 +154,50 @@ def test_odd_rows_of_a_csv_file_leave_the_others(tmp_path):
     assert len(rows[4].comparison.responses[0]) == 200_000
 
 
+def test_files_without_a_suffix_named_pipes_and_semicolons(tmp_path):
+    lines = json.dumps(SHAPES["trl"][0]).encode() + b"\n"
+    (tmp_path / "pairs").write_bytes(gzip.compress(lines * 2))
+    assert len(list(read_rows(tmp_path / "pairs"))) == 2
+    (tmp_path / "a.csv").write_text("prompt;chosen;rejected\nq;a, b;c\n")
+    assert next(read_rows(tmp_path / "a.csv")).comparison.responses == ("a, b", "c")
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(lines,))
+    writer.start()
+    assert [row.comparison.n for row in read_rows(tmp_path / "pipe")] == [2]
+    writer.join()
+    assert sources.digest(tmp_path / "pipe") and len(list(read_rows(tmp_path / "pipe"))) == 1
+
+
+def test_values_that_json_lacks_become_text(tmp_path):
+    import pyarrow.parquet
+
+    meta = {"when": datetime.date(2024, 5, 1), "cost": decimal.Decimal("1.5"), "raw": b"\xff"}
+    records = [
+        {"query": "q", "responses": ["a", "b"], "label": label, "meta": meta}
+        for label in (1.0, float("nan"))
+    ]
+    pyarrow.parquet.write_table(table_of(records), tmp_path / "a.parquet")
+    rows = list(read_rows(tmp_path / "a.parquet"))
+    assert [row.comparison.label for row in rows] == [1, None]
+    assert json.loads(json.dumps(rows[0].comparison.meta))["when"] == "2024-05-01"
+
+
+def test_damaged_files_are_errors_that_name_them(tmp_path):
+    good = json.dumps(SHAPES["trl"][0]).encode() + b"\n"
+    for name, content in (
+        ("a.jsonl.gz", gzip.compress(good * 99)[:-9]),
+        ("b.parquet", b"PAR1 no more"),
+        ("c.arrow", b"nothing"),
+        ("d.json", b"[" + b"\xff"),
+        ("e.json", b"[" * 100_000),
+        ("f.json", b"[" + b"9" * 5000 + b"]"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name}(:1)?[ :]") as error:
+            list(read_rows(tmp_path / name))
+        assert "\n" not in str(error.value)
+
+
 # ---------------------------------------------------------------- folders
 
 
@@ -184,6 +232,9 @@ def test_folders_of_datasets(tmp_path):
         list(read_records(tmp_path / "set"))
     with pytest.raises(FileNotFoundError, match="set/dev does not exist; the splits are test, tr"):
         list(read_records(tmp_path / "set" / "dev"))
+    (tmp_path / "set" / "test" / "state.json").write_text("{}")
+    with pytest.raises(ValueError, match="test/state.json is damaged"):
+        list(read_records(tmp_path / "set" / "test"))
 
 
 def test_folder_of_parquet_shards(tmp_path):
