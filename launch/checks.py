@@ -89,15 +89,18 @@ def check_initial_weights(config: Any) -> None:
 
 
 def check_inputs(config: Any, workdir: str) -> None:
-    """Checks that the inputs of the stages that are not done exist, before any is downloaded.
+    """Checks that the inputs of the stages that are not done exist, and pins hub names' commits.
 
+    Nothing is downloaded but small files.
     Raises MissingInputs with all that are missing, and what `sources.paths` raises.
     """
     from grm_jax.training import inputs, loop, sources
 
     folder = storage.as_path(workdir)
     stages = [stage for stage in config.stages if not loop.is_done(folder / stage)]
-    inputs.check(sources.paths(config, stages))
+    paths = list(sources.paths(config, stages))
+    inputs.check(paths)
+    inputs.pin(config, folder, {path for _, path in paths})
 
 
 def check_workdir(workdir: str, patience: float = 60.0) -> None:

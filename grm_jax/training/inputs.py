@@ -1,12 +1,19 @@
 """Checks that the inputs of an experiment are there, before anything is downloaded or loaded."""
 
-from collections.abc import Iterable
+import dataclasses
+import json
+import logging
+from collections.abc import Collection, Iterable
+from typing import Any
 
 from grm_jax import hub
 from grm_jax.data import hub_sets
 from grm_jax.data.sources import HUB
 from grm_jax.storage import as_path, hub_name
 from grm_jax.training.errors import MissingInputs
+
+log = logging.getLogger(__name__)
+MODELS = ("init", "tokenizer", "rft.sampling.path")  # fields that may hold a hub name
 
 
 def check(paths: Iterable[tuple[str, str]]) -> None:
@@ -43,3 +50,26 @@ def check(paths: Iterable[tuple[str, str]]) -> None:
     if problems:
         title = [f"{len(problems)} inputs are missing:"] if len(problems) > 1 else []
         raise MissingInputs("\n  ".join([*title, *problems]))
+
+
+def pin(config: Any, workdir: Any, used: Collection[str]) -> None:
+    """Adds the commit to the hub names of models in the config: "ORG/MODEL@COMMIT".
+
+    A resumed run keeps the commits of its config.json, unless the config now names a revision.
+    used: names that the run reads; others stay as they are.
+    """
+    saved_file = as_path(workdir) / "config.json"
+    saved = json.loads(saved_file.read_text()) if saved_file.exists() else {}
+    for field in MODELS:
+        *sections, key = field.split(".")
+        section, earlier = config, saved
+        for part in sections:
+            section, earlier = section.get(part, {}), earlier.get(part, {})
+        if not (path := section.get(key)) or not (name := hub_name(path)):
+            continue
+        before = hub.parse(str(earlier.get(key, "")))
+        if before and name == dataclasses.replace(before, revision="main"):
+            section[key] = earlier[key]
+        elif path in used:
+            section[key] = hub.pinned(name)
+            log.info("config.%s is %s", field, section[key])
