@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "judging"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import browser  # noqa: E402
 

@@ -135,6 +135,11 @@ class Browser:
         ]
         self.command("POST", f"/element/{element}/click")
 
+    def enter_frame(self, selector):
+        """Makes a frame the place of the following commands, until a page is opened."""
+        frame = self.command("POST", "/element", {"using": "css selector", "value": selector})
+        self.command("POST", "/frame", {"id": frame})
+
     def tap(self, selector):
         """Touches the middle of an element."""
         x, y = self.run(

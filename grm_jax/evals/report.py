@@ -80,7 +80,8 @@ def write(folder: Any, report: Report) -> Any:
     (folder / "table.json").write_text(json.dumps([c.as_json() for c in cells], indent=2) + "\n")
     (folder / "credits.json").write_text(json.dumps({c.name: c.credits for c in cells}) + "\n")
     chosen = examples.choose(report.rows)
-    critiques = viewer.page([e.row for e in chosen], "Examples") if chosen else ""
+    rows = [example.row for example in chosen]
+    critiques = viewer.page(rows, "Examples", are_examples=True) if chosen else ""
     if chosen:
         (folder / "critiques.html").write_text(critiques)
     page = folder / "report.html"

@@ -122,18 +122,30 @@ def input_records(source: str, rows: Sequence[Row]) -> tuple[dict[str, Any], int
     return {line: fields for line, fields in records.items() if fields}, len(numbers)
 
 
-def page(rows: Sequence[Row], title: str = "Judged comparisons", source: str = "") -> str:
-    """Returns the HTML page for rows of `grm judge`. source: name of their file."""
-    return page_of_runs([Run(rows, source)], title)
+def page(
+    rows: Sequence[Row],
+    title: str = "Judged comparisons",
+    source: str = "",
+    are_examples: bool = False,
+) -> str:
+    """Returns the HTML page for rows of `grm judge`.
+
+    source: name of their file.  are_examples: the rows were chosen, so the page opens at the first
+    one and has no overview of their rates.
+    """
+    return _html(page_data([Run(rows, source)], title) | {"examples": are_examples})
 
 
 def page_of_runs(runs: Sequence[Run], title: str, limit: int | None = None) -> str:
     """Returns the HTML page for one run, or for two runs side by side; see `page_data`."""
-    data = page_data(runs, title, limit)
+    return _html(page_data(runs, title, limit) | {"examples": False})
+
+
+def _html(data: dict[str, Any]) -> str:
     style = (PAGE / "report.css").read_text(encoding="utf-8")
     script = "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     values = {
-        "@TITLE@": html.escape(title),
+        "@TITLE@": html.escape(data["title"]),
         "@STYLE@": style,
         "@STYLE_HASH@": _csp_hash(style),
         "@SCRIPT@": script,

@@ -1,5 +1,6 @@
 """The report page in a headless browser: links, reload, back button, filters, two runs, touch."""
 
+import html
 import json
 
 import browser
@@ -7,6 +8,7 @@ import pytest
 from fake_judge import fake_judge, well_formed
 
 from grm_jax.judging import report
+from grm_jax.judging.codec import read_judged_rows
 from grm_jax.judging.options import Options
 from grm_jax.judging.run import RunConfig, judge_file
 
@@ -249,3 +251,23 @@ def test_every_control_and_landmark_has_a_name(pages, desktop):
     for landmark in ("header", "nav", "main", "[role=search]"):
         assert desktop.run(f"return document.querySelectorAll('{landmark}').length") >= 1
     assert desktop.run("return document.querySelectorAll('[title]').length") == 0  # no hover needed
+
+
+def test_a_page_of_examples_opens_at_the_first_one(pages, desktop):
+    rows = list(read_judged_rows(pages / "a.jsonl"))[3:6]
+    text = report.page(rows, "Examples", are_examples=True)
+    (pages / "examples.html").write_text(text)
+    open_page(desktop, pages / "examples.html")
+    assert desktop.wait(HEADING, "Comparison row-3")
+    assert desktop.run("return document.getElementById('overview').offsetParent === null")
+    desktop.press("j", "h")
+    assert desktop.text(".head h2") == ["Comparison row-4"]
+    # Inside another page it has no address of its own, and works.
+    outer = f'<iframe width=1000 height=700 srcdoc="{html.escape(text)}"></iframe>'
+    (pages / "outer.html").write_text(outer)
+    desktop.open(pages / "outer.html")
+    desktop.enter_frame("iframe")
+    assert desktop.wait(HEADING, "Comparison row-3")
+    desktop.click('[data-place="1"]')
+    desktop.press("j")
+    assert desktop.text(".head h2") == ["Comparison row-5"]

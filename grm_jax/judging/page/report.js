@@ -146,6 +146,7 @@ function step(by) {
   if (button && !isPhone()) button.focus({ preventScroll: true });
 }
 function openOverview() {
+  if (data.examples) return;
   navigate({ id: "", view: "overview" }, { isOpened: true });
 }
 function backToList() {
@@ -184,6 +185,12 @@ function update(view) {
   revealListButton();
   showDetail(view || {});
   if (q && searchTexts.size < rows.length) searchAll();
+}
+// Shows the state of the address. A wide page of examples opens at the first one.
+function open(view) {
+  state = stateOf(location.hash);
+  if (data.examples && rows.length && !state.id && !isPhone()) state.id = rows[0].key;
+  update(view);
 }
 let isSearching = false;
 async function searchAll() {
@@ -329,6 +336,7 @@ function fillControls() {
   }
   const fields = Object.entries(data.breakdown);
   $("group").hidden = !fields.length;
+  $("overview").hidden = data.examples;
   $("group").append(make("option", { value: "", text: "all subsets" }));
   for (const [field, groups] of fields) {
     const options = groups.map(({ value }) =>
@@ -357,8 +365,7 @@ $("overview").addEventListener("click", openOverview);
 $("skip").addEventListener("click", () => $("detail").focus());
 addEventListener("popstate", (event) => {
   steps = false;
-  state = stateOf(location.hash);
-  update(event.state);
+  open(event.state);
 });
 let waiting = 0;
 function rememberSoon() {
@@ -380,6 +387,5 @@ function fitHeight() {
 header();
 fitHeight();
 addEventListener("resize", fitHeight);
-state = stateOf(location.hash);
-update(history.state);
+open(history.state);
 if (data.parts.length <= MAX_PARTS) loadSearchTexts(() => {});
