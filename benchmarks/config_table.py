@@ -17,6 +17,7 @@ import json
 import math
 import os
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def write(cases: dict[tuple[str, str], dict]) -> None:
     ordered = [cases[c, s] for c, slices in CASES.items() for s in slices if (c, s) in cases]
     common.write_json(OUT.with_suffix(".json"), ordered)
     table = common.markdown_table(COLUMNS, [table_row(case) for case in ordered])
-    text = f"{table}\n\n{LEGEND}\n"
+    text = f"{table}\n\n{textwrap.fill(LEGEND, 100)}\n"
     OUT.with_suffix(".md").write_text(f"# Experiments on slices\n\n{text}")
     before, rest = PAGE.read_text().split(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}\n{text}{END}{rest.split(END)[1]}")
