@@ -62,12 +62,12 @@ def sentences(cells: Sequence[Cell], known: Mapping[str, Difference]) -> list[st
         (many, known.get(f"RL Voting@{k} - RFT Voting@{k}") if k > 1 else None),
     ]
     if texts := [f"{gain(step)} with {name}" for name, step in steps if step]:
-        found.append(f"RL adds to RFT {' and '.join(texts)}.")
+        found.append(f"RL adds to RFT: {', '.join(texts)}.")
     texts = []
     if step := known.get(f"Voting@{k} - Voting@1"):
-        texts.append(f"{k} votes add to one {gain(step)}")
+        texts.append(f"{k} votes add {gain(step)} to one vote")
     if step := known.get(f"MetaRM@{k} - Voting@{k}"):
-        texts.append(f"the meta reward model adds to {many} {gain(step)}")
+        texts.append(f"the meta reward model adds {gain(step)} to {many}")
     if texts:
         found.append(f"{'; '.join(texts)}.")
     return found

@@ -31,11 +31,11 @@ def test_three_sentences_say_what_each_stage_added():
     )
     assert first.startswith("RFT is right on 75.0% of 60 held-out comparisons with 8 votes: +25.0")
     assert first.endswith("over chance.") and "not established" not in first
-    assert second.startswith("RL adds to RFT +20.0 points (95% CI +")
-    assert "with one vote and +1.7 points (95% CI +0.0 to +" in second
+    assert second.startswith("RL adds to RFT: +20.0 points (95% CI +")
+    assert "with one vote, +1.7 points (95% CI +0.0 to +" in second
     assert second.count("not established") == 1  # the interval of +1.7 includes 0
-    assert third.startswith("8 votes add to one -3.3 points (95% CI -")
-    assert "the meta reward model adds to 8 votes +0.0 points" in third
+    assert third.startswith("8 votes add -3.3 points (95% CI -")
+    assert " to one vote; the meta reward model adds +0.0 points (95% CI " in third
 
 
 def test_sentences_of_missing_stages_are_left_out():
@@ -43,7 +43,7 @@ def test_sentences_of_missing_stages_are_left_out():
     (only,) = sentences(chance(), cell("rl", "Voting", 1, 45))
     assert only.startswith("RL is right on 75.0% of 60 held-out comparisons with one vote: +25.0")
     first, votes = sentences(chance(), cell("rft", "Voting", 1, 40), cell("rft", "Voting", 4, 50))
-    assert "with 4 votes" in first and votes.startswith("4 votes add to one +16.7 points")
+    assert "with 4 votes" in first and votes.startswith("4 votes add +16.7 points")
 
 
 def test_a_base_model_that_votes_is_compared_with():
