@@ -38,10 +38,15 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "src",
+        metavar="SRC",
         help="a Hugging Face folder, a DeepMind Flax checkpoint, a .gguf file, or a name on the "
         "Hugging Face Hub: ORG/MODEL[@REVISION][/FILE.gguf]",
     )
-    add("dst", help="the folder to write: config.json, *.safetensors, tokenizer files")
+    add(
+        "dst",
+        metavar="DST",
+        help="the folder to write: config.json, *.safetensors, tokenizer files",
+    )
     add(
         "--dtype",
         choices=DTYPES,
