@@ -160,9 +160,15 @@ def compile_for_slice(options: argparse.Namespace, config: Any, workdir: str) ->
     if not options.slice:
         raise LaunchError("--compile_only needs --slice TYPE, such as --slice v5p-128")
     _use_cpu()
+    from grm_jax.training import machines, own_config
     from launch.compile import compile_only, programs, results
 
     quiet_environment()
+    tpu_slice = get_slice(options.slice)
+    chips, hbm = tpu_slice.chips * options.num_slices, tpu_slice.generation.hbm_bytes
+    config = own_config.complete(
+        config, None, machines.Machine(chips, hbm, "tpu", options.num_slices)
+    )
     try:
         mesh = programs.make_slice_mesh(config, options.slice, options.num_slices)
     except RuntimeError as error:  # no libtpu
@@ -170,7 +176,7 @@ def compile_for_slice(options: argparse.Namespace, config: Any, workdir: str) ->
     suffix = f"_x{options.num_slices}" if options.num_slices > 1 else ""
     out = options.out or f"{workdir}/compile_{options.slice}{suffix}"
     names = options.programs.split(",") if options.programs else None
-    tasks = programs.tasks(config, mesh, names, get_slice(options.slice).generation.hbm_bytes)
+    tasks = programs.tasks(config, mesh, names, hbm)
     try:
         store = results.open_store(out, options.overwrite)
     except OSError as error:  # another run has it, or it is not writable

@@ -140,7 +140,11 @@ def query_key(comparison: Comparison) -> str:
 
 def as_row(comparison: Comparison) -> dict[str, Any]:
     """Returns the row of a comparison in our own layout, for `grm judge`."""
-    fields = {k: v for k, v in dataclasses.asdict(comparison).items() if v not in (None, {})}
+    fields = {
+        name: value
+        for name, value in dataclasses.asdict(comparison).items()
+        if value is not None and value != {}
+    }
     return {"id": fields.pop("id"), **fields}
 
 

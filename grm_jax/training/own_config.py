@@ -77,6 +77,7 @@ _RATES = (
 )
 _CRITIQUE = {"grm": 1024, "compact": 256}  # tokens of the longest critique
 _SMALL = 5e8  # parameters below which the short template is the default
+_SAMPLED = 20_000  # comparisons that critiques are sampled of, at most
 _MEASURED = 2000  # comparisons whose prompts are measured
 _TAIL = 1.25  # the longest prompt sets the length, unless it is so much longer than 95% of them
 _CAP = 8192  # tokens of the longest prompt and critique
@@ -295,13 +296,13 @@ def _set_sizes(
     for stage, rate in zip(("rft", "rl", "meta_rm"), rates):
         _set(config, f"{stage}.lr", rate)
     _set(config, "batch_size", batch(train / 8))
-    _set(config, "rft.comparisons", train)
+    _set(config, "rft.comparisons", min(train, _SAMPLED))
     _set(config, "rl.prompts", batch(train / 8))
     _set(config, "rl.steps", _steps(config.rl.epochs * train / config.rl.prompts))
     _set(config, "meta_rm.batch_size", batch(train / 4))
-    _set(config, "meta_rm.comparisons", train)
-    _set(config, "meta_rm.rft_trials", train * max(1, config.rft.samples))
-    critiques = config.meta_rm.rft_trials + train * config.meta_rm.samples
+    _set(config, "meta_rm.comparisons", min(train, _SAMPLED))
+    _set(config, "meta_rm.rft_trials", config.rft.comparisons * max(1, config.rft.samples))
+    critiques = config.meta_rm.rft_trials + config.meta_rm.comparisons * config.meta_rm.samples
     epochs = config.meta_rm.epochs * critiques / config.meta_rm.batch_size
     _set(config, "meta_rm.steps", _steps(epochs))
     for stage in (config.rl, config.meta_rm):

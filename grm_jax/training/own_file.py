@@ -7,6 +7,7 @@ The split is by query, so no query is on both sides. `config.data.held_out_file`
 queries of that file are then dropped from the training part.
 """
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -54,7 +55,9 @@ def index(config: Any, workdir: Any = None) -> indexed.Index:
 
     def write() -> None:
         train, held_out, counts = _read(config)
-        rows = (json.dumps(splits.as_row(c), ensure_ascii=False) for c in held_out)
+        # Neither training nor the evaluation shows a reference answer.
+        shown = (dataclasses.replace(c, reference=None) for c in held_out)
+        rows = (json.dumps(splits.as_row(c), ensure_ascii=False) for c in shown)
         write_atomic(root / HELD_OUT_ROWS, "".join(row + "\n" for row in rows))
         write_atomic(settings, json.dumps({**expected, "counts": counts}, indent=2) + "\n")
         indexed.write_index(root / "file", [(TRAIN, _lines(train)), (HELD_OUT, _lines(held_out))])
@@ -89,6 +92,11 @@ def _read(config: Any) -> tuple[list[Comparison], list[Comparison], dict[str, in
                 f"config.data.held_out_file={data.held_out_file} has all queries of "
                 f"config.data.file={data.file}: nothing is left to train on"
             )
+    if "eval" in config.stages and all(c.n == 1 for c in held_out):
+        raise ValueError(
+            f"{data.held_out_file or data.file}: all comparisons that are held out have one "
+            "response, and the evaluation compares several: --config.stages=rft,rl trains without"
+        )
     log.info("%d comparisons to train on, %d held out by query", len(train), len(held_out))
     return train, held_out, counts | {"train": len(train), "held_out": len(held_out)}
 

@@ -7,7 +7,10 @@ hinted sample is rejected only if it is wrong). The stored prompt never has the 
 """
 
 import collections
+import contextlib
+import contextvars
 import dataclasses
+import itertools
 import json
 import logging
 import random
@@ -163,12 +166,15 @@ def build(comparisons: Iterable[Comparison], sampler: Sampler, options: RftOptio
         return result
     for comparison in comparisons:
         is_correct(comparison, None)  # raises for a bad label before anything is sampled
-    with Progress("sampling critiques, comparison", len(comparisons)) as progress:
+    total = len(comparisons) * (options.samples + options.hinted)
+    log.info("sampling %d critiques of %d comparisons", total, len(comparisons))
+    with Progress("critiques", total) as progress:
         done = 0
         for chunk in _chunks(comparisons, options):
             groups = [requests_for(comparison, options) for comparison in chunk]
             requests = [request for group in groups for request in group]
-            replies = list(sampler(requests))
+            with _reported(progress, done):
+                replies = list(sampler(requests))
             if len(replies) != len(requests):
                 raise ValueError(
                     f"the sampler returned {len(replies)} replies to {len(requests)} requests: "
@@ -177,12 +183,31 @@ def build(comparisons: Iterable[Comparison], sampler: Sampler, options: RftOptio
             remaining = iter(replies)
             for group in groups:
                 _add_comparison(result, group, [next(remaining) for _ in group], options)
-            done += len(groups)
+            done += len(requests)
             progress.update(done)
             if options.min_parsed:
                 _check_parsed(result, options.min_parsed)
     log.info("%s", result.sentence())
     return result
+
+
+_on_reply: contextvars.ContextVar[Callable[[], None]] = contextvars.ContextVar("on_reply")
+
+
+def report_reply() -> None:
+    """Advances the progress of `build` by one critique. Slow samplers call it for each reply."""
+    _on_reply.get(lambda: None)()
+
+
+@contextlib.contextmanager
+def _reported(progress: Progress, done: int) -> Iterator[None]:
+    """Shows replies as they come, from the number `done` on."""
+    numbers = itertools.count(done + 1)
+    token = _on_reply.set(lambda: progress.update(next(numbers)))
+    try:
+        yield
+    finally:
+        _on_reply.reset(token)
 
 
 def _chunks(

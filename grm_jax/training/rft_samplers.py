@@ -26,7 +26,13 @@ from grm_jax.run_store import RunStore, StoreMismatch
 from grm_jax.storage import fetch
 from grm_jax.training import openai_client as client
 from grm_jax.training.errors import TrainingError
-from grm_jax.training.rft_data import CritiqueReply, CritiqueRequest, Sampler, best_index
+from grm_jax.training.rft_data import (
+    CritiqueReply,
+    CritiqueRequest,
+    Sampler,
+    best_index,
+    report_reply,
+)
 
 log = logging.getLogger(__name__)
 
@@ -237,6 +243,7 @@ def model(
         sampling = (max_new_tokens, temperature, top_p, top_k, stop, seed)
         for completion in engine([Request(p, 1, *sampling, i) for p, i in zip(prompts, items)]):
             i = completion.request_index
+            report_reply()
             if completion.finish == "error":
                 log.warning("request %d was not sampled: %s", i, completion.error)
                 continue
@@ -266,7 +273,10 @@ def endpoint(settings: Endpoint) -> Sampler:
 
     def sample(requests: Sequence[CritiqueRequest]) -> list[CritiqueReply | None]:
         with concurrent.futures.ThreadPoolExecutor(settings.parallel) as pool:
-            results = list(pool.map(post, requests))
+            results = []
+            for result in pool.map(post, requests):
+                results.append(result)
+                report_reply()
         replies = [None if isinstance(result, str) else result for result in results]
         if reasons := [result for result in results if isinstance(result, str)]:
             counts = len(reasons), len(results)

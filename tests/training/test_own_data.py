@@ -161,6 +161,26 @@ def test_a_changed_file_is_refused_and_a_removed_one_is_not_needed(pairs, model_
     assert own_file.index(config, tmp_path)[0] == before
 
 
+def test_single_responses_alone_are_refused_by_the_evaluation(model_folder, tmp_path):
+    rows = [{"query": f"q{i}", "responses": ["a"], "label": [i % 2]} for i in range(8)]
+    file = tmp_path / "singles.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="have one response, and the evaluation compares several"):
+        own_file.index(make_config(file, model_folder), tmp_path)
+    config = make_config(file, model_folder, stages="rft,rl")
+    assert len(own_file.index(config, tmp_path)) == 8
+
+
+def test_references_are_not_in_the_held_out_file(model_folder, tmp_path):
+    rows = [{"query": f"q{i}", "responses": ["a", "b"], "label": 0, "reference": "a"}
+            for i in range(8)]  # fmt: skip
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own_file.index(make_config(file, model_folder), tmp_path)
+    held_out = list(read_rows(tmp_path / "data" / "held_out.jsonl"))
+    assert held_out and all(row.comparison.reference is None for row in held_out)
+
+
 # ---------------------------------------------------------------- whole runs
 
 

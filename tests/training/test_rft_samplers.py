@@ -260,3 +260,13 @@ def test_an_interrupted_stage_reuses_stored_replies(tmp_path, monkeypatch):
     monkeypatch.setattr(rft, "make_sampler", lambda *_: failing_after(9))
     rft.prepare(config, tok, None, tmp_path)
     assert calls == [256 * 4, 44 * 4]
+
+
+def test_critiques_of_a_slow_sampler_are_counted_as_they_come(server, monkeypatch):
+    steps = []
+    monkeypatch.setattr(rft_data.Progress, "update", lambda self, step, _=None: steps.append(step))
+    FakeServer.calls = [None]  # FakeServer fails only the first call
+    sample = rft_samplers.endpoint(rft_samplers.Endpoint(server, "m", 50, parallel=2, pause=0.0))
+    items = [Comparison(f"question {i}", ("x", "y"), label=1, id=str(i)) for i in range(2)]
+    build(items, sample, RftOptions(template="compact", samples=2, hinted=0, chunk=1))
+    assert steps == [1, 2, 2, 3, 4, 4]
