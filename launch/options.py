@@ -33,7 +33,7 @@ def parse(argv: list[str], description: str = "") -> tuple[argparse.Namespace, d
             raise LaunchError(f"unexpected argument {argument!r}: --help lists the options")
         if not equals:
             raise LaunchError(f"{argument} has no value: write {argument}=VALUE")
-        overrides[field] = text
+        overrides[field.replace("-", "_")] = text
     return options, overrides
 
 

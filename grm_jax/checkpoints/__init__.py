@@ -58,7 +58,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Reader:
 def refuse_run_folder(path: Path) -> None:
     """Raises ValueError for the folder of a training run, with the model folders that are in it."""
     files = [*path.glob("hf/config.json"), *path.glob("*/hf/config.json")]
-    exports = sorted(file.parent for file in files)
+    exports = sorted((file.parent for file in files), reverse=True)  # rl before rft and meta_rm
     if exports and path.name != "hf" and not any(path.glob("*.safetensors")):
         models = " or ".join(map(str, exports))
         raise ValueError(f"{path} is the folder of a training run: give a model of it, {models}")

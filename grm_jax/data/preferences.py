@@ -13,7 +13,7 @@ from grm_jax.data.records import Malformed
 from grm_jax.types import Comparison, Turn
 
 PAIR = ("chosen", "rejected")
-QUERIES = ("query", "prompt", "question", "instruction", "conversations", "messages")
+QUERIES = ("query", "prompt", "question", "instruction", "conversations", "messages", "input")
 CONVERSATIONS = ("conversations", "messages")  # the answer may be their last turn
 Chat = list[Turn]
 
@@ -162,6 +162,8 @@ def _answers(
     shared = _shared(list(whole.values()))
     if not shared:
         raise Malformed(f"{names} do not share their first turn: there is no query")
+    if prompt and len(chats) < len(sides) and not _renders(prompt[-1], shared[-1]):
+        raise Malformed(f"{names} answer different turns: give one answer to the prompt in each")
     answers = {key: [_answer(chat[len(shared) :], key)] for key, chat in whole.items()}
     if query is None or not _same(shared, prompt):
         query = shared
@@ -177,9 +179,17 @@ def _with_prompt(chat: Chat, prompt: Chat, key: str) -> Chat:
         return [prompt[0], *chat]
     if chat[0]["role"] not in ("system", "user"):
         return [*prompt, *chat]
-    if len(prompt) == 1 and any(_same([turn], prompt) for turn in chat[:-1]):
-        return chat
+    if len(prompt) == 1 and len(chat) > 1:
+        # A text may be any question of the chat, or the whole of it rendered.
+        if _renders(prompt[0], chat[-2]) or any(_same([turn], prompt) for turn in chat[:-1]):
+            return chat
     raise Malformed(f"the chat in {key!r} does not repeat the prompt: remove one of the two")
+
+
+def _renders(prompt: Turn, turn: Turn) -> bool:
+    """Whether a prompt contains the text of a user's turn, as a rendered chat does."""
+    content = turn["content"].strip()
+    return turn["role"] == "user" and bool(content) and content in prompt["content"]
 
 
 def _shared(chats: Sequence[Chat]) -> Chat:

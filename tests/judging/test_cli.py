@@ -147,6 +147,6 @@ def test_a_run_folder_is_answered_with_its_models(tmp_path):
         (run / stage / "hf").mkdir(parents=True)
         (run / stage / "hf" / "config.json").write_text("{}")
     (run / "config.json").write_text(json.dumps({"name": "spct_tiny"}))
-    for path, models in ((run, f"{run}/rft/hf or {run}/rl/hf"), (run / "rl", f"{run}/rl/hf")):
+    for path, models in ((run, f"{run}/rl/hf or {run}/rft/hf"), (run / "rl", f"{run}/rl/hf")):
         with pytest.raises(ValueError, match=f"is the folder of a training run: .*{models}$"):
             Judge.load(path)

@@ -36,6 +36,8 @@ TINY = "experiments/spct_tiny.py"
         ("TINY --wrkdir x", "unknown option '--wrkdir': did you mean --workdir?"),
         ("", "arguments are required: --config"),
         ("TINY --compile_only", "--compile_only needs --slice TYPE"),
+        ("TINY --compile-only", "--compile_only needs --slice TYPE"),
+        ("TINY --config.rl.group-size=x", "config.rl.group_size='x' is not a whole number"),
         ("TINY --slice v5p-64", "--slice is an option of --compile_only: add that, or remove"),
         ("TINY --overwrite", "--overwrite is an option of --compile_only"),
         ("TINY --compile_only --slice v5p-100", "slice 'v5p-100' does not exist"),
