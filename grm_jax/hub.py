@@ -64,12 +64,14 @@ class Listing:
 
     sizes: file -> bytes.  ids: file -> hash of its content (SHA-256 of large files, else Git's).
     offline: why these are only the files of the cache, "" if they are all files.
+    gated: whether a token is needed.
     """
 
     commit: str
     sizes: dict[str, int]
     ids: dict[str, str]
     offline: str = ""
+    gated: bool = False
 
 
 def parse(text: str) -> HubName | None:
@@ -259,6 +261,7 @@ def _listing(name: HubName) -> Listing:
         info.sha,
         {name: file.size or 0 for name, file in files.items()},
         {name: file.lfs.sha256 if file.lfs else file.blob_id for name, file in files.items()},
+        gated=bool(info.gated or info.private),
     )
 
 

@@ -103,6 +103,25 @@ def check_inputs(config: Any, workdir: str) -> None:
     inputs.pin(config, folder, {path for _, path in paths})
 
 
+def check_hub_names(config: Any, send_token: bool) -> None:
+    """Checks, before workers are created, that the hub names of the config are accessible.
+
+    Raises MissingInputs, or LaunchError if a gated one needs a token that the workers do not get.
+    """
+    from grm_jax import hub
+    from grm_jax.training import inputs, sources
+
+    paths = list(sources.paths(config))
+    names = inputs.on_the_hub(paths)
+    inputs.check([pair for pair in paths if pair[1] in names], here=False)
+    gated = [name.repo for name in names.values() if hub.listing(name).gated]
+    if gated and not send_token:
+        raise LaunchError(
+            f"{gated[0]} is gated, and the workers have no token: add --send_hf_token, which "
+            "copies this machine's Hugging Face token to them"
+        )
+
+
 def check_workdir(workdir: str, patience: float = 60.0) -> None:
     """Creates the folder, or fails if that takes longer than `patience` seconds.
 

@@ -88,6 +88,11 @@ def _parser(description: str) -> argparse.ArgumentParser:
     add("--accelerator", metavar="TYPE", help="accelerator type, such as v5p-64")
     add("--spot", action="store_true", help="use preemptible capacity")
     add("--keep", action="store_true", help="do not delete the resource at the end")
+    add(
+        "--send_hf_token",
+        action="store_true",
+        help="copy this machine's Hugging Face token to the workers, for gated models",
+    )
     add("--dry_run", action="store_true", help="print the commands; run none")
     add("--print", action="store_true", help="print the JobSet manifest; create nothing")
     add(

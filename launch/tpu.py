@@ -208,7 +208,8 @@ def run_queued(options: argparse.Namespace, config: Any, overrides: dict[str, st
     )
     missing = checks.missing_on_workers(config)
     if options.dry_run:
-        job = queued.Job(resource, arguments, f"{queued.HOME}.tar.gz", options.keep)
+        token = "TOKEN" if options.send_hf_token else ""
+        job = queued.Job(resource, arguments, f"{queued.HOME}.tar.gz", options.keep, token=token)
         print("\n".join(queued.commands(job)))
         if missing:
             _print_error(f"warning: {missing}")
@@ -218,14 +219,18 @@ def run_queued(options: argparse.Namespace, config: Any, overrides: dict[str, st
         raise LaunchError(f"--workdir={options.workdir} is not readable: {bucket.reason}")
     if missing:
         raise LaunchError(missing)
+    checks.check_hub_names(config, options.send_hf_token)
     archive = queued.archive(ROOT, file)
-    job = queued.Job(resource, arguments, archive, options.keep, tree=queued.digest(archive))
+    token = queued.token_file() if options.send_hf_token else ""
+    job = queued.Job(
+        resource, arguments, archive, options.keep, tree=queued.digest(archive), token=token
+    )
     return queued.run(job)
 
 
 def print_jobset(options: argparse.Namespace, config: Any, overrides: dict[str, str]) -> int:
     """Prints the JobSet manifest of the run, for `kubectl apply`."""
-    required, not_allowed = ("name", "accelerator"), ("zone", "project", "keep", "dry_run")
+    required, not_allowed = ("name", "accelerator"), ("zone", "project", "keep", "dry_run", "send_hf_token")
     tpu_slice = checks.check_remote(options, config, required, not_allowed)
     if not options.print:
         raise LaunchError(

@@ -40,13 +40,8 @@ def ids(source: str) -> list[str]:
     return [known[file] for file in files]
 
 
-def find(source: str) -> tuple[hub.HubName, list[str]]:
-    """Returns a data set, and the files of its split.
-
-    Raises:
-      FileNotFoundError: there is no such data set, revision or split, or no access to it.
-      ValueError: the name is malformed, or has no split where there are several.
-    """
+def parse(source: str) -> tuple[hub.HubName, str]:
+    """Returns the data set that a source names, and what follows it. Raises ValueError."""
     match = _NAME.fullmatch(source)
     if not match:
         raise ValueError(
@@ -54,15 +49,25 @@ def find(source: str) -> tuple[hub.HubName, list[str]]:
             "/SPLIT if needed"
         )
     repo, revision, choice = match.groups()
-    name = hub.HubName(repo, revision or "main", kind="dataset")
+    return hub.HubName(repo, revision or "main", kind="dataset"), choice or ""
+
+
+def find(source: str) -> tuple[hub.HubName, list[str]]:
+    """Returns a data set, and the files of its split.
+
+    Raises:
+      FileNotFoundError: there is no such data set, revision or split, or no access to it.
+      ValueError: the name is malformed, or has no split where there are several.
+    """
+    name, choice = parse(source)
     names = hub.listing(name).sizes
     if not data_names(names):
         raise FileNotFoundError(
             f"{source} has no data files, and scripts are not run: try the Hub's own conversion, "
-            f"hf://datasets/{repo}@refs/convert/parquet"
+            f"hf://datasets/{name.repo}@refs/convert/parquet"
         )
     card = _card(hub.download(name, [CARD], quiet=True) / CARD) if CARD in names else {}
-    return name, select(names, choice or "", source, configs(card))
+    return name, select(names, choice, source, configs(card))
 
 
 def _card(path: Path) -> Mapping[str, Any]:

@@ -16,11 +16,12 @@ log = logging.getLogger(__name__)
 MODELS = ("init", "tokenizer", "rft.sampling.path")  # fields that may hold a hub name
 
 
-def check(paths: Iterable[tuple[str, str]]) -> None:
+def check(paths: Iterable[tuple[str, str]], here: bool = True) -> None:
     """Checks that each path exists and is readable, a hub name with this machine's token.
 
     Args:
       paths: (field of the config, local path, bucket path or hub name).
+      here: whether the run is on this machine, whose disk must hold the download.
 
     Raises:
       MissingInputs: every problem, one a line, with the first field of each path and the way out.
@@ -44,12 +45,22 @@ def check(paths: Iterable[tuple[str, str]]) -> None:
         except (OSError, ValueError) as error:
             problems.append(f"{field}: {error}")
     try:
-        hub.check_space(size, "the download")
+        hub.check_space(size if here else 0, "the download")
     except OSError as error:
         problems.append(str(error))
     if problems:
         title = [f"{len(problems)} inputs are missing:"] if len(problems) > 1 else []
         raise MissingInputs("\n  ".join([*title, *problems]))
+
+
+def on_the_hub(paths: Iterable[tuple[str, str]]) -> dict[str, hub.HubName]:
+    """Returns {path: its repository} of the paths that are names on the Hub."""
+    names = {}
+    for _, path in paths:
+        name = hub_sets.parse(path)[0] if path.startswith(HUB) else hub_name(path)
+        if name:
+            names[path] = name
+    return names
 
 
 def pin(config: Any, workdir: Any, used: Collection[str]) -> None:

@@ -22,6 +22,7 @@ from launch.cluster.gcloud import Resource, command_line
 from launch.errors import FAILED, PEER_LOST, START_AGAIN, WRONG_COMMAND, LaunchError
 
 HOME = "grm_jax"
+TOKEN = f"{HOME}.token"
 MARK = "GRM_STATUS"
 PYTHON = (
     "command -v python3.11 || "
@@ -52,6 +53,7 @@ class Job:
       poll: seconds between checks.
       patience: failed gcloud calls in a row before giving up.
       tree: identifies the content of the archive (`digest`).
+      token: file with the Hugging Face token for the workers, "" for none.
     """
 
     resource: Resource
@@ -62,6 +64,18 @@ class Job:
     poll: float = 20.0
     patience: int = 15
     tree: str = "-"
+    token: str = ""
+
+    @property
+    def program(self) -> str:
+        """The command of the workers, in HOME."""
+        token = f'HF_TOKEN_PATH="$HOME/{TOKEN}" ' if self.token else ""
+        return f"{token}.venv/bin/python launch/tpu.py {shlex.join(self.arguments)}"
+
+    def copies(self, node: str) -> list[list[str]]:
+        """The gcloud commands that copy the tree, and the token, to a node."""
+        files = {self.archive: f"{HOME}.tar.gz"} | ({self.token: TOKEN} if self.token else {})
+        return [self.resource.copy(node, source, target) for source, target in files.items()]
 
     @property
     def command_id(self) -> str:
@@ -221,14 +235,13 @@ class _Driver:
                 self.report("It was started from another commit than the one checked out here.")
             return
         for node in self.resource.nodes:
-            copy = self.resource.copy(node, self.job.archive, f"{HOME}.tar.gz")
-            self.retry(copy, f"copying to {node}")
+            for copy in self.job.copies(node):
+                self.retry(copy, f"copying to {node}")
         self.on_all(SETUP, "installing")
         self.start()
 
     def start(self) -> None:
-        program = f".venv/bin/python launch/tpu.py {shlex.join(self.job.arguments)}"
-        inner = shlex.quote(f"{program} >log 2>&1; echo $? >status")
+        inner = shlex.quote(f"{self.job.program} >log 2>&1; echo $? >status")
         self.on_all(
             f"cd {HOME} && rm -f status && echo {self.job.command_id} {self.job.tree} >job"
             f" && (setsid nohup bash -c {inner} >/dev/null 2>&1 & echo $! >pid)",
@@ -304,6 +317,21 @@ def archive(root: Path, config_file: Path) -> str:
     return str(target)
 
 
+def token_file() -> str:
+    """Writes this machine's Hugging Face token to a file that only the user can read.
+
+    Raises LaunchError without a token.
+    """
+    from huggingface_hub import get_token
+
+    if not (token := get_token()):
+        raise LaunchError("--send_hf_token: no token here: run `hf auth login` or set HF_TOKEN")
+    path = Path(tempfile.mkdtemp(prefix="grm_jax_")) / TOKEN  # the folder has mode 700
+    path.touch(mode=0o600)
+    path.write_text(token)
+    return str(path)
+
+
 def digest(path: str) -> str:
     """Identifies an archive by its content."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
@@ -312,9 +340,9 @@ def digest(path: str) -> str:
 def commands(job: Job) -> list[str]:
     """The shell lines of a run without failures, in order (--dry_run)."""
     r = job.resource
-    program = f"cd {HOME} && .venv/bin/python launch/tpu.py {shlex.join(job.arguments)}"
+    program = f"cd {HOME} && {job.program}"
     lines = [r.describe(), r.create(), r.describe()]
-    lines += [r.copy(node, job.archive, f"{HOME}.tar.gz") for node in r.nodes]
+    lines += [copy for node in r.nodes for copy in job.copies(node)]
     lines += [r.ssh(node, SETUP, "all") for node in r.nodes]
     lines += [r.ssh(node, program, "all") for node in r.nodes]
     lines.append(r.ssh(r.nodes[0], f"cd {HOME} && tail -n +1 log", "0"))

@@ -350,3 +350,42 @@ def test_the_shell_commands_work_in_bash(tmp_path):
     assert driver.inspect() == (job.command_id, "-", "75")
     errors = worker([f"--command={queued.ERRORS}"]).out
     assert errors.startswith("--- ") and arguments[0] in errors
+
+
+# ---------------------------------------------------------------- models on the Hub
+
+GATED = ["--config.stages=rl", "--config.data.judging=world_20k", *ON_V4_64]
+
+
+@pytest.fixture
+def gated_hub(hub, monkeypatch):
+    """A hub with the gated model of spct_27b; its preference set is the judging world."""
+    from grm_jax.data import mixtures
+
+    mixtures.add_world("world_20k", {"train": 10})
+    hub.add("google/gemma-2-27b", {"config.json": b"{}", "model.safetensors": b"1"}, gated=True)
+    monkeypatch.setenv("HF_TOKEN", "hf_good")
+    return hub
+
+
+def test_gated_models_are_found_before_anything_is_created(cloud, gated_hub, refused, monkeypatch):
+    cloud([ACTIVE], [DONE])
+    calls = cloud.memory()["calls"]
+    assert "google/gemma-2-27b is gated, and the workers have no token: add --send_hf_token" in (
+        refused(GATED)
+    )
+    monkeypatch.delenv("HF_TOKEN")
+    page = "https://huggingface.co/google/gemma-2-27b"
+    assert f"accept its terms at {page}, then run `hf auth login`" in refused(GATED)
+    assert cloud.memory()["calls"] == [*calls, "bucket", "bucket"]
+
+
+def test_the_token_is_copied_as_a_file_and_is_in_no_command(cloud, gated_hub, tmp_path, capsys):
+    file = Path(queued.token_file())
+    assert file.read_text() == "hf_good" and file.stat().st_mode & 0o77 == 0
+    assert cloud([ACTIVE], [DONE], token=str(file)) == 0
+    assert check_deleted(cloud)["calls"].count("scp") == 2
+    assert tpu.main([*ON_V4_64, "--send_hf_token", "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    assert "scp TOKEN grm-27b:grm_jax.token" in out and "hf_good" not in out
+    assert 'HF_TOKEN_PATH="$HOME/grm_jax.token" .venv/bin/python' in out
