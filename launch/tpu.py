@@ -230,7 +230,10 @@ def run_queued(options: argparse.Namespace, config: Any, overrides: dict[str, st
 
 def print_jobset(options: argparse.Namespace, config: Any, overrides: dict[str, str]) -> int:
     """Prints the JobSet manifest of the run, for `kubectl apply`."""
-    required, not_allowed = ("name", "accelerator"), ("zone", "project", "keep", "dry_run", "send_hf_token")
+    required, not_allowed = (
+        ("name", "accelerator"),
+        ("zone", "project", "keep", "dry_run", "send_hf_token"),
+    )
     tpu_slice = checks.check_remote(options, config, required, not_allowed)
     if not options.print:
         raise LaunchError(
