@@ -45,13 +45,13 @@ def sentences(cells: Sequence[Cell], known: Mapping[str, Difference]) -> list[st
     """Up to three sentences: RFT (or RL alone) over chance, RL over RFT, votes and the meta RM."""
     k = votes(cells)
     many = f"{k} votes" if k > 1 else "one vote"
-    found = []
+    lines = []
     by_name = {c.name: c for c in cells}
     for model, name in NAMES.items():
         reached, over = by_name.get(f"{model}/Voting@{k}"), known.get(f"{name} Voting@{k} - chance")
         base = known.get(f"{name} Voting@{k} - base Voting@{k}")
         if reached and over:
-            found.append(
+            lines.append(
                 f"{name} is right on {percent(reached.accuracy)}% of {len(reached.credits)} "
                 f"held-out comparisons with {many}: {gain(over)} over chance"
                 f"{f', {gain(base)} over the base model' if base else ''}."
@@ -62,15 +62,15 @@ def sentences(cells: Sequence[Cell], known: Mapping[str, Difference]) -> list[st
         (many, known.get(f"RL Voting@{k} - RFT Voting@{k}") if k > 1 else None),
     ]
     if texts := [f"{gain(step)} with {name}" for name, step in steps if step]:
-        found.append(f"RL adds to RFT: {', '.join(texts)}.")
+        lines.append(f"RL adds to RFT: {', '.join(texts)}.")
     texts = []
     if step := known.get(f"Voting@{k} - Voting@1"):
         texts.append(f"{k} votes add {gain(step)} to one vote")
     if step := known.get(f"MetaRM@{k} - Voting@{k}"):
         texts.append(f"the meta reward model adds {gain(step)} to {many}")
     if texts:
-        found.append(f"{'; '.join(texts)}.")
-    return found
+        lines.append(f"{'; '.join(texts)}.")
+    return lines
 
 
 def gain(difference: Difference) -> str:

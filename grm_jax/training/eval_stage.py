@@ -267,10 +267,10 @@ def closing_text(config: Any, folders: Mapping[str, Any]) -> str:
         "accuracy in percent, ± half of the 95% interval; k critiques vote",
         text_table(headings, rows),
         "",
-        *result.get("findings", ()),
-        "",
-        f"Report: {folders['eval'] / 'report.html'}",
     ]
+    if sentences := result.get("findings"):
+        lines += [*sentences, ""]
+    lines.append(f"Report: {folders['eval'] / 'report.html'}")
     workdir, is_world = folders["eval"].parent, config.data.judging == "world"
     if commands := next_steps.write_commands(workdir, is_world):
         lines += ["", "Try next:", *(f"  {command}" for command in commands)]
