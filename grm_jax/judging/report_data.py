@@ -22,7 +22,6 @@ PART_CHARACTERS = 300_000  # of JSON, before compression
 OPENING = 240  # characters of a query in the list
 MAX_GROUPS = 60  # values of a field that the page breaks the rates down by
 GROUP_RATES = ("comparisons", "errors", "labelled", "accuracy", "tie_credit", "ties", "parsed")
-REQUIRED = ("id", "unparsed", "tie", "model", "template", "k", "temperature", "seed")  # of a row
 ERROR_SIDE: dict[str, Any] = {
     "scores": [],
     "best": None,
@@ -94,9 +93,19 @@ def page_data(runs: Sequence[Run], title: str, limit: int | None = None) -> dict
 
 
 def check_rows(run: Run) -> None:
-    """Raises ValueError for the first row with fields that `grm judge` does not write."""
+    """Raises ValueError for the first row with fields that `grm judge` does not write.
+
+    Computes what the page shows of the row alone, so this one place refuses damage of any kind.
+    """
     for row in run.rows:
-        if problem := _problem(row):
+        try:
+            problem = _problem(row)
+            if not problem:
+                opening(row), group_values((row,)), side(row), detail((row,), [run])
+                settings([row]), summary.summarise([row]), unique_keys([row])
+        except Exception as error:
+            problem = f"a field of the wrong type ({error})"
+        if problem:
             raise ValueError(
                 f"{run.name or 'the rows'}: row {row.get('id')!r} (line {row.get('line')}) has "
                 f"{problem}: remove the row, or judge it again"
@@ -104,35 +113,35 @@ def check_rows(run: Run) -> None:
 
 
 def _problem(row: Row) -> str:
-    critiques, error, n = row["critiques"], row.get("error"), row.get("n")
-    if not isinstance(critiques, list) or not all(isinstance(c, dict) for c in critiques):
-        return "critiques that are not objects"
-    if error:
-        is_known = (
-            isinstance(error, dict) and isinstance(error.get("reason"), str) and not critiques
-        )
-        return "" if is_known and n == 0 else "a malformed error"
-    if missing := [name for name in REQUIRED if name not in row]:
-        return f"no field {missing[0]!r}"
-    if not all(isinstance(c.get("status"), str) and "tokens" in c for c in critiques):
-        return "a critique without status or tokens"
+    """Returns what is wrong with a row that has its fields, or "": a page would show nonsense."""
+    critiques, n = row["critiques"], row["n"]
+    if row.get("error"):
+        return "" if n == 0 and critiques == [] and row["error"]["reason"] else "a malformed error"
     if not isinstance(n, int) or n < 1:
         return f"n = {n!r} responses"
-    scores = [row.get("scores"), *(c.get("scores") for c in critiques if c.get("scores"))]
+    kinds = {"critiques": list, "kept": list | None, "query": str | list | None}
+    for name, kind in kinds.items():
+        if not isinstance(row.get(name), kind):
+            return f"{name} of the wrong type"
+    if not all(isinstance(c["status"], str) for c in critiques):
+        return "a critique whose status is no text"
+    optional = [c.get(name) for c in critiques for name in ("scores", "expected_scores")]
+    scores = [row["scores"], *(row.get("votes") or {}).values()]
+    scores += [values for values in optional if values is not None]
     if not all(_are_numbers(values, n) for values in scores):
         return "scores that are not n numbers, or a score that is NaN or infinite"
-    if not all(sorted(c.get("order") or ()) == list(range(n)) for c in critiques):
+    if not all(sorted(c["order"]) == list(range(n)) for c in critiques):
         return "a critique whose order is not a permutation of the responses"
-    if not all(bool(c.get("scores")) == (c.get("status") == "ok") for c in critiques):
+    if not all((c["scores"] is not None) == (c["status"] == "ok") for c in critiques):
         return "a critique whose status does not fit its scores"
-    label = row.get("label")
+    label = row["label"]
     if not (label is None or label in range(n) or _are_numbers(label, n)):
         return f"the label {label!r}"
-    responses, query = row.get("responses") or [""] * n, row.get("query") or ""
-    if len(responses) != n or not all(isinstance(text, str) for text in responses):
-        return "responses that are not n texts"
-    is_chat = isinstance(query, list) and all(isinstance(turn, dict) for turn in query)
-    return "" if isinstance(query, str) or is_chat else "a query that is neither text nor turns"
+    texts = row.get("responses")
+    are_texts = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+    return (
+        "" if texts is None or (are_texts and len(texts) == n) else "responses that are not n texts"
+    )
 
 
 def _are_numbers(values: Any, n: int) -> bool:
@@ -178,7 +187,7 @@ def opening(row: Row) -> str:
     """Returns the beginning of the query, or of an error row without one its reason."""
     query = row.get("query") or ""
     if not isinstance(query, str):
-        query = "\n".join(str(turn.get("content", "")) for turn in query)
+        query = "\n".join(str(turn["content"]) for turn in query)
     if not query and row.get("error"):
         query = row["error"]["reason"]
     return query[:OPENING]

@@ -222,6 +222,13 @@ def test_damaged_rows_are_refused_in_one_line(tmp_path, capsys):
         {"responses": ["one"]},
         {"query": 5},
         {"query": ["text"]},
+        {"kept": {}},
+        {"votes": {"mean": 1.0}},
+        {"critiques": {}},
+        {"critiques": [critique | {"status": 1, "scores": None}]},
+        {"critiques": [critique | {"expected_scores": 1.0}]},
+        {"critiques": [critique | {"principles": ["text"]}]},
+        {"meta": "text"},
         {"model": ABSENT},
         {"unparsed": ABSENT},
     ]

@@ -47,7 +47,6 @@ function querySection({ query, reference }) {
     reference ? turn("reference answer", reference) : null,
   );
 }
-const asText = (value) => (typeof value === "string" ? value : JSON.stringify(value, null, 2));
 const recordSection = (record) =>
   block(
     "Record of the input",

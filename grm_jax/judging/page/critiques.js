@@ -13,7 +13,7 @@ function critiqueElement(critique, i, { kept }, n, prefix) {
     span("nums", scores ? scores.map(number).join(" : ") : ""),
     critique.status !== "ok" && badge("bad", critique.status.replace(/_/g, " ")),
     n > 1 && quiet(`shown as ${order.map((index) => index + 1).join(", ")}`),
-    !isMissing(meta_score) && span("quiet nums", `meta ${meta_score.toFixed(2)}`),
+    !isMissing(meta_score) && span("quiet nums", `meta ${number(meta_score)}`),
     isKept !== null && badge(isKept ? "good" : "", isKept ? "kept" : "not kept"),
     expected && span("quiet nums", `expected ${expected.map(number).join(" : ")}`),
     critique.tokens > 0 && quiet(`${critique.tokens} tokens`),

@@ -6,7 +6,9 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 const hue = (i) => `var(--r${i % 6})`;
 const isMissing = (x) => x === null || x === undefined || x === false;
-const number = (x) => (isMissing(x) ? "–" : Number.isInteger(x) ? String(x) : x.toFixed(2));
+const number = (x) =>
+  typeof x !== "number" ? "–" : Number.isInteger(x) ? String(x) : x.toFixed(2);
+const asText = (value) => (typeof value === "string" ? value : JSON.stringify(value, null, 2));
 const percent = (x) => (isMissing(x) ? "–" : (100 * x).toFixed(1) + "%");
 
 // An HTML element. Attributes: text, class, --css-variable, onevent, or any other name; those that

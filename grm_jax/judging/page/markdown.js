@@ -224,7 +224,7 @@ function elementOf([tag, attributes, children]) {
 let isPlain = false; // texts are shown as they are, without Markdown
 function prose(text, attributes) {
   const element = make("div", { class: isPlain ? "prose" : "prose md", ...attributes });
-  if (isPlain) element.textContent = text;
-  else element.append(...elementOf(markdownTree(text)).childNodes);
+  if (isPlain) element.textContent = asText(text);
+  else element.append(...elementOf(markdownTree(asText(text))).childNodes);
   return element;
 }
