@@ -69,7 +69,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.rft.samples = 3
     config.rft.hinted = 1
     config.rft.reject = True
-    config.rft.min_parsed = 0.1  # share of the first critiques that must be parsed to continue
+    config.rft.min_parsed = 0.05  # share of the first critiques that must be parsed to continue
     config.rft.sampler = "self"  # `init` writes the critiques
     config.rft.sampling = dict(path="", url="", model="", max_new_tokens=0, temperature=1.0)
 

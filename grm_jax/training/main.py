@@ -28,6 +28,7 @@ from grm_jax.training import (
     grpo,
     loop,
     meta_rm,
+    openai_client,
     own_config,
     own_report,
     rft,
@@ -84,8 +85,7 @@ def prepare(config: ConfigDict, workdir: PathLike) -> loop.Run:
         )
     pending = [stage for stage in config.stages if not loop.is_done(workdir / stage)]
     check(config, pending)
-    if "rft" in pending:
-        rft.probe_endpoint(config, workdir / "rft")
+    openai_client.probe_endpoint(config, workdir / "rft")
     save_config(config, cfg, workdir)
     log.info(
         "%s: %.2fM parameters, mesh %s; results in %s",

@@ -1,7 +1,6 @@
 """Requests critiques of an OpenAI-compatible server."""
 
 import dataclasses
-import functools
 import json
 import logging
 import os
@@ -10,13 +9,18 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPException
+from typing import Any
 
+import jax
+
+from grm_jax.storage import as_path
 from grm_jax.training.rft_data import CritiqueReply
 
 log = logging.getLogger(__name__)
 
 _RETRIED = (408, 409, 429, 500, 502, 503, 504)  # HTTP statuses that may pass
 _PROBE_SECONDS = 30.0
+_answered: set[tuple[str, str]] = set()  # (address, model) of the probes of this process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +50,28 @@ class Server:
     pause: float = 1.0
 
 
-@functools.cache
+def probe_endpoint(config: Any, folder: Any) -> None:
+    """Requests one token of the endpoint, if the RFT stage has still to sample from it.
+
+    An empty `rft.sampling.model` is set to the server's only model. folder: of the stage.
+
+    Raises ValueError if the endpoint does not answer.
+    """
+    rft = config.rft
+    is_sampled = (as_path(folder) / "data" / "ready.json").exists()
+    if rft.sampler != "endpoint" or "rft" not in config.stages or is_sampled:
+        return
+    if not rft.sampling.get("url"):
+        raise ValueError("config.rft.sampling.url is empty: the sampler 'endpoint' needs it")
+    name = rft.sampling.get("model", "")
+    # Process 0 samples; the others need the name.
+    if not name or jax.process_index() == 0:
+        key_variable = rft.sampling.get("key_variable", Server.key_variable)
+        rft.sampling["model"] = probe(rft.sampling["url"], name, key_variable)
+
+
 def probe(url: str, name: str = "", key_variable: str = "OPENAI_API_KEY") -> str:
-    """Requests one token of an OpenAI-compatible server, once per process.
+    """Requests one token of an OpenAI-compatible server; of each model once per process.
 
     Returns:
       The model's name: `name`, or that of the server's only model.
@@ -64,6 +87,8 @@ def probe(url: str, name: str = "", key_variable: str = "OPENAI_API_KEY") -> str
             "--config.rft.sampler=self"
         )
 
+    if (url, name) in _answered:
+        return name
     if not url.startswith(("http://", "https://")):
         raise fail("it does not begin with http:// or https://")
     headers = _headers(key_variable)
@@ -86,6 +111,7 @@ def probe(url: str, name: str = "", key_variable: str = "OPENAI_API_KEY") -> str
     result = post(server, [{"role": "user", "content": "Hello"}])
     if isinstance(result, str):
         raise fail(result)
+    _answered.add((url, name))
     log.info("%s answers, with the model %s", url, name)
     return name
 

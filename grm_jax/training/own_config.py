@@ -112,15 +112,8 @@ def complete(config: Any, workdir: Any = None, machine: Machine | None = None) -
         raise ValueError("config.init is empty: name the model, --config.init=MODEL")
     config = config.copy_and_resolve_references()
     _take_saved(config, workdir)
-    if (
-        config.rft.sampler == "endpoint"
-        and "rft" in config.stages
-        and not config.rft.sampling.model
-    ):
-        url = config.rft.sampling.get("url")
-        if not url:
-            raise ValueError("config.rft.sampling.url is empty: the sampler 'endpoint' needs it")
-        _set(config, "rft.sampling.model", openai_client.probe(url))
+    if workdir is not None:
+        openai_client.probe_endpoint(config, as_path(workdir) / "rft")
     machine = machine or Machine.here()
     path = fetch(config.init)
     cfg = _set_model(config, path, machine)

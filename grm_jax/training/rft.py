@@ -22,7 +22,6 @@ from grm_jax.training import (
     checkpoint,
     loop,
     losses,
-    openai_client,
     optim,
     own_config,
     rft_data,
@@ -236,19 +235,6 @@ def build_sft_update(
         sft_batch_shapes(config.batch_size, config.seq_len),
         denominator=lambda batch: jnp.maximum(batch["weights"].sum(), 1),
     )
-
-
-def probe_endpoint(config: ConfigDict, folder: PathLike) -> None:
-    """Requests one token of the endpoint, if the stage has still to sample from it.
-
-    Raises ValueError if it does not answer.
-    """
-    rft = config.rft
-    if rft.sampler != "endpoint" or (as_path(folder) / "data" / "ready.json").exists():
-        return
-    if jax.process_index() == 0:
-        settings = rft_samplers.chosen_settings(rft.sampler, rft.sampling)
-        openai_client.probe(settings.url, settings.model, settings.key_variable)
 
 
 def check(config: ConfigDict) -> None:

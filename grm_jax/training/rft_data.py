@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 PARSED = ("kept", "wrong", "tie", "too_easy")  # outcomes of critiques with scores
 HINTED, NON_HINTED = "hinted", "non_hinted"
-PILOT = 16
+PILOT = 8  # comparisons
 _STRENGTHS = {1: "slightly better", 2: "better", 3: "much better"}
 
 

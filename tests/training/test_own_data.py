@@ -241,7 +241,7 @@ def test_a_model_whose_critiques_cannot_be_parsed_is_refused_early(pairs, model_
     with pytest.raises(ValueError) as error:
         main.run(config, tmp_path)
     message = str(error.value)
-    assert message.startswith(f"{model_folder}: 0 of 64 critiques can be parsed (")
+    assert message.startswith(f"{model_folder}: 0 of 32 critiques can be parsed (")
     assert "--config.rft.sampler=endpoint" in message and "instruction-tuned" in message
 
 
@@ -291,12 +291,12 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    openai_client.probe.cache_clear()
+    openai_client._answered.clear()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as httpd:
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{httpd.server_port}/v1"
         httpd.shutdown()
-    openai_client.probe.cache_clear()
+    openai_client._answered.clear()
 
 
 def test_a_dead_endpoint_is_an_error_at_once(pairs, model_folder, tmp_path):
@@ -311,7 +311,7 @@ def test_the_endpoint_names_its_model_or_lists_them(server, monkeypatch):
     assert openai_client.probe(server) == "only"
     with pytest.raises(ValueError, match="answered 404: .*no such model"):
         openai_client.probe(server, "another")
-    openai_client.probe.cache_clear()
+    openai_client._answered.clear()
     monkeypatch.setattr(Server, "names", ["a", "b"])
     with pytest.raises(ValueError, match="serves 2 models: set it to one of a, b"):
         openai_client.probe(server)
