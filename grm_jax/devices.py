@@ -3,6 +3,7 @@
 Command-line programs import this module before JAX.
 """
 
+import contextlib
 import importlib
 import logging
 import os
@@ -10,6 +11,7 @@ import pkgutil
 import re
 import sys
 import warnings
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,9 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 CACHE = "~/.cache/grm_jax/xla"
+# JAX's events of one program: lowered, then compiled or loaded from the cache.
+_LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
+_COMPILED = "/jax/core/compile/backend_compile_duration"
 # What JAX warns when it cannot read or write an entry of the cache; it names the program.
 _CACHE_ERROR = re.compile(r"Error (reading|writing) persistent compilation cache entry for '(.*?)'")
 
@@ -91,6 +96,27 @@ def use_compilation_cache(folder: str | None = None) -> str | None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0 if in_bucket else 0.0)
     _report_cache_errors_once(folder)
     return folder
+
+
+@contextlib.contextmanager
+def watch_compilations(report: Callable[[int, bool], None]) -> Iterator[None]:
+    """Calls report(n, False) before the n-th program is compiled, and report(n, True) after it.
+
+    A program that is loaded from the cache counts as well.
+    """
+    monitoring, n = importlib.import_module("jax.monitoring"), 0
+
+    def listen(event: str, duration: float, **_: Any) -> None:
+        nonlocal n
+        n += event == _LOWERED
+        if event in (_LOWERED, _COMPILED):
+            report(n, event == _COMPILED)
+
+    monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield
+    finally:
+        monitoring.unregister_event_duration_listener(listen)
 
 
 def _cache_folder(jax: Any) -> str | None:

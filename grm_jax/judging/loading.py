@@ -55,7 +55,7 @@ def judge_arguments(
     model, tokenizer = _load_model(path, mesh, options.dtype, options.tokenizer)
     return {
         "tokenizer": tokenizer,
-        "sampler": engine_sampler(model, mesh, options.prompt_slots, options.rows),
+        "sampler": engine_sampler(model, mesh, options.prompt_slots, options.rows, few_shapes=True),
         "template": family,
         "meta_rm": None
         if meta_rm is None

@@ -17,10 +17,12 @@ from typing import Any
 
 from grm_jax.data import sources
 from grm_jax.data.comparisons import Row, read_rows
+from grm_jax.devices import watch_compilations
 from grm_jax.judging import codec
 from grm_jax.judging.judge import Judge, Unjudged
 from grm_jax.judging.options import Options
 from grm_jax.run_store import IdentityMismatch, RunStore, content_of
+from grm_jax.sampling.programs import PROGRAMS
 from grm_jax.types import Comparison, Verdict
 
 
@@ -107,7 +109,9 @@ def judge_rows(
     header = identity | dict(selection or {})
     with RunStore(part_path(output), header, key="line", existing=config.existing) as store:
         resumed = len(store)
-        with _Progress(Path(output).stem, len(rows), resumed, config) as progress:
+        programs = PROGRAMS + (judge.meta_rm is not None) + options.expected
+        progress = _Progress(Path(output).stem, len(rows), resumed, config, programs)
+        with progress, watch_compilations(progress.compiling):
             judge_into(store, judge, rows, options, identity, config, progress.count)
         errors = tokens = critiques = 0
         for record in store.records():
@@ -266,9 +270,12 @@ def _write_cost(path: Path | None, cost: dict[str, float]) -> None:
 
 
 class _Progress:
-    """A progress bar on stderr with tokens per second, parse rate and errors; counts seconds."""
+    """A progress bar on stderr with tokens per second, parse rate and errors; counts seconds.
 
-    def __init__(self, name: str, total: int, resumed: int, config: RunConfig):
+    programs: how many programs the first rows need; the bar counts them while they compile.
+    """
+
+    def __init__(self, name: str, total: int, resumed: int, config: RunConfig, programs: int):
         from tqdm import tqdm
 
         # Where stderr is a file, a line every half minute is enough.
@@ -281,7 +288,7 @@ class _Progress:
             disable=not config.progress,
             mininterval=interval,
         )
-        self.cost_path = config.cost_path
+        self.programs, self.cost_path = programs, config.cost_path
         earlier = {} if config.existing == "overwrite" else _read_cost(self.cost_path)
         self.earlier, self.start = earlier.get("seconds", 0.0), time.monotonic()
         self.tokens = self.critiques = self.parsed = self.errors = 0
@@ -296,6 +303,11 @@ class _Progress:
     def seconds(self) -> float:
         """Seconds that all sessions of the run took so far."""
         return self.earlier + time.monotonic() - self.start
+
+    def compiling(self, n: int, done: bool) -> None:
+        """Shows that the n-th program is being compiled; in a file, only the first one at once."""
+        text = "judging" if done else f"compiling ({n} of {max(n, self.programs)})"
+        self.bar.set_postfix_str(text, refresh=sys.stderr.isatty() or (n == 1 and not done))
 
     def count(self, row: codec.Row) -> None:
         """Counts a row; a killed run leaves the seconds up to its last row in the cost file."""

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 from jax.sharding import Mesh
 
+from grm_jax.models import cpu
 from grm_jax.models.transformer import Transformer
-from grm_jax.sampling import Completion, Engine, Request
-from grm_jax.sampling.plan import fit
+from grm_jax.sampling import Completion, Engine, Request, plan
 from grm_jax.sampling.weights import for_decoding
 from grm_jax.sharding import use_mesh
 
@@ -20,6 +20,7 @@ def engine_sampler(
     mesh: Mesh | None = None,
     prompt_slots: int | None = None,
     rows: int | None = None,
+    few_shapes: bool = False,
 ) -> Sampler:
     """Returns the sampler of a model.
 
@@ -27,6 +28,8 @@ def engine_sampler(
       mesh: mesh of the model's parameters; None for one device.
       prompt_slots: most prompts in a batch; by default as many as memory holds.
       rows: most samples of one prompt in a batch; by default as many as memory holds.
+      few_shapes: on a CPU, pads batches so that few programs are compiled, and for small models the
+        same whatever the number of requests.
     """
     decoding_model = functools.cache(lambda: for_decoding(model))
 
@@ -35,7 +38,12 @@ def engine_sampler(
             return
         with use_mesh(mesh):
             weights = decoding_model()  # placed before the memory for the cache is planned
-            engine = Engine(weights, *fit(model.cfg, requests, prompt_slots, rows))
+            few = few_shapes and cpu.on_cpu()
+            if few and model.cfg.num_params <= plan.SMALL_MODEL and not (prompt_slots or rows):
+                batch = plan.fixed(model.cfg, requests)
+            else:
+                batch = plan.fit(model.cfg, requests, prompt_slots, rows)
+            engine = Engine(weights, *batch, few_shapes=few)
         completions = iter(engine.run(requests))
         while True:
             # A generator must not leave the mesh in context at a yield.

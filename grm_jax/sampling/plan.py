@@ -21,6 +21,12 @@ FULL_PROMPTS = 8  # by default as many rows as the samples of so many prompts, f
 # does, however few rows there are (v5e: 197 TFLOP/s over 819 GB/s are 240 FLOPs per byte, and a
 # bfloat16 weight is 2 bytes and 2 FLOPs a row).
 BUSY_ROWS = 256
+# A CPU pads the batch of a small model in less time than it compiles another shape. More rows than
+# these do not raise the tokens per second.
+SMALL_MODEL, FIXED_ROWS = 30_000_000, 64  # parameters, rows
+# (samples per prompt, on average; rows per prompt): fewer rows than samples, so that they are
+# refilled, and few sizes, so that files of other numbers of responses compile nothing new.
+FIXED_ROWS_PER_PROMPT = ((12, 8), (1.75, 2), (0, 1))
 GIB = 2.0**30
 
 
@@ -80,8 +86,7 @@ def fit(
     runnable = [r for r in requests if not check(r, cfg)]
     if not runnable:
         return 1, 1
-    mesh = sharding.current_mesh()
-    shards, tensor = sharding.batch_shards(mesh), 1 if mesh is None else mesh.shape["tensor"]
+    shards = sharding.batch_shards(sharding.current_mesh())
     P = _power_of_two(min(prompt_slots or MAX_SLOTS, len(runnable)))
     # Few prompts run all their samples at once. Long lists run more prompts with fewer rows each:
     # rows finish at different times and are refilled from the prompt's other samples, whereas a
@@ -90,6 +95,33 @@ def fit(
     if (platform or sharding.platform()) != "cpu":
         target = max(target, BUSY_ROWS * shards)
     R = rows or min(max(r.k for r in runnable), _power_of_two(math.ceil(target / P)))
+    return _shrink(cfg, runnable, (P, R), memory, taken)
+
+
+def fixed(cfg: TransformerConfig, requests: Sequence[Request]) -> tuple[int, int]:
+    """Returns (prompt slots, rows per prompt) that do not depend on the number of requests.
+
+    For models of at most SMALL_MODEL parameters on a CPU. Raises MemoryError as `fit`.
+    """
+    runnable = [r for r in requests if not check(r, cfg)]
+    if not runnable:
+        return 1, 1
+    samples = sum(r.k for r in runnable) / len(runnable)
+    R = next(rows for least, rows in FIXED_ROWS_PER_PROMPT if samples >= least)
+    return _shrink(cfg, runnable, (FIXED_ROWS // R, R))
+
+
+def _shrink(
+    cfg: TransformerConfig,
+    runnable: Sequence[Request],
+    batch: tuple[int, int],
+    memory: int | None = None,
+    taken: int | None = None,
+) -> tuple[int, int]:
+    """Returns the largest (prompt slots, rows), at most `batch`, that memory holds; see `fit`."""
+    P, R = batch
+    mesh = sharding.current_mesh()
+    shards, tensor = sharding.batch_shards(mesh), 1 if mesh is None else mesh.shape["tensor"]
     S = prompt_bucket(max(len(r.prompt) for r in runnable))
     T = ring_bucket(max(r.token_limit(cfg) for r in runnable))
     weights = cfg.num_params * jax.numpy.dtype(cfg.dtype).itemsize // tensor

@@ -23,6 +23,7 @@ from grm_jax import sharding
 from grm_jax.models.config import TransformerConfig
 from grm_jax.sampling import cache, decode
 
+PROGRAMS = 5  # of a first call: empty state, prefill, insertion, admission, decode segment
 RING_LAYOUT = Layout(major_to_minor=(0, 1, 2, 4, 3, 5))
 
 
@@ -74,6 +75,8 @@ def build(graphdef: nnx.GraphDef, target: Target, shape: Shape, segment: int) ->
     once, because it takes no caches.
     """
     formats = state_formats(target, shape)
+    insert_program = _insert_program(target, shape.P, shape.R, shape.S)
+    admit_program = _admit_program(graphdef, target, shape.P, shape.R)
 
     def run_segment(params: Any, state: cache.State, steps: Any, min_running: Any) -> Any:
         model = nnx.merge(graphdef, params)
@@ -83,13 +86,11 @@ def build(graphdef: nnx.GraphDef, target: Target, shape: Shape, segment: int) ->
         state: cache.State, prefix: Any, last: Any, slots: Any, per_prompt: Any
     ) -> cache.State:
         rest = dataclasses.replace(state, suffix=[])
-        program = _insert_program(target, shape.P, shape.R, shape.S)
-        rest = program(rest, prefix, last, slots, per_prompt)
+        rest = insert_program(rest, prefix, last, slots, per_prompt)
         return dataclasses.replace(rest, suffix=state.suffix)
 
     def admit(params: Any, state: cache.State, new: Any, sample: Any) -> Any:
-        program = _admit_program(graphdef, target, shape.P, shape.R)
-        rest, emitted = program(params, cache.without_caches(state), new, sample)
+        rest, emitted = admit_program(params, cache.without_caches(state), new, sample)
         return dataclasses.replace(rest, prefix=state.prefix, suffix=state.suffix), emitted
 
     def empty() -> cache.State:

@@ -26,7 +26,7 @@ from flax import nnx
 from grm_jax.models import Transformer
 from grm_jax.models.config import TransformerConfig
 from grm_jax.sampling import cache, programs, weights
-from grm_jax.sampling.buckets import prefill_batch, prompt_bucket, ring_bucket
+from grm_jax.sampling.buckets import FEW_FIRST_RING, prefill_batch, prompt_bucket, ring_bucket
 from grm_jax.sampling.request import MAX_STOP_TOKENS, Completion, Request, check
 from grm_jax.sharding import batch_shards
 
@@ -116,17 +116,20 @@ class Engine:
         rows: int,
         segment: int = SEGMENT,
         idle: float = 0.05,
+        few_shapes: bool = False,
     ) -> None:
         """Builds an engine under the mesh in context.
 
         Args:
           segment: most decode steps between two updates by the host.
           idle: share of finished rows at which a segment ends early while samples wait.
+          few_shapes: compiles fewer programs: prefills one prompt at a time, in fewer buckets.
         """
         model = weights.for_decoding(model)
         self.cfg = model.cfg
         self.graphdef, self.params = nnx.split(model)
         self.P, self.R, self.segment, self.idle = prompt_slots, rows, segment, idle
+        self.few_shapes = few_shapes
         self.target = programs.current_target(model.cfg)
         self.stats = Stats()
 
@@ -146,13 +149,11 @@ class Engine:
         if not waiting:
             return
         # Shortest prompts last: they are taken from the end.
-        waiting.sort(key=lambda i: -prompt_bucket(len(requests[i].prompt)))
+        waiting.sort(key=lambda i: -self._prompt_bucket(requests[i]))
         longest = max(requests[i].token_limit(self.cfg) for i in waiting)
-        self._set_shape(
-            prompt_bucket(len(requests[waiting[-1]].prompt)),
-            ring_bucket(min(self.segment, longest)),
-        )
-        state = self._programs.empty()
+        first = min(FEW_FIRST_RING if self.few_shapes else self.segment, longest)
+        self._set_shape(self._prompt_bucket(requests[waiting[-1]]), self._ring_bucket(first))
+        state = self._empty()
         slots: Slots = [None] * self.P
         poisoned = np.zeros((self.P, self.R), bool)  # rows whose ring may have non-finite values
         while True:
@@ -163,7 +164,7 @@ class Engine:
                 continue  # rows that finished with their first token are refilled at once
             if not any(slot.running for slot in slots if slot):
                 return
-            state = self._resize(state, self.shape.S, ring_bucket(self._needed_ring(slots)))
+            state = self._resize(state, self.shape.S, self._ring_bucket(self._needed_ring(slots)))
             state, emitted = self._programs.segment(
                 self.params, state, self.segment, self._min_running(slots, waiting)
             )
@@ -172,7 +173,23 @@ class Engine:
 
     def _set_shape(self, S: int, T: int) -> None:
         self.shape = programs.Shape(self.P, self.R, S, T)
+        # Not at every call: the lookup hashes the whole structure of the model.
+        self._prefill = programs.prefill_program(self.graphdef)
         self._programs = programs.build(self.graphdef, self.target, self.shape, self.segment)
+
+    def _empty(self) -> cache.State:
+        state, weights = self._programs.empty(), jax.tree.leaves(self.params)[0]
+        if self.target.mesh is not None or len(weights.devices()) > 1:
+            return state
+        # Committed to the device like the results of the programs, which would otherwise be
+        # compiled a second time when they get these back.
+        return jax.device_put(state, weights.sharding)
+
+    def _prompt_bucket(self, request: Request) -> int:
+        return prompt_bucket(len(request.prompt), self.few_shapes)
+
+    def _ring_bucket(self, length: int) -> int:
+        return ring_bucket(length, self.few_shapes)
 
     def _resize(self, state: cache.State, S: int, T: int) -> cache.State:
         """Extends the caches to S and T. They never shrink: one of many rows is always long."""
@@ -196,9 +213,9 @@ class Engine:
         """Prefills waiting prompts of one bucket at a time into free slots."""
         free = [p for p, slot in enumerate(slots) if slot is None]
         while free and waiting:
-            S = prompt_bucket(len(requests[waiting[-1]].prompt))
-            same = sum(prompt_bucket(len(requests[i].prompt)) == S for i in waiting[-len(free) :])
-            B = prefill_batch(S, same, batch_shards(self.target.mesh))
+            S = self._prompt_bucket(requests[waiting[-1]])
+            same = sum(self._prompt_bucket(requests[i]) == S for i in waiting[-len(free) :])
+            B = 1 if self.few_shapes else prefill_batch(S, same, batch_shards(self.target.mesh))
             taken, free = free[:B], free[B:]
             ids = [waiting.pop() for _ in range(B)]
             batch = [requests[i] for i in ids]
@@ -207,7 +224,7 @@ class Engine:
                 padded[S - len(request.prompt) :] = request.prompt
             lengths = np.array([len(request.prompt) for request in batch], np.int32)
             state = self._resize(state, S, self.shape.T)
-            prefix, last = programs.prefill_program(self.graphdef)(self.params, tokens, lengths)
+            prefix, last = self._prefill(self.params, tokens, lengths)
             per_prompt = _per_prompt(batch, lengths, self.cfg)
             state = self._programs.insert(
                 state, prefix, last, np.array(taken, np.int32), per_prompt

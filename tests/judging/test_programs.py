@@ -1,0 +1,76 @@
+"""The programs that judging compiles: how many, when, and what the progress bar says meanwhile."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from flax import nnx
+
+from grm_jax import Comparison, Judge, checkpoints
+from grm_jax.data.world import make_items
+from grm_jax.data.world.vocabulary import SIZE, vocabulary_path
+from grm_jax.devices import watch_compilations
+from grm_jax.judging.options import Options
+from grm_jax.models import build_model, get_config
+from grm_jax.sampling.programs import PROGRAMS
+
+K, NEW = 8, 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A toy judge of random weights, of a width that no other test compiles."""
+    folder = tmp_path_factory.mktemp("judge") / "hf"
+    config = get_config("tiny_gemma2", vocab_size=SIZE, d_ff=40, max_length=256)
+    checkpoints.save(build_model(config, nnx.Rngs(0)), folder)
+    shutil.copy(vocabulary_path(), folder / "tokenizer.model")
+    (folder / "judge.json").write_text(json.dumps({"template": "compact", "max_new_tokens": NEW}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def comparisons():
+    return [Comparison(c.query, c.responses) for c in make_items("test", 0, 60)]
+
+
+def write_rows(path, comparisons):
+    rows = [{"query": c.query, "responses": list(c.responses)} for c in comparisons]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_the_programs_do_not_depend_on_the_number_of_comparisons(folder, comparisons):
+    judge, options = Judge.load(folder), Options(k=K, max_new_tokens=NEW)
+    programs, verdicts = [], []
+    for chosen in (comparisons[:1], comparisons[:10], comparisons[10:], comparisons):
+        with watch_compilations(lambda n, done: done and programs[-1].append(n)):
+            programs.append([])
+            verdicts.append(dict(judge.stream(chosen, options)))
+    assert [len(numbers) for numbers in programs] == [PROGRAMS, 0, 0, 0]
+    # Nor does a verdict: alone, among ten, and among sixty.
+    assert verdicts[0][0] == verdicts[1][0] == verdicts[3][0]
+    assert [verdicts[1][i] for i in range(10)] == [verdicts[3][i] for i in range(10)]
+
+
+def test_a_second_process_compiles_nothing_and_the_bar_counts_programs(
+    folder, comparisons, tmp_path
+):
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    environment.pop("XLA_FLAGS")  # one device
+    bars = []
+    for n in (1, 10):
+        source = write_rows(tmp_path / f"{n}.jsonl", comparisons[:n])
+        command = [sys.executable, "-m", "grm_jax.cli", "judge", source, tmp_path / f"{n}.out"]
+        command += ["--model", folder, "--k", K]
+        process = subprocess.run(
+            list(map(str, command)), env=environment, capture_output=True, text=True
+        )
+        assert process.returncode == 0, process.stderr
+        bars.append(process.stderr)
+        assert len(list((tmp_path / "cache").glob("*-cache"))) == PROGRAMS
+    assert all(re.search(rf"compiling \(1 of {PROGRAMS}\)", bar) for bar in bars)
