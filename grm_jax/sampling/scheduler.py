@@ -178,11 +178,14 @@ class Engine:
         self._programs = programs.build(self.graphdef, self.target, self.shape, self.segment)
 
     def _empty(self) -> cache.State:
+        """Returns the empty state on the weights' device.
+
+        Committed, as the programs' results are: a program compiles again for other arguments.
+        """
         state, weights = self._programs.empty(), jax.tree.leaves(self.params)[0]
-        if self.target.mesh is not None or len(weights.devices()) > 1:
+        one_device = isinstance(weights, jax.Array) and len(weights.devices()) == 1
+        if self.target.mesh is not None or self.target.platform == "tpu" or not one_device:
             return state
-        # Committed to the device like the results of the programs, which would otherwise be
-        # compiled a second time when they get these back.
         return jax.device_put(state, weights.sharding)
 
     def _prompt_bucket(self, request: Request) -> int:
