@@ -18,7 +18,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.slice = "v5litepod-8"
     config.model = "gemma2_2b"  # not in the paper
     config.init = config.tokenizer = "google/gemma-2-2b"
-    config.rft.sampling.path = "google/gemma-2-9b-it"  # fits the slice
+    # Decoding splits weights over `tensor` alone, so a chip of the slice holds all of the sampler.
+    # With a larger tensor axis: --config.rft.sampling.path=google/gemma-2-9b-it
+    config.rft.sampling.path = "google/gemma-2-2b-it"
     config.mesh = dict(data=1, fsdp=-1, tensor=1)  # not in the paper
     # Small models take larger steps; neither rate is in the paper.
     config.rft.lr = 1e-5
