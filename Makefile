@@ -2,6 +2,7 @@
 # make test    run the test suite              (ARGS="-k window" selects tests)
 # make lint    check format, style, types and the layers of imports
 # make graph   print modules, imports, cycles and upward imports
+# make notebooks  execute the notebooks in their small setting and store the outputs
 # make lock    resolve requirements.lock from setup.py, keeping its versions where they still fit
 PYTHON ?= python3.11
 VENV := .venv
@@ -13,7 +14,7 @@ DEMO ?= --config.rl.steps=80 --config.meta_rm.comparisons=2000 --config.meta_rm.
 WORKERS ?= -n 2 --dist loadfile
 LOCK_SUM = $(shell cat requirements.lock setup.py | cksum)
 
-.PHONY: demo test lint graph lock venv
+.PHONY: demo test lint graph notebooks lock venv
 .DEFAULT_GOAL := test
 
 demo: venv
@@ -30,6 +31,9 @@ lint: venv
 
 graph: venv
 	@$(BIN)/python .ci/import_graph.py
+
+notebooks: venv
+	$(BIN)/python notebooks/execute.py
 
 # Reuses the environment while requirements.lock and setup.py are those that it was installed from.
 venv:

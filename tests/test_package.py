@@ -97,11 +97,12 @@ from grm_jax.data.world.vocabulary import SIZE, vocabulary_path
 from grm_jax.models import build_model, get_config
 
 assert Path(grm_jax.__file__).is_relative_to(sys.argv[1]), grm_jax.__file__
-pairs = [{"prompt": f"q{i}", "chosen": "a b", "rejected": "c", "subset": "math-prm", "id": i} for i in range(2)]
+pair = {"prompt": "q", "chosen": "a b", "rejected": "c", "subset": "math-prm"}
 Path("data/rewardbench").mkdir(parents=True)
 for path in ("pairs.jsonl", "data/rewardbench/filtered.jsonl"):
-    Path(path).write_text("".join(json.dumps(pair) + "\\n" for pair in pairs))
-cfg = get_config("tiny_gemma2", num_layers=2, d_model=32, d_ff=32, head_dim=8, vocab_size=SIZE, max_length=256)
+    Path(path).write_text("".join(json.dumps(pair | {"id": i}) + "\\n" for i in range(2)))
+sizes = dict(num_layers=2, d_model=32, d_ff=32, head_dim=8, vocab_size=SIZE, max_length=256)
+cfg = get_config("tiny_gemma2", **sizes)
 checkpoints.save(build_model(cfg, nnx.Rngs(0)), "toy", like=vocabulary_path())
 model = "--model toy --template compact --k 2 --max_new_tokens 4"
 benchmark = "eval --benchmark rewardbench --data data"
