@@ -165,8 +165,10 @@ def test_judge(spct_world, scratch, without_extras):
     assert len(rates) == 4 and sum(rates) >= 16  # the toy has learned the format
     assert "Ranking(order=" in displayed and "<td" in displayed
     # The report with its 4 x 8 critiques.
-    (page,) = re.findall(r'<iframe srcdoc="(.*?)"', displayed)
-    data = re.search(r'type="application/json"[^>]*>(.*?)</script>', html.unescape(page))[1]
+    (page,) = re.findall(r'<iframe srcdoc="(.*?)"', displayed, re.DOTALL)
+    data = re.search(
+        r'type="application/json"[^>]*>(.*?)</script>', html.unescape(page), re.DOTALL
+    )[1]
     parts = [json.loads(zlib.decompress(base64.b64decode(p))) for p in json.loads(data)["parts"]]
     assert json.dumps(parts).count('"sample":') == 32 and "sort 9 7" in json.dumps(parts)
 

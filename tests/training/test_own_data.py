@@ -3,12 +3,14 @@
 import http.server
 import json
 import logging
+import sys
 import threading
 
 import jax
 import pytest
 from flax import nnx
 
+import grm_jax.data
 from experiments import own_data
 from grm_jax import checkpoints
 from grm_jax.config_fields import set_field
@@ -186,8 +188,13 @@ def test_references_are_not_in_the_held_out_file(model_folder, tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(pairs, model_folder, tmp_path_factory):
+    """A whole run. A file needs no mixtures, so TensorFlow, seqio and TFDS fail to import."""
     workdir = tmp_path_factory.mktemp("run")
-    return workdir, main.run(small(pairs, model_folder), workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("tensorflow", "seqio", "tensorflow_datasets", "grm_jax.data.mixtures"):
+            patch.setitem(sys.modules, name, None)
+        patch.delattr(grm_jax.data, "mixtures", raising=False)
+        return workdir, main.run(small(pairs, model_folder), workdir)
 
 
 def small(pairs, model_folder):
