@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from grm_jax.commands import Parser, run_command
+from grm_jax.data import sources
 from grm_jax.data.comparisons import read_rows
+from grm_jax.data.layouts import LAYOUTS
 from grm_jax.data.records import read_records
 from grm_jax.judging.codec import Row, read_judged_rows
 from grm_jax.judging.report_data import Run, page_data, strict_json
-from grm_jax.storage import write_atomic
+from grm_jax.storage import fetch, is_remote, write_atomic
 
 PAGE = Path(__file__).parent / "page"
 SCRIPTS = (
@@ -59,6 +61,12 @@ def main(argv: list[str] | None = None) -> int:
         help="the file that was judged: counts the rows that are missing, and shows the records "
         "of error rows",
     )
+    parser.add_argument(
+        "--format",
+        choices=sorted(LAYOUTS),
+        metavar="FORMAT",
+        help="format of the input, as for grm judge",
+    )
     args = parser.parse_args(argv)
     return run_command("grm report", lambda: write_report(args))
 
@@ -69,7 +77,7 @@ def write_report(args: argparse.Namespace) -> int:
         raise ValueError(f"{len(args.rows)} outputs: give one, or two to compare")
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit {args.limit}: give 1 or more rows")
-    runs = [load_run(path, args.input) for path in args.rows]
+    runs = [load_run(path, args.input, args.format) for path in args.rows]
     title = args.title or ("Judged comparisons" if len(runs) == 1 else "Two runs side by side")
     text = page_of_runs(runs, title, args.limit)
     write_atomic(args.output, text)
@@ -81,14 +89,15 @@ def write_report(args: argparse.Namespace) -> int:
     return 0
 
 
-def load_run(path: str, source: str | None = None) -> Run:
-    """Loads an output of `grm judge`. source: the file that was judged."""
-    rows = list(read_judged_rows(path))
-    records, total = input_records(source, rows) if source else ({}, None)
+def load_run(path: str, source: str | None = None, layout: str | None = None) -> Run:
+    """Loads an output of `grm judge`. source, layout: the input that was judged, and its format."""
+    local = fetch(path) if is_remote(path) else Path(path)
+    rows = list(read_judged_rows(local))
+    records, total = input_records(source, rows, layout) if source else ({}, None)
     of_all = f" of {total:,}" if total is not None else ""
     if path.endswith(".part"):
         state = f"unfinished run: {len(rows):,}{of_all} rows so far"
-    elif not ends_with_newline(path):
+    elif not ends_with_newline(local):
         state = f"the file is cut off after {len(rows):,}{of_all} rows"
     elif total is not None and len(rows) < total:
         state = f"{len(rows):,}{of_all} rows of the input were judged"
@@ -97,7 +106,7 @@ def load_run(path: str, source: str | None = None) -> Run:
     return Run(rows, Path(path).name, state, records)
 
 
-def ends_with_newline(path: str) -> bool:
+def ends_with_newline(path: Path) -> bool:
     """Whether the last line of a file is complete; an empty file has none."""
     with open(path, "rb") as file:
         size = file.seek(0, 2)
@@ -105,21 +114,27 @@ def ends_with_newline(path: str) -> bool:
         return file.read() in (b"\n", b"")
 
 
-def input_records(source: str, rows: Sequence[Row]) -> tuple[dict[str, Any], int]:
+def input_records(
+    source: str, rows: Sequence[Row], layout: str | None = None
+) -> tuple[dict[str, Any], int]:
     """Returns the input's records of error rows, by line, and its number of comparisons.
 
+    layout: a name of `LAYOUTS`, detected for each record if None.
+
     Raises:
-      ValueError: the rows have lines that the input lacks, so it is another file.
+      ValueError: the rows were judged from another input.
     """
-    numbers = [str(row.number) for row in read_rows(source)]
-    if unknown := {str(row["line"]) for row in rows}.difference(numbers):
+    digest = sources.digest(source)
+    if rows and rows[0].get("input") not in (None, digest[:12]):
         raise ValueError(
-            f"--input {source} has no row {min(unknown)}: name the file that was judged"
+            f"--input {source} is not what was judged (its hash is {digest[:12]}, that of the rows "
+            f"is {rows[0]['input']}): name the input of the run, unchanged"
         )
     errors = {str(row["line"]) for row in rows if row.get("error")}
     lines = {str(record.number): record.fields for record in read_records(source)}
     records = {line: lines.get(line.partition(".")[0]) for line in errors}
-    return {line: fields for line, fields in records.items() if fields}, len(numbers)
+    total = sum(1 for _ in read_rows(source, layout))
+    return {line: fields for line, fields in records.items() if fields}, total
 
 
 def page(

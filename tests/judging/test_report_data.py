@@ -1,6 +1,7 @@
 """The data of the report page: two runs matched and compared, counts of whole files, odd rows."""
 
 import base64
+import hashlib
 import json
 import random
 import zlib
@@ -107,6 +108,10 @@ def write(path, rows):
     return str(path)
 
 
+def digest_of(path):
+    return hashlib.sha256(open(path, "rb").read()).hexdigest()[:12]
+
+
 def test_a_page_of_the_first_rows_has_the_rates_of_all():
     rows = [row(i, int(i > 3)) for i in range(1, 11)]
     data = report_data.page_data([Run(rows)], "t", limit=2)
@@ -116,9 +121,9 @@ def test_a_page_of_the_first_rows_has_the_rates_of_all():
 
 
 def test_a_run_that_was_cut_says_so(tmp_path, capsys):
-    rows = [row(i) for i in range(1, 4)]
     source = tmp_path / "in.jsonl"
     write(source, [{"query": f"q{i}", "responses": ["a", "b"]} for i in range(1, 6)])
+    rows = [row(i, input=digest_of(source)) for i in range(1, 4)]
     finished = write(tmp_path / "out.jsonl", rows)
     part = write(tmp_path / "out.jsonl.part", [{"input": "x"}, *rows])
     (tmp_path / "torn.jsonl").write_text((tmp_path / "out.jsonl").read_text()[:-20])
@@ -137,11 +142,13 @@ def test_a_run_that_was_cut_says_so(tmp_path, capsys):
 def test_the_input_gives_the_records_of_error_rows(tmp_path):
     records = [{"query": "q1", "responses": ["a", "b"]}, {"query": "no answers", "responses": []}]
     source = write(tmp_path / "in.jsonl", records)
-    run = report.load_run(write(tmp_path / "out.jsonl", [row(1), error(2)]), source)
+    rows = [r | {"input": digest_of(source)} for r in (row(1), error(2))]
+    run = report.load_run(write(tmp_path / "out.jsonl", rows), source)
     assert run.records == {"2": records[1]} and run.state == ""
     assert details(report_data.page_data([run], "t"))[1]["record"] == records[1]
-    with pytest.raises(ValueError, match="has no row 9"):
-        report.load_run(write(tmp_path / "other.jsonl", [row(9)]), source)
+    other = write(tmp_path / "other.jsonl", [row(1, input="0123456789ab")])
+    with pytest.raises(ValueError, match="is not what was judged .*0123456789ab"):
+        report.load_run(other, source)
 
 
 def test_wrong_arguments_get_one_line(tmp_path, capsys):

@@ -30,7 +30,7 @@ function comparisonElements(row, detail) {
   return [
     ...errors,
     detail.query !== null && querySection(detail),
-    detail.record !== null && recordSection(detail.record),
+    detail.query === null && detail.record !== null && recordSection(detail.record),
     detail.responses.length > 0 && responsesSection(row, detail),
     voteSection(row, detail),
     critiquesSection(row, detail),

@@ -9,7 +9,7 @@ let steps = false; // the last comparison was opened by a key, which makes one h
 
 // --- the texts of rows, in compressed parts ---
 
-const parts = new Map(); // number of a part -> its rows, the last used one at the end
+const parts = new Map(); // number of a part -> its rows, in the order in which they were loaded
 async function loadPart(number) {
   if (!parts.has(number)) {
     const bytes = Uint8Array.from(atob(data.parts[number]), (c) => c.charCodeAt(0));
@@ -27,6 +27,7 @@ const everySide = (row) => row.sides.every((side) => side && !side.error);
 const isWrong = (side) => side.credit !== null && side.credit < 1 && !side.tie && !side.all_unparsed;
 const isRight = (side) => side.credit === 1;
 const isGain = (row, to) => everySide(row) && isRight(row.sides[to]) && row.sides[1 - to].credit < 1;
+const either = isPaired ? " in A or B" : "";
 const FILTERS = {
   all: ["all", () => true],
   ...(isPaired && {
@@ -38,12 +39,12 @@ const FILTERS = {
     lost: ["lost: only A right", (row) => isGain(row, 0)],
     missing: ["in one run only", (row) => row.sides.some((side) => !side)],
   }),
-  wrong: ["wrong", anySide(isWrong)],
-  right: ["right", anySide(isRight)],
-  tie: ["ties", anySide((side) => side.tie)],
-  flip: ["orders disagree", anySide((side) => side.flip === true)],
-  unparsed: ["unparsed critiques", anySide((side) => side.unparsed > 0)],
-  error: ["errors", anySide((side) => side.error)],
+  wrong: [`wrong${either}`, anySide(isWrong)],
+  right: [`right${either}`, anySide(isRight)],
+  tie: [`ties${either}`, anySide((side) => side.tie)],
+  flip: [`orders disagree${either}`, anySide((side) => side.flip === true)],
+  unparsed: [`unparsed critiques${either}`, anySide((side) => side.unparsed > 0)],
+  error: [`errors${either}`, anySide((side) => side.error)],
 };
 const isSeveral = (row) => row.sides.some((side) => side.scores.length > 1);
 const least = (row) => Math.min(...row.sides.filter(Boolean).map((side) => side.margin));
