@@ -4,20 +4,23 @@ Only files of data are downloaded (Parquet, JSON lines, CSV and the like), and n
 splits are those that the data set's card declares, else those in the names of its files.
 """
 
+import glob
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from grm_jax import hub
-from grm_jax.data.shards import Config, data_names, select
+from grm_jax.data.shards import Config, by_split, data_names, select
 
 CARD = "README.md"
 _PART = r"[\w][\w.-]*"
 # A revision has a slash only in refs/convert/parquet and refs/pr/N.
 _NAME = re.compile(rf"hf://datasets/({_PART}/{_PART})(?:@(refs/\w+/\w+|[^/@]+))?(?:/(.+?))?/?")
+
+_CONVERTED = re.compile(r"([^/]+)/[^/]+/\d{4}\.parquet")  # on refs/convert/parquet
 
 
 def download(source: str) -> list[Path]:
@@ -67,7 +70,7 @@ def find(source: str) -> tuple[hub.HubName, list[str]]:
             f"hf://datasets/{name.repo}@refs/convert/parquet"
         )
     card = _card(hub.download(name, [CARD], quiet=True) / CARD) if CARD in names else {}
-    return name, select(names, choice, source, configs(card))
+    return name, select(names, choice, source, configs(card, names))
 
 
 def _card(path: Path) -> Mapping[str, Any]:
@@ -82,30 +85,31 @@ def _card(path: Path) -> Mapping[str, Any]:
     return card if isinstance(card, dict) else {}
 
 
-def configs(card: Mapping[str, Any]) -> list[Config]:
-    """Returns the configurations that a card declares with their files.
+def configs(card: Mapping[str, Any], names: Iterable[str]) -> list[Config]:
+    """Returns the configurations of a data set: those of its card, or of the Hub's conversion.
 
-    `data_files` is a pattern, a list of patterns, or a list of {"split", "path"}. A card of another
-    form declares none.
+    In a card `data_files` is a pattern, a list of patterns, or a list of {"split", "path"};
+    `data_dir` is a folder. A card of another form declares none.
     """
+    known = data_names(names)
     try:
-        return _configs(card.get("configs") or ())
+        declared = [_config(entry, known) for entry in card.get("configs") or ()]
     except (TypeError, KeyError, AttributeError):
-        return []
+        declared = []
+    parts = [_CONVERTED.fullmatch(name) for name in known]
+    if not declared and all(parts):  # CONFIG/SPLIT/0000.parquet
+        folders = dict.fromkeys(part[1] for part in parts if part)
+        declared = [_config({"config_name": name, "data_dir": name}, known) for name in folders]
+    return [config for config in declared if config.splits]
 
 
-def _configs(entries: Iterable[Mapping[str, Any]]) -> list[Config]:
-    declared = []
-    for entry in entries:
-        files = entry.get("data_files")
-        files = files if isinstance(files, list) else [files] if files else []
-        splits: dict[str, list[str]] = {}
-        for file in files:
-            split, paths = (
-                ("train", file) if isinstance(file, str) else (file["split"], file["path"])
-            )
-            splits.setdefault(split, []).extend([paths] if isinstance(paths, str) else paths)
-        if splits:
-            name = str(entry.get("config_name", "default"))
-            declared.append(Config(name, splits, bool(entry.get("default"))))
-    return declared
+def _config(entry: Mapping[str, Any], names: Sequence[str]) -> Config:
+    files, folder = entry.get("data_files") or (), entry.get("data_dir")
+    splits: dict[str, list[str]] = {}
+    if folder and not files:
+        inside = by_split(name for name in names if name.startswith(f"{folder}/"))
+        splits = {split: [glob.escape(name) for name in names] for split, names in inside.items()}
+    for file in [files] if isinstance(files, str) else files:
+        split, paths = ("train", file) if isinstance(file, str) else (file["split"], file["path"])
+        splits.setdefault(str(split), []).extend([paths] if isinstance(paths, str) else paths)
+    return Config(str(entry.get("config_name", "default")), splits, bool(entry.get("default")))

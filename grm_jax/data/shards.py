@@ -103,22 +103,31 @@ def _matches(name: str, glob: str) -> bool:
 
 def _by_name(names: Sequence[str], choice: str) -> tuple[Splits, Splits]:
     """Returns the splits in the names of files, and those of them that the choice names."""
-    splits, chosen = collections.defaultdict(list), collections.defaultdict(list)
     folder, _, last = choice.rpartition("/")
+    inside = [name for name in names if not folder or name.startswith(f"{folder}/")]
+    in_choice = [name for name in names if name.startswith(f"{choice}/")] if choice else names
+    if in_choice:
+        return by_split(names), by_split(in_choice)
+    return by_split(names), {last: files} if (files := by_split(inside).get(last)) else {}
+
+
+def by_split(names: Iterable[str]) -> Splits:
+    """Groups files by the split in their names, as `datasets` does.
+
+    Files whose names tell no split are "train" if no name tells one, and ignored otherwise.
+    """
+    splits: Splits = {}
     for name in names:
-        split = split_of(name)
-        splits[split].append(name)
-        in_folder = not folder or name.startswith(f"{folder}/")
-        if not choice or name.startswith(f"{choice}/") or (in_folder and split == last):
-            chosen[split].append(name)
-    return splits, chosen
+        splits.setdefault(split_of(name) or "", []).append(name)
+    unnamed = splits.pop("", [])
+    return splits or {"train": unnamed}
 
 
-def split_of(name: str) -> str:
-    """Returns the split that a file's name tells, "train" if it tells none.
+def split_of(name: str) -> str | None:
+    """Returns the split that the name of a file or of its folder tells, or None.
 
     "data/test_prefs-00000-of-00001.parquet" -> "test_prefs", "test/data-00000-of-00002.arrow" ->
-    "test", "pairs_validation.jsonl" -> "validation", "pairs.jsonl" -> "train".
+    "test", "pairs_validation.jsonl" -> "validation", "pairs.jsonl" -> None.
     """
     path = PurePosixPath(name.removesuffix(".gz"))
     shard = _SHARD.fullmatch(path.stem)
@@ -128,7 +137,7 @@ def split_of(name: str) -> str:
         words = re.split(r"[^a-zA-Z]+", part.lower())
         if keyword := next((word for word in _KEYWORDS if word in words), None):
             return keyword
-    return "train"
+    return None
 
 
 def _one_format(files: Sequence[str], source: str) -> list[str]:

@@ -161,8 +161,9 @@ def _judge_file(args: argparse.Namespace, options: Options, output: str) -> int:
         format=args.format,
         limit=args.limit,
     )
+    name = "standard output" if args.output == STDOUT else args.output
     print(
-        f"{args.output}: {result.rows} rows, {result.errors} of them errors, {result.resumed} from "
+        f"{name}: {result.rows} rows, {result.errors} of them errors, {result.resumed} from "
         f"an earlier run\n{rates_text(output)}",
         file=sys.stderr,
     )

@@ -1,5 +1,6 @@
 """Data sets of the Hub by name, against the stand-in hub of tests/hub_server.py."""
 
+import gzip
 import io
 import json
 
@@ -80,6 +81,47 @@ def test_configs_of_the_card(hub):
         count("hf://datasets/org/set")
     with pytest.raises(FileNotFoundError, match="the splits are train, test, extra/train"):
         count("hf://datasets/org/set/dev")
+
+
+def test_files_without_a_split_in_their_names(hub):
+    """As nvidia/HelpSteer2: files with splits, and folders of other files."""
+    files = {"train.jsonl.gz": gzip.compress(LINES), "validation.jsonl.gz": gzip.compress(LINES)}
+    hub.add("org/set", files | {"preference/preference.jsonl": LINES * 3}, kind="dataset")
+    assert count("hf://datasets/org/set/train") == 1
+    assert count("hf://datasets/org/set/preference") == 3
+    hub.add("org/flat", {"a.jsonl": LINES, "b.jsonl": LINES}, kind="dataset")
+    assert count("hf://datasets/org/flat") == count("hf://datasets/org/flat/train") == 2
+    nested = {f"{name}/{split}.jsonl": LINES for name in "ab" for split in ("train", "test")}
+    hub.add("org/nested", nested, kind="dataset")
+    assert count("hf://datasets/org/nested/train") == 2
+    assert count("hf://datasets/org/nested/a/test") == 1
+    with pytest.raises(ValueError, match="nested/a has the splits test, train: add one, as in"):
+        count("hf://datasets/org/nested/a")
+
+
+def test_the_configs_of_a_conversion_are_not_mixed(hub):
+    files = {f"{c}/{s}/0000.parquet": parquet(1) for c in ("one", "two") for s in ("train", "test")}
+    hub.add("org/set", files, "refs/convert/parquet", "dataset")
+    name = "hf://datasets/org/set@refs/convert/parquet"
+    assert count(f"{name}/one/train") == 1
+    with pytest.raises(FileNotFoundError, match="the splits are one/test, one/train, two/test"):
+        count(f"{name}/train")
+    with pytest.raises(ValueError, match="has the splits one/test, one/train, two/test, two/tra"):
+        count(name)
+
+
+@pytest.mark.parametrize("configs", ["[1, 2]", "x", "{a: b}", "[{data_files: [{split: a}]}]", "*a"])
+def test_a_card_of_another_form_declares_nothing(hub, configs):
+    card = f"---\nconfigs: {configs}\n---\n".encode()
+    hub.add("org/set", {"README.md": card, "a.jsonl": LINES}, kind="dataset")
+    assert count("hf://datasets/org/set") == 1
+
+
+def test_a_config_may_name_a_folder(hub):
+    card = b"---\nconfigs:\n- config_name: c\n  data_dir: d\n---\n"
+    files = {"README.md": card, "d/train.jsonl": LINES, "d/test.jsonl": LINES, "e.jsonl": LINES}
+    hub.add("org/set", files, kind="dataset")
+    assert count("hf://datasets/org/set/c/train") == count("hf://datasets/org/set/test") == 1
 
 
 def test_revisions_scripts_and_wrong_names(hub):

@@ -43,7 +43,7 @@ def test_standard_input_and_output(tmp_path, command, capfdbinary, monkeypatch):
     assert command(source, "-", "--k", 2) == 1
     printed = capfdbinary.readouterr()
     assert printed.out == (tmp_path / "out.jsonl").read_bytes()
-    assert b"4 rows, 1 of them errors" in printed.err
+    assert b"standard output: 4 rows, 1 of them errors" in printed.err
     sources._spooled.cache_clear()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(source.read_bytes())))
     assert command("-", tmp_path / "piped.jsonl", "--k", 2) == 1
