@@ -1,5 +1,6 @@
 """The programs that judging compiles: how many, when, and what the progress bar says meanwhile."""
 
+import io
 import json
 import os
 import re
@@ -14,7 +15,9 @@ from grm_jax import Comparison, Judge, checkpoints
 from grm_jax.data.world import make_items
 from grm_jax.data.world.vocabulary import SIZE, vocabulary_path
 from grm_jax.devices import watch_compilations
+from grm_jax.judging.meta import padded_length
 from grm_jax.judging.options import Options
+from grm_jax.judging.run import RunConfig, _Progress
 from grm_jax.models import build_model, get_config
 from grm_jax.sampling.programs import PROGRAMS
 
@@ -74,3 +77,20 @@ def test_a_second_process_compiles_nothing_and_the_bar_counts_programs(
         bars.append(process.stderr)
         assert len(list((tmp_path / "cache").glob("*-cache"))) == PROGRAMS
     assert all(re.search(rf"compiling \(1 of {PROGRAMS}\)", bar) for bar in bars)
+
+
+def test_the_bar_names_the_program_that_compiles(monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with _Progress("in", 10, 0, RunConfig(), PROGRAMS) as progress:
+        for n in range(1, PROGRAMS + 2):
+            progress.compiling(n, done=False)
+            progress.compiling(n, done=True)
+    texts = re.findall(r"compiling \(\d of \d\)|judging", terminal.getvalue())
+    assert texts[:4] == ["compiling (1 of 5)", "judging", "compiling (2 of 5)", "judging"]
+    assert "compiling (5 of 5)" in texts and "compiling (6 of 6)" in texts  # a longer ring
+
+
+def test_short_and_long_critiques_share_a_program():
+    assert padded_length(20) == padded_length(100)

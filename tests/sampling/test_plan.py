@@ -101,3 +101,18 @@ def test_a_prefill_batch_has_prompts_for_every_shard():
     assert [buckets.prefill_batch(2048, n) for n in (1, 3, 64)] == [1, 2, 4]
     assert buckets.prefill_batch(2048, 64, shards=16) == 64  # 4 on each shard
     assert buckets.prefill_batch(16384, 5, shards=8) == 4
+
+
+def test_a_fixed_batch_depends_on_the_samples_per_prompt_and_not_on_the_number_of_prompts():
+    for k, batch in {1: (64, 1), 4: (32, 2), 8: (32, 2), 16: (8, 8), 32: (8, 8)}.items():
+        assert {plan.fixed(CFG, requests(n, k)) for n in (1, 3, 100, 1000)} == {batch}
+    assert plan.fixed(CFG, [Request([], 4, 10)]) == (1, 1)  # the scheduler reports the error
+
+
+def test_a_fixed_batch_shrinks_to_the_memory(monkeypatch):
+    whole = np.prod(plan.fixed(CFG, requests(9, 4)))
+    monkeypatch.setattr(plan, "device_memory", lambda: (2**21, 0))
+    assert 0 < np.prod(plan.fixed(CFG, requests(9, 4))) < whole
+    monkeypatch.setattr(plan, "device_memory", lambda: (2**17, 0))
+    with pytest.raises(MemoryError):
+        plan.fixed(CFG, requests(9, 4))
