@@ -13,9 +13,7 @@ from grm_jax.text import rendering
 from grm_jax.text.tokenizer import Tokenizer
 from grm_jax.types import Comparison
 
-LENGTHS = (
-    *(128, 256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 16384, 32768, 65536, 131072),
-)
+LENGTHS = (*(128, 256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 16384, 32768, 65536, 131072),)
 
 # A comparison, the response order that the critique saw, and the critique's text.
 CritiqueText = tuple[Comparison, tuple[int, ...], str]
