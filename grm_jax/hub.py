@@ -9,11 +9,12 @@ import dataclasses
 import functools
 import json
 import logging
+import os
 import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -159,11 +160,19 @@ def download(name: HubName, files: Sequence[str], quiet: bool = False) -> Path:
                 allow_patterns=[re.sub(r"([*?\[])", r"[\1]", file) for file in missing],
                 tqdm_class=_bar(quiet),
             )
-    if name.revision != repo.commit and not repo.offline:  # what offline use looks up
-        ref = cache / "refs" / name.revision
-        ref.parent.mkdir(parents=True, exist_ok=True)
-        ref.write_text(repo.commit)
+    if name.revision != repo.commit and not repo.offline:
+        _write_ref(cache / "refs" / name.revision, repo.commit)
     return cache / "snapshots" / repo.commit
+
+
+def _write_ref(file: Path, commit: str) -> None:
+    """Stores the commit of a revision, for offline use; not in a cache that is read-only."""
+    with suppress(OSError):
+        if not file.exists() or file.read_text() != commit:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial = file.with_name(f"{file.name}.{os.getpid()}")
+            partial.write_text(commit)
+            partial.replace(file)
 
 
 def missing_files(name: HubName, files: Sequence[str]) -> dict[str, int]:

@@ -97,6 +97,7 @@ def run_here(options: argparse.Namespace, config: Any, workdir: str) -> int:
     use_compilation_cache(options.compilation_cache or beside_checkpoints)
     import jax
 
+    from grm_jax import storage
     from grm_jax.training import checkpoint, main as training, own_config
 
     num_slices = len({getattr(device, "slice_index", 0) for device in jax.devices()})
@@ -107,6 +108,8 @@ def run_here(options: argparse.Namespace, config: Any, workdir: str) -> int:
     checks.check_machine(config, emulated=bool(options.emulate))
     checks.check_model(config, jax.device_count(), num_slices)
     checks.check_inputs(config, workdir)
+    if storage.hub_name(config.get("init") or "."):  # a download may take an hour
+        checks.check_workdir(workdir)
     checks.check_initial_weights(config)
     checks.check_workdir(workdir)
     try:
