@@ -10,17 +10,22 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from grm_jax.commands import Parser, run_command
 from grm_jax.data import sources
 from grm_jax.data.comparisons import read_rows
 from grm_jax.data.layouts import LAYOUTS
+from grm_jax.devices import watch_compilations
 from grm_jax.judging import arguments
 from grm_jax.judging.codec import read_judged_rows
 from grm_jax.judging.options import Options
 from grm_jax.judging.summary import failure_text, summarise
 from grm_jax.storage import is_remote
 from grm_jax.types import Comparison
+
+if TYPE_CHECKING:  # JAX is imported only when a model is loaded
+    from grm_jax.judging.judge import Judge
 
 STDOUT = "-"
 
@@ -94,7 +99,9 @@ def judge_one(args: argparse.Namespace) -> int:
     query = args.query if args.system is None else [system, user]
     comparison = Comparison(query, tuple(args.response), args.reference)
     with _results_on_stderr():
-        (verdict,) = arguments.judge_from(args)([comparison], **dataclasses.asdict(options))
+        loaded = arguments.judge_from(args)
+        with _compilations_on_terminal(loaded, options):
+            (verdict,) = loaded([comparison], **dataclasses.asdict(options))
     print(verdict.explain(width=shutil.get_terminal_size().columns))
     return 0
 
@@ -170,6 +177,21 @@ def _judge_file(args: argparse.Namespace, options: Options, output: str) -> int:
     if result.errors:
         print(failure_text(read_judged_rows(output)), file=sys.stderr)
     return 1 if result.errors else 0
+
+
+def _compilations_on_terminal(judge: Judge, options: Options) -> contextlib.AbstractContextManager:
+    """Shows on stderr, if it is a terminal, which program is being compiled."""
+    from grm_jax.judging.run import compiling_text, num_programs
+
+    if not sys.stderr.isatty():
+        return contextlib.nullcontext()
+    programs = num_programs(judge, options)
+
+    def show(n: int, done: bool) -> None:
+        text = "\r\x1b[K" if done else f"\r{compiling_text(n, programs)}"
+        print(text, end="", file=sys.stderr, flush=True)
+
+    return watch_compilations(show)
 
 
 def _results_on_stderr() -> contextlib.AbstractContextManager:

@@ -109,7 +109,7 @@ def judge_rows(
     header = identity | dict(selection or {})
     with RunStore(part_path(output), header, key="line", existing=config.existing) as store:
         resumed = len(store)
-        programs = PROGRAMS + (judge.meta_rm is not None) + options.expected
+        programs = num_programs(judge, options)
         progress = _Progress(Path(output).stem, len(rows), resumed, config, programs)
         with progress, watch_compilations(progress.compiling):
             judge_into(store, judge, rows, options, identity, config, progress.count)
@@ -269,6 +269,16 @@ def _write_cost(path: Path | None, cost: dict[str, float]) -> None:
         path.write_text(json.dumps(cost))
 
 
+def num_programs(judge: Judge, options: Options) -> int:
+    """Returns how many programs the first comparison needs."""
+    return PROGRAMS + (judge.meta_rm is not None) + options.expected
+
+
+def compiling_text(n: int, programs: int) -> str:
+    """Returns what is shown while the n-th program compiles. programs: how many are expected."""
+    return f"compiling ({n} of {max(n, programs)})"
+
+
 class _Progress:
     """A progress bar on stderr with tokens per second, parse rate and errors; counts seconds.
 
@@ -306,7 +316,7 @@ class _Progress:
 
     def compiling(self, n: int, done: bool) -> None:
         """Shows that the n-th program is being compiled; in a file, only the first one at once."""
-        text = "judging" if done else f"compiling ({n} of {max(n, self.programs)})"
+        text = "judging" if done else compiling_text(n, self.programs)
         self.bar.set_postfix_str(text, refresh=sys.stderr.isatty() or (n == 1 and not done))
 
     def count(self, row: codec.Row) -> None:

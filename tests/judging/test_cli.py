@@ -4,6 +4,7 @@ import io
 import json
 import sys
 
+import jax
 import pytest
 from fake_judge import fake_judge, first_wins
 from test_run import ROWS, header_of, judge_all, loaded, write_rows
@@ -23,6 +24,18 @@ def test_one_comparison_prints_its_verdict_and_critiques(command, capsys):
     assert status == 0 and printed.err == ""
     assert printed.out.startswith("Tie (sum of 2 critiques).\n  Response 1  9\n  Response 2  9\n")
     assert "Critique 1 of 2: scores " in printed.out and "60% Accuracy" in printed.out
+
+
+def test_a_terminal_shows_which_program_compiles(command, capsys, monkeypatch):
+    def judge_one(self, comparisons, **options):
+        jax.jit(lambda x: x * 3 + len(comparisons))(1.0)
+        return call(self, comparisons, **options)
+
+    call = Judge.__call__
+    monkeypatch.setattr(Judge, "__call__", judge_one)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert command("--query", "2 + 2?", "--response", "4", "--response", "5") == 0
+    assert capsys.readouterr().err == "\rcompiling (1 of 5)\r\x1b[K"
 
 
 @pytest.mark.parametrize(
