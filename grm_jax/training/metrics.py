@@ -144,7 +144,7 @@ class Progress(contextlib.AbstractContextManager):
     ):
         self._title, self._total, self._shown, self._every = title, total, shown, every
         self._first: tuple[float, int] | None = None  # time and step of the first update
-        self._last_print = time.monotonic()
+        self._last_print, self._last_step = time.monotonic(), -1
         self._bar: Any = None
         self._task: Any = None
         self._start = start
@@ -161,8 +161,10 @@ class Progress(contextlib.AbstractContextManager):
         text = "  ".join(f"{k} {float(row[k]):.4g}" for k in self._shown if k in row)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, metrics=text)
-        elif step >= self._total or now - self._last_print > self._every:
-            self._last_print = now
+        elif step != self._last_step and (
+            step >= self._total or now - self._last_print > self._every
+        ):
+            self._last_print, self._last_step = now, step
             parts = (f"{self._title}  {step:,}/{self._total:,}", self._time_left(now, step), text)
             print("  ".join(filter(None, parts)), flush=True)
 

@@ -310,6 +310,7 @@ def test_progress_in_a_file_is_a_line_every_half_minute_with_the_time_left(monke
         for step in range(1, 11):  # the first step compiled for 100 s, the others take 10 s
             progress.update(step, {"reward": 0.51234, "kl": 0.02, "loss": 1.0})
         progress.update(100, {"reward": 1.0})
+        progress.update(100, {"reward": 1.0})  # no second line
     output = capfd.readouterr()
     assert output.err == "" and output.out.splitlines() == [
         "rl  1/100  reward 0.5123  kl 0.02",
