@@ -83,13 +83,17 @@ class HubServer(ThreadingHTTPServer):
         repo.files[commit] = dict(files)
         return commit
 
-    def downloads(self) -> list[str]:
-        """The names of the files that were downloaded, in order."""
+    def paths(self) -> list[str]:
+        """The paths from which files were downloaded, in order."""
         return [
-            urllib.parse.unquote(path.rsplit("/", 1)[-1])
+            path
             for method, path, _ in self.requests
             if method == "GET" and not path.startswith("/api/")
         ]
+
+    def downloads(self) -> list[str]:
+        """The names of the files that were downloaded, in order."""
+        return [path.rsplit("/", 1)[-1] for path in self.paths()]
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -35,6 +35,7 @@ def hub(tmp_path):
     with HubServer() as server:
         for seed, name in enumerate(MODELS):
             folder = toy_hub.gemma(tmp_path / name.split("/")[1], tokenizer, seed)
+            (folder / "pytorch_model.bin").write_bytes(b"a pickle")
             server.add(name, folder, gated=True)
         for name, files in toy_hub.data_sets(count=12).items():
             server.add(name, files, kind="dataset")
@@ -71,5 +72,13 @@ def test_the_flagship_command_needs_no_flag_from_nothing_to_the_evaluated_judge(
     kept = results["rft"]["set"]
     assert kept["non_hinted/kept"] > 0 and kept["non_hinted/wrong"] > 0
     assert {cell["model"] for cell in results["eval"]["cells"]} >= {"base", "rft", "rl"}
+    assert {cell["method"] for cell in results["eval"]["cells"]} >= {"Greedy", "Voting", "MetaRM"}
     assert (tmp_path / "run/eval/report.html").exists()
     assert (tmp_path / "run/rl/hf/judge.json").exists()
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    commits = [hub.repos["model", name].revisions["main"] for name in MODELS]
+    base, sampler = (f"{name}@{commit}" for name, commit in zip(MODELS, commits))
+    assert (config["init"], config["tokenizer"]) == (base, base)
+    assert config["rft"]["sampling"]["path"] == sampler
+    assert "pytorch_model.bin" not in hub.downloads()
+    assert len(hub.paths()) == len(set(hub.paths())), "a file was downloaded twice"
