@@ -3,6 +3,7 @@
 import http.server
 import json
 import threading
+import types
 
 import pytest
 
@@ -270,3 +271,13 @@ def test_critiques_of_a_slow_sampler_are_counted_as_they_come(server, monkeypatc
     items = [Comparison(f"question {i}", ("x", "y"), label=1, id=str(i)) for i in range(2)]
     build(items, sample, RftOptions(template="compact", samples=2, hinted=0, chunk=1))
     assert steps == [1, 2, 2, 3, 4, 4]
+
+
+def test_a_sampling_model_uses_its_own_tokenizer_if_it_has_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("grm_jax.checkpoints.load", lambda path, mesh: path)
+    monkeypatch.setattr("grm_jax.judging.sampler.engine_sampler", lambda model, mesh: model)
+    monkeypatch.setattr(rft_samplers, "model", lambda engine, tokenizer, *_, **__: tokenizer)
+    settings, config = rft_samplers.Model(str(tmp_path), 8), types.SimpleNamespace(seed=0)
+    assert settings.build(config, "the run's", None) == "the run's"
+    (tmp_path / "tokenizer.model").write_bytes(vocabulary.vocabulary_path().read_bytes())
+    assert settings.build(config, "the run's", None).vocab_size == vocabulary.SIZE
