@@ -1,6 +1,7 @@
 """Reads GGUF files with the `gguf` package: dequantises to float32, rebuilds the tokenizer."""
 
 import dataclasses
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -63,16 +64,22 @@ class GgufTensor:
         put(out, values - self.offset if self.offset else values)
 
 
+@functools.lru_cache(maxsize=1)
+def _parsed(path: str, mtime: int) -> Any:
+    """The parsed header of a file; a vocabulary takes seconds. mtime: part of the cache key."""
+    from gguf import GGUFReader
+
+    return GGUFReader(path)
+
+
 class GgufFile(Reader):
     """A GGUF file; tensors by their GGUF names, in shapes (out, in) as on disk."""
 
     format = "gguf"
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        from gguf import GGUFReader
-
         self.path = str(path)
-        reader = GGUFReader(path)
+        reader = _parsed(self.path, os.stat(path).st_mtime_ns)
         self.fields = reader.fields
         self.architecture = str(self.field("general.architecture"))
         self.tensors = {t.name: GgufTensor(t, self.architecture) for t in reader.tensors}
