@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from grm_jax.models import Transformer
 from grm_jax.models.config import TransformerConfig
@@ -186,7 +187,10 @@ class Engine:
         one_device = isinstance(weights, jax.Array) and len(weights.devices()) == 1
         if self.target.mesh is not None or self.target.platform == "tpu" or not one_device:
             return state
-        return jax.device_put(state, weights.sharding)
+        sharding = weights.sharding
+        if isinstance(sharding, NamedSharding):  # a mesh of this device
+            sharding = NamedSharding(sharding.mesh, PartitionSpec())
+        return jax.device_put(state, sharding)
 
     def _prompt_bucket(self, request: Request) -> int:
         return prompt_bucket(len(request.prompt), self.few_shapes)

@@ -10,6 +10,7 @@ from flax import nnx
 
 from grm_jax.models import Transformer
 from grm_jax.sampling import Engine, Request, buckets, scheduler
+from grm_jax.sharding import make_mesh, state_shardings
 
 NAME = "tiny_gemma2"
 
@@ -242,6 +243,18 @@ def test_short_prompts_run_first_in_their_own_bucket(lab, prompts, monkeypatch):
     settings = ((prompts[3], 4), (prompts[0], 60), (prompts[0], 4))
     completions = list(lab.engine(NAME).run([Request(p, 1, limit) for p, limit in settings]))
     assert prompt_lengths == [8, 48] and [len(r.tokens) for r in completions] == [4, 4, 60]
+
+
+def test_weights_on_a_mesh_of_one_device_give_the_same_samples(lab):
+    """A run on one accelerator: the parameters have the mesh's shardings, no mesh is in context."""
+    model, request = lab.model(NAME), Request([5, 6, 7], 2, 4, seed=3)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    graphdef, state = nnx.split(model)
+    placed = nnx.merge(graphdef, jax.device_put(state, state_shardings(state, mesh)))
+    for one, other in zip(
+        Engine(placed, 1, 2).run([request]), Engine(model, 1, 2).run([request]), strict=True
+    ):
+        np.testing.assert_array_equal(one.tokens, other.tokens)
 
 
 def test_a_segment_ends_early_only_if_a_sample_or_prompt_can_start(lab):
