@@ -172,6 +172,7 @@ def detect(fields: dict[str, Any]) -> str:
     raise Malformed(
         f"the fields {', '.join(map(str, list(fields)[:8]))} fit {problem}: name one with "
         "--format, or with layout= in Python"
+        + ("" if fitting else ", or rename them to prompt, chosen and rejected")
     )
 
 

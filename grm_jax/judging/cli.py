@@ -138,8 +138,17 @@ def _check_files(args: argparse.Namespace) -> None:
 
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit {args.limit}: judge at least one row")
+    if args.output == STDOUT and args.resume:
+        raise ValueError("--resume needs a file: rows on standard output are not stored")
+    if args.input == sources.STDIN and sys.stdin.isatty():
+        print("reading comparisons from the terminal; Ctrl-D ends them", file=sys.stderr)
     path = Path(args.input)
-    if args.input != STDOUT and path.suffix and not is_remote(args.input) and not path.exists():
+    if (
+        args.input != sources.STDIN
+        and path.suffix
+        and not is_remote(args.input)
+        and not path.exists()
+    ):
         raise FileNotFoundError(f"no input file {args.input}")
     if not any(True for _ in read_rows(args.input, args.format)):
         raise ValueError(f"{args.input} has no rows")
