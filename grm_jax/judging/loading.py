@@ -151,9 +151,12 @@ def fingerprint(path: str | Path) -> str:
     """Returns 12 hex digits over a checkpoint: small files whole, weights by their first MiB.
 
     File names and sizes count as well. Reading all weights would take longer than loading them; a
-    weight file that changes after its first MiB without changing its size is not noticed.
+    weight file that changes after its first MiB without changing its size is not noticed. Raises
+    FileNotFoundError if there is nothing at the path.
     """
     path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: give {checkpoints.FORMATS}")
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     digest = hashlib.sha256()
     for file in files:

@@ -274,3 +274,8 @@ def test_judge_json_sets_template_and_length(tmp_path):
     (tmp_path / "judge.json").write_text("[1]")
     with pytest.raises(ValueError, match="judge.json should hold"):
         JudgeMetadata.load(tmp_path)
+
+
+def test_a_model_that_does_not_exist_is_an_error_with_what_to_give():
+    with pytest.raises(FileNotFoundError, match="no-folder does not exist: give a Hugging Face"):
+        Judge.load("no-folder")
