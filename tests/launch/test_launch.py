@@ -275,6 +275,25 @@ def test_a_cpu_is_named_as_too_small_for_an_experiment_of_a_slice_unless_emulate
         checks.check_machine(config)
 
 
+@pytest.mark.parametrize(
+    "chips, gib, fits", [(8, 15.75, False), (4, 95.7, False), (32, 95.7, True)]
+)
+def test_a_slice_that_is_too_small_is_refused_by_its_memory(monkeypatch, chips, gib, fits):
+    import jax
+
+    stats = {"bytes_limit": int(gib * 2**30)}
+    local = types.SimpleNamespace(memory_stats=lambda: stats)
+    client = types.SimpleNamespace(local_devices=lambda: [local])
+    chip = types.SimpleNamespace(platform="tpu", device_kind="TPU v5", client=client)
+    monkeypatch.setattr(jax, "devices", lambda: [chip] * chips)
+    config = configs.load("experiments/spct_27b.py", {})
+    if fits:
+        checks.check_machine(config)
+    else:
+        with pytest.raises(LaunchError, match=f"\nhere: {chips} x TPU v5, {chips * gib:,.0f} GiB"):
+            checks.check_machine(config)
+
+
 def test_all_missing_and_gated_inputs_are_in_one_message(hub, tmp_path, capsys, monkeypatch):
     hub.add("google/gemma-2-27b", {"config.json": b"{}", "model.safetensors": b""}, gated=True)
     hub.add("org/sampler", {"config.json": b"{}", "model.safetensors": b"12"})
