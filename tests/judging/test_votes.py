@@ -4,8 +4,9 @@ import dataclasses
 import statistics
 
 import pytest
+from test_report_data import details
 
-from grm_jax.judging import cli, codec, report, summary, votes
+from grm_jax.judging import cli, codec, report_data, summary, votes
 from grm_jax.judging.options import Options
 from grm_jax.types import Comparison, Critique
 
@@ -148,7 +149,8 @@ def test_one_registration_adds_a_rule_everywhere(median, tmp_path):
     assert votes.curve_rules() == ["sum", "majority", "median", "expected"]
     comparison = Comparison("q", ("a", "b"))
     row = codec.judged_row(comparison, votes.verdict(PAPER, 2, rule=median), 1, RUN)
-    assert '"median":[7,9]' in report.page([row])
+    (shown,) = details(report_data.page_data([report_data.Run([row], "")], ""))
+    assert shown["sides"][0]["votes"]["median"] == [7, 9]
     assert summary.votes_by_k(row | {"vote": median})[2]["scores"] == [7, 9]
 
 
