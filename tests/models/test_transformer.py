@@ -13,12 +13,17 @@ from grm_jax import sharding
 from grm_jax.models import build_model, get_config, grouped_token_logps, target_logps, token_logps
 from grm_jax.training import state as states
 
-GENERATIONS = ("tiny_gemma2", "tiny_gemma3")
+# Windows, caps and QK norm; no windows, an output head of its own; biases.
+FAMILIES = ("tiny_gemma2", "tiny_gemma3", "tiny_llama3", "tiny_qwen2")
 
 
 def build(name, **changes):
     """(graphdef, state, forward) of a tiny model; its weights depend on seed 0 alone."""
     graphdef, state = nnx.split(build_model(get_config(name, **changes), nnx.Rngs(0)))
+    biases = jax.random.normal(jax.random.key(7), (8,))  # a new model has zeros
+    state = jax.tree.map_with_path(
+        lambda path, x: x + biases if "_bias_" in jax.tree_util.keystr(path) else x, state
+    )
     return graphdef, state, jax.jit(lambda state, *args: nnx.merge(graphdef, state)(*args))
 
 
@@ -26,7 +31,7 @@ def tokens(rows, length, seed=1):
     return jax.random.randint(jax.random.key(seed), (rows, length), 4, 128)
 
 
-@pytest.fixture(scope="module", params=GENERATIONS)
+@pytest.fixture(scope="module", params=FAMILIES)
 def reference(request):
     """Name, state, tokens (4, 40: several windows), logits, gradients and loss on one device."""
     graphdef, state, forward = build(request.param)
@@ -140,12 +145,14 @@ def test_grouped_token_logps_equal_those_of_separate_sequences(reference):
     jax.tree.map(lambda x, y: close(x, y, 1e-5), grad_a, grad_b)
 
 
-# Both generations share the layer code, so each mesh is tested with one of them.
+# All families share the layer code, so each mesh is tested with one of them.
 MESHES = [
     ("tiny_gemma2", (1, 8, 1)),
     ("tiny_gemma2", (1, 2, 4)),
     ("tiny_gemma2", (2, 2, 2)),
     ("tiny_gemma3", (1, 4, 2)),
+    ("tiny_llama3", (1, 2, 4)),
+    ("tiny_qwen2", (2, 2, 2)),
 ]
 
 

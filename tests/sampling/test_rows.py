@@ -9,7 +9,7 @@ from grm_jax.models import cpu, get_config
 from grm_jax.sampling import Engine, Request, sample, weights
 from grm_jax.sharding import make_mesh
 
-MODELS = ("tiny_gemma2", "tiny_gemma3")
+MODELS = ("tiny_gemma2", "tiny_gemma3", "tiny_llama3")
 
 
 def log_softmax(x):

@@ -164,7 +164,7 @@ def ungrouped_token_logps(model, prompts_PxS, prompt_lengths_P, completions_PxGx
     return jax.tree.map(lambda x: x[:, S:].reshape(P, G, T), out)
 
 
-@pytest.mark.parametrize("name", ["tiny_gemma2", "tiny_gemma3"])
+@pytest.mark.parametrize("name", ["tiny_gemma2", "tiny_gemma3", "tiny_llama3"])
 def test_shared_prompts_give_the_loss_and_gradient_of_separate_sequences(name):
     """Prompts of up to 10 tokens and completions of 6 exceed the windows of 6 and 5."""
     config = make_config(prompts=3, beta=0.3)
