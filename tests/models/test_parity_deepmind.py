@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from parity_cases import CASES, sample
+from parity_cases import CASES, PEERS, sample
 from parity_ours import GRADIENTS, LOGITS, distance, golden, gradients_of, model_of, parity
 
 from grm_jax.checkpoints.tensor_map import tensor_map
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", PEERS["deepmind"])
 def test_logits(name):
     assert parity(name, peer="deepmind") <= LOGITS
 
@@ -20,7 +20,7 @@ def test_the_two_peers_agree_with_each_other():
         assert distance(a, b) <= LOGITS
 
 
-@pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.gradients])
+@pytest.mark.parametrize("name", [n for n in PEERS["deepmind"] if CASES[n].gradients])
 def test_gradients_of_the_mean_log_prob(name):
     """The tensor map converts every gradient to DeepMind's name and axes."""
     model, values = model_of(name), golden("deepmind")
