@@ -39,6 +39,13 @@ def main(argv: list[str]) -> int:
     0 success, 1 failure during training, 2 wrong command, 70 another process crashed, 75 stopped
     and saved: run the command again, 130 interrupted.
     """
+    status = _run(argv)
+    if status not in (0, START_AGAIN):  # these two are reached by all processes together
+        distributed.fail(status)
+    return status
+
+
+def _run(argv: list[str]) -> int:
     options = None
     try:
         options, overrides = parse(argv, __doc__ or "")
@@ -114,12 +121,12 @@ def run_here(options: argparse.Namespace, config: Any, workdir: str) -> int:
     checks.check_workdir(workdir)
     try:
         shared = training.prepare(config, workdir)  # its errors are the command's
-        return _train(shared, options.traceback)
+        status = _train(shared, options.traceback)
     except checkpoint.CheckpointError as error:
         raise LaunchError(str(error)) from error
-    finally:
-        if peers is not None:
-            peers.leave()
+    if peers is not None and status in (0, START_AGAIN):
+        peers.leave()
+    return status
 
 
 def _train(shared: Any, raise_errors: bool) -> int:

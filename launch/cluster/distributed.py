@@ -9,12 +9,19 @@ otherwise a single process
 
 import dataclasses
 import os
+import sys
+import time
 import urllib.request
 from collections.abc import Callable, Mapping
 
 from grm_jax.devices import has_chips
 from launch.cluster import rendezvous
 from launch.errors import LaunchError
+
+# Seconds in which the other processes can report an error of their own after one has failed.
+GRACE = 5.0
+# The connections of this process, for `fail`.
+_joined: list[rendezvous.Peers] = []
 
 # Open between the hosts of a slice. JAX's default is now 8482, which firewalls may block.
 PORT = 8476
@@ -140,4 +147,18 @@ def start(worker: Worker | None, timeout: float) -> rendezvous.Peers | None:
         worker.process_id,
         initialization_timeout=max(10, int(timeout)),
     )
+    _joined.append(peers)
     return peers
+
+
+def fail(status: int) -> None:
+    """Ends a process that has failed, if it has peers, so that they exit as well.
+
+    They may wait for it in a collective, and JAX's own shutdown would wait for them for minutes.
+    """
+    if _joined:
+        _joined[0].leaving.set()  # exits with its own status even if a peer is faster
+        time.sleep(GRACE)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

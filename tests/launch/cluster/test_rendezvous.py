@@ -283,3 +283,26 @@ def test_jax_starts_on_two_processes_and_both_end_if_one_is_killed(port, tmp_pat
         assert time.monotonic() - start < 15
     finally:
         [c.kill() for c in started]
+
+
+@pytest.mark.parametrize(("failing", "statuses"), [((0,), [2, PEER_LOST]), ((0, 1), [2, 2])])
+def test_a_process_that_fails_before_training_ends_the_others(port, tmp_path, failing, statuses):
+    command = [sys.executable, str(ROOT / "launch/tpu.py"), "--workdir", str(tmp_path)]
+    command += ["--config", str(ROOT / "tests/launch/tiny_spct.py"), "--emulate", "4"]
+    command += ["--coordinator", f"127.0.0.1:{port - 1}", "--num_processes", "2"]
+    started = [
+        subprocess.Popen(
+            [*command, "--process_id", str(i), *(["--config.init=missing"] * (i in failing))],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        errors = [child.communicate(timeout=60)[1] for child in started]
+        assert [child.returncode for child in started] == statuses, errors
+        assert "config.init names missing" in errors[0] and "died" not in errors[0]
+        assert ("process 0 on" in errors[1]) == (failing == (0,))
+    finally:
+        [child.kill() for child in started]
