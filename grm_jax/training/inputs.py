@@ -6,6 +6,10 @@ import logging
 from collections.abc import Collection, Iterable
 from typing import Any
 
+import jax
+import numpy as np
+from jax.experimental.multihost_utils import broadcast_one_to_all
+
 from grm_jax import hub
 from grm_jax.data import hub_sets
 from grm_jax.data.sources import HUB
@@ -66,11 +70,13 @@ def on_the_hub(paths: Iterable[tuple[str, str]]) -> dict[str, hub.HubName]:
 def pin(config: Any, workdir: Any, used: Collection[str]) -> None:
     """Adds the commit to the hub names of models in the config: "ORG/MODEL@COMMIT".
 
-    A resumed run keeps the commits of its config.json, unless the config now names a revision.
+    A resumed run keeps the commits of its config.json, unless the config names another revision.
+    All processes use the commits of process 0, because a branch may move between their lookups.
     used: names that the run reads; others stay as they are.
     """
     saved_file = as_path(workdir) / "config.json"
     saved = json.loads(saved_file.read_text()) if saved_file.exists() else {}
+    names = {}
     for field in MODELS:
         *sections, key = field.split(".")
         section, earlier = config, saved
@@ -80,7 +86,16 @@ def pin(config: Any, workdir: Any, used: Collection[str]) -> None:
             continue
         before = hub.parse(str(earlier.get(key, "")))
         if before and name == dataclasses.replace(before, revision="main"):
-            section[key] = earlier[key]
+            names[field] = earlier[key]
         elif path in used:
-            section[key] = hub.pinned(name)
-            log.info("config.%s is %s", field, section[key])
+            names[field] = hub.pinned(name)
+            log.info("config.%s is %s", field, names[field])
+    config.update_from_flattened_dict(_from_process_0(names))
+
+
+def _from_process_0(names: dict[str, str]) -> dict[str, str]:
+    """Returns the argument of process 0. All processes must call it together."""
+    if jax.process_count() == 1:
+        return names
+    text = json.dumps(names).encode().ljust(4096)  # all processes must pass the same shape
+    return json.loads(broadcast_one_to_all(np.frombuffer(text, np.uint8)).tobytes())
