@@ -5,7 +5,7 @@
     grm judge runs/own_data/data/held_out.jsonl judged.jsonl --model runs/own_data/rl/hf
 
 FILE: rows of any layout in docs/data.md, such as prompt, chosen and rejected. MODEL: a Hugging Face
-folder, a GGUF file or a name of the hub; an instruction-tuned Gemma, which writes the first
+folder, a GGUF file or a hub name; an instruction-tuned Gemma, Llama or Qwen, which writes the first
 critiques itself. Another model can write them:
 
     --config.rft.sampler=model --config.rft.sampling.path=INSTRUCT_MODEL

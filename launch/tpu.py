@@ -235,7 +235,11 @@ def run_queued(options: argparse.Namespace, config: Any, overrides: dict[str, st
     job = queued.Job(
         resource, arguments, archive, options.keep, tree=queued.digest(archive), token=token
     )
-    return queued.run(job)
+    try:
+        return queued.run(job)
+    finally:
+        if token:
+            Path(token).unlink(missing_ok=True)
 
 
 def print_jobset(options: argparse.Namespace, config: Any, overrides: dict[str, str]) -> int:

@@ -33,7 +33,7 @@ def suffix_of(name: str) -> str:
 
 
 def data_names(names: Iterable[str]) -> list[str]:
-    """Returns the names of data files, sorted; hidden files and metadata are left out."""
+    """Returns the names of data files, sorted, without hidden files and metadata."""
     return sorted(
         name
         for name in names
@@ -114,7 +114,7 @@ def _by_name(names: Sequence[str], choice: str) -> tuple[Splits, Splits]:
 def by_split(names: Iterable[str]) -> Splits:
     """Groups files by the split in their names, as `datasets` does.
 
-    Files whose names tell no split are "train" if no name tells one, and ignored otherwise.
+    Files without a split in their names are "train" if no file has one, and ignored otherwise.
     """
     splits: Splits = {}
     for name in names:
@@ -124,7 +124,7 @@ def by_split(names: Iterable[str]) -> Splits:
 
 
 def split_of(name: str) -> str | None:
-    """Returns the split that the name of a file or of its folder tells, or None.
+    """Returns the split in the name of a file or of its folder, or None.
 
     "data/test_prefs-00000-of-00001.parquet" -> "test_prefs", "test/data-00000-of-00002.arrow" ->
     "test", "pairs_validation.jsonl" -> "validation", "pairs.jsonl" -> None.

@@ -72,7 +72,7 @@ def choose(rows: Sequence[Row]) -> list[Example]:
 
 
 def sentence(row: Row) -> str:
-    """ "14 of 32 critiques name the best response, and the vote does."."""
+    """Returns "14 of 32 critiques name the best response, and the vote does."."""
     right, count = right_critiques(row)
     credit = summary.grade(row)
     vote = (

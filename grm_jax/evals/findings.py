@@ -16,7 +16,7 @@ Difference = Mapping[str, Any]
 
 
 def differences(cells: Sequence[Cell], resampler: Resampler) -> dict[str, Difference]:
-    """The paired differences behind the paper's claims, as far as their cells exist."""
+    """Returns the paired differences behind the paper's claims, as far as their cells exist."""
     by_name, last = {c.name: c for c in cells}, cells[-1].model
     k = votes(cells)
     pairs = {
@@ -37,12 +37,12 @@ def differences(cells: Sequence[Cell], resampler: Resampler) -> dict[str, Differ
 
 
 def votes(cells: Sequence[Cell]) -> int:
-    """How many critiques vote in the sentences: 8, or the largest k below."""
+    """Returns how many critiques vote in the sentences: 8, or the largest k below."""
     return max((c.k for c in cells if c.method == "Voting" and c.k <= VOTES), default=1)
 
 
 def sentences(cells: Sequence[Cell], known: Mapping[str, Difference]) -> list[str]:
-    """Up to three sentences: RFT (or RL alone) over chance, RL over RFT, votes and the meta RM."""
+    """Returns up to three sentences: RFT (or RL alone) over chance, RL over RFT, votes, meta RM."""
     k = votes(cells)
     many = f"{k} votes" if k > 1 else "one vote"
     lines = []
@@ -74,7 +74,7 @@ def sentences(cells: Sequence[Cell], known: Mapping[str, Difference]) -> list[st
 
 
 def gain(difference: Difference) -> str:
-    """ "+5.4 points (95% CI -0.2 to +11.0: not established)"."""
+    """Returns "+5.4 points (95% CI -0.2 to +11.0: not established)"."""
     mean, low, high = (100 * difference[key] for key in ("mean", "low", "high"))
     doubt = ": not established" if low <= 0 <= high else ""
     return f"{mean:+.1f} points (95% CI {low:+.1f} to {high:+.1f}{doubt})"

@@ -259,7 +259,7 @@ def write_report(config: Any, cells: Sequence[Cell], facts: Mapping, folders: Ma
 
 
 def closing_text(config: Any, folders: Mapping[str, Any]) -> str:
-    """What a run ends with: the table, what it shows, its page, and commands to try next."""
+    """Returns the last lines of a run: table, findings, path of the page, and next commands."""
     result = loop.read_result(folders["eval"])
     headings, rows = grid([Cell(**fields) for fields in result["cells"]])
     lines = [

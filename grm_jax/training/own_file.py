@@ -49,7 +49,7 @@ def index(config: Any, workdir: Any = None) -> indexed.Index:
     settings = root / "file_settings.json"
     expected = {name: config.data[name] for name in ("held_out_share", "held_out_most", "seed")}
     if alone or jax.process_index() == 0:
-        expected |= {name: _digest(config.data[name], name) for name in FIELDS}
+        expected |= {name: _digest(config.data[name]) for name in FIELDS}
     if settings.exists():
         _check_same(json.loads(settings.read_text()), expected, root)
 
@@ -105,8 +105,8 @@ def _source(name: str) -> str:
     return str(fetch(name)) if is_path(name) else name
 
 
-def _digest(name: str, field: str) -> str:
-    """A hash of a file's content, or the name of what cannot be read twice. "" for none."""
+def _digest(name: str) -> str:
+    """Returns a hash of a file's content, or the name of what cannot be read twice. "" for none."""
     if not is_path(name):
         return name
     if not is_remote(name) and not Path(name).expanduser().exists():

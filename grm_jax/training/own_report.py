@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from grm_jax.display import counted
 from grm_jax.evals.tables import percent, span
 from grm_jax.storage import as_path
 from grm_jax.training import loop, own_file
@@ -30,7 +31,7 @@ def lines(config: Any, workdir: Any) -> list[str]:
 
 
 def _accuracies(result: dict[str, Any]) -> str:
-    """One sentence: the accuracy of the first and the last model, at the most votes of both."""
+    """Returns the accuracy of the first and the last model, at the most votes of both."""
     votes = {
         (cell["model"], cell["k"]): cell
         for cell in result["cells"]
@@ -41,7 +42,7 @@ def _accuracies(result: dict[str, Any]) -> str:
     k = max(k for name, k in votes if name == first and (last, k) in votes)
     before, after = votes[first, k], votes[last, k]
     return (
-        f"accuracy on {result['items']} held-out comparisons, {k} votes: "
+        f"accuracy on {result['items']} held-out comparisons, {counted(k, 'vote')}: "
         f"{percent(before['accuracy'])}% before ({first}; 95% CI {span(before)}), "
         f"{percent(after['accuracy'])}% after ({last}; 95% CI {span(after)})"
     )

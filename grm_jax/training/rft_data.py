@@ -128,7 +128,7 @@ class RftSet:
         return dict(sorted(self.outcomes.items()))
 
     def sentence(self) -> str:
-        """ "9 comparisons, 2 of them too easy; 36 critiques: 20 kept, 10 wrong, 6 too easy"."""
+        """Returns "9 comparisons, 2 of them too easy; 36 critiques: 20 kept, 16 wrong"."""
         counts = collections.Counter(trial.outcome for trial in self.trials)
         outcomes = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.most_common())
         easy = self.outcomes["comparison/too_easy"]

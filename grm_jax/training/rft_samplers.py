@@ -119,9 +119,10 @@ class Model:
         from grm_jax.judging import loading
         from grm_jax.judging.sampler import engine_sampler
 
+        path = fetch(self.path)  # outside: a failed download must not select another tokenizer
         with contextlib.suppress(FileNotFoundError):
-            tokenizer = loading.load_tokenizer(self.path)
-        engine = engine_sampler(checkpoints.load(fetch(self.path), mesh=mesh), mesh)
+            tokenizer = loading.load_tokenizer(path)
+        engine = engine_sampler(checkpoints.load(path, mesh=mesh), mesh)
         sampling = (self.max_new_tokens, self.temperature, self.top_p, self.top_k)
         return model(engine, tokenizer, *sampling, seed=config.seed)
 

@@ -115,7 +115,7 @@ def open_store(path: PathLike, overwrite: bool = False) -> RunStore:
 
 
 def heading(result: Result) -> str:
-    """The start of a summary: `sft_update on v5p-128: `."""
+    """Returns the start of a summary: `sft_update on v5p-128: `."""
     return f"{result.program} on {result.slices}: "
 
 

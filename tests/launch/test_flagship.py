@@ -56,7 +56,7 @@ def run(hub, tmp_path, **environment) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-def test_the_flagship_command_needs_no_flag_from_nothing_to_the_evaluated_judge(hub, tmp_path):
+def test_the_flagship_command_trains_and_evaluates_a_judge_without_flags(hub, tmp_path):
     refused = run(hub, tmp_path)
     pages = [f"https://huggingface.co/{name}" for name in MODELS]
     assert refused.returncode == 2, refused.stderr[-3000:]

@@ -252,7 +252,7 @@ def test_a_model_whose_critiques_cannot_be_parsed_is_refused_early(pairs, model_
     assert "--config.rft.sampler=endpoint" in message and "instruction-tuned" in message
 
 
-def test_a_run_cannot_go_on_with_another_model(finished, pairs, model_folder, tmp_path):
+def test_a_run_does_not_resume_with_another_model(finished, pairs, model_folder, tmp_path):
     config = small(pairs, model_folder)
     config.init = str(model_folder) + "/"
     with pytest.raises(ValueError, match="use another --workdir"):
@@ -306,7 +306,7 @@ def server():
     openai_client._answered.clear()
 
 
-def test_a_dead_endpoint_is_an_error_at_once(pairs, model_folder, tmp_path):
+def test_an_endpoint_that_does_not_answer_is_an_error_at_once(pairs, model_folder, tmp_path):
     fields = {"rft.sampler": "endpoint", "rft.sampling.url": "http://127.0.0.1:9/v1"}
     for name in ("", "m"):
         config = make_config(pairs, model_folder, **fields, **{"rft.sampling.model": name})
