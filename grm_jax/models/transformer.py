@@ -386,16 +386,8 @@ def full_attention(
 
             o = splash_attention(q, k, v, segment_ids_BxL, layer.spec.window, cfg.attn_cap)
         else:
-            o, _ = self_attention(
-                q,
-                k,
-                v,
-                positions_BxL,
-                segment_ids_BxL,
-                layer.spec.window,
-                cfg.attn_cap,
-                cfg.query_chunk,
-            )
+            mask = positions_BxL, segment_ids_BxL, layer.spec.window
+            o, _ = self_attention(q, k, v, *mask, cfg.attn_cap, cfg.query_chunk)
         return o, state, None
 
     return attend

@@ -90,10 +90,10 @@ def pin(config: Any, workdir: Any, used: Collection[str]) -> None:
         elif path in used:
             names[field] = hub.pinned(name)
             log.info("config.%s is %s", field, names[field])
-    config.update_from_flattened_dict(_from_process_0(names))
+    config.update_from_flattened_dict(from_process_0(names))
 
 
-def _from_process_0(names: dict[str, str]) -> dict[str, str]:
+def from_process_0(names: dict[str, str]) -> dict[str, str]:
     """Returns the argument of process 0. All processes must call it together."""
     if jax.process_count() == 1:
         return names

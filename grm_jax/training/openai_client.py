@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from grm_jax.storage import as_path
+from grm_jax.training.inputs import from_process_0
 from grm_jax.training.rft_data import CritiqueReply
 
 log = logging.getLogger(__name__)
@@ -63,11 +64,11 @@ def probe_endpoint(config: Any, folder: Any) -> None:
         return
     if not rft.sampling.get("url"):
         raise ValueError("config.rft.sampling.url is empty: the sampler 'endpoint' needs it")
-    name = rft.sampling.get("model", "")
-    # Process 0 samples; the others need the name.
-    if not name or jax.process_index() == 0:
+    names = {"model": rft.sampling.get("model", "")}
+    if jax.process_index() == 0:  # it samples, so the server may be on its host
         key_variable = rft.sampling.get("key_variable", Server.key_variable)
-        rft.sampling["model"] = probe(rft.sampling["url"], name, key_variable)
+        names = {"model": probe(rft.sampling["url"], names["model"], key_variable)}
+    rft.sampling.update(from_process_0(names))
 
 
 def probe(url: str, name: str = "", key_variable: str = "OPENAI_API_KEY") -> str:

@@ -7,6 +7,7 @@ import sys
 import threading
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -19,6 +20,7 @@ from grm_jax.data.comparisons import read_rows
 from grm_jax.data.world.vocabulary import vocabulary_path
 from grm_jax.models import build_model, get_config
 from grm_jax.training import (
+    inputs,
     loop,
     machines,
     main,
@@ -322,6 +324,19 @@ def test_the_endpoint_names_its_model_or_lists_them(server, monkeypatch):
     monkeypatch.setattr(Server, "names", ["a", "b"])
     with pytest.raises(ValueError, match="serves 2 models: set it to one of a, b"):
         openai_client.probe(server)
+
+
+def test_other_hosts_take_the_model_of_the_endpoint_from_process_0(
+    pairs, model_folder, tmp_path, monkeypatch
+):
+    sent = json.dumps({"model": "only"}).encode().ljust(4096)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(inputs, "broadcast_one_to_all", lambda _: np.frombuffer(sent, np.uint8))
+    fields = {"rft.sampler": "endpoint", "rft.sampling.url": "http://127.0.0.1:9/v1"}
+    config = make_config(pairs, model_folder, **fields)
+    openai_client.probe_endpoint(config, tmp_path)
+    assert config.rft.sampling.model == "only"
 
 
 def test_the_first_failure_of_an_endpoint_is_logged_at_once(caplog):
