@@ -28,7 +28,7 @@ MetricFunction = Callable[[np.ndarray], Metrics]  # weights_I -> metrics
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A value with its confidence interval; None bounds if too few draws have a value."""
+    """A value with its interval; None bounds for one prompt, or if few draws have a value."""
 
     value: float
     low: float | None = None
@@ -93,6 +93,8 @@ class Resampler:
     def estimate(self, metrics: MetricFunction) -> dict[str, Estimate]:
         """Computes each metric with its interval."""
         values = self.draw(metrics)
+        if self.num_prompts < 2:
+            return {name: Estimate(value) for name, (value, _) in values.items()}
         return {name: Estimate(value, *interval(drawn)) for name, (value, drawn) in values.items()}
 
     def headline(self, metrics: MetricFunction) -> Estimate:

@@ -1,16 +1,19 @@
 """What an experiment shows, in a few sentences with intervals: each stage against the one before.
 
-A difference is "not established" where its 95% interval includes 0.
+A difference is "not established" where its 95% interval includes 0, and "too few to tell" below 30
+comparisons.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from grm_jax.display import counted
 from grm_jax.evals.bootstrap import Resampler
 from grm_jax.evals.cells import Cell, difference
 from grm_jax.evals.tables import percent
 
 VOTES = 8  # of the paper's tables
+FEW = 30  # fewer held-out comparisons establish nothing
 NAMES = {"rft": "RFT", "rl": "RL"}
 Difference = Mapping[str, Any]
 
@@ -42,18 +45,25 @@ def votes(cells: Sequence[Cell]) -> int:
 
 
 def sentences(cells: Sequence[Cell], known: Mapping[str, Difference]) -> list[str]:
-    """Returns up to three sentences: RFT (or RL alone) over chance, RL over RFT, votes, meta RM."""
+    """Returns up to three sentences: RFT (or RL alone) over chance, RL over RFT, votes, meta RM.
+
+    With fewer than FEW comparisons a last one says that they are too few.
+    """
     k = votes(cells)
     many = f"{k} votes" if k > 1 else "one vote"
-    lines = []
+    lines, n = [], max((len(c.credits) for c in cells), default=0)
+
+    def gain(difference: Difference) -> str:
+        return gain_text(difference, n < FEW)
+
     by_name = {c.name: c for c in cells}
     for model, name in NAMES.items():
         reached, over = by_name.get(f"{model}/Voting@{k}"), known.get(f"{name} Voting@{k} - chance")
         base = known.get(f"{name} Voting@{k} - base Voting@{k}")
         if reached and over:
             lines.append(
-                f"{name} is right on {percent(reached.accuracy)}% of {len(reached.credits)} "
-                f"held-out comparisons with {many}: {gain(over)} over chance"
+                f"{name} is right on {percent(reached.accuracy)}% of "
+                f"{counted(n, 'held-out comparison')} with {many}: {gain(over)} over chance"
                 f"{f', {gain(base)} over the base model' if base else ''}."
             )
             break
@@ -70,11 +80,22 @@ def sentences(cells: Sequence[Cell], known: Mapping[str, Difference]) -> list[st
         texts.append(f"the meta reward model adds {gain(step)} to {many}")
     if texts:
         lines.append(f"{'; '.join(texts)}.")
+    if lines and n < FEW:
+        lines.append(few_text(n).capitalize() + ".")
     return lines
 
 
-def gain(difference: Difference) -> str:
-    """Returns "+5.4 points (95% CI -0.2 to +11.0: not established)"."""
-    mean, low, high = (100 * difference[key] for key in ("mean", "low", "high"))
-    doubt = ": not established" if low <= 0 <= high else ""
-    return f"{mean:+.1f} points (95% CI {low:+.1f} to {high:+.1f}{doubt})"
+def few_text(n: int) -> str:
+    """Returns "1 held-out comparison is too few to tell: hold out at least 30"."""
+    verb = "is" if n == 1 else "are"
+    return f"{counted(n, 'held-out comparison')} {verb} too few to tell: hold out at least {FEW}"
+
+
+def gain_text(difference: Difference, few: bool = False) -> str:
+    """Returns "+5.4 points (95% CI -0.2 to +11.0: not established)"; `few`: "too few to tell"."""
+    mean = f"{100 * difference['mean']:+.1f} points"
+    if difference["low"] is None:
+        return f"{mean} (too few to tell)"
+    low, high = (100 * difference[key] for key in ("low", "high"))
+    doubt = ": too few to tell" if few else ": not established" if low <= 0 <= high else ""
+    return f"{mean} (95% CI {low:+.1f} to {high:+.1f}{doubt})"

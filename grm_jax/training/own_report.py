@@ -3,6 +3,7 @@
 from typing import Any
 
 from grm_jax.display import counted
+from grm_jax.evals import findings
 from grm_jax.evals.tables import percent, span
 from grm_jax.storage import as_path
 from grm_jax.training import loop, own_file
@@ -37,12 +38,18 @@ def _accuracies(result: dict[str, Any]) -> str:
         for cell in result["cells"]
         if cell["method"] in ("Voting", "Greedy")
     }
+    n = result["items"]
     models = [model for model in ("base", *_STAGES) if any(name == model for name, _ in votes)]
     first, last = models[0], models[-1]
     k = max(k for name, k in votes if name == first and (last, k) in votes)
     before, after = votes[first, k], votes[last, k]
     return (
-        f"accuracy on {result['items']} held-out comparisons, {counted(k, 'vote')}: "
-        f"{percent(before['accuracy'])}% before ({first}; 95% CI {span(before)}), "
-        f"{percent(after['accuracy'])}% after ({last}; 95% CI {span(after)})"
+        f"accuracy on {counted(n, 'held-out comparison')}, {counted(k, 'vote')}: "
+        f"{percent(before['accuracy'])}% before ({first}{_interval(before)}), "
+        f"{percent(after['accuracy'])}% after ({last}{_interval(after)})"
+        f"{f'; {findings.few_text(n)}' if n < findings.FEW else ''}"
     )
+
+
+def _interval(cell: dict[str, Any]) -> str:
+    return "" if cell["low"] is None else f"; 95% CI {span(cell)}"

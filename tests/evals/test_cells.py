@@ -146,7 +146,7 @@ def test_intervals_contain_the_mean_and_pairing_narrows_them():
     paired = cells.difference(first, second, resampler)
     assert 0 < paired["low"] < paired["mean"] < paired["high"]
     assert paired["high"] - paired["low"] < 0.07
-    assert findings.gain(paired).startswith(f"{100 * paired['mean']:+.1f} points")
+    assert findings.gain_text(paired).startswith(f"{100 * paired['mean']:+.1f} points")
 
 
 def test_the_grid_has_a_row_per_method_and_a_column_per_k():

@@ -1,5 +1,7 @@
 """What an experiment shows, in sentences: differences, intervals, and what is not established."""
 
+import pytest
+
 from grm_jax.evals import findings
 from grm_jax.evals.bootstrap import Resampler
 from grm_jax.evals.cells import Cell
@@ -50,3 +52,17 @@ def test_a_base_model_that_votes_is_compared_with():
     base, rft = (cell(name, "Voting", 8, right) for name, right in (("base", 40), ("rft", 50)))
     (first,) = sentences(chance(), base, rft)
     assert "over chance, +16.7 points (95% CI +" in first and first.endswith("over the base model.")
+
+
+@pytest.mark.parametrize("n", [1, 29])
+def test_few_comparisons_establish_nothing(n):
+    resampler = Resampler([str(i) for i in range(n)], draws=200)
+    cells = [
+        Cell("chance", "Rule", 1, 0.5, None, None, 1.0, 1.0, (0.5,) * n),
+        Cell("rft", "Voting", 1, 1.0, None, None, 0.0, 1.0, (1.0,) * n),
+    ]
+    first, few = findings.sentences(cells, findings.differences(cells, resampler))
+    assert ("95% CI" in first) == (n > 1) and "too few to tell) over chance" in first
+    noun = "comparison is" if n == 1 else "comparisons are"
+    assert few == f"{n} held-out {noun} too few to tell: hold out at least 30."
+    assert resampler.mean([1.0] * n).low == (None if n == 1 else 1.0)

@@ -27,6 +27,7 @@ from grm_jax.training import (
     openai_client,
     own_config,
     own_file,
+    own_report,
     rft,
     rft_samplers,
     sources,
@@ -242,6 +243,20 @@ def test_a_stopped_run_resumes_exactly_with_the_same_numbers(
     assert command == (
         f"next: grm judge {tmp_path}/data/held_out.jsonl {tmp_path}/judged.jsonl "
         f"--model {tmp_path}/rl/hf"
+    )
+
+
+def test_the_closing_line_of_few_comparisons_says_that_they_are_too_few():
+    def line(n):
+        values = {"method": "Voting", "k": 1, "accuracy": 1.0, "high": 1.0}
+        values["low"] = None if n == 1 else 1.0
+        cells = [{"model": model, **values} for model in ("base", "rl")]
+        return own_report._accuracies({"items": n, "cells": cells})
+
+    assert line(30).endswith("100.0% after (rl; 95% CI 100.0–100.0)")
+    assert line(1) == (
+        "accuracy on 1 held-out comparison, 1 vote: 100.0% before (base), 100.0% after (rl); "
+        "1 held-out comparison is too few to tell: hold out at least 30"
     )
 
 
