@@ -39,7 +39,11 @@ def main(argv: list[str]) -> int:
     0 success, 1 failure during training, 2 wrong command, 70 another process crashed, 75 stopped
     and saved: run the command again, 130 interrupted.
     """
-    status = _run(argv)
+    try:
+        status = _run(argv)
+    except Exception:
+        distributed.fail(FAILED, traceback.format_exc())
+        raise
     if status not in (0, START_AGAIN):  # these two are reached by all processes together
         distributed.fail(status)
     return status

@@ -151,13 +151,15 @@ def start(worker: Worker | None, timeout: float) -> rendezvous.Peers | None:
     return peers
 
 
-def fail(status: int) -> None:
+def fail(status: int, message: str = "") -> None:
     """Ends a process that has failed, if it has peers, so that they exit as well.
 
     They may wait for it in a collective, and JAX's own shutdown would wait for them for minutes.
+    message: printed to stderr before.
     """
     if _joined:
         _joined[0].leaving.set()  # exits with its own status even if a peer is faster
+        print(message, end="", file=sys.stderr, flush=True)
         time.sleep(GRACE)
         sys.stdout.flush()
         sys.stderr.flush()

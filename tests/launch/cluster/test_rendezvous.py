@@ -285,14 +285,20 @@ def test_jax_starts_on_two_processes_and_both_end_if_one_is_killed(port, tmp_pat
         [c.kill() for c in started]
 
 
-@pytest.mark.parametrize(("failing", "statuses"), [((0,), [2, PEER_LOST]), ((0, 1), [2, 2])])
-def test_a_process_that_fails_before_training_ends_the_others(port, tmp_path, failing, statuses):
+@pytest.mark.parametrize(
+    ("failing", "flags", "statuses"),
+    [((0,), [], [2, PEER_LOST]), ((0, 1), ["--traceback"], [1, 1])],
+)
+def test_a_process_that_fails_before_training_ends_the_others(
+    port, tmp_path, failing, flags, statuses
+):
     command = [sys.executable, str(ROOT / "launch/tpu.py"), "--workdir", str(tmp_path)]
     command += ["--config", str(ROOT / "tests/launch/tiny_spct.py"), "--emulate", "4"]
     command += ["--coordinator", f"127.0.0.1:{port - 1}", "--num_processes", "2"]
+    wrong = ["--config.init=missing", *flags]
     started = [
         subprocess.Popen(
-            [*command, "--process_id", str(i), *(["--config.init=missing"] * (i in failing))],
+            [*command, "--process_id", str(i), *(wrong if i in failing else [])],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
