@@ -102,10 +102,15 @@ def add_judging_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def fill_unset(args: argparse.Namespace) -> None:
-    """Fills unset flags from the model's judge.json."""
-    for name, value in dataclasses.asdict(JudgeMetadata.load(args.model)).items():
+    """Fills the unset template and length from the model's judge.json.
+
+    args.own_template: whether the template is the model's own, not one of the command line.
+    """
+    metadata = JudgeMetadata.load(args.model)
+    args.own_template = args.template is None
+    for name in ("template", "max_new_tokens"):
         if getattr(args, name) is None:
-            setattr(args, name, value)
+            setattr(args, name, getattr(metadata, name))
 
 
 def options_from(args: argparse.Namespace) -> Options:
@@ -119,7 +124,7 @@ def options_from(args: argparse.Namespace) -> Options:
 
 
 def judge_from(args: argparse.Namespace) -> Judge:
-    """Loads the judge of the arguments. Raises ValueError on more than one host."""
+    """Loads the judge of the arguments, after `fill_unset`. Raises ValueError on more than one host."""
     import jax
 
     from grm_jax.judging.judge import Judge
@@ -133,7 +138,7 @@ def judge_from(args: argparse.Namespace) -> Judge:
         args.model,
         meta_rm=args.meta_rm,
         mesh=mesh_from(args.mesh),
-        template=args.template,
+        template=None if args.own_template else args.template,
         dtype=args.dtype,
         tokenizer=args.tokenizer,
         meta_template=args.meta_template,

@@ -69,6 +69,8 @@ class Judge:
       context: most tokens of prompt and critique together; None for no limit.
       name: the model's name in output rows, "name@fingerprint".
       max_new_tokens: longest critique if a call does not set it.
+      single: template for comparisons with one response, unless principles are given or a reference
+        is shown; None for the one that `template` chooses.
     """
 
     tokenizer: Tokenizer
@@ -79,11 +81,13 @@ class Judge:
     context: int | None = None
     name: str = "model"
     max_new_tokens: int = 1024
+    single: str | None = None
 
     def __post_init__(self) -> None:
         self.family = str(self.template or "grm")
-        if self.family not in rendering.FAMILIES:
-            rendering.load(self.family)  # raises for a wrong name or a broken file
+        for name in (self.family, self.single):
+            if name and name not in rendering.FAMILIES:
+                rendering.load(name)  # raises for a wrong name or a broken file
         self._principles: dict[Request, str] = {}
 
     @classmethod
@@ -223,7 +227,10 @@ class Judge:
             and self.family in rendering.FAMILIES
         ):
             return rendering.load(f"{self.family}/critique")
-        return rendering.load(rendering.choose(self.family, comparison, options.given_principles))
+        name = rendering.choose(self.family, comparison, options.given_principles)
+        if self.single and comparison.n == 1 and name in (self.family, f"{self.family}/single"):
+            name = self.single
+        return rendering.load(name)
 
     def _prepare(
         self, comparison: Comparison, options: Options, principles: str | None

@@ -57,6 +57,7 @@ def judge_arguments(
         "tokenizer": tokenizer,
         "sampler": engine_sampler(model, mesh, options.prompt_slots, options.rows, few_shapes=True),
         "template": family,
+        "single": metadata.single if template is None else None,
         "meta_rm": None
         if meta_rm is None
         else load_meta_rm(meta_rm, mesh, options.meta_template, options.dtype, family),

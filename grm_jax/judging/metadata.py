@@ -44,16 +44,22 @@ class _Metadata:
 
 @dataclasses.dataclass(frozen=True)
 class JudgeMetadata(_Metadata):
-    """judge.json: the prompt template of a judge's training, and its longest critique in tokens."""
+    """judge.json: the prompt templates of a judge's training, and its longest critique in tokens.
+
+    single: the template for comparisons with one response, such as "compact/single_binary"; None,
+    as in files without the field, for the one that `template` chooses.
+    """
 
     FILE = "judge.json"
     EXAMPLE = '{"template": NAME, "max_new_tokens": N}'
     template: str = "grm"
     max_new_tokens: int = 1024
+    single: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "template", str(self.template))
         object.__setattr__(self, "max_new_tokens", int(self.max_new_tokens))
+        object.__setattr__(self, "single", self.single and str(self.single))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -183,7 +183,7 @@ def run_identity(judge: Judge, options: Options, digest: str) -> dict[str, Any]:
         "model": judge.name,
         "meta_rm": getattr(judge.meta_rm, "name", None),
         "input": digest,
-        "template": judge.family,
+        "template": f"{judge.family}, {judge.single}" if judge.single else judge.family,
     }
 
 

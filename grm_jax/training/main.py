@@ -22,6 +22,7 @@ from grm_jax.judging.metadata import JudgeMetadata, MetaRMMetadata, meta_templat
 from grm_jax.models import TransformerConfig, abstract_model, get_config
 from grm_jax.sharding import make_mesh
 from grm_jax.storage import PathLike, as_path, write_atomic, writing
+from grm_jax.text import rendering
 from grm_jax.training import (
     checkpoint,
     eval_stage,
@@ -204,7 +205,9 @@ def export(shared: loop.Run, stage: str, params: Any, folder: epath.Path) -> Non
         likelihood = config.meta_rm.likelihood
         metadata = MetaRMMetadata(meta_template(config.template, likelihood), likelihood)
     else:
-        metadata = JudgeMetadata(config.template, config.rl.max_new_tokens)
+        single = rendering.single_binary(config.template)
+        own = single if single != config.template else None
+        metadata = JudgeMetadata(config.template, config.rl.max_new_tokens, own)
     with writing(folder / "hf") as local:
         metadata.save(local)
         model, like = nnx.merge(graphdef, params), sources.tokenizer_path(config)

@@ -132,6 +132,23 @@ def test_binary_template_parses_0_and_1():
     assert judge([Comparison("q", ("a",))], k=3)[0].scores == (3,)
 
 
+def test_a_judges_own_template_for_single_responses_is_for_these_alone():
+    one = lambda responses, key: well_formed([1] * len(responses))  # noqa: E731
+    judge = fake_judge(one, single="compact/single_binary")
+    comparisons = [
+        Comparison("q", ("a",)),
+        Comparison("q", ("a", "b")),
+        Comparison("q", ("a",), reference="r"),
+    ]
+    names = [judge.template_for(c, Options()).name for c in comparisons]
+    assert names == ["compact/single_binary", "compact/judge", "compact/reference"]
+    given = Options(given_principles="Be brief.")
+    assert judge.template_for(comparisons[0], given).name == "compact/given_principles"
+    assert judge(comparisons[:1], k=3)[0].scores == (3,)
+    with pytest.raises(FileNotFoundError, match="no template 'compact/singel'"):
+        fake_judge(one, single="compact/singel")
+
+
 def test_choice_template_votes_by_majority():
     judge = fake_judge(
         lambda responses, key: f"### Best\n\\boxed{{{responses.index('b') + 1}}}",

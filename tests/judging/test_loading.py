@@ -266,6 +266,10 @@ def test_judge_json_sets_template_and_length(tmp_path):
     (verdict,) = judge([Comparison("add 1 2", ("3", "4"))], k=2)
     assert all(critique.tokens <= 24 for critique in verdict.critiques)
     assert Judge.load(tmp_path, template="grm").family == "grm"
+    assert judge.single is None  # as of a file without the field
+    JudgeMetadata("compact", 24, "compact/single_binary").save(tmp_path)
+    assert Judge.load(tmp_path).single == "compact/single_binary"
+    assert Judge.load(tmp_path, template="compact").single is None
     args = argparse.Namespace(model=str(tmp_path), template=None, max_new_tokens=7)
     arguments.fill_unset(args)
     assert (args.template, args.max_new_tokens) == ("compact", 7)  # a set flag is kept

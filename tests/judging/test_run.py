@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_judge import fake_judge, first_wins
+from fake_judge import fake_judge, first_wins, well_formed
 
 from grm_jax.judging.codec import read_judged_rows
 from grm_jax.judging.options import Options
-from grm_jax.judging.run import RunConfig, judge_file
+from grm_jax.judging.run import RunConfig, judge_file, run_identity
 from grm_jax.run_store import RunStore
 
 HERE = Path(__file__).parent
@@ -256,6 +256,22 @@ def test_a_finished_output_of_another_run_is_refused(tmp_path):
         judge_all(fake_judge(first_wins), source, output, existing="resume")
     write_rows(source, ROWS[:2], {1: b"{\n"})
     assert judge_all(fake_judge(first_wins), source, output, existing="resume").resumed == 3
+
+
+def test_runs_that_differ_in_the_template_of_single_responses_are_not_mixed(tmp_path):
+    """A judge's own template, and the same one from the command line."""
+    rows = [{"query": "q", "responses": ["a"]}]
+    source, output = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    named, own = (
+        fake_judge(lambda responses, key: well_formed([1]), single=single)
+        for single in (None, "compact/single_binary")
+    )
+    judge_all(own, source, output)
+    assert loaded(output)[0]["template"].startswith("compact/single_binary@")
+    assert judge_all(own, source, output, "resume").resumed == 1
+    with pytest.raises(ValueError, match="template"):
+        judge_all(named, source, output, "resume")
+    assert run_identity(own, Options(), "") != run_identity(named, Options(), "")
 
 
 def test_an_unfinished_run_can_be_read_while_it_is_written(tmp_path):

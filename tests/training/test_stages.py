@@ -153,6 +153,7 @@ def test_an_interrupted_export_is_repeated(tmp_path):
     assert checkpoints.load(tmp_path / "rft/hf").cfg.num_layers == 2
     judge = Judge.load(tmp_path / "rft/hf")  # has the settings of the training
     assert (judge.family, judge.max_new_tokens) == ("compact", config.rl.max_new_tokens)
+    assert judge.single == "compact/single_binary"
 
 
 def test_missing_weights_are_an_error_before_training(tmp_path):
