@@ -6,6 +6,7 @@ Code that writes local files only writes to a temporary folder, which is then up
 import contextlib
 import functools
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,8 +20,37 @@ from grm_jax import hub
 PathLike: TypeAlias = str | os.PathLike[str] | epath.Path
 
 
+_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://?")  # pathlib drops the second slash
+_ON_HUB = re.compile(
+    r"(?:https?://?(?:www\.)?huggingface\.co/|hf://?)(datasets/)?([\w.-]+/[\w.-]+)(?:[/?@#].*)?"
+)
+
+
+def check_scheme(path: PathLike, what: str = "path") -> None:
+    """Raises ValueError for an address of another scheme than gs://.
+
+    what: "model", "data" or "path": what is expected, for the error.
+    """
+    text = str(path)
+    match = _SCHEME.match(text)
+    if not match or match[1] == "gs" or Path(text).exists():
+        return
+    on_hub = _ON_HUB.fullmatch(text)
+    if on_hub and on_hub[1] and what == "model":
+        raise ValueError(f"{text} is a data set: give a model")
+    if on_hub and what != "path":
+        raise ValueError(f"{text}: give {'hf://datasets/' * (what == 'data')}{on_hub[2]}")
+    names = {"data": " or hf://datasets/ORG/NAME", "model": " or ORG/MODEL of the Hub"}
+    accepted = f"a local path, gs://BUCKET/...{names.get(what, '')}"
+    raise ValueError(f"{text}: {match[1]}:// is not supported: give {accepted}")
+
+
 def as_path(path: PathLike) -> epath.Path:
-    """Returns an absolute local path, or a bucket path unchanged."""
+    """Returns an absolute local path, or a bucket path unchanged.
+
+    Raises ValueError for an address of another scheme.
+    """
+    check_scheme(path)
     path = epath.Path(path)
     return path if is_remote(path) else epath.Path(Path(path).expanduser().absolute())
 
@@ -70,8 +100,9 @@ def _copy_files(source: epath.Path, target: epath.Path) -> None:
 def hub_name(path: PathLike) -> hub.HubName | None:
     """Returns the hub name "ORG/MODEL[@REVISION][/FILE.gguf]"; None for a local or bucket path.
 
-    A local path that exists wins over a name.
+    A local path that exists wins over a name. Raises ValueError as `check_scheme`.
     """
+    check_scheme(path, "model")
     return None if Path(path).expanduser().exists() else hub.parse(str(path))
 
 
@@ -89,6 +120,7 @@ def fetch(path: PathLike, weights: bool = True, quiet: bool = False) -> Path:
     Raises:
       FileNotFoundError: a bucket path or hub name that does not exist or is not accessible, in one
         line that says what to do.
+      ValueError: an address of another scheme.
     """
     if name := hub_name(path):
         return hub.download_model(name, weights, quiet)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from grm_jax import storage
+from grm_jax.data.comparisons import read_rows
 
 
 @pytest.fixture
@@ -77,3 +78,32 @@ def test_training_reads_data_samples_and_weights_from_a_bucket(bucket, monkeypat
     config.rft.sampling = {"path": "gs://bucket/weights", "max_new_tokens": 8}
     with pytest.raises(FileNotFoundError, match="^[^:]*bucket/weights$"):
         rft.make_sampler(config, None, None)
+
+
+@pytest.mark.parametrize(
+    "path, what, answer",
+    [
+        ("https://huggingface.co/org/model/tree/main", "model", "give org/model$"),
+        ("hf://org/model", "model", "give org/model$"),
+        ("hf://org/set", "data", "give hf://datasets/org/set$"),
+        ("https://huggingface.co/datasets/org/set", "data", "give hf://datasets/org/set$"),
+        ("https://huggingface.co/datasets/org/set", "model", "is a data set: give a model"),
+        ("s3://b/x", "data", "s3:// is not supported: give a local path, gs:.* or hf://datasets/"),
+        ("https://a.org/x", "path", "https:// is not supported: give a local path, gs://BUCKET"),
+    ],
+)
+def test_an_address_of_another_scheme_is_answered_with_what_is_accepted(path, what, answer):
+    with pytest.raises(ValueError, match=answer):
+        storage.check_scheme(path, what)
+    if what == "model":
+        from grm_jax import Judge
+
+        with pytest.raises(ValueError, match=answer):
+            storage.fetch(path)
+        with pytest.raises(ValueError, match=answer):
+            Judge.load(path)
+    if what == "data":
+        with pytest.raises(ValueError, match=answer):
+            list(read_rows(path))
+    with pytest.raises(ValueError, match=f"^{path}: "):
+        storage.as_path(path)

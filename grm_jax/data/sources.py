@@ -20,8 +20,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from grm_jax import hub
 from grm_jax.data import shards
-from grm_jax.storage import fetch, is_remote
+from grm_jax.storage import check_scheme, fetch, is_remote
 
 STDIN = "-"
 HUB = "hf://datasets/"
@@ -32,7 +33,8 @@ def local_files(source: str | Path) -> list[Path]:
 
     Raises:
       FileNotFoundError: there is no such file, folder or data set.
-      ValueError: a folder or data set has several splits or configs, and the source names none.
+      ValueError: a folder or data set has several splits or configs, and the source names none; or
+        an address of another scheme than gs:// and hf://datasets/.
     """
     text = str(source)
     if text == STDIN or (not is_remote(text) and Path(text).is_fifo()):
@@ -41,6 +43,7 @@ def local_files(source: str | Path) -> list[Path]:
         from grm_jax.data import hub_sets
 
         return hub_sets.download(text)
+    check_scheme(text, "data")
     path = fetch(text) if is_remote(text) else Path(source).expanduser()
     if path.is_file():
         return [path]
@@ -48,9 +51,22 @@ def local_files(source: str | Path) -> list[Path]:
         return _folder_files(path, "", text)
     # FOLDER/SPLIT or FOLDER/CONFIG/SPLIT
     folder = next((folder for folder in path.parents[:2] if folder.is_dir()), None)
+    hint = hub_hint(text)
     if folder and not path.suffix and shards.data_names(_names(folder)):
-        return _folder_files(folder, path.relative_to(folder).as_posix(), text)
-    raise FileNotFoundError(f"no data file {source}")
+        try:
+            return _folder_files(folder, path.relative_to(folder).as_posix(), text)
+        except FileNotFoundError:
+            if not hint:
+                raise
+    raise FileNotFoundError(f"no data file {source}{hint}")
+
+
+def hub_hint(source: str) -> str:
+    """Returns ": did you mean hf://datasets/...?" for the bare name of a data set, else ""."""
+    name = source.removeprefix("hf:").removeprefix("datasets/")
+    if Path(source).parent.is_dir() or not hub.parse("/".join(name.split("/")[:2])):
+        return ""
+    return f": did you mean {HUB}{name}?"
 
 
 def name_of(source: str | Path) -> str:

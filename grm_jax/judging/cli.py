@@ -149,7 +149,7 @@ def _check_files(args: argparse.Namespace) -> None:
         and not is_remote(args.input)
         and not path.exists()
     ):
-        raise FileNotFoundError(f"no input file {args.input}")
+        raise FileNotFoundError(f"no input file {args.input}{sources.hub_hint(args.input)}")
     if not any(True for _ in read_rows(args.input, args.format)):
         raise ValueError(f"{args.input} has no rows")
     if args.output == STDOUT:

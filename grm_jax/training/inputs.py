@@ -13,7 +13,7 @@ from jax.experimental.multihost_utils import broadcast_one_to_all
 from grm_jax import hub
 from grm_jax.data import hub_sets
 from grm_jax.data.sources import HUB
-from grm_jax.storage import as_path, hub_name
+from grm_jax.storage import as_path, check_scheme, hub_name
 from grm_jax.training.errors import MissingInputs
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,10 @@ def check(paths: Iterable[tuple[str, str]], here: bool = True) -> None:
         try:
             if path.startswith(HUB):
                 size += hub.check_access(*hub_sets.find(path))
-            elif name := hub_name(path):
+                continue
+            if field.startswith("config.data."):
+                check_scheme(path, "data")
+            if name := hub_name(path):
                 files = hub.model_files(name, weights=field != "config.tokenizer")
                 size += hub.check_access(name, files)
             elif not as_path(path).exists():

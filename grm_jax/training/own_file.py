@@ -19,7 +19,8 @@ from typing import Any
 import jax
 
 from grm_jax.data import indexed, splits
-from grm_jax.storage import as_path, fetch, is_remote, write_atomic
+from grm_jax.data.sources import hub_hint
+from grm_jax.storage import as_path, check_scheme, fetch, is_remote, write_atomic
 from grm_jax.training.errors import TrainingError
 from grm_jax.types import Comparison
 
@@ -102,6 +103,8 @@ def _read(config: Any) -> tuple[list[Comparison], list[Comparison], dict[str, in
 
 
 def _source(name: str) -> str:
+    if is_path(name) and (hint := hub_hint(name)):
+        raise FileNotFoundError(f"no data file {name}{hint}")
     return str(fetch(name)) if is_path(name) else name
 
 
@@ -109,6 +112,7 @@ def _digest(name: str) -> str:
     """Returns a hash of a file's content, or the name of what cannot be read twice. "" for none."""
     if not is_path(name):
         return name
+    check_scheme(name, "data")
     if not is_remote(name) and not Path(name).expanduser().exists():
         return ""
     path = fetch(name)

@@ -256,3 +256,12 @@ def test_folder_of_parquet_shards(tmp_path):
         list(read_rows(tmp_path / "empty"))
     with pytest.raises(FileNotFoundError, match="no data file .*nowhere"):
         list(read_rows(tmp_path / "empty" / "nowhere"))
+
+
+@pytest.mark.parametrize("name", ["org/set_binarized", "hf:org/set_binarized", "org/set-v0.3"])
+def test_the_bare_name_of_a_data_set_is_answered_with_its_address(name, tmp_path, monkeypatch):
+    (tmp_path / "pairs.jsonl").write_text("{}\n")
+    monkeypatch.chdir(tmp_path)
+    bare = name.removeprefix("hf:")
+    with pytest.raises(FileNotFoundError, match=rf"did you mean hf://datasets/{bare}\?"):
+        list(read_rows(name))
