@@ -2,8 +2,9 @@
 
 import argparse
 import difflib
+import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,9 +24,11 @@ class Parser(argparse.ArgumentParser):
 
     Attributes:
       passed: beginnings of options that the caller parses itself, such as "--config.".
+      hints: what to do instead of an unknown option, by its name.
     """
 
     passed: tuple[str, ...] = ()
+    hints: Mapping[str, str] = {}
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{"formatter_class": HelpFormatter, **kwargs})
@@ -48,16 +51,27 @@ class Parser(argparse.ArgumentParser):
             if arg == "--":
                 yield from args[i:]
                 return
-            if not name.startswith("--") or " " in name or name.startswith(self.passed or " "):
+            single = re.fullmatch("-[A-Za-z]", arg) and arg not in options
+            if not single and (
+                not name.startswith("--") or " " in name or name.startswith(self.passed or " ")
+            ):
                 yield arg
             elif _same(name) in known:
                 yield known[_same(name)] + equals + value
-            elif self.allow_abbrev and any(option.startswith(_same(name)) for option in known):
-                yield "--" + _same(name) + equals + value
+            elif not single and self.allow_abbrev and self._full(name, known):
+                yield self._full(name, known) + equals + value
             else:
-                close = difflib.get_close_matches(name, known.values(), n=1)
-                hint = f": did you mean {close[0]}?" if close else ""
-                self.error(f"unknown option {name!r}{hint}")
+                name = f"-{name}" if single and f"-{name}" in known.values() else name
+                close = difflib.get_close_matches(name, known.values(), n=1, cutoff=0.75)
+                hint = self.hints.get(name) or (f"did you mean {close[0]}?" if close else "")
+                self.error(f"unknown option {arg.partition('=')[0]!r}{hint and ': '}{hint}")
+
+    def _full(self, name: str, known: Mapping[str, str]) -> str:
+        """Returns the option of an abbreviation, or "". Errors for one of several options."""
+        matches = [option for key, option in known.items() if key.startswith(_same(name))]
+        if len({id(self._option_string_actions[option]) for option in matches}) > 1:
+            self.error(f"{name!r} is ambiguous: {', '.join(matches)}")
+        return matches[0] if matches else ""
 
 
 def _same(option: str) -> str:

@@ -7,22 +7,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from grm_jax.commands import Parser
+from grm_jax.commands import Parser, run_command
 
 DTYPES = ("bfloat16", "float32", "keep")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs `grm convert`; returns 0, or 1 with the reason on stderr."""
+    """Runs `grm convert`; returns the exit status."""
     options = vars(_parser().parse_args(argv))
     options["max_file_bytes"] = int(options.pop("file_gb") * 1e9)
     options["bar"] = not options.pop("quiet")
-    try:
+
+    def run() -> int:
         convert(**options)
-    except (ValueError, OSError) as error:
-        print(f"grm convert: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return 0
+
+    return run_command("grm convert", run)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -103,7 +103,8 @@ def convert(
         bars.TransferSpeedColumn(),
         bars.TimeRemainingColumn(),
     )
-    with bars.Progress(*columns, console=Console(stderr=True), disable=not bar) as display:
+    display = bars.Progress(*columns, console=Console(stderr=True), disable=not bar)
+    try:
         model = load(
             src,
             dtype=None if dtype == "keep" else dtype,
@@ -118,6 +119,9 @@ def convert(
             overwrite=overwrite,
             progress=_progress(display, "saving"),
         )
+    finally:
+        if display.live.is_started:
+            display.stop()
     copied = copy_tokenizer(tokenizer or src, dst) if tokenizer or src.is_dir() else []
     if not copied and src.suffix == ".gguf":
         reader: Any = open_checkpoint(src)
@@ -134,9 +138,14 @@ def convert(
 
 
 def _progress(display: Any, description: str) -> Callable[[int, int], None]:
-    """Starts a bar; returns its callback with (done, total)."""
-    task = display.add_task(description, total=None)
-    return lambda done, total: display.update(task, completed=done, total=total)
+    """Returns the callback with (done, total) of a bar, which appears with its first call."""
+    task = display.add_task(description, total=None, visible=False)
+
+    def update(done: int, total: int) -> None:
+        display.start()
+        display.update(task, completed=done, total=total, visible=True)
+
+    return update
 
 
 if __name__ == "__main__":

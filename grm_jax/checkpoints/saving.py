@@ -143,7 +143,8 @@ def _clear(path: Path, overwrite: bool) -> None:
     old = sorted([*path.glob("*.safetensors"), *path.glob(INDEX)])
     if old and not overwrite:
         raise FileExistsError(
-            f"{path} already holds {old[0].name}: choose another folder, or allow overwriting"
+            f"{path} already holds {old[0].name}: choose another folder, or replace "
+            "them with --overwrite (in Python: overwrite=True)"
         )
     for file in old:
         file.unlink()

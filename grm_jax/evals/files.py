@@ -57,8 +57,8 @@ class Source:
     def raise_missing(self, *patterns: str) -> NoReturn:
         """Raises MissingData: which files are missing, where, and what to put there."""
         raise MissingData(
-            f"benchmark {self.name}: no {' or '.join(patterns)} under {self.root / self.name} or "
-            f"{self.root}. Put there: {self.instructions}"
+            f"benchmark {self.name}: no {' or '.join(patterns)} under '{self.root / self.name}' "
+            f"or '{self.root}'. Put there: {self.instructions}"
         )
 
     def table(self, *stems: str) -> Iterator[dict]:

@@ -22,7 +22,12 @@ def parser() -> argparse.ArgumentParser:
         prog="grm table",
         description="Compares results of `grm eval` with each other, and with the paper's.",
     )
-    p.add_argument("what", choices=("paper", "runs"), help="with or without the paper's rows")
+    p.add_argument(
+        "what",
+        metavar="paper|runs",
+        choices=("paper", "runs"),
+        help="with or without the paper's rows",
+    )
     p.add_argument(
         "runs", nargs="+", metavar="RUN", help="--out folder of grm eval, or NAME=FOLDER"
     )

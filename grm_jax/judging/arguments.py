@@ -117,7 +117,13 @@ def options_from(args: argparse.Namespace) -> Options:
     """Returns the options of the arguments, after `fill_unset`."""
     names = {field.name for field in dataclasses.fields(Options)}
     fields = {name: value for name, value in vars(args).items() if name in names}
+    if args.k_meta is not None and not args.meta_rm:
+        raise ValueError(f"--k_meta {args.k_meta} needs a meta reward model: give --meta_rm")
     if args.principles not in ("own", "first"):
+        if not Path(args.principles).is_file():
+            raise FileNotFoundError(
+                f"--principles {args.principles}: no such file; give own, first, or a text file"
+            )
         fields["given_principles"] = Path(args.principles).read_text(encoding="utf-8")
         fields["principles"] = "own"
     return Options(**fields)

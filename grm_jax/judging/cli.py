@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from grm_jax.devices import watch_compilations
 from grm_jax.judging import arguments
 from grm_jax.judging.codec import read_judged_rows
 from grm_jax.judging.options import Options
-from grm_jax.judging.summary import failure_text, summarise
+from grm_jax.judging.summary import failure_text, summarise, unparsed_text
 from grm_jax.storage import is_remote
 from grm_jax.types import Comparison
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:  # JAX is imported only when a model is loaded
 STDOUT = "-"
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Returns the parser of the command line."""
     p = Parser(
         prog="grm judge",
@@ -73,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--reference", metavar="TEXT", help="a known good answer")
     one.add_argument("--system", metavar="TEXT", help="a system message before the query")
     arguments.add_judging_arguments(p)
+    p.hints = dict.fromkeys(("--out", "--output"), "OUT is the second argument")
     return p
 
 
@@ -178,13 +180,13 @@ def _judge_file(args: argparse.Namespace, options: Options, output: str) -> int:
         limit=args.limit,
     )
     name = "standard output" if args.output == STDOUT else args.output
-    print(
-        f"{name}: {result.rows} rows, {result.errors} of them errors, {result.resumed} from "
-        f"an earlier run\n{rates_text(output)}",
-        file=sys.stderr,
-    )
+    errors = f", {result.errors} of them errors" if result.errors else ""
+    resumed = f", {result.resumed} from an earlier run" if result.resumed else ""
+    print(f"{name}: {result.rows} rows{errors}{resumed}\n{rates_text(output)}", file=sys.stderr)
     if result.errors:
         print(failure_text(read_judged_rows(output)), file=sys.stderr)
+    if args.output != STDOUT:
+        print(f"next: grm report {shlex.quote(args.output)}", file=sys.stderr)
     return 1 if result.errors else 0
 
 
@@ -209,7 +211,7 @@ def _results_on_stderr() -> contextlib.AbstractContextManager:
 
 
 def rates_text(output: str) -> str:
-    """Returns the main rates of an output file, in one or two lines."""
+    """Returns the main rates of an output file, and what to do if few critiques are parsed."""
     rates = summarise(read_judged_rows(output))
     share = lambda name: "-" if rates[name] is None else f"{rates[name]:.1%}"  # noqa: E731
     text = f"parse rate {share('parsed')}, ties {share('ties')}, flips {share('flips')}"
@@ -218,4 +220,5 @@ def rates_text(output: str) -> str:
             f"\naccuracy {share('accuracy')} of {rates['labelled']} labelled, "
             f"{share('tie_credit')} with ties shared"
         )
-    return text
+    hint = unparsed_text(rates["statuses"])
+    return f"{text}\n{hint}" if hint else text

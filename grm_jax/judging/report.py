@@ -46,7 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "-o",
+        "--out",
         "--output",
+        dest="output",
         metavar="FILE",
         default="report.html",
         help="page to write (default report.html)",
@@ -92,6 +94,8 @@ def write_report(args: argparse.Namespace) -> int:
 def load_run(path: str, source: str | None = None, layout: str | None = None) -> Run:
     """Loads an output of `grm judge`. source, layout: the input that was judged, and its format."""
     local = fetch(path) if is_remote(path) else Path(path)
+    if not local.is_file():
+        raise FileNotFoundError(f"no file {path}: give the OUT of grm judge, or its OUT.part")
     rows = list(read_judged_rows(local))
     records, total = input_records(source, rows, layout) if source else ({}, None)
     of_all = f" of {total:,}" if total is not None else ""

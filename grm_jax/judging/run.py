@@ -238,7 +238,8 @@ def _check_finished(
                     problem = "was judged from another input (texts, references or labels)"
     if problem:
         raise IdentityMismatch(
-            f"{output} {problem}: choose another output, or start over with --overwrite"
+            f"{output} {problem}: choose another output (grm eval: --out), or start over with "
+            "--overwrite"
         )
     return finished
 

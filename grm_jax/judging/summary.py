@@ -6,7 +6,7 @@ They are computed from rows (JSON objects, see codec.py), so a report needs no m
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from grm_jax.judging import votes
@@ -81,6 +81,35 @@ def failure_text(rows: Iterable[Row], most: int = 3) -> str:
     if not counts:
         return ""
     return "\n".join([f"{counts.total()} of {total} rows failed:", *lines])
+
+
+# status of a critique -> (what is wrong, what to do)
+UNPARSED = {
+    "truncated": ("are cut off", "raise --max_new_tokens"),
+    "no_scores": ("have no scores", "use another model or --template"),
+    "wrong_count": (
+        "have another number of scores than responses",
+        "use another model or --template",
+    ),
+    "out_of_range": (
+        "have scores outside 1 to 10",
+        "use another model, or a --template that states the scale",
+    ),
+}
+
+
+def unparsed_text(statuses: Mapping[str, int], least: float = 0.5) -> str:
+    """Returns counts of unparsed critiques, and what to do about most; "" if enough are parsed.
+
+    statuses: critiques by status.  least: the parse rate that is enough.
+    """
+    total = sum(statuses.values())
+    counts = Counter({name: statuses[name] for name in UNPARSED if statuses.get(name)})
+    if not counts or statuses.get("ok", 0) >= least * total:
+        return ""
+    texts = [f"{n} of {total} critiques {UNPARSED[name][0]}" for name, n in counts.most_common(1)]
+    texts += [f"{n} {UNPARSED[name][0]}" for name, n in counts.most_common()[1:]]
+    return f"{', '.join(texts)}: {UNPARSED[counts.most_common(1)[0][0]][1]}"
 
 
 def mean(values: Iterable[float]) -> float | None:

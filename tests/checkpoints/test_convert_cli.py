@@ -29,7 +29,7 @@ def test_a_hub_name_is_converted_without_its_pickles(hub, tmp_path, capsys):
     assert raw(tmp_path / "out") == raw(source) and capsys.readouterr().err == ""
     assert (tmp_path / "out/tokenizer.model").read_bytes() == b"tokenizer"
     assert "pytorch_model.bin" not in hub.downloads()
-    assert main(["convert", "org/no-model", str(tmp_path / "out"), "--quiet"]) == 1
+    assert main(["convert", "org/no-model", str(tmp_path / "out"), "--quiet"]) == 2
     error = capsys.readouterr().err
     assert "org/no-model is neither a local path nor a model on" in error
     assert error.count("\n") == 1
@@ -56,17 +56,25 @@ def test_a_folder_without_a_tokenizer_is_a_warning(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("options", [[], ["--config", "gemma9"]])
-def test_errors_go_to_stderr_with_status_1(tmp_path, capsys, options):
+def test_errors_go_to_stderr_with_status_2(tmp_path, capsys, options):
     source, message = tmp_path / "absent", "does not exist"
     if options:
         source = write_folder(tmp_path / "in", GEMMA2, tensors(GEMMA2))
         message = "unknown model 'gemma9'"
-    assert cli.main([str(source), str(tmp_path / "out"), "--quiet", *options]) == 1
-    assert message in capsys.readouterr().err
+    assert cli.main([str(source), str(tmp_path / "out"), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "loading" not in error and error.count("\n") == 1
+
+
+def test_weights_of_the_destination_stay_without_overwrite(tmp_path, capsys):
+    source = write_folder(tmp_path / "in", GEMMA2, tensors(GEMMA2))
+    target = write_folder(tmp_path / "out", GEMMA2, tensors(GEMMA2))
+    assert cli.main([str(source), str(target), "--quiet"]) == 2
+    assert "or replace them with --overwrite" in capsys.readouterr().err
 
 
 def test_source_and_destination_must_differ(tmp_path, capsys):
     source = write_folder(tmp_path / "in", GEMMA2, tensors(GEMMA2))
-    assert cli.main([str(source), str(source), "--overwrite", "--quiet"]) == 1
+    assert cli.main([str(source), str(source), "--overwrite", "--quiet"]) == 2
     assert "both the source and the destination" in capsys.readouterr().err
     assert raw(source)

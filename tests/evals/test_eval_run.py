@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -203,6 +204,9 @@ def test_wrong_command_lines_get_one_clear_line(data, tmp_path, capsys):
     flags = ["--benchmark", "rmb", "--data", str(data), "--judge", "first", "--out", str(tmp_path)]
     assert cli.main(flags) == 2
     assert "Put there: the folder RMB_dataset" in capsys.readouterr().err
+    flags[1] = "rmb,rm_bench"
+    assert cli.main(flags) == 2
+    assert re.findall(r"benchmark (\w+): no", capsys.readouterr().err) == ["rmb", "rm_bench"]
     scores, part = tmp_path / "s.jsonl", tmp_path / "part"
     scores.write_text('{"id": "rewardbench-0-donotanswer", "scores": [1, 2]}\n')
     flags = ("--scores", scores, "--out", part, "--draws", 20)

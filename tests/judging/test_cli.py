@@ -11,8 +11,10 @@ from test_run import ROWS, header_of, judge_all, loaded, write_rows
 
 from grm_jax import Judge, cli as grm
 from grm_jax.data import sources
+from grm_jax.judging import cli
 from grm_jax.judging.loading import fingerprint, model_name
-from grm_jax.judging.summary import failure_text
+from grm_jax.judging.summary import UNPARSED, failure_text, unparsed_text
+from grm_jax.types import STATUSES
 
 
 def test_one_comparison_prints_its_verdict_and_critiques(command, capsys):
@@ -75,6 +77,8 @@ def test_files_are_checked_before_the_model_loads(tmp_path, command, capsys):
         ((source, tmp_path / "o", "--limit", 0), "--limit 0: judge at least one row"),
         ((tmp_path / "empty.jsonl", tmp_path / "o"), "empty.jsonl has no rows"),
         ((tmp_path / "no.jsonl", tmp_path / "o"), "no input file"),
+        ((source, tmp_path / "o", "--k_meta", 3), "--k_meta 3 needs a meta reward model: give"),
+        ((source, tmp_path / "o", "--principles", "no.txt"), "give own, first, or a text file"),
     ]:
         assert command(*argv, "--mesh", "checked later") == 2
         assert message in capsys.readouterr().err
@@ -87,7 +91,7 @@ def test_the_reasons_of_error_rows_are_counted(tmp_path, command, capsys):
     assert command(source, tmp_path / "out.jsonl", "--k", 2) == 1
     error = capsys.readouterr().err
     assert "5 of 6 rows failed:\n  2 x the fields a fit no format: name one" in error
-    assert "(first: line 1)" in error and error.endswith("  1 x other reasons\n")
+    assert "(first: line 1)" in error and "  1 x other reasons\nnext: " in error
 
 
 def test_reasons_that_differ_in_numbers_are_one():
@@ -110,6 +114,12 @@ def test_reasons_that_differ_in_numbers_are_one():
         ("report a --titel x", "did you mean --title?"),
         ("table runs x --otu y", "did you mean --out?"),
         ("judge a b --model x --xyzzy", "unknown option '--xyzzy' (--help"),
+        ("judge a b --model x --samples 4", "unknown option '--samples' (--help"),
+        ("judge a b --model x -k 5", "unknown option '-k': did you mean --k?"),
+        ("judge a b --model x -y 5", "unknown option '-y' (--help"),
+        ("judge a --out b --model x", "unknown option '--out': OUT is the second argument"),
+        ("judge a b --model x --top- 2", "'--top-' is ambiguous: --top_p, --top_k"),
+        ("table eval/x", "argument paper|runs: invalid choice: 'eval/x'"),
     ],
 )
 def test_unknown_options_are_answered_with_the_nearest(argv, message, capsys):
@@ -119,10 +129,30 @@ def test_unknown_options_are_answered_with_the_nearest(argv, message, capsys):
     assert exit.value.code == 2 and message in error and error.count("\n") == 1
 
 
+def test_options_may_be_abbreviated():
+    p = cli.parser()
+    for argv in ("--max-new 5 --lim 2", "--max_new=5 --LIM=2", "--max_new_tokens 5 --limit 2"):
+        args = p.parse_args(["a", "b", "--mod", "x", *argv.split()])
+        assert (args.max_new_tokens, args.limit, args.model) == (5, 2, "x")
+
+
+def test_the_summary_names_the_way_out_of_unparsed_critiques():
+    assert unparsed_text({"ok": 12, "truncated": 12}) == unparsed_text({}) == ""
+    assert unparsed_text({"truncated": 24}) == (
+        "24 of 24 critiques are cut off: raise --max_new_tokens"
+    )
+    assert unparsed_text({"ok": 1, "truncated": 1, "no_scores": 2}) == (
+        "2 of 4 critiques have no scores, 1 are cut off: use another model or --template"
+    )
+    assert set(UNPARSED) | {"ok"} == set(STATUSES)
+
+
 def test_dashes_are_underscores(tmp_path, command):
     source = write_rows(tmp_path / "in.jsonl", ROWS[:1])
     output = tmp_path / "out.jsonl"
-    assert command(source, output, "--max-new-tokens=32", "--top-p", 0.9, "--k-meta", "1") == 0
+    assert (
+        command(source, output, "--max-new-tokens=32", "--top-p", 0.9, "--prompt-slots", "1") == 0
+    )
     assert loaded(output)[0]["top_p"] == 0.9 and loaded(output)[0]["max_new_tokens"] == 32
     assert command("--query=--x", "--response", "--two words", "--k", 1) == 0
 

@@ -156,7 +156,7 @@ def test_bad_input_is_refused(tmp_path, capsys):
 
 def test_an_empty_file_gives_a_page(tmp_path):
     (tmp_path / "x.jsonl").write_text("")
-    assert report.main([str(tmp_path / "x.jsonl"), "-o", str(tmp_path / "r.html")]) == 0
+    assert report.main([str(tmp_path / "x.jsonl"), "--out", str(tmp_path / "r.html")]) == 0
 
 
 @pytest.mark.skipif(not shutil.which("node"), reason="no node")

@@ -244,7 +244,8 @@ def test_a_finished_output_of_another_run_is_refused(tmp_path):
     write_rows(source, [ROWS[0], ROWS[2], ROWS[1]])
     with pytest.raises(
         ValueError,
-        match="from another input .*choose another output, or start over with --overwrite",
+        match=r"from another input .*choose another output \(grm eval: --out\), or start over with "
+        "--overwrite",
     ):
         judge_all(fake_judge(first_wins), source, output, existing="resume")
     # An earlier version did not write `input`: its rows are accepted if their ids agree.
@@ -293,7 +294,8 @@ def test_the_exit_status_is_1_with_error_rows(tmp_path, command, capsys):
     )
     assert command(good, tmp_path / "good.out", "--k", 2) == 0
     output = capsys.readouterr().err
-    assert "3 rows, 0 of them errors" in output and "parse rate 100.0%" in output
+    assert f"{tmp_path}/good.out: 3 rows\nparse rate 100.0%" in output
+    assert output.endswith(f"\nnext: grm report {tmp_path}/good.out\n")
     assert command(bad, tmp_path / "bad.out", "--k", 2) == 1
     assert "4 rows, 1 of them errors" in capsys.readouterr().err
 
