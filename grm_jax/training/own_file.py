@@ -39,7 +39,8 @@ def is_path(name: str) -> bool:
 def index(config: Any, workdir: Any = None) -> indexed.Index:
     """Returns the comparisons, in the sections TRAIN and HELD_OUT. Process 0 writes them.
 
-    Once they are written the file is not read again. workdir: None uses a temporary folder.
+    Once WORKDIR/config.json exists the file is not read again; until then another file or share
+    replaces the comparisons. workdir: None uses a temporary folder.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -52,7 +53,17 @@ def index(config: Any, workdir: Any = None) -> indexed.Index:
     if alone or jax.process_index() == 0:
         expected |= {name: _digest(config.data[name]) for name in FIELDS}
     if settings.exists():
-        _check_same(json.loads(settings.read_text()), expected, root)
+        changed = _changed(json.loads(settings.read_text()), expected)
+        begun = (root.parent / "config.json").exists()
+        if changed and not begun and jax.process_count() == 1:
+            log.info("config.data.%s has changed: %s is written again", changed, root)
+            (root / "file").rmtree(missing_ok=True)
+            settings.unlink()
+        elif changed:
+            raise TrainingError(
+                f"config.data.{changed} has changed since this run began ({root} has its "
+                f"comparisons): use another --workdir, or remove {root.parent} to start over"
+            )
 
     def write() -> None:
         train, held_out, counts = _read(config)
@@ -122,14 +133,12 @@ def _digest(name: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_same(saved: dict[str, Any], expected: dict[str, Any], folder: Any) -> None:
-    """Raises ValueError where the comparisons in the folder are other ones than those expected.
+def _changed(saved: dict[str, Any], expected: dict[str, Any]) -> str:
+    """Returns the first setting in which saved comparisons differ from those expected, or "".
 
     A file that no longer exists is not compared.
     """
     for name, value in expected.items():
         if saved[name] != value and (value or name not in FIELDS):
-            raise TrainingError(
-                f"config.data.{name} has changed since this run began ({folder} has its "
-                "comparisons): use another --workdir"
-            )
+            return name
+    return ""

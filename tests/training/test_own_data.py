@@ -159,11 +159,26 @@ def test_a_changed_file_is_refused_and_a_removed_one_is_not_needed(pairs, model_
     copy.write_bytes(pairs.read_bytes())
     config = make_config(copy, model_folder)
     before = own_file.index(config, tmp_path)[0]
+    (tmp_path / "config.json").touch()
     copy.write_text("".join(copy.read_text().splitlines(keepends=True)[1:]))
-    with pytest.raises(ValueError, match="config.data.file has changed since this run began"):
+    with pytest.raises(
+        ValueError, match=f"config.data.file has changed .* or remove {tmp_path} to"
+    ):
         own_file.index(config, tmp_path)
     copy.unlink()
     assert own_file.index(config, tmp_path)[0] == before
+
+
+def test_a_run_without_stages_starts_over_with_another_file(pairs, model_folder, tmp_path):
+    with pytest.raises(ValueError, match="steps"):
+        main.run(make_config(pairs, model_folder, **{"rl.steps": -1}), tmp_path)
+    assert (tmp_path / "data/file_settings.json").exists()
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(pairs.read_text().splitlines(keepends=True)[:20]))
+    for fields in ({}, {"data.held_out_share": 0.5}):
+        index = own_file.index(make_config(other, model_folder, **fields), tmp_path)
+        assert len(index) == 20
+    assert len(list(read_rows(tmp_path / "data/held_out.jsonl"))) == len(index.sections["held_out"])
 
 
 def test_single_responses_alone_are_refused_by_the_evaluation(model_folder, tmp_path):
