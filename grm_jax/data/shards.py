@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
-# In this order of preference where a data set has the same rows in several formats.
+# In this order of preference where a data set of the Hub has the same rows in several formats.
 SUFFIXES = (".parquet", ".arrow", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 # Files that Hugging Face and TFDS put beside the data.
 METADATA = ("dataset_info", "dataset_infos", "dataset_dict", "state", "features", "config")
@@ -142,7 +142,8 @@ def split_of(name: str) -> str | None:
 
 def _one_format(files: Sequence[str], source: str) -> list[str]:
     suffixes = sorted({suffix_of(file) for file in files}, key=SUFFIXES.index)
-    if len(suffixes) > 1 and suffixes[0] != ".parquet":
+    is_hub = source.startswith("hf://")  # where Parquet repeats the rows of other files
+    if len(suffixes) > 1 and not (is_hub and suffixes[0] == ".parquet"):
         raise ValueError(
             f"{source} holds {' and '.join(suffixes)} files: add a folder or a file to the name"
         )

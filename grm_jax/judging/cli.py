@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # JAX is imported only when a model is loaded
     from grm_jax.judging.judge import Judge
 
 STDOUT = "-"
+_OTHER_FORMATS = (".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz")  # not for an output
 
 
 def parser() -> Parser:
@@ -156,7 +157,11 @@ def _check_files(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.input} has no rows")
     if args.output == STDOUT:
         return
+    if is_remote(args.output):
+        raise ValueError(f"{args.output}: the output is a local file: copy it to a bucket later")
     output = Path(args.output)
+    if output.suffix in _OTHER_FORMATS:
+        raise ValueError(f"{output}: rows are JSON lines: name it {output.with_suffix('.jsonl')}")
     folder = output.absolute().parent
     if not folder.is_dir():
         raise FileNotFoundError(f"the folder {folder} of the output does not exist: create it")

@@ -265,3 +265,15 @@ def test_the_bare_name_of_a_data_set_is_answered_with_its_address(name, tmp_path
     bare = name.removeprefix("hf:")
     with pytest.raises(FileNotFoundError, match=rf"did you mean hf://datasets/{bare}\?"):
         list(read_rows(name))
+
+
+def test_a_folder_of_several_formats_is_refused(tmp_path):
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(table_of(SHAPES["trl"]), tmp_path / "a.parquet")
+    for name in ("README.md", "dataset_info.json", "dataset_dict.json", "state.json.bak"):
+        (tmp_path / name).write_text("{}")
+    assert list(read_rows(tmp_path))
+    (tmp_path / "b.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="holds .parquet and .jsonl files: add a folder or a file"):
+        list(read_rows(tmp_path))

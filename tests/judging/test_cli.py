@@ -73,6 +73,8 @@ def test_files_are_checked_before_the_model_loads(tmp_path, command, capsys):
         ((source, tmp_path / "none" / "o"), f"the folder {tmp_path}/none of the output does not"),
         ((source, tmp_path), "is not writable: name a file"),
         ((source, source, "--overwrite"), "is the input: name another output"),
+        ((source, "gs://b/o.jsonl"), "gs://b/o.jsonl: the output is a local file: copy it"),
+        ((source, tmp_path / "o.csv"), f"rows are JSON lines: name it {tmp_path}/o.jsonl"),
         ((source, "-", "--resume"), "--resume needs a file"),
         ((source, tmp_path / "o", "--limit", 0), "--limit 0: judge at least one row"),
         ((tmp_path / "empty.jsonl", tmp_path / "o"), "empty.jsonl has no rows"),
