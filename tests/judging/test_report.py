@@ -151,6 +151,7 @@ def test_bad_input_is_refused(tmp_path, capsys):
     assert report.main([str(tmp_path / "x.jsonl"), "-o", str(tmp_path / "r.html")]) == 2
     assert "line 1 is not a row of `grm judge`" in capsys.readouterr().err
     assert report.main([str(tmp_path / "none.jsonl"), "-o", str(tmp_path / "r.html")]) == 2
+    assert "none.jsonl: give the OUT of grm judge" in capsys.readouterr().err
     assert not (tmp_path / "r.html").exists()
 
 
