@@ -33,7 +33,8 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 # What every use of a model reads, beside its weights.
-SMALL_FILES = (*TOKENIZER_FILES, "config.json", "judge.json", "meta_rm.json", INDEX)
+METADATA_FILES = ("judge.json", "meta_rm.json")  # see `judging.metadata`
+SMALL_FILES = (*TOKENIZER_FILES, "config.json", *METADATA_FILES, INDEX)
 
 _PART = r"[\w][\w.-]*"
 _FILES = (".csv", ".gguf", ".gz", ".json", ".jsonl", ".model", ".parquet", ".safetensors", ".txt")

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -81,11 +82,15 @@ def convert(
     overwrite: bool = False,
     bar: bool = False,
 ) -> None:
-    """Converts `src` to a Hugging Face folder `dst`; raises ValueError or OSError."""
+    """Converts `src` to a Hugging Face folder `dst`; raises ValueError or OSError.
+
+    The judge.json and meta_rm.json of a folder are copied.
+    """
     from rich import progress as bars
     from rich.console import Console
 
     from grm_jax.checkpoints import copy_tokenizer, load, open_checkpoint, save
+    from grm_jax.hub import METADATA_FILES
     from grm_jax.models import get_config
     from grm_jax.storage import fetch
 
@@ -122,6 +127,9 @@ def convert(
     finally:
         if display.live.is_started:
             display.stop()
+    for name in METADATA_FILES:
+        if (src / name).is_file():
+            shutil.copyfile(src / name, dst / name)
     copied = copy_tokenizer(tokenizer or src, dst) if tokenizer or src.is_dir() else []
     if not copied and src.suffix == ".gguf":
         reader: Any = open_checkpoint(src)

@@ -12,10 +12,12 @@ from grm_jax.cli import main
 
 def test_converting_a_folder_preserves_every_byte(tmp_path, capsys):
     source = write_folder(tmp_path / "in", GEMMA2, tensors(GEMMA2), files=2)
-    (source / "tokenizer.model").write_bytes(b"tokenizer")
+    files = {"tokenizer.model": b"tokenizer", "judge.json": b"{}", "meta_rm.json": b"{ }"}
+    for name, content in files.items():
+        (source / name).write_bytes(content)
     assert main(["convert", str(source), str(tmp_path / "out")]) == 0
     assert raw(tmp_path / "out") == raw(source)
-    assert (tmp_path / "out/tokenizer.model").read_bytes() == b"tokenizer"
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in files} == files
     log = capsys.readouterr().err
     assert "loading" in log and "saving" in log and "parameters" in log
 
@@ -24,11 +26,13 @@ def test_a_hub_name_is_converted_without_its_pickles(hub, tmp_path, capsys):
     source = write_folder(tmp_path / "in", GEMMA2, tensors(GEMMA2), files=2)
     (source / "tokenizer.model").write_bytes(b"tokenizer")
     (source / "pytorch_model.bin").write_bytes(b"pickle")
+    (source / "judge.json").write_text("{}")
     hub.add("org/model", source)
     assert main(["convert", "org/model", str(tmp_path / "out"), "--quiet"]) == 0
     assert raw(tmp_path / "out") == raw(source) and capsys.readouterr().err == ""
     assert (tmp_path / "out/tokenizer.model").read_bytes() == b"tokenizer"
     assert "pytorch_model.bin" not in hub.downloads()
+    assert (tmp_path / "out/judge.json").exists()
     assert main(["convert", "org/no-model", str(tmp_path / "out"), "--quiet"]) == 2
     error = capsys.readouterr().err
     assert "org/no-model is neither a local path nor a model on" in error
