@@ -55,12 +55,16 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Reader:
     raise ValueError(f"{path} is not a supported checkpoint: give {FORMATS}")
 
 
-def refuse_run_folder(path: Path) -> None:
-    """Raises ValueError for the folder of a training run, with the model folders that are in it."""
+def refuse_run_folder(path: Path, judge: bool = False) -> None:
+    """Raises ValueError for the folder of a training run, with the model folders that are in it.
+
+    judge: name the judges only, not the meta reward model.
+    """
     files = [*path.glob("hf/config.json"), *path.glob("*/hf/config.json")]
     exports = sorted((file.parent for file in files), reverse=True)  # rl before rft and meta_rm
     if exports and path.name != "hf" and not any(path.glob("*.safetensors")):
-        models = " or ".join(map(str, exports))
+        judges = [folder for folder in exports if folder.parent.name != "meta_rm"]
+        models = " or ".join(map(str, (judge and judges) or exports))
         raise ValueError(f"{path} is the folder of a training run: give a model of it, {models}")
 
 

@@ -130,7 +130,10 @@ def options_from(args: argparse.Namespace) -> Options:
 
 
 def judge_from(args: argparse.Namespace) -> Judge:
-    """Loads the judge of the arguments, after `fill_unset`. Raises ValueError on more than one host."""
+    """Loads the judge of the arguments, after `fill_unset`.
+
+    Raises ValueError on more than one host.
+    """
     import jax
 
     from grm_jax.judging.judge import Judge

@@ -48,8 +48,9 @@ def judge_arguments(
     options: LoadOptions | None = None,
 ) -> dict[str, Any]:
     """Loads the arguments of `Judge`; see `Judge.load`."""
-    options, name = options or LoadOptions(), model_name(path)
+    options, name = options or LoadOptions(), model_name(path, judge=True)
     path = storage.fetch(path)
+    _refuse_reward_model(path)
     metadata = JudgeMetadata.load(path)
     family = str(template or metadata.template)
     model, tokenizer = _load_model(path, mesh, options.dtype, options.tokenizer)
@@ -85,6 +86,16 @@ def load_meta_rm(
     model, tokenizer = _load_model(path, mesh, dtype)
     template = template or metadata.template or meta_template(family, metadata.likelihood)
     return MetaRM(model, tokenizer, template, mesh, name=name, likelihood=metadata.likelihood)
+
+
+def _refuse_reward_model(path: Path) -> None:
+    """Raises ValueError for a sequence classifier, before its weights are read."""
+    if (path / "config.json").is_file():
+        if checkpoints.open_checkpoint(path).model_config().scalar_head:
+            raise ValueError(
+                f"{path} is a reward model, a sequence classifier, and not a judge: give it as "
+                "--meta_rm (meta_rm= in Python)"
+            )
 
 
 def _load_model(
@@ -129,16 +140,18 @@ def check_vocabulary(tokenizer: tokenizers.Tokenizer, cfg: TransformerConfig) ->
         )
 
 
-def model_name(path: str | Path) -> str:
+def model_name(path: str | Path, judge: bool = False) -> str:
     """Returns the name of a model in output rows.
 
     "FOLDER@FINGERPRINT", or "ORG/MODEL@COMMIT" on the Hugging Face Hub: a name that can be loaded
     again, and always means the same weights. The folder RUN/STAGE/hf is called RUN/STAGE.
+
+    judge: see `checkpoints.refuse_run_folder`.
     """
     if name := storage.hub_name(path):
         return hub.pinned(name)
     path = Path(path).expanduser().resolve()
-    checkpoints.refuse_run_folder(path)
+    checkpoints.refuse_run_folder(path, judge)
     return f"{folder_name(path)}@{fingerprint(path)}"
 
 

@@ -189,7 +189,7 @@ def test_an_output_with_the_earlier_name_of_its_model_is_resumed(tmp_path, finis
 
 def test_a_run_folder_is_answered_with_its_models(tmp_path):
     run = tmp_path / "run"
-    for stage in ("rft", "rl"):
+    for stage in ("rft", "rl", "meta_rm"):
         (run / stage / "hf").mkdir(parents=True)
         (run / stage / "hf" / "config.json").write_text("{}")
     (run / "config.json").write_text(json.dumps({"name": "spct_tiny"}))

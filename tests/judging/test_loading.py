@@ -280,6 +280,11 @@ def test_judge_json_sets_template_and_length(tmp_path):
         JudgeMetadata.load(tmp_path)
 
 
+def test_a_reward_model_is_refused_as_the_judge(folders):
+    with pytest.raises(ValueError, match="is a reward model, .* give it as --meta_rm"):
+        Judge.load(folders[1], dtype="float32")
+
+
 def test_a_model_that_does_not_exist_is_an_error_with_what_to_give():
     with pytest.raises(FileNotFoundError, match="no-folder does not exist: give a Hugging Face"):
         Judge.load("no-folder")
