@@ -13,7 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from grm_jax.data.fields import checked, field
 from grm_jax.data.layouts import LAYOUTS, Layout, permutation
+from grm_jax.data.preferences import CONVERSATIONS, PAIR
 from grm_jax.data.records import Account, Malformed, Record, Unusable, read_records
 from grm_jax.data.sources import name_of
 from grm_jax.types import Comparison
@@ -96,6 +98,8 @@ def convert(
     try:
         chosen, comparisons = _read(record, layout, name)
         comparisons = [simplified(c) for c in comparisons]
+        if any(map(_identical, comparisons)):
+            raise Unusable("the responses are identical")
         if chosen.keeps_order:
             return comparisons
         if any(c.n > 1 and c.best is None for c in comparisons):
@@ -150,8 +154,11 @@ def _read(record: Record, layout: str | None, name: str) -> tuple[Layout, list[C
     # In a table every record has every column: null stands for a field that is absent.
     fields = {key: value for key, value in record.fields.items() if value is not None}
     try:
-        chosen = LAYOUTS[layout or detect(fields)]
-        comparisons = chosen.read(fields, name)
+        chosen = LAYOUTS[layout or detect(record.fields)]
+        comparisons = [
+            dataclasses.replace(c, label=None) if _identical(c) else c
+            for c in chosen.read(fields, name)
+        ]
         if not all(any(turn["content"].strip() for turn in c.turns) for c in comparisons):
             raise Malformed("the query is empty: its turns have no text")
         return chosen, comparisons
@@ -161,19 +168,42 @@ def _read(record: Record, layout: str | None, name: str) -> tuple[Layout, list[C
         raise Malformed(f"{type(error).__name__}: {error}") from error
 
 
-def detect(fields: dict[str, Any]) -> str:
+def _identical(comparison: Comparison) -> bool:
+    """Whether there are several responses, all with the same text: none of them is best."""
+    return comparison.n > 1 and len(set(comparison.responses)) == 1
+
+
+def detect(record: dict[str, Any]) -> str:
     """Returns the name of the layout that a record fits. Raises Malformed for none or several."""
+    fields = {key: value for key, value in record.items() if value is not None}
     fitting = [
         name for name, layout in LAYOUTS.items() if layout.matches and layout.matches(fields)
     ]
     if len(fitting) == 1:
         return fitting[0]
+    if not fitting:
+        _check_nearly(record, fields)
     problem = f"both {' and '.join(fitting)}" if fitting else "no format"
     raise Malformed(
         f"the fields {', '.join(map(str, list(fields)[:8]))} fit {problem}: name one with "
-        "--format, or with layout= in Python"
-        + ("" if fitting else ", or rename them to prompt, chosen and rejected")
+        "--format, or with layout= in Python, or "
+        + ("remove those of one" if fitting else "rename them to prompt, chosen and rejected")
     )
+
+
+def _check_nearly(record: dict[str, Any], fields: dict[str, Any]) -> None:
+    """Raises Malformed for the one field that a record lacks, or has with a wrong value.
+
+    fields: those that are not null.
+    """
+    for pair in (PAIR, ("preferred_output", "non_preferred_output")):
+        absent = [key for key in pair if key not in fields]
+        if nulls := [key for key in absent if key in record]:
+            raise Malformed(f"the field {nulls[0]!r} is null: give a text or a chat")
+        if len(absent) == 1:
+            field(fields, absent[0], object, "a text or a chat")
+    if "label" in fields and not fields.keys().isdisjoint(("completion", *CONVERSATIONS)):
+        checked(fields["label"], "the field 'label'", bool, "true or false")
 
 
 def record_rows(record: Record, layout: str | None, name: str) -> list[Row]:

@@ -18,6 +18,8 @@ from grm_jax.types import Comparison
 log = logging.getLogger(__name__)
 
 _SHOWN = 3
+# A part of `comparisons.detect`'s error that does not apply here.
+_BY_NAME = "name one with --format, or with layout= in Python, or "
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,8 @@ def read_labelled(path: str, max_skipped: float = 0.1) -> Labelled:
         counts["rows"] += 1
         if row.comparison is None:
             counts["malformed"] += 1
-            reasons[f"row {row.number}: {row.reason}"] += 1
+            reason = str(row.reason).replace(_BY_NAME, "")
+            reasons[f"row {row.number}: {reason}"] += 1
             continue
         comparison = simplified(row.comparison)
         if (label := _preferred(comparison)) is None:

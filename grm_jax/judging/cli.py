@@ -189,6 +189,7 @@ def _judge_file(args: argparse.Namespace, options: Options, output: str) -> int:
     resumed = f", {result.resumed} from an earlier run" if result.resumed else ""
     print(f"{name}: {result.rows} rows{errors}{resumed}\n{rates_text(output)}", file=sys.stderr)
     if result.errors:
+        print(f"The error rows of {name} have all reasons.", file=sys.stderr)
         print(failure_text(read_judged_rows(output)), file=sys.stderr)
     if args.output != STDOUT:
         print(f"next: grm report {shlex.quote(args.output)}", file=sys.stderr)

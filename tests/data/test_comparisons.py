@@ -166,6 +166,9 @@ def test_multi_turn_implicit_prompt(tmp_path):
         ({"query": "Q?", "responses": "a"}, "give a list of texts"),
         ({"responses": ["a"]}, "the field 'query' is missing"),
         ({"query": "Q?", "responses": ["a", "b"], "label": 5}, "label 5 is not an index of 2"),
+        ({"prompt": "p", "chosen": "a"}, "^the field 'rejected' is missing; the record has"),
+        ({"prompt": "p", "chosen": None, "rejected": "b"}, "^the field 'chosen' is null"),
+        ({"prompt": "p", "completion": "a", "label": 1}, "^the field 'label' is 1: give true or"),
         ({"text": "hello"}, "the fields text fit no format"),
         (
             {"query": "Q", "responses": ["a"], "chosen": "a", "rejected": "b"},
@@ -215,3 +218,14 @@ def test_record_with_several_comparisons_gives_several_rows(tmp_path):
     assert [row.number for row in rows[1:]] == [f"2.{i}" for i in range(1, 10)]
     assert len({row.id for row in rows[1:]}) == 9
     assert all(row.comparison.responses == ("good", "bad") for row in rows[1:])
+
+
+def test_identical_responses_have_no_label_and_are_unusable_for_training(tmp_path):
+    pair = {"prompt": "p", "chosen": "a", "rejected": "a"}
+    (row,) = read(tmp_path, pair)
+    assert row.comparison.responses == ("a", "a") and row.comparison.label is None
+    for i, record in enumerate((pair, {"query": "q", "responses": ["a", "a"], "label": 1})):
+        path, account = tmp_path / f"{i}.jsonl", records.Account()
+        path.write_text(json.dumps(record) + "\n")
+        assert list(read_comparisons(path, account=account)) == []
+        assert sum(account.unusable.values()) == 1 and not account.malformed

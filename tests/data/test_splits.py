@@ -100,3 +100,20 @@ def test_held_out_rows_are_read_back_by_the_judge(tmp_path):
     ]
     path = write(tmp_path / "held_out.jsonl", map(splits.as_row, items))
     assert [row.comparison for row in read_rows(path)] == items
+
+
+@pytest.mark.parametrize(
+    "extra, reason",
+    [
+        ({}, "row 1: the fields a fit no format: rename them to prompt, chosen and rejected"),
+        (
+            {"responses": ["a"], "chosen": "a", "rejected": "b"},
+            "row 1: the fields .* fit both .*: remove those of one",
+        ),
+    ],
+)
+def test_the_reasons_of_rows_name_no_flag_of_another_command(tmp_path, extra, reason):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"a": 1, **extra}) + "\n")
+    with pytest.raises(ValueError, match=reason):
+        splits.read_labelled(str(path))
