@@ -5,8 +5,8 @@
     grm judge runs/own_data/data/held_out.jsonl judged.jsonl --model runs/own_data/rl/hf
 
 FILE: rows of any layout in docs/data.md, such as prompt, chosen and rejected. MODEL: a Hugging Face
-folder, a GGUF file or a hub name; an instruction-tuned Gemma, Llama or Qwen, which writes the first
-critiques itself. Another model can write them:
+folder, a GGUF file or a name on the Hub; an instruction-tuned Gemma 2 or 3, Llama 3, Qwen 2.5 or 3,
+which writes the first critiques itself. Another model can write them:
 
     --config.rft.sampler=model --config.rft.sampling.path=INSTRUCT_MODEL
     --config.rft.sampler=endpoint --config.rft.sampling.url=http://localhost:8000/v1

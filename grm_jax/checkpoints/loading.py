@@ -103,7 +103,7 @@ def check_names(reader: Reader, cfg: TransformerConfig, sources: dict[str, Param
     ]
     if problems:
         raise ValueError(
-            f"{reader.path} does not hold a {cfg.name} "
+            f"{reader.path} does not hold {cfg.name} "
             f"({cfg.num_layers} layers of width {cfg.d_model}). {'. '.join(problems)}"
         )
 

@@ -178,11 +178,16 @@ def set_rft_steps(config: Any, sequences: int, workdir: Any) -> None:
 def _set_model(config: Any, path: Path, machine: Machine) -> TransformerConfig:
     """Sets the model that the checkpoint describes, and its tokenizer; returns the former.
 
-    Sizes that no registered model has are registered for this process, as "checkpoint:FOLDER".
+    Sizes that no registered model has are registered for this process, as "checkpoint:FOLDER" or,
+    for the folder RUN/STAGE/hf, as "STAGE of RUN". A resumed run keeps the name of its config.json.
     """
     cfg = checkpoints.open_checkpoint(path).model_config().replace(scalar_head=False)
-    if CONFIGS.get(cfg.name) != cfg:
-        cfg = cfg.replace(name=f"checkpoint:{path.name}")
+    saved = config.model if config.model.startswith("checkpoint:") else ""
+    if saved or CONFIGS.get(cfg.name) != cfg:
+        stage, run = path.absolute().parent, path.absolute().parent.parent
+        exported = path.name == "hf" and stage.name and run.name
+        name = f"{stage.name} of {run.name}" if exported else f"checkpoint:{path.name}"
+        cfg = cfg.replace(name=saved or name)
         CONFIGS[cfg.name] = cfg
     log.info("model: %s, %.1fM parameters", cfg.name, cfg.num_params / 1e6)
     _set(config, "model", cfg.name)

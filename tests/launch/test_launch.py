@@ -117,9 +117,7 @@ def test_weights_of_another_model_are_refused_before_the_workdir_is_created(
 ):
     arguments = ["--config", experiment, "--config.mesh.fsdp=8", "--workdir", str(tmp_path / "w")]
     error = refused([*arguments, f"--config.init={weights}"])
-    assert (
-        "does not hold a tiny_gemma2 (2 layers of width 32). unexpected: model.layers.2." in error
-    )
+    assert "does not hold tiny_gemma2 (2 layers of width 32). unexpected: model.layers.2." in error
     assert "config.init names no-such, which does not exist or is not readable" in refused(
         [*arguments, "--config.init=no-such"]
     )

@@ -3,6 +3,7 @@
 import http.server
 import json
 import logging
+import shutil
 import sys
 import threading
 
@@ -19,6 +20,7 @@ from grm_jax.data import splits, world
 from grm_jax.data.comparisons import read_rows
 from grm_jax.data.world.vocabulary import vocabulary_path
 from grm_jax.models import build_model, get_config
+from grm_jax.models.config import CONFIGS
 from grm_jax.training import (
     inputs,
     loop,
@@ -82,6 +84,29 @@ def test_the_open_fields_come_from_model_data_and_devices(pairs, model_folder, t
     assert config.rl.steps == -(-2 * train // config.rl.prompts)
     assert config.model_overrides.dtype == config.rl.reference_dtype == "float32"
     assert not own_config.is_open(config) and not own_config.is_open(own_data_like_tiny())
+
+
+@pytest.fixture
+def released_models():
+    """Registers only the released models during a test."""
+    before = dict(CONFIGS)
+    CONFIGS.pop("checkpoint:toy", None)
+    yield
+    CONFIGS.clear()
+    CONFIGS.update(before)
+
+
+@pytest.mark.usefixtures("released_models")
+def test_the_model_of_a_run_is_named_after_its_stage(pairs, model_folder, tmp_path):
+    exported = tmp_path / "spct" / "rft" / "hf"
+    shutil.copytree(model_folder, exported)
+    config = own_config.complete(make_config(pairs, exported), tmp_path / "a", CPU)
+    assert config.model == "rft of spct" and get_config(config.model).num_layers == 2
+    (tmp_path / "b").mkdir()
+    saved = {"init": str(exported), "model": "checkpoint:hf"}
+    (tmp_path / "b/config.json").write_text(json.dumps(saved))
+    config = own_config.complete(make_config(pairs, exported), tmp_path / "b", CPU)
+    assert config.model == "checkpoint:hf" and get_config(config.model).num_layers == 2
 
 
 def own_data_like_tiny():
