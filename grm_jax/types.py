@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from grm_jax import display
@@ -60,6 +60,11 @@ class Comparison:
     def __post_init__(self) -> None:
         if isinstance(self.responses, str):
             raise ValueError("responses is one string: pass a list of strings, one per response")
+        if not isinstance(self.responses, Iterable):
+            raise ValueError(
+                f"responses is a {type(self.responses).__name__}: pass a list of strings, one per "
+                "response"
+            )
         object.__setattr__(self, "responses", tuple(self.responses))
         if not self.responses:
             raise ValueError("responses is empty: a comparison needs at least one response")

@@ -7,6 +7,7 @@ tensors by name; `loading.py` reads them into a sharded model.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,13 @@ def load(
     if "float16" in (dtype, param_dtype):
         raise ValueError(
             f"{path}: float16 overflows in Gemma's activations: use bfloat16 or float32"
+        )
+    for name in (dtype, param_dtype):
+        if isinstance(name, str) and name not in ("bfloat16", "float32"):
+            raise ValueError(f"dtype {name!r} is unknown: use bfloat16 or float32")
+    if isinstance(mesh, (str, Mapping)):
+        raise TypeError(
+            f"mesh is the {type(mesh).__name__} {mesh!r:.60}: pass grm_jax.sharding.make_mesh(...)"
         )
     reader = open_checkpoint(path)
     cfg = reader.model_config() if cfg is None else reader.fit(cfg)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -113,7 +113,11 @@ class Judge:
         """
         from grm_jax.judging.loading import LoadOptions, judge_arguments
 
-        check_keywords("Judge.load()", options, _names(LoadOptions))
+        for name in options:
+            if name in _names(Options):
+                raise TypeError(f"Judge.load() takes no argument {name!r}: pass it to judge(...)")
+        names = ("meta_rm", "mesh", "template", *_names(LoadOptions))
+        check_keywords("Judge.load()", options, names)
         choose_platform()
         use_compilation_cache()
         return cls(**judge_arguments(path, meta_rm, mesh, template, LoadOptions(**options)))
@@ -138,10 +142,9 @@ class Judge:
             prompt is the reason. `stream` judges the others all the same.
           TypeError: an unknown option, or comparisons of another type.
         """
-        check_keywords("judge()", options, _names(Options))
         inputs = comparisons_from(comparisons)
-        fields: Keywords = {"max_new_tokens": self.max_new_tokens, **options}
-        settings = Options(k=k, temperature=temperature, seed=seed, **fields)
+        given = {"k": k, "temperature": temperature, "seed": seed, **options}
+        settings = self._options("judge()", given)
         if settings.principles != "first":
             for i, comparison in enumerate(inputs):
                 job = self._prepare(comparison, settings, settings.given_principles)
@@ -169,10 +172,18 @@ class Judge:
           options: the other fields of `Options`.
 
         Raises:
-          ValueError, TypeError: as `__call__`.
+          ValueError: no critique has scores, or as `__call__`.
+          TypeError: as `__call__`.
         """
         comparison = Comparison(query, responses)
         (verdict,) = self([comparison], k, temperature, seed, **options)
+        if verdict.unparsed == len(verdict.critiques):
+            statuses = Counter(critique.status for critique in verdict.critiques)
+            counts = ", ".join(f"{count} {status}" for status, count in statuses.items())
+            raise ValueError(
+                f"no critique has scores to rank by ({counts}): raise max_new_tokens if critiques "
+                "are truncated, or use a model trained to judge; judge(...) returns the texts"
+            )
         return Ranking.of(comparison.responses, verdict)
 
     def __repr__(self) -> str:
@@ -182,12 +193,23 @@ class Judge:
         return f"Judge({', '.join(fields)})"
 
     def stream(
-        self, comparisons: Sequence[Comparison], options: Options, chunk: int = 256
+        self,
+        comparisons: Sequence[Comparison],
+        options: Options | None = None,
+        chunk: int = 256,
+        **keywords: Any,
     ) -> Iterator[tuple[int, Verdict | Unjudged]]:
         """Yields (index, verdict or Unjudged) of each comparison as soon as it is judged.
 
-        chunk: comparisons per call of the sampler.
+        Args:
+          options: the settings; `keywords` are not allowed then.
+          chunk: comparisons per call of the sampler.
+          keywords: the fields of `Options`, with the defaults of `__call__`.
         """
+        if options is None:
+            options = self._options("judge.stream()", keywords)
+        else:
+            check_keywords("judge.stream(options=...)", keywords, ("chunk",))
         if options.expected and self.expected is None:
             raise ValueError(
                 "expected scores need the model's probabilities: this judge was built without them"
@@ -195,6 +217,11 @@ class Judge:
         for start in range(0, len(comparisons), chunk):
             for i, result in self._stream_chunk(comparisons[start : start + chunk], options):
                 yield start + i, result
+
+    def _options(self, function: str, given: Mapping[str, Any]) -> Options:
+        """Returns the options of a call. Raises TypeError for an unknown one."""
+        check_keywords(function, given, _names(Options))
+        return Options(**{"max_new_tokens": self.max_new_tokens, **given})
 
     def _stream_chunk(
         self, comparisons: Sequence[Comparison], options: Options

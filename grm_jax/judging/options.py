@@ -1,6 +1,8 @@
 """Settings of a judgement: a verdict depends on them, the weights and the template."""
 
 import dataclasses
+import numbers
+import operator
 from typing import TypedDict
 
 from grm_jax.judging import orders
@@ -54,6 +56,7 @@ class Options:
     expected: bool = False
 
     def __post_init__(self) -> None:
+        self._check_types()
         if self.k < 1:
             raise ValueError(f"k = {self.k}: sample at least one critique")
         if self.temperature < 0:
@@ -76,3 +79,17 @@ class Options:
             raise ValueError(
                 f"principles {self.principles!r}: use 'own' or 'first', or pass given_principles"
             )
+
+    def _check_types(self) -> None:
+        """Raises ValueError for a number of another type; integers of NumPy become Python's."""
+        for name in ("k", "seed", "max_new_tokens", "top_k", "k_meta"):
+            value = getattr(self, name)
+            if name == "k_meta" and value is None:
+                continue
+            if isinstance(value, bool) or not hasattr(value, "__index__"):
+                raise ValueError(f"{name} = {value!r} is a {type(value).__name__}: use an integer")
+            object.__setattr__(self, name, operator.index(value))
+        for name in ("temperature", "top_p"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+                raise ValueError(f"{name} = {value!r} is a {type(value).__name__}: use a number")

@@ -73,6 +73,13 @@ def test_float16_is_an_error(tmp_path):
         load(tmp_path, dtype="float16")
 
 
+def test_another_dtype_or_mesh_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="dtype 'fp16' is unknown: use bfloat16 or float32"):
+        load(tmp_path, dtype="fp16")
+    with pytest.raises(TypeError, match="mesh is the str 'fsdp=1': pass grm_jax.sharding.make_me"):
+        load(tmp_path, mesh="fsdp=1")
+
+
 def test_integer_weights_are_an_error(tmp_path):
     values = tensors(GEMMA2) | {"model.norm.weight": np.ones(D, np.int8)}
     with pytest.raises(ValueError, match="model.norm.weight has dtype I8: convert"):

@@ -282,6 +282,7 @@ def test_options_are_checked(options, message):
     [
         ({"responses": ()}, "at least one response"),
         ({"responses": "ab"}, "one string"),
+        ({"responses": None}, "responses is a NoneType"),
         ({"responses": (1,)}, r"responses\[0\] is a int"),
         ({"query": " "}, "query is empty"),
         ({"query": []}, "no turns"),
@@ -320,6 +321,39 @@ def test_a_misspelt_option_is_answered_with_the_nearest():
         TypeError, match=r"Judge.load\(\) takes no argument 'dtyp': did you mean 'dty"
     ):
         Judge.load("no-folder", dtyp="float32")
+    with pytest.raises(TypeError, match="no argument 'metarm': did you mean 'meta_rm'"):
+        Judge.load("no-folder", metarm="other")
+    with pytest.raises(TypeError, match=r"no argument 'k': pass it to judge\(\.\.\.\)"):
+        Judge.load("no-folder", k=8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": "8"}, "k = '8' is a str: use an integer"),
+        ({"k": 2.0}, "k = 2.0 is a float: use an integer"),
+        ({"seed": None}, "seed = None is a NoneType: use an integer"),
+        ({"temperature": "0"}, "temperature = '0' is a str: use a number"),
+    ],
+)
+def test_settings_of_another_type_are_one_line(options, message):
+    with pytest.raises(ValueError, match=message):
+        fake_judge(first_wins)([PAIRS[0]], **options)
+
+
+def test_nothing_is_ranked_by_critiques_without_scores():
+    judge = fake_judge(lambda responses, key: "no numbers", finish="length")
+    with pytest.raises(ValueError, match=r"no critique has scores .*\(3 truncated\): raise"):
+        judge.rank("q", ["a", "b"], k=3)
+
+
+def test_stream_takes_the_keywords_of_a_call():
+    judge = fake_judge(first_wins, max_new_tokens=200)
+    assert dict(judge.stream(PAIRS[:2], k=2)) == dict(enumerate(judge(PAIRS[:2], k=2)))
+    with pytest.raises(TypeError, match="no argument 'max_tokens'"):
+        list(judge.stream(PAIRS[:2], max_tokens=2))
+    with pytest.raises(TypeError, match="no argument 'k'"):
+        list(judge.stream(PAIRS[:2], Options(), k=2))
 
 
 def test_keywords_are_the_fields_of_options():

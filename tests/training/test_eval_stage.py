@@ -13,7 +13,7 @@ from grm_jax.types import Comparison, Critique, Principle
 class FakeJudge:
     """Prefers the first response; raises after `stops_at` chunks; fails the ids in `failing`."""
 
-    family, meta_rm, name, expected = "grm", None, "toy@1", None
+    family, single, meta_rm, name, expected = "grm", None, None, "toy@1", None
 
     def __init__(self, stops_at=None, failing=()):
         self.stops_at, self.failing, self.chunks = stops_at, failing, []
