@@ -107,3 +107,13 @@ def test_an_address_of_another_scheme_is_answered_with_what_is_accepted(path, wh
             list(read_rows(path))
     with pytest.raises(ValueError, match=f"^{path}: "):
         storage.as_path(path)
+
+
+def test_a_model_in_a_bucket_has_the_name_of_its_copy_here(bucket, tmp_path):
+    from grm_jax.judging.loading import model_name
+
+    for folder in (bucket / "rl" / "hf", storage.epath.Path(tmp_path / "rl" / "hf")):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    assert model_name("gs://bucket/rl/hf").split("@")[1] == model_name(tmp_path / "rl/hf")[-12:]
+    assert model_name("gs://bucket/rl/hf").startswith("bucket/rl@")

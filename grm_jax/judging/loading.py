@@ -150,9 +150,9 @@ def model_name(path: str | Path, judge: bool = False) -> str:
     """
     if name := storage.hub_name(path):
         return hub.pinned(name)
-    path = Path(path).expanduser().resolve()
-    checkpoints.refuse_run_folder(path, judge)
-    return f"{folder_name(path)}@{fingerprint(path)}"
+    local = storage.fetch(path).resolve()
+    checkpoints.refuse_run_folder(local, judge)
+    return f"{folder_name(path)}@{fingerprint(local)}"
 
 
 def folder_name(path: str | Path) -> str:
