@@ -10,10 +10,9 @@ from typing import Any
 from grm_jax.display import counted
 from grm_jax.evals.bootstrap import Resampler
 from grm_jax.evals.cells import Cell, difference
-from grm_jax.evals.tables import percent
+from grm_jax.evals.tables import FEW, percent
 
 VOTES = 8  # of the paper's tables
-FEW = 30  # fewer held-out comparisons establish nothing
 NAMES = {"rft": "RFT", "rl": "RL"}
 Difference = Mapping[str, Any]
 

@@ -63,6 +63,7 @@ def measure(
         "comparisons": len(judged),
         "of": total,
         "prompts": resampler.num_prompts,
+        "smallest_subset": min(map(len, resampler.strata), default=0),
         "rule": rule,
         "rules": benchmark.rules,
         "headline": next(iter(metrics[rule])),

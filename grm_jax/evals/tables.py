@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 MISSING = "–"
+FEW = 30  # comparisons: fewer establish nothing
 OVERVIEW = ("benchmark", "metric", "value", "95% CI", "n", "paper's rule")
 GAINS = ("gain on greedy", "gain on vote@1")
 # The second table of results.md: the columns that put the value into context.
@@ -94,7 +95,7 @@ def row(entry: Mapping) -> dict[str, str]:
         "benchmark": entry["title"],
         "metric": f"{entry['headline']} ({entry['rule']})",
         "value": percent(value["value"]),
-        "95% CI": span(value),
+        "95% CI": MISSING if few_line(entry) and value["low"] == value["high"] else span(value),
         "n": f"{entry['comparisons']}{subset}",
         "paper's rule": percent(paper[entry["headline"]]["value"])
         if differs
@@ -117,6 +118,16 @@ def overview(
     texts = [row(entry) for entry in entries]
     names = [name for name in columns if any(text[name] != MISSING for text in texts)]
     return names, [[text[name] for name in names] for text in texts]
+
+
+def few_line(entry: Mapping) -> list[str]:
+    """One line where a subset has one prompt, which the bootstrap cannot vary; else none."""
+    if entry.get("smallest_subset", 2) > 1:
+        return []
+    n = entry["comparisons"]
+    if n < FEW:
+        return [f"n = {n}: too few for an interval"]
+    return [f"n = {n}: the interval is too narrow, because a subset has a single prompt"]
 
 
 def judge_line(entry: Mapping) -> str:
@@ -159,7 +170,7 @@ def terminal(entries: Sequence[Mapping]) -> None:
         gains = {name: gain for name, gain in entry["gains"].items() if gain}
         lines += [f"gain on {name}: {signed(gain)} points" for name, gain in gains.items()]
         lines += [f"against {against_line(entry)}"] if "against" in entry else []
-        for line in lines:
+        for line in [*few_line(entry), *lines]:
             console.print(f"{entry['title']} {line}")
 
 
@@ -210,6 +221,7 @@ def markdown(entries: Sequence[Mapping]) -> str:
         ]
         lines += [*markdown_table(["metric", *rules], body), ""]
         lines += [f"- {name}: {text}." for name, text in entry["rules"].items()]
+        lines += [f"- {line}." for line in few_line(entry)]
         if entry["notes"]:
             lines.append(f"- {entry['notes']}")
         if "against" in entry:

@@ -4,7 +4,7 @@ from typing import Any
 
 from grm_jax.display import counted
 from grm_jax.evals import findings
-from grm_jax.evals.tables import percent, span
+from grm_jax.evals.tables import FEW, percent, span
 from grm_jax.storage import as_path
 from grm_jax.training import loop, own_file
 
@@ -47,7 +47,7 @@ def _accuracies(result: dict[str, Any]) -> str:
         f"accuracy on {counted(n, 'held-out comparison')}, {counted(k, 'vote')}: "
         f"{percent(before['accuracy'])}% before ({first}{_interval(before)}), "
         f"{percent(after['accuracy'])}% after ({last}{_interval(after)})"
-        f"{f'; {findings.few_text(n)}' if n < findings.FEW else ''}"
+        f"{f'; {findings.few_text(n)}' if n < FEW else ''}"
     )
 
 

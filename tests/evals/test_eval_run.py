@@ -438,3 +438,12 @@ def test_mcnemar_and_p_value():
     assert mcnemar([0, 0, 0, 1, 1], [1, 1, 1, 0, 1])["p"] == pytest.approx(binomtest(3, 4).pvalue)
     assert p_value([0.0] * 10) == 1.0 and p_value([1.0] * 99) == pytest.approx(0.02)
     assert p_value([float("nan")]) is None
+
+
+@pytest.mark.parametrize("limit", [5, 400])
+def test_subsets_of_one_prompt_have_no_interval(limit, tmp_path, capsys):
+    flags = ["--benchmark", "world", "--data", ".", "--judge", "longest", "--limit", str(limit)]
+    assert cli.main([*flags, "--out", str(tmp_path), "--draws", "20"]) == 0
+    few = "n = 5: too few for an interval"
+    assert (few in capsys.readouterr().out) == (limit == 5)
+    assert (few in (tmp_path / "results.md").read_text()) == (limit == 5)
