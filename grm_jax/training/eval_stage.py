@@ -272,6 +272,8 @@ def closing_text(config: Any, folders: Mapping[str, Any]) -> str:
         lines += [*sentences, ""]
     lines.append(f"Report: {folders['eval'] / 'report.html'}")
     workdir, is_world = folders["eval"].parent, config.data.judging == "world"
+    if config.data.judging == sources.FILE:
+        return "\n".join(lines)  # `own_report` has the commands
     if commands := next_steps.write_commands(workdir, is_world):
         lines += ["", "Try next:", *(f"  {command}" for command in commands)]
     return "\n".join(lines)

@@ -144,7 +144,7 @@ def train(shared: loop.Run) -> dict[str, Any]:
     done = [stage for stage in stages if loop.is_done(folders[stage])]
     if "eval" in done and jax.process_index() == 0:
         _say(eval_stage.closing_text(config, folders))
-    if config.data.judging == sources.FILE:
+    if config.data.judging == sources.FILE and jax.process_index() == 0:
         _say("\n".join(own_report.lines(config, shared.workdir)))
     return {stage: loop.read_result(folders[stage]) for stage in done}
 

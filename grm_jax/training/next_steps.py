@@ -56,7 +56,10 @@ def write_commands(workdir: Any, is_world: bool) -> list[str]:
             texts = ["--query", query, *(w for text in responses for w in ("--response", text))]
             commands.insert(0, [*_program("grm"), "judge", "--model", model, *texts])
         example = workdir / "eval/example.py"
-        example.write_text(python_example(model, query, responses))
+        # The judge's folder is found from the program's own, whatever the current folder is.
+        judge = f'Path(__file__).resolve().parents[1] / "{models[0].parent.name}/hf"'
+        code = python_example(model, query, responses).replace(json.dumps(model), judge, 1)
+        example.write_text(f"from pathlib import Path\n\n{code}")
         commands.append([*_program("python"), _short(example)])
     return [shlex.join(command) for command in commands]
 

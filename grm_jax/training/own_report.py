@@ -6,7 +6,7 @@ from grm_jax.display import counted
 from grm_jax.evals import findings
 from grm_jax.evals.tables import FEW, percent, span
 from grm_jax.storage import as_path
-from grm_jax.training import loop, own_file
+from grm_jax.training import loop, next_steps, own_file
 
 _STAGES = ("rft", "rl")
 
@@ -24,10 +24,13 @@ def lines(config: Any, workdir: Any) -> list[str]:
     meta = workdir / "meta_rm" / "hf"
     guided = f" --meta_rm {meta}" if loop.is_done(workdir / "meta_rm") else ""
     held_out = workdir / "data" / own_file.HELD_OUT_ROWS
+    command = f"grm judge {held_out} {workdir / 'judged.jsonl'} --model {judge}{guided}"
     return [
         *text,
         f"judge: {judge}",
-        f"next: grm judge {held_out} {workdir / 'judged.jsonl'} --model {judge}{guided}",
+        "",
+        "Try next:",
+        *(f"  {command}" for command in [command, *next_steps.write_commands(workdir, False)]),
     ]
 
 

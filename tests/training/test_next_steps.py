@@ -27,6 +27,7 @@ def test_a_judge_of_other_data_judges_its_first_held_out_comparison(tmp_path):
                                        f"{run}/eval/judged.html"]  # fmt: skip
     code = (tmp_path / "eval/example.py").read_text()
     compile(code, "example.py", "exec")
+    assert 'Judge.load(Path(__file__).resolve().parents[1] / "rl/hf")' in code
     assert example.endswith("/eval/example.py") and '"it\'s a"' in code
 
 

@@ -277,11 +277,13 @@ def test_a_stopped_run_resumes_exactly_with_the_same_numbers(
     assert (tmp_path / "config.json").read_text() == (workdir / "config.json").read_text()
     for name in ("model.safetensors", "judge.json"):
         assert (tmp_path / "rl/hf" / name).read_bytes() == (workdir / "rl/hf" / name).read_bytes()
-    *_, accuracy, judge, command = capsys.readouterr().out.splitlines()
+    accuracy, judge, empty, title, command, *more = capsys.readouterr().out.splitlines()[-8:]
+    assert (empty, title) == ("", "Try next:") and [" report " in line for line in more][-2]
+    assert len(more) == 3 and more[-1].endswith("/eval/example.py")
     assert accuracy.startswith("accuracy on ") and "before (base; 95% CI" in accuracy
     assert judge == f"judge: {tmp_path}/rl/hf"
     assert command == (
-        f"next: grm judge {tmp_path}/data/held_out.jsonl {tmp_path}/judged.jsonl "
+        f"  grm judge {tmp_path}/data/held_out.jsonl {tmp_path}/judged.jsonl "
         f"--model {tmp_path}/rl/hf"
     )
 
