@@ -86,8 +86,7 @@ def _sentencepiece_model(field: Callable[[str], Any]) -> bytes:
     import sentencepiece.sentencepiece_model_pb2 as untyped
 
     pb: Any = untyped  # generated code without stubs
-    special = ("unknown", "bos", "eos", "padding")
-    ids = {name: field(f"tokenizer.ggml.{name}_token_id") for name in special}
+    ids = {name: field(f"tokenizer.ggml.{name}_token_id") for name in SPECIAL}
     types, model = pb.ModelProto.SentencePiece, pb.ModelProto()
     columns = (field(f"tokenizer.ggml.{key}") for key in ("tokens", "scores", "token_type"))
     for i, (text, score, piece_type) in enumerate(zip(*columns, strict=True)):
@@ -102,10 +101,10 @@ def _sentencepiece_model(field: Callable[[str], Any]) -> bytes:
         )
     spec = model.trainer_spec
     spec.model_type, spec.byte_fallback, spec.vocab_size = spec.BPE, True, len(model.pieces)
-    spec.unk_id, spec.bos_id, spec.eos_id, spec.pad_id = ids.values()
+    spec.bos_id, spec.eos_id, spec.unk_id, spec.pad_id = ids.values()
     # sentencepiece looks these up by piece, not by id.
     pieces = (model.pieces[i].piece for i in ids.values())
-    spec.unk_piece, spec.bos_piece, spec.eos_piece, spec.pad_piece = pieces
+    spec.bos_piece, spec.eos_piece, spec.unk_piece, spec.pad_piece = pieces
     normalizer = model.normalizer_spec
     normalizer.name = "identity"
     normalizer.add_dummy_prefix = normalizer.remove_extra_whitespaces = False

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import IO, Any
 
 _CHAT = re.compile(r"""\s*\[\s*\{\s*(['"])(role|content|from|value)\1\s*:""")
-csv.field_size_limit(1 << 31 - 1)
+_EXTRA = "\0more cells"  # key of the cells beyond the header's; no header has it
+csv.field_size_limit(1 << 30)
 
 
 class BadCell(ValueError):
@@ -28,7 +29,7 @@ def open_bytes(path: str | Path) -> IO[bytes]:
     file: Any = open(path, "rb")
     if file.read(2) == b"\x1f\x8b":
         file.close()
-        return gzip.open(path)  # type: ignore[return-value]
+        file = gzip.open(path)
     file.seek(0)
     return file
 
@@ -89,9 +90,9 @@ def _csv(path: Path, delimiter: str = "") -> Iterator[dict[str, Any] | BadCell]:
         if not delimiter:  # spreadsheets of some countries write semicolons
             delimiter = ";" if b"," not in header and b";" in header else ","
         lines = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-        reader = csv.DictReader(lines, delimiter=delimiter)
+        reader = csv.DictReader(lines, delimiter=delimiter, restkey=_EXTRA)
         for row in reader:
-            extra = row.pop(None, None)  # type: ignore[call-overload]
+            extra = row.pop(_EXTRA, None)
             if extra is not None:
                 yield BadCell(f"{len(row) + len(extra)} cells in {len(row)} columns")
                 continue

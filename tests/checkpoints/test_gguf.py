@@ -30,9 +30,8 @@ def gguf_name(name: str) -> str:
     return (f"blk.{path[2]}." if "layers" in path else "") + NAMES[last] + ".weight"
 
 
-def write(path, config, values, quantization=None, arch=None, add_tokenizer=None):
-    """Saves a GGUF file; `add_tokenizer(writer)` adds the metadata of a tokenizer."""
-    arch = arch or config["model_type"].removesuffix("_text")
+def writer_of(path, config, arch):
+    """Opens a GGUF file for writing, with the sizes of a config.json."""
     writer = gguf.GGUFWriter(path, arch)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_embedding_length(config["hidden_size"])
@@ -41,9 +40,25 @@ def write(path, config, values, quantization=None, arch=None, add_tokenizer=None
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_key_length(config["head_dim"])
     writer.add_context_length(128)
-    writer.add_sliding_window(config["sliding_window"])
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(config["rope_theta"])
+    return writer
+
+
+def close(writer, path):
+    """Writes what was added, and returns the path."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def write(path, config, values, quantization=None, arch=None, add_tokenizer=None):
+    """Saves a GGUF file; `add_tokenizer(writer)` adds the metadata of a tokenizer."""
+    arch = arch or config["model_type"].removesuffix("_text")
+    writer = writer_of(path, config, arch)
+    writer.add_sliding_window(config["sliding_window"])
     if "rope_scaling" in config:
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(8.0)
@@ -61,11 +76,7 @@ def write(path, config, values, quantization=None, arch=None, add_tokenizer=None
             writer.add_tensor(gguf_name(name), value)
     if add_tokenizer:
         add_tokenizer(writer)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return close(writer, path)
 
 
 @pytest.mark.parametrize("quantization", [None, Q.Q8_0, Q.BF16])

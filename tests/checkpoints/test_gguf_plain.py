@@ -3,11 +3,10 @@
 import json
 import unicodedata
 
-import gguf
 import numpy as np
 import pytest
 import tokenizers
-from test_gguf import NAMES
+from test_gguf import NAMES, close, writer_of
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from toys import LLAMA, QWEN2, QWEN3, D, H, K, N, tensors, write_folder
 
@@ -33,16 +32,7 @@ def interleaved(w: np.ndarray, heads: int) -> np.ndarray:
 
 def write(path, config, values, factors=None, add_tokenizer=None):
     arch = config["model_type"]
-    writer = gguf.GGUFWriter(path, arch)
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_key_length(config["head_dim"])
-    writer.add_context_length(128)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_rope_freq_base(config["rope_theta"])
+    writer = writer_of(path, config, arch)
     for name, value in values.items():
         if arch == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
             value = interleaved(value, N if "q_proj" in name else K)
@@ -51,11 +41,7 @@ def write(path, config, values, factors=None, add_tokenizer=None):
         writer.add_tensor("rope_freqs.weight", np.asarray(factors, np.float32))
     if add_tokenizer:
         add_tokenizer(writer)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return close(writer, path)
 
 
 # Of the toy's four frequencies, 500000 ** -(0, 1/4, 1/2, 3/4), two have wavelengths within the
