@@ -20,6 +20,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # no test looks a name up on the real Hub
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "adversarial"))
 
 from launch.compile.slices import quiet_environment  # noqa: E402
 
@@ -48,6 +49,9 @@ def pytest_addoption(parser):
         default=[],
         choices=sorted(OPT_IN),
         help="also run tests of this marker",
+    )
+    parser.addoption(
+        "--fuzz-seed", type=int, default=0, help="seed of the inputs that tests/adversarial draws"
     )
 
 
