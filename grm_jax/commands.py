@@ -5,8 +5,9 @@ import difflib
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
+
+from grm_jax.storage import write_atomic
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -98,7 +99,7 @@ def run_command(name: str, command: Callable[[], int], if_interrupted: str = "")
 def write_output(text: str, path: str | None) -> int:
     """Writes a command's result to a file, or prints it; returns the exit status 0."""
     if path:
-        Path(path).write_text(text, encoding="utf-8")
+        write_atomic(path, text)
     else:
         print(text)
     return 0

@@ -31,10 +31,9 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from grm_jax.storage import as_path, is_remote
+from grm_jax.storage import as_path, is_remote, open_atomic, write_atomic
 
 _NAMED = re.compile(r".+@([0-9a-f]{12})")  # a model's or template's name with its fingerprint
 
@@ -168,7 +167,8 @@ class RunStore(Mapping[Key, Record]):
                 f"{self.key} {missing[0]}: run the same command again to add them"
             )
         if self.is_writer:
-            _replace(Path(output), (self._line(key) for key in keys))
+            with open_atomic(output) as file:
+                file.writelines(self._line(key) for key in keys)
             self.path.rmtree() if self.is_folder else self.path.unlink()
         self.close()
 
@@ -260,10 +260,7 @@ class RunStore(Mapping[Key, Record]):
         content = [_encode(self.identity), *lines]
         self.path.mkdir(parents=True, exist_ok=True)
         target = self.path / f"{number:06d}.jsonl"
-        if is_remote(self.path):
-            target.write_bytes(b"".join(content))  # an object appears whole or not at all
-        else:
-            _replace(Path(target), content)
+        write_atomic(target, b"".join(content))
 
 
 def check_identity(old: Mapping[str, Any], new: Mapping[str, Any], path: Any) -> None:
@@ -290,21 +287,6 @@ def _encode(record: Mapping[str, Any]) -> bytes:
         return json.dumps(record, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:  # half a surrogate pair has no UTF-8 form, but it has an escape
         return json.dumps(record).encode() + b"\n"
-
-
-def _replace(path: Path, lines: Iterable[bytes]) -> None:
-    """Writes a local file atomically and durably."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _process() -> tuple[bool, int]:

@@ -5,13 +5,16 @@ Code that writes local files only writes to a temporary folder, which is then up
 
 import contextlib
 import functools
+import io
 import os
 import re
+import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 from etils import epath
 
@@ -147,10 +150,80 @@ def read_lines(path: PathLike) -> list[str]:
     return [line for line in epath.Path(path).read_text(encoding="utf-8").split("\n") if line]
 
 
-def write_atomic(path: PathLike, text: str) -> None:
-    """Writes a UTF-8 file to a temporary name and renames it, so that no reader sees half of it."""
+def write_atomic(path: PathLike, content: str | bytes) -> None:
+    """Writes a file so that no reader, and no crash, sees half of it; see `open_atomic`.
+
+    Text is written as UTF-8; a surrogate, which has no UTF-8 form, becomes U+FFFD.
+    """
+    if isinstance(content, str):
+        content = _SURROGATES.sub("\ufffd", content).encode()
+    with open_atomic(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def open_atomic(path: PathLike) -> Iterator[BinaryIO]:
+    """Yields a binary file that replaces `path` when the block ends without an exception.
+
+    The bytes go to a new file with a name of its own in the same folder, are forced to disk, and
+    the file is renamed. A symlink stays: the file that it names is replaced, and keeps its mode.
+    Missing folders are created. In a bucket the object appears whole.
+
+    Raises:
+      ValueError: the path is a folder, a FIFO, a socket or a device.
+      OSError: the folder is not writable, or the disk is full.
+    """
     path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / (path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    if is_remote(path):
+        content = io.BytesIO()
+        yield content
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.getvalue())
+        return
+    target = Path(os.path.realpath(path))
+    check_replaceable(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    try:
+        descriptor = os.open(temporary, flags, 0o666)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from None
+    try:
+        with open(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            if target.exists():
+                os.fchmod(descriptor, stat.S_IMODE(target.stat().st_mode))
+            os.fsync(descriptor)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(target.parent)
+
+
+def check_replaceable(path: PathLike) -> None:
+    """Raises ValueError where a file cannot replace `path`: a folder, a FIFO, a socket, a device.
+
+    A symlink is followed; a path that does not exist, and one in a bucket, pass.
+    """
+    try:
+        mode = os.stat(path).st_mode if not is_remote(path) else stat.S_IFREG
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "a device")
+        raise ValueError(f"{path} is {kind}, not a regular file: name another output")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}

@@ -1,6 +1,9 @@
 """Tests paths on disk and in buckets."""
 
+import concurrent.futures
 import json
+import os
+import stat
 
 import pytest
 
@@ -117,3 +120,60 @@ def test_a_model_in_a_bucket_has_the_name_of_its_copy_here(bucket, tmp_path):
         (folder / "config.json").write_text("{}")
     assert model_name("gs://bucket/rl/hf").split("@")[1] == model_name(tmp_path / "rl/hf")[-12:]
     assert model_name("gs://bucket/rl/hf").startswith("bucket/rl@")
+
+
+# ---------------------------------------------------------------- atomic writes
+
+
+def test_write_atomic_replaces_text_and_bytes_and_leaves_no_other_file(tmp_path):
+    path = tmp_path / "new" / "a.json"
+    storage.write_atomic(path, "old")
+    storage.write_atomic(path, "é\ud800")
+    assert path.read_text() == "é\ufffd"
+    storage.write_atomic(path, b"\xff")
+    assert path.read_bytes() == b"\xff"
+    assert [p.name for p in path.parent.iterdir()] == ["a.json"]
+
+
+def test_a_write_that_fails_keeps_the_earlier_file(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), storage.open_atomic(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_write_atomic_follows_a_symlink_and_keeps_the_mode(tmp_path):
+    (tmp_path / "folder").mkdir()
+    target, link = tmp_path / "folder" / "target.json", tmp_path / "link.json"
+    link.symlink_to(target)
+    storage.write_atomic(link, "first")  # the target does not exist yet
+    target.chmod(0o640)
+    storage.write_atomic(link, "second")
+    assert link.is_symlink() and target.read_text() == "second"
+    assert target.stat().st_mode & 0o777 == 0o640
+
+
+def test_write_atomic_refuses_special_files(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to(tmp_path / "fifo")
+    for path, kind in [
+        (tmp_path / "fifo", "a FIFO"),
+        (tmp_path / "link", "a FIFO"),
+        (tmp_path, "a folder"),
+        ("/dev/null", "a device"),
+    ]:
+        with pytest.raises(ValueError, match=f"{path} is {kind}, not a regular file"):
+            storage.write_atomic(path, "x")
+    assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
+
+
+def test_writers_of_one_file_at_once_never_mix(tmp_path):
+    path = tmp_path / "a.txt"
+    texts = [str(i) * 100_000 for i in range(8)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda text: storage.write_atomic(path, text), texts * 4))
+    assert path.read_text() in texts
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]

@@ -24,6 +24,7 @@ from grm_jax.judging import arguments
 from grm_jax.judging.codec import read_judged_rows
 from grm_jax.judging.options import Options
 from grm_jax.judging.summary import failure_text
+from grm_jax.storage import write_atomic
 from grm_jax.types import Comparison
 
 if TYPE_CHECKING:  # JAX is imported only to judge with a model
@@ -241,7 +242,7 @@ def _load_scores(scores: str, task: Task, out: Path) -> Judgement:
     path, copy = scores_path(scores, task.benchmark.name), out / f"{task.benchmark.name}.jsonl"
     judged = run.load_judged(task.comparisons, path)
     if path.resolve() != copy.resolve():
-        copy.write_bytes(path.read_bytes())
+        write_atomic(copy, path.read_bytes())
     first = next(strict_records(path), {})
     known = ("model", "k", "temperature", "vote", "template", "meta_rm")
     settings = {key: first[key] for key in known if key in first}
@@ -324,8 +325,8 @@ def write_reports(entries: Sequence[dict], out: Path) -> None:
     earlier = results.read_results(path) if path.exists() else []
     merged = {entry["benchmark"]: entry for entry in (*earlier, *entries)}
     ordered = [merged[name] for name in BENCHMARKS if name in merged]
-    path.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (out / "results.md").write_text(tables.markdown(ordered), encoding="utf-8")
-    (out / "results.html").write_text(page.page(ordered), encoding="utf-8")
+    write_atomic(path, json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(out / "results.md", tables.markdown(ordered))
+    write_atomic(out / "results.html", page.page(ordered))
     tables.terminal(entries)
     print(f"{out}/results.json, results.md, results.html")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from grm_jax.storage import as_path
+from grm_jax.storage import open_atomic
 
 INK, FAINT = "#1d2329", "#c9ced3"  # an SVG has the page's text colour and --faint instead
 COLOURS = ("#2f6fb0", "#b5651d", "#3c8d5a", "#8a4fb0", "#a83250", "#5a6b78", "#7a8f2a")
@@ -145,5 +145,5 @@ def to_svg(figure: Any, title: str) -> str:
 
 def save_png(figure: Any, path: Any) -> None:
     """Writes a figure as PNG to a local path or a bucket."""
-    with as_path(path).open("wb") as file:
+    with open_atomic(path) as file:
         figure.savefig(file, format="png", dpi=110)

@@ -16,7 +16,7 @@ from grm_jax.evals.page import render
 from grm_jax.evals.tables import MISSING, signed
 from grm_jax.judging import report as viewer
 from grm_jax.judging.codec import Row
-from grm_jax.storage import as_path
+from grm_jax.storage import as_path, write_atomic
 
 HEADINGS = {
     "differences": "Differences, paired by comparison (points, 95% CI)",
@@ -76,16 +76,17 @@ def write(folder: Any, report: Report) -> Any:
     for name, figure in pngs.items():
         if figure is not None:
             save_png(figure, folder / name)
-    (folder / "table.txt").write_text(tables_of_cells.as_text(cells) + "\n")
-    (folder / "table.json").write_text(json.dumps([c.as_json() for c in cells], indent=2) + "\n")
-    (folder / "credits.json").write_text(json.dumps({c.name: c.credits for c in cells}) + "\n")
+    write_atomic(folder / "table.txt", tables_of_cells.as_text(cells) + "\n")
+    write_atomic(folder / "table.json", json.dumps([c.as_json() for c in cells], indent=2) + "\n")
+    write_atomic(folder / "credits.json", json.dumps({c.name: c.credits for c in cells}) + "\n")
     chosen = examples.choose(report.rows)
     rows = [example.row for example in chosen]
     critiques = viewer.page(rows, "Examples", are_examples=True) if chosen else ""
     if chosen:
-        (folder / "critiques.html").write_text(critiques)
+        write_atomic(folder / "critiques.html", critiques)
     page = folder / "report.html"
-    page.write_text(
+    write_atomic(
+        page,
         render(
             "experiment.html",
             title=report.title,
@@ -107,7 +108,7 @@ def write(folder: Any, report: Report) -> Any:
                 if report.training
             ],
             config=report.config,
-        )
+        ),
     )
     return page
 

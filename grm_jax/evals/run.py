@@ -157,10 +157,10 @@ def write_scores(judged: Sequence[JudgedComparison], path: str | Path) -> None:
     for j, row in zip(judged, rows):
         if j.views:
             row["views"] = [{"order": order, "scores": scores} for order, scores in j.views]
-    Path(path).write_text("\n".join(map(json.dumps, rows)) + "\n")
+    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_comparisons(comparisons: Sequence[Comparison], path: str | Path) -> None:
     """Writes the comparisons as input of `grm judge` or of another judge."""
     lines = [json.dumps(dataclasses.asdict(c), ensure_ascii=False) for c in comparisons]
-    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_atomic(path, "\n".join(lines) + "\n")

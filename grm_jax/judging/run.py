@@ -23,6 +23,7 @@ from grm_jax.judging.judge import Judge, Unjudged
 from grm_jax.judging.options import Options
 from grm_jax.run_store import IdentityMismatch, RunStore, content_of
 from grm_jax.sampling.programs import PROGRAMS
+from grm_jax.storage import write_atomic
 from grm_jax.types import Comparison, Verdict
 
 
@@ -267,7 +268,7 @@ def _read_cost(path: Path | None) -> dict[str, float]:
 
 def _write_cost(path: Path | None, cost: dict[str, float]) -> None:
     if path:
-        path.write_text(json.dumps(cost))
+        write_atomic(path, json.dumps(cost))
 
 
 def num_programs(judge: Judge, options: Options) -> int:
