@@ -1,0 +1,161 @@
+"""Reads and writes strict JSON: finite numbers, bounded nesting, characters that UTF-8 has.
+
+Everything that reads JSON of outside data, or writes JSON that others read, uses these functions.
+Python's own `json` accepts and writes NaN and Infinity, which no other parser takes, and fails
+with RecursionError on deep nesting.
+"""
+
+import json
+import math
+import re
+from typing import Any, NoReturn
+
+MAX_DEPTH = 100  # Python's recursion limit leaves room for code that walks such a value
+MAX_DIGITS = 300  # longer integers exceed the largest float64
+_MAX_FLOAT_TEXT = 1000  # characters of a number with a point or an exponent
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+def loads(text: str | bytes | bytearray, unique_keys: bool = False) -> Any:
+    """Returns the value of a JSON text. Bytes are UTF-8; a byte order mark is ignored.
+
+    Args:
+      unique_keys: refuse an object that has a key twice; otherwise the last value is returned.
+
+    Raises:
+      ValueError: the text is not JSON or not UTF-8, a number is not finite or has too many digits,
+        or lists and objects are nested more than `MAX_DEPTH` deep. The message is one line.
+    """
+    if not isinstance(text, str):
+        text = decoded(text)
+    text = text.removeprefix("\ufeff")
+    decoder = _UNIQUE if unique_keys else _DECODER
+    try:
+        value = decoder.decode(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(_problem(error)) from None
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    _check_depth(value, text.count("[") + text.count("{"))
+    return value
+
+
+def decoded(data: bytes | bytearray) -> str:
+    """Returns bytes as text. Raises ValueError for bytes that are not UTF-8, and names the byte."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise ValueError("UTF-16 text: save it as UTF-8")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = data[error.start]
+        raise ValueError(f"not UTF-8: byte {error.start + 1} is 0x{byte:02x}") from None
+
+
+def read(path: Any) -> Any:
+    """Returns the value of a JSON file. Raises OSError, and ValueError that names the file.
+
+    path: a pathlib.Path, or the path of a bucket's file.
+    """
+    try:
+        return loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def dumps(value: Any, indent: int | None = None, **options: Any) -> str:
+    """Returns a value as strict JSON, not escaped to ASCII. Lone surrogates become U+FFFD.
+
+    options: sort_keys and separators of `json.dumps`.
+
+    Raises:
+      ValueError: a number is not finite (the message names its key), or nesting is too deep.
+    """
+    try:
+        text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False, **options)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    except ValueError:
+        if place := non_finite(value):
+            raise ValueError(f"{place}: JSON has finite numbers only") from None
+        raise
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+
+
+def non_finite(value: Any, name: str = "") -> str:
+    """Returns "scores[1] is nan" for the first number that is not finite, "" without any."""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else f"{name or 'the value'} is {value}"
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if isinstance(key, float) and not math.isfinite(key):
+                return f"a key of {name or 'the value'} is {key}"
+            if place := non_finite(item, f"{name}.{key}" if name else str(key)):
+                return place
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            if place := non_finite(item, f"{name}[{i}]"):
+                return place
+    return ""
+
+
+# ---------------------------------------------------------------- the decoder
+
+_TOO_DEEP = f"lists and objects are nested too deep: {MAX_DEPTH} levels are the most"
+
+
+def _problem(error: json.JSONDecodeError) -> str:
+    """Returns the message of a syntax error with its place; a line only where there are several."""
+    line = f"line {error.lineno}, " if "\n" in error.doc.strip() else ""
+    return f"not JSON: {error.msg} at {line}column {error.colno}"
+
+
+def _check_depth(value: Any, brackets: int) -> None:
+    """Raises ValueError if containers are nested more than `MAX_DEPTH` deep.
+
+    brackets: number of opening brackets in the text, those in strings included.
+    """
+    if brackets <= MAX_DEPTH:
+        return
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            item
+            for node in level
+            if isinstance(node, dict | list)
+            for item in (node.values() if isinstance(node, dict) else node)
+            if isinstance(item, dict | list)
+        ]
+        if not level:
+            return
+    raise ValueError(_TOO_DEEP)
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if len(text) > _MAX_FLOAT_TEXT or math.isinf(value):
+        _refuse_number(text)
+    return value
+
+
+def _int(text: str) -> int:
+    return int(text) if len(text) <= MAX_DIGITS else _refuse_number(text)
+
+
+def _refuse_number(text: str) -> NoReturn:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"a number has {len(text):,} digits: {MAX_DIGITS} are the most")
+    raise ValueError(f"the number {text} is not finite: give a number that a float64 holds")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in fields if keys.count(key) > 1)
+        raise ValueError(f"the key {repeated!r:.60} appears twice in one object: remove one")
+    return fields
+
+
+_HOOKS: Any = {"parse_float": _float, "parse_int": _int, "parse_constant": _refuse_number}
+_DECODER = json.JSONDecoder(**_HOOKS)
+_UNIQUE = json.JSONDecoder(**_HOOKS, object_pairs_hook=_unique)
