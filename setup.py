@@ -27,6 +27,7 @@ setup(
     install_requires=[
         "absl-py>=2.1",
         "etils[epath]>=1.9",
+        "filelock>=4.2",
         "flax>=0.12.8",
         "gguf>=0.19",
         "huggingface_hub>=1.0",
