@@ -341,7 +341,7 @@ def _leased(folder: Any, holder: dict[str, Any], seconds: float | None = None) -
 
 
 def _leave(folder: Any) -> None:
-    """Ends a process whose lock was taken over, as after a suspension: it must not write any more."""
+    """Ends a process whose lock was taken over, as after a suspension: it must not write."""
     log.error("%s was taken over by another process while this one did not answer", folder)
     os._exit(1)
 

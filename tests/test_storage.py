@@ -4,13 +4,12 @@ import concurrent.futures
 import json
 import os
 import platform
+import stat
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
-import os
-import stat
 
 import pytest
 
