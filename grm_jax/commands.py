@@ -1,7 +1,11 @@
 """Command lines: parsing of options, and errors in one line with an exit status."""
 
 import argparse
+import dataclasses
 import difflib
+import math
+import numbers
+import operator
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,18 +14,77 @@ from typing import Any, NoReturn
 from grm_jax.storage import write_atomic
 
 
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """A number with its range: the `type` of an option, and the check of a setting in Python.
+
+    kind: int or float.  low, high: the bounds, which are in the range.  above: a bound that is not.
+    use: what to do about a number outside, such as "sample at least one critique"; the bounds if
+    empty.
+    """
+
+    kind: type
+    low: float = -math.inf
+    high: float = math.inf
+    above: float = -math.inf
+    use: str = ""
+
+    @property
+    def __name__(self) -> str:  # argparse: "invalid int value: 'x'"
+        return self.kind.__name__
+
+    def __call__(self, text: str) -> Any:
+        """Parses an option of the command line; `Parser` checks its range afterwards."""
+        return self.kind(text)
+
+    def check(self, name: str, value: Any) -> Any:
+        """Returns the number as an int, or as it is. Raises ValueError that begins with `name`.
+
+        name: with the sign before the value, such as "k = ".
+        """
+        expected = "an integer" if self.kind is int else "a number"
+        is_number = hasattr(value, "__index__") or (
+            self.kind is float and isinstance(value, numbers.Real)
+        )
+        if not is_number or isinstance(value, bool):
+            raise ValueError(f"{name}{value!r:.80} is a {type(value).__name__}: use {expected}")
+        value = operator.index(value) if hasattr(value, "__index__") else value
+        value = value if isinstance(value, int | float) else float(value)
+        if not (self.low <= value <= self.high and self.above < value < math.inf):
+            shown = f"{value:.12g}" if isinstance(value, float) else short_int(value)
+            raise ValueError(f"{name}{shown}: {self.use or f'use {self._range()}'}")
+        return value
+
+    def _range(self) -> str:
+        low = f"more than {self.above:g}" if self.above > -math.inf else f"{self.low:.12g}"
+        if self.high < math.inf:
+            return (
+                f"{low} and at most {self.high:.12g}"
+                if "more" in low
+                else (f"{low} to {self.high:.12g}")
+            )
+        return low if "more" in low else f"{low} or more"
+
+
+def short_int(value: int) -> str:
+    """Returns an integer as text; one of thousands of digits by its size."""
+    return str(value) if value.bit_length() < 200 else f"a number of {value.bit_length()} bits"
+
+
 class HelpFormatter(argparse.HelpFormatter):
     """Shows numbers as `--max_new_tokens N`."""
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        numbers: dict[Any, str] = {int: "N", float: "X"}
-        return numbers.get(action.type) or super()._get_default_metavar_for_optional(action)
+        metavars: dict[Any, str] = {int: "N", float: "X"}
+        kind = action.type.kind if isinstance(action.type, Number) else action.type
+        return metavars.get(kind) or super()._get_default_metavar_for_optional(action)
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that takes dashes for underscores, and has short errors.
 
     An unknown option is answered with the nearest one; every error is one line, exit status 2.
+    A `Number` outside its range raises ValueError, so parse inside `run_command`.
 
     Attributes:
       passed: beginnings of options that the caller parses itself, such as "--config.".
@@ -37,7 +100,12 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Does what argparse does, once every option is spelt as it was added."""
         given = sys.argv[1:] if args is None else list(args)
-        return super().parse_known_args(list(self._spelt(given)), namespace)
+        parsed, extra = super().parse_known_args(list(self._spelt(given)), namespace)
+        for action in self._actions:
+            value = getattr(parsed, action.dest, None)
+            if isinstance(action.type, Number) and value is not None:
+                action.type.check(f"--{action.dest} ", value)
+        return parsed, extra
 
     def error(self, message: str) -> NoReturn:
         """Prints the message without the usage, and exits with status 2."""

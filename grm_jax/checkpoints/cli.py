@@ -8,18 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from grm_jax.commands import Parser, run_command
+from grm_jax.commands import Number, Parser, run_command
 
 DTYPES = ("bfloat16", "float32", "keep")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `grm convert`; returns the exit status."""
-    options = vars(_parser().parse_args(argv))
-    options["max_file_bytes"] = int(options.pop("file_gb") * 1e9)
-    options["bar"] = not options.pop("quiet")
 
     def run() -> int:
+        options = vars(_parser().parse_args(argv))
+        options["max_file_bytes"] = int(options.pop("file_gb") * 1e9)
+        options["bar"] = not options.pop("quiet")
         convert(**options)
         return 0
 
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tokenizer", metavar="PATH", help="a folder, file or hub name, if SRC has no tokenizer")
     add(
         "--file_gb",
-        type=float,
+        type=Number(float, above=0, high=1e6),
         default=5.0,
         metavar="GB",
         help="size limit of one file (default 5)",

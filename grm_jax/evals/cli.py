@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grm_jax.commands import Parser, run_command
+from grm_jax.commands import Number, Parser, run_command
 from grm_jax.data.records import strict_records
 from grm_jax.evals import results, run
 from grm_jax.evals.benchmark import Benchmark
@@ -22,7 +22,7 @@ from grm_jax.evals.judged import JudgedComparison
 from grm_jax.evals.measure import compare, measure
 from grm_jax.judging import arguments
 from grm_jax.judging.codec import read_judged_rows
-from grm_jax.judging.options import Options
+from grm_jax.judging.options import POSITIVE, Options
 from grm_jax.judging.summary import failure_text
 from grm_jax.storage import write_atomic
 from grm_jax.types import Comparison
@@ -30,6 +30,9 @@ from grm_jax.types import Comparison
 if TYPE_CHECKING:  # JAX is imported only to judge with a model
     from grm_jax.judging.judge import Judge
     from grm_jax.judging.run import RunConfig
+
+
+DRAWS = Number(int, 1, 1_000_000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
         help="--out folder of another run: paired tests, this run minus that one",
     )
     p.add_argument(
-        "--limit", type=int, help="judge N comparisons per benchmark, selected by hashed id"
+        "--limit", type=POSITIVE, help="judge N comparisons per benchmark, selected by hashed id"
     )
     p.add_argument("--subset", metavar="NAME", help="judge this subset only")
     p.add_argument(
@@ -119,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--draws",
-        type=int,
+        type=DRAWS,
         default=1000,
         help="bootstrap draws per interval of a metric (default 1000); curves, gains and "
         "content-blind baselines use 200, biases 500",
@@ -135,14 +138,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `grm eval`; returns the exit status."""
-    args = parser().parse_args(argv)
-    return run_command("grm eval", lambda: evaluate(args), "the same command resumes the run")
+    hint = "the same command resumes the run"
+    return run_command("grm eval", lambda: evaluate(parser().parse_args(argv)), hint)
 
 
 def evaluate(args: argparse.Namespace) -> int:
     """Loads, judges, measures, and writes the reports."""
-    if args.limit is not None and args.limit < 1:
-        raise ValueError(f"--limit {args.limit}: give 1 or more comparisons")
+    arguments.options_from(args)  # checks them for a baseline and a scores file as well
     tasks = load(args)
     if args.write_comparisons:
         folder = Path(args.write_comparisons)

@@ -7,10 +7,10 @@ table of their own.
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from grm_jax.commands import Parser, run_command, write_output
+from grm_jax.commands import Number, Parser, run_command, write_output
 from grm_jax.evals import results
 from grm_jax.evals.run_tables import build, markdown, terminal
 from grm_jax.evals.table_page import page
@@ -48,15 +48,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `grm table`; returns the exit status."""
-    args = parser().parse_args(argv)
-    return run_command("grm table", lambda: tabulate(args))
+    return run_command("grm table", lambda: tabulate(parser().parse_args(argv)))
 
 
 def tabulate(args: argparse.Namespace) -> int:
     """Reads the runs, and writes or prints the tables."""
-    pairs = (pair.split("=", 1) for pair in args.flops_per_token.split(",") if pair)
-    flops = {name: float(value) for name, value in pairs}
-    built = build(read_runs(args.runs), args.what == "paper", flops)
+    runs = read_runs(args.runs)
+    built = build(runs, args.what == "paper", flops_of(args.flops_per_token, runs))
     if args.out and args.out.endswith(".json"):
         text = json.dumps(built, indent=1, ensure_ascii=False) + "\n"
     elif args.out and args.out.endswith(".html"):
@@ -67,6 +65,21 @@ def tabulate(args: argparse.Namespace) -> int:
     else:
         text = markdown(built)
     return write_output(text, args.out)
+
+
+def flops_of(text: str, runs: Collection[str]) -> dict[str, float]:
+    """Parses "NAME=FLOPS,..." with names of `runs`."""
+    flops = {}
+    for pair in filter(None, text.split(",")):
+        name, _, value = pair.rpartition("=")
+        if name not in runs:
+            raise ValueError(f"--flops_per_token {pair}: {name!r} is none of {', '.join(runs)}")
+        try:
+            number = float(value)
+        except ValueError:
+            raise ValueError(f"--flops_per_token {pair}: write NAME=FLOPS, as in a=1e9") from None
+        flops[name] = Number(float, above=0).check(f"--flops_per_token {name}=", number)
+    return flops
 
 
 def read_runs(arguments: Sequence[str]) -> dict[str, dict[str, dict]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grm_jax.judging import orders
 from grm_jax.judging.metadata import JudgeMetadata
-from grm_jax.judging.options import Options
+from grm_jax.judging.options import POSITIVE, Options
 from grm_jax.judging.votes import VOTES
 
 if TYPE_CHECKING:  # JAX is imported only when a model is loaded
@@ -91,13 +92,16 @@ def add_judging_arguments(parser: argparse.ArgumentParser) -> None:
         help="data=1,fsdp=8,tensor=1; one axis may be -1 (default: one device)",
     )
     device.add_argument(
-        "--prompt_slots", type=int, help=f"largest number of prompts in a batch {_BATCH}"
+        "--prompt_slots", type=POSITIVE, help=f"largest number of prompts in a batch {_BATCH}"
     )
     device.add_argument(
-        "--rows", type=int, help=f"largest number of critiques per prompt in a batch {_BATCH}"
+        "--rows", type=POSITIVE, help=f"largest number of critiques per prompt in a batch {_BATCH}"
     )
     device.add_argument(
-        "--chunk", type=int, default=256, help="comparisons per call of the sampler (default 256)"
+        "--chunk",
+        type=POSITIVE,
+        default=256,
+        help="comparisons per call of the sampler (default 256)",
     )
 
 
@@ -114,9 +118,14 @@ def fill_unset(args: argparse.Namespace) -> None:
 
 
 def options_from(args: argparse.Namespace) -> Options:
-    """Returns the options of the arguments, after `fill_unset`."""
+    """Returns the options of the arguments, after `fill_unset`.
+
+    Without it an unset length has its default, which is enough to check the other options.
+    """
     names = {field.name for field in dataclasses.fields(Options)}
     fields = {name: value for name, value in vars(args).items() if name in names}
+    if fields["max_new_tokens"] is None:
+        del fields["max_new_tokens"]
     if args.k_meta is not None and not args.meta_rm:
         raise ValueError(f"--k_meta {args.k_meta} needs a meta reward model: give --meta_rm")
     if args.principles not in ("own", "first"):
@@ -124,9 +133,20 @@ def options_from(args: argparse.Namespace) -> Options:
             raise FileNotFoundError(
                 f"--principles {args.principles}: no such file; give own, first, or a text file"
             )
-        fields["given_principles"] = Path(args.principles).read_text(encoding="utf-8")
+        fields["given_principles"] = _text_of(args.principles)
         fields["principles"] = "own"
     return Options(**fields)
+
+
+def _text_of(path: str) -> str:
+    """Returns the principles of a file."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--principles {path} is not UTF-8 text: {error.reason}") from None
+    if not text.strip():
+        raise ValueError(f"--principles {path} holds no text: write them, or give own or first")
+    return text
 
 
 def judge_from(args: argparse.Namespace) -> Judge:
@@ -165,7 +185,7 @@ def mesh_from(text: str | None) -> Mesh | None:
     sizes = {}
     for item in text.split(","):
         axis, _, size = (field.strip() for field in item.partition("="))
-        if axis not in AXES or not size.lstrip("-").isdigit():
+        if axis not in AXES or axis in sizes or not re.fullmatch(r"-1|[1-9][0-9]{0,6}", size):
             raise ValueError(f"mesh {text!r}: write it as data=1,fsdp=8,tensor=1")
         sizes[axis] = int(size)
     return make_mesh(**sizes)  # type: ignore[arg-type]

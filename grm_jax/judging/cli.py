@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grm_jax.commands import Parser, run_command
+from grm_jax.commands import Number, Parser, run_command
 from grm_jax.data import sources
 from grm_jax.data.comparisons import read_rows
 from grm_jax.data.layouts import LAYOUTS
@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # JAX is imported only when a model is loaded
     from grm_jax.judging.judge import Judge
 
 STDOUT = "-"
+LIMIT = Number(int, 1, use="judge at least one row")
 _OTHER_FORMATS = (".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz")  # not for an output
 
 
@@ -63,7 +64,7 @@ def parser() -> Parser:
         metavar="NAME",
         help=f"layout of the input: {', '.join(sorted(LAYOUTS))} (default: detected for each row)",
     )
-    p.add_argument("--limit", type=int, help="judge the first N rows only")
+    p.add_argument("--limit", type=LIMIT, help="judge the first N rows only")
     p.add_argument("--resume", action="store_true", help="resume an earlier run")
     p.add_argument("--overwrite", action="store_true", help="start over, replacing earlier output")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -81,7 +82,10 @@ def parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `grm judge`; returns the exit status."""
-    p = parser()
+    return run_command("grm judge", lambda: _run(parser(), argv))
+
+
+def _run(p: argparse.ArgumentParser, argv: list[str] | None) -> int:
     args = p.parse_args(argv)
     one = args.query is not None
     if one != bool(args.response) or one == bool(args.input) or one == bool(args.output):
@@ -139,8 +143,6 @@ def _check_files(args: argparse.Namespace) -> None:
     """Raises ValueError or OSError for files that cannot be read or written."""
     from grm_jax.judging.run import refuse_existing
 
-    if args.limit is not None and args.limit < 1:
-        raise ValueError(f"--limit {args.limit}: judge at least one row")
     if args.output == STDOUT and args.resume:
         raise ValueError("--resume needs a file: rows on standard output are not stored")
     if args.input == sources.STDIN and sys.stdin.isatty():

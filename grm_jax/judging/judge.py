@@ -20,7 +20,7 @@ from grm_jax.judging import votes
 from grm_jax.judging.expected import ExpectedScores
 from grm_jax.judging.frames import Comparisons, comparisons_from
 from grm_jax.judging.meta import MetaRM, TooLong
-from grm_jax.judging.options import Keywords, Options
+from grm_jax.judging.options import POSITIVE, Keywords, Options
 from grm_jax.judging.orders import item_of, response_orders
 from grm_jax.judging.sampler import Sampler
 from grm_jax.judging.votes import Order
@@ -214,6 +214,7 @@ class Judge:
             raise ValueError(
                 "expected scores need the model's probabilities: this judge was built without them"
             )
+        chunk = POSITIVE.check("chunk = ", chunk)
         for start in range(0, len(comparisons), chunk):
             for i, result in self._stream_chunk(comparisons[start : start + chunk], options):
                 yield start + i, result

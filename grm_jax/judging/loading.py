@@ -13,6 +13,7 @@ from grm_jax.checkpoints.gguf_file import GgufFile
 from grm_jax.judging.expected import ExpectedScores, model_log_probs
 from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.metadata import JudgeMetadata, MetaRMMetadata, meta_template
+from grm_jax.judging.options import POSITIVE
 from grm_jax.judging.sampler import engine_sampler
 from grm_jax.models.config import TransformerConfig
 from grm_jax.models.transformer import Transformer
@@ -38,6 +39,11 @@ class LoadOptions:
     meta_template: str | None = None
     prompt_slots: int | None = None
     rows: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_slots", "rows"):
+            if (value := getattr(self, name)) is not None:
+                POSITIVE.check(f"{name} = ", value)
 
 
 def judge_arguments(

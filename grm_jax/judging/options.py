@@ -1,12 +1,13 @@
 """Settings of a judgement: a verdict depends on them, the weights and the template."""
 
 import dataclasses
-import numbers
-import operator
 from typing import TypedDict
 
+from grm_jax.commands import Number
 from grm_jax.judging import orders
 from grm_jax.judging.votes import VOTES
+
+MAX_INT = 2**31 - 1
 
 
 class Keywords(TypedDict, total=False):
@@ -21,6 +22,20 @@ class Keywords(TypedDict, total=False):
     principles: str
     given_principles: str | None
     expected: bool
+
+
+POSITIVE = Number(int, 1, MAX_INT)
+NUMBERS = {
+    "k": Number(int, 1, 1 << 20, use="sample at least one critique, and at most 1048576"),
+    "temperature": Number(float, 0, 100, use="use 0 (greedy) or more, up to 100"),
+    "seed": Number(int, 0, MAX_INT),
+    "max_new_tokens": Number(
+        int, 1, MAX_INT, use=f"a critique needs at least one token, and at most {MAX_INT}"
+    ),
+    "top_p": Number(float, above=0, high=1, use="use a share in (0, 1]"),
+    "top_k": Number(int, 0, MAX_INT, use=f"use 0 (off) to {MAX_INT}"),
+    "k_meta": Number(int, 1, 1 << 20),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,18 +72,6 @@ class Options:
 
     def __post_init__(self) -> None:
         self._check_types()
-        if self.k < 1:
-            raise ValueError(f"k = {self.k}: sample at least one critique")
-        if self.temperature < 0:
-            raise ValueError(f"temperature = {self.temperature}: use 0 (greedy) or more")
-        if self.max_new_tokens < 1:
-            raise ValueError(
-                f"max_new_tokens = {self.max_new_tokens}: a critique needs at least one token"
-            )
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p = {self.top_p}: use a share in (0, 1]")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed = {self.seed}: use 0 to 2147483647")
         if VOTES[self.vote].needs == "expected_scores":
             object.__setattr__(self, "expected", True)
         if self.orders not in orders.KINDS:
@@ -81,15 +84,16 @@ class Options:
             )
 
     def _check_types(self) -> None:
-        """Raises ValueError for a number of another type; integers of NumPy become Python's."""
-        for name in ("k", "seed", "max_new_tokens", "top_k", "k_meta"):
+        """Raises ValueError for a value of another type, or a number outside its range."""
+        for name, number in NUMBERS.items():
             value = getattr(self, name)
-            if name == "k_meta" and value is None:
-                continue
-            if isinstance(value, bool) or not hasattr(value, "__index__"):
-                raise ValueError(f"{name} = {value!r} is a {type(value).__name__}: use an integer")
-            object.__setattr__(self, name, operator.index(value))
-        for name in ("temperature", "top_p"):
+            if name != "k_meta" or value is not None:
+                object.__setattr__(self, name, number.check(f"{name} = ", value))
+        for name in ("vote", "orders", "principles", "given_principles"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, numbers.Real):
-                raise ValueError(f"{name} = {value!r} is a {type(value).__name__}: use a number")
+            if not isinstance(value, str) and (name != "given_principles" or value is not None):
+                raise ValueError(f"{name} = {value!r:.80} is a {type(value).__name__}: use a text")
+        if not isinstance(self.expected, bool):
+            raise ValueError(f"expected = {self.expected!r:.80}: use True or False")
+        if self.given_principles is not None and not self.given_principles.strip():
+            raise ValueError("given_principles hold no text: write them, or use principles='own'")

@@ -21,6 +21,7 @@ from grm_jax.data.comparisons import read_rows
 from grm_jax.data.layouts import LAYOUTS
 from grm_jax.data.records import read_records
 from grm_jax.judging.codec import Row, read_judged_rows
+from grm_jax.judging.options import POSITIVE
 from grm_jax.judging.report_data import Run, page_data, strict_json
 from grm_jax.storage import fetch, is_remote, write_atomic
 
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--title", metavar="TEXT", help="title of the page")
     parser.add_argument(
-        "--limit", type=int, help="show the first N rows; the rates are of all rows"
+        "--limit", type=POSITIVE, help="show the first N rows; the rates are of all rows"
     )
     parser.add_argument(
         "--input",
@@ -69,16 +70,13 @@ def main(argv: list[str] | None = None) -> int:
         metavar="FORMAT",
         help="format of the input, as for grm judge",
     )
-    args = parser.parse_args(argv)
-    return run_command("grm report", lambda: write_report(args))
+    return run_command("grm report", lambda: write_report(parser.parse_args(argv)))
 
 
 def write_report(args: argparse.Namespace) -> int:
     """Writes the page of the arguments."""
     if len(args.rows) > 2:
         raise ValueError(f"{len(args.rows)} outputs: give one, or two to compare")
-    if args.limit is not None and args.limit < 1:
-        raise ValueError(f"--limit {args.limit}: give 1 or more rows")
     runs = [load_run(path, args.input, args.format) for path in args.rows]
     title = args.title or ("Judged comparisons" if len(runs) == 1 else "Two runs side by side")
     text = page_of_runs(runs, title, args.limit)

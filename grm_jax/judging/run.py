@@ -20,7 +20,7 @@ from grm_jax.data.comparisons import Row, read_rows
 from grm_jax.devices import watch_compilations
 from grm_jax.judging import codec
 from grm_jax.judging.judge import Judge, Unjudged
-from grm_jax.judging.options import Options
+from grm_jax.judging.options import POSITIVE, Options
 from grm_jax.run_store import IdentityMismatch, RunStore, content_of
 from grm_jax.sampling.programs import PROGRAMS
 from grm_jax.storage import write_atomic
@@ -42,6 +42,11 @@ class RunConfig:
     chunk: int = 256
     progress: bool = True
     cost_path: Path | None = None
+
+    def __post_init__(self) -> None:
+        POSITIVE.check("chunk = ", self.chunk)
+        if self.existing not in ("resume", "overwrite", "refuse"):
+            raise ValueError(f"existing {self.existing!r:.80}: use resume, overwrite or refuse")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +76,8 @@ def judge_file(
 
     format: a name of `LAYOUTS`, detected for each row if None.  limit: judge the first rows only.
     """
+    if limit is not None:
+        POSITIVE.check("limit = ", limit)
     rows = list(itertools.islice(read_rows(source, format), limit))
     selection = {"limit": limit, "format": format}
     return judge_rows(judge, rows, output, options, sources.digest(source), config, selection)
