@@ -10,7 +10,7 @@ import html
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from grm_jax.types import Critique, Principle, Ranking, Verdict
@@ -106,6 +106,14 @@ def printable(text: str) -> str:
 def shortened(text: str) -> str:
     """Returns the repr of a text's first characters, on one line."""
     return repr(text if len(text) <= REPR_CHARS else f"{text[: REPR_CHARS - 3]}...")
+
+
+def shown(value: Any) -> str:
+    """Returns the beginning of any value's repr on one line, for errors."""
+    try:
+        return " ".join(f"{value!r:.60}".split())
+    except (RecursionError, ValueError):  # of 5,000 digits
+        return f"a value of type {type(value).__name__}"
 
 
 def tuple_text(values: Iterable[float] | None) -> str:

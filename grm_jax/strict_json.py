@@ -33,11 +33,26 @@ def loads(text: str | bytes | bytearray, unique_keys: bool = False) -> Any:
     try:
         value = decoder.decode(text)
     except json.JSONDecodeError as error:
-        raise ValueError(_problem(error)) from None
+        raise ValueError(_syntax(error)) from None
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     _check_depth(value, text.count("[") + text.count("{"))
     return value
+
+
+def decode_at(text: str, start: int) -> tuple[Any, int]:
+    """Returns the value that begins at text[start], and where it ends. Raises as `loads`.
+
+    An object that has a key twice is refused.
+    """
+    try:
+        value, end = _UNIQUE.raw_decode(text, start)
+    except json.JSONDecodeError as error:
+        raise ValueError(_syntax(error)) from None
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    _check_depth(value, text.count("[", start, end) + text.count("{", start, end))
+    return value, end
 
 
 def decoded(data: bytes | bytearray) -> str:
@@ -75,35 +90,71 @@ def dumps(value: Any, indent: int | None = None, **options: Any) -> str:
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     except ValueError:
-        if place := non_finite(value):
-            raise ValueError(f"{place}: JSON has finite numbers only") from None
+        if found := problem(value, numbers_only=True):
+            raise ValueError(found) from None
         raise
     return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 
-def non_finite(value: Any, name: str = "") -> str:
-    """Returns "scores[1] is nan" for the first number that is not finite, "" without any."""
+def problem(value: Any, name: str = "", depth: int = 0, numbers_only: bool = False) -> str:
+    """Returns what strict JSON cannot hold in a value, such as "scores[1] is nan"; "" for nothing.
+
+    Args:
+      value: of JSON's types, or tuples; another type is a problem too.
+      name: of the value, with which the message begins.
+      depth: of the containers around the value.
+      numbers_only: look for numbers that are not finite, and for nothing else.
+    """
+    shown = name or "the value"
     if isinstance(value, float):
-        return "" if math.isfinite(value) else f"{name or 'the value'} is {value}"
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if isinstance(key, float) and not math.isfinite(key):
-                return f"a key of {name or 'the value'} is {key}"
-            if place := non_finite(item, f"{name}.{key}" if name else str(key)):
-                return place
-    elif isinstance(value, list | tuple):
-        for i, item in enumerate(value):
-            if place := non_finite(item, f"{name}[{i}]"):
-                return place
+        return "" if math.isfinite(value) else f"{shown} is {value}: give a finite number"
+    if isinstance(value, dict | list | tuple):
+        if depth >= MAX_DEPTH:
+            return "" if numbers_only else f"{shown}: {_TOO_DEEP}"
+        if isinstance(value, dict):
+            keys = (_key_problem(key, shown, numbers_only) for key in value)
+            if found := next(filter(None, keys), ""):
+                return found
+            items = ((f"{name}.{key}" if name else str(key), item) for key, item in value.items())
+        else:
+            items = ((f"{name}[{i}]", item) for i, item in enumerate(value))
+        found_in = (problem(item, place, depth + 1, numbers_only) for place, item in items)
+        return next(filter(None, found_in), "")
+    if numbers_only or value is None or isinstance(value, bool):
+        return ""
+    if isinstance(value, str):
+        return surrogate(value, shown)
+    if isinstance(value, int):
+        return f"{shown} has {_TOO_LONG}" if abs(value) >= _TOO_LARGE else ""
+    return f"{shown} is of type {type(value).__name__}, which JSON lacks"
+
+
+def _key_problem(key: Any, name: str, numbers_only: bool) -> str:
+    if isinstance(key, str):
+        return "" if numbers_only else surrogate(key, f"a key of {name}")
+    return problem(key, f"a key of {name}", numbers_only=numbers_only)
+
+
+def surrogate(text: str, name: str) -> str:
+    """Returns what is wrong with a text that has half a surrogate pair, "" for other texts."""
+    if text.isascii():
+        return ""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        return f"{name} has half a surrogate pair (\\u{code:04x}), which is not a character"
     return ""
 
 
 # ---------------------------------------------------------------- the decoder
 
+_TOO_LARGE = 10**MAX_DIGITS
+_TOO_LONG = f"more than {MAX_DIGITS} digits"
 _TOO_DEEP = f"lists and objects are nested too deep: {MAX_DEPTH} levels are the most"
 
 
-def _problem(error: json.JSONDecodeError) -> str:
+def _syntax(error: json.JSONDecodeError) -> str:
     """Returns the message of a syntax error with its place; a line only where there are several."""
     line = f"line {error.lineno}, " if "\n" in error.doc.strip() else ""
     return f"not JSON: {error.msg} at {line}column {error.colno}"
@@ -143,7 +194,7 @@ def _int(text: str) -> int:
 
 def _refuse_number(text: str) -> NoReturn:
     if len(text) > MAX_DIGITS:
-        raise ValueError(f"a number has {len(text):,} digits: {MAX_DIGITS} are the most")
+        raise ValueError(f"a number has {_TOO_LONG} ({len(text):,} characters)")
     raise ValueError(f"the number {text} is not finite: give a number that a float64 holds")
 
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
-from grm_jax import display
+from grm_jax import display, strict_json
 
 STATUSES = ("ok", "no_scores", "wrong_count", "out_of_range", "truncated")
 
@@ -30,12 +30,13 @@ class Comparison:
         the one answered.
       responses: one or more texts.
       reference: a known good answer, shown to the judge only by templates that use one.
-      label: index of the best response, or ground-truth rewards, one per response (for a single
-        response: (1.0,) correct, (0.0,) incorrect).
+      label: index of the best response, or ground-truth rewards, one per response. Of a single
+        response: 1 (correct) or 0 (incorrect), stored as (1.0,) or (0.0,).
+      id, meta: copied into the verdict's row; meta holds values of JSON.
 
     Raises:
-      ValueError: no responses, an empty query, a label that does not fit, or a turn without role
-        and content.
+      ValueError: no responses, an empty query, a label that does not fit, a turn without role and
+        content, a field of another type, or half a surrogate pair in a text.
     """
 
     query: str | list[Turn]
@@ -74,7 +75,15 @@ class Comparison:
                     f"responses[{i}] is a {type(response).__name__}: every response must be a "
                     "string"
                 )
+        for name in ("reference", "id"):
+            if not isinstance(value := getattr(self, name), str | None):
+                raise ValueError(f"{name} is {display.shown(value)}: give a string or None")
+        if not isinstance(self.meta, dict):
+            raise ValueError(f"meta is a {type(self.meta).__name__}: give a dict")
         _check_query(self.query)
+        for name in ("query", "responses", "reference", "id", "meta"):
+            if problem := strict_json.problem(getattr(self, name), name):
+                raise ValueError(problem)
         object.__setattr__(self, "label", _checked_label(self.label, len(self.responses)))
 
     @property
@@ -140,18 +149,32 @@ def _checked_label(label: Any, n: int) -> int | tuple[float, ...] | None:
         raise ValueError("label is a bool: give an index, or a tuple of rewards")
     if hasattr(label, "__index__"):  # an int of Python or NumPy
         label = int(label)
+        if n == 1 and label in (0, 1):
+            return (float(label),)
+        if n == 1:
+            raise ValueError(f"label {label} of one response: use 1 (correct) or 0 (incorrect)")
         if not 0 <= label < n:
             raise ValueError(f"label {label} is not an index of {n} responses: use 0 to {n - 1}")
         return label
-    try:
-        rewards = tuple(float(x) for x in label)
-    except (TypeError, ValueError):
-        raise ValueError(f"label {label!r:.80} is neither an index nor a list of rewards") from None
+    if isinstance(label, str | bytes | Mapping | Set) or not isinstance(label, Iterable):
+        raise ValueError(f"label {display.shown(label)} is neither an index nor a list of rewards")
+    rewards = tuple(_reward(x) for x in label)
     if len(rewards) != n:
         raise ValueError(
             f"label has {len(rewards)} rewards for {n} responses: give one per response"
         )
     return rewards
+
+
+def _reward(value: Any) -> float:
+    is_number = hasattr(value, "__float__") and not isinstance(value, bool)
+    try:
+        reward = float(value) if is_number else math.nan
+    except (TypeError, ValueError, OverflowError):  # an array of several numbers, 10**400
+        reward = math.nan
+    if not math.isfinite(reward):
+        raise ValueError(f"label has the reward {display.shown(value)}: give a finite number")
+    return reward
 
 
 @dataclasses.dataclass(frozen=True)

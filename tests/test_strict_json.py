@@ -1,6 +1,7 @@
 """Strict JSON: what is refused when it is parsed, and what is written."""
 
 import json
+import re
 
 import pytest
 
@@ -36,9 +37,9 @@ def test_valid_json_gives_what_json_gives(text):
         ('{"a": NaN}', "the number NaN is not finite"),
         ("[1, -Infinity]", "-Infinity is not finite"),
         ("[1e400]", "the number 1e400 is not finite"),
-        ("9" * 301, "301 digits"),
-        ("9" * 5000, "5,000 digits"),
-        ("0." + "1" * 5000, "5,002 digits"),
+        ("9" * 301, "more than 300 digits .301 char"),
+        ("9" * 5000, "300 digits .5,000 char"),
+        ("0." + "1" * 5000, "300 digits .5,002 char"),
         (f"[{DEEP}]", "nested too deep"),
         ('{"a":' * 988 + "1" + "}" * 988, "nested too deep"),
         ("[" * 200_000 + "]" * 200_000, "nested too deep"),
@@ -88,6 +89,25 @@ def test_written_json_is_strict():
 def test_a_number_that_is_not_finite_is_named(value, name):
     with pytest.raises(ValueError, match=name):
         strict_json.dumps(value)
+
+
+@pytest.mark.parametrize(
+    "value, reason",
+    [
+        ({"a": [1, {"b": "\U0001f600"}]}, ""),
+        ({"a": (1, None, True, -(10**299))}, ""),
+        ({"a": {"b": [1, float("-inf")]}}, r"a\.b\[1\] is -inf: give a finite number"),
+        ({"a": "x\udfff"}, r"a has half a surrogate pair \(\\udfff\)"),
+        ({"a": {"\ud800": 1}}, "a key of a has half"),
+        ([10**300], "more than 300 digits"),
+        ({"a": {1, 2}}, "a is of type set"),
+        (json.loads(f"[{DEEP}]"), "nested too deep"),
+    ],
+)
+def test_what_a_value_has_that_json_lacks_is_named(value, reason):
+    assert (
+        re.search(reason, strict_json.problem(value)) if reason else not strict_json.problem(value)
+    )
 
 
 def test_deep_nesting_is_not_written():

@@ -13,11 +13,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from grm_jax.data.fields import checked, field
+from grm_jax.data.fields import checked, field, id_of
 from grm_jax.data.layouts import LAYOUTS, Layout, permutation
 from grm_jax.data.preferences import CONVERSATIONS, PAIR
 from grm_jax.data.records import Account, Malformed, Record, Unusable, read_records
 from grm_jax.data.sources import name_of
+from grm_jax.display import shown
 from grm_jax.types import Comparison
 
 _ID_FIELDS = ("id", "bon_uid", "pair_uid", "prompt_id")
@@ -155,6 +156,11 @@ def _read(record: Record, layout: str | None, name: str) -> tuple[Layout, list[C
     fields = {key: value for key, value in record.fields.items() if value is not None}
     try:
         chosen = LAYOUTS[layout or detect(record.fields)]
+        if isinstance(fields.get("label"), str) and not record.is_table:
+            raise Malformed(
+                f"the field 'label' is the text {shown(fields['label'])}: give a number, a list of "
+                "numbers, true or false"
+            )
         comparisons = [
             dataclasses.replace(c, label=None) if _identical(c) else c
             for c in chosen.read(fields, name)
@@ -211,9 +217,7 @@ def record_rows(record: Record, layout: str | None, name: str) -> list[Row]:
 
     name: of the record, from which the ids of several comparisons are made.
     """
-    number, fields = record.number, record.fields
-    ids = (fields[key] for key in _ID_FIELDS if isinstance(fields.get(key), (str, int, float)))
-    id = next(map(str, ids), None)
+    number, id = record.number, id_of(record.fields, _ID_FIELDS)
     try:
         _, comparisons = _read(record, layout, name)
     except ValueError as error:

@@ -4,12 +4,11 @@ CSV files and some tables hold a list, an object or a number as JSON text. It is
 field must have that type.
 """
 
-import json
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from grm_jax import display, strict_json
 from grm_jax.data.records import Malformed
 from grm_jax.types import Turn
 
@@ -35,7 +34,7 @@ def checked(value: Any, name: str, kind: Kind, expected: str) -> Any:
     if isinstance(value, str) and not _is(value, kind):
         value = from_json_text(value)
     if not _is(value, kind):
-        raise Malformed(f"{name} is {shown(value)}: give {expected}")
+        raise Malformed(f"{name} is {display.shown(value)}: give {expected}")
     return value
 
 
@@ -46,17 +45,9 @@ def _is(value: Any, kind: Kind) -> bool:
 def from_json_text(text: str) -> Any:
     """Returns the JSON value of a text, or the text itself if it is no JSON."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return strict_json.loads(text)
+    except ValueError:
         return text
-
-
-def shown(value: Any) -> str:
-    """Returns the beginning of a value's repr, for errors."""
-    try:
-        return f"{value!r:.60}"
-    except RecursionError:
-        return f"a deeply nested {type(value).__name__}"
 
 
 def text(record: Record, key: str) -> str:
@@ -67,9 +58,15 @@ def text(record: Record, key: str) -> str:
 def number(record: Record, key: str) -> float:
     """Returns a finite number."""
     value = field(record, key, (int, float), "a number")
-    if not math.isfinite(value):
-        raise Malformed(f"the field {key!r} is {value}: give a finite number")
+    if problem := strict_json.problem(value, f"the field {key!r}"):
+        raise Malformed(problem)
     return value
+
+
+def id_of(record: Record, keys: Sequence[str]) -> str | None:
+    """Returns the first of these fields that is a text or a number, as text; None without one."""
+    ids = (record[key] for key in keys if _is(record.get(key), (str, int, float)))
+    return next(map(str, ids), None)
 
 
 def items(record: Record, key: str, of: str = "values") -> list:
@@ -99,7 +96,9 @@ def turns(values: Sequence[Any], name: str) -> list[Turn]:
         content = turn.get("content") if turn.get("content") is not None else turn.get("value")
         content = _joined_parts(content)
         if not isinstance(role, str) or not isinstance(content, str):
-            raise Malformed(f"a turn of {name} is {shown(turn)}: role and content must be texts")
+            raise Malformed(
+                f"a turn of {name} is {display.shown(turn)}: role and content must be texts"
+            )
         kept = {
             key: value
             for key, value in turn.items()

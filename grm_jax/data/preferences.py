@@ -7,6 +7,7 @@ functions of this file as layouts.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from grm_jax import display
 from grm_jax.data import fields
 from grm_jax.data.fields import Record
 from grm_jax.data.records import Malformed
@@ -79,7 +80,7 @@ def comparison(record: Record, name: str) -> list[Comparison]:
     responses = tuple(_response(item, key) for item in fields.items(record, key, "texts"))
     meta = fields.checked(record.get("meta") or {}, "the field 'meta'", dict, "an object")
     reference = fields.text(record, "reference") if record.get("reference") else None
-    id = str(record.get("id") or name)
+    id = (fields.id_of(record, ["id"]) if record.get("id") else None) or name
     return [Comparison(query, responses, reference, _label(record), id, dict(meta))]
 
 
@@ -107,7 +108,7 @@ def _label(record: Record) -> int | tuple[float, ...] | None:
     if label is None or (isinstance(label, int) and not isinstance(label, bool)):
         return label
     raise Malformed(
-        f"the field 'label' is {fields.shown(label)}: give the index of the best response, or a "
+        f"the field 'label' is {display.shown(label)}: give the index of the best response, or a "
         "list of rewards"
     )
 

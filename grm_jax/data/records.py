@@ -7,21 +7,19 @@ problem, so that the caller can report it and continue.
 
 import collections
 import dataclasses
-import json
 import logging
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from grm_jax.data import shards, sources, tables
-from grm_jax.data.tables import open_bytes
+from grm_jax import strict_json
+from grm_jax.data import json_arrays, shards, sources, tables
+from grm_jax.data.tables import check_utf16, open_bytes
 
 log = logging.getLogger(__name__)
 
 GRACE = 100  # records seen before the share of malformed ones is checked; the end always checks it
 _SHOWN = 5
-_BEFORE_ELEMENT = re.compile(r"[ \t\r\n,]*(?=[^\] \t\r\n,])")  # of a JSON array
 
 
 class Malformed(ValueError):
@@ -45,12 +43,14 @@ class Record:
       number: the line in a JSON-lines file, the position from 1 in an array or a table.
       fields: its content; empty if there is a problem.
       problem: why it has no content, None if it has.
+      is_table: of a CSV file or a table, where lists and numbers may be JSON text.
     """
 
     line: int
     number: int
     fields: dict[str, Any]
     problem: str | None = None
+    is_table: bool = False
 
 
 @dataclasses.dataclass
@@ -118,13 +118,19 @@ def _guarded(path: Path) -> Iterator[Record]:
     """Yields the records of a file. Raises ValueError that names it, whatever is wrong with it."""
     try:
         yield from _file_records(path)
-    except (MemoryError, GeneratorExit):
-        raise
-    except Exception as error:
-        if str(path) in str(error):
+    except OSError as error:
+        if error.filename is not None:  # of the file system, which names the file
             raise
-        problem = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise ValueError(f"{path} is damaged or has another format: {problem:.200}") from error
+        raise _damaged(path, error) from error
+    except Exception as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    if str(path) in str(error):
+        return ValueError(" ".join(str(error).split()))
+    problem = " ".join(f"{type(error).__name__}: {error}".split())
+    return ValueError(f"{path} is damaged or has another format: {problem:.200}")
 
 
 def _file_records(path: Path) -> Iterator[Record]:
@@ -134,29 +140,42 @@ def _file_records(path: Path) -> Iterator[Record]:
     if suffix in tables.FORMATS:
         for number, row in enumerate(tables.read_table(path, suffix), 1):
             if isinstance(row, tables.BadCell):
-                yield Record(number, number, {}, str(row))
+                yield Record(number, number, {}, str(row), is_table=True)
             else:
-                yield Record(number, number, row)
+                yield _checked(number, number, row, is_table=True)
         return
     with open_bytes(path) as file:
-        first = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+        check_utf16(path, file)
+        head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
         file.seek(0)
-        if first == b"[":
-            content = file.read()
-            if suffix == ".json" or isinstance(_parsed(content), list):
-                yield from _array_records(path, content)
-                return
-            file.seek(0)
-        for number, raw in enumerate(file, 1):
-            if number == 1:
-                raw = raw.removeprefix(b"\xef\xbb\xbf")
-                if suffix == ".json" and raw.strip() and not isinstance(_parsed(raw), dict):
-                    raise ValueError(
-                        f"{path} holds no JSON array: give an array of objects, or one object "
-                        "per line as .jsonl"
-                    )
-            if raw.strip():
-                yield _line_record(number, raw)
+        if head[:1] == b"[" and (suffix == ".json" or json_arrays.is_array(file)):
+            text = file.read().decode("utf-8-sig", errors="surrogateescape")
+            for number, element in enumerate(json_arrays.elements(path, text), 1):
+                if element.problem:
+                    yield Record(element.line, number, {}, f"element {number}: {element.problem}")
+                else:
+                    yield _checked(element.line, number, element.value)
+            return
+        yield from _line_records(path, file, is_json=suffix == ".json")
+
+
+def _line_records(path: Path, file: IO[bytes], is_json: bool) -> Iterator[Record]:
+    for number, raw in enumerate(file, 1):
+        if number == 1:
+            raw = raw.removeprefix(b"\xef\xbb\xbf")
+            if is_json and raw.strip() and not isinstance(_parsed(raw), dict):
+                raise ValueError(
+                    f"{path} holds no JSON array: give an array of objects, or one object "
+                    "per line as .jsonl"
+                )
+        if not raw.strip():
+            continue
+        try:
+            value = strict_json.loads(raw.rstrip(b"\r\n"), unique_keys=True)
+        except ValueError as error:
+            yield Record(number, number, {}, str(error))
+        else:
+            yield _checked(number, number, value)
 
 
 def strict_records(path: str | Path) -> Iterator[dict[str, Any]]:
@@ -169,55 +188,19 @@ def strict_records(path: str | Path) -> Iterator[dict[str, Any]]:
 
 def _parsed(raw: bytes) -> Any:
     try:
-        return json.loads(raw)
-    except (ValueError, RecursionError):
+        return strict_json.loads(raw)
+    except ValueError:
         return None
 
 
-def _line_record(number: int, raw: bytes) -> Record:
-    try:
-        value = json.loads(raw.rstrip(b"\r\n").decode("utf-8"))
-    except UnicodeDecodeError as error:
-        problem = f"not UTF-8: byte {error.start + 1} is 0x{raw[error.start]:02x}"
-    except json.JSONDecodeError as error:
-        problem = f"not JSON: {error.msg} at column {error.colno}"
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits; nesting
-        problem = f"not JSON that can be parsed: {type(error).__name__}"
-    else:
-        return _checked(number, number, value, b"\\u" in raw)
-    return Record(number, number, {}, problem)
-
-
-def _array_records(path: Path, content: bytes) -> Iterator[Record]:
-    """The objects of a JSON array, each with the line on which it begins."""
-    text = content.decode("utf-8-sig")
-    decoder, at = json.JSONDecoder(), text.index("[") + 1
-    line, counted, number = 1, 0, 0
-    while separators := _BEFORE_ELEMENT.match(text, at):
-        at = separators.end()
-        line, counted, number = line + text.count("\n", counted, at), at, number + 1
-        try:
-            value, at = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            # The end of a broken element is unknown, so nothing after it can be parsed.
-            raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
-        yield _checked(line, number, value, "\\u" in text[counted:at])
-
-
-def _checked(line: int, number: int, value: Any, escapes: bool) -> Record:
+def _checked(line: int, number: int, value: Any, is_table: bool = False) -> Record:
+    """Returns the record of a parsed value, whatever file it is from."""
     if not isinstance(value, dict):
-        return Record(line, number, {}, f"a {type(value).__name__} where an object is expected")
-    try:
-        if escapes:
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except RecursionError:
-        return Record(line, number, {}, "nested too deep")
-    except UnicodeEncodeError as error:
-        code = ord(str(error.object)[error.start])
-        return Record(
-            line, number, {}, f"half a surrogate pair (\\u{code:04x}), which is not a character"
-        )
-    return Record(line, number, value)
+        problem = f"a {type(value).__name__} where an object is expected"
+        return Record(line, number, {}, problem)
+    if problem := strict_json.problem(value):
+        return Record(line, number, {}, problem, is_table)
+    return Record(line, number, value, is_table=is_table)
 
 
 # ---------------------------------------------------------------- TFDS
@@ -225,5 +208,8 @@ def _checked(line: int, number: int, value: Any, escapes: bool) -> Record:
 
 def tfds_splits(folder: Path) -> list[str]:
     """Returns the splits of a prepared TFDS folder (NAME/CONFIG/VERSION)."""
-    info = json.loads((folder / "dataset_info.json").read_text())
-    return [split["name"] for split in info.get("splits", [])]
+    file = folder / "dataset_info.json"
+    try:
+        return [str(split["name"]) for split in strict_json.read(file).get("splits", [])]
+    except (AttributeError, KeyError, TypeError):
+        raise ValueError(f"{file} is damaged: prepare the data set again") from None

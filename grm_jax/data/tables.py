@@ -8,15 +8,17 @@ import ast
 import csv
 import gzip
 import io
-import json
 import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from grm_jax import strict_json
+
 _CHAT = re.compile(r"""\s*\[\s*\{\s*(['"])(role|content|from|value)\1\s*:""")
-_EXTRA = "\0more cells"  # key of the cells beyond the header's; no header has it
+MOST_EXPANDED = 100  # times its size to which a gzip file of more than 1 GiB may expand
+_ALWAYS_EXPANDED = 1 << 30
 csv.field_size_limit(1 << 30)
 
 
@@ -25,13 +27,57 @@ class BadCell(ValueError):
 
 
 def open_bytes(path: str | Path) -> IO[bytes]:
-    """Opens a file for reading, decompressed if it is a gzip file."""
+    """Opens a file for reading, decompressed if it is a gzip file.
+
+    Reading raises ValueError where a gzip file expands to more than `MOST_EXPANDED` times its size,
+    and to more than 1 GiB.
+    """
     file: Any = open(path, "rb")
     if file.read(2) == b"\x1f\x8b":
         file.close()
-        file = gzip.open(path)
+        return io.BufferedReader(_Expanded(path), 1 << 16)
     file.seek(0)
     return file
+
+
+class _Expanded(io.RawIOBase):
+    """The content of a gzip file, of bounded size."""
+
+    def __init__(self, path: str | Path):
+        self._path, self._file = path, gzip.open(path)
+        self._most = max(_ALWAYS_EXPANDED, MOST_EXPANDED * Path(path).stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer)
+        if self._file.tell() > self._most:
+            raise ValueError(
+                f"{self._path} expands to more than {MOST_EXPANDED} times its size: decompress it"
+            )
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def check_utf16(path: Path, file: IO[bytes]) -> None:
+    """Raises ValueError if a text file is UTF-16 or UTF-32; rewinds it otherwise."""
+    head = file.read(4)
+    file.seek(0)
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff") or (len(head) == 4 and head.count(0) in (2, 3)):
+        raise ValueError(f"{path} is UTF-16 or UTF-32 text: save it as UTF-8")
 
 
 def read_table(path: Path, suffix: str) -> Iterator[dict[str, Any] | BadCell]:
@@ -66,11 +112,11 @@ def plain(value: Any) -> Any:
 
 
 def _cell(value: Any, column: str) -> Any:
-    if isinstance(value, float) and math.isnan(value):  # how pandas writes a missing number
+    if isinstance(value, float) and math.isnan(value):  # how NumPy writes a missing number
         return None
     if not isinstance(value, str) or not _CHAT.match(value):
         return value
-    for parse in (json.loads, ast.literal_eval):
+    for parse in (strict_json.loads, ast.literal_eval):
         try:
             parsed = parse(value)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -85,50 +131,98 @@ def _cell(value: Any, column: str) -> Any:
 
 def _csv(path: Path, delimiter: str = "") -> Iterator[dict[str, Any] | BadCell]:
     with open_bytes(path) as file:
+        check_utf16(path, file)
         header = file.readline()
         file.seek(0)
         if not delimiter:  # spreadsheets of some countries write semicolons
             delimiter = ";" if b"," not in header and b";" in header else ","
         lines = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-        reader = csv.DictReader(lines, delimiter=delimiter, restkey=_EXTRA)
-        for row in reader:
-            extra = row.pop(_EXTRA, None)
-            if extra is not None:
-                yield BadCell(f"{len(row) + len(extra)} cells in {len(row)} columns")
-                continue
-            cells = {key: value for key, value in row.items() if value is not None}
-            try:
-                "".join(cells.values()).encode("utf-8")
-                yield cells
-            except UnicodeEncodeError:
-                yield BadCell("not UTF-8")
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        columns = _header(path, reader)
+        start = reader.line_num + 1
+        while (cells := _next_row(path, reader, start)) is not None:
+            start = reader.line_num + 1
+            if cells:
+                yield _named(cells, columns) if isinstance(cells, list) else cells
+
+
+def _header(path: Path, reader: Any) -> list[str]:
+    columns: list[str] = next((cells for cells in reader if cells), [])
+    if repeated := [name for name in columns if name and columns.count(name) > 1]:
+        raise ValueError(f"{path} has the column {repeated[0]!r:.60} twice: rename one")
+    if any(strict_json.surrogate(name, "") for name in columns):
+        raise ValueError(f"{path}: the header is not UTF-8: save the file as UTF-8")
+    return columns
+
+
+def _next_row(path: Path, reader: Any, start: int) -> list[str] | BadCell | None:
+    """Returns the cells of the next row; None at the end. start: its first line."""
+    try:
+        return next(reader, None)
+    except csv.Error as error:
+        if "unexpected end of data" in str(error):
+            raise ValueError(
+                f"{path}, line {start}: a quoted cell is not closed before the end of the file"
+            ) from None
+        last = reader.line_num
+        lines = f"line {start}" if last == start else f"lines {start} to {last}"
+        return BadCell(f"{lines}: a quotation mark is missing, or not doubled ({error})")
+
+
+def _named(cells: list[str], columns: list[str]) -> dict[str, Any] | BadCell:
+    if len(cells) > len(columns):
+        return BadCell(f"{len(cells)} cells in {len(columns)} columns")
+    if any(strict_json.surrogate(cell, "") for cell in cells):
+        return BadCell("not UTF-8")
+    return dict(zip(columns, cells))
 
 
 def _tsv(path: Path) -> Iterator[dict[str, Any] | BadCell]:
     return _csv(path, "\t")
 
 
-def _parquet(path: Path) -> Iterator[dict[str, Any]]:
+def _parquet(path: Path) -> Iterator[dict[str, Any] | BadCell]:
     import pyarrow.parquet
 
     with open_bytes(path) as file:
         for batch in pyarrow.parquet.ParquetFile(file).iter_batches(1024):
-            yield from batch.to_pylist()
+            yield from _batch_rows(batch)
 
 
-def _arrow(path: Path) -> Iterator[dict[str, Any]]:
+def _arrow(path: Path) -> Iterator[dict[str, Any] | BadCell]:
     import pyarrow as pa
 
-    # `save_to_disk` writes the streaming format, `to_feather` and others the file format.
-    with pa.memory_map(str(path)) as file:
-        try:
-            batches = list(pa.ipc.open_stream(file))
-        except pa.ArrowInvalid:
-            file.seek(0)
-            reader = pa.ipc.open_file(file)
-            batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        for batch in batches:
-            yield from batch.to_pylist()
+    with open_bytes(path) as packed:
+        # `save_to_disk` writes the streaming format, `to_feather` and others the file format.
+        is_plain = isinstance(packed, io.BufferedReader) and not isinstance(packed.raw, _Expanded)
+        with pa.memory_map(str(path)) if is_plain else pa.PythonFile(packed) as file:
+            try:
+                batches = iter(pa.ipc.open_stream(file))
+            except pa.ArrowInvalid:
+                file.seek(0)
+                reader = pa.ipc.open_file(file)
+                batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+            for batch in batches:
+                yield from _batch_rows(batch)
+
+
+def _batch_rows(batch: Any) -> Iterator[dict[str, Any] | BadCell]:
+    """Yields the rows of a record batch; a row with invalid values gives its problem."""
+    batch.validate()  # raises for offsets and lengths that do not fit the buffers
+    try:
+        batch.validate(full=True)
+        rows = batch.to_pylist()
+    except Exception:  # noqa: BLE001
+        rows = (_batch_row(batch.slice(i, 1)) for i in range(batch.num_rows))
+    yield from rows
+
+
+def _batch_row(batch: Any) -> dict[str, Any] | BadCell:
+    try:
+        batch.validate(full=True)
+        return batch.to_pylist()[0]
+    except Exception as error:  # noqa: BLE001
+        return BadCell(" ".join(f"a value is damaged: {error}".split())[:200])
 
 
 FORMATS: dict[str, Callable[[Path], Iterator[Any]]] = {

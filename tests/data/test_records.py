@@ -53,6 +53,22 @@ def test_files_that_cannot_be_parsed_are_refused(tmp_path):
     (tmp_path / "o.json").write_text('{\n"a": 1}')
     with pytest.raises(ValueError, match="no JSON array"):
         list(read_records(tmp_path / "o.json"))
-    (tmp_path / "o.json").write_text('[{"a": 1},\n{broken}]')
-    with pytest.raises(ValueError, match=r"o\.json:2: not JSON"):
+    (tmp_path / "o.json").write_text('[{"a": 1},\n{broken},')
+    with pytest.raises(ValueError, match=r"o\.json:2: element 2 .* not JSON"):
         list(read_records(tmp_path / "o.json"))
+
+
+@pytest.mark.parametrize("indent", [None, 1, 4])
+@pytest.mark.parametrize(
+    "broken",
+    ["{broken}", '{"a": }', '{"a": 1', '{"a": "x" y"}', '{"a": [{"a": 1}, {"a": 2}]', "9" * 5000],
+)
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_a_broken_element_of_an_array_leaves_the_others(broken, indent, place, tmp_path):
+    good = [{"a": i, "turns": [{"role": "user", "content": "} , {"}] * 2} for i in range(4)]
+    text = json.dumps([*good[:place], "BROKEN", *good[place:]], indent=indent)
+    (tmp_path / "a.json").write_text(text.replace('"BROKEN"', broken))
+    found = list(read_records(tmp_path / "a.json"))
+    assert [r.fields for r in found if not r.problem] == good
+    (bad,) = [record for record in found if record.problem]
+    assert bad.number == place + 1 and f"element {place + 1}: " in bad.problem
