@@ -33,9 +33,12 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from grm_jax.storage import as_path, is_remote, open_atomic, write_atomic
+from grm_jax import strict_json
+from grm_jax.storage import as_path, check_replaceable, is_remote, open_atomic, write_atomic
 
 _NAMED = re.compile(r".+@([0-9a-f]{12})")  # a model's or template's name with its fingerprint
+
+REMOVE_LINE = "remove that line, and its record is made again"
 
 Key = str | int
 Record = dict[str, Any]
@@ -52,11 +55,13 @@ class StoreMismatch(RuntimeError):
 class RunStore(Mapping[Key, Record]):
     """An append-only mapping from keys to JSON records, durable after every append.
 
-    Layout. A local path with a suffix is one JSONL file: a header line with the identity, then one
-    line per record, each forced to disk before `append` returns. A kill leaves at most one torn
-    last line, which the next run drops. A bucket has no appending, so there, and for a local path
+    Layout. A local path with a suffix is one file: a header line with the identity, then one line
+    per record, each forced to disk before `append` returns. A line is JSON, a tab and the CRC-32 of
+    the JSON. A kill leaves at most one torn last line, which the next run drops; any other damage
+    is an error that names the line. A bucket has no appending, so there, and for a local path
     without a suffix, the store is a folder of numbered parts (000000.jsonl, ...), one per append;
-    a part is written atomically. Parts without a header, of earlier versions, are read as well.
+    a part is written atomically. Stores of earlier versions, whose lines have no checksum and whose
+    parts may have no header, are read as well.
 
     Args:
       path: the file or folder. It is created if missing.
@@ -70,7 +75,7 @@ class RunStore(Mapping[Key, Record]):
       FileExistsError: the store exists and existing = "refuse".
       IdentityMismatch: the store has another identity; names the first differing field.
       BlockingIOError: another run is writing the store.
-      ValueError: a line in the middle of the store is damaged.
+      ValueError: a line is damaged, or the path is a symlink, a FIFO or a device.
       StoreMismatch: on all processes of a shared store, if they see different records.
     """
 
@@ -109,7 +114,7 @@ class RunStore(Mapping[Key, Record]):
             raise
 
     def __getitem__(self, key: Key) -> Record:
-        return json.loads(self._line(key))
+        return json.loads(self._text(key))
 
     def __contains__(self, key: object) -> bool:
         return key in self._index
@@ -151,7 +156,7 @@ class RunStore(Mapping[Key, Record]):
             return
         if self.is_writer:
             self._write_part(lines.values())
-        self._index |= lines
+        self._index |= {key: verified(line) or b"" for key, line in lines.items()}
 
     def finish(self, output: str | os.PathLike, order: Iterable[Key] | None = None) -> None:
         """Replaces the local file `output` by the records, atomically, and removes the store.
@@ -168,7 +173,7 @@ class RunStore(Mapping[Key, Record]):
             )
         if self.is_writer:
             with open_atomic(output) as file:
-                file.writelines(self._line(key) for key in keys)
+                file.writelines(self._text(key) + b"\n" for key in keys)
             self.path.rmtree() if self.is_folder else self.path.unlink()
         self.close()
 
@@ -178,28 +183,42 @@ class RunStore(Mapping[Key, Record]):
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _line(self, key: Key) -> bytes:
+    def _text(self, key: Key) -> bytes:
+        """Returns the JSON of a record, read again from the file and checked again."""
         place = self._index[key]
         if isinstance(place, bytes):
             return place
-        return os.pread(self._descriptor, place[1], place[0])
+        text = verified(os.pread(self._descriptor, place[1], place[0]))
+        if text is None:
+            raise ValueError(f"{self.path} was changed by another program: start over")
+        return text
 
     def _lock(self) -> None:
         """Creates and locks the store; in a bucket there is nothing to lock."""
         if is_remote(self.path):
             return
         (self.path if self.is_folder else self.path.parent).mkdir(parents=True, exist_ok=True)
-        flags = os.O_RDONLY if self.is_folder else os.O_RDWR | os.O_APPEND | os.O_CREAT
+        flags = os.O_RDONLY
+        if not self.is_folder:
+            if os.path.islink(self.path):
+                raise ValueError(f"{self.path} is a symlink: remove it, or name another output")
+            check_replaceable(self.path)
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
+        in_use = BlockingIOError(
+            f"{self.path} is being written by another run: wait for it, or stop it"
+        )
         self._descriptor = os.open(self.path, flags, 0o666)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(
-                f"{self.path} is being written by another run: wait for it, or stop it"
-            ) from None
+            # Between the two calls the other run may have finished, and removed the file.
+            if not os.path.samestat(os.fstat(self._descriptor), os.stat(self.path)):
+                raise in_use
+        except (BlockingIOError, FileNotFoundError):
+            raise in_use from None
 
     def _parts(self) -> list[Any]:
-        return sorted(self.path.glob("*.jsonl")) if self.path.exists() else []
+        parts = self.path.glob("*.jsonl") if self.path.exists() else ()
+        return sorted((p for p in parts if p.stem.isdecimal()), key=lambda part: int(part.stem))
 
     def _clear(self) -> None:
         if not self.is_writer:
@@ -230,19 +249,21 @@ class RunStore(Mapping[Key, Record]):
         for number, line in enumerate(lines, start=1):
             if not line.endswith(b"\n"):
                 break  # the run was killed while it wrote this line
-            try:
-                record = json.loads(line)
-                key = record.get(self.key)
-            except (ValueError, AttributeError):
+            record = _parsed(line)
+            key = None if record is None else record.get(self.key)
+            if record is not None and number == 1 and (key is None or not self.is_folder):
+                # The header of an earlier version, without a checksum, has fewer fields.
+                known = self.identity if _has_checksum(line) else record
+                new = {name: value for name, value in self.identity.items() if name in known}
+                check_identity(record, new, path)
+            elif not isinstance(key, str | int) or isinstance(key, bool):
                 raise ValueError(
-                    f"{path}, line {number} is damaged: remove the file, or start over with "
-                    "--overwrite"
-                ) from None
-            if number == 1 and (key is None or not self.is_folder):
-                check_identity(record, self.identity, path)
+                    f"{path}, line {number} is damaged: "
+                    + ("start over with --overwrite" if number == 1 else REMOVE_LINE)
+                )
             else:
                 in_file = self.is_writer and not self.is_folder
-                self._index[key] = (offset, len(line)) if in_file else line
+                self._index[key] = (offset, len(line)) if in_file else verified(line) or b""
             offset += len(line)
         return offset
 
@@ -282,11 +303,43 @@ def content_of(value: Any) -> Any:
     return match[1] if match else value
 
 
+# ---------------------------------------------------------------- lines
+
+
 def _encode(record: Mapping[str, Any]) -> bytes:
+    """Returns the line of a record. Raises ValueError for a number that is not finite."""
+    if problem := strict_json.non_finite(record):
+        raise ValueError(f"a record cannot be stored: {problem}")
     try:
-        return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+        text = json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError:  # half a surrogate pair has no UTF-8 form, but it has an escape
-        return json.dumps(record).encode() + b"\n"
+        text = json.dumps(record).encode()
+    return b"%b\t%08x\n" % (text, zlib.crc32(text))
+
+
+def verified(line: bytes) -> bytes | None:
+    """Returns the JSON of a line without its checksum; None if the two do not fit.
+
+    A line of an earlier version, which has no checksum, is returned as it is.
+    """
+    text, tab, checksum = line.rstrip(b"\n").rpartition(b"\t")
+    if not _has_checksum(line):
+        return line.rstrip(b"\n") if not tab else None
+    return text if b"%08x" % zlib.crc32(text) == checksum else None
+
+
+def _has_checksum(line: bytes) -> bool:
+    return re.search(rb"\t[0-9a-f]{8}\n?$", line) is not None
+
+
+def _parsed(line: bytes) -> Record | None:
+    """Returns the record of a line; None for one that is damaged."""
+    text = verified(line)
+    try:
+        record = None if text is None else strict_json.loads(text)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def _process() -> tuple[bool, int]:

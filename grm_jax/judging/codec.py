@@ -1,11 +1,13 @@
 """The one JSON form of critiques and verdicts, and the rows of `grm judge` that consist of them."""
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from grm_jax import strict_json
+from grm_jax.judging.row_schema import row_problem
+from grm_jax.run_store import verified
 from grm_jax.types import Comparison, Critique, Principle, Verdict
 
 Row = dict[str, Any]  # one line of an output file
@@ -118,32 +120,50 @@ def without_texts(row: Row) -> Row:
     return kept | {"critiques": [critique | without for critique in row["critiques"]]}
 
 
-def read_judged_rows(path: str | Path) -> Iterator[Row]:
+def read_judged_rows(path: str | Path, check: bool = False) -> Iterator[Row]:
     """Yields the rows of an output of `grm judge`, or of the OUT.part of an unfinished run.
 
-    Raises ValueError that names the first line that is not such a row.
+    check: whether the fields of every row are checked as well (`row_schema`).
+
+    Raises:
+      ValueError: names the file, and the first line that is damaged or no such row.
     """
-    with open(path, encoding="utf-8") as file:
-        for number, text in enumerate(file, start=1):
-            if not text.strip():
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
                 continue
             try:
-                row = json.loads(text)
+                row = _row_of(path, number, line)
             except ValueError:
-                if not text.endswith("\n"):
-                    return  # the last line of a run that is being written
-                raise ValueError(
-                    f"{path}, line {number} is not JSON: name an output of `grm judge`, or judge "
-                    "again with --overwrite"
-                ) from None
-            if number == 1 and isinstance(row, dict) and "line" not in row and "input" in row:
-                continue  # the header of OUT.part
-            if not isinstance(row, dict) or "line" not in row or "critiques" not in row:
-                raise ValueError(
-                    f"{path}, line {number} is not a row of `grm judge`: name its output, not its "
-                    "input"
-                )
-            yield row
+                if line.endswith(b"\n"):
+                    raise
+                return  # the last line of a run that is being written, or of a file that was cut
+            if row is not None:
+                if problem := row_problem(row) if check else "":
+                    raise ValueError(
+                        f"{path}: row {row.get('id')!r:.60} (line {number}) has {problem}: remove "
+                        "the row, or judge it again"
+                    )
+                yield row
+
+
+def _row_of(path: str | Path, number: int, line: bytes) -> Row | None:
+    """Returns the row of a line; None for the header of OUT.part."""
+    place, text = f"{path}, line {number}", verified(line)
+    if text is None:
+        raise ValueError(f"{place} is damaged: its checksum differs; judge again with --resume")
+    try:
+        row = strict_json.loads(text)
+    except ValueError as error:
+        raise ValueError(
+            f"{place}: {error}: name an output of `grm judge`, or judge again with --overwrite"
+        ) from None
+    is_row = isinstance(row, dict) and "line" in row and "critiques" in row
+    if number == 1 and isinstance(row, dict) and "line" not in row and "input" in row:
+        return None
+    if not is_row:
+        raise ValueError(f"{place} is not a row of `grm judge`: name its output, not its input")
+    return row
 
 
 def _list(values: tuple | None) -> list | None:

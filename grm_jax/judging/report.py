@@ -22,7 +22,7 @@ from grm_jax.data.layouts import LAYOUTS
 from grm_jax.data.records import read_records
 from grm_jax.judging.codec import Row, read_judged_rows
 from grm_jax.judging.options import POSITIVE
-from grm_jax.judging.report_data import Run, page_data, strict_json
+from grm_jax.judging.report_data import Run, embedded_json, page_data
 from grm_jax.storage import fetch, is_remote, write_atomic
 
 PAGE = Path(__file__).parent / "page"
@@ -180,7 +180,7 @@ def _html(data: dict[str, Any]) -> str:
 
 def embedded(data: Any) -> str:
     """Returns ASCII JSON that is safe in a script element: nothing in it ends the element."""
-    text = strict_json(data)
+    text = embedded_json(data)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text

@@ -7,21 +7,23 @@ so a page of many rows opens quickly.
 import base64
 import dataclasses
 import json
-import math
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from grm_jax import strict_json
 from grm_jax.judging import pairs, summary
 from grm_jax.judging.codec import Row
 from grm_jax.judging.pairs import Pair
+from grm_jax.judging.row_schema import row_problem
 from grm_jax.judging.votes import VOTES
 
 PART_CHARACTERS = 300_000  # of JSON, before compression
 OPENING = 240  # characters of a query in the list
 MAX_GROUPS = 60  # values of a field that the page breaks the rates down by
 GROUP_RATES = ("comparisons", "errors", "labelled", "accuracy", "tie_credit", "ties", "parsed")
+SETTINGS = ("model", "template", "k", "temperature", "seed")  # of the line about a run
 ERROR_SIDE: dict[str, Any] = {
     "scores": [],
     "best": None,
@@ -95,61 +97,19 @@ def page_data(runs: Sequence[Run], title: str, limit: int | None = None) -> dict
 def check_rows(run: Run) -> None:
     """Raises ValueError for the first row with fields that `grm judge` does not write.
 
-    Computes what the page shows of the row alone, so this one place refuses damage of any kind.
+    A page shows what the rows of a file have in common with those of `row_schema`, and the settings
+    of the run; JSON has no NaN.
     """
     for row in run.rows:
-        try:
-            problem = _problem(row)
-            if not problem:
-                opening(row), group_values((row,)), side(row), detail((row,), [run])
-                settings([row]), summary.summarise([row]), unique_keys([row])
-        except Exception as error:
-            problem = f"a field of the wrong type ({error})"
+        judged = not row.get("error")
+        absent = [name for name in SETTINGS if judged and name not in row]
+        problem = row_problem(row) or (f"no field {absent[0]!r}" if absent else "")
+        problem = problem or strict_json.non_finite(row, "a NaN or infinite number: the row")
         if problem:
             raise ValueError(
-                f"{run.name or 'the rows'}: row {row.get('id')!r} (line {row.get('line')}) has "
-                f"{problem}: remove the row, or judge it again"
+                f"{run.name or 'the rows'}: row {row.get('id')!r:.60} (line {row.get('line')!r:.20}"
+                f") has {problem}: remove the row, or judge it again"
             )
-
-
-def _problem(row: Row) -> str:
-    """Returns what is wrong with a row that has its fields, or "": a page would show nonsense."""
-    critiques, n = row["critiques"], row["n"]
-    if row.get("error"):
-        return "" if n == 0 and critiques == [] and row["error"]["reason"] else "a malformed error"
-    if not isinstance(n, int) or n < 1:
-        return f"n = {n!r} responses"
-    kinds = {"critiques": list, "kept": list | None, "query": str | list | None}
-    for name, kind in kinds.items():
-        if not isinstance(row.get(name), kind):
-            return f"{name} of the wrong type"
-    if not all(isinstance(c["status"], str) for c in critiques):
-        return "a critique whose status is no text"
-    optional = [c.get(name) for c in critiques for name in ("scores", "expected_scores")]
-    scores = [row["scores"], *(row.get("votes") or {}).values()]
-    scores += [values for values in optional if values is not None]
-    if not all(_are_numbers(values, n) for values in scores):
-        return "scores that are not n numbers, or a score that is NaN or infinite"
-    if not all(sorted(c["order"]) == list(range(n)) for c in critiques):
-        return "a critique whose order is not a permutation of the responses"
-    if not all((c["scores"] is not None) == (c["status"] == "ok") for c in critiques):
-        return "a critique whose status does not fit its scores"
-    label = row["label"]
-    if not (label is None or label in range(n) or _are_numbers(label, n)):
-        return f"the label {label!r}"
-    texts = row.get("responses")
-    are_texts = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
-    return (
-        "" if texts is None or (are_texts and len(texts) == n) else "responses that are not n texts"
-    )
-
-
-def _are_numbers(values: Any, n: int) -> bool:
-    return (
-        isinstance(values, list)
-        and len(values) == n
-        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
-    )
 
 
 def _some(rows: Pair) -> Row:
@@ -321,7 +281,7 @@ def pack(details: Sequence[dict[str, Any]]) -> tuple[list[str], list[tuple[int, 
     places: list[tuple[int, int]] = []
     texts: list[str] = []
     for item in details:
-        texts.append(strict_json(item))
+        texts.append(embedded_json(item))
         places.append((len(parts), len(texts) - 1))
         if sum(map(len, texts)) >= PART_CHARACTERS:
             parts.append(_compressed(texts))
@@ -331,15 +291,9 @@ def pack(details: Sequence[dict[str, Any]]) -> tuple[list[str], list[tuple[int, 
     return parts, places
 
 
-def strict_json(value: Any) -> str:
-    """Returns ASCII JSON. Raises ValueError for NaN and infinity, which JSON does not have."""
-    try:
-        return json.dumps(value, separators=(",", ":"), allow_nan=False)
-    except ValueError:
-        raise ValueError(
-            "a row holds a number that is NaN or infinite, which JSON lacks: remove the row, or "
-            "judge it again"
-        ) from None
+def embedded_json(value: Any) -> str:
+    """Returns ASCII JSON without spaces. Raises ValueError for NaN and infinity."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
 def _compressed(texts: Sequence[str]) -> str:

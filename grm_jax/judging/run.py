@@ -231,7 +231,7 @@ def _check_finished(
 
     A field that an earlier version did not write is not compared.
     """
-    finished, problem = list(codec.read_judged_rows(output)), None
+    finished, problem = list(codec.read_judged_rows(output, check=True)), None
     if len(finished) != len(rows):
         problem = f"holds {len(finished)} comparisons, now there are {len(rows)}"
     for record, row in zip(finished, rows):
