@@ -7,7 +7,6 @@ are needed are downloaded, and none of a format that runs code (.bin, .pt, .pkl,
 
 import dataclasses
 import functools
-import json
 import logging
 import os
 import re
@@ -18,9 +17,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from grm_jax.model_files import INDEX, read_json, refuse_adapter, weight_files
+
 log = logging.getLogger(__name__)
 
-INDEX = "model.safetensors.index.json"
 # Tokenizer files of a model folder: vocabulary, chat format, generation settings.
 TOKENIZER_FILES = (
     "tokenizer.model",
@@ -117,10 +117,8 @@ def _weight_files(name: HubName, folder: Path, repo: Listing) -> list[str]:
     """The safetensors of the index, else one safetensors file, else one GGUF file."""
     files = repo.sizes
     if INDEX in files:
-        named = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-        if wrong := [file for file in named if not file.endswith(".safetensors")]:
-            raise FileNotFoundError(f"{name.repo}: {INDEX} names {wrong[0]}, no safetensors file")
-        return named
+        return weight_files(name.repo, read_json(folder / INDEX), list(files))
+    refuse_adapter(name.repo, files)
     for suffix in (".safetensors", ".gguf"):
         names = sorted(file for file in files if file.endswith(suffix) and "/" not in file)
         if "model.safetensors" in names or len(names) == 1:

@@ -15,6 +15,7 @@ from grm_jax.checkpoints.loading import check_names, load_model
 from grm_jax.checkpoints.saving import copy_tokenizer, save
 from grm_jax.checkpoints.tensor_map import tensor_map
 from grm_jax.checkpoints.tensors import Reader
+from grm_jax.model_files import damage_of, exists
 from grm_jax.models.config import TransformerConfig
 from grm_jax.models.transformer import Transformer
 from grm_jax.storage import fetch
@@ -34,18 +35,24 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Reader:
 
     Raises:
       FileNotFoundError: the path does not exist, or the hub name is not accessible.
-      ValueError: none of these formats.
+      ValueError: none of these formats, or a damaged checkpoint: names the file, what is wrong in
+        it and what to do, in one line.
     """
     path = fetch(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give {FORMATS}")
     refuse_run_folder(path)
-    if (path / "config.json").exists():
+    with damage_of(path):
+        return _open(path)
+
+
+def _open(path: Path) -> Reader:
+    from grm_jax.checkpoints.deepmind import DeepMindCheckpoint, is_deepmind
+
+    if exists(path / "config.json"):
         from grm_jax.checkpoints.hf_folder import HfFolder
 
         return HfFolder(path)
-    from grm_jax.checkpoints.deepmind import DeepMindCheckpoint, is_deepmind
-
     if is_deepmind(path):
         return DeepMindCheckpoint(path)
     files = sorted(path.glob("*.gguf")) if path.is_dir() else [path]

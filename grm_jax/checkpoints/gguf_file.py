@@ -154,7 +154,8 @@ class GgufFile(Reader):
             "rms_norm_eps": float(f"{eps:.6g}"),
             "tie_word_embeddings": "output.weight" not in self.tensors,
         }
-        cfg = from_hf(config | fields, Path(self.path).stem)
+        config |= {key: value for key, value in fields.items() if value is not None}
+        cfg = from_hf(config, Path(self.path).stem, self.path)
         if self.rope_factors is None:
             return cfg
         (spec,) = cfg.pattern

@@ -1,51 +1,25 @@
 """Converts Hugging Face's config.json to and from TransformerConfig.
 
-A released config.json omits keys that equal the default of its class in transformers, so these
-defaults are part of the format.
+`hf_fields.py` has the defaults, types and ranges of the fields.
 """
 
 import logging
 from typing import Any
 
+from grm_jax.checkpoints.hf_fields import (
+    DEFAULTS,
+    FIELDS,
+    check_field,
+    check_supported,
+    read_fields,
+    read_rope,
+)
 from grm_jax.models.config import PLAIN, LayerSpec, Llama3Rope, TransformerConfig, find_config
+
+__all__ = ["ARCHITECTURES", "DEFAULTS", "from_hf", "released_like", "to_hf"]
 
 log = logging.getLogger(__name__)
 
-# Defaults of the classes in transformers, which stand for missing keys.
-_GEMMA_DEFAULTS = {
-    "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
-    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
-    "hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": 1e-6, "query_pre_attn_scalar": 256,
-    "sliding_window": 4096, "tie_word_embeddings": True, "attention_bias": False,
-    "use_bidirectional_attention": False,
-}  # fmt: skip
-_PLAIN_DEFAULTS = {
-    "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "num_key_value_heads": None, "head_dim": None, "hidden_act": "silu", "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False,
-    "use_sliding_window": False, "rope_theta": 10_000.0,
-}  # fmt: skip
-_QWEN_DEFAULTS = _PLAIN_DEFAULTS | {
-    "vocab_size": 151_936, "intermediate_size": 22_016, "num_key_value_heads": 32,
-    "max_position_embeddings": 32_768,
-}  # fmt: skip
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "gemma2": _GEMMA_DEFAULTS | {
-        "vocab_size": 256_000, "max_position_embeddings": 8192, "rope_theta": 10_000.0,
-        "sliding_window_pattern": 2, "attn_logit_softcapping": 50.0,
-        "final_logit_softcapping": 30.0,
-    },
-    "gemma3_text": _GEMMA_DEFAULTS | {
-        "vocab_size": 262_208, "max_position_embeddings": 131_072, "rope_theta": 1_000_000.0,
-        "rope_local_base_freq": 10_000.0, "sliding_window_pattern": 6,
-        "attn_logit_softcapping": None, "final_logit_softcapping": None,
-    },
-    "llama": _PLAIN_DEFAULTS | {
-        "vocab_size": 32_000, "intermediate_size": 11_008, "max_position_embeddings": 2048,
-    },
-    "qwen2": _QWEN_DEFAULTS,
-    "qwen3": _QWEN_DEFAULTS | {"head_dim": 128},
-}  # fmt: skip
 # Supported architectures -> model type.
 ARCHITECTURES = {
     "Gemma2ForCausalLM": "gemma2",
@@ -60,52 +34,48 @@ ARCHITECTURES = {
     "Qwen3ForCausalLM": "qwen3",
     "Qwen3ForSequenceClassification": "qwen3",
 }
-# Keys with only one supported value. Gemma's `hidden_act` is not one of them: the first files set
-# it to "gelu", but the models were trained with the tanh approximation.
-_GEMMA_FIXED = {
-    "hidden_activation": "gelu_pytorch_tanh",
-    "tie_word_embeddings": True,
-    "attention_bias": False,
-    "use_bidirectional_attention": False,
-}
-_PLAIN_FIXED = {
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
-    "use_sliding_window": False,
+# Architectures that model types mean in files that name no architecture.
+_BY_TYPE = {
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3": "Gemma3ForConditionalGeneration",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
 }
 
 
-def from_hf(config: dict[str, Any], name: str = "model") -> TransformerConfig:
+def from_hf(config: dict[str, Any], name: str = "model", source: str = "") -> TransformerConfig:
     """Returns the model that a config.json describes, named after the registered size, or `name`.
 
+    source: names the folder in errors; `name` by default.
+
     Raises:
-      ValueError: names the key of an unsupported architecture, activation, RoPE or layer type.
+      ValueError: names the key and the value that is wrong or not supported: architecture, size,
+        activation, RoPE, layer type, quantisation.
     """
-    is_gemma2 = config.get("model_type") == "gemma2"
-    default = "Gemma2ForCausalLM" if is_gemma2 else "Gemma3ForCausalLM"
-    architecture = (config.get("architectures") or [default])[0]
-    if architecture not in ARCHITECTURES:
-        raise ValueError(
-            f"{name}: architecture {architecture!r} is not supported: "
-            f"use one of {', '.join(ARCHITECTURES)}"
-        )
+    source = source or name
+    for key in ("architectures", "model_type", "num_labels", "id2label"):
+        check_field(key, config.get(key), FIELDS[key], source)
+    architecture = _architecture(config, source)
     text = config.get("text_config", config)  # nested in Gemma3ForConditionalGeneration
-    model_type = ARCHITECTURES[architecture]
-    is_gemma = model_type.startswith("gemma")
-    present = {k: v for k, v in text.items() if v is not None or k.endswith("softcapping")}
-    c = DEFAULTS[model_type] | present
-    for key, value in (_GEMMA_FIXED if is_gemma else _PLAIN_FIXED).items():
-        if c[key] != value:
-            raise ValueError(
-                f"{name}: {key}={c[key]!r} in config.json is not supported: "
-                f"released models of type {model_type} have {value!r}"
-            )
+    check_field("text_config", text, FIELDS["text_config"], source)
     classifier = architecture.endswith("SequenceClassification")
     labels = config.get("num_labels") or len(config.get("id2label") or {"0": ""})
     if classifier and labels != 1:
         raise ValueError(
-            f"{name}: the classifier has {labels} labels: a reward model needs num_labels = 1"
+            f"{source}: the classifier has {labels} labels: a reward model needs num_labels = 1"
+        )
+    model_type = ARCHITECTURES[architecture]
+    _check_model_type(config, text, model_type, source)
+    is_gemma = model_type.startswith("gemma")
+    c = read_fields(text, model_type, source)
+    check_supported(config, model_type, source)
+    heads, kv_heads = c["num_attention_heads"], c["num_key_value_heads"]
+    if heads % (kv_heads or heads):
+        raise ValueError(
+            f"{source}: num_attention_heads={heads} in config.json is not a multiple of "
+            f"num_key_value_heads={kv_heads}: correct one of them"
         )
     cfg = TransformerConfig(
         name=name,
@@ -113,14 +83,18 @@ def from_hf(config: dict[str, Any], name: str = "model") -> TransformerConfig:
         num_layers=c["num_hidden_layers"],
         d_model=c["hidden_size"],
         d_ff=c["intermediate_size"],
-        num_heads=c["num_attention_heads"],
-        num_kv_heads=c["num_key_value_heads"] or c["num_attention_heads"],
+        num_heads=heads,
+        num_kv_heads=kv_heads or heads,
         norm_eps=c["rms_norm_eps"],
         max_length=c["max_position_embeddings"],
         scalar_head=classifier,
         qk_norm=model_type in ("gemma3_text", "qwen3"),
-        **(_gemma_fields if is_gemma else _plain_fields)(c, model_type, name),
+        **(_gemma_fields if is_gemma else _plain_fields)(c, model_type, source),
     )
+    if cfg.head_dim % 2:
+        raise ValueError(
+            f"{source}: head_dim={cfg.head_dim} in config.json is odd: RoPE rotates pairs"
+        )
     released = released_like(cfg)
     if released is None:
         return cfg
@@ -132,47 +106,81 @@ def from_hf(config: dict[str, Any], name: str = "model") -> TransformerConfig:
     return cfg.replace(name=released.name)
 
 
-def _gemma_fields(c: dict[str, Any], model_type: str, name: str) -> dict[str, Any]:
+def _architecture(config: dict[str, Any], source: str) -> str:
+    """Returns the architecture that config.json names, or that its model type means."""
+    names, model_type = config.get("architectures"), config.get("model_type")
+    name = names[0] if names else _BY_TYPE.get(model_type or "")
+    if name is None:
+        raise ValueError(
+            f"{source}: config.json names no architectures, and model_type={model_type!r:.40} is "
+            f"not supported: use one of {', '.join(_BY_TYPE)}"
+        )
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise ValueError(
+            f"{source}: architecture {name!r:.60} is not supported: "
+            f"use one of {', '.join(ARCHITECTURES)}"
+        )
+    return name
+
+
+def _check_model_type(
+    config: dict[str, Any], text: dict[str, Any], model_type: str, source: str
+) -> None:
+    """Raises ValueError where model_type, which decides in transformers, is of another class."""
+    nested = text is not config
+    allowed = {model_type, "gemma3"} if model_type == "gemma3_text" else {model_type}
+    for value in (config.get("model_type"), text.get("model_type")):
+        if value is not None and value not in allowed:
+            raise ValueError(
+                f"{source}: model_type={value!r:.40} in config.json contradicts its architecture, "
+                f"which is of type {model_type}: correct one of them"
+            )
+    if nested and model_type != "gemma3_text":
+        raise ValueError(
+            f"{source}: text_config in config.json is not supported in a model of type {model_type}"
+        )
+
+
+def _gemma_fields(c: dict[str, Any], model_type: str, source: str) -> dict[str, Any]:
     return {
         "head_dim": c["head_dim"],
         "query_pre_attn_scalar": c["query_pre_attn_scalar"],
-        "pattern": _pattern(c, model_type, name),
+        "pattern": _pattern(c, model_type, source),
         "attn_cap": c["attn_logit_softcapping"],
         "final_cap": c["final_logit_softcapping"],
     }
 
 
-def _plain_fields(c: dict[str, Any], model_type: str, name: str) -> dict[str, Any]:
+def _plain_fields(c: dict[str, Any], model_type: str, source: str) -> dict[str, Any]:
     """Returns the fields of Llama and Qwen, whose layers are all alike."""
-    head_dim = c["head_dim"] or c["hidden_size"] // c["num_attention_heads"]
+    hidden, heads = c["hidden_size"], c["num_attention_heads"]
+    if not c["head_dim"] and hidden % heads:
+        raise ValueError(
+            f"{source}: hidden_size={hidden} in config.json is not a multiple of "
+            f"num_attention_heads={heads}: correct one of them, or set head_dim"
+        )
+    _layer_types(c, ("full_attention",), source)
+    head_dim = c["head_dim"] or hidden // heads
     return PLAIN | {
         "head_dim": head_dim,
         "query_pre_attn_scalar": head_dim,
-        "pattern": (LayerSpec(None, *_plain_rope(c, model_type, name)),),
+        "pattern": (LayerSpec(None, *_plain_rope(c, model_type, source)),),
         "qkv_bias": model_type == "qwen2",
         "tied": c["tie_word_embeddings"],
     }
 
 
 def _plain_rope(
-    c: dict[str, Any], model_type: str, name: str
+    c: dict[str, Any], model_type: str, source: str
 ) -> tuple[float, float, Llama3Rope | None]:
     """Returns (base, position scale, frequency scaling), from the keys of old and new files."""
-    rope = {"rope_theta": c["rope_theta"]} | (c.get("rope_scaling") or {})
-    rope |= c.get("rope_parameters") or {}
-    rope_type, theta = rope.get("rope_type", rope.get("type", "default")), float(rope["rope_theta"])
-    if rope_type == "default":
-        return theta, 1.0, None
-    if rope_type == "linear":
-        return theta, float(rope["factor"]), None
-    if rope_type == "llama3":
-        keys = ("factor", "low_freq_factor", "high_freq_factor")
-        factor, low, high = (float(rope[key]) for key in keys)
-        return theta, 1.0, Llama3Rope(factor, low, high, rope["original_max_position_embeddings"])
-    raise ValueError(
-        f"{name}: rope_type {rope_type!r} is not supported: "
-        f"released models of type {model_type} have default, linear or llama3"
-    )
+    keys = {"rope_theta": c["rope_theta"]}
+    keys |= (c.get("rope_scaling") or {}) | (c.get("rope_parameters") or {})
+    rope = read_rope(keys, model_type, source)
+    if rope.kind != "llama3":
+        return rope.theta, rope.values.get("factor", 1.0), None
+    factor, low, high, length = rope.values.values()
+    return rope.theta, 1.0, Llama3Rope(factor, low, high, int(length))
 
 
 SIZES = (
@@ -189,55 +197,64 @@ def released_like(cfg: TransformerConfig) -> TransformerConfig | None:
     return find_config(**{field: getattr(cfg, field) for field in SIZES})
 
 
-def _pattern(c: dict[str, Any], model_type: str, name: str) -> tuple[LayerSpec, ...]:
-    layers, period = c["num_hidden_layers"], c["sliding_window_pattern"]
-    types = c.get("layer_types") or [
-        "full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(layers)
-    ]
+def _layer_types(c: dict[str, Any], known: tuple[str, ...], source: str) -> list[str] | None:
+    """Returns layer_types, None if it is absent. Raises ValueError if they do not fit the model."""
+    types, layers = c.get("layer_types"), c["num_hidden_layers"]
+    if types is None:
+        return None
     if len(types) != layers:
-        raise ValueError(f"{name}: layer_types has {len(types)} entries for {layers} layers")
-    rope = _rope(c, model_type, name)
-    specs = {
-        "sliding_attention": LayerSpec(c["sliding_window"], *rope["sliding_attention"]),
-        "full_attention": LayerSpec(None, *rope["full_attention"]),
-    }
-    if unknown := set(types) - set(specs):
+        raise ValueError(f"{source}: layer_types has {len(types)} entries for {layers} layers")
+    if unknown := [one for one in types if one not in known]:
         raise ValueError(
-            f"{name}: layer type {sorted(unknown)[0]!r} is unknown: use {' or '.join(specs)}"
+            f"{source}: layer type {unknown[0]!r:.40} is unknown: use {' or '.join(known)}"
         )
+    return types
+
+
+def _pattern(c: dict[str, Any], model_type: str, source: str) -> tuple[LayerSpec, ...]:
+    layers, period = c["num_hidden_layers"], c["sliding_window_pattern"]
+    local, full = "sliding_attention", "full_attention"
+    types = _layer_types(c, (local, full), source) or [
+        full if (i + 1) % period == 0 else local for i in range(layers)
+    ]
+    rope = _rope(c, model_type, source)
+    specs = {
+        local: LayerSpec(c["sliding_window"], *rope[local]),
+        full: LayerSpec(None, *rope[full]),
+    }
     shortest = next(
         p for p in range(1, layers + 1) if all(types[i] == types[i % p] for i in range(layers))
     )
     return tuple(specs[t] for t in types[:shortest])
 
 
-def _rope(c: dict[str, Any], model_type: str, name: str) -> dict[str, tuple[float, float]]:
+def _rope(c: dict[str, Any], model_type: str, source: str) -> dict[str, tuple[float, float]]:
     """Returns (base, position scale) by layer type.
 
     Old files use the keys `rope_theta` and `rope_scaling`, new files `rope_parameters`. In Gemma 3
     scaling applies to global layers only.
     """
+    kinds = ("sliding_attention", "full_attention")
     new = c.get("rope_parameters") or {}
     full = {"rope_theta": c["rope_theta"]} | (c.get("rope_scaling") or {})
     if model_type == "gemma2":
-        ropes = dict.fromkeys(("sliding_attention", "full_attention"), full | new)
+        ropes = dict.fromkeys(kinds, full | new)
     else:
+        for key, value in new.items():
+            if key not in kinds or not isinstance(value, dict):
+                raise ValueError(
+                    f"{source}: rope_parameters in config.json has {key!r:.40}: {value!r:.40}, "
+                    f"where Gemma 3 has an object for {' and '.join(kinds)}"
+                )
         local = {"rope_theta": c["rope_local_base_freq"]}
         ropes = {
             "sliding_attention": local | new.get("sliding_attention", {}),
             "full_attention": full | new.get("full_attention", {}),
         }
-    out = {}
-    for layer_type, rope in ropes.items():
-        rope_type = rope.get("rope_type", rope.get("type", "default"))
-        if rope_type not in ("default", "linear"):
-            raise ValueError(
-                f"{name}: rope_type {rope_type!r} of {layer_type} is not supported: "
-                "released Gemma models have default or linear"
-            )
-        scale = float(rope["factor"]) if rope_type == "linear" else 1.0
-        out[layer_type] = (float(rope["rope_theta"]), scale)
-    return out
+    read = {
+        kind: read_rope(rope, model_type, source, f" of {kind}") for kind, rope in ropes.items()
+    }
+    return {kind: (rope.theta, rope.values.get("factor", 1.0)) for kind, rope in read.items()}
 
 
 def to_hf(cfg: TransformerConfig, dtype: str) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from flax import nnx
 
 from grm_jax.checkpoints.tensor_map import ParamSource, axis_sizes, disk_shape, tensor_map
 from grm_jax.checkpoints.tensors import Reader, aligned_empty
+from grm_jax.model_files import damage_of, one_line
 from grm_jax.models import Transformer, abstract_model
 from grm_jax.models.config import TransformerConfig
+from grm_jax.sharding import check_fits
 
 Bounds = tuple[tuple[int, int], ...]  # (start, stop) on every axis
 Progress = Callable[[int, int], None]  # called with (bytes done, total bytes) of this process
@@ -50,10 +52,12 @@ def load_model(
     Raises:
       ValueError: the missing, unexpected and misshapen tensors, before anything is read.
     """
-    graphdef, state = abstract_model(cfg, mesh)
+    if mesh is not None:
+        check_fits(cfg, mesh)
     sources = tensor_map(cfg, reader.format)
     sources = {path: source for path, source in sources.items() if path not in zero_params}
-    check_names(reader, cfg, sources)
+    check_names(reader, cfg, sources)  # before anything of the model's size is computed
+    graphdef, state = abstract_model(cfg, mesh)
     first_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     targets = {
         path: (variable.shape, variable.get_value().sharding or first_device)
@@ -120,6 +124,7 @@ def _size(reader: Reader, sources: dict[str, ParamSource]) -> tuple[int, int]:
 def _first(names: list[str]) -> list[str]:
     """Returns the first names, and how many others there are."""
     rest = len(names) - MOST_NAMES
+    names = [f"{one_line(name):.200}" for name in names]
     return [*names[:MOST_NAMES], f"and {rest} more"] if rest > 0 else names
 
 
@@ -153,8 +158,9 @@ def _read_all(
                 buffers[bounds] = aligned_empty(tuple(b - a for a, b in bounds), dtypes[path])
                 slices = tuple(slice(*bound) for bound in bounds)
                 pieces += _pieces(reader, source, sizes, slices, buffers[bounds])
-            for task in [pool.submit(piece) for piece in pieces]:
-                task.result()
+            with damage_of(reader.path):
+                for task in [pool.submit(piece) for piece in pieces]:
+                    task.result()
             if out:  # at most two arrays wait on the host for their transfer
                 jax.block_until_ready(out[next(reversed(out))])
             out[path] = jax.make_array_from_callback(

@@ -1,8 +1,9 @@
 """Reads byte ranges of safetensors files, and writes files tensor by tensor.
 
 The format: 8 bytes of header length, a JSON header, then the tensors' bytes back to back. The
-`safetensors` library reads whole tensors into new arrays; here a process reads the bytes of its own
-shards into the arrays where they stay.
+`safetensors` library checks the header: sizes, types, and offsets that neither overlap nor leave
+gaps nor exceed the file. It reads whole tensors into new arrays; here a process reads the bytes of
+its own shards into the arrays where they stay.
 """
 
 import json
@@ -14,8 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors
 
+from grm_jax import strict_json
 from grm_jax.checkpoints.tensors import BFLOAT16, Index, put, scratch
+from grm_jax.model_files import check_file, one_line
+from grm_jax.storage import open_atomic
 
 DTYPES = {
     "BF16": BFLOAT16,
@@ -24,7 +29,6 @@ DTYPES = {
     "F64": np.dtype(np.float64),
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
-MAX_HEADER = 100_000_000  # limit of the format
 
 
 class SafetensorsTensor:
@@ -48,16 +52,6 @@ class SafetensorsTensor:
             )
         return DTYPES[self.code]
 
-    def check(self) -> None:
-        """Raises ValueError if the byte range does not match the shape or exceeds the file."""
-        size = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-        if size != self.nbytes or self.start + self.nbytes > self.file.size:
-            raise ValueError(
-                f"{self.file.path}: {self.name} should have {size} bytes, the header says "
-                f"{self.nbytes} of a file of {self.file.size}: "
-                "the download is incomplete or damaged, download it again"
-            )
-
     def read_into(self, view: tuple[int, ...], index: Index, out: np.ndarray) -> None:
         first, rest = index[0], index[1:]
         whole_rows = isinstance(first, slice) and all(
@@ -79,26 +73,28 @@ class SafetensorsTensor:
 
 
 class SafetensorsFile:
-    """An open file. `bytes_read` counts the bytes requested from it."""
+    """An open file. `bytes_read` counts the bytes requested from it.
+
+    Raises:
+      ValueError: no regular file of the folder, or a header that the `safetensors` library refuses.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.fd = os.open(self.path, os.O_RDONLY)
+        target = check_file(self.path)
+        try:
+            safetensors.safe_open(target, framework="np")
+        except safetensors.SafetensorError as error:
+            raise ValueError(
+                f"{path} is not a safetensors file ({one_line(error):.200}): "
+                "the download is incomplete or damaged, download it again"
+            ) from None
+        self.fd = os.open(target, os.O_RDONLY)
         self.size = os.fstat(self.fd).st_size
         self.bytes_read = 0
         self._map: mmap.mmap | None = None
-        head = os.pread(self.fd, 8, 0)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else MAX_HEADER
-        if length >= min(MAX_HEADER, self.size):
-            raise ValueError(
-                f"{path} is not a safetensors file: its header claims {length} of {self.size} bytes"
-            )
-        try:
-            header = json.loads(os.pread(self.fd, length, 8))
-        except ValueError as error:
-            raise ValueError(
-                f"{path} is not a safetensors file: its header is not JSON ({error})"
-            ) from None
+        (length,) = struct.unpack("<Q", os.pread(self.fd, 8, 0))
+        header = strict_json.loads(os.pread(self.fd, length, 8))
         self.data_start = 8 + length
         header.pop("__metadata__", None)
         self.tensors = {
@@ -158,7 +154,7 @@ def write_safetensors(
 
     make: returns the array of an entry.
     """
-    path, offset = Path(path), 0
+    offset = 0
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     for entry in entries:
         end = offset + entry.nbytes
@@ -170,8 +166,7 @@ def write_safetensors(
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # aligns the tensors
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
+    with open_atomic(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for entry in entries:
             array = np.ascontiguousarray(make(entry))
@@ -181,4 +176,3 @@ def write_safetensors(
                     f"got {array.shape} {array.dtype}"
                 )
             file.write(array.reshape(-1).view(np.uint8).data)
-    os.replace(partial, path)

@@ -64,6 +64,11 @@ def put(out: np.ndarray, values: np.ndarray) -> None:
         np.copyto(out, values)
 
 
+def widened(values: np.ndarray) -> np.ndarray:
+    """Returns values as float32, or as float64 if they are; equal values stay equal."""
+    return values if values.dtype == np.float64 else values.astype(np.float32)
+
+
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype, align: int = 4096) -> np.ndarray:
     """Returns an uninitialised array that XLA's CPU backend adopts without a copy."""
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
