@@ -308,12 +308,13 @@ def content_of(value: Any) -> Any:
 
 def _encode(record: Mapping[str, Any]) -> bytes:
     """Returns the line of a record. Raises ValueError for a number that is not finite."""
-    if problem := strict_json.non_finite(record):
-        raise ValueError(f"a record cannot be stored: {problem}")
     try:
-        text = json.dumps(record, ensure_ascii=False).encode()
+        text = json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:  # half a surrogate pair has no UTF-8 form, but it has an escape
-        text = json.dumps(record).encode()
+        text = json.dumps(record, allow_nan=False).encode()
+    except ValueError:
+        problem = strict_json.problem(record, numbers_only=True)
+        raise ValueError(f"a record cannot be stored: {problem}") from None
     return b"%b\t%08x\n" % (text, zlib.crc32(text))
 
 

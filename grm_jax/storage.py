@@ -16,7 +16,7 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -215,6 +215,10 @@ def check_replaceable(path: PathLike) -> None:
 
     A symlink is followed; a path that does not exist, and one in a bucket, pass.
     """
+    if os.path.abspath(path).startswith(_STREAMS):
+        raise ValueError(
+            f"{path} is a stream of a process, not a regular file: name another output"
+        )
     try:
         mode = os.stat(path).st_mode if not is_remote(path) else stat.S_IFREG
     except (FileNotFoundError, NotADirectoryError):
@@ -222,6 +226,39 @@ def check_replaceable(path: PathLike) -> None:
     if not stat.S_ISREG(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "a device")
         raise ValueError(f"{path} is {kind}, not a regular file: name another output")
+
+
+def check_outputs(outputs: Iterable[PathLike], inputs: Iterable[PathLike | None]) -> None:
+    """Raises ValueError for an output that is an input, or that a file cannot replace.
+
+    Files are compared by identity: symlinks are followed, and hard links are one file.
+
+    Args:
+      outputs: every path that is written, the temporary ones with a fixed name included.
+      inputs: every path that is read; of a folder, all its files. None and what is not on a local
+        disk are skipped.
+    """
+    read: dict[Any, Path] = {}
+    for name in inputs:
+        if name is not None and not is_remote(name):
+            path = Path(name).expanduser()
+            for file in path.rglob("*") if path.is_dir() else [path]:
+                read |= dict.fromkeys(_identities(file), file)
+    for name in outputs:
+        check_replaceable(name)
+        for identity in _identities(Path(name)):
+            if identity in read:
+                which = f" {read[identity]}" if str(read[identity]) != str(name) else ""
+                raise ValueError(f"{name} is the input{which}: name another output")
+
+
+def _identities(path: Path) -> list[Any]:
+    """Returns a path without symlinks, and the number of its file if there is one."""
+    found: list[Any] = [os.path.realpath(path)]
+    with contextlib.suppress(OSError):
+        status = path.stat()
+        found.append((status.st_dev, status.st_ino))
+    return found
 
 
 def _sync_folder(folder: Path) -> None:
@@ -233,6 +270,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
+_STREAMS = ("/dev/std", "/dev/fd/", "/proc/")
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 
 

@@ -21,6 +21,7 @@ os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # no test looks a name up on t
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(ROOT / "tests" / "adversarial"))
+sys.path.insert(0, str(ROOT / "tests" / "judging"))  # fake_judge
 
 from launch.compile.slices import quiet_environment  # noqa: E402
 

@@ -99,6 +99,8 @@ def convert(
     src, dst = fetch(src, quiet=not bar), Path(dst).expanduser()
     if tokenizer:
         tokenizer = fetch(tokenizer, weights=False)
+    if dst.exists() and not dst.is_dir():
+        raise ValueError(f"{dst} is a file: name a folder to write")
     if dst.exists() and src.resolve() == dst.resolve():
         raise ValueError(f"{dst} is both the source and the destination: give another folder")
     columns = (

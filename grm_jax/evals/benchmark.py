@@ -97,12 +97,16 @@ class Benchmark:
     both_orders: bool = False
     private: bool = False
 
-    def load(self, root: str | Path) -> list[Comparison]:
+    def load(self, root: str | Path, read: set[Path] | None = None) -> list[Comparison]:
         """Loads the comparisons from the files below `root`.
 
+        read: the files that were read are added to it.
         Raises MissingData, or ValueError for a malformed file or an id that occurs twice.
         """
-        comparisons = list(self.read(Source(root, self.name, self.aliases, self.files)))
+        source = Source(root, self.name, self.aliases, self.files)
+        comparisons = list(self.read(source))
+        if read is not None:
+            read |= source.read
         ids = Counter(comparison.id for comparison in comparisons)
         if len(ids) < len(comparisons):
             duplicate = ids.most_common(1)[0][0]

@@ -24,7 +24,7 @@ from grm_jax.judging import arguments
 from grm_jax.judging.codec import read_judged_rows
 from grm_jax.judging.options import POSITIVE, Options
 from grm_jax.judging.summary import failure_text
-from grm_jax.storage import write_atomic
+from grm_jax.storage import check_outputs, write_atomic
 from grm_jax.types import Comparison
 
 if TYPE_CHECKING:  # JAX is imported only to judge with a model
@@ -37,11 +37,12 @@ DRAWS = Number(int, 1, 1_000_000)
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A benchmark, the comparisons of it to judge, and how many it has."""
+    """A benchmark, the comparisons of it to judge, how many it has, and the files of its data."""
 
     benchmark: Benchmark
     comparisons: Sequence[Comparison]
     total: int
+    read: frozenset[Path] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +149,8 @@ def evaluate(args: argparse.Namespace) -> int:
     tasks = load(args)
     if args.write_comparisons:
         folder = Path(args.write_comparisons)
+        for task in tasks:
+            check_outputs([folder / f"{task.benchmark.name}.jsonl"], task.read)
         folder.mkdir(parents=True, exist_ok=True)
         for task in tasks:
             path = folder / f"{task.benchmark.name}.jsonl"
@@ -155,6 +158,7 @@ def evaluate(args: argparse.Namespace) -> int:
             print(f"{path}: {len(task.comparisons)} comparisons")
         return 0
     out = Path(args.out or Path("eval") / judge_name(args))
+    check_files(args, tasks, out)
     out.mkdir(parents=True, exist_ok=True)
     judge, entries = judge_function(args, out), []
     for task in tasks:
@@ -174,6 +178,25 @@ def evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
+def check_files(args: argparse.Namespace, tasks: Sequence[Task], out: Path) -> None:
+    """Raises ValueError for a file in `out` that would be written and is read by this command."""
+    if args.against and Path(args.against).resolve() == out.resolve():
+        raise ValueError(f"--against {args.against} is the --out of this run: name another run")
+    read: list[str | Path | None] = [*arguments.files_read(args)]
+    written = [out / name for name in results.FILES]
+    for task in tasks:
+        name = task.benchmark.name
+        rows, greedy = out / f"{name}.jsonl", out / f"{name}.greedy.jsonl"
+        read += task.read
+        if args.scores and scores_path(args.scores, name).resolve() == rows.resolve():
+            continue  # measured where they are, and not written
+        read += [scores_path(args.scores, name)] if args.scores else []
+        read += [Path(args.against) / f"{name}.jsonl"] if args.against else []
+        for path in (rows, greedy) if args.model else (rows,):
+            written += [path, Path(f"{path}.part"), path.with_suffix(".cost.json")]
+    check_outputs(written, read)
+
+
 def judge_name(args: argparse.Namespace) -> str:
     """The name of the judge, for the default --out: of RUN/STAGE/hf it is RUN/STAGE."""
     if args.model:
@@ -191,7 +214,8 @@ def load(args: argparse.Namespace) -> list[Task]:
     for name in dict.fromkeys(name.strip() for name in names):
         benchmark = BENCHMARKS[name]
         try:
-            comparisons = benchmark.load(args.data)
+            read: set[Path] = set()
+            comparisons = benchmark.load(args.data, read)
         except MissingData as error:
             if args.benchmark == "all":
                 print(f"grm eval: skipped: {error}", file=sys.stderr)
@@ -207,7 +231,7 @@ def load(args: argparse.Namespace) -> list[Task]:
         comparisons = run.choose(comparisons, args.limit, args.subset)
         if not args.with_reference:
             comparisons = [dataclasses.replace(c, reference=None) for c in comparisons]
-        tasks.append(Task(benchmark, comparisons, total))
+        tasks.append(Task(benchmark, comparisons, total, frozenset(read)))
     if missing:
         raise MissingData("\n".join(missing))
     if not tasks:

@@ -20,6 +20,9 @@ class MissingData(FileNotFoundError):
 class Source:
     """The files of one benchmark under --data.
 
+    Attributes:
+      read: the files that were returned so far.
+
     Args:
       root: a folder with one folder per benchmark, or the folder of this benchmark itself.
       name: the benchmark's folder.
@@ -31,6 +34,7 @@ class Source:
         self, root: str | Path, name: str, aliases: Sequence[str] = (), instructions: str = ""
     ):
         self.root, self.name, self.instructions = Path(root), name, instructions
+        self.read: set[Path] = set()
         self.folders = [
             self.root / alias for alias in (name, *aliases) if (self.root / alias).is_dir()
         ]
@@ -48,6 +52,7 @@ class Source:
             for path in folder.rglob(pattern)
             if path.is_file()
         }
+        self.read |= matches
         return sorted(matches)
 
     def require(self, *patterns: str) -> list[Path]:
@@ -92,5 +97,6 @@ class Source:
         else:  # "test" is a common name: only the root itself and its data/ are searched
             patterns = [f"{folder}{name}" for name in names for folder in ("", "data/")]
             matches = [p for f in self.folders for pattern in patterns for p in f.glob(pattern)]
+        self.read.update(matches)
         paths = sorted({path for path in matches if path.stem not in METADATA})
         return [path for path in paths if path.suffix == paths[0].suffix]

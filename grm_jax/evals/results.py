@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 FILE = "results.json"
+FILES = (FILE, "results.md", "results.html")
 # Keys of earlier versions -> today's.
 RENAMED = {"floors": "content_blind", "read": "parsing", "nothing_read": "unparsed"}
 

@@ -14,6 +14,7 @@ from grm_jax.commands import Number, Parser, run_command, write_output
 from grm_jax.evals import results
 from grm_jax.evals.run_tables import build, markdown, terminal
 from grm_jax.evals.table_page import page
+from grm_jax.storage import check_outputs
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def tabulate(args: argparse.Namespace) -> int:
     """Reads the runs, and writes or prints the tables."""
+    if args.out:
+        check_outputs([args.out], [results_path(run.rpartition("=")[2]) for run in args.runs])
     runs = read_runs(args.runs)
     built = build(runs, args.what == "paper", flops_of(args.flops_per_token, runs))
     if args.out and args.out.endswith(".json"):
@@ -82,6 +85,11 @@ def flops_of(text: str, runs: Collection[str]) -> dict[str, float]:
     return flops
 
 
+def results_path(run: str) -> Path:
+    """Returns the results file of a RUN argument: the file itself, or the one in a folder."""
+    return Path(run) / results.FILE if Path(run).is_dir() else Path(run)
+
+
 def read_runs(arguments: Sequence[str]) -> dict[str, dict[str, dict]]:
     """Reads the results of each RUN argument.
 
@@ -90,7 +98,7 @@ def read_runs(arguments: Sequence[str]) -> dict[str, dict[str, dict]]:
     runs: dict[str, dict[str, dict]] = {}
     for argument in arguments:
         name, _, folder = argument.rpartition("=")
-        path = Path(folder) / results.FILE if Path(folder).is_dir() else Path(folder)
+        path = results_path(folder)
         if not path.is_file():
             raise ValueError(f"{folder} holds no results.json: give an --out folder of `grm eval`")
         name = name or Path(folder).resolve().name

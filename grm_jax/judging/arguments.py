@@ -138,6 +138,12 @@ def options_from(args: argparse.Namespace) -> Options:
     return Options(**fields)
 
 
+def files_read(args: argparse.Namespace) -> list[str | None]:
+    """Returns the paths that the arguments name, which must not be outputs."""
+    given = (args.model, args.tokenizer, args.meta_rm, args.template, args.meta_template)
+    return [*given, args.principles]
+
+
 def _text_of(path: str) -> str:
     """Returns the principles of a file."""
     try:

@@ -22,7 +22,7 @@ from grm_jax.judging import arguments
 from grm_jax.judging.codec import read_judged_rows
 from grm_jax.judging.options import Options
 from grm_jax.judging.summary import failure_text, summarise, unparsed_text
-from grm_jax.storage import is_remote
+from grm_jax.storage import check_outputs, is_remote
 from grm_jax.types import Comparison
 
 if TYPE_CHECKING:  # JAX is imported only when a model is loaded
@@ -141,7 +141,7 @@ def _options(args: argparse.Namespace) -> Options:
 
 def _check_files(args: argparse.Namespace) -> None:
     """Raises ValueError or OSError for files that cannot be read or written."""
-    from grm_jax.judging.run import refuse_existing
+    from grm_jax.judging.run import part_path, refuse_existing
 
     if args.output == STDOUT and args.resume:
         raise ValueError("--resume needs a file: rows on standard output are not stored")
@@ -169,10 +169,13 @@ def _check_files(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"the folder {folder} of the output does not exist: create it")
     if output.is_dir() or not os.access(folder, os.W_OK):
         raise ValueError(f"{output} is not writable: name a file in a folder of yours")
-    if not (args.resume or args.overwrite):
+    resumed = args.resume or args.overwrite
+    if not resumed:
         refuse_existing(output)
-    if output.exists() and any(output.samefile(file) for file in sources.local_files(args.input)):
-        raise ValueError(f"{output} is the input: name another output")
+    read = [*sources.local_files(args.input), *arguments.files_read(args)]
+    check_outputs([output, part_path(output)], read)
+    if not resumed:
+        refuse_existing(part_path(output))
 
 
 def _judge_file(args: argparse.Namespace, options: Options, output: str) -> int:

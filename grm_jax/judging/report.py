@@ -23,7 +23,7 @@ from grm_jax.data.records import read_records
 from grm_jax.judging.codec import Row, read_judged_rows
 from grm_jax.judging.options import POSITIVE
 from grm_jax.judging.report_data import Run, embedded_json, page_data
-from grm_jax.storage import fetch, is_remote, write_atomic
+from grm_jax.storage import check_outputs, fetch, is_remote, write_atomic
 
 PAGE = Path(__file__).parent / "page"
 SCRIPTS = (
@@ -77,6 +77,9 @@ def write_report(args: argparse.Namespace) -> int:
     """Writes the page of the arguments."""
     if len(args.rows) > 2:
         raise ValueError(f"{len(args.rows)} outputs: give one, or two to compare")
+    stores = [f"{path}.part" for path in args.rows]
+    read = sources.local_files(args.input) if args.input else []
+    check_outputs([args.output], [*args.rows, *stores, *read])
     runs = [load_run(path, args.input, args.format) for path in args.rows]
     title = args.title or ("Judged comparisons" if len(runs) == 1 else "Two runs side by side")
     text = page_of_runs(runs, title, args.limit)

@@ -104,7 +104,8 @@ def check_rows(run: Run) -> None:
         judged = not row.get("error")
         absent = [name for name in SETTINGS if judged and name not in row]
         problem = row_problem(row) or (f"no field {absent[0]!r}" if absent else "")
-        problem = problem or strict_json.non_finite(row, "a NaN or infinite number: the row")
+        if number := strict_json.problem(row, numbers_only=True):
+            problem = problem or f"a number that is NaN or infinite ({number.partition(':')[0]})"
         if problem:
             raise ValueError(
                 f"{run.name or 'the rows'}: row {row.get('id')!r:.60} (line {row.get('line')!r:.20}"

@@ -113,7 +113,7 @@ def judge_rows(
         errors = sum(row["error"] is not None for row in finished)
         return RunResult(len(finished), errors, len(finished), _read_cost(config.cost_path))
     if config.existing == "refuse":
-        refuse_existing(output)
+        refuse_existing(output, part_path(output))
     header = identity | dict(selection or {})
     with RunStore(part_path(output), header, key="line", existing=config.existing) as store:
         resumed = len(store)
@@ -260,10 +260,10 @@ def part_path(output: str | Path) -> Path:
     return Path(f"{output}.part")
 
 
-def refuse_existing(output: str | Path) -> None:
-    """Raises FileExistsError if there is output of an earlier run, finished or not."""
-    for path in (Path(output), part_path(output)):
-        if path.exists():
+def refuse_existing(*paths: str | Path) -> None:
+    """Raises FileExistsError if one of the files exists."""
+    for path in paths:
+        if Path(path).exists():
             raise FileExistsError(
                 f"{path} exists: pass --resume to resume it, or --overwrite to start over"
             )

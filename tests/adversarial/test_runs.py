@@ -3,12 +3,16 @@
 import dataclasses
 import json
 import math
+import os
 import re
+import stat
 
 import fuzz
 import pytest
+from fake_judge import fake_judge, well_formed
 
 from grm_jax import cli as grm
+from grm_jax.judging.judge import Judge
 from grm_jax.judging.loading import LoadOptions
 from grm_jax.judging.options import NUMBERS, Options
 from grm_jax.judging.run import RunConfig
@@ -98,9 +102,8 @@ def test_random_values_of_options(cases, record_property):
     names = [field.name for field in dataclasses.fields(Options)]
 
     def draws(rng):
-        return {
-            rng.choice(names): rng.choice(fuzz.ODD_VALUES) for _ in range(rng.choice([1, 1, 2]))
-        }
+        chosen = rng.sample(names, rng.choice([1, 1, 2]))
+        return {name: rng.choice([1, 0.5, "sum", *fuzz.ODD_VALUES]) for name in chosen}
 
     def check(values):
         options = Options(**values)
@@ -112,3 +115,155 @@ def test_random_values_of_options(cases, record_property):
 
     tried = ((f"values {i}", draws(rng)) for i, rng in cases(300, 3000))
     fuzz.run("options", tried, check, record_property)
+
+
+# ---------------------------------------------------------------- input and output
+
+
+ROWS = [{"query": f"Question {i}?", "responses": [f"answer {i}", "b"]} for i in range(4)]
+
+
+def write_rows(path, rows=ROWS):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def judge(monkeypatch, tmp_path):
+    """`grm judge` with a judge that needs no weights, in tmp_path; returns the exit status."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        Judge, "load", lambda path, **options: fake_judge(by_content, template=options["template"])
+    )
+    return lambda *argv: status_of(["judge", *map(str, argv), "--model", "m", "--quiet"])
+
+
+def by_content(responses, key):
+    return well_formed([(key[0] >> i) % 10 + 1 for i in range(len(responses))])
+
+
+def content_of(folder):
+    """Name -> content of the regular files of a folder, without those of the run."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "a a --overwrite",
+        "a ./a --overwrite",
+        "a link --overwrite",
+        "link a --overwrite",
+        "a hard --overwrite",
+        "x.part x --overwrite",
+        "x.part x --resume",
+        "x.part x",
+        "a y --overwrite",  # y.part is a link to the input
+        "folder folder/part.jsonl --overwrite",
+        "a template.jinja --template template.jinja --overwrite",
+        "a principles.txt --principles principles.txt --overwrite",
+        "a m/rows.jsonl --overwrite",
+    ],
+)
+def test_an_input_is_never_an_output(argv, judge, tmp_path, capsys):
+    write_rows(tmp_path / "a")
+    write_rows(tmp_path / "x.part")
+    (tmp_path / "m").mkdir()
+    (tmp_path / "folder").mkdir()
+    write_rows(tmp_path / "folder" / "part.jsonl")
+    (tmp_path / "m" / "rows.jsonl").write_text("{}")
+    (tmp_path / "link").symlink_to("a")
+    (tmp_path / "y.part").symlink_to("a")
+    (tmp_path / "hard").hardlink_to(tmp_path / "a")
+    (tmp_path / "principles.txt").write_text("1. Rhyme (100%): it rhymes")
+    (tmp_path / "template.jinja").write_text("{{ query }}\n<<{{ responses | join('>><<') }}>>")
+    before = content_of(tmp_path), content_of(tmp_path / "m"), content_of(tmp_path / "folder")
+    assert judge(*argv.split()) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and re.search("name another output|symlink|pass --resume", error)
+    assert before == (
+        *(content_of(tmp_path), content_of(tmp_path / "m"), content_of(tmp_path / "folder")),
+    )
+
+
+def test_names_of_temporary_files_are_free(judge, tmp_path):
+    for name in ("x.tmp", "x.partial", ".x.tmp", "x~"):
+        write_rows(tmp_path / name)
+        assert judge(name, "x", "--k", 2, "--overwrite") == 0
+        assert len((tmp_path / "x").read_text().splitlines()) == len(ROWS)
+        assert (tmp_path / name).read_text() == write_rows(tmp_path / "again").read_text()
+
+
+def test_an_output_behind_a_symlink_is_replaced_and_the_link_stays(judge, tmp_path):
+    write_rows(tmp_path / "a")
+    (tmp_path / "disk").mkdir()
+    for target in ("disk/new", "disk/old"):
+        (tmp_path / "disk" / "old").write_text("old\n")
+        link = tmp_path / f"to-{target[5:]}"
+        link.symlink_to(tmp_path / target)
+        assert judge("a", link, "--k", 2, "--overwrite") == 0
+        assert link.is_symlink() and len((tmp_path / target).read_text().splitlines()) == len(ROWS)
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["new", "old"]
+
+
+@pytest.mark.parametrize("output", ["fifo", "link", "folder", "/dev/null", "/dev/stdout"])
+def test_special_files_are_no_output(output, judge, tmp_path, capsys):
+    write_rows(tmp_path / "a")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("fifo")
+    for flags in ((), ("--resume",), ("--overwrite",)):
+        assert judge("a", output, *flags) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and output in error
+    assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
+
+
+def test_reports_and_tables_never_replace_what_they_read(judge, tmp_path, capsys):
+    write_rows(tmp_path / "a")
+    assert judge("a", "out", "--k", 2) == 0
+    (tmp_path / "link").symlink_to("out")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "results.json").write_text("[]")
+    os.mkfifo(tmp_path / "fifo")
+    before = content_of(tmp_path), content_of(tmp_path / "run")
+    for argv in (
+        "report out -o out",
+        "report out -o link",
+        "report link -o out",
+        "report out -o out.part",
+        "report out --input a -o a",
+        "report out -o fifo",
+        "report out -o run",
+        "table runs run --out run/results.json",
+        "table runs x=run --out fifo",
+        "convert out out",
+        "convert m out",
+    ):
+        capsys.readouterr()
+        assert status_of(argv.split()) == 2, argv
+        assert capsys.readouterr().err.count("\n") == 1, argv
+    assert before == (content_of(tmp_path), content_of(tmp_path / "run"))
+
+
+def test_an_evaluation_never_replaces_its_data(tmp_path, capsys):
+    record = {"pair_id": "1", "source": "mmlu-pro-law", "question": "q", "label": "A>B"}
+    record |= {"response_A": "a", "response_B": "b"}
+    data = tmp_path / "data"
+    (data / "judgebench").mkdir(parents=True)
+    write_rows(data / "judgebench" / "judgebench.jsonl", [record])
+    scores = tmp_path / "out" / "results.json"
+    scores.parent.mkdir()
+    write_rows(scores, [{"id": "judgebench-gpt-1", "scores": [1, 2]}])
+    before = content_of(data / "judgebench"), content_of(scores.parent)
+    base = f"eval --benchmark judgebench --data {data}"
+    for rest in (
+        f"--judge first --out {data}/judgebench",
+        f"--write_comparisons {data}/judgebench",
+        f"--scores {scores} --out {scores.parent}",
+        f"--scores {data}/judgebench/judgebench.jsonl --out {data}/judgebench",
+        f"--judge first --out {tmp_path}/o --against {tmp_path}/./o",
+    ):
+        assert status_of([*base.split(), *rest.split()]) == 2, rest
+        assert capsys.readouterr().err.count("\n") == 1, rest
+    assert before == (content_of(data / "judgebench"), content_of(scores.parent))
