@@ -1,37 +1,16 @@
 """Reads GGUF files with the `gguf` package: dequantises to float32, rebuilds the tokenizer."""
 
-import dataclasses
-import functools
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from grm_jax.checkpoints import gguf_tokenizer
-from grm_jax.checkpoints.hf_config import DEFAULTS, from_hf, released_like
+from grm_jax.checkpoints import gguf_config, gguf_tokenizer
+from grm_jax.checkpoints.gguf_config import GEMMA, ROPE_FACTORS, VISION
 from grm_jax.checkpoints.tensor_map import GGUF_NORMS
 from grm_jax.checkpoints.tensors import Index, Reader, put
-from grm_jax.models.config import LLAMA_3_1, LLAMA_3_2, LayerSpec, Llama3Rope, TransformerConfig
-from grm_jax.models.transformer import rope_frequencies
-
-# GGUF stores neither the RoPE base of Gemma 3's local layers nor which layers are global.
-LOCAL_THETA = 10_000.0
-PATTERN_LENGTH = {"gemma2": 2, "gemma3": 6}  # the last layer of the pattern is global
-# GGUF architectures of models without Gemma's peculiarities -> architecture in config.json.
-PLAIN = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-# What a plain architecture's metadata holds, by the key of config.json.
-PLAIN_KEYS = {
-    "num_hidden_layers": "block_count",
-    "hidden_size": "embedding_length",
-    "intermediate_size": "feed_forward_length",
-    "num_attention_heads": "attention.head_count",
-    "num_key_value_heads": "attention.head_count_kv",
-    "head_dim": "attention.key_length",
-    "max_position_embeddings": "context_length",
-    "rope_theta": "rope.freq_base",
-}
-ROPE_FACTORS = "rope_freqs.weight"  # divisors of the frequencies of a Llama 3.1 or newer
+from grm_jax.models.config import TransformerConfig
 
 
 class GgufTensor:
@@ -42,7 +21,7 @@ class GgufTensor:
     def __init__(self, tensor: Any, architecture: str) -> None:
         self.tensor, self.shape = tensor, tuple(int(n) for n in reversed(tensor.shape))
         # Norms of Gemma are 1 + w; the 1 is subtracted in float32, before any rounding.
-        is_norm = architecture in PATTERN_LENGTH and tensor.name.endswith(GGUF_NORMS)
+        is_norm = architecture in GEMMA and tensor.name.endswith(GGUF_NORMS)
         self.offset = np.float32(is_norm)
         # Llama's queries and keys hold the two halves of a head, which RoPE rotates, interleaved.
         rotated = ("attn_q.weight", "attn_k.weight")
@@ -64,128 +43,65 @@ class GgufTensor:
         put(out, values - self.offset if self.offset else values)
 
 
-@functools.lru_cache(maxsize=1)
-def _parsed(path: str, mtime: int) -> Any:
-    """The parsed header of a file; a vocabulary takes seconds. mtime: part of the cache key."""
-    from gguf import GGUFReader
-
-    return GGUFReader(path)
-
-
 class GgufFile(Reader):
     """A GGUF file; tensors by their GGUF names, in shapes (out, in) as on disk."""
 
     format = "gguf"
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = str(path)
-        reader = _parsed(self.path, os.stat(path).st_mtime_ns)
-        self.fields = reader.fields
-        self.architecture = str(self.field("general.architecture"))
-        self.tensors = {t.name: GgufTensor(t, self.architecture) for t in reader.tensors}
-        self.rope_factors = self.tensors.pop(ROPE_FACTORS, None)
-
-    def field(self, key: str, default: Any = None) -> Any:
-        return self.fields[key].contents() if key in self.fields else default
-
-    def model_config(self) -> TransformerConfig:
-        """Returns the model that the metadata describes.
-
-        The query scale, which GGUF does not store, is that of the registered model of these sizes,
-        or else the head width.
+        """Parses the header.
 
         Raises:
-          ValueError: an unsupported architecture, or scaling of RoPE that is not Llama 3's.
+          ValueError: not a GGUF file, a damaged one, or a part of a model.
         """
-        arch = self.architecture
-        if arch in PLAIN:
-            return self._plain_config(arch)
-        if arch not in PATTERN_LENGTH:
+        from grm_jax.checkpoints import gguf_reader
+
+        self.path, self._naming = str(path), gguf_reader.naming
+        reader = gguf_reader.parse(path)
+        self.fields = reader.fields
+        with self._naming(self.path):
+            self.architecture = self._text("general.architecture")
+            self._check_is_whole_model()
+            tensors = {t.name: GgufTensor(t, self.architecture) for t in reader.tensors}
+        if self.architecture == "gemma3":
+            tensors = {name: t for name, t in tensors.items() if not name.startswith(VISION)}
+        self.rope_factors = None if self.architecture in GEMMA else tensors.pop(ROPE_FACTORS, None)
+        self.tensors = tensors
+
+    def field(self, key: str, default: Any = None) -> Any:
+        """Returns a value of the metadata. Raises ValueError for text that is not UTF-8."""
+        if key not in self.fields:
+            return default
+        try:
+            return self.fields[key].contents()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.path}: {key} is not UTF-8") from error
+
+    def model_config(self) -> TransformerConfig:
+        """Returns the model that the metadata describes: `gguf_config.read_config`."""
+        with self._naming(self.path):
+            return gguf_config.read_config(self)
+
+    def _check_is_whole_model(self) -> None:
+        kind, parts = self.field("general.type", "model"), self.field("split.count", 1)
+        if kind != "model":
+            raise ValueError(f"general.type is {kind!r:.80}: give the file of a model")
+        if parts not in (0, 1):
             raise ValueError(
-                f"{self.path}: GGUF architecture {arch!r} is not supported: "
-                f"use {', '.join([*PATTERN_LENGTH, *PLAIN])}"
+                f"it is one of {parts} files (split.count): merge them with llama-gguf-split"
             )
 
-        def get(key: str, default: Any = None) -> Any:
-            return self.field(f"{arch}.{key}", default)
-
-        gemma2 = arch == "gemma2"
-        default = DEFAULTS["gemma2" if gemma2 else "gemma3_text"]
-        theta = get("rope.freq_base", default["rope_theta"])
-        linear = get("rope.scaling.type", "none") == "linear"
-        local = LayerSpec(
-            window=get("attention.sliding_window"),
-            rope_theta=theta if gemma2 else get("rope.freq_base_swa", LOCAL_THETA),
-        )
-        full = LayerSpec(None, theta, get("rope.scaling.factor", 1.0) if linear else 1.0)
-        cfg = TransformerConfig(
-            name=Path(self.path).stem,
-            vocab_size=self.tensors["token_embd.weight"].shape[0],
-            num_layers=get("block_count"),
-            d_model=get("embedding_length"),
-            d_ff=get("feed_forward_length"),
-            num_heads=get("attention.head_count"),
-            num_kv_heads=get("attention.head_count_kv"),
-            head_dim=get("attention.key_length"),
-            query_pre_attn_scalar=get("attention.key_length"),
-            pattern=(local,) * (PATTERN_LENGTH[arch] - 1) + (full,),
-            attn_cap=get("attn_logit_softcapping", default["attn_logit_softcapping"]),
-            final_cap=get("final_logit_softcapping", default["final_logit_softcapping"]),
-            qk_norm=not gemma2,
-            norm_eps=float(f"{get('attention.layer_norm_rms_epsilon'):.6g}"),
-            max_length=get("context_length"),
-        )
-        released = released_like(cfg) or cfg
-        return cfg.replace(name=released.name, query_pre_attn_scalar=released.query_pre_attn_scalar)
-
-    def _plain_config(self, arch: str) -> TransformerConfig:
-        """Returns the configuration of a Llama or Qwen, by way of its config.json."""
-        fields = {key: self.field(f"{arch}.{name}") for key, name in PLAIN_KEYS.items()}
-        scaling = self.field(f"{arch}.rope.scaling.type", "none")
-        if scaling not in ("none", "linear"):
-            raise ValueError(f"{self.path}: RoPE scaling {scaling!r} is not supported")
-        if scaling == "linear":
-            factor = self.field(f"{arch}.rope.scaling.factor")
-            fields["rope_scaling"] = {"rope_type": "linear", "factor": factor}
-        eps = self.field(f"{arch}.attention.layer_norm_rms_epsilon")
-        config = {
-            "architectures": [PLAIN[arch]],
-            "vocab_size": self.tensors["token_embd.weight"].shape[0],
-            "rms_norm_eps": float(f"{eps:.6g}"),
-            "tie_word_embeddings": "output.weight" not in self.tensors,
-        }
-        config |= {key: value for key, value in fields.items() if value is not None}
-        cfg = from_hf(config, Path(self.path).stem, self.path)
-        if self.rope_factors is None:
-            return cfg
-        (spec,) = cfg.pattern
-        spec = dataclasses.replace(spec, llama3_rope=self._llama3_rope(spec, cfg.head_dim))
-        return cfg.replace(pattern=(spec,))
-
-    def _llama3_rope(self, spec: LayerSpec, head_dim: int) -> Llama3Rope:
-        """Returns the scaling of Llama 3 whose divisors of the frequencies the file holds."""
-        stored = np.empty(head_dim // 2, np.float32)
-        self.rope_factors.read_into(stored.shape, (slice(0, len(stored)),), stored)
-        for rope in (LLAMA_3_1, LLAMA_3_2):
-            if np.allclose(stored, llama3_divisors(spec, head_dim, rope), rtol=1e-3):
-                return rope
-        raise ValueError(
-            f"{self.path}: the RoPE factors {stored.min():g} to {stored.max():g} are not those of "
-            "Llama 3.1 or 3.2: convert the Hugging Face folder instead"
-        )
+    def _text(self, key: str) -> str:
+        value = self.field(key)
+        if not isinstance(value, str):
+            raise ValueError(f"{key} is {'missing' if value is None else 'not a text'}")
+        return value
 
     def write_tokenizer(self, folder: Path) -> None:
         """Writes the tokenizer files, rebuilt from the file's vocabulary, into a folder.
 
         Raises:
-          ValueError: a tokenizer of another type.
+          ValueError: a tokenizer of another type, or damaged: names the file and the key.
         """
-        gguf_tokenizer.write_tokenizer(self.field, folder, self.path)
-
-
-def llama3_divisors(spec: LayerSpec, head_dim: int, rope: Llama3Rope) -> np.ndarray:
-    """Returns what Llama 3's scaling divides each RoPE frequency by, float32 (head_dim / 2,)."""
-    scaled = dataclasses.replace(spec, llama3_rope=rope)
-    return np.asarray(
-        rope_frequencies(spec, head_dim) / rope_frequencies(scaled, head_dim), np.float32
-    )
+        with self._naming(self.path):
+            gguf_tokenizer.write_tokenizer(self.field, folder, self.architecture in GEMMA)

@@ -4,10 +4,12 @@ A vocabulary of type "llama" becomes a SentencePiece model, one of type "gpt2" (
 tokenizer.json.
 """
 
-import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from grm_jax import strict_json
 
 # How byte-level vocabularies split a text before their merges apply, by the name that GGUF gives
 # the rule (tokenizer.ggml.pre). Sources: the tokenizer.json files of the released models.
@@ -17,49 +19,125 @@ _WORDS = (
 )
 # None: digits one by one, then GPT-2's own rule.
 SPLITS = {"qwen2": _WORDS % "", "llama-bpe": _WORDS % "{1,3}", "smollm": None}
-SPECIAL = ("bos", "eos", "unknown", "padding")
+# Special tokens by GGUF's name -> their usual pieces, which stand for a missing id.
+SPECIAL: dict[str, tuple[str, ...]] = {
+    "bos": ("<bos>", "<s>"),
+    "eos": ("<eos>", "</s>"),
+    "unknown": ("<unk>",),
+    "padding": ("<pad>",),
+}
 _CONTROL, _USER_DEFINED = 3, 4  # GGUF's types of added tokens: not text, and text
+_TYPES = range(1, 7)
+Field = Callable[[str], Any]  # returns a value of the metadata, or None
 
 
-def write_tokenizer(field: Callable[[str], Any], folder: Path, name: str) -> None:
+def write_tokenizer(field: Field, folder: Path, is_gemma: bool) -> None:
     """Writes the tokenizer files into a folder.
 
     Args:
-      field: returns a metadata field, or None.
-      name: of the GGUF file, for errors.
+      is_gemma: its SentencePiece models do not begin a text with a space, other ones do.
 
     Raises:
-      ValueError: a tokenizer of another type, or a split rule that is not in `SPLITS`.
+      ValueError: a tokenizer of another type, a split rule that is not in `SPLITS`, or damaged
+        metadata; names the key.
     """
-    kind = field("tokenizer.ggml.model")
-    if kind == "llama":
-        (folder / "tokenizer.model").write_bytes(_sentencepiece_model(field))
-        return
-    rule = field("tokenizer.ggml.pre")
-    if kind != "gpt2" or rule not in SPLITS:
+    kind, rule = field("tokenizer.ggml.model"), field("tokenizer.ggml.pre")
+    if kind != "llama" and (kind != "gpt2" or not isinstance(rule, str) or rule not in SPLITS):
         raise ValueError(
-            f"{name}: the tokenizer {kind!r} with the split rule {rule!r} is not supported: "
+            f"the tokenizer {kind!r:.80} with the split rule {rule!r:.80} is not supported: "
             "pass the tokenizer's own files"
         )
-    (folder / "tokenizer.json").write_text(_byte_level_bpe(field, rule), encoding="utf-8")
-    tokens = field("tokenizer.ggml.tokens")
-    names = dict(zip(SPECIAL, ("bos_token", "eos_token", "unk_token", "pad_token")))
-    ids = {key: field(f"tokenizer.ggml.{special}_token_id") for special, key in names.items()}
-    config = {key: tokens[i] for key, i in ids.items() if i is not None}
-    config["add_bos_token"] = bool(field("tokenizer.ggml.add_bos_token"))
-    config["chat_template"] = field("tokenizer.chat_template")
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False))
+    if _flag(field, "add_eos_token"):
+        raise ValueError("tokenizer.ggml.add_eos_token is true, which is not supported")
+    tokens = _column(field, "tokens", str)
+    if doubled := len(tokens) - len(set(tokens)):
+        raise ValueError(f"tokenizer.ggml.tokens has {doubled} tokens twice")
+    types = _column(field, "token_type", int, len(tokens))
+    if unknown := set(types) - set(_TYPES):
+        raise ValueError(f"tokenizer.ggml.token_type has the unknown type {min(unknown)}")
+    ids = _special_ids(field, tokens, kind == "llama")
+    template = field("tokenizer.chat_template")
+    if template is not None and not isinstance(template, str):
+        raise ValueError("tokenizer.chat_template is not a text")
+    config: dict[str, Any] = {}
+    if kind == "llama":
+        scores = _column(field, "scores", float, len(tokens))
+        has_prefix = _flag(field, "add_space_prefix", not is_gemma)
+        model = _sentencepiece_model(tokens, scores, types, ids, has_prefix)
+        (folder / "tokenizer.model").write_bytes(model)
+        if not _flag(field, "add_bos_token", True):
+            config["add_bos_token"] = False
+        if template and not is_gemma:
+            config["chat_template"] = template
+    else:
+        bpe = _byte_level_bpe(tokens, _column(field, "merges", str), types, rule)
+        (folder / "tokenizer.json").write_text(bpe, encoding="utf-8")
+        names = zip(SPECIAL, ("bos_token", "eos_token", "unk_token", "pad_token"))
+        config = {key: tokens[i] for name, key in names if (i := ids[name]) is not None}
+        # As in llama.cpp: of the byte-level vocabularies, Llama 3's begins a text with BOS.
+        config["add_bos_token"] = _flag(field, "add_bos_token", rule == "llama-bpe")
+        if config["add_bos_token"] and ids["bos"] is None:
+            raise ValueError("tokenizer.ggml.bos_token_id is missing")
+        config["chat_template"] = template
+    if config:
+        text = strict_json.dumps(config, indent=2)
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
-def _byte_level_bpe(field: Callable[[str], Any], rule: str) -> str:
+def _flag(field: Field, name: str, default: bool = False) -> bool:
+    value = field(f"tokenizer.ggml.{name}")
+    if value not in (None, True, False):
+        raise ValueError(f"tokenizer.ggml.{name} = {value!r:.80} is not a boolean")
+    return default if value is None else bool(value)
+
+
+def _column(field: Field, name: str, kind: type, length: int | None = None) -> list[Any]:
+    """Returns a list of the metadata with finite values of one type."""
+    values = field(f"tokenizer.ggml.{name}")
+    if values is None:
+        raise ValueError(f"tokenizer.ggml.{name} is missing: pass the tokenizer's own files")
+    if not isinstance(values, list) or not all(type(value) is kind for value in values):
+        raise ValueError(f"tokenizer.ggml.{name} is not a list of {kind.__name__}")
+    if length is not None and len(values) != length:
+        raise ValueError(f"tokenizer.ggml.{name} has {len(values):,} values for {length:,} tokens")
+    if kind is float and not all(map(math.isfinite, values)):
+        raise ValueError(f"tokenizer.ggml.{name} has a value that is not finite")
+    return values
+
+
+def _special_ids(field: Field, tokens: list[str], by_piece: bool) -> dict[str, int | None]:
+    """Returns the ids of the special tokens; None for one that the vocabulary lacks.
+
+    by_piece: a missing id is that of the token's usual piece. Byte-level vocabularies have no usual
+    pieces.
+    """
+    ids: dict[str, int | None] = {}
+    for name, pieces in SPECIAL.items():
+        key = f"tokenizer.ggml.{name}_token_id"
+        found = field(key)
+        if found is not None and not (type(found) is int and 0 <= found < len(tokens)):
+            raise ValueError(
+                f"{key} = {found!r:.80} is not the id of one of {len(tokens):,} tokens"
+            )
+        if found is None and by_piece:
+            found = next((tokens.index(piece) for piece in pieces if piece in tokens), None)
+        ids[name] = found
+    required = ("bos", "eos", "unknown") if by_piece else ("eos",)
+    if missing := [name for name in required if ids[name] is None]:
+        raise ValueError(f"tokenizer.ggml.{missing[0]}_token_id is missing")
+    return ids
+
+
+def _byte_level_bpe(tokens: list[str], merges: list[str], types: list[int], rule: str) -> str:
     """Returns the content of a tokenizer.json."""
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-    tokens = field("tokenizer.ggml.tokens")
-    merges = [tuple(merge.split(" ", 1)) for merge in field("tokenizer.ggml.merges")]
+    if wrong := [merge for merge in merges if " " not in merge]:
+        raise ValueError(f"tokenizer.ggml.merges has {wrong[0]!r:.80}, which is not a pair")
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    bpe = models.BPE(vocabulary, merges, ignore_merges=rule == "llama-bpe")
+    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+    bpe = models.BPE(vocabulary, pairs, ignore_merges=rule == "llama-bpe")
     tokenizer = tokenizers.Tokenizer(bpe)
     words = SPLITS[rule]
     pieces = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words is None)
@@ -72,7 +150,6 @@ def _byte_level_bpe(field: Callable[[str], Any], rule: str) -> str:
     tokenizer.decoder = decoders.ByteLevel()
     if rule == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
-    types = field("tokenizer.ggml.token_type")
     for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
         added = [token for token, one in zip(tokens, types, strict=True) if one == kind]
         tokenizer.add_tokens(
@@ -81,15 +158,19 @@ def _byte_level_bpe(field: Callable[[str], Any], rule: str) -> str:
     return tokenizer.to_str()
 
 
-def _sentencepiece_model(field: Callable[[str], Any]) -> bytes:
-    """Returns a SentencePiece model of the file's pieces, scores and types."""
+def _sentencepiece_model(
+    tokens: list[str],
+    scores: list[float],
+    piece_types: list[int],
+    ids: dict[str, int | None],
+    has_prefix: bool,
+) -> bytes:
+    """Returns a SentencePiece model. has_prefix: a text begins with a space."""
     import sentencepiece.sentencepiece_model_pb2 as untyped
 
     pb: Any = untyped  # generated code without stubs
-    ids = {name: field(f"tokenizer.ggml.{name}_token_id") for name in SPECIAL}
     types, model = pb.ModelProto.SentencePiece, pb.ModelProto()
-    columns = (field(f"tokenizer.ggml.{key}") for key in ("tokens", "scores", "token_type"))
-    for i, (text, score, piece_type) in enumerate(zip(*columns, strict=True)):
+    for i, (text, score, piece_type) in enumerate(zip(tokens, scores, piece_types, strict=True)):
         # GGUF marks turn tokens as control; Google's model has them as user-defined, so that they
         # are matched in text. GGUF also unescapes runs of spaces.
         if piece_type == types.CONTROL and i not in ids.values():
@@ -101,11 +182,11 @@ def _sentencepiece_model(field: Callable[[str], Any]) -> bytes:
         )
     spec = model.trainer_spec
     spec.model_type, spec.byte_fallback, spec.vocab_size = spec.BPE, True, len(model.pieces)
-    spec.bos_id, spec.eos_id, spec.unk_id, spec.pad_id = ids.values()
-    # sentencepiece looks these up by piece, not by id.
-    pieces = (model.pieces[i].piece for i in ids.values())
-    spec.bos_piece, spec.eos_piece, spec.unk_piece, spec.pad_piece = pieces
+    for name, i in zip(("bos", "eos", "unk", "pad"), ids.values()):
+        setattr(spec, f"{name}_id", -1 if i is None else i)
+        if i is not None:  # sentencepiece looks these up by piece, not by id
+            setattr(spec, f"{name}_piece", model.pieces[i].piece)
     normalizer = model.normalizer_spec
     normalizer.name = "identity"
-    normalizer.add_dummy_prefix = normalizer.remove_extra_whitespaces = False
+    normalizer.add_dummy_prefix, normalizer.remove_extra_whitespaces = has_prefix, False
     return model.SerializeToString()
