@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(ROOT / "tests" / "adversarial"))
 sys.path.insert(0, str(ROOT / "tests" / "judging"))  # fake_judge
+sys.path.insert(0, str(ROOT / "tests" / "checkpoints"))  # toys
 
 from launch.compile.slices import quiet_environment  # noqa: E402
 

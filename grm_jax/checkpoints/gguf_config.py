@@ -34,8 +34,7 @@ SIZES = {
     "num_attention_heads": "attention.head_count",
     "max_position_embeddings": "context_length",
 }
-MOST = {"num_hidden_layers": 1000}
-_MOST_SIZE = 2**24
+MOST, _MOST_SIZE = {"num_hidden_layers": 1000}, 2**24
 # Other keys that are read, and those that do not change the model's numbers.
 _READ = (
     "attention.head_count_kv", "attention.key_length", "attention.value_length",
@@ -106,35 +105,39 @@ def _check_keys(file: "GgufFile") -> None:
 
 def _sizes(file: "GgufFile") -> dict[str, Any]:
     """Returns the sizes in the keys of config.json, checked against the tensors."""
+    arch, sizes = file.architecture, {}
     if (table := file.tensors.get("token_embd.weight")) is None:
         raise ValueError("the tensor token_embd.weight is missing")
-    sizes = {
-        key: _number(file, name, int, 1, MOST.get(key, _MOST_SIZE)) for key, name in SIZES.items()
-    }
     for key, name in SIZES.items():
+        sizes[key] = _number(file, name, int, 1, MOST.get(key))
         if sizes[key] is None:
-            raise ValueError(f"{file.architecture}.{name} is missing, and has no default")
-    heads, blocks = sizes["num_attention_heads"], set(map(_block_of, file.tensors)) - {None}
+            raise ValueError(f"{arch}.{name} is missing, and has no default")
+    if table.shape[1:] != (sizes["hidden_size"],):
+        raise ValueError(
+            f"{arch}.embedding_length = {sizes['hidden_size']}, and token_embd.weight has the "
+            f"shape {table.shape}"
+        )
+    blocks = set(map(_block_of, file.tensors)) - {None}
     if blocks and blocks != set(range(sizes["num_hidden_layers"])):
         raise ValueError(
-            f"{file.architecture}.block_count = {sizes['num_hidden_layers']}, and the tensors "
-            f"are of {len(blocks)} layers"
+            f"{arch}.block_count = {sizes['num_hidden_layers']}, and the tensors are of "
+            f"{len(blocks)} layers"
         )
-    head_dim = _number(file, "attention.key_length", int, 1) or _rows(file, "attn_q", heads)
-    kv_heads = _number(file, "attention.head_count_kv", int, 1) or _rows(file, "attn_k", head_dim)
+    head_dim = _number(file, "attention.key_length", int, 1)
+    head_dim = head_dim or _rows(file, "attn_q", sizes["num_attention_heads"])
+    kv_heads = _number(file, "attention.head_count_kv", int, 1)
+    kv_heads = kv_heads or _rows(file, "attn_k", head_dim)
+    rows = table.shape[0]
     for name, expected in (
         ("attention.value_length", head_dim),
         ("rope.dimension_count", head_dim),
-        ("vocab_size", table.shape[0]),
+        ("vocab_size", rows),
     ):
-        if _number(file, name, int, 1) not in (None, expected):
-            raise ValueError(
-                f"{file.architecture}.{name} = {_number(file, name, int, 1)} is not supported: "
-                f"use {expected}"
-            )
+        if (value := _number(file, name, int, 1)) not in (None, expected):
+            raise ValueError(f"{arch}.{name} = {value} is not supported: use {expected}")
     return sizes | {
-        "architectures": [ARCHITECTURES[file.architecture]],
-        "vocab_size": table.shape[0],
+        "architectures": [ARCHITECTURES[arch]],
+        "vocab_size": rows,
         "head_dim": head_dim,
         "num_key_value_heads": kv_heads,
         "tie_word_embeddings": "output.weight" not in file.tensors,
@@ -143,13 +146,13 @@ def _sizes(file: "GgufFile") -> dict[str, Any]:
 
 def _rows(file: "GgufFile", tensor: str, width: int) -> int:
     """Returns the rows of a tensor of the first layer / width, for a missing size."""
-    found = file.tensors.get(f"blk.0.{tensor}.weight")
-    if found is None or found.shape[0] % width:
+    first = file.tensors.get(f"blk.0.{tensor}.weight")
+    if first is None or first.shape[0] % width:
         raise ValueError(
             f"{file.architecture}.attention.key_length or head_count_kv is missing, and "
             f"blk.0.{tensor}.weight does not give it"
         )
-    return int(found.shape[0]) // width
+    return int(first.shape[0]) // width
 
 
 def _details(
@@ -159,46 +162,50 @@ def _details(
 
     released: the registered model of these sizes, for what differs among the released models.
     """
-    arch, fields = file.architecture, {}
+    arch = file.architecture
+    fields: dict[str, Any] = {}
     eps = _number(file, "attention.layer_norm_rms_epsilon", float, 0, 1)
-    theta = _number(file, "rope.freq_base", float, 1) or _number(
-        file, "rope.global.freq_base", float, 1
-    )
+    theta = _number(file, "rope.freq_base", float, 1)
+    theta = theta or _number(file, "rope.global.freq_base", float, 1)
+    window = _number(file, "attention.sliding_window", int, 1)
     if arch not in GEMMA:
         # Released models differ in both; of Llama 1 and 2, the base is the class default.
         if eps is None:
             raise ValueError(f"{arch}.attention.layer_norm_rms_epsilon is missing: {_CONVERT}")
         if theta is None and (arch, sizes["vocab_size"]) != ("llama", 32_000):
             raise ValueError(f"{arch}.rope.freq_base is missing: {_CONVERT}")
+        if window is not None and window < sizes["max_position_embeddings"]:
+            raise ValueError(f"{arch}.attention.sliding_window is not supported: {_CONVERT}")
     if eps is not None:
         fields["rms_norm_eps"] = float(f"{eps:.6g}")
     if theta is not None:
         fields["rope_theta"] = theta
     fields |= _rope_scaling(file, released)
-    window = _number(file, "attention.sliding_window", int, 1)
-    if arch not in GEMMA:
-        if window is not None and window < sizes["max_position_embeddings"]:
-            raise ValueError(f"{arch}.attention.sliding_window is not supported: {_CONVERT}")
-        return fields
-    fields["query_pre_attn_scalar"] = (
-        released.query_pre_attn_scalar if released else sizes["head_dim"]
-    )
-    if arch == "gemma3" and window is None:
-        if released is None:
+    return fields | (_gemma_details(file, sizes, released, window) if arch in GEMMA else {})
+
+
+def _gemma_details(
+    file: "GgufFile", sizes: dict[str, Any], released: TransformerConfig | None, window: int | None
+) -> dict[str, Any]:
+    """Returns query scale, windows, caps and local RoPE of Gemma in the keys of config.json."""
+    scalar = released.query_pre_attn_scalar if released else sizes["head_dim"]
+    fields: dict[str, Any] = {"query_pre_attn_scalar": scalar}
+    if file.architecture == "gemma3":
+        if window is None and released is None:
             raise ValueError(
                 "gemma3.attention.sliding_window is missing: it is 512 or 1024 by model size"
             )
-        window = released.pattern[0].window
+        if window is None and released is not None:
+            window = released.pattern[0].window
+        local = _number(file, "rope.freq_base_swa", float, 1)
+        local = local or _number(file, "rope.local.freq_base", float, 1)
+        if local is not None:
+            fields["rope_local_base_freq"] = local
     if window is not None:
         fields["sliding_window"] = window
     for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
         if (value := _number(file, cap, float, 0)) is not None:
             fields[cap] = value or None  # 0 disables it
-    local = _number(file, "rope.freq_base_swa", float, 1) or _number(
-        file, "rope.local.freq_base", float, 1
-    )
-    if arch == "gemma3" and local is not None:
-        fields["rope_local_base_freq"] = local
     return fields | _pattern(file, sizes["num_hidden_layers"])
 
 
@@ -222,7 +229,7 @@ def _rope_scaling(file: "GgufFile", released: TransformerConfig | None) -> dict[
     Gemma 3 models of 4B and more have a factor of 8, which some files lack.
     """
     arch = file.architecture
-    kind, factor = file.field(f"{arch}.rope.scaling.type"), None
+    kind = file.field(f"{arch}.rope.scaling.type")
     if kind not in (None, "none", "linear"):
         raise ValueError(f"RoPE scaling {kind!r:.80} ({arch}.rope.scaling.type) is not supported")
     factor = _number(file, "rope.scaling.factor", float, 0)

@@ -4,6 +4,7 @@ The `gguf` package trusts counts, lengths and offsets. Here no count is followed
 file, and the tensors must lie one after another in it, as llama.cpp requires.
 """
 
+import collections
 import contextlib
 import functools
 import math
@@ -59,7 +60,7 @@ def parse(path: str | os.PathLike[str]) -> gguf.GGUFReader:
 def _parse(path: str, mtime: int, size: int) -> gguf.GGUFReader:
     """A vocabulary takes seconds. mtime, size: parts of the cache key."""
     reader = _Reader.__new__(_Reader)  # its fields are named if the parser fails
-    reader.fields = {}
+    reader.fields = collections.OrderedDict()
     with naming(path):
         try:
             reader.__init__(path)  # type: ignore[misc]

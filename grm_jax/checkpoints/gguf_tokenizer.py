@@ -44,6 +44,7 @@ def write_tokenizer(field: Field, folder: Path, is_gemma: bool) -> None:
     kind, rule = field("tokenizer.ggml.model"), field("tokenizer.ggml.pre")
     if kind != "llama" and (kind != "gpt2" or not isinstance(rule, str) or rule not in SPLITS):
         raise ValueError(
+            "tokenizer.ggml.model and tokenizer.ggml.pre: "
             f"the tokenizer {kind!r:.80} with the split rule {rule!r:.80} is not supported: "
             "pass the tokenizer's own files"
         )
@@ -114,14 +115,14 @@ def _special_ids(field: Field, tokens: list[str], by_piece: bool) -> dict[str, i
     ids: dict[str, int | None] = {}
     for name, pieces in SPECIAL.items():
         key = f"tokenizer.ggml.{name}_token_id"
-        found = field(key)
-        if found is not None and not (type(found) is int and 0 <= found < len(tokens)):
+        token_id = field(key)
+        if token_id is not None and not (type(token_id) is int and 0 <= token_id < len(tokens)):
             raise ValueError(
-                f"{key} = {found!r:.80} is not the id of one of {len(tokens):,} tokens"
+                f"{key} = {token_id!r:.80} is not the id of one of {len(tokens):,} tokens"
             )
-        if found is None and by_piece:
-            found = next((tokens.index(piece) for piece in pieces if piece in tokens), None)
-        ids[name] = found
+        if token_id is None and by_piece:
+            token_id = next((tokens.index(piece) for piece in pieces if piece in tokens), None)
+        ids[name] = token_id
     required = ("bos", "eos", "unknown") if by_piece else ("eos",)
     if missing := [name for name in required if ids[name] is None]:
         raise ValueError(f"tokenizer.ggml.{missing[0]}_token_id is missing")
@@ -136,7 +137,7 @@ def _byte_level_bpe(tokens: list[str], merges: list[str], types: list[int], rule
     if wrong := [merge for merge in merges if " " not in merge]:
         raise ValueError(f"tokenizer.ggml.merges has {wrong[0]!r:.80}, which is not a pair")
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
     bpe = models.BPE(vocabulary, pairs, ignore_merges=rule == "llama-bpe")
     tokenizer = tokenizers.Tokenizer(bpe)
     words = SPLITS[rule]
@@ -166,6 +167,7 @@ def _sentencepiece_model(
     has_prefix: bool,
 ) -> bytes:
     """Returns a SentencePiece model. has_prefix: a text begins with a space."""
+    import sentencepiece
     import sentencepiece.sentencepiece_model_pb2 as untyped
 
     pb: Any = untyped  # generated code without stubs
@@ -182,11 +184,13 @@ def _sentencepiece_model(
         )
     spec = model.trainer_spec
     spec.model_type, spec.byte_fallback, spec.vocab_size = spec.BPE, True, len(model.pieces)
-    for name, i in zip(("bos", "eos", "unk", "pad"), ids.values()):
-        setattr(spec, f"{name}_id", -1 if i is None else i)
-        if i is not None:  # sentencepiece looks these up by piece, not by id
-            setattr(spec, f"{name}_piece", model.pieces[i].piece)
+    for name, id in zip(("bos", "eos", "unk", "pad"), ids.values()):
+        setattr(spec, f"{name}_id", -1 if id is None else id)
+        if id is not None:  # sentencepiece looks these up by piece, not by id
+            setattr(spec, f"{name}_piece", model.pieces[id].piece)
     normalizer = model.normalizer_spec
     normalizer.name = "identity"
     normalizer.add_dummy_prefix, normalizer.remove_extra_whitespaces = has_prefix, False
-    return model.SerializeToString()
+    data: bytes = model.SerializeToString()
+    sentencepiece.SentencePieceProcessor(model_proto=data)  # raises for pieces that it refuses
+    return data

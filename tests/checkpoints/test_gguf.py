@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import sentencepiece as spm
 from gguf import GGMLQuantizationType as Q
+from gguf_toys import add_sentencepiece_tokenizer, write
 from ml_collections import ConfigDict
 from toys import GEMMA2, GEMMA3, K, tensors
 
@@ -12,71 +13,6 @@ from grm_jax.checkpoints import copy_tokenizer, load, open_checkpoint
 from grm_jax.models import LayerSpec
 from grm_jax.text import tokenizer
 from grm_jax.training import sources
-
-NAMES = {
-    "embed_tokens": "token_embd", "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm", "q_proj": "attn_q", "k_proj": "attn_k",
-    "v_proj": "attn_v", "o_proj": "attn_output", "q_norm": "attn_q_norm", "k_norm": "attn_k_norm",
-    "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
-}  # fmt: skip
-
-
-def gguf_name(name: str) -> str:
-    """Returns the GGUF name of a Hugging Face tensor."""
-    *path, last, _ = name.split(".")
-    if last == "norm":
-        return "output_norm.weight"
-    return (f"blk.{path[2]}." if "layers" in path else "") + NAMES[last] + ".weight"
-
-
-def writer_of(path, config, arch):
-    """Opens a GGUF file for writing, with the sizes of a config.json."""
-    writer = gguf.GGUFWriter(path, arch)
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_key_length(config["head_dim"])
-    writer.add_context_length(128)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_rope_freq_base(config["rope_theta"])
-    return writer
-
-
-def close(writer, path):
-    """Writes what was added, and returns the path."""
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def write(path, config, values, quantization=None, arch=None, add_tokenizer=None):
-    """Saves a GGUF file; `add_tokenizer(writer)` adds the metadata of a tokenizer."""
-    arch = arch or config["model_type"].removesuffix("_text")
-    writer = writer_of(path, config, arch)
-    writer.add_sliding_window(config["sliding_window"])
-    if "rope_scaling" in config:
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(8.0)
-    if arch == "gemma2":
-        writer.add_attn_logit_softcapping(50.0)
-        writer.add_final_logit_softcapping(30.0)
-    for name, value in values.items():
-        if value.ndim == 1:
-            writer.add_tensor(gguf_name(name), value + 1)
-        elif quantization is not None:
-            writer.add_tensor(
-                gguf_name(name), gguf.quantize(value, quantization), raw_dtype=quantization
-            )
-        else:
-            writer.add_tensor(gguf_name(name), value)
-    if add_tokenizer:
-        add_tokenizer(writer)
-    return close(writer, path)
 
 
 @pytest.mark.parametrize("quantization", [None, Q.Q8_0, Q.BF16])
@@ -164,32 +100,8 @@ def test_another_architecture_is_an_error(tmp_path):
 @pytest.fixture
 def with_tokenizer(tmp_path):
     """Returns a GGUF file with a tokenizer, and that tokenizer."""
-    corpus = tmp_path / "corpus.txt"
-    corpus.write_text("the quick brown fox jumps over the lazy dog, again and again\n" * 50)
-    spm.SentencePieceTrainer.Train(
-        input=str(corpus), model_prefix=str(tmp_path / "own"), vocab_size=320, model_type="bpe",
-        byte_fallback=True, pad_id=0, eos_id=1, bos_id=2, unk_id=3,
-        bos_piece="<bos>", eos_piece="<eos>",
-        user_defined_symbols=["<start_of_turn>", "<end_of_turn>", "\u2581\u2581"],
-        normalization_rule_name="identity", remove_extra_whitespaces=False,
-        add_dummy_prefix=False, hard_vocab_limit=False, minloglevel=2,
-    )  # fmt: skip
-    own = spm.SentencePieceProcessor(model_file=str(tmp_path / "own.model"))
-    pieces = range(own.vocab_size())
-
-    def add_tokenizer(writer):
-        writer.add_tokenizer_model("llama")
-        # The GGUF converter stores turn tokens as control tokens, and runs of spaces as spaces.
-        writer.add_token_list([own.id_to_piece(i).replace("\u2581\u2581", "  ") for i in pieces])
-        writer.add_token_scores([own.get_score(i) for i in pieces])
-        special = {i: 3 for i in (0, 1, 2, 3, 4, 5)} | {6: 4}
-        writer.add_token_types([6 if own.is_byte(i) else special.get(i, 1) for i in pieces])
-        writer.add_bos_token_id(2)
-        writer.add_eos_token_id(1)
-        writer.add_unk_token_id(3)
-        writer.add_pad_token_id(0)
-
-    return write(tmp_path / "toy.gguf", GEMMA2, {}, add_tokenizer=add_tokenizer), own
+    own, add_tokenizer = add_sentencepiece_tokenizer(tmp_path)
+    return write(tmp_path / "toy.gguf", GEMMA2, {}, add=add_tokenizer), own
 
 
 def test_the_tokenizer_is_rebuilt(with_tokenizer, tmp_path):
