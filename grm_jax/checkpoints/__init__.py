@@ -15,7 +15,7 @@ from grm_jax.checkpoints.loading import check_names, load_model
 from grm_jax.checkpoints.saving import copy_tokenizer, save
 from grm_jax.checkpoints.tensor_map import tensor_map
 from grm_jax.checkpoints.tensors import Reader
-from grm_jax.model_files import damage_of, exists
+from grm_jax.model_files import check_file, damage_of, exists
 from grm_jax.models.config import TransformerConfig
 from grm_jax.models.transformer import Transformer
 from grm_jax.storage import fetch
@@ -59,6 +59,7 @@ def _open(path: Path) -> Reader:
     if len(files) == 1 and files[0].suffix == ".gguf":
         from grm_jax.checkpoints.gguf_file import GgufFile
 
+        check_file(files[0], linked=not path.is_dir())
         return GgufFile(files[0])
     raise ValueError(f"{path} is not a supported checkpoint: give {FORMATS}")
 

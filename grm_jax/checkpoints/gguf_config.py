@@ -82,8 +82,8 @@ def read_config(file: "GgufFile") -> TransformerConfig:
     _check_keys(file)
     name = Path(file.path).stem
     sizes = _sizes(file)
-    released = released_like(from_hf(sizes, name))
-    cfg = from_hf(sizes | _details(file, sizes, released), name)
+    released = released_like(from_hf(sizes, name, file.path))
+    cfg = from_hf(sizes | _details(file, sizes, released), name, file.path)
     _check_scale(file, cfg)
     return cfg if file.architecture in GEMMA else _scaled(file, cfg, released)
 

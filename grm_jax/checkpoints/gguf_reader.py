@@ -9,14 +9,16 @@ import contextlib
 import functools
 import math
 import os
-import stat
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+
+from grm_jax.model_files import check_file, damage_of, one_line
 
 # Far above real files: Gemma 3 has 262,208 tokens, DeepSeek-V2 has 1,400 tensors.
 MOST_FIELDS, MOST_TENSORS, MOST_VALUES = 10_000, 100_000, 4_000_000
@@ -26,13 +28,12 @@ VERSIONS = (2, 3)
 @contextlib.contextmanager
 def naming(path: str) -> Iterator[None]:
     """Turns what damaged data raises in the body into a ValueError of one line with the path."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(reason if path in reason else f"{path}: {reason}") from error
+    with damage_of(path):
+        try:
+            yield
+        except ValueError as error:
+            reason = one_line(error)
+            raise ValueError(reason if path in reason else f"{path}: {reason}") from error
 
 
 def parse(path: str | os.PathLike[str]) -> gguf.GGUFReader:
@@ -42,10 +43,8 @@ def parse(path: str | os.PathLike[str]) -> gguf.GGUFReader:
       ValueError: not a regular file, another format, or damaged: names the file and the fault.
     """
     path = str(path)
-    status = os.stat(path)
+    status = check_file(Path(path), linked=True).stat()
     with naming(path):
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("not a regular file")
         with open(path, "rb") as file:
             magic, version = struct.unpack("<4sI", file.read(8).ljust(8, b"\0"))
         if magic != b"GGUF":
@@ -68,7 +67,8 @@ def _parse(path: str, mtime: int, size: int) -> gguf.GGUFReader:
             last = next(reversed(reader.fields), "the header")
             reason = error.args[0] if isinstance(error, KeyError) else error
             raise ValueError(
-                f"damaged at or after {last!r:.80}: {reason!s:.200}: download or convert it again"
+                f"{path} is damaged at or after {last!r:.80}: {one_line(reason):.200}: "
+                "download or convert it again"
             ) from error
     return reader
 
