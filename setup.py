@@ -30,6 +30,7 @@ setup(
         "filelock>=4.2",
         "flax>=0.12.8",
         "gguf>=0.19",
+        "httpx>=0.28",
         "huggingface_hub>=1.0",
         "jax>=0.10.2",
         "jaxtyping>=0.3",

@@ -158,6 +158,10 @@ class RunStore(Mapping[Key, Record]):
             self._write_part(lines.values())
         self._index |= {key: verified(line) or b"" for key, line in lines.items()}
 
+    def discard(self, key: Key) -> None:
+        """Forgets a record, so that another one can be appended in its place."""
+        self._index.pop(key, None)
+
     def finish(self, output: str | os.PathLike, order: Iterable[Key] | None = None) -> None:
         """Replaces the local file `output` by the records, atomically, and removes the store.
 

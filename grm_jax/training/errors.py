@@ -1,8 +1,29 @@
 """Errors of inputs: those that are missing before a run, those found unusable during training."""
 
+from typing import Any
+
 
 class MissingInputs(FileNotFoundError):
     """Files or models that an experiment needs are missing; the message has a line for each."""
+
+
+class SamplingError(RuntimeError):
+    """Critiques cannot be sampled, or not by all processes alike."""
+
+
+class TooManyFailed(SamplingError):
+    """More than the share `max_failed` of the requests of one call failed for good.
+
+    replies: of that call; None for each request that failed.
+    """
+
+    def __init__(self, replies: list[Any], max_failed: float, reason: str):
+        failed = sum(reply is None for reply in replies)
+        super().__init__(
+            f"{failed} of {len(replies)} requests failed, "
+            f"more than the share of {max_failed:g}; {reason}"
+        )
+        self.replies, self.max_failed = replies, max_failed
 
 
 class TrainingError(ValueError):

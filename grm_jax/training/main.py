@@ -25,11 +25,11 @@ from grm_jax.storage import PathLike, as_path, write_atomic, writing
 from grm_jax.text import rendering
 from grm_jax.training import (
     checkpoint,
+    endpoint_sampler,
     eval_stage,
     grpo,
     loop,
     meta_rm,
-    openai_client,
     own_config,
     own_report,
     rft,
@@ -86,7 +86,7 @@ def prepare(config: ConfigDict, workdir: PathLike) -> loop.Run:
         )
     pending = [stage for stage in config.stages if not loop.is_done(workdir / stage)]
     check(config, pending)
-    openai_client.probe_endpoint(config, workdir / "rft")
+    endpoint_sampler.probe_endpoint(config, workdir / "rft")
     save_config(config, cfg, workdir)
     log.info(
         "%s: %.2fM parameters, mesh %s; results in %s",

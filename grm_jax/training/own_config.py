@@ -22,7 +22,7 @@ from grm_jax.models.config import CONFIGS, TransformerConfig
 from grm_jax.sampling.plan import GIB, SHARE
 from grm_jax.storage import as_path, fetch, write_atomic
 from grm_jax.text import rendering
-from grm_jax.training import machines, openai_client, own_file, rft_data, sources
+from grm_jax.training import endpoint_sampler, machines, own_file, rft_data, sources
 from grm_jax.training.machines import Machine
 from grm_jax.types import Comparison
 
@@ -113,7 +113,7 @@ def complete(config: Any, workdir: Any = None, machine: Machine | None = None) -
     config = config.copy_and_resolve_references()
     _take_saved(config, workdir)
     if workdir is not None:
-        openai_client.probe_endpoint(config, as_path(workdir) / "rft")
+        endpoint_sampler.probe_endpoint(config, as_path(workdir) / "rft")
     machine = machine or Machine.here()
     path = fetch(config.init)
     cfg = _set_model(config, path, machine)

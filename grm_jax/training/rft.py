@@ -146,13 +146,9 @@ def _build(
     comparisons, sampler = source.take(0, count), make_sampler(config, tokenizer, mesh)
     with contextlib.ExitStack() as stack:
         if rft.sampler in rft_samplers.SLOW:
-            settings = [rft.sampler, dict(rft.sampling)]
-            if rft.sampler == "self":
-                settings.append(config.init)
-            salt = json.dumps(settings, sort_keys=True, default=str)
             shared = rft.sampler in rft_samplers.LOCAL
             store = stack.enter_context(open_replies(folder / "samples", shared))
-            sampler = stored(sampler, store, salt)
+            sampler = stored(sampler, store, *rft_samplers.salts(config))
         try:
             built = rft_data.build(comparisons, sampler, options)
         except rft_data.TooFewParsed as error:

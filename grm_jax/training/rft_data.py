@@ -52,11 +52,16 @@ class CritiqueRequest:
 
 @dataclasses.dataclass(frozen=True)
 class CritiqueReply:
-    """A sampled text, why it ended if known, and its order if that is not the requested one."""
+    """A sampled text, why it ended if known, and its order if that is not the requested one.
+
+    prompt_tokens, new_tokens: as an endpoint counts them.
+    """
 
     text: str
     finish: str | None = None
     order: tuple[int, ...] | None = None
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
 
 
 # Replies in the order of the requests; None for a request that failed.
@@ -173,7 +178,8 @@ def build(comparisons: Iterable[Comparison], sampler: Sampler, options: RftOptio
         for chunk in _chunks(comparisons, options):
             groups = [requests_for(comparison, options) for comparison in chunk]
             requests = [request for group in groups for request in group]
-            with _reported(progress, done):
+            numbers = itertools.count(done + 1)
+            with on_reply(lambda *_, numbers=numbers: progress.update(next(numbers))):
                 replies = list(sampler(requests))
             if len(replies) != len(requests):
                 raise ValueError(
@@ -191,19 +197,31 @@ def build(comparisons: Iterable[Comparison], sampler: Sampler, options: RftOptio
     return result
 
 
-_on_reply: contextvars.ContextVar[Callable[[], None]] = contextvars.ContextVar("on_reply")
+OnReply = Callable[[int, CritiqueReply | None], None]
+_on_reply: contextvars.ContextVar[OnReply] = contextvars.ContextVar("on_reply")
 
 
-def report_reply() -> None:
-    """Advances the progress of `build` by one critique. Slow samplers call it for each reply."""
-    _on_reply.get(lambda: None)()
+def report_reply(i: int, reply: CritiqueReply | None) -> None:
+    """Reports the reply to request i of a call. Slow samplers call it for each reply as it comes.
+
+    None: the request failed.
+    """
+    _on_reply.get(lambda i, reply: None)(i, reply)
 
 
 @contextlib.contextmanager
-def _reported(progress: Progress, done: int) -> Iterator[None]:
-    """Shows replies as they come, from the number `done` on."""
-    numbers = itertools.count(done + 1)
-    token = _on_reply.set(lambda: progress.update(next(numbers)))
+def on_reply(callback: OnReply) -> Iterator[None]:
+    """Calls callback(i, reply) in the body for each reply that a sampler reports.
+
+    The callback of a surrounding `on_reply` is called too.
+    """
+    outer = _on_reply.get(lambda i, reply: None)
+
+    def both(i: int, reply: CritiqueReply | None) -> None:
+        callback(i, reply)
+        outer(i, reply)
+
+    token = _on_reply.set(both)
     try:
         yield
     finally:

@@ -5,7 +5,6 @@ sampler, register a dataclass of settings with a method `build`. A sampler is a 
 requests to replies, see `rft_data.Sampler`; `stored` makes it resumable.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -24,13 +23,15 @@ from grm_jax.judging.orders import item_of
 from grm_jax.registry import Registry
 from grm_jax.run_store import RunStore, StoreMismatch
 from grm_jax.storage import fetch
-from grm_jax.training import openai_client as client
-from grm_jax.training.errors import TrainingError
+from grm_jax.training.endpoint_sampler import FETCHING, Endpoint, sampler as endpoint  # noqa: F401
+from grm_jax.training.errors import SamplingError, TooManyFailed, TrainingError
+from grm_jax.training.replies import Writer, is_usable, reply_from_json
 from grm_jax.training.rft_data import (
     CritiqueReply,
     CritiqueRequest,
     Sampler,
     best_index,
+    on_reply,
     report_reply,
 )
 
@@ -40,24 +41,6 @@ LOCAL = ("self", "model")  # samplers that run on all processes together
 SLOW = (*LOCAL, "endpoint")  # samplers whose replies are stored as they come
 # Requests over which `stored` computes the share of failures, once it has them.
 FAILURE_WINDOW = 200
-
-
-class SamplingError(RuntimeError):
-    """Critiques cannot be sampled, or not by all processes alike."""
-
-
-class TooManyFailed(SamplingError):
-    """More than the share `max_failed` of the requests of one call failed for good.
-
-    replies: of that call; None for each request that failed.
-    """
-
-    def __init__(self, replies: list[CritiqueReply | None], max_failed: float, reason: str):
-        super().__init__(
-            f"{replies.count(None)} of {len(replies)} requests failed, "
-            f"more than the share of {max_failed:g}; {reason}"
-        )
-        self.replies, self.max_failed = replies, max_failed
 
 
 # ---------------------------------------------------------------- settings
@@ -91,13 +74,7 @@ class File:
         return file(fetch(self.path))
 
 
-@SAMPLERS.register("endpoint")
-@dataclasses.dataclass(frozen=True)
-class Endpoint(client.Server):
-    """An OpenAI-compatible server."""
-
-    def build(self, config: Any, tokenizer: Any, mesh: Any) -> Sampler:
-        return endpoint(self)
+SAMPLERS.add("endpoint", Endpoint)
 
 
 @SAMPLERS.register("model")
@@ -189,7 +166,10 @@ def chosen_settings(name: str, sampling: Mapping[str, Any]) -> Any:
         raise ValueError(
             f"config.rft.sampling.{missing[0]} is empty: the sampler {name!r} needs it"
         )
-    return SAMPLERS[name](**{key: value for key, value in sampling.items() if key in own})
+    try:
+        return SAMPLERS[name](**{key: value for key, value in sampling.items() if key in own})
+    except ValueError as error:
+        raise ValueError(f"config.rft.sampling.{error}") from None
 
 
 def make_sampler(config: Any, tokenizer: Any, mesh: Any) -> Sampler:
@@ -244,46 +224,13 @@ def model(
         sampling = (max_new_tokens, temperature, top_p, top_k, stop, seed)
         for completion in engine([Request(p, 1, *sampling, i) for p, i in zip(prompts, items)]):
             i = completion.request_index
-            report_reply()
             if completion.finish == "error":
                 log.warning("request %d was not sampled: %s", i, completion.error)
-                continue
-            ids = [int(id) for id in completion.tokens]
-            ids = ids[:-1] if ids and ids[-1] in stop else ids
-            replies[i] = CritiqueReply(tokenizer.decode(ids), completion.finish)
-        return replies
-
-    return sample
-
-
-def endpoint(settings: Endpoint) -> Sampler:
-    """Samples from an OpenAI-compatible server. Raises TooManyFailed with the last reason.
-
-    The first failure is logged at once; the request is then repeated.
-    """
-
-    retried: list[str] = []
-
-    def on_retry(reason: str) -> None:
-        if not retried:
-            log.warning("%s. Repeating it up to %d times", reason, settings.retries)
-        retried.append(reason)
-
-    def post(request: CritiqueRequest) -> CritiqueReply | str:
-        return client.post(settings, request.messages, on_retry)
-
-    def sample(requests: Sequence[CritiqueRequest]) -> list[CritiqueReply | None]:
-        with concurrent.futures.ThreadPoolExecutor(settings.parallel) as pool:
-            results = []
-            for result in pool.map(post, requests):
-                results.append(result)
-                report_reply()
-        replies = [None if isinstance(result, str) else result for result in results]
-        if reasons := [result for result in results if isinstance(result, str)]:
-            counts = len(reasons), len(results)
-            log.warning("%d of %d requests failed, the last with: %s", *counts, reasons[-1])
-            if len(reasons) > settings.max_failed * len(results):
-                raise TooManyFailed(replies, settings.max_failed, reasons[-1])
+            else:
+                ids = [int(id) for id in completion.tokens]
+                ids = ids[:-1] if ids and ids[-1] in stop else ids
+                replies[i] = CritiqueReply(tokenizer.decode(ids), completion.finish)
+            report_reply(i, replies[i])
         return replies
 
     return sample
@@ -306,7 +253,7 @@ def file(path: str | Path) -> Sampler:
             raise TrainingError(f"{path}:{record.line}: a sample needs an 'id' and a 'text'")
         for one in samples:
             key = str(record.fields["id"]), bool(one.get("hinted", False))
-            queues[key].append(_reply_from_json(one))
+            queues[key].append(reply_from_json(one))
 
     def next_of(request: CritiqueRequest) -> CritiqueReply | None:
         id, n = request.comparison.id, request.comparison.n
@@ -342,38 +289,70 @@ def open_replies(folder: Any, shared: bool = False) -> RunStore:
     return store
 
 
-def stored(sampler: Sampler, store: RunStore, salt: str = "") -> Sampler:
+def salts(config: Any) -> tuple[str, ...]:
+    """Returns the salts of `stored` for `config.rft`: that of new replies, then those of old ones.
+
+    A salt holds the settings that decide a reply. Earlier versions took all of `rft.sampling`.
+    """
+    rft, more = config.rft, [config.init] if config.rft.sampler == "self" else []
+    own = settings_of(rft.sampler)
+    deciding = {key: rft.sampling.get(key, own[key]) for key in own if key not in FETCHING}
+    return tuple(
+        json.dumps([rft.sampler, settings, *more], sort_keys=True, default=str)
+        for settings in (deciding, dict(rft.sampling))
+    )
+
+
+def stored(sampler: Sampler, store: RunStore, salt: str = "", *old_salts: str) -> Sampler:
     """Returns the sampler with its replies kept in a store: hours of sampling survive a restart.
 
     A reply belongs to one prompt, order, sample number and `salt` (what else it depends on, such as
-    a fingerprint of the policy). A request that failed for good is stored as {"text": null} and not
-    repeated, so that a resumed run builds the same set; remove its line to repeat it. If too many
-    requests of a call fail, the replies that came are stored and TooManyFailed is raised.
+    a fingerprint of the policy). Replies under one of `old_salts` are found too. Replies that the
+    sampler reports are stored every few seconds, whatever ends it. A request that failed for good
+    is stored as {"text": null} and not repeated, so that a resumed run builds the same set; remove
+    its line to repeat it. If too many requests of a call fail, the replies that came are stored and
+    TooManyFailed is raised. A damaged reply is sampled again.
     """
 
     def sample(requests: Sequence[CritiqueRequest]) -> list[CritiqueReply | None]:
-        keys = [_key(request, salt) for request in requests]
+        count = len(store)
+        keys = [_stored_key(request, store, (salt, *old_salts)) for request in requests]
+        if damaged := count - len(store):
+            log.warning("%s: %d damaged replies are sampled again", store.path, damaged)
         missing = {key: one for key, one in zip(keys, requests) if key not in store}
         if missing:
-            too_many = None
+            writer, too_many = Writer(store, list(missing)), None
             try:
-                replies = list(sampler(list(missing.values())))
+                with on_reply(writer.add):
+                    replies = list(sampler(list(missing.values())))
             except TooManyFailed as error:
                 replies = error.replies
                 # A call may have few requests; earlier ones count with it, up to the window.
                 window = max(len(replies), min(len(store) + len(replies), FAILURE_WINDOW))
                 too_many = error if replies.count(None) > error.max_failed * window else None
-            records: dict[str | int, dict[str, Any]] = {
-                key: dataclasses.asdict(reply) if reply else {"text": None}
-                for key, reply in zip(missing, replies, strict=True)
-                if reply or not too_many
-            }
-            store.append_all(records)
+            except BaseException:
+                writer.flush()
+                raise
+            for i, (_, reply) in enumerate(zip(missing, replies, strict=True)):
+                if reply or not too_many:
+                    writer.set(i, reply)
+            writer.flush()
             if too_many:
                 raise too_many
-        return [_reply_from_json(record) for record in store.records(keys)]
+        return [reply_from_json(record) for record in store.records(keys)]
 
     return sample
+
+
+def _stored_key(request: CritiqueRequest, store: RunStore, salts: Sequence[str]) -> str:
+    """The key under which the store holds a usable reply, else that of a new one."""
+    keys = [_key(request, salt) for salt in salts]
+    for key in keys:
+        if key in store:
+            if is_usable(store[key], request):
+                return key
+            store.discard(key)
+    return keys[0]
 
 
 def _key(request: CritiqueRequest, salt: str) -> str:
@@ -381,10 +360,3 @@ def _key(request: CritiqueRequest, salt: str) -> str:
     fields = [request.messages, request.order, request.hinted, request.sample, salt]
     content = json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogatepass")
     return f"{request.comparison.id}/{hashlib.sha256(content).hexdigest()[:24]}"
-
-
-def _reply_from_json(record: Mapping[str, Any]) -> Any:
-    if record["text"] is None:
-        return None
-    order = None if record.get("order") is None else tuple(record["order"])
-    return CritiqueReply(record["text"], record.get("finish"), order)

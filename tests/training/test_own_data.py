@@ -22,11 +22,11 @@ from grm_jax.data.world.vocabulary import vocabulary_path
 from grm_jax.models import build_model, get_config
 from grm_jax.models.config import CONFIGS
 from grm_jax.training import (
+    endpoint_sampler,
     inputs,
     loop,
     machines,
     main,
-    openai_client,
     own_config,
     own_file,
     own_report,
@@ -357,12 +357,12 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    openai_client._answered.clear()
+    endpoint_sampler._answered.clear()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as httpd:
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{httpd.server_port}/v1"
         httpd.shutdown()
-    openai_client._answered.clear()
+    endpoint_sampler._answered.clear()
 
 
 def test_an_endpoint_that_does_not_answer_is_an_error_at_once(pairs, model_folder, tmp_path):
@@ -374,13 +374,13 @@ def test_an_endpoint_that_does_not_answer_is_an_error_at_once(pairs, model_folde
 
 
 def test_the_endpoint_names_its_model_or_lists_them(server, monkeypatch):
-    assert openai_client.probe(server) == "only"
+    assert endpoint_sampler.probe(server) == "only"
     with pytest.raises(ValueError, match="answered 404: .*no such model"):
-        openai_client.probe(server, "another")
-    openai_client._answered.clear()
+        endpoint_sampler.probe(server, "another")
+    endpoint_sampler._answered.clear()
     monkeypatch.setattr(Server, "names", ["a", "b"])
     with pytest.raises(ValueError, match="serves 2 models: set it to one of a, b"):
-        openai_client.probe(server)
+        endpoint_sampler.probe(server)
 
 
 def test_other_hosts_take_the_model_of_the_endpoint_from_process_0(
@@ -392,7 +392,7 @@ def test_other_hosts_take_the_model_of_the_endpoint_from_process_0(
     monkeypatch.setattr(inputs, "broadcast_one_to_all", lambda _: np.frombuffer(sent, np.uint8))
     fields = {"rft.sampler": "endpoint", "rft.sampling.url": "http://127.0.0.1:9/v1"}
     config = make_config(pairs, model_folder, **fields)
-    openai_client.probe_endpoint(config, tmp_path)
+    endpoint_sampler.probe_endpoint(config, tmp_path)
     assert config.rft.sampling.model == "only"
 
 

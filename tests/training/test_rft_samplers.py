@@ -10,7 +10,7 @@ import pytest
 from grm_jax.data import world
 from grm_jax.data.world import vocabulary
 from grm_jax.text import tokenizer
-from grm_jax.training import rft_data, rft_samplers
+from grm_jax.training import endpoint_sampler, rft_data, rft_samplers
 from grm_jax.training.rft_data import CritiqueReply, RftOptions, build
 from grm_jax.types import Comparison
 
@@ -185,6 +185,104 @@ def test_stored_replies_are_not_sampled_again(tmp_path):
     # No reply of another policy is reused.
     build_stored(items, counting(), salt="another policy")
     assert calls[-1] == 24
+
+
+def _config(**sampling):
+    settings = dict(url="http://a/v1", model="m", max_new_tokens=50, path="", **sampling)
+    rft = types.SimpleNamespace(sampler="endpoint", sampling=settings)
+    return types.SimpleNamespace(rft=rft, init="")
+
+
+def test_stored_replies_do_not_depend_on_how_they_are_fetched(tmp_path):
+    first, *_ = rft_samplers.salts(_config())
+    fetching = dict(parallel=3, retries=0, timeout=9.0, total_timeout=99.0, max_failed=0.5)
+    other = _config(**fetching)
+    other.rft.sampling["url"] = "http://b:8000/v1"
+    assert rft_samplers.salts(other)[0] == first
+    for field, value in {"model": "n", "max_new_tokens": 51, "temperature": 0.5}.items():
+        other = _config()
+        other.rft.sampling[field] = value
+        assert rft_samplers.salts(other)[0] != first, field
+
+
+def test_replies_under_the_keys_of_an_earlier_version_are_found(tmp_path):
+    """Earlier versions put all of rft.sampling into the key."""
+    new, old = rft_samplers.salts(_config(parallel=3))
+    assert json.loads(old) == ["endpoint", dict(_config(parallel=3).rft.sampling)]
+    requests = rft_data.requests_for(PAIR, COMPACT)
+    with rft_samplers.open_replies(tmp_path / "j") as store:
+        texts = [CritiqueReply(f"text {i}", "stop") for i in range(len(requests))]
+        replies = rft_samplers.stored(lambda _: texts, store, old)(requests)
+    with rft_samplers.open_replies(tmp_path / "j") as store:
+        again = rft_samplers.stored(lambda _: pytest.fail("sampled again"), store, new, old)
+        assert again(requests) == replies
+
+
+DAMAGED = [
+    {"text": [{"type": "text", "text": "a"}]},
+    {"text": 5},
+    {"text": "\ud83d"},
+    {"text": "a", "finish": ["stop"]},
+    {"text": "a", "order": [0, 0]},
+    {"text": "a", "order": 1},
+    {"text": "a", "order": ["0", 1]},
+    {"finish": "stop"},
+    {"text": {}},
+]
+
+
+def test_a_damaged_reply_of_an_earlier_version_is_sampled_again(tmp_path, caplog):
+    options = RftOptions(template="compact", samples=len(DAMAGED), hinted=1)
+    requests = rft_data.requests_for(PAIR, options)
+    keys = [rft_samplers._key(request, "salt") for request in requests]
+    rows = [{"key": key, **damaged} for key, damaged in zip(keys, DAMAGED)]
+    (tmp_path / "000000.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for calls in ([len(requests)], []):
+        sampled = []
+
+        def sample(requests, sampled=sampled):
+            sampled.append(len(requests))
+            return [CritiqueReply(f"text {one.sample}", "stop") for one in requests]
+
+        with rft_samplers.open_replies(tmp_path) as store:
+            replies = rft_samplers.stored(sample, store, "salt")(requests)
+        assert sampled == calls
+        assert [reply.text for reply in replies] == [f"text {i}" for i in range(len(requests))]
+    assert "9 damaged replies are sampled again" in caplog.text
+
+
+def test_replies_that_came_before_a_crash_are_stored(tmp_path):
+    requests = rft_data.requests_for(PAIR, COMPACT)
+
+    def crash(requests):
+        for i in (2, 0):
+            rft_data.report_reply(i, CritiqueReply(f"text {i}", "stop"))
+        rft_data.report_reply(1, None)
+        raise KeyboardInterrupt
+
+    with rft_samplers.open_replies(tmp_path) as store, pytest.raises(KeyboardInterrupt):
+        rft_samplers.stored(crash, store)(requests)
+    with rft_samplers.open_replies(tmp_path) as store:
+        assert [record["text"] for record in store.values()] == ["text 2", "text 0"]
+
+
+def test_tokens_of_an_endpoint_are_on_record(tmp_path):
+    request, *_ = rft_data.requests_for(PAIR, COMPACT)
+    reply = CritiqueReply("a", "stop", None, 12, 5)
+    with rft_samplers.open_replies(tmp_path) as store:
+        assert rft_samplers.stored(lambda _: [reply], store)([request]) == [reply]
+        ((record),) = store.values()
+    assert (record["prompt_tokens"], record["new_tokens"]) == (12, 5)
+
+
+def test_a_url_with_a_password_is_refused_before_the_config_is_written(tmp_path):
+    for sampler in ("endpoint", "teacher"):
+        config = _config()
+        config.rft.sampler, config.stages = sampler, ()
+        config.rft.sampling["url"] = "http://me:pass-word@host/v1"
+        with pytest.raises(ValueError, match="config.rft.sampling.url holds a password") as error:
+            endpoint_sampler.probe_endpoint(config, tmp_path)
+        assert "pass-word" not in str(error.value)
 
 
 def test_file_samples_may_have_a_response_order(tmp_path):

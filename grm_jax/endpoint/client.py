@@ -1,0 +1,156 @@
+"""Sends many requests to an OpenAI-compatible server at once."""
+
+import asyncio
+import collections
+import contextlib
+import functools
+import json
+import queue
+import ssl
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import httpx
+
+from grm_jax import strict_json
+from grm_jax.endpoint.replies import Completion, parse_models
+from grm_jax.endpoint.server import Server, api_key, endpoint_url
+from grm_jax.endpoint.tries import FailedTry, Failure, OnFailedTry, fetch, request
+
+STOP_AFTER = 5  # requests in a row that a server refuses for good
+
+
+class EndpointError(OSError):
+    """The server refuses every request: a wrong key, address or model."""
+
+
+def complete(
+    server: Server,
+    bodies: Sequence[Mapping[str, Any]],
+    on_failed_try: OnFailedTry = lambda kind, reason, repeated: None,
+) -> Iterator[tuple[int, Completion | Failure]]:
+    """Yields (index, result) of every request, in the order in which they end.
+
+    Closing the iterator cancels the requests in flight.
+
+    Args:
+      bodies: one request each: the fields of a chat completion but "model".
+      on_failed_try: see there; called from another thread.
+
+    Raises:
+      EndpointError: `STOP_AFTER` requests in a row, or all, were refused for a reason that holds
+        for every request: a wrong key (401), address (404) or model.
+      ValueError: the key cannot be sent, or a body is not JSON.
+    """
+    contents = [strict_json.dumps({"model": server.model, **body}).encode() for body in bodies]
+    headers = _headers(server)
+
+    async def run(client: httpx.AsyncClient, put: Callable[[Any], None]) -> None:
+        numbers = iter(range(len(contents)))
+
+        async def work() -> None:
+            for i in numbers:
+                put((i, await request(client, server, contents[i], on_failed_try)))
+
+        await asyncio.gather(*(work() for _ in range(min(server.parallel, len(contents)))))
+
+    refused = 0
+    for i, result in _in_thread(run, headers):
+        yield i, result
+        refused = refused + 1 if isinstance(result, Failure) and result.refused else 0
+        if refused >= min(STOP_AFTER, len(contents)):
+            raise EndpointError(f"{result.reason}. {refused} requests in a row were refused")
+
+
+def models(server: Server) -> list[str]:
+    """Returns the names of the models that the server lists. Raises ValueError with the reason."""
+
+    async def run(client: httpx.AsyncClient, put: Callable[[Any], None]) -> None:
+        url = endpoint_url(server.url, "models")
+        try:
+            put(await fetch(client, "GET", url, None, server.timeout, parse_models))
+        except FailedTry as failed:
+            put(failed)
+
+    (answer,) = _in_thread(run, _headers(server))
+    if isinstance(answer, FailedTry):
+        raise ValueError(str(answer))
+    return answer
+
+
+def equal_warning(samples: Iterable[tuple[Any, str]], temperature: float) -> str:
+    """Returns a warning if all texts of a prompt are equal although they are sampled, else "".
+
+    samples: (prompt, text), where a prompt is anything that JSON holds. Prompts with one text do
+    not count.
+    """
+    texts = collections.defaultdict(list)
+    for prompt, text in samples:
+        texts[json.dumps(prompt, sort_keys=True)].append(text)
+    groups = [group for group in texts.values() if len(group) > 1]
+    equal = [group for group in groups if len(set(group)) == 1]
+    if not equal or temperature <= 0:
+        return ""
+    return (
+        f"all samples of {len(equal):,} of {len(groups):,} prompts are equal: does the endpoint "
+        f"apply temperature={temperature:g}, or does it cache replies or fix the seed?"
+    )
+
+
+def _headers(server: Server) -> dict[str, str]:
+    # One connection per request: a server that sends too much cannot answer the next request.
+    headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+    headers |= {"Connection": "close", "User-Agent": "grm_jax"}
+    if key := api_key(server.key_variable):
+        headers["Authorization"] = f"Bearer {key}"
+    return headers
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    return httpx.create_ssl_context()
+
+
+def _in_thread(
+    run: Callable[[httpx.AsyncClient, Callable[[Any], None]], Any], headers: Mapping[str, str]
+) -> Iterator[Any]:
+    """Runs `run(client, put)` in a thread with an event loop; yields what it puts."""
+    results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    end = object()
+
+    async def main() -> None:
+        # Unlimited here: a total deadline per try ends each of them.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+        options: Any = {"timeout": None, "limits": limits, "verify": _tls()}
+        async with httpx.AsyncClient(headers=headers, **options) as client:
+            await run(client, results.put)
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(main())
+
+    def target() -> None:
+        error: BaseException | None = None
+        try:
+            loop.run_until_complete(task)
+            loop.run_until_complete(loop.shutdown_asyncgens())
+        except BaseException as raised:  # of the caller: it is raised there
+            error = raised
+        finally:
+            loop.close()
+            results.put((end, error))
+
+    thread = threading.Thread(target=target, name="endpoint", daemon=True)
+    thread.start()
+    try:
+        while True:
+            value = results.get()
+            if isinstance(value, tuple) and value[0] is end:
+                if value[1] is not None:
+                    raise value[1]
+                return
+            yield value
+    finally:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(task.cancel)
+        thread.join(5.0)
