@@ -210,9 +210,9 @@ def odd_reply(rng: random.Random) -> tuple[str, list, object]:
     """Returns (label, steps, the JSON value of a changed reply or None)."""
     kind = rng.choice(["json", "json", "json", "bytes", "bytes", "cut", "status", "text"])
     if kind == "json":
-        value = fuzz.change_json(
-            rng, rng.choice([reply(), reply(PARTS), LONG]), rng.choice([1, 1, 2, 4])
-        )
+        value = rng.choice([reply(), reply(PARTS), LONG])
+        for _ in range(rng.choice([1, 1, 2, 4])):
+            value = fuzz.change_json(rng, value)
         return f"json {value!r:.300}", [http(encoded(value))], value
     if kind == "bytes":
         data = rng.choice([WHOLE, http(b"", **CHUNKED) + chunked(BODY), *ACCEPTED["gzip"]])
