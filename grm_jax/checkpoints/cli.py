@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _file_gb(text: str) -> float:
+    size = float(text)
+    if not 1e-9 <= size <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text}: give a number of gigabytes above 0, such as 5")
+    return size
+
+
 def convert(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str],
@@ -91,8 +97,9 @@ def convert(
 
     from grm_jax.checkpoints import copy_tokenizer, load, open_checkpoint, save
     from grm_jax.hub import METADATA_FILES
+    from grm_jax.model_files import exists, read_bytes
     from grm_jax.models import get_config
-    from grm_jax.storage import fetch
+    from grm_jax.storage import fetch, write_atomic
 
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}")
@@ -130,8 +137,8 @@ def convert(
         if display.live.is_started:
             display.stop()
     for name in METADATA_FILES:
-        if (src / name).is_file():
-            shutil.copyfile(src / name, dst / name)
+        if exists(src / name):
+            write_atomic(dst / name, read_bytes(src / name))
     copied = copy_tokenizer(tokenizer or src, dst) if tokenizer or src.is_dir() else []
     if not copied and src.suffix == ".gguf":
         reader: Any = open_checkpoint(src)

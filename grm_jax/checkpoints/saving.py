@@ -1,8 +1,6 @@
 """Saves a sharded model as a Hugging Face folder that transformers and vLLM serve."""
 
-import json
 import os
-import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,14 +10,16 @@ import jax
 import numpy as np
 from flax import nnx
 
+from grm_jax import strict_json
 from grm_jax.checkpoints.hf_config import to_hf
-from grm_jax.checkpoints.hf_folder import INDEX
 from grm_jax.checkpoints.loading import Progress, flat_params
 from grm_jax.checkpoints.safetensors_file import Entry, write_safetensors
 from grm_jax.checkpoints.tensor_map import DiskTensor, axis_sizes, disk_shape, tensor_map
 from grm_jax.checkpoints.tensors import put
 from grm_jax.hub import TOKENIZER_FILES
+from grm_jax.model_files import INDEX, exists, read_bytes, read_json_if_any
 from grm_jax.models.transformer import Transformer
+from grm_jax.storage import write_atomic
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 COPY_ROWS = 256  # rows of the source that stay in cache while they are transposed
@@ -165,23 +165,29 @@ def copy_tokenizer(source: str | os.PathLike[str], path: str | os.PathLike[str])
         GgufFile(gguf[0]).write_tokenizer(path)
         return [name for name in TOKENIZER_FILES if (path / name).exists()]
     if source.is_dir():
-        files = {n: source / n for n in TOKENIZER_FILES if (source / n).exists()}
-    elif source.is_file() and source.suffix in (".model", ".json"):
+        files = {n: source / n for n in TOKENIZER_FILES if exists(source / n)}
+    elif exists(source) and source.suffix in (".model", ".json"):
         known = source.name in TOKENIZER_FILES
         files = {source.name if known else f"tokenizer{source.suffix}": source}
     for name, file in files.items():
         if file.resolve() != (path / name).resolve():
-            shutil.copyfile(file, path / name)
+            write_atomic(path / name, read_bytes(file, linked=file == source))
     return list(files)
 
 
 def _token_ids(folder: Path) -> dict[str, Any]:
-    if not (folder / "config.json").exists():
-        return {}
-    config = json.loads((folder / "config.json").read_text())
-    config = config.get("text_config", {}) | config
-    return {key: config[key] for key in TOKEN_IDS if config.get(key) is not None}
+    config = read_json_if_any(folder / "config.json")
+    text = config.get("text_config")
+    config = (text if isinstance(text, dict) else {}) | config
+    ids = {key: config[key] for key in TOKEN_IDS if config.get(key) is not None}
+    for key, value in ids.items():
+        if any(type(i) is not int for i in (value if isinstance(value, list) else [value])):
+            raise ValueError(
+                f"{folder / 'config.json'}: {key}={value!r:.60} is no id: give a whole number, or "
+                "a list of them"
+            )
+    return ids
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    write_atomic(path, strict_json.dumps(value, indent=2) + "\n")

@@ -8,7 +8,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from grm_jax import checkpoints, hub, storage
+from grm_jax import checkpoints, hub, model_files, storage
 from grm_jax.checkpoints.gguf_file import GgufFile
 from grm_jax.judging.expected import ExpectedScores, model_log_probs
 from grm_jax.judging.meta import MetaRM
@@ -136,10 +136,12 @@ def load_tokenizer(path: str | Path, tokenizer: str | Path | None = None) -> tok
 def check_vocabulary(tokenizer: tokenizers.Tokenizer, cfg: TransformerConfig) -> None:
     """Raises ValueError if a tokenizer has ids that the model has no embedding for.
 
-    Control tokens past the embedding, such as image placeholders, are allowed.
+    Control tokens past the embedding that no prompt has, such as image placeholders, are allowed.
     """
-    controls = sum(i >= cfg.vocab_size for i in tokenizer.controls.values())
-    if tokenizer.vocab_size - controls > cfg.vocab_size:
+    rows = cfg.vocab_size
+    controls = sum(i >= rows for i in tokenizer.controls.values())
+    used = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, *tokenizer.stop_ids} - {None}
+    if tokenizer.vocab_size - controls > rows or any(i >= rows for i in used if i is not None):
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size:,} ids and {cfg.name} has "
             f"{cfg.vocab_size:,} rows: this is another model's tokenizer"
@@ -167,6 +169,14 @@ def folder_name(path: str | Path) -> str:
     return "/".join(path.parts[-3:-1]) if path.name == "hf" and len(path.parts) > 3 else path.name
 
 
+def _is_own_file(file: Path) -> bool:
+    """Whether a file may be read on its folder's word; the loaders refuse the others."""
+    try:
+        return bool(model_files.check_file(file))
+    except (ValueError, OSError):
+        return False
+
+
 def fingerprint(path: str | Path) -> str:
     """Returns 12 hex digits over a checkpoint: small files whole, weights by their first MiB.
 
@@ -177,7 +187,7 @@ def fingerprint(path: str | Path) -> str:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give {checkpoints.FORMATS}")
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    files = sorted(filter(_is_own_file, path.rglob("*"))) if path.is_dir() else [path]
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size

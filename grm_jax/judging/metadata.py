@@ -7,12 +7,16 @@ Training writes them when it exports a model. They fill in what a command does n
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import ClassVar, Self
 
-from grm_jax.storage import fetch
+from grm_jax import strict_json
+from grm_jax.model_files import exists, one_line, read_json
+from grm_jax.storage import fetch, write_atomic
 from grm_jax.text import rendering
+
+MAX_TOKENS = 1 << 25  # of a critique: as long as the longest context
+MAX_LIKELIHOOD = 1e6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,19 +31,22 @@ class _Metadata:
         folder: see `storage.fetch`. Raises ValueError for a file that does not hold these fields.
         """
         file = fetch(folder, weights=False) / cls.FILE
-        if not file.is_file():
+        if not exists(file):
             return cls()
         try:
-            fields = json.loads(file.read_text(encoding="utf-8"))
+            fields = read_json(file)
             names = {field.name for field in dataclasses.fields(cls)}
             return cls(**{name: fields[name] for name in names & fields.keys()})
-        except (ValueError, AttributeError, TypeError):
-            raise ValueError(f"{file} should hold {cls.EXAMPLE}: fix or remove it") from None
+        except ValueError as error:
+            reason = one_line(error).removeprefix(f"{file} ")
+            raise ValueError(
+                f"{file} should hold {cls.EXAMPLE} ({reason}): fix or remove it"
+            ) from None
 
     def save(self, folder: str | Path) -> None:
         """Writes the file into a model folder."""
         fields = dataclasses.asdict(self)
-        (Path(folder) / self.FILE).write_text(json.dumps(fields) + "\n")
+        write_atomic(Path(folder) / self.FILE, strict_json.dumps(fields) + "\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +64,10 @@ class JudgeMetadata(_Metadata):
     single: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "template", str(self.template))
-        object.__setattr__(self, "max_new_tokens", int(self.max_new_tokens))
-        object.__setattr__(self, "single", self.single and str(self.single))
+        _check("template", self.template, isinstance(self.template, str) and bool(self.template))
+        tokens = self.max_new_tokens
+        _check("max_new_tokens", tokens, type(tokens) is int and 1 <= tokens <= MAX_TOKENS)
+        _check("single", self.single, isinstance(self.single, str | None) and self.single != "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +84,16 @@ class MetaRMMetadata(_Metadata):
     likelihood: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "template", self.template and str(self.template))
-        object.__setattr__(self, "likelihood", float(self.likelihood))
+        template, weight = self.template, self.likelihood
+        _check("template", template, isinstance(template, str | None) and template != "")
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        _check("likelihood", weight, number and abs(weight) <= MAX_LIKELIHOOD)
+        object.__setattr__(self, "likelihood", float(weight))
+
+
+def _check(name: str, value: object, right: bool) -> None:
+    if not right:
+        raise ValueError(f"{name}={value!r:.60} is wrong")
 
 
 def meta_template(family: str, likelihood: float = 0.0) -> str:

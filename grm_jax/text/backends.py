@@ -4,10 +4,14 @@ A backend's `encode` still recognises control strings; `Tokenizer` never passes 
 """
 
 import functools
-import json
+import math
 import re
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+from grm_jax import strict_json
+from grm_jax.model_files import damage_of, one_line, read_bytes
+from grm_jax.storage import write_atomic
 
 # Control tokens that some vocabulary files list as ordinary: turns, images, unused ids, masks.
 CONTROL = re.compile(
@@ -15,6 +19,13 @@ CONTROL = re.compile(
     r"|<(?:bos|eos|pad|unk)>|<\|[^|<>]{1,40}\|>|<｜[^<>]{1,40}｜>"
 )
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+IMAGE_TOKEN = "<image_soft_token>"  # Gemma 3's, past the text vocabulary
+MAX_SIZE = 1 << 24  # ids; the largest vocabularies have 262,208
+# Encoded when a file is loaded: a damaged vocabulary fails here instead of in the first prompt.
+PROBE = (
+    "Hello, world! It's 10 * 3.5 = 35; f(x_1)  [a]\t{b}\n\n\n  <h1>A</h1>\\boxed{7, 2} \u2581 "
+    "naïve 日本語 Русский \U0001f600 \x00 \u200b e\u0301"
+)
 
 
 class Backend(Protocol):
@@ -43,21 +54,30 @@ class Backend(Protocol):
 
 
 class SentencePiece:
-    """A SentencePiece `.model` file."""
+    """A SentencePiece `.model` file. linked: see `model_files.check_file`."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, linked: bool = False):
         import sentencepiece
 
-        try:
-            self.model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except (RuntimeError, OSError) as error:
-            raise ValueError(f"{path} is not a SentencePiece model: {error}") from error
-        self.size = self.model.vocab_size()
-        self.controls = {
-            piece: i
-            for i, piece in enumerate(self.model.id_to_piece(list(range(self.size))))
-            if self.model.is_control(i) or self.model.is_unknown(i) or CONTROL.fullmatch(piece)
-        }
+        content = read_bytes(path, linked)
+        with damage_of(path):
+            try:
+                self.model = sentencepiece.SentencePieceProcessor()
+                self.model.LoadFromSerializedProto(content)
+            except (RuntimeError, OSError) as error:
+                raise ValueError(
+                    f"{path} is not a SentencePiece model: {one_line(error)}"
+                ) from error
+            self.size = self.model.vocab_size()
+            ids = list(range(self.size))
+            if not all(map(math.isfinite, self.model.get_score(ids))):
+                raise ValueError(f"{path} has a piece without a finite score: download it again")
+            self.controls = {
+                piece: i
+                for i, piece in enumerate(self.model.id_to_piece(ids))
+                if self.model.is_control(i) or self.model.is_unknown(i) or CONTROL.fullmatch(piece)
+            }
+            _probe(self, path)
 
     def encode(self, text: str) -> list[int]:
         return self.model.encode(text)
@@ -73,7 +93,7 @@ class SentencePiece:
         return _piece_bytes(self.model.id_to_piece(i))
 
     def save(self, folder: Path) -> None:
-        (folder / "tokenizer.model").write_bytes(self.model.serialized_model_proto())
+        write_atomic(folder / "tokenizer.model", self.model.serialized_model_proto())
 
     def default(self, name: str) -> int | None:
         i = getattr(self.model, f"{name}_id")()
@@ -81,26 +101,29 @@ class SentencePiece:
 
 
 class TokenizerJson:
-    """A `tokenizer.json` file, through the `tokenizers` library."""
+    """A `tokenizer.json` file, through the `tokenizers` library. linked: as in `SentencePiece`."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, linked: bool = False):
         import tokenizers
 
-        try:
-            self.model = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # The library raises bare Exception.
-            raise ValueError(f"{path} is not a tokenizer.json: {error}") from error
-        self.content = path.read_bytes()
-        self.model.no_truncation()
-        self.model.no_padding()
-        self.size = self.model.get_vocab_size()
-        self.controls = {
-            token.content: i
-            for i, token in self.model.get_added_tokens_decoder().items()
-            if token.special or CONTROL.fullmatch(token.content)
-        }
-        decoder = json.loads(self.content).get("decoder") or {}
-        self.byte_level = "ByteLevel" in json.dumps(decoder)
+        self.content = read_bytes(path, linked)
+        with damage_of(path):
+            try:
+                fields = strict_json.loads(self.content)
+                self.model = tokenizers.Tokenizer.from_str(self.content.decode())
+            except Exception as error:  # The library raises bare Exception.
+                raise ValueError(f"{path} is not a tokenizer.json: {one_line(error)}") from error
+            self.model.no_truncation()
+            self.model.no_padding()
+            _check_json(path, fields, self.model)
+            self.size = 1 + max(self.model.get_vocab().values())
+            self.controls = {
+                token.content: i
+                for i, token in self.model.get_added_tokens_decoder().items()
+                if token.special or CONTROL.fullmatch(token.content)
+            }
+            self.byte_level = "ByteLevel" in strict_json.dumps(fields.get("decoder"))
+            _probe(self, path)
 
     def encode(self, text: str) -> list[int]:
         return self.model.encode(text, add_special_tokens=False).ids
@@ -119,7 +142,7 @@ class TokenizerJson:
         return _piece_bytes(piece)
 
     def save(self, folder: Path) -> None:
-        (folder / "tokenizer.json").write_bytes(self.content)
+        write_atomic(folder / "tokenizer.json", self.content)
 
     def default(self, name: str) -> int | None:
         spellings = {
@@ -128,6 +151,59 @@ class TokenizerJson:
             "pad": ("<pad>", "<|endoftext|>"),
         }
         return next((i for i in map(self.id_of, spellings[name]) if i is not None), None)
+
+
+def _check_json(path: Path, fields: dict[str, Any], model: Any) -> None:
+    """Raises ValueError for ids that are wrong, and for an encoding that is drawn at random."""
+    if dropout := fields["model"].get("dropout"):
+        raise ValueError(
+            f"{path}: dropout={dropout!r:.40} encodes the same text in several ways: set it to null"
+        )
+    vocabulary = model.get_vocab()
+    by_id = {i: token for token, i in vocabulary.items()}
+    if not by_id or max(by_id) >= MAX_SIZE:
+        raise ValueError(f"{path} has ids up to {max(by_id, default=0):,}: download it again")
+    if len(by_id) < len(vocabulary):
+        token = next(token for token, i in vocabulary.items() if by_id[i] != token)
+        raise ValueError(
+            f"{path}: {token!r:.60} and {by_id[vocabulary[token]]!r:.60} have the same id, "
+            f"{vocabulary[token]}: download it again"
+        )
+    for token in fields.get("added_tokens") or ():
+        if (actual := vocabulary.get(token["content"])) != token["id"]:
+            raise ValueError(
+                f"{path}: the added token {token['content']!r:.60} states the id "
+                f"{token['id']!r:.40} and has {actual}: download it again"
+            )
+
+
+def _probe(backend: Backend, path: Path) -> None:
+    """Raises ValueError if a vocabulary cannot encode and decode texts."""
+    ids = backend.encode(PROBE)
+    if not all(0 <= i < backend.size for i in ids) or len(ids) > 100 * len(PROBE):
+        raise ValueError(f"{path} encodes a text as {len(ids):,} wrong ids: download it again")
+    backend.decode(ids)
+    for i in ids:
+        backend.piece_bytes(i)
+
+
+def same_ids(pieces: SentencePiece, other: TokenizerJson) -> bool:
+    """Whether a SentencePiece model and a tokenizer.json have the same tokens and encoding.
+
+    tokenizer.json may spell the byte <0x09> as a tab, and add Gemma 3's image token.
+    """
+    vocabulary = {i: token for token, i in other.model.get_vocab().items()}
+    if vocabulary.get(pieces.size) == IMAGE_TOKEN:
+        del vocabulary[pieces.size]
+    spelled = dict(enumerate(pieces.model.id_to_piece(list(range(pieces.size)))))
+    return (
+        vocabulary.keys() == spelled.keys()
+        and all(
+            token == spelled[i] or _piece_bytes(token) == _piece_bytes(spelled[i])
+            for i, token in vocabulary.items()
+        )
+        and pieces.encode(PROBE) == other.encode(PROBE)
+    )
 
 
 @functools.cache

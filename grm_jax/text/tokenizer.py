@@ -6,19 +6,27 @@ same characters in a text are encoded as text, so that no query or response can 
 """
 
 import itertools
-import json
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from grm_jax import strict_json
 from grm_jax.hub import TOKENIZER_FILES
-from grm_jax.storage import fetch
+from grm_jax.model_files import check_file, damage_of, exists, read_bytes, read_json_if_any
+from grm_jax.storage import fetch, write_atomic
 from grm_jax.text import chat
-from grm_jax.text.backends import CONTROL, Backend, SentencePiece, TokenizerJson
+from grm_jax.text.backends import (
+    CONTROL,
+    IMAGE_TOKEN,
+    Backend,
+    SentencePiece,
+    TokenizerJson,
+    same_ids,
+)
 
 FILES = ("tokenizer.model", "tokenizer.json")
+SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 END_OF_TURN = ("<end_of_turn>", "<turn|>", "<|im_end|>", "<|eot_id|>")
 
 
@@ -176,8 +184,8 @@ class Tokenizer:
         self._backend.save(folder)
         for name in TOKENIZER_FILES:
             source = self._file.parent / name
-            if source.is_file() and not (folder / name).exists():
-                shutil.copyfile(source, folder / name)
+            if exists(source) and not (folder / name).exists():
+                write_atomic(folder / name, read_bytes(source, linked=source == self._file))
         if not (folder / "tokenizer_config.json").exists():
             is_json = isinstance(self._backend, TokenizerJson)
             config: dict[str, Any] = {
@@ -188,44 +196,101 @@ class Tokenizer:
             }
             if self.chat_template:
                 config["chat_template"] = self.chat_template
-            (folder / "tokenizer_config.json").write_text(
-                json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+            write_atomic(
+                folder / "tokenizer_config.json", strict_json.dumps(config, indent=2) + "\n"
             )
 
 
 def load(path: str | Path) -> Tokenizer:
     """Loads the tokenizer of a model folder, a `.model` or a `.json` file, or of a hub name.
 
-    In a folder with both files the SentencePiece model is used (ten times faster, the same ids),
-    unless the folder's settings add tokens to it.
-    Raises FileNotFoundError that names the missing files, or ValueError for an invalid file.
+    In a folder with both files tokenizer.json decides. Where the SentencePiece model has the same
+    tokens, it is used instead: the same ids, ten times faster.
+    Raises FileNotFoundError that names the missing files, or ValueError, in one line that names the
+    file, for a damaged one.
     """
     path = fetch(path, weights=False)
     folder = path if path.is_dir() else path.parent
-    config = chat.read_json(folder / "tokenizer_config.json")
+    for name in TOKENIZER_FILES:
+        if exists(folder / name) and folder / name != path:
+            check_file(folder / name)
+    config = read_json_if_any(folder / "special_tokens_map.json")
+    config = {key: value for key, value in config.items() if key in SPECIAL_TOKENS}
+    config |= read_json_if_any(folder / "tokenizer_config.json")
     files = [path]
     if path.is_dir():
-        files = [folder / name for name in FILES if (folder / name).is_file()]
+        files = [folder / name for name in FILES if exists(folder / name)]
         if not files:
             raise FileNotFoundError(
                 f"no tokenizer in {folder}: it has neither {' nor '.join(FILES)}"
             )
-    if not files[0].is_file():
+    if not exists(files[0]):
         raise FileNotFoundError(
             f"no tokenizer at {path}: give a model folder, a .model or a tokenizer.json"
         )
-    file = files[0]
-    backend = TokenizerJson(file) if file.suffix == ".json" else SentencePiece(file)
-    if isinstance(backend, SentencePiece) and len(files) > 1 and _adds_tokens(config, backend):
-        file, backend = files[1], TokenizerJson(files[1])
-    stops = chat.read_json(folder / "generation_config.json").get("eos_token_id", ())
-    stops = (stops,) if isinstance(stops, int) else tuple(stops or ())
-    return Tokenizer(backend, file, config, chat.find_template(folder), stops)
+    backends: list[Any] = [
+        (TokenizerJson if file.suffix == ".json" else SentencePiece)(file, linked=file == path)
+        for file in files
+    ]
+    if len(files) > 1 and not same_ids(*backends):
+        files, backends = files[1:], backends[1:]
+    check_settings(folder, config, backends[0])
+    with damage_of(folder):
+        template = chat.find_template(folder)
+    if template is not None and not isinstance(template, str):
+        raise ValueError(f"{folder}: chat_template={template!r:.40} is no text: remove it")
+    return Tokenizer(backends[0], files[0], config, template, _stop_ids(folder, backends[0]))
 
 
-def _adds_tokens(config: dict, backend: SentencePiece) -> bool:
-    """Whether the settings add tokens to the SentencePiece model, Gemma 3's image token aside."""
-    return any(
-        int(i) >= backend.size and token["content"] != "<image_soft_token>"
-        for i, token in config.get("added_tokens_decoder", {}).items()
-    )
+def check_settings(folder: Path, config: dict[str, Any], backend: Backend) -> None:
+    """Raises ValueError where tokenizer_config.json does not fit the vocabulary.
+
+    Tokens that the settings alone add would be split into pieces of text.
+    """
+    where = f"{folder / 'tokenizer_config.json'}"
+    for key in SPECIAL_TOKENS:
+        token = config.get(key)
+        token = token.get("content", token) if isinstance(token, dict) else token
+        if token is not None and not isinstance(token, str):
+            raise ValueError(f"{where}: {key}={token!r:.60} is no token: give a text or null")
+        if token and key != "unk_token" and backend.id_of(token) is None:
+            raise ValueError(
+                f"{where}: {key}={token!r:.60} is not in the vocabulary: give the model's own files"
+            )
+    if not isinstance(add_bos := config.get("add_bos_token"), bool | None):
+        raise ValueError(f"{where}: add_bos_token={add_bos!r:.40} is wrong: give true or false")
+    with damage_of(where):
+        for i, token in (config.get("added_tokens_decoder") or {}).items():
+            text = token["content"]
+            if text != IMAGE_TOKEN and backend.id_of(text) != int(i):
+                piece = text.replace(" ", "\u2581")
+                if backend.id_of(piece) != int(i):
+                    raise ValueError(
+                        f"{where}: added_tokens_decoder has {text!r:.60} at {i:.20}, where the "
+                        f"vocabulary has it at {backend.id_of(text)}: give the model's own "
+                        "tokenizer.json"
+                    )
+
+
+def _stop_ids(folder: Path, backend: Backend) -> tuple[int, ...]:
+    """Returns the eos_token_id of generation_config.json: one id, or several.
+
+    Without it, as in transformers, that of config.json, of which only control tokens count.
+    """
+    for name in ("generation_config.json", "config.json"):
+        config = read_json_if_any(folder / name)
+        text = config.get("text_config")
+        stops = config.get("eos_token_id")
+        if stops is None and isinstance(text, dict):
+            stops = text.get("eos_token_id")
+        ids = stops if isinstance(stops, list) else [] if stops is None else [stops]
+        for i in ids:
+            if type(i) is not int or not 0 <= i < backend.size:
+                raise ValueError(
+                    f"{folder / name}: eos_token_id={stops!r:.60} is not in the vocabulary: give "
+                    f"ids from 0 to {backend.size - 1}"
+                )
+        if ids:
+            known = set(backend.controls.values()) if name == "config.json" else set(ids)
+            return tuple(i for i in ids if i in known)
+    return ()
