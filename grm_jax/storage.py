@@ -6,26 +6,19 @@ Code that writes local files only writes to a temporary folder, which is then up
 import contextlib
 import functools
 import io
-import logging
 import os
-import platform
 import re
 import secrets
 import shutil
 import stat
 import tempfile
-import threading
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-import filelock
 from etils import epath
 
-from grm_jax import hub, strict_json
-
-log = logging.getLogger(__name__)
+from grm_jax import hub, locks
 
 PathLike: TypeAlias = str | os.PathLike[str] | epath.Path
 
@@ -72,22 +65,38 @@ def is_remote(path: PathLike) -> bool:
 
 @contextlib.contextmanager
 def writing(folder: PathLike) -> Iterator[Path]:
-    """Yields a local folder to write into; on exit its files are in `folder`.
+    """Yields an empty local folder; when the block ends, it replaces `folder`, which may exist.
 
-    For a bucket, process 0 uploads the files.
+    A local folder is replaced by renames: it is whole, old or new, and for a moment in between it
+    does not exist. The files are on disk before. If the block raises, the old folder stays. In a
+    bucket the files are uploaded one by one, then those that the new folder lacks are deleted: a
+    reader needs a marker, which the caller deletes before the block and writes after it.
     """
-    import jax
-
     folder = as_path(folder)
-    if not is_remote(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        yield Path(folder)
+    if is_remote(folder):
+        with tempfile.TemporaryDirectory(prefix="grm_jax-") as scratch:
+            yield Path(scratch)
+            new = _copy_files(epath.Path(scratch), folder)
+            for file in [file for file in _files(folder) if str(file) not in new]:
+                file.unlink()
         return
-    scratch = Path(tempfile.mkdtemp(prefix="grm_jax-"))
-    yield scratch
-    if jax.process_index() == 0:
-        _copy_files(epath.Path(scratch), folder)
-    shutil.rmtree(scratch, ignore_errors=True)
+    target = Path(os.path.realpath(folder))
+    partial, old = (target.with_name(f".{target.name}.{name}") for name in ("partial", "old"))
+    for leftover in (partial, old):  # of a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for path in [*partial.rglob("*"), partial]:
+            _sync(path)
+        if target.exists():
+            target.rename(old)
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def reading(folder: PathLike) -> Path:
@@ -100,11 +109,24 @@ def reading(folder: PathLike) -> Path:
     return scratch
 
 
-def _copy_files(source: epath.Path, target: epath.Path) -> None:
-    for file in sorted(p for p in source.rglob("*") if not p.is_dir()):
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    """Yields the files of a folder and its subfolders; epath has no recursive glob."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
+
+
+def _copy_files(source: epath.Path, target: epath.Path) -> set[str]:
+    """Copies the files of a folder; returns the paths of the copies."""
+    copies = set()
+    for file in sorted(_files(source)):
         copy = target / file.relative_to(source).as_posix()
         copy.parent.mkdir(parents=True, exist_ok=True)
         file.copy(copy, overwrite=True)
+        copies.add(str(copy))
+    return copies
 
 
 def hub_name(path: PathLike) -> hub.HubName | None:
@@ -207,7 +229,7 @@ def open_atomic(path: PathLike) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(target.parent)
+    _sync(target.parent)
 
 
 def check_replaceable(path: PathLike) -> None:
@@ -261,8 +283,8 @@ def _identities(path: Path) -> list[Any]:
     return found
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -274,140 +296,14 @@ _STREAMS = ("/dev/std", "/dev/fd/", "/proc/")
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 
 
-# ---------------------------------------------------------------- locks
-
-LOCK, HOLDER = ".lock", ".lock_holder.json"
-RENEWED_SECONDS = 20.0  # how often a bucket's lock is rewritten
-
-
-class InUse(BlockingIOError):
-    """Another live process holds a folder."""
-
-
 @contextlib.contextmanager
 def locked(folder: PathLike, what: str = "run") -> Iterator[None]:
-    """Holds a folder, which is created if missing; another process that tries is refused at once.
+    """Holds a folder, which is created if missing; see `locks.hold`.
 
-    A local folder has a lock of the operating system, which ends with the process in whatever way,
-    so that none becomes stale. File systems without such locks get a file with the host and the pid
-    instead, which is stale once that process is gone. A bucket has no locks: an object there is
-    rewritten every `RENEWED_SECONDS`, and is stale if it stays the same for three times as long; a
-    start after a crash waits that long.
-
-    Args:
-      folder: local or in a bucket.
-      what: the work, for the other's error: "training".
-
-    Raises:
-      InUse: names the work, the host, the pid and the start of the process that holds the folder.
-      OSError: the folder is not writable.
+    what: the work, for the error of another process: "training".  Raises `locks.InUse`, which names
+    host and pid of the process that holds the folder, and OSError for one that is not writable.
     """
     folder = as_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    holder = {
-        "what": what,
-        "host": platform.node(),
-        "pid": os.getpid(),
-        "since": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
-        "token": secrets.token_hex(8),
-    }
-    with (_leased if is_remote(folder) else _file_locked)(folder, holder):
+    with locks.hold(folder, what, is_remote(folder)):
         yield
-
-
-@contextlib.contextmanager
-def _file_locked(folder: Any, holder: dict[str, Any]) -> Iterator[None]:
-    lock = filelock.FileLock(folder / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        remedy = "" if isinstance(lock, filelock.UnixFileLock) else _if_gone(folder / LOCK)
-        raise _in_use(folder, _read_holder(folder / HOLDER), remedy) from None
-    try:
-        write_atomic(folder / HOLDER, strict_json.dumps(holder))
-        yield
-    finally:
-        (folder / HOLDER).unlink(missing_ok=True)
-        (folder / LOCK).unlink(missing_ok=True)  # one that waits for this file sees that it is gone
-        lock.release()
-
-
-@contextlib.contextmanager
-def _leased(folder: Any, holder: dict[str, Any], seconds: float | None = None) -> Iterator[None]:
-    """Holds a bucket's folder. seconds: `RENEWED_SECONDS`."""
-    path, seconds = folder / HOLDER, RENEWED_SECONDS if seconds is None else seconds
-    released, renewals = threading.Event(), 0
-
-    def write() -> None:
-        nonlocal renewals
-        path.write_text(strict_json.dumps({**holder, "renewals": renewals}))
-        renewals += 1
-
-    def is_ours() -> bool:
-        return (_read_holder(path) or {}).get("token") == holder["token"]
-
-    def renew() -> None:
-        while not released.wait(seconds):
-            try:
-                if is_ours():
-                    write()
-                else:
-                    _leave(folder)
-            except Exception as error:  # the network; each storage library has its own
-                log.warning("the lock %s was not renewed: %s", path, error)
-
-    if (other := _read_holder(path)) is not None:
-        log.info("%s: %s; waits %.0f s for it", folder, _describe(other), 3 * seconds)
-        deadline = time.monotonic() + 3 * seconds
-        while time.monotonic() < deadline and (now := _read_holder(path)) is not None:
-            if now != other:
-                raise _in_use(folder, now, "")
-            time.sleep(seconds / 4)
-    write()
-    time.sleep(seconds / 10)  # of two processes that write at once, the later one holds the folder
-    if not is_ours():
-        raise _in_use(folder, _read_holder(path), "")
-    thread = threading.Thread(target=renew, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        released.set()
-        thread.join()
-        if is_ours():
-            path.unlink()
-
-
-def _leave(folder: Any) -> None:
-    """Ends a process whose lock was taken over, as after a suspension: it must not write."""
-    log.error("%s was taken over by another process while this one did not answer", folder)
-    os._exit(1)
-
-
-def _in_use(folder: Any, holder: dict[str, Any] | None, remedy: str) -> InUse:
-    return InUse(
-        f"{folder} is in use: {_describe(holder)}. Wait for it or stop it, or use another folder"
-        f"{remedy}"
-    )
-
-
-def _describe(holder: dict[str, Any] | None) -> str:
-    if not holder:
-        return "another process has just locked it"
-    since, what = holder.get("since"), holder.get("what")
-    return f"{what} on host {holder.get('host')}, pid {holder.get('pid')}, since {since}"
-
-
-def _if_gone(path: Any) -> str:
-    return f"; if that process is gone, remove {path}"
-
-
-def _read_holder(path: Any) -> dict[str, Any] | None:
-    """Returns who holds a folder; None for nobody, and {} for a file that is damaged."""
-    try:
-        holder = strict_json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        return {}
-    return holder if isinstance(holder, dict) else {}

@@ -3,20 +3,12 @@
 import concurrent.futures
 import json
 import os
-import platform
 import stat
-import subprocess
-import sys
-import threading
-import time
-from pathlib import Path
 
 import pytest
 
-from grm_jax import storage
+from grm_jax import checksums, storage
 from grm_jax.data.comparisons import read_rows
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -187,90 +179,54 @@ def test_writers_of_one_file_at_once_never_mix(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-HOLD = """
-import sys, time
-from grm_jax import storage
-with storage.locked(sys.argv[1], "training"):
-    print("held", flush=True)
-    time.sleep(60)
-"""
+def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "hf"
+    for content in ("old", "new"):
+        with storage.writing(folder) as local:
+            (local / f"{content}.txt").write_text(content)
+        assert [p.name for p in folder.iterdir()] == [f"{content}.txt"]
+    with pytest.raises(ZeroDivisionError), storage.writing(folder) as local:
+        (local / "half.txt").write_text("x")
+        assert [p.name for p in folder.iterdir()] == ["new.txt"]
+        raise ZeroDivisionError
+    assert [p.name for p in folder.iterdir()] == ["new.txt"]
+    for name in (".hf.partial", ".hf.old"):  # left by a process that was killed
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "left.txt").write_text("x")
+    with storage.writing(folder) as local:
+        assert not list(local.iterdir())
+    assert [p.name for p in tmp_path.iterdir()] == ["hf"]
 
 
-@pytest.fixture
-def other(tmp_path):
-    """Another process that holds tmp_path / "run"."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, tmp_path / "run"], stdout=subprocess.PIPE, cwd=ROOT
-    )
-    assert process.stdout.readline() == b"held\n"
-    yield process
-    process.kill()
-    process.communicate()
+def test_a_folder_of_a_bucket_loses_the_files_that_its_new_content_lacks(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "is_remote", lambda path: True)
+    for content in ("old", "new"):
+        with storage.writing(tmp_path / "hf") as local:
+            (local / "same.txt").write_text(content)
+            (local / "deep").mkdir()
+            (local / "deep" / f"{content}.txt").write_text(content)
+    copy = storage.reading(tmp_path / "hf")
+    assert copy != tmp_path / "hf" and (copy / "same.txt").read_text() == "new"
+    assert [p.name for p in (copy / "deep").iterdir()] == ["new.txt"]
 
 
-def test_a_folder_that_another_process_holds_is_refused_with_host_and_pid(tmp_path, other):
-    start = time.monotonic()
-    where = f"{tmp_path}/run is in use: training on host {platform.node()}, pid {other.pid}, since"
-    with pytest.raises(BlockingIOError, match=where), storage.locked(tmp_path / "run"):
-        raise AssertionError("two processes hold the folder")
-    assert time.monotonic() - start < 2
-
-
-def test_a_lock_ends_with_its_process_however_it_ends(tmp_path, other):
-    other.kill()
-    other.wait()
-    assert (tmp_path / "run" / storage.HOLDER).exists()  # names a process that is gone
-    with storage.locked(tmp_path / "run"):
-        with pytest.raises(BlockingIOError, match=f"run on host .* pid {os.getpid()}"):
-            with storage.locked(tmp_path / "run"):
-                raise AssertionError
-    assert not list((tmp_path / "run").iterdir())
-    with storage.locked(tmp_path / "run"):
-        pass
-
-
-def test_without_locks_of_the_file_system_a_file_names_the_process(tmp_path, monkeypatch):
-    import filelock
-
-    monkeypatch.setattr(storage.filelock, "FileLock", filelock.SoftFileLock)
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    (tmp_path / storage.LOCK).write_text(f"{gone.pid}\n{platform.node()}\n")
-    with storage.locked(tmp_path):
-        pass
-    (tmp_path / storage.LOCK).write_text("7\nanother-host\n")
-    with pytest.raises(BlockingIOError, match=f"if that process is gone, remove {tmp_path}/.lock"):
-        with storage.locked(tmp_path):
-            raise AssertionError
-
-
-def holder(name):
-    return {"what": "training", "host": name, "pid": 1, "since": "now", "token": name}
-
-
-def test_a_bucket_is_held_while_its_lock_is_renewed(tmp_path):
-    folder = storage.epath.Path(tmp_path)
-    with storage._leased(folder, holder("a"), 0.1):
-        with pytest.raises(storage.InUse, match="training on host a, pid 1"):
-            with storage._leased(folder, holder("b"), 0.1):
-                raise AssertionError
-        assert json.loads((tmp_path / storage.HOLDER).read_text())["token"] == "a"
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("content", [json.dumps(holder("crashed")), '{"host": "cut off'])
-def test_a_lock_of_a_bucket_that_is_not_renewed_is_stale(tmp_path, content):
-    (tmp_path / storage.HOLDER).write_text(content)
-    start = time.monotonic()
-    with storage._leased(storage.epath.Path(tmp_path), holder("b"), 0.1):
-        assert json.loads((tmp_path / storage.HOLDER).read_text())["host"] == "b"
-    assert 0.3 <= time.monotonic() - start < 3
-
-
-def test_a_process_whose_lock_of_a_bucket_was_taken_over_ends(tmp_path, monkeypatch):
-    left = threading.Event()
-    monkeypatch.setattr(storage, "_leave", lambda folder: left.set())
-    with storage._leased(storage.epath.Path(tmp_path), holder("a"), 0.05):
-        (tmp_path / storage.HOLDER).write_text(json.dumps(holder("b")))
-        assert left.wait(5)
-    assert json.loads((tmp_path / storage.HOLDER).read_text())["host"] == "b"
+@pytest.mark.parametrize("name", ["a.npy", "b.json", checksums.FILE])
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing"])
+def test_checksums_notice_damage_of_any_file(tmp_path, name, damage):
+    (tmp_path / "a.npy").write_bytes(b"0123456789")
+    (tmp_path / "sub").mkdir()
+    checksums.write(tmp_path, {"b.json": "{}\n"})
+    (tmp_path / "b.json").write_text("{}\n")
+    before = checksums.digest(tmp_path)
+    assert checksums.problem(tmp_path) == ""
+    file = tmp_path / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data if damage == "flip" else data[: len(data) // 2])
+    if damage == "missing":
+        file.unlink()
+    problem = checksums.problem(tmp_path)
+    if (name, damage) == (checksums.FILE, "missing"):  # as in folders of earlier versions
+        assert problem == "" and checksums.digest(tmp_path) == before
+    else:
+        assert problem.endswith(("is damaged", "is missing"))
