@@ -171,6 +171,12 @@ def _fetch_from_bucket(path: str) -> Path:
     return target
 
 
+def forget(path: PathLike) -> None:
+    """Makes the next `fetch` of a bucket's path download it again."""
+    if is_remote(path):
+        _fetch_from_bucket.cache_clear()
+
+
 def read_lines(path: PathLike) -> list[str]:
     """Returns the non-empty lines of a UTF-8 file, split at "\\n" only.
 
@@ -304,6 +310,12 @@ def locked(folder: PathLike, what: str = "run") -> Iterator[None]:
     host and pid of the process that holds the folder, and OSError for one that is not writable.
     """
     folder = as_path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with locks.hold(folder, what, is_remote(folder)):
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locks.hold(folder, what, is_remote(folder)))
+        except locks.InUse:
+            raise
+        except OSError as error:
+            raise OSError(f"{folder} is not writable: {error.strerror or error}") from error
         yield

@@ -3,6 +3,7 @@
 import argparse
 import operator
 import os
+import secrets
 import subprocess
 import threading
 from pathlib import Path
@@ -123,7 +124,7 @@ def check_hub_names(config: Any, send_token: bool) -> None:
 
 
 def check_workdir(workdir: str, patience: float = 60.0) -> None:
-    """Creates the folder, or fails if that takes longer than `patience` seconds.
+    """Creates the folder and writes a file, or fails if that takes longer than `patience` seconds.
 
     Storage libraries can search for a bucket for many minutes if there is no network.
     """
@@ -131,7 +132,11 @@ def check_workdir(workdir: str, patience: float = 60.0) -> None:
 
     def create() -> None:
         try:
-            storage.as_path(workdir).mkdir(parents=True, exist_ok=True)
+            folder = storage.as_path(workdir)
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".probe-{secrets.token_hex(4)}"
+            probe.write_text("")
+            probe.unlink()
             errors.append(None)
         except Exception as error:  # each storage library has its own
             errors.append(error)

@@ -66,7 +66,7 @@ def _run(argv: list[str]) -> int:
         if options.compile_only:
             return compile_for_slice(options, config, workdir)
         return run_here(options, config, workdir)
-    except (LaunchError, ValueError, FileNotFoundError) as error:
+    except (LaunchError, ValueError, OSError) as error:
         if options is not None and options.traceback:
             raise
         _print_error(error)
@@ -106,31 +106,37 @@ def run_here(options: argparse.Namespace, config: Any, workdir: str) -> int:
     in_bucket = workdir.startswith("gs://") and "JAX_COMPILATION_CACHE_DIR" not in os.environ
     beside_checkpoints = f"{workdir}/compilation_cache" if in_bucket else None
     use_compilation_cache(options.compilation_cache or beside_checkpoints)
-    import jax
 
-    from grm_jax import storage
-    from grm_jax.training import checkpoint, main as training, own_config
+    from grm_jax.training import checkpoint
+    from grm_jax.training.workdir import held
 
-    num_slices = len({getattr(device, "slice_index", 0) for device in jax.devices()})
-    if own_config.is_open(config):
-        checks.check_inputs(config, workdir)
-        checks.check_workdir(workdir)
-        config = own_config.complete(config, workdir)
-    checks.check_machine(config, emulated=bool(options.emulate))
-    checks.check_model(config, jax.device_count(), num_slices)
-    checks.check_inputs(config, workdir)
-    if storage.hub_name(config.get("init") or "."):  # a download may take an hour
-        checks.check_workdir(workdir)
-    checks.check_initial_weights(config)
     checks.check_workdir(workdir)
     try:
-        shared = training.prepare(config, workdir)  # its errors are the command's
-        status = _train(shared, options.traceback)
+        with held(workdir):
+            status = check_and_train(options, config, workdir)
     except checkpoint.CheckpointError as error:
         raise LaunchError(str(error)) from error
     if peers is not None and status in (0, START_AGAIN):
         peers.leave()
     return status
+
+
+def check_and_train(options: argparse.Namespace, config: Any, workdir: str) -> int:
+    """Checks the experiment on these devices and trains it; the workdir is held."""
+    import jax
+
+    from grm_jax.training import main as training, own_config
+
+    num_slices = len({getattr(device, "slice_index", 0) for device in jax.devices()})
+    if own_config.is_open(config):
+        checks.check_inputs(config, workdir)
+        config = own_config.complete(config, workdir)
+    checks.check_machine(config, emulated=bool(options.emulate))
+    checks.check_model(config, jax.device_count(), num_slices)
+    checks.check_inputs(config, workdir)
+    checks.check_initial_weights(config)
+    shared = training.prepare(config, workdir)  # its errors are the command's
+    return _train(shared, options.traceback)
 
 
 def _train(shared: Any, raise_errors: bool) -> int:
@@ -143,13 +149,13 @@ def _train(shared: Any, raise_errors: bool) -> int:
         training.train(shared)
     except loop.Stopped as stopped:
         _print_error(stopped)
-        return START_AGAIN
+        return INTERRUPTED if stopped.interrupted else START_AGAIN
     except checkpoint.CheckpointError:
         raise
     except Exception as error:
         if raise_errors:
             raise
-        known = errors.TrainingError, TooManyMalformed, IdentityMismatch, MemoryError
+        known = errors.TrainingError, TooManyMalformed, IdentityMismatch, MemoryError, OSError
         if isinstance(error, (*known, loop.NonFiniteLoss, rft_samplers.SamplingError)):
             _print_error(error)
         else:

@@ -1,11 +1,12 @@
 """An indexed file of JSON lines: any line is found at once, and none has to stay in memory.
 
-A folder holds records.jsonl, offsets.npy (int64: where each line ends) and, written last,
-index.json with the number of lines of each section. A section is one task of a mixture.
+A folder holds records.jsonl, offsets.npy (int64: where each line ends), checksums.json and, written
+last, index.json with the number of lines of each section. A section is one task of a mixture.
 """
 
 import array
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,8 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from grm_jax.storage import as_path, fetch, write_atomic, writing
+from grm_jax import checksums, strict_json
+from grm_jax.storage import as_path, fetch, forget, write_atomic, writing
 
+log = logging.getLogger(__name__)
 READY = "index.json"
 _WRITING_HOURS = 12  # how long the other processes wait for process 0
 
@@ -28,6 +31,8 @@ def is_indexed(folder: Any) -> bool:
 def write_index(folder: Any, sections: Iterable[tuple[str, Iterator[str]]]) -> None:
     """Writes (name, JSON texts) sections, one text per line. Memory: 8 bytes per line."""
     ends, counts, size = array.array("q"), {}, 0
+    marker = as_path(folder) / READY
+    marker.unlink(missing_ok=True)
     with writing(folder) as local:
         with open(local / "records.jsonl", "wb") as out:
             for name, texts in sections:
@@ -37,21 +42,43 @@ def write_index(folder: Any, sections: Iterable[tuple[str, Iterator[str]]]) -> N
                     ends.append(size)
                 counts[name] = len(ends) - before
         np.save(local / "offsets.npy", np.frombuffer(ends, np.int64) if ends else np.zeros(0, int))
-    write_atomic(as_path(folder) / READY, json.dumps(counts) + "\n")
+        ready = strict_json.dumps(counts) + "\n"
+        checksums.write(local, {READY: ready})
+    write_atomic(marker, ready)
+
+
+def problem(folder: Any) -> str:
+    """Returns why the index in a folder cannot be used, or ""; reads all of it."""
+    if not is_indexed(folder):
+        return f"{READY} is missing"
+    return checksums.problem(fetch(str(folder)))
 
 
 def open_or_write(folder: Any, write: Callable[[], None], alone: bool = False) -> "Index":
-    """Opens an index, which process 0 writes if it does not exist; the other processes wait.
+    """Opens an index, which process 0 writes if it is missing or damaged; the other processes wait.
 
     alone: every process writes its own, as in a temporary folder.
+
+    Raises:
+      FileNotFoundError: the index is damaged, and a file that it was made of no longer exists.
     """
-    if not is_indexed(folder) and (alone or jax.process_index() == 0):
-        write()
+    if (found := problem(folder)) and (alone or jax.process_index() == 0):
+        if exists := is_indexed(folder):
+            log.warning("%s: %s; the folder is written again", folder, found)
+        try:
+            write()
+        except FileNotFoundError as error:
+            if not exists:
+                raise
+            message = f"{folder}: {found}, and cannot be written again: {error}"
+            raise FileNotFoundError(message) from error
+        forget(folder)
     deadline = time.monotonic() + 3600 * _WRITING_HOURS
-    while not is_indexed(folder):
+    while found and (found := problem(folder)):
         if time.monotonic() > deadline:
             raise TimeoutError(f"process 0 did not write {folder} in {_WRITING_HOURS} hours")
         time.sleep(2)
+        forget(folder)
     return Index(folder)
 
 
@@ -66,7 +93,7 @@ class Index:
         self._file = open(local / "records.jsonl", "rb")
         self._ends = np.load(local / "offsets.npy", mmap_mode="r")
         self.sections, start = {}, 0
-        for name, count in json.loads((local / READY).read_text()).items():
+        for name, count in strict_json.read(local / READY).items():
             self.sections[name] = range(start, start + count)
             start += count
 

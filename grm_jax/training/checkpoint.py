@@ -7,8 +7,10 @@ into any tree with the same paths on any topology: the target's shardings place 
 
 import contextlib
 import hashlib
+import json
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,11 +22,17 @@ from jax.experimental import multihost_utils
 from grm_jax.storage import PathLike, as_path
 
 log = logging.getLogger(__name__)
-FINGERPRINT = "fingerprint"
+FINGERPRINT, DIGEST = "fingerprint", "digest"  # of the arrays, and of the rest of the record
+# What the storage library writes for a full disk, a lost network or a missing permission.
+_STORAGE_FAULT = re.compile(r"OS error \d+|\[Errno \d+\]|RESOURCE_EXHAUSTED|PERMISSION_DENIED")
 
 
 class CheckpointError(RuntimeError):
     """No checkpoint of a folder is readable, or the checkpoints belong to another run."""
+
+
+class SaveError(OSError):
+    """A checkpoint could not be written: the disk is full, for example."""
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -100,13 +108,32 @@ class Checkpoints(contextlib.AbstractContextManager):
             item_names=("state", "record"),
         )
 
-    def __exit__(self, *_: Any) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt | SaveError):
+            return  # leaves at once; waiting would raise the same error again
+        with self._saving():
+            self._manager.wait_until_finished()
+            self._manager.close()
 
     def wait(self) -> None:
-        """Returns when the save under way is committed."""
-        self._manager.wait_until_finished()
+        """Returns when the save under way is committed. Raises SaveError if it failed."""
+        with self._saving():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Raises SaveError for a fault of the storage, with the newest checkpoint that remains."""
+        try:
+            yield
+        except Exception as error:  # the storage libraries raise many types
+            if not isinstance(error, OSError) and not _STORAGE_FAULT.search(str(error)):
+                raise
+            steps = [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
+            newest = f"the newest checkpoint is {max(steps)}" if steps else "there is no checkpoint"
+            raise SaveError(
+                f"{self.folder}: a checkpoint could not be written ({_reason(error)}); {newest}. "
+                "Free space or correct the permissions, and run the same command again to resume"
+            ) from error
 
     def steps(self) -> list[int]:
         """Returns the steps that have a committed checkpoint, oldest first."""
@@ -115,15 +142,36 @@ class Checkpoints(contextlib.AbstractContextManager):
     def save(self, step: int, tree: Any, record: Mapping[str, Any] | None = None) -> None:
         """Starts an asynchronous save. The arrays may be donated as soon as it returns.
 
-        A step that is saved already is skipped: its state is the same.
+        A step that is saved already is skipped: its state is the same. Raises SaveError if this
+        save, or the one before, fails.
         """
         if step in self.steps():
             return
+        fields = {**(record or {}), FINGERPRINT: fingerprint(tree)}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(flatten(tree)),
-            record=ocp.args.JsonSave({**(record or {}), FINGERPRINT: fingerprint(tree)}),
+            record=ocp.args.JsonSave({**fields, DIGEST: _digest(fields)}),
         )
-        self._manager.save(step, args=items, force=True)
+        with self._saving():
+            self._manager.save(step, args=items, force=True)
+
+    def replace(self, step: int, tree: Any) -> str:
+        """Saves a tree in the place of everything in the folder; returns its fingerprint."""
+        for earlier in self.steps():
+            self._manager.delete(earlier)
+        self.save(step, tree)
+        self.wait()
+        return self.record(step)[FINGERPRINT]
+
+    def record(self, step: int) -> dict[str, Any]:
+        """Reads the record of a checkpoint. Raises CheckpointError if it is damaged."""
+        args = ocp.args.Composite(record=ocp.args.JsonRestore())
+        record = self._manager.restore(step, args=args).record
+        if not isinstance(record, dict) or FINGERPRINT not in record:
+            raise CheckpointError("its record holds no fingerprint")
+        if record.pop(DIGEST, None) not in (None, _digest(record)):  # earlier versions wrote none
+            raise CheckpointError("its record is damaged")
+        return record
 
     def restore(self, abstract_tree: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """Restores the newest readable checkpoint.
@@ -143,7 +191,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             try:
                 restored = self._restore_step(step, abstract_tree)
             except Exception as error:  # the storage layer raises many types on damaged bytes
-                reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+                reason = f"{type(error).__name__}: {_reason(error)}"
             # All hosts compute the fingerprint together, so each of them needs its arrays first.
             if agree(restored is not None, all_of=True):
                 tree, record = restored
@@ -174,15 +222,22 @@ class Checkpoints(contextlib.AbstractContextManager):
         return restored
 
     def _restore_step(self, step: int, abstract_tree: Any) -> tuple[Any, dict[str, Any]]:
-        target = flatten(abstract_tree)
+        record, target = self.record(step), flatten(abstract_tree)
         template = ocp.args.StandardRestore(target)
-        items = self._manager.restore(
-            step, args=ocp.args.Composite(state=template, record=ocp.args.JsonRestore())
-        )
-        if FINGERPRINT not in items.record:
-            raise CheckpointError("its record holds no fingerprint")
-        leaves = [items.state[name] for name in target]
-        return jax.tree.unflatten(jax.tree.structure(abstract_tree), leaves), items.record
+        state = self._manager.restore(step, args=ocp.args.Composite(state=template)).state
+        leaves = [state[name] for name in target]
+        return jax.tree.unflatten(jax.tree.structure(abstract_tree), leaves), record
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _reason(error: BaseException) -> str:
+    """Returns the part of an error's text that says what failed, in one line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    fault = next((line for line in lines if _STORAGE_FAULT.search(line)), lines[0])
+    return fault if len(fault) <= 300 else f"...{fault[-300:]}"
 
 
 def agree(flag: bool, all_of: bool = False) -> bool:

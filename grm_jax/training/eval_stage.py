@@ -111,6 +111,11 @@ def run(shared: loop.Run, folders: Mapping[str, Any]) -> None:
         "cells": [c.as_json() for c in cells],
         "items": len(comparisons),
         "findings": findings.sentences(cells, facts["differences"]),
+        loop.WEIGHTS: {
+            stage: loop.saved_weights(folders[stage])
+            for stage in ("rft", "rl", "meta_rm")
+            if loop.is_done(folders[stage])
+        },
     }
     loop.write_result(folders["eval"], result | facts)
 

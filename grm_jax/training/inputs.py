@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all
 
-from grm_jax import hub
+from grm_jax import hub, strict_json
 from grm_jax.data import hub_sets
 from grm_jax.data.sources import HUB
 from grm_jax.storage import as_path, check_scheme, hub_name
@@ -78,7 +78,7 @@ def pin(config: Any, workdir: Any, used: Collection[str]) -> None:
     used: names that the run reads; others stay as they are.
     """
     saved_file = as_path(workdir) / "config.json"
-    saved = json.loads(saved_file.read_text()) if saved_file.exists() else {}
+    saved = strict_json.read(saved_file) if saved_file.exists() else {}
     names = {}
     for field in MODELS:
         *sections, key = field.split(".")

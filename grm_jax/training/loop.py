@@ -5,11 +5,11 @@ A stage's folder holds
     checkpoints/     the newest training states, to resume from
     final/           the trained parameters alone
     metrics.jsonl    one line per logged step; tensorboard/ has the same numbers
-    result.json      written last: a stage that has it is done and is not run again
+    result.json      written last: a stage that has it is done and is not run again; it has the
+                     fingerprint of the parameters in final/
 """
 
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,15 +20,16 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from grm_jax import strict_json
 from grm_jax.storage import PathLike, as_path, write_atomic
 from grm_jax.text.tokenizer import Tokenizer
-from grm_jax.training import checkpoint, metrics
+from grm_jax.training import checkpoint, metrics, workdir
 from grm_jax.training.programs import Metrics, Program
 from grm_jax.training.state import State
-from grm_jax.training.stop import Stopped, StopSignal
+from grm_jax.training.stop import Stopped as Stopped, StopSignal
 
 log = logging.getLogger(__name__)
-RESULT = "result.json"
+RESULT, FINAL, WEIGHTS = "result.json", "final", "weights"
 # Fields of a section that may change on resume because results do not depend on them.
 FREE_FIELDS = (
     "save_every",
@@ -49,7 +50,9 @@ class NonFiniteLoss(RuntimeError):
 class Run:
     """Settings that the stages of one run share. Programs run under `jax.set_mesh(mesh)`.
 
-    workdir: where data are indexed once for all stages and hosts; None is a temporary folder.
+    Attributes:
+      workdir: where data are indexed once for all stages and hosts; None is a temporary folder.
+      again: finished stages that run again, because their parameters are damaged.
     """
 
     config: ConfigDict
@@ -57,6 +60,7 @@ class Run:
     tokenizer: Tokenizer
     workdir: PathLike | None = None
     stop: StopSignal = dataclasses.field(default_factory=StopSignal)
+    again: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,12 +124,17 @@ def train(stage: Stage, stop: StopSignal) -> State:
     Raises:
       NonFiniteLoss, Stopped: both after saving. A signal during the last step lets the stage end.
       CheckpointError: no checkpoint is readable, or they belong to another run.
+      SaveError, InUse: the folder cannot be written, or another process trains in it.
     """
     stop.check(stage.name)
     start, section, folder = time.time(), stage.section, as_path(stage.folder)
     row: Metrics = {}
     first_step_s = None
-    with checkpoint.Checkpoints(folder / "checkpoints", section.keep) as store, stop:
+    with (
+        workdir.held(folder, f"the training of {stage.name}"),
+        checkpoint.Checkpoints(folder / "checkpoints", section.keep) as store,
+        stop,
+    ):
         first, state = _restore(stage, store) or (0, stage.init())
         words = np.asarray(state["rng"].addressable_data(0))
         compile_s = compile_ahead(stage) if first < section.steps else 0.0
@@ -158,12 +167,11 @@ def train(stage: Stage, stop: StopSignal) -> State:
                     store.save(i + 1, state, stage.record(i + 1))
                 if stopping and not is_last:
                     store.wait()
-                    raise Stopped(
-                        f"{stage.name}: stopped by a signal after step {i + 1} of {section.steps}; "
-                        "the state is saved. Run the same command again to resume"
-                    )
+                    where = f"after step {i + 1} of {section.steps}; the state is saved"
+                    raise stop.stopped(stage.name, where)
         store.wait()
-        save_params(folder, state["params"], section.steps)
+        if first >= section.steps:  # ended before, and killed before its result
+            row = {k: v for k, v in (metric_log.last or {}).items() if k != "step"}
         result = {
             "stage": stage.name,
             "steps": section.steps,
@@ -171,6 +179,7 @@ def train(stage: Stage, stop: StopSignal) -> State:
             "first_step_s": first_step_s,
             "identity": dict(stage.identity),
             "last": {name: metrics.plain(value) for name, value in row.items()},
+            WEIGHTS: save_params(folder, state["params"], section.steps),
         }
         write_result(folder, {**result, **stage.summary(state)})
     return state
@@ -233,38 +242,70 @@ def step_seed(rng_words: np.ndarray, step: int) -> int:
 
 
 def is_done(folder: PathLike) -> bool:
-    """Whether a stage has written its result."""
-    return (as_path(folder) / RESULT).exists()
+    """Whether a stage has written its result. A damaged result.json counts as none."""
+    path = as_path(folder) / RESULT
+    try:
+        return isinstance(strict_json.read(path), dict)
+    except FileNotFoundError:
+        return False
+    except ValueError as error:
+        log.warning("%s: the stage counts as not done", error)
+        return False
 
 
 def read_result(folder: PathLike) -> dict[str, Any]:
-    """Reads a stage's result.json."""
-    return json.loads((as_path(folder) / RESULT).read_text())
+    """Reads a stage's result.json. Raises ValueError if it is damaged."""
+    return strict_json.read(as_path(folder) / RESULT)
 
 
 def write_result(folder: PathLike, result: Mapping[str, Any]) -> None:
     """Marks a stage as done. Process 0 writes; the others wait until the file is visible."""
     if jax.process_index() == 0:
-        write_atomic(as_path(folder) / RESULT, json.dumps(result, indent=2, sort_keys=True) + "\n")
+        text = strict_json.dumps(result, indent=2, sort_keys=True)
+        write_atomic(as_path(folder) / RESULT, text + "\n")
     checkpoint.wait_for_all(f"result of {folder}")
 
 
-def save_params(folder: PathLike, params: Any, step: int) -> None:
-    """Writes the parameters alone, for the stages that follow."""
-    with checkpoint.Checkpoints(as_path(folder) / "final", keep=1) as store:
-        store.save(step, params)
+def save_params(folder: PathLike, params: Any, step: int) -> str:
+    """Writes the parameters alone, for the stages that follow; returns their fingerprint.
+
+    They replace what an earlier end of the stage has left.
+    """
+    with checkpoint.Checkpoints(as_path(folder) / FINAL, keep=1) as store:
+        return store.replace(step, params)
 
 
 def load_params(folder: PathLike, abstract_params: Any) -> Any:
     """Loads the trained parameters of a stage with the shardings of `abstract_params`.
 
     Raises:
-      CheckpointError: the stage has not saved any.
+      CheckpointError: the stage has not saved any, they are damaged, or they are not those of the
+        stage's result.
     """
-    with checkpoint.Checkpoints(as_path(folder) / "final", keep=1) as store:
+    with checkpoint.Checkpoints(as_path(folder) / FINAL, keep=1) as store:
         restored = store.restore(abstract_params)
     if restored is None:
         raise checkpoint.CheckpointError(
             f"{folder}/final holds no parameters: run that stage first, or remove its result.json"
         )
-    return restored[1]
+    _, params, record = restored
+    expected = read_result(folder).get(WEIGHTS) if is_done(folder) else None
+    if expected not in (None, record[checkpoint.FINGERPRINT]):
+        raise checkpoint.CheckpointError(
+            f"{folder}/final holds other parameters than those of {folder}/{RESULT}: remove "
+            f"{RESULT}, and the stage ends again from its last checkpoint"
+        )
+    return params
+
+
+def saved_weights(folder: PathLike) -> str:
+    """Returns the fingerprint of the parameters in a stage's final/, "" without readable ones."""
+    final = as_path(folder) / FINAL
+    if not final.exists():
+        return ""
+    with checkpoint.Checkpoints(final, keep=1) as store:
+        try:
+            return store.record(store.steps()[-1])[checkpoint.FINGERPRINT]
+        except Exception as error:  # the storage layer raises many types on damaged bytes
+            log.warning("%s: %s", final, error)
+            return ""

@@ -6,27 +6,26 @@
 A stage that is done is skipped, one that was interrupted is resumed.
 """
 
+import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
 from etils import epath
-from flax import nnx
 from ml_collections import ConfigDict
 
-from grm_jax import checkpoints
-from grm_jax.judging.metadata import JudgeMetadata, MetaRMMetadata, meta_template
+from grm_jax import strict_json
 from grm_jax.models import TransformerConfig, abstract_model, get_config
 from grm_jax.sharding import make_mesh
-from grm_jax.storage import PathLike, as_path, write_atomic, writing
-from grm_jax.text import rendering
+from grm_jax.storage import PathLike, as_path, write_atomic
 from grm_jax.training import (
     checkpoint,
     endpoint_sampler,
     eval_stage,
+    finished,
     grpo,
     loop,
     meta_rm,
@@ -36,6 +35,7 @@ from grm_jax.training import (
     sources,
 )
 from grm_jax.training.programs import model_config
+from grm_jax.training.workdir import held
 
 log = logging.getLogger(__name__)
 TITLES = {
@@ -62,8 +62,10 @@ def run(config: ConfigDict, workdir: PathLike) -> dict[str, Any]:
     Raises:
       ValueError, FileNotFoundError, CheckpointError: by `prepare` and `train`.
       Stopped, NonFiniteLoss: after saving.
+      InUse: another process runs in the workdir.
     """
-    return train(prepare(config, workdir))
+    with held(workdir):
+        return train(prepare(config, workdir))
 
 
 def prepare(config: ConfigDict, workdir: PathLike) -> loop.Run:
@@ -84,7 +86,14 @@ def prepare(config: ConfigDict, workdir: PathLike) -> loop.Run:
             f"the tokenizer has {tokenizer.vocab_size} ids and {cfg.name} has {cfg.vocab_size} "
             "rows in its embedding: use the model's own tokenizer"
         )
-    pending = [stage for stage in config.stages if not loop.is_done(workdir / stage)]
+    check_workdir(config, cfg, workdir)
+    shared = loop.Run(config, mesh, tokenizer, workdir)
+    folders = {stage: workdir / stage for stage in STAGES}
+    with jax.set_mesh(mesh):
+        again = finished.damaged(shared, folders)
+    pending = [s for s in config.stages if s in again or not loop.is_done(folders[s])]
+    if pending and "eval" in config.stages and "eval" not in pending:
+        pending.append("eval")  # it may run again
     check(config, pending)
     endpoint_sampler.probe_endpoint(config, workdir / "rft")
     save_config(config, cfg, workdir)
@@ -95,7 +104,7 @@ def prepare(config: ConfigDict, workdir: PathLike) -> loop.Run:
         " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
         workdir,
     )
-    return loop.Run(config, mesh, tokenizer, workdir)
+    return dataclasses.replace(shared, again=frozenset(again))
 
 
 def train(shared: loop.Run) -> dict[str, Any]:
@@ -118,7 +127,7 @@ def train(shared: loop.Run) -> dict[str, Any]:
         return sources.first_params(config, cfg, mesh)
 
     def trained(stage: str) -> Any:
-        return lambda: load_trained(shared, stage, folders[stage])
+        return lambda: finished.load(shared, stage, folders[stage])
 
     def train_rft() -> Any:
         return rft.train(shared, base, folders["rft"])
@@ -140,7 +149,7 @@ def train(shared: loop.Run) -> dict[str, Any]:
     with jax.set_mesh(mesh):
         for number, stage in enumerate(stages, start=1):
             _say(f"\n== {number} of {len(stages)}: {TITLES[stage]} ==")
-            _run_stage(shared, stage, runs[stage], folders[stage])
+            _run_stage(shared, stage, runs[stage], folders)
     done = [stage for stage in stages if loop.is_done(folders[stage])]
     if "eval" in done and jax.process_index() == 0:
         _say(eval_stage.closing_text(config, folders))
@@ -155,25 +164,22 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
-def _run_stage(shared: loop.Run, stage: str, train: Callable[[], Any], folder: epath.Path) -> None:
-    """Runs a stage and exports what it trained, unless it is done.
-
-    A stage that was killed between its result and its export is exported.
-    """
-    if not loop.is_done(folder):
+def _run_stage(
+    shared: loop.Run, stage: str, train: Callable[[], Any], folders: Mapping[str, epath.Path]
+) -> None:
+    """Runs a stage, unless it is done, and exports what it trained, unless that is up to date."""
+    folder, start, params = folders[stage], time.time(), None
+    is_done = finished.is_evaluated(folders) if stage == "eval" else loop.is_done(folder)
+    if is_done and stage not in shared.again:
+        _say(f"{stage} was done before: {folder}")
+        finished.warn_if_outdated(stage, folders)
+    else:
         shared.stop.check(stage)
-        start = time.time()
         params = train()
-        if stage != "eval":
-            export(shared, stage, params, folder)
+    if stage != "eval":
+        finished.export(shared, stage, folder, params)
+    if params is not None or not is_done:
         _say(f"{stage} done in {time.time() - start:,.0f} s: {folder}")
-        return
-    _say(f"{stage} was done before: {folder}")
-    hf = folder / "hf"
-    # The config is written last, in a bucket the tokenizer.
-    is_exported = (hf / "config.json").exists() and any(hf.glob("tokenizer*"))
-    if stage != "eval" and shared.config.export and not is_exported:
-        export(shared, stage, load_trained(shared, stage, folder), folder)
 
 
 def check(config: ConfigDict, stages: Collection[str]) -> None:
@@ -188,30 +194,15 @@ def check(config: ConfigDict, stages: Collection[str]) -> None:
             module.check(config)
 
 
-def load_trained(shared: loop.Run, stage: str, folder: epath.Path) -> Any:
-    """Loads the parameters that a stage trained."""
-    cfg = model_config(shared.config, scalar_head=stage == "meta_rm")
-    return loop.load_params(folder, abstract_model(cfg, shared.mesh)[1])
-
-
-def export(shared: loop.Run, stage: str, params: Any, folder: epath.Path) -> None:
-    """Writes the Hugging Face folder `<folder>/hf`, for `grm judge`; not with `export=False`."""
-    config, is_meta_rm = shared.config, stage == "meta_rm"
-    if not config.export:
+def check_workdir(config: ConfigDict, cfg: TransformerConfig, workdir: epath.Path) -> None:
+    """Raises CheckpointError if the workdir belongs to another experiment or model."""
+    if not (saved := _saved_config(workdir)):
         return
-    graphdef, _ = abstract_model(model_config(config, scalar_head=is_meta_rm), shared.mesh)
-    metadata: JudgeMetadata | MetaRMMetadata
-    if is_meta_rm:
-        likelihood = config.meta_rm.likelihood
-        metadata = MetaRMMetadata(meta_template(config.template, likelihood), likelihood)
-    else:
-        single = rendering.single_binary(config.template)
-        own = single if single != config.template else None
-        metadata = JudgeMetadata(config.template, config.rl.max_new_tokens, own)
-    with writing(folder / "hf") as local:
-        metadata.save(local)
-        model, like = nnx.merge(graphdef, params), sources.tokenizer_path(config)
-        checkpoints.save(model, local, like=like, dtype="bfloat16", overwrite=True)
+    overrides = saved.get("model_overrides", {})
+    sizes = {name: n for name, n in overrides.items() if name in SIZES}
+    saved_cfg = get_config(saved["model"], **sizes)
+    old, new = ({name: getattr(c, name) for name in SIZES} for c in (saved_cfg, cfg))
+    checkpoint.check_identity(workdir, {"name": saved["name"], **old}, {"name": config.name, **new})
 
 
 def save_config(config: ConfigDict, cfg: TransformerConfig, workdir: epath.Path) -> None:
@@ -220,26 +211,35 @@ def save_config(config: ConfigDict, cfg: TransformerConfig, workdir: epath.Path)
     Raises:
       CheckpointError: the workdir belongs to another experiment or model.
     """
+    check_workdir(config, cfg, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / "config.json"
-    fields = json.loads(config.to_json_best_effort())
-    if path.exists():
-        saved = json.loads(path.read_text())
-        overrides = saved.get("model_overrides", {})
-        sizes = {name: n for name, n in overrides.items() if name in SIZES}
-        saved_cfg = get_config(saved["model"], **sizes)
-        old, new = ({name: getattr(c, name) for name in SIZES} for c in (saved_cfg, cfg))
-        checkpoint.check_identity(
-            workdir, {"name": saved["name"], **old}, {"name": config.name, **new}
-        )
-        for stage in [s for s in STAGES if s in saved and loop.is_done(workdir / s)]:
-            if changed := checkpoint.differences(saved[stage], fields.get(stage, {})):
-                log.warning(
-                    "%s is done; its config has changed since (%s). "
-                    "Remove %s and the folders of later stages to run it again",
-                    *(stage, changed, workdir / stage),
-                )
-                fields[stage] = saved[stage]
+    fields, saved = json.loads(config.to_json_best_effort()), _saved_config(workdir)
+    for stage in [s for s in STAGES if s in saved and loop.is_done(workdir / s)]:
+        if changed := checkpoint.differences(saved[stage], fields.get(stage, {})):
+            log.warning(
+                "%s is done; its config has changed since (%s). "
+                "Remove %s and the folders of later stages to run it again",
+                *(stage, changed, workdir / stage),
+            )
+            fields[stage] = saved[stage]
     if jax.process_index() == 0:
         # Atomic, because another host or a resumed run may be reading it.
-        write_atomic(path, json.dumps(fields, indent=2, sort_keys=True) + "\n")
+        text = strict_json.dumps(fields, indent=2, sort_keys=True)
+        write_atomic(workdir / "config.json", text + "\n")
+
+
+def _saved_config(workdir: epath.Path) -> dict[str, Any]:
+    """Returns the config of an earlier start, {} without one. Raises CheckpointError if damaged."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return {}
+    try:
+        saved = strict_json.read(path)
+        if not isinstance(saved, dict) or not isinstance(saved.get("name"), str):
+            raise ValueError(f"{path} is damaged: it is not a config")
+        get_config(saved["model"])
+    except (ValueError, KeyError) as error:
+        raise checkpoint.CheckpointError(
+            f"{error}. Restore it from a backup, or remove it: the same command writes it again"
+        ) from error
+    return saved

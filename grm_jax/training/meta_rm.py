@@ -32,6 +32,7 @@ from grm_jax.training import (
     loop,
     losses,
     optim,
+    rft,
     rft_data,
     rft_samplers,
     sources,
@@ -67,7 +68,9 @@ def train(
       TrainingError: there are critiques of fewer than two comparisons.
     """
     config, mesh, section = run.config, run.mesh, run.config.meta_rm
-    trials = rft_data.read_trials(as_path(rft_folder) / "data" / "trials.jsonl")
+    data_folder = as_path(rft_folder) / "data"
+    rft.repair(run, data_folder)
+    trials = rft_data.read_trials(data_folder / "trials.jsonl")
     policy_trials, policy_fingerprint = sample_policy(run, policy(), as_path(folder) / "samples")
     data = encode_trials(run, [*trials[: section.rft_trials], *policy_trials])
     train_rows, held_out_rows = split(data, section.held_out, config.seed)

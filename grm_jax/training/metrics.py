@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import json
 import logging
 import math
 import platform
@@ -13,7 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from grm_jax.storage import PathLike, as_path, is_remote, read_lines, write_atomic
+from grm_jax import strict_json
+from grm_jax.storage import PathLike, as_path, is_remote, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +38,13 @@ class MetricLog(contextlib.AbstractContextManager):
     ):
         self.path, self.stage = as_path(folder) / f"{stage}.jsonl", stage
         self._file: Any = None
+        self.last: dict[str, Any] | None = None  # the row before the first one of this run
         self._events: EventFile | None = None
         if jax.process_index() != 0:
             return
-        kept = [row for row in read_jsonl(self.path) if row["step"] <= resume_step]
-        self._lines = [json.dumps(row) + "\n" for row in kept]
+        kept = [row for row in read_jsonl(self.path) if _step_of(row) <= resume_step]
+        self.last = kept[-1] if kept else None
+        self._lines = [strict_json.dumps(row) + "\n" for row in kept]
         write_atomic(self.path, "".join(self._lines))
         if not is_remote(self.path):
             self._file = self.path.open("a")
@@ -61,10 +63,10 @@ class MetricLog(contextlib.AbstractContextManager):
             return
         row = {"step": int(step), **{name: plain(value) for name, value in scalars.items()}}
         if self._file is not None:
-            self._file.write(json.dumps(row) + "\n")
+            self._file.write(strict_json.dumps(row) + "\n")
             self._file.flush()
         else:  # a bucket's files cannot be appended to, so the whole file is written again
-            self._lines.append(json.dumps(row) + "\n")
+            self._lines.append(strict_json.dumps(row) + "\n")
             write_atomic(self.path, "".join(self._lines))
         if self._events is not None:
             numbers = {
@@ -78,6 +80,12 @@ class MetricLog(contextlib.AbstractContextManager):
         for opened in (self._file, self._events):
             if opened is not None:
                 opened.close()
+
+
+def _step_of(row: Mapping[str, Any]) -> float:
+    """Returns the step of a line; infinity, after every step, for a line without one."""
+    step = row.get("step")
+    return step if isinstance(step, int) else math.inf
 
 
 class EventFile:
@@ -113,16 +121,25 @@ class EventFile:
 
 
 def read_jsonl(path: PathLike) -> list[dict[str, Any]]:
-    """Reads the rows of a JSONL file, up to a line cut off by a kill; none if it does not exist."""
+    """Returns the objects of a JSONL file; none if it does not exist.
+
+    A last line that a kill cut off is dropped. Other damaged lines are skipped with a warning.
+    """
     path = as_path(path)
     if not path.exists():
         return []
     rows = []
-    for line in read_lines(path):
+    *lines, rest = path.read_bytes().split(b"\n")
+    for number, line in enumerate([*lines, rest], start=1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = strict_json.loads(line) if line.strip() else None
+            if not isinstance(row, dict | None):
+                raise ValueError("not a JSON object")
+        except ValueError as error:
+            if line is not rest:
+                log.warning("%s, line %d is damaged and skipped: %s", path, number, error)
+            continue
+        rows += [row] if row is not None else []
     return rows
 
 

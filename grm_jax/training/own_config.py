@@ -4,7 +4,6 @@ A field is open if it is 0 or "". `complete` sets the open ones; WORKDIR/config.
 and a resumed run takes its values from there, except those that only fit the devices.
 """
 
-import json
 import logging
 import math
 import operator
@@ -15,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from grm_jax import checkpoints
+from grm_jax import checkpoints, strict_json
 from grm_jax.judging.loading import check_vocabulary
 from grm_jax.judging.metadata import JudgeMetadata
 from grm_jax.models.config import CONFIGS, TransformerConfig
@@ -145,7 +144,7 @@ def _take_saved(config: Any, workdir: Any) -> None:
     path = None if workdir is None else as_path(workdir) / "config.json"
     if path is None or not path.exists():
         return
-    saved = json.loads(path.read_text())
+    saved = strict_json.read(path)
     if saved.get("init") != config.init:
         raise ValueError(
             f"config.init={config.init}: the run in {workdir} began from {saved.get('init')}; "
@@ -167,9 +166,9 @@ def set_rft_steps(config: Any, sequences: int, workdir: Any) -> None:
     log.info("chosen: rft.steps=%d, %g epochs of %d sequences", rft.steps, rft.epochs, sequences)
     path = None if workdir is None else as_path(workdir) / "config.json"
     if path is not None and path.exists() and jax.process_index() == 0:
-        saved = json.loads(path.read_text())
+        saved = strict_json.read(path)
         saved["rft"] |= {"steps": rft.steps, "warmup_steps": rft.warmup_steps}
-        write_atomic(path, json.dumps(saved, indent=2, sort_keys=True) + "\n")
+        write_atomic(path, strict_json.dumps(saved, indent=2, sort_keys=True) + "\n")
 
 
 # ---------------------------------------------------------------- model and tokenizer

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 
+from grm_jax import strict_json
 from grm_jax.data import indexed, splits
 from grm_jax.data.sources import hub_hint
 from grm_jax.storage import as_path, check_scheme, fetch, is_remote, write_atomic
@@ -53,7 +54,7 @@ def index(config: Any, workdir: Any = None) -> indexed.Index:
     if alone or jax.process_index() == 0:
         expected |= {name: _digest(config.data[name]) for name in FIELDS}
     if settings.exists():
-        changed = _changed(json.loads(settings.read_text()), expected)
+        changed = _changed(strict_json.read(settings), expected)
         begun = (root.parent / "config.json").exists()
         if changed and not begun and jax.process_count() == 1:
             log.info("config.data.%s has changed: %s is written again", changed, root)
@@ -139,6 +140,6 @@ def _changed(saved: dict[str, Any], expected: dict[str, Any]) -> str:
     A file that no longer exists is not compared.
     """
     for name, value in expected.items():
-        if saved[name] != value and (value or name not in FIELDS):
+        if saved.get(name) != value and (value or name not in FIELDS):
             return name
     return ""

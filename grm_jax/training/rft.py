@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from grm_jax import checksums, strict_json
 from grm_jax.data import packing, sft
 from grm_jax.models import abstract_model, token_logps
 from grm_jax.storage import PathLike, as_path, reading, write_atomic, writing
@@ -34,6 +35,7 @@ from grm_jax.training.programs import Metrics, Program, Shapes, build_update, mo
 from grm_jax.training.rft_samplers import make_sampler, open_replies, stored
 
 log = logging.getLogger(__name__)
+READY = "ready.json"  # written last
 
 _WAYS_ON = (
     "Rejective fine-tuning learns from parsed critiques: use an instruction-tuned model as "
@@ -70,7 +72,7 @@ def train(run: loop.Run, start: Callable[[], Any], folder: PathLike) -> Any:
 
     def summary(state: states.State) -> dict[str, Any]:
         return {
-            "set": json.loads((folder / "data" / "ready.json").read_text()),
+            "set": strict_json.read(folder / "data" / READY),
             "epochs": rft.steps * config.batch_size / len(batches.rows),
             "fill": batches.fill,
         }
@@ -84,6 +86,7 @@ def train(run: loop.Run, start: Callable[[], Any], folder: PathLike) -> Any:
         step=step,
         identity={
             "data": f"{len(encoded)} examples/{len(encoded.tokens)} tokens",
+            "tokens": checksums.digest(folder / "data" / "tokens"),
             "seed": config.seed,
             "start": checkpoint.fingerprint(start()),
             "batch_size": config.batch_size,
@@ -107,18 +110,39 @@ def prepare(
 ) -> sft.Encoded:
     """Returns the tokenised training set, built on the first call and loaded from `folder` after.
 
-    Data sources are indexed in `workdir`, if it is given. Also writes examples.jsonl, trials.jsonl
-    (every sample with its outcome, for the meta RM) and outcomes.json. Raises ValueError if the set
-    is empty.
+    A set with a damaged file is built again, from the stored samples. Data sources are indexed in
+    `workdir`, if it is given. Also writes examples.jsonl, trials.jsonl (every sample with its
+    outcome, for the meta RM) and outcomes.json. Raises ValueError if the set is empty.
     """
     folder = as_path(folder)
     # Every process takes part in sampling from our own model; one process runs the other samplers.
     samples_here = config.rft.sampler in rft_samplers.LOCAL or jax.process_index() == 0
-    if samples_here and not (folder / "ready.json").exists():
+    if checkpoint.agree(bool(found := problem(folder))) and samples_here:
+        if (folder / READY).exists():
+            if config.rft.sampler in rft_samplers.SLOW and not (folder / "samples").exists():
+                raise TrainingError(
+                    f"{folder}: {found}, and the samples that it was built from are gone: restore "
+                    f"the folder from a backup, or remove {folder.parent} to start the stage again"
+                )
+            log.warning("%s: %s; the RFT set is built again", folder, found or "damaged")
         _build(config, tokenizer, mesh, folder, workdir)
         gc.collect()  # frees the sampling model, whose engine is part of a reference cycle
     checkpoint.wait_for_all(f"data in {folder}")
     return sft.Encoded.load(reading(folder / "tokens"))
+
+
+def repair(run: loop.Run, folder: PathLike) -> None:
+    """Builds the finished RFT set in a folder again if one of its files is damaged."""
+    if (as_path(folder) / READY).exists():
+        prepare(run.config, run.tokenizer, run.mesh, folder, run.workdir)
+
+
+def problem(folder: PathLike) -> str:
+    """Returns why the RFT set in a folder cannot be used, or ""; reads all of its files."""
+    folder = as_path(folder)
+    if not (folder / READY).exists():
+        return f"{READY} is missing"
+    return checksums.problem(folder) or checksums.problem(folder / "tokens")
 
 
 def _build(
@@ -187,11 +211,15 @@ def save_set(
             "whose prompt names the best response, are right more often: config.rft.hinted"
         )
     encoded = sft.encode_all(mixed, tokenizer)
-    with writing(folder) as local:
-        built.save(local)
-        encoded.save(local / "tokens")
     counts = {**built.summary(), "examples": len(encoded), "tokens": len(encoded.tokens)}
-    write_atomic(folder / "ready.json", json.dumps(counts, indent=2) + "\n")
+    ready = strict_json.dumps(counts, indent=2) + "\n"
+    (folder / READY).unlink(missing_ok=True)  # the set is not whole until this is written again
+    built.save(folder)
+    with writing(folder / "tokens") as local:
+        encoded.save(local)
+        checksums.write(local)
+    checksums.write(folder, {READY: ready})
+    write_atomic(folder / READY, ready)
     log.info("RFT set: %s examples, %s tokens", f"{len(encoded):,}", f"{len(encoded.tokens):,}")
 
 

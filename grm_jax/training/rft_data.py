@@ -15,13 +15,13 @@ import json
 import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
+from grm_jax import strict_json
 from grm_jax.data.comparisons import from_json
 from grm_jax.data.sft import Example
 from grm_jax.judging.orders import response_orders
-from grm_jax.storage import as_path, read_lines
+from grm_jax.storage import PathLike, as_path, open_atomic, read_lines, write_atomic
 from grm_jax.text import parse, rendering
 from grm_jax.training.errors import TrainingError
 from grm_jax.training.metrics import Progress
@@ -143,17 +143,15 @@ class RftSet:
             f"{len(self.trials):,} critiques: {outcomes}"
         )
 
-    def save(self, folder: str | Path) -> None:
-        """Writes examples.jsonl, trials.jsonl and outcomes.json."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+    def save(self, folder: PathLike) -> None:
+        """Writes examples.jsonl, trials.jsonl and outcomes.json, each atomically."""
+        folder = as_path(folder)
         items: Sequence[Example] | Sequence[Trial]
         for name, items in (("examples", self.examples), ("trials", self.trials)):
-            rows = (json.dumps(dataclasses.asdict(one), ensure_ascii=False) for one in items)
-            with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as out:
-                out.writelines(row + "\n" for row in rows)
-        outcomes = json.dumps(self.summary(), indent=2) + "\n"
-        (folder / "outcomes.json").write_text(outcomes, encoding="utf-8")
+            rows = (strict_json.dumps(dataclasses.asdict(one)) for one in items)
+            with open_atomic(folder / f"{name}.jsonl") as out:
+                out.writelines(f"{row}\n".encode() for row in rows)
+        write_atomic(folder / "outcomes.json", strict_json.dumps(self.summary(), indent=2) + "\n")
 
 
 # ---------------------------------------------------------------- building (section 3.2)

@@ -1,0 +1,158 @@
+"""What a finished stage leaves, checked at every start: final/, hf/ and its result.
+
+final/         the trained parameters; their fingerprint stands in result.json
+hf/            the same as a Hugging Face folder, for `grm judge`
+export.json    written after hf/: the fingerprint of the exported parameters, and the files
+"""
+
+import dataclasses
+import logging
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+from flax import nnx
+from ml_collections import ConfigDict
+
+from grm_jax import checkpoints, strict_json
+from grm_jax.judging.metadata import JudgeMetadata, MetaRMMetadata, meta_template
+from grm_jax.models import abstract_model
+from grm_jax.storage import write_atomic, writing
+from grm_jax.text import rendering
+from grm_jax.training import checkpoint, loop, sources
+from grm_jax.training.programs import model_config
+
+log = logging.getLogger(__name__)
+TRAINED = ("rft", "rl", "meta_rm")  # stages that train parameters
+EXPORT = "export.json"
+# A stage's identity has, in this field, the fingerprint of the parameters that it was made from.
+_MADE_FROM = {"rl": ("reference", ("rft",)), "meta_rm": ("policy", ("rl", "rft"))}
+
+
+def load(shared: loop.Run, stage: str, folder: epath.Path) -> Any:
+    """Loads the parameters that a stage trained."""
+    cfg = model_config(shared.config, scalar_head=stage == "meta_rm")
+    return loop.load_params(folder, abstract_model(cfg, shared.mesh)[1])
+
+
+def damaged(shared: loop.Run, folders: Mapping[str, Any]) -> set[str]:
+    """Returns the finished stages whose parameters are damaged; they resume from a checkpoint.
+
+    Raises:
+      CheckpointError: a stage has no checkpoint to resume from, or is not in the config's stages.
+    """
+    found = set()
+    for stage in TRAINED:
+        folder = folders[stage]
+        if not loop.is_done(folder):
+            continue
+        try:
+            load(shared, stage, folder)
+        except checkpoint.CheckpointError as error:
+            with checkpoint.Checkpoints(folder / "checkpoints") as store:
+                steps = store.steps()
+            if not steps or stage not in shared.config.stages:
+                remedy = "add the stage to config.stages" if steps else "restore it from a backup"
+                raise checkpoint.CheckpointError(
+                    f"{error}. {remedy}, or remove {folder} and the folders of later stages to "
+                    "train them again"
+                ) from error
+            log.warning(
+                "%s; %s resumes from checkpoint %d to write it again", error, stage, steps[-1]
+            )
+            found.add(stage)
+    return found
+
+
+def weights(folders: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the fingerprint of the parameters of each finished stage."""
+    done = [stage for stage in TRAINED if loop.is_done(folders[stage])]
+    return {stage: loop.saved_weights(folders[stage]) for stage in done}
+
+
+def is_evaluated(folders: Mapping[str, Any]) -> bool:
+    """Whether the stage eval is done, on the parameters that the finished stages have now."""
+    if not loop.is_done(folders["eval"]):
+        return False
+    judged = loop.read_result(folders["eval"]).get(loop.WEIGHTS)
+    if judged is None:  # of an earlier version
+        return True
+    changed = [name for name, value in weights(folders).items() if judged.get(name) != value]
+    if changed:
+        log.warning("the evaluation is of other weights of %s: it runs again", ", ".join(changed))
+    return not changed
+
+
+def warn_if_outdated(stage: str, folders: Mapping[str, Any]) -> None:
+    """Warns if a finished stage was trained from other parameters than an earlier stage has now."""
+    if stage not in _MADE_FROM:
+        return
+    field, earlier = _MADE_FROM[stage]
+    source = next((name for name in earlier if loop.is_done(folders[name])), None)
+    made_from = loop.read_result(folders[stage]).get("identity", {}).get(field)
+    if source and made_from not in (None, loop.saved_weights(folders[source])):
+        log.warning(
+            "%s is done, from other weights than %s has now. "
+            "Remove %s and the folders of later stages to run it again",
+            *(stage, source, folders[stage]),
+        )
+
+
+# ---------------------------------------------------------------- the exported folder
+
+
+def export(shared: loop.Run, stage: str, folder: epath.Path, params: Any = None) -> None:
+    """Writes the Hugging Face folder `<folder>/hf`, for `grm judge`, unless it is up to date.
+
+    params: of the stage, if the caller has them. Nothing is written with `export=False`.
+    """
+    config, marker, hf = shared.config, folder / EXPORT, folder / "hf"
+    if not config.export:
+        return
+    metadata = _metadata(config, stage)
+    identity = {loop.WEIGHTS: loop.saved_weights(folder), "metadata": dataclasses.asdict(metadata)}
+    if checkpoint.agree(_is_exported(marker, hf, identity), all_of=True):
+        return
+    if marker.exists():
+        log.warning(
+            "%s is not of the weights in %s/final, or damaged: it is made again", hf, folder
+        )
+    params = load(shared, stage, folder) if params is None else params
+    graphdef, _ = abstract_model(model_config(config, scalar_head=stage == "meta_rm"), shared.mesh)
+    is_writer = jax.process_index() == 0
+    if is_writer:
+        marker.unlink(missing_ok=True)
+    with writing(hf) if is_writer else tempfile.TemporaryDirectory() as local:
+        metadata.save(local)
+        model, like = nnx.merge(graphdef, params), sources.tokenizer_path(config)
+        checkpoints.save(model, local, like=like, dtype="bfloat16", overwrite=True)
+    if is_writer:
+        write_atomic(marker, strict_json.dumps({**identity, "files": _sizes(hf)}, indent=2) + "\n")
+    checkpoint.wait_for_all(f"export of {stage}")
+
+
+def _metadata(config: ConfigDict, stage: str) -> JudgeMetadata | MetaRMMetadata:
+    if stage == "meta_rm":
+        likelihood = config.meta_rm.likelihood
+        return MetaRMMetadata(meta_template(config.template, likelihood), likelihood)
+    single = rendering.single_binary(config.template)
+    own = single if single != config.template else None
+    return JudgeMetadata(config.template, config.rl.max_new_tokens, own)
+
+
+def _is_exported(marker: epath.Path, hf: epath.Path, identity: Mapping[str, Any]) -> bool:
+    """Whether hf/ is of these parameters and settings, and has all its files in full."""
+    try:
+        saved = strict_json.read(marker)
+        files = saved.pop("files")
+        return saved == identity and bool(files) and files.items() <= _sizes(hf).items()
+    except (FileNotFoundError, ValueError, AttributeError, KeyError):
+        return False
+
+
+def _sizes(folder: epath.Path) -> dict[str, int]:
+    """Returns the bytes of each file in a folder."""
+    files = folder.iterdir() if folder.exists() else ()
+    return {file.name: file.stat().length for file in files if not file.is_dir()}
