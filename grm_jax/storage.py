@@ -302,9 +302,15 @@ _STREAMS = ("/dev/std", "/dev/fd/", "/proc/")
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 
 
+def remove_if_empty(folder: epath.Path) -> None:
+    """Removes a folder that has no files."""
+    with contextlib.suppress(OSError, ValueError):  # epath raises ValueError for a full folder
+        folder.rmdir()
+
+
 @contextlib.contextmanager
 def locked(folder: PathLike, what: str = "run") -> Iterator[None]:
-    """Holds a folder, which is created if missing; see `locks.hold`.
+    """Holds a folder, which is created if missing and removed if it stays empty; see `locks.hold`.
 
     what: the work, for the error of another process: "training".  Raises `locks.InUse`, which names
     host and pid of the process that holds the folder, and OSError for one that is not writable.
@@ -312,6 +318,8 @@ def locked(folder: PathLike, what: str = "run") -> Iterator[None]:
     folder = as_path(folder)
     with contextlib.ExitStack() as stack:
         try:
+            if not folder.exists():
+                stack.callback(remove_if_empty, folder)
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locks.hold(folder, what, is_remote(folder)))
         except locks.InUse:

@@ -124,7 +124,7 @@ def check_hub_names(config: Any, send_token: bool) -> None:
 
 
 def check_workdir(workdir: str, patience: float = 60.0) -> None:
-    """Creates the folder and writes a file, or fails if that takes longer than `patience` seconds.
+    """Writes a file into the folder, or fails if that takes longer than `patience` seconds.
 
     Storage libraries can search for a bucket for many minutes if there is no network.
     """
@@ -133,10 +133,13 @@ def check_workdir(workdir: str, patience: float = 60.0) -> None:
     def create() -> None:
         try:
             folder = storage.as_path(workdir)
+            is_new = not folder.exists()
             folder.mkdir(parents=True, exist_ok=True)
             probe = folder / f".probe-{secrets.token_hex(4)}"
             probe.write_text("")
             probe.unlink()
+            if is_new:
+                storage.remove_if_empty(folder)
             errors.append(None)
         except Exception as error:  # each storage library has its own
             errors.append(error)

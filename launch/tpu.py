@@ -108,11 +108,11 @@ def run_here(options: argparse.Namespace, config: Any, workdir: str) -> int:
     use_compilation_cache(options.compilation_cache or beside_checkpoints)
 
     from grm_jax.training import checkpoint
-    from grm_jax.training.workdir import held
+    from grm_jax.training.workdir import lock
 
     checks.check_workdir(workdir)
     try:
-        with held(workdir):
+        with lock(workdir):
             status = check_and_train(options, config, workdir)
     except checkpoint.CheckpointError as error:
         raise LaunchError(str(error)) from error
@@ -155,8 +155,9 @@ def _train(shared: Any, raise_errors: bool) -> int:
     except Exception as error:
         if raise_errors:
             raise
-        known = errors.TrainingError, TooManyMalformed, IdentityMismatch, MemoryError, OSError
-        if isinstance(error, (*known, loop.NonFiniteLoss, rft_samplers.SamplingError)):
+        known = errors.TrainingError, TooManyMalformed, IdentityMismatch, MemoryError
+        all_known = *known, loop.NonFiniteLoss, rft_samplers.SamplingError
+        if isinstance(error, all_known) or checkpoint.is_storage_fault(error):
             _print_error(error)
         else:
             traceback.print_exc()

@@ -1,4 +1,4 @@
-"""An indexed file of JSON lines: any line is found at once, and none has to stay in memory.
+"""An indexed file of JSON lines: any line is reason at once, and none has to stay in memory.
 
 A folder holds records.jsonl, offsets.npy (int64: where each line ends), checksums.json and, written
 last, index.json with the number of lines of each section. A section is one task of a mixture.
@@ -62,19 +62,19 @@ def open_or_write(folder: Any, write: Callable[[], None], alone: bool = False) -
     Raises:
       FileNotFoundError: the index is damaged, and a file that it was made of no longer exists.
     """
-    if (found := problem(folder)) and (alone or jax.process_index() == 0):
+    if (reason := problem(folder)) and (alone or jax.process_index() == 0):
         if exists := is_indexed(folder):
-            log.warning("%s: %s; the folder is written again", folder, found)
+            log.warning("%s: %s; the folder is written again", folder, reason)
         try:
             write()
         except FileNotFoundError as error:
             if not exists:
                 raise
-            message = f"{folder}: {found}, and cannot be written again: {error}"
+            message = f"{folder}: {reason}, and cannot be written again: {error}"
             raise FileNotFoundError(message) from error
         forget(folder)
     deadline = time.monotonic() + 3600 * _WRITING_HOURS
-    while found and (found := problem(folder)):
+    while reason and (reason := problem(folder)):
         if time.monotonic() > deadline:
             raise TimeoutError(f"process 0 did not write {folder} in {_WRITING_HOURS} hours")
         time.sleep(2)

@@ -6,6 +6,7 @@ into any tree with the same paths on any topology: the target's shardings place 
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -23,6 +24,10 @@ from grm_jax.storage import PathLike, as_path
 
 log = logging.getLogger(__name__)
 FINGERPRINT, DIGEST = "fingerprint", "digest"  # of the arrays, and of the rest of the record
+_ERRNOS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM),
+    *(errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.EWOULDBLOCK),
+}
 # What the storage library writes for a full disk, a lost network or a missing permission.
 _STORAGE_FAULT = re.compile(r"OS error \d+|\[Errno \d+\]|RESOURCE_EXHAUSTED|PERMISSION_DENIED")
 
@@ -92,6 +97,17 @@ def fingerprint(tree: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def is_storage_fault(error: BaseException) -> bool:
+    """Whether the storage refused a write: the disk is full, read-only or lost, for example.
+
+    The storage libraries report it in the text of errors of many types.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    return isinstance(error, SaveError) or (
+        number in _ERRNOS if number else bool(_STORAGE_FAULT.search(str(error)))
+    )
+
+
 class Checkpoints(contextlib.AbstractContextManager):
     """The checkpoints of one stage in one folder, the newest `keep` of them.
 
@@ -126,7 +142,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         try:
             yield
         except Exception as error:  # the storage libraries raise many types
-            if not isinstance(error, OSError) and not _STORAGE_FAULT.search(str(error)):
+            if not is_storage_fault(error):
                 raise
             steps = [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
             newest = f"the newest checkpoint is {max(steps)}" if steps else "there is no checkpoint"
@@ -156,7 +172,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             self._manager.save(step, args=items, force=True)
 
     def replace(self, step: int, tree: Any) -> str:
-        """Saves a tree in the place of everything in the folder; returns its fingerprint."""
+        """Deletes all checkpoints of the folder and saves a tree; returns its fingerprint."""
         for earlier in self.steps():
             self._manager.delete(earlier)
         self.save(step, tree)

@@ -43,7 +43,7 @@ def damaged(shared: loop.Run, folders: Mapping[str, Any]) -> set[str]:
     Raises:
       CheckpointError: a stage has no checkpoint to resume from, or is not in the config's stages.
     """
-    found = set()
+    unusable = set()
     for stage in TRAINED:
         folder = folders[stage]
         if not loop.is_done(folder):
@@ -62,8 +62,8 @@ def damaged(shared: loop.Run, folders: Mapping[str, Any]) -> set[str]:
             log.warning(
                 "%s; %s resumes from checkpoint %d to write it again", error, stage, steps[-1]
             )
-            found.add(stage)
-    return found
+            unusable.add(stage)
+    return unusable
 
 
 def weights(folders: Mapping[str, Any]) -> dict[str, str]:

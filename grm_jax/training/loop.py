@@ -131,7 +131,7 @@ def train(stage: Stage, stop: StopSignal) -> State:
     row: Metrics = {}
     first_step_s = None
     with (
-        workdir.held(folder, f"the training of {stage.name}"),
+        workdir.lock(folder, f"the training of {stage.name}"),
         checkpoint.Checkpoints(folder / "checkpoints", section.keep) as store,
         stop,
     ):

@@ -35,7 +35,7 @@ from grm_jax.training import (
     sources,
 )
 from grm_jax.training.programs import model_config
-from grm_jax.training.workdir import held
+from grm_jax.training.workdir import lock
 
 log = logging.getLogger(__name__)
 TITLES = {
@@ -64,7 +64,7 @@ def run(config: ConfigDict, workdir: PathLike) -> dict[str, Any]:
       Stopped, NonFiniteLoss: after saving.
       InUse: another process runs in the workdir.
     """
-    with held(workdir):
+    with lock(workdir):
         return train(prepare(config, workdir))
 
 

@@ -117,14 +117,14 @@ def prepare(
     folder = as_path(folder)
     # Every process takes part in sampling from our own model; one process runs the other samplers.
     samples_here = config.rft.sampler in rft_samplers.LOCAL or jax.process_index() == 0
-    if checkpoint.agree(bool(found := problem(folder))) and samples_here:
+    if checkpoint.agree(bool(reason := problem(folder))) and samples_here:
         if (folder / READY).exists():
             if config.rft.sampler in rft_samplers.SLOW and not (folder / "samples").exists():
                 raise TrainingError(
-                    f"{folder}: {found}, and the samples that it was built from are gone: restore "
+                    f"{folder}: {reason}, and the samples that it was built from are gone: restore "
                     f"the folder from a backup, or remove {folder.parent} to start the stage again"
                 )
-            log.warning("%s: %s; the RFT set is built again", folder, found or "damaged")
+            log.warning("%s: %s; the RFT set is built again", folder, reason or "damaged")
         _build(config, tokenizer, mesh, folder, workdir)
         gc.collect()  # frees the sampling model, whose engine is part of a reference cycle
     checkpoint.wait_for_all(f"data in {folder}")

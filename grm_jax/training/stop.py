@@ -91,8 +91,7 @@ class StopSignal:
     def stopped(self, stage: str, when: str) -> Stopped:
         """Returns the error of a run that stops. Every host must call it."""
         interrupted = checkpoint.agree(signal.SIGINT in self._received)
-        by = "Ctrl-C" if interrupted else "a signal"
-        return Stopped(f"{stage}: stopped by {by} {when}. {RESUME}", interrupted)
+        return Stopped(f"{stage}: stopped by a signal {when}. {RESUME}", interrupted)
 
     def check(self, stage: str) -> None:
         """Raises Stopped if a signal came during the last step of the stage before this one."""

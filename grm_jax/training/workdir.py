@@ -10,7 +10,7 @@ from grm_jax.training import inputs
 
 
 @contextlib.contextmanager
-def held(folder: storage.PathLike, what: str = "a training run") -> Iterator[None]:
+def lock(folder: storage.PathLike, what: str = "a training run") -> Iterator[None]:
     """Holds a folder for this run. Process 0 locks it, and the others fail with it.
 
     Raises, on all processes:

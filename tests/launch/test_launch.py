@@ -6,6 +6,7 @@ import sys
 import textwrap
 import time
 import types
+import unittest.mock
 from pathlib import Path
 
 import pytest
@@ -160,7 +161,8 @@ def test_a_workdir_that_is_not_writable_is_refused(tmp_path, refused):
 def test_a_bucket_that_does_not_answer_times_out(mkdir, error, monkeypatch):
     from grm_jax import storage
 
-    bucket = types.SimpleNamespace(mkdir=lambda parents, exist_ok: mkdir())
+    bucket = unittest.mock.MagicMock()
+    bucket.mkdir = lambda parents, exist_ok: mkdir()
     monkeypatch.setattr(storage, "as_path", lambda path: bucket)
     if error is None:
         checks.check_workdir("gs://b/x")
