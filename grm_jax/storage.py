@@ -244,9 +244,7 @@ def check_replaceable(path: PathLike) -> None:
     A symlink is followed; a path that does not exist, and one in a bucket, pass.
     """
     if os.path.abspath(path).startswith(_STREAMS):
-        raise ValueError(
-            f"{path} is a stream of a process, not a regular file: name another output"
-        )
+        raise ValueError(f"{path} is a stream, not a regular file: name another output")
     try:
         mode = os.stat(path).st_mode if not is_remote(path) else stat.S_IFREG
     except (FileNotFoundError, NotADirectoryError):
@@ -282,11 +280,11 @@ def check_outputs(outputs: Iterable[PathLike], inputs: Iterable[PathLike | None]
 
 def _identities(path: Path) -> list[Any]:
     """Returns a path without symlinks, and the number of its file if there is one."""
-    found: list[Any] = [os.path.realpath(path)]
+    names: list[Any] = [os.path.realpath(path)]
     with contextlib.suppress(OSError):
         status = path.stat()
-        found.append((status.st_dev, status.st_ino))
-    return found
+        names.append((status.st_dev, status.st_ino))
+    return names
 
 
 def _sync(path: Path) -> None:

@@ -30,6 +30,8 @@ from grm_jax.text import parse, parse_principles, rendering
 from grm_jax.text.tokenizer import Tokenizer
 from grm_jax.types import Comparison, Critique, Ranking, Turn, Verdict
 
+# The roles of a family that a judge chooses from (`rendering.choose`, and --principles first).
+ROLES = ("judge", "single", "reference", "given_principles", "principles", "critique")
 MAX_PRINCIPLES_CHARS = 4000  # of a principles text that does not parse as a list
 
 
@@ -69,6 +71,8 @@ class Judge:
       context: most tokens of prompt and critique together; None for no limit.
       name: the model's name in output rows, "name@fingerprint".
       max_new_tokens: longest critique if a call does not set it.
+      settings: how the model was loaded, as far as verdicts depend on it; part of the identity of a
+        run (`run.run_identity`).
       single: template for comparisons with one response, unless principles are given or a reference
         is shown; None for the one that `template` chooses.
     """
@@ -82,6 +86,7 @@ class Judge:
     name: str = "model"
     max_new_tokens: int = 1024
     single: str | None = None
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.family = str(self.template or "grm")
@@ -259,6 +264,13 @@ class Judge:
         if self.single and comparison.n == 1 and name in (self.family, f"{self.family}/single"):
             name = self.single
         return rendering.load(name)
+
+    def templates(self) -> list[rendering.Template]:
+        """Returns every template under which a comparison may be judged, whatever the options."""
+        names = [self.family, rendering.role_template(self.family, "principles")]
+        if self.family in rendering.FAMILIES:
+            names = [f"{self.family}/{role}" for role in ROLES]
+        return [rendering.load(name) for name in (*names, *filter(None, [self.single]))]
 
     def _prepare(
         self, comparison: Comparison, options: Options, principles: str | None

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jax.sharding import Mesh
 
@@ -40,6 +40,13 @@ class LoadOptions:
     prompt_slots: int | None = None
     rows: int | None = None
 
+    # No verdict depends on the batch. Tokenizer and template count by their content, in the judge.
+    FREE: ClassVar[tuple[str, ...]] = ("prompt_slots", "rows", "tokenizer", "meta_template")
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the options on which verdicts depend, for the identity of a run."""
+        return {k: str(v) for k, v in dataclasses.asdict(self).items() if k not in self.FREE}
+
     def __post_init__(self) -> None:
         for name in ("prompt_slots", "rows"):
             if (value := getattr(self, name)) is not None:
@@ -72,6 +79,7 @@ def judge_arguments(
         "context": model.cfg.max_length,
         "name": name,
         "max_new_tokens": metadata.max_new_tokens,
+        "settings": options.settings(),
     }
 
 

@@ -67,6 +67,13 @@ class MetaRM:
             out_shardings=None if mesh is None else named(mesh),  # replicated: every host reads it
         )
 
+    def templates(self) -> list[rendering.Template]:
+        """Returns every template under which a critique may be scored."""
+        names = [self.template]
+        if self.template in rendering.FAMILIES:
+            names = [f"{self.template}/{role}" for role in ("judge", "single", "reference")]
+        return [rendering.load(name) for name in names]
+
     def encode(self, critique: CritiqueText) -> list[int]:
         """Returns the token ids that are scored."""
         comparison, order, text = critique

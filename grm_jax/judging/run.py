@@ -11,7 +11,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from grm_jax.data.comparisons import Row, read_rows
 from grm_jax.devices import watch_compilations
 from grm_jax.judging import codec
 from grm_jax.judging.judge import Judge, Unjudged
+from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.options import POSITIVE, Options
 from grm_jax.run_store import IdentityMismatch, RunStore, content_of
 from grm_jax.sampling.programs import PROGRAMS
@@ -114,7 +115,8 @@ def judge_rows(
         return RunResult(len(finished), errors, len(finished), _read_cost(config.cost_path))
     if config.existing == "refuse":
         refuse_existing(output, part_path(output))
-    header = identity | dict(selection or {})
+    rows_differ = {name: getattr(config, name) for name in _names(config, FREE_OF_RUN)}
+    header = identity | rows_differ | dict(selection or {})
     with RunStore(part_path(output), header, key="line", existing=config.existing) as store:
         resumed = len(store)
         programs = num_programs(judge, options)
@@ -160,6 +162,12 @@ def judge_into(
         else:
             fields = row_fields(judge, options, identity, row.comparison)
             record = codec.judged_row(row.comparison, result, row.number, fields)
+        templates = run_identity(judge, options, "")["templates"]
+        if templates != identity["templates"]:
+            raise ValueError(
+                f"a template was edited during the run (begun with {identity['templates']}, now it "
+                f"is {templates}): restore it and resume, or start over with --overwrite"
+            )
         records[row.number] = codec.without_texts(record) if config.private else record
         if len(records) >= batch:
             store.append_all(records)
@@ -181,18 +189,51 @@ def _results(
 # ---------------------------------------------------------------- the identity of a run
 
 
+# Fields of a judge on which no verdict depends, or which are in the identity under another name:
+# the sampler and the expected scores by the model, the length by the options.
+FREE_OF_JUDGE = ("sampler", "expected", "max_new_tokens", "name", "single")
+# The same of `RunConfig`.
+FREE_OF_RUN = ("existing", "chunk", "progress", "cost_path")
+HEADER_ONLY = ("templates", "context", "private")  # not in the rows
+
+
 def run_identity(judge: Judge, options: Options, digest: str) -> dict[str, Any]:
-    """Returns everything that the verdicts of a run depend on: settings, models, input."""
+    """Returns everything that the verdicts of a run depend on: settings, models, input.
+
+    A field of `Options` or `Judge` is in it unless it is listed above, so a new one counts.
+    Templates and tokenizers count by their content.
+    """
     identity = dataclasses.asdict(options)
     principles = identity.pop("given_principles")
     if principles is not None:
-        identity["principles"] = f"given@{hashlib.sha256(principles.encode()).hexdigest()[:12]}"
-    return identity | {
+        identity["principles"] = f"given@{_hash([principles])}"
+    label = f"{judge.family}, {judge.single}" if judge.single else judge.family
+    identity |= {
         "model": judge.name,
         "meta_rm": getattr(judge.meta_rm, "name", None),
         "input": digest,
-        "template": f"{judge.family}, {judge.single}" if judge.single else judge.family,
+        "template": label,
+        "templates": _named(label, judge),
+        "tokenizer": getattr(judge.tokenizer, "fingerprint", None),
     }
+    if isinstance(judge.meta_rm, MetaRM):
+        identity["meta_template"] = _named(judge.meta_rm.template, judge.meta_rm)
+        identity["meta_likelihood"] = judge.meta_rm.likelihood
+    rest = {name: getattr(judge, name) for name in _names(judge, FREE_OF_JUDGE)}
+    return identity | rest.pop("settings") | {k: v for k, v in rest.items() if k not in identity}
+
+
+def _names(settings: Any, free: Collection[str] = ()) -> list[str]:
+    return [field.name for field in dataclasses.fields(settings) if field.name not in free]
+
+
+def _named(name: str, judge: Judge | MetaRM) -> str:
+    """Returns "name@fingerprint" of all templates that a judge chooses from."""
+    return f"{Path(name).name}@{_hash([t.fingerprint for t in judge.templates()])}"
+
+
+def _hash(texts: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
 
 
 def row_fields(
@@ -202,7 +243,8 @@ def row_fields(
 
     The template is the one that the comparison was judged under, "name@fingerprint".
     """
-    fields = {**identity, "input": identity["input"][:12], "template": None}
+    fields = {name: value for name, value in identity.items() if name not in HEADER_ONLY}
+    fields |= {"input": identity["input"][:12], "template": None}
     if comparison is not None:
         template = judge.template_for(comparison, options)
         fields["template"] = f"{template.name}@{template.fingerprint}"

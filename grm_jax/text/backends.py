@@ -31,10 +31,12 @@ PROBE = (
 class Backend(Protocol):
     """A vocabulary file.
 
-    size: the number of ids.  controls: {string: id} of tokens that are not text.
+    size: the number of ids.  controls: {string: id} of tokens that are not text.  content: the
+    bytes of the file, or the same for equal vocabularies.
     """
 
     size: int
+    content: bytes
     controls: dict[str, int]
 
     def encode(self, text: str) -> list[int]: ...
@@ -59,7 +61,7 @@ class SentencePiece:
     def __init__(self, path: Path, linked: bool = False):
         import sentencepiece
 
-        content = read_bytes(path, linked)
+        self.content = content = read_bytes(path, linked)
         with damage_of(path):
             try:
                 self.model = sentencepiece.SentencePieceProcessor()

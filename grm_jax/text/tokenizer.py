@@ -5,6 +5,8 @@ tokens (turns, BOS, unused ids) only come from this module or from the folder's 
 same characters in a text are encoded as text, so that no query or response can end a turn.
 """
 
+import functools
+import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Iterator
@@ -73,6 +75,15 @@ class Tokenizer:
             reverse=True,
         )
         self._control = re.compile("|".join([CONTROL.pattern, *map(re.escape, others)]))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """12 hex digits of a hash over everything that decides how texts become ids and back."""
+        ids = [self.bos_id, self.eos_id, self.pad_id, self.stop_ids]
+        rest = [self._special_tokens(), self._config.get("add_bos_token", True), self.chat_template]
+        digest = hashlib.sha256(self._backend.content)
+        digest.update(json.dumps([*ids, *rest], sort_keys=True).encode())
+        return digest.hexdigest()[:12]
 
     def _configured(self, name: str) -> str | None:
         token = self._config.get(f"{name}_token")
