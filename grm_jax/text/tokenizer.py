@@ -82,7 +82,7 @@ class Tokenizer:
         ids = [self.bos_id, self.eos_id, self.pad_id, self.stop_ids]
         rest = [self._special_tokens(), self._config.get("add_bos_token", True), self.chat_template]
         digest = hashlib.sha256(self._backend.content)
-        digest.update(json.dumps([*ids, *rest], sort_keys=True).encode())
+        digest.update(strict_json.dumps([*ids, *rest], sort_keys=True).encode())
         return digest.hexdigest()[:12]
 
     def _configured(self, name: str) -> str | None:
