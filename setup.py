@@ -26,6 +26,7 @@ setup(
     },
     install_requires=[
         "absl-py>=2.1",
+        "confusable-homoglyphs>=3.3",  # data of Unicode TR 39: letters of other scripts
         "etils[epath]>=1.9",
         "filelock>=4.2",
         "flax>=0.12.8",

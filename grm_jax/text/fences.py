@@ -1,140 +1,205 @@
 r"""Sanitises the texts of a prompt, so that none can end its own block or supply the scores.
 
 A response may contain the string that ends a response, or a \boxed{10, 1} for the judge to copy.
-Both are defused before a template is rendered:
+Both are defused when a prompt is put together:
  - A string beside a text in the template is a marker ("[/Response 1]"). Look-alikes of a marker
-   inside a text get a hyphen: "[-/Response 1]". Case, spacing, invisible characters, full-width
-   letters and other numbers do not hide a look-alike.
+   inside a text get a hyphen: "[-/Response 1]".
  - \boxed{...} becomes \fbox{...} in every text, the query included, so that an instruction "put
    the answer in a box" still fits the answers. A critique that copies it copies no score.
 
-The markers are found by rendering the template with placeholders, so users' templates are
-protected as well.
+Look-alikes are found in a folded copy of the prompt, in time linear in its length. Folding removes
+what a reader does not see or may ignore, by the properties of the characters in Unicode:
+ - compatibility forms (full-width, mathematical, circled) become plain characters, in lower case;
+ - spacing, invisible characters, combining marks and unassigned code points are dropped;
+ - letters, slashes and dashes of other scripts become the ASCII characters that they look like;
+ - brackets become [ ] or < >, and every number becomes 0.
 """
 
+import bisect
 import functools
+import itertools
 import re
+import unicodedata
+from collections.abc import Callable, Sequence
 
-# Characters that are drawn as nothing. A look-alike may contain them anywhere.
-INVISIBLE = (
-    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f"
-    "\ufe00-\ufe0f\ufeff"
-)
-GAP = f"[{INVISIBLE}]*"
-SPACE = f"[\\s\u00a0\u3000{INVISIBLE}]*"
-BRACKETS = {
-    "[": "[\\[\uff3b\u3010\u3014\u27e6\u301a\u298b]",
-    "]": "[\\]\uff3d\u3011\u3015\u27e7\u301b\u298c]",
-    "/": "[/\uff0f\u2044\u2215\u29f8]",
-    "<": "[<\uff1c\u2039\u27e8\u3008]",
-    ">": "[>\uff1e\u203a\u27e9\u3009]",
-}
-MAX_MARKER = 80  # A longer line beside a text is prose, not a marker.
-
-BOXED = re.compile(rf"b{GAP}o{GAP}x{GAP}e{GAP}d(?={SPACE}[{{\uff5b])", re.IGNORECASE)
+LINE_END = re.compile("[\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029]")
+# Drawn as nothing, though Unicode lists them as letters or symbols.
+_BLANK = re.compile("FILLER|BLANK|NULL NOTEHEAD|OBJECT REPLACEMENT")
+_SAME = str.maketrans({"l": "i", "|": "i", "\\": "/"})  # "[\Response l]" is "[/Response 1]"
 
 
-def _char(token: str) -> str:
-    """A regular expression for one character, for a number or for spacing."""
-    if token.isdigit():
-        return r"\d+"
-    if token.isspace():
-        return SPACE
-    if token in BRACKETS:
-        return BRACKETS[token]
-    wide = chr(ord(token) + 0xFEE0) if 0x21 <= ord(token) <= 0x7E else ""
-    return f"[{re.escape(token)}{wide}]" if wide else re.escape(token)
+class _Folds(dict):
+    """{code point: its folded form}, each computed once: a table for `str.translate`."""
+
+    def __missing__(self, code: int) -> str:
+        plain = unicodedata.normalize("NFKD", chr(code)).casefold()
+        self[code] = "".join(map(_fold_char, unicodedata.normalize("NFKD", plain)))
+        return self[code]
 
 
-def _pattern(marker: str) -> str:
-    """A regular expression for a marker and its look-alikes, with any number and any spacing."""
-    tokens = re.findall(r"\d+|\s+|.", marker)
-    patterns = [_char(token) for token in tokens]
-    # Any spacing is allowed around signs: "[ / Response 1 ]" is a look-alike of "[/Response 1]".
-    out = patterns[0]
-    for before, pattern, token in zip(patterns, patterns[1:], tokens[1:]):
-        is_sign = not token.isalnum() or before in BRACKETS.values()
-        out += (SPACE if is_sign and SPACE not in (before, pattern) else GAP) + pattern
-    # A bare word such as [User] is common in code (`rows[user]`): only broken at a line's start.
-    return rf"(?m:^)[^\S\n]*{out}" if re.fullmatch(r"[^\w/]*[^\W\d]+[^\w/]*", marker) else out
+_FOLDS = _Folds()
 
+
+def _fold_char(char: str) -> str:
+    """The folded form of one character of a compatibility decomposition."""
+    category, name = unicodedata.category(char), unicodedata.name(char, "")
+    if category[0] in "CMZ" or _BLANK.search(name):
+        return ""
+    if unicodedata.numeric(char, None) is not None:
+        return "0"
+    if not char.isascii():
+        char = _bracket(category, name) or _look_alikes().get(char, char)
+    return char.casefold().translate(_SAME)
+
+
+def _bracket(category: str, name: str) -> str:
+    """The ASCII bracket or dash of the same kind; "" for any other character."""
+    is_left = "LEFT" in name or category == "Ps"
+    if category == "Pd":
+        return "-"
+    if "ANGLE" in name and category in ("Ps", "Pe", "Pi", "Pf"):
+        return "<" if is_left else ">"
+    if category in ("Ps", "Pe") and "QUOTATION" not in name or "SQUARE BRACKET" in name:
+        kind = "()" if "PARENTHES" in name else "{}" if "CURLY" in name else "[]"
+        return kind[not is_left]
+    return ""
+
+
+@functools.cache
+def _look_alikes() -> dict[str, str]:
+    """{character: the ASCII character that it looks like}, from the data of Unicode TR 39."""
+    from confusable_homoglyphs.confusables import confusables_data
+
+    return {
+        char: found["c"]
+        for char, similar in confusables_data.items()
+        if len(char) == 1 and not char.isascii()
+        for found in similar
+        if len(found["c"]) == 1 and found["c"].isascii()
+    }
+
+
+def fold(text: str) -> str:
+    """Returns a text as a lenient reader sees it; "[ /Ｒesponse １ ]" becomes "[/response0]"."""
+    return text.translate(_FOLDS)
+
+
+# ---------------------------------------------------------------- markers
 
 # Markers of other templates, always broken: [Response 1], [/Query],
 # [The End of Response 1].
 WORDS = ("response", "reference", "query", "principles", "conversation")
 COMMON_MARKERS = (
     "[Response 1]",
-    "[/Response 1]",
-    *(f"[{slash}{word}]" for word in WORDS[1:] for slash in ("", "/")),
+    *(
+        f"[{slash}{word}]"
+        for word in WORDS
+        for slash in ("", "/")
+        if (slash, word) != ("", WORDS[0])
+    ),
 )
-
-
-def _edges() -> str:
-    """ "[The End of Response" with or without its articles."""
-    any_of = lambda *words: "(?:" + "|".join(map(_pattern_of_word, words)) + ")"  # noqa: E731
-    the = f"(?:{any_of('the')}{SPACE})?"
-    edge = any_of("beginning", "begin", "start", "end")
-    return f"{_char('[')}{SPACE}{the}{edge}{SPACE}{any_of('of')}{SPACE}{the}{any_of(*WORDS)}"
-
-
-def _pattern_of_word(word: str) -> str:
-    return GAP.join(map(_char, word))
+_EDGES = f"(?:the)?(?:beginning|begin|start|end)of(?:the)?(?:{'|'.join(WORDS)})"
+# A bare word such as [User] is common in code (`rows[user]`): only broken at a line's start.
+_BARE = re.compile(r"\[[^\W\d_]+\]")
+_SIGNS = "-_~^+*=:"
 
 
 @functools.lru_cache(maxsize=256)
-def compile_markers(markers: tuple[str, ...]) -> re.Pattern:
-    """One expression for all look-alikes of these and the common markers, longest first."""
-    unique = {
-        re.sub(r"\d+", "0", marker.strip()).lower(): None
-        for marker in (*markers, *COMMON_MARKERS)
-        if marker.strip()
-    }
-    patterns = [_edges(), *map(_pattern, sorted(unique, key=len, reverse=True))]
-    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE)
+def compile_markers(markers: tuple[str, ...]) -> tuple[re.Pattern, str]:
+    """Returns an expression for all look-alikes in a folded text, and the sign that breaks them.
 
-
-def markers_beside(rendered: str, placeholders: list[str]) -> tuple[str, ...]:
-    """The strings directly before and after each placeholder: on its line, else on the next one.
-
-    Example: "[Query]\\nQ0\\n[/Query]" with placeholder Q0 gives ("[Query]", "[/Query]").
+    A hit is the first character of a look-alike; its last group ends where the look-alike does.
+    The last group of the expression is for those that count at a line's start only.
     """
-    markers = []
-    for placeholder in placeholders:
-        for piece in re.finditer(re.escape(placeholder), rendered):
-            before, after = rendered[: piece.start()], rendered[piece.end() :]
-            for lines in (before.split("\n")[::-1], after.split("\n")):
-                line = next((line for line in lines[:2] if line.strip()), "").strip()
-                if (
-                    3 <= len(line) <= MAX_MARKER
-                    and re.search(r"\w{3}", line)
-                    and placeholder not in line
-                ):
-                    markers.append(line)
-    return tuple(dict.fromkeys(markers))
+    folded = {re.sub("0+", "0", fold(marker)) for marker in (*markers, *COMMON_MARKERS)}
+    sign = next((s for s in _SIGNS if not any(s in marker for marker in folded)), None)
+    if sign is None:
+        raise ValueError(f"the markers use all the signs {_SIGNS}: use [Response 1] as a marker")
+    number = rf"(?:0+?|[io](?![^\W_]|{re.escape(sign)}))"  # or one letter: "[Response l]"
+    tails: dict[str, list[str]] = {"[": [_EDGES.replace("l", "i")]}
+    bare: list[str] = []
+    for marker in sorted(folded - {""}, key=len, reverse=True):  # longest first
+        tail = number.join(map(re.escape, marker[1:].split("0")))
+        (bare if _BARE.fullmatch(marker) else tails.setdefault(marker[0], [])).append(tail)
+    groups = [(head, "|".join(any_of)) for head, any_of in (*tails.items(), ("[", bare))]
+    return re.compile("|".join(f"{re.escape(head)}(?=({any_of}))" for head, any_of in groups)), sign
 
 
-def break_markers(text: str, markers: tuple[str, ...]) -> str:
-    """Puts a hyphen into every look-alike of a marker: "[/Response 1]" becomes "[-/Response 1]"."""
-    # No marker has a hyphen after its first character. Repeated, because what remains of a long
-    # look-alike may contain a shorter one.
-    expression = compile_markers(markers)
-    for _ in range(4):
-        broken = expression.sub(_hyphenate, text)
-        if broken == text:
-            return text
-        text = broken
-    return text
+def is_bare_word(marker: str) -> bool:
+    """Whether a marker is one word in square brackets: its look-alikes count at a line's start."""
+    return _BARE.fullmatch(fold(marker)) is not None
 
 
-def _hyphenate(hit: re.Match) -> str:
-    marker = hit.group()
-    first = len(marker) - len(marker.lstrip()) + 1
-    return f"{marker[:first]}-{marker[first:]}"
+# ---------------------------------------------------------------- sanitising
 
 
-def fence(text: str, markers: tuple[str, ...]) -> str:
-    r"""Sanitises a text between markers in a prompt.
+def fence(text: str, markers: Sequence[str]) -> str:
+    """Sanitises one text that stands between markers, as `join` does."""
+    return join([(text, True)], markers)
 
-    \boxed{ becomes \fbox{, which draws the same frame and which the parser ignores.
+
+def join(pieces: Sequence[tuple[str, bool]], markers: Sequence[str]) -> str:
+    r"""Joins the pieces of a prompt, (string, is_text), and sanitises those that are texts.
+
+    \boxed{ becomes \fbox{, which draws the same frame and which the parser ignores. A look-alike of
+    a marker gets a sign after its first character. If it begins in the template's own words and
+    extends into a text, the sign is put where the text begins.
     """
-    return BOXED.sub("fbox", break_markers(text, markers))
+    pieces = [(_unbox(piece) if is_text else piece, is_text) for piece, is_text in pieces]
+    folded = [fold(piece) for piece, _ in pieces]
+    ends_folded = list(itertools.accumulate(map(len, folded)))
+    expression, sign = compile_markers(tuple(markers))
+
+    def is_own(hit: re.Match) -> bool:  # found in every prompt, so decided before `_places`
+        i = bisect.bisect_right(ends_folded, hit.start())
+        return not pieces[i][1] and hit.end(hit.lastindex or 0) <= ends_folded[i]
+
+    hits = [hit for hit in expression.finditer("".join(folded)) if not is_own(hit)]
+    prompt = "".join(piece for piece, _ in pieces)
+    if not hits:
+        return prompt
+    place_of = _places(prompt)
+    ends = itertools.accumulate(len(piece) for piece, _ in pieces)
+    texts = [(end - len(piece), end) for (piece, is_text), end in zip(pieces, ends) if is_text]
+    cuts = [0]
+    for hit in hits:
+        first, last = place_of(hit.start()), place_of(hit.end(hit.lastindex or 0) - 1)
+        if hit.lastindex != expression.groups or _starts_line(prompt, first):
+            cuts += _cut(texts, first, last)
+    cuts = [*dict.fromkeys(cuts), len(prompt)]
+    return sign.join(prompt[a:b] for a, b in itertools.pairwise(cuts))
+
+
+def _cut(texts: list[tuple[int, int]], first: int, last: int) -> list[int]:
+    """Returns where to break a look-alike: nowhere if it lies in the template's own words.
+
+    texts: the spans of the texts in the prompt.  first, last: positions of the look-alike.
+    """
+    i = bisect.bisect_right(texts, first, key=lambda span: span[0]) - 1
+    if i >= 0 and first < texts[i][1]:
+        return [first + 1]
+    return [start for start, _ in texts[i + 1 : i + 2] if start <= last]
+
+
+def _starts_line(prompt: str, place: int) -> bool:
+    """Whether only invisible characters and spacing precede the place on its line."""
+    while place and not LINE_END.match(prompt, place - 1) and not _FOLDS[ord(prompt[place - 1])]:
+        place -= 1
+    return not place or LINE_END.match(prompt, place - 1) is not None
+
+
+def _unbox(text: str) -> str:
+    r"""Writes \boxed{ and its look-alikes as \fbox{."""
+    hits = list(re.finditer(r"boxed(?=\{)", fold(text)))
+    if not hits:
+        return text
+    place_of, cuts = _places(text), [0]
+    for hit in hits:
+        cuts += [place_of(hit.start()), place_of(hit.end() - 1) + 1]
+    return "fbox".join(text[a:b] for a, b in zip(cuts[::2], [*cuts[1::2], len(text)]))
+
+
+def _places(text: str) -> Callable[[int], int]:
+    """Returns the function from positions in the folded text to positions in the text."""
+    starts = list(itertools.accumulate((len(_FOLDS[ord(c)]) for c in text), initial=0))
+    return lambda place: bisect.bisect_right(starts, place) - 1

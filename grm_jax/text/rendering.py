@@ -9,55 +9,37 @@ A template sees these variables:
   responses    texts in prompt order                         n           their number
   reference, principles, hint   texts or None                low, high   the scale of the scores
 It may set these constants at its top level: output ("scores", "choice", "principles" or "scalar"),
-low, high, n_min, n_max, needs (names of variables that must not be None). Its whole output becomes
-one user turn.
+low, high, n_min, n_max, needs (of "reference" and "principles", those that must not be None). Its
+whole output becomes one user turn.
+
+A template is rendered with stand-ins for the texts, which are filled in afterwards (`layout`). It
+must print them as they are, between markers that can be protected (`fences`).
 """
 
 import contextlib
 import dataclasses
 import functools
 import hashlib
-import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from jinja2 import meta, nodes
-from jinja2.sandbox import SandboxedEnvironment
+from jinja2.loaders import split_template_path
 
-from grm_jax.text import fences
+from grm_jax import strict_json
+from grm_jax.model_files import exists, read_bytes
+from grm_jax.text import fences, layout, sandbox
+from grm_jax.text.layout import NEEDS, Shape, Template
 from grm_jax.types import Comparison, Principle
 
 FOLDER = Path(__file__).parent / "templates"
 FAMILIES = tuple(sorted((path.parent.name for path in FOLDER.glob("*/judge.jinja")), reverse=True))
 OUTPUTS = ("scores", "choice", "principles", "scalar")
 MAX_RESPONSES = 32
-VARIABLES = ("turns", "query", "responses", "n", "reference", "principles", "hint", "low", "high")
 ROLE_NAMES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Template:
-    """A compiled prompt template.
-
-    name: "FAMILY/ROLE" of a shipped template, or the file name of a user's.
-    output: what the model writes.  low, high: the scale of its scores.
-    n_min, n_max: the number of responses it takes.  needs: inputs that must not be None.
-    markers: the strings that enclose texts.
-    fingerprint: 12 hex digits of a hash over its source and every file it includes.
-    """
-
-    name: str
-    output: str
-    low: float
-    high: float
-    n_min: int
-    n_max: int
-    needs: tuple[str, ...]
-    markers: tuple[str, ...]
-    fingerprint: str
-    jinja: Any = dataclasses.field(repr=False, compare=False)
 
 
 # ---------------------------------------------------------------- names
@@ -129,10 +111,14 @@ def load(name_or_path: str | Path) -> Template:
     name = canonical_name(str(name_or_path))
     if name in names():
         return _load(FOLDER / f"{name}.jinja", name, 0.0)
-    path = Path(name).expanduser()
-    if not path.is_file():
+    try:
+        path = Path(name).expanduser()
+        is_file = path.is_file()
+    except (OSError, RuntimeError):  # a name that is too long; the home of an unknown user
+        is_file = False
+    if not is_file:
         raise FileNotFoundError(
-            f"no template {name!r}: give a file, or one of {', '.join(names())}"
+            f"no template {name!r:.200}: give a file, or one of {', '.join(names())}"
         )
     return _load(path.resolve(), path.name, path.stat().st_mtime)
 
@@ -140,36 +126,65 @@ def load(name_or_path: str | Path) -> Template:
 @functools.lru_cache(maxsize=64)
 def _load(path: Path, name: str, mtime: float) -> Template:
     """Compiles a file. mtime: part of the cache key, so that an edited file is loaded again."""
-    env = SandboxedEnvironment(
-        loader=jinja2.FileSystemLoader([path.parent, FOLDER]),
+    env = sandbox.Environment(
+        loader=jinja2.FunctionLoader(functools.partial(_source, [path.parent, FOLDER])),
         undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=False,
     )
-    try:
+    what = f"template {name!r}"
+    with sandbox.guard(what):
         jinja = env.get_template(path.name)
-        settings = _settings(env, path.read_text(encoding="utf-8"))
-    except jinja2.TemplateSyntaxError as error:
-        raise ValueError(f"template {name!r}, line {error.lineno}: {error.message}") from error
-    output = settings.get("output", "scores")
-    if output not in OUTPUTS:
-        raise ValueError(
-            f"template {name!r}: output is {output!r}, it must be one of {', '.join(OUTPUTS)}"
+        settings = _settings(env, _source([path.parent], path.name) or "")
+        fingerprint = _fingerprint(env, path.name)
+    try:
+        template = Template(
+            name,
+            **_checked(settings),
+            fingerprint=fingerprint,
+            jinja=jinja,
+            own=name not in names(),
         )
-    template = Template(
-        name=name,
-        output=output,
-        low=float(settings.get("low", 1)),
-        high=float(settings.get("high", 10)),
-        n_min=int(settings.get("n_min", 1)),
-        n_max=int(settings.get("n_max", MAX_RESPONSES)),
-        needs=tuple(settings.get("needs", ())),
-        markers=(),
-        fingerprint=_fingerprint(env, path.name),
-        jinja=jinja,
-    )
-    return dataclasses.replace(template, markers=_markers(template))
+        markers = layout.all_markers(template)
+    except ValueError as error:
+        message = str(error)
+        raise ValueError(message if message.startswith(what) else f"{what}: {message}") from error
+    return dataclasses.replace(template, markers=markers)
+
+
+def _source(folders: list[Path], name: str) -> str | None:
+    """The source of a template in the first folder that has it; never of a file elsewhere."""
+    parts = split_template_path(name)
+    for folder in folders:
+        if exists(file := folder.joinpath(*parts)):
+            data = read_bytes(file, most=4 * sandbox.MAX_SOURCE)
+            try:
+                source = strict_json.decoded(data)
+            except ValueError as error:
+                raise ValueError(f"{file.name} is {error}: save it as UTF-8") from None
+            return sandbox.check_source(source, file.name)
+    return None
+
+
+def _checked(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a template with their defaults. Raises ValueError that names a wrong one."""
+    fields: dict[str, Any] = {"output": "scores", "low": 1, "high": 10, "n_min": 1, "n_max": MAX_RESPONSES}
+    fields |= {name: value for name, value in settings.items() if name in fields}
+    needs = settings.get("needs", ())
+    for name, value in fields.items():
+        kinds = (str,) if name == "output" else (int,) if name.startswith("n_") else (int, float)
+        if type(value) not in kinds or (name != "output" and not math.isfinite(value)):
+            raise ValueError(
+                f"{name} is {value!r:.40}: set a {'text' if str in kinds else 'number'}"
+            )
+    low, high, n_min, n_max = (fields[name] for name in ("low", "high", "n_min", "n_max"))
+    if fields["output"] not in OUTPUTS:
+        raise ValueError(f"output is {fields['output']!r:.40}, not one of {', '.join(OUTPUTS)}")
+    if not -1e6 <= low < high <= 1e6:
+        raise ValueError(f"the scale is {low:g} to {high:g}: set low below high")
+    if not 1 <= n_min <= n_max <= MAX_RESPONSES:
+        raise ValueError(f"n_min is {n_min} and n_max {n_max}: set 1 to {MAX_RESPONSES} responses")
+    if not isinstance(needs, list | tuple) or not all(need in NEEDS for need in needs):
+        raise ValueError(f"needs is {needs!r:.40}: list some of {', '.join(NEEDS)}")
+    return {**fields, "low": float(low), "high": float(high), "needs": tuple(needs)}
 
 
 def _settings(env: Any, source: str) -> dict[str, Any]:
@@ -199,46 +214,7 @@ def _fingerprint(env: Any, filename: str) -> str:
     return digest.hexdigest()[:12]
 
 
-def _markers(template: Template) -> tuple[str, ...]:
-    """The strings beside texts, found by rendering placeholders in one turn and in several."""
-    markers: list[str] = []
-    for roles in (("user",), ("user", "assistant", "system", "tool")):
-        counts = (max(1, template.n_min), min(template.n_max, max(3, template.n_min)))
-        for n in dict.fromkeys(counts):
-            ids = (f"P{i}\x00Z" for i in itertools.count())
-            turns = [{"role": role, "content": next(ids)} for role in roles]
-            responses = [next(ids) for _ in range(n)]
-            reference, principles = next(ids), next(ids)
-            text = _fill(template, turns, responses, reference, principles, None)
-            placeholders = [turn["content"] for turn in turns] + responses + [reference, principles]
-            markers += fences.markers_beside(text, placeholders)
-    # In a template that puts everything on one line, the string beside a text holds a placeholder.
-    return tuple(dict.fromkeys(m for m in markers if "\x00" not in m))
-
-
 # ---------------------------------------------------------------- rendering
-
-
-def _fill(
-    template: Template,
-    turns: list[dict[str, str]],
-    responses: list[str],
-    reference: str | None,
-    principles: str | None,
-    hint: str | None,
-) -> str:
-    users = [turn["content"] for turn in turns if turn["role"] == "user"]
-    query = users[-1] if users else turns[-1]["content"]
-    values = (turns, query, responses, len(responses), reference, principles, hint)
-    try:
-        text = template.jinja.render(zip(VARIABLES, (*values, template.low, template.high)))
-    except jinja2.UndefinedError as error:
-        raise ValueError(
-            f"template {template.name!r}: {error}; it may use {', '.join(VARIABLES)}"
-        ) from error
-    except jinja2.TemplateError as error:
-        raise ValueError(f"template {template.name!r}: {error}") from error
-    return text.strip("\n")
 
 
 def render(
@@ -274,15 +250,26 @@ def render(
         raise ValueError(f"template {name!r} shows a reference answer and the comparison has none")
     if "principles" in template.needs and not principles:
         raise ValueError(f"template {name!r} takes principles: pass principles=...")
-    fence = functools.partial(fences.fence, markers=template.markers)
-    text = _fill(
-        template,
-        [{"role": _role(t["role"]), "content": fence(t["content"])} for t in comparison.turns],
-        [fence(comparison.responses[i]) for i in order],
-        fence(comparison.reference) if comparison.reference else None,
-        fence(principles_text(principles)) if principles else None,
-        _hint_text(hint, order),
+    shape = Shape(
+        roles=tuple(_role(turn["role"]) for turn in comparison.turns),
+        n=n,
+        reference=bool(comparison.reference),
+        principles=bool(principles),
+        hint=hint is not None,
     )
+    texts = [
+        *(turn["content"] for turn in comparison.turns),
+        *(comparison.responses[i] for i in order),
+        comparison.reference or "",
+        principles_text(principles) if principles else "",
+        _hint_text(hint, order) or "",
+    ]
+    places, markers = layout.layout_of(template, shape)
+    is_hint = len(texts) - 1
+    pieces = [
+        (piece, slot is not None and slot.index != is_hint) for piece, slot in places.fill(texts)
+    ]
+    text = fences.join(pieces, (*template.markers, *markers)).strip("\n")
     messages = [{"role": "user", "content": text}]
     return messages if critique is None else [*messages, {"role": "assistant", "content": critique}]
 

@@ -228,9 +228,11 @@ def test_markers_of_a_users_template_are_detected_and_escaped(tmp_path):
 
 def test_fingerprint_changes_with_the_template_text(tmp_path):
     file = tmp_path / "own.jinja"
-    file.write_text('{% import "_parts.jinja" as parts %}{{ parts.conversation(turns) }}')
+    own = '{% import "_parts.jinja" as parts %}{{ parts.conversation(turns) }}\n'
+    own += "{{ parts.candidates(responses) }}"
+    file.write_text(own)
     first = templates.load(file).fingerprint
-    file.write_text('{% import "_parts.jinja" as parts %}{{ parts.conversation(turns) }}!')
+    file.write_text(f"{own}!")
     os.utime(file, (1, 1))
     assert templates.load(file).fingerprint != first
     assert re.fullmatch(r"[0-9a-f]{12}", first)
