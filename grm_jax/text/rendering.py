@@ -166,7 +166,13 @@ def _source(folders: list[Path], name: str) -> str | None:
 
 def _checked(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of a template with their defaults. Raises ValueError that names a wrong one."""
-    fields: dict[str, Any] = {"output": "scores", "low": 1, "high": 10, "n_min": 1, "n_max": MAX_RESPONSES}
+    fields: dict[str, Any] = {
+        "output": "scores",
+        "low": 1,
+        "high": 10,
+        "n_min": 1,
+        "n_max": MAX_RESPONSES,
+    }
     fields |= {name: value for name, value in settings.items() if name in fields}
     needs = settings.get("needs", ())
     for name, value in fields.items():
