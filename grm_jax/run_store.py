@@ -178,6 +178,11 @@ class RunStore(Mapping[Key, Record]):
         if self.is_writer:
             with open_atomic(output) as file:
                 file.writelines(self._text(key) + b"\n" for key in keys)
+        self.remove()
+
+    def remove(self) -> None:
+        """Removes the store from disk, then releases the lock."""
+        if self.is_writer:
             self.path.rmtree() if self.is_folder else self.path.unlink()
         self.close()
 

@@ -6,23 +6,23 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from grm_jax import strict_json
 from grm_jax.data import sources
 from grm_jax.data.comparisons import Row, read_rows
 from grm_jax.devices import watch_compilations
 from grm_jax.judging import codec
+from grm_jax.judging.identity import FREE_OF_RUN, difference, field_names, row_fields, run_identity
 from grm_jax.judging.judge import Judge, Unjudged
-from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.options import POSITIVE, Options
-from grm_jax.run_store import IdentityMismatch, RunStore, content_of
+from grm_jax.run_store import IdentityMismatch, RunStore
 from grm_jax.sampling.programs import PROGRAMS
 from grm_jax.storage import write_atomic
 from grm_jax.types import Comparison, Verdict
@@ -109,16 +109,24 @@ def judge_rows(
     """
     config = config or RunConfig()
     identity = run_identity(judge, options, digest)
+
+    def finished() -> RunResult:
+        errors = _check_finished(judge, rows, output, options, identity)
+        return RunResult(len(rows), errors, len(rows), _read_cost(config.cost_path))
+
     if config.existing == "resume" and Path(output).exists() and not part_path(output).exists():
-        finished = _check_finished(judge, rows, output, options, identity)
-        errors = sum(row["error"] is not None for row in finished)
-        return RunResult(len(finished), errors, len(finished), _read_cost(config.cost_path))
+        return finished()
     if config.existing == "refuse":
         refuse_existing(output, part_path(output))
-    rows_differ = {name: getattr(config, name) for name in _names(config, FREE_OF_RUN)}
+    rows_differ = {name: getattr(config, name) for name in field_names(config, FREE_OF_RUN)}
     header = identity | rows_differ | dict(selection or {})
     with RunStore(part_path(output), header, key="line", existing=config.existing) as store:
         resumed = len(store)
+        if not resumed and config.existing != "overwrite" and Path(output).exists():
+            store.remove()  # another run has finished since this one looked
+            if config.existing == "refuse":
+                refuse_existing(output)
+            return finished()
         programs = num_programs(judge, options)
         progress = _Progress(Path(output).stem, len(rows), resumed, config, programs)
         with progress, watch_compilations(progress.compiling):
@@ -186,69 +194,7 @@ def _results(
         yield judged[i], result
 
 
-# ---------------------------------------------------------------- the identity of a run
-
-
-# Fields of a judge on which no verdict depends, or which are in the identity under another name:
-# the sampler and the expected scores by the model, the length by the options.
-FREE_OF_JUDGE = ("sampler", "expected", "max_new_tokens", "name", "single")
-# The same of `RunConfig`.
-FREE_OF_RUN = ("existing", "chunk", "progress", "cost_path")
-HEADER_ONLY = ("templates", "context", "private")  # not in the rows
-
-
-def run_identity(judge: Judge, options: Options, digest: str) -> dict[str, Any]:
-    """Returns everything that the verdicts of a run depend on: settings, models, input.
-
-    A field of `Options` or `Judge` is in it unless it is listed above, so a new one counts.
-    Templates and tokenizers count by their content.
-    """
-    identity = dataclasses.asdict(options)
-    principles = identity.pop("given_principles")
-    if principles is not None:
-        identity["principles"] = f"given@{_hash([principles])}"
-    label = f"{judge.family}, {judge.single}" if judge.single else judge.family
-    identity |= {
-        "model": judge.name,
-        "meta_rm": getattr(judge.meta_rm, "name", None),
-        "input": digest,
-        "template": label,
-        "templates": _named(label, judge),
-        "tokenizer": getattr(judge.tokenizer, "fingerprint", None),
-    }
-    if isinstance(judge.meta_rm, MetaRM):
-        identity["meta_template"] = _named(judge.meta_rm.template, judge.meta_rm)
-        identity["meta_likelihood"] = judge.meta_rm.likelihood
-    rest = {name: getattr(judge, name) for name in _names(judge, FREE_OF_JUDGE)}
-    return identity | rest.pop("settings") | {k: v for k, v in rest.items() if k not in identity}
-
-
-def _names(settings: Any, free: Collection[str] = ()) -> list[str]:
-    return [field.name for field in dataclasses.fields(settings) if field.name not in free]
-
-
-def _named(name: str, judge: Judge | MetaRM) -> str:
-    """Returns "name@fingerprint" of all templates that a judge chooses from."""
-    return f"{Path(name).name}@{_hash([t.fingerprint for t in judge.templates()])}"
-
-
-def _hash(texts: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
-
-
-def row_fields(
-    judge: Judge, options: Options, identity: Mapping[str, Any], comparison: Comparison | None
-) -> dict[str, Any]:
-    """Returns the identity as the output row of a comparison has it; None for an error row.
-
-    The template is the one that the comparison was judged under, "name@fingerprint".
-    """
-    fields = {name: value for name, value in identity.items() if name not in HEADER_ONLY}
-    fields |= {"input": identity["input"][:12], "template": None}
-    if comparison is not None:
-        template = judge.template_for(comparison, options)
-        fields["template"] = f"{template.name}@{template.fingerprint}"
-    return fields
+# ---------------------------------------------------------------- finished outputs
 
 
 def output_rows(
@@ -268,30 +214,27 @@ def _check_finished(
     output: str | Path,
     options: Options,
     identity: Mapping[str, Any],
-) -> list[codec.Row]:
-    """Returns the rows of a finished output. Raises IdentityMismatch if it is not of this run.
+) -> int:
+    """Returns the number of error rows of a finished output.
 
     A field that an earlier version did not write is not compared.
+
+    Raises:
+      IdentityMismatch: the output is not of this run.
     """
-    finished, problem = list(codec.read_judged_rows(output, check=True)), None
-    if len(finished) != len(rows):
-        problem = f"holds {len(finished)} comparisons, now there are {len(rows)}"
-    for record, row in zip(finished, rows):
-        comparison = None if record["error"] else row.comparison
-        fields = row_fields(judge, options, identity, comparison)
-        fields["id"] = str(row.number) if row.id is None else row.id
-        for name, value in fields.items():
-            old = record.get(name, value)
-            if problem is None and content_of(old) != content_of(value):
-                problem = f"was judged with {name} = {old!r}, now it is {value!r}"
-                if name in ("input", "id"):
-                    problem = "was judged from another input (texts, references or labels)"
+    problem, number, errors = "", 0, 0
+    for number, record in enumerate(codec.read_judged_rows(output, check=True), start=1):
+        errors += record.get("error") is not None
+        if number <= len(rows) and not problem:
+            problem = difference(judge, rows[number - 1], record, options, identity)
+    if number != len(rows):
+        problem = f"holds {number} comparisons, now there are {len(rows)}"
     if problem:
         raise IdentityMismatch(
             f"{output} {problem}: choose another output (grm eval: --out), or start over with "
             "--overwrite"
         )
-    return finished
+    return errors
 
 
 # ---------------------------------------------------------------- files
@@ -312,7 +255,11 @@ def refuse_existing(*paths: str | Path) -> None:
 
 
 def _read_cost(path: Path | None) -> dict[str, float]:
-    return json.loads(path.read_text()) if path and path.exists() else {}
+    """Returns the cost of earlier sessions. Raises ValueError for a damaged file."""
+    cost = strict_json.read(path) if path and path.exists() else {}
+    if not isinstance(cost, dict) or not all(isinstance(x, int | float) for x in cost.values()):
+        raise ValueError(f"{path} is damaged: remove it, and the cost of earlier sessions is lost")
+    return cost
 
 
 def _write_cost(path: Path | None, cost: dict[str, float]) -> None:
@@ -352,6 +299,7 @@ class _Progress:
         self.programs, self.cost_path = programs, config.cost_path
         earlier = {} if config.existing == "overwrite" else _read_cost(self.cost_path)
         self.earlier, self.start = earlier.get("seconds", 0.0), time.monotonic()
+        self.written = self.earlier
         self.tokens = self.critiques = self.parsed = self.errors = 0
 
     def __enter__(self) -> _Progress:
@@ -359,6 +307,7 @@ class _Progress:
 
     def __exit__(self, *exception: object) -> None:
         self.bar.close()
+        self.write_cost()
 
     @property
     def seconds(self) -> float:
@@ -371,7 +320,7 @@ class _Progress:
         self.bar.set_postfix_str(text, refresh=sys.stderr.isatty() or (n == 1 and not done))
 
     def count(self, row: codec.Row) -> None:
-        """Counts a row; a killed run leaves the seconds up to its last row in the cost file."""
+        """Counts a row. A killed run leaves its seconds in the cost file, up to the last one."""
         self.errors += row["error"] is not None
         self.tokens += sum(critique["tokens"] for critique in row["critiques"])
         self.critiques += len(row["critiques"])
@@ -381,4 +330,10 @@ class _Progress:
         errors = f", {self.errors} errors" if self.errors else ""
         self.bar.set_postfix_str(f"{rate:,.0f} tok/s, {parse_rate:.0%} parsed{errors}", False)
         self.bar.update()
-        _write_cost(self.cost_path, {"seconds": self.seconds})
+        if self.seconds > self.written + 1:  # a write per row would take longer than some rows
+            self.write_cost()
+
+    def write_cost(self) -> None:
+        """Writes the seconds so far, which a killed run adds to."""
+        self.written = self.seconds
+        _write_cost(self.cost_path, {"seconds": self.written})

@@ -5,8 +5,9 @@ They are computed from rows (JSON objects, see codec.py), so a report needs no m
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 from grm_jax.judging import votes
@@ -14,7 +15,7 @@ from grm_jax.judging.codec import Row, critique_from_json
 
 
 def summarise(rows: Iterable[Row]) -> dict[str, Any]:
-    """Returns counts and rates over rows; a rate is None where it has no cases.
+    """Returns counts and rates over rows, which may be a stream; a rate without cases is None.
 
     accuracy: share of labelled comparisons with a best response named.  tie_credit: the same with
     a tie counted by its share of best responses.  chance: accuracy of a random choice.
@@ -24,37 +25,74 @@ def summarise(rows: Iterable[Row]) -> dict[str, Any]:
     first_place: share of decided critiques whose winner was shown first.  first_chance: the same
     without position bias.
     """
-    rows = list(rows)
-    judged = [row for row in rows if not row.get("error")]
-    critiques = [critique for row in judged for critique in row["critiques"]]
-    several = [row for row in judged if row["n"] > 1]
-    credits = [(row, credit) for row in judged if (credit := grade(row)) is not None]
-    flips = [flip for flip in map(flipped, several) if flip is not None]
-    firsts = [
-        (best == order[0], 1 / row["n"])
-        for row in several
-        for order, best in votes.decided((c["order"], c["scores"]) for c in _parsed(row))
-    ]
+    counts, rates, statuses = Counter[str](), defaultdict[str, Mean](Mean), Counter[str]()
+    for row in rows:
+        counts["rows"] += 1
+        if row.get("error"):
+            counts["errors"] += 1
+            continue
+        several = row["n"] > 1
+        if (credit := grade(row)) is not None:
+            rates["accuracy"].add(credit == 1)
+            rates["tie_credit"].add(credit)
+            rates["chance"].add(len(best_labels(row)) / row["n"])
+        if several and not all_unparsed(row):
+            rates["ties"].add(row["tie"])
+        if several and (flip := flipped(row)) is not None:
+            rates["flips"].add(flip)
+        counts["all_unparsed"] += all_unparsed(row)
+        for critique in row["critiques"]:
+            statuses[critique["status"]] += 1
+            rates["parsed"].add(critique["status"] == "ok")
+            counts["tokens"] += critique["tokens"]
+        views = [(c["order"], c["scores"]) for c in _parsed(row)] if several else []
+        for order, best in votes.decided(views):
+            rates["first_place"].add(best == order[0])
+            rates["first_chance"].add(1 / row["n"])
+    value = lambda name: rates[name].value  # noqa: E731
+    critiques = statuses.total()
     return {
-        "rows": len(rows),
-        "errors": len(rows) - len(judged),
-        "comparisons": len(judged),
-        "labelled": len(credits),
-        "accuracy": mean(credit == 1 for _, credit in credits),
-        "tie_credit": mean(credit for _, credit in credits),
-        "chance": mean(len(best_labels(row)) / row["n"] for row, _ in credits),
-        "ties": mean(row["tie"] for row in several if not all_unparsed(row)),
-        "critiques": len(critiques),
-        "parsed": mean(critique["status"] == "ok" for critique in critiques),
-        "statuses": dict(Counter(critique["status"] for critique in critiques)),
-        "all_unparsed": sum(map(all_unparsed, judged)),
-        "flips": mean(flips),
-        "shown_in_several_orders": len(flips),
-        "first_place": mean(won for won, _ in firsts),
-        "first_chance": mean(chance for _, chance in firsts),
-        "tokens": sum(critique["tokens"] for critique in critiques),
-        "mean_tokens": mean(critique["tokens"] for critique in critiques),
+        "rows": counts["rows"],
+        "errors": counts["errors"],
+        "comparisons": counts["rows"] - counts["errors"],
+        "labelled": rates["accuracy"].count,
+        "accuracy": value("accuracy"),
+        "tie_credit": value("tie_credit"),
+        "chance": value("chance"),
+        "ties": value("ties"),
+        "critiques": critiques,
+        "parsed": value("parsed"),
+        "statuses": dict(statuses),
+        "all_unparsed": counts["all_unparsed"],
+        "flips": value("flips"),
+        "shown_in_several_orders": rates["flips"].count,
+        "first_place": value("first_place"),
+        "first_chance": value("first_chance"),
+        "tokens": counts["tokens"],
+        "mean_tokens": counts["tokens"] / critiques if critiques else None,
     }
+
+
+class Mean:
+    """An exact mean of many numbers that take few values: it keeps how often each occurs."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[float] = Counter()
+
+    def add(self, value: float) -> None:
+        """Adds a number."""
+        self.counts[value] += 1
+
+    @property
+    def count(self) -> int:
+        """The number of values."""
+        return self.counts.total()
+
+    @property
+    def value(self) -> float | None:
+        """The mean, rounded as by `math.fsum`; None without values."""
+        total = sum(Fraction(value) * count for value, count in self.counts.items())
+        return float(total) / self.count if self.count else None
 
 
 def failure_text(rows: Iterable[Row], most: int = 3) -> str:

@@ -7,10 +7,11 @@ import pytest
 from fake_judge import fake_judge, well_formed, world_tokenizer
 from test_run import header_of, judge_all
 
+from grm_jax.judging.identity import FREE_OF_JUDGE, FREE_OF_RUN, run_identity
 from grm_jax.judging.judge import Judge
 from grm_jax.judging.loading import LoadOptions
 from grm_jax.judging.options import Options
-from grm_jax.judging.run import FREE_OF_JUDGE, FREE_OF_RUN, RunConfig, judge_rows, run_identity
+from grm_jax.judging.run import RunConfig, judge_rows
 from grm_jax.run_store import IdentityMismatch
 
 ROWS = [{"query": f"q{i}", "responses": ["a", "b"]} for i in range(3)]
