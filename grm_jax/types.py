@@ -18,6 +18,9 @@ from grm_jax import display, strict_json
 
 STATUSES = ("ok", "no_scores", "wrong_count", "out_of_range", "truncated")
 
+ROLES = ("user", "assistant", "system", "tool")  # of a turn
+ROLE_NAMES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
+
 Turn = dict[str, str]  # {"role": "user" | "assistant" | "system", "content": text}
 
 
@@ -138,8 +141,13 @@ def _check_query(query: Any) -> None:
             isinstance(turn.get(name), str) for name in ("role", "content")
         ):
             raise ValueError(
-                f"query[{i}] is {turn!r:.80}: every turn needs a string role and a string content"
+                f"query[{i}] is {display.shown(turn)}: every turn needs a string role and a string "
+                "content"
             )
+    if ROLE_NAMES.get(turn["role"].lower(), turn["role"].lower()) == "assistant":
+        raise ValueError(
+            "query ends with a turn of the assistant: end with the one that is answered"
+        )
 
 
 def _checked_label(label: Any, n: int) -> int | tuple[float, ...] | None:

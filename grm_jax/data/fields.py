@@ -10,12 +10,11 @@ from typing import Any
 
 from grm_jax import display, strict_json
 from grm_jax.data.records import Malformed
-from grm_jax.types import Turn
+from grm_jax.types import ROLE_NAMES, ROLES, Turn
 
 Record = dict[str, Any]
 Kind = type | tuple[type, ...]
 
-_ROLES = {"human": "user", "gpt": "assistant"}  # of ShareGPT
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")  # of the transcripts of HH-RLHF
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
@@ -85,7 +84,8 @@ def texts(record: Record, key: str) -> list[str]:
 def turns(values: Sequence[Any], name: str) -> list[Turn]:
     """Returns chat turns as {"role", "content"}, other fields kept unless they are null.
 
-    The names that ShareGPT uses are replaced, and text parts as OpenAI's are joined.
+    The names that ShareGPT uses are replaced (roles as in `types.ROLE_NAMES`), and text parts as
+    OpenAI's are joined.
     """
     if not values:
         raise Malformed(f"{name} has no turns")
@@ -104,8 +104,15 @@ def turns(values: Sequence[Any], name: str) -> list[Turn]:
             for key, value in turn.items()
             if key not in ("from", "value") and value is not None
         }
-        clean.append(kept | {"role": _ROLES.get(role, role), "content": content})
+        clean.append(kept | {"role": _role(role, name), "content": content})
     return clean
+
+
+def _role(role: str, name: str) -> str:
+    known = ROLE_NAMES.get(role.lower(), role.lower())
+    if known not in ROLES:
+        raise Malformed(f"a turn of {name} has the role {role!r:.40}: use {', '.join(ROLES)}")
+    return known
 
 
 def _joined_parts(content: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from grm_jax.data import fields
 from grm_jax.data.records import Account, Malformed, read_records
 from grm_jax.text.tokenizer import Tokenizer
 
@@ -56,29 +57,33 @@ def example_of(record: dict, name: str) -> Example:
     """Returns the example of a record. Raises Malformed.
 
     A record is {"messages", "completion"}, {"query", "answer"}, or {"messages"}: a chat whose last
-    turn is the completion.
+    turn is the completion. The prompt ends with a turn of the user or of a tool.
     """
-    messages: Any
+    record = {key: value for key, value in record.items() if value is not None}
     if "query" in record and "answer" in record:
-        messages, completion = [{"role": "user", "content": record["query"]}], record["answer"]
-    elif "completion" in record:
-        messages, completion = record.get("messages"), record["completion"]
+        prompt = [{"role": "user", "content": fields.text(record, "query")}]
+        completion = fields.text(record, "answer")
     else:
-        turns = record.get("messages")
-        if not isinstance(turns, list) or len(turns) < 2 or not isinstance(turns[-1], dict):
-            raise Malformed(
-                "no 'completion', no 'query' with 'answer', and no chat of two or more turns"
-            )
-        messages, completion = turns[:-1], turns[-1].get("content")
-    if not isinstance(completion, str) or not completion:
-        raise Malformed(f"the completion is {completion!r:.60}: give a text")
-    for turn in messages if isinstance(messages, list) and messages else [None]:
-        if not isinstance(turn, dict) or not all(
-            isinstance(turn.get(key), str) for key in ("role", "content")
-        ):
-            raise Malformed(f"a turn is {turn!r:.60}: give role and content as texts")
-    kind, id = record.get("kind", "general"), record.get("id") or name
-    return Example(tuple(messages), completion, str(kind), str(id))
+        if "completion" not in record and not record.get("messages"):
+            raise Malformed("no 'completion', no 'query' with 'answer', and no chat in 'messages'")
+        prompt = fields.turns(fields.items(record, "messages", "turns"), "the field 'messages'")
+        if "completion" in record:
+            completion = fields.text(record, "completion")
+        else:
+            *prompt, last = prompt
+            if last["role"] != "assistant":
+                raise Malformed(
+                    f"the chat ends with a turn of the {last['role']}: end with the assistant's, "
+                    "which is the completion"
+                )
+            completion = last["content"]
+    if not completion:
+        raise Malformed("the completion is empty: give a text")
+    if not prompt or prompt[-1]["role"] not in ("user", "tool"):
+        raise Malformed("the completion does not follow a turn of the user")
+    kind = fields.text(record, "kind") if "kind" in record else "general"
+    id = (fields.id_of(record, ["id"]) if record.get("id") else None) or name
+    return Example(tuple(prompt), completion, kind, id)
 
 
 def from_instruction(instruction: Any) -> Example:
@@ -141,12 +146,26 @@ class Encoded:
         return cls(*(np.load(path, mmap_mode="r") for path in paths))
 
 
-def encode_all(examples: Sequence[Example], tokenizer: Tokenizer) -> Encoded:
-    """Encodes examples into flat arrays."""
+def encode_all(
+    examples: Sequence[Example], tokenizer: Tokenizer, max_skipped: float = 0.01
+) -> Encoded:
+    """Encodes examples into flat arrays.
+
+    An example that the chat format rejects, such as two turns of the user in a row, is logged with
+    its id and skipped. Raises TooManyMalformed above the share `max_skipped`.
+    """
     tokens, prompts = [np.zeros(0, np.int32)], []
-    for example in examples:
-        prompt, completion = encode(example, tokenizer)
+    account = Account(max_skipped, "examples for the chat format of this model")
+    for number, example in enumerate(examples, 1):
+        account.seen += 1
+        try:
+            prompt, completion = encode(example, tokenizer)
+        except ValueError as error:
+            account.report(f"example {example.id}", number, str(error))
+            account.check()
+            continue
         tokens.append(np.array(prompt + completion, np.int32))
         prompts.append(len(prompt))
+    account.check(final=True)
     ends = np.cumsum([len(ids) for ids in tokens[1:]], dtype=np.int64)
     return Encoded(np.concatenate(tokens), ends, np.array(prompts, np.int32))

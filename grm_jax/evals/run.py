@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grm_jax import strict_json
 from grm_jax.data.comparisons import Row
 from grm_jax.data.records import strict_records
+from grm_jax.display import shown
 from grm_jax.evals.judged import JudgedComparison, from_row
-from grm_jax.judging.codec import as_tuple
 from grm_jax.judging.options import Options
 from grm_jax.run_store import RunStore
 from grm_jax.storage import write_atomic
@@ -101,7 +102,7 @@ def judge_into_store(
 
 def write_rows(rows: Iterable[Mapping], path: Any) -> None:
     """Writes rows of `grm judge` as JSONL, to a local path or a bucket."""
-    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
+    write_atomic(path, "".join(strict_json.dumps(row) + "\n" for row in rows))
 
 
 def _rows(comparisons: Sequence[Comparison]) -> list[Row]:
@@ -139,16 +140,39 @@ def load_judged(comparisons: Sequence[Comparison], path: str | Path) -> list[Jud
 def _judged(comparison: Comparison, row: Mapping, path: str | Path) -> JudgedComparison:
     if "critiques" in row and (row["critiques"] or row.get("error")):
         return from_row(comparison, row)
-    scores = row.get("scores")
-    if scores is not None and len(scores) != comparison.n:
-        raise ValueError(
-            f"{path}: row {comparison.id!r} has {len(scores)} scores for {comparison.n} responses: "
-            "give one for each, in the order of `grm eval --write_comparisons`, or null"
-        )
-    views = tuple((tuple(v["order"]), as_tuple(v["scores"])) for v in row.get("views", ()))
+    where = f"{path}: row {comparison.id!r}"
+    views = []
+    for view in _list(row.get("views") or [], f"{where}: 'views'"):
+        order = view.get("order") if isinstance(view, dict) else None
+        is_order = isinstance(order, list) and all(type(i) is int for i in order)
+        if not is_order or sorted(order) != [*range(comparison.n)]:
+            raise ValueError(f"{where}: a view is {shown(view)}: give its order and scores")
+        views.append((tuple(order), _scores(view.get("scores"), comparison.n, where)))
     return JudgedComparison(
-        comparison, None if scores is None else tuple(map(float, scores)), views
+        comparison, _scores(row.get("scores"), comparison.n, where), tuple(views)
     )
+
+
+def _list(value: Any, name: str) -> list:
+    if not isinstance(value, list):
+        raise ValueError(f"{name} is {shown(value)}: give a list")
+    return value
+
+
+def _scores(value: Any, n: int, where: str) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    for score in _list(value, f"{where}: 'scores'"):
+        if isinstance(score, bool) or not isinstance(score, int | float):
+            raise ValueError(f"{where} has the score {shown(score)}: give finite numbers")
+        if problem := strict_json.problem(score, "a score"):
+            raise ValueError(f"{where}: {problem}")
+    if len(value) != n:
+        raise ValueError(
+            f"{where} has {len(value)} scores for {n} responses: give one for each, in the order "
+            "of `grm eval --write_comparisons`, or null"
+        )
+    return tuple(map(float, value))
 
 
 def write_scores(judged: Sequence[JudgedComparison], path: str | Path) -> None:
@@ -157,10 +181,10 @@ def write_scores(judged: Sequence[JudgedComparison], path: str | Path) -> None:
     for j, row in zip(judged, rows):
         if j.views:
             row["views"] = [{"order": order, "scores": scores} for order, scores in j.views]
-    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
+    write_atomic(path, "".join(strict_json.dumps(row) + "\n" for row in rows))
 
 
 def write_comparisons(comparisons: Sequence[Comparison], path: str | Path) -> None:
     """Writes the comparisons as input of `grm judge` or of another judge."""
-    lines = [json.dumps(dataclasses.asdict(c), ensure_ascii=False) for c in comparisons]
+    lines = [strict_json.dumps(dataclasses.asdict(c)) for c in comparisons]
     write_atomic(path, "\n".join(lines) + "\n")

@@ -33,13 +33,12 @@ from grm_jax import strict_json
 from grm_jax.model_files import exists, read_bytes
 from grm_jax.text import fences, layout, sandbox
 from grm_jax.text.layout import NEEDS, Shape, Template
-from grm_jax.types import Comparison, Principle
+from grm_jax.types import ROLE_NAMES, ROLES, Comparison, Principle
 
 FOLDER = Path(__file__).parent / "templates"
 FAMILIES = tuple(sorted((path.parent.name for path in FOLDER.glob("*/judge.jinja")), reverse=True))
 OUTPUTS = ("scores", "choice", "principles", "scalar")
 MAX_RESPONSES = 32
-ROLE_NAMES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
 
 
 # ---------------------------------------------------------------- names
@@ -288,8 +287,8 @@ def _range(template: Template) -> str:
 
 def _role(role: str) -> str:
     role = ROLE_NAMES.get(role.lower(), role.lower())
-    if role not in ("user", "assistant", "system", "tool"):
-        raise ValueError(f"turn has role {role!r:.40}: use user, assistant, system or tool")
+    if role not in ROLES:
+        raise ValueError(f"turn has role {role!r:.40}: use {', '.join(ROLES)}")
     return role
 
 
