@@ -136,7 +136,7 @@ def _damaged(path: Path, error: Exception) -> ValueError:
 def _file_records(path: Path) -> Iterator[Record]:
     suffix = shards.suffix_of(path.name)
     if suffix not in shards.SUFFIXES:
-        suffix = shards.suffix_of(sources.format_of(path))
+        suffix = shards.suffix_of(f"data{sources.format_of(path)}")
     if suffix in tables.FORMATS:
         for number, row in enumerate(tables.read_table(path, suffix), 1):
             if isinstance(row, tables.BadCell):

@@ -16,6 +16,7 @@ from grm_jax.data.records import strict_records
 from grm_jax.display import shown
 from grm_jax.evals.judged import JudgedComparison, from_row
 from grm_jax.judging.options import Options
+from grm_jax.judging.row_schema import are_numbers, row_problem
 from grm_jax.run_store import RunStore
 from grm_jax.storage import write_atomic
 from grm_jax.types import Comparison
@@ -138,40 +139,36 @@ def load_judged(comparisons: Sequence[Comparison], path: str | Path) -> list[Jud
 
 
 def _judged(comparison: Comparison, row: Mapping, path: str | Path) -> JudgedComparison:
-    if "critiques" in row and (row["critiques"] or row.get("error")):
-        return from_row(comparison, row)
     where = f"{path}: row {comparison.id!r}"
-    views = []
-    for view in _list(row.get("views") or [], f"{where}: 'views'"):
-        order = view.get("order") if isinstance(view, dict) else None
-        is_order = isinstance(order, list) and all(type(i) is int for i in order)
-        if not is_order or sorted(order) != [*range(comparison.n)]:
-            raise ValueError(f"{where}: a view is {shown(view)}: give its order and scores")
-        views.append((tuple(order), _scores(view.get("scores"), comparison.n, where)))
+    if "critiques" in row and (row["critiques"] or row.get("error")):
+        if problem := row_problem(dict(row)):
+            raise ValueError(f"{where}: {problem}")
+        return from_row(comparison, row)
+    views = row.get("views") or []
+    if not isinstance(views, list) or not all(_is_view(view, comparison.n) for view in views):
+        raise ValueError(f"{where} has the views {shown(views)}: give [{{order, scores}}, ...]")
+    orders = [(tuple(v["order"]), _scores(v.get("scores"), comparison.n, where)) for v in views]
     return JudgedComparison(
-        comparison, _scores(row.get("scores"), comparison.n, where), tuple(views)
+        comparison, _scores(row.get("scores"), comparison.n, where), tuple(orders)
     )
 
 
-def _list(value: Any, name: str) -> list:
-    if not isinstance(value, list):
-        raise ValueError(f"{name} is {shown(value)}: give a list")
-    return value
+def _is_view(view: Any, n: int) -> bool:
+    if not isinstance(view, dict) or not are_numbers(view.get("order"), n):
+        return False
+    return sorted(view["order"]) == [*range(n)]
 
 
 def _scores(value: Any, n: int, where: str) -> tuple[float, ...] | None:
     if value is None:
         return None
-    for score in _list(value, f"{where}: 'scores'"):
-        if isinstance(score, bool) or not isinstance(score, int | float):
-            raise ValueError(f"{where} has the score {shown(score)}: give finite numbers")
-        if problem := strict_json.problem(score, "a score"):
-            raise ValueError(f"{where}: {problem}")
-    if len(value) != n:
+    if isinstance(value, list) and len(value) != n:
         raise ValueError(
             f"{where} has {len(value)} scores for {n} responses: give one for each, in the order "
             "of `grm eval --write_comparisons`, or null"
         )
+    if not are_numbers(value, n):
+        raise ValueError(f"{where} has the scores {shown(value)}: give finite numbers, or null")
     return tuple(map(float, value))
 
 
