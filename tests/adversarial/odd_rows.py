@@ -14,8 +14,20 @@ TURN, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content"
 WORSE = {"role": "assistant", "content": "b"}
 CHAT, WORSE_CHAT = [TURN, ANSWER], [TURN, WORSE]
 ROWS = [
-    {"id": "x", "query": "q", "responses": ["a", "b"], "label": 1, "meta": {"score": 1.5, "by": ["m"]}},
-    {"id": 7, "query": [TURN], "responses": ["a", "b", "c"], "label": [1.0, 0.5, 0], "reference": "r"},
+    {
+        "id": "x",
+        "query": "q",
+        "responses": ["a", "b"],
+        "label": 1,
+        "meta": {"score": 1.5, "by": ["m"]},
+    },
+    {
+        "id": 7,
+        "query": [TURN],
+        "responses": ["a", "b", "c"],
+        "label": [1.0, 0.5, 0],
+        "reference": "r",
+    },
     {"prompt": "q", "responses": ["a"], "label": 1},
     {"messages": [TURN], "choices": [{"message": ANSWER}, {"message": WORSE}], "label": 0},
     {"prompt": "q", "chosen": "a", "rejected": "b", "subset": "s"},
@@ -27,18 +39,41 @@ ROWS = [
     {"input": {"messages": [TURN]}, "preferred_output": [ANSWER], "non_preferred_output": [WORSE]},
     {"prompt": "q", "completion": "a", "label": True},
     {"messages": CHAT, "label": False},
-    {"instruction": "q", "completions": [{"response": t, "overall_score": s} for t, s in (("a", 1.0), ("b", 9.5))]},
+    {
+        "instruction": "q",
+        "completions": [{"response": t, "overall_score": s} for t, s in (("a", 1.0), ("b", 9.5))],
+    },
     {"prompt": "q", "response_1": "a", "response_2": "b", "preference_strength": -2},
     {"instruction": "q", "output_1": "a", "output_2": "b", "label": 2},
     {"prompt": "q", "full_chosen": "a", "full_rejected": "b"},
-    {"pair_uid": "u", "conversation_input": [TURN], "chosen": {"answer": "a"}, "reject": {"answer": "b"}},
-    {"bon_uid": "u", "conversation_input": [TURN], "bon_best": {"answer": "a"}, "loser_list": [{"answer": "b"}]},
+    {
+        "pair_uid": "u",
+        "conversation_input": [TURN],
+        "chosen": {"answer": "a"},
+        "reject": {"answer": "b"},
+    },
+    {
+        "bon_uid": "u",
+        "conversation_input": [TURN],
+        "bon_best": {"answer": "a"},
+        "loser_list": [{"answer": "b"}],
+    },
 ]
 FORMATS = ("jsonl", "json", "csv", "tsv", "parquet", "arrow", "feather", "jsonl.gz", "json.gz", "")
 _NUMBER = re.compile(r"(?<=[:\[ ])-?\d+(?:\.\d+)?(?=[,\]} ])")
 ODD_TOKENS = (
     *("NaN", "-Infinity", "1e400", "9" * 5000, "0." + "3" * 5000, "[" * 988 + "]" * 988, "01"),
-    *("[" * 20_000, '"\\ud800"', '"a\tb"', "'a'", "{,}", '"unclosed', "nul", "1 2", '{"a": 1, "a": 2}'),
+    *(
+        "[" * 20_000,
+        '"\\ud800"',
+        '"a\tb"',
+        "'a'",
+        "{,}",
+        '"unclosed',
+        "nul",
+        "1 2",
+        '{"a": 1, "a": 2}',
+    ),
 )
 
 

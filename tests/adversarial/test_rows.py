@@ -9,13 +9,13 @@ import os
 import fuzz
 import odd_rows
 import pytest
+from judging.fake_judge import fake_judge, first_wins
 
 from grm_jax.data.comparisons import read_comparisons, read_rows
 from grm_jax.data.records import Account
 from grm_jax.data.splits import read_labelled
 from grm_jax.judging.options import Options
 from grm_jax.judging.run import RunConfig, judge_file
-from judging.fake_judge import fake_judge, first_wins
 
 
 @pytest.fixture(autouse=True)
@@ -83,8 +83,10 @@ def check_training(path, rows):
     refused = [row for row in rows if row.comparison is None]
     account = Account()
     list(read_comparisons(path, None, 1.0, account))
-    assert len(account.malformed) <= len(refused) <= len(account.malformed) + sum(
-        account.unusable.values()
+    assert (
+        len(account.malformed)
+        <= len(refused)
+        <= len(account.malformed) + sum(account.unusable.values())
     ), (account.malformed, [row.reason for row in refused])
     try:
         counts = read_labelled(str(path), 1.0).counts
@@ -120,7 +122,13 @@ def test_odd_rows(record_property, cases, tmp_path, judge):
         is_json = "json" in suffix or not suffix
         others = [row for i, row in enumerate(found) if i != place]
         if len(found) != 3:
-            assert is_json and len(found) == 2 and not rows[place] or "csv" in suffix or "tsv" in suffix
+            assert (
+                is_json
+                and len(found) == 2
+                and not rows[place]
+                or "csv" in suffix
+                or "tsv" in suffix
+            )
             return
         for record in (record for i, record in enumerate(out) if i != place):
             assert record["error"] is None, record["error"]
