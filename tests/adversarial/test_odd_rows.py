@@ -143,3 +143,30 @@ def test_odd_rows(record_property, cases, tmp_path, judge):
 
     draws = ((f"file {i}", odd_rows.odd_file(rng)) for i, rng in cases(fast=400, full=10_000))
     fuzz.run("rows", draws, check, record_property)
+
+
+def test_damaged_files(record_property, cases, tmp_path, judge):
+    """Bytes of a file are changed: one clear error, or rows that are right."""
+
+    def check(case):
+        suffix, data, text_lines = case
+        path = tmp_path / f"rows.{suffix}".rstrip(".")
+        path.write_bytes(data)
+        found, out = judged(judge, path, tmp_path / "out.jsonl")
+        if text_lines:  # lines that are as they were
+            judged_lines = {row["line"] for row in out if row["error"] is None}
+            assert text_lines <= judged_lines
+
+    def draw(rng):
+        suffix = rng.choice(odd_rows.FORMATS)
+        rows = [rng.choice(odd_rows.ROWS)] * rng.choice([1, 3, 20])
+        data = odd_rows.content(rng, rows, -1, suffix)
+        changed = fuzz.change_bytes(rng, data, rng.choice([1, 1, 2, 5]))
+        lines = set(data.split(b"\n")) if suffix in ("", "jsonl") else set()
+        same = {
+            i for i, line in enumerate(changed.split(b"\n"), 1) if line.strip() and line in lines
+        }
+        return suffix, changed, same
+
+    draws = ((f"file {i}", draw(rng)) for i, rng in cases(fast=300, full=5_000))
+    fuzz.run("damaged files of rows", draws, check, record_property)
