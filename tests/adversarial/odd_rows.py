@@ -112,6 +112,8 @@ def _table(rows: list, suffix: str) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet
 
+    if "[[[[[" in json.dumps(rows):  # pyarrow crashes on lists nested 400 deep
+        rows = [_cells(row) for row in rows]
     try:
         columns = dict.fromkeys(key for row in rows for key in row)
         table = pa.Table.from_pylist([dict.fromkeys(columns) | row for row in rows])
