@@ -1,18 +1,21 @@
 """Renders chat messages as text, with a model folder's own Jinja chat template or Gemma's turns.
 
-Message texts enter the template as placeholders and are filled in afterwards. The result therefore
-separates what the template wrote, where "<start_of_turn>" is a control token, from the texts of
-users and models, where it is plain text.
+The template sees the messages as transformers shows them, so it may test, split or count them. In
+their texts a private-use character breaks up each control string. The result is split there:
+"<start_of_turn>" in one piece is a control token that the template wrote, and one that spans two
+pieces is plain text of a user or a model.
 """
 
+import datetime
 import functools
-import json
-import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from grm_jax import strict_json
+from grm_jax.model_files import exists, read_bytes, read_json_if_any
+from grm_jax.text import sandbox
 
 GEMMA_TEMPLATE = """{{ bos_token }}
 {%- set first = namespace(prefix="") -%}
@@ -27,29 +30,33 @@ GEMMA_TEMPLATE = """{{ bos_token }}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ "<start_of_turn>model\\n" }}{%- endif -%}"""  # noqa: E501
 
-# Private-use characters: no tokenizer and no template gives them a meaning.
-OPEN, CLOSE = "\ue0a0", "\ue0a1"
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty without the file. Raises ValueError if it is not JSON."""
-    if not file.is_file():
-        return {}
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
+# `strftime_now` in every prompt: a prompt must not depend on the day. It is the day that Llama's
+# templates show where the function is missing.
+TODAY = datetime.datetime(2024, 7, 26)
 
 
 def find_template(folder: Path) -> str | None:
-    """The chat template of a model folder, from any of the three files that may hold it."""
+    """The chat template of a model folder, from any of the three files that may hold it.
+
+    Raises ValueError that names the file for one that is not UTF-8, or no text.
+    """
     file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
+    if exists(file):
+        try:
+            return strict_json.decoded(read_bytes(file))
+        except ValueError as error:
+            raise ValueError(f"{file} is no chat template: {error}") from None
     for name in ("chat_template.json", "tokenizer_config.json"):
-        template = read_json(folder / name).get("chat_template")
+        template = read_json_if_any(folder / name).get("chat_template")
         if isinstance(template, list):  # several named templates
-            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+            named = [entry for entry in template if isinstance(entry, dict)]
+            template = {str(entry.get("name")): entry.get("template") for entry in named}
+        if isinstance(template, dict):
+            template = template.get("default")
+        if template and not isinstance(template, str):
+            raise ValueError(
+                f"{folder / name}: chat_template={template!r:.40} is no text: remove it"
+            )
         if template:
             return template
     return None
@@ -71,51 +78,44 @@ def render(
     messages: list[dict[str, str]],
     add_generation_prompt: bool,
     special_tokens: dict[str, str],
-) -> list[tuple[str, bool]]:
-    """Renders a chat into pieces (text, is_content); is_content is True for message texts.
+    break_controls: Callable[[str, str], str],
+    what: str = "the chat template",
+) -> list[str]:
+    """Renders a chat into pieces of text; control strings within a piece are the template's own.
 
-    Raises ValueError with the template's message if it rejects the roles (Gemma 2 has no system
-    role).
+    Args:
+      break_controls: puts its second argument, a character, into each control string of a text.
+      what: the template in error messages.
+
+    Raises:
+      sandbox.Rejected: a ValueError with the template's message, if it rejects the roles (Gemma 2
+        has no system role).
+      ValueError: the template is faulty, or does too much work.
     """
     check(messages)
-    # The spaces around a placeholder show whether the template trims message texts.
-    masked = [{**m, "content": f" {OPEN}{i}{CLOSE} "} for i, m in enumerate(messages)]
+    texts = "".join(text for m in messages for text in m.values() if isinstance(text, str))
+    mark = next(c for c in map(chr, range(0xE0A0, 0xF8FF)) if c not in texts)
+    masked = [
+        {k: break_controls(v, mark) if isinstance(v, str) else v for k, v in m.items()}
+        for m in messages
+    ]
+    variables = {
+        "messages": masked,
+        "add_generation_prompt": add_generation_prompt,
+        "tools": None,
+        "documents": None,
+        **special_tokens,
+    }
     try:
-        text = _compiled(template).render(
-            messages=masked,
-            add_generation_prompt=add_generation_prompt,
-            tools=None,
-            **special_tokens,
-        )
-    except jinja2.TemplateError as error:
+        return sandbox.render(_compiled(template, what), variables, what).split(mark)
+    except sandbox.Rejected as error:
         roles = ", ".join(message["role"] for message in messages)
-        raise ValueError(
-            f"the chat template rejects the roles {roles}: {error}. Alternate user and assistant "
-            "turns, with system text at the start of the first user turn"
+        raise sandbox.Rejected(
+            f"the chat template rejects the roles {roles:.200}: {error}. Alternate user and "
+            "assistant turns, with system text at the start of the first user turn"
         ) from error
-    return _fill(text, [message["content"] for message in messages])
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(template: str) -> Any:
-    def raise_exception(reason: str) -> None:
-        raise jinja2.TemplateError(reason)
-
-    env = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    env.globals["raise_exception"] = raise_exception
-    env.globals["strftime_now"] = lambda form: ""  # a prompt must not depend on the day
-    env.filters["tojson"] = lambda value, **kw: json.dumps(value, ensure_ascii=False, **kw)
-    return env.from_string(template)
-
-
-def _fill(text: str, contents: list[str]) -> list[tuple[str, bool]]:
-    before, *rest = re.split(f"( ?){OPEN}(\\d+){CLOSE}( ?)", text)
-    pieces = [(before, False)]
-    for left, index, right, after in zip(*[iter(rest)] * 4):
-        content = contents[int(index)]
-        content = content if left else content.lstrip()
-        content = content if right else content.rstrip()
-        pieces += [(content, True), (after, False)]
-    return [piece for piece in pieces if piece[0]]
+def _compiled(template: str, what: str) -> jinja2.Template:
+    return sandbox.load(template, what, {"strftime_now": lambda form: TODAY.strftime(form)})

@@ -297,11 +297,11 @@ def check_source(source: str, what: str) -> str:
     return source
 
 
-def load(source: str, what: str) -> jinja2.Template:
-    """Compiles a template. Raises ValueError for a faulty one."""
+def load(source: str, what: str, functions: dict[str, Any] | None = None) -> jinja2.Template:
+    """Compiles a template, which may call these functions. Raises ValueError for a faulty one."""
     check_source(source, what)
     with guard(what):
-        return Environment().from_string(source)
+        return Environment().from_string(source, globals=functions)
 
 
 def render(template: jinja2.Template, variables: dict[str, Any], what: str) -> str:

@@ -5,6 +5,7 @@ tokens (turns, BOS, unused ids) only come from this module or from the folder's 
 same characters in a text are encoded as text, so that no query or response can end a turn.
 """
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -26,6 +27,7 @@ from grm_jax.text.backends import (
     TokenizerJson,
     same_ids,
 )
+from grm_jax.text.sandbox import Rejected
 
 FILES = ("tokenizer.model", "tokenizer.json")
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -150,7 +152,12 @@ class Tokenizer:
                 "chat_template"
             )
         pieces = chat.render(
-            self.chat_template, messages, add_generation_prompt, self._special_tokens()
+            self.chat_template,
+            messages,
+            add_generation_prompt,
+            self._special_tokens(),
+            self._break_controls,
+            f"the chat template of {self._file.parent}",
         )
         ids: list[int] = []
         run = ""  # Plain text is collected across pieces, so that it is encoded as one string.
@@ -159,10 +166,7 @@ class Tokenizer:
             ids.extend(self.encode(text) if text else [])
             return ""
 
-        for text, is_content in pieces:
-            if is_content:
-                run += text
-                continue
+        for text in pieces:
             start = 0
             for hit in self._controls_in(text):
                 run = flush(run + text[start : hit.start()])
@@ -171,6 +175,23 @@ class Tokenizer:
             run += text[start:]
         flush(run)
         return self._with_one_bos(ids)
+
+    def _break_controls(self, text: str, mark: str) -> str:
+        """Puts a mark into each control string of a text, and behind the start of one at its end.
+
+        What follows a text in a chat template could complete that one.
+        """
+        cuts = [hit.start() + 1 for hit in self._controls_in(text)]
+        end = len(text.rstrip())
+        longest = max(map(len, self._starts_of_controls), default=0)
+        if any(text[i:end] in self._starts_of_controls for i in range(max(0, end - longest), end)):
+            cuts.append(end)
+        cuts = [0, *dict.fromkeys(cuts), len(text)]
+        return mark.join(text[a:b] for a, b in itertools.pairwise(cuts))
+
+    @functools.cached_property
+    def _starts_of_controls(self) -> frozenset[str]:
+        return frozenset(token[:i] for token in self.controls for i in range(1, len(token)))
 
     def _special_tokens(self) -> dict[str, str]:
         """The spellings of bos_token, eos_token, pad_token and unk_token; "" for an unset one."""
@@ -246,11 +267,12 @@ def load(path: str | Path) -> Tokenizer:
     if len(files) > 1 and not same_ids(*backends):
         files, backends = files[1:], backends[1:]
     check_settings(folder, config, backends[0])
-    with damage_of(folder):
-        template = chat.find_template(folder)
-    if template is not None and not isinstance(template, str):
-        raise ValueError(f"{folder}: chat_template={template!r:.40} is no text: remove it")
-    return Tokenizer(backends[0], files[0], config, template, _stop_ids(folder, backends[0]))
+    template, stops = chat.find_template(folder), _stop_ids(folder, backends[0])
+    tokenizer = Tokenizer(backends[0], files[0], config, template, stops)
+    if template is not None:  # a faulty one is refused here, and not once for each prompt
+        with contextlib.suppress(Rejected):
+            tokenizer.encode_chat([{"role": "user", "content": "?"}])
+    return tokenizer
 
 
 def check_settings(folder: Path, config: dict[str, Any], backend: Backend) -> None:
