@@ -16,7 +16,30 @@ from typing import TYPE_CHECKING, Any
 
 from grm_jax import display, strict_json
 
-STATUSES = ("ok", "no_scores", "wrong_count", "out_of_range", "truncated")
+# Statuses of critiques without scores: (what is wrong, what to do). The one list of them.
+_MODEL = "use another model or --template"
+UNPARSED: dict[str, tuple[str, str]] = {
+    "truncated": ("are cut off", "raise --max_new_tokens"),
+    "unfinished_thinking": ("end within their thinking", "raise --max_new_tokens"),
+    "only_thinking": (
+        "have no scores after their thinking",
+        "raise --max_new_tokens, or turn the model's thinking off",
+    ),
+    "no_scores": ("have no scores", _MODEL),
+    "wrong_count": ("have another number of scores than responses", _MODEL),
+    "wrong_labels": ("name responses that are missing, doubled or unknown", _MODEL),
+    "malformed_box": ("have a box that is not a list of numbers", _MODEL),
+    "malformed_section": ("have a scores section without scores that can be parsed", _MODEL),
+    "wrong_scale": (
+        "have scores out of another maximum",
+        "use another model, or a --template that states the scale",
+    ),
+    "out_of_range": (
+        "have scores outside 1 to 10",
+        "use another model, or a --template that states the scale",
+    ),
+}
+STATUSES = ("ok", *UNPARSED)
 
 ROLES = ("user", "assistant", "system", "tool")  # of a turn
 ROLE_NAMES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}

@@ -80,8 +80,7 @@ class ExpectedScores:
         The lead is what the token has before the digit: a tokenizer may encode ", 4" as ",", " ",
         "4" or as ",", " 4". None if tokens and scores do not align.
         """
-        count = 1 if template.output == "choice" else len(critique.order)
-        box = find_box(text, count, critique.finish)
+        box = find_box(text, len(critique.order), template.output, critique.finish)
         pieces = [self.tokenizer.piece_bytes(i) for i in ids]
         if box is None or b"".join(pieces).decode("utf-8", "replace") != text:
             return None

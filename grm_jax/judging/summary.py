@@ -12,6 +12,7 @@ from typing import Any
 
 from grm_jax.judging import votes
 from grm_jax.judging.codec import Row, critique_from_json
+from grm_jax.types import UNPARSED
 
 
 def summarise(rows: Iterable[Row]) -> dict[str, Any]:
@@ -119,21 +120,6 @@ def failure_text(rows: Iterable[Row], most: int = 3) -> str:
     if not counts:
         return ""
     return "\n".join([f"{counts.total()} of {total} rows failed:", *lines])
-
-
-# status of a critique -> (what is wrong, what to do)
-UNPARSED = {
-    "truncated": ("are cut off", "raise --max_new_tokens"),
-    "no_scores": ("have no scores", "use another model or --template"),
-    "wrong_count": (
-        "have another number of scores than responses",
-        "use another model or --template",
-    ),
-    "out_of_range": (
-        "have scores outside 1 to 10",
-        "use another model, or a --template that states the scale",
-    ),
-}
 
 
 def unparsed_text(statuses: Mapping[str, int], least: float = 0.5) -> str:

@@ -1,4 +1,4 @@
-"""Splits a critique into principles, analysis and scores, and finds its quotations.
+"""Splits a critique into principles, analysis and scores.
 
 Headings are recognised in any markup: "### Principles", "**Specific Criteria:**", "2) Analysis",
 "Final scores:". A section without a heading is the text between its neighbours.
@@ -10,42 +10,68 @@ import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 
+from grm_jax.text.quotations import Span, inside, quoted_spans
 from grm_jax.types import Principle
 
 # Every repetition is bounded or has characters of its own, so that no text makes the search
 # quadratic.
-DRESS = r"[ \t#*_=>~\-]{0,16}(?:\(?[0-9]{1,2}[.):][ \t]{0,4})?[*_ \t]{0,4}"
-END = r"[*_ \t]{0,8}(?::|：|$)"
+DRESS = (
+    r"(?:<h[1-6]>[ \t]{0,4})?[ \t#*_=>~\-【]{0,16}"
+    r"(?:(?:(?:step|part|section)[ \t]+)?\(?(?:[0-9]{1,2}(?:\.[0-9]{1,2})?|[ivx]{1,4}|[a-d])[.):]"
+    r"[ \t]{0,4})?[*_ \t]{0,4}"
+)
+END = r"[*_#~=】 \t\r]{0,16}(?::|：|</h[1-6]>|[-–—][ \t]*$|$)"
+_SCORE_WORDS = (
+    r"(?:the[ \t]+)?(?:(?:final|overall|assigned|numerical|individual|resulting|evaluation|quality|"
+    r"total|my)[ \t]+){0,3}(?:(?:response[ \t]+)?(?:scores?|ratings?|grades?|marks)|scoring)"
+    r"(?:[ \t]+(?:summary|table|assignments?))?"
+    r"(?:[ \t]+(?:for|of)[ \t]+(?:each|all|both|every|the)\b[ \t\w]{0,30})?"
+    r"(?:[ \t]*\([^()\n]{1,40}\))?"
+    r"|(?:最终|总体|综合)?(?:评分|得分|分数|打分)"
+)
+_CHOICE_WORDS = (
+    r"|best(?:[ \t]+response)?|winner|(?:final[ \t]+)?(?:verdict|judge?ment|decision|answer|choice)"
+)
 HEADINGS = {
     "principles": r"(?:(?:specific|general|judging|evaluation|weighted|my)[ \t]+){0,2}"
     r"(?:principles?|criteria|criterion)"
     r"(?:[ \t]+(?:and|with|&)[ \t]+(?:their[ \t]+)?weights?)?",
     "analysis": r"(?:(?:step[- ]by[- ]step|detailed|comparative|overall)[ \t]+)?"
     r"(?:analysis|analyses|critiques?|evaluation|comparison)",
-    "scores": r"(?:the[ \t]+)?(?:(?:final|overall)[ \t]+)?(?:scores?|ratings?)"
-    r"|best(?:[ \t]+response)?",
 }
-HEADING = re.compile(
-    "^"
-    + DRESS
-    + "(?:"
-    + "|".join(f"(?P<{name}>{words})" for name, words in HEADINGS.items())
-    + ")"
-    + END,
-    re.IGNORECASE | re.MULTILINE,
-)
-MAX_HEADING = 60
 
-FENCE = re.compile(r"^[ \t]{0,3}(`{3,}|~{3,})[^\n]*$", re.MULTILINE)
-QUOTE_LINE = re.compile(r"^[ \t]{0,3}>[^\n]*$", re.MULTILINE)
-# A quotation ends with its line, so that a single quotation mark does not swallow the text.
-MARKS = re.compile(r"\"[^\"\n]*\"|“[^“”\n]*”|«[^«»\n]*»|「[^「」\n]*」")
-TICKS = re.compile(r"`+|\n")
-ECHO = re.compile(
-    r"\[\s*(?:the\s+(?:begin|start)\s+of\s+)?-?response\s+([0-9]{1,2})\s*\]", re.IGNORECASE
+
+def _headings(score_words: str) -> re.Pattern[str]:
+    names = {**HEADINGS, "scores": score_words}
+    words = "|".join(f"(?P<{name}>{pattern})" for name, pattern in names.items())
+    return re.compile(f"^{DRESS}(?:{words}){END}", re.IGNORECASE | re.MULTILINE)
+
+
+# By the output of the template: the number of the best response is no score.
+HEADING = {"scores": _headings(_SCORE_WORDS), "choice": _headings(_SCORE_WORDS + _CHOICE_WORDS)}
+# A word of each heading, to look for headings in the lines that contain one.
+HEADING_WORD = re.compile(
+    r"principle|criteri|analys|critique|evaluation|comparison|scor|rating|grade|marks|best|winner"
+    r"|verdict|judge?ment|decision|answer|choice|评分|得分|分数|打分",
+    re.IGNORECASE,
 )
-ECHO_END = re.compile(
-    r"\[\s*(?:/|the\s+end\s+of\s+)-?\s*response\s+([0-9]{1,2})\s*\]", re.IGNORECASE
+MAX_HEADING = 80
+ALONE = re.compile(r"[ \t\r*_#=:：】-]*+(?:\n|\Z)")
+MARKDOWN_HEADING = re.compile(r"^[ \t]{0,3}(#{1,6})(?!#)", re.MULTILINE)
+
+# The number of a response, as prompts and critiques write it. A letter is no label of a prompt.
+LABEL = (
+    r"(?:response|answer|assistant|candidate|option|completion|reply|output|model|solution|回答|回复"
+    r"|响应|答案)[ \t]{0,4}(?:#|no\.?|number|_|-)?[ \t]{0,4}[\[(]?(?:([0-9]{1,2})|(?-i:[A-H]))"
+    r"(?![\w']|\.[0-9])"
+)
+LABELS = re.compile(LABEL, re.IGNORECASE)
+# "### Response 1", "**Response 1: concise**", "#### Analysis of Response 1", "Response 1:"
+_OF = r"(?:(?:analysis|evaluation|critique|review|scores?|ratings?)[ \t]+(?:of|for)[ \t]+)?"
+RESPONSE_HEADING = re.compile(
+    rf"^(?:(?=[ \t]{{0,3}}(?:#|[-+*]?[ \t]{{0,3}}(?:\*\*|__))){DRESS}{_OF}{LABEL}[^\n]{{0,120}}"
+    rf"|{DRESS}{_OF}{LABEL}[*_#=:：\])】 \t\r]{{0,16}})$",
+    re.IGNORECASE | re.MULTILINE,
 )
 
 
@@ -53,34 +79,43 @@ ECHO_END = re.compile(
 class Sections:
     """The sections of one text.
 
-    scores_start: position of the scores heading, None without one.
+    scores: span from the scores heading to the next section, None without a heading.
     quoted: sorted, disjoint spans (start, end) of quotations, code and echoes of the prompt.
+    labels: headings of single responses, (start, end, number of the response, end of its part).
     """
 
     principles: str
     analysis: str
-    scores_start: int | None
-    quoted: tuple[tuple[int, int], ...]
+    scores: Span | None
+    quoted: tuple[Span, ...]
+    labels: tuple[tuple[int, int, int, int], ...]
 
     def is_quoted(self, position: int) -> bool:
         """Whether the character at `position` is quoted."""
-        return _inside(self.quoted, position)
+        return inside(self.quoted, position)
+
+    def label_at(self, position: int, since: int = 0) -> int | None:
+        """The response whose heading a position is below; None without one after `since`."""
+        i = bisect.bisect_right(self.labels, (position, position)) - 1
+        if i < 0 or self.labels[i][0] < since or self.labels[i][3] <= position:
+            return None
+        return self.labels[i][2]
 
 
-def _inside(spans: Sequence[tuple[int, int]], position: int) -> bool:
-    i = bisect.bisect_right(spans, (position, float("inf"))) - 1
-    return i >= 0 and spans[i][0] <= position < spans[i][1]
+def find_sections(text: str, output: str = "scores") -> Sections:
+    """Splits a text into its sections. Never raises.
 
-
-def find_sections(text: str) -> Sections:
-    """Splits a text into its sections. Never raises."""
+    output: "scores" or "choice", as of a template.
+    """
     quoted = quoted_spans(text)
-    starts: dict[str, list[tuple[int, int]]] = {name: [] for name in HEADINGS}
-    for hit in HEADING.finditer(text):
-        if hit.end() - hit.start() <= MAX_HEADING and not _inside(quoted, hit.start()):
-            starts[hit.lastgroup].append(hit.span())
-    scores_start = starts["scores"][-1][0] if starts["scores"] else None
-    limit = scores_start if scores_start is not None else len(text)
+    starts: dict[str, list[Span]] = {name: [] for name in (*HEADINGS, "scores")}
+    for start in _lines_with(HEADING_WORD, text):
+        hit = HEADING[output].match(text, start)
+        if hit and hit.end() - start <= MAX_HEADING and not inside(quoted, start):
+            starts[hit.lastgroup or ""].append(hit.span())
+    labels = _response_headings(text, quoted)
+    scores = _scores_section(text, starts, labels)
+    limit = scores[0] if scores is not None else len(text)
     analysis = next((span for span in starts["analysis"] if span[0] < limit), None)
     principles = next(
         (span for span in starts["principles"] if span[0] < (analysis or (limit,))[0]), None
@@ -88,81 +123,76 @@ def find_sections(text: str) -> Sections:
     start = principles[1] if principles else 0
     if analysis is None:
         # Without a heading, the analysis starts after the last line that states a principle.
-        cut = start + max(_principle_ends(text[start:limit]), default=0)
+        cut = start + _principles_end(text[start:limit])
         analysis = (cut, cut)
     principles_text, analysis_text = text[start : analysis[0]], text[analysis[1] : limit]
-    return Sections(principles_text.strip(), analysis_text.strip(), scores_start, quoted)
+    return Sections(principles_text.strip(), analysis_text.strip(), scores, quoted, labels)
 
 
-def quoted_spans(text: str) -> tuple[tuple[int, int], ...]:
-    """Spans of code, block quotes, quotation marks and echoed responses, merged and sorted."""
-    blocks = _code_blocks(text)
-    spans = list(blocks)
-    spans += [hit.span() for hit in QUOTE_LINE.finditer(text)]
-    spans += [hit.span() for hit in MARKS.finditer(text) if not _inside(blocks, hit.start())]
-    spans += [span for span in _inline_code(text) if not _inside(blocks, span[0])]
-    spans += _echoes(text)
-    merged: list[tuple[int, int]] = []
-    for start, end in sorted(spans):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((start, end))
-    return tuple(merged)
+def _lines_with(pattern: re.Pattern[str], text: str) -> Iterator[int]:
+    """Start positions of the lines with a match within their first MAX_HEADING characters."""
+    position = 0
+    while hit := pattern.search(text, position):
+        start = text.rfind("\n", max(0, hit.start() - MAX_HEADING), hit.start()) + 1
+        if start or hit.start() < MAX_HEADING:
+            yield start
+        position = text.find("\n", hit.end())
+        if position < 0:
+            return
 
 
-def _code_blocks(text: str) -> list[tuple[int, int]]:
-    """Fenced code blocks. An unclosed block extends to the end of the text."""
-    spans, opened = [], None
-    for hit in FENCE.finditer(text):
-        sign = hit.group(1)
-        if opened is None:
-            opened = (hit.start(), sign)
-        elif (
-            sign[0] == opened[1][0] and len(sign) >= len(opened[1]) and hit.group().strip() == sign
-        ):
-            spans.append((opened[0], hit.end()))
-            opened = None
-    if opened is not None:
-        spans.append((opened[0], len(text)))
-    return spans
+def _scores_section(
+    text: str, starts: dict[str, list[Span]], labels: Sequence[tuple[int, int, int, int]]
+) -> Span | None:
+    """The span of the section that decides.
+
+    That is the one of the last heading on a line of its own. "Scores: ..." starts a section only
+    without such a heading. Where each response has its own "Score:", they are one section.
+    """
+    scores = starts["scores"]
+    if not scores:
+        return None
+    events = sorted([(*span, False) for span in scores] + [(*x[:2], True) for x in labels])
+    i = max(i for i, event in enumerate(events) if not event[2])
+    first = i
+    while first >= 1 and not events[first][2] and events[first - 1][2]:
+        first -= 2
+    if i - first >= 4:
+        start, end = events[first + 1][:2]
+    else:
+        alone = [span for span in scores if _level(text, span) or ALONE.match(text, span[1])]
+        start, end = (alone or scores)[-1]
+    level = _level(text, (start, end))
+    own = {span[0] for span in scores} | {label[0] for label in labels}
+    stops = [s for name in HEADINGS for s, e in starts[name] if ALONE.match(text, e)]
+    if level:
+        headings = MARKDOWN_HEADING.finditer(text, end)
+        stops += [hit.start() for hit in headings if len(hit.group(1)) <= level]
+    return start, min((s for s in stops if s > start and s not in own), default=len(text))
 
 
-def _inline_code(text: str) -> list[tuple[int, int]]:
-    """Spans between two runs of the same number of back-ticks on one line."""
-    line: list[tuple[int, int]] = []
-    spans = []
-    for hit in [*TICKS.finditer(text), None]:
-        if hit is not None and hit.group() != "\n":
-            line.append(hit.span())
-            continue
-        closing: dict[int, int] = {}  # length of a run -> index of the next such run
-        partner = [0] * len(line)
-        for i in range(len(line) - 1, -1, -1):
-            length = line[i][1] - line[i][0]
-            partner[i], closing[length] = closing.get(length, -1), i
-        i = 0
-        while i < len(line):
-            if partner[i] >= 0:
-                spans.append((line[i][0], line[partner[i]][1]))
-                i = partner[i]
-            i += 1
-        line = []
-    return spans
+def _level(text: str, span: Span) -> int:
+    """The number of # before a heading, 0 for other headings."""
+    hit = MARKDOWN_HEADING.match(text, span[0])
+    return len(hit.group(1)) if hit else 0
 
 
-def _echoes(text: str) -> list[tuple[int, int]]:
-    """Responses that the critique copied from the prompt, with their markers."""
-    ends: dict[str, list[int]] = {}
-    for hit in ECHO_END.finditer(text):
-        ends.setdefault(hit.group(1), []).append(hit.end())
-    spans = []
-    for hit in ECHO.finditer(text):
-        following = ends.get(hit.group(1), ())
-        i = bisect.bisect_right(following, hit.end())
-        if i < len(following):
-            spans.append((hit.start(), following[i]))
-    return spans
+def _response_headings(text: str, quoted: Sequence[Span]) -> tuple[tuple[int, int, int, int], ...]:
+    """Headings of single responses; the part of one ends at the next heading not below it."""
+    headings = []
+    for start in _lines_with(LABELS, text):
+        hit = RESPONSE_HEADING.match(text, start)
+        if hit and not inside(quoted, start) and len(LABELS.findall(hit.group())) == 1:
+            headings.append((*hit.span(), int(hit.group(1) or hit.group(2) or 0)))
+    marks = [(hit.start(), len(hit.group(1))) for hit in MARKDOWN_HEADING.finditer(text)]
+    above = {level: [s for s, depth in marks if depth <= level] for level in range(1, 7)}
+    labels = []
+    for i, (start, end, label) in enumerate(headings):
+        stops = above[_level(text, (start, end)) or 6]
+        after = bisect.bisect_right(stops, start)
+        nearest = [*stops[after : after + 1], *(x[0] for x in headings[i + 1 : i + 2]), len(text)]
+        labels.append((start, end, label, min(nearest)))
+    return tuple(labels)
 
 
 WEIGHT = re.compile(
@@ -173,6 +203,7 @@ WEIGHT = re.compile(
 BULLET = re.compile(r"^[ \t]{0,6}(?:[-*+•‣·]|\(?[0-9]{1,2}[.):]|[a-z][.)])[ \t]+", re.IGNORECASE)
 NAME_END = re.compile(r"[:：]|[ \t][-–—][ \t]")
 MAX_NAME = 120
+MAX_PRINCIPLES = 200
 
 
 def parse_principles(text: str) -> tuple[Principle, ...]:
@@ -183,28 +214,38 @@ def parse_principles(text: str) -> tuple[Principle, ...]:
     """
     principles: list[list] = []
     for line in text.splitlines():
+        if not line.strip():
+            continue
         principle = _principle(line)
         if principle:
             principles.append(principle)
-        elif principles and line.strip() and not line.lstrip().startswith("#"):
-            last = principles[-1]
-            last[2] = f"{last[2]} {line.strip().lstrip('-*+• ')}".strip()
-    return tuple(Principle(*fields) for fields in principles)
+            if len(principles) == MAX_PRINCIPLES:
+                break
+        elif principles and not line.lstrip().startswith("#"):
+            principles[-1].append(line.strip().lstrip("-*+• "))
+    return tuple(
+        Principle(name, weight, " ".join(filter(None, description)))
+        for name, weight, *description in principles
+    )
 
 
-def _principle_ends(text: str) -> Iterator[int]:
-    """End positions of the lines that state a principle with a weight."""
-    position = 0
-    for line in text.splitlines(keepends=True):
-        position += len(line)
-        principle = _principle(line.rstrip("\n"))
-        if principle and principle[1] is not None:
-            yield position
+def _principles_end(text: str) -> int:
+    """The end position of the last line that states a principle with a weight, or 0."""
+    end = len(text)
+    for line in reversed(text.splitlines(keepends=True)):
+        if "%" in line or "％" in line:
+            principle = _principle(line.rstrip("\n"))
+            if principle and principle[1] is not None:
+                return end
+        end -= len(line)
+    return 0
 
 
 def _principle(line: str) -> list | None:
     """[name, weight, description] if the line states a principle, else None."""
     bullet = BULLET.match(line)
+    if bullet is None and "%" not in line and "％" not in line:
+        return None
     rest = (line[bullet.end() :] if bullet else line).replace("**", "").replace("__", "").strip()
     weight = WEIGHT.search(rest[:400])
     if not rest or (bullet is None and weight is None) or len(line) - len(line.lstrip()) > 6:

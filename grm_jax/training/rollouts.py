@@ -14,7 +14,7 @@ from grm_jax.text import rendering
 from grm_jax.text.tokenizer import Tokenizer
 from grm_jax.training import rft_data
 from grm_jax.training.errors import TrainingError
-from grm_jax.types import Comparison, Critique
+from grm_jax.types import UNPARSED, Comparison, Critique
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,4 +112,8 @@ def rollout_metrics(
         "length": float(lengths_PxG.mean()),
         "length_max": float(lengths_PxG.max()),
         "truncated": float(np.mean([c.finish == "length" for c in flat])),
+        **{
+            f"unparsed/{name}": float(np.mean([c.status == name for c in flat]))
+            for name in UNPARSED
+        },
     }

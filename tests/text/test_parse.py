@@ -3,12 +3,13 @@
 import os
 import re
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from grm_jax.text import parse, parse_principles
-from grm_jax.types import STATUSES, Principle
+from grm_jax.types import STATUSES, UNPARSED, Principle
 
 # GRM_PARSER_EXAMPLES=100000 runs the full study; the default keeps the suite fast.
 EXAMPLES = int(os.environ.get("GRM_PARSER_EXAMPLES", "1500"))
@@ -79,28 +80,22 @@ def quotations(draw):
 
 
 def decoys(n):
-    """Boxes without scores for n responses: (text, whether it lists plain numbers)."""
-    items = ["x", "8/10", "٧", "７", "५", "\\text{7}", "7 points", "1e1", "nan", "0x7", "1_0"]
+    """Boxes without scores for n responses: (text, its status if no scores follow)."""
+    items = ["٧", "५", "7 points", "1e1", "0x7", "1_0", "7 / 10 / 10", "\\sqrt{7}", "7²", "7 8"]
     wrong_counts = [count for count in range(1, 7) if count != n]
-    not_numbers = [
-        *(box([item] * n) for item in items),
-        "\\boxed{" + "，".join(["7"] * max(2, n)) + "}",
-        "\\boxed{" + "7," * n + "}",
-        "\\boxed{}",
-        "\\boxed{,}",
-        "\\boxed[7, 3]",
-        "\\boxed 7",
-    ]
+    not_numbers = [*(box([item] * n) for item in items), "\\boxed{" + "7," * n + "}"]
+    no_digits = [box(["x"] * n), box(["nan"] * n), "\\boxed{}", "\\boxed{,}", "\\boxed[7, 3]"]
     return st.one_of(
-        st.sampled_from(wrong_counts).map(lambda count: (box([5] * count), True)),
-        st.sampled_from(not_numbers).map(lambda text: (text, False)),
+        st.sampled_from(wrong_counts).map(lambda count: (box([5] * count), "wrong_count")),
+        st.sampled_from(not_numbers).map(lambda text: (text, "malformed_box")),
+        st.sampled_from([*no_digits, "\\boxed 7"]).map(lambda text: (text, "no_scores")),
     )
 
 
 @st.composite
 def bodies(draw, n, headings):
-    """The text before the final scores: (text, scores of an earlier box or None, numeric decoy)."""
-    paragraphs, has_numeric_decoy, earlier = [], False, None
+    """The text before the final scores: (text, its status, its scores)."""
+    paragraphs, status, earlier = [], "no_scores", None
     if headings:
         paragraphs = [
             draw(st.sampled_from(PRINCIPLE_HEADINGS)),
@@ -114,13 +109,31 @@ def bodies(draw, n, headings):
         elif kind == "quotation":
             paragraphs.append(draw(quotations()))
         elif kind == "decoy":
-            text, numeric = draw(decoys(n))
-            has_numeric_decoy |= numeric
+            text, refused = draw(decoys(n))
             paragraphs.append(text)
+            if refused == "malformed_box" or status == "no_scores":
+                status = refused
         else:
-            earlier = draw(score_lists(n))
-            paragraphs.append(f"A first guess: {box(earlier)}")
-    return "\n\n".join(paragraphs), earlier, has_numeric_decoy
+            earlier, status = draw(score_lists(n)), "ok"
+            paragraphs.append(f"A first guess: {draw(written(earlier))}")
+    return "\n\n".join(paragraphs), status, earlier if status == "ok" else None
+
+
+def written(scores):
+    """Forms of a box of scores that have one meaning."""
+    commas = ", ".join(map(str, scores))
+    wide = "，".join(map(str, scores)).translate({48 + i: 0xFF10 + i for i in range(10)})
+    return st.sampled_from(
+        [
+            *[box(scores)] * 4,
+            box([f"{score}/10" for score in scores]),
+            box([f"\\text{{{score}}}" for score in scores]),
+            box([f"Response {i + 1}: {score}" for i, score in enumerate(scores)]),
+            f"\\boxed{{\\mathbf{{{commas}}}}}",
+            f"$\\boxed {{[{commas}]}}$",
+            f"\\boxed{{{wide}}}",
+        ]
+    )
 
 
 def score_lists(n):
@@ -132,15 +145,12 @@ def documents(draw):
     """(text, n, finish, expected status, expected scores) of a generated critique."""
     n = draw(st.integers(1, 5))
     headings = draw(st.booleans())
-    body, earlier, has_numeric_decoy = draw(bodies(n, headings))
+    body, status, earlier = draw(bodies(n, headings))
     slashes = draw(st.sampled_from(["\\", "\\\\"]))
     opening = f"{body}\n\n" + (draw(st.sampled_from(SCORE_HEADINGS)) if headings else "")
     # An unfinished text counts as truncated. In any other text without final scores, the last
-    # earlier box with n numbers counts.
-    if earlier:
-        fallback = ("ok", tuple(map(float, earlier)))
-    else:
-        fallback = ("wrong_count" if has_numeric_decoy else "no_scores", None)
+    # earlier box with n numbers counts, unless a box follows that cannot be parsed, or a section.
+    fallback = (status, None if earlier is None else tuple(map(float, earlier)))
 
     ending = draw(st.sampled_from(["ok"] * 3 + ENDINGS))
     if ending == "ok":
@@ -148,7 +158,8 @@ def documents(draw):
         tail = draw(st.sampled_from(["", ".", "\n", "**", "\n\nThat is all."]))
         words_follow = not headings and tail == "\n\nThat is all."
         finish = draw(st.sampled_from(["stop", None] if words_follow else ["stop", "length", None]))
-        text = opening + box(scores, slashes) + tail
+        final = draw(st.one_of(st.just(box(scores, slashes)), written(scores)))
+        text = opening + final + tail
         return text, n, finish, "ok", tuple(map(float, scores))
     if ending == "out_of_range":
         scores = draw(score_lists(n))
@@ -160,7 +171,8 @@ def documents(draw):
         return body + "\n\nNothing more.", n, finish, *fallback
     if ending == "wrong_count":
         count = draw(st.sampled_from([count for count in range(1, 7) if count != n]))
-        expected = fallback if earlier else ("wrong_count", None)
+        kept = not headings and status != "no_scores"
+        expected = fallback if kept else ("wrong_count", None)
         return opening + box([5] * count, slashes), n, "stop", *expected
     if ending == "cut_box":
         complete = box(draw(score_lists(n)), slashes)
@@ -220,7 +232,7 @@ OTHER_FENCED = "\n```\n\\boxed{1, 3}\n```"
         ("\\boxed{\\boxed{8, 3}}", 2, "stop", "ok", (8, 3)),
         (FENCED, 2, "stop", "no_scores", None),
         (SECTION + FENCED, 2, "stop", "ok", (8, 3)),
-        (SECTION + FENCED + OTHER_FENCED, 2, "stop", "no_scores", None),
+        (SECTION + FENCED + OTHER_FENCED, 2, "stop", "malformed_section", None),
         (QUOTED_CLAIM, 2, "stop", "ok", (3, 8)),
         ("the answer \\boxed{7} was wrong, so", 1, "length", "truncated", None),
         ("the answer \\boxed{7}", 1, "length", "ok", (7,)),
@@ -309,3 +321,8 @@ def test_time_is_linear_in_the_length(fragment):
     start = time.process_time()
     parse("\\boxed{" + fragment * 60_000, 2)
     assert time.process_time() - start < 2
+
+
+def test_every_status_is_documented():
+    page = (Path(__file__).parents[2] / "docs" / "judging.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \| ", page.partition("| status |")[2], re.M) == list(UNPARSED)

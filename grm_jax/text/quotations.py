@@ -1,0 +1,224 @@
+"""Finds what a critique quotes, and where its thinking ends.
+
+A box in a quotation is not the judge's own, and a box in the thinking is not yet its verdict.
+Every function accepts any text and takes time linear in its length.
+"""
+
+import bisect
+import re
+from collections.abc import Sequence
+
+Span = tuple[int, int]
+
+FENCE = re.compile(r"^[ \t]{0,3}(`{3,}|~{3,})[^\n]*$", re.MULTILINE)
+# Lines that Markdown takes as code: indented, below a blank line.
+INDENTED = re.compile(r"^[ \t]*+\n((?:(?: {4}|\t)[^\n]*+(?:\n|\Z))++)", re.MULTILINE)
+LIST_ITEM = re.compile(r"[ \t]*(?:[-*+•]|\(?[0-9]{1,2}[.):])[ \t]|[ \t]{4}")
+QUOTE_LINES = re.compile(
+    r"(?:^[ \t]{0,8}(?:(?:[-*+]|[0-9]{1,2}[.)])[ \t]{1,4})?>[^\n]*+(?:\n|\Z))++", re.MULTILINE
+)
+# A quotation ends with its line or its paragraph, so that one mark does not swallow the text.
+PARAGRAPH = r"(?:[^\n{}]|\n(?![ \t]*+(?:\n|\Z)))*+"
+PAIRS = (("“„", "”“"), ("«", "»"), ("‹", "›"), ("「", "」"), ("『", "』"))
+MARKS = re.compile(
+    "|".join(
+        [
+            r'"[^"\n]*+"',
+            *(f"[{a}]{PARAGRAPH.format(a + b)}[{b}]" for a, b in PAIRS),
+            # An apostrophe has a letter on both sides.
+            r"‘(?:[^‘’\n]|’(?=\w))*+’",
+            r"(?<!\w)'(?:[^'\n]|(?<=\w)'(?=\w))*+'(?!\w)",
+            r"``[^`'\n]*+''",
+        ]
+    )
+)
+LONG_MARKS = re.compile(
+    r'(?:^|(?<=[\s(\[:]))"(?=[^\s"])' + PARAGRAPH.format('"') + r'"(?<=\S")(?=[\s.,;:!?)\]]|\Z)',
+    re.MULTILINE,
+)
+TICKS = re.compile(r"`+|\n")
+PROMPT_MARKERS = (
+    re.compile(
+        r"\[\s*+(?:the\s++(?:begin(?:ning)?|start)\s++of\s++)?-?response\s++([0-9]{1,2})\s*+\]",
+        re.IGNORECASE,
+    ),
+    re.compile(
+        r"\[\s*+(?:/|the\s++end\s++of\s++)-?\s*+response\s++([0-9]{1,2})\s*+\]", re.IGNORECASE
+    ),
+)
+_ELEMENT = r"(code|pre|blockquote|q|samp|cite|response[\w-]{0,8})"
+HTML_TAGS = (
+    re.compile(rf"<{_ELEMENT}(?:\s[^<>]{{0,80}})?>|<!(--)", re.IGNORECASE),
+    re.compile(rf"</{_ELEMENT}\s{{0,4}}>|(--)>", re.IGNORECASE),
+)
+
+
+def inside(spans: Sequence[Span], position: int) -> bool:
+    """Returns whether one of the sorted, disjoint spans contains a position."""
+    return containing(spans, position) is not None
+
+
+def containing(spans: Sequence[Span], position: int) -> Span | None:
+    """Returns the span that contains a position; None without one."""
+    i = bisect.bisect_right(spans, (position, float("inf"))) - 1
+    return spans[i] if i >= 0 and spans[i][0] <= position < spans[i][1] else None
+
+
+def quoted_spans(text: str) -> tuple[Span, ...]:
+    """Returns spans of code, quotations and echoed responses, merged and sorted."""
+    blocks = _code_blocks(text)
+    spans = [hit.span() for hit in QUOTE_LINES.finditer(text)]
+    spans += _outside(blocks, [hit.span() for hit in MARKS.finditer(text)])
+    spans += [hit.span() for hit in LONG_MARKS.finditer(text) if "\n" in hit.group()]
+    spans += _between(text, *PROMPT_MARKERS) + _between(text, *HTML_TAGS)
+    return _merged([*_code(text, blocks), *spans])
+
+
+def code_spans(text: str) -> tuple[Span, ...]:
+    """Returns spans of code blocks and inline code, merged and sorted."""
+    return _merged(_code(text, _code_blocks(text)))
+
+
+def _code(text: str, blocks: list[Span]) -> list[Span]:
+    return [*blocks, *_outside(blocks, _inline_code(text)), *_indented_boxes(text)]
+
+
+def _outside(blocks: list[Span], spans: list[Span]) -> list[Span]:
+    return [span for span in spans if not inside(blocks, span[0])] if blocks else spans
+
+
+def _merged(spans: list[Span]) -> tuple[Span, ...]:
+    merged: list[Span] = []
+    for start, end in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return tuple(merged)
+
+
+def _code_blocks(text: str) -> list[Span]:
+    """Fenced code blocks. An unclosed block extends to the end of the text."""
+    closed, opened = _fences(text)
+    return closed if opened is None else [*closed, (opened, len(text))]
+
+
+def _fences(text: str) -> tuple[list[Span], int | None]:
+    """Closed code blocks, and the start of an unclosed one."""
+    spans, opened = [], None
+    for hit in FENCE.finditer(text):
+        sign = hit.group(1)
+        if opened is None:
+            opened = (hit.start(), sign)
+        elif (
+            sign[0] == opened[1][0] and len(sign) >= len(opened[1]) and hit.group().strip() == sign
+        ):
+            spans.append((opened[0], hit.end()))
+            opened = None
+    return spans, opened and opened[0]
+
+
+def _indented_boxes(text: str) -> list[Span]:
+    """Indented code blocks with a box. The paragraphs of a list item are no code."""
+    spans = []
+    for hit in INDENTED.finditer(text) if "boxed" in text else ():
+        before = text[max(0, hit.start() - 200) : hit.start()].rstrip().rpartition("\n")[2]
+        if "boxed" in hit.group(1) and not LIST_ITEM.match(before):
+            spans.append(hit.span(1))
+    return spans
+
+
+def _inline_code(text: str) -> list[Span]:
+    """Spans between two runs of the same number of back-ticks on one line."""
+    line: list[Span] = []
+    spans = []
+    for hit in [*TICKS.finditer(text), None] if "`" in text else ():
+        if hit is not None and hit.group() != "\n":
+            line.append(hit.span())
+            continue
+        closing: dict[int, int] = {}  # length of a run -> index of the next such run
+        partner = [0] * len(line)
+        for i in range(len(line) - 1, -1, -1):
+            length = line[i][1] - line[i][0]
+            partner[i], closing[length] = closing.get(length, -1), i
+        i = 0
+        while i < len(line):
+            if partner[i] >= 0:
+                spans.append((line[i][0], line[partner[i]][1]))
+                i = partner[i]
+            i += 1
+        line = []
+    return spans
+
+
+def _between(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> list[Span]:
+    """Spans from each opening marker to the next closing one of the same name."""
+    ends: dict[str, list[int]] = {}
+    for hit in closing.finditer(text):
+        ends.setdefault(hit.group(hit.lastindex or 0).lower(), []).append(hit.end())
+    spans = []
+    for hit in opening.finditer(text) if ends else ():
+        following = ends.get(hit.group(hit.lastindex or 0).lower(), ())
+        i = bisect.bisect_right(following, hit.end())
+        if i < len(following):
+            spans.append((hit.start(), following[i]))
+    return spans
+
+
+# ---------------------------------------------------------------- thinking
+
+# Names of tags, whole or between the signs : _ . -
+_STEM = re.compile(
+    r"(?:^|[:_.-])(?:\w*think\w*|thoughts?|reason(?:ing)?|(?:self)?reflect(?:ion|ing)?|scratch\w*"
+    r"|\w*monologue|deliberat\w+|rationale|ponder\w*|contemplat\w+|brainstorm\w*|cot)(?:$|[:_.-])",
+    re.IGNORECASE,
+)
+THINKING = re.compile(
+    # The channels of gpt-oss, with and without their special tokens, and those of Gemma.
+    r"(?P<close><\|channel\|>[ ]?final|<channel\|>|<unused95>|(?-i:assistantfinal))"
+    r"|(?P<open><\|channel\|?>[ ]?(?:analysis|commentary|thought)|<unused94>"
+    r"|(?-i:\Aanalysis(?=[A-Z])))"
+    r"|\[(?P<slash2>/?)think(?:ing)?\]"
+    # <think>, </think>, <think/>, ◁/think▷, <|END_THINKING|>
+    r"|[<＜◁⟨]\|?[ ]?(?P<slash>[/／]?)[ ]?(?P<name>[\w:.-]{2,40})(?:\s[^<>\n]{0,80})?"
+    r"(?P<empty>/?)\|?[>＞▷⟩]",
+    re.IGNORECASE,
+)
+
+
+_MARKS = "`~\"'“”‘’«»「」 \t\n"
+
+
+def verdict_start(text: str) -> int | None:
+    """Returns the position after the thinking; 0 without any, None if the thinking has no end.
+
+    Everything before the last closing tag is thinking, as many chat templates open it in the
+    prompt. A tag in a quotation is a mention, unless a closing tag there has no opening one.
+    """
+    tags = (
+        list(THINKING.finditer(text)) if re.search(r"[<＜◁⟨\[]|assistantfinal|\Aana", text) else []
+    )
+    tags = [tag for tag in tags if tag["name"] is None or _STEM.search(tag["name"])]
+    if not tags:
+        return 0
+    # The thinking may have opened a code block without closing it.
+    quoted = quoted_spans(text[: _fences(text)[1]])
+    start, is_open, opened_in = 0, False, set()
+    for tag in tags:
+        span = containing(quoted, tag.start())
+        if _closes(tag):
+            alone = span is not None and text[slice(*span)].strip(_MARKS).lstrip("> ") == tag[0]
+            if span is None or (span not in opened_in and not alone):
+                start, is_open = tag.end(), False
+        elif span is None or not text[: tag.start()].strip():
+            is_open = True
+        else:
+            opened_in.add(span)
+    return None if is_open else start
+
+
+def _closes(tag: re.Match[str]) -> bool:
+    name = (tag["name"] or "").lower()
+    return bool(
+        tag["slash"] or tag["slash2"] or tag["close"] or tag["empty"] or name.startswith("end")
+    )
