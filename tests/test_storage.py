@@ -49,6 +49,9 @@ def test_writing_uploads_a_folder_without_temporary_files(bucket):
     assert [p.name for p in (bucket / "new").iterdir()] == ["b.json"]
 
 
+SPLITS = {"train": "pairs", "test": "test"}
+
+
 def test_training_reads_data_samples_and_weights_from_a_bucket(bucket, monkeypatch):
     from experiments import spct_tiny
     from grm_jax import checkpoints
@@ -61,7 +64,9 @@ def test_training_reads_data_samples_and_weights_from_a_bucket(bucket, monkeypat
     (bucket / "general.jsonl").write_text(json.dumps({"query": "q", "answer": "a"}) + "\n")
     (bucket / "samples.jsonl").write_text(json.dumps({"id": "one", "text": "t"}) + "\n")
     config = spct_tiny.get_config()
-    mixtures.add_comparisons("pairs", dict.fromkeys(("train", "test"), "gs://bucket/pairs.jsonl"))
+    (bucket / "test.jsonl").write_text(json.dumps({**pair, "query": "p"}) + "\n")
+    files = {split: f"gs://bucket/{name}.jsonl" for split, name in SPLITS.items()}
+    mixtures.add_comparisons("pairs", files)
     mixtures.add_examples("chats", {"train": "general.jsonl"})
     config.data.update(judging="pairs", held_out="pairs", general="chats", folder="gs://bucket")
     assert [sources.judging(config, split).at(0).id for split in ("train", "test")] == [

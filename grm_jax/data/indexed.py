@@ -100,6 +100,9 @@ class Index:
     def __len__(self) -> int:
         return len(self._ends)
 
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
+
     def __getitem__(self, i: int) -> Any:
         start = int(self._ends[i - 1]) if i else 0
         return json.loads(os.pread(self._file.fileno(), int(self._ends[i]) - start, start))

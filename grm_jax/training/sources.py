@@ -30,7 +30,7 @@ from grm_jax.data import batches, indexed, sft, world
 from grm_jax.data.comparisons import from_json
 from grm_jax.data.world.vocabulary import vocabulary_path
 from grm_jax.storage import as_path, fetch
-from grm_jax.training import inputs, own_file, rft_samplers
+from grm_jax.training import inputs, overlap, own_file, rft_samplers
 from grm_jax.training.errors import TrainingError
 from grm_jax.types import Comparison
 
@@ -224,6 +224,7 @@ def _mixture_views(
     if split != "train":  # each once: rates are for endless streams
         return [_View(index, range(len(index)))], [1.0]
     views = [_View(index, lines) for lines in index.sections.values()]
+    views = _without_held_out(config, list(tasks), views, workdir)
     if without:
         views = [_dropped(task, view, without) for task, view in zip(tasks, views)]
     return views, list(tasks.values())
@@ -274,6 +275,32 @@ def _dropped(name: str, view: _View, without: Collection[str]) -> _View:
             f"source {name!r} has no comparisons but those dropped: take it out of the mixture"
         )
     return dataclasses.replace(view, lines=np.array(kept))
+
+
+def _without_held_out(
+    config: Any, tasks: Sequence[str], views: Sequence[_View], workdir: Any
+) -> list[_View]:
+    """Drops the training comparisons whose query is held out, and writes their number.
+
+    Without the stage eval, the held-out comparisons are read only if all their files are here.
+    """
+    held_out = config.data.get("held_out")
+    if not held_out or ("eval" not in config.stages and not _is_local(config, "held_out")):
+        return list(views)
+    others = _index(config, "held_out", workdir)
+    folder = None if workdir is None else as_path(workdir) / "data"
+    kept = overlap.drop(dict(zip(tasks, views)), others, f"config.data.held_out={held_out}", folder)
+    return [dataclasses.replace(view, lines=lines) for view, lines in zip(views, kept)]
+
+
+def _is_local(config: Any, field: str) -> bool:
+    """Whether all files of a field's tasks are on this machine's disk."""
+    try:
+        split = _split(config, field)
+        files = [p for task in _tasks(config, field) for p in _mixtures(config).paths(task, split)]
+    except ValueError:
+        return False
+    return bool(files) and all(Path(path).is_file() for path in files)
 
 
 def _identity(lists: Sequence[Sequence[Comparison]], rates: Sequence[float], seed: int) -> str:

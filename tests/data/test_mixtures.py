@@ -35,7 +35,7 @@ def config(tmp_path):
         mixtures.add_comparisons(name, {"train": f"{name}.jsonl"}, layout="offsetbias")
     mixtures.add_mixture("t_mixed", {"t_many": 3.0, "t_few": 1.0})
     config = spct_27b.get_config()
-    config.data.update(judging="t_mixed", folder=str(tmp_path), seed=7)
+    config.data.update(judging="t_mixed", held_out="", folder=str(tmp_path), seed=7)
     return config
 
 
@@ -241,11 +241,31 @@ def test_index_is_written_once_and_named_by_what_it_depends_on(config, tmp_path,
 
 def test_index_of_a_killed_run_is_written_again(config, tmp_path):
     run = tmp_path / "run"
-    first = sources.judging(config, workdir=run)
+    first = sources.judging(config, workdir=run).take(0, 9)
     (folder,) = (run / "data").iterdir()
     (folder / indexed.READY).unlink()
     (folder / "records.jsonl").write_text("{tor")
-    assert sources.judging(config, workdir=run).take(0, 9) == first.take(0, 9)
+    assert sources.judging(config, workdir=run).take(0, 9) == first
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "offsets.npy", "index.json", "checksums.json"])
+def test_a_damaged_file_of_an_index_is_noticed_and_the_index_is_written_again(
+    name, config, tmp_path, caplog
+):
+    run = tmp_path / "run"
+    first = sources.judging(config, workdir=run)
+    expected = first.take(0, 70)
+    (folder,) = (run / "data").iterdir()
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 2
+    (folder / name).write_bytes(data)
+    again = sources.judging(config, workdir=run)
+    assert again.take(0, 70) == expected and again.identity == first.identity
+    assert f"{folder}: " in caplog.text and "the folder is written again" in caplog.text
+    (folder / name).write_bytes(data)
+    (tmp_path / "t_few.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match="t_few.jsonl"):
+        sources.judging(config, workdir=run)
 
 
 def test_other_processes_wait_for_process_0(config, tmp_path, monkeypatch):

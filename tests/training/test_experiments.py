@@ -246,7 +246,7 @@ def test_the_identity_of_a_source_covers_labels_texts_and_rates(tmp_path):
             mixtures.add_comparisons(name, {"train": str(tmp_path / f"{name}.jsonl")})
         mixtures.add_mixture("both", {"a": 1.0, "b": rate})
         config = spct_27b.get_config()
-        config.data.judging = "both"
+        config.data.update(judging="both", held_out="")
         return sources.judging(config).identity
 
     assert identity(0, "y", 1.0) == identity(0, "y", 1.0)
