@@ -124,7 +124,8 @@ def load(
             f"mesh is the {type(mesh).__name__} {mesh!r:.60}: pass grm_jax.sharding.make_mesh(...)"
         )
     reader = open_checkpoint(path)
-    cfg = reader.model_config() if cfg is None else reader.fit(cfg)
+    with damage_of(reader.path):
+        cfg = reader.model_config() if cfg is None else reader.fit(cfg)
     has_head = cfg.scalar_head
     cfg = cfg.replace(**changes)
     if dtype is not None:

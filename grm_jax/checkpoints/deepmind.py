@@ -9,7 +9,7 @@
 All are mapped to the same tensor names: layer_0/attn/q_einsum.
 """
 
-import json
+import math
 import os
 import re
 from pathlib import Path
@@ -18,12 +18,15 @@ from typing import Any
 import numpy as np
 
 from grm_jax.checkpoints.tensors import BFLOAT16, Index, Reader, put
+from grm_jax.model_files import check_file, one_line, read_json
 from grm_jax.models.config import TransformerConfig, find_config
 
 MARKERS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
 SUBFOLDERS = ("", "default", "state")  # trainers write the arrays one folder down
 STACKED = re.compile(r"stacked_layers/attention_type_(\d+)/(.*)")
 # Prefixes of the vision encoder in multimodal checkpoints.
+DTYPES = ("bfloat16", "float16", "float32", "float64")
+MAX_LAYERS = 1 << 10
 VISION = ("SigLiPFromPatches_0/", "vision_encoder/", "embedder/mm_")
 
 
@@ -51,16 +54,24 @@ class DeepMindCheckpoint(Reader):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         folders = [Path(path).absolute() / sub for sub in SUBFOLDERS]
         self.path = next((p for p in folders if (p / "_METADATA").exists()), folders[0])
-        metadata = json.loads((self.path / "_METADATA").read_text())
-        stores = {}
+        metadata = read_json(self.path / "_METADATA")
+        _refuse_links(self.path)
+        stores: dict[str, Any] = {}
         for entry in metadata["tree_metadata"].values():
             keys = [str(k["key"]) for k in entry["key_metadata"]]
             if (name := _tensor_name("/".join(keys))) is not None:
-                stores[name] = _open(self.path, ".".join(keys), metadata.get("use_zarr3", False))
+                if name in stores:
+                    raise ValueError(f"{self.path}: _METADATA has {one_line(name)} twice")
+                stores[name] = _open(self.path, ".".join(keys), metadata)
         period = 1 + max((int(m[1]) for m in map(STACKED.match, stores) if m), default=-1)
         self.tensors: dict[str, TensorStoreTensor] = {}
         for name, store in stores.items():
             if match := STACKED.match(name):
+                if not store.shape or store.shape[0] > MAX_LAYERS:
+                    raise ValueError(
+                        f"{self.path}: {one_line(name)} of shape {store.shape} is no stack of "
+                        f"up to {MAX_LAYERS} layers: download it again"
+                    )
                 for unit in range(store.shape[0]):
                     layer = f"layer_{unit * period + int(match[1])}/{match[2]}"
                     self.tensors[layer] = TensorStoreTensor(store, unit)
@@ -111,17 +122,50 @@ def _tensor_name(key: str) -> str | None:
     return None if name.startswith(VISION) else name.removesuffix("/w")
 
 
-def _open(folder: Path, key: str, zarr3: bool) -> Any:
+def _refuse_links(folder: Path) -> None:
+    """Raises ValueError for links, FIFOs and the like: tensorstore opens what the folder names."""
+    for path in folder.rglob("*"):
+        if path.is_symlink() or not path.is_dir():
+            check_file(path)
+
+
+def _open(folder: Path, key: str, metadata: dict[str, Any]) -> Any:
     import tensorstore as ts
 
+    if ".." in key.split("/") or key.startswith("/"):
+        raise ValueError(f"{folder}: the array {one_line(key):.80} is outside the checkpoint")
     if (folder / "manifest.ocdbt").exists():
         kvstore = {"driver": "ocdbt", "base": f"file://{folder}/", "path": f"{key}/"}
     else:
         kvstore = {"driver": "file", "path": f"{folder}/{key}/"}
-    spec = {"driver": "zarr3" if zarr3 else "zarr", "kvstore": kvstore}
+    driver = "zarr3" if metadata.get("use_zarr3", False) else "zarr"
     try:
-        return ts.open(spec, open=True, read=True).result()
+        store = ts.open({"driver": driver, "kvstore": kvstore}, open=True, read=True).result()
     except ValueError as error:
         raise ValueError(
-            f"{folder}: array {key} cannot be opened ({error}): the checkpoint may be incomplete"
+            f"{folder}: array {one_line(key):.80} cannot be opened ({one_line(error):.300}): "
+            "the checkpoint may be incomplete"
         ) from None
+    _check_array(folder, key, store, metadata)
+    return store
+
+
+def _check_array(folder: Path, key: str, store: Any, metadata: dict[str, Any]) -> None:
+    """Raises ValueError for an array of another type, or whose chunks are too large or missing.
+
+    A missing chunk would be read as zeros. Newer checkpoints state that they store every chunk.
+    """
+    where = f"{folder}: array {one_line(key):.80}"
+    if store.dtype.name not in DTYPES:
+        raise ValueError(f"{where} has dtype {store.dtype.name}: give {', '.join(DTYPES)}")
+    chunk = store.chunk_layout.write_chunk.shape
+    if math.prod(chunk) > 4 * math.prod(store.shape) + 1024:
+        raise ValueError(f"{where} of shape {store.shape} has chunks of {chunk}: download it again")
+    if metadata.get("store_array_data_equal_to_fill_value"):
+        chunks = math.prod(-(-n // c) for n, c in zip(store.shape, chunk))
+        names = [os.path.basename(name) for name in store.kvstore.list().result()]
+        stored = sum(name not in (b".zarray", b".zattrs", b"zarr.json") for name in names)
+        if stored != chunks:
+            raise ValueError(
+                f"{where} has {stored} of {chunks} chunks: the checkpoint may be incomplete"
+            )

@@ -82,7 +82,7 @@ def tokenizer_files(kind: str) -> dict[str, bytes]:
 
 @functools.cache
 def as_json() -> str:
-    """Returns the world's vocabulary as a tokenizer.json, converted as transformers converts one."""
+    """Returns the world's vocabulary as a tokenizer.json, converted as transformers does."""
     import sentencepiece.sentencepiece_model_pb2 as pb
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
