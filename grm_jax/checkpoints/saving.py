@@ -170,7 +170,7 @@ def copy_tokenizer(source: str | os.PathLike[str], path: str | os.PathLike[str])
         known = source.name in TOKENIZER_FILES
         files = {source.name if known else f"tokenizer{source.suffix}": source}
     for name, file in files.items():
-        if file.resolve() != (path / name).resolve():
+        if os.path.realpath(file) != os.path.realpath(path / name):
             write_atomic(path / name, read_bytes(file, linked=file == source))
     return list(files)
 

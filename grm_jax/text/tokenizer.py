@@ -266,7 +266,8 @@ def load(path: str | Path) -> Tokenizer:
     ]
     if len(files) > 1 and not same_ids(*backends):
         files, backends = files[1:], backends[1:]
-    check_settings(folder, config, backends[0])
+    with damage_of(folder / "tokenizer_config.json"):
+        check_settings(folder, config, backends[0])
     template, stops = chat.find_template(folder), _stop_ids(folder, backends[0])
     tokenizer = Tokenizer(backends[0], files[0], config, template, stops)
     if template is not None:  # a faulty one is refused here, and not once for each prompt
@@ -280,7 +281,7 @@ def check_settings(folder: Path, config: dict[str, Any], backend: Backend) -> No
 
     Tokens that the settings alone add would be split into pieces of text.
     """
-    where = f"{folder / 'tokenizer_config.json'}"
+    where = folder / "tokenizer_config.json"
     for key in SPECIAL_TOKENS:
         token = config.get(key)
         token = token.get("content", token) if isinstance(token, dict) else token
@@ -292,17 +293,14 @@ def check_settings(folder: Path, config: dict[str, Any], backend: Backend) -> No
             )
     if not isinstance(add_bos := config.get("add_bos_token"), bool | None):
         raise ValueError(f"{where}: add_bos_token={add_bos!r:.40} is wrong: give true or false")
-    with damage_of(where):
-        for i, token in (config.get("added_tokens_decoder") or {}).items():
-            text = token["content"]
-            if text != IMAGE_TOKEN and backend.id_of(text) != int(i):
-                piece = text.replace(" ", "\u2581")
-                if backend.id_of(piece) != int(i):
-                    raise ValueError(
-                        f"{where}: added_tokens_decoder has {text!r:.60} at {i:.20}, where the "
-                        f"vocabulary has it at {backend.id_of(text)}: give the model's own "
-                        "tokenizer.json"
-                    )
+    for i, token in (config.get("added_tokens_decoder") or {}).items():
+        text = token["content"]
+        pieces = [text, text.replace(" ", "\u2581")]
+        if text != IMAGE_TOKEN and int(i) not in map(backend.id_of, pieces):
+            raise ValueError(
+                f"{where}: added_tokens_decoder has {text!r:.60} at {i:.20}, where the vocabulary "
+                f"has it at {backend.id_of(text)}: give the model's own tokenizer.json"
+            )
 
 
 def _stop_ids(folder: Path, backend: Backend) -> tuple[int, ...]:
