@@ -34,6 +34,7 @@ TOKENIZER_FILES = (
 )
 # What every use of a model reads, beside its weights.
 METADATA_FILES = ("judge.json", "meta_rm.json")  # see `judging.metadata`
+OWN_TEMPLATE = re.compile(r"prompt_[^/]+")  # a prompt template that judge.json may name
 SMALL_FILES = (*TOKENIZER_FILES, "config.json", *METADATA_FILES, INDEX)
 
 _PART = r"[\w][\w.-]*"
@@ -109,6 +110,7 @@ def model_files(name: HubName, weights: bool = True) -> list[str]:
     if name.file:
         return [name.file]
     small = [file for file in SMALL_FILES if file in repo.sizes]
+    small += [file for file in repo.sizes if OWN_TEMPLATE.fullmatch(file)][:8]
     folder = download(name, small, quiet=True)
     return [*small, *_weight_files(name, folder, repo)] if weights else small
 

@@ -90,13 +90,13 @@ def convert(
 ) -> None:
     """Converts `src` to a Hugging Face folder `dst`; raises ValueError or OSError.
 
-    The judge.json and meta_rm.json of a folder are copied.
+    The judge.json and meta_rm.json of a folder are copied, with the templates that they name.
     """
     from rich import progress as bars
     from rich.console import Console
 
     from grm_jax.checkpoints import copy_tokenizer, load, open_checkpoint, save
-    from grm_jax.hub import METADATA_FILES
+    from grm_jax.hub import METADATA_FILES, OWN_TEMPLATE
     from grm_jax.model_files import exists, read_bytes
     from grm_jax.models import get_config
     from grm_jax.storage import fetch, write_atomic
@@ -136,7 +136,8 @@ def convert(
     finally:
         if display.live.is_started:
             display.stop()
-    for name in METADATA_FILES:
+    own = [file.name for file in src.glob("*") if OWN_TEMPLATE.fullmatch(file.name)]
+    for name in (*METADATA_FILES, *own):
         if exists(src / name):
             write_atomic(dst / name, read_bytes(src / name))
     copied = copy_tokenizer(tokenizer or src, dst) if tokenizer or src.is_dir() else []

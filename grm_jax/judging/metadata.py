@@ -7,6 +7,7 @@ Training writes them when it exports a model. They fill in what a command does n
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -36,23 +37,32 @@ class _Metadata:
         try:
             fields = read_json(file)
             names = {field.name for field in dataclasses.fields(cls)}
-            return cls(**{name: fields[name] for name in names & fields.keys()})
-        except ValueError as error:
+            metadata = cls(**{name: fields[name] for name in names & fields.keys()})
+            return metadata._with_templates(rendering.in_folder, file.parent)
+        except (ValueError, FileNotFoundError) as error:
             reason = one_line(error).removeprefix(f"{file} ")
             raise ValueError(
                 f"{file} should hold {cls.EXAMPLE} ({reason}): fix or remove it"
             ) from None
 
     def save(self, folder: str | Path) -> None:
-        """Writes the file into a model folder."""
-        fields = dataclasses.asdict(self)
+        """Writes the file into a model folder, with copies of the user's templates it names."""
+        fields = dataclasses.asdict(self._with_templates(rendering.save, Path(folder)))
         write_atomic(Path(folder) / self.FILE, strict_json.dumps(fields) + "\n")
+
+    def _with_templates(self, name_of: Callable[[str, Path], str], folder: Path) -> Self:
+        """Replaces the names of templates by name_of(name, folder)."""
+        named = {name: getattr(self, name, None) for name in ("template", "single")}
+        return dataclasses.replace(
+            self, **{name: name_of(value, folder) for name, value in named.items() if value}
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class JudgeMetadata(_Metadata):
     """judge.json: the prompt templates of a judge's training, and its longest critique in tokens.
 
+    template: a shipped one by name, or a file in the folder.
     single: the template for comparisons with one response, such as "compact/single_binary"; None,
     as in files without the field, for the one that `template` chooses.
     """

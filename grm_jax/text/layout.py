@@ -36,6 +36,7 @@ class Template:
     output: what the model writes.  low, high: the scale of its scores.
     n_min, n_max: the number of responses it takes.  needs: inputs that must not be None.
     own: whether it is a user's file, and not a shipped one.
+    files: (name, source) of a user's file, and of the files beside it that it includes.
     markers: the strings that enclose texts.
     fingerprint: 12 hex digits of a hash over its source and every file it includes.
     """
@@ -50,6 +51,7 @@ class Template:
     fingerprint: str
     jinja: Any = dataclasses.field(repr=False, compare=False)
     own: bool = True
+    files: tuple[tuple[str, str], ...] = dataclasses.field(default=(), repr=False, compare=False)
     markers: tuple[str, ...] = ()
 
 

@@ -20,7 +20,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,8 @@ import jinja2
 from jinja2 import meta, nodes
 from jinja2.loaders import split_template_path
 
-from grm_jax import strict_json
-from grm_jax.model_files import exists, read_bytes
+from grm_jax import storage, strict_json
+from grm_jax.model_files import check_file, exists, read_bytes
 from grm_jax.text import fences, layout, sandbox
 from grm_jax.text.layout import NEEDS, Shape, Template
 from grm_jax.types import ROLE_NAMES, ROLES, Comparison, Principle
@@ -38,7 +37,9 @@ from grm_jax.types import ROLE_NAMES, ROLES, Comparison, Principle
 FOLDER = Path(__file__).parent / "templates"
 FAMILIES = tuple(sorted((path.parent.name for path in FOLDER.glob("*/judge.jinja")), reverse=True))
 OUTPUTS = ("scores", "choice", "principles", "scalar")
+PREFIX = "prompt_"  # of a user's template in a model folder
 MAX_RESPONSES = 32
+MAX_SCALE = 1_000_000
 
 
 # ---------------------------------------------------------------- names
@@ -133,14 +134,18 @@ def _load(path: Path, name: str, mtime: float) -> Template:
     with sandbox.guard(what):
         jinja = env.get_template(path.name)
         settings = _settings(env, _source([path.parent], path.name) or "")
-        fingerprint = _fingerprint(env, path.name)
+        sources = _sources(env, path.name)
+        digest = hashlib.sha256("".join(sources.values()).encode("utf-8", "surrogatepass"))
     try:
         template = Template(
             name,
             **_checked(settings),
-            fingerprint=fingerprint,
+            fingerprint=digest.hexdigest()[:12],
             jinja=jinja,
             own=name not in names(),
+            files=tuple(
+                (name, text) for name, text in sources.items() if exists(path.parent / name)
+            ),
         )
         markers = layout.all_markers(template)
     except ValueError as error:
@@ -176,14 +181,13 @@ def _checked(settings: dict[str, Any]) -> dict[str, Any]:
     needs = settings.get("needs", ())
     for name, value in fields.items():
         kinds = (str,) if name == "output" else (int,) if name.startswith("n_") else (int, float)
-        if type(value) not in kinds or (name != "output" and not math.isfinite(value)):
-            raise ValueError(
-                f"{name} is {value!r:.40}: set a {'text' if str in kinds else 'number'}"
-            )
+        if type(value) not in kinds or (name != "output" and not abs(value) <= MAX_SCALE):
+            what = "a text" if name == "output" else f"a number up to {MAX_SCALE:,}"
+            raise ValueError(f"{name} is {value!r:.40}: set {what}")
     low, high, n_min, n_max = (fields[name] for name in ("low", "high", "n_min", "n_max"))
     if fields["output"] not in OUTPUTS:
         raise ValueError(f"output is {fields['output']!r:.40}, not one of {', '.join(OUTPUTS)}")
-    if not -1e6 <= low < high <= 1e6:
+    if low >= high:
         raise ValueError(f"the scale is {low:g} to {high:g}: set low below high")
     if not 1 <= n_min <= n_max <= MAX_RESPONSES:
         raise ValueError(f"n_min is {n_min} and n_max {n_max}: set 1 to {MAX_RESPONSES} responses")
@@ -206,17 +210,49 @@ def _settings(env: Any, source: str) -> dict[str, Any]:
     return settings
 
 
-def _fingerprint(env: Any, filename: str) -> str:
-    digest, queue, seen = hashlib.sha256(), [filename], set()
+def _sources(env: Any, filename: str) -> dict[str, str]:
+    """{name: source} of a template and all that it includes."""
+    queue, sources = [filename], dict[str, str]()
     while queue:
         name = queue.pop(0)
-        if name in seen:
-            continue
-        seen.add(name)
-        source = env.loader.get_source(env, name)[0]
-        digest.update(source.encode())
-        queue += sorted(x for x in meta.find_referenced_templates(env.parse(source)) if x)
-    return digest.hexdigest()[:12]
+        if name not in sources:
+            sources[name] = env.loader.get_source(env, name)[0]
+            found = meta.find_referenced_templates(env.parse(sources[name]))
+            queue += sorted(x for x in found if x)
+    return sources
+
+
+# ---------------------------------------------------------------- templates of model folders
+
+
+def in_folder(name: str, folder: Path) -> str:
+    """Returns a template that a model folder names: a shipped name, or the path of its own file.
+
+    Raises ValueError for any other path: a folder decides about its own files alone.
+    """
+    if name in FAMILIES or canonical_name(name) in names():
+        return name
+    if Path(name).name != name or not exists(folder / name):
+        raise ValueError(
+            f"template={name!r:.100} is neither shipped nor a file in this folder: give other "
+            "files as --template"
+        )
+    check_file(folder / name)
+    return str(folder / name)
+
+
+def save(name: str, folder: Path) -> str:
+    """Copies a user's template and what it includes into a model folder.
+
+    Returns the name for `in_folder`; that of a shipped template as it is.
+    """
+    template = load(name)
+    if not template.own:
+        return name
+    main = PREFIX + template.name.removeprefix(PREFIX)
+    for i, (included, source) in enumerate(template.files):
+        storage.write_atomic(folder / (included if i else main), source)
+    return main
 
 
 # ---------------------------------------------------------------- rendering
