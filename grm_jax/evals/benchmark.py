@@ -76,6 +76,7 @@ class Benchmark:
       order: place among the benchmarks in results; the default comes last.
       paper: it counts in the paper's overall number.
       both_orders: the official protocol shows both orders (an even k with balanced orders does).
+      beside: benchmarks of further files in its folder, measured with it where their files exist.
       private: the authors ask not to publish the texts; output files then hold none.
     """
 
@@ -95,6 +96,7 @@ class Benchmark:
     order: int = 1000
     paper: bool = False
     both_orders: bool = False
+    beside: tuple[str, ...] = ()
     private: bool = False
 
     def load(self, root: str | Path, read: set[Path] | None = None) -> list[Comparison]:

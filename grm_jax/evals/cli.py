@@ -210,33 +210,55 @@ def judge_name(args: argparse.Namespace) -> str:
 def load(args: argparse.Namespace) -> list[Task]:
     """Loads the benchmarks of --benchmark; 'all' skips those without files."""
     names = {"paper": PAPER, "all": BENCHMARKS}.get(args.benchmark) or args.benchmark.split(",")
-    tasks, missing = [], []
+    tasks: list[Task] = []
+    missing: list[str] = []
     for name in dict.fromkeys(name.strip() for name in names):
         benchmark = BENCHMARKS[name]
+        others = [BENCHMARKS[other] for other in benchmark.beside if other not in names]
         try:
-            read: set[Path] = set()
-            comparisons = benchmark.load(args.data, read)
+            tasks.append(load_task(args, benchmark))
         except MissingData as error:
             if args.benchmark == "all":
                 print(f"grm eval: skipped: {error}", file=sys.stderr)
-            else:
+            elif not any(_has_rows(args, other) for other in others):
                 missing.append(str(error))
-            continue
-        total = len(comparisons)
-        if args.part and args.scores:
-            ids = {str(row.get("id")) for row in strict_records(scores_path(args.scores, name))}
-            comparisons = [c for c in comparisons if str(c.id) in ids]
-            if not comparisons:
-                raise ValueError(f"{args.scores} has none of the {total} comparisons of {name}")
-        comparisons = run.choose(comparisons, args.limit, args.subset)
-        if not args.with_reference:
-            comparisons = [dataclasses.replace(c, reference=None) for c in comparisons]
-        tasks.append(Task(benchmark, comparisons, total, frozenset(read)))
+        tasks += [load_task(args, other) for other in others if _has_rows(args, other)]
     if missing:
-        raise MissingData("\n".join(missing))
+        raise MissingData(" ".join(missing))
     if not tasks:
         raise MissingData(f"{args.data} has the files of no benchmark")
     return tasks
+
+
+def _has_rows(args: argparse.Namespace, benchmark: Benchmark) -> bool:
+    """Whether a benchmark beside the one that was named has data, and scores if these are read."""
+    try:
+        ids = {str(comparison.id) for comparison in benchmark.load(args.data)}
+    except MissingData:
+        return False
+    path = scores_path(args.scores, benchmark.name) if args.scores else None
+    return path is None or (
+        path.is_file() and any(str(row.get("id")) in ids for row in strict_records(path))
+    )
+
+
+def load_task(args: argparse.Namespace, benchmark: Benchmark) -> Task:
+    """Loads one benchmark with the comparisons that --part, --limit and --subset select."""
+    read: set[Path] = set()
+    comparisons = benchmark.load(args.data, read)
+    total = len(comparisons)
+    if args.part and args.scores:
+        path = scores_path(args.scores, benchmark.name)
+        ids = {str(row.get("id")) for row in strict_records(path)}
+        comparisons = [c for c in comparisons if str(c.id) in ids]
+        if not comparisons:
+            raise ValueError(
+                f"{args.scores} has none of the {total} comparisons of {benchmark.name}"
+            )
+    comparisons = run.choose(comparisons, args.limit, args.subset)
+    if not args.with_reference:
+        comparisons = [dataclasses.replace(c, reference=None) for c in comparisons]
+    return Task(benchmark, comparisons, total, frozenset(read))
 
 
 def scores_path(scores: str, name: str) -> Path:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from grm_jax import strict_json
 from grm_jax.data.comparisons import Row
-from grm_jax.data.records import strict_records
+from grm_jax.data.records import read_records
 from grm_jax.display import shown
 from grm_jax.evals.judged import JudgedComparison, from_row
 from grm_jax.judging.options import Options
@@ -125,25 +125,42 @@ def fingerprint(comparisons: Sequence[Comparison]) -> str:
 def load_judged(comparisons: Sequence[Comparison], path: str | Path) -> list[JudgedComparison]:
     """Loads judged comparisons by id from rows of `grm judge` or of a scores file.
 
-    Raises ValueError for a missing row, or one that does not fit its comparison.
+    Raises ValueError for a missing row, one that appears twice, or one that does not fit its
+    comparison; the message names the file and the line.
     """
-    rows = {str(row.get("id")): row for row in strict_records(path)}
-    missing = [c.id for c in comparisons if str(c.id) not in rows]
+    by_id = {str(c.id): c for c in comparisons}
+    judged: dict[str, JudgedComparison] = {}
+    lines: dict[str, int] = {}
+    for record in read_records(path):
+        where = f"{path}, line {record.line}"
+        if record.problem:
+            raise ValueError(f"{where}: {record.problem}")
+        id = str(record.fields.get("id"))
+        if id in lines:
+            raise ValueError(f"{where}: the id {id!r:.60} of line {lines[id]} again: remove one")
+        if id in by_id:
+            lines[id], judged[id] = record.line, _judged(by_id[id], record.fields, where)
+    missing = [c.id for c in comparisons if str(c.id) not in judged]
     if missing:
         raise ValueError(
             f"{path} has no row for {len(missing)} of {len(comparisons)} comparisons, the first is "
             f"{missing[0]!r}: use the ids of `grm eval --write_comparisons`, or --part to measure "
             "the others"
         )
-    return [_judged(c, rows[str(c.id)], path) for c in comparisons]
+    return [judged[str(c.id)] for c in comparisons]
 
 
-def _judged(comparison: Comparison, row: Mapping, path: str | Path) -> JudgedComparison:
-    where = f"{path}: row {comparison.id!r}"
+def _judged(comparison: Comparison, row: Mapping, where: str) -> JudgedComparison:
+    where = f"{where}: row {comparison.id!r}"
     if "critiques" in row and (row["critiques"] or row.get("error")):
         if problem := row_problem(dict(row)):
             raise ValueError(f"{where}: {problem}")
-        return from_row(comparison, row)
+        try:
+            return from_row(comparison, row)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+    if "scores" not in row:
+        raise ValueError(f"{where} has no field 'scores': give a number per response, or null")
     views = row.get("views") or []
     if not isinstance(views, list) or not all(_is_view(view, comparison.n) for view in views):
         raise ValueError(f"{where} has the views {shown(views)}: give [{{order, scores}}, ...]")

@@ -15,7 +15,16 @@ from grm_jax.judging.run import RunConfig, judge_rows
 from grm_jax.run_store import IdentityMismatch
 
 ROWS = [{"query": f"q{i}", "responses": ["a", "b"]} for i in range(3)]
-TEMPLATE = "Judge.\n{{ query }}\n{% for r in responses %}\n<<{{ r }}>>\n{% endfor %}"
+TEMPLATE = """Judge.
+[Query]
+{{ query }}
+[/Query]
+{% for r in responses %}
+[Response {{ loop.index }}]
+{{ r }}
+[/Response {{ loop.index }}]
+{% endfor %}
+"""
 
 
 def write(responses, key):

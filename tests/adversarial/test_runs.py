@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
 
 import fuzz
@@ -16,6 +17,7 @@ from grm_jax.judging.judge import Judge
 from grm_jax.judging.loading import LoadOptions
 from grm_jax.judging.options import NUMBERS, Options
 from grm_jax.judging.run import RunConfig
+from grm_jax.text.rendering import FOLDER
 
 # ---------------------------------------------------------------- numbers of options
 
@@ -176,7 +178,7 @@ def test_an_input_is_never_an_output(argv, judge, tmp_path, capsys):
     (tmp_path / "y.part").symlink_to("a")
     (tmp_path / "hard").hardlink_to(tmp_path / "a")
     (tmp_path / "principles.txt").write_text("1. Rhyme (100%): it rhymes")
-    (tmp_path / "template.jinja").write_text("{{ query }}\n<<{{ responses | join('>><<') }}>>")
+    shutil.copy(FOLDER / "compact" / "judge.jinja", tmp_path / "template.jinja")
     before = content_of(tmp_path), content_of(tmp_path / "m"), content_of(tmp_path / "folder")
     assert judge(*argv.split()) == 2
     error = capsys.readouterr().err

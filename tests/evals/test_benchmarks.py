@@ -17,8 +17,8 @@ RENEW = "python -c 'from grm_jax.evals.benchmarks import markdown_table; print(m
 def test_the_order_of_results():
     assert list(BENCHMARKS) == [
         "rewardbench", "rewardbench2", "ppe_preference", "ppe_correctness", "ppe_best_of_k", "rmb",
-        "rmb_pairs", "realmistake", "rm_bench", "judgebench", "llmbar", "pandalm", "gsm8k",
-        "humanevalpack", "hh_rlhf", "prometheus_hhh", "llamafactory_dpo_demo",
+        "rmb_pairs", "realmistake", "rm_bench", "judgebench", "judgebench_claude", "llmbar",
+        "pandalm", "gsm8k", "humanevalpack", "hh_rlhf", "prometheus_hhh", "llamafactory_dpo_demo",
         "llamafactory_kto_demo", "world", "world_held_out",
     ]  # fmt: skip
     assert PAPER == ("rewardbench", "ppe_preference", "ppe_correctness", "rmb")

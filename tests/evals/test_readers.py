@@ -201,3 +201,38 @@ def test_judgebench_and_llmbar(tmp_path):
         path.write_text(json.dumps([{"input": "i", "output_1": "a", "output_2": "b", "label": 2}]))
     (comparison,) = BENCHMARKS["llmbar"].load(tmp_path)
     assert comparison.label == 1 and comparison.meta["subset"] == "Adversarial/Manual"
+
+
+def test_judgebench_has_a_headline_for_each_file(tmp_path, capsys):
+    """The gpt-4o file gets half of its pairs right, the claude file all; they are not pooled."""
+    from grm_jax.evals import cli
+
+    def write(name, labels):
+        rows = [
+            {
+                **{"pair_id": str(i), "source": "mmlu-pro-law", "question": f"q{i}"},
+                **{"response_A": "longer", "response_B": "b", "label": label},
+            }
+            for i, label in enumerate(labels)
+        ]
+        jsonl(tmp_path / "judgebench" / f"dataset=judgebench,response_model={name}.jsonl", rows)
+
+    def entries(*flags):
+        out = tmp_path / "out"
+        argv = ["--data", str(tmp_path), "--out", str(out), "--draws", "10", *flags]
+        assert cli.main([*argv, *([] if "--scores" in flags else ["--judge", "longest"])]) == 0
+        return json.loads((out / "results.json").read_text())
+
+    write("gpt-4o-2024-05-13", ["A>B", "B>A"] * 2)
+    (entry,) = entries("--benchmark", "judgebench")
+    write("claude-3-5-sonnet-20240620", ["A>B"] * 3)
+    for names in ("judgebench", "judgebench,judgebench_claude"):
+        gpt, claude = entries("--benchmark", names)
+        assert gpt["metrics"] == entry["metrics"] and gpt["comparisons"] == 4
+        values = [e["metrics"][e["rule"]]["accuracy"]["value"] for e in (gpt, claude)]
+        assert values == [0.5, 1.0] and (gpt["of"], claude["of"]) == (4, 3)
+    (tmp_path / "out" / "results.json").unlink()
+    scores = tmp_path / "s.jsonl"
+    jsonl(scores, [{"id": f"judgebench-gpt-{i}", "scores": [1, 0]} for i in range(4)])
+    (entry,) = entries("--benchmark", "judgebench", "--scores", str(scores))
+    assert entry["benchmark"] == "judgebench"

@@ -1,5 +1,7 @@
 """JudgeBench: pairs with objective labels, both orders (arXiv 2410.12784; ScalerLab/JudgeBench)."""
 
+import dataclasses
+import functools
 from collections.abc import Iterator
 
 from grm_jax.evals import benchmark as bm
@@ -10,10 +12,16 @@ from grm_jax.types import Comparison
 SUBSETS = ("mmlu-pro", "livebench-reasoning", "livebench-math", "livecodebench")
 
 
-def read(source: Source) -> Iterator[Comparison]:
-    """Reads `question`, `response_A`, `response_B`, `label` ("A>B" or "B>A"); keeps the order."""
-    for path in source.require("dataset=judgebench*.jsonl", "judgebench*.jsonl"):
-        maker = "claude" if "claude" in path.name else "gpt"
+def read(source: Source, maker: str) -> Iterator[Comparison]:
+    """Reads `question`, `response_A`, `response_B`, `label` ("A>B" or "B>A"); keeps the order.
+
+    maker: "gpt" or "claude", the model that wrote the responses of a file. Published numbers are of
+    one file, so the two are not pooled.
+    """
+    patterns = ("dataset=judgebench*.jsonl", "judgebench*.jsonl")
+    paths = source.files(*patterns)
+    paths = [path for path in paths if ("claude" in path.name) == (maker == "claude")]
+    for path in paths or source.raise_missing(*patterns):
         for record in records(path):
             name = f"judgebench-{maker}-{record['pair_id']}"
             origin = record["source"]
@@ -44,7 +52,7 @@ JUDGEBENCH = bm.Benchmark(
     name="judgebench",
     title="JudgeBench",
     order=100,
-    read=read,
+    read=functools.partial(read, maker="gpt"),
     grade=grade,
     aggregate=bm.accuracy_by_subset,
     headline="accuracy over both orders",
@@ -54,8 +62,9 @@ JUDGEBENCH = bm.Benchmark(
         "single": "one verdict (scalar reward models): a tie or an unparseable verdict is wrong",
         "paper": bm.PAPER_RULE,
     },
-    files="data/dataset=judgebench,response_model=gpt-4o-2024-05-13.jsonl (350 pairs; the claude "
-    "file adds 270) of github.com/ScalerLab/JudgeBench, as judgebench/",
+    files="data/dataset=judgebench,response_model=gpt-4o-2024-05-13.jsonl (350 pairs) of "
+    "github.com/ScalerLab/JudgeBench, as judgebench/",
+    beside=("judgebench_claude",),
     chance="both orders: 0.25 for a coin per order; one verdict: 0.5",
     bars=("subset/",),
     aliases=("JudgeBench",),
@@ -69,4 +78,17 @@ JUDGEBENCH = bm.Benchmark(
     ),
     notes="Published numbers differ by protocol; compare only within one rule.",
     both_orders=True,
+)
+
+CLAUDE = dataclasses.replace(
+    JUDGEBENCH,
+    name="judgebench_claude",
+    title="JudgeBench, pairs by Claude",
+    order=101,
+    read=functools.partial(read, maker="claude"),
+    files="data/dataset=judgebench,response_model=claude-3-5-sonnet-20240620.jsonl (270 pairs) of "
+    "github.com/ScalerLab/JudgeBench, as judgebench/",
+    beside=(),
+    aliases=("judgebench", "JudgeBench"),
+    published=(),
 )
