@@ -167,10 +167,6 @@ def _check_query(query: Any) -> None:
                 f"query[{i}] is {display.shown(turn)}: every turn needs a string role and a string "
                 "content"
             )
-    if ROLE_NAMES.get(turn["role"].lower(), turn["role"].lower()) == "assistant":
-        raise ValueError(
-            "query ends with a turn of the assistant: end with the one that is answered"
-        )
 
 
 def _checked_label(label: Any, n: int) -> int | tuple[float, ...] | None:

@@ -133,11 +133,15 @@ def read_rows(path: str | Path, layout: str | None = None) -> Iterator[Row]:
     """Yields the comparisons of a source in their published order; a bad record gives its reason.
 
     layout: a name of `LAYOUTS`, detected for each record if None. A comparison's id is the record's
-    own, or None. Raises ValueError for an unknown layout, and what `read_records` raises.
+    own, or None. Raises ValueError for an unknown layout or a source without records, and what
+    `read_records` raises.
     """
     _check_layout(layout)
+    record = None
     for record in read_records(path):
         yield from record_rows(record, layout, f"{name_of(path)}-{record.line}")
+    if record is None:
+        raise ValueError(f"{path} holds no records: give a file with at least one")
 
 
 # ---------------------------------------------------------------- one record

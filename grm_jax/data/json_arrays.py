@@ -14,6 +14,7 @@ _BEFORE = re.compile(r"[ \t\r\n,]*")
 _FIRST_KEY = re.compile(r'\{\s*"((?:[^"\\\n]|\\.){0,100})"\s*:')
 _TOKEN = re.compile(r'"(?:[^"\\\n]|\\.)*"|[\[\]{},]')
 _LENIENT = json.JSONDecoder(parse_int=float)
+_OPENED = re.compile(r'\{\s*"?\Z')
 _BETWEEN = re.compile(r"\}\s*,\s*\{")
 
 
@@ -108,7 +109,9 @@ def _after_broken(text: str, start: int, key: str) -> int:
     own = _FIRST_KEY.match(text, start)
     if keys := "|".join(re.escape(k) for k in (own[1] if own else "", key) if k):
         begin = re.compile(rf',\s*(?=\{{\s*"(?:{keys})"\s*:)')
-        # In {"a": 1, {"a": 2} the error is noticed at the second brace.
+        # In {"a": 1, {"a": 2} and {"a": "x}, {"a": 2} the error is noticed in the next element.
+        if opened := _OPENED.search(text, max(start + 1, noticed - 100), noticed):
+            noticed = opened.start()
         hits = begin.finditer(text, max(start, text.rfind(",", start, noticed)))
         if hit := next((hit for hit in hits if hit.end() >= noticed), None):
             return hit.end()
@@ -117,5 +120,5 @@ def _after_broken(text: str, start: int, key: str) -> int:
         if token[0] == "," and depth == 0:
             return token.start()
         depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(token[0], 0)
-    is_last = depth == 0 or not _BETWEEN.search(text, start)
+    is_last = depth == 0 or not _BETWEEN.search(text, max(start, text.rfind("}", start, noticed)))
     return end if text[end] == "]" and is_last else 0

@@ -152,7 +152,8 @@ def _file_records(path: Path) -> Iterator[Record]:
             text = file.read().decode("utf-8-sig", errors="surrogateescape")
             for number, element in enumerate(json_arrays.elements(path, text), 1):
                 if element.problem:
-                    yield Record(element.line, number, {}, f"element {number}: {element.problem}")
+                    problem = f"element {number} (line {element.line}): {element.problem}"
+                    yield Record(element.line, number, {}, problem)
                 else:
                     yield _checked(element.line, number, element.value)
             return

@@ -13,14 +13,14 @@
 import functools
 import gzip
 import hashlib
-import json
 import re
 import shutil
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
-from grm_jax import hub
+from grm_jax import hub, strict_json
 from grm_jax.data import shards
 from grm_jax.storage import check_scheme, fetch, is_remote
 
@@ -49,6 +49,8 @@ def local_files(source: str | Path) -> list[Path]:
         return [path]
     if path.is_dir():
         return _folder_files(path, "", text)
+    if path.exists():
+        raise ValueError(f"{source} is a device or a socket: give a file, a folder or a named pipe")
     # FOLDER/SPLIT or FOLDER/CONFIG/SPLIT
     folder = next((folder for folder in path.parents[:2] if folder.is_dir()), None)
     hint = hub_hint(text)
@@ -92,10 +94,14 @@ def _folder_files(folder: Path, split: str, source: str) -> list[Path]:
     state = folder / "state.json"  # of `Dataset.save_to_disk`
     if not split and state.is_file():
         try:
-            files = json.loads(state.read_text(encoding="utf-8"))["_data_files"]
-            return [folder / Path(file["filename"]).name for file in files]
+            files = [Path(file["filename"]).name for file in strict_json.read(state)["_data_files"]]
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{state} is damaged: save the data set again") from None
+        if missing := [name for name in files if not (folder / name).is_file()]:
+            raise ValueError(
+                f"{state} names {missing[0]}, which is no file: save the data set again"
+            )
+        return [folder / name for name in files]
     return [folder / name for name in shards.select(_names(folder), split, source)]
 
 
@@ -132,8 +138,11 @@ def format_of(path: Path) -> str:
         head = file.read(1 << 16)
     packed = ".gz" if head.startswith(b"\x1f\x8b") else ""
     if packed:
-        with gzip.open(path) as unpacked:
-            head = unpacked.read(1 << 16)
+        try:
+            with gzip.open(path) as unpacked:
+                head = unpacked.read(1 << 16)
+        except (EOFError, OSError, zlib.error):  # the reader of the file names it
+            head = b""
     if head.startswith(b"PAR1"):
         return f".parquet{packed}"
     if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):

@@ -12,6 +12,7 @@ A fuzzer is a test that draws labelled inputs from a seeded generator and calls 
 
 import collections
 import contextlib
+import copy
 import json
 import random
 import signal
@@ -153,7 +154,7 @@ def change_json(rng: random.Random, value: Any, changes: int = 1) -> Any:
     value = json.loads(json.dumps(value))
     for _ in range(changes):
         if not isinstance(value, dict | list) or not value:
-            return rng.choice(ODD_VALUES)
+            return _odd_value(rng)
         node = value
         while True:  # walk to a random container
             below = [v for v in _values(node) if isinstance(v, dict | list) and v]
@@ -169,12 +170,16 @@ def change_json(rng: random.Random, value: Any, changes: int = 1) -> Any:
         elif action == "copy":
             node[key] = rng.choice(_values(node))
         elif action == "add" and isinstance(node, dict):
-            node[f"{key}{rng.choice(['', '_', '2'])}"] = rng.choice(ODD_VALUES)
+            node[f"{key}{rng.choice(['', '_', '2'])}"] = _odd_value(rng)
         elif action == "add":
-            node.insert(key, rng.choice(ODD_VALUES))
+            node.insert(key, _odd_value(rng))
         else:
-            node[key] = rng.choice(ODD_VALUES)
+            node[key] = _odd_value(rng)
     return value
+
+
+def _odd_value(rng: random.Random) -> Any:
+    return copy.deepcopy(rng.choice(ODD_VALUES))  # later changes must not reach the constant
 
 
 def _values(node: dict | list) -> list:
