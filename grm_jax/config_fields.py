@@ -86,18 +86,23 @@ def _parse(field: str, text: str, old: Any) -> Any:
     if isinstance(old, bool):
         if text.lower() in _BOOLEANS:
             return _BOOLEANS[text.lower()]
-        raise ValueError(f"config.{field}={text!r} is not a boolean: use true or false")
+        raise ValueError(f"config.{field}={text!r:.80} is not a boolean: use true or false")
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = text
     if old is None or type(value) is type(old):
         return value
     if isinstance(old, float) and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            value = text
     if isinstance(old, tuple | list):
         if isinstance(value, str):
             value = [item.strip() for item in text.split(",") if item.strip()]
         return type(old)(value if isinstance(value, tuple | list) else [value])
     expected = _TYPE_NAMES.get(type(old), f"a {type(old).__name__}")
-    raise ValueError(f"config.{field}={text!r} is not {expected}: it is {old!r} in the experiment")
+    raise ValueError(
+        f"config.{field}={text!r:.80} is not {expected}: it is {old!r} in the experiment"
+    )

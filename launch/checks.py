@@ -156,8 +156,10 @@ def check_workdir(workdir: str, patience: float = 60.0) -> None:
         )
 
 
-def check_compile_options(options: argparse.Namespace) -> None:
-    """Checks that options of --compile_only come with it, so that none is silently ignored."""
+def check_options(options: argparse.Namespace) -> None:
+    """Checks ranges, and that options of --compile_only come with it, so that none is ignored."""
+    if options.num_slices < 1:
+        raise LaunchError(f"--num_slices={options.num_slices}: use 1 or more")
     names = [n for n in ("slice", "programs", "out", "overwrite") if getattr(options, n)]
     if names and not options.compile_only:
         raise LaunchError(
@@ -185,8 +187,6 @@ def check_remote(
             f"--on {options.on} needs --workdir gs://BUCKET/FOLDER: "
             "the disk of a preempted machine is lost"
         )
-    if options.num_slices < 1:
-        raise LaunchError(f"--num_slices={options.num_slices}: use 1 or more")
     tpu_slice = get_slice(options.accelerator)
     label = f"chips of {options.num_slices} x {tpu_slice.name}"
     from grm_jax.training import own_config

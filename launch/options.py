@@ -2,7 +2,7 @@
 
 import argparse
 
-from grm_jax.commands import HelpFormatter, Parser
+from grm_jax.commands import HelpFormatter, Number, Parser
 from grm_jax.devices import CACHE
 from launch.compile.slices import example_names
 from launch.errors import LaunchError
@@ -57,18 +57,18 @@ def _parser(description: str) -> argparse.ArgumentParser:
         metavar="DIR",
         help=f"folder of compiled programs, or 'off' (default {CACHE})",
     )
-    add("--emulate", type=int, metavar="N", help="use N emulated CPU devices")
+    add("--emulate", type=Number(int, 1, 4096), metavar="N", help="use N emulated CPU devices")
     add("--traceback", action="store_true", help="print the traceback of an error")
 
     add = parser.add_argument_group(
         "workers (detected on TPU VMs and GKE; elsewhere, give the first three)"
     ).add_argument
     add("--coordinator", metavar="HOST:PORT", help="address of process 0")
-    add("--process_id", type=int, help="number of this process, from 0")
-    add("--num_processes", type=int, help="number of all processes")
+    add("--process_id", type=Number(int, 0, 10**6), help="number of this process, from 0")
+    add("--num_processes", type=Number(int, 1, 10**6), help="number of all processes")
     add(
         "--timeout",
-        type=float,
+        type=Number(float, above=0, high=1e6),
         default=300,
         metavar="SECONDS",
         help="time for all workers to join (default 300)",

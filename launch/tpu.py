@@ -53,7 +53,7 @@ def _run(argv: list[str]) -> int:
     options = None
     try:
         options, overrides = parse(argv, __doc__ or "")
-        checks.check_compile_options(options)
+        checks.check_options(options)
         if options.slice:
             get_slice(options.slice)
         config = configs.load(options.config, overrides)

@@ -378,23 +378,8 @@ def check(config: ConfigDict) -> None:
     rl = config.rl
     optim.make_optimizer(rl, "rl")
     losses.check_kl_estimator(rl.kl_estimator)
-    if rl.temperature <= 0:
-        raise ValueError(
-            f"config.rl.temperature={rl.temperature}: RL needs samples that differ, set it above 0"
-        )
-    if rl.group_size < 2:
-        raise ValueError(
-            f"config.rl.group_size={rl.group_size}: advantages compare the critiques of a group, "
-            "set at least 2"
-        )
     if not rl.get("group_packed", True):
         raise ValueError(
             "config.rl.group_packed=False is no longer supported: remove the field; every group "
             "shares its prompt, with equal loss and gradient"
         )
-    try:
-        jnp.dtype(rl.reference_dtype)
-    except TypeError as error:
-        raise ValueError(
-            f"config.rl.reference_dtype={rl.reference_dtype!r}: use float32 or bfloat16"
-        ) from error

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from grm_jax.sharding import make_mesh
 from grm_jax.storage import PathLike, as_path, write_atomic
 from grm_jax.training import (
     checkpoint,
+    config_check,
     endpoint_sampler,
     eval_stage,
     finished,
@@ -34,6 +35,7 @@ from grm_jax.training import (
     rft,
     sources,
 )
+from grm_jax.training.config_rules import STAGES
 from grm_jax.training.programs import model_config
 from grm_jax.training.workdir import lock
 
@@ -44,7 +46,7 @@ TITLES = {
     "meta_rm": "meta reward model",
     "eval": "evaluation",
 }
-STAGES = tuple(TITLES)
+assert tuple(TITLES) == STAGES
 # Fields of a model that decide the shapes of its parameters.
 SIZES = ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim")
 
@@ -75,9 +77,9 @@ def prepare(config: ConfigDict, workdir: PathLike) -> loop.Run:
       ValueError, FileNotFoundError: a setting or a file that would fail later.
       CheckpointError: the workdir belongs to another run.
     """
-    if unknown := set(config.stages) - set(STAGES):
-        raise ValueError(f"stages {sorted(unknown)} do not exist: use {', '.join(STAGES)}")
+    config_check.check(config, complete=True)
     config, workdir = own_config.complete(config, workdir), as_path(workdir)
+    config_check.check(config, complete=True)
     mesh, cfg = make_mesh(**config.mesh), model_config(config)
     abstract_model(cfg, mesh)  # raises for a mesh that does not divide the model
     tokenizer = sources.load_tokenizer(config)
@@ -94,7 +96,7 @@ def prepare(config: ConfigDict, workdir: PathLike) -> loop.Run:
     pending = [s for s in config.stages if s in again or not loop.is_done(folders[s])]
     if pending and "eval" in config.stages and "eval" not in pending:
         pending.append("eval")  # it may run again
-    check(config, pending)
+    sources.check(config, pending)
     endpoint_sampler.probe_endpoint(config, workdir / "rft")
     save_config(config, cfg, workdir)
     log.info(
@@ -180,18 +182,6 @@ def _run_stage(
         finished.export(shared, stage, folder, params)
     if params is not None or not is_done:
         _say(f"{stage} done in {time.time() - start:,.0f} s: {folder}")
-
-
-def check(config: ConfigDict, stages: Collection[str]) -> None:
-    """Checks files and settings of the stages before anything is trained.
-
-    Raises:
-      ValueError, FileNotFoundError: naming the field.
-    """
-    sources.check(config, stages)
-    for stage, module in (("rft", rft), ("rl", grpo), ("meta_rm", meta_rm)):
-        if stage in stages:
-            module.check(config)
 
 
 def check_workdir(config: ConfigDict, cfg: TransformerConfig, workdir: epath.Path) -> None:

@@ -331,10 +331,8 @@ def check(config: ConfigDict) -> None:
     """Raises ValueError, naming the field, for settings that would fail during training."""
     meta = config.meta_rm
     optim.make_optimizer(meta, "meta_rm")
-    if meta.start not in STARTS:
-        raise ValueError(f"config.meta_rm.start={meta.start!r}: use one of {', '.join(STARTS)}")
-    if meta.likelihood < 0:
+    if meta.likelihood and meta.start == "base":
         raise ValueError(
-            f"config.meta_rm.likelihood={meta.likelihood}: the weight of a log-probability; set it "
-            "to 0 (the scalar head alone) or above"
+            f"config.meta_rm.likelihood={meta.likelihood} needs config.meta_rm.start=rft or rl: "
+            "the base model writes no critiques"
         )

@@ -14,6 +14,14 @@ from ml_collections import ConfigDict
 
 from grm_jax.sharding import batch_shards, is_variable
 
+SCHEDULES = ("constant", "cosine", "linear")
+
+
+def check_schedule(field: str, name: Any) -> None:
+    """Raises ValueError for an unknown schedule."""
+    if name not in SCHEDULES:
+        raise ValueError(f"unknown {field} {name!r:.80}: use one of {', '.join(SCHEDULES)}")
+
 
 def make_schedule(section: ConfigDict, stage: str = "") -> optax.Schedule:
     """Returns the learning rate by update: a linear warm-up, then the schedule.
@@ -30,6 +38,7 @@ def make_schedule(section: ConfigDict, stage: str = "") -> optax.Schedule:
       ValueError: there is no such schedule, or the warm-up is not shorter than the run.
     """
     where = f"config.{stage}." if stage else ""
+    check_schedule(f"{where}schedule", section.schedule)
     if section.warmup_steps and section.warmup_steps >= section.steps:
         raise ValueError(
             f"{where}warmup_steps={section.warmup_steps} is not shorter than "
@@ -43,10 +52,6 @@ def make_schedule(section: ConfigDict, stage: str = "") -> optax.Schedule:
         "cosine": lambda: optax.cosine_decay_schedule(lr, decay_steps, share),
         "linear": lambda: optax.linear_schedule(lr, lr * share, decay_steps),
     }
-    if section.schedule not in schedules:
-        raise ValueError(
-            f"unknown {where}schedule {section.schedule!r}: use one of {', '.join(schedules)}"
-        )
     if not warmup:
         return schedules[section.schedule]()
     # The first update has 1/warmup of the rate: at 0 it would be wasted.

@@ -66,6 +66,7 @@ FIELDS = (
     "eval.comparisons",
     "eval.max_new_tokens",
 )
+OPEN = frozenset((*DEVICE_FIELDS, *_LATE_FIELDS, *FIELDS))
 # Parameters of a model from which on these learning rates hold: RFT, RL, meta RM. Those of 1B and
 # more are the values of the shipped experiments, the others were tried on small models.
 _RATES = (

@@ -1,0 +1,168 @@
+"""Checks every value of an experiment before anything runs, with the rules of `config_rules`."""
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from grm_jax.models.config import CONFIGS
+from grm_jax.registry import nearest
+from grm_jax.text import rendering
+from grm_jax.training import grpo, meta_rm, own_config, rft, rft_samplers, sources
+from grm_jax.training.config_rules import SECTIONS, STAGES, Rule
+from grm_jax.training.programs import model_config
+
+# Fields that a config need not have.
+_OPTIONAL = {
+    "slice", "template", "principles", "tensorboard", "data.families", "data.file",
+    "data.held_out_file",
+    "data.held_out_share", "data.held_out_most", "rft.epochs", "rl.epochs", "meta_rm.epochs",
+    "rft.min_parsed", "rl.easy_trials", "rl.group_packed", "rft.micro_rows", "rl.micro_rows",
+    "meta_rm.micro_rows",
+}  # fmt: skip
+# Sections whose fields are all known, so that another name is a mistake.
+# Fields that training needs and a compilation does not.
+_OF_TRAINING = {
+    "seed", "export", "tokenizer", "init", "rft.comparisons", "rft.samples", "rft.hinted",
+    "rft.reject", "rft.sampler",
+}  # fmt: skip
+_OF_LOOP = ("save_every", "keep", "log_every", "profile_steps")
+_SHOWN = 8  # faults in an error
+_CLOSED = ("mesh", "model_overrides", "data.world", "rft", "rft.sampling", "rl", "meta_rm", "eval")
+
+
+def check(config: Any, complete: bool = False) -> None:
+    """Checks every value of an experiment, and that the values fit each other.
+
+    complete: a field that a stage of the run needs must be there.
+
+    Fields that `own_config.complete` sets may be open (0 or ""). Nothing is read but the template.
+
+    Raises:
+      ValueError: all faults in one line, each beginning with "config.FIELD=VALUE".
+      FileNotFoundError: the template is neither a shipped one nor a file.
+    """
+    if not hasattr(config, "items"):
+        raise ValueError(f"the config is {type(config).__name__}: use a ConfigDict")
+    if faults := list(_faults(config, complete)):
+        more = len(faults) - _SHOWN
+        raise ValueError("; ".join([*faults[:_SHOWN], *[f"and {more} more"] * (more > 0)]))
+    _check_model(config)
+    for stage, size in _batches(config).items():
+        count = config[stage].micro_batches
+        if not config[stage].get("micro_rows", 0) and size % count:
+            raise ValueError(
+                f"config.{stage}.micro_batches={count} does not divide the batch of {size}: "
+                "use a divisor"
+            )
+    modules = {"rft": rft, "rl": grpo, "meta_rm": meta_rm}
+    for stage in config.stages:
+        if stage in modules and (config[stage].steps or not _is_own_data(config)):
+            modules[stage].check(config)
+    sampling = _section(config, "rft.sampling")
+    if "rft" in config.stages and sampling is not None and sampling.get("max_new_tokens", 1):
+        rft_samplers.chosen_settings(config.rft.sampler, sampling)
+    if _section(config, "data.world") is not None:
+        sources.world_config(config.data)  # raises for an unknown level
+    if config.get("template"):
+        rendering.load(config.template)
+
+
+def _faults(config: Any, complete: bool) -> Iterator[str]:
+    """Yields what is wrong with single fields."""
+    stages = config.get("stages", ())
+    stages = [one for one in stages if one in STAGES] if isinstance(stages, tuple | list) else ()
+    for section, rules in SECTIONS.items():
+        values = _section(config, section)
+        prefix = f"{section}." if section else ""
+        if values is None:
+            if section in ("mesh", *stages) or (complete and section == "data"):
+                yield f"config.{section} is missing, or is no section"
+            continue
+        for name, rule in rules.items():
+            field = prefix + name
+            if name not in values:
+                if _is_required(section, field, stages, complete):
+                    yield f"config.{field} is missing"
+            elif not _is_open(config, field, values[name]):
+                yield from _fault(rule, field, values[name])
+        if section in _CLOSED:
+            for name in sorted(set(values) - set(rules)):
+                if f"{prefix}{name}" in SECTIONS:
+                    continue
+                yield f"config.{prefix}{name} does not exist: {nearest(name, rules)}"
+    if (mesh := _section(config, "mesh")) is not None:
+        if list(mesh.values()).count(-1) > 1:
+            yield f"config.mesh={dict(mesh)}: one axis at most is -1"
+        for axis, size in mesh.items():
+            if size == 0 and not _is_open(config, f"mesh.{axis}", size):
+                yield f"config.mesh.{axis}=0: use -1, or 1 or more"
+
+
+def _fault(rule: Rule, field: str, value: Any) -> Iterator[str]:
+    try:
+        rule(f"config.{field}=", value)
+    except ValueError as error:
+        yield " ".join(str(error).split())
+
+
+def _section(config: Any, name: str) -> Any:
+    """Returns a section, None if there is none."""
+    values = config
+    for key in filter(None, name.split(".")):
+        values = values.get(key) if hasattr(values, "items") else None
+    return values if hasattr(values, "items") else None
+
+
+def _is_required(section: str, field: str, stages: Collection[str], complete: bool) -> bool:
+    """Whether every run, or a stage of this run, reads the field."""
+    if field in _OPTIONAL or section in ("model_overrides", "mesh", "rft.sampling", "data.world"):
+        return False
+    if not complete and (field in _OF_TRAINING or field.endswith(_OF_LOOP) or section == "data"):
+        return False
+    return section not in STAGES or section in stages
+
+
+def _is_own_data(config: Any) -> bool:
+    """Whether the run trains on `config.data.file`, so that open fields are set later."""
+    data = _section(config, "data")
+    return data is not None and data.get("judging") == sources.FILE
+
+
+def _is_open(config: Any, field: str, value: Any) -> bool:
+    """Whether `own_config.complete` or the first stage sets the field."""
+    return (
+        _is_own_data(config)
+        and type(value) in (int, float, str)
+        and not value
+        and field in own_config.OPEN
+    )
+
+
+def _batches(config: Any) -> dict[str, int]:
+    """Returns the sequences or groups of one update, by stage of the run."""
+    sizes = {
+        "rft": lambda: config.batch_size,
+        "rl": lambda: config.rl.prompts,
+        "meta_rm": lambda: config.meta_rm.batch_size,
+    }
+    return {stage: sizes[stage]() for stage in config.stages if stage in sizes}
+
+
+def _check_model(config: Any) -> None:
+    """Checks the model, and that prompts and critiques fit its context."""
+    if not config.model and _is_own_data(config):
+        return
+    CONFIGS[config.model]  # raises for an unknown one
+    cfg = model_config(config)
+    lengths = {}
+    if "rl" in config.stages:
+        lengths["rl.prompt_len + config.rl.max_new_tokens"] = (
+            config.rl.prompt_len + config.rl.max_new_tokens
+        )
+    if "eval" in config.stages:
+        lengths["eval.max_new_tokens"] = config.eval.max_new_tokens + 1
+    for field, length in lengths.items():
+        if length > cfg.max_length:
+            raise ValueError(
+                f"config.{field} takes {length:,} tokens; the context of {cfg.name} is "
+                f"{cfg.max_length:,}: lower it"
+            )
