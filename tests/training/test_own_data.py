@@ -196,7 +196,7 @@ def test_a_changed_file_is_refused_and_a_removed_one_is_not_needed(pairs, model_
 
 def test_a_run_without_stages_starts_over_with_another_file(pairs, model_folder, tmp_path):
     with pytest.raises(ValueError, match="steps"):
-        main.run(make_config(pairs, model_folder, **{"rl.steps": -1}), tmp_path)
+        main.run(make_config(pairs, model_folder, **{"rl.warmup_steps": 9999}), tmp_path)
     assert (tmp_path / "data/file_settings.json").exists()
     other = tmp_path / "other.jsonl"
     other.write_text("".join(pairs.read_text().splitlines(keepends=True)[:20]))
