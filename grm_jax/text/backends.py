@@ -112,6 +112,7 @@ class TokenizerJson:
         with damage_of(path):
             try:
                 fields = strict_json.loads(self.content)
+                _check_prefix(fields["model"])
                 self.model = tokenizers.Tokenizer.from_str(self.content.decode())
             except Exception as error:  # The library raises bare Exception.
                 raise ValueError(f"{path} is not a tokenizer.json: {one_line(error)}") from error
@@ -153,6 +154,17 @@ class TokenizerJson:
             "pad": ("<pad>", "<|endoftext|>"),
         }
         return next((i for i in map(self.id_of, spellings[name]) if i is not None), None)
+
+
+def _check_prefix(model: dict[str, Any]) -> None:
+    """Raises ValueError for merges on which the library panics, with a backtrace on stderr."""
+    prefix = model.get("continuing_subword_prefix") or ""
+    for merge in model.get("merges") or () if prefix else ():
+        second = merge.split(" ")[-1] if isinstance(merge, str) else merge[1]
+        if not second.startswith(prefix):
+            raise ValueError(
+                f"the merge {merge!r:.60} lacks continuing_subword_prefix {prefix!r:.40}"
+            )
 
 
 def _check_json(path: Path, fields: dict[str, Any], model: Any) -> None:

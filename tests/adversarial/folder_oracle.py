@@ -166,7 +166,8 @@ def check_tokenizer(folder: Path, tokenizer) -> None:
 
         official = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
         ids = official.encode(TEXT)
-    assert tokenizer.encode(TEXT) == ids
+    if not any(token in TEXT for token in tokenizer.controls):  # which are split into characters
+        assert tokenizer.encode(TEXT) == ids, "other ids than those of the official library"
     assert isinstance(tokenizer.decode(ids), str)
     b"".join(map(tokenizer.piece_bytes, ids))
     stops = read(folder / "generation_config.json").get("eos_token_id")
