@@ -11,6 +11,7 @@ Every reader of a model folder opens files with these functions:
 """
 
 import contextlib
+import json
 import os
 import re
 import stat
@@ -69,11 +70,17 @@ def read_bytes(file: Path, linked: bool = False, most: int = MAX_BYTES) -> bytes
 
 def read_json(file: Path, linked: bool = False) -> dict[str, Any]:
     """Returns the object of a JSON file. Raises as `read_bytes`, and ValueError for other JSON."""
+    content = read_bytes(file, linked)
     try:
-        value = strict_json.loads(read_bytes(file, linked))
+        value = strict_json.loads(content)
+        if b"\\u" in content:
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        code = ord(error.object[error.start])
+        raise ValueError(
+            f"{file} is damaged: \\u{code:04x} in it is half a character: download it again"
+        ) from None
     except ValueError as error:
-        if str(file) in str(error):
-            raise
         raise ValueError(f"{file} is damaged: {error}: download it again") from None
     if not isinstance(value, dict):
         raise ValueError(f"{file} is damaged: it holds {value!r:.40}, not an object in braces")

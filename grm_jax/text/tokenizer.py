@@ -31,6 +31,7 @@ from grm_jax.text.sandbox import Rejected
 
 FILES = ("tokenizer.model", "tokenizer.json")
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+SURROGATE = re.compile("[\ud800-\udfff]")
 END_OF_TURN = ("<end_of_turn>", "<turn|>", "<|im_end|>", "<|eot_id|>")
 
 
@@ -97,8 +98,12 @@ class Tokenizer:
         return self._backend.default(name) if token_id is None else token_id
 
     def encode(self, text: str, bos: bool = False) -> list[int]:
-        """Encodes a text. "<end_of_turn>" in it becomes characters, not a control token."""
+        """Encodes a text. "<end_of_turn>" in it becomes characters, not a control token.
+
+        A lone surrogate, which no vocabulary has, is encoded as U+FFFD.
+        """
         ids = [self.bos_id] if bos and self.bos_id is not None else []
+        text = SURROGATE.sub("\ufffd", text)
         # Split after its first character, a control string becomes two plain strings that decode
         # to it.
         start = 0

@@ -88,6 +88,12 @@ def test_special_tokens_must_be_in_the_vocabulary(folder, key, token):
     refused(folder, "tokenizer_config.json")
 
 
+def test_half_a_character_in_the_settings_is_refused_and_in_a_text_encoded(folder):
+    assert tokenizers.load(folder).encode("\ud800") == tokenizers.load(folder).encode("\ufffd")
+    (folder / "tokenizer_config.json").write_text('{"chat_template": "a\\ud800"}')
+    refused(folder, "tokenizer_config.json is damaged: \\ud800")
+
+
 def test_special_tokens_map_names_what_the_settings_do_not(folder):
     change_json(folder / "tokenizer_config.json", lambda value: value.pop("eos_token"))
     (folder / "special_tokens_map.json").write_text('{"eos_token": {"content": "<end_of_turn>"}}')
