@@ -126,9 +126,8 @@ def test_damaged_array_metadata(tmp_path, change, part):
 
 
 def test_damaged_checkpoints_are_read_right_or_refused(tmp_path, cases, record_property):
-    right = {
-        name: value.tobytes() for name, value in arrays(load_of(tmp_path / "right", {})).items()
-    }
+    saved = arrays(load(write(tmp_path / "saved", files(True)), cfg=CFG, dtype=None))
+    right = {name: value.tobytes() for name, value in saved.items()}
 
     def draw():
         for i, rng in cases(25, 600):
