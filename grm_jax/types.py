@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
@@ -174,8 +175,8 @@ def _checked_label(label: Any, n: int) -> int | tuple[float, ...] | None:
         return None
     if isinstance(label, bool):
         raise ValueError("label is a bool: give an index, or a tuple of rewards")
-    if hasattr(label, "__index__"):  # an int of Python or NumPy
-        label = int(label)
+    if (index := _as_index(label)) is not None:
+        label = index
         if n == 1 and label in (0, 1):
             return (float(label),)
         if n == 1:
@@ -191,6 +192,14 @@ def _checked_label(label: Any, n: int) -> int | tuple[float, ...] | None:
             f"label has {len(rewards)} rewards for {n} responses: give one per response"
         )
     return rewards
+
+
+def _as_index(label: Any) -> int | None:
+    """Returns an int of Python or NumPy as an int, None for anything else."""
+    try:
+        return operator.index(label)
+    except TypeError:
+        return None
 
 
 def _reward(value: Any) -> float:

@@ -43,12 +43,17 @@ def query_of(record: Record) -> str | Chat | None:
     query = fields.query(record, key)
     if key in CONVERSATIONS and isinstance(query, list) and query[-1]["role"] == "assistant":
         return None
-    if key == "instruction" and isinstance(query, str) and record.get("input"):
+    if key == "instruction" and isinstance(query, str) and _given(record, "input"):
         query = f"{query}\n{fields.text(record, 'input')}"
-    if record.get("system"):
+    if _given(record, "system"):
         system: Turn = {"role": "system", "content": fields.text(record, "system")}
         query = [system, *_chat(query)]
     return query
+
+
+def _given(record: Record, key: str) -> bool:
+    """Whether a field is present; "" is how CSV files write an absent one."""
+    return record.get(key) not in (None, "")
 
 
 def _chat(query: str | Chat | None) -> Chat:
@@ -78,8 +83,8 @@ def comparison(record: Record, name: str) -> list[Comparison]:
         raise Malformed(f"the field {key!r} is empty or already answered: end with the user's turn")
     key = "responses" if "responses" in record else "choices"
     responses = tuple(_response(item, key) for item in fields.items(record, key, "texts"))
-    meta = fields.checked(record.get("meta") or {}, "the field 'meta'", dict, "an object")
-    reference = fields.text(record, "reference") if record.get("reference") else None
+    meta = fields.field(record, "meta", dict, "an object") if _given(record, "meta") else {}
+    reference = fields.text(record, "reference") if _given(record, "reference") else None
     id = (fields.id_of(record, ["id"]) if record.get("id") else None) or name
     return [Comparison(query, responses, reference, _label(record), id, dict(meta))]
 
