@@ -5,8 +5,9 @@ from typing import Any
 
 from grm_jax.models.config import CONFIGS
 from grm_jax.registry import nearest
+from grm_jax.sharding import batch_shards
 from grm_jax.text import rendering
-from grm_jax.training import grpo, meta_rm, own_config, rft, rft_samplers, sources
+from grm_jax.training import grpo, meta_rm, optim, own_config, rft, rft_samplers, sources
 from grm_jax.training.config_rules import SECTIONS, STAGES, Rule
 from grm_jax.training.programs import model_config
 
@@ -46,13 +47,6 @@ def check(config: Any, complete: bool = False) -> None:
         more = len(faults) - _SHOWN
         raise ValueError("; ".join([*faults[:_SHOWN], *[f"and {more} more"] * (more > 0)]))
     _check_model(config)
-    for stage, size in _batches(config).items():
-        count = config[stage].micro_batches
-        if not config[stage].get("micro_rows", 0) and size % count:
-            raise ValueError(
-                f"config.{stage}.micro_batches={count} does not divide the batch of {size}: "
-                "use a divisor"
-            )
     modules = {"rft": rft, "rl": grpo, "meta_rm": meta_rm}
     for stage in config.stages:
         if stage in modules and (config[stage].steps or not _is_own_data(config)):
@@ -64,6 +58,34 @@ def check(config: Any, complete: bool = False) -> None:
         sources.world_config(config.data)  # raises for an unknown level
     if config.get("template"):
         rendering.load(config.template)
+
+
+def check_batches(config: Any, mesh: Any) -> None:
+    """Raises ValueError unless the batches of the run's stages divide over the mesh and in time."""
+    sizes = {
+        "rft": ("batch_size", lambda: config.batch_size),
+        "rl": ("rl.prompts", lambda: config.rl.prompts),
+        "meta_rm": ("meta_rm.batch_size", lambda: config.meta_rm.batch_size),
+    }
+    shards = batch_shards(mesh)
+    for stage in config.stages:
+        if stage not in sizes:
+            continue
+        field, size = sizes[stage][0], sizes[stage][1]()
+        if size % shards:
+            raise ValueError(
+                f"config.{field}={size} does not divide over mesh data x fsdp = {shards}: "
+                f"use a multiple of {shards}, or a larger config.mesh.tensor"
+            )
+        try:
+            count = optim.micro_batch_count(config[stage], size, mesh)
+        except ValueError as error:
+            raise ValueError(f"config.{stage}.{error}") from error
+        if size % count:
+            raise ValueError(
+                f"config.{stage}.micro_batches={count} does not divide config.{field}={size}: "
+                "use a divisor"
+            )
 
 
 def _faults(config: Any, complete: bool) -> Iterator[str]:
@@ -135,16 +157,6 @@ def _is_open(config: Any, field: str, value: Any) -> bool:
         and not value
         and field in own_config.OPEN
     )
-
-
-def _batches(config: Any) -> dict[str, int]:
-    """Returns the sequences or groups of one update, by stage of the run."""
-    sizes = {
-        "rft": lambda: config.batch_size,
-        "rl": lambda: config.rl.prompts,
-        "meta_rm": lambda: config.meta_rm.batch_size,
-    }
-    return {stage: sizes[stage]() for stage in config.stages if stage in sizes}
 
 
 def _check_model(config: Any) -> None:

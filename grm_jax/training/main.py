@@ -82,6 +82,7 @@ def prepare(config: ConfigDict, workdir: PathLike) -> loop.Run:
     config_check.check(config, complete=True)
     mesh, cfg = make_mesh(**config.mesh), model_config(config)
     abstract_model(cfg, mesh)  # raises for a mesh that does not divide the model
+    config_check.check_batches(config, mesh)
     tokenizer = sources.load_tokenizer(config)
     if tokenizer.vocab_size > cfg.vocab_size + cfg.vocab_pad:
         raise ValueError(

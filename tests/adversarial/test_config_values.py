@@ -1,5 +1,6 @@
 """Odd values of every field of the shipped experiments: refused by name, or in the range."""
 
+import dataclasses
 import math
 
 import fuzz
@@ -7,7 +8,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from grm_jax.config_fields import field_names, set_field
-from grm_jax.training import config_check
+from grm_jax.models.config import TransformerConfig
+from grm_jax.sharding import make_mesh
+from grm_jax.training import config_check, loop, main, rft_samplers
+from grm_jax.training.config_rules import SECTIONS
+from grm_jax.training.errors import TrainingError
 from launch import config as configs, tpu
 from launch.errors import LaunchError
 
@@ -49,7 +54,7 @@ REFUSED = {
     **{f"{stage}.eps": (-1, 0, math.nan) for stage in STAGES},
     **{f"{stage}.{b}": (2, 1, 1.0, -0.1) for stage in STAGES for b in ("b1", "b2")},
     **{f"{stage}.save_every": (0, -5) for stage in STAGES},
-    **{f"{stage}.micro_batches": (0, 3) for stage in STAGES},
+    **{f"{stage}.micro_batches": (0, 1.5) for stage in STAGES},
     **{f"{stage}.warmup_steps": (-1, 10**6) for stage in STAGES},
     **{f"{stage}.schedule": ("cosin", "", [], None) for stage in STAGES},
     **{f"{stage}.final_lr_share": (-0.1, 1.1) for stage in STAGES},
@@ -147,6 +152,30 @@ def test_open_fields_of_own_data_may_be_empty_but_not_negative():
         config_check.check(change(load("own_data.py"), field, 0))
         with pytest.raises(ValueError, match=f"config.{field}=-7"):
             config_check.check(change(load("own_data.py"), field, -7))
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("rl.micro_batches", 3, "config.rl.micro_batches=3 does not divide config.rl.prompts=32"),
+        ("rft.micro_rows", 3, "config.rft.micro_rows=3 on 2 data-parallel shards takes 6 rows"),
+        ("meta_rm.batch_size", 7, "config.meta_rm.batch_size=7 does not divide over mesh"),
+    ],
+)
+def test_batches_that_do_not_divide_are_refused_before_training(field, value, message):
+    config = change(load("spct_tiny.py"), field, value)
+    with pytest.raises(ValueError, match=message):
+        config_check.check_batches(config, make_mesh(data=1, fsdp=2, tensor=4))
+
+
+def test_every_field_of_models_samplers_and_the_world_has_a_rule():
+    from grm_jax.data.world import WorldConfig
+
+    names = {field.name for field in dataclasses.fields(TransformerConfig)}
+    assert names <= set(SECTIONS["model_overrides"])
+    assert {field.name for field in dataclasses.fields(WorldConfig)} == set(SECTIONS["data.world"])
+    for sampler in rft_samplers.SAMPLERS:
+        assert set(rft_samplers.settings_of(sampler)) <= set(SECTIONS["rft.sampling"]), sampler
 
 
 def test_missing_sections_and_fields_are_named():
@@ -311,3 +340,47 @@ def _is_section(config, field):
     for key in field.split("."):
         config = config[key]
     return isinstance(config, ConfigDict)
+
+
+# Fields whose accepted values neither change the cost of a step nor need other inputs.
+CHEAP = (
+    "rft.lr", "rft.b1", "rft.b2", "rft.eps", "rft.weight_decay", "rft.clip_norm", "rft.schedule",
+    "rft.final_lr_share", "rft.reject", "rft.keep", "rft.save_every", "rft.hinted", "rl.lr",
+    "rl.beta", "rl.clip", "rl.kl_estimator", "rl.normalise_std", "rl.temperature", "rl.eps",
+    "rl.length_buckets", "rl.reference_dtype", "rl.first_item", "rl.clip_norm", "data.seed",
+    "seed", "data.shuffle_labels", "data.max_skipped", "rft.sampling.accuracy",
+    "rft.sampling.shortcut", "principles",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_accepted_values_train(record_property, cases, tmp_path):
+    """RFT and RL run a step with what the check accepts, or stop with a clear error."""
+
+    def draws():
+        accepted = 0
+        for i, rng in cases(fast=0, full=400):
+            field = rng.choice(CHEAP)
+            value = rng.choice([*fuzz.ODD_NUMBERS, *PLAUSIBLE, True, False])
+            try:
+                config = change(load("spct_tiny.py"), field, value)
+                config_check.check(config, complete=True)
+            except (ValueError, LaunchError):
+                continue
+            accepted += 1
+            yield f"{field}={value!r:.60}", (config, tmp_path / str(i))
+            if accepted == 24:
+                return
+
+    def check(case):
+        config, workdir = case
+        config.stages, config.export, config.tensorboard = ("rft", "rl"), False, False
+        config.mesh = dict(data=4, fsdp=2, tensor=1)
+        config.model_overrides.update(d_model=32, d_ff=32, head_dim=8, num_layers=2)
+        config.data.general_items, config.batch_size = 20, 8
+        config.rft.update(steps=1, warmup_steps=0, comparisons=24)
+        config.rl.update(steps=1, prompts=8, max_new_tokens=8)
+        main.run(config, workdir)
+
+    refusals = (ValueError, OSError, TrainingError, loop.NonFiniteLoss)
+    fuzz.run("accepted config values", draws(), check, record_property, refusals, seconds=300)
