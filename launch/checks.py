@@ -18,6 +18,18 @@ from launch.errors import DoesNotFit, LaunchError
 BATCHES = {"rft": "batch_size", "rl": "rl.prompts", "meta_rm": "meta_rm.batch_size"}
 
 
+def check_devices() -> None:
+    """Raises LaunchError if JAX has no devices, as with a wrong JAX_PLATFORMS."""
+    import jax
+
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        reason = " ".join(str(error).split())
+        raise LaunchError(f"no devices with JAX_PLATFORMS={platforms!r}: {reason:.300}") from error
+
+
 def check_model(config: Any, num_devices: int, num_slices: int = 1, label: str = "devices") -> None:
     """Checks that the mesh has `num_devices` and divides the model and the stages' batches.
 

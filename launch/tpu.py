@@ -127,6 +127,7 @@ def check_and_train(options: argparse.Namespace, config: Any, workdir: str) -> i
 
     from grm_jax.training import main as training, own_config
 
+    checks.check_devices()
     num_slices = len({getattr(device, "slice_index", 0) for device in jax.devices()})
     if own_config.is_open(config):
         checks.check_inputs(config, workdir)

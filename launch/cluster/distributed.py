@@ -70,9 +70,9 @@ def find_worker(
         )
     addresses = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
     hosts = [address for address in (addresses or "").split(",") if address]
-    if hosts and environment.get("TPU_WORKER_ID", "").isdigit():
+    if hosts and environment.get("TPU_WORKER_ID", "").isdecimal():
         hosts = [host.split(":")[0] for host in hosts]
-        return _worker(hosts, int(environment["TPU_WORKER_ID"]), environment)
+        return _worker(hosts, _variable(environment, "TPU_WORKER_ID", 0), environment)
     if metadata is None:
         if not has_chips() or "TPU_SKIP_MDS_QUERY" in environment:
             return None
@@ -98,10 +98,23 @@ def _from_flags(coordinator: str, process_id: int, num_processes: int) -> Worker
     return Worker(host, int(port), num_processes, process_id)
 
 
+def _variable(environment: Mapping[str, str], name: str, default: int) -> int:
+    """Returns a whole number of the environment. Raises LaunchError for another text."""
+    text = environment.get(name) or str(default)
+    if not text.isdecimal() or len(text) > 6:
+        raise LaunchError(f"the environment variable {name}={text!r:.40} is not a whole number")
+    return int(text)
+
+
 def _worker(hosts: list[str], number: int, environment: Mapping[str, str]) -> Worker | None:
     """The Worker of host `number` of this slice, counted over all slices."""
-    num_slices = int(environment.get("MEGASCALE_NUM_SLICES") or 1)
-    slice_id = int(environment.get("MEGASCALE_SLICE_ID") or 0)
+    num_slices = _variable(environment, "MEGASCALE_NUM_SLICES", 1)
+    slice_id = _variable(environment, "MEGASCALE_SLICE_ID", 0)
+    if not (number < len(hosts) and slice_id < num_slices):
+        raise LaunchError(
+            f"worker {number} of slice {slice_id} is not one of {len(hosts)} hosts x {num_slices} "
+            "slices: check TPU_WORKER_ID, TPU_WORKER_HOSTNAMES and MEGASCALE_*"
+        )
     if num_slices * len(hosts) == 1:
         return None
     coordinator = environment.get("MEGASCALE_COORDINATOR_ADDRESS") or hosts[0]

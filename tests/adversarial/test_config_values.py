@@ -13,7 +13,8 @@ from grm_jax.sharding import make_mesh
 from grm_jax.training import config_check, loop, main, rft_samplers
 from grm_jax.training.config_rules import SECTIONS
 from grm_jax.training.errors import TrainingError
-from launch import config as configs, tpu
+from launch import checks, config as configs, tpu
+from launch.cluster import distributed
 from launch.errors import LaunchError
 
 SPECS = (
@@ -221,6 +222,29 @@ def test_odd_options_of_the_launcher_are_one_line(options, message, capsys):
     assert tpu.main(["--config", "experiments/spct_tiny.py", *options]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and message in error, error
+
+
+@pytest.mark.parametrize("name", ["MEGASCALE_NUM_SLICES", "MEGASCALE_SLICE_ID", "TPU_WORKER_ID"])
+@pytest.mark.parametrize("value", ["abc", "-1", "9" * 5000, "7"])
+def test_odd_environment_variables_of_workers_are_named(name, value):
+    environment = {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "0", "TPU_SKIP_MDS_QUERY": "1"}
+    try:
+        worker = distributed.find_worker(environment=environment | {name: value})
+    except LaunchError as error:
+        assert name.partition("_")[0] in str(error) and len(str(error).splitlines()) == 1
+    else:  # 7 slices of two hosts; without a number, the machine is no worker
+        assert worker is None or worker.num_processes == 14
+
+
+def test_a_platform_that_does_not_exist_is_one_line(monkeypatch):
+    import jax
+
+    def fail():
+        raise RuntimeError("Unable to initialize backend 'foo'")
+
+    monkeypatch.setattr(jax, "devices", fail)
+    with pytest.raises(LaunchError, match="no devices with JAX_PLATFORMS=.*backend 'foo'"):
+        checks.check_devices()
 
 
 @pytest.mark.parametrize(
