@@ -14,6 +14,8 @@ from grm_jax.baselines.results import Measured
 from grm_jax.evals.run import judge_with_model
 from grm_jax.judging.judge import Judge
 from grm_jax.text import rendering
+from grm_jax.text.parse import find_box
+from grm_jax.text.quotations import verdict_start
 from grm_jax.text.sections import find_sections
 from grm_jax.training import loop, rft, rft_data
 from grm_jax.training.rft_data import CritiqueReply, CritiqueRequest, Sampler
@@ -64,15 +66,11 @@ def as_choice(text: str) -> str | None:
     or without scores.
     """
     boxes = list(_SCORES.finditer(text))
-    if not boxes:
+    box = find_box(text, boxes[-1][1].count(",") + 1) if boxes else None
+    if box is None or box.values is None or box.values.count(max(box.values)) > 1:
         return None
-    try:
-        scores = [float(score) for score in boxes[-1][1].split(",")]
-    except ValueError:
-        return None
-    if scores.count(max(scores)) > 1:
-        return None
-    analysis = find_sections(text[: boxes[-1].start()]).analysis
+    scores = box.values
+    analysis = find_sections(text[verdict_start(text) or 0 : box.start]).analysis
     return f"{analysis}\n\\boxed{{{scores.index(max(scores)) + 1}}}"
 
 

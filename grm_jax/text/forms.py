@@ -23,7 +23,8 @@ PLAIN = re.compile(
 # Full-width signs and digits, one character each, so that positions stay.
 NARROW = {0xFEE0 + ord(sign): sign for sign in "0123456789,:;/.()[]%=+-#"}
 NARROW |= {ord("\u3000"): " ", ord("\u00a0"): " ", ord("、"): ",", ord("،"): ","}
-FLAT = NARROW | {ord("*"): " "}
+NARROW |= {ord("⁄"): "/", ord("∕"): "/"}
+FLAT = NARROW | {ord("*"): " ", ord("$"): " "}
 FRACTION = re.compile(
     rf"\\{{1,2}}[dt]?frac\s{{0,4}}\{{\s{{0,4}}({NUMBER})\s{{0,4}}\}}"
     r"\s{0,4}\{\s{0,4}([0-9]{1,4})\s{0,4}\}"
@@ -34,6 +35,7 @@ LATEX = re.compile(
     r"|underline|displaystyle|left|right|[Ll]arge|LARGE|huge|Huge|q?quad)(?![a-zA-Z])"
     r"|\\{1,2}[,;:! {}]|[{}$~]|\*\*|__"
 )
+TITLE = re.compile(r"\A(?:(?:final|overall) )?(?:scores?|ratings?) ?[:=] ?", re.IGNORECASE)
 SEPARATOR = re.compile(r" ?(?:[,;] ?(?:and\b|&)?|\band\b|&) ?", re.IGNORECASE)
 SCALE = r"[ \t]{0,4}\(?[ \t]{0,4}(?:/|out[ \t]{1,4}of)[ \t]{0,4}([0-9]{1,4})\b[ \t]{0,4}\)?"
 ITEM = re.compile(
@@ -52,21 +54,21 @@ _BEFORE = (
     r"(?:(?:for|of)[ \t]{1,4}|[:=-]+[ \t]{0,4}))?"
 )
 _GLUE = (
-    r"(?:'s|’s)?[\])]?((?:[ \t:=–—>|$\\(\[_-]|(?:final|overall|score|rating|grade|is|gets|receives"
+    r"(?:'s|’s)?[\])]?((?:[ \t:=–—>→|$\\(\[_-]|(?:final|overall|score|rating|grade|is|gets|receives"
     r"|earns)\b)*+)"
 )
 BOX_LABEL = re.compile(rf"{_BEFORE}{LABEL}{_GLUE}", re.IGNORECASE)
 BEFORE = re.compile(rf"(?:^|[,;|&]){_BEFORE}$", re.IGNORECASE)
 LIKE_A_SCORE = re.compile(rf"{LABEL}{_GLUE}(?=[+-]?[0-9])", re.IGNORECASE)
 SCORE = re.compile(
-    rf"(?<![–—+-])({NUMBER})(?:{SCALE})?"
+    rf"(?<![–—+-])({NUMBER})(?:{SCALE})?(?:[ \t]{{0,2}}(?:points?|pts\b|分))?"
     r"(?=[ \t]{0,8}(?:$|[\r.,;:!)\]|(–—-]|and\b))(?![ \t.,;:!)\]|(–—>-]{0,8}[0-9/%])",
     re.IGNORECASE | re.MULTILINE,
 )
 LISTED = re.compile(r"[\s$*_\\()]{0,8}(?:[,;&]|and\b)[\s$*_\\()]{0,8}", re.IGNORECASE)
 MAX_FORMS = 400
 UNEQUAL = -1  # the scale of values with different denominators
-STATES = re.compile(r"[:=|–—>-]|is|gets|receives|earns", re.IGNORECASE)
+STATES = re.compile(r"[:=|–—>→-]|is|gets|receives|earns", re.IGNORECASE)
 VALUE_LINE = re.compile(
     r"^[ \t>#|+–—•-]{0,16}(?:(?:(?:final|overall|total)[ \t]{1,4})?(?:scores?|ratings?|grades?)"
     r"[ \t]{0,4}(?:\([^()\n]{1,40}\))?[ \t]{0,4}[:=]?[ \t]{0,4})?([0-9\[(][^\n]{0,200})$",
@@ -137,7 +139,7 @@ def _box(text: str, hit: re.Match[str], sections: Sections) -> Form:
 def _form(content: str, start: int, end: int, after: str = "") -> Form:
     """Parses a list of scores, with or without labels and denominators."""
     text = LATEX.sub(" ", FRACTION.sub(r"\1/\2", content.translate(NARROW)))
-    text = " ".join(text.split())
+    text = TITLE.sub("", _one_line(text))
     for _ in range(2):
         if text[:1] + text[-1:] in ("[]", "()"):
             text = text[1:-1].strip()
@@ -156,6 +158,15 @@ def _form(content: str, start: int, end: int, after: str = "") -> Form:
     labels = tuple(int(item.group(1) or item.group(2) or 0) for item in parsed)
     values = tuple(float(item.group(3)) for item in parsed)
     return Form(start, end, values, scale, labels if labelled == {True} else None, content=content)
+
+
+def _one_line(text: str) -> str:
+    """Joins lines by commas, unless they have some."""
+    joined = ""
+    for line in filter(None, (" ".join(line.split()) for line in text.split("\n"))):
+        comma = joined and joined[-1] not in ",;[(" and line[0] not in ",;])"
+        joined += (", " if comma else " ") + line
+    return joined.strip()
 
 
 def join_boxes(text: str, boxes: Sequence[Form], sections: Sections, since: int) -> Form | None:
@@ -184,6 +195,8 @@ def join_boxes(text: str, boxes: Sequence[Form], sections: Sections, since: int)
         gaps = [text[a.end : b.start] for a, b in zip(boxes, boxes[1:])]
         if not all(map(LISTED.fullmatch, gaps)):
             return None
+    first = next((i for i, label in enumerate(labels) if label is not None), 0)
+    labels, boxes = labels[first:], boxes[first:]  # the boxes before may hold anything
     scales = {box.scale for box in boxes if box.scale is not None}
     values = tuple(box.values[0] for box in boxes if box.values)
     known = None if set(labels) == {None} else tuple(label or 0 for label in labels)
@@ -231,6 +244,8 @@ def find_lines(text: str, span: Span, sections: Sections) -> Form | None:
         label = sections.label_at(hit.start(), span[0])
         if form.values is None or sections.is_quoted(hit.start(1)):
             continue
+        if form.labels is not None:  # "1: 8" may number a criterion
+            return dataclasses.replace(form, values=None)
         if label is not None and len(form.values) == 1:
             forms.append(dataclasses.replace(form, labels=(label,)))
         elif form.scale is not None:

@@ -93,10 +93,10 @@ def _find(
     section, lines = sections.scores is not None, None
     boxes = forms.find_boxes(text, sections, span)
     is_cut = finish == "length" or OPEN_BOX.search(text[-200:]) is not None
-    if section and not boxes:
+    if section and all(box.quoted for box in boxes):
         if output == "scores" and finish != "length":
             lines = forms.find_lines(text, span, sections)
-        if lines is None:  # the scores may stand in a later section
+        if lines is None and not boxes:  # the scores may stand in a later section
             span = (span[0], len(text))
             boxes = forms.find_boxes(text, sections, span)
     plain = [box for box in boxes if not box.quoted]
@@ -142,12 +142,12 @@ def _last(
     joined = forms.join_boxes(text, singles, sections, since) if n > 1 else None
     if joined is not None and (joined.labels or (last is None and joined.in_order(n))):
         return (joined, "ok") if joined.in_order(n) else (None, "wrong_labels")
+    if any(box.labels for box in numeric):
+        return None, "wrong_labels"
     if last is not None:
         one = forms.join_boxes(text, [last], sections, since) if n == 1 else None
         other = output == "scores" and one is not None and max(one.labels or (0,)) > 1
         return (None, "wrong_labels") if other else (last, "ok")
-    if any(box.labels for box in numeric):
-        return None, "wrong_labels"
     return None, "wrong_count" if numeric else "no_scores"
 
 

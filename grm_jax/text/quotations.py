@@ -5,6 +5,7 @@ Every function accepts any text and takes time linear in its length.
 """
 
 import bisect
+import collections
 import re
 from collections.abc import Sequence
 
@@ -36,7 +37,7 @@ LONG_MARKS = re.compile(
     r'(?:^|(?<=[\s(\[:]))"(?=[^\s"])' + PARAGRAPH.format('"') + r'"(?<=\S")(?=[\s.,;:!?)\]]|\Z)',
     re.MULTILINE,
 )
-TICKS = re.compile(r"`+|\n")
+TICKS = re.compile(r"`+|\n[ \t]*+(?=\n)")
 PROMPT_MARKERS = (
     re.compile(
         r"\[\s*+(?:the\s++(?:begin(?:ning)?|start)\s++of\s++)?-?response\s++([0-9]{1,2})\s*+\]",
@@ -66,11 +67,17 @@ def containing(spans: Sequence[Span], position: int) -> Span | None:
 
 def quoted_spans(text: str) -> tuple[Span, ...]:
     """Returns spans of code, quotations and echoed responses, merged and sorted."""
-    blocks = _code_blocks(text)
+    return _quoted(text, _code_blocks(text))
+
+
+def _quoted(text: str, blocks: list[Span]) -> tuple[Span, ...]:
     spans = [hit.span() for hit in QUOTE_LINES.finditer(text)]
     spans += _outside(blocks, [hit.span() for hit in MARKS.finditer(text)])
     spans += [hit.span() for hit in LONG_MARKS.finditer(text) if "\n" in hit.group()]
     spans += _between(text, *PROMPT_MARKERS) + _between(text, *HTML_TAGS)
+    first = len(text) - len(text.lstrip())
+    if text.startswith("<response>", first):  # around the whole verdict, as Granite writes it
+        spans = [span for span in spans if span[0] != first]
     return _merged([*_code(text, blocks), *spans])
 
 
@@ -98,9 +105,12 @@ def _merged(spans: list[Span]) -> tuple[Span, ...]:
 
 
 def _code_blocks(text: str) -> list[Span]:
-    """Fenced code blocks. An unclosed block extends to the end of the text."""
+    """Fenced code blocks. With an unclosed one, everything after the first fence is code.
+
+    Otherwise a fence without a partner would turn code and text round.
+    """
     closed, opened = _fences(text)
-    return closed if opened is None else [*closed, (opened, len(text))]
+    return closed if opened is None else [(closed[0][0] if closed else opened, len(text))]
 
 
 def _fences(text: str) -> tuple[list[Span], int | None]:
@@ -129,11 +139,11 @@ def _indented_boxes(text: str) -> list[Span]:
 
 
 def _inline_code(text: str) -> list[Span]:
-    """Spans between two runs of the same number of back-ticks on one line."""
+    """Spans between two runs of the same number of back-ticks in one paragraph."""
     line: list[Span] = []
     spans = []
     for hit in [*TICKS.finditer(text), None] if "`" in text else ():
-        if hit is not None and hit.group() != "\n":
+        if hit is not None and hit.group()[0] == "`":
             line.append(hit.span())
             continue
         closing: dict[int, int] = {}  # length of a run -> index of the next such run
@@ -169,15 +179,16 @@ def _between(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> l
 
 # Names of tags, whole or between the signs : _ . -
 _STEM = re.compile(
-    r"(?:^|[:_.-])(?:\w*think\w*|thoughts?|reason(?:ing)?|(?:self)?reflect(?:ion|ing)?|scratch\w*"
+    r"(?:^|[:_.-])(?:\w*think\w*|\w*thoughts?|reason(?:ing)?|(?:self)?reflect(?:ion|ing)?|scratch\w*|plan(?:ning)?|drafts?"
     r"|\w*monologue|deliberat\w+|rationale|ponder\w*|contemplat\w+|brainstorm\w*|cot)(?:$|[:_.-])",
     re.IGNORECASE,
 )
 THINKING = re.compile(
-    # The channels of gpt-oss, with and without their special tokens, and those of Gemma.
-    r"(?P<close><\|channel\|>[ ]?final|<channel\|>|<unused95>|(?-i:assistantfinal))"
+    # The channels of gpt-oss, with and without their special tokens, those of Gemma; Ollama.
+    r"(?P<close><\|channel\|>[ ]?final|<channel\|>|<unused95>|(?-i:assistantfinal)"
+    r"|\.\.\.done thinking\.)"
     r"|(?P<open><\|channel\|?>[ ]?(?:analysis|commentary|thought)|<unused94>"
-    r"|(?-i:\Aanalysis(?=[A-Z])))"
+    r"|(?-i:\A(?:analysis(?=[A-Z])|Thinking\.\.\.\n)))"
     r"|\[(?P<slash2>/?)think(?:ing)?\]"
     # <think>, </think>, <think/>, ◁/think▷, <|END_THINKING|>
     r"|[<＜◁⟨]\|?[ ]?(?P<slash>[/／]?)[ ]?(?P<name>[\w:.-]{2,40})(?:\s[^<>\n]{0,80})?"
@@ -186,6 +197,8 @@ THINKING = re.compile(
 )
 
 
+_MAY_THINK = re.compile(r"[<＜◁⟨]|\[/?think|assistantfinal|thinking\.|\Aanalysis", re.IGNORECASE)
+MAX_ROUNDS = 8
 _MARKS = "`~\"'“”‘’«»「」 \t\n"
 
 
@@ -195,26 +208,41 @@ def verdict_start(text: str) -> int | None:
     Everything before the last closing tag is thinking, as many chat templates open it in the
     prompt. A tag in a quotation is a mention, unless a closing tag there has no opening one.
     """
-    tags = (
-        list(THINKING.finditer(text)) if re.search(r"[<＜◁⟨\[]|assistantfinal|\Aana", text) else []
-    )
-    tags = [tag for tag in tags if tag["name"] is None or _STEM.search(tag["name"])]
+    start = 0
+    for _ in range(MAX_ROUNDS if _MAY_THINK.search(text) else 0):
+        # What follows the thinking has quotations of its own.
+        end, is_open = _thinking(text[start:])
+        if end == 0:
+            return None if is_open else start
+        start += end
+    return start
+
+
+def _thinking(text: str) -> tuple[int, bool]:
+    """The end of the last closing tag, or 0, and whether an opening one follows it."""
+    tags = [tag for tag in THINKING.finditer(text) if not tag["name"] or _STEM.search(tag["name"])]
     if not tags:
-        return 0
-    # The thinking may have opened a code block without closing it.
-    quoted = quoted_spans(text[: _fences(text)[1]])
-    start, is_open, opened_in = 0, False, set()
+        return 0, False
+    blocks, unclosed = _fences(text)  # the thinking may have opened a block without closing it
+    if unclosed is not None:
+        text = text[:unclosed] + re.sub("[`~]", " ", text[unclosed : unclosed + 9]) + text[unclosed + 9 :]
+        blocks = _fences(text)[0]
+    quoted = _quoted(text, blocks)
+    end, is_open = 0, False
+    opened: collections.Counter[Span] = collections.Counter()
     for tag in tags:
         span = containing(quoted, tag.start())
         if _closes(tag):
             alone = span is not None and text[slice(*span)].strip(_MARKS).lstrip("> ") == tag[0]
-            if span is None or (span not in opened_in and not alone):
-                start, is_open = tag.end(), False
+            if span is None or (opened[span] == 0 and not alone):
+                end, is_open = tag.end(), False
+            elif opened[span]:
+                opened[span] -= 1
         elif span is None or not text[: tag.start()].strip():
             is_open = True
         else:
-            opened_in.add(span)
-    return None if is_open else start
+            opened[span] += 1
+    return end, is_open
 
 
 def _closes(tag: re.Match[str]) -> bool:

@@ -15,17 +15,20 @@ from grm_jax.types import Principle
 
 # Every repetition is bounded or has characters of its own, so that no text makes the search
 # quadratic.
+EMOJI = "\u2600-\u27bf\ufe0f\U0001f300-\U0001faff"
 DRESS = (
-    r"(?:<h[1-6]>[ \t]{0,4})?[ \t#*_=>~\-【]{0,16}"
+    rf"(?:<(?:h[1-6]|b|strong)>[ \t]{{0,4}})?[ \t#*_=>~\-【{EMOJI}]{{0,16}}"
     r"(?:(?:(?:step|part|section)[ \t]+)?\(?(?:[0-9]{1,2}(?:\.[0-9]{1,2})?|[ivx]{1,4}|[a-d])[.):]"
-    r"[ \t]{0,4})?[*_ \t]{0,4}"
+    rf"[ \t]{{0,4}})?[*_ \t{EMOJI}]{{0,4}}"
 )
-END = r"[*_#~=】 \t\r]{0,16}(?::|：|</h[1-6]>|[-–—][ \t]*$|$)"
+END = rf"[*_#~=】 \t\r{EMOJI}]{{0,16}}(?::|：|</(?:h[1-6]|b|strong)>|[-–—][ \t]*$|$)"
 _SCORE_WORDS = (
     r"(?:the[ \t]+)?(?:(?:final|overall|assigned|numerical|individual|resulting|evaluation|quality|"
     r"total|my)[ \t]+){0,3}(?:(?:response[ \t]+)?(?:scores?|ratings?|grades?|marks)|scoring)"
     r"(?:[ \t]+(?:summary|table|assignments?))?"
-    r"(?:[ \t]+(?:for|of)[ \t]+(?:each|all|both|every|the)\b[ \t\w]{0,30})?"
+    r"(?:[ \t]+(?:for|of)[ \t]+(?:(?:each|all|both|every|the|responses)\b[ \t\w]{0,30}"
+    r"|response[ \t]+[0-9]{1,2}[ \t\w,&]{0,30}\b(?:and|&)[ \t]+(?:response[ \t]+)?[0-9]{1,2}))?"
+    r"(?:[ \t]+are(?:[ \t]+as[ \t]+follows)?)?"
     r"(?:[ \t]*\([^()\n]{1,40}\))?"
     r"|(?:最终|总体|综合)?(?:评分|得分|分数|打分)"
 )
@@ -67,10 +70,11 @@ LABEL = (
 )
 LABELS = re.compile(LABEL, re.IGNORECASE)
 # "### Response 1", "**Response 1: concise**", "#### Analysis of Response 1", "Response 1:"
-_OF = r"(?:(?:analysis|evaluation|critique|review|scores?|ratings?)[ \t]+(?:of|for)[ \t]+)?"
+_OF = r"(?:(?:(?:analysis|evaluation|critique|review|scores?|ratings?)[ \t]+(?:of|for)|for)[ \t]+)?"
+_PART = r"(?:[ \t]+(?:analysis|evaluation|critique|review))?"
 RESPONSE_HEADING = re.compile(
     rf"^(?:(?=[ \t]{{0,3}}(?:#|[-+*]?[ \t]{{0,3}}(?:\*\*|__))){DRESS}{_OF}{LABEL}[^\n]{{0,120}}"
-    rf"|{DRESS}{_OF}{LABEL}[*_#=:：\])】 \t\r]{{0,16}})$",
+    rf"|{DRESS}{_OF}{LABEL}{_PART}[*_#=:：\])】 \t\r]{{0,16}})$",
     re.IGNORECASE | re.MULTILINE,
 )
 
