@@ -72,7 +72,8 @@ def quoted_spans(text: str) -> tuple[Span, ...]:
 
 def _quoted(text: str, blocks: list[Span]) -> tuple[Span, ...]:
     spans = [hit.span() for hit in QUOTE_LINES.finditer(text)]
-    spans += _outside(blocks, [hit.span() for hit in MARKS.finditer(text)])
+    marks = [hit.span() for hit in MARKS.finditer(text)]
+    spans += _outside(blocks, [(start, end) for start, end in marks if end - start > 2])
     spans += [hit.span() for hit in LONG_MARKS.finditer(text) if "\n" in hit.group()]
     spans += _between(text, *PROMPT_MARKERS) + _between(text, *HTML_TAGS)
     first = len(text) - len(text.lstrip())
@@ -197,7 +198,7 @@ THINKING = re.compile(
 )
 
 
-_MAY_THINK = re.compile(r"[<＜◁⟨]|\[/?think|assistantfinal|thinking\.|\Aanalysis", re.IGNORECASE)
+_SIGNS = ("<", "＜", "◁", "⟨", "[", "assistantfinal", "analysis", "hinking.")
 MAX_ROUNDS = 8
 _MARKS = "`~\"'“”‘’«»「」 \t\n"
 
@@ -209,7 +210,7 @@ def verdict_start(text: str) -> int | None:
     prompt. A tag in a quotation is a mention, unless a closing tag there has no opening one.
     """
     start = 0
-    for _ in range(MAX_ROUNDS if _MAY_THINK.search(text) else 0):
+    for _ in range(MAX_ROUNDS if any(sign in text for sign in _SIGNS) else 0):
         # What follows the thinking has quotations of its own.
         end, is_open = _thinking(text[start:])
         if end == 0:
@@ -225,7 +226,11 @@ def _thinking(text: str) -> tuple[int, bool]:
         return 0, False
     blocks, unclosed = _fences(text)  # the thinking may have opened a block without closing it
     if unclosed is not None:
-        text = text[:unclosed] + re.sub("[`~]", " ", text[unclosed : unclosed + 9]) + text[unclosed + 9 :]
+        text = (
+            text[:unclosed]
+            + re.sub("[`~]", " ", text[unclosed : unclosed + 9])
+            + text[unclosed + 9 :]
+        )
         blocks = _fences(text)[0]
     quoted = _quoted(text, blocks)
     end, is_open = 0, False

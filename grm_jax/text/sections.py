@@ -52,20 +52,24 @@ def _headings(score_words: str) -> re.Pattern[str]:
 
 # By the output of the template: the number of the best response is no score.
 HEADING = {"scores": _headings(_SCORE_WORDS), "choice": _headings(_SCORE_WORDS + _CHOICE_WORDS)}
-# A word of each heading, to look for headings in the lines that contain one.
-HEADING_WORD = re.compile(
-    r"principle|criteri|analys|critique|evaluation|comparison|scor|rating|grade|marks|best|winner"
-    r"|verdict|judge?ment|decision|answer|choice|评分|得分|分数|打分",
-    re.IGNORECASE,
-)
+# Each heading has one of these words. They limit the search to the lines that contain one.
+HEADING_WORDS = (
+    "principle", "criteri", "analys", "critique", "evaluation", "comparison", "scor", "rating",
+    "grade", "marks", "best", "winner", "verdict", "judg", "decision", "answer", "choice",
+    "评分", "得分", "分数", "打分",
+)  # fmt: skip
+LABEL_WORDS = (
+    "response", "answer", "assistant", "candidate", "option", "completion", "reply", "output",
+    "model", "solution", "回答", "回复", "响应", "答案",
+)  # fmt: skip
 MAX_HEADING = 80
 ALONE = re.compile(r"[ \t\r*_#=:：】-]*+(?:\n|\Z)")
 MARKDOWN_HEADING = re.compile(r"^[ \t]{0,3}(#{1,6})(?!#)", re.MULTILINE)
 
 # The number of a response, as prompts and critiques write it. A letter is no label of a prompt.
 LABEL = (
-    r"(?:response|answer|assistant|candidate|option|completion|reply|output|model|solution|回答|回复"
-    r"|响应|答案)[ \t]{0,4}(?:#|no\.?|number|_|-)?[ \t]{0,4}[\[(]?(?:([0-9]{1,2})|(?-i:[A-H]))"
+    rf"(?:{'|'.join(LABEL_WORDS)})"
+    r"[ \t]{0,4}(?:#|no\.?|number|_|-)?[ \t]{0,4}[\[(]?(?:([0-9]{1,2})|(?-i:[A-H]))"
     r"(?![\w']|\.[0-9])"
 )
 LABELS = re.compile(LABEL, re.IGNORECASE)
@@ -113,7 +117,7 @@ def find_sections(text: str, output: str = "scores") -> Sections:
     """
     quoted = quoted_spans(text)
     starts: dict[str, list[Span]] = {name: [] for name in (*HEADINGS, "scores")}
-    for start in _lines_with(HEADING_WORD, text):
+    for start in _lines_with(HEADING_WORDS, text):
         hit = HEADING[output].match(text, start)
         if hit and hit.end() - start <= MAX_HEADING and not inside(quoted, start):
             starts[hit.lastgroup or ""].append(hit.span())
@@ -133,10 +137,13 @@ def find_sections(text: str, output: str = "scores") -> Sections:
     return Sections(principles_text.strip(), analysis_text.strip(), scores, quoted, labels)
 
 
-def _lines_with(pattern: re.Pattern[str], text: str) -> Iterator[int]:
-    """Start positions of the lines with a match within their first MAX_HEADING characters."""
+def _lines_with(words: Sequence[str], text: str) -> Iterator[int]:
+    """Start positions of the lines with a word within their first MAX_HEADING characters."""
+    lowered = text.lower()
+    words = [word for word in words if word in lowered]
+    pattern = re.compile("|".join(words), re.IGNORECASE)
     position = 0
-    while hit := pattern.search(text, position):
+    while words and (hit := pattern.search(text, position)):
         start = text.rfind("\n", max(0, hit.start() - MAX_HEADING), hit.start()) + 1
         if start or hit.start() < MAX_HEADING:
             yield start
@@ -184,10 +191,12 @@ def _level(text: str, span: Span) -> int:
 def _response_headings(text: str, quoted: Sequence[Span]) -> tuple[tuple[int, int, int, int], ...]:
     """Headings of single responses; the part of one ends at the next heading not below it."""
     headings = []
-    for start in _lines_with(LABELS, text):
+    for start in _lines_with(LABEL_WORDS, text):
         hit = RESPONSE_HEADING.match(text, start)
         if hit and not inside(quoted, start) and len(LABELS.findall(hit.group())) == 1:
             headings.append((*hit.span(), int(hit.group(1) or hit.group(2) or 0)))
+    if not headings:
+        return ()
     marks = [(hit.start(), len(hit.group(1))) for hit in MARKDOWN_HEADING.finditer(text)]
     above = {level: [s for s, depth in marks if depth <= level] for level in range(1, 7)}
     labels = []

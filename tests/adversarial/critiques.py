@@ -7,6 +7,7 @@ import dataclasses
 import random
 from collections.abc import Callable
 
+WIDE = {48 + i: 0xFF10 + i for i in range(10)}
 PROSE = [
     "Response 1 is right and Response 2 is not.",
     "As shown in [1, 2] and [8, 3], the second answer is better.",
@@ -71,7 +72,7 @@ def whole(rng: random.Random, s: list[float]) -> str:
         f"{box(s)}/10",
         f"\\boxed{{[{commas}]}}",
         f"\\boxed{{\\left({commas}\\right)}}",
-        f"\\boxed{{{commas.replace(', ', '，').translate({48 + i: 0xFF10 + i for i in range(10)})}}}",
+        f"\\boxed{{{commas.replace(', ', '，').translate(WIDE)}}}",
         box(labelled),
         box(rng.sample(labelled, n)),
         f"\\boxed{{\\text{{{'; '.join(labelled)}}}}}",
@@ -144,7 +145,10 @@ def refused(rng: random.Random, n: int, section: bool) -> tuple[str, str]:
             (f"Response {n}: 3 errors", "malformed_section"),
         ]
     else:
-        forms += [("Both are fine.", "no_scores"), ("Response 1: 8/10, Response 2: 3/10", "no_scores")]
+        forms += [
+            ("Both are fine.", "no_scores"),
+            ("Response 1: 8/10, Response 2: 3/10", "no_scores"),
+        ]
     return rng.choice([form for form in forms if form[1]])
 
 
