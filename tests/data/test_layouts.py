@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import fuzz
 import pytest
 
 from grm_jax.data import records
@@ -227,13 +228,52 @@ def test_docs_list_every_layout():
         (r"2\pi", r"\pi", False),
         ("1/0", "0", False),
         (r"90^\circ", "90", True),
+        (r"\$18.90", "18.90", True),
+        (r"\$18.90", "18.9", True),
+        (r"$\$1{,}250$", "1250", True),
+        (".35625", "0.35625", True),
+        ("(-.5, 1)", "(-0.5,1)", True),
+        ("x=5", "5", True),
+        (r"x = \frac12", "0.5", True),
+        (r"\theta = 3", "3", True),
+        ("y=2x+3", "2x+3", True),
+        ("x=5", "y=5", False),
+        ("x=5", "6", False),
+        (r"11\sqrt2", r"11\sqrt{2}", True),
+        (r"11\sqrt2", r"11\sqrt{3}", False),
+        (r"\frac1{72}", r"\frac{1}{72}", True),
+        (r"5.4\text{ cents}", "5.4", True),
+        (r"5.4 \text{cents}", "5.40", True),
+        (r"12\mbox{ cm}^2", "12", True),
+        (r"3\sqrt{2}\text{ cm}", r"3\sqrt2", True),
+        (r"5\text{ cm}", r"5\text{ m}", False),
+        (r"10\text{ a.m.}", r"10\text{ p.m.}", False),
+        (r"5\text{ inches}", r"5\text{ inch}", True),
+        (r"\text{Friday}", "Friday", True),
+        (r"\text{(A)}", r"\text{(B)}", False),
+        (r"2\text{ and }3", "2", False),
+        ("9" * 5000, "1", False),
+        ("1/0", "1/0 ", True),
     ],
 )
 def test_same_answer_compares_meaning(a, b, same):
     assert same_answer(a, b) == same
 
 
+@pytest.mark.parametrize(
+    "text", [r"\boxed{", r"\boxed{\text{ ", "{", "}", r"\box ", "x=", "1,", "$"]
+)
+def test_long_answers_take_linear_time(text):
+    with fuzz.time_limit(5):
+        boxed_answer(text * 30_000)
+        same_answer(text * 30_000, "1")
+        same_answer(text * 100, "1")
+
+
 def test_boxed_answer_is_the_last_balanced_box():
     assert boxed_answer(r"\boxed{1} then \boxed{\frac{a}{b}}.") == r"\frac{a}{b}"
     assert boxed_answer(r"\boxed{1} and \boxed{2") == "1"
+    assert (
+        boxed_answer(r"\boxed{\boxed{5}} }") == "5" and boxed_answer(r"\boxed{\{1\}}") == r"\{1\}"
+    )
     assert boxed_answer("none") is None
