@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
-import json
+import fcntl
 import math
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from grm_jax import strict_json
 from grm_jax.commands import Number, Parser, run_command
 from grm_jax.data.records import strict_records
 from grm_jax.evals import results, run
@@ -160,6 +163,7 @@ def evaluate(args: argparse.Namespace) -> int:
     out = Path(args.out or Path("eval") / judge_name(args))
     check_files(args, tasks, out)
     out.mkdir(parents=True, exist_ok=True)
+    earlier_entries(out)  # a damaged file is an error before anything is judged
     judge, entries = judge_function(args, out), []
     for task in tasks:
         made = judge(task)
@@ -362,6 +366,33 @@ def num_parameters(path: str) -> int | None:
         return None
 
 
+def earlier_entries(out: Path) -> list[dict]:
+    """Returns the entries of earlier evaluations in a folder.
+
+    Raises ValueError for a damaged file, or a benchmark that this installation does not have, which
+    would be lost.
+    """
+    path = out / results.FILE
+    entries = results.read_results(path, complete=True) if path.exists() else []
+    for name in (entry["benchmark"] for entry in entries):
+        if name not in BENCHMARKS:
+            raise ValueError(
+                f"{path} has results of {name!r}, an unknown benchmark: name another --out"
+            )
+    return entries
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Waits until no other process is in this block for a folder, so that no result is lost."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def write_reports(entries: Sequence[dict], out: Path) -> None:
     """Writes results.json, results.md and results.html, and prints the table.
 
@@ -370,11 +401,11 @@ def write_reports(entries: Sequence[dict], out: Path) -> None:
     from grm_jax.evals import page, tables
 
     path = out / results.FILE
-    earlier = results.read_results(path) if path.exists() else []
-    merged = {entry["benchmark"]: entry for entry in (*earlier, *entries)}
-    ordered = [merged[name] for name in BENCHMARKS if name in merged]
-    write_atomic(path, json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")
-    write_atomic(out / "results.md", tables.markdown(ordered))
-    write_atomic(out / "results.html", page.page(ordered))
+    with alone(out):
+        merged = {entry["benchmark"]: entry for entry in (*earlier_entries(out), *entries)}
+        ordered = [merged[name] for name in BENCHMARKS if name in merged]
+        write_atomic(path, strict_json.dumps(ordered, indent=1) + "\n")
+        write_atomic(out / "results.md", tables.markdown(ordered))
+        write_atomic(out / "results.html", page.page(ordered))
     tables.terminal(entries)
     print(f"{out}/results.json, results.md, results.html")

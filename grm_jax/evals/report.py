@@ -5,10 +5,10 @@ and five critiques in the report viewer, which critiques.html has as a page of i
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from grm_jax import strict_json
 from grm_jax.evals import cells as tables_of_cells, examples, plots
 from grm_jax.evals.cells import Cell
 from grm_jax.evals.figures import save_png, to_svg
@@ -77,8 +77,12 @@ def write(folder: Any, report: Report) -> Any:
         if figure is not None:
             save_png(figure, folder / name)
     write_atomic(folder / "table.txt", tables_of_cells.as_text(cells) + "\n")
-    write_atomic(folder / "table.json", json.dumps([c.as_json() for c in cells], indent=2) + "\n")
-    write_atomic(folder / "credits.json", json.dumps({c.name: c.credits for c in cells}) + "\n")
+    write_atomic(
+        folder / "table.json", strict_json.dumps([c.as_json() for c in cells], indent=2) + "\n"
+    )
+    write_atomic(
+        folder / "credits.json", strict_json.dumps({c.name: c.credits for c in cells}) + "\n"
+    )
     chosen = examples.choose(report.rows)
     rows = [example.row for example in chosen]
     critiques = viewer.page(rows, "Examples", are_examples=True) if chosen else ""

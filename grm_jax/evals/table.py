@@ -5,11 +5,11 @@ table of their own.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from grm_jax import strict_json
 from grm_jax.commands import Number, Parser, run_command, write_output
 from grm_jax.evals import results
 from grm_jax.evals.run_tables import build, markdown, terminal
@@ -59,7 +59,7 @@ def tabulate(args: argparse.Namespace) -> int:
     runs = read_runs(args.runs)
     built = build(runs, args.what == "paper", flops_of(args.flops_per_token, runs))
     if args.out and args.out.endswith(".json"):
-        text = json.dumps(built, indent=1, ensure_ascii=False) + "\n"
+        text = strict_json.dumps(built, indent=1) + "\n"
     elif args.out and args.out.endswith(".html"):
         text = page(built)
     elif not args.out and sys.stdout.isatty():
@@ -102,7 +102,10 @@ def read_runs(arguments: Sequence[str]) -> dict[str, dict[str, dict]]:
         if not path.is_file():
             raise ValueError(f"{folder} holds no results.json: give an --out folder of `grm eval`")
         name = name or Path(folder).resolve().name
+        entries = results.read_results(path)
+        if not entries:
+            raise ValueError(f"{path} has no entries: run `grm eval` into this folder first")
         if name in runs:
             raise ValueError(f"two runs are called {name!r}: name them as NAME=FOLDER")
-        runs[name] = {entry["benchmark"]: entry for entry in results.read_results(path)}
+        runs[name] = {entry["benchmark"]: entry for entry in entries}
     return runs

@@ -3,8 +3,7 @@
 A damaged or edited row would otherwise show nonsense in a report, or count in a metric.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from grm_jax.judging import votes
@@ -17,7 +16,7 @@ def row_problem(row: dict[str, Any]) -> str:
 
     Fields that earlier versions did not write may be absent; unknown fields are ignored.
     """
-    problem = _field_problem(row, ROW, REQUIRED)
+    problem = field_problem(row, ROW, REQUIRED)
     if problem or row.get("error"):
         return problem or _error_problem(row)
     n, critiques = row["n"], row["critiques"]
@@ -31,13 +30,18 @@ def row_problem(row: dict[str, Any]) -> str:
 
 def _error_problem(row: dict[str, Any]) -> str:
     error = row["error"]
-    is_error = row["n"] == 0 and not row["critiques"] and error.get("reason")
-    is_error = is_error and _is_text(error["reason"]) and _is_place(error.get("line", ""))
-    return "" if is_error else f"the malformed error {error!r:.60}"
+    named = is_text(error.get("reason")) and error["reason"] and is_place(error.get("line"))
+    return (
+        ""
+        if named and row["n"] == 0 and not row["critiques"]
+        else f"the malformed error {error!r:.60}"
+    )
 
 
 def _critique_problem(critique: Any, n: int) -> str:
-    if problem := _field_problem(critique, CRITIQUE, ("order", "status", "scores")):
+    if problem := field_problem(
+        critique, CRITIQUE, ("order", "status", "scores", "text", "tokens")
+    ):
         return problem
     order, scores, expected = (critique.get(x) for x in ("order", "scores", "expected_scores"))
     if sorted(order) != list(range(n)):
@@ -55,7 +59,7 @@ def _verdict_problem(row: dict[str, Any], n: int, critiques: list[Any]) -> str:
     scores, by_rule, label = row["scores"], row.get("votes"), row.get("label")
     if not all(are_numbers(values, n) for values in (scores, *(by_rule or {}).values())):
         return f"scores or votes that are not {n} numbers, or one that is NaN or infinite"
-    if not (label is None or (_is_int(label) and 0 <= label < n) or are_numbers(label, n)):
+    if not (label is None or (is_int(label) and 0 <= label < n) or are_numbers(label, n)):
         return f"label = {label!r:.60}, which does not fit {n} responses"
     unparsed = sum(critique["status"] != "ok" for critique in critiques)
     if row["unparsed"] != unparsed:
@@ -64,20 +68,23 @@ def _verdict_problem(row: dict[str, Any], n: int, critiques: list[Any]) -> str:
     best = votes.winner(scores) if voted else None
     if row["best"] != best:
         return f"best = {row['best']}, which does not fit its scores"
-    if row.get("tie", False) != (best is None and unparsed < len(critiques)):
-        return f"tie = {row.get('tie')}, which does not fit its scores"
+    if row["tie"] != (best is None and unparsed < len(critiques)):
+        return f"tie = {row['tie']}, which does not fit its scores"
     if by_rule and row.get("vote") in by_rule and scores != by_rule[row["vote"]]:
         return f"scores that differ from its vote by {row['vote']}"
     kept = row.get("kept")
-    if kept is not None and not all(_is_int(i) and 0 <= i < len(critiques) for i in kept):
+    if kept is not None and not all(is_int(i) and 0 <= i < len(critiques) for i in kept):
         return f"kept = {kept!r:.60}, which are no critiques"
+    scored = all(c.get("meta_score") is not None for c in critiques if c["status"] == "ok")
+    if kept is not None and not scored:
+        return "kept critiques, and a parsed critique without a meta_score"
     responses = row.get("responses")
     if responses is not None and len(responses) != n:
         return f"{len(responses)} responses for n = {n}"
     return ""
 
 
-def _field_problem(fields: Any, checks: dict[str, Check], required: tuple[str, ...]) -> str:
+def field_problem(fields: Any, checks: Mapping[str, Check], required: tuple[str, ...]) -> str:
     """Returns the first field that is absent or of the wrong type."""
     if not isinstance(fields, dict):
         return f"{fields!r:.40} where an object is expected"
@@ -93,100 +100,105 @@ def _field_problem(fields: Any, checks: dict[str, Check], required: tuple[str, .
 # ---------------------------------------------------------------- types
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
+    """Returns whether a value is a string."""
     return isinstance(value, str)
 
 
-def _is_int(value: Any) -> bool:
+def is_int(value: Any) -> bool:
+    """Returns whether a value is an integer, and no bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_count(value: Any) -> bool:
-    return _is_int(value) and 0 <= value < 2**31
+def is_count(value: Any) -> bool:
+    """Returns whether a value is an integer from 0 to 2**31 - 1."""
+    return is_int(value) and 0 <= value < 2**31
 
 
-def _is_number(value: Any) -> bool:
-    return (isinstance(value, float) and math.isfinite(value)) or (
-        _is_int(value) and abs(value) < 2**63
-    )
+def is_number(value: Any) -> bool:
+    """Returns whether a value is a number of at most 1e100, so that sums are finite; no bool."""
+    return (isinstance(value, float) or is_int(value)) and abs(value) <= 1e100  # False for NaN
 
 
-def _is_place(value: Any) -> bool:
-    return _is_text(value) or _is_count(value)
+def is_place(value: Any) -> bool:
+    """Returns whether a value may be a line, or an id."""
+    return is_text(value) or is_count(value)
 
 
 def are_numbers(values: Any, n: int) -> bool:
     """Returns whether a value is a list of n finite numbers."""
-    return isinstance(values, list) and len(values) == n and all(map(_is_number, values))
+    return isinstance(values, list) and len(values) == n and all(map(is_number, values))
 
 
-def _or_null(check: Check) -> Check:
+def or_null(check: Check) -> Check:
+    """Returns a check that accepts None too."""
     return lambda value: value is None or check(value)
 
 
-def _list_of(check: Check) -> Check:
+def list_of(check: Check) -> Check:
+    """Returns a check of a list whose items all pass `check`."""
     return lambda value: isinstance(value, list) and all(map(check, value))
 
 
 def _is_turn(value: Any) -> bool:
-    return isinstance(value, dict) and _is_text(value.get("role")) and "content" in value
+    return isinstance(value, dict) and is_text(value.get("role")) and "content" in value
 
 
 def _is_principle(value: Any) -> bool:
-    checks = {"name": _is_text, "weight": _or_null(_is_number), "description": _is_text}
+    checks = {"name": is_text, "weight": or_null(is_number), "description": is_text}
     known = isinstance(value, dict) and value.keys() <= checks.keys() and "name" in value
-    return known and not _field_problem(value, checks, ())
+    return known and not field_problem(value, checks, ())
 
 
 def _is_query(value: Any) -> bool:
-    return _is_text(value) or (value != [] and _list_of(_is_turn)(value))
+    return is_text(value) or (value != [] and list_of(_is_turn)(value))
 
 
 def _is_rule(value: Any) -> bool:
-    return _is_text(value) and value in votes.VOTES
+    return is_text(value) and value in votes.VOTES
 
 
-REQUIRED = ("id", "line", "n", "scores", "best", "unparsed", "critiques")
+REQUIRED = ("id", "line", "n", "scores", "best", "tie", "unparsed", "critiques")
 ROW: dict[str, Check] = {
-    "id": _is_place,
-    "line": _is_place,
-    "n": _is_count,
-    "best": _or_null(_is_count),
+    "id": is_place,
+    "line": is_place,
+    "n": is_count,
+    "best": or_null(is_count),
     "tie": lambda value: isinstance(value, bool),
     "votes": lambda value: isinstance(value, dict),
-    "unparsed": _is_count,
-    "kept": _or_null(lambda value: isinstance(value, list)),
+    "unparsed": is_count,
+    "kept": or_null(lambda value: isinstance(value, list)),
     "critiques": lambda value: isinstance(value, list),
-    "error": _or_null(lambda value: isinstance(value, dict) and value != {}),
-    "query": _or_null(_is_query),
-    "responses": _or_null(_list_of(_is_text)),
-    "reference": _or_null(_is_text),
-    "meta": _or_null(lambda value: isinstance(value, dict)),
-    "k": _is_count,
-    "temperature": _is_number,
-    "seed": _is_count,
-    "max_new_tokens": _is_count,
-    "top_p": _is_number,
-    "top_k": _is_count,
-    "k_meta": _or_null(_is_count),
+    "error": or_null(lambda value: isinstance(value, dict) and value != {}),
+    "query": or_null(_is_query),
+    "responses": or_null(list_of(is_text)),
+    "reference": or_null(is_text),
+    "meta": or_null(lambda value: isinstance(value, dict)),
+    "k": is_count,
+    "temperature": is_number,
+    "seed": is_count,
+    "max_new_tokens": is_count,
+    "top_p": is_number,
+    "top_k": is_count,
+    "k_meta": or_null(is_count),
     "expected": lambda value: isinstance(value, bool),
-    "vote": _or_null(_is_rule),
-    "model": _is_text,
-    "template": _or_null(_is_text),
-    "meta_rm": _or_null(_is_text),
-    "input": _or_null(_is_text),
+    "vote": or_null(_is_rule),
+    "model": is_text,
+    "template": or_null(is_text),
+    "meta_rm": or_null(is_text),
+    "input": or_null(is_text),
 }
 CRITIQUE: dict[str, Check] = {
-    "text": _is_text,
-    "order": _list_of(_is_int),
-    "status": _is_text,
-    "scores": _or_null(lambda value: isinstance(value, list)),
-    "meta_score": _or_null(_is_number),
-    "expected_scores": _or_null(lambda value: isinstance(value, list)),
-    "tokens": _is_count,
-    "sample": _is_count,
-    "seed": _is_count,
-    "finish": _or_null(_is_text),
-    "principles": _list_of(_is_principle),
-    "analysis": _is_text,
+    "text": is_text,
+    "order": list_of(is_int),
+    "status": is_text,
+    "scores": or_null(lambda value: isinstance(value, list)),
+    "meta_score": or_null(is_number),
+    "expected_scores": or_null(lambda value: isinstance(value, list)),
+    "tokens": is_count,
+    "sample": is_count,
+    "seed": is_count,
+    "finish": or_null(is_text),
+    "principles": list_of(_is_principle),
+    "analysis": is_text,
 }
