@@ -61,7 +61,7 @@ def _read(folder: Any) -> Any:
 
 
 def _is_covered(file: Any) -> bool:
-    return not file.is_dir() and file.name != FILE
+    return not file.is_dir() and file.name != FILE and not file.name.startswith(".")
 
 
 def _sum(file: Any) -> str:

@@ -29,7 +29,10 @@ _ERRNOS = {
     *(errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.EWOULDBLOCK),
 }
 # What the storage library writes for a full disk, a lost network or a missing permission.
-_STORAGE_FAULT = re.compile(r"OS error \d+|\[Errno \d+\]|RESOURCE_EXHAUSTED|PERMISSION_DENIED")
+_STORAGE_FAULT = re.compile(
+    r"(?P<text>[^:]*) \[os_error_code|OS error \d+|\[Errno \d+\]"
+    "|RESOURCE_EXHAUSTED|PERMISSION_DENIED"
+)
 
 
 class CheckpointError(RuntimeError):
@@ -106,6 +109,14 @@ def is_storage_fault(error: BaseException) -> bool:
     return isinstance(error, SaveError) or (
         number in _ERRNOS if number else bool(_STORAGE_FAULT.search(str(error)))
     )
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a log record is no traceback of a storage fault, which SaveError reports."""
+    return not (record.exc_info and record.exc_info[1] and is_storage_fault(record.exc_info[1]))
+
+
+logging.getLogger("absl").addFilter(_is_news)  # Orbax logs the same fault in each of its threads
 
 
 class Checkpoints(contextlib.AbstractContextManager):
@@ -251,9 +262,11 @@ def _digest(record: Mapping[str, Any]) -> str:
 
 def _reason(error: BaseException) -> str:
     """Returns the part of an error's text that says what failed, in one line."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    fault = next((line for line in lines if _STORAGE_FAULT.search(line)), lines[0])
-    return fault if len(fault) <= 300 else f"...{fault[-300:]}"
+    text = str(error).strip() or type(error).__name__
+    if (match := _STORAGE_FAULT.search(text)) and match["text"]:
+        return match["text"].strip()
+    line = next((line for line in text.splitlines() if _STORAGE_FAULT.search(line)), "")
+    return (line or text.splitlines()[0])[:300]
 
 
 def agree(flag: bool, all_of: bool = False) -> bool:

@@ -189,11 +189,15 @@ def check_workdir(config: ConfigDict, cfg: TransformerConfig, workdir: epath.Pat
     """Raises CheckpointError if the workdir belongs to another experiment or model."""
     if not (saved := _saved_config(workdir)):
         return
+    new = {"name": config.name, **{name: getattr(cfg, name) for name in SIZES}}
+    checkpoint.check_identity(workdir, _identity(saved), new)
+
+
+def _identity(saved: Mapping[str, Any]) -> dict[str, Any]:
     overrides = saved.get("model_overrides", {})
     sizes = {name: n for name, n in overrides.items() if name in SIZES}
-    saved_cfg = get_config(saved["model"], **sizes)
-    old, new = ({name: getattr(c, name) for name in SIZES} for c in (saved_cfg, cfg))
-    checkpoint.check_identity(workdir, {"name": saved["name"], **old}, {"name": config.name, **new})
+    cfg = get_config(saved["model"], **sizes)
+    return {"name": str(saved["name"]), **{name: getattr(cfg, name) for name in SIZES}}
 
 
 def save_config(config: ConfigDict, cfg: TransformerConfig, workdir: epath.Path) -> None:
@@ -226,11 +230,10 @@ def _saved_config(workdir: epath.Path) -> dict[str, Any]:
         return {}
     try:
         saved = strict_json.read(path)
-        if not isinstance(saved, dict) or not isinstance(saved.get("name"), str):
-            raise ValueError(f"{path} is damaged: it is not a config")
-        get_config(saved["model"])
-    except (ValueError, KeyError) as error:
+        _identity(saved)
+    except Exception as error:  # whatever the fields of a damaged file raise
         raise checkpoint.CheckpointError(
-            f"{error}. Restore it from a backup, or remove it: the same command writes it again"
+            f"{path} is damaged ({error!r:.100}): restore it from a backup, or remove it, and the "
+            "same command writes it again"
         ) from error
     return saved
