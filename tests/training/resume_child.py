@@ -25,7 +25,14 @@ def make_config():
     return config
 
 
+def chance_reward(comparison, critique):
+    """Rewards half of an untrained model's critiques, so that the gradients of RL are not zero."""
+    return 1.0 if len(critique.text) % 2 else -1.0
+
+
 if __name__ == "__main__":
+    from grm_jax.training import grpo
     from grm_jax.training.main import run
 
+    grpo.reward = chance_reward
     run(make_config(), sys.argv[1])

@@ -89,6 +89,7 @@ def compare(one, two):
         logs = [metrics.read_jsonl(folder / stage / "metrics.jsonl") for folder in (one, two)]
         assert [row["step"] for row in logs[1]] == list(range(1, step_a + 1))
         assert [row["loss"] for row in logs[0]] == [row["loss"] for row in logs[1]]
+        assert all(row["update_norm"] > 0 and row["grad_norm"] > 0 for row in logs[0]), stage
 
 
 @pytest.fixture(scope="module")
