@@ -187,8 +187,7 @@ def expected_config(cfg, arch, fields):
     factor = float(scaling[1] or 1.0) if scaling[0] in (None, "linear") else 1.0
     full = dataclasses.replace(full, rope_theta=float(get("rope.freq_base")), rope_scale=factor)
     if arch == "gemma2":
-        full = dataclasses.replace(full, rope_scale=1.0)
-        local = dataclasses.replace(local, rope_theta=full.rope_theta)
+        local = dataclasses.replace(local, rope_theta=full.rope_theta, rope_scale=factor)
     if arch in ("gemma2", "gemma3"):
         local = dataclasses.replace(local, window=get("attention.sliding_window"))
     pattern = (local,) * (len(cfg.pattern) - 1) + (full,)
