@@ -230,6 +230,7 @@ class Critique:
       scores: one per response; None unless status is "ok". In prompt order from the parser, with
         order = (0, ..., n - 1); in the caller's order in a Verdict (`in_caller_order`).
       order: the order in which the prompt showed the responses.
+      status: "ok" or a key of `UNPARSED`, which says why there are no scores.
       expected_scores: like scores, the expectation over the model's score tokens.
       meta_score: score of the meta reward model.
       tokens: length of the text in tokens.

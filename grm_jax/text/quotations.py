@@ -238,7 +238,7 @@ def _thinking(text: str) -> tuple[int, bool]:
     for tag in tags:
         span = containing(quoted, tag.start())
         if _closes(tag):
-            alone = span is not None and text[slice(*span)].strip(_MARKS).lstrip("> ") == tag[0]
+            alone = span is not None and text[slice(*span)].strip(_MARKS) == tag[0]
             if span is None or (opened[span] == 0 and not alone):
                 end, is_open = tag.end(), False
             elif opened[span]:

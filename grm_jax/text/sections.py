@@ -70,7 +70,7 @@ MARKDOWN_HEADING = re.compile(r"^[ \t]{0,3}(#{1,6})(?!#)", re.MULTILINE)
 LABEL = (
     rf"(?:{'|'.join(LABEL_WORDS)})"
     r"[ \t]{0,4}(?:#|no\.?|number|_|-)?[ \t]{0,4}[\[(]?(?:([0-9]{1,2})|(?-i:[A-H]))"
-    r"(?![\w']|\.[0-9])"
+    r"(?!\w|\.[0-9])"
 )
 LABELS = re.compile(LABEL, re.IGNORECASE)
 # "### Response 1", "**Response 1: concise**", "#### Analysis of Response 1", "Response 1:"
@@ -117,8 +117,9 @@ def find_sections(text: str, output: str = "scores") -> Sections:
     """
     quoted = quoted_spans(text)
     starts: dict[str, list[Span]] = {name: [] for name in (*HEADINGS, "scores")}
+    heading = HEADING["choice" if output == "choice" else "scores"]
     for start in _lines_with(HEADING_WORDS, text):
-        hit = HEADING[output].match(text, start)
+        hit = heading.match(text, start)
         if hit and hit.end() - start <= MAX_HEADING and not inside(quoted, start):
             starts[hit.lastgroup or ""].append(hit.span())
     labels = _response_headings(text, quoted)

@@ -1,9 +1,16 @@
 """Critiques in all forms that models write, with quotations, thinking and injections in them."""
 
+import numpy as np
 import pytest
 
+from grm_jax.evals import measure
+from grm_jax.evals.judged import JudgedComparison
+from grm_jax.judging import codec, votes
+from grm_jax.judging.summary import summarise, unparsed_text
 from grm_jax.text import parse
 from grm_jax.text.parse import find_box
+from grm_jax.training import grpo, rft_data, rollouts
+from grm_jax.types import STATUSES, UNPARSED, Comparison
 
 SCORES = "### Scores\n"
 OPEN_CODE = "<think>\n```\ncode\n</think>\n"
@@ -245,3 +252,40 @@ def test_only_the_plain_box_has_expected_scores():
     boxes = ["\\boxed{8/10, 3/10}", "\\boxed{８, 3}", "\\boxed{\\text{8, 3}}"]
     for text in (*boxes, "Response 1: \\boxed{8}\nResponse 2: \\boxed{3}", "<think>\\boxed{8, 3}"):
         assert find_box(text, 2) is None
+
+
+REFUSED = {
+    "truncated": ("\\boxed{8, ", 2),
+    "unfinished_thinking": ("<think>\\boxed{8, 3}", 2),
+    "only_thinking": ("<think>\\boxed{8, 3}</think>", 2),
+    "no_scores": ("none", 2),
+    "wrong_count": ("\\boxed{8}", 2),
+    "wrong_labels": ("Response 1: \\boxed{8}", 2),
+    "malformed_box": ("\\boxed{8 3}", 2),
+    "malformed_section": ("### Scores\nnone", 2),
+    "wrong_scale": ("\\boxed{4/5, 3/5}", 2),
+    "out_of_range": ("\\boxed{0.8, 0.3}", 2),
+}
+
+
+def test_every_status_is_counted_everywhere():
+    """In the summaries of `grm judge` and `grm eval`, the outcomes of RFT, the metrics of RL."""
+    critiques = [parse(text, n) for text, n in REFUSED.values()] + [parse("\\boxed{8, 3}", 2)]
+    assert [critique.status for critique in critiques] == [*UNPARSED, "ok"]
+    comparison = Comparison("q", ("a", "b"), label=0, id="x")
+    in_order = [critique.in_caller_order((0, 1)) for critique in critiques]
+    row = codec.judged_row(comparison, votes.verdict(in_order, 2, "x"), 1, {})
+    ones = dict.fromkeys(STATUSES, 1)
+    assert summarise([row])["statuses"] == ones
+    assert all(unparsed_text({name: 1}) for name in UNPARSED)
+    judged = [JudgedComparison(comparison, None, critiques=tuple(critiques))]
+    assert measure.parsing(judged)["statuses"] == ones
+    outcomes = [rft_data.outcome_of(comparison, critique) for critique in critiques]
+    assert outcomes == [*UNPARSED, "right"]
+    rewards = [grpo.reward(comparison, critique) for critique in critiques]
+    assert rewards == [-1.0] * len(UNPARSED) + [1.0]
+    prompt = rollouts.Prompt(comparison, (0, 1), "compact/judge", [])
+    metrics = rollouts.rollout_metrics(
+        [prompt], np.array([rewards]), [critiques], np.ones((1, len(critiques)))
+    )
+    assert all(metrics[f"unparsed/{name}"] == 1 / len(critiques) for name in UNPARSED)

@@ -76,8 +76,8 @@ def check_fragments(value: tuple[str, int]) -> None:
     for sign in ("</", "<|", "-->", "channel", "final", "unused", "thinking."):
         text = text.replace(sign, "")
     assert parse(f"<think>{text}", n).status == "unfinished_thinking", repr(text)
-    assert parse(f"<think>{text}</think>", n).scores is None, repr(text)
-    assert parse(f"{text}</think>", n).scores is None, repr(text)
+    assert parse(f"<think>{text}\n\n</think>", n).scores is None, repr(text)
+    assert parse(f"{text}\n\n</think>", n).scores is None, repr(text)
     quoted = "\n".join(f"> {line}" for line in text.splitlines())
     assert parse(quoted, n).scores is None, repr(quoted)
     fenced = f"~~~~~~~~~~~~\n{text.replace('~', '')}\n~~~~~~~~~~~~\nSo it goes."
