@@ -46,8 +46,9 @@ def check_file(file: Path, linked: bool = False) -> Path:
         raise FileNotFoundError(f"{file} cannot be opened: {error.strerror}") from None
     folder = Path(os.path.realpath(file.parent))
     allowed = [folder]
-    if folder.parent.name == "snapshots":  # the Hub's cache: snapshots/COMMIT/FILE -> blobs/HASH
-        allowed.append(folder.parent.parent / "blobs")
+    for parent in folder.parents:  # the Hub's cache: snapshots/COMMIT/FILE -> blobs/HASH
+        if parent.name == "snapshots":
+            allowed.append(parent.parent / "blobs")
     if not linked and not any(map(target.is_relative_to, allowed)):
         raise ValueError(
             f"{file} is a link to {target}, outside its folder: put a copy of the file there"

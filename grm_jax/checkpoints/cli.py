@@ -71,13 +71,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _file_gb(text: str) -> float:
-    size = float(text)
-    if not 1e-9 <= size <= 1e6:
-        raise argparse.ArgumentTypeError(f"{text}: give a number of gigabytes above 0, such as 5")
-    return size
-
-
 def convert(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str],

@@ -56,7 +56,8 @@ def load_model(
         check_fits(cfg, mesh)
     sources = tensor_map(cfg, reader.format)
     sources = {path: source for path, source in sources.items() if path not in zero_params}
-    check_names(reader, cfg, sources)  # before anything of the model's size is computed
+    with damage_of(reader.path):  # before anything of the model's size is computed
+        check_names(reader, cfg, sources)
     graphdef, state = abstract_model(cfg, mesh)
     first_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     targets = {

@@ -48,6 +48,7 @@ def save(
     """
     path = Path(path).expanduser()
     writer = jax.process_index() == 0
+    token_ids = _token_ids(Path(like)) if like is not None else {}
     if writer:
         _clear(path, overwrite)
     params = flat_params(nnx.state(model, nnx.Param))
@@ -79,9 +80,9 @@ def save(
         _write_json(path / INDEX, index)
     config = to_hf(model.cfg, str(np.dtype(dtype or params["embedder.table_VxD"].dtype)))
     if like is not None:
-        config |= _token_ids(Path(like))
         copy_tokenizer(like, path)
-    _write_json(path / "config.json", config)
+    # Last: without it, a folder whose writing was interrupted does not load.
+    _write_json(path / "config.json", config | token_ids)
 
 
 def _entries(model: Transformer, params: dict[str, Any], dtype: str | None) -> list[Entry]:
@@ -146,8 +147,8 @@ def _clear(path: Path, overwrite: bool) -> None:
             f"{path} already holds {old[0].name}: choose another folder, or replace "
             "them with --overwrite (in Python: overwrite=True)"
         )
-    for file in old:
-        file.unlink()
+    for file in (path / "config.json", *old):
+        file.unlink(missing_ok=True)
 
 
 def copy_tokenizer(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> list[str]:

@@ -10,8 +10,10 @@ import toy_folders
 from checkpoints import toys
 from safetensors.numpy import save_file
 
-from grm_jax.checkpoints import load, open_checkpoint
+from grm_jax.checkpoints import cli, load, open_checkpoint, save, saving
 from grm_jax.checkpoints.hf_config import from_hf
+from grm_jax.judging.loading import fingerprint
+from grm_jax.judging.metadata import JudgeMetadata, MetaRMMetadata
 
 HEADER = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 
@@ -234,7 +236,84 @@ def test_links_of_the_hub_cache_lead_to_its_blobs(folder):
         file.rename(repo / "blobs" / str(i))
         (repo / "snapshots" / "abc" / file.name).symlink_to(f"../../blobs/{i}")
     assert load(repo / "snapshots" / "abc").cfg.num_layers == 3
-    assert load(repo / "snapshots" / "abc").cfg == load(repo / "snapshots" / "abc").cfg
+
+
+@pytest.mark.parametrize(
+    "name, content, field",
+    [
+        ("judge.json", {"template": 5}, "template=5"),
+        ("judge.json", {"max_new_tokens": "64"}, "max_new_tokens='64'"),
+        ("judge.json", {"max_new_tokens": 0}, "max_new_tokens=0"),
+        ("judge.json", {"max_new_tokens": 10**30}, "max_new_tokens=1000"),
+        ("judge.json", {"single": ["grm"]}, "single=['grm']"),
+        ("meta_rm.json", {"likelihood": True}, "likelihood=True"),
+        ("meta_rm.json", {"likelihood": 1e300}, "likelihood=1e+300"),
+        ("meta_rm.json", [], "not an object"),
+    ],
+)
+def test_metadata_of_a_judge_is_refused_by_field(folder, name, content, field):
+    (folder / name).write_text(json.dumps(content))
+    kind = JudgeMetadata if name == "judge.json" else MetaRMMetadata
+    with pytest.raises(ValueError) as error:
+        kind.load(folder)
+    message = str(error.value)
+    assert f"{name} should hold" in message and field in message
+    assert len(message.splitlines()) == 1
+
+
+def test_metadata_is_no_special_file_and_no_link_out_of_the_folder(folder):
+    os.mkfifo(folder / "judge.json")
+    with pytest.raises(ValueError, match="judge.json should hold .*is a FIFO"):
+        JudgeMetadata.load(folder)
+    (folder / "judge.json").unlink()
+    (folder / "judge.json").symlink_to("/etc/passwd")
+    with pytest.raises(ValueError, match="outside its folder"):
+        JudgeMetadata.load(folder)
+
+
+def test_the_fingerprint_reads_no_device_and_nothing_outside_the_folder(folder):
+    first = fingerprint(folder)
+    (folder / "endless").symlink_to("/dev/zero")
+    (folder / "outside").symlink_to("/etc/passwd")
+    os.mkfifo(folder / "pipe")
+    assert fingerprint(folder) == first
+
+
+def test_an_interrupted_overwrite_does_not_load(folder, tmp_path, monkeypatch):
+    model = load(folder)
+    save(model, tmp_path / "out")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(saving, "write_safetensors", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save(model, tmp_path / "out", overwrite=True)
+    assert not (tmp_path / "out" / "config.json").exists()
+    refused(tmp_path / "out")
+
+
+@pytest.mark.parametrize("size", ["nan", "inf", "-1", "0"])
+def test_wrong_file_sizes_of_convert_are_one_line(folder, tmp_path, capsys, size):
+    assert cli.main([str(folder), str(tmp_path / "out"), "--file_gb", size]) == 2
+    error = capsys.readouterr().err
+    assert "file_gb" in error and error.count("\n") == 1
+
+
+def test_a_repository_with_two_copies_of_the_weights_is_ambiguous(hub, sharded):
+    save_file({"new": np.ones(1, np.float32)}, sharded / "model.safetensors")
+    hub.add("org/toy", sharded)
+    with pytest.raises(ValueError, match="org/toy holds two copies of the weights"):
+        load("org/toy")
+    for file in sharded.glob("model-*"):
+        file.unlink()
+    (sharded / "model.safetensors").write_bytes(toy_folders.weights("gemma2")["model.safetensors"])
+    hub.add("org/whole", sharded)
+    assert load("org/whole").cfg.num_layers == 3
+    (sharded / "adapter_config.json").write_text("{}")
+    hub.add("org/adapter", sharded)
+    with pytest.raises(ValueError, match="org/adapter holds an adapter"):
+        load("org/adapter")
 
 
 # ---------------------------------------------------------------- safetensors headers
