@@ -99,6 +99,24 @@ def writing(folder: PathLike) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def unchanged(path: PathLike) -> Iterator[None]:
+    """Raises OSError if `writing` has replaced a local folder while the block has read it."""
+
+    def number() -> int:
+        try:
+            return os.stat(path).st_ino
+        except OSError:
+            return -1
+
+    before = number()
+    try:
+        yield
+    finally:
+        if number() != before:
+            raise OSError(f"{path} was replaced while it was read: run the command again")
+
+
 def reading(folder: PathLike) -> Path:
     """Returns a local folder with the files of `folder`: itself, or a fresh download."""
     folder = as_path(folder)

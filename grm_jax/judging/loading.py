@@ -61,12 +61,14 @@ def judge_arguments(
     options: LoadOptions | None = None,
 ) -> dict[str, Any]:
     """Loads the arguments of `Judge`; see `Judge.load`."""
-    options, name = options or LoadOptions(), model_name(path, judge=True)
-    path = storage.fetch(path)
-    _refuse_reward_model(path)
-    metadata = JudgeMetadata.load(path)
+    options = options or LoadOptions()
+    with storage.unchanged(Path(path).expanduser()):  # a training run may export into it again
+        name = model_name(path, judge=True)
+        path = storage.fetch(path)
+        _refuse_reward_model(path)
+        metadata = JudgeMetadata.load(path)
+        model, tokenizer = _load_model(path, mesh, options.dtype, options.tokenizer)
     family = str(template or metadata.template)
-    model, tokenizer = _load_model(path, mesh, options.dtype, options.tokenizer)
     return {
         "tokenizer": tokenizer,
         "sampler": engine_sampler(model, mesh, options.prompt_slots, options.rows, few_shapes=True),

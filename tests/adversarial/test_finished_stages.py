@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -161,6 +162,44 @@ def test_an_export_of_other_settings_or_with_a_file_cut_off_is_made_again(run, t
     finished.export(shared, "rft", run / "rft")
     judge = json.loads((run / "rft/hf/judge.json").read_text())
     assert judge["max_new_tokens"] == shared.config.rl.max_new_tokens
+
+
+EXPORT_OFTEN = """
+import shutil, sys, time
+from grm_jax import storage
+hf, *folders = sys.argv[1:]
+for i in range(10_000):
+    with storage.writing(hf) as local:
+        shutil.copytree(folders[i % 2], local, dirs_exist_ok=True)
+    print(i, flush=True)
+    time.sleep(0.3)
+"""
+
+
+def test_a_judge_that_loads_during_an_export_has_one_of_the_two_models_whole(run, tmp_path):
+    """Another process exports two models in turn; each load is of one of them, or one line."""
+    from grm_jax.judging.loading import judge_arguments
+
+    folders, names, hf = [tmp_path / "a", tmp_path / "b"], set(), tmp_path / "rl" / "hf"
+    for tokens, folder in enumerate(folders, start=30):
+        shutil.copytree(run / "rft/hf", folder)
+        metadata = json.dumps({"template": "compact", "max_new_tokens": tokens})
+        (folder / "judge.json").write_text(metadata)
+        names.add((judge_arguments(folder)["name"].split("@")[1], tokens))
+    command = [sys.executable, "-c", EXPORT_OFTEN, str(hf), *map(str, folders)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    process.stdout.readline()
+    try:
+        for _ in range(8):
+            try:
+                judge = judge_arguments(hf)
+            except (OSError, ValueError) as error:
+                assert "was replaced while it was read" in str(error) or "not exist" in str(error)
+            else:
+                assert (judge["name"].split("@")[1], judge["max_new_tokens"]) in names
+    finally:
+        process.kill()
+        process.communicate()
 
 
 # ---------------------------------------------------------------- damage
