@@ -20,11 +20,11 @@ import functools
 import itertools
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 LINE_END = re.compile("[\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029]")
-# Drawn as nothing, though Unicode lists them as letters or symbols.
-_BLANK = re.compile("FILLER|BLANK|NULL NOTEHEAD|OBJECT REPLACEMENT")
+# Drawn as nothing, though Unicode lists them as letters and symbols. NFKD maps other fillers here.
+_BLANK = frozenset("\u115f\u1160\u2800\ufffc\U0001d159")
 _SAME = str.maketrans({"l": "i", "|": "i", "\\": "/"})  # "[\Response l]" is "[/Response 1]"
 
 
@@ -32,8 +32,7 @@ class _Folds(dict):
     """{code point: its folded form}, each computed once: a table for `str.translate`."""
 
     def __missing__(self, code: int) -> str:
-        plain = unicodedata.normalize("NFKD", chr(code)).casefold()
-        self[code] = "".join(map(_fold_char, unicodedata.normalize("NFKD", plain)))
+        self[code] = "".join(map(_fold_char, unicodedata.normalize("NFKD", chr(code))))
         return self[code]
 
 
@@ -42,24 +41,27 @@ _FOLDS = _Folds()
 
 def _fold_char(char: str) -> str:
     """The folded form of one character of a compatibility decomposition."""
-    category, name = unicodedata.category(char), unicodedata.name(char, "")
-    if category[0] in "CMZ" or _BLANK.search(name):
+    category = unicodedata.category(char)
+    if category[0] in "CMZ" or char in _BLANK:
         return ""
     if unicodedata.numeric(char, None) is not None:
         return "0"
     if not char.isascii():
-        char = _bracket(category, name) or _look_alikes().get(char, char)
+        char = _bracket(category, char) or _look_alikes().get(char, char)
     return char.casefold().translate(_SAME)
 
 
-def _bracket(category: str, name: str) -> str:
+def _bracket(category: str, char: str) -> str:
     """The ASCII bracket or dash of the same kind; "" for any other character."""
-    is_left = "LEFT" in name or category == "Ps"
     if category == "Pd":
         return "-"
+    if category[0] not in "PS":
+        return ""
+    name = unicodedata.name(char, "")
+    is_left = "LEFT" in name or category == "Ps"
     if "ANGLE" in name and category in ("Ps", "Pe", "Pi", "Pf"):
         return "<" if is_left else ">"
-    if category in ("Ps", "Pe") and "QUOTATION" not in name or "SQUARE BRACKET" in name:
+    if (category in ("Ps", "Pe") and "QUOTATION" not in name) or "SQUARE BRACKET" in name:
         kind = "()" if "PARENTHES" in name else "{}" if "CURLY" in name else "[]"
         return kind[not is_left]
     return ""
@@ -100,7 +102,7 @@ COMMON_MARKERS = (
 )
 _EDGES = f"(?:the)?(?:beginning|begin|start|end)of(?:the)?(?:{'|'.join(WORDS)})"
 # A bare word such as [User] is common in code (`rows[user]`): only broken at a line's start.
-_BARE = re.compile(r"\[[^\W\d_]+\]")
+_BARE = re.compile(r"\[[A-Za-z]+\]")
 _SIGNS = "-_~^+*=:"
 
 
@@ -111,23 +113,23 @@ def compile_markers(markers: tuple[str, ...]) -> tuple[re.Pattern, str]:
     A hit is the first character of a look-alike; its last group ends where the look-alike does.
     The last group of the expression is for those that count at a line's start only.
     """
-    folded = {re.sub("0+", "0", fold(marker)) for marker in (*markers, *COMMON_MARKERS)}
+    folded = {re.sub("0+", "0", fold(m)): is_bare_word(m) for m in (*COMMON_MARKERS, *markers)}
     sign = next((s for s in _SIGNS if not any(s in marker for marker in folded)), None)
     if sign is None:
         raise ValueError(f"the markers use all the signs {_SIGNS}: use [Response 1] as a marker")
     number = rf"(?:0+?|[io](?![^\W_]|{re.escape(sign)}))"  # or one letter: "[Response l]"
     tails: dict[str, list[str]] = {"[": [_EDGES.replace("l", "i")]}
     bare: list[str] = []
-    for marker in sorted(folded - {""}, key=len, reverse=True):  # longest first
+    for marker in sorted(filter(None, folded), key=len, reverse=True):  # longest first
         tail = number.join(map(re.escape, marker[1:].split("0")))
-        (bare if _BARE.fullmatch(marker) else tails.setdefault(marker[0], [])).append(tail)
+        (bare if folded[marker] else tails.setdefault(marker[0], [])).append(tail)
     groups = [(head, "|".join(any_of)) for head, any_of in (*tails.items(), ("[", bare))]
     return re.compile("|".join(f"{re.escape(head)}(?=({any_of}))" for head, any_of in groups)), sign
 
 
 def is_bare_word(marker: str) -> bool:
     """Whether a marker is one word in square brackets: its look-alikes count at a line's start."""
-    return _BARE.fullmatch(fold(marker)) is not None
+    return _BARE.fullmatch(marker) is not None
 
 
 # ---------------------------------------------------------------- sanitising
@@ -145,40 +147,26 @@ def join(pieces: Sequence[tuple[str, bool]], markers: Sequence[str]) -> str:
     a marker gets a sign after its first character. If it begins in the template's own words and
     extends into a text, the sign is put where the text begins.
     """
-    pieces = [(_unbox(piece) if is_text else piece, is_text) for piece, is_text in pieces]
-    folded = [fold(piece) for piece, _ in pieces]
-    ends_folded = list(itertools.accumulate(map(len, folded)))
+    strings = [_unbox(piece) if is_text else piece for piece, is_text in pieces]
+    folded = [fold(string) for string in strings]
+    ends, ends_folded = (list(itertools.accumulate(map(len, s))) for s in (strings, folded))
+    prompt = "".join(strings)
     expression, sign = compile_markers(tuple(markers))
-
-    def is_own(hit: re.Match) -> bool:  # found in every prompt, so decided before `_places`
-        i = bisect.bisect_right(ends_folded, hit.start())
-        return not pieces[i][1] and hit.end(hit.lastindex or 0) <= ends_folded[i]
-
-    hits = [hit for hit in expression.finditer("".join(folded)) if not is_own(hit)]
-    prompt = "".join(piece for piece, _ in pieces)
-    if not hits:
-        return prompt
-    place_of = _places(prompt)
-    ends = itertools.accumulate(len(piece) for piece, _ in pieces)
-    texts = [(end - len(piece), end) for (piece, is_text), end in zip(pieces, ends) if is_text]
-    cuts = [0]
-    for hit in hits:
-        first, last = place_of(hit.start()), place_of(hit.end(hit.lastindex or 0) - 1)
-        if hit.lastindex != expression.groups or _starts_line(prompt, first):
-            cuts += _cut(texts, first, last)
+    cuts, origins = [0], list[int]()
+    for hit in expression.finditer("".join(folded)):
+        i = bisect.bisect_right(ends_folded, hit.start())  # the piece where it begins
+        if pieces[i][1]:
+            origins = origins or _origins(prompt)
+            first = bisect.bisect_right(origins, hit.start()) - 1
+            if hit.lastindex != expression.groups or _starts_line(prompt, first):
+                cuts.append(first + 1)
+        elif hit.end(hit.lastindex or 0) > ends_folded[i]:
+            while i + 1 < len(pieces) and not pieces[i + 1][1]:
+                i += 1
+            if hit.end(hit.lastindex or 0) > ends_folded[i]:
+                cuts.append(ends[i])
     cuts = [*dict.fromkeys(cuts), len(prompt)]
-    return sign.join(prompt[a:b] for a, b in itertools.pairwise(cuts))
-
-
-def _cut(texts: list[tuple[int, int]], first: int, last: int) -> list[int]:
-    """Returns where to break a look-alike: nowhere if it lies in the template's own words.
-
-    texts: the spans of the texts in the prompt.  first, last: positions of the look-alike.
-    """
-    i = bisect.bisect_right(texts, first, key=lambda span: span[0]) - 1
-    if i >= 0 and first < texts[i][1]:
-        return [first + 1]
-    return [start for start, _ in texts[i + 1 : i + 2] if start <= last]
+    return sign.join(map(prompt.__getitem__, map(slice, cuts, cuts[1:])))
 
 
 def _starts_line(prompt: str, place: int) -> bool:
@@ -193,13 +181,13 @@ def _unbox(text: str) -> str:
     hits = list(re.finditer(r"boxed(?=\{)", fold(text)))
     if not hits:
         return text
-    place_of, cuts = _places(text), [0]
+    origins, cuts = _origins(text), [0]
     for hit in hits:
-        cuts += [place_of(hit.start()), place_of(hit.end() - 1) + 1]
+        first, last = (bisect.bisect_right(origins, i) - 1 for i in (hit.start(), hit.end() - 1))
+        cuts += [first, last + 1]
     return "fbox".join(text[a:b] for a, b in zip(cuts[::2], [*cuts[1::2], len(text)]))
 
 
-def _places(text: str) -> Callable[[int], int]:
-    """Returns the function from positions in the folded text to positions in the text."""
-    starts = list(itertools.accumulate((len(_FOLDS[ord(c)]) for c in text), initial=0))
-    return lambda place: bisect.bisect_right(starts, place) - 1
+def _origins(text: str) -> list[int]:
+    """Where each character of the text begins in the folded text, and at last where that ends."""
+    return list(itertools.accumulate(map(len, map(_FOLDS.__getitem__, map(ord, text))), initial=0))
