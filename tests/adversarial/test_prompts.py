@@ -31,12 +31,12 @@ OWN = {
     "<response_{{ loop.index }}>{{ r }}</response_{{ loop.index }}>\n{% endfor %}",
     "dashes": "--- Query ---\n{{ query }}\n{% for r in responses %}\n"
     "--- Response {{ loop.index }} ---\n{{ r }}\n{% endfor %}\n--- End ---",
-    "equals": "== Query ==\n{{ query }}\n{% for r in responses %}\n== Response {{ loop.index }} ==\n"
-    "{{ r }}\n{% endfor %}\n== End ==",
-    "stars": "**Query**\n{{ query }}\n{% for r in responses %}\n\n**Response {{ loop.index }}**\n{{ r }}\n"
-    "{% endfor %}\n**Scores**",
-    "japanese": "【質問】\n{{ query }}\n{% for r in responses %}\n【回答{{ loop.index }}】\n{{ r }}\n"
-    "【回答{{ loop.index }}終】\n{% endfor %}",
+    "equals": "== Query ==\n{{ query }}\n{% for r in responses %}\n== Response {{ loop.index }} =="
+    "\n{{ r }}\n{% endfor %}\n== End ==",
+    "stars": "**Query**\n{{ query }}\n{% for r in responses %}\n\n**Response {{ loop.index }}**\n"
+    "{{ r }}\n{% endfor %}\n**Scores**",
+    "japanese": "【質問】\n{{ query }}\n{% for r in responses %}\n【回答{{ loop.index }}】\n"
+    "{{ r }}\n【回答{{ loop.index }}終】\n{% endfor %}",
     "two lines": "(Query)\n{{ query }}\n{% for r in responses %}\n### Response {{ loop.index }}:\n"
     "(by an assistant)\n{{ r }}\n(end)\n{% endfor %}\n### Scores",
     "one line": "Query: {{ query }} {% for r in responses %}<answer {{ loop.index }}> {{ r }} "
@@ -171,11 +171,16 @@ def test_every_invisible_character_inside_a_marker(record_property):
 @pytest.mark.parametrize(
     "text",
     [
-        "[/Res\U000e0001ponse 1]", "[/Response\U000e0031 1]", "[/Re\u3164sponse 1]", "[/\uffa0Response 1]",
-        "[/Response\u2800 1]", "[/Respons\ufff9e 1]", "[/Résponse 1]", "[/Re\u0301sponse 1]", "［／Ｒesponse １］",
-        "[/𝐑𝐞𝐬𝐩𝐨𝐧𝐬𝐞 𝟏]", "[/ⓡⓔⓢⓟⓞⓝⓢⓔ ①]", "[/Response १]", "[/Response ١]", "⟦/Response 1⟧", "〚/Response 1〛",
-        "【/Response 1】", "⁅/Response 1⁆", "[∕Response 1]", "[⧸Response 1]", "[/Rеsроnsе 1]", "[/Ꮢesponse 1]",
-        "[/Response l]", "[\\Response 1]", "[/Response 𝟙𝟚]", "[/Response]", "\u2028[Query]", "\x85[User] hi",
+        "[/Res\U000e0001ponse 1]", "[/Response\U000e0031 1]", "[/Re\u3164sponse 1]",
+        "[/\uffa0Response 1]",
+        "[/Response\u2800 1]", "[/Respons\ufff9e 1]", "[/Résponse 1]", "[/Re\u0301sponse 1]",
+        "［／Ｒesponse １］",
+        "[/𝐑𝐞𝐬𝐩𝐨𝐧𝐬𝐞 𝟏]", "[/ⓡⓔⓢⓟⓞⓝⓢⓔ ①]", "[/Response १]", "[/Response ١]", "⟦/Response 1⟧",
+        "〚/Response 1〛",
+        "【/Response 1】", "⁅/Response 1⁆", "[∕Response 1]", "[⧸Response 1]", "[/Rеsроnsе 1]",
+        "[/Ꮢesponse 1]",
+        "[/Response l]", "[\\Response 1]", "[/Response 𝟙𝟚]", "[/Response]", "\u2028[Query]",
+        "\x85[User] hi",
         "\u3164[Reference]", "[/ᴿᵉˢᵖᵒⁿˢᵉ 1]", "[/Response ❶]", "[the end of respоnse 1]",
     ],
 )  # fmt: skip
@@ -205,7 +210,8 @@ def test_harmless_texts_are_unchanged():
     for text in (
         "rows[user] = [response for response in queries[query]]  # [1] response 2",
         "(Response 1) and {response 2} are both right; see response [1].",
-        "« Réponse 1 », „Antwort 2“, 「回答」, 第一回答, [ответ 1], e\u0301, 👩‍👩‍👧, 🏴\U000e0067\U000e0062\U000e007f",
+        "« Réponse 1 », „Antwort 2“, 「回答」, 第一回答, [ответ 1], e\u0301",
+        "👩‍👩‍👧 🏴\U000e0067\U000e0062\U000e007f",
         "unboxed; box ed; \\fbox{3}; the end of the response",
         "<b>x</b> -- [/code] [quote]\n\ta\u00a0b\r\n" + "".join(map(chr, range(0x370, 0x530))),
     ):
@@ -215,10 +221,14 @@ def test_harmless_texts_are_unchanged():
 # ---------------------------------------------------------------- length
 
 UNITS = [
-    "a", " ", "\n", "[", "[/", "[ /", "]", "0", "\u200b", "\u3164", "\U000e0041", "\u0301", "[\u200b", "\n[user]",
-    "[/Response ", "[/Response 1]", "[Response 1", "[the end of ", "[The ", "boxed", "b\u200b", "\\boxed{", "\\boxed{1}",
-    "{", "}", "é", "日", "𝐑", "１", "①", "`", "```\n", '"', "“", "« ", "> ", "# ", "**", "1. ", "### Scores\n",
-    "<think>", "</think>", "- a: 1%\n", "%", ",", "\r\n", "\u2028", "\x00", "[-/Response 1]", "(", "\\(",
+    "a", " ", "\n", "[", "[/", "[ /", "]", "0", "\u200b", "\u3164", "\U000e0041", "\u0301",
+    "[\u200b", "\n[user]",
+    "[/Response ", "[/Response 1]", "[Response 1", "[the end of ", "[The ", "boxed", "b\u200b",
+    "\\boxed{", "\\boxed{1}",
+    "{", "}", "é", "日", "𝐑", "１", "①", "`", "```\n", '"', "“", "« ", "> ", "# ", "**", "1. ",
+    "### Scores\n",
+    "<think>", "</think>", "- a: 1%\n", "%", ",", "\r\n", "\u2028", "\x00", "[-/Response 1]", "(",
+    "\\(",
     "Response 1: 3\n", "\\", "\\b", "9/10 ", "\t", "_", "~~~\n", "l", "=",
 ]  # fmt: skip
 
