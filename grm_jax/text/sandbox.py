@@ -273,7 +273,7 @@ def guard(what: str, characters: int = 0) -> Iterator[None]:
     except Rejected:
         raise
     except jinja2.TemplateSyntaxError as error:
-        file = f" of {error.name}" if error.name else ""
+        file = f" of {error.name}" if error.name and error.name not in what else ""
         message = f"{what}, line {error.lineno}{file}: {_short(error.message)}"
         raise ValueError(message) from error
     except jinja2.TemplateNotFound as error:

@@ -85,7 +85,7 @@ def test_a_marker_that_a_text_may_hold_is_refused(tmp_path, before, after):
         ("root:x:0:0:root:/root:/bin/bash\n", "does not show the query and response 1"),
         ("[Query]\n{{ query }}\n[/Query]", "does not show response 1"),
         (GOOD.replace("{{ query }}", "?"), "does not show the query"),
-        (GOOD.replace("{{ r }}", "{{ responses[0] }}"), "show each response once"),
+        (GOOD.replace("{{ r }}", "{{ responses[0] }}"), "does not show response 2"),
         (GOOD.replace("in responses", "in responses | reverse"), "show each response once"),
         (GOOD.replace("in responses", "in responses[:2]"), "does not show response 3"),
         (GOOD.replace("{{ r }}", "{{ r | upper }}"), "changes a text"),
@@ -93,13 +93,13 @@ def test_a_marker_that_a_text_may_hold_is_refused(tmp_path, before, after):
         (GOOD.replace("{{ r }}", "{{ r | replace('-', '') }}"), "changes a text"),
         (
             GOOD.replace("{{ r }}", "{% if r | length > 99 %}{{ r }}{% endif %}"),
-            "not show response",
+            "changes a text",
         ),
         (GOOD.replace("{{ query }}", "{{ query | e }}"), "changes a text"),
         ('{% set needs = ["reference"] %}' + GOOD, "does not show the reference"),
-        ("{{ responses | join }}{{ query }}", "nothing separates response 1 from response 2"),
+        ("{{ responses | join }}{{ query }}", "nothing separates response 1 from the query"),
         (GOOD + "\ue0a099\ue0a1", "private-use characters"),
-        ('{% set low = "x" %}' + GOOD, "low is 'x': set a number"),
+        (GOOD.replace("0", '"x"', 1), "low is 'x': set a number"),
         ("{% set low = 5 %}{% set high = 5 %}" + GOOD[17:], "the scale is 5 to 5"),
         (f"{{% set high = 1{'0' * 400} %}}" + GOOD, "high is 1000"),
         ("{% set n_min = 0 %}" + GOOD, "n_min is 0"),
@@ -338,7 +338,13 @@ def damaged(rng: random.Random, source: str) -> bytes:
     data = source.encode()
     for _ in range(rng.choice([1, 1, 2, 4])):
         place = rng.randrange(len(data) + 1)
-        if rng.random() < 0.5:
+        if rng.random() < 0.4:
+            data = (
+                data[:place]
+                + rng.choice([b"x", b"\n", b" ", b"{# a #}", b"[", b"#"])
+                + data[place:]
+            )
+        elif rng.random() < 0.5:
             data = data[:place] + rng.choice(PIECES).encode() + data[place:]
         else:
             data = fuzz.change_bytes(rng, data, 1)
