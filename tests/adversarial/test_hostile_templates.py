@@ -91,10 +91,7 @@ def test_a_marker_that_a_text_may_hold_is_refused(tmp_path, before, after):
         (GOOD.replace("{{ r }}", "{{ r | upper }}"), "changes a text"),
         (GOOD.replace("{{ r }}", "{{ r[:500] }}"), "changes a text"),
         (GOOD.replace("{{ r }}", "{{ r | replace('-', '') }}"), "changes a text"),
-        (
-            GOOD.replace("{{ r }}", "{% if r | length > 99 %}{{ r }}{% endif %}"),
-            "changes a text",
-        ),
+        (GOOD.replace("{{ r }}", "{% if r | length > 99 %}{{ r }}{% endif %}"), "changes a text"),
         (GOOD.replace("{{ query }}", "{{ query | e }}"), "changes a text"),
         ('{% set needs = ["reference"] %}' + GOOD, "does not show the reference"),
         ("{{ responses | join }}{{ query }}", "nothing separates response 1 from the query"),
