@@ -102,7 +102,8 @@ def run_here(options: argparse.Namespace, config: Any, workdir: str) -> int:
         _use_cpu()
     choose_platform()
     worker = distributed.find_worker(options.coordinator, options.process_id, options.num_processes)
-    peers = distributed.start(worker, options.timeout)
+    secret = distributed.job_secret(options.config)
+    peers = distributed.start(worker, options.timeout, secret)
     in_bucket = workdir.startswith("gs://") and "JAX_COMPILATION_CACHE_DIR" not in os.environ
     beside_checkpoints = f"{workdir}/compilation_cache" if in_bucket else None
     use_compilation_cache(options.compilation_cache or beside_checkpoints)

@@ -8,11 +8,14 @@ otherwise a single process
 """
 
 import dataclasses
+import hashlib
 import os
+import re
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Mapping
+from http.client import HTTPException
+from pathlib import Path
 
 from grm_jax.devices import has_chips
 from launch.cluster import rendezvous
@@ -25,6 +28,7 @@ _joined: list[rendezvous.Peers] = []
 
 # Open between the hosts of a slice. JAX's default is now 8482, which firewalls may block.
 PORT = 8476
+MOST_PORT = 65535  # the rendezvous uses the next one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,15 +85,18 @@ def find_worker(
     if number is None or endpoints is None:
         return None
     hosts = [endpoint.split(":")[-1] for endpoint in endpoints.split(",")]
-    return _worker(hosts, int(number), {**_parse_tpu_env(metadata("tpu-env")), **environment})
+    worker = _variable({"worker": number.strip() or "-"}, "worker", 0)
+    return _worker(hosts, worker, {**_parse_tpu_env(metadata("tpu-env")), **environment})
 
 
 def _from_flags(coordinator: str, process_id: int, num_processes: int) -> Worker:
     host, port = coordinator, str(PORT)
     if ":" in coordinator:
         host, _, port = coordinator.rpartition(":")
-    if not port.isdigit() or not host:
-        raise LaunchError(f"--coordinator={coordinator!r} is not HOST:PORT")
+    if not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < MOST_PORT) or not host:
+        raise LaunchError(
+            f"--coordinator={coordinator!r} is not HOST:PORT, with a port below {MOST_PORT}"
+        )
     if not 0 <= process_id < num_processes:
         raise LaunchError(
             f"--process_id={process_id} is not one of 0 ... {num_processes - 1}: "
@@ -102,7 +109,7 @@ def _variable(environment: Mapping[str, str], name: str, default: int) -> int:
     """Returns a whole number of the environment. Raises LaunchError for another text."""
     text = environment.get(name) or str(default)
     if not text.isdecimal() or len(text) > 6:
-        raise LaunchError(f"the environment variable {name}={text!r:.40} is not a whole number")
+        raise LaunchError(f"{name}={text!r:.40} of the environment is not a whole number")
     return int(text)
 
 
@@ -117,9 +124,14 @@ def _worker(hosts: list[str], number: int, environment: Mapping[str, str]) -> Wo
         )
     if num_slices * len(hosts) == 1:
         return None
-    coordinator = environment.get("MEGASCALE_COORDINATOR_ADDRESS") or hosts[0]
+    coordinator = (environment.get("MEGASCALE_COORDINATOR_ADDRESS") or hosts[0]).split(":")[0]
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", coordinator):
+        raise LaunchError(
+            f"the coordinator's host is {coordinator!r:.60}: correct TPU_WORKER_HOSTNAMES and "
+            "MEGASCALE_COORDINATOR_ADDRESS, or give --coordinator HOST:PORT"
+        )
     process_id = slice_id * len(hosts) + number
-    return Worker(coordinator.split(":")[0], PORT, num_slices * len(hosts), process_id)
+    return Worker(coordinator, PORT, num_slices * len(hosts), process_id)
 
 
 def _query_metadata(name: str) -> str | None:
@@ -129,8 +141,8 @@ def _query_metadata(name: str) -> str | None:
     )
     try:
         with urllib.request.urlopen(request, timeout=5) as response:
-            return response.read().decode()
-    except OSError:
+            return response.read(1 << 20).decode()
+    except (OSError, ValueError, HTTPException):
         return None
 
 
@@ -140,16 +152,27 @@ def _parse_tpu_env(text: str | None) -> dict[str, str]:
     return {key.strip(): value.strip().strip("'") for key, value in pairs}
 
 
-def start(worker: Worker | None, timeout: float) -> rendezvous.Peers | None:
+def job_secret(config: str) -> str:
+    """Returns the secret of the job: that of the launcher, else one derived from the experiment.
+
+    The derived one keeps other jobs and port scanners out, not somebody who knows the command.
+    """
+    derived = hashlib.sha256(Path(config).name.encode()).hexdigest()
+    return os.environ.get(rendezvous.SECRET) or derived
+
+
+def start(worker: Worker | None, timeout: float, secret: str = "") -> rendezvous.Peers | None:
     """Waits for all processes, then initializes JAX on them. Call before JAX touches a device.
 
     Raises LaunchError naming the processes that did not join within `timeout` seconds.
     """
     if worker is None or worker.num_processes == 1:
         return None
-    peers = rendezvous.join(
-        worker.host, worker.port + 1, worker.process_id, worker.num_processes, timeout
-    )
+    if not 0 < timeout < 1e7:
+        raise LaunchError(f"--timeout={timeout:g}: give the seconds for all workers to join")
+    process = worker.process_id, worker.num_processes
+    peers = rendezvous.join(worker.host, worker.port + 1, *process, timeout, secret=secret)
+    _joined.append(peers)
     import jax
 
     if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
@@ -159,8 +182,8 @@ def start(worker: Worker | None, timeout: float) -> rendezvous.Peers | None:
         worker.num_processes,
         worker.process_id,
         initialization_timeout=max(10, int(timeout)),
+        coordinator_bind_address=f"{rendezvous.own_address(worker.host) or '[::]'}:{worker.port}",
     )
-    _joined.append(peers)
     return peers
 
 
@@ -173,7 +196,7 @@ def fail(status: int, message: str = "") -> None:
     if _joined:
         _joined[0].leaving.set()  # exits with its own status even if a peer is faster
         print(message, end="", file=sys.stderr, flush=True)
-        time.sleep(GRACE)
+        _joined[0].fail(GRACE)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

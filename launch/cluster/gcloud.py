@@ -11,6 +11,7 @@ from collections.abc import Callable
 from launch.compile.slices import get_slice
 from launch.errors import LaunchError
 
+CALL_SECONDS = 3600.0  # of one call; installing on a slice takes minutes
 _QUEUED = ["compute", "tpus", "queued-resources"]
 _VM = ["compute", "tpus", "tpu-vm"]
 
@@ -92,23 +93,42 @@ class Result:
         """The first line of stderr with ERROR, else its last line."""
         lines = [line.strip() for line in self.err.splitlines() if line.strip()]
         last = lines[-1] if lines else f"exit status {self.code}"
-        return next((line for line in lines if "ERROR" in line), last)
+        return printable(next((line for line in lines if "ERROR" in line), last))
 
 
 Run = Callable[[list[str]], Result]
 
 
-def run(arguments: list[str]) -> Result:
-    """Runs gcloud. Raises LaunchError if it is not installed."""
+def run(arguments: list[str], seconds: float = CALL_SECONDS) -> Result:
+    """Runs gcloud; a call that takes too long has failed. Bytes that are not UTF-8 are surrogates.
+
+    Raises LaunchError if gcloud cannot be run.
+    """
     try:
         done = subprocess.run(
-            ["gcloud", *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL
+            ["gcloud", *arguments],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=seconds,
+            encoding="utf-8",
+            errors="surrogateescape",
         )
+    except subprocess.TimeoutExpired:
+        return Result(1, "", f"ERROR: gcloud {arguments[-1]:.60} did not end in {seconds:.0f} s")
     except FileNotFoundError as error:
         raise LaunchError(
             "gcloud is not on PATH: install the Google Cloud CLI and run `gcloud auth login`"
         ) from error
+    except OSError as error:
+        raise LaunchError(f"gcloud cannot be run: {error.strerror}") from error
     return Result(done.returncode, done.stdout, done.stderr)
+
+
+def printable(text: str, most: int = 400) -> str:
+    """Returns a line of outside text without control characters, cut."""
+    line = "".join(c if c.isprintable() else "?" for c in text[: most + 1])
+    return line if len(line) <= most else line[: most - 3] + "..."
 
 
 def command_line(arguments: list[str]) -> str:

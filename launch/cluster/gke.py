@@ -9,6 +9,7 @@ Sources: the JobSet API's types, GKE's pages on TPUs and on handling disruption.
 
 import dataclasses
 import re
+import secrets
 import shlex
 import subprocess
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from launch.cluster.distributed import PORT
+from launch.cluster.rendezvous import SECRET
 from launch.compile.slices import Slice
 from launch.errors import FAILED, START_AGAIN, WRONG_COMMAND, LaunchError
 
@@ -119,7 +121,10 @@ def _pod(run: Run) -> dict[str, Any]:
                 "name": "worker",
                 "image": run.image or PYTHON_IMAGE,
                 **_command(run),
-                "env": [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": HUB_TOKEN}}],
+                "env": [
+                    {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": HUB_TOKEN}},
+                    {"name": SECRET, "value": secrets.token_hex(16)},  # one for all pods
+                ],
                 # libtpu, JAX's coordinator, the rendezvous
                 "ports": [{"containerPort": port} for port in (LIBTPU_PORT, PORT, PORT + 1)],
                 "resources": {"requests": chips, "limits": dict(chips)},

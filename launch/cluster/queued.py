@@ -5,11 +5,13 @@
 
 A resource that is FAILED or SUSPENDED, or lost to preemption, is deleted and created again; the run
 resumes from its bucket. The program runs detached on the workers and writes its exit status to a
-file, so a dropped ssh connection is just opened again.
+file, so a dropped ssh connection is just opened again. Every repetition waits, and has an end.
 """
 
 import dataclasses
 import hashlib
+import re
+import secrets
 import shlex
 import subprocess
 import tempfile
@@ -19,8 +21,12 @@ from pathlib import Path
 
 from launch.cluster import gcloud
 from launch.cluster.gcloud import Resource, command_line
+from launch.cluster.rendezvous import SECRET
 from launch.errors import FAILED, PEER_LOST, START_AGAIN, WRONG_COMMAND, LaunchError
 
+GOING = ("DELETING", "SUSPENDING")  # states of a resource that will be gone, or SUSPENDED
+ENDED = (None, "FAILED", "SUSPENDED", *GOING)  # states that a run cannot use
+MOST_BACKOFF = 900.0  # seconds
 HOME = "grm_jax"
 TOKEN = f"{HOME}.token"
 MARK = "GRM_STATUS"
@@ -52,6 +58,7 @@ class Job:
       attempts: how often the resource is created, or the program started.
       poll: seconds between checks.
       patience: failed gcloud calls in a row before giving up.
+      most_wait: seconds for the resource to become ACTIVE, or to be gone after a deletion.
       tree: identifies the content of the archive (`digest`).
       token: file with the Hugging Face token for the workers, "" for none.
     """
@@ -63,6 +70,7 @@ class Job:
     attempts: int = 20
     poll: float = 20.0
     patience: int = 15
+    most_wait: float = 7 * 24 * 3600.0
     tree: str = "-"
     token: str = ""
 
@@ -99,8 +107,8 @@ def run(
 ) -> int:
     """Runs until the program ends and returns its exit status, or 1 after reporting a failure.
 
-    Deletes the resource in any case, unless `keep` is set or gcloud fails to, which is reported
-    with the command. Ctrl-C leaves the program running; the same command follows it again.
+    Deletes the resource in any case, unless `keep` is set or gcloud fails to, which is reported.
+    Ctrl-C leaves the program running; the same command follows it again.
     """
     driver = _Driver(job, call, report, sleep)
     delete = command_line(job.resource.delete())
@@ -144,49 +152,78 @@ class _Driver:
             except Lost as lost:
                 self.report(f"{lost} (attempt {attempt} of {self.job.attempts})")
                 self.delete()
+                if attempt < self.job.attempts:  # what ended this one may still hold
+                    self.sleep(self.backoff(attempt))
         raise LaunchError(
             f"{self.resource.name} was lost {self.job.attempts} times: "
             "try another zone, or without --spot"
         )
 
     def obtain(self) -> None:
-        """Waits for an ACTIVE resource; creates it if there is none."""
+        """Waits for an ACTIVE resource; creates it if there is none.
+
+        One of this name that is being deleted is waited for: a name cannot be used twice.
+        """
         resource = self.resource
-        if self.state() is None:
+        if self.wait_until(lambda state: state not in GOING) is None:
             result = self.call(resource.create())
             if result.code and "ALREADY_EXISTS" not in result.err:
                 raise LaunchError(f"{resource.name} could not be created: {result.reason}")
             slices = f"{resource.num_slices} x {resource.accelerator}"
             self.report(f"{resource.name}: {slices} requested in {resource.zone}")
         self.exists = True
-        reported = None
-        while (state := self.state()) != "ACTIVE":
-            if state in (None, "FAILED", "SUSPENDING", "SUSPENDED", "DELETING"):
-                raise Lost(f"{resource.name} is {state or 'gone'} before it ran")
+        state = self.wait_until(lambda state: state in ("ACTIVE", *ENDED))
+        if state != "ACTIVE":
+            raise Lost(f"{resource.name} is {state or 'gone'} before it ran")
+        self.report(f"{resource.name}: ACTIVE")
+
+    def wait_until(self, is_reached: Callable[[str | None], bool]) -> str | None:
+        """Waits for a state and returns it; reports each other one, once."""
+        waited, reported = 0.0, None
+        while not is_reached(state := self.state()):
+            if waited >= self.job.most_wait:
+                raise LaunchError(
+                    f"{self.resource.name} is still {state} after {waited / 3600:.1f} hours: "
+                    "run the command again to wait on, or use another --name or --zone"
+                )
             if state != reported:
-                self.report(f"{resource.name}: {state}")
+                self.report(f"{self.resource.name}: {state}")
                 reported = state
             self.sleep(self.job.poll)
-        self.report(f"{resource.name}: ACTIVE")
+            waited += max(self.job.poll, 1.0)
+        return state
 
     def state(self) -> str | None:
         """Returns the resource's state, None if it does not exist. Retries if gcloud fails."""
-        result = self.repeat(self.resource.describe(), "NOT_FOUND", "PERMISSION_DENIED")
-        if not result.code:
+
+        def read(result: gcloud.Result) -> object:
+            if result.code:
+                return any(t in result.err for t in ("NOT_FOUND", "PERMISSION_DENIED"))
+            return re.fullmatch(r"[A-Z_]{3,40}", result.out.strip())
+
+        result = self.repeat(self.resource.describe(), read)
+        if not result.code and read(result):
             return result.out.strip()
-        if "NOT_FOUND" in result.err:
+        if result.code and "NOT_FOUND" in result.err:
             self.exists = False
             return None
-        raise LaunchError(f"the state of {self.resource.name} is unavailable: {result.reason}")
+        reason = result.reason if result.code else f"it is {result.out[:200]!r}"
+        raise LaunchError(f"the state of {self.resource.name} is unavailable: {reason}")
 
-    def repeat(self, arguments: list[str], *final: str) -> gcloud.Result:
-        """Repeats a command until it succeeds, or its error contains one of `final`."""
-        for _ in range(self.job.patience):
+    def repeat(
+        self, arguments: list[str], is_final: Callable[[gcloud.Result], object]
+    ) -> gcloud.Result:
+        """Repeats a command until its result is final, `patience` times."""
+        for attempt in range(1, self.job.patience + 1):
             result = self.call(arguments)
-            if not result.code or any(text in result.err for text in final):
+            if is_final(result) or attempt == self.job.patience:
                 break
             self.sleep(self.job.poll)
         return result
+
+    def backoff(self, attempt: int) -> float:
+        """Seconds before the next attempt: doubled each time, at most `MOST_BACKOFF`."""
+        return min(self.job.poll * 2 ** min(attempt - 1, 20), MOST_BACKOFF)
 
     def run_program(self) -> int:
         """Starts the program, or follows it if it runs already; returns its exit status."""
@@ -194,9 +231,9 @@ class _Driver:
         starts, offset, failures = 1, 0, 0
         while True:
             status, text = self.follow(offset)
-            offset += len(text.encode())
+            offset += len(text.encode(errors="surrogateescape"))
             if text.strip():
-                self.report(text.rstrip("\n"))
+                self.report(_shown(text))
             failures = failures + 1 if status is None else 0
             is_stopped = status in (str(START_AGAIN), str(PEER_LOST), "lost")
             if is_stopped or failures >= self.job.patience:
@@ -215,7 +252,7 @@ class _Driver:
                 offset = 0
             elif status is not None and status != "running":
                 return self.finish(int(status))
-            elif self.state() in (None, "SUSPENDING", "SUSPENDED", "FAILED"):
+            elif self.state() in ENDED:
                 raise Lost(f"{self.resource.name} was preempted")
             self.sleep(self.job.poll)
 
@@ -241,7 +278,8 @@ class _Driver:
         self.start()
 
     def start(self) -> None:
-        inner = shlex.quote(f"{self.job.program} >log 2>&1; echo $? >status")
+        secret = f"{SECRET}={secrets.token_hex(16)} "  # the same on all workers, new at each start
+        inner = shlex.quote(f"{secret}{self.job.program} >log 2>&1; echo $? >status")
         self.on_all(
             f"cd {HOME} && rm -f status && echo {self.job.command_id} {self.job.tree} >job"
             f" && (setsid nohup bash -c {inner} >/dev/null 2>&1 & echo $! >pid)",
@@ -250,7 +288,9 @@ class _Driver:
 
     def inspect(self) -> tuple[str, str, str]:
         """Returns (command_id, tree, status) of the program on the workers, "-" if unknown."""
-        result = self.call(self.resource.ssh(self.resource.nodes[0], INSPECT, "0"))
+        inspect = self.resource.ssh(self.resource.nodes[0], INSPECT, "0")
+        # Once is not enough: a running program must not be overwritten.
+        result = self.repeat(inspect, lambda result: not result.code or self.state() in ENDED)
         if result.code:
             return "-", "-", "lost"
         command_id, tree, status = (result.out.split() + ["-"] * 3)[:3]
@@ -261,7 +301,8 @@ class _Driver:
         command = f"cd {HOME} && tail -c +{offset + 1} log; echo; echo {MARK} $( {_STATUS} )"
         result = self.call(self.resource.ssh(self.resource.nodes[0], command, "0"))
         text, mark, status = result.out.rpartition(f"\n{MARK} ")
-        return (status.strip(), text) if mark and not result.code else (None, "")
+        is_status = re.fullmatch(r"running|lost|\d{1,3}", status.strip(), re.ASCII)
+        return (status.strip(), text) if mark and is_status and not result.code else (None, "")
 
     def finish(self, status: int) -> int:
         """Reports the end of the program, with the workers' errors; returns its exit status."""
@@ -270,7 +311,7 @@ class _Driver:
             return status
         self.report(f"The program failed with exit status {status}. The ends of its logs:")
         for node in self.resource.nodes:
-            self.report(self.call(self.resource.ssh(node, ERRORS, "all")).out.rstrip("\n"))
+            self.report(_shown(self.call(self.resource.ssh(node, ERRORS, "all")).out))
         return status
 
     def on_all(self, command: str, activity: str) -> None:
@@ -288,16 +329,28 @@ class _Driver:
             self.sleep(self.job.poll)
         raise LaunchError(f"{activity} failed {self.job.patience} times: {result.reason}")
 
+    def is_deleted(self, result: gcloud.Result) -> bool:
+        """Whether a deletion has succeeded, or the resource is gone or going anyway."""
+        if result.code and "NOT_FOUND" not in result.err:
+            result = self.call(self.resource.describe())
+            return result.out.strip() == "DELETING" or "NOT_FOUND" in result.err
+        return True
+
     def delete(self) -> None:
         """Deletes the resource in any state; reports a failure."""
-        result = self.repeat(self.resource.delete(), "NOT_FOUND")
-        if result.code and "NOT_FOUND" not in result.err:
+        result = self.repeat(self.resource.delete(), self.is_deleted)
+        if not self.is_deleted(result):
             self.report(
                 f"{self.resource.name} could not be deleted and may cost: {result.reason}. "
                 f"Delete it: {command_line(self.resource.delete())}"
             )
             return
         self.exists = False
+
+
+def _shown(text: str) -> str:
+    """Returns text of a log for the terminal: undecodable bytes become U+FFFD."""
+    return text.rstrip("\n").encode(errors="surrogateescape").decode(errors="replace")
 
 
 def archive(root: Path, config_file: Path) -> str:

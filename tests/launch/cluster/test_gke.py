@@ -68,7 +68,8 @@ def test_a_slice_is_a_job_and_a_host_is_a_pod(capsys):
         None,
     )
     assert overrides == {"rl.beta": "0.02"}
-    (token,) = worker["env"]  # a secret that need not exist
+    token, secret = worker["env"]  # a secret that need not exist, and that of the job
+    assert secret["name"] == "GRM_JOB_SECRET" and len(secret["value"]) == 32
     assert token["name"] == "HF_TOKEN"
     assert token["valueFrom"]["secretKeyRef"]["optional"] is True
     assert {port["containerPort"] for port in worker["ports"]} >= {
