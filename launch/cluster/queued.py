@@ -160,11 +160,8 @@ class _Driver:
         )
 
     def obtain(self) -> None:
-        """Waits for an ACTIVE resource; creates it if there is none.
-
-        One of this name that is being deleted is waited for: a name cannot be used twice.
-        """
-        resource = self.resource
+        """Waits for an ACTIVE resource; creates it if there is none."""
+        resource = self.resource  # one that is being deleted still has the name
         if self.wait_until(lambda state: state not in GOING) is None:
             result = self.call(resource.create())
             if result.code and "ALREADY_EXISTS" not in result.err:
@@ -184,7 +181,7 @@ class _Driver:
             if waited >= self.job.most_wait:
                 raise LaunchError(
                     f"{self.resource.name} is still {state} after {waited / 3600:.1f} hours: "
-                    "run the command again to wait on, or use another --name or --zone"
+                    "use another --zone, or another --name"
                 )
             if state != reported:
                 self.report(f"{self.resource.name}: {state}")
@@ -197,9 +194,9 @@ class _Driver:
         """Returns the resource's state, None if it does not exist. Retries if gcloud fails."""
 
         def read(result: gcloud.Result) -> object:
-            if result.code:
-                return any(t in result.err for t in ("NOT_FOUND", "PERMISSION_DENIED"))
-            return re.fullmatch(r"[A-Z_]{3,40}", result.out.strip())
+            if not result.code:
+                return re.fullmatch(r"[A-Z_]{3,40}", result.out.strip())
+            return "NOT_FOUND" in result.err or "PERMISSION_DENIED" in result.err
 
         result = self.repeat(self.resource.describe(), read)
         if not result.code and read(result):
@@ -301,8 +298,9 @@ class _Driver:
         command = f"cd {HOME} && tail -c +{offset + 1} log; echo; echo {MARK} $( {_STATUS} )"
         result = self.call(self.resource.ssh(self.resource.nodes[0], command, "0"))
         text, mark, status = result.out.rpartition(f"\n{MARK} ")
-        is_status = re.fullmatch(r"running|lost|\d{1,3}", status.strip(), re.ASCII)
-        return (status.strip(), text) if mark and is_status and not result.code else (None, "")
+        status, is_read = status.strip(), mark and not result.code
+        is_read = is_read and re.fullmatch(r"running|lost|[0-9]{1,3}", status)
+        return (status, text) if is_read else (None, "")
 
     def finish(self, status: int) -> int:
         """Reports the end of the program, with the workers' errors; returns its exit status."""

@@ -149,7 +149,7 @@ def test_a_resource_whose_deletion_never_ends_is_reported():
     reports = []
     assert run(cloud, reports) == 1
     assert 7200 <= cloud.waited < 8000
-    assert any("is still DELETING after 2.0 hours: run the command again" in r for r in reports)
+    assert any("is still DELETING after 2.0 hours: use another --zone" in r for r in reports)
 
 
 def test_attempts_wait_longer_each_time():
