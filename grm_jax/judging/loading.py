@@ -150,12 +150,18 @@ def check_vocabulary(tokenizer: tokenizers.Tokenizer, cfg: TransformerConfig) ->
     """
     rows = cfg.vocab_size
     controls = sum(i >= rows for i in tokenizer.controls.values())
-    used = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, *tokenizer.stop_ids} - {None}
-    if tokenizer.vocab_size - controls > rows or any(i >= rows for i in used if i is not None):
+    if tokenizer.vocab_size - controls > rows:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size:,} ids and {cfg.name} has "
-            f"{cfg.vocab_size:,} rows: this is another model's tokenizer"
+            f"{rows:,} rows: this is another model's tokenizer"
         )
+    named = {f"{name}_token": getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
+    for name, i in (named | {f"stop id {i}": i for i in tokenizer.stop_ids}).items():
+        if i is not None and i >= rows:
+            raise ValueError(
+                f"the {name} of the tokenizer has the id {i:,} and {cfg.name} has {rows:,} rows: "
+                "name a token of the model in tokenizer_config.json"
+            )
 
 
 def model_name(path: str | Path, judge: bool = False) -> str:

@@ -269,10 +269,10 @@ def load(path: str | Path) -> Tokenizer:
         (TokenizerJson if file.suffix == ".json" else SentencePiece)(file, linked=file == path)
         for file in files
     ]
+    with damage_of(folder / "tokenizer_config.json"):
+        check_settings(folder, config, backends[-1])
     if len(files) > 1 and not same_ids(*backends):
         files, backends = files[1:], backends[1:]
-    with damage_of(folder / "tokenizer_config.json"):
-        check_settings(folder, config, backends[0])
     template, stops = chat.find_template(folder), _stop_ids(folder, backends[0])
     tokenizer = Tokenizer(backends[0], files[0], config, template, stops)
     if template is not None:  # a faulty one is refused here, and not once for each prompt

@@ -9,6 +9,8 @@ import sentencepiece.sentencepiece_model_pb2 as pb
 import toy_folders
 from folder_oracle import check_tokenizer
 
+from grm_jax.judging.loading import check_vocabulary
+from grm_jax.models import get_config
 from grm_jax.text import tokenizer as tokenizers
 
 HELLO = [{"role": "user", "content": "Hello there"}]
@@ -115,6 +117,16 @@ def test_without_generation_config_the_control_tokens_of_config_json_stop(folder
     (folder / "generation_config.json").unlink()
     (folder / "config.json").write_text('{"eos_token_id": [4, 300]}')
     assert tokenizers.load(folder).stop_ids == (1, 4, 5)  # 300 is a byte, not a control token
+
+
+def test_special_tokens_past_the_embedding_are_refused(folder):
+    tokenizer, cfg = tokenizers.load(folder), get_config("tiny_gemma2", vocab_size=800)
+    check_vocabulary(tokenizer, cfg)
+    tokenizer.pad_id = 800
+    with pytest.raises(ValueError, match="the pad_token of the tokenizer has the id 800"):
+        check_vocabulary(tokenizer, cfg)
+    with pytest.raises(ValueError, match="800 ids and tiny_gemma2 has 700 rows"):
+        check_vocabulary(tokenizer, cfg.replace(vocab_size=700))
 
 
 @pytest.mark.parametrize(
