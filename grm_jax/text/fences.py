@@ -73,11 +73,11 @@ def _look_alikes() -> dict[str, str]:
     from confusable_homoglyphs.confusables import confusables_data
 
     return {
-        char: found["c"]
+        char: other["c"]
         for char, similar in confusables_data.items()
         if len(char) == 1 and not char.isascii()
-        for found in similar
-        if len(found["c"]) == 1 and found["c"].isascii()
+        for other in similar
+        if len(other["c"]) == 1 and other["c"].isascii()
     }
 
 

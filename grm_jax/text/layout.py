@@ -93,9 +93,9 @@ def split(rendered: str, count: int) -> Layout:
 
     count: the number of texts.
     """
-    before, *found = _STAND_IN.split(rendered)
+    before, *matches = _STAND_IN.split(rendered)
     words, slots = [before], []
-    for left, index, right, after in zip(*[iter(found)] * 4, strict=True):
+    for left, index, right, after in zip(*[iter(matches)] * 4, strict=True):
         if int(index) >= count:
             raise ValueError("it prints private-use characters (U+E0A0) of its own")
         words.append(after)
@@ -147,11 +147,11 @@ def markers(
             words.append(after)
         else:
             words[-1] += after
-    found: list[str] = []
+    lines: list[str] = []
     for i, between in enumerate(words):
         before, after = texts[i - 1] if i else "", texts[i] if i < len(texts) else ""
-        found += _markers_of(between, before, after, every)
-    return tuple(dict.fromkeys(found))
+        lines += _markers_of(between, before, after, every)
+    return tuple(dict.fromkeys(lines))
 
 
 def _markers_of(words: str, before: str, after: str, every: bool) -> list[str]:
@@ -164,7 +164,7 @@ def _markers_of(words: str, before: str, after: str, every: bool) -> list[str]:
         return []
     beside = {visible[0]} if before else set()
     beside |= {visible[-1]} if after else set()
-    found = []
+    result = []
     for i in visible if every and before and after else sorted(beside):
         line, folded = lines[i].strip(), fences.fold(lines[i])
         letters = sum(char.isalpha() for char in folded)
@@ -179,8 +179,8 @@ def _markers_of(words: str, before: str, after: str, every: bool) -> list[str]:
         shares = (i == 0 and before) or (i == len(lines) - 1 and after)
         if shares and fences.is_bare_word(line):
             raise ValueError(f"the marker {line!r:.60} shares its line with {shares}: {_STYLE}")
-        found += [line[:MAX_MARKER], line[-MAX_MARKER:]]
-    return found
+        result += [line[:MAX_MARKER], line[-MAX_MARKER:]]
+    return result
 
 
 # ---------------------------------------------------------------- templates
@@ -274,6 +274,6 @@ def layout_of(template: Template, shape: Shape) -> tuple[Layout, tuple[str, ...]
 
 def all_markers(template: Template) -> tuple[str, ...]:
     """The markers of a template in prompts of every kind. Raises ValueError as `layout_of`."""
-    found = [marker for shape in _shapes(template) for marker in layout_of(template, shape)[1]]
-    fences.compile_markers(unique := tuple(dict.fromkeys(found)))
+    result = [marker for shape in _shapes(template) for marker in layout_of(template, shape)[1]]
+    fences.compile_markers(unique := tuple(dict.fromkeys(result)))
     return unique

@@ -217,8 +217,8 @@ def _sources(env: Any, filename: str) -> dict[str, str]:
         name = queue.pop(0)
         if name not in sources:
             sources[name] = env.loader.get_source(env, name)[0]
-            found = meta.find_referenced_templates(env.parse(sources[name]))
-            queue += sorted(x for x in found if x)
+            included = meta.find_referenced_templates(env.parse(sources[name]))
+            queue += sorted(x for x in included if x)
     return sources
 
 
