@@ -90,8 +90,8 @@ def dumps(value: Any, indent: int | None = None, **options: Any) -> str:
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     except ValueError:
-        if found := problem(value, numbers_only=True):
-            raise ValueError(found) from None
+        if fault := problem(value, numbers_only=True):
+            raise ValueError(fault) from None
         raise
     return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
@@ -103,7 +103,7 @@ def problem(value: Any, name: str = "", depth: int = 0, numbers_only: bool = Fal
       value: of JSON's types, or tuples; another type is a problem too.
       name: of the value, with which the message begins.
       depth: of the containers around the value.
-      numbers_only: look for numbers that are not finite, and for nothing else.
+      numbers_only: look for NaN and infinite numbers alone.
     """
     shown = name or "the value"
     if isinstance(value, float):
@@ -113,13 +113,13 @@ def problem(value: Any, name: str = "", depth: int = 0, numbers_only: bool = Fal
             return "" if numbers_only else f"{shown}: {_TOO_DEEP}"
         if isinstance(value, dict):
             keys = (_key_problem(key, shown, numbers_only) for key in value)
-            if found := next(filter(None, keys), ""):
-                return found
+            if fault := next(filter(None, keys), ""):
+                return fault
             items = ((f"{name}.{key}" if name else str(key), item) for key, item in value.items())
         else:
             items = ((f"{name}[{i}]", item) for i, item in enumerate(value))
-        found_in = (problem(item, place, depth + 1, numbers_only) for place, item in items)
-        return next(filter(None, found_in), "")
+        below = (problem(item, place, depth + 1, numbers_only) for place, item in items)
+        return next(filter(None, below), "")
     if numbers_only or value is None or isinstance(value, bool):
         return ""
     if isinstance(value, str):

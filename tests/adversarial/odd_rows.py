@@ -116,7 +116,10 @@ def _table(rows: list, suffix: str) -> bytes:
         rows = [_cells(row) for row in rows]
     try:
         columns = dict.fromkeys(key for row in rows for key in row)
-        table = pa.Table.from_pylist([dict.fromkeys(columns) | row for row in rows])
+        complete = [dict.fromkeys(columns) | row for row in rows]
+        table = pa.Table.from_pylist(complete)
+        if repr(table.to_pylist()) != repr(complete):  # true became 1.0 beside a number
+            raise ValueError
     except (pa.ArrowException, TypeError, OverflowError, ValueError, AttributeError):
         cells = [_cells(row) for row in rows]
         cells = [{k: v.encode(errors="replace").decode() for k, v in r.items()} for r in cells]

@@ -118,13 +118,13 @@ def test_odd_rows(record_property, cases, tmp_path, judge):
         suffix, data, place, rows = case
         path = tmp_path / f"rows.{suffix}".rstrip(".")
         path.write_bytes(data)
-        found, out = judged(judge, path, tmp_path / "out.jsonl")
+        results, out = judged(judge, path, tmp_path / "out.jsonl")
         is_json = "json" in suffix or not suffix
-        others = [row for i, row in enumerate(found) if i != place]
-        if len(found) != 3:
+        others = [row for i, row in enumerate(results) if i != place]
+        if len(results) != 3:
             assert (
                 is_json
-                and len(found) == 2
+                and len(results) == 2
                 and not rows[place]
                 or "csv" in suffix
                 or "tsv" in suffix
@@ -135,7 +135,7 @@ def test_odd_rows(record_property, cases, tmp_path, judge):
         assert {"".join(row.comparison.responses) for row in others} == {
             "".join(others[0].comparison.responses)
         }
-        odd = found[place].comparison
+        odd = results[place].comparison
         if odd and is_json:
             texts = [leaf for leaf in leaves(rows[place]) if isinstance(leaf, str)]
             for response in odd.responses:
@@ -152,7 +152,7 @@ def test_damaged_files(record_property, cases, tmp_path, judge):
         suffix, data, text_lines = case
         path = tmp_path / f"rows.{suffix}".rstrip(".")
         path.write_bytes(data)
-        found, out = judged(judge, path, tmp_path / "out.jsonl")
+        results, out = judged(judge, path, tmp_path / "out.jsonl")
         if text_lines:  # lines that are as they were
             judged_lines = {row["line"] for row in out if row["error"] is None}
             assert text_lines <= judged_lines

@@ -76,9 +76,9 @@ def test_a_broken_element_of_an_array_leaves_the_others(broken, indent, place, t
     good = [{"a": i, "turns": [{"role": "user", "content": "} , {"}] * 2} for i in range(4)]
     text = json.dumps([*good[:place], "BROKEN", *good[place:]], indent=indent)
     (tmp_path / "a.json").write_text(text.replace('"BROKEN"', broken))
-    found = list(read_records(tmp_path / "a.json"))
-    assert [r.fields for r in found if not r.problem] == good
-    (bad,) = [record for record in found if record.problem]
+    records = list(read_records(tmp_path / "a.json"))
+    assert [r.fields for r in records if not r.problem] == good
+    (bad,) = [record for record in records if record.problem]
     assert bad.number == place + 1 and f"element {place + 1} (line {bad.line}): " in bad.problem
 
 
@@ -86,8 +86,8 @@ def test_a_text_that_is_not_closed_ends_with_its_element(tmp_path):
     for indent, text in ((None, '{"a": "x}'), (1, '{"a": "x'), (None, '{"a": "b\\"}')):
         content = json.dumps([{"a": 1}, "BROKEN", {"a": 3}], indent=indent)
         (tmp_path / "a.json").write_text(content.replace('"BROKEN"', text))
-        found = list(read_records(tmp_path / "a.json"))
-        assert [record.fields for record in found] == [{"a": 1}, {}, {"a": 3}]
+        records = list(read_records(tmp_path / "a.json"))
+        assert [record.fields for record in records] == [{"a": 1}, {}, {"a": 3}]
 
 
 @pytest.mark.parametrize(
