@@ -24,7 +24,7 @@ from grm_jax.judging.judge import Judge, Unjudged
 from grm_jax.judging.options import POSITIVE, Options
 from grm_jax.run_store import IdentityMismatch, RunStore
 from grm_jax.sampling.programs import PROGRAMS
-from grm_jax.storage import write_atomic
+from grm_jax.storage import check_outputs, write_atomic
 from grm_jax.types import Comparison, Verdict
 
 
@@ -79,6 +79,7 @@ def judge_file(
     """
     if limit is not None:
         POSITIVE.check("limit = ", limit)
+    check_outputs([output, part_path(output)], sources.local_files(source))
     rows = list(itertools.islice(read_rows(source, format), limit))
     selection = {"limit": limit, "format": format}
     return judge_rows(judge, rows, output, options, sources.digest(source), config, selection)

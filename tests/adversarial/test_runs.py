@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import stat
+import tracemalloc
 
 import fuzz
 import pytest
@@ -16,7 +17,8 @@ from grm_jax import cli as grm
 from grm_jax.judging.judge import Judge
 from grm_jax.judging.loading import LoadOptions
 from grm_jax.judging.options import NUMBERS, Options
-from grm_jax.judging.run import RunConfig
+from grm_jax.judging.run import RunConfig, judge_file
+from grm_jax.judging.summary import summarise
 from grm_jax.text.rendering import FOLDER
 
 # ---------------------------------------------------------------- numbers of options
@@ -269,3 +271,29 @@ def test_an_evaluation_never_replaces_its_data(tmp_path, capsys):
         assert status_of([*base.split(), *rest.split()]) == 2, rest
         assert capsys.readouterr().err.count("\n") == 1, rest
     assert before == (content_of(data / "judgebench"), content_of(scores.parent))
+
+
+def test_an_input_is_never_an_output_in_python(tmp_path):
+    source = write_rows(tmp_path / "a.part")
+    for output in (source, tmp_path / "a"):
+        config = RunConfig(existing="overwrite", progress=False)
+        with pytest.raises(ValueError, match="is the input"):
+            judge_file(fake_judge(by_content), source, output, Options(k=2), config)
+    assert source.read_text() == write_rows(tmp_path / "again").read_text()
+
+
+def test_the_closing_summary_streams():
+    """Its memory does not grow with the rows: 2,000 rows of 50 kB, one at a time."""
+    critique = {"order": [0, 1], "scores": [7.0, 3.0], "status": "ok", "tokens": 9}
+    row = {"n": 2, "label": 0, "scores": [7.0, 3.0], "best": 0, "tie": False, "unparsed": 0}
+
+    def rows():
+        for i in range(2000):
+            yield row | {"critiques": [critique | {"text": f"{i}" * 10_000}], "error": None}
+
+    tracemalloc.start()
+    summary = summarise(rows())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (summary["rows"], summary["accuracy"], summary["mean_tokens"]) == (2000, 1.0, 9.0)
+    assert peak < 2e6
