@@ -34,7 +34,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from grm_jax import strict_json
-from grm_jax.storage import as_path, check_replaceable, is_remote, open_atomic, write_atomic
+from grm_jax.storage import (
+    as_path,
+    check_replaceable,
+    is_remote,
+    open_atomic,
+    remove_leftovers,
+    write_atomic,
+)
 
 _NAMED = re.compile(r".+@([0-9a-f]{12})")  # a model's or template's name with its fingerprint
 
@@ -176,6 +183,7 @@ class RunStore(Mapping[Key, Record]):
                 f"{self.key} {missing[0]}: run the same command again to add them"
             )
         if self.is_writer:
+            remove_leftovers(output)
             with open_atomic(output) as file:
                 file.writelines(self._text(key) + b"\n" for key in keys)
         self.remove()

@@ -12,6 +12,7 @@ import secrets
 import shutil
 import stat
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -236,7 +237,7 @@ def open_atomic(path: PathLike) -> Iterator[BinaryIO]:
     target = Path(os.path.realpath(path))
     check_replaceable(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}.tmp")
+    temporary = target.with_name(_temporary_name(target, secrets.token_hex(8)))
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     try:
         descriptor = os.open(temporary, flags, 0o666)
@@ -254,6 +255,19 @@ def open_atomic(path: PathLike) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     _sync(target.parent)
+
+
+def _temporary_name(target: Path, end: str) -> str:
+    return f".{target.name[:40]}-{zlib.crc32(os.fsencode(target.name)):08x}.{end}.tmp"
+
+
+def remove_leftovers(path: PathLike) -> None:
+    """Removes the temporary files that killed writers of a local file left; the caller locks it."""
+    target = Path(os.path.realpath(path))
+    begin = _temporary_name(target, "").removesuffix(".tmp")
+    for name in os.listdir(target.parent):
+        if name.startswith(begin) and name.endswith(".tmp"):
+            (target.parent / name).unlink(missing_ok=True)
 
 
 def check_replaceable(path: PathLike) -> None:

@@ -64,8 +64,8 @@ def rows_file(path, count):
 
 
 def left_in(folder):
-    """Names in a folder, without temporary files of atomic writes that a kill cut off."""
-    return sorted(p.name for p in folder.iterdir() if not p.name.endswith(".tmp"))
+    """Names in a folder, without what a kill left of the file of a run's cost."""
+    return sorted(p.name for p in folder.iterdir() if ".cost.json" not in p.name)
 
 
 # ---------------------------------------------------------------- kills

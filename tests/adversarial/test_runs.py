@@ -77,7 +77,10 @@ def test_numbers_outside_their_range_are_errors_in_one_line(name, capsys, tmp_pa
 @pytest.mark.parametrize("value", ["x=1e9", "run=", "run=-1", "run=nan", "run=inf", "1e9"])
 def test_flops_per_token_name_a_run_and_a_number(value, capsys, tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "results.json").write_text("[]")
+    estimate = {"value": 0.5, "low": 0.4, "high": 0.6}
+    entry = {"benchmark": "world", "title": "World", "judge": {}, "rule": "r", "headline": "h"}
+    entry |= {"metrics": {"r": {"h": estimate}}, "curves": {}, "cost": {}}
+    (tmp_path / "run" / "results.json").write_text(json.dumps([entry]))
     argv = ["table", "runs", str(tmp_path / "run"), "--flops_per_token", value]
     assert status_of(argv) == 2
     error = capsys.readouterr().err

@@ -144,6 +144,25 @@ def test_a_file_that_another_run_removed_is_not_locked(tmp_path, monkeypatch):
     assert not path.exists() and (tmp_path / "out").exists()
 
 
+def test_what_a_killed_writer_left_is_removed(tmp_path, monkeypatch):
+    """Killed while it wrote the output; the temporary file goes when the run is resumed."""
+    from grm_jax import storage
+
+    output = tmp_path / "out.jsonl"
+    monkeypatch.setattr(storage.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(storage.Path, "unlink", lambda *_, **__: None)
+    with pytest.raises(KeyboardInterrupt):
+        with RunStore(tmp_path / "out.jsonl.part", IDENTITY, key="line") as store:
+            store.append(1, RECORDS[1])
+            store.finish(output)
+    monkeypatch.undo()
+    storage.write_atomic(tmp_path / "out.jsonl2", "another output")
+    assert any(name.endswith(".tmp") for name in os.listdir(tmp_path))
+    with RunStore(tmp_path / "out.jsonl.part", IDENTITY, key="line") as store:
+        store.finish(output)
+    assert sorted(os.listdir(tmp_path)) == ["out.jsonl", "out.jsonl2"]
+
+
 def test_stray_files_in_a_folder_are_no_parts(tmp_path):
     folder = tmp_path / "folder"
     with RunStore(folder, IDENTITY, key="line") as store:
