@@ -14,6 +14,7 @@ from grm_jax.checkpoints import cli, load, open_checkpoint, save, saving
 from grm_jax.checkpoints.hf_config import from_hf
 from grm_jax.judging.loading import fingerprint
 from grm_jax.judging.metadata import JudgeMetadata, MetaRMMetadata
+from grm_jax.models import get_config
 
 HEADER = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 
@@ -366,3 +367,11 @@ def test_sizes_are_compared_before_anything_is_allocated(tmp_path, monkeypatch):
     toys.write_folder(tmp_path / "toy", config, toys.tensors(toys.GEMMA2))
     refused(tmp_path / "toy", "missing: ", "model.layers.10.input_layernorm.weight")
     assert open_checkpoint(tmp_path / "toy").model_config().num_layers == 1000
+
+
+def test_a_named_config_of_another_width_is_one_line(folder):
+    with pytest.raises(ValueError) as error:
+        load(folder, cfg=get_config("gemma2_2b"))
+    message = str(error.value)
+    assert "has 3 layers of width 32; gemma2_2b wants 26 of 2304" in message
+    assert len(message.splitlines()) == 1
