@@ -298,9 +298,9 @@ class _Driver:
         command = f"cd {HOME} && tail -c +{offset + 1} log; echo; echo {MARK} $( {_STATUS} )"
         result = self.call(self.resource.ssh(self.resource.nodes[0], command, "0"))
         text, mark, status = result.out.rpartition(f"\n{MARK} ")
-        status, is_read = status.strip(), mark and not result.code
-        is_read = is_read and re.fullmatch(r"running|lost|[0-9]{1,3}", status)
-        return (status, text) if is_read else (None, "")
+        status, is_whole = status.strip(), bool(mark) and not result.code
+        is_status = re.fullmatch(r"running|lost|[0-9]{1,3}", status)
+        return (status, text) if is_whole and is_status else (None, "")
 
     def finish(self, status: int) -> int:
         """Reports the end of the program, with the workers' errors; returns its exit status."""
