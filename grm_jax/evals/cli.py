@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import fcntl
 import math
-import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -382,17 +379,6 @@ def earlier_entries(out: Path) -> list[dict]:
     return entries
 
 
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Waits until no other process is in this block for a folder, so that no result is lost."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def write_reports(entries: Sequence[dict], out: Path) -> None:
     """Writes results.json, results.md and results.html, and prints the table.
 
@@ -401,7 +387,7 @@ def write_reports(entries: Sequence[dict], out: Path) -> None:
     from grm_jax.evals import page, tables
 
     path = out / results.FILE
-    with alone(out):
+    with results.alone(out):
         merged = {entry["benchmark"]: entry for entry in (*earlier_entries(out), *entries)}
         ordered = [merged[name] for name in BENCHMARKS if name in merged]
         write_atomic(path, strict_json.dumps(ordered, indent=1) + "\n")

@@ -1,5 +1,8 @@
 """results.json of `grm eval`: one entry per benchmark, read from this version and earlier ones."""
 
+import contextlib
+import fcntl
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,6 +54,17 @@ def upgraded(entry: dict) -> dict:
     if isinstance(entry.get("parsing"), dict):
         entry["parsing"] = {RENAMED.get(key, key): value for key, value in entry["parsing"].items()}
     return entry
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Waits until no other process is in this block for a folder, so that no result is lost."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 # ---------------------------------------------------------------- the fields of an entry
