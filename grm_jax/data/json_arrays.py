@@ -120,5 +120,8 @@ def _after_broken(text: str, start: int, key: str) -> int:
         if token[0] == "," and depth == 0:
             return token.start()
         depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(token[0], 0)
-    is_last = depth == 0 or not _BETWEEN.search(text, max(start, text.rfind("}", start, noticed)))
+    # Without an earlier element, a quotation mark that is missing could hide all later ones.
+    is_last = (depth == 0 and key) or not _BETWEEN.search(
+        text, max(start, text.rfind("}", start, noticed))
+    )
     return end if text[end] == "]" and is_last else 0
