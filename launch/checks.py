@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from grm_jax import storage
+from grm_jax import endpoint, storage
 from launch.compile.slices import Slice, get_slice
 from launch.config import ROOT
 from launch.errors import DoesNotFit, LaunchError
@@ -199,6 +199,8 @@ def check_remote(
             f"--on {options.on} needs --workdir gs://BUCKET/FOLDER: "
             "the disk of a preempted machine is lost"
         )
+    if url := config.rft.sampling.get("url"):  # it is part of the workers' command
+        endpoint.check_url(url)
     tpu_slice = get_slice(options.accelerator)
     label = f"chips of {options.num_slices} x {tpu_slice.name}"
     from grm_jax.training import own_config
