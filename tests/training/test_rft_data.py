@@ -266,6 +266,7 @@ def test_easy_comparisons_are_dropped_for_rl(tmp_path, caplog):
     mixtures.add_comparisons("a", {"train": str(tmp_path / "a.jsonl")})
     config = spct_27b.get_config()
     config.data.judging = "a"
+    config.data.held_out = ""
     all_comparisons, remaining = sources.judging(config), sources.judging(config, without=easy)
     assert (all_comparisons.size, remaining.size, remaining.at(0).id) == (
         2,
