@@ -16,13 +16,13 @@ a given rate; RFT rejects its errors like those of any sampler.
 import argparse
 import contextlib
 import dataclasses
-import json
 import random
 import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from grm_jax import strict_json
 from grm_jax.data.comparisons import read_comparisons
 from grm_jax.types import Comparison
 
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             # Pairs keep the worked solution in their metadata, hidden from the judge.
             hidden = dataclasses.replace(pair, meta={"reference": pair.reference})
             for name, row in rows_of(hidden, args.accuracy, args.seed):
-                files[name].write(json.dumps(row, ensure_ascii=False) + "\n")
+                files[name].write(strict_json.dumps(row) + "\n")
                 counts[name] += 1
     print(", ".join(f"{count} {name}" for name, count in counts.items()), "in", out)
 

@@ -36,9 +36,11 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
 
+from grm_jax import strict_json  # noqa: E402
 from grm_jax.evals import figures, plots  # noqa: E402
 from grm_jax.evals.bootstrap import STAGE_DRAWS, Resampler, prompt_key  # noqa: E402
 from grm_jax.evals.cells import Cell  # noqa: E402
+from grm_jax.storage import write_atomic  # noqa: E402
 
 MAIN = "main"
 RL_ONLY = ("beta_",)
@@ -130,7 +132,7 @@ def run_one(
     config = run_config(get_config, ablation, seed, extra)
     folder, record_path = workdir / f"{ablation}-{seed}", credits / f"{ablation}-{seed}.json"
     if record_path.exists():
-        record = json.loads(record_path.read_text())
+        record = strict_json.read(record_path)
         if record["config"] == config_hash(config):
             quality = record.get("meta_rm", {})
             return Run(ablation, seed, record["credits"], record["seconds"], quality)
@@ -152,14 +154,13 @@ def run_one(
         "meta_rm": finished.meta_rm,
         "credits": finished.credits,
     }
-    credits.mkdir(parents=True, exist_ok=True)
-    record_path.write_text(json.dumps(record) + "\n")
+    write_atomic(record_path, strict_json.dumps(record) + "\n")
     return finished
 
 
 def read_credits(folder: Path) -> dict[str, list[float]]:
     """{"model/method@k": credit of each comparison} of a finished run, to five digits."""
-    credits = json.loads((folder / "eval" / "credits.json").read_text())
+    credits = strict_json.read(folder / "eval" / "credits.json")
     return {name: [round(value, 5) for value in values] for name, values in credits.items()}
 
 
@@ -351,10 +352,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "jax": jax.__version__,
     }
     out.mkdir(parents=True, exist_ok=True)
-    (out / "study.json").write_text(json.dumps(study, indent=2) + "\n")
-    (out / "study.txt").write_text(as_text(study) + "\n")
+    write_atomic(out / "study.json", strict_json.dumps(study, indent=2) + "\n")
+    write_atomic(out / "study.txt", as_text(study) + "\n")
     write_plots(study, out)
-    (out / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+    write_atomic(out / "config.json", config.to_json_best_effort(indent=2) + "\n")
     print(as_text(study))
 
 

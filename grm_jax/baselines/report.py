@@ -4,11 +4,11 @@ A row is the mean over seeds with an interval over comparisons, and the paired d
 SPCT judge.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from grm_jax import strict_json
 from grm_jax.baselines.results import Measured
 from grm_jax.evals import figures, tables
 from grm_jax.evals.benchmark import Benchmark
@@ -16,6 +16,7 @@ from grm_jax.evals.bootstrap import DRAWS, MetricFunction, Resampler
 from grm_jax.evals.page import render
 from grm_jax.evals.scaling import mean_metrics
 from grm_jax.judging.summary import mean
+from grm_jax.storage import write_atomic
 
 REFERENCE = "spct rl, k = "  # the other judges are compared with this one, if it was measured
 Runs = dict[int, Measured]  # by seed
@@ -173,8 +174,7 @@ def page(table: Table) -> str:
 def write(table: Table, folder: Path) -> str:
     """Writes table.json, table.md and table.html; returns the Markdown."""
     text = markdown(table)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    (folder / "table.md").write_text(text, encoding="utf-8")
-    (folder / "table.html").write_text(page(table), encoding="utf-8")
+    write_atomic(folder / "table.json", strict_json.dumps(table, indent=1) + "\n")
+    write_atomic(folder / "table.md", text)
+    write_atomic(folder / "table.html", page(table))
     return text

@@ -5,7 +5,6 @@ last, index.json with the number of lines of each section. A section is one task
 """
 
 import array
-import json
 import logging
 import os
 import time
@@ -105,4 +104,4 @@ class Index:
 
     def __getitem__(self, i: int) -> Any:
         start = int(self._ends[i - 1]) if i else 0
-        return json.loads(os.pread(self._file.fileno(), int(self._ends[i]) - start, start))
+        return strict_json.loads(os.pread(self._file.fileno(), int(self._ends[i]) - start, start))

@@ -16,7 +16,6 @@ module imports seqio and TensorFlow.
 """
 
 import dataclasses
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +34,7 @@ except ModuleNotFoundError as error:
         'pip install "grm_jax[data]"'
     ) from error
 
+from grm_jax import strict_json
 from grm_jax.data import sft, world  # noqa: E402
 from grm_jax.data.comparisons import convert, read_comparisons  # noqa: E402
 from grm_jax.data.layouts import LAYOUTS  # noqa: E402
@@ -187,7 +187,7 @@ def _add(
         def texts() -> Iterator[dict[str, str]]:
             try:
                 for item in items(split):
-                    yield {feature: json.dumps(dataclasses.asdict(item), ensure_ascii=False)}
+                    yield {feature: strict_json.dumps(dataclasses.asdict(item))}
             except Exception as error:
                 _failures[name] = error
                 raise

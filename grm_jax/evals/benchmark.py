@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from grm_jax.evals import files
 from grm_jax.evals.files import Source
 from grm_jax.evals.judged import JudgedComparison
 from grm_jax.judging import votes
@@ -106,7 +107,20 @@ class Benchmark:
         Raises MissingData, or ValueError for a malformed file or an id that occurs twice.
         """
         source = Source(root, self.name, self.aliases, self.files)
-        comparisons = list(self.read(source))
+        files.latest_record = ""
+        try:
+            comparisons = list(self.read(source))
+        except (OSError, ImportError):
+            raise
+        except Exception as error:  # of whatever kind: the files are not ours
+            kinds = {KeyError: "a field is missing: "}
+            prefix = kinds.get(type(error), f"{type(error).__name__} ")
+            reason = str(error) if isinstance(error, ValueError) else f"{prefix}{error}"
+            place = files.latest_record
+            place = "" if not place or reason.startswith(place.split(",")[0]) else f"{place}: "
+            raise ValueError(
+                f"benchmark {self.name}: {place}{reason:.300}: check the file, or get it again"
+            ) from error
         if read is not None:
             read |= source.read
         ids = Counter(comparison.id for comparison in comparisons)

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from grm_jax.data.records import strict_records as records, tfds_splits
+from grm_jax.data.records import strict_records, tfds_splits
 
 TABLES = (".parquet", ".arrow", ".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz")
 # Files that Hugging Face and TFDS put beside the data.
 METADATA = ("dataset_info", "state", "features")
+
+
+# Where the latest record came from, for the error of a reader that fails on it.
+latest_record = ""
+
+
+def records(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Yields the contents of a file's records. Raises ValueError naming the first bad one."""
+    global latest_record
+    for number, record in enumerate(strict_records(path), start=1):
+        latest_record = f"{path}, record {number}"
+        yield record
 
 
 class MissingData(FileNotFoundError):

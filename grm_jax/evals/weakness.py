@@ -10,12 +10,12 @@ model is used.
 
 import argparse
 import dataclasses
-import json
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from grm_jax import strict_json
 from grm_jax.commands import Parser, run_command, write_output
 from grm_jax.data.records import strict_records
 from grm_jax.evals.tables import markdown_table
@@ -195,7 +195,7 @@ def write_report(args: argparse.Namespace) -> int:
             dataclasses.asdict(theme) | {"lift": lift(theme, themes)} for theme in ranked(themes)
         ]
         content = {"policy": name, "counts": counts, "themes": listed}
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        text = strict_json.dumps(content, indent=1) + "\n"
     return write_output(text, args.out)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -265,7 +264,7 @@ def _read_cost(path: Path | None) -> dict[str, float]:
 
 def _write_cost(path: Path | None, cost: dict[str, float]) -> None:
     if path:
-        write_atomic(path, json.dumps(cost))
+        write_atomic(path, strict_json.dumps(cost))
 
 
 def num_programs(judge: Judge, options: Options) -> int:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from grm_jax.storage import is_remote
+from grm_jax import strict_json
+from grm_jax.storage import is_remote, write_atomic
 
 # In the wording of the judging world: a plain right answer, and a wrong one that sounds sure.
 QUERY, RESPONSES = "sort 7 2 5", ["answer: 2 5 7", "no doubt: 2 7 5"]
@@ -50,7 +51,7 @@ def write_commands(workdir: Any, is_world: bool) -> list[str]:
         query, responses, model = QUERY, RESPONSES, _short(models[0])
         if not is_world:
             with rows[0].open() as lines:
-                first = json.loads(next(lines))
+                first = strict_json.loads(next(lines))
             query, responses = first["query"], first["responses"]
         if len(json.dumps([query, responses])) <= LONGEST and isinstance(query, str):
             texts = ["--query", query, *(w for text in responses for w in ("--response", text))]
@@ -59,7 +60,7 @@ def write_commands(workdir: Any, is_world: bool) -> list[str]:
         # The judge's folder is found from the program's own, whatever the current folder is.
         judge = f'Path(__file__).resolve().parents[1] / "{models[0].parent.name}/hf"'
         code = python_example(model, query, responses).replace(json.dumps(model), judge, 1)
-        example.write_text(f"from pathlib import Path\n\n{code}")
+        write_atomic(example, f"from pathlib import Path\n\n{code}")
         commands.append([*_program("python"), _short(example)])
     return [shlex.join(command) for command in commands]
 

@@ -9,7 +9,6 @@ queries of that file are then dropped from the training part.
 
 import dataclasses
 import hashlib
-import json
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -70,16 +69,16 @@ def index(config: Any, workdir: Any = None) -> indexed.Index:
         train, held_out, counts = _read(config)
         # Neither training nor the evaluation shows a reference answer.
         shown = (dataclasses.replace(c, reference=None) for c in held_out)
-        rows = (json.dumps(splits.as_row(c), ensure_ascii=False) for c in shown)
+        rows = (strict_json.dumps(splits.as_row(c)) for c in shown)
         write_atomic(root / HELD_OUT_ROWS, "".join(row + "\n" for row in rows))
-        write_atomic(settings, json.dumps({**expected, "counts": counts}, indent=2) + "\n")
+        write_atomic(settings, strict_json.dumps({**expected, "counts": counts}, indent=2) + "\n")
         indexed.write_index(root / "file", [(TRAIN, _lines(train)), (HELD_OUT, _lines(held_out))])
 
     return indexed.open_or_write(root / "file", write, alone)
 
 
 def _lines(comparisons: Sequence[Comparison]) -> Iterator[str]:
-    return (json.dumps(vars(c), ensure_ascii=False) for c in comparisons)
+    return (strict_json.dumps(vars(c)) for c in comparisons)
 
 
 def _read(config: Any) -> tuple[list[Comparison], list[Comparison], dict[str, int]]:

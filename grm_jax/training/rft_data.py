@@ -11,7 +11,6 @@ import contextlib
 import contextvars
 import dataclasses
 import itertools
-import json
 import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -399,7 +398,7 @@ def read_trials(path: Any) -> list[Trial]:
     """Returns the trials of a file that `RftSet.save` wrote; "fate" is the outcome's old name."""
     trials = []
     for line in read_lines(as_path(path)):
-        row = json.loads(line)
+        row = strict_json.loads(line)
         row["outcome"] = row.pop("fate", None) or row["outcome"]
         row |= {"comparison": from_json(row["comparison"]), "order": tuple(row["order"])}
         trials.append(Trial(**row))

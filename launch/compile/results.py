@@ -2,13 +2,13 @@
 
 import dataclasses
 import importlib.metadata
-import json
 import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from grm_jax import strict_json
 from grm_jax.evals.tables import markdown_table, text_table
 from grm_jax.run_store import RunStore
 from grm_jax.storage import PathLike, as_path, write_atomic
@@ -230,7 +230,7 @@ def write(
       about: provenance, written to both files.
     """
     rows = [{**dataclasses.asdict(r), "flops_ratio": r.flops_ratio} for r in results]
-    content = json.dumps({"about": dict(about), "results": rows}, indent=1)
+    content = strict_json.dumps({"about": dict(about), "results": rows}, indent=1)
     files = _beside(path, ".json"), _beside(path, ".md")
     write_atomic(files[0], content + "\n")
     head = "".join(f"- {key}: {value}\n" for key, value in about.items())

@@ -4,7 +4,6 @@ The data are read from the password-protected zip in memory and never written to
 authors ask.
 """
 
-import json
 import re
 import zipfile
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from grm_jax import strict_json
 from grm_jax.evals import benchmark as bm
 from grm_jax.evals.classification import precision_recall_f1, roc_auc
 from grm_jax.evals.files import Source
@@ -38,7 +38,7 @@ def read(source: Source) -> Iterator[Comparison]:
 def _read_member(text: str, name: str, path: Path) -> Iterator[Comparison]:
     task, model = name.split("/")[-2], name.split("/")[-1].removesuffix(".jsonl")
     for number, line in enumerate(text.splitlines()):
-        record = json.loads(line)
+        record = strict_json.loads(line)
         label = record.get("error_label", record.get("label"))
         if label not in ("error", "no_error"):
             raise ValueError(
