@@ -113,7 +113,5 @@ def test_a_damaged_zip_of_realmistake(tmp_path):
         BENCHMARKS["realmistake"].load(tmp_path)
     with zipfile.ZipFile(folder / "data.zip", "w") as archive:
         archive.writestr("data/math/gpt.jsonl", '{"label": "error"}\n')
-    with pytest.raises(
-        ValueError, match="benchmark realmistake: .*missing: 'llm_response'"
-    ):
+    with pytest.raises(ValueError, match="benchmark realmistake: .*missing: 'llm_response'"):
         BENCHMARKS["realmistake"].load(tmp_path)
