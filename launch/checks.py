@@ -146,9 +146,15 @@ def check_workdir(workdir: str, patience: float = 60.0) -> None:
         try:
             folder = storage.as_path(workdir)
             is_new = not folder.exists()
-            folder.mkdir(parents=True, exist_ok=True)
             probe = folder / f".probe-{secrets.token_hex(4)}"
-            probe.write_text("")
+            for attempt in range(10):
+                try:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    probe.write_text("")
+                    break
+                except FileNotFoundError:  # another worker has just removed the empty folder
+                    if attempt == 9:
+                        raise
             probe.unlink()
             if is_new:
                 storage.remove_if_empty(folder)
