@@ -113,8 +113,8 @@ class Benchmark:
         except (OSError, ImportError):
             raise
         except Exception as error:  # of whatever kind: the files are not ours
-            kinds = {KeyError: "a field is missing: "}
-            prefix = kinds.get(type(error), f"{type(error).__name__} ")
+            missing = "a field is missing:" if isinstance(error, KeyError) else ""
+            prefix = f"{missing or type(error).__name__} "
             reason = str(error) if isinstance(error, ValueError) else f"{prefix}{error}"
             place = files.latest_record
             place = "" if not place or reason.startswith(place.split(",")[0]) else f"{place}: "
