@@ -152,7 +152,7 @@ def check_workdir(workdir: str, patience: float = 60.0) -> None:
                     folder.mkdir(parents=True, exist_ok=True)
                     probe.write_text("")
                     break
-                except FileNotFoundError:  # another worker has just removed the empty folder
+                except (FileNotFoundError, FileExistsError):  # another worker removes it, empty
                     if attempt == 9:
                         raise
             probe.unlink()

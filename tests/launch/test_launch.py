@@ -312,3 +312,21 @@ def test_all_missing_and_gated_inputs_are_in_one_message(hub, tmp_path, capsys, 
     monkeypatch.setattr(hubs.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1))
     with pytest.raises(MissingInputs, match="the download needs 0.0 GB in .* set HF_HOME"):
         checks.check_inputs(config, str(tmp_path / "work"))
+
+
+def test_workers_that_check_one_new_workdir_at_once_do_not_disturb_each_other(tmp_path):
+    import threading
+
+    errors = []
+
+    def check(folder):
+        try:
+            checks.check_workdir(str(folder))
+        except LaunchError as error:
+            errors.append(str(error))
+
+    for i in range(40):
+        threads = [threading.Thread(target=check, args=(tmp_path / str(i),)) for _ in range(3)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+    assert not errors
