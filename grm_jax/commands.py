@@ -56,14 +56,12 @@ class Number:
         return value
 
     def _range(self) -> str:
-        low = f"more than {self.above:g}" if self.above > -math.inf else f"{self.low:.12g}"
-        if self.high < math.inf:
-            return (
-                f"{low} and at most {self.high:.12g}"
-                if "more" in low
-                else (f"{low} to {self.high:.12g}")
-            )
-        return low if "more" in low else f"{low} or more"
+        if self.above > -math.inf:
+            most = f" and at most {self.high:.12g}" if self.high < math.inf else ""
+            return f"more than {self.above:g}{most}"
+        return f"{self.low:.12g}" + (
+            f" to {self.high:.12g}" if self.high < math.inf else " or more"
+        )
 
 
 def short_int(value: int) -> str:

@@ -18,7 +18,7 @@ from grm_jax.text.parse import find_box
 from grm_jax.text.quotations import verdict_start
 from grm_jax.text.sections import find_sections
 from grm_jax.training import loop, rft, rft_data
-from grm_jax.training.rft_data import CritiqueReply, CritiqueRequest, Sampler
+from grm_jax.training.replies import CritiqueReply, CritiqueRequest, Sampler
 
 _SCORES = re.compile(r"\\boxed\{([^{}]*)\}")
 # The votes that are measured, with the suffix of the judge's name.

@@ -15,7 +15,8 @@ from grm_jax.baselines.results import Measured
 from grm_jax.evals.judged import JudgedComparison
 from grm_jax.evals.run import judge_with_model
 from grm_jax.training import rft_data
-from grm_jax.training.rft_data import CritiqueReply, CritiqueRequest, best_index
+from grm_jax.training.replies import CritiqueReply, CritiqueRequest
+from grm_jax.training.rft_data import best_index
 from grm_jax.types import Comparison
 
 

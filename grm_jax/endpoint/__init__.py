@@ -20,6 +20,7 @@ from grm_jax.endpoint.client import (
 )
 from grm_jax.endpoint.replies import Completion as Completion
 from grm_jax.endpoint.server import (
+    RANGES as RANGES,
     TRANSPORT as TRANSPORT,
     Server as Server,
     check_url as check_url,

@@ -6,9 +6,17 @@ from pathlib import Path
 
 import httpx
 
+from grm_jax.commands import Number
 from grm_jax.endpoint.replies import printable
 
 SLOW_TOKENS_PER_SECOND = 30.0  # of one request to a busy server, for `time_warning`
+RANGES = {  # of the settings
+    "parallel": Number(int, 1, 4096),
+    "retries": Number(int, 0, 1000),
+    "timeout": Number(float, 1e-3, 1e6),
+    "total_timeout": Number(float, 0, 1e7),
+    "pause": Number(float, 0, 1e4),
+}
 _SECRET_PARAMETERS = ("key", "token", "secret", "password", "sig")
 
 
@@ -43,12 +51,8 @@ class Server:
 
     def __post_init__(self) -> None:
         check_url(self.url)
-        ranges = {"parallel": (1, 4096), "retries": (0, 1000), "timeout": (1e-3, 1e6)}
-        ranges |= {"total_timeout": (0, 1e7), "pause": (0, 1e4)}
-        for name, (least, most) in ranges.items():
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not least <= value <= most:
-                raise ValueError(f"{name}={value!r:.40}: give a number from {least:g} to {most:g}")
+        for name, number in RANGES.items():
+            number.check(f"{name}=", getattr(self, name))
 
     @property
     def seconds(self) -> float:

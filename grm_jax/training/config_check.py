@@ -19,23 +19,23 @@ _OPTIONAL = {
     "rft.min_parsed", "rl.easy_trials", "rl.group_packed", "rft.micro_rows", "rl.micro_rows",
     "meta_rm.micro_rows",
 }  # fmt: skip
-# Sections whose fields are all known, so that another name is a mistake.
 # Fields that training needs and a compilation does not.
 _OF_TRAINING = {
     "seed", "export", "tokenizer", "init", "rft.comparisons", "rft.samples", "rft.hinted",
     "rft.reject", "rft.sampler",
 }  # fmt: skip
-_OF_LOOP = ("save_every", "keep", "log_every", "profile_steps")
 _SHOWN = 8  # faults in an error
+_OF_LOOP = ("save_every", "keep", "log_every", "profile_steps")
+# Sections whose fields are all known, so that another name is a mistake.
 _CLOSED = ("mesh", "model_overrides", "data.world", "rft", "rft.sampling", "rl", "meta_rm", "eval")
 
 
 def check(config: Any, complete: bool = False) -> None:
     """Checks every value of an experiment, and that the values fit each other.
 
-    complete: a field that a stage of the run needs must be there.
+    Fields that `own_config.complete` sets may be open (0 or ""). Only the template is read.
 
-    Fields that `own_config.complete` sets may be open (0 or ""). Nothing is read but the template.
+    complete: every field that a stage of the run needs is required.
 
     Raises:
       ValueError: all faults in one line, each beginning with "config.FIELD=VALUE".
@@ -89,7 +89,7 @@ def check_batches(config: Any, mesh: Any) -> None:
 
 
 def _faults(config: Any, complete: bool) -> Iterator[str]:
-    """Yields what is wrong with single fields."""
+    """Yields the faults of single fields."""
     stages = config.get("stages", ())
     stages = [one for one in stages if one in STAGES] if isinstance(stages, tuple | list) else ()
     for section, rules in SECTIONS.items():

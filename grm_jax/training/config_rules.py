@@ -1,4 +1,4 @@
-"""The fields of an experiment: one rule per field with its type, range or known words.
+"""The fields of an experiment: one rule per field with its type, range or values.
 
 A rule is a function of the text before the value, such as "config.rft.lr=", and the value; it
 raises ValueError. `config_check.check` applies them.
@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from grm_jax import endpoint
 from grm_jax.commands import Number, short_int
 from grm_jax.data.world.families import FAMILIES
 from grm_jax.models.config import LayerSpec, TransformerConfig
@@ -25,8 +26,12 @@ _DTYPES = ("float32", "bfloat16")
 
 
 def number(kind: type, low: float = -math.inf, high: float = math.inf, **options: Any) -> Rule:
-    """Returns the rule of a number: `commands.Number`, and the value as it is in the config."""
-    rule = Number(kind, low, high, **options)
+    """Returns the rule of a number in a range."""
+    return within(Number(kind, low, high, **options))
+
+
+def within(rule: Number) -> Rule:
+    """Returns the rule of a number, whose errors show the value as it is in the config."""
 
     def check_number(name: str, value: Any) -> None:
         try:
@@ -61,7 +66,7 @@ def flag(name: str, value: Any) -> None:
 
 
 def text(name: str, value: Any) -> None:
-    """Refuses what is no text, and characters that no name, path or address has."""
+    """Refuses other types, and control characters, which no name, path or address has."""
     if not isinstance(value, str):
         raise ValueError(f"{name}{value!r:.80}: use a text")
     if not value.isprintable():
@@ -69,7 +74,7 @@ def text(name: str, value: Any) -> None:
 
 
 def task(name: str, value: Any) -> None:
-    """Refuses what names no mixture or task; `sources.check` looks the names up."""
+    """Refuses anything but the name of a mixture or task; `sources.check` looks it up."""
     if isinstance(value, tuple | list) and len(value) == 1:
         value = value[0]
     if not isinstance(value, str):
@@ -79,7 +84,7 @@ def task(name: str, value: Any) -> None:
 
 
 def weights(name: str, values: Any) -> None:
-    """Refuses what does not map whole numbers, which may be texts, to weights that can be drawn."""
+    """Refuses anything but a map from whole numbers, which may be strings, to weights."""
     if not hasattr(values, "items") or not len(values):
         raise ValueError(f"{name}{values!r:.80}: map whole numbers to weights")
     for key, weight in values.items():
@@ -87,11 +92,11 @@ def weights(name: str, values: Any) -> None:
             raise ValueError(f"{name}{key!r:.80}: use whole numbers up to 100 as keys")
         AMOUNT(f"{name.removesuffix('=')}.{key}=", weight)
     if not any(values.values()):
-        raise ValueError(f"{name}{dict(values)!r:.80}: one weight at least is more than 0")
+        raise ValueError(f"{name}{dict(values)!r:.80}: set at least one weight above 0")
 
 
 def all_of(*rules: Rule) -> Rule:
-    """Returns the rule of a field that meets all of these, tried in this order."""
+    """Returns the rule of a field that must pass all of these, applied in this order."""
 
     def check_all(name: str, value: Any) -> None:
         for rule in rules:
@@ -130,7 +135,7 @@ def each(rule: Rule, least: int = 0, unique: bool = True) -> Rule:
         for value in values:
             rule(f"{name}{tuple(values)!r:.80}: ", value)
         if unique and len(set(values)) < len(values):
-            raise ValueError(f"{name}{tuple(values)!r:.80}: a value is there twice")
+            raise ValueError(f"{name}{tuple(values)!r:.80}: a value appears twice, remove one")
 
     return check_values
 
@@ -259,13 +264,8 @@ _SAMPLING: dict[str, Rule] = {
     "temperature": TEMPERATURE,
     "top_p": number(float, above=0, high=1),
     "top_k": COUNT,
-    "parallel": number(int, 1, 4096),
-    "retries": number(int, 0, 1000),
-    "timeout": number(float, 1e-3, 1e6),
-    "total_timeout": number(float, 0, 1e7),
-    "pause": number(float, 0, 1e4),
     "max_failed": SHARE,
-}
+} | {name: within(limits) for name, limits in endpoint.RANGES.items()}
 _SIZE = number(int, 1, 2**24)
 _MODEL: dict[str, Rule] = {
     "name": text,
@@ -282,7 +282,7 @@ _MODEL: dict[str, Rule] = {
     "remat": one_of(("none", "dots", "full")),
     "attention": one_of(("xla", "splash")),
     "windows": each(optional(_SIZE), unique=False),
-    "pattern": each(lambda name, value: _layer(name, value), least=1, unique=False),
+    "pattern": each(_layer, least=1, unique=False),
 }
 _MODEL |= {
     field.name: {"int": _SIZE, int: _SIZE, "bool": flag, bool: flag}[field.type]

@@ -12,7 +12,7 @@ from grm_jax import endpoint
 from grm_jax.storage import as_path
 from grm_jax.training.errors import SamplingError, TooManyFailed
 from grm_jax.training.inputs import from_process_0
-from grm_jax.training.rft_data import CritiqueReply, CritiqueRequest, Sampler, report_reply
+from grm_jax.training.replies import CritiqueReply, CritiqueRequest, Sampler, report_reply
 
 log = logging.getLogger(__name__)
 

@@ -41,6 +41,7 @@ from grm_jax.training import (
 )
 from grm_jax.training.errors import TrainingError
 from grm_jax.training.programs import Metrics, Program, Shapes, build_update, model_config
+from grm_jax.training.replies import CritiqueReply
 from grm_jax.types import Comparison, Critique
 
 CORRECT, INCORRECT = 1.0, -1.0  # SPCT equation 11; there is no reward for the format
@@ -180,7 +181,7 @@ def roll_out(
 
     def critique(p: int, g: int) -> Critique:
         text = tokenizer.decode(samples.tokens[p, g, : samples.lengths[p, g]].tolist())
-        reply, prompt = rft_data.CritiqueReply(text, str(samples.finish[p, g])), prompts[p]
+        reply, prompt = CritiqueReply(text, str(samples.finish[p, g])), prompts[p]
         return rft_data.parse_reply(prompt.comparison, prompt.order, reply, prompt.template)
 
     critiques = [[critique(p, g) for g in range(G)] for p in range(P)]

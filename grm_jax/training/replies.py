@@ -1,16 +1,87 @@
-"""Critique replies as records of a `RunStore`: the codec, and a writer for replies as they come."""
+"""Critique requests and replies: their types, reports of replies, and records of a `RunStore`."""
 
+import contextlib
+import contextvars
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from grm_jax.run_store import RunStore
 from grm_jax.storage import is_remote
-from grm_jax.training.rft_data import CritiqueReply, CritiqueRequest
+from grm_jax.types import Comparison
 
 # Seconds between two writes: the most that a killed run loses.
 DISK_SECONDS, BUCKET_SECONDS = 2.0, 30.0
+
+
+@dataclasses.dataclass(frozen=True)
+class CritiqueRequest:
+    """A critique to sample.
+
+    order: order[j] is the caller's index of the response shown at position j.  sample: from 0.
+    messages: the prompt, with the hint if `hinted`.
+    """
+
+    comparison: Comparison
+    order: tuple[int, ...]
+    hinted: bool
+    sample: int
+    messages: list[dict[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class CritiqueReply:
+    """A sampled text, why it ended if known, and its order if that is not the requested one.
+
+    prompt_tokens, new_tokens: as an endpoint counts them.
+    """
+
+    text: str
+    finish: str | None = None
+    order: tuple[int, ...] | None = None
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
+
+
+# Replies in the order of the requests; None for a request that failed.
+Sampler = Callable[[Sequence[CritiqueRequest]], Sequence[CritiqueReply | None]]
+
+
+# ---------------------------------------------------------------- reports of replies
+
+OnReply = Callable[[int, CritiqueReply | None], None]
+_on_reply: contextvars.ContextVar[OnReply] = contextvars.ContextVar("on_reply")
+
+
+def report_reply(i: int, reply: CritiqueReply | None) -> None:
+    """Reports the reply to request i of a call. Slow samplers call it for each reply as it comes.
+
+    None: the request failed.
+    """
+    _on_reply.get(lambda i, reply: None)(i, reply)
+
+
+@contextlib.contextmanager
+def on_reply(callback: OnReply) -> Iterator[None]:
+    """Calls callback(i, reply) in the body for each reply that a sampler reports.
+
+    The callback of a surrounding `on_reply` is called too.
+    """
+    outer = _on_reply.get(lambda i, reply: None)
+
+    def both(i: int, reply: CritiqueReply | None) -> None:
+        callback(i, reply)
+        outer(i, reply)
+
+    token = _on_reply.set(both)
+    try:
+        yield
+    finally:
+        _on_reply.reset(token)
+
+
+# ---------------------------------------------------------------- records
 
 
 class Writer:

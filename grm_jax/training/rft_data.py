@@ -7,13 +7,11 @@ hinted sample is rejected only if it is wrong). The stored prompt never has the 
 """
 
 import collections
-import contextlib
-import contextvars
 import dataclasses
 import itertools
 import logging
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from grm_jax import strict_json
@@ -24,6 +22,7 @@ from grm_jax.storage import PathLike, as_path, open_atomic, read_lines, write_at
 from grm_jax.text import parse, rendering
 from grm_jax.training.errors import TrainingError
 from grm_jax.training.metrics import Progress
+from grm_jax.training.replies import CritiqueReply, CritiqueRequest, Sampler, on_reply
 from grm_jax.types import Comparison, Critique
 
 log = logging.getLogger(__name__)
@@ -32,39 +31,6 @@ PARSED = ("kept", "wrong", "tie", "too_easy")  # outcomes of critiques with scor
 HINTED, NON_HINTED = "hinted", "non_hinted"
 PILOT = 8  # comparisons
 _STRENGTHS = {1: "slightly better", 2: "better", 3: "much better"}
-
-
-@dataclasses.dataclass(frozen=True)
-class CritiqueRequest:
-    """A critique to sample.
-
-    order: order[j] is the caller's index of the response shown at position j.  sample: from 0.
-    messages: the prompt, with the hint if `hinted`.
-    """
-
-    comparison: Comparison
-    order: tuple[int, ...]
-    hinted: bool
-    sample: int
-    messages: list[dict[str, str]]
-
-
-@dataclasses.dataclass(frozen=True)
-class CritiqueReply:
-    """A sampled text, why it ended if known, and its order if that is not the requested one.
-
-    prompt_tokens, new_tokens: as an endpoint counts them.
-    """
-
-    text: str
-    finish: str | None = None
-    order: tuple[int, ...] | None = None
-    prompt_tokens: int | None = None
-    new_tokens: int | None = None
-
-
-# Replies in the order of the requests; None for a request that failed.
-Sampler = Callable[[Sequence[CritiqueRequest]], Sequence[CritiqueReply | None]]
 
 
 class TooFewParsed(ValueError):
@@ -192,37 +158,6 @@ def build(comparisons: Iterable[Comparison], sampler: Sampler, options: RftOptio
                 _check_parsed(result, options.min_parsed)
     log.info("%s", result.sentence())
     return result
-
-
-OnReply = Callable[[int, CritiqueReply | None], None]
-_on_reply: contextvars.ContextVar[OnReply] = contextvars.ContextVar("on_reply")
-
-
-def report_reply(i: int, reply: CritiqueReply | None) -> None:
-    """Reports the reply to request i of a call. Slow samplers call it for each reply as it comes.
-
-    None: the request failed.
-    """
-    _on_reply.get(lambda i, reply: None)(i, reply)
-
-
-@contextlib.contextmanager
-def on_reply(callback: OnReply) -> Iterator[None]:
-    """Calls callback(i, reply) in the body for each reply that a sampler reports.
-
-    The callback of a surrounding `on_reply` is called too.
-    """
-    outer = _on_reply.get(lambda i, reply: None)
-
-    def both(i: int, reply: CritiqueReply | None) -> None:
-        callback(i, reply)
-        outer(i, reply)
-
-    token = _on_reply.set(both)
-    try:
-        yield
-    finally:
-        _on_reply.reset(token)
 
 
 def _chunks(

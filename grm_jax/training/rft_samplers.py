@@ -2,7 +2,7 @@
 
 `config.rft.sampler` names one of `SAMPLERS`, `config.rft.sampling` holds its settings. To add a
 sampler, register a dataclass of settings with a method `build`. A sampler is a function from
-requests to replies, see `rft_data.Sampler`; `stored` makes it resumable.
+requests to replies, see `replies.Sampler`; `stored` makes it resumable.
 """
 
 import contextlib
@@ -25,15 +25,17 @@ from grm_jax.run_store import RunStore, StoreMismatch
 from grm_jax.storage import fetch
 from grm_jax.training.endpoint_sampler import FETCHING, Endpoint, sampler as endpoint  # noqa: F401
 from grm_jax.training.errors import SamplingError, TooManyFailed, TrainingError
-from grm_jax.training.replies import Writer, is_usable, reply_from_json
-from grm_jax.training.rft_data import (
+from grm_jax.training.replies import (
     CritiqueReply,
     CritiqueRequest,
     Sampler,
-    best_index,
+    Writer,
+    is_usable,
     on_reply,
+    reply_from_json,
     report_reply,
 )
+from grm_jax.training.rft_data import best_index
 
 log = logging.getLogger(__name__)
 
