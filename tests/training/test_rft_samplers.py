@@ -10,7 +10,7 @@ import pytest
 from grm_jax.data import world
 from grm_jax.data.world import vocabulary
 from grm_jax.text import tokenizer
-from grm_jax.training import endpoint_sampler, rft_data, rft_samplers
+from grm_jax.training import endpoint_sampler, replies, rft_data, rft_samplers
 from grm_jax.training.rft_data import CritiqueReply, RftOptions, build
 from grm_jax.types import Comparison
 
@@ -256,8 +256,8 @@ def test_replies_that_came_before_a_crash_are_stored(tmp_path):
 
     def crash(requests):
         for i in (2, 0):
-            rft_data.report_reply(i, CritiqueReply(f"text {i}", "stop"))
-        rft_data.report_reply(1, None)
+            replies.report_reply(i, CritiqueReply(f"text {i}", "stop"))
+        replies.report_reply(1, None)
         raise KeyboardInterrupt
 
     with rft_samplers.open_replies(tmp_path) as store, pytest.raises(KeyboardInterrupt):
