@@ -25,19 +25,24 @@ PathLike: TypeAlias = str | os.PathLike[str] | epath.Path
 
 
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://?")  # pathlib drops the second slash
+_BUCKET = re.compile(r"gs://?\w[\w.-]*(/|$)")
 _ON_HUB = re.compile(
     r"(?:https?://?(?:www\.)?huggingface\.co/|hf://?)(datasets/)?([\w.-]+/[\w.-]+)(?:[/?@#].*)?"
 )
 
 
 def check_scheme(path: PathLike, what: str = "path") -> None:
-    """Raises ValueError for an address of another scheme than gs://.
+    """Raises ValueError for an address of another scheme than gs://, or without a bucket.
 
     what: "model", "data" or "path": what is expected, for the error.
     """
     text = str(path)
     match = _SCHEME.match(text)
-    if not match or match[1] == "gs" or Path(text).exists():
+    if not match or Path(text).exists():
+        return
+    if match[1] == "gs":
+        if not _BUCKET.match(text):
+            raise ValueError(f"{text!r} names no bucket: give gs://BUCKET/FOLDER")
         return
     on_hub = _ON_HUB.fullmatch(text)
     if on_hub and on_hub[1] and what == "model":
@@ -181,7 +186,12 @@ def fetch(path: PathLike, weights: bool = True, quiet: bool = False) -> Path:
 @functools.cache
 def _fetch_from_bucket(path: str) -> Path:
     source = as_path(path)
-    if not source.exists():
+    try:
+        exists = source.exists()
+    except Exception as error:  # each storage library has its own
+        reason = " ".join(str(error).split())
+        raise OSError(f"{path} cannot be read: {reason:.300}; check the network") from error
+    if not exists:
         raise FileNotFoundError(f"{path} does not exist, or this machine's account may not read it")
     if source.is_dir():
         return reading(path)

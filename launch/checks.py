@@ -3,9 +3,11 @@
 import argparse
 import operator
 import os
+import re
 import secrets
 import subprocess
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,15 +176,51 @@ def check_workdir(workdir: str, patience: float = 60.0) -> None:
         )
 
 
+# Options of one way to run, so that none is ignored elsewhere.
+_HERE = ("emulate", "coordinator", "process_id", "num_processes", "compilation_cache")
+_REMOTE = (
+    "name", "zone", "project", "accelerator", "spot", "keep", "send_hf_token", "dry_run", "print",
+    "image", "queue",
+)  # fmt: skip
+_COMPILE = ("slice", "programs", "out", "overwrite")
+_MOST_SLICES = 1024
+_WORD = r"\w[\w.:/@-]*"
+_NAMES = {
+    "name": (r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", "start with a letter, then use at most 62 "
+             "lower-case letters, digits and dashes"),
+    **dict.fromkeys(("zone", "project", "image", "queue"), (_WORD, "remove spaces and signs")),
+}  # fmt: skip
+
+
 def check_options(options: argparse.Namespace) -> None:
-    """Checks ranges, and that options of --compile_only come with it, so that none is ignored."""
-    if options.num_slices < 1:
-        raise LaunchError(f"--num_slices={options.num_slices}: use 1 or more")
-    names = [n for n in ("slice", "programs", "out", "overwrite") if getattr(options, n)]
-    if names and not options.compile_only:
-        raise LaunchError(
-            f"--{names[0]} is an option of --compile_only: add that, or remove --{names[0]}"
-        )
+    """Checks that each option belongs to this way to run, and the names that gcloud gets.
+
+    Raises LaunchError, ValueError for a --workdir that names no bucket.
+    """
+
+    def given(names: Sequence[str]) -> list[str]:
+        return [f"--{n}" for n in names if getattr(options, n) not in (None, False)]
+
+    if options.on and options.compile_only:
+        raise LaunchError("--compile_only and --on cannot be used together: remove one")
+    if (options.on or options.compile_only) and (names := given(_HERE)):
+        raise LaunchError(f"{names[0]} is for a run on this machine: remove it")
+    for owner, names in (("on", given(_REMOTE)), ("compile_only", given(_COMPILE))):
+        if names and not getattr(options, owner):
+            raise LaunchError(
+                f"{names[0]} is an option of --{owner}: add that, or remove {names[0]}"
+            )
+    if not 1 <= options.num_slices <= _MOST_SLICES:
+        hint = "1 or more" if options.num_slices < 1 else f"{_MOST_SLICES} at most"
+        raise LaunchError(f"--num_slices={options.num_slices}: use {hint}")
+    if options.num_slices > 1 and not (options.on or options.compile_only):
+        raise LaunchError("--num_slices is an option of --on and --compile_only: remove it")
+    for name, (pattern, hint) in _NAMES.items():
+        value = getattr(options, name)
+        of_gke = name == "name" and options.on == "gke"  # its names are shorter: gke.manifest
+        if value is not None and not of_gke and not re.fullmatch(pattern, value):
+            raise LaunchError(f"--{name}={value!r:.100} is not valid: {hint}")
+    storage.check_scheme(options.workdir or "")
 
 
 def check_remote(

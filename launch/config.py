@@ -55,12 +55,12 @@ def _get_config(path: Path, arg: str) -> Any:
         raise LaunchError(
             f"config {path} has no get_config(): use an experiment such as experiments/spct_tiny.py"
         )
-    takes_arg = bool(inspect.signature(get_config).parameters)
+    takes_arg = bool(_run(path, lambda: inspect.signature(get_config)).parameters)
     if arg and not takes_arg:
         raise LaunchError(f"config {path.name} takes no argument: remove {arg!r} after the colon")
     call = (lambda: get_config(arg)) if takes_arg else get_config
     config = _run(path, call, f"{path.name}:{arg}" if arg else "")
-    if not hasattr(config, "copy_and_resolve_references"):
+    if isinstance(config, type) or not hasattr(config, "copy_and_resolve_references"):
         raise LaunchError(
             f"config {path.name}: get_config() returned {type(config).__name__}: "
             "return an ml_collections.ConfigDict"

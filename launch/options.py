@@ -22,7 +22,7 @@ class _Parser(Parser):
 def parse(argv: list[str], description: str = "") -> tuple[argparse.Namespace, dict[str, str]]:
     """Returns (options, overrides: dotted config field -> text).
 
-    Raises LaunchError for an unknown option or an override without a value.
+    Raises LaunchError for an unknown option, an empty one or an override without a value.
     """
     parser = _parser(description)
     options, rest = parser.parse_known_args(_join_overrides(argv))
@@ -34,6 +34,11 @@ def parse(argv: list[str], description: str = "") -> tuple[argparse.Namespace, d
         if not equals:
             raise LaunchError(f"{argument} has no value: write {argument}=VALUE")
         overrides[field.replace("-", "_")] = text
+    for name, value in vars(options).items():
+        if isinstance(value, str) and not value.strip():
+            raise LaunchError(f"--{name} is empty: give a value, or remove it")
+        if isinstance(value, str) and not value.isprintable():
+            raise LaunchError(f"--{name}={value!r:.80} has a control character: remove it")
     return options, overrides
 
 

@@ -198,7 +198,9 @@ def compile_for_slice(options: argparse.Namespace, config: Any, workdir: str) ->
         raise LaunchError(str(error)) from error
     suffix = f"_x{options.num_slices}" if options.num_slices > 1 else ""
     out = options.out or f"{workdir}/compile_{options.slice}{suffix}"
-    names = options.programs.split(",") if options.programs else None
+    names = options.programs and [n.strip() for n in options.programs.split(",") if n.strip()]
+    if names == []:
+        raise LaunchError(f"--programs={options.programs!r} names no program: remove it for all")
     tasks = programs.tasks(config, mesh, names, hbm)
     try:
         store = results.open_store(out, options.overwrite)

@@ -229,7 +229,9 @@ _DATA: dict[str, Rule] = {
     "families": each(one_of(tuple(FAMILIES))),
     "file": text,
     "held_out_file": text,
-    "held_out_share": number(float, above=0, high=math.nextafter(1, 0)),
+    "held_out_share": number(
+        float, above=0, high=math.nextafter(1, 0), use="use more than 0 and less than 1"
+    ),
     "held_out_most": POSITIVE,
     "module": text,
     "folder": text,

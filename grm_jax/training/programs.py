@@ -46,6 +46,7 @@ def model_config(config: ConfigDict, scalar_head: bool = False) -> TransformerCo
     the layers that repeat, None for global attention.
     """
     overrides = dict(config.get("model_overrides", {}))
+    overrides = {name: value for name, value in overrides.items() if value != ""}  # still open
     if windows := overrides.pop("windows", ()):
         overrides["pattern"] = tuple(LayerSpec(window) for window in windows)
     return get_config(config.model, **{**overrides, "scalar_head": scalar_head})

@@ -70,7 +70,7 @@ def tasks(config: Any, mesh: Any, names: Sequence[str] | None = None, hbm: int =
     """Returns the programs of the config's stages: forward, updates, reference log-probs, rollouts.
 
     Args:
-      config: model, model_overrides, batch_size, seq_len, rft; rl and meta_rm where a stage is one.
+      config: model, model_overrides, batch_size, seq_len; rft, rl and meta_rm of those stages.
       names: only these programs.
       hbm: bytes per chip, which bound the rollouts' batch; 0 skips rollouts.
 
@@ -78,7 +78,9 @@ def tasks(config: Any, mesh: Any, names: Sequence[str] | None = None, hbm: int =
     """
     model = abstract_model(model_config(config), mesh)
     stages = config.get("stages", ())
-    all_tasks = [_forward_task(config, mesh, model), _sft_task(config, mesh, model)]
+    all_tasks = [_forward_task(config, mesh, model)]
+    if "rft" in stages:
+        all_tasks.append(_sft_task(config, mesh, model))
     if "rl" in stages:
         all_tasks += _rl_tasks(config, mesh, model)
         if hbm:
@@ -100,7 +102,7 @@ def _task(program: Any, mesh: Any, **figures: Any) -> Task:
 def _forward_task(config: Any, mesh: Any, model: Any) -> Task:
     """Token log-probs of a micro-batch of RFT (the batch if it has none), bfloat16 weights."""
     cfg = model_config(config)
-    micro_batch = config.rft.get("micro_rows", 0) * batch_shards(mesh)
+    micro_batch = config.get("rft", {}).get("micro_rows", 0) * batch_shards(mesh)
     sequences = min(config.batch_size, micro_batch or config.batch_size)
     graphdef, params = model
     param_shardings = state_shardings(params, mesh)

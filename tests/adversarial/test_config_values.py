@@ -203,27 +203,6 @@ def test_the_command_refuses_wrong_values_before_anything_runs(mode, tmp_path, c
     assert "config.rl.steps=-1" in error and not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (["--num_processes", "0"], "--num_processes 0"),
-        (["--process_id", "-1"], "--process_id -1"),
-        (["--timeout", "0"], "--timeout 0"),
-        (["--timeout", "nan"], "--timeout nan"),
-        (["--emulate", "0"], "--emulate 0"),
-        (["--emulate", "-4"], "--emulate -4"),
-        (["--num_slices", "0"], "--num_slices=0"),
-        (["--config.rft.lr", "1" * 400], "config.rft.lr"),
-        (["--config.rft.lr", "1e999"], "config.rft.lr=inf"),
-        (["--workdir", "a\x00b"], "--workdir"),
-    ],
-)
-def test_odd_options_of_the_launcher_are_one_line(options, message, capsys):
-    assert tpu.main(["--config", "experiments/spct_tiny.py", *options]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and message in error, error
-
-
 @pytest.mark.parametrize("name", ["MEGASCALE_NUM_SLICES", "MEGASCALE_SLICE_ID", "TPU_WORKER_ID"])
 @pytest.mark.parametrize("value", ["abc", "-1", "9" * 5000, "7"])
 def test_odd_environment_variables_of_workers_are_named(name, value):
