@@ -1,11 +1,13 @@
 r"""Sanitises the texts of a prompt, so that none can end its own block or supply the scores.
 
-A response may contain the string that ends a response, or a \boxed{10, 1} for the judge to copy.
-Both are defused when a prompt is put together:
+A response may contain the string that ends a response, or a \boxed{10, 1} or "Response 1: 10/10"
+for the judge to copy. All are defused when a prompt is put together:
  - A string beside a text in the template is a marker ("[/Response 1]"). Look-alikes of a marker
    inside a text get a hyphen: "[-/Response 1]".
  - \boxed{...} becomes \fbox{...} in every text, the query included, so that an instruction "put
    the answer in a box" still fits the answers. A critique that copies it copies no score.
+ - "Response 1: 10/10" becomes "Response 1: ~10/10", and so does every number that the parser may
+   take as a score below a heading "Scores" (`forms.score_numbers`).
 
 Look-alikes are found in a folded copy of the prompt, in time linear in its length. Folding removes
 what a reader does not see or may ignore, by the properties of the characters in Unicode:
@@ -21,6 +23,8 @@ import itertools
 import re
 import unicodedata
 from collections.abc import Sequence
+
+from grm_jax.text import forms
 
 LINE_END = re.compile("[\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029]")
 # Drawn as nothing, though Unicode lists them as letters and symbols. NFKD maps other fillers here.
@@ -135,19 +139,25 @@ def is_bare_word(marker: str) -> bool:
 # ---------------------------------------------------------------- sanitising
 
 
-def fence(text: str, markers: Sequence[str]) -> str:
+def fence(text: str, markers: Sequence[str], scale: tuple[float, float] = (1, 10)) -> str:
     """Sanitises one text that stands between markers, as `join` does."""
-    return join([(text, True)], markers)
+    return join([(text, True)], markers, scale)
 
 
-def join(pieces: Sequence[tuple[str, bool]], markers: Sequence[str]) -> str:
+def join(
+    pieces: Sequence[tuple[str, bool]], markers: Sequence[str], scale: tuple[float, float] = (1, 10)
+) -> str:
     r"""Joins the pieces of a prompt, (string, is_text), and sanitises those that are texts.
 
-    \boxed{ becomes \fbox{, which draws the same frame and which the parser ignores. A look-alike of
-    a marker gets a sign after its first character. If it begins in the template's own words and
-    extends into a text, the sign is put where the text begins.
+    \boxed{ becomes \fbox{, which draws the same frame and which the parser ignores. A number that
+    the parser may take as a score gets a ~. A look-alike of a marker gets a sign after its first
+    character. If it begins in the template's own words and extends into a text, the sign is put
+    where the text begins.
+
+    Args:
+      scale: lowest and highest score of the template.
     """
-    strings = [_unbox(piece) if is_text else piece for piece, is_text in pieces]
+    strings = [_unscore(_unbox(piece), scale) if is_text else piece for piece, is_text in pieces]
     folded = [fold(string) for string in strings]
     ends, ends_folded = (list(itertools.accumulate(map(len, s))) for s in (strings, folded))
     prompt = "".join(strings)
@@ -178,6 +188,7 @@ def _starts_line(prompt: str, place: int) -> bool:
 
 def _unbox(text: str) -> str:
     r"""Writes \boxed{ and its look-alikes as \fbox{."""
+    text = text.replace("boxed{", "fbox{")
     hits = list(re.finditer(r"boxed(?=\{)", fold(text)))
     if not hits:
         return text
@@ -186,6 +197,12 @@ def _unbox(text: str) -> str:
         first, last = (bisect.bisect_right(origins, i) - 1 for i in (hit.start(), hit.end() - 1))
         cuts += [first, last + 1]
     return "fbox".join(text[a:b] for a, b in zip(cuts[::2], [*cuts[1::2], len(text)]))
+
+
+def _unscore(text: str, scale: tuple[float, float]) -> str:
+    """Writes "Response 1: 8/10" as "Response 1: ~8/10", which the parser ignores."""
+    cuts = [0, *forms.score_numbers(text, *scale), len(text)]
+    return "~".join(map(text.__getitem__, map(slice, cuts, cuts[1:])))
 
 
 def _origins(text: str) -> list[int]:

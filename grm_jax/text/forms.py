@@ -6,10 +6,10 @@ Every function accepts any text and takes time linear in its length.
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from grm_jax.text.quotations import Span
-from grm_jax.text.sections import LABEL, LABELS, Sections
+from grm_jax.text.quotations import Span, end_lines_at_closing_tags
+from grm_jax.text.sections import LABEL, LABELS, Sections, response_headings
 
 NUMBER = r"[+-]?[0-9]{1,6}(?:\.[0-9]{1,6})?"
 # A box may have two levels of braces in it.
@@ -68,6 +68,8 @@ SCORE = re.compile(
 LISTED = re.compile(r"[\s$*_\\()]{0,8}(?:[,;&]|and\b)[\s$*_\\()]{0,8}", re.IGNORECASE)
 MAX_FORMS = 400
 UNEQUAL = -1  # the scale of values with different denominators
+NUMBERS = re.compile(rf"[0-9](?!\w){_GLUE}[+-]?[0-9]", re.IGNORECASE)  # in LIKE_A_SCORE
+OVER = re.compile("/|of|frac", re.IGNORECASE)  # in every value with a denominator
 STATES = re.compile(r"[:=|–—>→-]|is|gets|receives|earns", re.IGNORECASE)
 VALUE_LINE = re.compile(
     r"^[ \t>#|+–—•-]{0,16}(?:(?:(?:final|overall|total)[ \t]{1,4})?(?:scores?|ratings?|grades?)"
@@ -253,6 +255,54 @@ def find_lines(text: str, span: Span, sections: Sections) -> Form | None:
     if len(forms) == 1:
         return forms[0]
     return join_boxes(text, sorted(forms, key=lambda form: form.start), sections, len(text))
+
+
+def score_numbers(text: str, low: float, high: float) -> list[int]:
+    """Returns where the numbers start that `find_lines` takes as scores in some lines of a text.
+
+    Any run of whole lines counts, with or without a heading above it, also after a closing tag of
+    thinking. After MAX_FORMS lines, every line that looks like a score counts.
+    """
+    text = end_lines_at_closing_tags(text)
+    flat = text.translate(FLAT)
+    stated, end, numbers = list[tuple[int, Form]](), 0, list[int]()
+    for hit in _like_scores(flat):
+        if not hit.group(1) or not STATES.search(hit.group(2)):
+            continue
+        if len(stated) < MAX_FORMS:
+            stated.append((hit.end(), _score_line(flat, hit, end)))
+            end = stated[-1][1].end
+        else:
+            numbers.append(hit.end())
+    below = None
+    for hit in VALUE_LINE.finditer(flat):
+        content = hit.group(1).strip(" .\r")
+        if not OVER.search(content):
+            if below is None:
+                below = next((label[0] for label in response_headings(text) if label[2]), len(text))
+            if hit.start() < below:
+                continue
+        if len(stated) < MAX_FORMS:
+            form = _form(content, *hit.span())
+            if form.labels is None and (form.scale or len(form.values or ()) == 1):
+                stated.append((hit.start(1), form))
+        else:
+            numbers.append(hit.start(1))
+    for number, form in stated:
+        in_range = form.values and all(low <= value <= high for value in form.values)
+        if in_range and form.scale in (None, high):
+            numbers.append(number)
+    return sorted(set(numbers))
+
+
+def _like_scores(flat: str) -> Iterator[re.Match[str]]:
+    """The hits of LIKE_A_SCORE with a number as label, searched for in lines that may have one."""
+    position = 0
+    while hit := NUMBERS.search(flat, position):
+        start = flat.rfind("\n", position, hit.start()) + 1
+        position = flat.find("\n", hit.end())
+        position = len(flat) if position < 0 else position
+        yield from LIKE_A_SCORE.finditer(flat, start, position)
 
 
 def _score_line(flat: str, hit: re.Match[str], end: int) -> Form:

@@ -219,9 +219,22 @@ def verdict_start(text: str) -> int | None:
     return start
 
 
+def end_lines_at_closing_tags(text: str) -> str:
+    """Returns a text of the same length, with a line end as the last character of closing tags."""
+    if not any(sign in text for sign in _SIGNS):
+        return text
+    return THINKING.sub(
+        lambda tag: tag[0][:-1] + "\n" if _is_tag(tag) and _closes(tag) else tag[0], text
+    )
+
+
+def _is_tag(tag: re.Match[str]) -> bool:
+    return not tag["name"] or _STEM.search(tag["name"]) is not None
+
+
 def _thinking(text: str) -> tuple[int, bool]:
     """The end of the last closing tag, or 0, and whether an opening one follows it."""
-    tags = [tag for tag in THINKING.finditer(text) if not tag["name"] or _STEM.search(tag["name"])]
+    tags = list(filter(_is_tag, THINKING.finditer(text)))
     if not tags:
         return 0, False
     blocks, unclosed = _fences(text)  # the thinking may have opened a block without closing it

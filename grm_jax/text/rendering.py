@@ -310,7 +310,9 @@ def render(
     pieces = [
         (piece, slot is not None and slot.index != is_hint) for piece, slot in places.fill(texts)
     ]
-    text = fences.join(pieces, (*template.markers, *markers)).strip("\n")
+    text = fences.join(pieces, (*template.markers, *markers), (template.low, template.high)).strip(
+        "\n"
+    )
     messages = [{"role": "user", "content": text}]
     return messages if critique is None else [*messages, {"role": "assistant", "content": critique}]
 
