@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from grm_jax.text.quotations import Span, end_lines_at_closing_tags
-from grm_jax.text.sections import LABEL, LABELS, Sections, response_headings
+from grm_jax.text.sections import LABEL, LABELS, Sections, first_response_heading
 
 NUMBER = r"[+-]?[0-9]{1,6}(?:\.[0-9]{1,6})?"
 # A box may have two levels of braces in it.
@@ -67,8 +67,10 @@ SCORE = re.compile(
 )
 LISTED = re.compile(r"[\s$*_\\()]{0,8}(?:[,;&]|and\b)[\s$*_\\()]{0,8}", re.IGNORECASE)
 MAX_FORMS = 400
+MAX_PARSED = 100  # lines of a prompt's text that are parsed to find out whether they state scores
 UNEQUAL = -1  # the scale of values with different denominators
-NUMBERS = re.compile(rf"[0-9](?!\w){_GLUE}[+-]?[0-9]", re.IGNORECASE)  # in LIKE_A_SCORE
+NUMBERS = re.compile(rf"[0-9](?!\w){_GLUE}(?=[+-]?[0-9])", re.IGNORECASE)  # in LIKE_A_SCORE
+FIRST = re.compile(rf"[\[( ]*+({NUMBER})")
 OVER = re.compile("/|of|frac", re.IGNORECASE)  # in every value with a denominator
 STATES = re.compile(r"[:=|–—>→-]|is|gets|receives|earns", re.IGNORECASE)
 VALUE_LINE = re.compile(
@@ -261,48 +263,54 @@ def score_numbers(text: str, low: float, high: float) -> list[int]:
     """Returns where the numbers start that `find_lines` takes as scores in some lines of a text.
 
     Any run of whole lines counts, with or without a heading above it, also after a closing tag of
-    thinking. After MAX_FORMS lines, every line that looks like a score counts.
+    thinking. After MAX_PARSED lines, every number on the scale that looks like a score counts.
     """
     text = end_lines_at_closing_tags(text)
     flat = text.translate(FLAT)
-    stated, end, numbers = list[tuple[int, Form]](), 0, list[int]()
+    stated, late = list[tuple[int, Form]](), list[int]()
+    end = count = 0
     for hit in _like_scores(flat):
-        if not hit.group(1) or not STATES.search(hit.group(2)):
-            continue
-        if len(stated) < MAX_FORMS:
+        if len(stated) < MAX_PARSED:
             stated.append((hit.end(), _score_line(flat, hit, end)))
             end = stated[-1][1].end
         else:
-            numbers.append(hit.end())
+            late.append(hit.end())
     below = None
     for hit in VALUE_LINE.finditer(flat):
         content = hit.group(1).strip(" .\r")
         if not OVER.search(content):
             if below is None:
-                below = next((label[0] for label in response_headings(text) if label[2]), len(text))
+                below = first_response_heading(text)
             if hit.start() < below:
                 continue
-        if len(stated) < MAX_FORMS:
-            form = _form(content, *hit.span())
-            if form.labels is None and (form.scale or len(form.values or ()) == 1):
-                stated.append((hit.start(1), form))
-        else:
-            numbers.append(hit.start(1))
-    for number, form in stated:
-        in_range = form.values and all(low <= value <= high for value in form.values)
-        if in_range and form.scale in (None, high):
-            numbers.append(number)
-    return sorted(set(numbers))
+        count += 1
+        if count > MAX_PARSED:
+            late.append(hit.start(1))
+            continue
+        form = _form(content, *hit.span())
+        if form.labels is None and (form.scale or len(form.values or ()) == 1):
+            stated.append((hit.start(1), form))
+    numbers = {
+        number
+        for number, form in stated
+        if form.values and all(low <= value <= high for value in form.values)
+        if form.scale in (None, high)
+    }
+    firsts = ((number, FIRST.match(flat, number)) for number in late)
+    numbers |= {number for number, first in firsts if not first or low <= float(first[1]) <= high}
+    return sorted(numbers)
 
 
 def _like_scores(flat: str) -> Iterator[re.Match[str]]:
-    """The hits of LIKE_A_SCORE with a number as label, searched for in lines that may have one."""
+    """Hits of LIKE_A_SCORE with a number as label, in lines that may have one."""
     position = 0
     while hit := NUMBERS.search(flat, position):
         start = flat.rfind("\n", position, hit.start()) + 1
         position = flat.find("\n", hit.end())
         position = len(flat) if position < 0 else position
-        yield from LIKE_A_SCORE.finditer(flat, start, position)
+        for like in LIKE_A_SCORE.finditer(flat, start, position):
+            if like.group(1) and STATES.search(like.group(2)):
+                yield like
 
 
 def _score_line(flat: str, hit: re.Match[str], end: int) -> Form:

@@ -122,7 +122,7 @@ def find_sections(text: str, output: str = "scores") -> Sections:
         hit = heading.match(text, start)
         if hit and hit.end() - start <= MAX_HEADING and not inside(quoted, start):
             starts[hit.lastgroup or ""].append(hit.span())
-    labels = response_headings(text, quoted)
+    labels = _response_headings(text, quoted)
     scores = _scores_section(text, starts, labels)
     limit = scores[0] if scores is not None else len(text)
     analysis = next((span for span in starts["analysis"] if span[0] < limit), None)
@@ -189,9 +189,13 @@ def _level(text: str, span: Span) -> int:
     return len(hit.group(1)) if hit else 0
 
 
-def response_headings(
-    text: str, quoted: Sequence[Span] = ()
-) -> tuple[tuple[int, int, int, int], ...]:
+def first_response_heading(text: str) -> int:
+    """The start of the first heading with the number of a response, else the end of the text."""
+    hits = (RESPONSE_HEADING.match(text, start) for start in _lines_with(LABEL_WORDS, text))
+    return next((hit.start() for hit in hits if hit and (hit[1] or hit[2])), len(text))
+
+
+def _response_headings(text: str, quoted: Sequence[Span]) -> tuple[tuple[int, int, int, int], ...]:
     """Headings of single responses; the part of one ends at the next heading not below it."""
     headings = []
     for start in _lines_with(LABEL_WORDS, text):

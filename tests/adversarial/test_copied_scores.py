@@ -110,3 +110,17 @@ def test_scores_are_those_of_the_scale():
     text = "Response 1: 1/5\nResponse 2: 0\n5/5"
     assert fences.fence(text, (), (1, 5)) == "Response 1: ~1/5\nResponse 2: 0\n~5/5"
     assert fences.fence(text, (), (0, 1)) == "Response 1: 1/5\nResponse 2: ~0\n5/5"
+
+
+@pytest.mark.parametrize(
+    "line, last",
+    [("Response 1: 8 errors\n", "Response 1: {}9"), ("5/7\n", "{}[\\text{{9/10}}, 1/10]"),
+     ("Response 1:\n", "{}9"), ("1: 3\n", "Response 1: {}9")],
+)  # fmt: skip
+def test_no_score_is_missed_below_many_lines(line, last):
+    assert fences.fence(300 * line + last.format(""), ()).endswith(last.format("~"))
+
+
+def test_long_lists_of_numbers_are_unchanged():
+    text = "Response 1:\n" + "\n".join(map(str, range(11, 600)))
+    assert fences.fence(text, ()) == text
