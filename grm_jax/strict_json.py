@@ -66,15 +66,18 @@ def decoded(data: bytes | bytearray) -> str:
         raise ValueError(f"not UTF-8: byte {error.start + 1} is 0x{byte:02x}") from None
 
 
-def read(path: Any) -> Any:
+def read(path: Any, kind: type = dict) -> Any:
     """Returns the value of a JSON file. Raises OSError, and ValueError that names the file.
 
-    path: a pathlib.Path, or the path of a bucket's file.
+    path: a pathlib.Path, or the path of a bucket's file.  kind: of the value; object: any.
     """
     try:
-        return loads(path.read_bytes())
+        value = loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(value, kind):
+        raise ValueError(f"{path} is damaged: it holds {value!r:.40}, not a {kind.__name__}")
+    return value
 
 
 def dumps(value: Any, indent: int | None = None, **options: Any) -> str:

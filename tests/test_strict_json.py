@@ -69,6 +69,10 @@ def test_a_file_is_named(tmp_path):
     path.write_text('{"a": NaN}')
     with pytest.raises(ValueError, match="a.json is damaged: the number NaN"):
         strict_json.read(path)
+    path.write_text("[1]")
+    with pytest.raises(ValueError, match=r"a.json is damaged: it holds \[1\], not a dict"):
+        strict_json.read(path)
+    assert strict_json.read(path, list) == [1]
 
 
 def test_written_json_is_strict():

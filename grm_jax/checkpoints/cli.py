@@ -88,17 +88,28 @@ def convert(
     from rich import progress as bars
     from rich.console import Console
 
-    from grm_jax.checkpoints import copy_tokenizer, load, open_checkpoint, save
+    from grm_jax.checkpoints import copy_tokenizer, load, save
+    from grm_jax.checkpoints.saving import tokenizer_files
     from grm_jax.hub import METADATA_FILES, OWN_TEMPLATE
     from grm_jax.model_files import exists, read_bytes
     from grm_jax.models import get_config
-    from grm_jax.storage import fetch, write_atomic
+    from grm_jax.storage import fetch, is_remote, write_atomic
 
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}")
+    for what, path in (("SRC", src), ("DST", dst)):
+        if not str(path).strip() or "\0" in str(path):
+            raise ValueError(f"{what} is {str(path)!r}: name a path")
+    if is_remote(dst):
+        raise ValueError(f"{dst} is not local: name a local folder, and copy it there afterwards")
     src, dst = fetch(src, quiet=not bar), Path(dst).expanduser()
     if tokenizer:
         tokenizer = fetch(tokenizer, weights=False)
+        if not tokenizer_files(tokenizer):
+            raise ValueError(
+                f"--tokenizer {tokenizer} holds no tokenizer: give a folder with tokenizer.model "
+                "or tokenizer.json, or one of these files"
+            )
     if dst.exists() and not dst.is_dir():
         raise ValueError(f"{dst} is a file: name a folder to write")
     if dst.exists() and src.resolve() == dst.resolve():
@@ -133,11 +144,7 @@ def convert(
     for name in (*METADATA_FILES, *own):
         if exists(src / name):
             write_atomic(dst / name, read_bytes(src / name))
-    copied = copy_tokenizer(tokenizer or src, dst) if tokenizer or src.is_dir() else []
-    if not copied and src.suffix == ".gguf":
-        reader: Any = open_checkpoint(src)
-        reader.write_tokenizer(dst)
-    elif not copied:
+    if not copy_tokenizer(tokenizer or src, dst):
         print(
             f"grm convert: {dst} has no tokenizer: copy tokenizer.model or tokenizer.json there, "
             "or use --tokenizer",

@@ -21,6 +21,7 @@ VISION = (
     "model.vision_tower.",
     "model.multi_modal_projector.",
 )
+DERIVED = ".rotary_emb.inv_freq"  # a table that old Llama checkpoints hold beside the weights
 HEADS = ("lm_head.weight", "language_model.lm_head.weight")
 
 
@@ -64,7 +65,7 @@ class HfFolder(Reader):
         """Yields the tensors by their names in a text-only checkpoint."""
         multimodal = "text_config" in self.config
         for name, tensor in (pair for file in self.files for pair in file.tensors.items()):
-            if multimodal and name.startswith(VISION):
+            if (multimodal and name.startswith(VISION)) or name.endswith(DERIVED):
                 continue
             tensor.dtype  # noqa: B018  raises ValueError for a type that is not supported
             prefix = next((p for p in PREFIXES if name.startswith(p)), None)

@@ -1,7 +1,7 @@
 """Saves a sharded model as a Hugging Face folder that transformers and vLLM serve."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from grm_jax.models.transformer import Transformer
 from grm_jax.storage import write_atomic
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+GGUF = ".gguf"
+_OF_ANOTHER = tuple(name for name in TOKENIZER_FILES if name != "generation_config.json")
+VOCABULARIES = ("tokenizer.model", "tokenizer.json")
 COPY_ROWS = 256  # rows of the source that stay in cache while they are transposed
 
 
@@ -155,25 +158,45 @@ def copy_tokenizer(source: str | os.PathLike[str], path: str | os.PathLike[str])
     """Copies a folder's tokenizer files, or one .model or .json file, and returns their names.
 
     A single file gets the name that `tokenizer.load` expects. The tokenizer inside a GGUF file, or
-    in a folder with nothing else, is rebuilt.
+    in a folder with nothing else, is rebuilt. The files of another tokenizer in `path` are removed,
+    which could be read instead; beside a single file, its vocabulary alone.
     """
     source, path = Path(source), Path(path)
-    files = {}
-    gguf = [source] if source.suffix == ".gguf" else sorted(source.glob("*.gguf"))
-    if len(gguf) == 1 and not any((source / name).exists() for name in TOKENIZER_FILES):
+    files = tokenizer_files(source)
+    if list(files) == [GGUF]:
         from grm_jax.checkpoints.gguf_file import GgufFile
 
-        GgufFile(gguf[0]).write_tokenizer(path)
+        reader = GgufFile(files[GGUF])
+        _remove(path, _OF_ANOTHER)
+        reader.write_tokenizer(path)
         return [name for name in TOKENIZER_FILES if (path / name).exists()]
-    if source.is_dir():
-        files = {n: source / n for n in TOKENIZER_FILES if exists(source / n)}
-    elif exists(source) and source.suffix in (".model", ".json"):
-        known = source.name in TOKENIZER_FILES
-        files = {source.name if known else f"tokenizer{source.suffix}": source}
+    contents = {name: read_bytes(file, linked=file == source) for name, file in files.items()}
+    if contents.keys() & set(VOCABULARIES) and os.path.realpath(source) != os.path.realpath(path):
+        stale = _OF_ANOTHER if source.is_dir() else VOCABULARIES
+        _remove(path, [name for name in stale if name not in files])
     for name, file in files.items():
         if os.path.realpath(file) != os.path.realpath(path / name):
-            write_atomic(path / name, read_bytes(file, linked=file == source))
+            write_atomic(path / name, contents[name])
     return list(files)
+
+
+def tokenizer_files(source: str | os.PathLike[str]) -> dict[str, Path]:
+    """Returns {name in a model folder: file} of a tokenizer; {GGUF: file} where it is in a GGUF."""
+    source = Path(source)
+    gguf = [source] if source.suffix == ".gguf" else sorted(source.glob("*.gguf"))
+    if len(gguf) == 1 and not any((source / name).exists() for name in TOKENIZER_FILES):
+        return {GGUF: gguf[0]}
+    if source.is_dir():
+        return {n: source / n for n in TOKENIZER_FILES if exists(source / n)}
+    if exists(source) and source.suffix in (".model", ".json"):
+        known = source.name in TOKENIZER_FILES
+        return {source.name if known else f"tokenizer{source.suffix}": source}
+    return {}
+
+
+def _remove(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _token_ids(folder: Path) -> dict[str, Any]:

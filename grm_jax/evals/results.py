@@ -31,7 +31,7 @@ def read_results(path: str | Path, complete: bool = False) -> list[dict]:
     complete: every field is required, for a page; else those of `grm table`.
     Raises ValueError in one line for a damaged file; it names the entry and the field.
     """
-    entries = strict_json.read(Path(path))
+    entries = strict_json.read(Path(path), object)
     if not isinstance(entries, list):
         raise ValueError(f"{path} is no list of entries: name the results.json of `grm eval`")
     read: list[dict] = []

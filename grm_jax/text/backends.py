@@ -68,7 +68,7 @@ class SentencePiece:
                 self.model.LoadFromSerializedProto(content)
             except (RuntimeError, OSError) as error:
                 raise ValueError(
-                    f"{path} is not a SentencePiece model: {one_line(error)}"
+                    f"{path} is not a SentencePiece model: {one_line(error)}: download it again"
                 ) from error
             self.size = self.model.vocab_size()
             ids = list(range(self.size))
@@ -112,10 +112,14 @@ class TokenizerJson:
         with damage_of(path):
             try:
                 fields = strict_json.loads(self.content)
+                if not isinstance(fields, dict) or not isinstance(fields.get("model"), dict):
+                    raise ValueError('it has no object "model", the vocabulary')
                 _check_prefix(fields["model"])
                 self.model = tokenizers.Tokenizer.from_str(self.content.decode())
             except Exception as error:  # The library raises bare Exception.
-                raise ValueError(f"{path} is not a tokenizer.json: {one_line(error)}") from error
+                raise ValueError(
+                    f"{path} is not a tokenizer.json: {one_line(error)}: download it again"
+                ) from error
             self.model.no_truncation()
             self.model.no_padding()
             _check_json(path, fields, self.model)

@@ -298,8 +298,16 @@ def check_settings(folder: Path, config: dict[str, Any], backend: Backend) -> No
             )
     if not isinstance(add_bos := config.get("add_bos_token"), bool | None):
         raise ValueError(f"{where}: add_bos_token={add_bos!r:.40} is wrong: give true or false")
-    for i, token in (config.get("added_tokens_decoder") or {}).items():
-        text = token["content"]
+    added = config.get("added_tokens_decoder") or {}
+    if not isinstance(added, dict):
+        raise ValueError(f"{where}: added_tokens_decoder={added!r:.60} is no object: remove it")
+    for i, token in added.items():
+        text = token.get("content") if isinstance(token, dict) else None
+        if not i.isdecimal() or not isinstance(text, str):
+            raise ValueError(
+                f"{where}: added_tokens_decoder has {token!r:.60} at {i!r:.40}, which should be an "
+                'id with {"content": TEXT}: download the file again'
+            )
         pieces = [text, text.replace(" ", "\u2581")]
         if text != IMAGE_TOKEN and int(i) not in map(backend.id_of, pieces):
             raise ValueError(

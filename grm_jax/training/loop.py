@@ -245,12 +245,13 @@ def is_done(folder: PathLike) -> bool:
     """Whether a stage has written its result. A damaged result.json counts as none."""
     path = as_path(folder) / RESULT
     try:
-        return isinstance(strict_json.read(path), dict)
+        strict_json.read(path)
     except FileNotFoundError:
         return False
     except ValueError as error:
         log.warning("%s: the stage counts as not done", error)
         return False
+    return True
 
 
 def read_result(folder: PathLike) -> dict[str, Any]:
