@@ -29,6 +29,10 @@ from grm_jax.text import forms
 LINE_END = re.compile("[\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029]")
 # Drawn as nothing, though Unicode lists them as letters and symbols. NFKD maps other fillers here.
 _BLANK = frozenset("\u115f\u1160\u2800\ufffc\U0001d159")
+# Letters in another shape that Unicode does not decompose: small capitals, flags, negative circles.
+LETTER = re.compile(
+    r"(?:LATIN|NEGATIVE|REGIONAL INDICATOR) (?:\w+ )*LETTER (?:SMALL CAPITAL )?([A-Z])(?: WITH .*)?"
+)
 _SAME = str.maketrans({"l": "i", "|": "i", "\\": "/"})  # "[\Response l]" is "[/Response 1]"
 
 
@@ -51,7 +55,8 @@ def _fold_char(char: str) -> str:
     if unicodedata.numeric(char, None) is not None:
         return "0"
     if not char.isascii():
-        char = _bracket(category, char) or _look_alikes().get(char, char)
+        letter = LETTER.fullmatch(unicodedata.name(char, ""))
+        char = letter[1] if letter else _bracket(category, char) or _look_alikes().get(char, char)
     return char.casefold().translate(_SAME)
 
 

@@ -33,7 +33,7 @@ FRACTION = re.compile(
 LATEX = re.compile(
     r"\\{1,2}(?:(?:text|math)(?:bf|it|rm|tt|sf|normal|up|md)?|boldsymbol|bm|bf|rm|mbox|hbox|emph"
     r"|underline|displaystyle|left|right|[Ll]arge|LARGE|huge|Huge|q?quad)(?![a-zA-Z])"
-    r"|\\{1,2}[,;:! {}]|[{}$~]|\*\*|__"
+    r"|\\{1,2}[,;:! {}]|[{}$~\u00ad\u200b-\u200f\u2060-\u2064\ufeff]|\*\*|__"
 )
 TITLE = re.compile(r"\A(?:(?:final|overall) )?(?:scores?|ratings?) ?[:=] ?", re.IGNORECASE)
 SEPARATOR = re.compile(r" ?(?:[,;] ?(?:and\b|&)?|\band\b|&) ?", re.IGNORECASE)
@@ -72,6 +72,9 @@ UNEQUAL = -1  # the scale of values with different denominators
 NUMBERS = re.compile(rf"[0-9](?!\w){_GLUE}(?=[+-]?[0-9])", re.IGNORECASE)  # in LIKE_A_SCORE
 FIRST = re.compile(rf"[\[( ]*+({NUMBER})")
 OVER = re.compile("/|of|frac", re.IGNORECASE)  # in every value with a denominator
+SCORING = re.compile(
+    r"scor|rat(?:e|ing)|grade|give|award|assign|deserve|earn|get|分", re.IGNORECASE
+)
 STATES = re.compile(r"[:=|–—>→-]|is|gets|receives|earns", re.IGNORECASE)
 VALUE_LINE = re.compile(
     r"^[ \t>#|+–—•-]{0,16}(?:(?:(?:final|overall|total)[ \t]{1,4})?(?:scores?|ratings?|grades?)"
@@ -220,6 +223,8 @@ def _label(
         one = hit is not None and len(LABELS.findall(before)) == 1
         return int(hit.group(1) or 0) if hit is not None and one else 0
     label = sections.label_at(box.start, since)
+    if sections.scores is None and re.search(r"\w", before) and not SCORING.search(before):
+        label = label and 0  # "It computes 7" below a heading states no score
     after = text[box.end : min(next_start, box.end + 120)].partition("\n")[0]
     others = [other for other in LABELS.findall(after.translate(FLAT)) if other != str(label)]
     return 0 if label is not None and others else label

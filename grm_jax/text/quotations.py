@@ -12,6 +12,7 @@ from collections.abc import Sequence
 Span = tuple[int, int]
 
 FENCE = re.compile(r"^[ \t]{0,3}(`{3,}|~{3,})[^\n]*$", re.MULTILINE)
+WRAPPER = re.compile(r"\s*+(?:`{3,}|~{3,})(?:markdown|md)[ \t\r]*+\n", re.IGNORECASE)
 # Lines that Markdown takes as code: indented, below a blank line.
 INDENTED = re.compile(r"^[ \t]*+\n((?:(?: {4}|\t)[^\n]*+(?:\n|\Z))++)", re.MULTILINE)
 LIST_ITEM = re.compile(r"[ \t]*(?:[-*+•]|\(?[0-9]{1,2}[.):])[ \t]|[ \t]{4}")
@@ -19,17 +20,23 @@ QUOTE_LINES = re.compile(
     r"(?:^[ \t]{0,8}(?:(?:[-*+]|[0-9]{1,2}[.)])[ \t]{1,4})?>[^\n]*+(?:\n|\Z))++", re.MULTILINE
 )
 # A quotation ends with its line or its paragraph, so that one mark does not swallow the text.
+NOT = r"[^{}\n]"
 PARAGRAPH = r"(?:[^\n{}]|\n(?![ \t]*+(?:\n|\Z)))*+"
-PAIRS = (("“„", "”“"), ("«", "»"), ("‹", "›"), ("「", "」"), ("『", "』"))
+PAIRS = (
+    ("“„〝", "”“〞〟"), ("«", "»"), ("»", "«"), ("‹", "›"), ("›", "‹"), ("「", "」"), ("『", "』"),
+    ("｢", "｣"), ("《", "》"), ("〈", "〉"),
+)  # fmt: skip
 MARKS = re.compile(
     "|".join(
         [
-            r'"[^"\n]*+"',
+            # After a digit and before spacing it is an inch sign, and opens nothing.
+            *(rf"(?:(?<![0-9]){a}|{a}(?![\s.,;:)])){NOT.format(a)}*+{a}" for a in '"＂″'),
             *(f"[{a}]{PARAGRAPH.format(a + b)}[{b}]" for a, b in PAIRS),
             # An apostrophe has a letter on both sides.
-            r"‘(?:[^‘’\n]|’(?=\w))*+’",
+            r"[‘‛‚](?:[^‘’‛‚\n]|’(?=\w))*+[’‘]",
             r"(?<!\w)'(?:[^'\n]|(?<=\w)'(?=\w))*+'(?!\w)",
-            r"``[^`'\n]*+''",
+            r"``[^`'\n]*+''|`[^`´\n]*+´",
+            r"\\verb\*?(?:\|[^|\n]*+\||\+[^+\n]*+\+|![^!\n]*+!)",
         ]
     )
 )
@@ -38,16 +45,20 @@ LONG_MARKS = re.compile(
     re.MULTILINE,
 )
 TICKS = re.compile(r"`+|\n[ \t]*+(?=\n)")
-PROMPT_MARKERS = (
-    re.compile(
-        r"\[\s*+(?:the\s++(?:begin(?:ning)?|start)\s++of\s++)?-?response\s++([0-9]{1,2})\s*+\]",
-        re.IGNORECASE,
-    ),
-    re.compile(
-        r"\[\s*+(?:/|the\s++end\s++of\s++)-?\s*+response\s++([0-9]{1,2})\s*+\]", re.IGNORECASE
-    ),
+_NAME = (
+    r"((?:response|answer|assistant|candidate|model)\s++(?:[0-9]{1,2}|[a-h])(?:['’]s\s++\w{1,16})?)"
+    r"\s*+\]"
 )
-_ELEMENT = r"(code|pre|blockquote|q|samp|cite|response[\w-]{0,8})"
+PROMPT_MARKERS = (
+    re.compile(rf"\[\s*+(?:the\s++(?:begin(?:ning)?|start)\s++of\s++)?-?{_NAME}", re.IGNORECASE),
+    re.compile(rf"\[\s*+(?:/|the\s++end\s++of\s++)-?\s*+{_NAME}", re.IGNORECASE),
+)
+_ELEMENT = (
+    r"(code|pre|blockquote|q|samp|cite|response[\w-]{0,8}"
+    r"|(?:answer|assistant|candidate|output)[_-]?(?:[0-9]{1,2}|[a-h]))"
+)
+ENVIRONMENT = r"\{(verbatim|lstlisting|minted|quotation|quote)\*?\}"
+LATEX_TAGS = (re.compile(r"\\begin" + ENVIRONMENT), re.compile(r"\\end" + ENVIRONMENT))
 HTML_TAGS = (
     re.compile(rf"<{_ELEMENT}(?:\s[^<>]{{0,80}})?>|<!(--)", re.IGNORECASE),
     re.compile(rf"</{_ELEMENT}\s{{0,4}}>|(--)>", re.IGNORECASE),
@@ -76,6 +87,7 @@ def _quoted(text: str, blocks: list[Span]) -> tuple[Span, ...]:
     spans += _outside(blocks, [(start, end) for start, end in marks if end - start > 2])
     spans += [hit.span() for hit in LONG_MARKS.finditer(text) if "\n" in hit.group()]
     spans += _between(text, *PROMPT_MARKERS) + _between(text, *HTML_TAGS)
+    spans += _between(text, *LATEX_TAGS)
     first = len(text) - len(text.lstrip())
     if text.startswith("<response>", first):  # around the whole verdict, as Granite writes it
         spans = [span for span in spans if span[0] != first]
@@ -117,7 +129,10 @@ def _code_blocks(text: str) -> list[Span]:
 def _fences(text: str) -> tuple[list[Span], int | None]:
     """Closed code blocks, and the start of an unclosed one."""
     spans, opened = [], None
-    for hit in FENCE.finditer(text):
+    fences = list(FENCE.finditer(text))
+    if len(fences) > 1 and WRAPPER.match(text) and not text[fences[-1].end() :].strip():
+        fences = fences[1:-1]  # around the whole verdict
+    for hit in fences:
         sign = hit.group(1)
         if opened is None:
             opened = (hit.start(), sign)
@@ -252,15 +267,24 @@ def _thinking(text: str) -> tuple[int, bool]:
         span = containing(quoted, tag.start())
         if _closes(tag):
             alone = span is not None and text[slice(*span)].strip(_MARKS) == tag[0]
-            if span is None or (opened[span] == 0 and not alone):
+            mention = span is not None and (alone or "\n" not in text[slice(*span)])
+            if span is None or (opened[span] == 0 and not mention):
                 end, is_open = tag.end(), False
             elif opened[span]:
                 opened[span] -= 1
         elif span is None or not text[: tag.start()].strip():
-            is_open = True
+            is_open = is_open or _opens(text, tag)
         else:
             opened[span] += 1
     return end, is_open
+
+
+def _opens(text: str, tag: re.Match[str]) -> bool:
+    """Whether a tag opens thinking; List<Thought> and "a <draft> element" are words of a text."""
+    before = text[max(0, tag.start() - 200) : tag.start()].rpartition("\n")[2]
+    if "think" in (tag["name"] or "think").lower():
+        return not tag["name"] or not before[-1:].isalnum()
+    return not before.strip()
 
 
 def _closes(tag: re.Match[str]) -> bool:

@@ -163,7 +163,7 @@ def _source(folders: list[Path], name: str) -> str | None:
             try:
                 source = strict_json.decoded(data)
             except ValueError as error:
-                raise ValueError(f"{file.name} is {error}: save it as UTF-8") from None
+                raise ValueError(f"{file.name} is {error}") from None
             return sandbox.check_source(source, file.name)
     return None
 

@@ -60,7 +60,7 @@ HEADING_WORDS = (
 )  # fmt: skip
 LABEL_WORDS = (
     "response", "answer", "assistant", "candidate", "option", "completion", "reply", "output",
-    "model", "solution", "回答", "回复", "响应", "答案",
+    "model", "solution", "回答", "回复", "响应", "答案", "模型", "助手",
 )  # fmt: skip
 MAX_HEADING = 80
 ALONE = re.compile(r"[ \t\r*_#=:：】-]*+(?:\n|\Z)")

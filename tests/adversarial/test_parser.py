@@ -87,10 +87,28 @@ def test_scores_in_the_thinking_do_not_count(opening, closing):
         (OPEN_CODE + "### Scores\n\\boxed{8, 3}", (8, 3)),
         (OPEN_CODE + "```\n\\boxed{1, 9}\n```\n\\boxed{8, 3}", (8, 3)),
         ("a <b>thinker</b> \\boxed{8, 3}", (8, 3)),
+        ("It returns List<Thought>. \\boxed{8, 3}", (8, 3)),
+        ("Response 1 uses a <draft> element. \\boxed{8, 3}", (8, 3)),
+        ('<think>\nIt says "</think> \\boxed{1, 9}".\n</think>\n\\boxed{8, 3}', (8, 3)),
+        ('<think>\nIt says "</think> \\boxed{1, 9}". Strange', None),
     ],
 )
 def test_a_tag_in_a_quotation_is_a_mention(text, scores):
     assert parse(text, 2).scores == scores
+
+
+@pytest.mark.parametrize(
+    "quoted",
+    ["»{}«", "›{}‹", "″{}″", "＂{}＂", "‛{}’", "‚{}‘", "〝{}〞", "`{}´", "《{}》", "〈{}〉", "｢{}｣",
+     "<answer_2>{}</answer_2>", "<assistant-b>{}</assistant-b>", "\\verb|{}|",
+     "\\begin{{verbatim}}\n{}\n\\end{{verbatim}}", "\\begin{{quote}}{}\\end{{quote}}",
+     "[The Start of Assistant B's Answer]\n{}\n[The End of Assistant B's Answer]",
+     "[Answer 2]\n{}\n[/Answer 2]", 'the 24" screen of "{}"'],
+)  # fmt: skip
+def test_a_box_in_a_quotation_of_any_form_is_no_score(quoted):
+    text = "Response 2 has " + quoted.format("\\boxed{1, 9}")
+    assert parse(text + " in it.", 2).status == "no_scores"
+    assert parse(f"{text} in it.\n\n\\boxed{{8, 3}}", 2).scores == (8, 3)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +175,9 @@ def test_a_tag_in_a_quotation_is_a_mention(text, scores):
         SCORES + "Response 1 score: 8\nResponse 2 score: 3",
         SCORES + "**Response 1**\n8/10\n**Response 2**\nScore: 3",
         SCORES + "8/10, 3/10",
+        SCORES + "模型1：8/10\n模型2：3/10",
+        "\\boxed{8, 3\u200b}",
+        'The 24" screen is \\boxed{8, 3} for "size".',
         "**Scores:** Response 1: 8/10, Response 2: 3/10",
         SCORES + "```\n\\boxed{8, 3}\n```",
         SCORES + "\\boxed{8, 3}\n\n### Justification\nOne could say \\boxed{2, 9}.",
@@ -169,9 +190,18 @@ def test_honest_forms_are_parsed(text):
         assert (critique.status, critique.scores) == ("ok", (8, 3))
 
 
+def test_a_markdown_block_around_the_whole_critique_is_no_quotation():
+    text = "### Analysis\n```\n\\boxed{1, 9}\n```\n\n### Scores\n\\boxed{8, 3}"
+    for wrapped in (f"```markdown\n{text}\n```", f"<think>a</think>\n````md\n{text}\n````\n"):
+        assert parse(wrapped, 2).scores == (8, 3)
+    assert parse("```python\n\\boxed{8, 3}\n```", 2).status == "no_scores"
+    assert parse("```md\n\\boxed{8, 3}\n```\nso says Response 2.", 2).status == "no_scores"
+
+
 @pytest.mark.parametrize(
     "text, status",
     [
+        (QUALITY.format("It computes \\boxed{7}.", "It computes \\boxed{5}."), "wrong_labels"),
         ("\\boxed{4/5, 3/5}", "wrong_scale"),
         ("\\boxed{80/100, 30/100}", "wrong_scale"),
         ("\\boxed{4, 3}/5", "wrong_scale"),
