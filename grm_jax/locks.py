@@ -30,13 +30,12 @@ class InUse(BlockingIOError):
 
 @contextlib.contextmanager
 def hold(folder: epath.Path, what: str, is_remote: bool) -> Iterator[None]:
-    """Holds a folder; another process that tries is refused at once.
+    """Locks a folder; another process that tries is refused at once.
 
-    A local folder has a lock of the operating system, which ends with the process in whatever way,
-    so that none becomes stale. File systems without such locks get a file with the host and the pid
-    instead, which is stale once that process is gone. A bucket has no locks: an object there is
-    rewritten every `RENEWED_SECONDS`, and is stale if it stays the same for three times as long; a
-    start after a crash waits that long.
+    A local folder has a lock of the operating system, which ends with the process. On a file system
+    without such locks, a file names the host and the pid; it is stale once that process has exited.
+    In a bucket, an object is rewritten every `RENEWED_SECONDS`. It is stale if it stays the same
+    for three times as long, and a start after a crash waits that long.
 
     Args:
       folder: it exists.
@@ -64,22 +63,25 @@ def _file_locked(folder: Any, holder: dict[str, Any]) -> Iterator[None]:
     try:
         lock.acquire()
     except filelock.Timeout:
-        remedy = "" if isinstance(lock, filelock.UnixFileLock) else _if_gone(folder / LOCK)
-        raise _in_use(folder, _read_holder(folder / HOLDER), remedy) from None
+        remedy = f"; if that process is gone, remove {folder / LOCK}"
+        is_of_system = isinstance(lock, filelock.UnixFileLock)
+        holder = _read_holder(folder / HOLDER)
+        raise _in_use(folder, holder, "" if is_of_system else remedy) from None
     try:
         (folder / HOLDER).write_text(strict_json.dumps(holder))
         yield
     finally:
         (folder / HOLDER).unlink(missing_ok=True)
-        (folder / LOCK).unlink(missing_ok=True)  # one that waits for this file sees that it is gone
+        (folder / LOCK).unlink(missing_ok=True)
         lock.release()
 
 
 @contextlib.contextmanager
-def _leased(folder: Any, holder: dict[str, Any], seconds: float | None = None) -> Iterator[None]:
-    """Holds a bucket's folder. seconds: `RENEWED_SECONDS`."""
-    path, seconds = folder / HOLDER, RENEWED_SECONDS if seconds is None else seconds
-    released, renewals = threading.Event(), 0
+def _leased(
+    folder: Any, holder: dict[str, Any], seconds: float = RENEWED_SECONDS
+) -> Iterator[None]:
+    """Locks a folder of a bucket. seconds: between two writes of the lock."""
+    path, released, renewals = folder / HOLDER, threading.Event(), 0
 
     def write() -> None:
         nonlocal renewals
@@ -100,7 +102,7 @@ def _leased(folder: Any, holder: dict[str, Any], seconds: float | None = None) -
                 log.warning("the lock %s was not renewed: %s", path, error)
 
     if (other := _read_holder(path)) is not None:
-        log.info("%s: %s; waits %.0f s for it", folder, _describe(other), 3 * seconds)
+        log.info("%s: %s; waits %.0f s", folder, _describe(other), 3 * seconds)
         deadline = time.monotonic() + 3 * seconds
         while time.monotonic() < deadline and (now := _read_holder(path)) is not None:
             if now != other:
@@ -122,8 +124,11 @@ def _leased(folder: Any, holder: dict[str, Any], seconds: float | None = None) -
 
 
 def _leave(folder: Any) -> None:
-    """Ends a process whose lock was taken over, as after a suspension: it must not write."""
-    log.error("%s was taken over by another process while this one did not answer", folder)
+    """Exits, because another process has taken over the lock, for example after a suspension."""
+    log.error(
+        "%s was taken over by another process while this one was suspended: exits without saving",
+        folder,
+    )
     os._exit(1)
 
 
@@ -139,10 +144,6 @@ def _describe(holder: dict[str, Any] | None) -> str:
         return "another process has just locked it"
     since, what = holder.get("since"), holder.get("what")
     return f"{what} on host {holder.get('host')}, pid {holder.get('pid')}, since {since}"
-
-
-def _if_gone(path: Any) -> str:
-    return f"; if that process is gone, remove {path}"
 
 
 def _read_holder(path: Any) -> dict[str, Any] | None:

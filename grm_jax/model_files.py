@@ -4,9 +4,9 @@
 
 Every reader of a model folder opens files with these functions:
 
-- Only regular files are opened: a FIFO would block, a device has no end.
-- A link may lead to a file of the same folder, or of the Hugging Face cache that the folder is in,
-  but nowhere else. A folder from the internet could otherwise name any file of this machine.
+- Only regular files are opened: reading a FIFO would block, and a device has no end.
+- A link may lead to a file of the same folder or of its Hugging Face cache only. Otherwise a folder
+  from the internet could make us read any file of this machine.
 - `damage_of` turns whatever the parsing of a file raises into a ValueError of one line.
 """
 
@@ -14,31 +14,30 @@ import contextlib
 import json
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from grm_jax import strict_json
+from grm_jax.storage import special_kind
 
 INDEX = "model.safetensors.index.json"
 MAX_BYTES = 256 << 20  # of a file that is read whole: the largest tokenizer.json has 33 MB
-_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 
 
 def exists(file: Path) -> bool:
-    """Whether a folder has an entry of this name, also one that is no regular file."""
+    """Whether a folder has an entry of this name, of any kind."""
     return os.path.lexists(file)
 
 
 def check_file(file: Path, linked: bool = False) -> Path:
     """Returns the path behind the links of a regular file.
 
-    linked: a link may lead anywhere, because the caller named this very file.
+    linked: accept a link to any folder, because the user named this file.
 
     Raises:
       FileNotFoundError: the file does not exist.
-      ValueError: it is no regular file, or a link that leaves its folder.
+      ValueError: not a regular file, or a link that leaves its folder.
     """
     try:
         target = Path(os.path.realpath(file, strict=True))
@@ -53,9 +52,7 @@ def check_file(file: Path, linked: bool = False) -> Path:
         raise ValueError(
             f"{file} is a link to {target}, outside its folder: put a copy of the file there"
         )
-    mode = target.stat().st_mode
-    if not stat.S_ISREG(mode):
-        kind = _KINDS.get(stat.S_IFMT(mode), "a device")
+    if kind := special_kind(target.stat().st_mode):
         raise ValueError(f"{file} is {kind}, not a regular file: put the model's own file there")
     return target
 
@@ -75,16 +72,15 @@ def read_json(file: Path, linked: bool = False) -> dict[str, Any]:
     try:
         value = strict_json.loads(content)
         if b"\\u" in content:
-            json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        code = ord(error.object[error.start])
-        raise ValueError(
-            f"{file} is damaged: \\u{code:04x} in it is half a character: download it again"
-        ) from None
+            fault = strict_json.surrogate(json.dumps(value, ensure_ascii=False), "a text")
+            if fault:
+                raise ValueError(fault)
     except ValueError as error:
         raise ValueError(f"{file} is damaged: {error}: download it again") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{file} is damaged: it holds {value!r:.40}, not an object in braces")
+        raise ValueError(
+            f"{file} is damaged: it has {value!r:.40}, not a JSON object: download it again"
+        )
     return value
 
 

@@ -291,9 +291,14 @@ def check_replaceable(path: PathLike) -> None:
         mode = os.stat(path).st_mode if not is_remote(path) else stat.S_IFREG
     except (FileNotFoundError, NotADirectoryError):
         return
-    if not stat.S_ISREG(mode):
-        kind = _KINDS.get(stat.S_IFMT(mode), "a device")
+    if kind := special_kind(mode):
         raise ValueError(f"{path} is {kind}, not a regular file: name another output")
+
+
+def special_kind(mode: int) -> str:
+    """Returns "a folder", "a FIFO", "a socket" or "a device" by st_mode; "" for a regular file."""
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    return "" if stat.S_ISREG(mode) else kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def check_outputs(outputs: Iterable[PathLike], inputs: Iterable[PathLike | None]) -> None:
@@ -339,7 +344,6 @@ def _sync(path: Path) -> None:
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _STREAMS = ("/dev/std", "/dev/fd/", "/proc/")
-_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 
 
 def remove_if_empty(folder: epath.Path) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from grm_jax.checkpoints.hf_config import from_hf, released_like
+from grm_jax.checkpoints.hf_fields import Field
 from grm_jax.models.config import LLAMA_3_1, LLAMA_3_2, LayerSpec, Llama3Rope, TransformerConfig
 from grm_jax.models.transformer import rope_frequencies
 
@@ -34,7 +35,8 @@ SIZES = {
     "num_attention_heads": "attention.head_count",
     "max_position_embeddings": "context_length",
 }
-MOST, _MOST_SIZE = {"num_hidden_layers": 1000}, 2**24
+_SIZE, _LAYERS = Field(int, 1, 1 << 24), Field(int, 1, 1000)
+_AMOUNT, _BASE, _EPSILON = Field(float, 0, 1e12), Field(float, 1, 1e12), Field(float, 0, 1)
 # Other keys that are read, and those that do not change the model's numbers.
 _READ = (
     "attention.head_count_kv", "attention.key_length", "attention.value_length",
@@ -109,7 +111,7 @@ def _sizes(file: "GgufFile") -> dict[str, Any]:
     if (table := file.tensors.get("token_embd.weight")) is None:
         raise ValueError("the tensor token_embd.weight is missing")
     for key, name in SIZES.items():
-        sizes[key] = _number(file, name, int, 1, MOST.get(key))
+        sizes[key] = _number(file, name, _LAYERS if key == "num_hidden_layers" else _SIZE)
         if sizes[key] is None:
             raise ValueError(f"{arch}.{name} is missing, and has no default")
     if table.shape[1:] != (sizes["hidden_size"],):
@@ -123,9 +125,9 @@ def _sizes(file: "GgufFile") -> dict[str, Any]:
             f"{arch}.block_count = {sizes['num_hidden_layers']}, and the tensors are of "
             f"{len(blocks)} layers"
         )
-    head_dim = _number(file, "attention.key_length", int, 1)
+    head_dim = _number(file, "attention.key_length", _SIZE)
     head_dim = head_dim or _rows(file, "attn_q", sizes["num_attention_heads"])
-    kv_heads = _number(file, "attention.head_count_kv", int, 1)
+    kv_heads = _number(file, "attention.head_count_kv", _SIZE)
     kv_heads = kv_heads or _rows(file, "attn_k", head_dim)
     rows = table.shape[0]
     for name, expected in (
@@ -133,7 +135,7 @@ def _sizes(file: "GgufFile") -> dict[str, Any]:
         ("rope.dimension_count", head_dim),
         ("vocab_size", rows),
     ):
-        if (value := _number(file, name, int, 1)) not in (None, expected):
+        if (value := _number(file, name, _SIZE)) not in (None, expected):
             raise ValueError(f"{arch}.{name} = {value} is not supported: use {expected}")
     return sizes | {
         "architectures": [ARCHITECTURES[arch]],
@@ -164,10 +166,10 @@ def _details(
     """
     arch = file.architecture
     fields: dict[str, Any] = {}
-    eps = _number(file, "attention.layer_norm_rms_epsilon", float, 0, 1)
-    theta = _number(file, "rope.freq_base", float, 1)
-    theta = theta or _number(file, "rope.global.freq_base", float, 1)
-    window = _number(file, "attention.sliding_window", int, 1)
+    eps = _number(file, "attention.layer_norm_rms_epsilon", _EPSILON)
+    theta = _number(file, "rope.freq_base", _BASE)
+    theta = theta or _number(file, "rope.global.freq_base", _BASE)
+    window = _number(file, "attention.sliding_window", _SIZE)
     if arch not in GEMMA:
         # Released models differ in both; of Llama 1 and 2, the base is the class default.
         if eps is None:
@@ -197,14 +199,14 @@ def _gemma_details(
             )
         if window is None and released is not None:
             window = released.pattern[0].window
-        local = _number(file, "rope.freq_base_swa", float, 1)
-        local = local or _number(file, "rope.local.freq_base", float, 1)
+        local = _number(file, "rope.freq_base_swa", _BASE)
+        local = local or _number(file, "rope.local.freq_base", _BASE)
         if local is not None:
             fields["rope_local_base_freq"] = local
     if window is not None:
         fields["sliding_window"] = window
     for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
-        if (value := _number(file, cap, float, 0)) is not None:
+        if (value := _number(file, cap, _AMOUNT)) is not None:
             fields[cap] = value or None  # 0 disables it
     return fields | _pattern(file, sizes["num_hidden_layers"])
 
@@ -232,7 +234,7 @@ def _rope_scaling(file: "GgufFile", released: TransformerConfig | None) -> dict[
     kind = file.field(f"{arch}.rope.scaling.type")
     if kind not in (None, "none", "linear"):
         raise ValueError(f"RoPE scaling {kind!r:.80} ({arch}.rope.scaling.type) is not supported")
-    factor = _number(file, "rope.scaling.factor", float, 0)
+    factor = _number(file, "rope.scaling.factor", _AMOUNT)
     if kind == "none":
         return {}
     if not factor and arch == "gemma3" and released is not None:
@@ -246,7 +248,7 @@ def _rope_scaling(file: "GgufFile", released: TransformerConfig | None) -> dict[
 
 def _check_scale(file: "GgufFile", cfg: TransformerConfig) -> None:
     """Refuses a scale of the attention logits that is not the model's own."""
-    scale, own = _number(file, "attention.scale", float, 0), cfg.query_pre_attn_scalar**-0.5
+    scale, own = _number(file, "attention.scale", _AMOUNT), cfg.query_pre_attn_scalar**-0.5
     if scale and abs(scale - own) > 1e-4 * own:
         raise ValueError(
             f"{file.architecture}.attention.scale = {scale:g} is not supported: "
@@ -266,25 +268,17 @@ def _scaled(file: "GgufFile", cfg: TransformerConfig, released: TransformerConfi
     return cfg.replace(pattern=(spec,))
 
 
-def _number(
-    file: "GgufFile", name: str, kind: type, least: float, most: float | None = None
-) -> Any:
-    """Returns a finite number of the architecture, None if it is absent.
+def _number(file: "GgufFile", name: str, kind: Field) -> Any:
+    """Returns a number of the architecture, None if it is absent.
 
-    Raises ValueError for another type, or a number that is not in least ... most.
+    Raises ValueError for another type, or a number outside its range.
     """
     value = file.field(f"{file.architecture}.{name}")
     if value is None:
         return None
-    most = most or (_MOST_SIZE if kind is int else 1e12)
-    is_number = type(value) in (int, kind) and least <= value <= most
-    if not is_number:
-        expected = "a whole number" if kind is int else "a number"
-        raise ValueError(
-            f"{file.architecture}.{name} = {value!r:.80} is not {expected} "
-            f"from {least:g} to {most:g}"
-        )
-    return kind(value)
+    if not kind.accepts(value):
+        raise ValueError(f"{file.architecture}.{name} = {value!r:.80} is wrong: use {kind}")
+    return kind.kind(value)
 
 
 def _llama3_rope(file: "GgufFile", spec: LayerSpec, head_dim: int) -> Llama3Rope:
