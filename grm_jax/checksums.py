@@ -1,4 +1,4 @@
-"""Checksums of the files of a folder, so that a damaged one is noticed before it is used.
+"""Checksums of the files of a folder, so that a damaged file is detected before it is used.
 
 FOLDER/checksums.json holds the SHA-256 of each file of the folder, subfolders excluded.
 """

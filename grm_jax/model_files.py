@@ -14,12 +14,12 @@ import contextlib
 import json
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from grm_jax import strict_json
-from grm_jax.storage import special_kind
 
 INDEX = "model.safetensors.index.json"
 MAX_BYTES = 256 << 20  # of a file that is read whole: the largest tokenizer.json has 33 MB
@@ -55,6 +55,12 @@ def check_file(file: Path, linked: bool = False) -> Path:
     if kind := special_kind(target.stat().st_mode):
         raise ValueError(f"{file} is {kind}, not a regular file: put the model's own file there")
     return target
+
+
+def special_kind(mode: int) -> str:
+    """Returns "a folder", "a FIFO", "a socket" or "a device" by st_mode; "" for a regular file."""
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    return "" if stat.S_ISREG(mode) else kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def read_bytes(file: Path, linked: bool = False, most: int = MAX_BYTES) -> bytes:

@@ -45,7 +45,7 @@ from grm_jax.storage import (
 
 _NAMED = re.compile(r".+@([0-9a-f]{12})")  # a model's or template's name with its fingerprint
 
-REMOVE_LINE = "remove that line, and its record is made again"
+REMOVE_LINE = "remove that line, and its record is computed again"
 
 Key = str | int
 Record = dict[str, Any]

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, TypeAlias
 from etils import epath
 
 from grm_jax import hub, locks
+from grm_jax.model_files import special_kind
 
 PathLike: TypeAlias = str | os.PathLike[str] | epath.Path
 
@@ -293,12 +294,6 @@ def check_replaceable(path: PathLike) -> None:
         return
     if kind := special_kind(mode):
         raise ValueError(f"{path} is {kind}, not a regular file: name another output")
-
-
-def special_kind(mode: int) -> str:
-    """Returns "a folder", "a FIFO", "a socket" or "a device" by st_mode; "" for a regular file."""
-    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
-    return "" if stat.S_ISREG(mode) else kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def check_outputs(outputs: Iterable[PathLike], inputs: Iterable[PathLike | None]) -> None:

@@ -1,4 +1,4 @@
-"""The identity of a run: everything that decides its rows, so that no resumed run mixes two."""
+"""The identity of a run: everything that its rows depend on. A resumed run needs the same one."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from grm_jax.judging.options import Options
 from grm_jax.run_store import content_of
 from grm_jax.types import Comparison
 
-# Fields of a judge on which no verdict depends, or which are in the identity under another name:
-# the sampler and the expected scores by the model, the length by the options.
+# Fields of a judge that no verdict depends on, or that the identity has under another name: the
+# model stands for the sampler and the expected scores, the options have the length.
 FREE_OF_JUDGE = ("sampler", "expected", "max_new_tokens", "name", "single")
 # The same of `RunConfig`.
 FREE_OF_RUN = ("existing", "chunk", "progress", "cost_path")
@@ -82,7 +82,7 @@ def row_fields(
 def difference(
     judge: Judge, row: Row, record: codec.Row, options: Options, identity: Mapping[str, Any]
 ) -> str:
-    """Returns the first difference between an output row and the identity of the run, or ""."""
+    """Returns the first difference between an output row and the run's identity, or ""."""
     fields = row_fields(judge, options, identity, None if record.get("error") else row.comparison)
     fields["id"] = str(row.number) if row.id is None else row.id
     for name, value in fields.items():

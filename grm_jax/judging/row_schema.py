@@ -1,6 +1,6 @@
-"""What a row of `grm judge` holds: the check of every row that is read from a file.
+"""The schema of a row of `grm judge`. Every row that is read from a file is checked against it.
 
-A damaged or edited row would otherwise show nonsense in a report, or count in a metric.
+A damaged or edited row would otherwise appear in a report, or count in a metric.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ Check = Callable[[Any], bool]
 
 
 def row_problem(row: dict[str, Any]) -> str:
-    """Returns what is wrong with a row, such as "label = 7: ...", or "" for a row that is right.
+    """Returns the first fault of a row, such as "label = 7, which ...", or "" for a valid row.
 
     Fields that earlier versions did not write may be absent; unknown fields are ignored.
     """
@@ -45,7 +45,7 @@ def _critique_problem(critique: Any, n: int) -> str:
         return problem
     order, scores, expected = (critique.get(x) for x in ("order", "scores", "expected_scores"))
     if sorted(order) != list(range(n)):
-        return f"order = {order!r:.60}, which is no permutation of the responses"
+        return f"order = {order!r:.60}, which is not a permutation of the responses"
     if (scores is not None) != (critique["status"] == "ok"):
         return f"the status {critique['status']!r:.40}, which does not fit its scores"
     for name, values in (("scores", scores), ("expected_scores", expected)):
@@ -55,10 +55,10 @@ def _critique_problem(critique: Any, n: int) -> str:
 
 
 def _verdict_problem(row: dict[str, Any], n: int, critiques: list[Any]) -> str:
-    """Returns where the fields of a verdict do not fit each other."""
+    """Returns the first field of a verdict that contradicts another, or ""."""
     scores, by_rule, label = row["scores"], row.get("votes"), row.get("label")
     if not all(are_numbers(values, n) for values in (scores, *(by_rule or {}).values())):
-        return f"scores or votes that are not {n} numbers, or one that is NaN or infinite"
+        return f"scores or votes that are not {n} finite numbers"
     if not (label is None or (is_int(label) and 0 <= label < n) or are_numbers(label, n)):
         return f"label = {label!r:.60}, which does not fit {n} responses"
     unparsed = sum(critique["status"] != "ok" for critique in critiques)
@@ -74,10 +74,10 @@ def _verdict_problem(row: dict[str, Any], n: int, critiques: list[Any]) -> str:
         return f"scores that differ from its vote by {row['vote']}"
     kept = row.get("kept")
     if kept is not None and not all(is_int(i) and 0 <= i < len(critiques) for i in kept):
-        return f"kept = {kept!r:.60}, which are no critiques"
+        return f"kept = {kept!r:.60}, which are not indices of critiques"
     scored = all(c.get("meta_score") is not None for c in critiques if c["status"] == "ok")
     if kept is not None and not scored:
-        return "kept critiques, and a parsed critique without a meta_score"
+        return "kept, but a parsed critique has no meta_score"
     responses = row.get("responses")
     if responses is not None and len(responses) != n:
         return f"{len(responses)} responses for n = {n}"
@@ -106,7 +106,7 @@ def is_text(value: Any) -> bool:
 
 
 def is_int(value: Any) -> bool:
-    """Returns whether a value is an integer, and no bool."""
+    """Returns whether a value is an integer and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -116,12 +116,12 @@ def is_count(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Returns whether a value is a number of at most 1e100, so that sums are finite; no bool."""
+    """Returns whether a value is a number, not a bool, up to 1e100, so that sums are finite."""
     return (isinstance(value, float) or is_int(value)) and abs(value) <= 1e100  # False for NaN
 
 
 def is_place(value: Any) -> bool:
-    """Returns whether a value may be a line, or an id."""
+    """Returns whether a value may be a line number or an id."""
     return is_text(value) or is_count(value)
 
 

@@ -1,4 +1,4 @@
-"""Errors of inputs: those that are missing before a run, those found unusable during training."""
+"""Errors of inputs and of sampling, which the commands print as one line."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ class MissingInputs(FileNotFoundError):
 
 
 class SamplingError(RuntimeError):
-    """Critiques cannot be sampled, or not by all processes alike."""
+    """Critiques cannot be sampled, or differ between the processes."""
 
 
 class TooManyFailed(SamplingError):

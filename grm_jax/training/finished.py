@@ -1,7 +1,7 @@
-"""What a finished stage leaves, checked at every start: final/, hf/ and its result.
+"""Checks the files of finished stages at every start, and exports hf/.
 
-final/         the trained parameters; their fingerprint stands in result.json
-hf/            the same as a Hugging Face folder, for `grm judge`
+final/         the trained parameters; result.json has their fingerprint
+hf/            the same parameters as a Hugging Face folder, for `grm judge`
 export.json    written after hf/: the fingerprint of the exported parameters, and the files
 """
 
@@ -27,7 +27,8 @@ from grm_jax.training.programs import model_config
 log = logging.getLogger(__name__)
 TRAINED = ("rft", "rl", "meta_rm")  # stages that train parameters
 EXPORT = "export.json"
-# A stage's identity has, in this field, the fingerprint of the parameters that it was made from.
+# The field of a stage's identity with the fingerprint of its initial parameters, and the stages
+# that they may come from.
 _MADE_FROM = {"rl": ("reference", ("rft",)), "meta_rm": ("policy", ("rl", "rft"))}
 
 
@@ -73,7 +74,7 @@ def weights(folders: Mapping[str, Any]) -> dict[str, str]:
 
 
 def is_evaluated(folders: Mapping[str, Any]) -> bool:
-    """Whether the stage eval is done, on the parameters that the finished stages have now."""
+    """Whether the stage eval is finished, with the current parameters of the other stages."""
     if not loop.is_done(folders["eval"]):
         return False
     judged = loop.read_result(folders["eval"]).get(loop.WEIGHTS)
@@ -81,12 +82,12 @@ def is_evaluated(folders: Mapping[str, Any]) -> bool:
         return True
     changed = [name for name, value in weights(folders).items() if judged.get(name) != value]
     if changed:
-        log.warning("the evaluation is of other weights of %s: it runs again", ", ".join(changed))
+        log.warning("the evaluation used other weights of %s: it runs again", ", ".join(changed))
     return not changed
 
 
 def warn_if_outdated(stage: str, folders: Mapping[str, Any]) -> None:
-    """Warns if a finished stage was trained from other parameters than an earlier stage has now."""
+    """Warns if an earlier stage now has other parameters than a finished stage was trained from."""
     if stage not in _MADE_FROM:
         return
     field, earlier = _MADE_FROM[stage]
@@ -94,7 +95,7 @@ def warn_if_outdated(stage: str, folders: Mapping[str, Any]) -> None:
     made_from = loop.read_result(folders[stage]).get("identity", {}).get(field)
     if source and made_from not in (None, loop.saved_weights(folders[source])):
         log.warning(
-            "%s is done, from other weights than %s has now. "
+            "%s was trained from other weights than %s has now. "
             "Remove %s and the folders of later stages to run it again",
             *(stage, source, folders[stage]),
         )
@@ -117,7 +118,7 @@ def export(shared: loop.Run, stage: str, folder: epath.Path, params: Any = None)
         return
     if marker.exists():
         log.warning(
-            "%s is not of the weights in %s/final, or damaged: it is made again", hf, folder
+            "%s is damaged, or of other weights than %s/final: it is exported again", hf, folder
         )
     params = load(shared, stage, folder) if params is None else params
     graphdef, _ = abstract_model(model_config(config, scalar_head=stage == "meta_rm"), shared.mesh)

@@ -1,4 +1,4 @@
-"""Training comparisons that are in the evaluation as well, found by the text of their queries."""
+"""Drops training comparisons whose queries are in the evaluation."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -14,18 +14,19 @@ from grm_jax.training.errors import TrainingError
 
 log = logging.getLogger(__name__)
 FILE = "overlap.json"
+DROPPED = "%d of %d comparisons of %s have a query of %s and are dropped"
 
 
 def drop(
     views: Mapping[str, Any], others: Iterable[Mapping[str, Any]], name: str, folder: Any = None
 ) -> list[np.ndarray]:
-    """Drops the comparisons whose query is held out, in whatever file and under whatever id.
+    """Drops the comparisons whose query is held out, whatever their file and id.
 
     Args:
       views: {task: the view of its lines}, which has `lines` and their `file`.
-      others: rows that are held out, as in an index.
-      name: the field that names them, for messages.
-      folder: where process 0 writes overlap.json, the number of each task that was dropped.
+      others: the held-out rows of an index.
+      name: their config field, for messages.
+      folder: where process 0 writes overlap.json, the number dropped from each task.
 
     Returns:
       The lines of each view that remain.
@@ -43,8 +44,7 @@ def drop(
                 "other comparisons than those of the evaluation"
             )
         if dropped := len(view) - len(lines):
-            message = "%d of %d comparisons of %s have a query of %s and are not trained on"
-            log.warning(message, dropped, len(view), task, name)
+            log.warning(DROPPED, dropped, len(view), task, name)
         remaining.append(np.array(lines))
         counts[task] = dropped
     if folder is not None and jax.process_index() == 0:

@@ -21,6 +21,7 @@ from grm_jax import strict_json
 from grm_jax.data import indexed, splits
 from grm_jax.data.sources import hub_hint
 from grm_jax.storage import as_path, check_scheme, fetch, is_remote, write_atomic
+from grm_jax.training import overlap
 from grm_jax.training.errors import TrainingError
 from grm_jax.types import Comparison
 
@@ -94,11 +95,9 @@ def _read(config: Any) -> tuple[list[Comparison], list[Comparison], dict[str, in
     else:
         held_out = splits.read_labelled(_source(data.held_out_file), data.max_skipped).comparisons
         train = splits.without_queries(labelled.comparisons, held_out)
-        if overlap := len(labelled.comparisons) - len(train):
-            log.warning(
-                "%d of %d comparisons of %s have a query of %s and are not trained on",
-                *(overlap, len(labelled.comparisons), data.file, data.held_out_file),
-            )
+        total = len(labelled.comparisons)
+        if dropped := total - len(train):
+            log.warning(overlap.DROPPED, dropped, total, data.file, data.held_out_file)
         if not train:
             raise TrainingError(
                 f"config.data.held_out_file={data.held_out_file} has all queries of "

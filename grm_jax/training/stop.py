@@ -109,5 +109,5 @@ def _watch(descriptor: int) -> None:
                 if count > 1:
                     print(f"interrupted again: not saved. {RESUME}", file=sys.stderr, flush=True)
                     os._exit(INTERRUPTED)
-                text = "interrupted: saves after this step; Ctrl-C again leaves at once"
+                text = "interrupted: saves after this step; Ctrl-C again exits at once"
                 print(text, file=sys.stderr, flush=True)

@@ -153,9 +153,9 @@ def _parse_tpu_env(text: str | None) -> dict[str, str]:
 
 
 def job_secret(config: str) -> str:
-    """Returns the secret of the job: that of the launcher, else one derived from the experiment.
+    """Returns the secret of the job: the launcher's, or one derived from the config's name.
 
-    The derived one keeps other jobs and port scanners out, not somebody who knows the command.
+    The derived one keeps out other jobs and port scanners, but nobody who knows the command.
     """
     derived = hashlib.sha256(Path(config).name.encode()).hexdigest()
     return os.environ.get(rendezvous.SECRET) or derived
@@ -188,10 +188,10 @@ def start(worker: Worker | None, timeout: float, secret: str = "") -> rendezvous
 
 
 def fail(status: int, message: str = "") -> None:
-    """Ends a process that has failed, if it has peers, so that they exit as well.
+    """Exits a process that has failed, if it has peers, so that they exit as well.
 
-    They may wait for it in a collective, and JAX's own shutdown would wait for them for minutes.
-    message: printed to stderr before.
+    Without it they would wait in a collective, and JAX's shutdown would wait for them for minutes.
+    message: printed to stderr first.
     """
     if _joined:
         _joined[0].leaving.set()  # exits with its own status even if a peer is faster

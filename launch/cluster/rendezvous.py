@@ -15,7 +15,6 @@ ignores connections without the job's secret.
 
 import contextlib
 import hmac
-import json
 import os
 import selectors
 import socket
@@ -177,10 +176,10 @@ def join(
 
 
 def own_address(host: str) -> str | None:
-    """Returns the one address of `host` if this machine has it, so that only its network connects.
+    """Returns the address of `host` if this machine has it, so that only its network can connect.
 
-    None, for all addresses, if the name has several, or if it is a loopback address here (as in
-    /etc/hosts of Debian) and other hosts see another one.
+    None, which means all addresses, if the name has several, or if it resolves to a loopback
+    address here (as in /etc/hosts of Debian) but not on other hosts.
     """
     try:
         addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, None, socket.AF_INET)}
@@ -207,7 +206,7 @@ def _listen_on(host: str, port: int, count: int) -> socket.socket:
 class _Reception:
     """Process 0 until all have joined: serves all connections at once, so that none delays another.
 
-    A connection that does not begin with a line of the job is a stranger's, and is closed.
+    It closes connections that do not begin with a line of the job ("strangers").
     """
 
     def __init__(self, server: socket.socket, count: int, secret: str):
@@ -245,7 +244,7 @@ class _Reception:
         try:
             connection, _ = self.server.accept()
         except OSError:
-            return  # it has gone, or this process has no more file descriptors
+            return  # the connection was closed, or this process has no more file descriptors
         connection.setblocking(False)
         self.waiting[connection] = b""
         self.selector.register(connection, selectors.EVENT_READ)
@@ -260,7 +259,7 @@ class _Reception:
         except OSError:
             data = b""
         if connection not in self.waiting:  # of a process that has joined
-            if not data:  # it has gone, and may join again
+            if not data:  # it closed the connection, and may join again
                 self.joined = {i: peer for i, peer in self.joined.items() if peer[0] != connection}
                 self._close(connection)
             return
@@ -273,10 +272,10 @@ class _Reception:
             self._close(connection)
 
     def _greet(self, connection: socket.socket, line: bytes) -> None:
-        """Lets a process of the job join; closes the connection of a stranger."""
+        """Adds a process of the job; closes any other connection."""
         number, host, is_ours = _parse_hello(line, self.secret)
         if not is_ours:
-            if host:  # of a launch: perhaps a process of another job
+            if host:  # a launcher's line with another secret: a process of another job
                 _send_all({0: (connection, host)}, {"ignored": True})
             return self._close(connection)
         if not 0 < number < self.count or number in self.joined:
@@ -291,29 +290,29 @@ class _Reception:
         self.joined[number] = (connection, host)
 
     def _close(self, connection: socket.socket) -> None:
-        """Closes a connection; one that never joined is a stranger's."""
+        """Closes a connection, and counts it if it has not joined."""
         self.strangers += self.waiting.pop(connection, None) is not None
         self.selector.unregister(connection)
         connection.close()
 
 
 def _parse_hello(line: bytes, secret: str) -> tuple[int, str, bool]:
-    """Returns (number, host, whether it has the secret); ("", False) for what is no such line."""
+    """Returns (number, host, whether the secret is right); (0, "", False) for any other line."""
     try:
         hello = strict_json.loads(line)
         number, host = hello["process"], hello["host"]
         if type(number) is not int or not isinstance(host, str) or not host.isprintable():
             return 0, "", False
-        given = str(hello.get("secret", "")).encode()
-        return number, host[:253], hmac.compare_digest(given, secret.encode())
-    except Exception:  # noqa: BLE001  whatever a stranger's bytes raise
+        other = str(hello.get("secret", "")).encode()
+        return number, host[:253], hmac.compare_digest(other, secret.encode())
+    except Exception:  # noqa: BLE001  bytes of another program may raise anything
         return 0, "", False
 
 
 def _connect(
     host: str, port: int, hello: Mapping[str, Any], deadline: float, timeout: float
 ) -> socket.socket:
-    """Joins process 0. Tries again, until the deadline, whatever else answers in its place."""
+    """Joins process 0. Retries until the deadline, also if another program answers there."""
     was_closed, reason = False, ""
     while True:
         try:
@@ -326,7 +325,7 @@ def _connect(
                 ) from None
             reason = reason or str(getattr(error, "strerror", None) or error)
         else:
-            reply = _ask(connection, hello, deadline + 5)
+            reply = _exchange(connection, hello, deadline + 5)
             if "refused" in reply:
                 raise LaunchError(str(reply["refused"]))
             if "absent" in reply:
@@ -345,7 +344,9 @@ def _connect(
         time.sleep(0.2)
 
 
-def _ask(connection: socket.socket, hello: Mapping[str, Any], deadline: float) -> dict[str, Any]:
+def _exchange(
+    connection: socket.socket, hello: Mapping[str, Any], deadline: float
+) -> dict[str, Any]:
     """Sends the hello and returns the reply, {} for none."""
     try:
         connection.settimeout(5)
@@ -375,7 +376,7 @@ def _absence(absent: object, count: int | None, timeout: float, strangers: int =
 
 
 def _encode(message: Mapping[str, Any]) -> bytes:
-    return (json.dumps(message) + "\n").encode()
+    return (strict_json.dumps(message) + "\n").encode()
 
 
 def _send_all(peers: dict[int, tuple[socket.socket, str]], message: Mapping[str, Any]) -> None:
