@@ -103,6 +103,16 @@ def printable(text: str) -> str:
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+def outside_text(value: object, most: int = 200) -> str:
+    """Returns a text of a server or a program as one line of at most `most` characters.
+
+    Characters that are not printable become "?".
+    """
+    line = " ".join(str(value)[: 4 * most].split())
+    line = "".join(c if c.isprintable() else "?" for c in line)
+    return line if len(line) <= most else line[: most - 3] + "..."
+
+
 def shortened(text: str) -> str:
     """Returns the repr of a text's first characters, on one line."""
     return repr(text if len(text) <= REPR_CHARS else f"{text[: REPR_CHARS - 3]}...")

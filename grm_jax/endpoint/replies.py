@@ -9,8 +9,8 @@ import re
 from typing import Any
 
 from grm_jax import strict_json
+from grm_jax.display import outside_text
 
-MAX_SHOWN = 200  # characters of a server's error in ours
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 # Reasons for which a text ends; None if the server gives none. Others are a failed try.
 _FINISH = {
@@ -104,7 +104,7 @@ def parse_models(reply: Any) -> list[str]:
     names = [model.get("id") if isinstance(model, dict) else None for model in models]
     if not names or not all(isinstance(name, str) and name.strip() for name in names):
         raise BadReply("no models", f"no list of models: {_shown(reply)}")
-    return [printable(name) for name in names]
+    return [outside_text(name) for name in names]
 
 
 def parse_error(body: bytes) -> tuple[str, bool]:
@@ -128,7 +128,7 @@ def _error(holder: dict[str, Any]) -> _Error:
     message = fields.get("message")
     text = message if isinstance(message, str) else _shown(error)
     codes = {value for key in ("code", "type") if isinstance(value := fields.get(key), str)}
-    made = _Error("error", f"an error: {printable(text)}", bool(codes & set(_REFUSED)))
+    made = _Error("error", f"an error: {outside_text(text)}", bool(codes & set(_REFUSED)))
     made.message = text
     return made
 
@@ -140,11 +140,4 @@ def _count(usage: Any, name: str) -> int | None:
 
 
 def _shown(value: Any) -> str:
-    return printable(repr(value)[:MAX_SHOWN])
-
-
-def printable(value: object) -> str:
-    """Returns a text as one line of at most `MAX_SHOWN` characters, safe for a terminal."""
-    line = " ".join(str(value)[: 4 * MAX_SHOWN].split())
-    line = "".join(c if c.isprintable() else "?" for c in line)
-    return line if len(line) <= MAX_SHOWN else line[: MAX_SHOWN - 3] + "..."
+    return outside_text(repr(value)[:200])

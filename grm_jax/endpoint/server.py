@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 
 from grm_jax.commands import Number
-from grm_jax.endpoint.replies import printable
+from grm_jax.display import outside_text
 
 SLOW_TOKENS_PER_SECOND = 30.0  # of one request to a busy server, for `time_warning`
 RANGES = {  # of the settings
@@ -82,7 +82,7 @@ def check_url(url: str) -> None:
     try:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, TypeError, ValueError) as error:
-        raise ValueError(f"url is not an address: {printable(error)}") from None
+        raise ValueError(f"url is not an address: {outside_text(error)}") from None
     if parsed.userinfo or any(
         secret in name.lower() for name in parsed.params for secret in _SECRET_PARAMETERS
     ):
@@ -91,9 +91,9 @@ def check_url(url: str) -> None:
             "and set the key in the environment, OPENAI_API_KEY"
         )
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError(f"url={printable(url)} does not begin with http://HOST or https://HOST")
+        raise ValueError(f"url={outside_text(url)} does not begin with http://HOST or https://HOST")
     if not 0 < (parsed.port or 80) < 65536:
-        raise ValueError(f"url={printable(url)}: a port is a number from 1 to 65535")
+        raise ValueError(f"url={outside_text(url)}: a port is a number from 1 to 65535")
 
 
 def public(url: str) -> str:
@@ -116,7 +116,7 @@ def api_key(variable: str) -> str:
             key = Path(path).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"${variable}_FILE={path} cannot be read: {printable(error)}"
+                f"${variable}_FILE={path} cannot be read: {outside_text(error)}"
             ) from None
     key = key.strip()
     if not (key.isascii() and key.isprintable()) or " " in key:

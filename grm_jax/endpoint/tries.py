@@ -15,7 +15,8 @@ from typing import Any
 import httpx
 
 from grm_jax import strict_json
-from grm_jax.endpoint.replies import BadReply, Completion, parse_completion, parse_error, printable
+from grm_jax.display import outside_text
+from grm_jax.endpoint.replies import BadReply, Completion, parse_completion, parse_error
 from grm_jax.endpoint.server import Server, endpoint_url, public
 
 MAX_BODY = 16 << 20  # bytes of a reply, decompressed
@@ -99,7 +100,7 @@ async def fetch(
             raise _status_error(response, _without(key, body))
         type_ = response.headers.get("content-type", "application/json").split(";")[0].strip()
         if "json" not in type_.lower():
-            raise BadReply("not JSON", f"{printable(type_)}, not JSON")
+            raise BadReply("not JSON", f"{outside_text(type_)}, not JSON")
         try:
             return parse(strict_json.loads(body))
         except ValueError:  # again, for an error that does not quote the key
@@ -119,7 +120,7 @@ async def fetch(
     except Exception as raised:  # noqa: BLE001  whatever a library raises for a damaged reply
         is_json = isinstance(raised, ValueError) and not isinstance(raised, httpx.InvalidURL)
         error = FailedTry("not JSON" if is_json else "broken reply", "")
-        detail = f"answered with a damaged reply: {printable(raised) or type(raised).__name__}"
+        detail = f"answered with a damaged reply: {outside_text(raised) or type(raised).__name__}"
     error.args = (_without(key, f"{address} {detail}".encode()).decode(),)
     raise error from None
 
@@ -132,7 +133,7 @@ def _cause(error: BaseException) -> str:
     for one in reversed(chain):
         if isinstance(one, OSError) and not isinstance(one, ssl.SSLError) and (one.errno or 0) > 0:
             return os.strerror(one.errno or 0)
-    return printable(error) or type(error).__name__
+    return outside_text(error) or type(error).__name__
 
 
 def _without(key: str, text: bytes) -> bytes:
@@ -148,7 +149,7 @@ def _status_error(response: httpx.Response, body: bytes) -> FailedTry:
         text = f"a redirect, which is not followed: give the address that it leads to. {text}"
     refused = refused or status in _REFUSED
     retried = not refused and (status in _RETRIED or status >= 500 or status < 300)
-    detail = f"{status}: {printable(text)}".rstrip(": .")
+    detail = f"{status}: {outside_text(text)}".rstrip(": .")
     return FailedTry(f"HTTP {status}", detail, retried, refused, _retry_after(response))
 
 
@@ -160,7 +161,7 @@ async def _body(response: httpx.Response, most: int, is_error: bool) -> bytes:
     encoding = response.headers.get("content-encoding", "identity").strip().lower()
     unpack = zlib.decompressobj(wbits=47) if encoding in ("gzip", "x-gzip", "deflate") else None
     if encoding not in ("identity", "") and unpack is None and not is_error:
-        raise BadReply("broken reply", f"a body in the encoding {printable(encoding)}")
+        raise BadReply("broken reply", f"a body in the encoding {outside_text(encoding)}")
     body = bytearray()
     try:
         async for chunk in response.aiter_raw():

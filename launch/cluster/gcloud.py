@@ -8,6 +8,7 @@ import shlex
 import subprocess
 from collections.abc import Callable
 
+from grm_jax.display import outside_text
 from launch.compile.slices import get_slice
 from launch.errors import LaunchError
 
@@ -93,7 +94,7 @@ class Result:
         """The first line of stderr with ERROR, else its last line."""
         lines = [line.strip() for line in self.err.splitlines() if line.strip()]
         last = lines[-1] if lines else f"exit status {self.code}"
-        return printable(next((line for line in lines if "ERROR" in line), last))
+        return outside_text(next((line for line in lines if "ERROR" in line), last), 400)
 
 
 Run = Callable[[list[str]], Result]
@@ -123,12 +124,6 @@ def run(arguments: list[str], seconds: float = CALL_SECONDS) -> Result:
     except OSError as error:
         raise LaunchError(f"gcloud cannot be run: {error.strerror}") from error
     return Result(done.returncode, done.stdout, done.stderr)
-
-
-def printable(text: str, most: int = 400) -> str:
-    """Returns a line of outside text without control characters, cut."""
-    line = "".join(c if c.isprintable() else "?" for c in text[: most + 1])
-    return line if len(line) <= most else line[: most - 3] + "..."
 
 
 def command_line(arguments: list[str]) -> str:
