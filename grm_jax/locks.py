@@ -25,7 +25,7 @@ RENEWED_SECONDS = 20.0  # how often a bucket's lock is rewritten
 
 
 class InUse(BlockingIOError):
-    """Another live process holds a folder."""
+    """Another live process has locked a folder."""
 
 
 @contextlib.contextmanager
@@ -43,7 +43,7 @@ def hold(folder: epath.Path, what: str, is_remote: bool) -> Iterator[None]:
       is_remote: whether the folder is in a bucket.
 
     Raises:
-      InUse: names the work, the host, the pid and the start of the process that holds the folder.
+      InUse: names the work, host, pid and start of the process that has locked the folder.
       OSError: the folder is not writable.
     """
     holder = {
@@ -147,7 +147,7 @@ def _describe(holder: dict[str, Any] | None) -> str:
 
 
 def _read_holder(path: Any) -> dict[str, Any] | None:
-    """Returns who holds a folder; None for nobody, and {} for a file that is damaged."""
+    """Returns the record of the process with the lock; None without one, {} if damaged."""
     try:
         holder = strict_json.loads(path.read_bytes())
     except FileNotFoundError:

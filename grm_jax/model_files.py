@@ -128,7 +128,7 @@ def one_line(text: object) -> str:
 
 
 def weight_files(folder: str, index: dict[str, Any] | None, names: Sequence[str]) -> list[str]:
-    """Returns the safetensors files that hold a model's weights.
+    """Returns the safetensors files with a model's weights.
 
     Args:
       folder: names the folder in errors.
@@ -137,7 +137,7 @@ def weight_files(folder: str, index: dict[str, Any] | None, names: Sequence[str]
 
     Raises:
       FileNotFoundError: a file that the index names is missing, or there are no weights.
-      ValueError: a damaged index, or files of which it is unclear which hold the model.
+      ValueError: a damaged index, or files of which several could be the model.
     """
     whole = "model.safetensors"
     refuse_adapter(folder, names)

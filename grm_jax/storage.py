@@ -349,10 +349,10 @@ def remove_if_empty(folder: epath.Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: PathLike, what: str = "run") -> Iterator[None]:
-    """Holds a folder, which is created if missing and removed if it stays empty; see `locks.hold`.
+    """Locks a folder, which is created if missing and removed if it stays empty; see `locks.hold`.
 
-    what: the work, for the error of another process: "training".  Raises `locks.InUse`, which names
-    host and pid of the process that holds the folder, and OSError for one that is not writable.
+    what: the work, for the error of another process: "training".  Raises `locks.InUse`, with host
+    and pid of the process that has locked the folder, and OSError if it is not writable.
     """
     folder = as_path(folder)
     with contextlib.ExitStack() as stack:

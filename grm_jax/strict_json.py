@@ -100,7 +100,7 @@ def dumps(value: Any, indent: int | None = None, **options: Any) -> str:
 
 
 def problem(value: Any, name: str = "", depth: int = 0, numbers_only: bool = False) -> str:
-    """Returns what strict JSON cannot hold in a value, such as "scores[1] is nan"; "" for nothing.
+    """Returns the first part of a value that strict JSON lacks: "scores[1] is nan"; "" if none.
 
     Args:
       value: of JSON's types, or tuples; another type is a problem too.
@@ -139,7 +139,7 @@ def _key_problem(key: Any, name: str, numbers_only: bool) -> str:
 
 
 def surrogate(text: str, name: str) -> str:
-    """Returns what is wrong with a text that has half a surrogate pair, "" for other texts."""
+    """Returns the fault of a text with half a surrogate pair, "" for other texts."""
     if text.isascii():
         return ""
     try:

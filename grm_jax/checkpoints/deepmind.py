@@ -123,7 +123,7 @@ def _tensor_name(key: str) -> str | None:
 
 
 def _refuse_links(folder: Path) -> None:
-    """Raises ValueError for links, FIFOs and the like: tensorstore opens what the folder names."""
+    """Raises ValueError for links, FIFOs and the like, because tensorstore would open them."""
     for path in folder.rglob("*"):
         if path.is_symlink() or not path.is_dir():
             check_file(path)

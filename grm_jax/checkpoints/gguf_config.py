@@ -247,7 +247,7 @@ def _rope_scaling(file: "GgufFile", released: TransformerConfig | None) -> dict[
 
 
 def _check_scale(file: "GgufFile", cfg: TransformerConfig) -> None:
-    """Refuses a scale of the attention logits that is not the model's own."""
+    """Raises ValueError if the scale of the attention logits differs from the model's own."""
     scale, own = _number(file, "attention.scale", _AMOUNT), cfg.query_pre_attn_scalar**-0.5
     if scale and abs(scale - own) > 1e-4 * own:
         raise ValueError(
@@ -271,7 +271,7 @@ def _scaled(file: "GgufFile", cfg: TransformerConfig, released: TransformerConfi
 def _number(file: "GgufFile", name: str, kind: Field) -> Any:
     """Returns a number of the architecture, None if it is absent.
 
-    Raises ValueError for another type, or a number outside its range.
+    Raises ValueError for another type or a number outside its range.
     """
     value = file.field(f"{file.architecture}.{name}")
     if value is None:
@@ -282,7 +282,7 @@ def _number(file: "GgufFile", name: str, kind: Field) -> Any:
 
 
 def _llama3_rope(file: "GgufFile", spec: LayerSpec, head_dim: int) -> Llama3Rope:
-    """Returns the scaling of Llama 3 whose divisors of the frequencies the file holds."""
+    """Returns the scaling of Llama 3 with the frequency divisors of the file."""
     stored = np.empty(head_dim // 2, np.float32)
     assert file.rope_factors is not None
     if file.rope_factors.shape != stored.shape:

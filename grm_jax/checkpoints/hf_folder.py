@@ -73,13 +73,13 @@ class HfFolder(Reader):
             yield HEADS[0] if name in HEADS else name, tensor
 
     def _check_index(self, weight_map: dict[str, str]) -> None:
-        """Raises ValueError for a tensor that is not in the file where the index puts it."""
+        """Raises ValueError for a tensor that is not in its file of the index."""
         tensors = {file.path.name: file.tensors for file in self.files}
         for name, file in weight_map.items():
             if file in tensors and name not in tensors[file]:
                 raise ValueError(
-                    f"{self.path}: {INDEX} puts {one_line(name):.80} into {file}, which lacks it: "
-                    "the index and the file are of different models, download both again"
+                    f"{self.path}: {INDEX} puts {one_line(name):.80} into {file}, which "
+                    "lacks it: the index and the file are of different models, download both again"
                 )
 
     @property

@@ -141,7 +141,7 @@ def read_rows(path: str | Path, layout: str | None = None) -> Iterator[Row]:
     for record in read_records(path):
         yield from record_rows(record, layout, f"{name_of(path)}-{record.line}")
     if record is None:
-        raise ValueError(f"{path} has no rows: it holds no records")
+        raise ValueError(f"{path} has no rows: it has no records")
 
 
 # ---------------------------------------------------------------- one record

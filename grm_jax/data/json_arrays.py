@@ -1,4 +1,4 @@
-"""Elements of a file that is one JSON array; a broken element leaves the others readable."""
+"""Yields the elements of a JSON array file, and continues after a broken element."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from grm_jax import strict_json
 
-MOST_BROKEN = 100  # elements; a file with more is no JSON array
+MOST_BROKEN = 100  # elements; a file with more is not a JSON array
 _BEFORE = re.compile(r"[ \t\r\n,]*")
 _FIRST_KEY = re.compile(r'\{\s*"((?:[^"\\\n]|\\.){0,100})"\s*:')
 _TOKEN = re.compile(r'"(?:[^"\\\n]|\\.)*"|[\[\]{},]')
@@ -20,7 +20,7 @@ _BETWEEN = re.compile(r"\}\s*,\s*\{")
 
 @dataclasses.dataclass(frozen=True)
 class Element:
-    """One element: the line on which it begins, from 1, and its value, or why it has none."""
+    """One element: its first line, from 1, and its value, or the reason why it has none."""
 
     line: int
     value: Any
@@ -47,7 +47,7 @@ def is_array(file: IO[bytes]) -> bool:
 def elements(path: Path, text: str) -> Iterator[Element]:
     """Yields the elements of an array, in order.
 
-    Where an element is not JSON, the next one is recognised by the first key of its object.
+    After an element that is not JSON, the next one starts at an object with the same first key.
 
     Args:
       path: of the file, for errors.
@@ -72,8 +72,8 @@ def elements(path: Path, text: str) -> Iterator[Element]:
             problem, at = str(error), _after_broken(text, at, key)
             if not at or broken > MOST_BROKEN:
                 raise ValueError(
-                    f"{path}:{line}: element {number} of the array is broken, and where the next "
-                    f"one begins is not certain: {problem}"
+                    f"{path}:{line}: element {number} of the array is broken, and the start of the "
+                    f"next one is uncertain: {problem}"
                 ) from None
             yield Element(line, None, problem)
             continue
@@ -86,7 +86,7 @@ def elements(path: Path, text: str) -> Iterator[Element]:
     if not text[at:]:
         raise ValueError(f"{path}:{line}: the array is not closed after element {number}")
     if text[at + 1 :].strip():
-        raise ValueError(f"{path}:{line}: something follows the array: give one array")
+        raise ValueError(f"{path}:{line}: text after the end of the array: remove it")
 
 
 def _undecodable(text: str) -> str:

@@ -166,7 +166,7 @@ def _line_records(path: Path, file: IO[bytes], is_json: bool) -> Iterator[Record
             raw = raw.removeprefix(b"\xef\xbb\xbf")
             if is_json and raw.strip() and not isinstance(_parsed(raw), dict):
                 raise ValueError(
-                    f"{path} holds no JSON array: give an array of objects, or one object "
+                    f"{path} is not a JSON array: give an array of objects, or one object "
                     "per line as .jsonl"
                 )
         if not raw.strip():
@@ -195,9 +195,9 @@ def _parsed(raw: bytes) -> Any:
 
 
 def _checked(line: int, number: int, value: Any, is_table: bool = False) -> Record:
-    """Returns the record of a parsed value, whatever file it is from."""
+    """Returns the record of a parsed value of any kind of file."""
     if not isinstance(value, dict):
-        problem = f"a {type(value).__name__} where an object is expected"
+        problem = f"a {type(value).__name__} instead of an object"
         return Record(line, number, {}, problem)
     if problem := strict_json.problem(value):
         return Record(line, number, {}, problem, is_table)

@@ -99,7 +99,7 @@ def _folder_files(folder: Path, split: str, source: str) -> list[Path]:
             raise ValueError(f"{state} is damaged: save the data set again") from None
         if missing := [name for name in files if not (folder / name).is_file()]:
             raise ValueError(
-                f"{state} names {missing[0]}, which is no file: save the data set again"
+                f"{state} names {missing[0]}, which is not a file: save the data set again"
             )
         return [folder / name for name in files]
     return [folder / name for name in shards.select(_names(folder), split, source)]

@@ -23,7 +23,7 @@ csv.field_size_limit(1 << 30)
 
 
 class BadCell(ValueError):
-    """A row that cannot be decoded; the rows after it can."""
+    """A row that cannot be decoded; reading continues with the next one."""
 
 
 def open_bytes(path: str | Path) -> IO[bytes]:
@@ -81,7 +81,7 @@ def check_utf16(path: Path, file: IO[bytes]) -> None:
 
 
 def read_table(path: Path, suffix: str) -> Iterator[dict[str, Any] | BadCell]:
-    """Yields the rows of a table, or what is wrong with a row. suffix: a key of `FORMATS`."""
+    """Yields the rows of a table, BadCell for a damaged one. suffix: a key of `FORMATS`."""
     for row in FORMATS[suffix](path):
         try:
             if not isinstance(row, BadCell):
@@ -207,7 +207,7 @@ def _arrow(path: Path) -> Iterator[dict[str, Any] | BadCell]:
 
 
 def _batch_rows(batch: Any) -> Iterator[dict[str, Any] | BadCell]:
-    """Yields the rows of a record batch; a row with invalid values gives its problem."""
+    """Yields the rows of a record batch, and a BadCell for one with invalid values."""
     batch.validate()  # raises for offsets and lengths that do not fit the buffers
     try:
         batch.validate(full=True)

@@ -1,6 +1,6 @@
 """Parses the reply of an OpenAI-compatible server: its text, or why it has none.
 
-An error object, a refusal, a filtered or an empty text is no completion, whatever the status of
+An error object, a refusal, a filtered or an empty text is not a completion, for any status of
 the reply.
 """
 
@@ -34,7 +34,7 @@ class Completion:
 
 
 class BadReply(ValueError):
-    """A reply that holds no completion.
+    """A reply without a completion.
 
     kind: for counts.  refused: the server refuses every request alike.
     """

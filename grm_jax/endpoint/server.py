@@ -25,7 +25,7 @@ class Server:
     """An OpenAI-compatible server, and how to send requests to it.
 
     Attributes:
-      url: base address; "/chat/completions" is added. It holds no user, password or key.
+      url: base address; "/chat/completions" is added. It must not contain a user, password or key.
       model: name of the model on the server.
       key_variable: environment variable with the key; sent as a bearer token if it is set.
       parallel: requests in flight.
@@ -60,7 +60,7 @@ class Server:
         return self.total_timeout or (self.retries + 1) * self.timeout
 
 
-# What decides how replies are fetched, and not what they are.
+# Fields that decide how replies are fetched, but not their content.
 TRANSPORT = frozenset(field.name for field in dataclasses.fields(Server)) - {"model"}
 
 
@@ -87,7 +87,7 @@ def check_url(url: str) -> None:
         secret in name.lower() for name in parsed.params for secret in _SECRET_PARAMETERS
     ):
         raise ValueError(
-            f"url holds a password or key, and it would be written to disk: give {public(url)} "
+            f"url contains a password or key, which would be written to disk: give {public(url)} "
             "and set the key in the environment, OPENAI_API_KEY"
         )
     if parsed.scheme not in ("http", "https") or not parsed.host:
@@ -120,5 +120,5 @@ def api_key(variable: str) -> str:
             ) from None
     key = key.strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ValueError(f"${variable} holds a character that no key has: set it again")
+        raise ValueError(f"${variable} has a character that is not allowed in a key: set it again")
     return key

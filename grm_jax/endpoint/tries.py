@@ -117,7 +117,7 @@ async def fetch(
     except (httpx.ConnectError, OSError) as raised:
         error = FailedTry("connection", "")
         detail = f"is not reachable: {_cause(raised)}"
-    except Exception as raised:  # noqa: BLE001  whatever a library raises for a damaged reply
+    except Exception as raised:  # noqa: BLE001  libraries raise many types for a damaged reply
         is_json = isinstance(raised, ValueError) and not isinstance(raised, httpx.InvalidURL)
         error = FailedTry("not JSON" if is_json else "broken reply", "")
         detail = f"answered with a damaged reply: {outside_text(raised) or type(raised).__name__}"

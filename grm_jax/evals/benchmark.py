@@ -112,7 +112,7 @@ class Benchmark:
             comparisons = list(self.read(source))
         except (OSError, ImportError):
             raise
-        except Exception as error:  # of whatever kind: the files are not ours
+        except Exception as error:  # damaged files raise errors of any type
             missing = "a field is missing:" if isinstance(error, KeyError) else ""
             prefix = f"{missing or type(error).__name__} "
             reason = str(error) if isinstance(error, ValueError) else f"{prefix}{error}"

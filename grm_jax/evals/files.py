@@ -13,7 +13,7 @@ TABLES = (".parquet", ".arrow", ".jsonl", ".json", ".csv", ".jsonl.gz", ".json.g
 METADATA = ("dataset_info", "state", "features")
 
 
-# Where the latest record came from, for the error of a reader that fails on it.
+# The place of the latest record, for the error of a reader that fails on it.
 latest_record = ""
 
 

@@ -33,7 +33,7 @@ def read_results(path: str | Path, complete: bool = False) -> list[dict]:
     """
     entries = strict_json.read(Path(path), object)
     if not isinstance(entries, list):
-        raise ValueError(f"{path} is no list of entries: name the results.json of `grm eval`")
+        raise ValueError(f"{path} is not a list of entries: name the results.json of `grm eval`")
     read: list[dict] = []
     for i, entry in enumerate(entries):
         entry = upgraded(entry) if isinstance(entry, dict) else {}
@@ -71,7 +71,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def entry_problem(entry: dict, complete: bool) -> str:
-    """Returns what is wrong with an entry, such as "of = 'x', a value of the wrong type", or ""."""
+    """Returns the first fault of an entry, such as "of = 'x', a value of the wrong type", or ""."""
     required = tuple(ENTRY.keys() - OPTIONAL) if complete else FOR_TABLES
     if problem := field_problem(entry, ENTRY, required):
         return problem

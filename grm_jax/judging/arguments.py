@@ -151,7 +151,7 @@ def _text_of(path: str) -> str:
     except UnicodeDecodeError as error:
         raise ValueError(f"--principles {path} is not UTF-8 text: {error.reason}") from None
     if not text.strip():
-        raise ValueError(f"--principles {path} holds no text: write them, or give own or first")
+        raise ValueError(f"--principles {path} is empty: write them, or give own or first")
     return text
 
 

@@ -96,4 +96,4 @@ class Options:
         if not isinstance(self.expected, bool):
             raise ValueError(f"expected = {self.expected!r:.80}: use True or False")
         if self.given_principles is not None and not self.given_principles.strip():
-            raise ValueError("given_principles hold no text: write them, or use principles='own'")
+            raise ValueError("given_principles is empty: write them, or use principles='own'")

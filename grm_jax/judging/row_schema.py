@@ -87,7 +87,7 @@ def _verdict_problem(row: dict[str, Any], n: int, critiques: list[Any]) -> str:
 def field_problem(fields: Any, checks: Mapping[str, Check], required: tuple[str, ...]) -> str:
     """Returns the first field that is absent or of the wrong type."""
     if not isinstance(fields, dict):
-        return f"{fields!r:.40} where an object is expected"
+        return f"{fields!r:.40} instead of an object"
     for name in required:
         if name not in fields:
             return f"no field {name!r}"

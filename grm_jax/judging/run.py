@@ -320,7 +320,7 @@ class _Progress:
         self.bar.set_postfix_str(text, refresh=sys.stderr.isatty() or (n == 1 and not done))
 
     def count(self, row: codec.Row) -> None:
-        """Counts a row. A killed run leaves its seconds in the cost file, up to the last one."""
+        """Counts a row. The cost file has the seconds of a killed run up to its last row."""
         self.errors += row["error"] is not None
         self.tokens += sum(critique["tokens"] for critique in row["critiques"])
         self.critiques += len(row["critiques"])

@@ -242,7 +242,7 @@ def in_folder(name: str, folder: Path) -> str:
 
 
 def save(name: str, folder: Path) -> str:
-    """Copies a user's template and what it includes into a model folder.
+    """Copies a user's template and its included files into a model folder.
 
     Returns the name for `in_folder`; that of a shipped template as it is.
     """

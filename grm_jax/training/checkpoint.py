@@ -112,7 +112,7 @@ def is_storage_fault(error: BaseException) -> bool:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a log record is no traceback of a storage fault, which SaveError reports."""
+    """Whether a log record is not a traceback of a storage fault (SaveError reports those)."""
     return not (record.exc_info and record.exc_info[1] and is_storage_fault(record.exc_info[1]))
 
 
@@ -137,7 +137,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         if kind is not None and issubclass(kind, KeyboardInterrupt | SaveError):
-            return  # leaves at once; waiting would raise the same error again
+            return  # exits at once; waiting would raise the same error again
         with self._saving():
             self._manager.wait_until_finished()
             self._manager.close()
@@ -195,7 +195,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         args = ocp.args.Composite(record=ocp.args.JsonRestore())
         record = self._manager.restore(step, args=args).record
         if not isinstance(record, dict) or FINGERPRINT not in record:
-            raise CheckpointError("its record holds no fingerprint")
+            raise CheckpointError("its record has no fingerprint")
         if record.pop(DIGEST, None) not in (None, _digest(record)):  # earlier versions wrote none
             raise CheckpointError("its record is damaged")
         return record
@@ -261,7 +261,7 @@ def _digest(record: Mapping[str, Any]) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """Returns the part of an error's text that says what failed, in one line."""
+    """Returns the relevant part of an error's text, in one line."""
     text = str(error).strip() or type(error).__name__
     if (match := _STORAGE_FAULT.search(text)) and match["text"]:
         return match["text"].strip()

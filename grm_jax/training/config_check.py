@@ -97,7 +97,7 @@ def _faults(config: Any, complete: bool) -> Iterator[str]:
         prefix = f"{section}." if section else ""
         if values is None:
             if section in ("mesh", *stages) or (complete and section == "data"):
-                yield f"config.{section} is missing, or is no section"
+                yield f"config.{section} is missing, or is not a section"
             continue
         for name, rule in rules.items():
             field = prefix + name

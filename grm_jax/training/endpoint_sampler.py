@@ -116,7 +116,7 @@ def probe_endpoint(config: Any, folder: Any) -> None:
 
     An empty `rft.sampling.model` is set to the server's only model. folder: of the stage.
 
-    Raises ValueError if the endpoint does not answer, or if its address holds a key.
+    Raises ValueError if the endpoint does not answer, or if its address contains a key.
     """
     rft = config.rft
     if url := rft.sampling.get("url"):  # the config is written to the workdir

@@ -270,7 +270,7 @@ def write_result(folder: PathLike, result: Mapping[str, Any]) -> None:
 def save_params(folder: PathLike, params: Any, step: int) -> str:
     """Writes the parameters alone, for the stages that follow; returns their fingerprint.
 
-    They replace what an earlier end of the stage has left.
+    They replace those of an earlier end of the stage.
     """
     with checkpoint.Checkpoints(as_path(folder) / FINAL, keep=1) as store:
         return store.replace(step, params)

@@ -231,7 +231,7 @@ def _saved_config(workdir: epath.Path) -> dict[str, Any]:
     try:
         saved = strict_json.read(path)
         _identity(saved)
-    except Exception as error:  # whatever the fields of a damaged file raise
+    except Exception as error:  # a damaged file may raise any error
         raise checkpoint.CheckpointError(
             f"{path} is damaged ({error!r:.100}): restore it from a backup, or remove it, and the "
             "same command writes it again"

@@ -119,7 +119,7 @@ def is_usable(record: Mapping[str, Any], request: CritiqueRequest) -> bool:
         places = list(range(request.comparison.n))
         order = places if reply.order is None else sorted(reply.order)
         return isinstance(reply.finish, str | None) and order == places
-    except Exception:  # noqa: BLE001  whatever a damaged record raises
+    except Exception:  # noqa: BLE001  a damaged record may raise any error
         return False
 
 

@@ -225,7 +225,7 @@ def test_damaged_results_are_errors_of_the_commands(entries, tmp_path, capsys):
     argv = "eval --benchmark world --data . --judge longest --limit 4 --draws 5 --out".split()
     for text, problem in (
         ("", "is damaged: not JSON"),
-        ("{}", "is no list of entries"),
+        ("{}", "is not a list of entries"),
         ("[]", "has no entries"),
         (json.dumps(entries).replace("null", "NaN", 1), "NaN is not finite"),
         (json.dumps([entries[0] | {"of": "x"}]), "entry 'world' has of = 'x'"),

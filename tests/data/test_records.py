@@ -23,7 +23,7 @@ def test_json_arrays_and_gzip_have_line_numbers(tmp_path):
         assert [record.line for record in rows] == [2, 5, 6]
         assert [record.number for record in rows] == [1, 2, 3]
         assert rows[2].fields == {"b": [2]} and rows[1].problem is not None
-    with pytest.raises(ValueError, match="x.json, line 5: a int where an object"):
+    with pytest.raises(ValueError, match="x.json, line 5: a int instead of an object"):
         list(strict_records(tmp_path / "x.json"))
 
 
@@ -96,8 +96,8 @@ def test_a_text_that_is_not_closed_ends_with_its_element(tmp_path):
         ('{"a": 1}\n'.encode("utf-16"), "UTF-16 or UTF-32 text: save it as UTF-8"),
         ('{"a": 1}\n'.encode("utf-16-le"), "UTF-16 or UTF-32 text"),
         ('{"a": 1}\n'.encode("utf-32"), "UTF-16 or UTF-32 text"),
-        (b"", "holds no records"),
-        (b"\n \r\n", "holds no records"),
+        (b"", "has no records"),
+        (b"\n \r\n", "has no records"),
     ],
 )
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a"])
