@@ -122,7 +122,8 @@ def prepare(
             if config.rft.sampler in rft_samplers.SLOW and not (folder / "samples").exists():
                 raise TrainingError(
                     f"{folder}: {reason}, and the samples that it was built from are missing: "
-                    f"restore the folder from a backup, or remove {folder.parent} to start the stage again"
+                    f"restore the folder from a backup, or remove {folder.parent} to start the "
+                    "stage again"
                 )
             log.warning("%s: %s; the RFT set is built again", folder, reason or "damaged")
         _build(config, tokenizer, mesh, folder, workdir)
