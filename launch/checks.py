@@ -198,14 +198,14 @@ def check_options(options: argparse.Namespace) -> None:
     Raises LaunchError, ValueError for a --workdir that names no bucket.
     """
 
-    def given(names: Sequence[str]) -> list[str]:
+    def chosen(names: Sequence[str]) -> list[str]:
         return [f"--{n}" for n in names if getattr(options, n) not in (None, False)]
 
     if options.on and options.compile_only:
         raise LaunchError("--compile_only and --on cannot be used together: remove one")
-    if (options.on or options.compile_only) and (names := given(_HERE)):
+    if (options.on or options.compile_only) and (names := chosen(_HERE)):
         raise LaunchError(f"{names[0]} is for a run on this machine: remove it")
-    for owner, names in (("on", given(_REMOTE)), ("compile_only", given(_COMPILE))):
+    for owner, names in (("on", chosen(_REMOTE)), ("compile_only", chosen(_COMPILE))):
         if names and not getattr(options, owner):
             raise LaunchError(
                 f"{names[0]} is an option of --{owner}: add that, or remove {names[0]}"

@@ -71,7 +71,7 @@ def _get_config(path: Path, arg: str) -> Any:
 def _run(path: Path, code: Callable[[], Any], spec: str = "") -> Any:
     """Runs code of a config file.
 
-    spec: FILE:ARG, which a ValueError is about.  Raises LaunchError with the file and the line.
+    spec: FILE:ARG, for a ValueError.  Raises LaunchError with the file and the line.
     """
     try:
         return code()

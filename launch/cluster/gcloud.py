@@ -101,7 +101,7 @@ Run = Callable[[list[str]], Result]
 
 
 def run(arguments: list[str], seconds: float = CALL_SECONDS) -> Result:
-    """Runs gcloud; a call that takes too long has failed. Bytes that are not UTF-8 are surrogates.
+    """Runs gcloud; a call that times out has failed. Bytes that are not UTF-8 become surrogates.
 
     Raises LaunchError if gcloud cannot be run.
     """
@@ -116,7 +116,7 @@ def run(arguments: list[str], seconds: float = CALL_SECONDS) -> Result:
             errors="surrogateescape",
         )
     except subprocess.TimeoutExpired:
-        return Result(1, "", f"ERROR: gcloud {arguments[-1]:.60} did not end in {seconds:.0f} s")
+        return Result(1, "", f"ERROR: gcloud {arguments[-1]:.60} timed out after {seconds:.0f} s")
     except FileNotFoundError as error:
         raise LaunchError(
             "gcloud is not on PATH: install the Google Cloud CLI and run `gcloud auth login`"

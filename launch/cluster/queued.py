@@ -5,7 +5,7 @@
 
 A resource that is FAILED or SUSPENDED, or lost to preemption, is deleted and created again; the run
 resumes from its bucket. The program runs detached on the workers and writes its exit status to a
-file, so a dropped ssh connection is just opened again. Every repetition waits, and has an end.
+file, so a dropped ssh connection is opened again. Every retry waits first, and retries are limited.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from launch.cluster.gcloud import Resource, command_line
 from launch.cluster.rendezvous import SECRET
 from launch.errors import FAILED, PEER_LOST, START_AGAIN, WRONG_COMMAND, LaunchError
 
-GOING = ("DELETING", "SUSPENDING")  # states of a resource that will be gone, or SUSPENDED
+GOING = ("DELETING", "SUSPENDING")  # states that end in deletion or SUSPENDED
 ENDED = (None, "FAILED", "SUSPENDED", *GOING)  # states that a run cannot use
 MOST_BACKOFF = 900.0  # seconds
 HOME = "grm_jax"
@@ -58,7 +58,7 @@ class Job:
       attempts: how often the resource is created, or the program started.
       poll: seconds between checks.
       patience: failed gcloud calls in a row before giving up.
-      most_wait: seconds for the resource to become ACTIVE, or to be gone after a deletion.
+      most_wait: seconds for the resource to become ACTIVE, or to be deleted.
       tree: identifies the content of the archive (`digest`).
       token: file with the Hugging Face token for the workers, "" for none.
     """
@@ -92,11 +92,11 @@ class Job:
 
 
 class Busy(LaunchError):
-    """The resource runs another command, which must not be stopped."""
+    """The resource runs another command, which must not be interrupted."""
 
 
 class Lost(Exception):
-    """The resource is gone or going; a new one can replace it."""
+    """The resource is deleted or being deleted; a new one can replace it."""
 
 
 def run(
@@ -108,7 +108,7 @@ def run(
     """Runs until the program ends and returns its exit status, or 1 after reporting a failure.
 
     Deletes the resource in any case, unless `keep` is set or gcloud fails to, which is reported.
-    Ctrl-C leaves the program running; the same command follows it again.
+    After Ctrl-C the program continues; the same command follows it again.
     """
     driver = _Driver(job, call, report, sleep)
     delete = command_line(job.resource.delete())
@@ -152,7 +152,7 @@ class _Driver:
             except Lost as lost:
                 self.report(f"{lost} (attempt {attempt} of {self.job.attempts})")
                 self.delete()
-                if attempt < self.job.attempts:  # what ended this one may still hold
+                if attempt < self.job.attempts:  # the cause may persist
                     self.sleep(self.backoff(attempt))
         raise LaunchError(
             f"{self.resource.name} was lost {self.job.attempts} times: "
@@ -161,7 +161,7 @@ class _Driver:
 
     def obtain(self) -> None:
         """Waits for an ACTIVE resource; creates it if there is none."""
-        resource = self.resource  # one that is being deleted still has the name
+        resource = self.resource  # the name is taken until a deletion has ended
         if self.wait_until(lambda state: state not in GOING) is None:
             result = self.call(resource.create())
             if result.code and "ALREADY_EXISTS" not in result.err:
@@ -171,7 +171,7 @@ class _Driver:
         self.exists = True
         state = self.wait_until(lambda state: state in ("ACTIVE", *ENDED))
         if state != "ACTIVE":
-            raise Lost(f"{resource.name} is {state or 'gone'} before it ran")
+            raise Lost(f"{resource.name} is {state or 'deleted'} before it ran")
         self.report(f"{resource.name}: ACTIVE")
 
     def wait_until(self, is_reached: Callable[[str | None], bool]) -> str | None:
@@ -328,7 +328,7 @@ class _Driver:
         raise LaunchError(f"{activity} failed {self.job.patience} times: {result.reason}")
 
     def is_deleted(self, result: gcloud.Result) -> bool:
-        """Whether a deletion has succeeded, or the resource is gone or going anyway."""
+        """Whether a deletion has succeeded, or the resource is deleted anyway."""
         if result.code and "NOT_FOUND" not in result.err:
             result = self.call(self.resource.describe())
             return result.out.strip() == "DELETING" or "NOT_FOUND" in result.err
