@@ -249,7 +249,7 @@ def test_links_of_the_hub_cache_lead_to_its_blobs(folder):
         ("judge.json", {"single": ["grm"]}, "single=['grm']"),
         ("meta_rm.json", {"likelihood": True}, "likelihood=True"),
         ("meta_rm.json", {"likelihood": 1e300}, "likelihood=1e+300"),
-        ("meta_rm.json", [], "not an object"),
+        ("meta_rm.json", [], "not a JSON object"),
     ],
 )
 def test_metadata_of_a_judge_is_refused_by_field(folder, name, content, field):

@@ -56,7 +56,7 @@ def test_files_that_cannot_be_parsed_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no data file"):
         list(read_records(tmp_path / "none.jsonl"))
     (tmp_path / "o.json").write_text('{\n"a": 1}')
-    with pytest.raises(ValueError, match="no JSON array"):
+    with pytest.raises(ValueError, match="not a JSON array"):
         list(read_records(tmp_path / "o.json"))
     (tmp_path / "o.json").write_text('[{"a": 1},\n{broken},')
     with pytest.raises(ValueError, match=r"o\.json:2: element 2 .* not JSON"):
@@ -181,7 +181,7 @@ def test_devices_and_sockets_are_no_data(name, tmp_path):
 def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "data.arrow")
     (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
-    with pytest.raises(ValueError, match="state.json names data.arrow, which is no file"):
+    with pytest.raises(ValueError, match="state.json names data.arrow, which is not a file"):
         list(read_records(tmp_path))
     (tmp_path / "state.json").write_text('{"_data_files": ' + "[" * 100_000)
     with pytest.raises(ValueError, match="state.json is damaged"):
