@@ -65,8 +65,8 @@ def _file_locked(folder: Any, holder: dict[str, Any]) -> Iterator[None]:
     except filelock.Timeout:
         remedy = f"; if that process is gone, remove {folder / LOCK}"
         is_of_system = isinstance(lock, filelock.UnixFileLock)
-        holder = _read_holder(folder / HOLDER)
-        raise _in_use(folder, holder, "" if is_of_system else remedy) from None
+        other = _read_holder(folder / HOLDER)
+        raise _in_use(folder, other, "" if is_of_system else remedy) from None
     try:
         (folder / HOLDER).write_text(strict_json.dumps(holder))
         yield
