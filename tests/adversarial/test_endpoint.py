@@ -250,7 +250,7 @@ def test_a_key_comes_from_a_file_or_is_refused_without_quoting_it(monkeypatch, t
         assert b"authorization: bearer from-file" in server.requests[0][0].lower()
     for bad in ("sk-one\nsk-two", "sk-schlüssel", "sk-\x00"):
         (tmp_path / "key").write_text(bad)
-        with pytest.raises(ValueError, match="OPENAI_API_KEY holds a character") as error:
+        with pytest.raises(ValueError, match="OPENAI_API_KEY has a character") as error:
             ask("http://127.0.0.1:9")
         assert "sk-" not in str(error.value)
 
