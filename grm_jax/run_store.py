@@ -268,6 +268,16 @@ class RunStore(Mapping[Key, Record]):
                 break  # the run was killed while it wrote this line
             record = _parsed(line)
             key = None if record is None else record.get(self.key)
+            if (
+                key is not None
+                and number == 1
+                and not self.is_folder
+                and self.key not in self.identity
+            ):
+                raise ValueError(
+                    f"{path} does not begin with the settings of its run: start over with "
+                    "--overwrite"
+                )
             if record is not None and number == 1 and (key is None or not self.is_folder):
                 # The header of an earlier version, without a checksum, has fewer fields.
                 known = self.identity if _has_checksum(line) else record

@@ -160,7 +160,8 @@ _TOO_DEEP = f"lists and objects are nested too deep: {MAX_DEPTH} levels are the 
 def _syntax(error: json.JSONDecodeError) -> str:
     """Returns the message of a syntax error with its place; a line only where there are several."""
     line = f"line {error.lineno}, " if "\n" in error.doc.strip() else ""
-    return f"not JSON: {error.msg} at {line}column {error.colno}"
+    message = error.msg.removesuffix(" starting at")
+    return f"not JSON: {message} at {line}column {error.colno}"
 
 
 def _check_depth(value: Any, brackets: int) -> None:

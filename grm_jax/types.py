@@ -88,7 +88,9 @@ class Comparison:
     def __post_init__(self) -> None:
         if isinstance(self.responses, str):
             raise ValueError("responses is one string: pass a list of strings, one per response")
-        if not isinstance(self.responses, Iterable):
+        if isinstance(self.responses, bytes | Mapping | Set) or not isinstance(
+            self.responses, Iterable
+        ):  # a set has no order that is the same twice
             raise ValueError(
                 f"responses is a {type(self.responses).__name__}: pass a list of strings, one per "
                 "response"
@@ -157,8 +159,7 @@ def _check_query(query: Any) -> None:
         return
     if not isinstance(query, (list, tuple)) or not query:
         raise ValueError(
-            f"query is a {type(query).__name__} of no turns: give a string or a list of "
-            "role/content turns"
+            f"query is {display.shown(query)}: give a string or a list of role/content turns"
         )
     for i, turn in enumerate(query):
         if not isinstance(turn, dict) or not all(

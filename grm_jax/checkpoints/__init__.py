@@ -6,8 +6,9 @@ A path may be a name on the Hugging Face Hub: `load("google/gemma-2-2b-it@main")
 tensors by name; `loading.py` reads them into a sharded model.
 """
 
+import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from grm_jax.models.config import TransformerConfig
 from grm_jax.models.transformer import Transformer
 from grm_jax.storage import fetch
 
-__all__ = ["check", "copy_tokenizer", "load", "open_checkpoint", "refuse_run_folder", "save"]
+__all__ = [
+    "check", "copy_tokenizer", "load", "open_checkpoint", "reader_of", "refuse_run_folder", "save",
+]  # fmt: skip
 
 FORMATS = (
     "a Hugging Face folder (config.json, *.safetensors), a DeepMind Flax checkpoint (_METADATA), "
@@ -43,24 +46,25 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Reader:
         raise FileNotFoundError(f"{path} does not exist: give {FORMATS}")
     refuse_run_folder(path)
     with damage_of(path):
-        return _open(path)
+        return reader_of(path)()
 
 
-def _open(path: Path) -> Reader:
+def reader_of(path: Path) -> Callable[[], Reader]:
+    """Returns what opens a checkpoint. Raises ValueError for a path that is none."""
     from grm_jax.checkpoints.deepmind import DeepMindCheckpoint, is_deepmind
 
     if exists(path / "config.json"):
         from grm_jax.checkpoints.hf_folder import HfFolder
 
-        return HfFolder(path)
+        return functools.partial(HfFolder, path)
     if is_deepmind(path):
-        return DeepMindCheckpoint(path)
+        return functools.partial(DeepMindCheckpoint, path)
     files = sorted(path.glob("*.gguf")) if path.is_dir() else [path]
     if len(files) == 1 and files[0].suffix == ".gguf":
         from grm_jax.checkpoints.gguf_file import GgufFile
 
         check_file(files[0], linked=not path.is_dir())
-        return GgufFile(files[0])
+        return functools.partial(GgufFile, files[0])
     raise ValueError(f"{path} is not a supported checkpoint: give {FORMATS}")
 
 

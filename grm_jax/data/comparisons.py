@@ -193,6 +193,8 @@ def detect(record: dict[str, Any]) -> str:
         return fitting[0]
     if not fitting:
         _check_nearly(record, fields)
+    if not fields:
+        raise Malformed("the record has no fields: give prompt, chosen and rejected")
     problem = f"both {' and '.join(fitting)}" if fitting else "no format"
     raise Malformed(
         f"the fields {', '.join(map(str, list(fields)[:8]))} fit {problem}: name one with "

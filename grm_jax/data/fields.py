@@ -65,7 +65,14 @@ def number(record: Record, key: str) -> float:
 def id_of(record: Record, keys: Sequence[str]) -> str | None:
     """Returns the first of these fields that is a text or a number, as text; None without one."""
     ids = (record[key] for key in keys if _is(record.get(key), (str, int, float)))
-    return next(map(str, ids), None)
+    return next((str(id) for id in ids if id != ""), None)
+
+
+def own_id(record: Record) -> str | None:
+    """Returns the field `id` as text, None without one. Raises Malformed for another type."""
+    if record.get("id") in (None, ""):
+        return None
+    return str(field(record, "id", (str, int, float), "a text or a number"))
 
 
 def items(record: Record, key: str, of: str = "values") -> list:

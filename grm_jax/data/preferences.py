@@ -81,12 +81,23 @@ def comparison(record: Record, name: str) -> list[Comparison]:
         key = next((key for key in QUERIES if key in record), "query")
         fields.query(record, key)
         raise Malformed(f"the field {key!r} is empty or already answered: end with the user's turn")
+    _check_one_of(record, ("query", "prompt", "messages"))
+    _check_one_of(record, ("responses", "choices"))
     key = "responses" if "responses" in record else "choices"
     responses = tuple(_response(item, key) for item in fields.items(record, key, "texts"))
     meta = fields.field(record, "meta", dict, "an object") if _given(record, "meta") else {}
     reference = fields.text(record, "reference") if _given(record, "reference") else None
-    id = (fields.id_of(record, ["id"]) if record.get("id") else None) or name
+    id = fields.own_id(record) or name
     return [Comparison(query, responses, reference, _label(record), id, dict(meta))]
+
+
+def _check_one_of(record: Record, keys: Sequence[str]) -> None:
+    """Raises Malformed for two of these fields with different contents."""
+    first, *others = [key for key in keys if _given(record, key)] or [""]
+    for other in others:
+        pair = [_chat(record[first]), _chat(record[other])]
+        if pair[0] != pair[1]:
+            raise Malformed(f"the fields {first!r} and {other!r} differ: remove one of them")
 
 
 def _response(item: Any, key: str) -> Any:

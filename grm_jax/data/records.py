@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from grm_jax import strict_json
 from grm_jax.data import json_arrays, shards, sources, tables
-from grm_jax.data.tables import check_utf16, open_bytes
+from grm_jax.data.tables import check_is_text, open_bytes
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def _file_records(path: Path) -> Iterator[Record]:
                 yield _checked(number, number, row, is_table=True)
         return
     with open_bytes(path) as file:
-        check_utf16(path, file)
+        check_is_text(path, file)
         head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
         file.seek(0)
         if head[:1] == b"[" and (suffix == ".json" or json_arrays.is_array(file)):

@@ -82,7 +82,7 @@ def example_of(record: dict, name: str) -> Example:
     if not prompt or prompt[-1]["role"] not in ("user", "tool"):
         raise Malformed("the completion does not follow a turn of the user")
     kind = fields.text(record, "kind") if "kind" in record else "general"
-    id = (fields.id_of(record, ["id"]) if record.get("id") else None) or name
+    id = fields.own_id(record) or name
     return Example(tuple(prompt), completion, kind, id)
 
 

@@ -72,11 +72,27 @@ class _Expanded(io.RawIOBase):
         super().close()
 
 
-def check_utf16(path: Path, file: IO[bytes]) -> None:
-    """Raises ValueError if a text file is UTF-16 or UTF-32; rewinds it otherwise."""
-    head = file.read(4)
+# First bytes of files that are no text -> what they are, and what to do.
+_OTHER_FILES = {
+    b"PK\x03\x04": "a zip archive or an Excel file: unpack it, or export it as CSV",
+    b"\xd0\xcf\x11\xe0": "an Excel file: export it as CSV",
+    b"BZh": "compressed with bzip2: decompress it",
+    b"\xfd7zXZ": "compressed with xz: decompress it",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd: decompress it",
+    b"SQLite format 3": "an SQLite database: export it as CSV",
+    b"PAR1": "a Parquet file: name it .parquet",
+    b"ARROW1": "an Arrow file: name it .arrow",
+}
+
+
+def check_is_text(path: Path, file: IO[bytes]) -> None:
+    """Raises ValueError if a file is UTF-16, UTF-32 or no text; rewinds it otherwise."""
+    head = file.read(16)
     file.seek(0)
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff") or (len(head) == 4 and head.count(0) in (2, 3)):
+    for magic, problem in _OTHER_FILES.items():
+        if head.startswith(magic):
+            raise ValueError(f"{path} is {problem}")
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff") or (len(head) >= 4 and head[:4].count(0) in (2, 3)):
         raise ValueError(f"{path} is UTF-16 or UTF-32 text: save it as UTF-8")
 
 
@@ -131,7 +147,7 @@ def _cell(value: Any, column: str) -> Any:
 
 def _csv(path: Path, delimiter: str = "") -> Iterator[dict[str, Any] | BadCell]:
     with open_bytes(path) as file:
-        check_utf16(path, file)
+        check_is_text(path, file)
         header = file.readline()
         file.seek(0)
         if not delimiter:  # spreadsheets of some countries write semicolons

@@ -146,12 +146,14 @@ def main(argv: list[str] | None = None) -> int:
 def evaluate(args: argparse.Namespace) -> int:
     """Loads, judges, measures, and writes the reports."""
     arguments.options_from(args)  # checks them for a baseline and a scores file as well
+    if args.part and not args.scores:
+        raise ValueError("--part needs --scores: it measures the comparisons that the file has")
     tasks = load(args)
     if args.write_comparisons:
         folder = Path(args.write_comparisons)
         for task in tasks:
             check_outputs([folder / f"{task.benchmark.name}.jsonl"], task.read)
-        folder.mkdir(parents=True, exist_ok=True)
+        results.make_folder(folder)
         for task in tasks:
             path = folder / f"{task.benchmark.name}.jsonl"
             run.write_comparisons(task.comparisons, path)
@@ -159,7 +161,7 @@ def evaluate(args: argparse.Namespace) -> int:
         return 0
     out = Path(args.out or Path("eval") / judge_name(args))
     check_files(args, tasks, out)
-    out.mkdir(parents=True, exist_ok=True)
+    results.make_folder(out)
     earlier_entries(out)  # a damaged file is an error before anything is judged
     judge, entries = judge_function(args, out), []
     for task in tasks:
@@ -290,12 +292,12 @@ def _load_scores(scores: str, task: Task, out: Path) -> Judgement:
     """Loads a scores file and copies it into `out`."""
     path, copy = scores_path(scores, task.benchmark.name), out / f"{task.benchmark.name}.jsonl"
     judged = run.load_judged(task.comparisons, path)
+    settings = run.settings_of(path)
     if path.resolve() != copy.resolve():
         write_atomic(copy, path.read_bytes())
-    first = next(strict_records(path), {})
-    known = ("model", "k", "temperature", "vote", "template", "meta_rm")
-    settings = {key: first[key] for key in known if key in first}
-    return Judgement(judged, {"kind": "scores", "name": first.get("model", path.stem)} | settings)
+    return Judgement(
+        judged, {"kind": "scores", "name": settings.get("model", path.stem)} | settings
+    )
 
 
 def _model_function(args: argparse.Namespace, out: Path) -> JudgeFunction:

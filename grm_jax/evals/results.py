@@ -56,6 +56,14 @@ def upgraded(entry: dict) -> dict:
     return entry
 
 
+def make_folder(folder: Path) -> None:
+    """Creates a folder of results. Raises ValueError if a file is in its place."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"{folder} is a file, or is below one: name a folder") from None
+
+
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Waits until no other process is in this block for a folder, so that no result is lost."""

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from grm_jax import strict_json
 from grm_jax.data.comparisons import Row
-from grm_jax.data.records import read_records
+from grm_jax.data.records import read_records, strict_records
 from grm_jax.display import shown
 from grm_jax.evals.judged import JudgedComparison, from_row
 from grm_jax.judging.options import Options
-from grm_jax.judging.row_schema import are_numbers, row_problem
+from grm_jax.judging.row_schema import ROW, are_numbers, field_problem, row_problem
 from grm_jax.run_store import RunStore
 from grm_jax.storage import write_atomic
 from grm_jax.types import Comparison
@@ -161,7 +161,7 @@ def _judged(comparison: Comparison, row: Mapping, where: str) -> JudgedCompariso
             raise ValueError(f"{where}: {error}") from None
     if "scores" not in row:
         raise ValueError(f"{where} has no field 'scores': give a number per response, or null")
-    views = row.get("views") or []
+    views = [] if row.get("views") is None else row["views"]
     if not isinstance(views, list) or not all(_is_view(view, comparison.n) for view in views):
         raise ValueError(f"{where} has the views {shown(views)}: give [{{order, scores}}, ...]")
     orders = [(tuple(v["order"]), _scores(v.get("scores"), comparison.n, where)) for v in views]
@@ -187,6 +187,16 @@ def _scores(value: Any, n: int, where: str) -> tuple[float, ...] | None:
     if not are_numbers(value, n):
         raise ValueError(f"{where} has the scores {shown(value)}: give finite numbers, or null")
     return tuple(map(float, value))
+
+
+def settings_of(path: str | Path) -> dict[str, Any]:
+    """Returns the settings in the first row of a scores file. Raises ValueError for a wrong one."""
+    first = next(strict_records(path), {})
+    known = ("model", "k", "temperature", "vote", "template", "meta_rm")
+    settings = {key: first[key] for key in known if first.get(key) is not None}
+    if problem := field_problem(settings, {key: ROW[key] for key in known}, ()):
+        raise ValueError(f"{path}: the first row has {problem}")
+    return settings
 
 
 def write_scores(judged: Sequence[JudgedComparison], path: str | Path) -> None:

@@ -16,6 +16,8 @@ from grm_jax.evals.run_tables import build, markdown, terminal
 from grm_jax.evals.table_page import page
 from grm_jax.storage import check_outputs
 
+_OUT_FORMATS = (".md", ".html", ".json")
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -55,6 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def tabulate(args: argparse.Namespace) -> int:
     """Reads the runs, and writes or prints the tables."""
     if args.out:
+        if Path(args.out).suffix not in _OUT_FORMATS:
+            raise ValueError(
+                f"--out {args.out}: name a file that ends in {', '.join(_OUT_FORMATS)}"
+            )
         check_outputs([args.out], [results_path(run.rpartition("=")[2]) for run in args.runs])
     runs = read_runs(args.runs)
     built = build(runs, args.what == "paper", flops_of(args.flops_per_token, runs))

@@ -126,8 +126,9 @@ def options_from(args: argparse.Namespace) -> Options:
     fields = {name: value for name, value in vars(args).items() if name in names}
     if fields["max_new_tokens"] is None:
         del fields["max_new_tokens"]
-    if args.k_meta is not None and not args.meta_rm:
-        raise ValueError(f"--k_meta {args.k_meta} needs a meta reward model: give --meta_rm")
+    for name in ("k_meta", "meta_template"):
+        if (value := getattr(args, name)) is not None and not args.meta_rm:
+            raise ValueError(f"--{name} {value} needs a meta reward model: give --meta_rm")
     if args.principles not in ("own", "first"):
         if not Path(args.principles).is_file():
             raise FileNotFoundError(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # JAX is imported only when a model is loaded
 
 STDOUT = "-"
 LIMIT = Number(int, 1, use="judge at least one row")
+_OF_FILES, _OF_ONE = ("format", "limit", "resume", "overwrite"), ("reference", "system")
 _OTHER_FORMATS = (".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz")  # not for an output
 
 
@@ -65,8 +66,11 @@ def parser() -> Parser:
         help=f"layout of the input: {', '.join(sorted(LAYOUTS))} (default: detected for each row)",
     )
     p.add_argument("--limit", type=LIMIT, help="judge the first N rows only")
-    p.add_argument("--resume", action="store_true", help="resume an earlier run")
-    p.add_argument("--overwrite", action="store_true", help="start over, replacing earlier output")
+    earlier = p.add_mutually_exclusive_group()
+    earlier.add_argument("--resume", action="store_true", help="resume an earlier run")
+    earlier.add_argument(
+        "--overwrite", action="store_true", help="start over, replacing earlier output"
+    )
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     one = p.add_argument_group("one comparison, instead of IN and OUT")
     one.add_argument("--query", metavar="TEXT", help="the user's text")
@@ -90,6 +94,9 @@ def _run(p: argparse.ArgumentParser, argv: list[str] | None) -> int:
     one = args.query is not None
     if one != bool(args.response) or one == bool(args.input) or one == bool(args.output):
         p.error("give IN and OUT, or --query and one --response or more")
+    for name in _OF_FILES if one else _OF_ONE:
+        if getattr(args, name) not in (None, False):
+            p.error(f"--{name} needs {'IN and OUT' if one else '--query and --response'}")
     if one:
         return run_command("grm judge", lambda: judge_one(args))
     hint = f"{args.output}.part holds the finished rows; --resume resumes the run"
@@ -163,19 +170,17 @@ def _check_files(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.output}: the output is a local file: copy it to a bucket later")
     output = Path(args.output)
     if output.suffix in _OTHER_FORMATS:
-        raise ValueError(f"{output}: rows are JSON lines: name it {output.with_suffix('.jsonl')}")
+        name = output.with_name(output.name.split(".")[0] + ".jsonl")
+        raise ValueError(f"{output}: rows are JSON lines: name it {name}")
     folder = output.absolute().parent
     if not folder.is_dir():
         raise FileNotFoundError(f"the folder {folder} of the output does not exist: create it")
     if output.is_dir() or not os.access(folder, os.W_OK):
         raise ValueError(f"{output} is not writable: name a file in a folder of yours")
-    resumed = args.resume or args.overwrite
-    if not resumed:
-        refuse_existing(output)
     read = [*sources.local_files(args.input), *arguments.files_read(args)]
     check_outputs([output, part_path(output)], read)
-    if not resumed:
-        refuse_existing(part_path(output))
+    if not (args.resume or args.overwrite):
+        refuse_existing(output, part_path(output))
 
 
 def _judge_file(args: argparse.Namespace, options: Options, output: str) -> int:

@@ -219,6 +219,10 @@ class Judge:
             raise ValueError(
                 "expected scores need the model's probabilities: this judge was built without them"
             )
+        if options.k_meta is not None and self.meta_rm is None:
+            raise ValueError(
+                f"k_meta = {options.k_meta} needs a meta reward model: load the judge with meta_rm"
+            )
         chunk = POSITIVE.check("chunk = ", chunk)
         for start in range(0, len(comparisons), chunk):
             for i, result in self._stream_chunk(comparisons[start : start + chunk], options):

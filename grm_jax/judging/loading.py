@@ -176,6 +176,8 @@ def model_name(path: str | Path, judge: bool = False) -> str:
         return hub.pinned(name)
     local = storage.fetch(path).resolve()
     checkpoints.refuse_run_folder(local, judge)
+    if local.exists():
+        checkpoints.reader_of(local)  # before all files of a folder, or a device, are read
     return f"{folder_name(path)}@{fingerprint(local)}"
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import TypedDict
 
+from grm_jax import strict_json
 from grm_jax.commands import Number
 from grm_jax.judging import orders
 from grm_jax.judging.votes import VOTES
@@ -93,6 +94,8 @@ class Options:
             value = getattr(self, name)
             if not isinstance(value, str) and (name != "given_principles" or value is not None):
                 raise ValueError(f"{name} = {value!r:.80} is a {type(value).__name__}: use a text")
+            if problem := strict_json.problem(value, name):
+                raise ValueError(problem)
         if not isinstance(self.expected, bool):
             raise ValueError(f"expected = {self.expected!r:.80}: use True or False")
         if self.given_principles is not None and not self.given_principles.strip():

@@ -126,7 +126,7 @@ def _digest(name: str) -> str:
     if not is_remote(name) and not Path(name).expanduser().exists():
         return ""
     path = fetch(name)
-    if path.is_dir():
+    if not path.is_file():  # a folder, or a pipe that is read once
         return name
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
