@@ -5,12 +5,13 @@ lists, becomes the list: pandas and `datasets` write nested columns so into CSV.
 """
 
 import ast
+import collections
 import csv
 import gzip
 import io
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -164,11 +165,15 @@ def _csv(path: Path, delimiter: str = "") -> Iterator[dict[str, Any] | BadCell]:
 
 def _header(path: Path, reader: Any) -> list[str]:
     columns: list[str] = next((cells for cells in reader if cells), [])
-    if repeated := [name for name in columns if name and columns.count(name) > 1]:
-        raise ValueError(f"{path} has the column {repeated[0]!r:.60} twice: rename one")
+    _check_unique(path, columns)
     if any(strict_json.surrogate(name, "") for name in columns):
         raise ValueError(f"{path}: the header is not UTF-8: save the file as UTF-8")
     return columns
+
+
+def _check_unique(path: Path, columns: Sequence[str]) -> None:
+    if repeated := [name for name, n in collections.Counter(columns).items() if name and n > 1]:
+        raise ValueError(f"{path} has the column {repeated[0]!r:.60} twice: rename one")
 
 
 def _next_row(path: Path, reader: Any, start: int) -> list[str] | BadCell | None:
@@ -201,7 +206,9 @@ def _parquet(path: Path) -> Iterator[dict[str, Any] | BadCell]:
     import pyarrow.parquet
 
     with open_bytes(path) as file:
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(1024):
+        table = pyarrow.parquet.ParquetFile(file)
+        _check_unique(path, table.schema_arrow.names)
+        for batch in table.iter_batches(1024):
             yield from _batch_rows(batch)
 
 
@@ -219,6 +226,7 @@ def _arrow(path: Path) -> Iterator[dict[str, Any] | BadCell]:
                 reader = pa.ipc.open_file(file)
                 batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
             for batch in batches:
+                _check_unique(path, batch.schema.names)
                 yield from _batch_rows(batch)
 
 

@@ -53,6 +53,9 @@ class Server:
         check_url(self.url)
         for name, number in RANGES.items():
             number.check(f"{name}=", getattr(self, name))
+        for name in ("model", "key_variable"):
+            if not isinstance(value := getattr(self, name), str):
+                raise ValueError(f"{name}={value!r:.40}: give a text")
 
     @property
     def seconds(self) -> float:

@@ -82,6 +82,9 @@ def _items(data: Any) -> Iterator[Any]:
             f"data[{next(iter(data))!r}]"
         )
     if hasattr(data, "convert_dtypes") and hasattr(data, "columns"):  # a pandas DataFrame
+        if not data.columns.is_unique:
+            repeated = data.columns[data.columns.duplicated()][0]
+            raise ValueError(f"comparisons has the column {repeated!r:.60} twice: rename one")
         # A column of whole numbers with a missing value has become floats: labels are integers.
         return iter(data.convert_dtypes().to_dict("records"))
     if not isinstance(data, Iterable):

@@ -233,7 +233,8 @@ def test_addresses_that_cannot_be_used_are_refused(url):
 @pytest.mark.parametrize(
     "setting",
     [{"timeout": 0}, {"timeout": float("nan")}, {"timeout": "1"}, {"parallel": 0}, {"retries": -1},
-     {"pause": -1}, {"total_timeout": float("inf")}],
+     {"pause": -1}, {"total_timeout": float("inf")}, {"retries": 1.5}, {"parallel": True},
+     {"key_variable": 5}],
 )  # fmt: skip
 def test_settings_outside_their_range_are_refused(setting):
     (name,) = setting

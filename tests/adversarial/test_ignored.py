@@ -4,6 +4,9 @@ import json
 import os
 import re
 
+import pandas
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from fake_judge import fake_judge, well_formed
 
@@ -139,6 +142,22 @@ def test_files_of_another_kind_are_named(content, name, tmp_path):
         return  # recognised, and read as Parquet
     with pytest.raises(ValueError, match=f"^{re.escape(str(path))}.*{BINARY[content]}"):
         list(read_rows(path))
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_a_column_that_appears_twice_is_named(suffix, tmp_path):
+    names = ["prompt", "chosen", "rejected", "chosen"]
+    table = pa.Table.from_arrays([pa.array([name]) for name in "pabc"], names)
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write(table)
+    with pytest.raises(ValueError, match=f"{path} has the column 'chosen' twice: rename one"):
+        list(read_rows(path))
+    with pytest.raises(ValueError, match="comparisons has the column 'chosen' twice: rename one"):
+        fake_judge([well_formed((1, 2))])(pandas.DataFrame([list("pabc")], columns=names))
 
 
 def test_a_report_of_no_rows_is_refused(folder, capsys):
