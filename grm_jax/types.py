@@ -157,10 +157,12 @@ def _check_query(query: Any) -> None:
         if not query.strip():
             raise ValueError("query is empty: give the text or the turns that the responses answer")
         return
-    if not isinstance(query, (list, tuple)) or not query:
+    if not isinstance(query, (list, tuple)):
         raise ValueError(
             f"query is {display.shown(query)}: give a string or a list of role/content turns"
         )
+    if not query:
+        raise ValueError("query has no turns: give the text or the turns to be answered")
     for i, turn in enumerate(query):
         if not isinstance(turn, dict) or not all(
             isinstance(turn.get(name), str) for name in ("role", "content")

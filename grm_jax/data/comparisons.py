@@ -15,7 +15,7 @@ from typing import Any
 
 from grm_jax.data.fields import checked, field, id_of
 from grm_jax.data.layouts import LAYOUTS, Layout, permutation
-from grm_jax.data.preferences import CONVERSATIONS, PAIR
+from grm_jax.data.preferences import CONVERSATIONS, PAIR, check_unambiguous
 from grm_jax.data.records import Account, Malformed, Record, Unusable, read_records
 from grm_jax.data.sources import name_of
 from grm_jax.display import shown
@@ -189,6 +189,8 @@ def detect(record: dict[str, Any]) -> str:
     fitting = [
         name for name, layout in LAYOUTS.items() if layout.matches and layout.matches(fields)
     ]
+    if fitting == ["comparison"]:
+        check_unambiguous(fields)
     if len(fitting) == 1:
         return fitting[0]
     if not fitting:

@@ -81,8 +81,6 @@ def comparison(record: Record, name: str) -> list[Comparison]:
         key = next((key for key in QUERIES if key in record), "query")
         fields.query(record, key)
         raise Malformed(f"the field {key!r} is empty or already answered: end with the user's turn")
-    _check_one_of(record, ("query", "prompt", "messages"))
-    _check_one_of(record, ("responses", "choices"))
     key = "responses" if "responses" in record else "choices"
     responses = tuple(_response(item, key) for item in fields.items(record, key, "texts"))
     meta = fields.field(record, "meta", dict, "an object") if _given(record, "meta") else {}
@@ -91,13 +89,15 @@ def comparison(record: Record, name: str) -> list[Comparison]:
     return [Comparison(query, responses, reference, _label(record), id, dict(meta))]
 
 
-def _check_one_of(record: Record, keys: Sequence[str]) -> None:
-    """Raises Malformed for two of these fields with different contents."""
-    first, *others = [key for key in keys if _given(record, key)] or [""]
-    for other in others:
-        pair = [_chat(record[first]), _chat(record[other])]
-        if pair[0] != pair[1]:
-            raise Malformed(f"the fields {first!r} and {other!r} differ: remove one of them")
+def check_unambiguous(record: Record) -> None:
+    """Raises Malformed for a query, or responses, under two names with different contents."""
+    for keys in (("query", "prompt", "messages"), ("responses", "choices")):
+        first, *others = [key for key in keys if _given(record, key)] or [""]
+        for other in others:
+            if _chat(record[first]) != _chat(record[other]):
+                raise Malformed(
+                    f"the fields {first!r} and {other!r} differ: remove one, or name the format"
+                )
 
 
 def _response(item: Any, key: str) -> Any:

@@ -22,7 +22,7 @@ from grm_jax.judging import arguments
 from grm_jax.judging.codec import read_judged_rows
 from grm_jax.judging.options import Options
 from grm_jax.judging.summary import failure_text, summarise, unparsed_text
-from grm_jax.storage import check_outputs, is_remote
+from grm_jax.storage import check_outputs, check_replaceable, is_remote
 from grm_jax.types import Comparison
 
 if TYPE_CHECKING:  # JAX is imported only when a model is loaded
@@ -177,10 +177,14 @@ def _check_files(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"the folder {folder} of the output does not exist: create it")
     if output.is_dir() or not os.access(folder, os.W_OK):
         raise ValueError(f"{output} is not writable: name a file in a folder of yours")
+    check_replaceable(output)
+    resumed = args.resume or args.overwrite
+    if not resumed:
+        refuse_existing(output)
     read = [*sources.local_files(args.input), *arguments.files_read(args)]
     check_outputs([output, part_path(output)], read)
-    if not (args.resume or args.overwrite):
-        refuse_existing(output, part_path(output))
+    if not resumed:
+        refuse_existing(part_path(output))
 
 
 def _judge_file(args: argparse.Namespace, options: Options, output: str) -> int:

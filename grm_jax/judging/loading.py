@@ -63,7 +63,7 @@ def judge_arguments(
     """Loads the arguments of `Judge`; see `Judge.load`."""
     options = options or LoadOptions()
     with storage.unchanged(Path(path).expanduser()):  # a training run may export into it again
-        name = model_name(path, judge=True)
+        name = _checked_name(path, judge=True)
         path = storage.fetch(path)
         _refuse_reward_model(path)
         metadata = JudgeMetadata.load(path)
@@ -96,7 +96,7 @@ def load_meta_rm(
 
     template: by default the one in its meta_rm.json, else the one for judges of `family`.
     """
-    name = model_name(path)
+    name = _checked_name(path)
     path = storage.fetch(path)
     metadata = MetaRMMetadata.load(path)
     model, tokenizer = _load_model(path, mesh, dtype)
@@ -176,9 +176,16 @@ def model_name(path: str | Path, judge: bool = False) -> str:
         return hub.pinned(name)
     local = storage.fetch(path).resolve()
     checkpoints.refuse_run_folder(local, judge)
-    if local.exists():
-        checkpoints.reader_of(local)  # before all files of a folder, or a device, are read
     return f"{folder_name(path)}@{fingerprint(local)}"
+
+
+def _checked_name(path: str | Path, judge: bool = False) -> str:
+    """Returns `model_name` of a checkpoint: to read another folder, or a device, may never end."""
+    if not storage.hub_name(path) and (local := storage.fetch(path).resolve()).exists():
+        checkpoints.refuse_run_folder(local, judge)
+        with model_files.damage_of(local):
+            checkpoints.reader_of(local)
+    return model_name(path, judge)
 
 
 def folder_name(path: str | Path) -> str:

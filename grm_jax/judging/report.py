@@ -98,8 +98,6 @@ def load_run(path: str, source: str | None = None, layout: str | None = None) ->
     if not local.is_file():
         raise FileNotFoundError(f"no file {path}: give the OUT of grm judge, or its OUT.part")
     rows = list(read_judged_rows(local))
-    if not rows and not path.endswith(".part"):
-        raise ValueError(f"{path} has no rows: give the OUT of grm judge")
     records, total = input_records(source, rows, layout) if source else ({}, None)
     of_all = f" of {total:,}" if total is not None else ""
     if path.endswith(".part"):
