@@ -91,13 +91,12 @@ def comparison(record: Record, name: str) -> list[Comparison]:
 
 def check_unambiguous(record: Record) -> None:
     """Raises Malformed for a query, or responses, under two names with different contents."""
-    for keys in (("query", "prompt", "messages"), ("responses", "choices")):
-        first, *others = [key for key in keys if _given(record, key)] or [""]
-        for other in others:
-            if _chat(record[first]) != _chat(record[other]):
-                raise Malformed(
-                    f"the fields {first!r} and {other!r} differ: remove one, or name the format"
-                )
+    for first, second in (("query", "prompt"), ("responses", "choices")):
+        is_both = _given(record, first) and _given(record, second)
+        if is_both and _chat(record[first]) != _chat(record[second]):
+            raise Malformed(
+                f"the fields {first!r} and {second!r} differ: remove one, or name the format"
+            )
 
 
 def _response(item: Any, key: str) -> Any:

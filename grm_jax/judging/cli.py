@@ -152,6 +152,13 @@ def _check_files(args: argparse.Namespace) -> None:
 
     if args.output == STDOUT and args.resume:
         raise ValueError("--resume needs a file: rows on standard output are not stored")
+    streams = (
+        (args.input, sys.stdin, "standard input"),
+        (args.output, sys.stdout, "standard output"),
+    )
+    for given, stream, name in streams:
+        if given == STDOUT and stream is None:
+            raise ValueError(f"{name} is closed: name a file instead of -")
     if args.input == sources.STDIN and sys.stdin.isatty():
         print("reading comparisons from the terminal; Ctrl-D ends them", file=sys.stderr)
     path = Path(args.input)
@@ -170,8 +177,8 @@ def _check_files(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.output}: the output is a local file: copy it to a bucket later")
     output = Path(args.output)
     if output.suffix in _OTHER_FORMATS:
-        name = output.with_name(output.name.split(".")[0] + ".jsonl")
-        raise ValueError(f"{output}: rows are JSON lines: name it {name}")
+        jsonl = output.with_name(output.name.split(".")[0] + ".jsonl")
+        raise ValueError(f"{output}: rows are JSON lines: name it {jsonl}")
     folder = output.absolute().parent
     if not folder.is_dir():
         raise FileNotFoundError(f"the folder {folder} of the output does not exist: create it")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 
 import pandas
 import pyarrow as pa
@@ -67,6 +68,15 @@ def test_options_that_would_be_ignored(argv, folder, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("stream", ["stdin", "stdout"])
+def test_a_closed_stream_is_named(stream, folder, capsys, monkeypatch):
+    monkeypatch.setattr(sys, stream, None)
+    files = ("-", "OUT") if stream == "stdin" else ("IN", "-")
+    status = grm.main(["judge", *files, "--model", "none"])
+    assert status == 2
+    assert f"standard {stream[3:]}put is closed: name a file" in capsys.readouterr().err
+
+
 def test_settings_of_python_that_would_be_ignored():
     judge = fake_judge([well_formed((1, 2))])
     with pytest.raises(ValueError, match="k_meta = 1 needs a meta reward model"):
@@ -85,7 +95,6 @@ def test_responses_need_an_order(responses):
 
 FIELDS = {
     '"prompt": "p"': "the fields 'query' and 'prompt' differ: remove one, or name the format",
-    '"messages": [{"role": "user", "content": "p"}]': "the fields 'query' and 'messages' differ",
     '"choices": ["a", "c"]': "the fields 'responses' and 'choices' differ",
     '"id": {"a": 1}': "the field 'id' is {'a': 1}: give a text or a number",
     '"id": [1]': "the field 'id' is [1]",
