@@ -14,7 +14,7 @@ FILES = ("result.json", "export.json", "metrics.jsonl")
 
 
 def _check_entries(folder: storage.PathLike) -> None:
-    """Raises OSError for a file in the place of a folder, and what is no file in that of a file."""
+    """Raises OSError for a file instead of a folder, and what is no file in that of a file."""
     folder = storage.as_path(folder)
     if storage.is_remote(folder):
         return

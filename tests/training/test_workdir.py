@@ -1,4 +1,4 @@
-"""Tests the lock of a run's folder: what stands in the place of its files is refused by name."""
+"""Tests the lock of a run's folder: what stands instead of its files is refused by name."""
 
 import os
 
