@@ -34,13 +34,12 @@ def run_identity(judge: Judge, options: Options, digest: str) -> dict[str, Any]:
     principles = identity.pop("given_principles")
     if principles is not None:
         identity["principles"] = f"given@{_hash([principles])}"
-    label = f"{judge.family}, {judge.single}" if judge.single else judge.family
     identity |= {
         "model": judge.name,
         "meta_rm": getattr(judge.meta_rm, "name", None),
         "input": digest,
-        "template": label,
-        "templates": _named(label, judge),
+        "template": _label(judge),
+        "templates": templates_of(judge),
         "tokenizer": getattr(judge.tokenizer, "fingerprint", None),
     }
     if isinstance(judge.meta_rm, MetaRM):
@@ -53,6 +52,15 @@ def run_identity(judge: Judge, options: Options, digest: str) -> dict[str, Any]:
 def field_names(settings: Any, free: Collection[str] = ()) -> list[str]:
     """Returns the fields of a dataclass without those in `free`."""
     return [field.name for field in dataclasses.fields(settings) if field.name not in free]
+
+
+def templates_of(judge: Judge) -> str:
+    """Returns "names@fingerprint" of the files of a judge's templates as they are now."""
+    return _named(_label(judge), judge)
+
+
+def _label(judge: Judge) -> str:
+    return f"{judge.family}, {judge.single}" if judge.single else judge.family
 
 
 def _named(name: str, judge: Judge | MetaRM) -> str:

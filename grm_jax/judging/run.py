@@ -18,7 +18,14 @@ from grm_jax.data import sources
 from grm_jax.data.comparisons import Row, read_rows
 from grm_jax.devices import watch_compilations
 from grm_jax.judging import codec
-from grm_jax.judging.identity import FREE_OF_RUN, difference, field_names, row_fields, run_identity
+from grm_jax.judging.identity import (
+    FREE_OF_RUN,
+    difference,
+    field_names,
+    row_fields,
+    run_identity,
+    templates_of,
+)
 from grm_jax.judging.judge import Judge, Unjudged
 from grm_jax.judging.options import POSITIVE, Options
 from grm_jax.run_store import IdentityMismatch, RunStore
@@ -170,7 +177,7 @@ def judge_into(
         else:
             fields = row_fields(judge, options, identity, row.comparison)
             record = codec.judged_row(row.comparison, result, row.number, fields)
-        templates = run_identity(judge, options, "")["templates"]
+        templates = templates_of(judge)
         if templates != identity["templates"]:
             raise ValueError(
                 f"a template was edited during the run (begun with {identity['templates']}, now it "

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -103,7 +104,8 @@ def test_a_full_disk_is_one_line_and_the_older_checkpoint_survives(tmp_path):
     (line,) = [line for line in output.splitlines() if not line.startswith("toy")]
     assert status == 1 and "Traceback" not in errors
     assert line.startswith(f"SaveError: {tmp_path}/checkpoints: a checkpoint could not be written")
-    assert "File too large" in line and "the newest checkpoint is 2. Free space" in line
+    # The reason is of the storage thread that failed first: "File too large", mostly.
+    assert re.search(r"written \(\S.*\); the newest checkpoint is 2\. Free space", line)
     resumed = toy_training.train(tmp_path, size=size)
     expected = toy_training.train(tmp_path / "b", size=size)
     np.testing.assert_array_equal(resumed, expected)
