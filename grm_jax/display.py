@@ -43,7 +43,7 @@ def verdict_text(verdict: Verdict, width: int) -> str:
 def headline(verdict: Verdict) -> str:
     """Returns the result of a verdict in one line: "Response 2 is best (sum of 8 critiques)"."""
     k, scores = len(verdict.critiques), verdict.scores
-    voters = k - verdict.unparsed if verdict.kept is None else len(verdict.kept)
+    voters = k - verdict.unparsed - verdict.failed if verdict.kept is None else len(verdict.kept)
     if not voters:
         return f"No verdict: 0 of {k} critiques have scores."
     rule = next((name for name, votes in verdict.votes.items() if votes == scores), "vote")
@@ -51,6 +51,8 @@ def headline(verdict: Verdict) -> str:
     notes = [of] if verdict.kept is None else [f"{of}, kept by the meta reward model"]
     if verdict.unparsed:
         notes.append(f"{verdict.unparsed} of {k} without scores")
+    if verdict.failed:
+        notes.append(f"{verdict.failed} of {k} requests failed")
     basis = f"({'; '.join(notes)})"
     if len(scores) == 1:
         return f"Score {number(scores[0])} {basis}."
@@ -75,7 +77,7 @@ def critique_headline(critique: Critique) -> str:
 
 def _critique_lines(critique: Critique, width: int) -> list[str]:
     lines = [line for p in critique.principles for line in _principle_lines(p, width)]
-    text = critique.analysis or (critique.text if critique.scores is None else "")
+    text = critique.error or critique.analysis or (critique.text if critique.scores is None else "")
     if critique.scores is None and len(text) > UNPARSED_CHARS:
         text = f"{text[:UNPARSED_CHARS]} ..."
     for paragraph in printable(text).splitlines():
@@ -194,7 +196,7 @@ def _critique_body(critique: Critique) -> str:
         )
         for principle in critique.principles
     ]
-    text = critique.analysis or (critique.text if critique.scores is None else "")
+    text = critique.error or critique.analysis or (critique.text if critique.scores is None else "")
     style = "white-space:pre-wrap;margin:0.4em 0 0.8em"
     return f'{_table(rows)}<div style="{style}">{_escape(text)}</div>'
 

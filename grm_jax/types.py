@@ -40,7 +40,8 @@ UNPARSED: dict[str, tuple[str, str]] = {
         "use another model, or a --template that states the scale",
     ),
 }
-STATUSES = ("ok", *UNPARSED)
+STATUSES = ("ok", *UNPARSED)  # of a text
+FAILED = "failed"  # status of a critique without a text: its request to an endpoint failed for good
 
 ROLES = ("user", "assistant", "system", "tool")  # of a turn
 ROLE_NAMES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
@@ -233,12 +234,14 @@ class Critique:
       scores: one per response; None unless status is "ok". In prompt order from the parser, with
         order = (0, ..., n - 1); in the caller's order in a Verdict (`in_caller_order`).
       order: the order in which the prompt showed the responses.
-      status: "ok" or a key of `UNPARSED`, which says why there are no scores.
+      status: "ok", a key of `UNPARSED`, which says why there are no scores, or `FAILED`.
       expected_scores: like scores, the expectation over the model's score tokens.
       meta_score: score of the meta reward model.
       tokens: length of the text in tokens.
       sample: index among the k samples of its comparison.
-      finish: "stop" or "length".
+      finish: "stop" or "length"; None if unknown.
+      prompt_tokens: length of its prompt as counted by an endpoint, else None.
+      error: why the request failed, for the status `FAILED`.
     """
 
     text: str
@@ -253,6 +256,8 @@ class Critique:
     sample: int = 0
     seed: int = 0
     finish: str | None = None
+    prompt_tokens: int | None = None
+    error: str | None = None
 
     def __repr__(self) -> str:
         names = ", ".join(principle.name for principle in self.principles)
@@ -294,7 +299,7 @@ class Verdict:
       scores: one per response in the caller's order, by default the sum over critiques; all 0 if no
         critique was parsed.
       best: index of the highest score; None on a tie, or if no critique was parsed.
-      unparsed: number of critiques without scores, which do not vote.
+      unparsed: number of critiques whose text has no scores; they do not vote.
       votes: the scores by every rule of `judging.votes.VOTES` whose inputs exist.
       kept: indices of the critiques that the meta reward model let vote; None without one.
     """
@@ -308,9 +313,14 @@ class Verdict:
     kept: tuple[int, ...] | None = None
 
     @property
+    def failed(self) -> int:
+        """Number of critiques that an endpoint did not return; they do not vote."""
+        return sum(critique.status == FAILED for critique in self.critiques)
+
+    @property
     def tie(self) -> bool:
         """Whether several responses share the highest score; False if no critique was parsed."""
-        return self.best is None and self.unparsed < len(self.critiques)
+        return self.best is None and self.unparsed + self.failed < len(self.critiques)
 
     def explain(self, width: int = 80) -> str:
         """Returns the verdict as plain text: the vote, and every critique with its principles.

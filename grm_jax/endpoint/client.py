@@ -8,6 +8,7 @@ import json
 import queue
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ def complete(
     server: Server,
     bodies: Sequence[Mapping[str, Any]],
     on_failed_try: OnFailedTry = lambda kind, reason, repeated: None,
+    groups: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, Completion | Failure]]:
     """Yields (index, result) of every request, in the order in which they end.
 
@@ -37,6 +39,8 @@ def complete(
     Args:
       bodies: one request each: the fields of a chat completion but "model".
       on_failed_try: see there; called from another thread.
+      groups: a number for each request; requests with the same number share one total deadline,
+        which begins with the first of them. None: each request has its own.
 
     Raises:
       EndpointError: `STOP_AFTER` requests in a row, or all, were refused for a reason that holds
@@ -49,9 +53,14 @@ def complete(
     async def run(client: httpx.AsyncClient, put: Callable[[Any], None]) -> None:
         numbers = iter(range(len(contents)))
 
+        ends: dict[int, float] = {}
+
         async def work() -> None:
             for i in numbers:
-                put((i, await request(client, server, contents[i], on_failed_try)))
+                end = time.monotonic() + server.seconds
+                if groups is not None:
+                    end = ends.setdefault(groups[i], end)
+                put((i, await request(client, server, contents[i], on_failed_try, end)))
 
         await asyncio.gather(*(work() for _ in range(min(server.parallel, len(contents)))))
 

@@ -55,10 +55,20 @@ class FailedTry(Exception):
 
 
 async def request(
-    client: httpx.AsyncClient, server: Server, content: bytes, on_failed_try: OnFailedTry
+    client: httpx.AsyncClient,
+    server: Server,
+    content: bytes,
+    on_failed_try: OnFailedTry,
+    end: float,
 ) -> Completion | Failure:
-    """Tries a request until it succeeds, fails for good, or its time is over."""
-    url, end = endpoint_url(server.url, "chat/completions"), time.monotonic() + server.seconds
+    """Tries a request until it succeeds, fails for good, or its time is over.
+
+    end: of all tries, a time of `time.monotonic`.
+    """
+    url = endpoint_url(server.url, "chat/completions")
+    if time.monotonic() >= end:
+        text = f"{public(url)}: no time for a request within {server.seconds:g} s"
+        return Failure("timeout", text)
     for attempt in range(server.retries + 1):
         seconds = min(server.timeout, end - time.monotonic())
         try:

@@ -16,6 +16,7 @@ from grm_jax.evals.scaling import META, blocks
 from grm_jax.evals.tables import percent, span, text_table
 from grm_jax.judging.summary import mean
 from grm_jax.judging.votes import winner
+from grm_jax.types import FAILED
 
 METHODS = {"sum": "Voting", "expected": "Expected", META: "MetaRM"}
 HEADINGS = ("model", "method", "accuracy", "95% CI", "ties", "parsed")
@@ -83,7 +84,7 @@ def cell(
 
 def _parse_rate(judged: JudgedComparison) -> float:
     """Share of critiques that parsed; 1 for judges without critiques, 0 if judging failed."""
-    parsed = mean(critique.status == "ok" for critique in judged.critiques)
+    parsed = mean(c.status == "ok" for c in judged.critiques if c.status != FAILED)
     return float(judged.error is None) if parsed is None else parsed
 
 

@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
         help="folder for verdicts, results.json, results.md and results.html (default eval/JUDGE)",
     )
     judge = p.add_mutually_exclusive_group(required=True)
-    judge.add_argument("--model", help="model folder, checkpoint, GGUF file or hub name")
+    judge.add_argument("--model", help="as of grm judge; with --endpoint, the model's name there")
     judge.add_argument(
         "--judge", choices=CONTENT_BLIND, help="a content-blind baseline instead of a model"
     )
@@ -202,12 +202,13 @@ def check_files(args: argparse.Namespace, tasks: Sequence[Task], out: Path) -> N
 
 def judge_name(args: argparse.Namespace) -> str:
     """The name of the judge, for the default --out: of RUN/STAGE/hf it is RUN/STAGE."""
-    if args.model:
+    if args.model and not args.endpoint:
         from grm_jax.judging.loading import folder_name
 
         name = Path(folder_name(args.model))
         return str(name.with_name(name.name.split(".")[0]))
-    return args.judge or Path(args.scores).name.split(".")[0]
+    named = args.endpoint and args.model.replace("/", "_")
+    return named or args.judge or Path(args.scores).name.split(".")[0]
 
 
 def load(args: argparse.Namespace) -> list[Task]:
@@ -312,14 +313,15 @@ def _model_function(args: argparse.Namespace, out: Path) -> JudgeFunction:
         progress=not args.quiet,
     )
     judge = arguments.judge_from(args)
-    count = num_parameters(args.model)
+    count = None if args.endpoint else num_parameters(args.model)
 
     def judge_task(task: Task) -> Judgement:
         made = judge_benchmark(judge, task, out, options, config, greedy=not args.no_greedy)
         rows = read_judged_rows(out / f"{task.benchmark.name}.jsonl")
         if failures := failure_text(rows):
             print(f"grm eval: {task.benchmark.name}: {failures}", file=sys.stderr)
-        return dataclasses.replace(made, cost={**made.cost, "parameters": count}) if count else made
+        more = arguments.price_of(args, made.cost) | ({"parameters": count} if count else {})
+        return dataclasses.replace(made, cost={**made.cost, **more})
 
     return judge_task
 

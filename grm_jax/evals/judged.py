@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from grm_jax.judging import votes
 from grm_jax.judging.codec import critique_from_json
 from grm_jax.judging.votes import Order
-from grm_jax.types import Comparison, Critique
+from grm_jax.types import FAILED, Comparison, Critique
 
 Scores = tuple[float, ...] | None
 
@@ -22,7 +22,8 @@ class JudgedComparison:
     Attributes:
       scores: the vote over all critiques, one per response; None if none parsed.
       views: the vote within each order in which the responses were shown, None where no critique of
-        that order parsed. Empty for judges that do not see an order.
+        that order parsed; none of an order whose requests all failed. Empty for judges that do not
+        see an order.
       critiques: of a generative judge, with scores in the caller's order.
       num_votes: how many critiques the scores sum over (1 for other judges and rules), which puts a
         threshold on the scale of one critique.
@@ -87,7 +88,7 @@ def vote(
     parsed_orders, voting_orders = ({c.order for c in members} for members in (parsed, voting))
     views = tuple(
         (order, votes.all_votes([c for c in voting if c.order == order], comparison.n).get(rule))
-        for order in dict.fromkeys(c.order for c in critiques)
+        for order in dict.fromkeys(c.order for c in critiques if c.status != FAILED)
         if order in voting_orders or order not in parsed_orders
     )
     return JudgedComparison(

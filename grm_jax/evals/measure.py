@@ -15,6 +15,7 @@ from grm_jax.evals.benchmark import Benchmark, is_tie
 from grm_jax.evals.bootstrap import DRAWS, MetricFunction, Resampler, mcnemar
 from grm_jax.evals.judged import JudgedComparison
 from grm_jax.judging.summary import mean
+from grm_jax.types import FAILED
 
 SHOWN_BASELINES = ("longest", "first")
 # Resamples of intervals that cost many metrics each, or that are only drawn.
@@ -116,7 +117,7 @@ def parsing(judged: Sequence[JudgedComparison]) -> dict:
     return {
         "critiques": len(critiques),
         "statuses": dict(Counter(c.status for c in critiques)),
-        "parsed": mean(c.status == "ok" for c in critiques),
+        "parsed": mean(c.status == "ok" for c in critiques if c.status != FAILED),
         "unparsed": sum(j.scores is None for j in judged),
         "errors": dict(Counter(j.error for j in judged if j.error).most_common(5)),
         "ties": mean(map(is_tie, several)),

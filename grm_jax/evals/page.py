@@ -119,4 +119,5 @@ def cost(spent: Mapping) -> str:
         return text
     speed = spent["tokens"] / spent["seconds"]
     counts = f"{spent['critiques']:,} critiques, {spent['tokens']:,} tokens"
-    return f"{text}, {counts}, {speed:,.0f} tokens/s"
+    price = f", price {spent['price']:,.4f}" if "price" in spent else ""
+    return f"{text}, {counts}, {speed:,.0f} tokens/s{price}"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from grm_jax.commands import Number
 from grm_jax.judging import orders
 from grm_jax.judging.metadata import JudgeMetadata
 from grm_jax.judging.options import POSITIVE, Options
@@ -18,6 +20,8 @@ if TYPE_CHECKING:  # JAX is imported only when a model is loaded
 
     from grm_jax.judging.judge import Judge
 
+SERVER = ("parallel", "retries", "timeout", "total_timeout", "key_variable")
+PRICE = Number(float, 0, 1e9)
 _BATCH = "(default: what fits in memory)"
 
 
@@ -79,6 +83,7 @@ def add_judging_arguments(parser: argparse.ArgumentParser) -> None:
     vote.add_argument(
         "--expected", action="store_true", help="compute expected scores from token probabilities"
     )
+    _add_endpoint_arguments(parser)
     device = parser.add_argument_group("devices")
     device.add_argument(
         "--dtype",
@@ -105,12 +110,66 @@ def add_judging_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_endpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("endpoint")
+    add = group.add_argument
+    add(
+        "--endpoint",
+        metavar="URL",
+        help="judge by an OpenAI-compatible server, such as "
+        "http://localhost:8000/v1; --model is the model's name there",
+    )
+    add("--parallel", type=int, help="requests in flight (default 16)")
+    add("--retries", type=int, help="further tries of a failed request (default 5)")
+    add("--timeout", type=float, help="seconds for one try (default 120)")
+    add(
+        "--total_timeout",
+        type=float,
+        help="seconds for all critiques of a comparison (default: "
+        "no limit but (retries + 1) x timeout for each request)",
+    )
+    add(
+        "--key_variable",
+        metavar="NAME",
+        help="environment variable with the API key (default OPENAI_API_KEY)",
+    )
+    for name in ("in", "out"):
+        kind = "prompt" if name == "in" else "new"
+        add(f"--price_{name}", type=PRICE, help=f"price of a million {kind} tokens")
+
+
+def endpoint_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the settings of the server that the arguments set.
+
+    Raises ValueError for arguments that do not fit --endpoint, or need it.
+    """
+    settings = {name: getattr(args, name) for name in SERVER if getattr(args, name) is not None}
+    priced = [name for name in ("price_in", "price_out") if getattr(args, name) is not None]
+    if not args.endpoint:
+        if given := [*settings, *priced]:
+            raise ValueError(f"--{given[0]} needs --endpoint URL: it is a setting of a server")
+        return {}
+    if VOTES[args.vote].needs == "expected_scores" or args.expected:
+        raise ValueError(
+            "--expected needs the model's probabilities, which an endpoint does not return: give "
+            "a model folder as --model, without --endpoint"
+        )
+    unused = ["tokenizer", "prompt_slots", "rows", *([] if args.meta_rm else ["mesh"])]
+    for name in unused:
+        if getattr(args, name) is not None:
+            raise ValueError(
+                f"--{name} is of weights that are loaded here: omit it, the server "
+                "at --endpoint has the model"
+            )
+    return settings
+
+
 def fill_unset(args: argparse.Namespace) -> None:
     """Fills the unset template and length from the model's judge.json.
 
     args.own_template: whether the template is the model's own, not one of the command line.
     """
-    metadata = JudgeMetadata.load(args.model)
+    metadata = JudgeMetadata() if args.endpoint else JudgeMetadata.load(args.model)
     args.own_template = args.template is None
     for name in ("template", "max_new_tokens"):
         if getattr(args, name) is None:
@@ -122,6 +181,7 @@ def options_from(args: argparse.Namespace) -> Options:
 
     Without it an unset length has its default, which is enough to check the other options.
     """
+    endpoint_settings(args)
     names = {field.name for field in dataclasses.fields(Options)}
     fields = {name: value for name, value in vars(args).items() if name in names}
     if fields["max_new_tokens"] is None:
@@ -141,7 +201,13 @@ def options_from(args: argparse.Namespace) -> Options:
 
 def files_read(args: argparse.Namespace) -> list[str | None]:
     """Returns the paths that the arguments name, which must not be outputs."""
-    given = (args.model, args.tokenizer, args.meta_rm, args.template, args.meta_template)
+    given = (
+        None if args.endpoint else args.model,
+        args.tokenizer,
+        args.meta_rm,
+        args.template,
+        args.meta_template,
+    )
     return [*given, args.principles]
 
 
@@ -157,13 +223,24 @@ def _text_of(path: str) -> str:
 
 
 def judge_from(args: argparse.Namespace) -> Judge:
-    """Loads the judge of the arguments, after `fill_unset`.
+    """Loads the judge of the arguments, after `fill_unset`; by endpoint, no weights of it.
 
     Raises ValueError on more than one host.
     """
-    import jax
-
     from grm_jax.judging.judge import Judge
+
+    if args.endpoint:
+        return Judge.endpoint(
+            *(args.endpoint, args.model),
+            meta_rm=args.meta_rm,
+            mesh=mesh_from(args.mesh),
+            template=args.template,
+            max_new_tokens=args.max_new_tokens,
+            dtype=args.dtype,
+            meta_template=args.meta_template,
+            **endpoint_settings(args),
+        )
+    import jax
 
     if jax.process_count() > 1:
         raise ValueError(
@@ -181,6 +258,14 @@ def judge_from(args: argparse.Namespace) -> Judge:
         prompt_slots=args.prompt_slots,
         rows=args.rows,
     )
+
+
+def price_of(args: argparse.Namespace, counts: Mapping[str, Any]) -> dict[str, float]:
+    """Returns {"price": that of "prompt_tokens" and "tokens"}; {} if no price is set."""
+    if args.price_in is None and args.price_out is None:
+        return {}
+    new, prompt = (counts.get(name) or 0 for name in ("tokens", "prompt_tokens"))
+    return {"price": (prompt * (args.price_in or 0.0) + new * (args.price_out or 0.0)) / 1e6}
 
 
 def mesh_from(text: str | None) -> Mesh | None:

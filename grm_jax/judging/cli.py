@@ -23,7 +23,7 @@ from grm_jax.judging.codec import read_judged_rows
 from grm_jax.judging.options import Options
 from grm_jax.judging.summary import failure_text, summarise, unparsed_text
 from grm_jax.storage import check_outputs, check_replaceable, is_remote
-from grm_jax.types import Comparison
+from grm_jax.types import FAILED, Comparison
 
 if TYPE_CHECKING:  # JAX is imported only when a model is loaded
     from grm_jax.judging.judge import Judge
@@ -58,7 +58,11 @@ def parser() -> Parser:
         nargs="?",
         help="JSONL file to write, or - for standard output; an unfinished run is in OUT.part",
     )
-    p.add_argument("--model", required=True, help="model folder, checkpoint, GGUF file or hub name")
+    p.add_argument(
+        "--model",
+        required=True,
+        help="model folder, checkpoint, GGUF file or hub name; with --endpoint, the name there",
+    )
     p.add_argument(
         "--format",
         choices=sorted(LAYOUTS),
@@ -199,16 +203,16 @@ def _judge_file(args: argparse.Namespace, options: Options, output: str) -> int:
 
     existing = "resume" if args.resume else "overwrite" if args.overwrite else "refuse"
     config = RunConfig(existing=existing, chunk=args.chunk, progress=not args.quiet)
+    judge = arguments.judge_from(args)
     result = judge_file(
-        arguments.judge_from(args),
-        *(args.input, output, options, config),
-        format=args.format,
-        limit=args.limit,
+        judge, *(args.input, output, options, config), format=args.format, limit=args.limit
     )
     name = "standard output" if args.output == STDOUT else args.output
     errors = f", {result.errors} of them errors" if result.errors else ""
     resumed = f", {result.resumed} from an earlier run" if result.resumed else ""
     print(f"{name}: {result.rows} rows{errors}{resumed}\n{rates_text(output)}", file=sys.stderr)
+    if args.endpoint:
+        print(requests_text(output, judge, args), file=sys.stderr)
     if result.errors:
         print(f"The error rows of {name} have all reasons.", file=sys.stderr)
         print(failure_text(read_judged_rows(output)), file=sys.stderr)
@@ -249,3 +253,14 @@ def rates_text(output: str) -> str:
         )
     hint = unparsed_text(rates["statuses"])
     return f"{text}\n{hint}" if hint else text
+
+
+def requests_text(output: str, judge: Judge, args: argparse.Namespace) -> str:
+    """Returns tokens and price of an output by endpoint, and the failed tries of this session."""
+    rates = summarise(read_judged_rows(output))
+    text = f"{rates['critiques']:,} critiques, {rates['statuses'].get(FAILED, 0):,} of them failed"
+    text += f"; {rates['prompt_tokens']:,} prompt tokens, {rates['tokens']:,} new"
+    text += "".join(f", price {price:,.4f}" for price in arguments.price_of(args, rates).values())
+    tries = getattr(judge.sampler, "tries", {})
+    kinds = ", ".join(f"{n:,} x {kind}" for kind, n in sorted(tries.items()))
+    return f"{text}\nfailed tries of this session: {kinds}" if kinds else text

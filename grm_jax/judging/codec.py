@@ -17,6 +17,7 @@ _TEXT_FIELDS = ("query", "responses", "reference", "meta")  # absent from privat
 
 def critique_to_json(critique: Critique) -> Row:
     """Returns a critique as a JSON object; the seed is not in it, the row has it."""
+    by_endpoint = {"prompt_tokens": critique.prompt_tokens, "error": critique.error}
     return {
         "text": critique.text,
         "order": list(critique.order),
@@ -29,7 +30,7 @@ def critique_to_json(critique: Critique) -> Row:
         "finish": critique.finish,
         "principles": [dataclasses.asdict(principle) for principle in critique.principles],
         "analysis": critique.analysis,
-    }
+    } | {name: value for name, value in by_endpoint.items() if value is not None}
 
 
 def critique_from_json(fields: Row, with_text: bool = True) -> Critique:
@@ -52,6 +53,8 @@ def critique_from_json(fields: Row, with_text: bool = True) -> Critique:
         sample=fields.get("sample", 0),
         seed=fields.get("seed", 0),
         finish=fields.get("finish"),
+        prompt_tokens=fields.get("prompt_tokens"),
+        error=fields.get("error"),
     )
 
 
@@ -98,14 +101,22 @@ def error_row(
     run: Row,
     id: str | None = None,
     comparison: Comparison | None = None,
+    no_reply: bool = False,
 ) -> Row:
     """Returns the output row of an input row that could not be judged.
 
     comparison: what was parsed of the input row; the row has its texts.
+    no_reply: an endpoint answered none of its requests.
     """
     row = _verdict_row(Verdict(id, (), None, (), unparsed=0), line, 0, None)
     texts = _texts(comparison) if comparison else {}
-    return row | texts | run | {"template": None, "error": {"line": line, "reason": reason}}
+    error = {"line": line, "reason": reason} | ({"no_reply": True} if no_reply else {})
+    return row | texts | run | {"template": None, "error": error}
+
+
+def has_no_reply(row: Row) -> bool:
+    """Returns whether an endpoint answered none of a row's requests."""
+    return bool((row.get("error") or {}).get("no_reply"))
 
 
 def _verdict_row(verdict: Verdict, line: int | str, n: int, label: Any) -> Row:

@@ -19,43 +19,19 @@ from grm_jax.devices import choose_platform, use_compilation_cache
 from grm_jax.judging import votes
 from grm_jax.judging.expected import ExpectedScores
 from grm_jax.judging.frames import Comparisons, comparisons_from
+from grm_jax.judging.job import Job, Unjudged as Unjudged, with_meta_scores
 from grm_jax.judging.meta import MetaRM, TooLong
 from grm_jax.judging.options import POSITIVE, Keywords, Options
 from grm_jax.judging.orders import item_of, response_orders
-from grm_jax.judging.sampler import Sampler
-from grm_jax.judging.votes import Order
+from grm_jax.judging.sampler import Sampler, TextCodec, text_of
 from grm_jax.registry import check_keywords
-from grm_jax.sampling import Completion, Request
-from grm_jax.text import parse, parse_principles, rendering
-from grm_jax.text.tokenizer import Tokenizer
-from grm_jax.types import Comparison, Critique, Ranking, Turn, Verdict
+from grm_jax.sampling import Request
+from grm_jax.text import parse_principles, rendering
+from grm_jax.types import FAILED, Comparison, Critique, Ranking, Turn, Verdict
 
 # The roles of a family that a judge chooses from (`rendering.choose`, and --principles first).
 ROLES = ("judge", "single", "reference", "given_principles", "principles", "critique")
 MAX_PRINCIPLES_CHARS = 4000  # of a principles text that does not parse as a list
-
-
-@dataclasses.dataclass(frozen=True)
-class Unjudged:
-    """A comparison that could not be judged, and the reason."""
-
-    reason: str
-
-
-@dataclasses.dataclass
-class _Job:
-    """One comparison in progress.
-
-    orders: the response order of each sample.  prompts: token ids for each distinct order.
-    completions: those that the sampler has returned, by sample.
-    """
-
-    comparison: Comparison
-    template: rendering.Template
-    orders: list[Order]
-    prompts: dict[Order, list[int]]
-    principles: str | None = None
-    completions: dict[int, Completion] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(eq=False)
@@ -63,6 +39,7 @@ class Judge:
     """A generative reward model with its tokenizer and template.
 
     Attributes:
+      tokenizer: the model's own, or `by_endpoint.ChatMessages`.
       sampler: `engine_sampler(model)`, or any function from requests to completions.
       template: a family ("grm", "compact": the role that fits each comparison is chosen), the name
         of a template, or a Jinja file; "grm" if None.
@@ -77,7 +54,7 @@ class Judge:
         is shown; None for the one that `template` chooses.
     """
 
-    tokenizer: Tokenizer
+    tokenizer: TextCodec
     sampler: Sampler
     template: str | Path | None = None
     meta_rm: MetaRM | None = None
@@ -126,6 +103,26 @@ class Judge:
         choose_platform()
         use_compilation_cache()
         return cls(**judge_arguments(path, meta_rm, mesh, template, LoadOptions(**options)))
+
+    @classmethod
+    def endpoint(cls, url: str, model: str, **options: Any) -> Judge:
+        """Returns a judge whose critiques an OpenAI-compatible server writes.
+
+        No weights are loaded and nothing is sent yet. The server applies its chat template.
+
+        Args:
+          url: base address such as http://localhost:8000/v1.
+          model: name of the model on the server.
+          options: the other arguments of `by_endpoint.judge_arguments`, such as template, and the
+            settings of `grm_jax.endpoint.Server`, such as parallel.
+
+        Raises:
+          ValueError: an address or setting that cannot be used.
+        """
+        from grm_jax.judging import by_endpoint
+
+        check_keywords("Judge.endpoint()", options, by_endpoint.KEYWORDS)
+        return cls(**by_endpoint.judge_arguments(url, model, **options))
 
     def __call__(
         self,
@@ -182,7 +179,7 @@ class Judge:
         """
         comparison = Comparison(query, responses)
         (verdict,) = self([comparison], k, temperature, seed, **options)
-        if verdict.unparsed == len(verdict.critiques):
+        if verdict.unparsed + verdict.failed == len(verdict.critiques):
             statuses = Counter(critique.status for critique in verdict.critiques)
             counts = ", ".join(f"{count} {status}" for status, count in statuses.items())
             raise ValueError(
@@ -236,7 +233,7 @@ class Judge:
     def _stream_chunk(
         self, comparisons: Sequence[Comparison], options: Options
     ) -> Iterator[tuple[int, Verdict | Unjudged]]:
-        principles: list[str | None] = [options.given_principles] * len(comparisons)
+        principles: list[str | Unjudged | None] = [options.given_principles] * len(comparisons)
         if options.principles == "first" and options.given_principles is None:
             principles = self._write_principles(comparisons, options)
         requests, owners = [], []
@@ -246,7 +243,8 @@ class Judge:
                 yield i, job
                 continue
             for order, count in Counter(job.orders).items():
-                requests.append(self._request(job.prompts[order], count, options))
+                request = self._request(job.prompts[order], count, options)
+                requests.append(dataclasses.replace(request, group=i))
                 # Sample s of this request is the s-th sample of the comparison with this order.
                 samples = [s for s, other in enumerate(job.orders) if other == order]
                 owners.append((i, job, samples))
@@ -277,9 +275,11 @@ class Judge:
         return [rendering.load(name) for name in (*names, *filter(None, [self.single]))]
 
     def _prepare(
-        self, comparison: Comparison, options: Options, principles: str | None
-    ) -> _Job | Unjudged:
+        self, comparison: Comparison, options: Options, principles: str | Unjudged | None
+    ) -> Job | Unjudged:
         """Chooses the orders and renders a prompt for each."""
+        if isinstance(principles, Unjudged):
+            return principles
         try:
             template = self.template_for(comparison, options)
             orders = response_orders(comparison, options.k, options.orders, options.seed)
@@ -296,7 +296,7 @@ class Judge:
                 f"fit the model's context of {self.context:,}: shorten the responses, or lower "
                 "max_new_tokens"
             )
-        return _Job(comparison, template, orders, prompts, principles)
+        return Job(comparison, template, orders, prompts, principles)
 
     def _fits(self, length: int, options: Options) -> bool:
         return self.context is None or length + options.max_new_tokens <= self.context
@@ -314,44 +314,33 @@ class Judge:
             item=item_of(prompt),
         )
 
-    def _finish(self, job: _Job, options: Options) -> Verdict | Unjudged:
+    def _finish(self, job: Job, options: Options) -> Verdict | Unjudged:
         """Parses, scores and votes after all samples of a comparison have finished."""
-        for completion in job.completions.values():
-            if completion.finish == "error":
-                return Unjudged(completion.error or "the sampler failed without a reason")
+        if (failure := job.failure()) is not None:
+            return failure
         critiques = [self._critique(job, sample, options) for sample in range(len(job.orders))]
         n, id, guided = job.comparison.n, job.comparison.id, self.meta_rm is not None
         try:
             if self.meta_rm is not None:
-                critiques = _with_meta_scores(self.meta_rm, job, critiques)
+                critiques = with_meta_scores(self.meta_rm, job, critiques)
             return votes.verdict(critiques, n, id, options.vote, guided, options.k_meta)
         except (TooLong, votes.NoVote) as error:  # the other comparisons are not affected
             return Unjudged(str(error))
 
-    def _critique(self, job: _Job, sample: int, options: Options) -> Critique:
+    def _critique(self, job: Job, sample: int, options: Options) -> Critique:
         """Returns the critique of one sample, its scores in the caller's order."""
-        completion, order, template = job.completions[sample], job.orders[sample], job.template
-        ids = [int(i) for i in completion.tokens]
-        text = self.tokenizer.decode(ids)
-        critique = parse(
-            text, job.comparison.n, template.low, template.high, template.output, completion.finish
-        )
-        principles = critique.principles or parse_principles(job.principles or "")
+        order, critique = job.orders[sample], job.critique(sample, self.tokenizer)
         expected = None
         if options.expected and critique.status == "ok" and self.expected is not None:
-            expected = self.expected(job.prompts[order], ids, text, critique, template)
+            ids = [int(i) for i in job.completions[sample].tokens]
+            expected = self.expected(job.prompts[order], ids, critique.text, critique, job.template)
         return dataclasses.replace(
-            critique,
-            principles=principles,
-            expected_scores=expected,
-            tokens=sum(i not in self.tokenizer.stop_ids for i in ids),
-            sample=sample,
-            seed=options.seed,
+            critique, expected_scores=expected, seed=options.seed
         ).in_caller_order(order)
 
     def _write_principles(
         self, comparisons: Sequence[Comparison], options: Options
-    ) -> list[str | None]:
+    ) -> list[str | Unjudged | None]:
         """Samples principles once per query; None where the prompt is malformed or too long."""
         template = rendering.role_template(self.family, "principles")
         requests: list[Request | None] = []
@@ -363,24 +352,20 @@ class Judge:
             except ValueError:
                 requests.append(None)  # `_prepare` fails for the same reason and returns it
         new = [r for r in dict.fromkeys(requests) if r is not None and r not in self._principles]
+        failed: dict[Request | None, Unjudged] = {}
         for completion in self.sampler(new):
-            if completion.finish != "error":
-                text = self.tokenizer.decode(completion.tokens)
+            if completion.finish == FAILED:
+                reason = f"no principles: {completion.error}"
+                failed[new[completion.request_index]] = Unjudged(reason, no_reply=True)
+            elif completion.finish != "error":
+                text = text_of(completion, self.tokenizer).text
                 principles = parse_principles(text)
                 self._principles[new[completion.request_index]] = (
                     rendering.principles_text(principles)
                     if principles
                     else text.strip()[:MAX_PRINCIPLES_CHARS]
                 )
-        return [r and self._principles.get(r) for r in requests]
-
-
-def _with_meta_scores(meta_rm: MetaRM, job: _Job, critiques: list[Critique]) -> list[Critique]:
-    """Scores the parsed critiques; the meta reward model sees the order that each critique saw."""
-    parsed = [i for i, critique in enumerate(critiques) if critique.status == "ok"]
-    texts = [(job.comparison, job.orders[i], critiques[i].text) for i in parsed]
-    scores = dict(zip(parsed, map(float, meta_rm(texts))))
-    return [dataclasses.replace(c, meta_score=scores.get(i)) for i, c in enumerate(critiques)]
+        return [failed.get(r) or (r and self._principles.get(r)) for r in requests]
 
 
 def _names(options: type) -> list[str]:

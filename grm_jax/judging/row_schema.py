@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from grm_jax.judging import votes
+from grm_jax.types import FAILED
 
 Check = Callable[[Any], bool]
 
@@ -61,14 +62,16 @@ def _verdict_problem(row: dict[str, Any], n: int, critiques: list[Any]) -> str:
         return f"scores or votes that are not {n} finite numbers"
     if not (label is None or (is_int(label) and 0 <= label < n) or are_numbers(label, n)):
         return f"label = {label!r:.60}, which does not fit {n} responses"
-    unparsed = sum(critique["status"] != "ok" for critique in critiques)
+    statuses = [critique["status"] for critique in critiques]
+    unparsed = sum(status not in ("ok", FAILED) for status in statuses)
     if row["unparsed"] != unparsed:
         return f"unparsed = {row['unparsed']}, but {unparsed} critiques without scores"
-    voted = unparsed < len(critiques) if by_rule is None else bool(by_rule)
+    some_parsed = unparsed + statuses.count(FAILED) < len(critiques)
+    voted = some_parsed if by_rule is None else bool(by_rule)
     best = votes.winner(scores) if voted else None
     if row["best"] != best:
         return f"best = {row['best']}, which does not fit its scores"
-    if row["tie"] != (best is None and unparsed < len(critiques)):
+    if row["tie"] != (best is None and some_parsed):
         return f"tie = {row['tie']}, which does not fit its scores"
     if by_rule and row.get("vote") in by_rule and scores != by_rule[row["vote"]]:
         return f"scores that differ from its vote by {row['vote']}"
@@ -201,4 +204,6 @@ CRITIQUE: dict[str, Check] = {
     "finish": or_null(is_text),
     "principles": list_of(_is_principle),
     "analysis": is_text,
+    "prompt_tokens": is_count,
+    "error": is_text,
 }

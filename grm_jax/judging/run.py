@@ -31,7 +31,7 @@ from grm_jax.judging.options import POSITIVE, Options
 from grm_jax.run_store import IdentityMismatch, RunStore
 from grm_jax.sampling.programs import PROGRAMS
 from grm_jax.storage import check_outputs, write_atomic
-from grm_jax.types import Comparison, Verdict
+from grm_jax.types import FAILED, Comparison, Verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +60,8 @@ class RunConfig:
 class RunResult:
     """Counts of a run: all rows, error rows, rows of earlier sessions.
 
-    cost: {"seconds", "tokens", "critiques"}; of an output that was finished already, the content
-    of `RunConfig.cost_path`, or {}.
+    cost: {"seconds", "tokens", "critiques"}, by endpoint "prompt_tokens" too; of an output that was
+    finished already, the content of `RunConfig.cost_path`, or {}.
     """
 
     rows: int
@@ -103,7 +103,8 @@ def judge_rows(
     """Judges numbered input rows into `output`: JSONL, one row per input row, in their order.
 
     While the run is in progress its rows are in OUT.part (`RunStore`). A row that cannot be judged
-    becomes an error row with the reason.
+    becomes an error row with the reason. A resumed run judges again the error rows of which an
+    endpoint answered no request, also those of a finished output.
 
     Args:
       digest: a hash of everything in the input that verdicts depend on; rows keep 12 digits of it.
@@ -121,15 +122,25 @@ def judge_rows(
         errors = _check_finished(judge, rows, output, options, identity)
         return RunResult(len(rows), errors, len(rows), _read_cost(config.cost_path))
 
+    answered: dict[int | str, codec.Row] | None = None  # of a finished output that lacks others
     if config.existing == "resume" and Path(output).exists() and not part_path(output).exists():
-        return finished()
+        result = finished()
+        if result.errors:
+            answered = _answered(output)
+        if answered is None:
+            return result
     if config.existing == "refuse":
         refuse_existing(output, part_path(output))
     rows_differ = {name: getattr(config, name) for name in field_names(config, FREE_OF_RUN)}
     header = identity | rows_differ | dict(selection or {})
     with RunStore(part_path(output), header, key="line", existing=config.existing) as store:
+        if answered is not None:
+            store.append_all({k: row for k, row in answered.items() if k not in store})
+        for key in [key for key in store if codec.has_no_reply(store[key])]:
+            store.discard(key)
         resumed = len(store)
-        if not resumed and config.existing != "overwrite" and Path(output).exists():
+        is_new = not resumed and answered is None
+        if is_new and config.existing != "overwrite" and Path(output).exists():
             store.remove()  # another run has finished since this one looked
             if config.existing == "refuse":
                 refuse_existing(output)
@@ -138,13 +149,15 @@ def judge_rows(
         progress = _Progress(Path(output).stem, len(rows), resumed, config, programs)
         with progress, watch_compilations(progress.compiling):
             judge_into(store, judge, rows, options, identity, config, progress.count)
-        errors = tokens = critiques = 0
+        errors = tokens = prompt_tokens = critiques = 0
         for record in store.records():
             errors += record["error"] is not None
             tokens += sum(critique["tokens"] for critique in record["critiques"])
+            prompt_tokens += sum(c.get("prompt_tokens", 0) for c in record["critiques"])
             critiques += len(record["critiques"])
         store.finish(output, [row.number for row in rows])
     cost = {"seconds": progress.seconds, "tokens": tokens, "critiques": critiques}
+    cost |= {"prompt_tokens": prompt_tokens} if prompt_tokens else {}
     _write_cost(config.cost_path, cost)
     return RunResult(len(rows), errors, resumed, cost)
 
@@ -169,11 +182,12 @@ def judge_into(
     remaining = [row for row in rows if row.number not in store]
     batch = config.chunk if store.is_folder else 1
     records: dict[int | str, codec.Row] = {}
+    last: dict[int | str, codec.Row] = {}  # stored at the end: a resumed run judges them again
     for row, result in _results(judge, remaining, options, config.chunk):
         if isinstance(result, Unjudged) or row.comparison is None:
             fields = row_fields(judge, options, identity, None)
-            reason = getattr(result, "reason", "")
-            record = codec.error_row(row.number, reason, fields, row.id, row.comparison)
+            reason, no_reply = getattr(result, "reason", ""), getattr(result, "no_reply", False)
+            record = codec.error_row(row.number, reason, fields, row.id, row.comparison, no_reply)
         else:
             fields = row_fields(judge, options, identity, row.comparison)
             record = codec.judged_row(row.comparison, result, row.number, fields)
@@ -183,12 +197,13 @@ def judge_into(
                 f"a template was edited during the run (begun with {identity['templates']}, now it "
                 f"is {templates}): restore it and resume, or start over with --overwrite"
             )
-        records[row.number] = codec.without_texts(record) if config.private else record
+        rows_to = last if codec.has_no_reply(record) else records
+        rows_to[row.number] = codec.without_texts(record) if config.private else record
         if len(records) >= batch:
             store.append_all(records)
             records = {}
         count(record)
-    store.append_all(records)
+    store.append_all(records | last)
 
 
 def _results(
@@ -242,6 +257,13 @@ def _check_finished(
             "--overwrite"
         )
     return errors
+
+
+def _answered(output: str | Path) -> dict[int | str, codec.Row] | None:
+    """Returns the rows of a finished output without those of `has_no_reply`; None if all are."""
+    rows = {row["line"]: row for row in codec.read_judged_rows(output)}
+    answered = {line: row for line, row in rows.items() if not codec.has_no_reply(row)}
+    return answered if len(answered) < len(rows) else None
 
 
 # ---------------------------------------------------------------- files
@@ -330,7 +352,7 @@ class _Progress:
         """Counts a row. The cost file has the seconds of a killed run up to its last row."""
         self.errors += row["error"] is not None
         self.tokens += sum(critique["tokens"] for critique in row["critiques"])
-        self.critiques += len(row["critiques"])
+        self.critiques += sum(critique["status"] != FAILED for critique in row["critiques"])
         self.parsed += sum(critique["status"] == "ok" for critique in row["critiques"])
         rate = self.tokens / max(1e-9, time.monotonic() - self.start)
         parse_rate = self.parsed / self.critiques if self.critiques else 0.0

@@ -1,7 +1,13 @@
-"""The sampler of a judge: the k-way sampler of `grm_jax.sampling` as one callable."""
+"""The sampler of a judge: the k-way sampler of `grm_jax.sampling` as one callable.
 
+A sampler works on token ids; a `TextCodec`, the tokenizer, has the texts. `by_endpoint` is the
+sampler that requests texts of a server.
+"""
+
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 from jax.sharding import Mesh
 
@@ -13,6 +19,47 @@ from grm_jax.sharding import use_mesh
 
 # Yields the k completions of each request, in any order.
 Sampler = Callable[[Sequence[Request]], Iterable[Completion]]
+
+
+class TextCodec(Protocol):
+    """What a judge needs of a tokenizer."""
+
+    stop_ids: tuple[int, ...]
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        """Returns the prompt of chat messages."""
+
+    def decode(self, ids: Any) -> str:
+        """Returns the text of a completion's tokens."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """The text of a completion. finish: "stop", "length", or None if unknown.
+
+    num_tokens, prompt_tokens: None if they are not counted.
+    """
+
+    text: str
+    finish: str | None
+    num_tokens: int | None = None
+    prompt_tokens: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TextCompletion(Completion):
+    """A completion that is a text, of a server: it has no tokens. finish may be `FAILED`."""
+
+    reply: Reply | None = None
+
+
+def text_of(completion: Completion, codec: TextCodec) -> Reply:
+    """Returns the text of a completion, without stop tokens in its count."""
+    if isinstance(completion, TextCompletion) and completion.reply is not None:
+        return completion.reply
+    ids = [int(i) for i in completion.tokens]
+    count = sum(i not in codec.stop_ids for i in ids)
+    return Reply(codec.decode(ids), completion.finish, count)
 
 
 def engine_sampler(

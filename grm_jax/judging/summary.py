@@ -12,7 +12,7 @@ from typing import Any
 
 from grm_jax.judging import votes
 from grm_jax.judging.codec import Row, critique_from_json
-from grm_jax.types import UNPARSED
+from grm_jax.types import FAILED, UNPARSED
 
 
 def summarise(rows: Iterable[Row]) -> dict[str, Any]:
@@ -20,7 +20,8 @@ def summarise(rows: Iterable[Row]) -> dict[str, Any]:
 
     accuracy: share of labelled comparisons with a best response named.  tie_credit: the same with
     a tie counted by its share of best responses.  chance: accuracy of a random choice.
-    ties: share of comparisons of several responses that tied.  parsed: parse rate of critiques.
+    ties: share of comparisons of several responses that tied.  parsed: parse rate of critiques,
+    without those whose request failed.  prompt_tokens: as counted by an endpoint.
     all_unparsed: comparisons without any parsed critique.
     flips: share of comparisons, shown in several orders, whose orders name different winners.
     first_place: share of decided critiques whose winner was shown first.  first_chance: the same
@@ -44,7 +45,9 @@ def summarise(rows: Iterable[Row]) -> dict[str, Any]:
         counts["all_unparsed"] += all_unparsed(row)
         for critique in row["critiques"]:
             statuses[critique["status"]] += 1
-            rates["parsed"].add(critique["status"] == "ok")
+            if critique["status"] != FAILED:
+                rates["parsed"].add(critique["status"] == "ok")
+            counts["prompt_tokens"] += critique.get("prompt_tokens", 0)
             counts["tokens"] += critique["tokens"]
         views = [(c["order"], c["scores"]) for c in _parsed(row)] if several else []
         for order, best in votes.decided(views):
@@ -70,6 +73,7 @@ def summarise(rows: Iterable[Row]) -> dict[str, Any]:
         "first_place": value("first_place"),
         "first_chance": value("first_chance"),
         "tokens": counts["tokens"],
+        "prompt_tokens": counts["prompt_tokens"],
         "mean_tokens": counts["tokens"] / critiques if critiques else None,
     }
 
@@ -127,7 +131,7 @@ def unparsed_text(statuses: Mapping[str, int], least: float = 0.5) -> str:
 
     statuses: critiques by status.  least: the parse rate that is enough.
     """
-    total = sum(statuses.values())
+    total = sum(statuses.values()) - statuses.get(FAILED, 0)
     counts = Counter({name: statuses[name] for name in UNPARSED if statuses.get(name)})
     if not counts or statuses.get("ok", 0) >= least * total:
         return ""
@@ -144,7 +148,8 @@ def mean(values: Iterable[float]) -> float | None:
 
 def all_unparsed(row: Row) -> bool:
     """Returns whether none of a row's critiques is parsed."""
-    return row["unparsed"] == len(row["critiques"])
+    failed = sum(critique["status"] == FAILED for critique in row["critiques"])
+    return row["unparsed"] + failed == len(row["critiques"])
 
 
 def _parsed(row: Row) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from grm_jax.registry import Registry
-from grm_jax.types import Critique, Verdict
+from grm_jax.types import FAILED, Critique, Verdict
 
 Scores = tuple[float, ...]
 Order = tuple[int, ...]  # in which a prompt shows the responses
@@ -237,7 +237,7 @@ def verdict(
         scores=scores,
         best=winner(scores) if votes else None,
         critiques=tuple(critiques),
-        unparsed=len(critiques) - len(parsed(critiques)),
+        unparsed=sum(c.status != FAILED for c in critiques) - len(parsed(critiques)),
         votes=votes,
         kept=kept,
     )

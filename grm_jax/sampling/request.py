@@ -26,6 +26,7 @@ class Request:
       top_k: number of tokens that sampling is restricted to; 0 disables the filter.
       stop: token ids that end a completion, at most MAX_STOP_TOKENS.
       seed, item: integers in [0, 2**31).
+      group: number of a comparison, for the deadline of an endpoint; no sample depends on it.
     """
 
     prompt: Sequence[int]
@@ -37,6 +38,7 @@ class Request:
     stop: tuple[int, ...] = ()
     seed: int = 0
     item: int = 0
+    group: int = 0
 
     def token_limit(self, cfg: TransformerConfig) -> int:
         """Returns how many new tokens the request and the model's context allow."""

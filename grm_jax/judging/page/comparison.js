@@ -120,7 +120,7 @@ function voteElements(side, { votes, vote, kept, votes_by_k, critiques, scale })
   });
   const heads = side.scores.map((_, i) => `Response ${i + 1}`);
   const facts = [
-    `${count - side.unparsed} of ${count} critiques parsed`,
+    `${critiques.filter(({ status }) => status === "ok").length} of ${count} critiques parsed`,
     kept && `${kept.length} kept by the meta reward model`,
     side.flip && "orders name different winners",
   ];

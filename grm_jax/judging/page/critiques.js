@@ -41,7 +41,7 @@ function critiqueBody(critique) {
     parts.push(make("h4", { text: "Principles" }), ...principles.map(principleElement));
   }
   if (critique.analysis) parts.push(make("h4", { text: "Analysis" }), prose(critique.analysis));
-  const text = make("pre", { class: "prose raw", text: critique.text, tabindex: "0" });
+  const text = make("pre", { class: "prose raw", text: critique.text || critique.error || "", tabindex: "0" });
   const title = make("summary", { class: "quiet", text: "full text" });
   return [...parts, make("details", { open: parts.length ? null : "" }, title, text)];
 }

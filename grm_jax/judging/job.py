@@ -1,0 +1,75 @@
+"""One comparison in progress: its orders and prompts, and the critiques of its completions."""
+
+import dataclasses
+
+from grm_jax.judging.meta import MetaRM
+from grm_jax.judging.sampler import TextCodec, text_of
+from grm_jax.judging.votes import Order
+from grm_jax.sampling import Completion
+from grm_jax.text import parse, parse_principles, rendering
+from grm_jax.types import FAILED, Comparison, Critique
+
+
+@dataclasses.dataclass(frozen=True)
+class Unjudged:
+    """A comparison that could not be judged, and the reason.
+
+    no_reply: an endpoint returned none of its critiques; a resumed run requests them again.
+    """
+
+    reason: str
+    no_reply: bool = False
+
+
+@dataclasses.dataclass
+class Job:
+    """One comparison in progress.
+
+    orders: the response order of each sample.  prompts: token ids for each distinct order.
+    completions: those that the sampler has returned, by sample.
+    """
+
+    comparison: Comparison
+    template: rendering.Template
+    orders: list[Order]
+    prompts: dict[Order, list[int]]
+    principles: str | None = None
+    completions: dict[int, Completion] = dataclasses.field(default_factory=dict)
+
+    def failure(self) -> Unjudged | None:
+        """Returns why there is no verdict: the sampler failed, or no request succeeded."""
+        completions = list(self.completions.values())
+        for completion in completions:
+            if completion.finish == "error":
+                return Unjudged(completion.error or "the sampler failed without a reason")
+        if any(completion.finish != FAILED for completion in completions):
+            return None
+        reason = completions[-1].error or "no reason"
+        return Unjudged(f"none of {len(completions)} requests succeeded: {reason}", no_reply=True)
+
+    def critique(self, sample: int, codec: TextCodec) -> Critique:
+        """Parses the completion of a sample; the scores are in prompt order."""
+        completion, template = self.completions[sample], self.template
+        if completion.finish == FAILED:
+            none = tuple(range(self.comparison.n))
+            return Critique("", order=none, status=FAILED, sample=sample, error=completion.error)
+        reply = text_of(completion, codec)
+        critique = parse(
+            *(reply.text, self.comparison.n, template.low, template.high),
+            *(template.output, reply.finish),
+        )
+        return dataclasses.replace(
+            critique,
+            principles=critique.principles or parse_principles(self.principles or ""),
+            tokens=reply.num_tokens or 0,
+            prompt_tokens=reply.prompt_tokens,
+            sample=sample,
+        )
+
+
+def with_meta_scores(meta_rm: MetaRM, job: Job, critiques: list[Critique]) -> list[Critique]:
+    """Scores the parsed critiques; the meta reward model sees the order that each critique saw."""
+    parsed = [i for i, critique in enumerate(critiques) if critique.status == "ok"]
+    texts = [(job.comparison, job.orders[i], critiques[i].text) for i in parsed]
+    scores = dict(zip(parsed, map(float, meta_rm(texts))))
+    return [dataclasses.replace(c, meta_score=scores.get(i)) for i, c in enumerate(critiques)]
