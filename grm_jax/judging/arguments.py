@@ -169,7 +169,8 @@ def fill_unset(args: argparse.Namespace) -> None:
 
     args.own_template: whether the template is the model's own, not one of the command line.
     """
-    metadata = JudgeMetadata() if args.endpoint else JudgeMetadata.load(args.model)
+    by_endpoint = getattr(args, "endpoint", None)
+    metadata = JudgeMetadata() if by_endpoint else JudgeMetadata.load(args.model)
     args.own_template = args.template is None
     for name in ("template", "max_new_tokens"):
         if getattr(args, name) is None:
