@@ -307,11 +307,8 @@ def _model_function(args: argparse.Namespace, out: Path) -> JudgeFunction:
 
     arguments.fill_unset(args)
     options = arguments.options_from(args)
-    config = RunConfig(
-        existing="overwrite" if args.overwrite else "resume",
-        chunk=args.chunk,
-        progress=not args.quiet,
-    )
+    existing = "overwrite" if args.overwrite else "resume"
+    config = RunConfig(existing, chunk=args.chunk, progress=not args.quiet)
     judge = arguments.judge_from(args)
     count = None if args.endpoint else num_parameters(args.model)
 

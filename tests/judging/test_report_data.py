@@ -178,7 +178,7 @@ def test_rows_of_one_id_get_keys_of_their_own():
 
 def test_numbers_that_json_lacks_and_lone_surrogates():
     for value in (float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="row 'id-1' .line 1. has scores .* NaN"):
+        with pytest.raises(ValueError, match="row 'id-1' .line 1. has scores or votes .* finite"):
             report.page([row(1, scores=[value, 1.0])])
         with pytest.raises(ValueError, match="NaN or infinite"):
             report.page([row(1, meta={"weight": value})])
