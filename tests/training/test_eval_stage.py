@@ -1,5 +1,7 @@
 """Tests stage `eval`: a stopped stage resumes, and failed comparisons count as unparsed."""
 
+import dataclasses
+
 import pytest
 
 from grm_jax.judging import votes
@@ -10,13 +12,19 @@ from grm_jax.training import eval_stage
 from grm_jax.types import Comparison, Critique, Principle
 
 
+@dataclasses.dataclass(init=False)
 class FakeJudge:
     """Prefers the first response; raises after `stops_at` chunks; fails the ids in `failing`."""
 
     family, single, meta_rm, name, expected = "grm", None, None, "toy@1", None
+    tokenizer = None
+    settings: dict
 
     def __init__(self, stops_at=None, failing=()):
-        self.stops_at, self.failing, self.chunks = stops_at, failing, []
+        self.stops_at, self.failing, self.chunks, self.settings = stops_at, failing, [], {}
+
+    def templates(self):
+        return [rendering.load("grm/judge")]
 
     def template_for(self, comparison, options):
         return rendering.load(rendering.choose(self.family, comparison))

@@ -160,6 +160,7 @@ def test_missing_weights_are_an_error_before_training(tmp_path):
     from grm_jax.training import main
 
     config = resume_child.make_config()
+    config.batch_size = config.rl.prompts = 8  # one for each emulated device
     config.init = str(tmp_path / "no weights here")
     with pytest.raises(FileNotFoundError, match="config.init names .*no weights here"):
         main.run(config, tmp_path / "run")

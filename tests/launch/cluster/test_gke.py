@@ -174,7 +174,7 @@ def test_the_schema_detects_faults(fault):
         (["--accelerator", "v5p-100", *IMAGE, "--print"], "slice 'v5p-100' does not exist"),
         (
             [*SLICE, *IMAGE, "--print", "--config.rft.sampling.url=http://me:pass@host/v1"],
-            "url holds a password or key",
+            "url contains a password or key",
         ),
         ([*SLICE, *IMAGE, "--print", "--num_slices", "0"], "--num_slices=0: use 1 or more"),
         (
