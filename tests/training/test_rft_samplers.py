@@ -280,7 +280,9 @@ def test_a_url_with_a_password_is_refused_before_the_config_is_written(tmp_path)
         config = _config()
         config.rft.sampler, config.stages = sampler, ()
         config.rft.sampling["url"] = "http://me:pass-word@host/v1"
-        with pytest.raises(ValueError, match="config.rft.sampling.url contains a password") as error:
+        with pytest.raises(
+            ValueError, match="config.rft.sampling.url contains a password"
+        ) as error:
             endpoint_sampler.probe_endpoint(config, tmp_path)
         assert "pass-word" not in str(error.value)
 
