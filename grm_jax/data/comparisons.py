@@ -18,7 +18,7 @@ from grm_jax.data.layouts import LAYOUTS, Layout, permutation
 from grm_jax.data.preferences import CONVERSATIONS, PAIR, check_unambiguous
 from grm_jax.data.records import Account, Malformed, Record, Unusable, read_records
 from grm_jax.data.sources import name_of
-from grm_jax.display import shown
+from grm_jax.display import outside_text, shown
 from grm_jax.types import Comparison
 
 _ID_FIELDS = ("id", "bon_uid", "pair_uid", "prompt_id")
@@ -198,8 +198,9 @@ def detect(record: dict[str, Any]) -> str:
     if not fields:
         raise Malformed("the record has no fields: give prompt, chosen and rejected")
     problem = f"both {' and '.join(fitting)}" if fitting else "no format"
+    names = outside_text(", ".join(map(str, list(fields)[:8])))
     raise Malformed(
-        f"the fields {', '.join(map(str, list(fields)[:8]))} fit {problem}: name one with "
+        f"the fields {names} fit {problem}: name one with "
         "--format, or with layout= in Python, or "
         + ("remove those of one" if fitting else "rename them to prompt, chosen and rejected")
     )

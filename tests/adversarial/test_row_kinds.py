@@ -11,6 +11,7 @@ import pytest
 from judging.fake_judge import world_tokenizer
 from test_odd_rows import check_training
 
+from grm_jax.data import comparisons
 from grm_jax.data.comparisons import read_rows
 from grm_jax.data.records import Account, TooManyMalformed
 from grm_jax.data.sft import Example, encode_all, read_examples
@@ -270,3 +271,9 @@ def test_comparisons_with_odd_chats(name, tmp_path):
     assert row.comparison is None and re.search(
         "turn of the user|has the role|one answer", row.reason
     )
+
+
+def test_names_of_fields_are_one_line():
+    with pytest.raises(ValueError, match="the fields a b, c.* fit no format") as error:
+        comparisons.detect({"a\r\nb": 1, "c" * 10_000: 2})
+    assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 400
