@@ -31,7 +31,7 @@ def problem(folder: Any) -> str:
     sums = _read(folder)
     if sums is None:
         return ""
-    if not isinstance(sums, dict) or not sums:
+    if not sums:
         return f"{FILE} is damaged"
     for name, expected in sums.items():
         file = folder / str(name)
@@ -45,15 +45,15 @@ def problem(folder: Any) -> str:
 def digest(folder: Any) -> str:
     """Returns 16 hex digits over the content of a folder's files."""
     sums = _read(folder)
-    if not isinstance(sums, dict):
+    if sums is None:
         sums = {file.name: _sum(file) for file in folder.iterdir() if _is_covered(file)}
     return _digest(strict_json.dumps(sums, sort_keys=True).encode())[:16]
 
 
-def _read(folder: Any) -> Any:
+def _read(folder: Any) -> dict[str, Any] | None:
     """Returns the content of checksums.json; None without one, and {} for a damaged one."""
     try:
-        return strict_json.loads((folder / FILE).read_bytes())
+        return strict_json.read(folder / FILE)
     except FileNotFoundError:
         return None
     except ValueError:

@@ -149,9 +149,8 @@ def _describe(holder: dict[str, Any] | None) -> str:
 def _read_holder(path: Any) -> dict[str, Any] | None:
     """Returns the record of the process with the lock; None without one, {} if damaged."""
     try:
-        holder = strict_json.loads(path.read_bytes())
+        return strict_json.read(path)
     except FileNotFoundError:
         return None
     except ValueError:
         return {}
-    return holder if isinstance(holder, dict) else {}

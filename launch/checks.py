@@ -1,7 +1,6 @@
 """Checks a run before anything is allocated or created. All raise LaunchError or ValueError."""
 
 import argparse
-import operator
 import os
 import re
 import secrets
@@ -11,13 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from grm_jax import endpoint, storage
+from grm_jax import storage
 from launch.compile.slices import Slice, get_slice
 from launch.config import ROOT
 from launch.errors import DoesNotFit, LaunchError
-
-# stage -> its batch, as a dotted field: every one is split over the mesh's data and fsdp axes.
-BATCHES = {"rft": "batch_size", "rl": "rl.prompts", "meta_rm": "meta_rm.batch_size"}
 
 
 def check_devices() -> None:
@@ -39,17 +35,12 @@ def check_model(config: Any, num_devices: int, num_slices: int = 1, label: str =
       label: names the devices in errors, as `resolve_mesh`.
     """
     from grm_jax.sharding import check_fits, resolve_mesh
+    from grm_jax.training import config_check
     from grm_jax.training.programs import model_config
 
     sizes = resolve_mesh(config.mesh, num_devices, num_slices, label)
     check_fits(model_config(config), sizes)
-    shards = sizes["data"] * sizes["fsdp"]
-    for stage, field in BATCHES.items():
-        if stage in config.stages and (size := operator.attrgetter(field)(config)) % shards:
-            raise LaunchError(
-                f"config.{field}={size} does not divide over mesh data x fsdp = {shards}: "
-                f"use a multiple of {shards}, or a larger config.mesh.tensor"
-            )
+    config_check.check_shards(config, sizes["data"] * sizes["fsdp"])
 
 
 # float32 weights, gradients and the two moments of AdamW
@@ -243,12 +234,13 @@ def check_remote(
             f"--on {options.on} needs --workdir gs://BUCKET/FOLDER: "
             "the disk of a preempted machine is lost"
         )
+    from grm_jax import endpoint
+    from grm_jax.training import own_config
+
     if url := config.rft.sampling.get("url"):  # it is part of the workers' command
         endpoint.check_url(url)
     tpu_slice = get_slice(options.accelerator)
     label = f"chips of {options.num_slices} x {tpu_slice.name}"
-    from grm_jax.training import own_config
-
     if not own_config.is_open(config):  # else the workers choose a mesh that fits
         check_model(config, tpu_slice.chips * options.num_slices, options.num_slices, label)
     return tpu_slice

@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import filelock
 import pytest
 
 from grm_jax import locks, storage
@@ -59,8 +60,6 @@ def test_a_lock_ends_with_its_process_however_it_ends(tmp_path, other):
 
 
 def test_without_locks_of_the_file_system_a_file_names_the_process(tmp_path, monkeypatch):
-    import filelock
-
     monkeypatch.setattr(locks.filelock, "FileLock", filelock.SoftFileLock)
     gone = subprocess.Popen(["true"])
     gone.wait()

@@ -1,5 +1,6 @@
 """Checks every value of an experiment before anything runs, with the rules of `config_rules`."""
 
+import operator
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -26,6 +27,8 @@ _OF_TRAINING = {
 }  # fmt: skip
 _SHOWN = 8  # faults in an error
 _OF_LOOP = ("save_every", "keep", "log_every", "profile_steps")
+# stage -> its batch, as a dotted field: every one is split over the mesh's data and fsdp axes.
+_BATCHES = {"rft": "batch_size", "rl": "rl.prompts", "meta_rm": "meta_rm.batch_size"}
 # Sections whose fields are all known, so that another name is a mistake.
 _CLOSED = ("mesh", "model_overrides", "data.world", "rft", "rft.sampling", "rl", "meta_rm", "eval")
 
@@ -62,21 +65,7 @@ def check(config: Any, complete: bool = False) -> None:
 
 def check_batches(config: Any, mesh: Any) -> None:
     """Raises ValueError unless the batches of the run's stages divide over the mesh and in time."""
-    sizes = {
-        "rft": ("batch_size", lambda: config.batch_size),
-        "rl": ("rl.prompts", lambda: config.rl.prompts),
-        "meta_rm": ("meta_rm.batch_size", lambda: config.meta_rm.batch_size),
-    }
-    shards = batch_shards(mesh)
-    for stage in config.stages:
-        if stage not in sizes:
-            continue
-        field, size = sizes[stage][0], sizes[stage][1]()
-        if size % shards:
-            raise ValueError(
-                f"config.{field}={size} does not divide over mesh data x fsdp = {shards}: "
-                f"use a multiple of {shards}, or a larger config.mesh.tensor"
-            )
+    for stage, field, size in check_shards(config, batch_shards(mesh)):
         try:
             count = optim.micro_batch_count(config[stage], size, mesh)
         except ValueError as error:
@@ -86,6 +75,24 @@ def check_batches(config: Any, mesh: Any) -> None:
                 f"config.{stage}.micro_batches={count} does not divide config.{field}={size}: "
                 "use a divisor"
             )
+
+
+def check_shards(config: Any, shards: int) -> list[tuple[str, str, int]]:
+    """Returns (stage, field, sequences) of each batch of the run.
+
+    Raises ValueError for a batch that does not divide over `shards`.
+    """
+    batches = []
+    for stage in filter(_BATCHES.get, config.stages):
+        field = _BATCHES[stage]
+        size = operator.attrgetter(field)(config)
+        if size % shards:
+            raise ValueError(
+                f"config.{field}={size} does not divide over mesh data x fsdp = {shards}: "
+                f"use a multiple of {shards}, or a larger config.mesh.tensor"
+            )
+        batches.append((stage, field, size))
+    return batches
 
 
 def _faults(config: Any, complete: bool) -> Iterator[str]:
@@ -108,9 +115,8 @@ def _faults(config: Any, complete: bool) -> Iterator[str]:
                 yield from _fault(rule, field, values[name])
         if section in _CLOSED:
             for name in sorted(set(values) - set(rules)):
-                if f"{prefix}{name}" in SECTIONS:
-                    continue
-                yield f"config.{prefix}{name} does not exist: {nearest(name, rules)}"
+                if f"{prefix}{name}" not in SECTIONS:
+                    yield f"config.{prefix}{name} does not exist: {nearest(name, rules)}"
     if (mesh := _section(config, "mesh")) is not None:
         if list(mesh.values()).count(-1) > 1:
             yield f"config.mesh={dict(mesh)}: one axis at most is -1"

@@ -185,12 +185,18 @@ def _run_stage(
         _say(f"{stage} done in {time.time() - start:,.0f} s: {folder}")
 
 
-def check_workdir(config: ConfigDict, cfg: TransformerConfig, workdir: epath.Path) -> None:
-    """Raises CheckpointError if the workdir belongs to another experiment or model."""
-    if not (saved := _saved_config(workdir)):
-        return
-    new = {"name": config.name, **{name: getattr(cfg, name) for name in SIZES}}
-    checkpoint.check_identity(workdir, _identity(saved), new)
+def check_workdir(
+    config: ConfigDict, cfg: TransformerConfig, workdir: epath.Path
+) -> dict[str, Any]:
+    """Returns the config of an earlier start, {} without one.
+
+    Raises:
+      CheckpointError: it is damaged, or the workdir belongs to another experiment or model.
+    """
+    if saved := _saved_config(workdir):
+        new = {"name": config.name, **{name: getattr(cfg, name) for name in SIZES}}
+        checkpoint.check_identity(workdir, _identity(saved), new)
+    return saved
 
 
 def _identity(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,9 +212,8 @@ def save_config(config: ConfigDict, cfg: TransformerConfig, workdir: epath.Path)
     Raises:
       CheckpointError: the workdir belongs to another experiment or model.
     """
-    check_workdir(config, cfg, workdir)
+    fields, saved = json.loads(config.to_json_best_effort()), check_workdir(config, cfg, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    fields, saved = json.loads(config.to_json_best_effort()), _saved_config(workdir)
     for stage in [s for s in STAGES if s in saved and loop.is_done(workdir / s)]:
         if changed := checkpoint.differences(saved[stage], fields.get(stage, {})):
             log.warning(

@@ -129,17 +129,18 @@ def read_jsonl(path: PathLike) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    *lines, rest = path.read_bytes().split(b"\n")
-    for number, line in enumerate([*lines, rest], start=1):
-        try:
-            row = strict_json.loads(line) if line.strip() else None
-            if not isinstance(row, dict | None):
-                raise ValueError("not a JSON object")
-        except ValueError as error:
-            if line is not rest:
-                log.warning("%s, line %d is damaged and skipped: %s", path, number, error)
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
             continue
-        rows += [row] if row is not None else []
+        try:
+            row = strict_json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("not a JSON object")
+            rows.append(row)
+        except ValueError as error:
+            if number < len(lines):
+                log.warning("%s, line %d is damaged and skipped: %s", path, number, error)
     return rows
 
 

@@ -51,7 +51,7 @@ Sampler = Callable[[Sequence[CritiqueRequest]], Sequence[CritiqueReply | None]]
 # ---------------------------------------------------------------- reports of replies
 
 OnReply = Callable[[int, CritiqueReply | None], None]
-_on_reply: contextvars.ContextVar[OnReply] = contextvars.ContextVar("on_reply")
+_on_reply = contextvars.ContextVar[OnReply]("on_reply", default=lambda i, reply: None)
 
 
 def report_reply(i: int, reply: CritiqueReply | None) -> None:
@@ -59,7 +59,7 @@ def report_reply(i: int, reply: CritiqueReply | None) -> None:
 
     None: the request failed.
     """
-    _on_reply.get(lambda i, reply: None)(i, reply)
+    _on_reply.get()(i, reply)
 
 
 @contextlib.contextmanager
@@ -68,7 +68,7 @@ def on_reply(callback: OnReply) -> Iterator[None]:
 
     The callback of a surrounding `on_reply` is called too.
     """
-    outer = _on_reply.get(lambda i, reply: None)
+    outer = _on_reply.get()
 
     def both(i: int, reply: CritiqueReply | None) -> None:
         callback(i, reply)

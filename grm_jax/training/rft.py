@@ -215,9 +215,8 @@ def save_set(
     counts = {**built.summary(), "examples": len(encoded), "tokens": len(encoded.tokens)}
     ready = strict_json.dumps(counts, indent=2) + "\n"
     (folder / READY).unlink(missing_ok=True)  # the set is not whole until this is written again
-    for leftover in (
-        folder.glob(".*.tmp") if folder.exists() else ()
-    ):  # of a process that was killed
+    leftovers = folder.glob(".*.tmp") if folder.exists() else ()  # of a process that was killed
+    for leftover in leftovers:
         leftover.unlink()
     built.save(folder)
     with writing(folder / "tokens") as local:

@@ -23,7 +23,7 @@ from grm_jax.judging.orders import item_of
 from grm_jax.registry import Registry
 from grm_jax.run_store import RunStore, StoreMismatch
 from grm_jax.storage import fetch
-from grm_jax.training.endpoint_sampler import FETCHING, Endpoint, sampler as endpoint  # noqa: F401
+from grm_jax.training.endpoint_sampler import FETCHING, Endpoint
 from grm_jax.training.errors import SamplingError, TooManyFailed, TrainingError
 from grm_jax.training.replies import (
     CritiqueReply,

@@ -1,6 +1,7 @@
 """Damaged outputs of gcloud and of the metadata server: a run ends, waits between tries, and says
 what may still cost."""
 
+import random
 import sys
 from pathlib import Path
 
@@ -119,13 +120,25 @@ def test_damaged_outputs_of_gcloud(record_property, cases):
         )
 
     draws = (draw(rng) for _, rng in cases(fast=100, full=1000))
-    fuzz.run("outputs of gcloud", draws, check, record_property)
+    fuzz.run("outputs of gcloud", draws, check, record_property, refusals=())
+
+
+@pytest.mark.parametrize("status", ["", "abc", "²", "99999999999", "running running", "-1"])
+def test_a_damaged_status_of_the_program_is_read_again(status):
+    cloud, damaged = Cloud(random.Random(0), 0.0, [ACTIVE], [["running", "0"]]), [status]
+    respond = cloud.call
+
+    def call(arguments):
+        if damaged and any("log; echo; echo" in argument for argument in arguments):
+            return gcloud.Result(0, f"\nGRM_STATUS {damaged.pop()}", "")
+        return respond(arguments)
+
+    cloud.call = call
+    assert run(cloud, []) == 0 and not damaged
 
 
 def test_a_resource_that_is_being_deleted_is_waited_for():
     """For ten minutes the name cannot be used; the one attempt succeeds."""
-    import random
-
     cloud = Cloud(random.Random(0), 0.0, [ACTIVE], [["running", "0"]])
     cloud.memory.update(exists=True, left=["DELETING"] * 30 + ["GONE"])
     respond = cloud.call
@@ -144,8 +157,6 @@ def test_a_resource_that_is_being_deleted_is_waited_for():
 
 
 def test_a_resource_whose_deletion_never_ends_is_reported():
-    import random
-
     cloud = Cloud(random.Random(0), 0.0, [ACTIVE], [["0"]])
     cloud.memory.update(exists=True, left=["DELETING"])
     reports = []
@@ -155,8 +166,6 @@ def test_a_resource_whose_deletion_never_ends_is_reported():
 
 
 def test_attempts_wait_longer_each_time():
-    import random
-
     cloud = Cloud(random.Random(0), 0.0, [["FAILED"]] * 20, [])
     waits, reports = [], []
     cloud.sleep = waits.append
@@ -179,7 +188,7 @@ def test_a_call_of_gcloud_that_hangs_has_failed(tmp_path, monkeypatch):
         gcloud.run(["compute", "x"])
 
 
-ODD = ["", "-1", "1.0", "abc", "²", "1e9", "\x00", "9" * 400, "None", "0x1", " 1 ", "2", "1"]
+ODD = ["", "-1", "1.0", "abc", "²", "1e9", "\x00", "9" * 400, "None", "0x1", " 1 ", *"012" * 4]
 
 
 def test_damaged_environments_and_metadata_of_workers(record_property, cases):

@@ -7,6 +7,7 @@ import logging
 import shutil
 import subprocess
 import sys
+import unittest.mock
 from pathlib import Path
 
 import jax
@@ -151,17 +152,25 @@ def test_a_kill_between_two_writes_leaves_a_whole_folder_or_one_that_is_made_aga
     assert not [p for p in target.parent.iterdir() if p.name.startswith(".") and p.is_dir()]
 
 
-def test_an_export_of_other_settings_or_with_a_file_cut_off_is_made_again(run, tmp_path):
+def test_an_export_of_other_settings_or_with_a_file_cut_off_is_made_again(run, monkeypatch):
     whole, shared = contents(run / "rft/hf"), prepared(run)
     for file, text in (("model.safetensors", b"x"), ("config.json", None), ("judge.json", b"")):
         path = run / "rft/hf" / file
         path.unlink() if text is None else path.write_bytes(text)
         finished.export(shared, "rft", run / "rft")
         assert contents(run / "rft/hf") == whole
-    shared.config.rl.max_new_tokens += 1
-    finished.export(shared, "rft", run / "rft")
-    judge = json.loads((run / "rft/hf/judge.json").read_text())
-    assert judge["max_new_tokens"] == shared.config.rl.max_new_tokens
+
+    def exported(tokens):
+        shared.config.rl.max_new_tokens = tokens
+        finished.export(shared, "rft", run / "rft")
+        return json.loads((run / "rft/hf/judge.json").read_text())["max_new_tokens"]
+
+    tokens = shared.config.rl.max_new_tokens
+    assert exported(tokens + 1) == tokens + 1
+    with monkeypatch.context() as patch, pytest.raises(Killed):  # before it writes the marker
+        patch.setattr(finished, "write_atomic", unittest.mock.Mock(side_effect=Killed))
+        exported(tokens)
+    assert exported(tokens + 1) == tokens + 1
 
 
 EXPORT_OFTEN = """

@@ -73,17 +73,15 @@ def call_on(port, steps, kept):
             kept.append(connection)
 
 
-@pytest.fixture
-def port():
-    with socket.socket() as s:
-        s.bind((HOST, 0))
-        return s.getsockname()[1]
-
-
 def free_port():
     with socket.socket() as s:
         s.bind((HOST, 0))
         return s.getsockname()[1]
+
+
+@pytest.fixture
+def port():
+    return free_port()
 
 
 def in_thread(outcomes, port, process, count=2, timeout=4.0, secret=SECRET):
@@ -183,6 +181,20 @@ def test_strangers_do_not_move_the_deadline(port):
     assert time.monotonic() - start < 3.0
     assert "process 1 of 2 did not join within 2 s" in str(outcomes[0])
     assert "connections of other programs were ignored" in str(outcomes[0])
+
+
+def test_the_oldest_silent_connection_makes_room_for_others(port, monkeypatch):
+    monkeypatch.setattr(rendezvous, "MOST_WAITING", 4)
+    outcomes, kept = {}, []
+    first = in_thread(outcomes, port, 0, timeout=10.0)
+    wait_until_listening(port)
+    for _ in range(5):
+        call_on(port, [SILENT], kept)
+    kept[0].settimeout(5)
+    assert kept[0].recv(1) == b""  # closed long before the deadline
+    [thread.join(10) for thread in (first, in_thread(outcomes, port, 1))]
+    [o.leave() for o in outcomes.values()]
+    [connection.close() for connection in kept]
 
 
 def test_a_process_of_another_job_is_told_apart(port):

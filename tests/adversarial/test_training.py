@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,8 +57,6 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def copy(trained, tmp_path):
-    import shutil
-
     shutil.copytree(trained[0], tmp_path / "toy")
     return tmp_path / "toy"
 
@@ -164,8 +163,6 @@ def test_two_damaged_checkpoints_fall_back_to_the_third_and_are_both_named(copy,
 
 def test_damaged_checkpoints(trained, tmp_path_factory, cases, record_property):
     """Random damage of a checkpoint: the saved numbers are restored, or none of this checkpoint."""
-    import shutil
-
     folder, numbers = trained
     abstract = toy_training.abstract_params(folder)
 
@@ -192,10 +189,17 @@ def test_damaged_checkpoints(trained, tmp_path_factory, cases, record_property):
     fuzz.run("damaged checkpoints", draw(), check, record_property, seconds=10)
 
 
+def test_a_changed_record_makes_its_checkpoint_unreadable(copy, trained, caplog):
+    (copy / "result.json").unlink()
+    record = copy / "checkpoints/6/record/metadata"
+    record.write_text(record.read_text().replace('{"data": "a"}', '{"data": "b"}'))
+    np.testing.assert_array_equal(toy_training.train(copy), trained[1])
+    assert f"{copy}/checkpoints/6 is unreadable" in caplog.text
+    assert "its record is damaged" in caplog.text
+
+
 def test_final_weights_of_another_end_of_the_stage_are_replaced(copy, trained):
     """The stage ends again at the same step with other numbers; final/ has the new ones."""
-    import shutil
-
     shutil.rmtree(copy / "checkpoints")
     (copy / "result.json").unlink()
     numbers = toy_training.train(copy, lr=0.5)

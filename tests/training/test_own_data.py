@@ -399,7 +399,7 @@ def test_other_hosts_take_the_model_of_the_endpoint_from_process_0(
 def test_the_first_failure_of_an_endpoint_is_logged_at_once(caplog):
     settings = rft_samplers.Endpoint("http://127.0.0.1:9", "m", 5, retries=2, pause=0.0)
     with pytest.raises(rft_samplers.TooManyFailed), caplog.at_level(logging.WARNING):
-        rft_samplers.endpoint(settings)([_request()] * 3)
+        endpoint_sampler.sampler(settings)([_request()] * 3)
     repeated = [r for r in caplog.records if "Repeating it up to 2 times" in r.message]
     assert len(repeated) == 1 and "refused" in repeated[0].message
 

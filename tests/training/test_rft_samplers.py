@@ -73,7 +73,7 @@ def server():
 
 def test_the_endpoint_retries_after_a_temporary_failure(server, monkeypatch):
     monkeypatch.setenv("SOME_KEY", "secret")
-    sample = rft_samplers.endpoint(
+    sample = endpoint_sampler.sampler(
         rft_samplers.Endpoint(server, "m", 50, 0.7, key_variable="SOME_KEY", parallel=1, pause=0.0)
     )
     replies = sample(rft_data.requests_for(PAIR, COMPACT))
@@ -89,10 +89,12 @@ def test_the_endpoint_retries_after_a_temporary_failure(server, monkeypatch):
 
 
 def test_an_endpoint_that_keeps_failing_is_an_error(server):
-    sample = rft_samplers.endpoint(rft_samplers.Endpoint(server, "bad", 50, parallel=2, pause=0.0))
+    sample = endpoint_sampler.sampler(
+        rft_samplers.Endpoint(server, "bad", 50, parallel=2, pause=0.0)
+    )
     with pytest.raises(RuntimeError, match=r"4 of 4 requests failed.*answered 400"):
         sample(rft_data.requests_for(PAIR, COMPACT))
-    sample = rft_samplers.endpoint(
+    sample = endpoint_sampler.sampler(
         rft_samplers.Endpoint(server, "bad", 50, parallel=2, pause=0.0, max_failed=1.0)
     )
     assert sample(rft_data.requests_for(PAIR, COMPACT)) == [None] * 4
@@ -108,7 +110,7 @@ def test_a_permanently_failed_request_is_stored_and_not_repeated(server, tmp_pat
     FakeServer.calls = [None]  # FakeServer fails only the first call
     rft_sets = []
     for _ in range(2):
-        sample = rft_samplers.endpoint(
+        sample = endpoint_sampler.sampler(
             rft_samplers.Endpoint(server, "m", 50, parallel=4, pause=0.0)
         )
         with rft_samplers.open_replies(tmp_path / "j") as store:
@@ -122,7 +124,7 @@ def test_a_permanently_failed_request_is_stored_and_not_repeated(server, tmp_pat
     file.write_text(
         "".join(line + "\n" for line in file.read_text().splitlines() if '"text": null' not in line)
     )
-    sample = rft_samplers.endpoint(rft_samplers.Endpoint(server, "m", 50, pause=0.0))
+    sample = endpoint_sampler.sampler(rft_samplers.Endpoint(server, "m", 50, pause=0.0))
     with rft_samplers.open_replies(tmp_path / "j") as store:
         build(items, rft_samplers.stored(sample, store), options)
     assert len(FakeServer.calls) == 1 + 40 + 1
@@ -136,7 +138,7 @@ def test_replies_are_stored_when_too_many_requests_fail(server, tmp_path):
     options = RftOptions(template="compact", samples=1, hinted=0)
     FakeServer.calls = [None]
     for calls in (8, 8 + 4):
-        sample = rft_samplers.endpoint(rft_samplers.Endpoint(server, "m", 50, pause=0.0))
+        sample = endpoint_sampler.sampler(rft_samplers.Endpoint(server, "m", 50, pause=0.0))
         with (
             rft_samplers.open_replies(tmp_path / "j") as store,
             pytest.raises(
@@ -367,7 +369,7 @@ def test_critiques_of_a_slow_sampler_are_counted_as_they_come(server, monkeypatc
     steps = []
     monkeypatch.setattr(rft_data.Progress, "update", lambda self, step, _=None: steps.append(step))
     FakeServer.calls = [None]  # FakeServer fails only the first call
-    sample = rft_samplers.endpoint(rft_samplers.Endpoint(server, "m", 50, parallel=2, pause=0.0))
+    sample = endpoint_sampler.sampler(rft_samplers.Endpoint(server, "m", 50, parallel=2, pause=0.0))
     items = [Comparison(f"question {i}", ("x", "y"), label=1, id=str(i)) for i in range(2)]
     build(items, sample, RftOptions(template="compact", samples=2, hinted=0, chunk=1))
     assert steps == [1, 2, 2, 3, 4, 4]
