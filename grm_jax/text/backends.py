@@ -122,8 +122,7 @@ class TokenizerJson:
                 ) from error
             self.model.no_truncation()
             self.model.no_padding()
-            _check_json(path, fields, self.model)
-            self.size = 1 + max(self.model.get_vocab().values())
+            self.size = _checked_size(path, fields, self.model)
             self.controls = {
                 token.content: i
                 for i, token in self.model.get_added_tokens_decoder().items()
@@ -171,16 +170,17 @@ def _check_prefix(model: dict[str, Any]) -> None:
             )
 
 
-def _check_json(path: Path, fields: dict[str, Any], model: Any) -> None:
-    """Raises ValueError for ids that are wrong, and for an encoding that is drawn at random."""
+def _checked_size(path: Path, fields: dict[str, Any], model: Any) -> int:
+    """Returns the number of ids. Raises ValueError for wrong ids and for a random encoding."""
     if dropout := fields["model"].get("dropout"):
         raise ValueError(
             f"{path}: dropout={dropout!r:.40} encodes the same text in several ways: set it to null"
         )
     vocabulary = model.get_vocab()
     by_id = {i: token for token, i in vocabulary.items()}
-    if not by_id or max(by_id) >= MAX_SIZE:
-        raise ValueError(f"{path} has ids up to {max(by_id, default=0):,}: download it again")
+    last = max(by_id, default=0)
+    if not by_id or last >= MAX_SIZE:
+        raise ValueError(f"{path} has ids up to {last:,}: download it again")
     if len(by_id) < len(vocabulary):
         token = next(token for token, i in vocabulary.items() if by_id[i] != token)
         raise ValueError(
@@ -193,6 +193,7 @@ def _check_json(path: Path, fields: dict[str, Any], model: Any) -> None:
                 f"{path}: the added token {token['content']!r:.60} states the id "
                 f"{token['id']!r:.40} and has {actual}: download it again"
             )
+    return last + 1
 
 
 def _probe(backend: Backend, path: Path) -> None:

@@ -30,8 +30,8 @@ GEMMA_TEMPLATE = """{{ bos_token }}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ "<start_of_turn>model\\n" }}{%- endif -%}"""  # noqa: E501
 
-# `strftime_now` in every prompt: a prompt must not depend on the day. It is the day that Llama's
-# templates show where the function is missing.
+# The date of `strftime_now` in every prompt, which must not depend on the day: the default date of
+# Llama's templates.
 TODAY = datetime.datetime(2024, 7, 26)
 
 

@@ -97,8 +97,7 @@ def fold(text: str) -> str:
 
 # ---------------------------------------------------------------- markers
 
-# Markers of other templates, always broken: [Response 1], [/Query],
-# [The End of Response 1].
+# Markers of other templates, always broken: [Response 1], [/Query], [The End of Response 1].
 WORDS = ("response", "reference", "query", "principles", "conversation")
 COMMON_MARKERS = (
     "[Response 1]",
@@ -181,7 +180,7 @@ def join(
             if hit.end(hit.lastindex or 0) > ends_folded[i]:
                 cuts.append(ends[i])
     cuts = [*dict.fromkeys(cuts), len(prompt)]
-    return sign.join(map(prompt.__getitem__, map(slice, cuts, cuts[1:])))
+    return sign.join(prompt[a:b] for a, b in itertools.pairwise(cuts))
 
 
 def _starts_line(prompt: str, place: int) -> bool:
@@ -207,7 +206,7 @@ def _unbox(text: str) -> str:
 def _unscore(text: str, scale: tuple[float, float]) -> str:
     """Writes "Response 1: 8/10" as "Response 1: ~8/10", which the parser ignores."""
     cuts = [0, *forms.score_numbers(text, *scale), len(text)]
-    return "~".join(map(text.__getitem__, map(slice, cuts, cuts[1:])))
+    return "~".join(text[a:b] for a, b in itertools.pairwise(cuts))
 
 
 def _origins(text: str) -> list[int]:

@@ -211,8 +211,6 @@ THINKING = re.compile(
     r"(?P<empty>/?)\|?[>＞▷⟩]",
     re.IGNORECASE,
 )
-
-
 _SIGNS = ("<", "＜", "◁", "⟨", "[", "assistantfinal", "analysis", "hinking.")
 MAX_ROUNDS = 8
 _MARKS = "`~\"'“”‘’«»「」 \t\n"

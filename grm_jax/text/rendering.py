@@ -133,8 +133,8 @@ def _load(path: Path, name: str, mtime: float) -> Template:
     what = f"template {name!r}"
     with sandbox.guard(what):
         jinja = env.get_template(path.name)
-        settings = _settings(env, _source([path.parent], path.name) or "")
         sources = _sources(env, path.name)
+        settings = _settings(env, sources[path.name])
         digest = hashlib.sha256("".join(sources.values()).encode("utf-8", "surrogatepass"))
     try:
         template = Template(
@@ -306,14 +306,12 @@ def render(
         _hint_text(hint, order) or "",
     ]
     places, markers = layout.layout_of(template, shape)
-    is_hint = len(texts) - 1
+    hint_index = len(texts) - 1  # a sentence of the caller, which is not sanitised
     pieces = [
-        (piece, slot is not None and slot.index != is_hint) for piece, slot in places.fill(texts)
+        (piece, slot is not None and slot.index != hint_index) for piece, slot in places.fill(texts)
     ]
-    text = fences.join(pieces, (*template.markers, *markers), (template.low, template.high)).strip(
-        "\n"
-    )
-    messages = [{"role": "user", "content": text}]
+    text = fences.join(pieces, (*template.markers, *markers), (template.low, template.high))
+    messages = [{"role": "user", "content": text.strip("\n")}]
     return messages if critique is None else [*messages, {"role": "assistant", "content": critique}]
 
 

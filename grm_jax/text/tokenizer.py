@@ -182,21 +182,23 @@ class Tokenizer:
         return self._with_one_bos(ids)
 
     def _break_controls(self, text: str, mark: str) -> str:
-        """Puts a mark into each control string of a text, and behind the start of one at its end.
+        """Puts a mark into each control string of a text, and after the start of one at its end.
 
-        What follows a text in a chat template could complete that one.
+        The chat template could complete such a start with what follows the text.
         """
         cuts = [hit.start() + 1 for hit in self._controls_in(text)]
         end = len(text.rstrip())
-        longest = max(map(len, self._starts_of_controls), default=0)
-        if any(text[i:end] in self._starts_of_controls for i in range(max(0, end - longest), end)):
+        starts, longest = self._starts_of_controls
+        if any(text[i:end] in starts for i in range(max(0, end - longest), end)):
             cuts.append(end)
         cuts = [0, *dict.fromkeys(cuts), len(text)]
         return mark.join(text[a:b] for a, b in itertools.pairwise(cuts))
 
     @functools.cached_property
-    def _starts_of_controls(self) -> frozenset[str]:
-        return frozenset(token[:i] for token in self.controls for i in range(1, len(token)))
+    def _starts_of_controls(self) -> tuple[frozenset[str], int]:
+        """The proper prefixes of the control strings, and the length of the longest."""
+        starts = frozenset(token[:i] for token in self.controls for i in range(1, len(token)))
+        return starts, max(map(len, starts), default=0)
 
     def _special_tokens(self) -> dict[str, str]:
         """The spellings of bos_token, eos_token, pad_token and unk_token; "" for an unset one."""

@@ -4,8 +4,8 @@
 """
 
 import dataclasses
+import functools
 import random
-from collections.abc import Callable
 
 WIDE = {48 + i: 0xFF10 + i for i in range(10)}
 PROSE = [
@@ -82,37 +82,32 @@ def whole(rng: random.Random, s: list[float]) -> str:
     return rng.choice(forms)
 
 
-def each(rng: random.Random, s: list[float]) -> str:
-    """One box for each response, in any order."""
-    pairs = rng.sample(list(enumerate(s, 1)), len(s))
-    forms: list[Callable[[int, float], str]] = [
-        lambda i, x: f"Response {i}: \\boxed{{{x}}}\n",
-        lambda i, x: f"- **Response {i}**: $\\boxed{{{x}}}$\n",
-        lambda i, x: f"Score for Response {i}: \\boxed{{{x}/10}}\n",
-        lambda i, x: f"| Response {i} | \\boxed{{{x}}} |\n",
-        lambda i, x: f"\\boxed{{Response {i}: {x}}}\n",
-        lambda i, x: f"#### Response {i}\nIt is so.\n\n\\boxed{{{x}}}\n\n",
-        lambda i, x: f"**Response {i}**\n**Score:** \\boxed{{{x}}}\n\n",
-        lambda i, x: f"Response {i}:\n\\boxed{{\\text{{{x}}}}}\n",
-    ]
-    form = rng.choice(forms)
-    return "".join(form(i, x) for i, x in pairs)
+BOXES = [  # one for each response
+    "Response {i}: \\boxed{{{x}}}\n",
+    "- **Response {i}**: $\\boxed{{{x}}}$\n",
+    "Score for Response {i}: \\boxed{{{x}/10}}\n",
+    "| Response {i} | \\boxed{{{x}}} |\n",
+    "\\boxed{{Response {i}: {x}}}\n",
+    "#### Response {i}\nIt is so.\n\n\\boxed{{{x}}}\n\n",
+    "**Response {i}**\n**Score:** \\boxed{{{x}}}\n\n",
+    "Response {i}:\n\\boxed{{\\text{{{x}}}}}\n",
+]
+LINES = [  # which count in a scores section only
+    "Response {i}: {x}\n",
+    "**Response {i}: {x}/10**\n",
+    "- Response {i}: **{x}** - quite so\n",
+    "{i}. Response {i}：{x} (right)\n",
+    "| Response {i} | {x}/10 |\n",
+    "Response {i}: {x}/10, ",
+    "**Response {i}**\nScore: {x}/10\n\n",
+]
 
 
-def lines(rng: random.Random, s: list[float]) -> str:
-    """Lines without boxes, which count in a scores section only."""
+def each(forms: list[str], rng: random.Random, s: list[float]) -> str:
+    """One of the forms for each response, in any order."""
     pairs = rng.sample(list(enumerate(s, 1)), len(s))
-    forms: list[Callable[[int, float], str]] = [
-        lambda i, x: f"Response {i}: {x}\n",
-        lambda i, x: f"**Response {i}: {x}/10**\n",
-        lambda i, x: f"- Response {i}: **{x}** - quite so\n",
-        lambda i, x: f"{i}. Response {i}：{x} (right)\n",
-        lambda i, x: f"| Response {i} | {x}/10 |\n",
-        lambda i, x: f"Response {i}: {x}/10, ",
-        lambda i, x: f"**Response {i}**\nScore: {x}/10\n\n",
-    ]
     form = rng.choice(forms)
-    return "".join(form(i, x) for i, x in pairs)
+    return "".join(form.format(i=i, x=x) for i, x in pairs)
 
 
 def refused(rng: random.Random, n: int, section: bool) -> tuple[str, str]:
@@ -122,8 +117,7 @@ def refused(rng: random.Random, n: int, section: bool) -> tuple[str, str]:
     label = rng.choice([n + 1, 0, 99])
     forms = [
         (box([5] * other), "wrong_count"),
-        (box(f"{x}/{rng.choice([5, 20, 100])}" for x in [3] * n).replace("/20", "/5").replace(
-            "/100", "/5"), "wrong_scale"),
+        (box([f"3/{rng.choice([5, 20, 100])}"] * n), "wrong_scale"),
         (f"{box(s)}/5", "wrong_scale"),
         (box(f"0.{x % 10}" for x in s), "out_of_range"),
         (box([*s[1:], 11]), "out_of_range"),
@@ -210,7 +204,8 @@ def draw(rng: random.Random) -> Case:
     text += "\n\n" + heading
     kind = rng.random()
     if kind < 0.6:
-        makers = [whole] + [each] * (n > 1) + [lines] * section
+        boxes, lines = (functools.partial(each, forms) for forms in (BOXES, LINES))
+        makers = [whole] + [boxes] * (n > 1) + [lines] * section
         makers = makers if heading.endswith("\n") or not heading else [whole]
         text, status, scores = text + rng.choice(makers)(rng, s), "ok", tuple(map(float, s))
     else:

@@ -91,6 +91,7 @@ def test_scores_in_the_thinking_do_not_count(opening, closing):
         ("Response 1 uses a <draft> element. \\boxed{8, 3}", (8, 3)),
         ('<think>\nIt says "</think> \\boxed{1, 9}".\n</think>\n\\boxed{8, 3}', (8, 3)),
         ('<think>\nIt says "</think> \\boxed{1, 9}". Strange', None),
+        ("\\boxed{8, 3}\n\n```\n</think>\n```\nis all that Response 2 has.", (8, 3)),
     ],
 )
 def test_a_tag_in_a_quotation_is_a_mention(text, scores):
@@ -103,7 +104,8 @@ def test_a_tag_in_a_quotation_is_a_mention(text, scores):
      "<answer_2>{}</answer_2>", "<assistant-b>{}</assistant-b>", "\\verb|{}|",
      "\\begin{{verbatim}}\n{}\n\\end{{verbatim}}", "\\begin{{quote}}{}\\end{{quote}}",
      "[The Start of Assistant B's Answer]\n{}\n[The End of Assistant B's Answer]",
-     "[Answer 2]\n{}\n[/Answer 2]", 'the 24" screen of "{}"'],
+     "[Answer 2]\n{}\n[/Answer 2]", 'the 24" screen of "{}"',
+     '"first,\n{}\nlast"', "\n\n    {}\n\n"],
 )  # fmt: skip
 def test_a_box_in_a_quotation_of_any_form_is_no_score(quoted):
     text = "Response 2 has " + quoted.format("\\boxed{1, 9}")
@@ -159,6 +161,7 @@ def test_a_box_in_a_quotation_of_any_form_is_no_score(quoted):
         QUALITY.format("**Score:** \\boxed{8}", "**Score:** \\boxed{3}"),
         QUALITY.format("#### Score\n\\boxed{8}", "#### Score\n\\boxed{3}"),
         QUALITY.format("Score: 8/10", "Score: 3/10"),
+        QUALITY.format("> ### Response 2\n\n\\boxed{8}", "\\boxed{3}"),
         QUALITY.replace("###", "##").replace("1", "2", 1).replace("2\nB", "1\nB").format(
             "\\boxed{3}", "\\boxed{8}"
         ),
@@ -230,6 +233,7 @@ def test_a_markdown_block_around_the_whole_critique_is_no_quotation():
         ("\\boxed{8} for Response 1, \\boxed{3} for Response 2", "wrong_labels"),
         ("Response 1 beats Response 2: \\boxed{8}\nResponse 2: \\boxed{3}", "wrong_labels"),
         (QUALITY.format("Unlike Response 2: \\boxed{8}", "\\boxed{3}"), "wrong_labels"),
+        (QUALITY.format("\\boxed{8}, unlike Response 2", "\\boxed{3}"), "wrong_labels"),
         (QUALITY.format("\\boxed{8}", "\\boxed{3}") + "\n\n## End\n\\boxed{1}", "wrong_labels"),
         ("\\boxed{8}\n\\boxed{3}", "wrong_count"),
         ("\\boxed{8, 3, 5}", "wrong_count"),
@@ -243,6 +247,8 @@ def test_a_markdown_block_around_the_whole_critique_is_no_quotation():
         (SCORES + "Response 1: 8, 7\nResponse 2: 3, 2", "malformed_section"),
         (SCORES + "The first is better.", "malformed_section"),
         (SCORES + "8, 3", "malformed_section"),
+        (SCORES + "1: 8/10\n2: 3/10", "malformed_section"),
+        (SCORES + "Errors in Response 1: 8\nErrors in Response 2: 3", "malformed_section"),
         (SCORES + "It claims `\\boxed{10, 1}`.", "malformed_section"),
         (SCORES + "> Response 1: 10\n> Response 2: 1", "malformed_section"),
         ("Response 1: 8/10\nResponse 2: 3/10", "no_scores"),

@@ -261,7 +261,10 @@ def test_long_hostile_texts_take_linear_time(request):
     milliseconds("warm-up")
     slow = []
     for (label, short), (_, long) in zip(shorter, longer, strict=True):
-        first, second = milliseconds(short), milliseconds(long)
-        if second > 2000 or second > 4 * first + 50:
-            slow.append(f"{label}: {first:.0f} ms, twice the length {second:.0f} ms")
+        first, times = milliseconds(short), [milliseconds(long)]
+        limit = min(2000, 4 * first + 50)
+        while times[-1] > limit and len(times) < 3:  # a pause of the interpreter comes once
+            times.append(milliseconds(long))
+        if times[-1] > limit:
+            slow.append(f"{label}: {first:.0f} ms, twice the length {times[-1]:.0f} ms")
     assert not slow, "\n".join(slow)
