@@ -176,6 +176,8 @@ ENDLESS = {
     "{% endfor %}",
     "filtered loop": "{% for i in range(99999) %}{% for j in range(99999) if false %}{% endfor %}"
     "{% endfor %}",
+    "short filtered loops": "{% for i in range(999) %}{% for j in range(999) if false %}"
+    "{% endfor %}{% endfor %}",
     "output": "{% for i in range(99999) %}" + "x" * 999 + "{% endfor %}",
     "output in a block": "{% set x %}{% for i in range(99999) %}" + "x" * 99 + "{% endfor %}"
     "{% endset %}",
@@ -236,6 +238,11 @@ def test_the_bounds_hold_in_any_thread():
     for thread in threads:
         thread.join(20)
     assert len(errors) == 3 and all("more work" in error for error in errors)
+
+
+def test_a_product_is_refused_before_it_is_made():
+    with pytest.raises(ValueError, match="it makes a text of up to 81,"):
+        sandbox.render(sandbox.load("{{ ('x' * 9000).replace('x', 'y' * 9000) }}", "T"), {}, "T")
 
 
 def test_a_deadline_ends_what_the_budget_allows(monkeypatch):
@@ -309,25 +316,18 @@ def test_the_command_line_refuses_a_file_that_is_no_template(tmp_path, capsys):
 
 PIECES = [
     *ENDLESS.values(), "{{ 1 / 0 }}", "{{ x }}", "{{ query.a.b }}", "{% if %}", "{% endfor %}",
-    "{{", "}}", "{%",
-    "{#", "{% raw %}", "{% block a %}{{ self.a() }}{% endblock %}", "{% include 'x' %}",
-    "{% extends 'x' %}",
-    "{% import '../x' as y %}", "{{ [] | first }}", "{{ {} | tojson }}", "{{ none + 1 }}",
-    "{{ 'a' | int + 'b' }}",
-    "{% set responses = [] %}", "{% set query = 'x' %}", "{% set n = 0 %}", "{{ responses }}",
-    "{{ turns }}",
+    "{{", "}}", "{%", "{#", "{% raw %}", "{% block a %}{{ self.a() }}{% endblock %}",
+    "{% include 'x' %}", "{% extends 'x' %}", "{% import '../x' as y %}", "{{ [] | first }}",
+    "{{ {} | tojson }}", "{{ none + 1 }}", "{{ 'a' | int + 'b' }}", "{% set responses = [] %}",
+    "{% set query = 'x' %}", "{% set n = 0 %}", "{{ responses }}", "{{ turns }}",
     "{{ namespace(a=1) }}", "{{ range }}", "{{ raise_exception('a\\nb') }}", "{{ caller() }}",
-    "\x00", "\ue0a00\ue0a1",
-    "{% set low = 10 ** 400 %}", "{% set low = 1e999 %}", "{% set n_max = true %}",
-    "{% set needs = [[1]] %}",
-    "{% set output = none %}", "{{ '\\ud800' }}", "{% generation %}", "{% endgeneration %}",
-    "{% break %}",
+    "\x00", "\ue0a00\ue0a1", "{% set low = 10 ** 400 %}", "{% set low = 1e999 %}",
+    "{% set n_max = true %}", "{% set needs = [[1]] %}", "{% set output = none %}",
+    "{{ '\\ud800' }}", "{% generation %}", "{% endgeneration %}", "{% break %}",
     "{% for r in responses recursive %}{{ loop(r) }}{% endfor %}", "{{ ''.__class__ }}",
-    "{{ query | attr('x') }}",
-    "{% trans %}", "{% autoescape true %}", "{% do x %}", "{% call x() %}{% endcall %}",
-    "{{ cycler() }}", "(" * 999,
-    "{{ " + "-" * 9999 + "1 }}", "{{ [" + "[" * 300, "{% if 1 %}" * 200, '"""', "---", "\u202e",
-    "{{ loop }}",
+    "{{ query | attr('x') }}", "{% trans %}", "{% autoescape true %}", "{% do x %}",
+    "{% call x() %}{% endcall %}", "{{ cycler() }}", "(" * 999, "{{ " + "-" * 9999 + "1 }}",
+    "{{ [" + "[" * 300, "{% if 1 %}" * 200, '"""', "---", "\u202e", "{{ loop }}",
 ]  # fmt: skip
 
 
@@ -336,11 +336,8 @@ def damaged(rng: random.Random, source: str) -> bytes:
     for _ in range(rng.choice([1, 1, 2, 4])):
         place = rng.randrange(len(data) + 1)
         if rng.random() < 0.4:
-            data = (
-                data[:place]
-                + rng.choice([b"x", b"\n", b" ", b"{# a #}", b"[", b"#"])
-                + data[place:]
-            )
+            sign = rng.choice([b"x", b"\n", b" ", b"{# a #}", b"[", b"#"])
+            data = data[:place] + sign + data[place:]
         elif rng.random() < 0.5:
             data = data[:place] + rng.choice(PIECES).encode() + data[place:]
         else:

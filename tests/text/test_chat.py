@@ -38,6 +38,10 @@ def test_texts_are_those_of_transformers(style):
             assert ours == text
 
 
+def test_spacing_of_blocks_is_trimmed_as_in_transformers():
+    assert rendered("a\n  {% if true %}\nb{% endif %}", CHATS[0]) == "a\nb"
+
+
 @pytest.mark.peers
 def test_the_stored_texts_are_those_of_the_installed_transformers():
     python = os.environ.get("GRM_PEERS")
