@@ -6,7 +6,7 @@ Every reader of a model folder opens files with these functions:
 
 - Only regular files are opened: reading a FIFO would block, and a device has no end.
 - A link may lead to a file of the same folder or of its Hugging Face cache only. Otherwise a folder
-  from the internet could make us read any file of this machine.
+  from the internet could expose any file of this machine.
 - `damage_of` turns whatever the parsing of a file raises into a ValueError of one line.
 """
 
@@ -117,6 +117,17 @@ def damage_of(path: str | os.PathLike[str], remedy: str = "download it again") -
         known = isinstance(error, ValueError | RuntimeError)
         reason = text if known else f"{type(error).__name__}: {text}"
         raise ValueError(f"{path} is damaged: {reason:.300}: {remedy}") from error
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Adds the path to a ValueError of the block; handles other errors as `damage_of`."""
+    with damage_of(path):
+        try:
+            yield
+        except ValueError as error:
+            reason = one_line(error)
+            raise ValueError(reason if path in reason else f"{path}: {reason}") from error
 
 
 def one_line(text: object) -> str:

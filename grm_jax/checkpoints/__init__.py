@@ -50,7 +50,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Reader:
 
 
 def reader_of(path: Path) -> Callable[[], Reader]:
-    """Returns what opens a checkpoint. Raises ValueError for a path that is none."""
+    """Returns the function that opens a checkpoint. Raises ValueError for another path."""
     from grm_jax.checkpoints.deepmind import DeepMindCheckpoint, is_deepmind
 
     if exists(path / "config.json"):

@@ -24,9 +24,9 @@ from grm_jax.models.config import TransformerConfig, find_config
 MARKERS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
 SUBFOLDERS = ("", "default", "state")  # trainers write the arrays one folder down
 STACKED = re.compile(r"stacked_layers/attention_type_(\d+)/(.*)")
-# Prefixes of the vision encoder in multimodal checkpoints.
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 MAX_LAYERS = 1 << 10
+# Prefixes of the vision encoder in multimodal checkpoints.
 VISION = ("SigLiPFromPatches_0/", "vision_encoder/", "embedder/mm_")
 
 

@@ -193,11 +193,11 @@ def _gemma_details(
     scalar = released.query_pre_attn_scalar if released else sizes["head_dim"]
     fields: dict[str, Any] = {"query_pre_attn_scalar": scalar}
     if file.architecture == "gemma3":
-        if window is None and released is None:
-            raise ValueError(
-                "gemma3.attention.sliding_window is missing: it is 512 or 1024 by model size"
-            )
-        if window is None and released is not None:
+        if window is None:
+            if released is None:
+                raise ValueError(
+                    "gemma3.attention.sliding_window is missing: it is 512 or 1024 by model size"
+                )
             window = released.pattern[0].window
         local = _number(file, "rope.freq_base_swa", _BASE)
         local = local or _number(file, "rope.local.freq_base", _BASE)
@@ -256,7 +256,9 @@ def _check_scale(file: "GgufFile", cfg: TransformerConfig) -> None:
         )
 
 
-def _scaled(file: "GgufFile", cfg: TransformerConfig, released: TransformerConfig | None) -> Any:
+def _scaled(
+    file: "GgufFile", cfg: TransformerConfig, released: TransformerConfig | None
+) -> TransformerConfig:
     """Returns the configuration with Llama 3's scaling of RoPE if the file has its factors."""
     (spec,) = cfg.pattern
     if file.rope_factors is None:

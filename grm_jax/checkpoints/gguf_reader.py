@@ -5,12 +5,10 @@ file, and the tensors must lie one after another in it, as llama.cpp requires.
 """
 
 import collections
-import contextlib
 import functools
 import math
 import os
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +16,11 @@ import gguf
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
-from grm_jax.model_files import check_file, damage_of, one_line
+from grm_jax.model_files import check_file, naming, one_line
 
 # Far above real files: Gemma 3 has 262,208 tokens, DeepSeek-V2 has 1,400 tensors.
 MOST_FIELDS, MOST_TENSORS, MOST_VALUES = 10_000, 100_000, 4_000_000
 VERSIONS = (2, 3)
-
-
-@contextlib.contextmanager
-def naming(path: str) -> Iterator[None]:
-    """Turns what damaged data raises in the body into a ValueError of one line with the path."""
-    with damage_of(path):
-        try:
-            yield
-        except ValueError as error:
-            reason = one_line(error)
-            raise ValueError(reason if path in reason else f"{path}: {reason}") from error
 
 
 def parse(path: str | os.PathLike[str]) -> gguf.GGUFReader:
@@ -58,23 +45,25 @@ def parse(path: str | os.PathLike[str]) -> gguf.GGUFReader:
 @functools.lru_cache(maxsize=1)
 def _parse(path: str, mtime: int, size: int) -> gguf.GGUFReader:
     """A vocabulary takes seconds. mtime, size: parts of the cache key."""
-    reader = _Reader.__new__(_Reader)  # its fields are named if the parser fails
-    reader.fields = collections.OrderedDict()
     with naming(path):
+        return _Reader(path)
+
+
+class _Reader(gguf.GGUFReader):
+    """The reader of the `gguf` package with bounds."""
+
+    def __init__(self, path: str) -> None:
+        """Parses a file. Raises ValueError that names the last field before the damage."""
+        self.fields = collections.OrderedDict()  # empty if the first bytes are damaged
         try:
-            reader.__init__(path)  # type: ignore[misc]
+            super().__init__(path)
         except Exception as error:
-            last = next(reversed(reader.fields), "the header")
+            last = next(reversed(self.fields), "the header")
             reason = error.args[0] if isinstance(error, KeyError) else error
             raise ValueError(
                 f"{path} is damaged at or after {last!r:.80}: {one_line(reason):.200}: "
                 "download or convert it again"
             ) from error
-    return reader
-
-
-class _Reader(gguf.GGUFReader):
-    """The reader of the `gguf` package with bounds. It raises exceptions of any type."""
 
     def _get(self, offset: int, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
         end = int(offset) + np.dtype(dtype).itemsize * int(count)
@@ -133,11 +122,13 @@ class _Reader(gguf.GGUFReader):
 @functools.cache
 def _block_sizes(type_code: int) -> tuple[int, int] | None:
     """Returns (values, bytes) of a block of this quantisation; None if it is not supported."""
+    if type_code not in GGML_QUANT_SIZES:
+        return None
+    quantization = GGMLQuantizationType(type_code)
+    sizes = GGML_QUANT_SIZES[quantization]
     try:
-        quantization = GGMLQuantizationType(type_code)
-        sizes = GGML_QUANT_SIZES[quantization]
         gguf.dequantize(np.zeros((1, sizes[1]), np.uint8), quantization)
-    except (ValueError, KeyError, NotImplementedError):
+    except NotImplementedError:
         return None
     return sizes
 

@@ -181,7 +181,7 @@ def check_field(key: str, value: Any, field: Field, source: str) -> None:
 
 
 class Rope(NamedTuple):
-    """How a kind of layer rotates: the keys that apply to its type have values."""
+    """RoPE of one kind of layer. values: of the other keys of its type, ordered as ROPE_KEYS."""
 
     theta: float
     kind: str

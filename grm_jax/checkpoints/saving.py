@@ -158,8 +158,8 @@ def copy_tokenizer(source: str | os.PathLike[str], path: str | os.PathLike[str])
     """Copies a folder's tokenizer files, or one .model or .json file, and returns their names.
 
     A single file gets the name that `tokenizer.load` expects. The tokenizer inside a GGUF file, or
-    in a folder with nothing else, is rebuilt. The files of another tokenizer in `path` are removed,
-    which could be read instead; beside a single file, its vocabulary alone.
+    in a folder with nothing else, is rebuilt. Files of another tokenizer in `path` are deleted, so
+    that no later load mixes the two. A single file replaces only the other vocabulary.
     """
     source, path = Path(source), Path(path)
     files = tokenizer_files(source)

@@ -55,7 +55,7 @@ def _braced(argument: str) -> str:
 def _parts(answer: str) -> tuple[str, str, str]:
     """Returns (variable, value, unit) of an answer, normalised; "" for a part that is absent."""
     unit = ""
-    if (hit := _UNIT.fullmatch(answer[:1000])) and len(answer) <= 1000:
+    if len(answer) <= 1000 and (hit := _UNIT.fullmatch(answer)):  # it takes quadratic time
         if hit[2] or _value(normalise(hit[1])) is not None:
             singular = re.sub(r"e?s?$", "", normalise(hit[3]).lower())  # inches, inch; minutes
             answer, unit = hit[1], singular + normalise(hit[4] or "")

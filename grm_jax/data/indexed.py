@@ -1,4 +1,4 @@
-"""An indexed file of JSON lines: any line is reason at once, and none has to stay in memory.
+"""An indexed file of JSON lines: any line is read directly, without the others in memory.
 
 A folder holds records.jsonl, offsets.npy (int64: where each line ends), checksums.json and, written
 last, index.json with the number of lines of each section. A section is one task of a mixture.

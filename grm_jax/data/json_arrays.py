@@ -59,8 +59,8 @@ def elements(path: Path, text: str) -> Iterator[Element]:
     """
     at, line, counted, key, broken = text.index("[") + 1, 1, 0, "", 0
     number = 0
-    while True:
-        at = _BEFORE.match(text, at).end()  # type: ignore[union-attr]
+    while before := _BEFORE.match(text, at):  # it always matches
+        at = before.end()
         line, counted = line + text.count("\n", counted, at), at
         if text[at : at + 1] in ("]", ""):
             break

@@ -15,6 +15,7 @@ from typing import IO, Any
 from grm_jax import strict_json
 from grm_jax.data import json_arrays, shards, sources, tables
 from grm_jax.data.tables import check_is_text, open_bytes
+from grm_jax.model_files import one_line
 
 log = logging.getLogger(__name__)
 
@@ -128,8 +129,8 @@ def _guarded(path: Path) -> Iterator[Record]:
 
 def _damaged(path: Path, error: Exception) -> ValueError:
     if str(path) in str(error):
-        return ValueError(" ".join(str(error).split()))
-    problem = " ".join(f"{type(error).__name__}: {error}".split())
+        return ValueError(one_line(error))
+    problem = one_line(f"{type(error).__name__}: {error}")
     return ValueError(f"{path} is damaged or has another format: {problem:.200}")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from grm_jax import strict_json
+from grm_jax.model_files import one_line
 
 _CHAT = re.compile(r"""\s*\[\s*\{\s*(['"])(role|content|from|value)\1\s*:""")
 MOST_EXPANDED = 100  # times its size to which a gzip file of more than 1 GiB may expand
@@ -246,7 +247,7 @@ def _batch_row(batch: Any) -> dict[str, Any] | BadCell:
         batch.validate(full=True)
         return batch.to_pylist()[0]
     except Exception as error:  # noqa: BLE001
-        return BadCell(" ".join(f"a value is damaged: {error}".split())[:200])
+        return BadCell(one_line(f"a value is damaged: {error}")[:200])
 
 
 FORMATS: dict[str, Callable[[Path], Iterator[Any]]] = {

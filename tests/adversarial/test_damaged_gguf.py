@@ -1,6 +1,7 @@
 """Damaged GGUF files: refused in one line, or read as what their bytes say."""
 
 import dataclasses
+import functools
 import os
 import struct
 
@@ -71,11 +72,7 @@ def damaged(tmp_path):
         "list of an unknown type": other_vocabulary(77, count),
         "type of a field": replaced(data, key + struct.pack("<I", 4), key + struct.pack("<I", 99)),
         "key that is not UTF-8": replaced(data, key, key[:-1] + b"\xff"),
-        "key twice": replaced(
-            data,
-            struct.pack("<Q", 20) + b"qwen3.context_length",
-            struct.pack("<Q", 17) + b"qwen3.block_count\0\0\0"[:17],
-        ),
+        "key twice": replaced(data, struct.pack("<Q", 20) + b"qwen3.context_length", key),
         "text that is not UTF-8": replaced(data, b"{% for", b"{% \xff\xfeor"),
         "offset beyond the file": last_tensor(offset=2**40),
         "offset that wraps": last_tensor(offset=2**64 - 4096),
@@ -197,22 +194,6 @@ def expected_config(cfg, arch, fields):
 QUANTIZATIONS = (None, Q.BF16, Q.Q8_0, Q.Q4_0)
 
 
-class Originals:
-    """Whole files, written and read when they are first used."""
-
-    def __init__(self, folder):
-        self.folder, self.made = folder, {}
-
-    def __call__(self, arch, quantization):
-        """Returns (bytes, length of the header, contents, view) of a whole file."""
-        key = arch, quantization
-        if key not in self.made:
-            path = write_toy(self.folder / f"{arch}-{quantization}.gguf", arch, None, quantization)
-            whole = contents(path, self.folder / "own")
-            self.made[key] = path.read_bytes(), header_length(path), whole, view(path)
-        return self.made[key]
-
-
 def check_damaged(path, arch, whole, whole_view, folder):
     """Reads a file; what is accepted is the original, except where the file has other values."""
     own = contents(path, folder)
@@ -228,35 +209,50 @@ def check_damaged(path, arch, whole, whole_view, folder):
     assert len(data) == len(whole_data), "number of tensors"
 
 
-def test_changed_bytes(tmp_path, record_property, cases):
-    originals = Originals(tmp_path)
+@pytest.fixture
+def fuzz_files(tmp_path, record_property, cases):
+    """Returns fuzz_files(what, damage, fast, full), which reads the files that `damage` writes.
 
-    def draws():
-        for i, rng in cases(fast=40, full=700):
+    damage(rng, path, arch, quantization, data, start): data is the whole file, start the length of
+    its header.
+    """
+
+    @functools.cache
+    def original(arch, quantization):
+        path = write_toy(tmp_path / f"{arch}-{quantization}.gguf", arch, None, quantization)
+        return path.read_bytes(), header_length(path), contents(path, tmp_path / "own"), view(path)
+
+    def draw(damage, fast, full):
+        for i, rng in cases(fast, full):
             arch, quantization = rng.choice(list(CONFIGS)), rng.choice(QUANTIZATIONS)
-            data, start, *whole = originals(arch, quantization)
-            end = start if rng.random() < 0.9 else len(data)
-            begin = 0 if rng.random() < 0.7 else rng.randrange(end)
-            if rng.random() < 0.5:  # in place, so that what follows is still parsed
-                length = rng.choice([1, 1, 2, 4, 8])
-                place = rng.randrange(end - length)
-                bit = bytes([data[place] ^ 1 << rng.randrange(8)])
-                patch = rng.choice([bit, rng.randbytes(length), bytes(length)])
-                changed = data[:place] + patch + data[place + len(patch) :]
-            else:
-                part = fuzz.change_bytes(rng, data[begin:end], rng.choice([1, 1, 1, 2, 5]))
-                changed = data[:begin] + part + data[end:]
-            path = tmp_path / f"bytes{i}.gguf"
-            path.write_bytes(changed)
-            yield f"{arch} {quantization} {i}", (path, arch, *whole)
+            data, start, *whole = original(arch, quantization)
+            path = tmp_path / f"{i}.gguf"
+            damage(rng, path, arch, quantization, data, start)
+            yield f"{arch} {quantization} {i}", (path, arch, *whole, tmp_path / "read")
             path.unlink()
 
-    fuzz.run(
-        "GGUF, changed bytes",
-        draws(),
-        lambda case: check_damaged(*case, tmp_path / "read"),
-        record_property,
-    )
+    def run(what, damage, fast, full):
+        check = lambda case: check_damaged(*case)
+        return fuzz.run(f"GGUF, {what}", draw(damage, fast, full), check, record_property)
+
+    return run
+
+
+def test_changed_bytes(fuzz_files):
+    def damage(rng, path, arch, quantization, data, start):
+        end = start if rng.random() < 0.9 else len(data)
+        begin = 0 if rng.random() < 0.7 else rng.randrange(end)
+        if rng.random() < 0.5:  # in place, so that what follows is still parsed
+            length = rng.choice([1, 1, 2, 4, 8])
+            place = rng.randrange(end - length)
+            bit = bytes([data[place] ^ 1 << rng.randrange(8)])
+            patch = rng.choice([bit, rng.randbytes(length), bytes(length)])
+            path.write_bytes(data[:place] + patch + data[place + len(patch) :])
+        else:
+            part = fuzz.change_bytes(rng, data[begin:end], rng.choice([1, 1, 1, 2, 5]))
+            path.write_bytes(data[:begin] + part + data[end:])
+
+    fuzz_files("changed bytes", damage, fast=40, full=700)
 
 
 def odd_field(rng):
@@ -277,33 +273,21 @@ def odd_field(rng):
     return gguf.GGUFValue([values[item]() for _ in range(rng.choice([1, 3, 64]))], kind, item)
 
 
-def test_changed_fields(tmp_path, record_property, cases):
-    originals = Originals(tmp_path)
+def test_changed_fields(fuzz_files):
+    def damage(rng, path, arch, quantization, *_):
+        extra = [f"{arch}.{key}" for key in REFUSED]
 
-    def draws():
-        for i, rng in cases(fast=20, full=300):
-            arch, quantization = rng.choice(list(CONFIGS)), rng.choice(QUANTIZATIONS)
-            _, _, *whole = originals(arch, quantization)
-            extra = [f"{arch}.{key}" for key in REFUSED]
+        def change(fields):
+            for _ in range(rng.choice([1, 1, 2, 3])):
+                key = rng.choice([*fields, *extra])
+                action = rng.choice(["drop", "odd", "odd", "rename"])
+                if action == "drop":
+                    fields.pop(key, None)
+                elif action == "rename" and key in fields:
+                    fields[f"{key}_"] = fields.pop(key)
+                else:
+                    fields[key] = odd_field(rng)
 
-            def change(fields, rng=rng, extra=extra):
-                for _ in range(rng.choice([1, 1, 2, 3])):
-                    key = rng.choice([*fields, *extra])
-                    action = rng.choice(["drop", "odd", "odd", "rename"])
-                    if action == "drop":
-                        fields.pop(key, None)
-                    elif action == "rename" and key in fields:
-                        fields[f"{key}_"] = fields.pop(key)
-                    else:
-                        fields[key] = odd_field(rng)
+        write_toy(path, arch, change, quantization)
 
-            path = write_toy(tmp_path / f"fields{i}.gguf", arch, change, quantization)
-            yield f"{arch} {quantization} {i}", (path, arch, *whole)
-            path.unlink()
-
-    fuzz.run(
-        "GGUF, changed fields",
-        draws(),
-        lambda case: check_damaged(*case, tmp_path / "read"),
-        record_property,
-    )
+    fuzz_files("changed fields", damage, fast=20, full=300)
