@@ -21,7 +21,6 @@ from grm_jax.data.sources import name_of
 from grm_jax.display import outside_text, shown
 from grm_jax.types import Comparison
 
-BY_NAME = "name one with --format, or with layout= in Python, or "  # in the error of `detect`
 _ID_FIELDS = ("id", "bon_uid", "pair_uid", "prompt_id")
 
 
@@ -201,7 +200,8 @@ def detect(record: dict[str, Any]) -> str:
     problem = f"both {' and '.join(fitting)}" if fitting else "no format"
     names = outside_text(", ".join(map(str, list(fields)[:8])))
     raise Malformed(
-        f"the fields {names} fit {problem}: {BY_NAME}"
+        f"the fields {names} fit {problem}: name one with "
+        "--format, or with layout= in Python, or "
         + ("remove those of one" if fitting else "rename them to prompt, chosen and rejected")
     )
 

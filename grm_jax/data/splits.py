@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from grm_jax.data.comparisons import BY_NAME, placed, read_rows, simplified
+from grm_jax.data.comparisons import placed, read_rows, simplified
 from grm_jax.types import Comparison
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,8 @@ _INVISIBLE = re.compile(
     "[\u00ad\u0600-\u0605\u061c\u06dd\u070f\u115f\u1160\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
     "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
+# A part of `comparisons.detect`'s error that does not apply here.
+_BY_NAME = "name one with --format, or with layout= in Python, or "
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,7 @@ def read_labelled(path: str, max_skipped: float = 0.1) -> Labelled:
         counts["rows"] += 1
         if row.comparison is None:
             counts["malformed"] += 1
-            reason = str(row.reason).replace(BY_NAME, "")  # `grm train` has no --format
+            reason = str(row.reason).replace(_BY_NAME, "")
             reasons[f"row {row.number}: {reason}"] += 1
             continue
         comparison = simplified(row.comparison)

@@ -80,6 +80,7 @@ def damaged(tmp_path):
         "offset that is not aligned": last_tensor(offset=last.data_offset - start - 1),
         "unknown quantisation": last_tensor(kind=99),
         "quantisation of whole numbers": last_tensor(kind=int(Q.I32)),
+        "rows of a part of a block": last_tensor(dims=[33], kind=int(Q.Q8_0)),
         "no dimension": last_tensor(dims=[]),
         "a dimension of 0": last_tensor(dims=[0]),
         "a dimension of 2^60": last_tensor(dims=[2**60]),
@@ -91,6 +92,25 @@ def damaged(tmp_path):
     }
 
 
+REASONS = {
+    "version 99": "a GGUF file of version 99 is not supported",
+    "big-endian": "a GGUF file of big-endian is not supported",
+    "tensor count": " tensors, more than 100,000",
+    "field count": " fields, more than 10,000",
+    "length of a key": "it needs ",
+    "length of a list": " values of an array, more than 4,000,000",
+    "list of lists": "an array of arrays",
+    "key twice": "Duplicate qwen3.block_count",
+    "offset of another tensor": " begins at byte 0 of the data",
+    "unknown quantisation": " has the quantisation 99, an unsupported one",
+    "quantisation of whole numbers": " has the quantisation 26, an unsupported one",
+    "rows of a part of a block": " has rows of 33, not a multiple of 32",
+    "no dimension": " has the dimensions []",
+    "truncated data": " ends after the file",
+    "truncated header": "it needs ",
+}
+
+
 def test_damage_is_refused_in_one_line_that_names_the_file(damaged, tmp_path):
     for name, data in damaged.items():
         path = tmp_path / f"{name}.gguf"
@@ -99,6 +119,7 @@ def test_damage_is_refused_in_one_line_that_names_the_file(damaged, tmp_path):
             contents(path, tmp_path / "own")
         message = str(error.value)
         assert str(path) in message and len(message.splitlines()) == 1, name
+        assert REASONS.get(name, "") in message, (name, message)
 
 
 def test_a_piece_that_sentencepiece_refuses_is_refused_in_one_line(tmp_path):

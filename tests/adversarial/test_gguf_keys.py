@@ -104,7 +104,8 @@ def test_values_that_change_the_numbers_are_refused(tmp_path, arch):
         with pytest.raises(ValueError) as error:
             contents(path, tmp_path / "own")
         message = str(error.value)
-        assert len(message.splitlines()) == 1 and str(path) in message, (key, value)
+        assert len(message.splitlines()) == 1 and message.startswith(str(path)), message
+        assert "is damaged" not in message, message
 
 
 def test_keys_without_an_effect_are_accepted(tmp_path):

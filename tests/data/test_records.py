@@ -82,6 +82,12 @@ def test_a_broken_element_of_an_array_leaves_the_others(broken, indent, place, t
     assert bad.number == place + 1 and f"element {place + 1} (line {bad.line}): " in bad.problem
 
 
+def test_an_array_with_more_than_100_broken_elements_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text('[{"a": 1}' + ', {"a": }' * 101 + "]")
+    with pytest.raises(ValueError, match=r"a\.json:1: element 102 .* is broken"):
+        list(read_records(tmp_path / "a.json"))
+
+
 def test_a_text_that_is_not_closed_ends_with_its_element(tmp_path):
     for indent, text in ((None, '{"a": "x}'), (1, '{"a": "x'), (None, '{"a": "b\\"}')):
         content = json.dumps([{"a": 1}, "BROKEN", {"a": 3}], indent=indent)
