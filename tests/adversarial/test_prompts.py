@@ -208,6 +208,10 @@ def test_a_response_cannot_end_itself_across_the_edges_of_its_place(own):
                 check_markers((name, marker[cut:]))
 
 
+def test_every_line_between_two_texts_is_a_marker(own):
+    assert "### Response 2:" in rendering.load(own["two lines"]).markers
+
+
 def test_harmless_texts_are_unchanged():
     for text in (
         "rows[user] = [response for response in queries[query]]  # [1] response 2",
