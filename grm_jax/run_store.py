@@ -280,7 +280,7 @@ class RunStore(Mapping[Key, Record]):
                 )
             if record is not None and number == 1 and (key is None or not self.is_folder):
                 # The header of an earlier version, without a checksum, has fewer fields.
-                known = self.identity if _has_checksum(line) else record
+                known = self.identity if b"\t" in line else record
                 new = {name: value for name, value in self.identity.items() if name in known}
                 check_identity(record, new, path)
             elif not isinstance(key, str | int) or isinstance(key, bool):
@@ -351,13 +351,9 @@ def verified(line: bytes) -> bytes | None:
     A line of an earlier version, which has no checksum, is returned as it is.
     """
     text, tab, checksum = line.rstrip(b"\n").rpartition(b"\t")
-    if not _has_checksum(line):
-        return line.rstrip(b"\n") if not tab else None
+    if not tab:
+        return checksum
     return text if b"%08x" % zlib.crc32(text) == checksum else None
-
-
-def _has_checksum(line: bytes) -> bool:
-    return re.search(rb"\t[0-9a-f]{8}\n?$", line) is not None
 
 
 def _parsed(line: bytes) -> Record | None:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 from etils import epath
 
-from grm_jax import hub, locks
+from grm_jax import hub, locks, strict_json
 from grm_jax.model_files import special_kind
 
 PathLike: TypeAlias = str | os.PathLike[str] | epath.Path
@@ -221,7 +221,7 @@ def write_atomic(path: PathLike, content: str | bytes) -> None:
     Text is written as UTF-8; a surrogate, which has no UTF-8 form, becomes U+FFFD.
     """
     if isinstance(content, str):
-        content = _SURROGATES.sub("\ufffd", content).encode()
+        content = strict_json.SURROGATE.sub("\ufffd", content).encode()
     with open_atomic(path) as file:
         file.write(content)
 
@@ -337,7 +337,6 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-_SURROGATES = re.compile("[\ud800-\udfff]")
 _STREAMS = ("/dev/std", "/dev/fd/", "/proc/")
 
 

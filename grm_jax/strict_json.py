@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 MAX_DEPTH = 100  # Python's recursion limit leaves room for code that walks such a value
 MAX_DIGITS = 300  # longer integers exceed the largest float64
 _MAX_FLOAT_TEXT = 1000  # characters of a number with a point or an exponent
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
+SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def loads(text: str | bytes | bytearray, unique_keys: bool = False) -> Any:
@@ -96,7 +96,7 @@ def dumps(value: Any, indent: int | None = None, **options: Any) -> str:
         if fault := problem(value, numbers_only=True):
             raise ValueError(fault) from None
         raise
-    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+    return text if text.isascii() else SURROGATE.sub("\ufffd", text)
 
 
 def problem(value: Any, name: str = "", depth: int = 0, numbers_only: bool = False) -> str:

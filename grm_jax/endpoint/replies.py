@@ -5,13 +5,11 @@ the reply.
 """
 
 import dataclasses
-import re
 from typing import Any
 
 from grm_jax import strict_json
 from grm_jax.display import outside_text
 
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
 # Reasons for which a text ends; None if the server gives none. Others are a failed try.
 _FINISH = {
     "stop": "stop", "eos": "stop", "eos_token": "stop", "end_turn": "stop",
@@ -92,7 +90,7 @@ def join_content(content: Any) -> str:
     text = "".join(texts)
     if not text.strip():
         raise BadReply("empty text", "an empty text")
-    if _SURROGATE.search(text):
+    if strict_json.surrogate(text, "content"):
         raise BadReply("no text", "half a surrogate pair in the text")
     return text
 

@@ -10,8 +10,9 @@ import shlex
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from grm_jax.commands import Number, Parser, run_command
 from grm_jax.data import sources
@@ -210,9 +211,10 @@ def _judge_file(args: argparse.Namespace, options: Options, output: str) -> int:
     name = "standard output" if args.output == STDOUT else args.output
     errors = f", {result.errors} of them errors" if result.errors else ""
     resumed = f", {result.resumed} from an earlier run" if result.resumed else ""
-    print(f"{name}: {result.rows} rows{errors}{resumed}\n{rates_text(output)}", file=sys.stderr)
+    rates = summarise(read_judged_rows(output))
+    print(f"{name}: {result.rows} rows{errors}{resumed}\n{rates_text(rates)}", file=sys.stderr)
     if args.endpoint:
-        print(requests_text(output, judge, args), file=sys.stderr)
+        print(requests_text(rates, judge, args), file=sys.stderr)
     if result.errors:
         print(f"The error rows of {name} have all reasons.", file=sys.stderr)
         print(failure_text(read_judged_rows(output)), file=sys.stderr)
@@ -241,9 +243,8 @@ def _results_on_stderr() -> contextlib.AbstractContextManager:
     return contextlib.redirect_stdout(sys.stderr)
 
 
-def rates_text(output: str) -> str:
-    """Returns the main rates of an output file, and what to do if few critiques are parsed."""
-    rates = summarise(read_judged_rows(output))
+def rates_text(rates: Mapping[str, Any]) -> str:
+    """Returns the main rates of `summarise`, and what to do if few critiques are parsed."""
     share = lambda name: "-" if rates[name] is None else f"{rates[name]:.1%}"  # noqa: E731
     text = f"parse rate {share('parsed')}, ties {share('ties')}, flips {share('flips')}"
     if rates["labelled"]:
@@ -255,9 +256,8 @@ def rates_text(output: str) -> str:
     return f"{text}\n{hint}" if hint else text
 
 
-def requests_text(output: str, judge: Judge, args: argparse.Namespace) -> str:
+def requests_text(rates: Mapping[str, Any], judge: Judge, args: argparse.Namespace) -> str:
     """Returns tokens and price of an output by endpoint, and the failed tries of this session."""
-    rates = summarise(read_judged_rows(output))
     text = f"{rates['critiques']:,} critiques, {rates['statuses'].get(FAILED, 0):,} of them failed"
     text += f"; {rates['prompt_tokens']:,} prompt tokens, {rates['tokens']:,} new"
     text += "".join(f", price {price:,.4f}" for price in arguments.price_of(args, rates).values())

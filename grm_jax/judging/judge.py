@@ -49,7 +49,7 @@ class Judge:
       name: the model's name in output rows, "name@fingerprint".
       max_new_tokens: longest critique if a call does not set it.
       settings: how the model was loaded, as far as verdicts depend on it; part of the identity of a
-        run (`run.run_identity`).
+        run (`identity.run_identity`).
       single: template for comparisons with one response, unless principles are given or a reference
         is shown; None for the one that `template` chooses.
     """

@@ -74,7 +74,7 @@ def serving(script: Callable[[dict], list]) -> Iterator[RawServer]:
 
 
 def http(body: bytes, status: str = "200 OK", **headers: str) -> bytes:
-    """A whole response; a header None is left out."""
+    """Returns a whole response; a header of None is omitted."""
     fields = {"Content-Type": "application/json", "Content-Length": str(len(body))}
     fields |= {name.replace("_", "-"): value for name, value in headers.items()}
     lines = [f"{name}: {value}" for name, value in fields.items() if value is not None]

@@ -55,7 +55,7 @@ def test_examples_are_of_five_kinds():
     assert sentences["right"] == "4 of 5 critiques name the best response, and the vote does."
     assert sentences["wrong"] == "0 of 3 critiques name the best response, the vote does not."
     assert sentences["flipped by order"].endswith("; orders name different winners.")
-    # Error rows and rows without a label are not chosen. A kind without rows is left out.
+    # Error rows and rows without a label are not chosen. A kind without rows is skipped.
     error = codec.error_row(7, "too long", {}, "c7")
     unlabelled = row(8, None, FIRST)
     assert [e.kind for e in examples.choose([error, unlabelled, ROWS[0]])] == ["unanimous"]
