@@ -47,6 +47,6 @@ venv:
 
 lock: venv
 	$(BIN)/python -m pip install --quiet uv
-	( head -1 requirements.lock; $(BIN)/uv pip compile setup.py --extra data --extra tensorboard --extra tpu --extra test --universal --python-version 3.11 \
+	( head -1 requirements.lock; $(BIN)/uv pip compile setup.py --extra data --extra serve --extra tensorboard --extra tpu --extra test --universal --python-version 3.11 \
 	  --no-annotate --no-header --quiet -c requirements.lock ) > requirements.lock.new
 	mv requirements.lock.new requirements.lock

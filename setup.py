@@ -57,6 +57,8 @@ setup(
         "data": ["seqio>=0.0.20", "tensorflow>=2.20", "tensorflow-datasets>=4.9.9"],
         # gs:// paths where TensorFlow, which reads them too, is not installed.
         "gcs": ["etils[epath-gcs]>=1.9"],
+        # grm serve; the adapters of other trainers need none of them.
+        "serve": ["fastapi>=0.115", "prometheus-client>=0.21", "uvicorn>=0.34"],
         "tensorboard": ["tensorboard>=2.20"],
         "tpu": ["jax[tpu]>=0.10.2; sys_platform == 'linux'"],
         "cuda": ["jax[cuda12]>=0.10.2; sys_platform == 'linux'"],
@@ -69,6 +71,7 @@ setup(
             "mypy>=1.15",
             "nbclient>=0.10",
             "nbformat>=5.10",
+            "openai>=1.60",
             "pandas>=2.2",
             "psutil>=6",
             "pytest>=8.3",

@@ -195,8 +195,9 @@ def _between(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> l
 
 # Names of tags, whole or between the signs : _ . -
 _STEM = re.compile(
-    r"(?:^|[:_.-])(?:\w*think\w*|\w*thoughts?|reason(?:ing)?|(?:self)?reflect(?:ion|ing)?|scratch\w*|plan(?:ning)?|drafts?"
-    r"|\w*monologue|deliberat\w+|rationale|ponder\w*|contemplat\w+|brainstorm\w*|cot)(?:$|[:_.-])",
+    r"(?:^|[:_.-])(?:\w*think\w*|\w*thoughts?|reason(?:ing)?|(?:self)?reflect(?:ion|ing)?"
+    r"|scratch\w*|plan(?:ning)?|drafts?|\w*monologue|deliberat\w+|rationale|ponder\w*|contemplat\w+"
+    r"|brainstorm\w*|cot)(?:$|[:_.-])",
     re.IGNORECASE,
 )
 THINKING = re.compile(

@@ -221,8 +221,9 @@ def test_a_failed_connection_names_its_cause(url):
 
 @pytest.mark.parametrize(
     "url",
-    ["http://me:pass-word@host/v1", "https://host/v1?api_key=pass-word", "pass", "ftp://host/v1", "http://",
-     "http://[::1", "http://host:99999999/v1", "http://ho\x00st/v1", 5, None],
+    ["http://me:pass-word@host/v1", "https://host/v1?api_key=pass-word", "pass",
+     "ftp://host/v1", "http://", "http://[::1", "http://host:99999999/v1", "http://ho\x00st/v1",
+     5, None],
 )  # fmt: skip
 def test_addresses_that_cannot_be_used_are_refused(url):
     with pytest.raises(ValueError, match="^url") as error:
