@@ -162,6 +162,8 @@ def extend_ring(ring: jax.Array, clock: jax.Array, top: int, length: int) -> jax
 
 def extend_prefix(prefix: jax.Array, length: int) -> jax.Array:
     """Returns the same prompts, left-padded to `length`."""
+    if length == prefix.shape[3]:
+        return prefix
     return jnp.pad(prefix, [(0, 0)] * 3 + [(length - prefix.shape[3], 0), (0, 0)])
 
 

@@ -24,6 +24,7 @@ from grm_jax.sampling.cache import (
     batch_axes,
     cache_axes,
     constrain_state,
+    extend_prefix,
     prefix_length,
 )
 from grm_jax.sampling.choose import Choice, choose
@@ -70,11 +71,12 @@ def insert(
 ) -> State:
     """Puts prefilled prompts into prompt slots and empties the slots' rows.
 
+    prefix: of prompts in the state's bucket or a shorter one; those are left-padded.
     per_prompt: new values of the state's `_P` and `_PxE` fields, (B,) or (B, E).
     """
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
-        return old.at[:, slots_B].set(new)
+        return old.at[:, slots_B].set(extend_prefix(new, old.shape[3]))
 
     pairs = zip(state.prefix, prefix, strict=True)
     return constrain_state(

@@ -13,9 +13,19 @@ keys are read for the most rows at once.
 Prompts run shortest first. The caches hold prompts of the longest bucket and rows of the longest
 bucket so far. They grow while rows run, so that nothing waits for a bucket to drain, and the number
 of compilations does not depend on the requests.
+
+`Engine.run` samples a list. A server calls `submit` and `cancel` between two calls of `step`:
+
+    key = engine.submit(request)
+    while engine.busy:
+        for completion in engine.step():
+            ...                          # completion.request_index is the key
 """
 
 import dataclasses
+import itertools
+import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,86 +35,23 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from grm_jax.models import Transformer
-from grm_jax.models.config import TransformerConfig
 from grm_jax.sampling import cache, programs, weights
 from grm_jax.sampling.buckets import FEW_FIRST_RING, prefill_batch, prompt_bucket, ring_bucket
-from grm_jax.sampling.request import MAX_STOP_TOKENS, Completion, Request, check
+from grm_jax.sampling.request import Completion, Request, check
+from grm_jax.sampling.slots import (
+    Listener,
+    Sample as _Sample,
+    Slot as _Slot,
+    Slots,
+    Stats,
+    failed,
+    per_prompt,
+)
 from grm_jax.sharding import batch_shards
 
 SEGMENT = 32  # decode steps per segment, unless it ends early
 FINISH = {cache.STOP: "stop", cache.LENGTH: "length", cache.NONFINITE: "error"}
-
-
-@dataclasses.dataclass
-class Stats:
-    """Counts since the engine was built. The first token of a sample costs no step.
-
-    Attributes:
-      tokens: of all samples.
-      steps: decode steps of the device.
-      slot_steps: steps times rows.
-      busy: slot_steps that produced a token.
-      segments: decode segments.
-      prompts: prefilled prompts.
-    """
-
-    tokens: int = 0
-    steps: int = 0
-    slot_steps: int = 0
-    busy: int = 0
-    segments: int = 0
-    prompts: int = 0
-
-    @property
-    def utilisation(self) -> float:
-        return self.busy / max(1, self.slot_steps)
-
-
-@dataclasses.dataclass
-class _Sample:
-    index: int
-    tokens: list[int] = dataclasses.field(default_factory=list)
-    logprobs: list[float] = dataclasses.field(default_factory=list)
-    logprobs_1: list[float] = dataclasses.field(default_factory=list)
-
-    def completion(self, request_index: int, finish: str) -> Completion:
-        error = None
-        if finish == "error":
-            error = (
-                f"the logits of token {len(self.tokens)} are not finite: "
-                "the weights or the prompt's activations have NaN or infinity"
-            )
-        return Completion(
-            request_index,
-            self.index,
-            np.array(self.tokens, np.int32),
-            np.array(self.logprobs, np.float32),
-            np.array(self.logprobs_1, np.float32),
-            finish,
-            error,
-        )
-
-
-@dataclasses.dataclass
-class _Slot:
-    """A prompt slot: its request and the sample in each of its rows (None: the row is free)."""
-
-    request_index: int
-    request: Request
-    rows: list[_Sample | None]
-    next_sample: int = 0
-
-    @property
-    def pending(self) -> bool:
-        """Whether samples have not started."""
-        return self.next_sample < self.request.k
-
-    @property
-    def running(self) -> int:
-        return sum(sample is not None for sample in self.rows)
-
-
-Slots = list[_Slot | None]
+MAX_CLOCK = 1 << 30  # an int32 of the state; a server decodes for months
 
 
 class Engine:
@@ -133,44 +80,142 @@ class Engine:
         self.few_shapes = few_shapes
         self.target = programs.current_target(model.cfg)
         self.stats = Stats()
+        self._keys = itertools.count()
+        self._waiting: deque[_Slot] = deque()
+        self._slots: Slots = [None] * self.P
+        self._state: cache.State | None = None
+        self._reserved: tuple[int, int] | None = None
+        self._cancelled: list[int] = []  # slots whose rows still run on the device
 
     def run(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Yields every sample of every request as it finishes; the order is not fixed.
 
         A request that cannot run yields its error k times. A sample does not depend on the other
         requests, nor on P, R or the segment. Call it under the mesh that the engine was built
-        under.
+        under, and while no other requests run.
         """
-        waiting: list[int] = []
+        if self.busy:
+            raise RuntimeError("the engine runs other requests: use submit and step")
+        valid: list[int] = []
         for i, request in enumerate(requests):
             if error := check(request, self.cfg):
-                yield from _failed(i, request, error)
+                yield from failed(i, request, error)
             else:
-                waiting.append(i)
-        if not waiting:
-            return
-        # Shortest prompts last: they are taken from the end.
-        waiting.sort(key=lambda i: -self._prompt_bucket(requests[i]))
-        longest = max(requests[i].token_limit(self.cfg) for i in waiting)
-        first = min(FEW_FIRST_RING if self.few_shapes else self.segment, longest)
-        self._set_shape(self._prompt_bucket(requests[waiting[-1]]), self._ring_bucket(first))
-        state = self._empty()
-        slots: Slots = [None] * self.P
-        poisoned = np.zeros((self.P, self.R), bool)  # rows whose ring may have non-finite values
-        while True:
-            state = self._fill_slots(state, requests, waiting, slots)
-            state, emitted = self._fill_rows(state, slots, poisoned)
-            if emitted is not None:
-                yield from self._collect(state, emitted, slots, poisoned, first=True)
-                continue  # rows that finished with their first token are refilled at once
-            if not any(slot.running for slot in slots if slot):
-                return
+                valid.append(i)
+        # Shortest prompts first, of equal ones the last.
+        valid.sort(key=lambda i: (self._prompt_bucket(requests[i]), -i))
+        index = {self.submit(requests[i]): i for i in valid}
+        try:
+            while self.busy:
+                for completion in self.step():
+                    i = index[completion.request_index]
+                    yield dataclasses.replace(completion, request_index=i)
+        finally:  # the caller may stop early
+            for key in index:
+                self.cancel(key)
+
+    @property
+    def busy(self) -> bool:
+        """Whether requests run or wait."""
+        return bool(self._waiting) or any(self._slots)
+
+    @property
+    def waiting(self) -> int:
+        """The number of requests that wait for a prompt slot."""
+        return len(self._waiting)
+
+    @property
+    def running_rows(self) -> int:
+        return sum(slot.running for slot in self._slots if slot)
+
+    def reserve(self, max_prompt: int, max_new_tokens: int) -> None:
+        """Fixes the caches' lengths: requests within them compile no decode segment again.
+
+        The caches are then kept while no request runs. Call it before the first request.
+        """
+        ring = min(max_new_tokens, self.cfg.max_length)
+        self._reserved = prompt_bucket(max_prompt, self.few_shapes), self._ring_bucket(ring)
+
+    def submit(self, request: Request, listener: Listener | None = None) -> int:
+        """Queues a request, first come first served; returns its key.
+
+        The key is the `request_index` of its completions. Raises ValueError if it cannot run.
+
+        Args:
+          listener: called by `step` with new tokens, before the completions are returned.
+        """
+        if error := check(request, self.cfg):
+            raise ValueError(error)
+        key = next(self._keys)
+        self._waiting.append(_Slot(key, request, [], listener=listener))
+        return key
+
+    def cancel(self, key: int) -> None:
+        """Drops a request and frees its prompt slot and rows; no effect once it has finished."""
+        self._waiting = deque(slot for slot in self._waiting if slot.request_index != key)
+        for p, slot in enumerate(self._slots):
+            if slot is not None and slot.request_index == key:
+                self._slots[p] = None
+                self._cancelled.append(p)
+        self._drop_unused_state()
+
+    def step(self) -> list[Completion]:
+        """Runs one admission or one decode segment; returns the samples that finished.
+
+        Call it under the mesh that the engine was built under.
+        """
+        if not self.busy:
+            return []
+        state, slots = self._start() if self._state is None else self._state, self._slots
+        state = self._end_cancelled(state)
+        state = self._fill_slots(state)
+        state, emitted = self._fill_rows(state, slots, self._poisoned)
+        first = emitted is not None  # rows that finish with their first token are refilled at once
+        if emitted is None:
             state = self._resize(state, self.shape.S, self._ring_bucket(self._needed_ring(slots)))
             state, emitted = self._programs.segment(
-                self.params, state, self.segment, self._min_running(slots, waiting)
+                self.params, state, self.segment, self._min_running(slots, self._waiting)
             )
             self.stats.segments += 1
-            yield from self._collect(state, emitted, slots, poisoned)
+        self._state = state
+        finished = list(self._collect(state, emitted, slots, self._poisoned, first))
+        self._limit_clock()
+        self._drop_unused_state()
+        return finished
+
+    def _start(self) -> cache.State:
+        """Returns an empty state for the waiting requests."""
+        requests = [slot.request for slot in self._waiting]
+        longest = max(request.token_limit(self.cfg) for request in requests)
+        first = min(FEW_FIRST_RING if self.few_shapes else self.segment, longest)
+        shape = self._prompt_bucket(requests[0]), self._ring_bucket(first)
+        self._set_shape(*(self._reserved or shape))
+        self._poisoned = np.zeros((self.P, self.R), bool)  # rows whose ring may be non-finite
+        self._steps = 0  # the state's clock is at most this
+        return self._empty()
+
+    def _drop_unused_state(self) -> None:
+        if not self._reserved and not self.busy:
+            self._state = None
+            self._cancelled.clear()
+
+    def _end_cancelled(self, state: cache.State) -> cache.State:
+        """Empties the rows of cancelled requests, which the device still counts as running."""
+        if not self._cancelled:
+            return state
+        finish_PxR = np.array(jax.device_get(state.finish_PxR))
+        finish_PxR[self._cancelled] = cache.EMPTY
+        self._cancelled.clear()
+        finish = jax.device_put(finish_PxR, state.finish_PxR.sharding)
+        return dataclasses.replace(state, finish_PxR=finish)
+
+    def _limit_clock(self) -> None:
+        """Reduces the clock by a multiple of every ring's length before it overflows."""
+        if self._state is not None and self._steps > MAX_CLOCK:
+            rings = (keys.shape[4] for keys, _ in self._state.suffix)
+            self._steps = int(jax.device_get(self._state.clock)) % math.lcm(*rings)
+            clock = jax.device_put(np.int32(self._steps), self._state.clock.sharding)
+            self._state = dataclasses.replace(self._state, clock=clock)
 
     def _set_shape(self, S: int, T: int) -> None:
         self.shape = programs.Shape(self.P, self.R, S, T)
@@ -206,7 +251,7 @@ class Engine:
             state = programs.resize(state, self.target, old, self.shape)
         return state
 
-    def _min_running(self, slots: Slots, waiting: list[int]) -> int:
+    def _min_running(self, slots: Slots, waiting: Sequence[Any]) -> int:
         """Returns the number of running rows below which waiting work can start."""
         running = [slot.running for slot in slots if slot]
         if any(slot.pending for slot in slots if slot):
@@ -214,30 +259,28 @@ class Engine:
         # Only prompts wait. The first slot to become free is free when all of its rows are done.
         return sum(running) - min(running) + 1 if waiting else 1
 
-    def _fill_slots(
-        self, state: cache.State, requests: Sequence[Request], waiting: list[int], slots: Slots
-    ) -> cache.State:
+    def _fill_slots(self, state: cache.State) -> cache.State:
         """Prefills waiting prompts of one bucket at a time into free slots."""
-        free = [p for p, slot in enumerate(slots) if slot is None]
-        while free and waiting:
-            S = self._prompt_bucket(requests[waiting[-1]])
-            same = sum(self._prompt_bucket(requests[i]) == S for i in waiting[-len(free) :])
-            B = 1 if self.few_shapes else prefill_batch(S, same, batch_shards(self.target.mesh))
+        free = [p for p, slot in enumerate(self._slots) if slot is None]
+        shards = batch_shards(self.target.mesh)
+        while free and self._waiting:
+            first = itertools.islice(self._waiting, len(free))
+            S, same = next(itertools.groupby(first, lambda s: self._prompt_bucket(s.request)))
+            B = 1 if self.few_shapes else prefill_batch(S, len(list(same)), shards)
             taken, free = free[:B], free[B:]
-            ids = [waiting.pop() for _ in range(B)]
-            batch = [requests[i] for i in ids]
+            entering = [self._waiting.popleft() for _ in range(B)]
+            batch = [slot.request for slot in entering]
             tokens = np.zeros((B, S), np.int32)
             for padded, request in zip(tokens, batch):
                 padded[S - len(request.prompt) :] = request.prompt
             lengths = np.array([len(request.prompt) for request in batch], np.int32)
             state = self._resize(state, S, self.shape.T)
             prefix, last = self._prefill(self.params, tokens, lengths)
-            per_prompt = _per_prompt(batch, lengths, self.cfg)
-            state = self._programs.insert(
-                state, prefix, last, np.array(taken, np.int32), per_prompt
-            )
-            for p, i, request in zip(taken, ids, batch):
-                slots[p] = _Slot(i, request, [None] * self.R)
+            arrays = per_prompt(batch, lengths, self.cfg)
+            state = self._programs.insert(state, prefix, last, np.array(taken, np.int32), arrays)
+            for p, slot in zip(taken, entering):
+                slot.rows = [None] * self.R
+                self._slots[p] = slot
             self.stats.prompts += B
         return state
 
@@ -291,6 +334,7 @@ class Engine:
         if not first:
             self.stats.steps += int(out.steps)
             self.stats.slot_steps += int(out.steps) * self.P * self.R
+            self._steps += int(out.steps)
         for p, slot in enumerate(slots):
             if slot is None:
                 continue
@@ -298,9 +342,13 @@ class Engine:
                 if sample is None:
                     continue
                 n = int(length[p, r]) - len(sample.tokens)
-                sample.tokens.extend(out.token_CxPxR[:n, p, r].tolist())
-                sample.logprobs.extend(out.logprob_CxPxR[:n, p, r].tolist())
-                sample.logprobs_1.extend(out.logprob_1_CxPxR[:n, p, r].tolist())
+                arrays = (out.token_CxPxR, out.logprob_CxPxR, out.logprob_1_CxPxR)
+                new: list[list[Any]] = [array[:n, p, r].tolist() for array in arrays]
+                sample.tokens += new[0]
+                sample.logprobs += new[1]
+                sample.logprobs_1 += new[2]
+                if slot.listener and n:
+                    slot.listener(sample.index, *new)
                 self.stats.tokens += n
                 self.stats.busy += 0 if first else n
                 if finish[p, r] != cache.RUNNING:
@@ -309,27 +357,3 @@ class Engine:
                     yield sample.completion(slot.request_index, FINISH[int(finish[p, r])])
             if not slot.pending and not slot.running:
                 slots[p] = None
-
-
-def _failed(index: int, request: Request, error: str) -> Iterator[Completion]:
-    empty = np.zeros(0, np.float32)
-    for sample in range(max(1, request.k)):
-        yield Completion(index, sample, empty.astype(np.int32), empty, empty, "error", error)
-
-
-def _per_prompt(
-    batch: Sequence[Request], lengths: np.ndarray, cfg: TransformerConfig
-) -> dict[str, Any]:
-    stops = np.full((len(batch), MAX_STOP_TOKENS), -1, np.int32)
-    for padded, request in zip(stops, batch):
-        padded[: len(request.stop)] = request.stop
-    return {
-        "prompt_length_P": lengths,
-        "temperature_P": np.array([r.temperature for r in batch], np.float32),
-        "top_p_P": np.array([r.top_p for r in batch], np.float32),
-        "top_k_P": np.array([r.top_k for r in batch], np.int32),
-        "limit_P": np.array([r.token_limit(cfg) for r in batch], np.int32),
-        "item_P": np.array([r.item for r in batch], np.int32),
-        "seed_P": np.array([r.seed for r in batch], np.int32),
-        "stop_PxE": stops,
-    }

@@ -1,0 +1,113 @@
+"""Requests in the prompt slots of an engine: samples in rows, counts, and per-prompt arrays."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from grm_jax.models.config import TransformerConfig
+from grm_jax.sampling.request import MAX_STOP_TOKENS, Completion, Request
+
+# Called with (sample index, tokens, logprobs, logprobs_1) of the tokens that a step has added.
+Listener = Callable[[int, list[int], list[float], list[float]], None]
+
+
+@dataclasses.dataclass
+class Stats:
+    """Counts since the engine was built. The first token of a sample costs no step.
+
+    Attributes:
+      tokens: of all samples.
+      steps: decode steps of the device.
+      slot_steps: steps times rows.
+      busy: slot_steps that produced a token.
+      segments: decode segments.
+      prompts: prefilled prompts.
+    """
+
+    tokens: int = 0
+    steps: int = 0
+    slot_steps: int = 0
+    busy: int = 0
+    segments: int = 0
+    prompts: int = 0
+
+    @property
+    def utilisation(self) -> float:
+        return self.busy / max(1, self.slot_steps)
+
+
+@dataclasses.dataclass
+class Sample:
+    index: int
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    logprobs: list[float] = dataclasses.field(default_factory=list)
+    logprobs_1: list[float] = dataclasses.field(default_factory=list)
+
+    def completion(self, request_index: int, finish: str) -> Completion:
+        error = None
+        if finish == "error":
+            error = (
+                f"the logits of token {len(self.tokens)} are not finite: "
+                "the weights or the prompt's activations have NaN or infinity"
+            )
+        return Completion(
+            request_index,
+            self.index,
+            np.array(self.tokens, np.int32),
+            np.array(self.logprobs, np.float32),
+            np.array(self.logprobs_1, np.float32),
+            finish,
+            error,
+        )
+
+
+@dataclasses.dataclass
+class Slot:
+    """A request and the sample in each row of its prompt slot (None: the row is free).
+
+    rows: empty while the request waits for a slot.
+    """
+
+    request_index: int
+    request: Request
+    rows: list[Sample | None]
+    next_sample: int = 0
+    listener: Listener | None = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether samples have not started."""
+        return self.next_sample < self.request.k
+
+    @property
+    def running(self) -> int:
+        return sum(sample is not None for sample in self.rows)
+
+
+Slots = list[Slot | None]
+
+
+def failed(index: int, request: Request, error: str) -> Iterator[Completion]:
+    empty = np.zeros(0, np.float32)
+    for sample in range(max(1, request.k)):
+        yield Completion(index, sample, empty.astype(np.int32), empty, empty, "error", error)
+
+
+def per_prompt(
+    batch: Sequence[Request], lengths: np.ndarray, cfg: TransformerConfig
+) -> dict[str, Any]:
+    stops = np.full((len(batch), MAX_STOP_TOKENS), -1, np.int32)
+    for padded, request in zip(stops, batch):
+        padded[: len(request.stop)] = request.stop
+    return {
+        "prompt_length_P": lengths,
+        "temperature_P": np.array([r.temperature for r in batch], np.float32),
+        "top_p_P": np.array([r.top_p for r in batch], np.float32),
+        "top_k_P": np.array([r.top_k for r in batch], np.int32),
+        "limit_P": np.array([r.token_limit(cfg) for r in batch], np.int32),
+        "item_P": np.array([r.item for r in batch], np.int32),
+        "seed_P": np.array([r.seed for r in batch], np.int32),
+        "stop_PxE": stops,
+    }
