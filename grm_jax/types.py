@@ -302,6 +302,8 @@ class Verdict:
       unparsed: number of critiques whose text has no scores; they do not vote.
       votes: the scores by every rule of `judging.votes.VOTES` whose inputs exist.
       kept: indices of the critiques that the meta reward model let vote; None without one.
+      principles: the text that all critiques judged by; None if each wrote its own.
+      prompt_tokens: of the prompts, one for each distinct order; by endpoint, of all requests.
     """
 
     id: str | None
@@ -311,6 +313,8 @@ class Verdict:
     unparsed: int
     votes: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     kept: tuple[int, ...] | None = None
+    principles: str | None = None
+    prompt_tokens: int = 0
 
     @property
     def failed(self) -> int:

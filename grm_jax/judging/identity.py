@@ -18,7 +18,7 @@ from grm_jax.types import Comparison
 
 # Fields of a judge that no verdict depends on, or that the identity has under another name: the
 # model stands for the sampler and the expected scores, the options have the length.
-FREE_OF_JUDGE = ("sampler", "expected", "max_new_tokens", "name", "single")
+FREE_OF_JUDGE = ("sampler", "expected", "max_new_tokens", "name", "single", "principles_cache")
 # The same of `RunConfig`.
 FREE_OF_RUN = ("existing", "chunk", "progress", "cost_path")
 HEADER_ONLY = ("templates", "context", "private")  # not in the rows

@@ -3,7 +3,7 @@
 import dataclasses
 
 from grm_jax.judging.meta import MetaRM
-from grm_jax.judging.sampler import TextCodec, text_of
+from grm_jax.judging.sampler import TextCodec, TextCompletion, text_of
 from grm_jax.judging.votes import Order
 from grm_jax.sampling import Completion
 from grm_jax.text import parse, parse_principles, rendering
@@ -46,6 +46,16 @@ class Job:
             return None
         reason = completions[-1].error or "no reason"
         return Unjudged(f"none of {len(completions)} requests succeeded: {reason}", no_reply=True)
+
+    def prompt_tokens(self) -> int:
+        """Returns the tokens of the distinct prompts; of all requests as an endpoint counts them.
+
+        An endpoint that counts none gives 0.
+        """
+        replies = [c for c in self.completions.values() if isinstance(c, TextCompletion)]
+        if replies:
+            return sum((c.reply and c.reply.prompt_tokens) or 0 for c in replies)
+        return sum(map(len, self.prompts.values()))
 
     def critique(self, sample: int, codec: TextCodec) -> Critique:
         """Parses the completion of a sample; the scores are in prompt order."""

@@ -23,15 +23,15 @@ from grm_jax.judging.job import Job, Unjudged as Unjudged, with_meta_scores
 from grm_jax.judging.meta import MetaRM, TooLong
 from grm_jax.judging.options import POSITIVE, Keywords, Options
 from grm_jax.judging.orders import item_of, response_orders
-from grm_jax.judging.sampler import Sampler, TextCodec, text_of
+from grm_jax.judging.principles import PrinciplesCache, principles_of
+from grm_jax.judging.sampler import Sampler, TextCodec
 from grm_jax.registry import check_keywords
 from grm_jax.sampling import Request
-from grm_jax.text import parse_principles, rendering
-from grm_jax.types import FAILED, Comparison, Critique, Ranking, Turn, Verdict
+from grm_jax.text import rendering
+from grm_jax.types import Comparison, Critique, Ranking, Turn, Verdict
 
 # The roles of a family that a judge chooses from (`rendering.choose`, and --principles first).
 ROLES = ("judge", "single", "reference", "given_principles", "principles", "critique")
-MAX_PRINCIPLES_CHARS = 4000  # of a principles text that does not parse as a list
 
 
 @dataclasses.dataclass(eq=False)
@@ -52,6 +52,7 @@ class Judge:
         run (`identity.run_identity`).
       single: template for comparisons with one response, unless principles are given or a reference
         is shown; None for the one that `template` chooses.
+      principles_cache: of principles="first"; copies by `dataclasses.replace` share it.
     """
 
     tokenizer: TextCodec
@@ -64,13 +65,13 @@ class Judge:
     max_new_tokens: int = 1024
     single: str | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    principles_cache: PrinciplesCache = dataclasses.field(default_factory=PrinciplesCache)
 
     def __post_init__(self) -> None:
         self.family = str(self.template or "grm")
         for name in (self.family, self.single):
             if name and name not in rendering.FAMILIES:
                 rendering.load(name)  # raises for a wrong name or a broken file
-        self._principles: dict[Request, str] = {}
 
     @classmethod
     def load(
@@ -197,14 +198,14 @@ class Judge:
     def stream(
         self,
         comparisons: Sequence[Comparison],
-        options: Options | None = None,
+        options: Options | Sequence[Options] | None = None,
         chunk: int = 256,
         **keywords: Any,
     ) -> Iterator[tuple[int, Verdict | Unjudged]]:
         """Yields (index, verdict or Unjudged) of each comparison as soon as it is judged.
 
         Args:
-          options: the settings; `keywords` are not allowed then.
+          options: the settings, or one per comparison; `keywords` are not allowed then.
           chunk: comparisons per call of the sampler.
           keywords: the fields of `Options`, with the defaults of `__call__`.
         """
@@ -212,6 +213,22 @@ class Judge:
             options = self._options("judge.stream()", keywords)
         else:
             check_keywords("judge.stream(options=...)", keywords, ("chunk",))
+        for one in dict.fromkeys([options] if isinstance(options, Options) else options):
+            self._check_options(one)
+        each = [options] * len(comparisons) if isinstance(options, Options) else list(options)
+        if len(each) != len(comparisons):
+            raise ValueError(
+                f"{len(each)} options for {len(comparisons)} comparisons: pass one for all, or one "
+                "per comparison"
+            )
+        chunk = POSITIVE.check("chunk = ", chunk)
+        for start in range(0, len(comparisons), chunk):
+            part = slice(start, start + chunk)
+            for i, result in self._stream_chunk(comparisons[part], each[part]):
+                yield start + i, result
+
+    def _check_options(self, options: Options) -> None:
+        """Raises ValueError for options that this judge has no models for."""
         if options.expected and self.expected is None:
             raise ValueError(
                 "expected scores need the model's probabilities: this judge was built without them"
@@ -220,10 +237,6 @@ class Judge:
             raise ValueError(
                 f"k_meta = {options.k_meta} needs a meta reward model: load the judge with meta_rm"
             )
-        chunk = POSITIVE.check("chunk = ", chunk)
-        for start in range(0, len(comparisons), chunk):
-            for i, result in self._stream_chunk(comparisons[start : start + chunk], options):
-                yield start + i, result
 
     def _options(self, function: str, given: Mapping[str, Any]) -> Options:
         """Returns the options of a call. Raises TypeError for an unknown one."""
@@ -231,19 +244,17 @@ class Judge:
         return Options(**{"max_new_tokens": self.max_new_tokens, **given})
 
     def _stream_chunk(
-        self, comparisons: Sequence[Comparison], options: Options
+        self, comparisons: Sequence[Comparison], options: Sequence[Options]
     ) -> Iterator[tuple[int, Verdict | Unjudged]]:
-        principles: list[str | Unjudged | None] = [options.given_principles] * len(comparisons)
-        if options.principles == "first" and options.given_principles is None:
-            principles = self._write_principles(comparisons, options)
+        principles = self._principles(comparisons, options)
         requests, owners = [], []
         for i, comparison in enumerate(comparisons):
-            job = self._prepare(comparison, options, principles[i])
+            job = self._prepare(comparison, options[i], principles[i])
             if isinstance(job, Unjudged):
                 yield i, job
                 continue
             for order, count in Counter(job.orders).items():
-                request = self._request(job.prompts[order], count, options)
+                request = self._request(job.prompts[order], count, options[i])
                 requests.append(dataclasses.replace(request, group=i))
                 # Sample s of this request is the s-th sample of the comparison with this order.
                 samples = [s for s, other in enumerate(job.orders) if other == order]
@@ -252,7 +263,7 @@ class Judge:
             i, job, samples = owners[completion.request_index]
             job.completions[samples[completion.sample_index]] = completion
             if len(job.completions) == len(job.orders):
-                yield i, self._finish(job, options)
+                yield i, self._finish(job, options[i])
 
     def template_for(self, comparison: Comparison, options: Options) -> rendering.Template:
         """Returns the template under which a comparison is judged."""
@@ -289,17 +300,18 @@ class Judge:
                 prompts[order] = self.tokenizer.encode_chat(messages)
         except ValueError as error:
             return Unjudged(str(error))
-        longest = max(map(len, prompts.values()))
-        if not self._fits(longest, options):
-            return Unjudged(
-                f"the prompt of {longest:,} tokens and {options.max_new_tokens:,} new ones do not "
-                f"fit the model's context of {self.context:,}: shorten the responses, or lower "
-                "max_new_tokens"
-            )
-        return Job(comparison, template, orders, prompts, principles)
+        too_long = self._too_long(max(map(len, prompts.values())), options)
+        return too_long or Job(comparison, template, orders, prompts, principles)
 
-    def _fits(self, length: int, options: Options) -> bool:
-        return self.context is None or length + options.max_new_tokens <= self.context
+    def _too_long(self, length: int, options: Options) -> Unjudged | None:
+        """Returns the reason if a prompt of this length does not fit the model's context."""
+        if self.context is None or length + options.max_new_tokens <= self.context:
+            return None
+        return Unjudged(
+            f"the prompt of {length:,} tokens and {options.max_new_tokens:,} new ones do not fit "
+            f"the model's context of {self.context:,}: shorten the responses, or lower "
+            "max_new_tokens"
+        )
 
     def _request(self, prompt: Sequence[int], k: int, options: Options) -> Request:
         return Request(
@@ -323,9 +335,12 @@ class Judge:
         try:
             if self.meta_rm is not None:
                 critiques = with_meta_scores(self.meta_rm, job, critiques)
-            return votes.verdict(critiques, n, id, options.vote, guided, options.k_meta)
+            verdict = votes.verdict(critiques, n, id, options.vote, guided, options.k_meta)
         except (TooLong, votes.NoVote) as error:  # the other comparisons are not affected
             return Unjudged(str(error))
+        return dataclasses.replace(
+            verdict, principles=job.principles, prompt_tokens=job.prompt_tokens()
+        )
 
     def _critique(self, job: Job, sample: int, options: Options) -> Critique:
         """Returns the critique of one sample, its scores in the caller's order."""
@@ -338,34 +353,36 @@ class Judge:
             critique, expected_scores=expected, seed=options.seed
         ).in_caller_order(order)
 
-    def _write_principles(
-        self, comparisons: Sequence[Comparison], options: Options
+    def _principles(
+        self, comparisons: Sequence[Comparison], options: Sequence[Options]
     ) -> list[str | Unjudged | None]:
-        """Samples principles once per query; None where the prompt is malformed or too long."""
+        """Returns the principles of each prompt: given, or sampled once per query; else None."""
         template = rendering.role_template(self.family, "principles")
-        requests: list[Request | None] = []
-        for comparison in comparisons:
+        texts: list[str | Unjudged | None] = [one.given_principles for one in options]
+        owners: dict[Request, list[int]] = {}
+        for i, comparison in enumerate(comparisons):
+            if texts[i] is not None or options[i].principles != "first":
+                continue
             try:
                 ids = tuple(self.tokenizer.encode_chat(rendering.render(template, comparison)))
-                fits = self._fits(len(ids), options)
-                requests.append(self._request(ids, 1, options) if fits else None)
-            except ValueError:
-                requests.append(None)  # `_prepare` fails for the same reason and returns it
-        new = [r for r in dict.fromkeys(requests) if r is not None and r not in self._principles]
-        failed: dict[Request | None, Unjudged] = {}
+            except ValueError as error:
+                texts[i] = Unjudged(str(error))
+                continue
+            texts[i] = self._too_long(len(ids), options[i])
+            if texts[i] is None:
+                owners.setdefault(self._request(ids, 1, options[i]), []).append(i)
+        results: dict[Request, str | Unjudged | None]
+        results = {request: self.principles_cache.get(request) for request in owners}
+        new = [request for request, text in results.items() if text is None]
         for completion in self.sampler(new):
-            if completion.finish == FAILED:
-                reason = f"no principles: {completion.error}"
-                failed[new[completion.request_index]] = Unjudged(reason, no_reply=True)
-            elif completion.finish != "error":
-                text = text_of(completion, self.tokenizer).text
-                principles = parse_principles(text)
-                self._principles[new[completion.request_index]] = (
-                    rendering.principles_text(principles)
-                    if principles
-                    else text.strip()[:MAX_PRINCIPLES_CHARS]
-                )
-        return [failed.get(r) or (r and self._principles.get(r)) for r in requests]
+            request = new[completion.request_index]
+            result = results[request] = principles_of(completion, self.tokenizer)
+            if isinstance(result, str):
+                self.principles_cache.put(request, result)
+        for request, members in owners.items():
+            for i in members:
+                texts[i] = results[request]
+        return texts
 
 
 def _names(options: type) -> list[str]:
