@@ -26,7 +26,7 @@ def verdict_text(verdict: Verdict, width: int) -> str:
     """Returns the vote, the score of each response, and every critique, wrapped at `width`."""
     lines = textwrap.wrap(headline(verdict), width)
     if len(verdict.scores) > 1:
-        numbers = [number(score) for score in verdict.scores]
+        numbers = [_score(verdict, score) for score in verdict.scores]
         longest = max(map(len, numbers))
         for i, text in enumerate(numbers):
             mark = "  best" if i == verdict.best else ""
@@ -44,6 +44,15 @@ def headline(verdict: Verdict) -> str:
     """Returns the result of a verdict in one line: "Response 2 is best (sum of 8 critiques)"."""
     k, scores = len(verdict.critiques), verdict.scores
     voters = k - verdict.unparsed - verdict.failed if verdict.kept is None else len(verdict.kept)
+    if verdict.is_scalar:
+        basis = "(scalar reward model)"
+        if len(scores) == 1:
+            return f"Reward {reward(scores[0])} {basis}."
+        return (
+            f"Response {verdict.best + 1} is best {basis}."
+            if verdict.best is not None
+            else (f"Tie {basis}.")
+        )
     if not voters:
         return f"No verdict: 0 of {k} critiques have scores."
     rule = next((name for name, votes in verdict.votes.items() if votes == scores), "vote")
@@ -59,6 +68,10 @@ def headline(verdict: Verdict) -> str:
     if verdict.best is None:
         return f"Tie {basis}."
     return f"Response {verdict.best + 1} is best {basis}."
+
+
+def _score(verdict: Verdict, value: float) -> str:
+    return reward(value) if verdict.is_scalar else number(value)
 
 
 def critique_headline(critique: Critique) -> str:
@@ -98,6 +111,11 @@ def _principle_lines(principle: Principle, width: int) -> Sequence[str]:
 def number(value: float) -> str:
     """Returns a score with at most two decimals: "7", "7.5", "0.33"."""
     return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def reward(value: float) -> str:
+    """Returns a reward with four significant digits: "13.25", "-0.001234"."""
+    return f"{value:.4g}"
 
 
 def printable(text: str) -> str:
@@ -147,7 +165,7 @@ def verdict_html(verdict: Verdict) -> str:
     rows = [
         (
             f"Response {i + 1}",
-            number(score),
+            _score(verdict, score),
             _bar(score, top, i == verdict.best),
             "best" * (i == verdict.best),
         )
@@ -160,7 +178,7 @@ def ranking_html(ranking: Ranking) -> str:
     """Returns the responses, best first, with their scores as bars, and each critique folded."""
     verdict, top = ranking.verdict, max(map(abs, ranking.scores))
     rows = [
-        (f"{rank}.", number(score), _bar(score, top, i == verdict.best), _escape(response))
+        (f"{rank}.", _score(verdict, score), _bar(score, top, i == verdict.best), _escape(response))
         for rank, score, i, response in zip(
             ranking.ranks, ranking.scores, ranking.order, ranking.responses
         )

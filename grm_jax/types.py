@@ -297,7 +297,7 @@ class Verdict:
 
     Attributes:
       scores: one per response in the caller's order, by default the sum over critiques; all 0 if no
-        critique was parsed.
+        critique was parsed. Of a scalar reward model: the rewards.
       best: index of the highest score; None on a tie, or if no critique was parsed.
       unparsed: number of critiques whose text has no scores; they do not vote.
       votes: the scores by every rule of `judging.votes.VOTES` whose inputs exist.
@@ -317,6 +317,11 @@ class Verdict:
     prompt_tokens: int = 0
 
     @property
+    def is_scalar(self) -> bool:
+        """Whether the scores are the rewards of a scalar reward model, without critiques."""
+        return bool(self.scores) and not self.critiques
+
+    @property
     def failed(self) -> int:
         """Number of critiques that an endpoint did not return; they do not vote."""
         return sum(critique.status == FAILED for critique in self.critiques)
@@ -324,7 +329,8 @@ class Verdict:
     @property
     def tie(self) -> bool:
         """Whether several responses share the highest score; False if no critique was parsed."""
-        return self.best is None and self.unparsed + self.failed < len(self.critiques)
+        voted = self.is_scalar or self.unparsed + self.failed < len(self.critiques)
+        return self.best is None and voted
 
     def explain(self, width: int = 80) -> str:
         """Returns the verdict as plain text: the vote, and every critique with its principles.

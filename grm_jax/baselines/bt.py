@@ -6,6 +6,7 @@ from grm_jax.baselines import scalar
 from grm_jax.baselines.bench import BASELINES, Baseline, Bench
 from grm_jax.baselines.results import Measured
 from grm_jax.evals.judged import JudgedComparison
+from grm_jax.judging.scalar_head import encode_response
 from grm_jax.training.rft_data import best_index
 from grm_jax.types import Comparison
 
@@ -28,8 +29,7 @@ BASELINES.add("bt", Baseline(measure, unused=("rl", *scalar.UNUSED)))
 def encode(bench: Bench, comparison: Comparison) -> list[list[int]]:
     """Tokenises the conversation with each response."""
     return [
-        scalar.encode_response(bench.tokenizer, comparison, response)
-        for response in comparison.responses
+        encode_response(bench.tokenizer, comparison, response) for response in comparison.responses
     ]
 
 

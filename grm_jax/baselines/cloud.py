@@ -17,6 +17,7 @@ from grm_jax.evals.benchmark import nan_mean
 from grm_jax.evals.judged import JudgedComparison
 from grm_jax.judging.judge import Judge
 from grm_jax.judging.options import Options
+from grm_jax.judging.scalar_head import encode_response
 from grm_jax.text import rendering
 from grm_jax.training.rft_data import best_index
 from grm_jax.types import Comparison
@@ -39,7 +40,7 @@ def measure(bench: Bench, folder: Path) -> list[Measured]:
     values = iter(
         reward(
             [
-                scalar.encode_response(bench.tokenizer, comparison, response, text)
+                encode_response(bench.tokenizer, comparison, response, text)
                 for comparison, responses in zip(bench.comparisons, texts)
                 for response, samples in zip(comparison.responses, responses)
                 for text in samples
@@ -86,7 +87,7 @@ def training_pairs(bench: Bench, judge: Judge) -> list[scalar.TokenPair]:
     pairs: list[tuple] = []
     for comparison, texts in zip(comparisons, critiques(judge, comparisons, options)):
         encoded = [
-            scalar.encode_response(bench.tokenizer, comparison, response, samples[0])
+            encode_response(bench.tokenizer, comparison, response, samples[0])
             for response, samples in zip(comparison.responses, texts)
         ]
         pairs += scalar.best_and_others(encoded, best_index(comparison))

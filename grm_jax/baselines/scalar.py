@@ -18,14 +18,11 @@ from ml_collections import ConfigDict
 
 from grm_jax.baselines.bench import Bench, Params
 from grm_jax.data.packing import shuffled_index
-from grm_jax.judging.meta import MetaRM
-from grm_jax.judging.metadata import meta_template
+from grm_jax.judging.scalar_head import ScalarHead
 from grm_jax.models import abstract_model
 from grm_jax.storage import PathLike
-from grm_jax.text.tokenizer import Tokenizer
 from grm_jax.training import checkpoint, loop, meta_rm, optim, state as states
 from grm_jax.training.programs import Metrics, Program, build_update, model_config
-from grm_jax.types import Comparison
 
 log = logging.getLogger(__name__)
 # Tokenised (best, other) texts: "tokens" and "segment_ids" int32 (B, 2, L), best first.
@@ -64,15 +61,6 @@ def section_of(config: ConfigDict) -> ConfigDict:
 
 
 # ---------------------------------------------------------------- texts
-
-
-def encode_response(
-    tokenizer: Tokenizer, comparison: Comparison, response: str, critique: str | None = None
-) -> list[int]:
-    """Tokenises the conversation with the response as its answer, and the critique after it."""
-    answer = response if critique is None else f"{response}\n\n{critique}"
-    turns = [*comparison.turns, {"role": "assistant", "content": answer}]
-    return tokenizer.encode_chat(turns, add_generation_prompt=False)
 
 
 def best_and_others(encoded: Sequence[list[int]], best: int) -> Iterator[TokenPair]:
@@ -189,5 +177,5 @@ def trained(
         section = section_of(bench.config)
         pairs = pair_up(training_pairs(bench), section.seq_len)
         params = train(bench.run, section, start, pairs, folder, name)
-    model, template = nnx.merge(graphdef, params), meta_template(bench.config.template)
-    return MetaRM(model, bench.tokenizer, template, bench.mesh, batch=16).score_tokens
+    model = nnx.merge(graphdef, params)
+    return ScalarHead(model, bench.tokenizer.pad_id, bench.mesh, batch=16).score_tokens

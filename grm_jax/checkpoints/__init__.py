@@ -12,17 +12,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from grm_jax.checkpoints.hf_config import read_padding_id
 from grm_jax.checkpoints.loading import check_names, load_model
 from grm_jax.checkpoints.saving import copy_tokenizer, save
 from grm_jax.checkpoints.tensor_map import tensor_map
 from grm_jax.checkpoints.tensors import Reader
-from grm_jax.model_files import check_file, damage_of, exists
+from grm_jax.model_files import check_file, damage_of, exists, read_json
 from grm_jax.models.config import TransformerConfig
 from grm_jax.models.transformer import Transformer
 from grm_jax.storage import fetch
 
 __all__ = [
-    "check", "copy_tokenizer", "load", "open_checkpoint", "reader_of", "refuse_run_folder", "save",
+    "check", "copy_tokenizer", "load", "open_checkpoint", "padding_id", "reader_of",
+    "refuse_run_folder", "save",
 ]  # fmt: skip
 
 FORMATS = (
@@ -79,6 +81,13 @@ def refuse_run_folder(path: Path, judge: bool = False) -> None:
         judges = [folder for folder in exports if folder.parent.name != "meta_rm"]
         models = " or ".join(map(str, (judge and judges) or exports))
         raise ValueError(f"{path} is the folder of a training run: give a model of it, {models}")
+
+
+def padding_id(folder: Path) -> int | None:
+    """Returns the `pad_token_id` of a folder's config.json, by which transformers finds a row's
+    last token; None if it is unset.
+    """
+    return read_padding_id(read_json(folder / "config.json"), str(folder))
 
 
 def check(path: str | os.PathLike[str], cfg: TransformerConfig) -> None:

@@ -106,6 +106,17 @@ def from_hf(config: dict[str, Any], name: str = "model", source: str = "") -> Tr
     return cfg.replace(name=released.name)
 
 
+def read_padding_id(config: dict[str, Any], source: str = "") -> int | None:
+    """Returns the `pad_token_id` of a config.json, 0 by default in Gemma's classes; None if unset.
+
+    Raises ValueError for a value that is no id.
+    """
+    default = 0 if ARCHITECTURES[_architecture(config, source)].startswith("gemma") else None
+    value = config.get("pad_token_id", default)
+    check_field("pad_token_id", value, FIELDS["pad_token_id"], source)
+    return value
+
+
 def _architecture(config: dict[str, Any], source: str) -> str:
     """Returns the architecture that config.json names, or that its model type means."""
     names, model_type = config.get("architectures"), config.get("model_type")

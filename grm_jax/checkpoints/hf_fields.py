@@ -89,6 +89,7 @@ FIELDS = {
     "text_config": Field(dict),
     "num_labels": Field(int, 1, 1 << 20, null=True),
     "id2label": Field(dict, null=True),
+    "pad_token_id": Field(int, -1, 1 << 24, null=True),
     "vocab_size": Field(int, 1, 1 << 24),
     "hidden_size": Field(int, 1, 1 << 18),
     "intermediate_size": Field(int, 1, 1 << 20),

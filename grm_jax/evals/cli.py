@@ -326,10 +326,17 @@ def _model_function(args: argparse.Namespace, out: Path) -> JudgeFunction:
 def judge_benchmark(
     judge: Judge, task: Task, out: Path, options: Options, config: RunConfig, greedy: bool = True
 ) -> Judgement:
-    """Judges one benchmark into `out`: with the options, and greedily if these sample."""
+    """Judges one benchmark into `out`: with the options, and greedily if these sample.
+
+    A scalar reward model has neither.
+    """
+    from grm_jax.judging.scalar import ScalarJudge
+
     config = dataclasses.replace(config, private=task.benchmark.private)
     path = out / f"{task.benchmark.name}.jsonl"
     judged, cost = run.judge_with_model(judge, task.comparisons, path, options, config)
+    if isinstance(judge, ScalarJudge):
+        return Judgement(judged, {"kind": "scalar reward model", "name": judge.name}, cost=cost)
     description = {
         "kind": "model",
         "name": judge.name,

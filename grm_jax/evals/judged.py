@@ -5,10 +5,11 @@ judge is measured alike.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from grm_jax.judging import votes
-from grm_jax.judging.codec import critique_from_json
+from grm_jax.judging.codec import critique_from_json, is_scalar
 from grm_jax.judging.votes import Order
 from grm_jax.types import FAILED, Comparison, Critique
 
@@ -48,7 +49,7 @@ class JudgedComparison:
         return str(self.comparison.meta.get("subset", "all"))
 
 
-def from_row(comparison: Comparison, row: Mapping) -> JudgedComparison:
+def from_row(comparison: Comparison, row: dict[str, Any]) -> JudgedComparison:
     """Builds the judged comparison of a row of `grm judge`; an error row has no scores.
 
     Raises ValueError for a row of other responses.
@@ -65,6 +66,8 @@ def from_row(comparison: Comparison, row: Mapping) -> JudgedComparison:
             f"row {row.get('id')!r} has {len(row['scores'])} responses that differ from the "
             "comparison's: it was judged from other data than --data names"
         )
+    if is_scalar(row):
+        return JudgedComparison(comparison, tuple(map(float, row["scores"])))
     critiques = tuple(critique_from_json(c, with_text=False) for c in row["critiques"])
     guided = row.get("kept") is not None
     return vote(comparison, critiques, row.get("vote") or "sum", guided, row.get("k_meta"))

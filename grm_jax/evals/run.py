@@ -15,6 +15,7 @@ from grm_jax.data.comparisons import Row
 from grm_jax.data.records import read_records, strict_records
 from grm_jax.display import shown
 from grm_jax.evals.judged import JudgedComparison, from_row
+from grm_jax.judging.codec import is_scalar
 from grm_jax.judging.options import Options
 from grm_jax.judging.row_schema import ROW, are_numbers, field_problem, row_problem
 from grm_jax.run_store import RunStore
@@ -152,8 +153,9 @@ def load_judged(comparisons: Sequence[Comparison], path: str | Path) -> list[Jud
 
 def _judged(comparison: Comparison, row: Mapping, where: str) -> JudgedComparison:
     where = f"{where}: row {comparison.id!r}"
-    if "critiques" in row and (row["critiques"] or row.get("error")):
-        if problem := row_problem(dict(row)):
+    row = dict(row)
+    if is_scalar(row) or ("critiques" in row and (row["critiques"] or row.get("error"))):
+        if problem := row_problem(row):
             raise ValueError(f"{where}: {problem}")
         try:
             return from_row(comparison, row)

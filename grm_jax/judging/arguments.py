@@ -13,6 +13,7 @@ from grm_jax.commands import Number
 from grm_jax.judging import orders
 from grm_jax.judging.metadata import JudgeMetadata
 from grm_jax.judging.options import POSITIVE, Options
+from grm_jax.judging.scalar_options import check_unused, is_scalar
 from grm_jax.judging.votes import VOTES
 
 if TYPE_CHECKING:  # JAX is imported only when a model is loaded
@@ -21,6 +22,12 @@ if TYPE_CHECKING:  # JAX is imported only when a model is loaded
     from grm_jax.judging.judge import Judge
 
 SERVER = ("parallel", "retries", "timeout", "total_timeout", "key_variable")
+# Options that a scalar reward model has no use for; its texts per batch are the prompt slots.
+UNUSED = (
+    *("endpoint", "meta_rm", "meta_template", "template", "k", "temperature", "top_p", "top_k"),
+    *("max_new_tokens", "vote", "orders", "k_meta", "principles", "expected", "rows"),
+    *("reference", "with_reference"),
+)
 PRICE = Number(float, 0, 1e9)
 _BATCH = "(default: what fits in memory)"
 
@@ -44,15 +51,13 @@ def add_judging_arguments(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument("--meta_template", metavar="NAME", help="template of the meta reward model")
     sampling = parser.add_argument_group("sampling")
-    sampling.add_argument("--k", type=int, default=8, help="critiques per comparison (default 8)")
+    sampling.add_argument("--k", type=int, help="critiques per comparison (default 8)")
     sampling.add_argument(
-        "--temperature", type=float, default=0.5, help="of the samples; 0 is greedy (default 0.5)"
+        "--temperature", type=float, help="of the samples; 0 is greedy (default 0.5)"
     )
+    sampling.add_argument("--top_p", type=float, help="nucleus sampling (default 1: off)")
     sampling.add_argument(
-        "--top_p", type=float, default=1.0, help="nucleus sampling (default 1: off)"
-    )
-    sampling.add_argument(
-        "--top_k", type=int, default=0, help="sample only the N most likely tokens (default 0: off)"
+        "--top_k", type=int, help="sample only the N most likely tokens (default 0: off)"
     )
     sampling.add_argument(
         "--max_new_tokens",
@@ -61,13 +66,10 @@ def add_judging_arguments(parser: argparse.ArgumentParser) -> None:
     )
     sampling.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
     vote = parser.add_argument_group("judging")
-    vote.add_argument(
-        "--vote", choices=list(VOTES), default="sum", help="voting rule (default sum)"
-    )
+    vote.add_argument("--vote", choices=list(VOTES), help="voting rule (default sum)")
     vote.add_argument(
         "--orders",
         choices=orders.KINDS,
-        default="balanced",
         help="orders in which samples see the responses (default balanced)",
     )
     vote.add_argument(
@@ -75,7 +77,6 @@ def add_judging_arguments(parser: argparse.ArgumentParser) -> None:
     )
     vote.add_argument(
         "--principles",
-        default="own",
         metavar="own|first|FILE",
         help="own: generated in each critique (default); first: generated before, once per query; "
         "or a text file",
@@ -149,7 +150,7 @@ def endpoint_settings(args: argparse.Namespace) -> dict[str, Any]:
         if given := [*settings, *priced]:
             raise ValueError(f"--{given[0]} needs --endpoint URL: it is a setting of a server")
         return {}
-    if VOTES[args.vote].needs == "expected_scores" or args.expected:
+    if VOTES[args.vote or "sum"].needs == "expected_scores" or args.expected:
         raise ValueError(
             "--expected needs the model's probabilities, which an endpoint does not return: give "
             "a model folder as --model, without --endpoint"
@@ -168,8 +169,11 @@ def fill_unset(args: argparse.Namespace) -> None:
     """Fills the unset template and length from the model's judge.json.
 
     args.own_template: whether the template is the model's own, not one of the command line.
+    Raises ValueError for an option that has no effect on a scalar reward model.
     """
     by_endpoint = getattr(args, "endpoint", None)
+    if (not by_endpoint or Path(args.model).is_dir()) and is_scalar(args.model):
+        check_unused(args.model, {n: getattr(args, n, None) for n in UNUSED}, is_command_line=True)
     metadata = JudgeMetadata() if by_endpoint else JudgeMetadata.load(args.model)
     args.own_template = args.template is None
     for name in ("template", "max_new_tokens"):
@@ -178,19 +182,17 @@ def fill_unset(args: argparse.Namespace) -> None:
 
 
 def options_from(args: argparse.Namespace) -> Options:
-    """Returns the options of the arguments, after `fill_unset`.
+    """Returns the options of the arguments, after `fill_unset`; unset ones have their defaults.
 
-    Without it an unset length has its default, which is enough to check the other options.
+    Without it so has the length, which is enough to check the other options.
     """
     endpoint_settings(args)
     names = {field.name for field in dataclasses.fields(Options)}
-    fields = {name: value for name, value in vars(args).items() if name in names}
-    if fields["max_new_tokens"] is None:
-        del fields["max_new_tokens"]
+    fields = {n: value for n, value in vars(args).items() if n in names and value is not None}
     for name in ("k_meta", "meta_template"):
         if (value := getattr(args, name)) is not None and not args.meta_rm:
             raise ValueError(f"--{name} {value} needs a meta reward model: give --meta_rm")
-    if args.principles not in ("own", "first"):
+    if args.principles not in (None, "own", "first"):
         if not Path(args.principles).is_file():
             raise FileNotFoundError(
                 f"--principles {args.principles}: no such file; give own, first, or a text file"

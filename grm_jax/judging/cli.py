@@ -246,7 +246,10 @@ def _results_on_stderr() -> contextlib.AbstractContextManager:
 def rates_text(rates: Mapping[str, Any]) -> str:
     """Returns the main rates of `summarise`, and what to do if few critiques are parsed."""
     share = lambda name: "-" if rates[name] is None else f"{rates[name]:.1%}"  # noqa: E731
-    text = f"parse rate {share('parsed')}, ties {share('ties')}, flips {share('flips')}"
+    names = {"parsed": "parse rate", "ties": "ties", "flips": "flips"}
+    if rates["comparisons"] and not rates["critiques"]:  # a scalar reward model
+        names = {"ties": "ties"}
+    text = ", ".join(f"{label} {share(name)}" for name, label in names.items())
     if rates["labelled"]:
         text += (
             f"\naccuracy {share('accuracy')} of {rates['labelled']} labelled, "

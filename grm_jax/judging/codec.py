@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from grm_jax import strict_json
-from grm_jax.judging.row_schema import row_problem
+from grm_jax.judging.row_schema import SCALAR, row_problem
 from grm_jax.run_store import verified
 from grm_jax.types import Comparison, Critique, Principle, Verdict
 
@@ -112,6 +112,11 @@ def error_row(
     texts = _texts(comparison) if comparison else {}
     error = {"line": line, "reason": reason} | ({"no_reply": True} if no_reply else {})
     return row | texts | run | {"template": None, "error": error}
+
+
+def is_scalar(row: Row) -> bool:
+    """Returns whether a row has the rewards of a scalar reward model, and no critiques."""
+    return row.get("kind") == SCALAR
 
 
 def has_no_reply(row: Row) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from grm_jax.judging.meta import padded_length
+from grm_jax.judging.scalar_head import padded_length
 from grm_jax.models.transformer import Transformer
 from grm_jax.sharding import named, use_mesh
 from grm_jax.text.parse import find_box

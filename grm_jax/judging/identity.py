@@ -13,6 +13,7 @@ from grm_jax.judging import codec
 from grm_jax.judging.judge import Judge
 from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.options import Options
+from grm_jax.judging.scalar import ScalarJudge
 from grm_jax.run_store import content_of
 from grm_jax.types import Comparison
 
@@ -21,15 +22,21 @@ from grm_jax.types import Comparison
 FREE_OF_JUDGE = ("sampler", "expected", "max_new_tokens", "name", "single", "principles_cache")
 # The same of `RunConfig`.
 FREE_OF_RUN = ("existing", "chunk", "progress", "cost_path")
-HEADER_ONLY = ("templates", "context", "private")  # not in the rows
+HEADER_ONLY = ("templates", "context", "padding_id", "private")  # not in the rows
 
 
 def run_identity(judge: Judge, options: Options, digest: str) -> dict[str, Any]:
     """Returns everything that the verdicts of a run depend on: settings, models, input.
 
+    A scalar reward model has no options, and its chat template is part of the tokenizer.
     A field of `Options` or `Judge` is in it unless it is listed above, so a new one counts.
     Templates and tokenizers count by their content.
     """
+    if isinstance(judge, ScalarJudge):
+        names = {name: getattr(judge, name) for name in ("context", "padding_id")}
+        scalar = {"kind": codec.SCALAR, "model": judge.name, "input": digest, "template": None}
+        scalar |= {"templates": "", "tokenizer": judge.tokenizer.fingerprint}
+        return scalar | names | dict(judge.settings)
     identity = dataclasses.asdict(options)
     principles = identity.pop("given_principles")
     if principles is not None:
@@ -55,8 +62,11 @@ def field_names(settings: Any, free: Collection[str] = ()) -> list[str]:
 
 
 def templates_of(judge: Judge) -> str:
-    """Returns "names@fingerprint" of the files of a judge's templates as they are now."""
-    return _named(_label(judge), judge)
+    """Returns "names@fingerprint" of the files of a judge's templates as they are now.
+
+    "" for a scalar reward model, which has none.
+    """
+    return "" if isinstance(judge, ScalarJudge) else _named(_label(judge), judge)
 
 
 def _label(judge: Judge) -> str:
@@ -81,7 +91,7 @@ def row_fields(
     """
     fields = {name: value for name, value in identity.items() if name not in HEADER_ONLY}
     fields |= {"input": identity["input"][:12], "template": None}
-    if comparison is not None:
+    if comparison is not None and not isinstance(judge, ScalarJudge):
         template = judge.template_for(comparison, options)
         fields["template"] = f"{template.name}@{template.fingerprint}"
     return fields

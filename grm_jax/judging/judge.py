@@ -84,6 +84,9 @@ class Judge:
     ) -> Judge:
         """Loads a judge from a model folder or checkpoint with its tokenizer.
 
+        The folder of a scalar reward model (a sequence classifier with one label) becomes a
+        `scalar.ScalarJudge`.
+
         Args:
           path: a folder or file, or a name on the Hugging Face Hub, ORG/MODEL[@REVISION].
           meta_rm: a meta reward model, a path of the same kind.
@@ -95,12 +98,17 @@ class Judge:
           FileNotFoundError, ValueError: the message names the missing or wrong file.
         """
         from grm_jax.judging.loading import LoadOptions, judge_arguments
+        from grm_jax.judging.scalar_options import is_scalar
 
         for name in options:
             if name in _names(Options):
                 raise TypeError(f"Judge.load() takes no argument {name!r}: pass it to judge(...)")
         names = ("meta_rm", "mesh", "template", *_names(LoadOptions))
         check_keywords("Judge.load()", options, names)
+        if is_scalar(path):
+            from grm_jax.judging.scalar import ScalarJudge
+
+            return ScalarJudge.load_folder(path, meta_rm, mesh, template, LoadOptions(**options))
         choose_platform()
         use_compilation_cache()
         return cls(**judge_arguments(path, meta_rm, mesh, template, LoadOptions(**options)))
@@ -151,10 +159,10 @@ class Judge:
         if settings.principles != "first":
             for i, comparison in enumerate(inputs):
                 job = self._prepare(comparison, settings, settings.given_principles)
-                _check_judged(i, comparison, job)
+                check_judged(i, comparison, job)
         verdicts: dict[int, Verdict] = {}
         for i, result in self.stream(inputs, settings):
-            _check_judged(i, inputs[i], result)
+            check_judged(i, inputs[i], result)
             if isinstance(result, Verdict):
                 verdicts[i] = result
         return [verdicts[i] for i in range(len(inputs))]
@@ -389,7 +397,8 @@ def _names(options: type) -> list[str]:
     return [field.name for field in dataclasses.fields(options)]
 
 
-def _check_judged(i: int, comparison: Comparison, result: object) -> None:
+def check_judged(i: int, comparison: Comparison, result: object) -> None:
+    """Raises ValueError with the reason why a comparison has no verdict."""
     if isinstance(result, Unjudged):
         name = f" ({comparison.id})" if comparison.id else ""
         raise ValueError(f"comparison {i}{name}: {result.reason}")

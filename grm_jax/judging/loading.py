@@ -15,6 +15,7 @@ from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.metadata import JudgeMetadata, MetaRMMetadata, meta_template
 from grm_jax.judging.options import POSITIVE
 from grm_jax.judging.sampler import engine_sampler
+from grm_jax.judging.scalar_head import ScalarHead
 from grm_jax.models.config import TransformerConfig
 from grm_jax.models.transformer import Transformer
 from grm_jax.text import tokenizer as tokenizers
@@ -81,6 +82,24 @@ def judge_arguments(
         "context": model.cfg.max_length,
         "name": name,
         "max_new_tokens": metadata.max_new_tokens,
+        "settings": options.settings(),
+    }
+
+
+def scalar_arguments(path: str | Path, mesh: Mesh | None, options: LoadOptions) -> dict[str, Any]:
+    """Loads the arguments of `scalar.ScalarJudge`; see `Judge.load`."""
+    with storage.unchanged(Path(path).expanduser()):
+        name = _checked_name(path)
+        path = storage.fetch(path)
+        model, tokenizer = _load_model(path, mesh, options.dtype, options.tokenizer)
+        padding_id = checkpoints.padding_id(path)
+    return {
+        "tokenizer": tokenizer,
+        "head": ScalarHead(model, tokenizer.pad_id, mesh),
+        "padding_id": padding_id,
+        "context": model.cfg.max_length,
+        "name": name,
+        "most": options.prompt_slots,
         "settings": options.settings(),
     }
 

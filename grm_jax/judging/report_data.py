@@ -14,7 +14,7 @@ from typing import Any
 
 from grm_jax import strict_json
 from grm_jax.judging import pairs, summary
-from grm_jax.judging.codec import Row
+from grm_jax.judging.codec import Row, is_scalar
 from grm_jax.judging.pairs import Pair
 from grm_jax.judging.row_schema import row_problem
 from grm_jax.judging.votes import VOTES
@@ -77,6 +77,7 @@ def page_data(runs: Sequence[Run], title: str, limit: int | None = None) -> dict
                 "name": run.name,
                 "settings": settings(run.rows),
                 "state": run.state,
+                "scalar": any(map(is_scalar, run.rows)),
                 "summary": summary.summarise(run.rows),
                 "curve": summary.accuracy_by_k(run.rows),
             }
@@ -102,7 +103,8 @@ def check_rows(run: Run) -> None:
     """
     for row in run.rows:
         judged = not row.get("error")
-        absent = [name for name in SETTINGS if judged and name not in row]
+        fields = SETTINGS[:1] if is_scalar(row) else SETTINGS
+        absent = [name for name in fields if judged and name not in row]
         problem = row_problem(row) or (f"no field {absent[0]!r}" if absent else "")
         if number := strict_json.problem(row, numbers_only=True):
             problem = problem or f"a number that is NaN or infinite ({number.partition(':')[0]})"
@@ -208,6 +210,8 @@ def settings(rows: Sequence[Row]) -> str:
     judged = next((row for row in rows if not row.get("error")), None)
     if judged is None:
         return ""
+    if is_scalar(judged):
+        return f"scalar reward model {judged['model']}"
     parts = [
         f"model {judged['model']}",
         f"template {judged['template']}",

@@ -9,6 +9,7 @@ from typing import Any
 from grm_jax.judging import votes
 from grm_jax.types import FAILED
 
+SCALAR = "scalar"  # the kind of a row of a scalar reward model; rows of a judge have no kind
 Check = Callable[[Any], bool]
 
 
@@ -62,12 +63,15 @@ def _verdict_problem(row: dict[str, Any], n: int, critiques: list[Any]) -> str:
         return f"scores or votes that are not {n} finite numbers"
     if not (label is None or (is_int(label) and 0 <= label < n) or are_numbers(label, n)):
         return f"label = {label!r:.60}, which does not fit {n} responses"
+    is_scalar = row.get("kind") == SCALAR
+    if is_scalar and (critiques or by_rule or row.get("kept") is not None):
+        return "critiques or votes, which a scalar reward model has not"
     statuses = [critique["status"] for critique in critiques]
     unparsed = sum(status not in ("ok", FAILED) for status in statuses)
     if row["unparsed"] != unparsed:
         return f"unparsed = {row['unparsed']}, but {unparsed} critiques without scores"
-    some_parsed = unparsed + statuses.count(FAILED) < len(critiques)
-    voted = some_parsed if by_rule is None else bool(by_rule)
+    some_parsed = is_scalar or unparsed + statuses.count(FAILED) < len(critiques)
+    voted = some_parsed if by_rule is None or is_scalar else bool(by_rule)
     best = votes.winner(scores) if voted else None
     if row["best"] != best:
         return f"best = {row['best']}, which does not fit its scores"
@@ -163,6 +167,7 @@ def _is_rule(value: Any) -> bool:
 
 REQUIRED = ("id", "line", "n", "scores", "best", "tie", "unparsed", "critiques")
 ROW: dict[str, Check] = {
+    "kind": lambda value: value == SCALAR,
     "id": is_place,
     "line": is_place,
     "n": is_count,

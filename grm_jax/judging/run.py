@@ -28,6 +28,7 @@ from grm_jax.judging.identity import (
 )
 from grm_jax.judging.judge import Judge, Unjudged
 from grm_jax.judging.options import POSITIVE, Options
+from grm_jax.judging.scalar import ScalarJudge
 from grm_jax.run_store import IdentityMismatch, RunStore
 from grm_jax.sampling.programs import PROGRAMS
 from grm_jax.storage import check_outputs, write_atomic
@@ -298,6 +299,8 @@ def _write_cost(path: Path | None, cost: dict[str, float]) -> None:
 
 def num_programs(judge: Judge, options: Options) -> int:
     """Returns how many programs the first comparison needs."""
+    if isinstance(judge, ScalarJudge):
+        return 1
     return PROGRAMS + (judge.meta_rm is not None) + options.expected
 
 
@@ -357,7 +360,8 @@ class _Progress:
         rate = self.tokens / max(1e-9, time.monotonic() - self.start)
         parse_rate = self.parsed / self.critiques if self.critiques else 0.0
         errors = f", {self.errors} errors" if self.errors else ""
-        self.bar.set_postfix_str(f"{rate:,.0f} tok/s, {parse_rate:.0%} parsed{errors}", False)
+        text = f"{rate:,.0f} tok/s, {parse_rate:.0%} parsed{errors}"
+        self.bar.set_postfix_str(errors[2:] if codec.is_scalar(row) else text, False)
         self.bar.update()
         if self.seconds > self.written + 1:  # a write per row would take longer than some rows
             self.write_cost()

@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 from grm_jax.judging import votes
-from grm_jax.judging.codec import Row, critique_from_json
+from grm_jax.judging.codec import Row, critique_from_json, is_scalar
 from grm_jax.types import FAILED, UNPARSED
 
 
@@ -147,7 +147,9 @@ def mean(values: Iterable[float]) -> float | None:
 
 
 def all_unparsed(row: Row) -> bool:
-    """Returns whether none of a row's critiques is parsed."""
+    """Returns whether none of a row's critiques is parsed; False for a scalar reward model."""
+    if is_scalar(row):
+        return False
     failed = sum(critique["status"] == FAILED for critique in row["critiques"])
     return row["unparsed"] + failed == len(row["critiques"])
 
