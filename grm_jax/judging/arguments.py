@@ -13,7 +13,7 @@ from grm_jax.commands import Number
 from grm_jax.judging import orders
 from grm_jax.judging.metadata import JudgeMetadata
 from grm_jax.judging.options import POSITIVE, Options
-from grm_jax.judging.scalar_options import check_unused, is_scalar
+from grm_jax.judging.scalar_options import SCALAR, check_unused, is_scalar
 from grm_jax.judging.votes import VOTES
 
 if TYPE_CHECKING:  # JAX is imported only when a model is loaded
@@ -174,6 +174,7 @@ def fill_unset(args: argparse.Namespace) -> None:
     by_endpoint = getattr(args, "endpoint", None)
     if (not by_endpoint or Path(args.model).is_dir()) and is_scalar(args.model):
         check_unused(args.model, {n: getattr(args, n, None) for n in UNUSED}, is_command_line=True)
+        vars(args).update(SCALAR)
     metadata = JudgeMetadata() if by_endpoint else JudgeMetadata.load(args.model)
     args.own_template = args.template is None
     for name in ("template", "max_new_tokens"):

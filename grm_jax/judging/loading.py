@@ -66,7 +66,7 @@ def judge_arguments(
     with storage.unchanged(Path(path).expanduser()):  # a training run may export into it again
         name = _checked_name(path, judge=True)
         path = storage.fetch(path)
-        _refuse_reward_model(path)
+        _refuse_meta_rm(path)
         metadata = JudgeMetadata.load(path)
         model, tokenizer = _load_model(path, mesh, options.dtype, options.tokenizer)
     family = str(template or metadata.template)
@@ -123,12 +123,12 @@ def load_meta_rm(
     return MetaRM(model, tokenizer, template, mesh, name=name, likelihood=metadata.likelihood)
 
 
-def _refuse_reward_model(path: Path) -> None:
-    """Raises ValueError for a sequence classifier, before its weights are read."""
+def _refuse_meta_rm(path: Path) -> None:
+    """Raises ValueError for a sequence classifier of critiques, before its weights are read."""
     if (path / "config.json").is_file():
         if checkpoints.open_checkpoint(path).model_config().scalar_head:
             raise ValueError(
-                f"{path} is a reward model, a sequence classifier, and not a judge: give it as "
+                f"{path} is a meta reward model, which reads critiques, and not a judge: give it as "
                 "--meta_rm (meta_rm= in Python)"
             )
 

@@ -280,9 +280,11 @@ def test_judge_json_sets_template_and_length(tmp_path):
         JudgeMetadata.load(tmp_path)
 
 
-def test_a_reward_model_is_refused_as_the_judge(folders):
-    with pytest.raises(ValueError, match="is a reward model, .* give it as --meta_rm"):
-        Judge.load(folders[1], dtype="float32")
+def test_a_meta_reward_model_is_refused_as_the_judge(folders, tmp_path):
+    shutil.copytree(folders[1], meta := tmp_path / "meta")
+    MetaRMMetadata("compact", 5.0).save(meta)
+    with pytest.raises(ValueError, match="is a meta reward model, .* give it as --meta_rm"):
+        Judge.load(meta, dtype="float32")
 
 
 def test_a_model_that_does_not_exist_is_an_error_with_what_to_give():
