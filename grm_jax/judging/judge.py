@@ -8,6 +8,7 @@ caller's order -> meta scores -> vote -> `Verdict`.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -106,9 +107,10 @@ class Judge:
         names = ("meta_rm", "mesh", "template", *_names(LoadOptions))
         check_keywords("Judge.load()", options, names)
         if is_scalar(path):
-            from grm_jax.judging.scalar import ScalarJudge
-
-            return ScalarJudge.load_folder(path, meta_rm, mesh, template, LoadOptions(**options))
+            # Imported by name: ScalarJudge is a subclass.
+            scalar = importlib.import_module("grm_jax.judging.scalar")
+            loaded: Judge = scalar.load(path, meta_rm, mesh, template, LoadOptions(**options))
+            return loaded
         choose_platform()
         use_compilation_cache()
         return cls(**judge_arguments(path, meta_rm, mesh, template, LoadOptions(**options)))

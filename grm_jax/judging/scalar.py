@@ -60,25 +60,6 @@ class ScalarJudge(Judge):
     padding_id: int | None = dataclasses.field(kw_only=True, default=None)
     most: int | None = dataclasses.field(kw_only=True, default=None)
 
-    @classmethod
-    def load_folder(
-        cls,
-        path: str | Path,
-        meta_rm: str | Path | None,
-        mesh: Mesh | None,
-        template: str | Path | None,
-        options: LoadOptions,
-    ) -> ScalarJudge:
-        """Loads the folder of a sequence classifier; see `Judge.load`.
-
-        Raises ValueError for an argument that only a judge with critiques has.
-        """
-        given = {"meta_rm": meta_rm, "template": template, "rows": options.rows}
-        check_unused(str(path), {**given, "meta_template": options.meta_template})
-        choose_platform()
-        use_compilation_cache()
-        return cls(**scalar_arguments(path, mesh, options))
-
     def __call__(
         self,
         comparisons: Comparisons,
@@ -216,6 +197,24 @@ class ScalarJudge(Judge):
                     "in float32"
                 )
         return Verdict(comparison.id, scores, votes.winner(scores), (), unparsed=0)
+
+
+def load(
+    path: str | Path,
+    meta_rm: str | Path | None,
+    mesh: Mesh | None,
+    template: str | Path | None,
+    options: LoadOptions,
+) -> ScalarJudge:
+    """Loads the folder of a sequence classifier; see `Judge.load`.
+
+    Raises ValueError for an argument that only a judge with critiques has.
+    """
+    given = {"meta_rm": meta_rm, "template": template, "rows": options.rows}
+    check_unused(str(path), {**given, "meta_template": options.meta_template})
+    choose_platform()
+    use_compilation_cache()
+    return ScalarJudge(**scalar_arguments(path, mesh, options))
 
 
 def _system_in_user_turn(comparison: Comparison) -> Comparison | None:

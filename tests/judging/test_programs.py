@@ -15,9 +15,9 @@ from grm_jax import Comparison, Judge, checkpoints
 from grm_jax.data.world import make_items
 from grm_jax.data.world.vocabulary import SIZE, vocabulary_path
 from grm_jax.devices import watch_compilations
-from grm_jax.judging.scalar_head import padded_length
 from grm_jax.judging.options import Options
 from grm_jax.judging.run import RunConfig, _Progress
+from grm_jax.judging.scalar_head import padded_length
 from grm_jax.models import build_model, get_config
 from grm_jax.sampling.programs import PROGRAMS
 

@@ -4,13 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from scalar_toys import COMPARISONS, SYSTEM, TOYS
+from scalar_toys import COMPARISONS, TOYS
 
 from grm_jax import Comparison, Judge
-from grm_jax.judging import cli
-from grm_jax.judging.judge import Unjudged
 from grm_jax.judging.scalar import ScalarJudge
-from grm_jax.sharding import make_mesh
 
 GIVEN = [Comparison(**fields) for fields in COMPARISONS]
 TOLERANCE = 1e-4  # of the largest reward
