@@ -90,6 +90,11 @@ class RewardOptions:
             object.__setattr__(self, name, number.check(f"{name} = ", getattr(self, name)))
         if not isinstance(self.critiques, bool):
             raise ValueError(f"critiques = {self.critiques!r:.80}: use True or False")
+        if self.block_size == 1 and self.reward == "win_rate":
+            raise ValueError(
+                "block_size = 1 judges every response alone, and reward 'win_rate' compares those "
+                "of one prompt: use reward 'rank' or 'mean', or a larger block_size"
+            )
         checked = self.of_judge(1 if self.max_new_tokens is None else self.max_new_tokens)
         for name in _OF_JUDGE:
             if getattr(self, name) is not None:
@@ -311,4 +316,8 @@ def _unparsed_reason(critiques: Sequence[Critique]) -> str:
         NO_TEXT: "have no text, as their requests failed"
     }
     texts = ", ".join(f"{count} {words[name]}" for name, count in counts.most_common())
-    return f"none of {len(critiques)} critiques has scores: {texts}"
+    advice = UNPARSED_CRITIQUES.get(counts.most_common(1)[0][0], ("", "send the group again"))[1]
+    return (
+        f"none of {len(critiques)} critiques has scores: {texts}. What to do: "
+        f"{advice.replace('--', '')}"
+    )
