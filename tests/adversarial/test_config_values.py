@@ -386,4 +386,4 @@ def test_accepted_values_train(record_property, cases, tmp_path):
         main.run(config, workdir)
 
     refusals = (ValueError, OSError, TrainingError, loop.NonFiniteLoss)
-    fuzz.run("accepted config values", draws(), check, record_property, refusals, seconds=300)
+    fuzz.run("accepted config values", draws(), check, record_property, refusals, 300, 900)

@@ -115,7 +115,7 @@ def test_damage_is_refused_in_one_line_that_names_the_file(damaged, tmp_path):
     for name, data in damaged.items():
         path = tmp_path / f"{name}.gguf"
         path.write_bytes(data)
-        with fuzz.time_limit(2), pytest.raises(ValueError) as error:
+        with fuzz.time_limit(), pytest.raises(ValueError) as error:
             contents(path, tmp_path / "own")
         message = str(error.value)
         assert str(path) in message and len(message.splitlines()) == 1, name
@@ -134,7 +134,7 @@ def test_only_regular_files_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe.gguf")
     (tmp_path / "folder.gguf").mkdir()
     for name in ("pipe.gguf", "folder.gguf"):
-        with fuzz.time_limit(2), pytest.raises(ValueError, match=f"{name}.*not a"):
+        with fuzz.time_limit(), pytest.raises(ValueError, match=f"{name}.*not a"):
             open_checkpoint(tmp_path / name)
 
 

@@ -32,16 +32,26 @@ def test_every_fault_fails_the_run(outcome, fault):
         fuzz.run("faulty", [("case 1", None)], check, lambda *_: None)
 
 
-def test_a_hang_ends_at_its_limit():
+@pytest.mark.parametrize("limits", [{"seconds": 0.1, "wall": 600}, {"wall": 0.1}])
+def test_a_hang_ends_at_its_limit(limits):
+    """Of CPU time for work without end; of wall time for an input that waits."""
+
     def check(_):
         try:
             while True:
-                time.sleep(0.01)
+                time.sleep(0 if "seconds" in limits else 0.01)
         except Exception:
             pass
 
+    with pytest.raises(fuzz.Hang), fuzz.time_limit(**limits):
+        check(None)
     with pytest.raises(AssertionError, match="case 1: hang"):
-        fuzz.run("hanging", [("case 1", None)], check, lambda *_: None, seconds=0.1)
+        fuzz.run("hanging", [("case 1", None)], check, lambda *_: None, **limits)
+
+
+def test_a_pause_of_the_machine_is_no_hang():
+    with fuzz.time_limit(0.2):
+        time.sleep(1)
 
 
 def test_draws_are_reproducible(cases):

@@ -2,10 +2,10 @@
 
 import itertools
 import random
-import time
 
 import critiques
 import fuzz
+import growth
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from grm_jax.text import parse
@@ -105,18 +105,14 @@ REPEATED = (
 BEFORE = ("", "\\boxed{", "### Scores\n", "### Principles\n1. a (5%): b\n", "<think>", '"')
 
 
-def check_long(text: str) -> None:
-    start = time.process_time()
-    parse(text, 2)
-    seconds = time.process_time() - start
-    assert seconds < 0.5, f"{seconds:.2f} s"  # a quadratic search takes minutes
+def check_long(pair: tuple[str, str]) -> None:
+    before, repeated = pair
+    text = lambda length: before + repeated * (length // len(repeated))
+    growth.check_linear(lambda length: parse(text(length), 2), 100_000)
 
 
 def test_time_is_linear_in_the_length(record_property, cases):
     pairs = list(itertools.product(BEFORE, REPEATED))
     random.Random(0).shuffle(pairs)
-    draws = (
-        (repr(pairs[i]), pairs[i][0] + pairs[i][1] * (100_000 // len(pairs[i][1])))
-        for i, _ in cases(60, len(pairs))
-    )
+    draws = ((repr(pairs[i]), pairs[i]) for i, _ in cases(60, len(pairs)))
     fuzz.run("repeated", draws, check_long, record_property)

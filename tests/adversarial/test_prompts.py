@@ -7,11 +7,11 @@ of invisible characters and of combining marks. The reader below is written with
 
 import random
 import re
-import time
 import unicodedata
 from pathlib import Path
 
 import fuzz
+import growth
 import pytest
 
 from grm_jax.text import fences, parse, rendering
@@ -239,36 +239,27 @@ UNITS = [
 ]  # fmt: skip
 
 
-def milliseconds(text: str) -> float:
-    """Time to render and sanitise a comparison with this text twice, and to parse it once."""
-    start = time.process_time()
+def process(text: str) -> None:
+    """Renders and sanitises a comparison with this text twice, and parses it once."""
     rendering.render("grm", Comparison(QUERY, (text, text)))
     parse(text, 2)
-    return (time.process_time() - start) * 1e3
 
 
-def hostile_texts(rng: random.Random, length: int):
-    """(label, text): each unit repeated, and mixtures of units."""
+def hostile_texts():
+    """(label, text of a length): each unit repeated, and mixtures of units."""
     for unit in UNITS:
-        yield ascii(unit), (unit * (length // len(unit) + 1))[:length]
+        yield ascii(unit), lambda length, unit=unit: (unit * (length // len(unit) + 1))[:length]
     for i in range(12):
-        units = rng.sample(UNITS, rng.choice([2, 3, len(UNITS)]))
-        text = "".join(rng.choices(units, k=length // min(map(len, units)) + 1))
-        yield f"mixture {i}", text[:length]
+
+        def mixture(length: int, i: int = i) -> str:
+            rng = random.Random(i)
+            units = rng.sample(UNITS, rng.choice([2, 3, len(UNITS)]))
+            return "".join(rng.choices(units, k=length // min(map(len, units)) + 1))[:length]
+
+        yield f"mixture {i}", mixture
 
 
-def test_long_hostile_texts_take_linear_time(request):
-    """Twice the length takes at most four times as long; 100 kB (--run slow) less than 2 s."""
-    length = 50_000 if "slow" in request.config.getoption("--run") else 12_000
-    shorter = hostile_texts(random.Random(0), length)
-    longer = hostile_texts(random.Random(0), 2 * length)
-    milliseconds("warm-up")
-    slow = []
-    for (label, short), (_, long) in zip(shorter, longer, strict=True):
-        first, times = milliseconds(short), [milliseconds(long)]
-        limit = min(2000, 4 * first + 50)
-        while times[-1] > limit and len(times) < 3:  # a pause of the interpreter comes once
-            times.append(milliseconds(long))
-        if times[-1] > limit:
-            slow.append(f"{label}: {first:.0f} ms, twice the length {times[-1]:.0f} ms")
-    assert not slow, "\n".join(slow)
+def test_long_hostile_texts_take_linear_time(record_property, request):
+    length = 100_000 if "slow" in request.config.getoption("--run") else 24_000
+    check = lambda text: growth.check_linear(lambda n: process(text(n)), length, factor=16)
+    fuzz.run("long texts", hostile_texts(), check, record_property)
