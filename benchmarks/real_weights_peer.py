@@ -1,10 +1,12 @@
 """Runs transformers on the weights of a GGUF file, in the peers' environment.
 
-    python real_weights_peer.py GGUF IN.json OUT.npz
+    python real_weights_peer.py GGUF FOLDER IN.json OUT.npz
 
-IN.json: {"prompts": [[ids]], "paragraph": [ids], "new_tokens": n}. OUT.npz holds, for every prompt
-i, `logits_i` (its last four positions x vocabulary, float32) and `greedy_i` (n ids); and
-`paragraph_logps` (log-probability of every token of the paragraph but the first, float64).
+FOLDER has the tokenizer. IN.json: {"prompts": [[ids]], "chats"?: [[messages]], "paragraph": [ids],
+"new_tokens": n}. OUT.npz holds, for every prompt i, `logits_i` (its last four positions x
+vocabulary, float32) and `greedy_i` (n ids); `paragraph_logps` (log-probability of every token of
+the paragraph but the first, float64); `prompt_ids_identical`, whether the chat template gives the
+ids of `prompts` here; and the version of transformers.
 """
 
 import json
@@ -14,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 LAST = 4  # positions whose logits are saved
 
 
 @torch.no_grad()
-def main(gguf: str, inputs: str, output: str) -> None:
+def main(gguf: str, folder: str, inputs: str, output: str) -> None:
     torch.set_num_threads(2)
     work = json.loads(Path(inputs).read_text())
     path, start = Path(gguf), time.time()
@@ -28,7 +31,13 @@ def main(gguf: str, inputs: str, output: str) -> None:
         path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
     ).eval()
     print(f"loaded in {time.time() - start:.0f} s: {model.config}", file=sys.stderr)
-    out: dict[str, np.ndarray] = {}
+    out: dict[str, np.ndarray] = {"transformers": np.array(transformers.__version__)}
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rendered = [
+        tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        for chat in work.get("chats", ())
+    ]
+    out["prompt_ids_identical"] = np.array("chats" not in work or rendered == work["prompts"])
     for i, prompt in enumerate(work["prompts"]):
         ids = torch.tensor([prompt])
         out[f"logits_{i}"] = model(ids).logits[0, -LAST:].numpy()

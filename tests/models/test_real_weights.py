@@ -22,6 +22,7 @@ def test_results_equal_those_of_transformers(model):
         result = real_weights.run(os.environ["GRM_PEERS"], model)
     except real_weights.Unavailable as reason:
         pytest.skip(str(reason))
+    assert result["prompt_ids_identical"]
     assert result["logits_largest_difference_over_largest_logit"] <= LOGITS
     expected = [real_weights.NEW_TOKENS] * len(real_weights.PROMPTS)
     assert result["greedy_tokens_identical"] == expected
