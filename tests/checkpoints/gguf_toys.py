@@ -7,7 +7,6 @@ import numpy as np
 import sentencepiece as spm
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
-from toys import D, H, K, N
 
 from grm_jax.checkpoints.gguf_tokenizer import SPLITS
 
@@ -31,7 +30,7 @@ def gguf_name(name: str, names: dict[str, str] = NAMES) -> str:
 
 def interleaved(w: np.ndarray, heads: int) -> np.ndarray:
     """As the GGUF converter does for Llama: the two halves of each head alternate."""
-    return w.reshape(heads, 2, H // 2, D).swapaxes(1, 2).reshape(w.shape)
+    return w.reshape(heads, 2, -1, w.shape[1]).swapaxes(1, 2).reshape(w.shape)
 
 
 def write(path, config, values, quantization=None, arch=None, factors=None, add=None):
@@ -61,7 +60,8 @@ def write(path, config, values, quantization=None, arch=None, factors=None, add=
         writer.add_final_logit_softcapping(30.0)
     for name, value in values.items():
         if arch == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
-            value = interleaved(value, N if "q_proj" in name else K)
+            kind_of_head = "num_attention_heads" if "q_proj" in name else "num_key_value_heads"
+            value = interleaved(value, config[kind_of_head])
         if is_gemma and value.ndim == 1:
             value = value + 1
         kind = quantization if value.ndim > 1 else None

@@ -1,13 +1,15 @@
 """Writes goldens/*.npz: results of transformers and DeepMind's `gemma` for parity_cases.py.
 
-    PEERS_PYTHON tests/models/make_goldens.py [FOLDER [transformers|deepmind]]       about a minute
+    PEERS_PYTHON tests/models/make_goldens.py [FOLDER [FILE]]       about a minute
 
 PEERS_PYTHON is an interpreter with the `bench` extra. If `gemma` and another peer require different
 protobufs, put the newer one on PYTHONPATH.
 
 Arrays per case: CASE/logits (float32), CASE/grad/NAME (a sample of the gradient of the mean
-log-prob), CASE/logits_bf16 and CASE/embedded_bf16 (the scaled embeddings). DeepMind's parameters
-are arranged here by hand, independently of the package's tensor map.
+log-prob), CASE/logits_bf16 and CASE/embedded_bf16 (the scaled embeddings), CASE/generated (greedy
+text). rewards.npz has, for each sequence classifier, CASE/rewards and CASE/grad/NAME (of the sum of
+the rewards). DeepMind's parameters are arranged here by hand, independently of the package's tensor
+map.
 """
 
 import os
@@ -18,7 +20,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
 
 import numpy as np  # noqa: E402
-from parity_cases import CASES, PEERS, Case, batch, positions, sample, weights  # noqa: E402
+import parity_cases as cases  # noqa: E402
+from parity_cases import CASES, PEERS, SCALARS, Case, batch, positions, sample, weights  # noqa: E402
 
 
 def transformers_model(case: Case, dtype):
@@ -56,7 +59,28 @@ def from_transformers(case: Case) -> dict[str, np.ndarray]:
             result = transformers_model(case, torch.bfloat16)(**inputs, output_hidden_states=True)
         out["logits_bf16"] = result.logits.float().numpy()
         out["embedded_bf16"] = result.hidden_states[0].float().numpy()
+    if case == CASES[cases.STOP_CASE]:
+        stops = {"eos_token_id": [*cases.STOPS], "pad_token_id": 0}
+        prompt = tokens[:1, : cases.PROMPT]
+        new = model.generate(prompt, do_sample=False, max_new_tokens=cases.NEW, **stops)
+        out["generated"] = new[0, cases.PROMPT :].numpy()
     return out
+
+
+def rewards_from_transformers(case: Case) -> dict[str, np.ndarray]:
+    """Rewards of a sequence classifier, and a sample of the gradients of their sum."""
+    import torch
+
+    model = transformers_model(case, torch.float32)
+    tokens, mask = (torch.tensor(a, dtype=torch.long) for a in batch(case))
+    position_ids = torch.tensor(positions(case), dtype=torch.long)
+    rewards = model(tokens, attention_mask=mask, position_ids=position_ids).logits[:, 0]
+    rewards.sum().backward()
+    gradients = {
+        f"grad/{name}": sample(parameter.grad.numpy(), 24)
+        for name, parameter in model.named_parameters()
+    }
+    return {"rewards": rewards.detach().numpy(), **gradients}
 
 
 def deepmind_params(case: Case) -> dict:
@@ -170,13 +194,18 @@ def from_deepmind(case: Case) -> dict[str, np.ndarray]:
 def main(folder: str | None = None, only: str | None = None) -> None:
     out = Path(folder) if folder else Path(__file__).parent / "goldens"
     out.mkdir(exist_ok=True)
-    for name, compute in (("transformers", from_transformers), ("deepmind", from_deepmind)):
+    files: dict[str, tuple] = {
+        "transformers": (from_transformers, {name: CASES[name] for name in PEERS["transformers"]}),
+        "rewards": (rewards_from_transformers, SCALARS),
+        "deepmind": (from_deepmind, {name: CASES[name] for name in PEERS["deepmind"]}),
+    }
+    for name, (compute, chosen) in files.items():
         if only not in (None, name):
             continue
         values = {
             f"{case_name}/{key}": v
-            for case_name in PEERS[name]
-            for key, v in compute(CASES[case_name]).items()
+            for case_name, case in chosen.items()
+            for key, v in compute(case).items()
         }
         file = out / f"{name}.npz"
         np.savez_compressed(file, **values)

@@ -67,24 +67,32 @@ class Case:
     family: key of CONFIGS.
     pad: side of the padding, or "gap": positions jump by 5 halfway.
     attn_gain, head_gain: factors of q and k, and of the final norm; above 1, soft caps are active.
+    embed_gain: factor of the embeddings; far below 1, the epsilon of the norms matters.
     attn_cap: overrides the config's.
     gradients, bf16: whether the goldens contain gradients and bfloat16 logits.
+    scalar: a sequence classifier with one label.
     """
 
     family: str
     pad: str = "none"
     attn_gain: float = 1.0
     head_gain: float = 1.0
+    embed_gain: float = 1.0
     attn_cap: float | None = None
     gradients: bool = False
     bf16: bool = False
+    scalar: bool = False
 
     @property
     def config(self) -> dict[str, Any]:
         """The case's config.json."""
-        return CONFIGS[self.family] | (
-            {"attn_logit_softcapping": self.attn_cap} if self.attn_cap else {}
-        )
+        config = CONFIGS[self.family]
+        if self.scalar:
+            prefix = "Gemma3Text" if self.family == "gemma3" else self.family.capitalize()
+            prefix = prefix.removesuffix("3") if prefix == "Llama3" else prefix
+            architecture = f"{prefix}ForSequenceClassification"
+            config = config | {"architectures": [architecture], "num_labels": 1}
+        return config | ({"attn_logit_softcapping": self.attn_cap} if self.attn_cap else {})
 
 
 CASES = {
@@ -101,13 +109,25 @@ CASES = {
     "llama3": Case("llama3", gradients=True, bf16=True),
     "llama3_left": Case("llama3", pad="left"),
     "llama3_right": Case("llama3", pad="right"),
+    "llama3_small": Case("llama3", embed_gain=0.01),
     "qwen2": Case("qwen2", gradients=True, bf16=True),
     "qwen2_left": Case("qwen2", pad="left"),
     "qwen2_right": Case("qwen2", pad="right"),
     "qwen3": Case("qwen3", gradients=True, bf16=True),
     "qwen3_left": Case("qwen3", pad="left"),
     "qwen3_right": Case("qwen3", pad="right"),
+    "qwen3_small": Case("qwen3", embed_gain=0.01),
 }
+
+# Sequence classifiers, whose row 1 is padded.
+SCALARS = {
+    f"{family}_{pad}": Case(family, pad=pad, scalar=True)
+    for family in CONFIGS
+    for pad in ("left", "right")
+}
+
+# Greedy text of a case: the ids that end it, and the prompt's and the text's most tokens.
+STOP_CASE, STOPS, PROMPT, NEW = "llama3", (1, 27, 53), 8, 16
 
 # transformers applies windows by slot, so it has no result for "gap"; DeepMind's applies them by
 # position, as we do.
@@ -147,7 +167,9 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
                 out[f"{layer}self_attn.{name}_proj.bias"] = (size,)
         if config["model_type"] in ("gemma3_text", "qwen3"):
             out[f"{layer}self_attn.q_norm.weight"] = out[f"{layer}self_attn.k_norm.weight"] = (h,)
-    if not config.get("tie_word_embeddings", True):
+    if config["architectures"][0].endswith("SequenceClassification"):
+        out["score.weight"] = (1, d)
+    elif not config.get("tie_word_embeddings", True):
         out["lm_head.weight"] = (config["vocab_size"], d)
     return out
 
@@ -170,6 +192,8 @@ def weights(case: Case) -> dict[str, np.ndarray]:
             values = (1 + values) * 1.4 - 1  # sharper attention, so that positions matter
         if "q_proj" in name or "k_proj" in name:
             values *= case.attn_gain
+        if name == "model.embed_tokens.weight":
+            values *= case.embed_gain
         if name == "model.norm.weight" and is_gemma:
             values = (1 + values) * case.head_gain - 1
         out[name] = values.astype(np.float32)
@@ -196,7 +220,7 @@ def positions(case: Case) -> np.ndarray:
     return (indices + jump).astype(np.int32)
 
 
-def sample(values: np.ndarray) -> np.ndarray:
-    """At most 192 evenly spaced entries of an array, to store of a gradient."""
+def sample(values: np.ndarray, count: int = 192) -> np.ndarray:
+    """At most `count` evenly spaced entries of an array, to store of a gradient."""
     flat = np.asarray(values, np.float32).reshape(-1)
-    return flat[np.linspace(0, len(flat) - 1, min(192, len(flat))).astype(int)]
+    return flat[np.linspace(0, len(flat) - 1, min(count, len(flat))).astype(int)]

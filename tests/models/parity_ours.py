@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from parity_cases import CASES, Case, batch, positions, weights
+from parity_cases import CASES, Case, batch, positions, sample, weights
 from safetensors.numpy import save_file
 
 from grm_jax.checkpoints import load
 from grm_jax.checkpoints.loading import flat_params
+from grm_jax.checkpoints.saving import disk_array
+from grm_jax.checkpoints.tensor_map import axis_sizes, tensor_map
 from grm_jax.models import token_logps
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -22,9 +24,9 @@ GRADIENTS = 1e-3  # the same for gradients
 
 
 @functools.cache
-def golden(peer: str) -> dict[str, np.ndarray]:
-    """{"CASE/logits": ...} of "transformers" or "deepmind"."""
-    return dict(np.load(GOLDENS / f"{peer}.npz"))
+def golden(name: str) -> dict[str, np.ndarray]:
+    """{"CASE/logits": ...} of "transformers", "deepmind" or "rewards"."""
+    return dict(np.load(GOLDENS / f"{name}.npz"))
 
 
 @functools.cache
@@ -61,8 +63,29 @@ def gradients_of(model, name: str) -> dict[str, jax.Array]:
     def mean_logp(state):
         return token_logps(nnx.merge(graphdef, state), tokens).logps[:, 1:].mean()
 
-    gradients = jax.jit(jax.grad(mean_logp))(state)
-    return {path: variable[...] for path, variable in flat_params(gradients).items()}
+    return by_path(jax.jit(jax.grad(mean_logp))(state))
+
+
+def by_path(state) -> dict[str, jax.Array]:
+    return {path: variable[...] for path, variable in flat_params(state).items()}
+
+
+def compare_gradients(gradients, cfg, goldens: dict[str, np.ndarray], case: str) -> None:
+    """Checks gradients against the goldens "CASE/grad/NAME", which hold evenly spaced entries.
+
+    The tensor map converts every gradient to its Hugging Face name and shape.
+    """
+    sizes, prefix = axis_sizes(cfg), f"{case}/grad/"
+    left = {key.removeprefix(prefix) for key in goldens if key.startswith(prefix)}
+    assert left
+    for path, source in tensor_map(cfg, "hf").items():
+        for tensor in source.tensors:
+            theirs = goldens[prefix + tensor.name]
+            ours = disk_array(gradients[path], tensor, source.axes, sizes, np.dtype(np.float32))
+            ours = sample(ours, len(theirs))
+            assert np.abs(ours - theirs).max() <= GRADIENTS * np.abs(theirs).max(), tensor.name
+            left.remove(tensor.name)
+    assert not left
 
 
 def distance(ours: np.ndarray, theirs: np.ndarray, mask=None) -> float:

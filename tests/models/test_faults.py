@@ -1,5 +1,7 @@
 """Injects every known fault of a Gemma implementation; the parity check must fail for each of them.
 
+test_faults_plain.py does the same for Llama and Qwen.
+
 The faults come from other codebases and their issue threads: constants, masks, caps, norms,
 layouts, inputs.
 """
@@ -11,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from faults import changed, registry, with_layers, with_parameters
 from flax import nnx
 from parity_cases import CASES, batch, weights
 from parity_ours import LOGITS, distance, folder, golden, logits_of, model_of, parity
@@ -19,29 +22,7 @@ from safetensors.numpy import save_file
 from grm_jax.checkpoints import load, open_checkpoint
 from grm_jax.models import attention, token_logps, transformer
 
-FAULTS = {}
-
-
-def fault(*cases: str, peer: str = "transformers"):
-    """Registers a function(monkeypatch, case) -> the faulty model; None if it only patches code."""
-
-    def register(function):
-        for case in cases:
-            FAULTS[f"{function.__name__}-{case}"] = (function, case, peer)
-        return function
-
-    return register
-
-
-def changed(case: str, **changes):
-    """The case's model with other config fields than those of its checkpoint."""
-    return model_of(case, **changes)
-
-
-def with_layers(case: str, change):
-    """The case's model with `change` applied to every layer's spec."""
-    pattern = open_checkpoint(folder(CASES[case])).model_config().pattern
-    return changed(case, pattern=tuple(change(spec) for spec in pattern))
+FAULTS, fault = registry()
 
 
 def replaced(spec, **changes):
@@ -193,14 +174,6 @@ def embeddings_not_normalised(monkeypatch, _):
 
 
 # ---------------------------------------------------------------- layout of the weights
-
-
-def with_parameters(case: str, change):
-    """The case's model with `change(block)` applied to every block."""
-    model = model_of(case)
-    for block in (*model.units, *model.tail):
-        change(block)
-    return model
 
 
 def _untransposed(variable):

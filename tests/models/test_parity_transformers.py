@@ -1,13 +1,24 @@
 """Compares logits and gradients with goldens of transformers (eager attention; make_goldens.py)."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity_cases import CASES, CONFIGS, PEERS, batch, sample
-from parity_ours import GRADIENTS, LOGITS, golden, gradients_of, logits_of, model_of, parity
+from flax import nnx
+from parity_cases import CASES, CONFIGS, PEERS, SCALARS, batch
+from parity_ours import (
+    LOGITS,
+    by_path,
+    compare_gradients,
+    folder,
+    golden,
+    gradients_of,
+    logits_of,
+    model_of,
+    parity,
+)
 
-from grm_jax.checkpoints.saving import disk_array
-from grm_jax.checkpoints.tensor_map import axis_sizes, tensor_map
+from grm_jax.checkpoints import load
 
 
 @pytest.mark.parametrize("name", PEERS["transformers"])
@@ -22,6 +33,8 @@ def test_the_cases_activate_caps_and_span_windows():
     tokens, mask = batch(CASES["gemma2_left"])
     assert tokens.shape[1] > 4 * CONFIGS["gemma2"]["sliding_window"]
     assert mask[1].sum() < mask.shape[1] - 8
+    original = CONFIGS["llama3"]["rope_scaling"]["original_max_position_embeddings"]
+    assert mask.sum(axis=1).min() > original
 
 
 @pytest.mark.parametrize("chunk", [5, 8])
@@ -31,17 +44,34 @@ def test_query_chunks_leave_the_logits_unchanged(chunk):
 
 @pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.gradients])
 def test_gradients_of_the_mean_log_prob(name):
-    """The tensor map converts every gradient to its Hugging Face name and shape."""
-    model, values = model_of(name), golden("transformers")
-    flat, sizes = gradients_of(model, name), axis_sizes(model.cfg)
-    compared = 0
-    for path, source in tensor_map(model.cfg, "hf").items():
-        for tensor in source.tensors:
-            ours = sample(disk_array(flat[path], tensor, source.axes, sizes, np.dtype(np.float32)))
-            theirs = values[f"{name}/grad/{tensor.name}"]
-            assert np.abs(ours - theirs).max() <= GRADIENTS * np.abs(theirs).max(), tensor.name
-            compared += 1
-    assert compared == sum(key.startswith(f"{name}/grad/") for key in values)
+    model = model_of(name)
+    compare_gradients(gradients_of(model, name), model.cfg, golden("transformers"), name)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_rewards_of_sequence_classifiers(family):
+    """Row 1 is padded left or right: its reward belongs to its last real token."""
+    graphdef, state = nnx.split(load(folder(SCALARS[f"{family}_left"]), dtype="float32"))
+    run = jax.jit(lambda state, *batch: nnx.merge(graphdef, state).rewards(*batch))
+    for name in (f"{family}_left", f"{family}_right"):
+        ours = run(state, *map(jnp.asarray, batch(SCALARS[name])))
+        theirs = golden("rewards")[f"{name}/rewards"]
+        assert np.abs(ours - theirs).max() <= LOGITS * np.abs(theirs).max()
+        assert abs(theirs[0] - theirs[1]) > 0.01 * np.abs(theirs).max()
+
+
+SLOW = [pytest.param(family, marks=pytest.mark.slow) for family in CONFIGS if family != "qwen3"]
+
+
+@pytest.mark.parametrize("family", ["qwen3", *SLOW])
+def test_gradients_of_the_rewards(family):
+    """Of the sum of both rows' rewards, the second of which is padded left or right."""
+    model = load(folder(SCALARS[f"{family}_left"]), dtype="float32")
+    graphdef, state = nnx.split(model)
+    run = jax.jit(jax.grad(lambda state, *batch: nnx.merge(graphdef, state).rewards(*batch).sum()))
+    for name in (f"{family}_left", f"{family}_right"):
+        gradients = by_path(run(state, *map(jnp.asarray, batch(SCALARS[name]))))
+        compare_gradients(gradients, model.cfg, golden("rewards"), name)
 
 
 # bfloat16 has 8 significant bits, and both sides round in different orders. Bounds: root mean
