@@ -12,7 +12,7 @@ import importlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 from jax.sharding import Mesh
 
@@ -56,6 +56,7 @@ class Judge:
       principles_cache: of principles="first"; copies by `dataclasses.replace` share it.
     """
 
+    is_scalar: ClassVar[bool] = False  # whether it gives rewards without critiques
     tokenizer: TextCodec
     sampler: Sampler
     template: str | Path | None = None

@@ -128,8 +128,8 @@ def _refuse_meta_rm(path: Path) -> None:
     if (path / "config.json").is_file():
         if checkpoints.open_checkpoint(path).model_config().scalar_head:
             raise ValueError(
-                f"{path} is a meta reward model, which reads critiques, and not a judge: give it as "
-                "--meta_rm (meta_rm= in Python)"
+                f"{path} is a meta reward model, which reads critiques, and not a judge: give it "
+                "as --meta_rm (meta_rm= in Python)"
             )
 
 

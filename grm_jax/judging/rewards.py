@@ -198,9 +198,12 @@ def _blocks(group: Group, judge: Judge, options: RewardOptions) -> Iterator[_Blo
     for i, text in enumerate(group.responses):
         owners.setdefault(text, []).append(i)
     texts = sorted(owners, key=lambda text: _key(text, options.seed))
-    settings = options.of_judge(judge.max_new_tokens, group.principles)
-    template = judge.template_for(group.comparison, settings)
-    for indices in blocks.design(len(texts), min(options.block_size, template.n_max)):
+    most = len(texts)  # a scalar reward model sees every response alone
+    if not judge.is_scalar:
+        settings = options.of_judge(judge.max_new_tokens, group.principles)
+        template = judge.template_for(group.comparison, settings)
+        most = min(options.block_size, template.n_max)
+    for indices in blocks.design(len(texts), most):
         shown = [texts[i] for i in indices]
         comparison = Comparison(group.prompt, shown, group.reference)
         yield _Block(comparison, tuple(tuple(owners[text]) for text in shown))
@@ -266,7 +269,13 @@ def _group_rewards(
 
 
 def _voters(verdict: Verdict, rule: RewardRule) -> list[Critique]:
-    """Returns the critiques that count: parsed, kept by the meta reward model if there is one."""
+    """Returns the critiques that count: parsed, kept by the meta reward model if there is one.
+
+    The rewards of a scalar reward model count as the scores of one critique.
+    """
+    if verdict.is_scalar:
+        order = tuple(range(len(verdict.scores)))
+        return [Critique("", scores=verdict.scores, order=order, status="ok")]
     kept = range(len(verdict.critiques)) if verdict.kept is None else verdict.kept
     parsed = votes.parsed([verdict.critiques[i] for i in kept])
     return [critique for critique in parsed if getattr(critique, rule.needs) is not None]

@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 from jax.sharding import Mesh
 
@@ -54,6 +54,7 @@ class ScalarJudge(Judge):
       most: bounds the texts per forward pass; None for no other bound than `BATCH`.
     """
 
+    is_scalar: ClassVar[bool] = True
     tokenizer: Tokenizer
     sampler: Sampler = _no_sampler
     head: ScalarHead = dataclasses.field(kw_only=True)
@@ -137,18 +138,22 @@ class ScalarJudge(Judge):
         check_unused(self.name, given)
         return checked
 
-    def _stream_chunk(
-        self, comparisons: Sequence[Comparison], options: Options
-    ) -> Iterator[tuple[int, Verdict | Unjudged]]:
+    def _check_options(self, options: Options) -> None:
         default = Options()
-        changed = {n: v for n, v in vars(options).items() if v != getattr(default, n)}
+        changed = {n: v for n, v in dataclasses.asdict(options).items() if v != getattr(default, n)}
         check_unused(self.name, changed)
+
+    def _stream_chunk(
+        self, comparisons: Sequence[Comparison], options: Sequence[Options]
+    ) -> Iterator[tuple[int, Verdict | Unjudged]]:
         places: dict[tuple[int, ...], list[tuple[int, int]]] = {}  # (comparison, response) by text
+        counts = [0] * len(comparisons)
         for i, comparison in enumerate(comparisons):
             encoded = self._encode_or_reason(comparison)
             if isinstance(encoded, Unjudged):
                 yield i, encoded
                 continue
+            counts[i] = sum(map(len, encoded))
             for response, ids in enumerate(encoded):
                 places.setdefault(tuple(ids), []).append((i, response))
         rewards: list[dict[int, float]] = [{} for _ in comparisons]
@@ -156,7 +161,7 @@ class ScalarJudge(Judge):
             for i, response in places[text]:
                 rewards[i][response] = reward
                 if len(rewards[i]) == comparisons[i].n:
-                    yield i, self._verdict(comparisons[i], rewards[i])
+                    yield i, self._verdict(comparisons[i], rewards[i], counts[i])
 
     def _encode_or_reason(self, comparison: Comparison) -> list[list[int]] | Unjudged:
         try:
@@ -188,7 +193,9 @@ class ScalarJudge(Judge):
             for i, reward in self.head.stream_tokens([list(ids) for ids in members], batch):
                 yield members[i], reward
 
-    def _verdict(self, comparison: Comparison, rewards: Mapping[int, float]) -> Verdict | Unjudged:
+    def _verdict(
+        self, comparison: Comparison, rewards: Mapping[int, float], tokens: int
+    ) -> Verdict | Unjudged:
         scores = tuple(rewards[i] for i in range(comparison.n))
         for number, reward in enumerate(scores, start=1):
             if not math.isfinite(reward):
@@ -196,7 +203,8 @@ class ScalarJudge(Judge):
                     f"the reward of response {number} is {reward}: check the weights, or load them "
                     "in float32"
                 )
-        return Verdict(comparison.id, scores, votes.winner(scores), (), unparsed=0)
+        best = votes.winner(scores)
+        return Verdict(comparison.id, scores, best, (), unparsed=0, prompt_tokens=tokens)
 
 
 def load(

@@ -21,16 +21,18 @@ ALPHABET = 256  # single bytes, then the control tokens
 CHATML = """{% if first_system and messages[0].role != 'system' %}{{ '<|im_start|>system
 You answer questions.<|im_end|>\\n' }}{% endif %}
 {%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}
-{%- if thinks and loop.last and m.role == 'assistant' %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}
+{%- if thinks and loop.last and m.role == 'assistant' %}
+{{- '<think>\\n\\n</think>\\n\\n' }}{% endif %}
 {{- m.content + '<|im_end|>\\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 HEADERS = """{{- bos_token }}
-{%- if messages[0].role != 'system' %}{{ '<|start_header_id|>system<|end_header_id|>\\n\\nDate: ' -}}
-{{- (strftime_now('%d %b %Y') if false else '26 Jul 2024') + '<|eot_id|>' }}{% endif %}
+{%- if messages[0].role != 'system' %}{{ '<|start_header_id|>system<|end_header_id|>\\n\\n' }}
+{{- 'Date: ' + date_string | default('26 Jul 2024') + '<|eot_id|>' }}{% endif %}
 {%- for m in messages %}
 {{- '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}
 {%- endfor %}
-{%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"""
+{%- if add_generation_prompt %}
+{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"""
 GEMMA = """{{ bos_token }}
 {%- if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
 {%- for m in messages %}
