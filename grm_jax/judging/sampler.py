@@ -62,42 +62,52 @@ def text_of(completion: Completion, codec: TextCodec) -> Reply:
     return Reply(codec.decode(ids), completion.finish, count)
 
 
-def engine_sampler(
-    model: Transformer,
-    mesh: Mesh | None = None,
-    prompt_slots: int | None = None,
-    rows: int | None = None,
-    few_shapes: bool = False,
-) -> Sampler:
-    """Returns the sampler of a model.
+@dataclasses.dataclass(frozen=True, eq=False)
+class EngineSampler:
+    """The sampler of a model.
 
-    Args:
+    Attributes:
       mesh: mesh of the model's parameters; None for one device.
-      prompt_slots: most prompts in a batch; by default as many as memory holds.
-      rows: most samples of one prompt in a batch; by default as many as memory holds.
+      prompt_slots: most prompts in a batch; None: as many as memory holds.
+      rows: most samples of one prompt in a batch; None: as many as memory holds.
       few_shapes: on a CPU, pads batches so that few programs are compiled, and for small models the
         same whatever the number of requests.
     """
-    decoding_model = functools.cache(lambda: for_decoding(model))
 
-    def sample(requests: Sequence[Request]) -> Iterable[Completion]:
+    model: Transformer
+    mesh: Mesh | None = None
+    prompt_slots: int | None = None
+    rows: int | None = None
+    few_shapes: bool = False
+
+    @functools.cached_property
+    def decoding_model(self) -> Transformer:
+        """The weights as the decode loop uses them; read it under the mesh."""
+        return for_decoding(self.model)
+
+    def __call__(self, requests: Sequence[Request]) -> Iterable[Completion]:
         if not requests:
             return
-        with use_mesh(mesh):
-            weights = decoding_model()  # placed before the memory for the cache is planned
-            few = few_shapes and cpu.on_cpu()
-            if few and model.cfg.num_params <= plan.SMALL_MODEL and not (prompt_slots or rows):
-                batch = plan.fixed(model.cfg, requests)
-            else:
-                batch = plan.fit(model.cfg, requests, prompt_slots, rows)
-            engine = Engine(weights, *batch, few_shapes=few)
+        with use_mesh(self.mesh):
+            engine = self._engine(requests)
         completions = iter(engine.run(requests))
         while True:
             # A generator must not leave the mesh in context at a yield.
-            with use_mesh(mesh):
+            with use_mesh(self.mesh):
                 completion = next(completions, None)
             if completion is None:
                 return
             yield completion
 
-    return sample
+    def _engine(self, requests: Sequence[Request]) -> Engine:
+        weights = self.decoding_model  # placed before the memory for the cache is planned
+        cfg, bounds = self.model.cfg, (self.prompt_slots, self.rows)
+        few = self.few_shapes and cpu.on_cpu()
+        if few and cfg.num_params <= plan.SMALL_MODEL and bounds == (None, None):
+            batch = plan.fixed(cfg, requests)
+        else:
+            batch = plan.fit(cfg, requests, *bounds)
+        return Engine(weights, *batch, few_shapes=few)
+
+
+engine_sampler = EngineSampler

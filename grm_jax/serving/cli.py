@@ -1,0 +1,143 @@
+"""`grm serve --model MODEL`: answers HTTP requests with a judge's rewards and critiques."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import ipaddress
+import sys
+from typing import TYPE_CHECKING
+
+from grm_jax.commands import Number, Parser, run_command
+from grm_jax.endpoint.server import api_key
+from grm_jax.judging.options import POSITIVE
+from grm_jax.serving.limits import RANGES, Limits
+
+if TYPE_CHECKING:  # JAX and the server are imported only when a model is loaded
+    from grm_jax.serving.service import Service
+
+KEY_VARIABLE = "GRM_API_KEY"
+PORT = Number(int, 0, 65535)
+_HELP = {
+    "body_mib": "largest body of a request, in MiB",
+    "groups": "most groups of a request",
+    "responses": "most responses of a group",
+    "n": "most samples of a chat completion, and critiques of a group",
+    "queue": "most requests that run or wait; one more is answered with status 429",
+    "connections": "most open connections",
+    "timeout": "seconds until a request fails with status 504",
+    "read_timeout": "seconds for a client to send a head or a body, or to read an answer",
+    "grace": "seconds for running requests to finish after SIGTERM",
+    "group_size": "responses of a group of /verify",
+    "cohort_timeout": "seconds until a group of /verify that misses responses fails",
+    "cohorts": "groups of /verify whose rewards are kept for retries",
+}
+
+
+def parser() -> Parser:
+    """Returns the parser of the command line."""
+    p = Parser(
+        prog="grm serve",
+        usage="grm serve --model MODEL [--meta_rm MODEL] [--port N] [options]",
+        description="Serves a judge over HTTP: rewards for trainers (/v1/score, /get_reward, "
+        "/compare, /verify) and OpenAI-style chat completions. /docs describes the routes.",
+        epilog=f"An API key is read from ${KEY_VARIABLE}, or from the file that "
+        f"${KEY_VARIABLE}_FILE names. Exit status: 0 after SIGTERM or Ctrl-C, 2 wrong command "
+        "line, files or weights.",
+    )
+    add = p.add_argument
+    add("--model", required=True, help="model folder, checkpoint, GGUF file or hub name")
+    add("--meta_rm", metavar="PATH", help="meta reward model that selects the critiques that vote")
+    add("--tokenizer", metavar="PATH", help="tokenizer (default: the model's own)")
+    add("--template", metavar="NAME", help="template family, name or file (default: the model's)")
+    add("--meta_template", metavar="NAME", help="template of the meta reward model")
+    add("--host", default="127.0.0.1", help="address to bind (default 127.0.0.1: this machine)")
+    add("--port", type=PORT, default=8000, help="port; 0: any free one (default 8000)")
+    device = p.add_argument_group("devices")
+    device.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    device.add_argument(
+        "--mesh",
+        metavar="AXES",
+        help="data=1,fsdp=8,tensor=1; one axis may be -1 (default: one device)",
+    )
+    device.add_argument("--prompt_slots", type=POSITIVE, help="prompts in a batch")
+    device.add_argument(
+        "--rows", type=POSITIVE, help="samples of one prompt in a batch (default 4)"
+    )
+    device.add_argument(
+        "--max_prompt",
+        type=POSITIVE,
+        help="longest prompt in tokens (default: half of the context, at most 4096)",
+    )
+    device.add_argument(
+        "--max_new_tokens",
+        type=POSITIVE,
+        help="longest critique in tokens (default: from the model's judge.json, else 1024)",
+    )
+    device.add_argument(
+        "--expected", action="store_true", help="allow expected scores; compiles more programs"
+    )
+    limits = p.add_argument_group("limits")
+    for field in dataclasses.fields(Limits):
+        limits.add_argument(
+            f"--{field.name}",
+            type=RANGES[field.name],
+            default=field.default,
+            help=f"{_HELP[field.name]} (default {field.default:g})",
+        )
+    add("--log_texts", action="store_true", help="write request bodies to the log")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs `grm serve`; returns the exit status."""
+    return run_command("grm serve", lambda: _run(parser().parse_args(argv)))
+
+
+def _run(args: argparse.Namespace) -> int:
+    limits = Limits(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Limits)})
+    key = api_key(KEY_VARIABLE)
+    if not key and not _is_loopback(args.host):
+        print(
+            f"grm serve: warning: {args.host} is reachable from other machines and no API key is "
+            f"set: anybody who reaches the port can use the model; set ${KEY_VARIABLE}",
+            file=sys.stderr,
+        )
+    from grm_jax.serving.guard import log_to_stderr
+    from grm_jax.serving.server import SIGNALS, bound, serve
+
+    with bound(args.host, args.port) as listener:
+        service = service_from(args, limits)
+        log_to_stderr()
+        return asyncio.run(serve(service, listener, key, SIGNALS))
+
+
+def service_from(args: argparse.Namespace, limits: Limits) -> Service:
+    """Loads the judge of the arguments and builds its service."""
+    from grm_jax.judging.arguments import mesh_from
+    from grm_jax.judging.judge import Judge
+    from grm_jax.serving.service import Lengths, build
+
+    judge = Judge.load(
+        args.model,
+        meta_rm=args.meta_rm,
+        mesh=mesh_from(args.mesh),
+        template=args.template,
+        dtype=args.dtype,
+        tokenizer=args.tokenizer,
+        meta_template=args.meta_template,
+    )
+    context = judge.context or 8192
+    lengths = Lengths(
+        args.max_prompt or min(4096, context // 2), args.max_new_tokens or judge.max_new_tokens
+    )
+    batch = (args.prompt_slots, args.rows)
+    return build(judge, limits, lengths, batch, args.expected, args.log_texts)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
