@@ -9,7 +9,7 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from grm_jax.serving import chat
+from grm_jax.serving import chat, nemo_gym, openrlhf, scoring
 from grm_jax.serving.bodies import ChatBody, parse
 from grm_jax.serving.errors import Refusal, json_response
 from grm_jax.serving.guard import Guard
@@ -41,6 +41,10 @@ async def metrics(service: Service, http: HTTPRequest) -> Response:
 
 
 ROUTES: dict[str, dict[str, Handler]] = {
+    "/v1/score": {"POST": scoring.scores},
+    "/get_reward": {"POST": openrlhf.get_reward},
+    "/compare": {"POST": nemo_gym.compare},
+    "/verify": {"POST": nemo_gym.verify},
     "/v1/chat/completions": {"POST": completions},
     "/v1/models": {"GET": chat.models},
     "/healthz": {"GET": health},

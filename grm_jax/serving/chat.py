@@ -276,9 +276,10 @@ async def _streamed(service: Service, http: HTTPRequest, body: ChatBody) -> Resp
         def work() -> tuple[Chat, list[Choice]]:
             chat = Chat.of(service, body)
             chats.append(chat)
-            return chat, chat.sample(
-                context, lambda delta: loop.call_soon_threadsafe(deltas.put_nowait, delta)
-            )
+            return chat, chat.sample(context, emit)
+
+        def emit(delta: Delta) -> None:
+            loop.call_soon_threadsafe(deltas.put_nowait, delta)
 
         chats: list[Chat] = []
         sampled = asyncio.ensure_future(service.run(http, context, work))

@@ -126,7 +126,7 @@ class Guard:
         seconds: float,
         id: str,
         error: Exception | None,
-        body: bytes,
+        body: bytearray,
     ) -> None:
         fields: dict[str, Any] = {
             "id": id,

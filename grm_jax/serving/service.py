@@ -8,18 +8,21 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import Request as HTTPRequest
 
+from grm_jax.judging.groups import Group, GroupRewards
 from grm_jax.judging.judge import Judge
 from grm_jax.judging.meta import LENGTHS, padded_length
+from grm_jax.judging.rewards import RewardOptions, score
 from grm_jax.judging.sampler import EngineSampler
 from grm_jax.models import cpu
 from grm_jax.sampling import Engine, Request, plan
 from grm_jax.sampling.buckets import FEW_PROMPT_BUCKETS, PROMPT_BUCKETS
+from grm_jax.serving.cohorts import Cohorts
 from grm_jax.serving.engine import Context, EngineThread
 from grm_jax.serving.errors import ClientGone, Refusal, ShutDown
 from grm_jax.serving.limits import Limits
@@ -67,6 +70,7 @@ class Service:
         self.contexts: set[Context] = set()
         self.started = int(time.time())
         self.stop: Callable[[], object] = lambda: None  # set by `server.serve`; any thread
+        self.cohorts = Cohorts(self._score_group, self.limits.cohort_timeout, self.limits.cohorts)
         self.metrics.watch(self)
 
     def problem(self) -> str | None:
@@ -78,18 +82,19 @@ class Service:
         return None if self.ready else "the server compiles its programs: try again"
 
     @contextlib.contextmanager
-    def admitted(self, seconds: float | None) -> Iterator[Context]:
+    def admitted(self, seconds: float | None, limited: bool = True) -> Iterator[Context]:
         """Counts a request among those that run or wait.
 
         Args:
           seconds: until its deadline, at most the server's.
+          limited: refuse it if there are too many.
 
         Raises:
           Refusal: 429 if there are too many, 503 if the server cannot answer.
         """
         if problem := self.problem():
             raise Refusal(503, problem, headers={"retry-after": "5"})
-        if len(self.contexts) >= self.limits.queue:
+        if limited and len(self.contexts) >= self.limits.queue:
             self.metrics.refused.inc()
             raise Refusal(
                 429,
@@ -114,10 +119,10 @@ class Service:
         Raises ClientGone then, and whatever the function raises.
         """
         loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(self.workers, function)
-        gone = asyncio.ensure_future(disconnected(http))
+        work: asyncio.Future[Any] = loop.run_in_executor(self.workers, function)
+        gone: asyncio.Future[Any] = asyncio.ensure_future(disconnected(http))
         try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 context.cancel(ClientGone("the client has closed the connection"))
             return await work
@@ -126,6 +131,30 @@ class Service:
             raise
         finally:
             gone.cancel()
+
+    def scored(
+        self, context: Context, groups: Sequence[Group], options: RewardOptions | None = None
+    ) -> list[GroupRewards]:
+        """Returns the rewards of groups; blocks, for a worker thread. Raises Refusal."""
+        try:
+            results = score(groups, self.judge_for(context), options)
+        except ValueError as error:
+            raise Refusal(400, str(error).replace("\n", " ")) from None
+        for result in results:
+            for reward in result.rewards:
+                self.metrics.rewards.labels(reward.status).inc()
+        return results
+
+    async def _score_group(self, group: Group) -> GroupRewards:
+        """Scores a group of `cohorts`; outside of the queue, as its calls are already waiting."""
+        with self.admitted(None, limited=False) as context:
+            loop = asyncio.get_running_loop()
+            work = loop.run_in_executor(self.workers, self.scored, context, [group])
+            try:
+                return (await asyncio.shield(work))[0]
+            except asyncio.CancelledError:
+                context.cancel(ClientGone("every call of the group was cancelled"))
+                raise
 
     def judge_for(self, context: Context) -> Judge:
         """Returns the judge of one request; the engine computes its verdicts."""
