@@ -376,6 +376,6 @@ def _meta_rm_on(thread: EngineThread, meta_rm: MetaRM, context: Context) -> Meta
     served = copy.copy(meta_rm)
     score = meta_rm._score_batch
     served._score_batch = (  # type: ignore[method-assign]
-        lambda encoded, starts: thread.call(context, score, encoded, starts)
+        lambda *batch: thread.call(context, score, *batch)
     )
     return served

@@ -16,9 +16,9 @@ from starlette.requests import Request as HTTPRequest
 
 from grm_jax.judging.groups import Group, GroupRewards
 from grm_jax.judging.judge import Judge
-from grm_jax.judging.meta import LENGTHS, padded_length
 from grm_jax.judging.rewards import RewardOptions, score
 from grm_jax.judging.sampler import EngineSampler
+from grm_jax.judging.scalar_head import LENGTHS, padded_length
 from grm_jax.models import cpu
 from grm_jax.sampling import Engine, Request, plan
 from grm_jax.sampling.buckets import FEW_PROMPT_BUCKETS, PROMPT_BUCKETS
@@ -198,7 +198,9 @@ def build(
     """
     sampler = judge.sampler
     if not isinstance(sampler, EngineSampler):
-        raise ValueError("the judge has no model here: load it from a folder, not by an endpoint")
+        raise ValueError(
+            f"{judge.name} writes no critiques here: grm serve needs a judge's weights"
+        )
     cfg = sampler.model.cfg
     if lengths.max_prompt >= cfg.max_length:
         raise ValueError(
@@ -241,7 +243,7 @@ def warm_up(service: Service) -> None:
     if judge.meta_rm is not None:
         context = judge.meta_rm._model.cfg.max_length
         for size in sizes:
-            judge.meta_rm._score_batch([[token] * min(size, context)], [0])
+            judge.meta_rm.score_tokens([[token] * min(size, context)], [0])
     if service.expected and judge.expected is not None:
         for size, groups in itertools.product(sizes, range(1, _score_calls(service) + 1)):
             positions = [0] * (groups * SCORE_TOKENS)

@@ -4,7 +4,7 @@ import concurrent.futures
 
 import pytest
 
-from grm_jax.judging.groups import group_to_json, rewards_to_json
+from grm_jax.judging.groups import rewards_to_json
 from grm_jax.judging.rewards import score
 from grm_jax.serving.openrlhf import conversation, split_queries
 
@@ -16,8 +16,11 @@ def groups(n):
     return [dict(GROUP, prompt=f"name moon {i}", id=str(i)) for i in range(n)]
 
 
-def as_json(results):
-    return [rewards_to_json(result) for result in results]
+def scored(server, group, **options):
+    """The rewards of a group that is sent alone."""
+    reply = server.post("/v1/score", {"groups": [group], **options})
+    (result,) = reply.json()["groups"]
+    return [reward["reward"] for reward in result["rewards"]]
 
 
 def response_object(text):
@@ -40,7 +43,8 @@ def test_rewards_over_http_equal_those_of_score(server):
     judge = server.service.judge
     reply = server.post("/v1/score", {"groups": [GROUP, OTHER], "k": 4, "critiques": True})
     assert reply.status_code == 200, reply.text
-    expected = as_json(score([GROUP, OTHER], judge, k=4, critiques=True))
+    results = score([GROUP, OTHER], judge, k=4, critiques=True)
+    expected = [rewards_to_json(result) for result in results]
     assert reply.json() == {"groups": expected, "model": "toy@0"}
     assert {r["status"] for g in expected for r in g["rewards"]} == {"scored"}
 
@@ -50,7 +54,8 @@ def test_requests_at_the_same_time_get_the_rewards_of_a_run_alone(server):
     with concurrent.futures.ThreadPoolExecutor(12) as pool:
         replies = list(pool.map(lambda row: server.post("/v1/score", {"groups": [row]}), rows))
     for row, reply in zip(rows, replies):
-        assert reply.json()["groups"] == as_json(score([row], server.service.judge)), reply.text
+        assert reply.json() == server.post("/v1/score", {"groups": [row]}).json()
+    assert len({reply.text for reply in replies}) == 12
 
 
 def test_a_response_without_a_reward_has_a_status_and_a_reason(server):
@@ -92,17 +97,6 @@ def test_a_wrong_request_is_refused_in_one_line(server, fields, words):
     reply = server.post("/v1/score", fields)
     message = reply.json()["error"]["message"]
     assert reply.status_code == 400 and words in message and "\n" not in message, message
-
-
-def test_an_answer_has_a_group_that_was_sent(server):
-    reply = server.post("/v1/score", {"groups": [group_to_json_of(GROUP)], "timeout": 300})
-    assert reply.json()["groups"][0]["id"] == "a"
-
-
-def group_to_json_of(row):
-    from grm_jax.judging.groups import group_of
-
-    return group_to_json(group_of(row))
 
 
 # ---------------------------------------------------------------- OpenRLHF
@@ -149,7 +143,7 @@ def test_queries_of_one_prompt_are_rewarded_as_a_group(server):
     prompt = "<|im_start|>user\nname a moon<|im_end|>\n<|im_start|>assistant\n"
     query = [f"{prompt}{text}<|im_end|>" for text in GROUP["responses"]]
     reply = server.post("/get_reward", {"query": query, "prompts": [prompt] * 2, "labels": None})
-    expected = score([GROUP], server.service.judge)[0].values
+    expected = scored(server, GROUP)
     assert reply.json() == {"rewards": expected, "scores": expected, "extra_logs": {}}
 
 
@@ -176,9 +170,9 @@ def test_compare_returns_the_rewards_of_the_group(server):
         "principle": "facts first",
     }
     reply = server.post("/compare", body).json()
-    (expected,) = score([dict(GROUP, principles="facts first")], server.service.judge)
-    assert reply["rewards"] == expected.values and len(reply["comparison_results"]) == 8
-    assert reply["metrics"]["mean_individual_score"] == pytest.approx(sum(expected.values) / 2)
+    expected = scored(server, dict(GROUP, principles="facts first"))
+    assert reply["rewards"] == expected and len(reply["comparison_results"]) == 8
+    assert reply["metrics"]["mean_individual_score"] == pytest.approx(sum(expected) / 2)
     assert server.post("/compare", body | {"response_objs": []}).json()["rewards"] == []
 
 
@@ -187,7 +181,7 @@ def test_verify_answers_when_the_group_is_complete_and_a_retry_from_the_first(se
     bodies = [verify_body(text, i, "whole", dataset="x") for i, text in enumerate(texts)]
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         replies = list(pool.map(lambda body: server.post("/verify", body), [*bodies, bodies[1]]))
-    expected = score([GROUP], server.service.judge)[0].values
+    expected = scored(server, GROUP)
     assert [reply.json()["reward"] for reply in replies] == [*expected, expected[1]]
     assert replies[0].json() == bodies[0] | {"reward": expected[0]}
     before = server.service.engine.engine.stats.prompts
