@@ -13,10 +13,13 @@ The key is read from the environment variable `key_variable`, or from the file t
 """
 
 from grm_jax.endpoint.client import (
+    Call as Call,
     EndpointError as EndpointError,
     complete as complete,
     equal_warning as equal_warning,
     models as models,
+    post as post,
+    post_async as post_async,
 )
 from grm_jax.endpoint.replies import Completion as Completion
 from grm_jax.endpoint.server import (

@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import contextlib
+import dataclasses
 import functools
 import json
 import queue
@@ -15,11 +16,31 @@ from typing import Any
 import httpx
 
 from grm_jax import strict_json
-from grm_jax.endpoint.replies import Completion, parse_models
+from grm_jax.endpoint.replies import Completion, parse_completion, parse_models
 from grm_jax.endpoint.server import Server, api_key, endpoint_url
 from grm_jax.endpoint.tries import FailedTry, Failure, OnFailedTry, fetch, request
 
 STOP_AFTER = 5  # requests in a row that a server refuses for good
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One request.
+
+    Attributes:
+      body: values of JSON.
+      path: below the server's address.
+      parse: returns the result of a reply's JSON value; raises BadReply.
+    """
+
+    body: Mapping[str, Any]
+    path: str = "chat/completions"
+    parse: Callable[[Any], Any] = parse_completion
+
+    @property
+    def content(self) -> bytes:
+        """The body as bytes. Raises ValueError if it is not JSON."""
+        return strict_json.dumps(self.body).encode()
 
 
 class EndpointError(OSError):
@@ -47,29 +68,73 @@ def complete(
         for every request: a wrong key (401), address (404) or model.
       ValueError: the key cannot be sent, or a body is not JSON.
     """
-    contents = [strict_json.dumps({"model": server.model, **body}).encode() for body in bodies]
-    headers = _headers(server)
-
-    async def run(client: httpx.AsyncClient, put: Callable[[Any], None]) -> None:
-        numbers = iter(range(len(contents)))
-
-        ends: dict[int, float] = {}
-
-        async def work() -> None:
-            for i in numbers:
-                end = time.monotonic() + server.seconds
-                if groups is not None:
-                    end = ends.setdefault(groups[i], end)
-                put((i, await request(client, server, contents[i], on_failed_try, end)))
-
-        await asyncio.gather(*(work() for _ in range(min(server.parallel, len(contents)))))
-
+    calls = [Call({"model": server.model, **body}) for body in bodies]
     refused = 0
-    for i, result in _in_thread(run, headers):
+    for i, result in post(server, calls, on_failed_try, groups):
         yield i, result
         refused = refused + 1 if isinstance(result, Failure) and result.refused else 0
-        if refused >= min(STOP_AFTER, len(contents)):
+        if refused >= min(STOP_AFTER, len(calls)):
             raise EndpointError(f"{result.reason}. {refused} requests in a row were refused")
+
+
+def post(
+    server: Server,
+    calls: Sequence[Call],
+    on_failed_try: OnFailedTry = lambda kind, reason, repeated: None,
+    groups: Sequence[int] | None = None,
+) -> Iterator[tuple[int, Any]]:
+    """Yields (index, result or Failure) of every call, in the order in which they end.
+
+    Args and errors as `complete`, without EndpointError.
+    """
+    contents = [call.content for call in calls]
+
+    async def run(client: httpx.AsyncClient, put: Callable[[Any], None]) -> None:
+        await _send_all(client, server, calls, contents, put, on_failed_try, groups)
+
+    yield from _in_thread(run, _headers(server))
+
+
+async def post_async(
+    server: Server,
+    calls: Sequence[Call],
+    on_failed_try: OnFailedTry = lambda kind, reason, repeated: None,
+    groups: Sequence[int] | None = None,
+) -> list[Any]:
+    """Returns the result or Failure of every call, in the order of the calls.
+
+    Cancelling it closes the connections. Args and errors as `post`.
+    """
+    results: list[tuple[int, Any]] = []
+    contents = [call.content for call in calls]
+    async with _async_client(_headers(server)) as client:
+        await _send_all(client, server, calls, contents, results.append, on_failed_try, groups)
+    return [result for _, result in sorted(results, key=lambda one: one[0])]
+
+
+async def _send_all(
+    client: httpx.AsyncClient,
+    server: Server,
+    calls: Sequence[Call],
+    contents: Sequence[bytes],
+    put: Callable[[Any], None],
+    on_failed_try: OnFailedTry,
+    groups: Sequence[int] | None,
+) -> None:
+    """Sends all calls, `server.parallel` at once; puts (index, result)."""
+    numbers = iter(range(len(calls)))
+    ends: dict[int, float] = {}
+
+    async def work() -> None:
+        for i in numbers:
+            end = time.monotonic() + server.seconds
+            if groups is not None:
+                end = ends.setdefault(groups[i], end)
+            call = calls[i]
+            fields = (contents[i], on_failed_try, end, call.path, call.parse)
+            put((i, await request(client, server, *fields)))
+
+    await asyncio.gather(*(work() for _ in range(min(server.parallel, len(calls)))))
 
 
 def models(server: Server) -> list[str]:
@@ -121,6 +186,13 @@ def _tls() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
+def _async_client(headers: Mapping[str, str]) -> httpx.AsyncClient:
+    # Unlimited here: a total deadline per try ends each of them.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    options: Any = {"timeout": None, "limits": limits, "verify": _tls()}
+    return httpx.AsyncClient(headers=headers, **options)
+
+
 def _in_thread(
     run: Callable[[httpx.AsyncClient, Callable[[Any], None]], Any], headers: Mapping[str, str]
 ) -> Iterator[Any]:
@@ -129,10 +201,7 @@ def _in_thread(
     end = object()
 
     async def main() -> None:
-        # Unlimited here: a total deadline per try ends each of them.
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        options: Any = {"timeout": None, "limits": limits, "verify": _tls()}
-        async with httpx.AsyncClient(headers=headers, **options) as client:
+        async with _async_client(headers) as client:
             await run(client, results.put)
 
     loop = asyncio.new_event_loop()

@@ -44,10 +44,7 @@ class BadReply(ValueError):
 
 def parse_completion(reply: Any) -> Completion:
     """Returns the completion of a reply's JSON value. Raises BadReply for anything else."""
-    if not isinstance(reply, dict):
-        raise BadReply("no completion", f"{_shown(reply)}, not an object")
-    if reply.get("error"):
-        raise _error(reply)
+    reply = parse_object(reply, "no completion")
     choices = reply.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         raise BadReply("no completion", f"no choice: choices = {_shown(choices)}")
@@ -67,6 +64,15 @@ def parse_completion(reply: Any) -> Completion:
     usage = reply.get("usage")
     counts = [_count(usage, name) for name in ("prompt_tokens", "completion_tokens")]
     return Completion(text, _FINISH[name], *counts)
+
+
+def parse_object(reply: Any, kind: str) -> dict[str, Any]:
+    """Returns a reply's JSON object. Raises BadReply, of `kind` or "error", for anything else."""
+    if not isinstance(reply, dict):
+        raise BadReply(kind, f"{_shown(reply)}, not an object")
+    if reply.get("error"):
+        raise _error(reply)
+    return reply
 
 
 def join_content(content: Any) -> str:

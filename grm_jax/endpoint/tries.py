@@ -16,7 +16,7 @@ import httpx
 
 from grm_jax import strict_json
 from grm_jax.display import outside_text
-from grm_jax.endpoint.replies import BadReply, Completion, parse_completion, parse_error
+from grm_jax.endpoint.replies import BadReply, parse_completion, parse_error
 from grm_jax.endpoint.server import Server, endpoint_url, public
 
 MAX_BODY = 16 << 20  # bytes of a reply, decompressed
@@ -60,19 +60,27 @@ async def request(
     content: bytes,
     on_failed_try: OnFailedTry,
     end: float,
-) -> Completion | Failure:
+    path: str = "chat/completions",
+    parse: Callable[[Any], Any] = parse_completion,
+) -> Any:
     """Tries a request until it succeeds, fails for good, or its time is over.
 
-    end: of all tries, a time of `time.monotonic`.
+    Args:
+      end: of all tries, a time of `time.monotonic`.
+      path: below the server's address.
+      parse: returns the result of a reply's JSON value; raises BadReply.
+
+    Returns:
+      parse(JSON value), or a Failure.
     """
-    url = endpoint_url(server.url, "chat/completions")
+    url = endpoint_url(server.url, path)
     if time.monotonic() >= end:
         text = f"{public(url)}: no time for a request within {server.seconds:g} s"
         return Failure("timeout", text)
     for attempt in range(server.retries + 1):
         seconds = min(server.timeout, end - time.monotonic())
         try:
-            return await fetch(client, "POST", url, content, seconds, parse_completion)
+            return await fetch(client, "POST", url, content, seconds, parse)
         except FailedTry as error:
             failed, reason = error, str(error)
         backoff = min(server.pause * 2 ** min(attempt, 30), MAX_WAIT) * _jitter.uniform(0.5, 1.5)
