@@ -102,10 +102,10 @@ NO_REWARDS = {
 @pytest.mark.parametrize("name", NO_REWARDS)
 def test_everything_else_is_a_failure_with_a_reason(name):
     steps = NO_REWARDS[name]
-    server = RawServer(lambda body: steps)
+    scorer = client(RawServer(lambda body: steps))
     if steps is None:
-        server.listener.close()
-    (result,) = client(server)([GROUP])
+        scorer = Client("http://127.0.0.1:9", retries=0)
+    (result,) = scorer([GROUP])
     assert result.values == [None, None] and result.id == "g"
     for one in result.rewards:
         assert one.status == FAILED and "127.0.0.1" in one.reason and "\n" not in one.reason
