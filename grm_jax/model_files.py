@@ -96,10 +96,14 @@ def read_json_if_any(file: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def damage_of(path: str | os.PathLike[str], remedy: str = "download it again") -> Iterator[None]:
+def damage_of(
+    path: str | os.PathLike[str], remedy: str = "download it again", complete: bool = False
+) -> Iterator[None]:
     """Turns what the parsing of a damaged file raises in the block into a ValueError of one line.
 
     Errors of one line that name the file pass, and so does every OSError.
+
+    complete: a ValueError of the block has what is wrong and what to do; only the path is added.
     """
     try:
         yield
@@ -114,20 +118,11 @@ def damage_of(path: str | os.PathLike[str], remedy: str = "download it again") -
             if len(str(error).splitlines()) == 1:
                 raise
             raise ValueError(text) from error
+        if isinstance(error, ValueError) and complete:
+            raise ValueError(f"{path}: {text}") from error
         known = isinstance(error, ValueError | RuntimeError)
         reason = text if known else f"{type(error).__name__}: {text}"
         raise ValueError(f"{path} is damaged: {reason:.300}: {remedy}") from error
-
-
-@contextlib.contextmanager
-def naming(path: str) -> Iterator[None]:
-    """Adds the path to a ValueError of the block; handles other errors as `damage_of`."""
-    with damage_of(path):
-        try:
-            yield
-        except ValueError as error:
-            reason = one_line(error)
-            raise ValueError(reason if path in reason else f"{path}: {reason}") from error
 
 
 def one_line(text: object) -> str:

@@ -10,7 +10,7 @@ from grm_jax.checkpoints import gguf_config, gguf_tokenizer
 from grm_jax.checkpoints.gguf_config import GEMMA, ROPE_FACTORS, VISION
 from grm_jax.checkpoints.tensor_map import GGUF_NORMS
 from grm_jax.checkpoints.tensors import Index, Reader, put
-from grm_jax.model_files import naming
+from grm_jax.model_files import damage_of
 from grm_jax.models.config import TransformerConfig
 
 
@@ -60,7 +60,7 @@ class GgufFile(Reader):
         self.path = str(path)
         reader = gguf_reader.parse(path)
         self.fields = reader.fields
-        with naming(self.path):
+        with damage_of(self.path, complete=True):
             self.architecture = self._text("general.architecture")
             self._check_is_whole_model()
             tensors = {t.name: GgufTensor(t, self.architecture) for t in reader.tensors}
@@ -80,7 +80,7 @@ class GgufFile(Reader):
 
     def model_config(self) -> TransformerConfig:
         """Returns the model that the metadata describes: `gguf_config.read_config`."""
-        with naming(self.path):
+        with damage_of(self.path, complete=True):
             return gguf_config.read_config(self)
 
     def _check_is_whole_model(self) -> None:
@@ -104,5 +104,5 @@ class GgufFile(Reader):
         Raises:
           ValueError: a tokenizer of another type, or damaged: names the file and the key.
         """
-        with naming(self.path):
+        with damage_of(self.path, complete=True):
             gguf_tokenizer.write_tokenizer(self.field, folder, self.architecture in GEMMA)

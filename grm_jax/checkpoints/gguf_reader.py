@@ -16,7 +16,7 @@ import gguf
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
-from grm_jax.model_files import check_file, naming, one_line
+from grm_jax.model_files import check_file, damage_of, one_line
 
 # Far above real files: Gemma 3 has 262,208 tokens, DeepSeek-V2 has 1,400 tensors.
 MOST_FIELDS, MOST_TENSORS, MOST_VALUES = 10_000, 100_000, 4_000_000
@@ -31,7 +31,7 @@ def parse(path: str | os.PathLike[str]) -> gguf.GGUFReader:
     """
     path = str(path)
     status = check_file(Path(path), linked=True).stat()
-    with naming(path):
+    with damage_of(path, complete=True):
         with open(path, "rb") as file:
             magic, version = struct.unpack("<4sI", file.read(8).ljust(8, b"\0"))
         if magic != b"GGUF":
@@ -45,7 +45,7 @@ def parse(path: str | os.PathLike[str]) -> gguf.GGUFReader:
 @functools.lru_cache(maxsize=1)
 def _parse(path: str, mtime: int, size: int) -> gguf.GGUFReader:
     """A vocabulary takes seconds. mtime, size: parts of the cache key."""
-    with naming(path):
+    with damage_of(path, complete=True):
         return _Reader(path)
 
 

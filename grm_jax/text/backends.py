@@ -95,7 +95,7 @@ class SentencePiece:
         return _piece_bytes(self.model.id_to_piece(i))
 
     def save(self, folder: Path) -> None:
-        write_atomic(folder / "tokenizer.model", self.model.serialized_model_proto())
+        write_atomic(folder / "tokenizer.model", self.content)
 
     def default(self, name: str) -> int | None:
         i = getattr(self.model, f"{name}_id")()

@@ -243,10 +243,9 @@ def _digest(text: str) -> str:
 
 def world_config(data: Any) -> world.WorldConfig:
     """Returns the world's mixture of `config.data.world`, whose keys are texts as in JSON."""
-    fields: dict = {
-        name: {int(k): v for k, v in data.world[name].items()}
-        for name in ("levels", "sizes")
-        if name in data.world
+    fields: dict[str, Any] = {
+        name: {int(k): v for k, v in value.items()} if hasattr(value, "items") else value
+        for name, value in data.world.items()
     }
     return world.WorldConfig(**fields)
 

@@ -241,3 +241,17 @@ def test_gemmas_two_tokenizer_files_give_the_same_ids(gemma_folders, name, turns
         assert tokenizer.encode_chat(HELLO)[:2] == [2, turns[0]]
     assert pieces.encode_chat(TALK) == from_json.encode_chat(TALK)
     assert pieces.vocab_size == size
+
+
+def test_a_saved_sentencepiece_model_keeps_its_fingerprint(tmp_path, tokenizer):
+    """Its bytes stay: the library would drop the field that it does not use."""
+    unused = b"\xc2\xbb\x01\x03abc"  # field 3000, three bytes
+    file = tmp_path / "a" / "tokenizer.model"
+    file.parent.mkdir()
+    file.write_bytes(vocabulary_path().read_bytes() + unused)
+    loaded = tokenizers.load(file.parent)
+    loaded.save(tmp_path / "b")
+    saved = tokenizers.load(tmp_path / "b")
+    assert (tmp_path / "b" / "tokenizer.model").read_bytes() == file.read_bytes()
+    assert saved.fingerprint == loaded.fingerprint != tokenizer.fingerprint
+    assert saved.encode("Add 1 2") == tokenizer.encode("Add 1 2")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import ablations, spct_2b, spct_9b, spct_27b, spct_gsm8k, spct_tiny
-from grm_jax.data import mixtures
+from grm_jax.data import mixtures, world
 from grm_jax.data.world import vocabulary
 from grm_jax.text import rendering
 from grm_jax.training import (
@@ -263,6 +263,23 @@ def test_the_identity_of_a_source_covers_labels_texts_and_rates(tmp_path):
     other = spct_tiny.get_config()
     other.data.world.sizes = {"2": 1.0}
     assert len({*worlds, sources.judging(other).identity}) == 3
+
+
+def test_every_field_of_the_world_reaches_it():
+    config = spct_tiny.get_config()
+    config.data.world = {
+        "levels": {"1": 1.0},
+        "sizes": {"2": 1.0},
+        "distractors": {"0": 1.0},
+        "best_hedged": 0.5,
+        "reference": True,
+    }
+    built = sources.world_config(config.data)
+    assert built == world.WorldConfig({1: 1.0}, {2: 1.0}, 0.5, {0: 1.0}, True)
+    assert (
+        sources.judging(config).at(0).reference
+        and not sources.judging(spct_tiny.get_config()).at(0).reference
+    )
 
 
 def test_no_principles_selects_a_template_without_principles():

@@ -63,6 +63,14 @@ class WorldConfig:
             raise ValueError(f"levels {sorted(unknown)} do not exist: use {LEVELS}")
         if bad := [n for n in self.sizes if n < 1]:
             raise ValueError(f"sizes {bad}: a comparison has at least one response")
+        lower = {HEDGED, WRONG, EMPTY}
+        if unknown := set(self.distractors) - lower:
+            raise ValueError(f"distractors {sorted(unknown)} are no grades: use {sorted(lower)}")
+        if not any(self.distractors.get(grade) for grade in (WRONG, EMPTY)):
+            raise ValueError(
+                f"distractors {dict(self.distractors)}: weigh {WRONG} or {EMPTY} above 0, the "
+                f"grades below a hedged best response"
+            )
 
 
 DEFAULT = WorldConfig()

@@ -188,3 +188,7 @@ def test_errors_name_the_invalid_value():
         world.make_items("train", 0, 1, families=[])
     with pytest.raises(ValueError, match="levels"):
         world.WorldConfig(levels={7: 1.0})
+    with pytest.raises(ValueError, match=r"distractors \[3\] are no grades: use \[0, 1, 2\]"):
+        world.WorldConfig(distractors={1: 1.0, 3: 1.0})
+    with pytest.raises(ValueError, match="distractors {2: 1.0}: weigh 1 or 0 above 0"):
+        world.WorldConfig(distractors={2: 1.0})
