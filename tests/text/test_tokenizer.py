@@ -244,11 +244,11 @@ def test_gemmas_two_tokenizer_files_give_the_same_ids(gemma_folders, name, turns
 
 
 def test_a_saved_sentencepiece_model_keeps_its_fingerprint(tmp_path, tokenizer):
-    """Its bytes stay: the library would drop the field that it does not use."""
+    """Its bytes stay: the library would write its fields in another order."""
     unused = b"\xc2\xbb\x01\x03abc"  # field 3000, three bytes
     file = tmp_path / "a" / "tokenizer.model"
     file.parent.mkdir()
-    file.write_bytes(vocabulary_path().read_bytes() + unused)
+    file.write_bytes(unused + vocabulary_path().read_bytes())
     loaded = tokenizers.load(file.parent)
     loaded.save(tmp_path / "b")
     saved = tokenizers.load(tmp_path / "b")
