@@ -190,6 +190,7 @@ def detail(rows: Pair, runs: Sequence[Run]) -> dict[str, Any]:
 def votes_of(row: Row) -> dict[str, Any]:
     """Returns the votes and critiques of one run."""
     return {
+        "scalar": is_scalar(row),
         "votes": row.get("votes") or {},
         "vote": row.get("vote"),
         "kept": row.get("kept"),

@@ -12,10 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
-from parity_cases import CONFIGS, Case, _uniform, shapes, weights  # noqa: E402
+from parity_cases import CONFIGS, Case, weights  # noqa: E402
 
 ALPHABET = 256  # single bytes, then the control tokens
 CHATML = """{% if first_system and messages[0].role != 'system' %}{{ '<|im_start|>system
@@ -88,11 +86,7 @@ class Toy(Case):
         from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
         folder.mkdir(parents=True, exist_ok=True)
-        values = {k: v for k, v in weights(self).items() if k in shapes(self.config)}
-        values.pop("lm_head.weight", None)
-        width = self.config["hidden_size"]
-        values["score.weight"] = (_uniform(7, (1, width)) * 3 / width**0.5).astype(np.float32)
-        save_file(values, folder / "model.safetensors", {"format": "pt"})
+        save_file(weights(self), folder / "model.safetensors", {"format": "pt"})
         (folder / "config.json").write_text(json.dumps(self.config))
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         built = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))

@@ -104,11 +104,12 @@ function beside(row, detail, build) {
 }
 
 function voteSection(row, detail) {
-  if (detail.sides.every((side) => !side)) return null;
+  if (detail.sides.every((side) => !side || side.scalar)) return null;
   return block("Vote", ...beside(row, detail, voteElements));
 }
-function voteElements(side, { votes, vote, kept, votes_by_k, critiques, scale }) {
+function voteElements(side, { scalar, votes, vote, kept, votes_by_k, critiques, scale }) {
   const count = critiques.length;
+  if (scalar) return [quiet("A scalar reward model: one reward per response, no critiques.")];
   if (side.all_unparsed) return [quiet(`No critique of ${count} was parsed.`)];
   const lines = Object.entries(votes).map(([rule, scores]) => {
     const name = (data.labels[rule] || rule) + (rule === vote ? " (decides)" : "");

@@ -12,6 +12,7 @@ function tile([name, value, note]) {
 // [name, key of the summary, format, meaning] of the rates that all rows have.
 function rateRows(summaries) {
   const some = (name) => summaries.some((summary) => !isMissing(summary[name]));
+  const areScalar = data.runs.every((run) => run.scalar); // rewards without critiques
   const [first] = summaries;
   const statuses = summaries.map((summary) =>
     Object.entries(summary.statuses)
@@ -33,7 +34,10 @@ function rateRows(summaries) {
       "accuracy, with 1/t for each of t tied responses",
     ],
     ["ties", "ties", percent, "share of comparisons whose best responses have equal scores"],
-    ["parse rate", "parsed", percent, `critiques with scores; ${statuses.join(" | ")}`],
+    !areScalar && [
+      ...["parse rate", "parsed", percent],
+      `critiques with scores; ${statuses.join(" | ")}`,
+    ],
     some("flips") && [
       ...["flips", "flips", percent],
       `share of ${shown} comparisons, shown in several orders, whose orders name different winners`,
@@ -42,7 +46,7 @@ function rateRows(summaries) {
       ...["first wins", "first_place", percent],
       `share of winners that were shown first; ${percent(first.first_chance)} without position bias`,
     ],
-    [
+    !areScalar && [
       ...["tokens", "mean_tokens", (x) => (isMissing(x) ? "–" : String(Math.round(x)))],
       "mean length of a critique",
     ],
@@ -136,7 +140,8 @@ function breakdownElement(field, groups, isOpen) {
     const [first] = rates;
     if (!pair) {
       const { comparisons, accuracy, ties, parsed } = first;
-      return [name, comparisons, percent(accuracy), percent(ties), percent(parsed)];
+      const rate = data.runs[0].scalar ? [] : [percent(parsed)];
+      return [name, comparisons, percent(accuracy), percent(ties), ...rate];
     }
     const { value: difference, low, high } = pair.difference || {};
     const interval = isMissing(low) ? "–" : `${signed(low)} to ${signed(high)}`;
@@ -148,7 +153,7 @@ function breakdownElement(field, groups, isOpen) {
   const short = field.split(".").pop();
   const headings = isPaired
     ? [short, "A", "B", "B − A", "changed", "pairs", "95% CI of B − A"]
-    : [short, "rows", "accuracy", "ties", "parse rate"];
+    : [short, "rows", "accuracy", "ties", ...(data.runs[0].scalar ? [] : ["parse rate"])];
   const title = make("summary", {}, make("h2", { text: `By ${field}` }));
   const note = isPaired && "A, B: accuracy of the pairs in percent, ties shared. B − A: in points.";
   const caption = note && make("p", { class: "note", text: note });
