@@ -59,7 +59,7 @@ class Browser:
             ),
         }
         capabilities = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-        for _ in range(100):
+        for _ in range(600):
             try:
                 self.session = self._send(
                     "POST", "/session", {"capabilities": {"alwaysMatch": capabilities}}
@@ -90,7 +90,7 @@ class Browser:
         request = urllib.request.Request(
             self.base + path, data, {"Content-Type": "application/json"}, method=method
         )
-        with urllib.request.urlopen(request, timeout=60) as reply:
+        with urllib.request.urlopen(request, timeout=300) as reply:
             return json.load(reply)["value"]
 
     def command(self, method, path, body=None):
@@ -111,7 +111,7 @@ class Browser:
             "return [...document.querySelectorAll(arguments[0])].map(e => e.innerText)", selector
         )
 
-    def wait(self, script, *arguments, seconds=10):
+    def wait(self, script, *arguments, seconds=60):
         """Waits until a script returns something true, and returns that."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:

@@ -33,8 +33,10 @@ import pytest  # noqa: E402
 
 # The default profile draws the same examples in every run, so that a failure is due to a change of
 # the code. HYPOTHESIS_PROFILE=explore draws new ones.
-hypothesis.settings.register_profile("reproducible", derandomize=True)
-hypothesis.settings.register_profile("explore", derandomize=False)
+# A slow machine fails none of them.
+UNTIMED = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("reproducible", derandomize=True, **UNTIMED)
+hypothesis.settings.register_profile("explore", derandomize=False, **UNTIMED)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "reproducible"))
 
 OPT_IN = {

@@ -1,4 +1,4 @@
-"""Tests of the package: import time, the console script, declared requirements."""
+"""Tests of the package: its import, the console script, declared requirements."""
 
 import ast
 import json
@@ -20,22 +20,22 @@ from grm_jax import cli
 ROOT = Path(__file__).resolve().parents[1]
 
 IMPORT_SCRIPT = """
-import sys, time
-start = time.perf_counter()
+import sys
+before = len(sys.modules)
 import grm_jax
-seconds = time.perf_counter() - start
+count = len(sys.modules) - before
 dir(grm_jax)
 heavy = {"tensorflow", "torch", "jax", "flax", "seqio", "numpy"}
-print(seconds, *heavy & sys.modules.keys())
+print(count, *heavy & sys.modules.keys())
 """
 
 
-def test_import_takes_under_a_second_and_loads_no_heavy_module():
-    seconds, *heavy = subprocess.check_output(
+def test_import_loads_few_modules_and_no_heavy_one():
+    count, *heavy = subprocess.check_output(
         [sys.executable, "-c", IMPORT_SCRIPT], text=True
     ).split()
     assert heavy == []
-    assert float(seconds) < 1.0
+    assert int(count) < 50
 
 
 # Valid but for the last three lines.

@@ -7,8 +7,8 @@
 Jinja's sandbox refuses attributes that lead out of the template, but not work without end: nested
 loops, texts that double, macros that call each other. Here each render has a budget. Loops, calls,
 filters, operators and printed values are charged by the size of their arguments and results, so a
-template exceeds its budget at the same place on every machine. A deadline is checked at the same
-places, in whichever thread renders.
+template exceeds its budget at the same place on every machine. A limit of CPU time is checked at the
+same places, in whichever thread renders.
 
 Whatever a template raises becomes a ValueError of one line.
 """
@@ -36,7 +36,7 @@ MAX_SOURCE = 100_000  # characters of a template
 MAX_TAGS = 4_000  # expressions and statements: compiling one takes up to 0.3 ms
 BUDGET = 400_000  # characters, items and steps of one render,
 PER_CHARACTER = 100  # and so many more for each character of its variables
-SECONDS = 2.0
+SECONDS = 2.0  # of CPU time
 MAX_INTEGER = 1_000_000  # in an argument
 MAX_BITS = 4096  # of a computed integer
 # Random, or not linear in the length of their input. No chat template needs them.
@@ -50,7 +50,7 @@ _WIDE = re.compile(r"\d{4}")  # a field of a format string with 1,000 characters
 
 
 class TooMuchWork(Exception):
-    """A template exceeds its budget or its deadline."""
+    """A template exceeds its budget or its limit of CPU time."""
 
 
 class Rejected(ValueError):
@@ -60,7 +60,7 @@ class Rejected(ValueError):
 @dataclasses.dataclass
 class _Meter:
     left: int
-    deadline: float
+    deadline: float  # of time.thread_time
 
 
 _METER: contextvars.ContextVar[_Meter] = contextvars.ContextVar("meter")
@@ -69,7 +69,7 @@ _METER: contextvars.ContextVar[_Meter] = contextvars.ContextVar("meter")
 def _charge(units: int) -> bool:
     meter = _METER.get()
     meter.left -= units
-    if meter.left < 0 or time.monotonic() > meter.deadline:
+    if meter.left < 0 or time.thread_time() > meter.deadline:
         raise TooMuchWork("it does more work than a prompt needs: too many steps, or too much text")
     return True
 
@@ -266,7 +266,7 @@ def guard(what: str, characters: int = 0) -> Iterator[None]:
     Args:
       what: the template in error messages.  characters: length of the variables.
     """
-    meter = _Meter(BUDGET + PER_CHARACTER * characters, time.monotonic() + SECONDS)
+    meter = _Meter(BUDGET + PER_CHARACTER * characters, time.thread_time() + SECONDS)
     token = _METER.set(meter)
     try:
         yield

@@ -3,12 +3,13 @@
 import logging
 import random
 import re
+import threading
 import time
 
 import fuzz
 import pytest
 import raw_server
-from raw_server import ACCEPTED, GOOD, LIMIT, REFUSED, encoded, http, reply, serving
+from raw_server import ACCEPTED, GOOD, LIMIT, REFUSED, WAITING, encoded, http, reply, serving
 
 from grm_jax import endpoint
 
@@ -32,7 +33,7 @@ def number_of(request):
 
 def ask(url, **options):
     """The result of one request; an EndpointError is a Failure too."""
-    server = endpoint.Server(url, "m", **{"timeout": LIMIT, "retries": 0, "pause": 0.0, **options})
+    server = endpoint.Server(url, "m", **{"timeout": 60, "retries": 0, "pause": 0.0, **options})
     try:
         ((index, result),) = endpoint.complete(server, [body(0)])
     except endpoint.EndpointError as error:
@@ -58,17 +59,18 @@ def check_result(result):
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_a_reply_with_a_text_is_a_completion(name):
     with serving(lambda request: ACCEPTED[name]) as server:
-        assert check_result(ask(server.url, timeout=3.0)) == GOOD
+        assert check_result(ask(server.url)) == GOOD
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_reply_without_a_text_is_a_failure_with_a_reason(name):
     with serving(lambda request: REFUSED[name]) as server:
-        start = time.monotonic()
-        assert check_result(ask(server.url)) is None
-        assert time.monotonic() - start < LIMIT + 1.0
-        (head, _), *others = server.requests
-        assert not others and b"authorization: bearer sk-secret-key" in head.lower()
+        result = ask(server.url, timeout=LIMIT if name in WAITING else 60)
+        assert check_result(result) is None
+        assert (result.kind == "timeout") == (name in WAITING), result
+        assert len(server.requests) <= 1
+        for head, _ in server.requests:  # none if this machine stalls for LIMIT
+            assert b"authorization: bearer sk-secret-key" in head.lower()
 
 
 def text_of(value):
@@ -110,7 +112,8 @@ def test_odd_replies(record_property, cases):
         def check(case):
             steps, value = case
             script["steps"] = steps
-            text = check_result(ask(server.url))
+            waits = value == {} and any(isinstance(step, float) for step in steps)
+            text = check_result(ask(server.url, timeout=LIMIT if waits else 60))
             if value is not None:
                 expected = None if holds_non_finite(value) else text_of(value)
                 assert text == expected, f"{text!r:.100}, not {expected!r:.100}"
@@ -141,7 +144,7 @@ def test_many_requests_get_their_own_texts_through_a_server_that_fails_often():
 
     with serving(script) as server:
         options = endpoint.Server(
-            server.url, "m", timeout=LIMIT, retries=30, pause=0.001, parallel=32, total_timeout=60
+            server.url, "m", timeout=2, retries=30, pause=0.001, parallel=16, total_timeout=600
         )
         results = dict(
             endpoint.complete(
@@ -161,14 +164,14 @@ def test_many_requests_get_their_own_texts_through_a_server_that_fails_often():
 
 
 def test_a_request_ends_at_its_total_deadline():
-    with serving(lambda request: [5.0]) as server:
+    with serving(lambda request: [100.0]) as server:
         options = endpoint.Server(
             server.url, "m", timeout=0.2, retries=100, pause=0.0, total_timeout=0.7
         )
         start = time.monotonic()
         ((_, result),) = endpoint.complete(options, [body(0)])
-        assert 0.5 < time.monotonic() - start < 1.5
-        assert result.kind == "timeout" and 3 <= len(server.requests) <= 5
+        assert time.monotonic() - start > 0.5  # it is repeated until then
+        assert result.kind == "timeout" and len(server.requests) < 10  # of 100 retries
 
 
 def test_retry_after_is_obeyed():
@@ -199,15 +202,16 @@ def test_a_server_that_refuses_every_request_ends_the_run_early(name, message):
 
 def test_results_come_as_they_end_and_closing_cancels_the_rest():
     def script(request):
-        return [raw_server.WHOLE] if number_of(request) else [30.0]
+        return [raw_server.WHOLE] if number_of(request) else [600.0]
 
     with serving(script) as server:
         options = endpoint.Server(server.url, "m", parallel=2)
-        start = time.monotonic()
         results = endpoint.complete(options, [body(i) for i in range(4)])
         assert [next(results)[0] for _ in range(3)] == [1, 2, 3]
+        (thread,) = (t for t in threading.enumerate() if t.name == "endpoint")
         results.close()
-        assert time.monotonic() - start < 2
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("url", ["https://127.0.0.1:{port}/v1", "http://127.0.0.1:9/v1"])

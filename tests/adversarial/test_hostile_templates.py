@@ -212,15 +212,13 @@ ENDLESS = {
 
 @pytest.mark.parametrize("name", ENDLESS)
 def test_work_without_end_is_refused(tmp_path, name):
-    start = time.monotonic()
     for attempt in (
         lambda: chat.render(ENDLESS[name], CHATS[0], True, {}, lambda text, _: text),
         lambda: rendering.load(written(tmp_path, GOOD + ENDLESS[name])),
     ):
-        with pytest.raises(ValueError, match=r"fails|without end") as caught:
+        with fuzz.time_limit(), pytest.raises(ValueError, match=r"fails|without end") as caught:
             attempt()
         assert "\n" not in str(caught.value)
-    assert time.monotonic() - start < 2 * fuzz.LIMIT_SECONDS
 
 
 def test_the_bounds_hold_in_any_thread():
@@ -236,7 +234,7 @@ def test_the_bounds_hold_in_any_thread():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert len(errors) == 3 and all("more work" in error for error in errors)
 
 
@@ -248,7 +246,7 @@ def test_a_product_is_refused_before_it_is_made():
 def test_a_deadline_ends_what_the_budget_allows(monkeypatch):
     monkeypatch.setattr(sandbox, "BUDGET", 10**12)
     monkeypatch.setattr(sandbox, "SECONDS", 0.2)
-    with pytest.raises(ValueError, match="more work"):
+    with fuzz.time_limit(), pytest.raises(ValueError, match="more work"):
         sandbox.render(sandbox.load(ENDLESS["nested loops"], "T"), {}, "T")
 
 

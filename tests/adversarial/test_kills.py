@@ -17,7 +17,7 @@ from grm_jax.judging.codec import read_judged_rows
 
 HERE = Path(__file__).parent
 PATH = os.pathsep.join(map(str, (HERE.parent / "judging", HERE.parents[1])))
-START_SECONDS = 60
+START_SECONDS = 300
 
 
 def started(argv, script=HERE / "slow_command.py"):
@@ -148,11 +148,13 @@ def test_two_judges_and_a_report_on_one_output(tmp_path, capsys):
     """One judge writes, the others get one line; reports of the unfinished run never fail badly."""
     source = rows_file(tmp_path / "in.jsonl", 40)
     output, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
-    argv = [0.01, "judge", source, output, "--model", "m", "--k", 2, "--quiet"]
+    argv = [0.03, "judge", source, output, "--model", "m", "--k", 2, "--quiet"]
     judges = [started([*argv, *flags]) for flags in ((), ("--resume",), ("--overwrite",))]
     counts = []
     deadline = time.monotonic() + START_SECONDS
     while any(judge.poll() is None for judge in judges) and time.monotonic() < deadline:
+        if part.exists() and not counts:  # the judges wait for the first reports
+            [judge.send_signal(signal.SIGSTOP) for judge in judges]
         for path in (part, output):
             if path.exists():
                 status = grm.main(["report", str(path), "-o", str(tmp_path / "r.html")])
@@ -162,6 +164,7 @@ def test_two_judges_and_a_report_on_one_output(tmp_path, capsys):
             counts.append(sum(1 for _ in read_judged_rows(part)))
         except FileNotFoundError:
             time.sleep(0.01)
+        [judge.send_signal(signal.SIGCONT) for judge in judges]
     ended = [finished(judge) for judge in judges]
     assert [status for status, _ in ended].count(0) >= 1
     for status, errors in ended:

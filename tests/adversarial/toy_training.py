@@ -1,7 +1,8 @@
 """A training of four numbers in milliseconds: `python toy_training.py FOLDER [OPTIONS as JSON]`.
 
-Options: steps, save_every, keep, sleep (seconds per step), size (numbers), fsize (the largest file
-in bytes that this process may write, as on a full disk).
+Options: steps, save_every, keep, sleep (seconds per step), pause (seconds of the second step, which
+writes the file `pausing` first), size (numbers), fsize (the largest file in bytes that this process
+may write, as on a full disk).
 """
 
 import json
@@ -29,7 +30,7 @@ def initial_state(size):
     }
 
 
-def make_stage(folder, steps=6, save_every=2, keep=3, sleep=0.0, size=4, lr=1.0):
+def make_stage(folder, steps=6, save_every=2, keep=3, sleep=0.0, pause=0.0, size=4, lr=1.0):
     """Returns a stage whose step i adds noise that depends on i and the seed."""
     section = ml_collections.ConfigDict(
         dict(steps=steps, save_every=save_every, keep=keep, log_every=1, profile_steps=(), lr=lr)
@@ -41,6 +42,9 @@ def make_stage(folder, steps=6, save_every=2, keep=3, sleep=0.0, size=4, lr=1.0)
     )
 
     def step(state, i, seed):
+        if pause and i == 1:
+            (Path(folder) / "pausing").touch()
+            time.sleep(pause)
         time.sleep(sleep)
         noise = np.random.default_rng(seed).normal(size=size).astype(np.float32)
         w = state["params"]["w"] * 0.9 + lr * noise

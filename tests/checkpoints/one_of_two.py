@@ -19,7 +19,7 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 
 
 def main(index: str, port: str, folder: str, out: str) -> None:
-    jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(index), initialization_timeout=60)
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(index), initialization_timeout=240)
     from toys import GEMMA2, tensors
 
     from grm_jax.checkpoints import open_checkpoint, save

@@ -28,7 +28,7 @@ def test_each_process_reads_its_own_shards(tmp_path):
         )
         for i in range(2)
     ]
-    reports = [json.loads(job.communicate(timeout=240)[0].splitlines()[-1]) for job in jobs]
+    reports = [json.loads(job.communicate(timeout=480)[0].splitlines()[-1]) for job in jobs]
     for report in reports:
         assert report["equal"]
         # fsdp shards every matrix over the two processes; norms are replicated.

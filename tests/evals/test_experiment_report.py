@@ -126,7 +126,7 @@ def test_the_page_fits_a_phone_and_follows_dark_mode(tmp_path):
             assert not phone.log()
             # A link below the findings opens its comparison in the viewer on the page.
             phone.run("document.querySelector('.examples a').click()")
-            for _ in range(50):
+            for _ in range(600):
                 phone.command("POST", "/frame", {"id": None})
                 phone.command("POST", "/frame", {"id": 0})
                 if shown := phone.run("return location.hash"):

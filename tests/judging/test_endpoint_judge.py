@@ -23,7 +23,7 @@ OWN_FIELDS = ("model", "tokenizer", "sampler")
 HOSTILE = {
     "429": [http(b"{}", "429 Too Many Requests", Retry_After="0")],
     "500": [http(b"oops", "500 No")],
-    "hang": [5.0],
+    "hang": [100.0],
     "cut": [http(encoded(reply()))[:-30]],
     "empty": [http(encoded(reply("")))],
     "null": [http(encoded(reply(None)))],
@@ -67,14 +67,14 @@ def no_proxy(monkeypatch):
 
 def judge_of(server, **options):
     return Judge.endpoint(
-        server.url, "m", **{"template": "compact", "timeout": 2, "pause": 0.0, **options}
+        server.url, "m", **{"template": "compact", "timeout": 60, "pause": 0.0, **options}
     )
 
 
 def command(server, rows, output, *more):
     return grm.main(
         ["judge", str(rows), str(output), "--endpoint", server.url, "--model", "org/m", "--quiet"]
-        + ["--template", "compact", "--k", "4", "--timeout", "2", *map(str, more)]
+        + ["--template", "compact", "--k", "4", "--timeout", "60", *map(str, more)]
     )
 
 
@@ -137,7 +137,7 @@ def test_faults_that_pass_are_repeated_and_counted():
         return HOSTILE[kind] if n == 0 else answer(request)
 
     with serving(script) as server:
-        judge = judge_of(server, retries=2, parallel=16)
+        judge = judge_of(server, retries=2, parallel=16, timeout=4)
         verdicts = judge(comparisons(), k=8)
     assert [v.scores for v in verdicts] == [v.scores for v in fake_judge(write)(comparisons(), k=8)]
     assert sum(v.failed for v in verdicts) == 0
@@ -155,7 +155,8 @@ def test_failed_requests_neither_vote_nor_count_as_unparsed(tmp_path, rows):
 
     output = tmp_path / "out.jsonl"
     with serving(script) as server:
-        status = command(server, rows, output, "--retries", "0", "--parallel", "16")
+        options = ["--retries", "0", "--parallel", "16", "--timeout", "4"]
+        status = command(server, rows, output, *options)
     written = list(read_judged_rows(output, check=True))
     critiques = [c for row in written for c in row["critiques"]]
     failed = [c for c in critiques if c["status"] == FAILED]
@@ -218,15 +219,18 @@ def test_a_killed_run_resumes_to_the_same_rows(tmp_path, rows, request):
     kills = 10 if "slow" in request.config.getoption("--run") else 2
     whole, output = tmp_path / "whole.jsonl", tmp_path / "cut" / "out.jsonl"
     output.parent.mkdir()
+    pause = 0.0
 
     def script(request):
-        return [0.02, *answer(request, f"{write(['a', str(request['seed'])])} ")]
+        return [pause, *answer(request, f"{write(['a', str(request['seed'])])} ")]
 
     with serving(script) as server:
         assert command(server, rows, whole) == 0
         shared = ["judge", rows, output, "--endpoint", server.url, "--model", "org/m", "--quiet"]
         shared += ["--template", "compact", "--k", 4, "--parallel", 2, "--resume"]
+        pause = 0.1
         killed = sum(kill(shared, output.parent, random.Random(i), 0.2, None) for i in range(kills))
+        pause = 0.0
         assert command(server, rows, output, "--resume") == 0
     assert killed and output.read_text() == whole.read_text()
 
@@ -246,7 +250,7 @@ def test_ten_thousand_hostile_requests_lose_and_invent_nothing():
         return [*good, *good] if rng.random() < 0.1 else good
 
     with serving(script) as server:
-        judge = judge_of(server, retries=12, parallel=32)
+        judge = judge_of(server, retries=12, parallel=32, timeout=4)
         results = dict(judge.stream(comparisons(1250), k=8))
     assert sorted(results) == list(range(1250)) and len(tries) == 10_000
     answered = {seed for seed in tries if seed % 16}
@@ -266,12 +270,19 @@ def test_equal_samples_of_a_prompt_are_a_warning(caplog):
 
 
 def test_one_deadline_holds_for_all_critiques_of_a_comparison():
-    with serving(lambda request: [0.3, *answer(request)]) as server:
-        judge = judge_of(server, parallel=1, total_timeout=0.75, timeout=5.0)
+    """Its third request hangs; the deadline ends that one and those after it."""
+    sent = []
+
+    def script(request):
+        sent.append(request)
+        return [100.0] if len(sent) == 3 else answer(request)
+
+    with serving(script) as server:
+        judge = judge_of(server, parallel=1, total_timeout=4.0)
         (verdict, other) = judge(comparisons(2), k=8)
-    assert 1 <= sum(c.status != FAILED for c in verdict.critiques) <= 3
-    assert sum(c.status != FAILED for c in other.critiques) >= 1
-    assert "within 0.75 s" in verdict.critiques[-1].error
+    assert sum(c.status != FAILED for c in verdict.critiques) <= 2
+    assert not any(c.status == FAILED for c in other.critiques)
+    assert "within 4 s" in verdict.critiques[-1].error
 
 
 def test_principles_that_no_reply_holds_are_no_verdict():

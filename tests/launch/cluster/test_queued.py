@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -316,15 +317,21 @@ def test_the_archive_has_the_commit_and_the_experiment():
     assert not any(name.startswith((".venv", "runs")) for name in names)
 
 
+def wait_until(condition):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_the_shell_commands_work_in_bash(tmp_path):
     """Runs the commands that workers get, with a folder as the worker's home."""
     import subprocess
-    import time
 
     home = tmp_path / queued.HOME
     python = home / ".venv/bin/python"
     python.parent.mkdir(parents=True)
-    python.write_text('#!/bin/sh\nshift\nprintf "%s\\n" "$@"\nsleep 1\nexit 75\n')
+    python.write_text('#!/bin/sh\nshift\nprintf "%s\\n" "$@"\ntouch begun\nwhile [ ! -e end ]; do sleep 0.05; done\nexit 75\n')
     python.chmod(0o755)
     sent = []
 
@@ -341,11 +348,12 @@ def test_the_shell_commands_work_in_bash(tmp_path):
     driver = queued._Driver(job, worker, print, lambda _: None)
     assert driver.inspect() == ("-", "-", "lost")
     driver.start()
-    time.sleep(0.3)
+    wait_until((home / "begun").exists)
     assert driver.inspect() == (job.command_id, "-", "running")
     status, text = driver.follow(0)
     assert (status, text.splitlines()[:3]) == ("running", list(arguments))
-    time.sleep(1.2)
+    (home / "end").touch()
+    wait_until(lambda: driver.inspect()[2] != "running")
     assert driver.follow(len(text.encode())) == ("75", "")
     assert driver.inspect() == (job.command_id, "-", "75")
     errors = worker([f"--command={queued.ERRORS}"]).out
