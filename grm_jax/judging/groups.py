@@ -78,10 +78,9 @@ class GroupRewards:
     """The rewards of a group, one per response in the caller's order.
 
     Attributes:
-      critiques: if requested. `order` has the caller's indices of the responses that the prompt
-        showed, and scores[j] belongs to the j-th smallest of them: of a group of different texts
-        in one prompt, to response j. A text that several responses share is shown once, under the
-        first of their indices.
+      critiques: if requested; scores in the caller's order, one per response. In a group of several
+        blocks a critique has the responses of its block alone: scores[j] is of sorted(order)[j].
+        A text that several responses share was shown once; they follow each other in `order`.
       principles: the text that all critiques of the group judged by; None if each wrote its own.
       prompt_tokens: of the prompts, each counted once for all critiques that share it; by endpoint,
         of all requests, as the server counts them.

@@ -32,6 +32,7 @@ from grm_jax.types import (
 
 if TYPE_CHECKING:
     from grm_jax.judging.judge import Judge
+    from grm_jax.text.rendering import Template
 
 MAX_RESPONSES = 32  # in one prompt, as `text.rendering.MAX_RESPONSES`
 
@@ -179,17 +180,36 @@ def score(
     options = dataclasses.replace(options or RewardOptions(), **keywords)
     groups = groups_of(groups)
     for i, group in enumerate(groups):
-        if len(group.responses) < options.rule.min_responses:
-            raise ValueError(
-                f"groups[{i}] has one response, and reward {options.reward!r} compares responses "
-                "of a group: send the whole group, or use reward 'mean'"
-            )
+        if problem := _problem(group, judge, options):
+            raise ValueError(f"groups[{i}] {problem}")
     blocks_of = [list(_blocks(group, judge, options)) for group in groups]
     results = iter(_judged(groups, blocks_of, judge, options))
     return [
         _group_rewards(group, [(block, next(results)) for block in members], options)
         for group, members in zip(groups, blocks_of)
     ]
+
+
+def _problem(group: Group, judge: Judge, options: RewardOptions) -> str:
+    """Returns why a group cannot have this reward from this judge, or ""."""
+    if len(group.responses) < options.rule.min_responses:
+        return (
+            f"has one response, and reward {options.reward!r} compares responses of a group: send "
+            "the whole group, or use reward 'mean'"
+        )
+    if group.reference and not judge.is_scalar:
+        template = _template(group, judge, options)
+        if not template.own and "principles" in template.needs:
+            return (
+                f"has a reference, and template {template.name!r} shows the principles alone: use "
+                "principles='own' and no principles of the group, or a template of your own"
+            )
+    return ""
+
+
+def _template(group: Group, judge: Judge, options: RewardOptions) -> Template:
+    settings = options.of_judge(judge.max_new_tokens, group.principles)
+    return judge.template_for(group.comparison, settings)
 
 
 def _blocks(group: Group, judge: Judge, options: RewardOptions) -> Iterator[_Block]:
@@ -200,9 +220,7 @@ def _blocks(group: Group, judge: Judge, options: RewardOptions) -> Iterator[_Blo
     texts = sorted(owners, key=lambda text: _key(text, options.seed))
     most = len(texts)  # a scalar reward model sees every response alone
     if not judge.is_scalar:
-        settings = options.of_judge(judge.max_new_tokens, group.principles)
-        template = judge.template_for(group.comparison, settings)
-        most = min(options.block_size, template.n_max)
+        most = min(options.block_size, _template(group, judge, options).n_max)
     for indices in blocks.design(len(texts), most):
         shown = [texts[i] for i in indices]
         comparison = Comparison(group.prompt, shown, group.reference)
@@ -242,7 +260,7 @@ def _group_rewards(
     weights: list[float] = []
     verdicts = [(block, result) for block, result in judged if isinstance(result, Verdict)]
     for block, verdict in verdicts:
-        if voters := [_expanded(c, block) for c in _voters(verdict, rule)]:
+        if voters := [_in_group(c, block) for c in _voters(verdict, rule)]:
             members = block.members
             values.append(dict(zip(members, rule.function(voters, len(members)))))
             weights.append(len(voters))
@@ -281,23 +299,13 @@ def _voters(verdict: Verdict, rule: RewardRule) -> list[Critique]:
     return [critique for critique in parsed if getattr(critique, rule.needs) is not None]
 
 
-def _expanded(critique: Critique, block: _Block) -> Critique:
-    """Returns a critique with a score for every member of the block, in ascending order."""
+def _in_group(critique: Critique, block: _Block) -> Critique:
+    """Returns a critique in the caller's indices; see `GroupRewards.critiques`."""
     at = {i: position for position, owners in enumerate(block.owners) for i in owners}
     pick = lambda scores: scores and tuple(scores[at[i]] for i in block.members)
     return dataclasses.replace(
-        critique, scores=pick(critique.scores), expected_scores=pick(critique.expected_scores)
-    )
-
-
-def _in_group(critique: Critique, block: _Block) -> Critique:
-    """Returns a critique in the caller's indices; see `GroupRewards.critiques`."""
-    first = [owners[0] for owners in block.owners]
-    positions = sorted(range(len(first)), key=lambda position: first[position])
-    pick = lambda scores: scores and tuple(scores[position] for position in positions)
-    return dataclasses.replace(
         critique,
-        order=tuple(first[position] for position in critique.order),
+        order=tuple(i for position in critique.order for i in block.owners[position]),
         scores=pick(critique.scores),
         expected_scores=pick(critique.expected_scores),
     )

@@ -21,7 +21,7 @@ from grm_jax.serving.bodies import CompareBody, VerifyBody, parse
 from grm_jax.serving.errors import ClientGone, Refusal, json_response
 from grm_jax.serving.scoring import check_groups, numbers, rewards
 from grm_jax.serving.service import Service, disconnected
-from grm_jax.types import Turn
+from grm_jax.types import Critique, Turn
 
 TEXT_PARTS = ("text", "input_text", "output_text")
 
@@ -35,30 +35,37 @@ async def compare(service: Service, http: HTTPRequest) -> Response:
     check_groups(service, [group])
     results = await rewards(service, http, [group], RewardOptions(critiques=True), body.timeout)
     values = numbers(results)
-    scores = [critique.scores for critique in results[0].critiques if critique.scores]
+    critiques = [critique for critique in results[0].critiques if critique.scores]
     spread = statistics.pstdev(values)
     metrics = {
         "mean_individual_score": statistics.fmean(values),
         "std_individual_score": spread,
-        "parse_rate": len(scores) / max(1, len(results[0].critiques)),
+        "parse_rate": len(critiques) / max(1, len(results[0].critiques)),
     }
-    answer = {"rewards": values, "comparison_results": pairs(scores), "metrics": metrics}
+    answer = {"rewards": values, "comparison_results": pairs(critiques), "metrics": metrics}
     return json_response(answer)
 
 
-def pairs(scores: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
-    """Returns each critique's scores of each response and the next one, in a circle."""
-    return [
-        {
-            "response_i": i,
-            "response_j": (i + 1) % len(given),
-            "judge_idx": number,
-            "score_1": given[i],
-            "score_2": given[(i + 1) % len(given)],
-        }
-        for number, given in enumerate(scores)
-        for i in range(len(given) if len(given) > 2 else len(given) - 1)
-    ]
+def pairs(critiques: Sequence[Critique]) -> list[dict[str, Any]]:
+    """Returns each critique's scores of each response and the next one, in a circle.
+
+    A critique of a large group has the responses of its block alone.
+    """
+    results = []
+    for number, critique in enumerate(critiques):
+        members, scores = sorted(critique.order), critique.scores or ()
+        for j in range(len(members) if len(members) > 2 else len(members) - 1):
+            after = (j + 1) % len(members)
+            results.append(
+                {
+                    "response_i": members[j],
+                    "response_j": members[after],
+                    "judge_idx": number,
+                    "score_1": scores[j],
+                    "score_2": scores[after],
+                }
+            )
+    return results
 
 
 async def verify(service: Service, http: HTTPRequest) -> Response:

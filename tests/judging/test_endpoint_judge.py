@@ -13,8 +13,10 @@ from test_kills import kill
 from grm_jax import Comparison, Judge, cli as grm
 from grm_jax.judging import report
 from grm_jax.judging.codec import read_judged_rows
+from grm_jax.judging.groups import Group
 from grm_jax.judging.job import Unjudged
 from grm_jax.judging.options import Options
+from grm_jax.judging.rewards import score
 from grm_jax.judging.summary import summarise
 from grm_jax.types import FAILED
 
@@ -105,6 +107,32 @@ def test_rows_equal_those_of_weights_that_write_the_same_texts(tmp_path, rows):
     assert {(c["tokens"], c["prompt_tokens"]) for row in ours for c in row["critiques"]} == {
         (5, 12)
     }
+
+
+def test_rewards_of_groups_equal_those_of_weights_that_write_the_same_texts():
+    groups = [
+        Group(f"Question {i}?", [f"a {i}", f"b {i}", f"c {i}"][: 1 + i % 3]) for i in range(9)
+    ]
+    with serving(answer) as server:
+        results = score(groups, judge_of(server), k=3, critiques=True)
+        with pytest.raises(ValueError, match="expected scores need the model's probabilities"):
+            score(groups, judge_of(server), reward="expected")
+    expected = score(groups, fake_judge(write), k=3, critiques=True)
+    assert [result.rewards for result in results] == [result.rewards for result in expected]
+    assert {reward.status for result in results for reward in result.rewards} == {
+        *("scored", "unparsed")
+    }
+    assert {(result.prompt_tokens, result.new_tokens) for result in results} == {(36, 15)}
+
+
+def test_groups_have_the_reason_of_a_server_that_fails():
+    groups = [Group(f"Question {i}?", ["a", "b"]) for i in range(3)]
+    with serving(lambda request: [http(b"{}", "401 Unauthorized")]) as server:
+        results = score(groups, judge_of(server), k=2)
+    assert {(r.reward, r.status) for result in results for r in result.rewards} == {
+        (None, "failed")
+    }
+    assert all("401" in r.reason for result in results for r in result.rewards)
 
 
 def test_requests_hold_the_sanitised_prompt_the_settings_and_seeds_of_their_own():

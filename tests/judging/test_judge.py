@@ -356,6 +356,22 @@ def test_stream_takes_the_keywords_of_a_call():
         list(judge.stream(PAIRS[:2], Options(), k=2))
 
 
+def test_stream_takes_options_of_each_comparison():
+    prompts = []
+    judge = fake_judge(by_length, prompts=prompts)
+    given = "1. Rhyme (100%): it rhymes"
+    each = [Options(k=2), Options(k=3, seed=4, given_principles=given), Options(k=2)]
+    results = dict(judge.stream(PAIRS[:3], each, chunk=2))
+    assert sum(given in prompt for prompt in prompts) == 2  # orders of the second pair
+    assert [len(results[i].critiques) for i in range(3)] == [2, 3, 2]
+    for i, options in enumerate(each):
+        assert dict(judge.stream(PAIRS[i : i + 1], options)) == {0: results[i]}
+    with pytest.raises(ValueError, match="2 options for 3 comparisons: pass one for all"):
+        list(judge.stream(PAIRS[:3], each[:2]))
+    with pytest.raises(ValueError, match="k_meta = 1 needs a meta reward model"):
+        list(judge.stream(PAIRS[:2], [Options(), Options(k_meta=1)]))
+
+
 def test_keywords_are_the_fields_of_options():
     named = {"k", "temperature", "seed"}  # parameters of the call itself
     fields = {field.name for field in dataclasses.fields(Options)}

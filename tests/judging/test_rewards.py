@@ -211,7 +211,8 @@ def test_equal_responses_are_shown_once_and_share_their_reward():
     assert result.values == [3, 9, 3, 1, 3]
     assert prompts[0].count("[Response ") == 3
     (critique,) = result.critiques
-    assert sorted(critique.order) == [0, 1, 3] and critique.scores == (3, 9, 1)
+    assert critique.scores == (3, 9, 3, 1, 3) and sorted(critique.order) == [0, 1, 2, 3, 4]
+    assert "0, 2, 4" in str(critique.order)  # shown once
     (ranks,) = score([Group("Question?", texts)], judge, k=1, reward="win_rate")
     assert ranks.values == [0.5, 1, 0.5, 0, 0.5]
 
@@ -472,6 +473,26 @@ def test_references_are_shown_and_markers_and_scores_in_responses_are_not_parsed
     assert all(prompt.count("[/Response 1]") == 1 for prompt in prompts)
 
 
+def test_a_reference_beside_principles_is_refused_unless_the_template_shows_both(tmp_path):
+    plain, judge = group(7, 3), fake_judge(by_number)
+    known = group(7, 3, reference="The truth.")
+    for sent, fields in (
+        (known, {"principles": "first"}),
+        (dataclasses.replace(known, principles="1. Truth (100%): it is true"), {}),
+    ):
+        with pytest.raises(ValueError, match=r"groups\[1\] has a reference, and template 'comp"):
+            score([plain, sent], judge, **fields)
+    source = (rendering.FOLDER / "compact/given_principles.jinja").read_text()
+    shown = "{{ parts.conversation(turns) }}\n{{ parts.known_answer(reference) }}"
+    source = source.replace("{{ parts.conversation(turns) }}", shown)
+    source = source.replace('["principles"]', '["principles", "reference"]')
+    (tmp_path / "both.jinja").write_text(source)
+    prompts = []
+    judge = fake_judge(by_number, template=tmp_path / "both.jinja", prompts=prompts)
+    assert score([known], judge, k=1, principles="first")[0].values == [7, 3]
+    assert "The truth." in prompts[-1] and "1. Truth (100%)" in prompts[-1]
+
+
 def test_tokens_are_counted_once_per_prompt_and_per_critique():
     judge, lengths = fake_judge(by_number), []
     sample = judge.sampler
@@ -558,11 +579,13 @@ def test_keywords_replace_options_and_a_misspelt_one_is_answered_with_the_neares
 
 
 def test_groups_options_and_rewards_survive_json():
-    sent = group(6, 4, id="a", reference="r", principles="1. Truth (100%): it is true")
+    sent = group(6, 4, id="a", principles="1. Truth (100%): it is true")
     options = RewardOptions(k=2, critiques=True, max_new_tokens=99)
     assert options_of(json.loads(json.dumps(dataclasses.asdict(options)))) == options
     fields = json.loads(json.dumps(group_data.group_to_json(sent)))
     assert group_data.group_of(fields) == sent
+    known = group(6, 4, reference="r")
+    assert group_data.group_of(group_data.group_to_json(known)) == known
     (result,) = score([fields], fake_judge(by_number), options)
     assert len(result.critiques) == 2 and result.principles == sent.principles
     again = group_data.rewards_of(json.loads(json.dumps(group_data.rewards_to_json(result))))

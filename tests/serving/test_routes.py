@@ -6,7 +6,9 @@ import pytest
 
 from grm_jax.judging.groups import rewards_to_json
 from grm_jax.judging.rewards import score
+from grm_jax.serving.nemo_gym import pairs
 from grm_jax.serving.openrlhf import conversation, split_queries
+from grm_jax.types import Critique
 
 GROUP = {"prompt": "name a moon", "responses": ["a blue moon", "a red cat"], "id": "a"}
 OTHER = {"prompt": "name a cat", "responses": ["a blue cat", "a red moon"], "id": "b"}
@@ -219,3 +221,12 @@ def test_a_missing_sibling_fails_by_the_deadline(server):
 def test_a_wrong_verify_is_refused(server, changes, words):
     reply = server.post("/verify", verify_body(group="wrong") | changes)
     assert reply.status_code == 400 and words in reply.json()["error"]["message"]
+
+
+def test_pairs_of_a_block_have_the_indices_of_their_group():
+    results = pairs([Critique("", scores=(3, 9, 1), order=(4, 0, 2))])
+    assert [tuple(result.values()) for result in results] == [
+        (0, 2, 0, 3, 9),
+        (2, 4, 0, 9, 1),
+        (4, 0, 0, 1, 3),
+    ]
