@@ -10,8 +10,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-from
 # A shorter schedule than the experiment's; studies/spct.py runs the full one.
 DEMO ?= --config.rl.steps=80 --config.meta_rm.comparisons=2000 --config.meta_rm.steps=500 --config.eval.comparisons=150
-# Two processes, each with its own emulated devices; the tests of one file share a process.
-WORKERS ?= -n 2 --dist loadfile
+# Two processes, each with its own emulated devices; the tests of one file share a process. The
+# files start in the order of tests/conftest.py: the longest first.
+WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 LOCK_SUM = $(shell cat requirements.lock setup.py | cksum)
 
 .PHONY: demo test lint graph notebooks lock venv

@@ -45,6 +45,25 @@ OPT_IN = {
     "peers": "needs the peers' environment",
 }
 
+# Files of a minute or more, the longest first: started last, one would keep one process busy alone.
+LONGEST = (
+    "training/test_steps.py",
+    "training/test_stages.py",
+    "sampling/test_rows.py",
+    "models/test_transformer.py",
+    "sampling/test_scheduler.py",
+    "training/test_own_data.py",
+    "adversarial/test_finished_stages.py",
+    "adversarial/test_damaged_gguf.py",
+    "adversarial/test_gguf_keys.py",
+    "judging/test_run.py",
+    "models/test_faults.py",
+    "launch/compile/test_compile_only.py",
+    "models/test_parity_transformers.py",
+    "training/test_resume.py",
+    "test_demo.py",
+)
+
 
 def pytest_addoption(parser):
     parser.addoption(
@@ -60,6 +79,8 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    files = {str(ROOT / "tests" / name): i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: files.get(str(item.path), len(files)))
     chosen = set(config.getoption("--run"))
     for item in items:
         for name, reason in OPT_IN.items():

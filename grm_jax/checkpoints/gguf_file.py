@@ -41,7 +41,8 @@ class GgufTensor:
             n, head_dim, width = values.shape
             values = values.reshape(n, head_dim // 2, 2, width).swapaxes(1, 2).reshape(values.shape)
         values = values[(slice(None) if isinstance(index[0], slice) else 0, *index[1:])]
-        put(out, values - self.offset if self.offset else values)
+        with np.errstate(invalid="ignore"):  # the weights of a damaged file may be NaN
+            put(out, values - self.offset if self.offset else values)
 
 
 class GgufFile(Reader):
