@@ -1,12 +1,16 @@
-"""Compiles Gemma 2 for TPU slices without a TPU, and tabulates what fits where.
+"""Compiles models for TPU slices without a TPU, and tabulates what fits where.
 
     python benchmarks/compile_table.py          rows missing in results/compile_table.json
     python benchmarks/compile_table.py --models gemma2_27b --slices v5p-128 --again
 
 Each row is compiled in a process of its own, one at a time, and written at once, so a stopped run
-resumes. All rows are of one version of JAX and libtpu. Every program works on one sequence of 4,096
-tokens per chip: `forward` (token log-probs under bfloat16 weights) and `sft_update` (AdamW, float32
-master weights, bfloat16 compute, full rematerialisation, donated state).
+resumes. All rows are of one version of JAX and libtpu.
+
+Programs with one sequence of 4,096 tokens per chip: `forward` (token log-probs under bfloat16
+weights) and `sft_update` (AdamW, float32 master weights, bfloat16 compute, full rematerialisation,
+donated state). Programs of a judge with bfloat16 weights split over up to 8 chips: `judge_prefill`
+(prompts of 2,048 tokens) and `judge_decode` (one step; 64 prompts x 8 critiques of up to 1,024
+tokens, or as many as fit; all, where not even one does).
 """
 
 import dataclasses
@@ -36,6 +40,15 @@ SLICES = (
     "v5p-128",
 )
 PROGRAMS = ("forward", "sft_update")
+# Judges of other families: the slices that their users would take, and one that is too small.
+JUDGES = {
+    "qwen3_8b": ("v5litepod-4", "v5litepod-8", "v4-8"),
+    "qwen3_32b": ("v5litepod-8", "v4-8", "v5p-8"),
+    "llama3_8b": ("v5litepod-4", "v5litepod-8", "v4-8"),
+    "llama3_70b": ("v4-8", "v4-16", "v5p-8"),
+}
+JUDGE_PROGRAMS = ("forward", "judge_prefill", "judge_decode")
+JUDGE_PROMPTS, JUDGE_K, PROMPT_LENGTH, NEW_TOKENS = 64, 8, 2048, 1024
 LENGTH = 4096
 OUT = common.RESULTS / "compile_table"
 
@@ -51,6 +64,19 @@ def mesh_for(model: str, chips: int) -> dict[str, int]:
     fsdp = max(n for n in (1, 2, 4, 8, 16, 32) if n <= chips and cfg.d_model % (16 * n) == 0)
     tensor = min(chips // fsdp, cfg.num_kv_heads)
     return {"data": chips // (fsdp * tensor), "fsdp": fsdp, "tensor": tensor}
+
+
+def cases() -> list[tuple[str, str, str]]:
+    """Returns (model, program, slice) of every row, in the table's order."""
+    return [
+        *itertools.product(MODELS, PROGRAMS, SLICES),
+        *(
+            (model, program, slice_name)
+            for model, slices in JUDGES.items()
+            for program in JUDGE_PROGRAMS
+            for slice_name in slices
+        ),
+    ]
 
 
 def config_for(model: str, slice_name: str) -> Any:
@@ -93,17 +119,39 @@ def compile_row(model: str, slice_name: str, program: str) -> dict[str, Any]:
     from launch.compile import compile_only, programs
 
     config = config_for(model, slice_name)
-    mesh = programs.make_slice_mesh(config, slice_name)
-    (task,) = programs.tasks(config, mesh, [program])
+    if program.startswith("judge_"):
+        task = judge_task(config, slice_name, program)
+    else:
+        mesh = programs.make_slice_mesh(config, slice_name)
+        (task,) = programs.tasks(config, mesh, [program])
     task = dataclasses.replace(task, name=f"{model} {program}")
     return dataclasses.asdict(compile_only.compile_task(task, slice_name))
 
 
+def judge_task(config: Any, slice_name: str, program: str) -> Any:
+    """Returns prefill or decode of `JUDGE_PROMPTS` prompts, with weights split over `tensor`."""
+    from grm_jax.models import get_config
+    from grm_jax.sampling import Request
+    from launch.compile import programs
+    from launch.compile.slices import get_slice
+
+    tpu_slice, cfg = get_slice(slice_name), get_config(config.model)
+    tensor = min(tpu_slice.chips, cfg.num_kv_heads)
+    config.mesh = {"data": tpu_slice.chips // tensor, "fsdp": 1, "tensor": tensor}
+    mesh = programs.make_slice_mesh(config, slice_name)
+    requests = [Request([0] * PROMPT_LENGTH, JUDGE_K, NEW_TOKENS)] * JUDGE_PROMPTS
+    hbm = tpu_slice.generation.hbm_bytes
+    try:
+        tasks = programs.sampler_tasks(cfg, mesh, requests, hbm)
+    except MemoryError:  # not even one critique fits: shows what all of them would need
+        tasks = programs.sampler_tasks(cfg, mesh, requests, 1 << 50)
+    return tasks[program == "judge_decode"]
+
+
 def main() -> int:
     parser = common.argument_parser(__doc__)
-    parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--slices", default=",".join(SLICES))
-    parser.add_argument("--programs", default=",".join(PROGRAMS))
+    for name in ("models", "slices", "programs"):
+        parser.add_argument(f"--{name}", help="only these, comma-separated")
     parser.add_argument("--again", action="store_true", help="also compile rows of the result file")
     parser.add_argument("--one", nargs=3, help="internal: compile one row and print it")
     args = parser.parse_args()
@@ -113,7 +161,7 @@ def main() -> int:
 
     from launch.compile import results
 
-    about = results.provenance("Gemma 2 on TPU slices, one sequence of 4,096 tokens per chip")
+    about = results.provenance("models on TPU slices; see the docstring of the command")
     about["command"] = "python benchmarks/compile_table.py"
     earlier = common.read_json(OUT.with_suffix(".json"), {"about": about, "results": []})
     rows = {(r["program"], r["slice"]): results.from_json(r) for r in earlier["results"]}
@@ -122,15 +170,21 @@ def main() -> int:
             print(f"{OUT}.json is of {old}, this is {about['versions']}: add --again to replace it")
             return 2
         rows = {}
-    choices = [getattr(args, name).split(",") for name in ("models", "slices", "programs")]
-    cases = list(itertools.product(*choices))
-    names = {case: (f"{case[0]} {case[2]}", case[1]) for case in cases}
-    missing = [case for case in cases if args.again or names[case] not in rows]
+    chosen = [
+        case
+        for case in cases()
+        if all(
+            value in (getattr(args, name) or value).split(",")
+            for name, value in zip(("models", "programs", "slices"), case)
+        )
+    ]
+    names = {case: (f"{case[0]} {case[1]}", case[2]) for case in chosen}
+    missing = [case for case in chosen if args.again or names[case] not in rows]
     failures = 0
-    print(f"{len(cases) - len(missing)} of {len(cases)} programs from an earlier run", flush=True)
-    for number, case in enumerate(missing, start=1 + len(cases) - len(missing)):
+    print(f"{len(chosen) - len(missing)} of {len(chosen)} programs from an earlier run", flush=True)
+    for number, case in enumerate(missing, start=1 + len(chosen) - len(missing)):
         try:
-            row = results.from_json(common.run_apart(__file__, "--one", *case))
+            row = results.from_json(common.run_apart(__file__, "--one", case[0], case[2], case[1]))
         except RuntimeError as error:
             print(error, file=sys.stderr)
             failures += 1
@@ -139,15 +193,14 @@ def main() -> int:
             print("interrupted: the same command compiles the rest")
             return 130
         rows[names[case]] = row
-        print(f"{number} of {len(cases)}: {results.summary(row)}", flush=True)
+        print(f"{number} of {len(chosen)}: {results.summary(row)}", flush=True)
         results.write(_ordered(rows), OUT, about)
     results.print_table(_ordered(rows))
     return int(failures > 0)
 
 
 def _ordered(rows: dict[tuple[str, str], Any]) -> list:
-    cases = itertools.product(MODELS, PROGRAMS, SLICES)
-    order = {(f"{model} {program}", s): n for n, (model, program, s) in enumerate(cases)}
+    order = {(f"{model} {program}", s): n for n, (model, program, s) in enumerate(cases())}
     return [rows[key] for key in sorted(rows, key=lambda key: order.get(key, len(order)))]
 
 

@@ -25,6 +25,8 @@ _MAX_ERROR_BODY = 1 << 16
 _jitter = random.Random()  # draws of its own: seeded runs use the global generator
 _RETRIED = (408, 409, 425, 429)  # and all 5xx but 501: these may pass
 _REFUSED = (*range(300, 400), 401, 402, 403, 404, 405, 407, 410, 501)  # of every request alike
+# (url, model) of models that refuse "max_tokens", as newer ones of OpenAI do.
+_other_limit: set[tuple[str, str]] = set()
 
 
 # Called with the kind and the reason of a failed try, and whether the request is repeated.
@@ -78,9 +80,8 @@ async def request(
         text = f"{public(url)}: no time for a request within {server.seconds:g} s"
         return Failure("timeout", text)
     for attempt in range(server.retries + 1):
-        seconds = min(server.timeout, end - time.monotonic())
         try:
-            return await fetch(client, "POST", url, content, seconds, parse)
+            return await _try(client, server, url, content, end, parse)
         except FailedTry as error:
             failed, reason = error, str(error)
         backoff = min(server.pause * 2 ** min(attempt, 30), MAX_WAIT) * _jitter.uniform(0.5, 1.5)
@@ -94,6 +95,36 @@ async def request(
             break
         await asyncio.sleep(wait)
     return Failure(failed.kind, reason, failed.refused)
+
+
+async def _try(
+    client: httpx.AsyncClient,
+    server: Server,
+    url: str,
+    content: bytes,
+    end: float,
+    parse: Callable[[Any], Any],
+) -> Any:
+    """Sends one try; if the model refuses "max_tokens", again with "max_completion_tokens"."""
+    model = (server.url, server.model)
+    while True:
+        renamed = model in _other_limit
+        sent = _with_other_limit(content) if renamed else content
+        seconds = min(server.timeout, end - time.monotonic())
+        try:
+            return await fetch(client, "POST", url, sent, seconds, parse)
+        except FailedTry as failed:
+            refused = failed.kind == "HTTP 400" and "max_completion_tokens" in str(failed)
+            if renamed or not refused:
+                raise
+            _other_limit.add(model)
+
+
+def _with_other_limit(content: bytes) -> bytes:
+    """Renames the field "max_tokens" of a request."""
+    names = {"max_tokens": "max_completion_tokens"}
+    fields = strict_json.loads(content).items()
+    return strict_json.dumps({names.get(key, key): value for key, value in fields}).encode()
 
 
 async def fetch(

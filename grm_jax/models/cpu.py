@@ -4,6 +4,8 @@
 program that is compiled for a TPU slice on a machine without TPUs takes the TPU's branch.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,6 +22,34 @@ def on_cpu() -> bool:
     return sharding.platform() == "cpu"
 
 
+def matmul(product: Callable[..., jax.Array], x: jax.Array, w: jax.Array) -> jax.Array:
+    """Computes a product of activations (B, D), (B, L, D) or (B, L, N, H) and a weight in float32.
+
+    The CPU backend has kernels for bfloat16 factors, a float32 result and at least two rows. For a
+    bfloat16 result it first converts the weights to float32, and holds them so during a decode
+    loop; a single row takes several times as long as two.
+
+    product: jnp.matmul, or another that takes `preferred_element_type`.
+    """
+    one_row = x.dtype == jnp.bfloat16 and set(x.shape[: min(2, x.ndim - 1)]) == {1}
+    if one_row:  # the barrier keeps the compiler from removing the second row
+        x = jax.lax.optimization_barrier(jnp.concatenate([x, x]))
+    out = product(x, w, preferred_element_type=jnp.float32)
+    return out[:1] if one_row else out
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def project(product: Callable[..., jax.Array], x: jax.Array, w: jax.Array) -> jax.Array:
+    """Computes `matmul` in x's dtype, with the gradient of the plain product."""
+    return matmul(product, x, w).astype(x.dtype)
+
+
+project.defvjp(
+    lambda product, x, w: (project(product, x, w), (x, w)),
+    lambda product, factors, g: jax.vjp(product, *factors)[1](g),
+)
+
+
 @jax.custom_vjp
 def dense(x: jax.Array, w_DxF: jax.Array) -> jax.Array:
     """Computes x (..., D) @ w_DxF, with a gradient of w that transposes the narrower factor.
@@ -28,7 +58,7 @@ def dense(x: jax.Array, w_DxF: jax.Array) -> jax.Array:
     backend then recomputes everything that it is made from, against the memory order, in two fifths
     of an update's time.
     """
-    return x @ w_DxF
+    return matmul(jnp.matmul, x, w_DxF).astype(x.dtype)
 
 
 def _dense_backward(residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> Any:
@@ -43,7 +73,7 @@ def _dense_backward(residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> Any
     return g @ w_DxF.T, grad_w_DxF
 
 
-dense.defvjp(lambda x, w_DxF: (x @ w_DxF, (x, w_DxF)), _dense_backward)
+dense.defvjp(lambda x, w_DxF: (dense(x, w_DxF), (x, w_DxF)), _dense_backward)
 
 
 # One small matrix product per batch row, P * K * R of them: the CPU backend runs these several

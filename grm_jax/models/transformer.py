@@ -14,6 +14,7 @@ Sources: arXiv 2408.00118 (Gemma 2), 2503.19786 (Gemma 3), 2407.21783 (Llama 3),
 2.5), 2505.09388 (Qwen 3).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -138,9 +139,9 @@ class Attention(nnx.Module):
         self, x_BxLxD: jax.Array, angles: Any, layer: LayerRef, attend: Attend, state: Any
     ) -> Any:
         cfg, dtype = self.cfg, x_BxLxD.dtype
-        q = jnp.einsum("bld,dnh->blnh", x_BxLxD, self.q_DxNxH[...].astype(dtype))
-        k = jnp.einsum("bld,dkh->blkh", x_BxLxD, self.k_DxKxH[...].astype(dtype))
-        v = jnp.einsum("bld,dkh->blkh", x_BxLxD, self.v_DxKxH[...].astype(dtype))
+        q = project(x_BxLxD, self.q_DxNxH[...], axes=1)
+        k = project(x_BxLxD, self.k_DxKxH[...], axes=1)
+        v = project(x_BxLxD, self.v_DxKxH[...], axes=1)
         if cfg.qkv_bias:
             q = q + self.q_bias_NxH[...].astype(dtype)
             k = k + self.k_bias_KxH[...].astype(dtype)
@@ -157,10 +158,19 @@ class Attention(nnx.Module):
         k = constrain(rotate(k, angles), "batch", "length", "kv_heads", "head_dim")
         v = constrain(v, "batch", "length", "kv_heads", "head_dim")
         o, state, y = attend(layer, q, k, v, state)
-        # Not einsum: its contraction over (h, n), in alphabetical order, would transpose the
-        #   weights.
-        out = jnp.tensordot(o.astype(dtype), self.o_NxHxD[...].astype(dtype), axes=2)
-        return out, state, y
+        return project(o.astype(dtype), self.o_NxHxD[...], axes=2), state, y
+
+
+def project(x: jax.Array, w: jax.Array, axes: int) -> jax.Array:
+    """Contracts the last axes of activations with the first of a weight, in x's dtype.
+
+    Not einsum: its contraction over (h, n), in alphabetical order, would transpose the weights.
+    """
+    w = w.astype(x.dtype)
+    product = functools.partial(jnp.tensordot, axes=axes)
+    if cpu.on_cpu() and x.dtype == jnp.bfloat16:
+        return cpu.project(product, x, w)
+    return product(x, w)
 
 
 def dense(x: jax.Array, w_DxF: jax.Array) -> jax.Array:
@@ -249,8 +259,12 @@ def table_logits(cfg: TransformerConfig, table_VxD: jax.Array, x: jax.Array) -> 
 
     Padding rows of the table get the lowest float.
     """
-    logits = jnp.einsum(
-        "...d,vd->...v", x, table_VxD.astype(x.dtype), preferred_element_type=jnp.float32
+    product = functools.partial(jnp.einsum, "...d,vd->...v")
+    table_VxD = table_VxD.astype(x.dtype)
+    logits = (
+        cpu.matmul(product, x, table_VxD)
+        if cpu.on_cpu()
+        else product(x, table_VxD, preferred_element_type=jnp.float32)
     )
     if cfg.final_cap is not None:
         logits = cfg.final_cap * jnp.tanh(logits / cfg.final_cap)

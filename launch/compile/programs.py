@@ -3,6 +3,7 @@
 Axes: L sequence length.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -170,22 +171,43 @@ def rollout_tasks(config: Any, mesh: Any, hbm: int) -> list[Task]:
     and the reference's weights, which stay on the chips.
     """
     rl, cfg = config.rl, model_config(config)
-    cfg = cfg.replace(param_dtype=cfg.dtype, remat="none")
     bytes_per_param = 12 + jnp.dtype(rl.reference_dtype).itemsize
     resident = cfg.num_params * bytes_per_param // (mesh.shape["fsdp"] * mesh.shape["tensor"])
-    graphdef, params = abstract_model(cfg, mesh, weights.SAMPLING_AXES)
     request = sampling.Request([0] * rl.prompt_len, rl.group_size, rl.max_new_tokens)
+    tasks = sampler_tasks(cfg, mesh, [request] * rl.prompts, hbm, rl.prompt_slots, resident)
+    names = ("rollout_prefill", "rollout_decode")
+    return [dataclasses.replace(task, name=name) for task, name in zip(tasks, names, strict=True)]
+
+
+def sampler_tasks(
+    cfg: Any,
+    mesh: Any,
+    requests: Sequence[sampling.Request],
+    hbm: int,
+    prompt_slots: int = 0,
+    resident: int = 0,
+) -> list[Task]:
+    """Returns prefill and one decode step of the largest batch of the requests that fits.
+
+    Args:
+      requests: of the same lengths.
+      hbm: bytes per chip.
+      prompt_slots: most prompts in a batch; 0: all requests.
+      resident: bytes per chip of other arrays.
+    """
+    cfg = cfg.replace(param_dtype=cfg.dtype, remat="none")
+    graphdef, params = abstract_model(cfg, mesh, weights.SAMPLING_AXES)
     with jax.set_mesh(mesh):
         P, R = plan.fit(
             cfg,
-            [request] * rl.prompts,
-            rl.prompt_slots or rl.prompts,
+            requests,
+            prompt_slots or len(requests),
             memory=hbm,
             taken=resident,
             platform="tpu",
         )
-        T = buckets.ring_bucket(rl.max_new_tokens - 1)
-        S = buckets.prompt_bucket(rl.prompt_len)
+        T = buckets.ring_bucket(requests[0].max_new_tokens - 1)
+        S = buckets.prompt_bucket(len(requests[0].prompt))
         batch = buckets.prefill_batch(S, P, batch_shards(mesh))
         built = programs.abstract_programs(
             graphdef,
@@ -200,7 +222,7 @@ def rollout_tasks(config: Any, mesh: Any, hbm: int) -> list[Task]:
     last_attention = attention_flops(cfg, S + T) - attention_flops(cfg, S + T - 1)
     return [
         Task(
-            "rollout_prefill",
+            "prefill",
             prefill,
             prefill_args,
             mesh,
@@ -209,7 +231,7 @@ def rollout_tasks(config: Any, mesh: Any, hbm: int) -> list[Task]:
             resident=resident,
         ),
         Task(
-            "rollout_decode",
+            "decode",
             decode,
             decode_args,
             mesh,

@@ -155,6 +155,71 @@ def test_requests_hold_the_sanitised_prompt_the_settings_and_seeds_of_their_own(
     assert not {"top_p", "top_k"} & again[0].keys()
 
 
+def test_a_model_that_refuses_max_tokens_gets_max_completion_tokens(tmp_path, rows):
+    message = (
+        "Unsupported parameter: 'max_tokens' is not supported with this model. "
+        "Use 'max_completion_tokens' instead."
+    )
+    refusal = {"error": {"message": message, "code": "unsupported_parameter"}}
+
+    def script(request):
+        if "max_tokens" in request:
+            return [http(encoded(refusal), "400 Bad Request")]
+        return answer(request)
+
+    with serving(script) as server:
+        options = ("--max_new_tokens", 77, "--parallel", 1, "--retries", 0)
+        assert command(server, rows, tmp_path / "out.jsonl", *options) == 0
+    first, *others = [json.loads(body) for _, body in server.requests]
+    assert len(others) == 4 * 12 and not any("max_tokens" in body for body in others)
+    assert {body["max_completion_tokens"] for body in others} == {first.pop("max_tokens")} == {77}
+    assert first == {k: v for k, v in others[0].items() if k != "max_completion_tokens"}
+    assert not summarise(list(read_judged_rows(tmp_path / "out.jsonl")))["statuses"].get(FAILED)
+
+
+def test_a_server_that_refuses_both_limits_is_sent_two_requests():
+    refusal = {"error": "use max_completion_tokens"}
+    with serving(lambda request: [http(encoded(refusal), "400 Bad Request")]) as server:
+        judge = judge_of(server, retries=3)
+        (result,) = dict(judge.stream(comparisons(1), k=1)).values()
+    assert len(server.requests) == 2
+    assert "400: use max_completion_tokens" in result.reason
+
+
+def test_eval_by_endpoint_equals_eval_of_weights_that_write_the_same_texts(tmp_path):
+    from grm_jax.evals import cli, measure
+    from grm_jax.judging.run import RunConfig
+
+    out, own = tmp_path / "out", tmp_path / "own"
+    own.mkdir()
+    line = ["--benchmark", "world", "--data", str(tmp_path), "--limit", "6", "--draws", "20"]
+    line += ["--k", "4", "--template", "compact", "--quiet", "--out", str(out), "--retries", "0"]
+    line += ["--model", "org/m", "--price_in", "1", "--price_out", "2", "--endpoint"]
+    is_broken = True
+
+    def script(request):  # at first, one in five requests fails
+        return HOSTILE["500"] if is_broken and request["seed"] % 5 == 0 else answer(request)
+
+    with serving(script) as server:
+        assert grm.main(["eval", *line, server.url]) == 0
+        statuses = [c["status"] for row in loaded(out / "world.jsonl") for c in row["critiques"]]
+        assert 0 < statuses.count(FAILED) < len(statuses) == 24
+        is_broken = False
+        assert grm.main(["eval", *line, server.url, "--overwrite"]) == 0
+        sent = len(server.requests)
+        assert sent == 2 * 6 * (4 + 1)  # k samples and a greedy one, of either run
+        assert grm.main(["eval", *line, server.url]) == 0  # resumed: nothing is missing
+        assert len(server.requests) == sent
+    (task,) = cli.load(cli.parser().parse_args([*line, server.url]))
+    made = cli.judge_benchmark(fake_judge(write), task, own, Options(k=4), RunConfig())
+    for name in ("world.jsonl", "world.greedy.jsonl"):
+        assert list(map(without_own, loaded(out / name))) == list(map(without_own, loaded(own / name)))
+    (entry,) = json.loads((out / "results.json").read_text())
+    expected = measure.measure(task.benchmark, made.judged, task.total, {}, 20, greedy=made.greedy)
+    assert entry["metrics"] == json.loads(json.dumps(expected["metrics"]))
+    assert entry["cost"]["price"] > 0
+
+
 def test_faults_that_pass_are_repeated_and_counted():
     kinds = list(HOSTILE)
     tries = {}
