@@ -67,16 +67,11 @@ def mesh_for(model: str, chips: int) -> dict[str, int]:
 
 
 def cases() -> list[tuple[str, str, str]]:
-    """Returns (model, program, slice) of every row, in the table's order."""
-    return [
-        *itertools.product(MODELS, PROGRAMS, SLICES),
-        *(
-            (model, program, slice_name)
-            for model, slices in JUDGES.items()
-            for program in JUDGE_PROGRAMS
-            for slice_name in slices
-        ),
-    ]
+    """Returns (model, slice, program) of every row, in the order in which they are compiled."""
+    rows = list(itertools.product(MODELS, SLICES, PROGRAMS))
+    for model, slices in JUDGES.items():
+        rows += itertools.product([model], slices, JUDGE_PROGRAMS)
+    return rows
 
 
 def config_for(model: str, slice_name: str) -> Any:
@@ -175,16 +170,16 @@ def main() -> int:
         for case in cases()
         if all(
             value in (getattr(args, name) or value).split(",")
-            for name, value in zip(("models", "programs", "slices"), case)
+            for name, value in zip(("models", "slices", "programs"), case)
         )
     ]
-    names = {case: (f"{case[0]} {case[1]}", case[2]) for case in chosen}
+    names = {case: (f"{case[0]} {case[2]}", case[1]) for case in chosen}
     missing = [case for case in chosen if args.again or names[case] not in rows]
     failures = 0
     print(f"{len(chosen) - len(missing)} of {len(chosen)} programs from an earlier run", flush=True)
     for number, case in enumerate(missing, start=1 + len(chosen) - len(missing)):
         try:
-            row = results.from_json(common.run_apart(__file__, "--one", case[0], case[2], case[1]))
+            row = results.from_json(common.run_apart(__file__, "--one", *case))
         except RuntimeError as error:
             print(error, file=sys.stderr)
             failures += 1
@@ -200,7 +195,10 @@ def main() -> int:
 
 
 def _ordered(rows: dict[tuple[str, str], Any]) -> list:
-    order = {(f"{model} {program}", s): n for n, (model, program, s) in enumerate(cases())}
+    """Returns the rows by model, then program, then slice."""
+    models, programs = [*MODELS, *JUDGES], [*PROGRAMS, *JUDGE_PROGRAMS]
+    table = sorted(cases(), key=lambda case: (models.index(case[0]), programs.index(case[2])))
+    order = {(f"{model} {program}", s): n for n, (model, s, program) in enumerate(table)}
     return [rows[key] for key in sorted(rows, key=lambda key: order.get(key, len(order)))]
 
 

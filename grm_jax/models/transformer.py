@@ -139,9 +139,9 @@ class Attention(nnx.Module):
         self, x_BxLxD: jax.Array, angles: Any, layer: LayerRef, attend: Attend, state: Any
     ) -> Any:
         cfg, dtype = self.cfg, x_BxLxD.dtype
-        q = project(x_BxLxD, self.q_DxNxH[...], axes=1)
-        k = project(x_BxLxD, self.k_DxKxH[...], axes=1)
-        v = project(x_BxLxD, self.v_DxKxH[...], axes=1)
+        q = project(TO_HEADS, x_BxLxD, self.q_DxNxH[...])
+        k = project(TO_HEADS, x_BxLxD, self.k_DxKxH[...])
+        v = project(TO_HEADS, x_BxLxD, self.v_DxKxH[...])
         if cfg.qkv_bias:
             q = q + self.q_bias_NxH[...].astype(dtype)
             k = k + self.k_bias_KxH[...].astype(dtype)
@@ -158,16 +158,17 @@ class Attention(nnx.Module):
         k = constrain(rotate(k, angles), "batch", "length", "kv_heads", "head_dim")
         v = constrain(v, "batch", "length", "kv_heads", "head_dim")
         o, state, y = attend(layer, q, k, v, state)
-        return project(o.astype(dtype), self.o_NxHxD[...], axes=2), state, y
+        return project(FROM_HEADS, o.astype(dtype), self.o_NxHxD[...]), state, y
 
 
-def project(x: jax.Array, w: jax.Array, axes: int) -> jax.Array:
-    """Contracts the last axes of activations with the first of a weight, in x's dtype.
+TO_HEADS = functools.partial(jnp.einsum, "bld,dnh->blnh")
+# Not einsum: its contraction over (h, n), in alphabetical order, would transpose the weights.
+FROM_HEADS = functools.partial(jnp.tensordot, axes=2)
 
-    Not einsum: its contraction over (h, n), in alphabetical order, would transpose the weights.
-    """
+
+def project(product: Callable[..., jax.Array], x: jax.Array, w: jax.Array) -> jax.Array:
+    """Computes a product of activations and a weight in the activations' dtype."""
     w = w.astype(x.dtype)
-    product = functools.partial(jnp.tensordot, axes=axes)
     if cpu.on_cpu() and x.dtype == jnp.bfloat16:
         return cpu.project(product, x, w)
     return product(x, w)

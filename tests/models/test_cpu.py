@@ -1,0 +1,41 @@
+"""Tests the products that XLA's CPU backend gets in another form."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grm_jax.models import cpu
+from grm_jax.models.transformer import TO_HEADS
+
+
+def bfloat16_factors(shape, seed=0):
+    keys = jax.random.split(jax.random.key(seed))
+    x = jax.random.normal(keys[0], shape, jnp.bfloat16)
+    return x, jax.random.normal(keys[1], (shape[-1], 3, 8), jnp.bfloat16)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 64), (2, 1, 64), (1, 5, 64)])
+def test_bfloat16_products_on_a_cpu_accumulate_at_least_two_rows_in_float32(shape):
+    x, w = bfloat16_factors(shape)
+    text = jax.jit(functools.partial(cpu.project, TO_HEADS)).lower(x, w).as_text()
+    (dot,) = [line for line in text.splitlines() if "dot_general" in line]
+    rows = (2, 1) if shape[:2] == (1, 1) else shape[:2]
+    assert dot.endswith(f"-> tensor<{rows[0]}x{rows[1]}x3x8xf32>")
+    exact = np.einsum("bld,dnh->blnh", *(np.asarray(a, np.float64) for a in (x, w)))
+    out = cpu.matmul(TO_HEADS, x, w)
+    assert out.dtype == jnp.float32 and out.shape == exact.shape
+    np.testing.assert_allclose(out, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_of_a_bfloat16_product_on_a_cpu_are_those_of_the_plain_product():
+    x, w = bfloat16_factors((2, 5, 64))
+    ours, plain = (
+        jax.grad(lambda x, w, f=f: jnp.sum(f(x, w).astype(jnp.float32) ** 2), (0, 1))(x, w)
+        for f in (functools.partial(cpu.project, TO_HEADS), TO_HEADS)
+    )
+    for a, b in zip(ours, plain, strict=True):
+        assert a.dtype == jnp.bfloat16
+        np.testing.assert_allclose(*(np.asarray(g, np.float32) for g in (a, b)), rtol=0.02, atol=0.5)
