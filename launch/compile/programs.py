@@ -199,12 +199,7 @@ def sampler_tasks(
     graphdef, params = abstract_model(cfg, mesh, weights.SAMPLING_AXES)
     with jax.set_mesh(mesh):
         P, R = plan.fit(
-            cfg,
-            requests,
-            prompt_slots or len(requests),
-            memory=hbm,
-            taken=resident,
-            platform="tpu",
+            cfg, requests, prompt_slots or len(requests), memory=hbm, taken=resident, platform="tpu"
         )
         T = buckets.ring_bucket(requests[0].max_new_tokens - 1)
         S = buckets.prompt_bucket(len(requests[0].prompt))

@@ -38,4 +38,5 @@ def test_gradients_of_a_bfloat16_product_on_a_cpu_are_those_of_the_plain_product
     )
     for a, b in zip(ours, plain, strict=True):
         assert a.dtype == jnp.bfloat16
-        np.testing.assert_allclose(*(np.asarray(g, np.float32) for g in (a, b)), rtol=0.02, atol=0.5)
+        a, b = (np.asarray(g, np.float32) for g in (a, b))
+        np.testing.assert_allclose(a, b, rtol=0.02, atol=0.5)
