@@ -176,9 +176,50 @@ def test_the_fit_of_two_blocks_by_hand():
     assert blocks.combine([{0: 4.0, 1: 6.0}, {1: 8.0, 2: 5.0}], [1, 1]) == pytest.approx(
         {0: 5, 1: 7, 2: 4}
     )
+    # Differences 1 and 3 of the shared responses give offsets -1 and 1, 4.25 = (5 + 3 * 4) / 4.
+    assert blocks.combine([{0: 4.0, 1: 6.0}, {0: 5.0, 1: 9.0}], [1, 3]) == pytest.approx(
+        {0: 4.25, 1: 7.75}
+    )
     # Blocks without a shared response are not compared, and one block is not changed.
     assert blocks.combine([{0: 4.0}, {1: 8.0}], [1, 3]) == pytest.approx({0: 4, 1: 8})
     assert blocks.combine([{0: 0.1, 1: 0.3}], [3]) == {0: 0.1, 1: 0.3}
+
+
+def test_a_block_weighs_as_much_as_it_has_parsed_critiques():
+    def noisy(responses, key):
+        digest = hashlib.sha256(repr((responses, key)).encode()).digest()
+        return (
+            "none"
+            if digest[-1] < 100
+            else well_formed([b % 10 + 1 for b in digest[: len(responses)]])
+        )
+
+    (result,) = score([group(*range(9))], fake_judge(noisy), k=5, block_size=4, critiques=True)
+    scores: dict[frozenset, list] = {}
+    for critique in result.critiques:
+        if critique.scores:
+            scores.setdefault(frozenset(critique.order), []).append(critique.scores)
+    assert len({len(of_block) for of_block in scores.values()}) > 1
+    values = [dict(zip(sorted(b), np.mean(of_b, axis=0))) for b, of_b in scores.items()]
+    expected = blocks.combine(values, [len(of_block) for of_block in scores.values()])
+    assert result.values == pytest.approx([expected.get(i) for i in range(9)])
+
+
+def test_the_only_scored_response_has_no_rank():
+    judge = fake_judge(lambda r, key: by_number(r, key) if r[0].endswith("5") else "none")
+    (result,) = score([group(5, 3, 4)], judge, k=1, block_size=1, reward="rank")
+    assert [reward.status for reward in result.rewards] == ["failed", "unparsed", "unparsed"]
+    assert result.rewards[0].reason == "no other response of the group has scores"
+
+
+def test_the_order_of_the_texts_is_drawn_from_the_seed():
+    orders = {
+        score([group(1, 2, 3, 4)], fake_judge(by_number), k=1, seed=seed, critiques=True)[0]
+        .critiques[0]
+        .order
+        for seed in range(20)
+    }
+    assert len(orders) > 4  # more than the rotations of one order
 
 
 def test_block_size_1_judges_every_response_alone():
@@ -458,9 +499,10 @@ def test_principles_that_fail_have_their_own_reason():
     silent = fake_judge(lambda responses, key: by_number(responses, key) if responses else " ")
     (result,) = score([group(7, 3)], silent, k=1, principles="first")
     assert result.rewards[0].reason == "no principles: the model's text is empty"
-    judge = fake_judge(by_number, context=260, max_new_tokens=200)
+    prompts = []
+    judge = fake_judge(by_number, context=260, max_new_tokens=200, prompts=prompts)
     (result,) = score([group(7, 3, prompt="long " * 90)], judge, k=1, principles="first")
-    assert "do not fit the model's context of 260" in result.rewards[0].reason
+    assert "do not fit the model's context of 260" in result.rewards[0].reason and not prompts
 
 
 def test_references_are_shown_and_markers_and_scores_in_responses_are_not_parsed():
