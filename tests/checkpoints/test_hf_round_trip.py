@@ -15,6 +15,7 @@ from toys import (
     LLAMA,
     QWEN2,
     QWEN3,
+    SMOLLM2,
     D,
     F,
     H,
@@ -32,11 +33,19 @@ from grm_jax.sharding import make_mesh, state_shardings
 
 CLASSIFIER = GEMMA2 | {"architectures": ["Gemma2ForSequenceClassification"], "num_labels": 1}
 LLAMA_CLASSIFIER = LLAMA | {"architectures": ["LlamaForSequenceClassification"], "num_labels": 1}
-ROUND_TRIPS = [GEMMA2, GEMMA3, CLASSIFIER, LLAMA, QWEN2, QWEN3, LLAMA_CLASSIFIER]
+CLASSIFIERS = [CLASSIFIER, LLAMA_CLASSIFIER] + [
+    config | {"architectures": [f"{name}ForSequenceClassification"], "num_labels": 1}
+    for name, config in {"Gemma3Text": GEMMA3, "Qwen2": QWEN2, "Qwen3": QWEN3}.items()
+]
+# As transformers 5 writes them: RoPE in one object.
+NEW_LLAMA = {k: v for k, v in LLAMA.items() if not k.startswith("rope")} | {
+    "rope_parameters": LLAMA["rope_scaling"] | {"rope_theta": LLAMA["rope_theta"]}
+}
+ROUND_TRIPS = [GEMMA2, GEMMA3, LLAMA, NEW_LLAMA, SMOLLM2, QWEN2, QWEN3, *CLASSIFIERS]
 
 
 @pytest.mark.parametrize("files", [1, 3])
-@pytest.mark.parametrize("config", ROUND_TRIPS, ids=lambda c: c["architectures"][0])
+@pytest.mark.parametrize("config", ROUND_TRIPS, ids=lambda config: config["architectures"][0])
 def test_every_tensor_survives_a_round_trip_byte_for_byte(tmp_path, config, files):
     """Each tensor keeps its dtype."""
     source = write_folder(tmp_path / "in", config, tensors(config, norm_dtype=np.float32), files)
@@ -190,19 +199,18 @@ def test_a_tokenizer_file_of_any_name_is_saved_under_the_standard_name(tmp_path,
 
 
 def test_tokenizer_files_and_token_ids_are_saved(tmp_path):
-    source = write_folder(tmp_path / "in", GEMMA2 | {"eos_token_id": [1, 107]}, tensors(GEMMA2))
-    for name in (
-        "tokenizer.model",
-        "tokenizer_config.json",
-        "chat_template.jinja",
-        "unrelated.txt",
-    ):
+    source = write_folder(tmp_path / "in", LLAMA | {"eos_token_id": [1, 107]}, tensors(LLAMA))
+    names = (
+        "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+        "chat_template.jinja", "generation_config.json",
+    )  # fmt: skip
+    for name in (*names, "unrelated.txt"):
         (source / name).write_text(name)
+    (source / "generation_config.json").write_text('{"eos_token_id": [1, 27, 53]}')
     save(load(source), tmp_path / "out", like=source)
-    assert (tmp_path / "out/tokenizer.model").read_text() == "tokenizer.model"
-    assert (tmp_path / "out/chat_template.jinja").exists() and not (
-        tmp_path / "out/unrelated.txt"
-    ).exists()
+    for name in names:
+        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes(), name
+    assert not (tmp_path / "out/unrelated.txt").exists()
     assert json.loads((tmp_path / "out/config.json").read_text())["eos_token_id"] == [1, 107]
 
 

@@ -46,6 +46,7 @@ LLAMA = _PLAIN | {
     },
     "tie_word_embeddings": False,
 }
+SMOLLM2 = LLAMA | {"rope_theta": 100000.0, "rope_scaling": None, "tie_word_embeddings": True}
 QWEN2 = _PLAIN | {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",

@@ -4,6 +4,8 @@ Runs in the peers' environment:
 
     python peer_folders.py serve FOLDER IN.npz OUT.npz     logits or scores of `tokens` and `mask`
     python peer_folders.py write CASE LAYOUT FOLDER        parameters of a case of parity_cases.py
+    python peer_folders.py export BYTES FOLDER             every family, as transformers saves it
+    python peer_folders.py fields THEIRS OURS              compares the configs of all cases
 """
 
 import os
@@ -58,5 +60,43 @@ def write(case: str, layout: str, folder: str) -> None:
     checkpointer.wait_until_finished()
 
 
+def export(max_bytes: str, folder: str) -> None:
+    """Saves FOLDER/CASE of every family and sequence classifier in files of at most max_bytes."""
+    from make_goldens import transformers_model
+    from parity_cases import CASES, SCALARS
+    from torch import float32
+    from transformers import GenerationConfig
+
+    cases = {name: case for name, case in CASES.items() if name == case.family} | {
+        f"{case.family}_scalar": case for case in SCALARS.values()
+    }
+    for name, case in cases.items():
+        model = transformers_model(case, float32)
+        model.generation_config = GenerationConfig(eos_token_id=[1, 27, 53], pad_token_id=0)
+        model.save_pretrained(f"{folder}/{name}", max_shard_size=int(max_bytes))
+        if case.scalar:
+            model.generation_config.save_pretrained(f"{folder}/{name}")
+
+
+def fields(theirs: str, ours: str) -> None:
+    """Compares the configs of FOLDER/CASE but for the version, labels' names and derived keys."""
+    from pathlib import Path
+
+    from transformers import AutoConfig
+
+    ignored = {"transformers_version", "_name_or_path", "id2label", "label2id", "problem_type"}
+    ignored.add("sliding_window_pattern")  # of Gemma 3: layer_types has the same
+    for folder in Path(theirs).iterdir():
+        pair = [AutoConfig.from_pretrained(p).to_dict() for p in (folder, Path(ours, folder.name))]
+        keys = set().union(*pair) - ignored
+        differ = {
+            key: [c.get(key) for c in pair]
+            for key in keys
+            if len({repr(c.get(key)) for c in pair}) > 1
+        }
+        assert not differ, (folder.name, differ)
+
+
 if __name__ == "__main__":
-    {"serve": serve, "write": write}[sys.argv[1]](*sys.argv[2:])
+    commands = {"serve": serve, "write": write, "export": export, "fields": fields}
+    commands[sys.argv[1]](*sys.argv[2:])

@@ -6,6 +6,7 @@ PYTHON is an interpreter with the `bench` extra. It may be a command such as
 "env PYTHONPATH=... python", if `gemma` requires a newer protobuf than another peer.
 """
 
+import json
 import os
 import shlex
 import subprocess
@@ -15,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from parity_cases import CASES, batch
+from parity_cases import CASES, CONFIGS, batch
 from parity_ours import GOLDENS, LOGITS, distance, folder, golden, model_of, parity
+from toys import raw
 
 from grm_jax.checkpoints import load, open_checkpoint, save
 
@@ -42,7 +44,7 @@ def test_the_goldens_equal_the_peers_results(tmp_path):
             np.testing.assert_allclose(new[key], value, rtol=0, atol=bound)
 
 
-@pytest.mark.parametrize("case", ["gemma2", "gemma3"])
+@pytest.mark.parametrize("case", CONFIGS)
 def test_transformers_loads_our_folders(tmp_path, case):
     save(model_of(case), tmp_path / "out", max_file_bytes=40_000)
     tokens, mask = batch(CASES[case])
@@ -52,7 +54,7 @@ def test_transformers_loads_our_folders(tmp_path, case):
     assert distance(theirs, golden("transformers")[f"{case}/logits"]) <= LOGITS
 
 
-@pytest.mark.parametrize("case", ["gemma2_right", "gemma3_right"])
+@pytest.mark.parametrize("case", [f"{family}_right" for family in CONFIGS])
 def test_transformers_scores_with_our_reward_head(tmp_path, case):
     model = model_of(case, scalar_head=True)
     model.score_D = nnx.Param(jnp.linspace(-1, 1, model.cfg.d_model), axes=("norm",))
@@ -63,6 +65,22 @@ def test_transformers_scores_with_our_reward_head(tmp_path, case):
     theirs = np.load(tmp_path / "scores.npz")["logits"][:, 0]
     ours = load(tmp_path / "out", dtype="float32").rewards(tokens, mask)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+
+
+@pytest.mark.parametrize("max_bytes", [1 << 30, 40_000], ids=["one file", "shards"])
+def test_folders_of_transformers_survive_a_round_trip(tmp_path, max_bytes):
+    """Of every family and its sequence classifier: bytes of the tensors, fields, stop ids."""
+    peer("peer_folders.py", "export", max_bytes, tmp_path / "theirs")
+    names = sorted(path.name for path in (tmp_path / "theirs").iterdir())
+    assert len(names) == 2 * len(CONFIGS)
+    for name in names:
+        source, out = tmp_path / "theirs" / name, tmp_path / "ours" / name
+        assert (len(list(source.glob("*.safetensors"))) > 1) == (max_bytes < 1 << 30)
+        save(load(source, dtype=None), out, like=source, max_file_bytes=max_bytes)
+        assert raw(out) == raw(source)
+        stops = json.loads((out / "generation_config.json").read_text())["eos_token_id"]
+        assert stops == [1, 27, 53]
+    peer("peer_folders.py", "fields", tmp_path / "theirs", tmp_path / "ours")
 
 
 @pytest.mark.parametrize("layout", ["nested", "flat", "stacked"])

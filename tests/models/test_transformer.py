@@ -65,7 +65,16 @@ def test_registered_models_have_the_published_sizes():
     }
     for name, size in billions.items():
         assert get_config(name).num_params / 1e9 == pytest.approx(size, rel=0.01)
-    assert get_config("gemma3_270m").num_params == 268_098_176
+    exact = {
+        "gemma3_270m": 268_098_176, "llama3_1b": 1_235_814_400, "llama3_3b": 3_212_749_824,
+        "llama3_8b": 8_030_261_248, "llama3_70b": 70_553_706_496, "smollm2_135m": 134_515_008,
+        "qwen2_0.5b": 494_032_768, "qwen2_1.5b": 1_543_714_304, "qwen2_3b": 3_085_938_688,
+        "qwen2_7b": 7_615_616_512, "qwen2_14b": 14_770_033_664, "qwen2_32b": 32_763_876_352,
+        "qwen2_72b": 72_706_203_648, "qwen3_0.6b": 596_049_920, "qwen3_1.7b": 1_720_574_976,
+        "qwen3_4b": 4_022_468_096, "qwen3_8b": 8_190_735_360, "qwen3_14b": 14_768_307_200,
+        "qwen3_32b": 32_762_123_264,
+    }  # fmt: skip
+    assert {name: get_config(name).num_params for name in exact} == exact
 
 
 def test_chunks_remat_and_unrolled_layers_leave_logits_and_gradients_unchanged(reference):
@@ -153,6 +162,7 @@ MESHES = [
     ("tiny_gemma3", (1, 4, 2)),
     ("tiny_llama3", (1, 2, 4)),
     ("tiny_qwen2", (2, 2, 2)),
+    ("tiny_qwen3", (1, 4, 2)),
 ]
 
 

@@ -30,7 +30,14 @@ class Lab:
     @functools.cache  # noqa: B019 - lives for the session
     def model(self, name: str) -> Transformer:
         # Tests write NaN into the embedding rows beyond the vocabulary.
-        return build_model(get_config(name, vocab_pad=4), nnx.Rngs(0))
+        model = build_model(get_config(name, vocab_pad=4), nnx.Rngs(0))
+        biases = jax.random.normal(jax.random.key(7), (8,))  # a new model has zeros
+        state = jax.tree.map_with_path(
+            lambda path, x: x + biases if "_bias_" in jax.tree_util.keystr(path) else x,
+            nnx.state(model),
+        )
+        nnx.update(model, state)
+        return model
 
     @functools.cache  # noqa: B019
     def engine(self, name: str, P: int = 4, R: int = 2) -> Engine:

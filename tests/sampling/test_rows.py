@@ -9,7 +9,11 @@ from grm_jax.models import cpu, get_config
 from grm_jax.sampling import Engine, Request, sample, weights
 from grm_jax.sharding import make_mesh
 
-MODELS = ("tiny_gemma2", "tiny_gemma3", "tiny_llama3")
+MODELS = (
+    "tiny_gemma2", "tiny_gemma3", "tiny_llama3",
+    pytest.param("tiny_qwen2", marks=pytest.mark.slow),
+    pytest.param("tiny_qwen3", marks=pytest.mark.slow),
+)  # fmt: skip
 
 
 def log_softmax(x):
@@ -99,11 +103,20 @@ def test_tokens_do_not_depend_on_the_previous_sample_in_the_batch_row(lab, promp
     assert tokens_by_index(completions, 4) == tokens
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 4)])
-def test_tokens_do_not_depend_on_the_mesh(lab, prompts, expected, shape):
+SLOW_MESHES = [("tiny_llama3", (2, 2, 2)), ("tiny_qwen2", (2, 1, 4)), ("tiny_qwen3", (1, 2, 4))]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("tiny_gemma2", (1, 1, 1)), ("tiny_gemma2", (1, 2, 4))]
+    + [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_MESHES],
+)
+def test_tokens_do_not_depend_on_the_mesh(lab, prompts, expected, name, shape):
     request, tokens = expected
+    if name != "tiny_gemma2":
+        tokens = tokens_by_index(Engine(lab.model(name), 1, 1, segment=32).run([request]))
     mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
-    graphdef, state = nnx.split(lab.model("tiny_gemma2"))
+    graphdef, state = nnx.split(lab.model(name))
     with jax.set_mesh(mesh):
         model = nnx.merge(graphdef, weights.for_sampling(state, mesh, "float32"))
         completions = list(

@@ -109,9 +109,19 @@ def assert_close(a, b, **tolerance):
 @pytest.mark.parametrize(
     "build,key", [(rft.build_sft_update, "rft"), (grpo.build_grpo_update, "rl")]
 )
-@pytest.mark.parametrize("mesh_sizes", [(2, 4, 1), (1, 2, 4)])
-def test_sharding_and_accumulation_do_not_change_an_update(build, key, mesh_sizes):
+@pytest.mark.parametrize(
+    ("name", "mesh_sizes"),
+    [
+        ("tiny_gemma2", (2, 4, 1)),
+        ("tiny_gemma2", (1, 2, 4)),
+        pytest.param("tiny_llama3", (1, 2, 4), marks=pytest.mark.slow),
+        pytest.param("tiny_qwen2", (2, 2, 2), marks=pytest.mark.slow),
+        pytest.param("tiny_qwen3", (2, 1, 4), marks=pytest.mark.slow),
+    ],
+)
+def test_sharding_and_accumulation_do_not_change_an_update(build, key, name, mesh_sizes):
     config = make_config()
+    config.model = name
     batch = (
         sft_batch(np.random.default_rng(0))
         if key == "rft"
@@ -164,7 +174,14 @@ def ungrouped_token_logps(model, prompts_PxS, prompt_lengths_P, completions_PxGx
     return jax.tree.map(lambda x: x[:, S:].reshape(P, G, T), out)
 
 
-@pytest.mark.parametrize("name", ["tiny_gemma2", "tiny_gemma3", "tiny_llama3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("tiny_gemma2", "tiny_gemma3", "tiny_llama3"),
+        pytest.param("tiny_qwen2", marks=pytest.mark.slow),
+        pytest.param("tiny_qwen3", marks=pytest.mark.slow),
+    ],
+)
 def test_shared_prompts_give_the_loss_and_gradient_of_separate_sequences(name):
     """Prompts of up to 10 tokens and completions of 6 exceed the windows of 6 and 5."""
     config = make_config(prompts=3, beta=0.3)
@@ -288,9 +305,19 @@ def test_token_loss_adds_the_cross_entropy_of_every_critique_token(micro_batches
     np.testing.assert_allclose(metrics["loss"], last + 0.5 * on_tokens, rtol=1e-5)
 
 
-@pytest.mark.parametrize("micro_batches, devices", [(1, 1), (2, 8)])
-def test_likelihood_is_added_to_the_meta_rm_score(micro_batches, devices):
+@pytest.mark.parametrize(
+    "name, micro_batches, devices",
+    [
+        ("tiny_gemma2", 1, 1),
+        ("tiny_gemma2", 2, 8),
+        pytest.param("tiny_llama3", 2, 8, marks=pytest.mark.slow),
+        pytest.param("tiny_qwen2", 2, 8, marks=pytest.mark.slow),
+        pytest.param("tiny_qwen3", 2, 8, marks=pytest.mark.slow),
+    ],
+)
+def test_likelihood_is_added_to_the_meta_rm_score(name, micro_batches, devices):
     config = make_config()
+    config.model = name
     config.meta_rm.update(likelihood=3.0, micro_batches=micro_batches)
     rng = np.random.default_rng(9)
     rows = 8 * micro_batches
