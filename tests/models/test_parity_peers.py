@@ -58,7 +58,7 @@ def test_transformers_loads_our_folders(tmp_path, case):
 def test_transformers_scores_with_our_reward_head(tmp_path, case):
     model = model_of(case, scalar_head=True)
     model.score_D = nnx.Param(jnp.linspace(-1, 1, model.cfg.d_model), axes=("norm",))
-    save(model, tmp_path / "out")
+    save(model, tmp_path / "out", like=folder(CASES[case]))  # which has the pad id
     tokens, mask = batch(CASES[case])
     np.savez(tmp_path / "in.npz", tokens=tokens, mask=mask)
     peer("peer_folders.py", "serve", tmp_path / "out", tmp_path / "in.npz", tmp_path / "scores.npz")
