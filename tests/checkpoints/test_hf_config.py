@@ -37,6 +37,35 @@ GEMMA3_270M = {
     "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 3,
 }  # fmt: skip
 
+LLAMA_1B = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "attention_bias": False,
+    "eos_token_id": [128001, 128008, 128009], "head_dim": 64, "hidden_act": "silu",
+    "hidden_size": 2048, "intermediate_size": 8192, "max_position_embeddings": 131072,
+    "mlp_bias": False, "num_attention_heads": 32, "num_hidden_layers": 16,
+    "num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_theta": 500000.0,
+    "rope_scaling": {
+        "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192, "rope_type": "llama3",
+    },
+    "tie_word_embeddings": True, "vocab_size": 128256,
+}  # fmt: skip
+QWEN_7B = {  # it states a window that it does not use
+    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu",
+    "hidden_size": 3584, "intermediate_size": 18944, "max_position_embeddings": 32768,
+    "max_window_layers": 28, "num_attention_heads": 28, "num_hidden_layers": 28,
+    "num_key_value_heads": 4, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
+    "sliding_window": 131072, "tie_word_embeddings": False, "use_sliding_window": False,
+    "vocab_size": 152064,
+}  # fmt: skip
+QWEN3_32B = {
+    "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "attention_bias": False,
+    "head_dim": 128, "hidden_act": "silu", "hidden_size": 5120, "intermediate_size": 25600,
+    "max_position_embeddings": 40960, "max_window_layers": 64, "num_attention_heads": 64,
+    "num_hidden_layers": 64, "num_key_value_heads": 8, "rms_norm_eps": 1e-06, "rope_scaling": None,
+    "rope_theta": 1000000, "sliding_window": None, "tie_word_embeddings": False,
+    "use_sliding_window": False, "vocab_size": 151936,
+}  # fmt: skip
+
 
 def assert_is(cfg: TransformerConfig, name: str, **changes):
     assert cfg == get_config(name, **changes)
@@ -46,6 +75,9 @@ def test_released_files():
     assert_is(from_hf(GEMMA2_27B), "gemma2_27b")
     assert_is(from_hf(GEMMA3_4B), "gemma3_4b", vocab_size=262_208)
     assert_is(from_hf(GEMMA3_270M), "gemma3_270m")
+    assert_is(from_hf(LLAMA_1B), "llama3_1b")
+    assert_is(from_hf(QWEN_7B), "qwen2_7b")
+    assert_is(from_hf(QWEN3_32B), "qwen3_32b")
 
 
 def test_an_empty_gemma2_config_is_the_2b():
