@@ -7,8 +7,8 @@
 Jinja's sandbox refuses attributes that lead out of the template, but not work without end: nested
 loops, texts that double, macros that call each other. Here each render has a budget. Loops, calls,
 filters, operators and printed values are charged by the size of their arguments and results, so a
-template exceeds its budget at the same place on every machine. A limit of CPU time is checked at the
-same places, in whichever thread renders.
+template exceeds its budget at the same place on every machine. A limit of CPU time is checked at
+the same places, in whichever thread renders.
 
 Whatever a template raises becomes a ValueError of one line.
 """

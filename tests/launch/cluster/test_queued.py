@@ -332,7 +332,8 @@ def test_the_shell_commands_work_in_bash(tmp_path):
     python = home / ".venv/bin/python"
     python.parent.mkdir(parents=True)
     python.write_text(
-        '#!/bin/sh\nshift\nprintf "%s\\n" "$@"\ntouch begun\nwhile [ ! -e end ]; do sleep 0.05; done\nexit 75\n'
+        '#!/bin/sh\nshift\nprintf "%s\\n" "$@"\ntouch begun\n'
+        "while [ ! -e end ]; do sleep 0.05; done\nexit 75\n"
     )
     python.chmod(0o755)
     sent = []
