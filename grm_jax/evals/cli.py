@@ -326,16 +326,11 @@ def _model_function(args: argparse.Namespace, out: Path) -> JudgeFunction:
 def judge_benchmark(
     judge: Judge, task: Task, out: Path, options: Options, config: RunConfig, greedy: bool = True
 ) -> Judgement:
-    """Judges one benchmark into `out`: with the options, and greedily if these sample.
-
-    A scalar reward model has neither.
-    """
-    from grm_jax.judging.scalar import ScalarJudge
-
+    """Judges one benchmark into `out`: with the options, and greedily if these sample."""
     config = dataclasses.replace(config, private=task.benchmark.private)
     path = out / f"{task.benchmark.name}.jsonl"
     judged, cost = run.judge_with_model(judge, task.comparisons, path, options, config)
-    if isinstance(judge, ScalarJudge):
+    if judge.is_scalar:
         return Judgement(judged, {"kind": "scalar reward model", "name": judge.name}, cost=cost)
     description = {
         "kind": "model",
@@ -348,13 +343,9 @@ def judge_benchmark(
     if not greedy or options.temperature == 0:
         return made
     # A protocol with both orders needs one greedy critique of each.
+    k = 2 if task.benchmark.both_orders else 1
     options = dataclasses.replace(
-        options,
-        temperature=0.0,
-        k=2 if task.benchmark.both_orders else 1,
-        vote="sum",
-        expected=False,
-        k_meta=None,
+        options, temperature=0.0, k=k, vote="sum", expected=False, k_meta=None
     )
     path = out / f"{task.benchmark.name}.greedy.jsonl"
     greedily, _ = run.judge_with_model(judge, task.comparisons, path, options, config)

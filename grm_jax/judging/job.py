@@ -21,6 +21,13 @@ class Unjudged:
     no_reply: bool = False
 
 
+def check_judged(i: int, comparison: Comparison, result: object) -> None:
+    """Raises ValueError with the reason why a comparison has no verdict."""
+    if isinstance(result, Unjudged):
+        name = f" ({comparison.id})" if comparison.id else ""
+        raise ValueError(f"comparison {i}{name}: {result.reason}")
+
+
 @dataclasses.dataclass
 class Job:
     """One comparison in progress.

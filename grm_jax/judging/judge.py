@@ -12,7 +12,7 @@ import importlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, Unpack, cast
 
 from jax.sharding import Mesh
 
@@ -20,7 +20,7 @@ from grm_jax.devices import choose_platform, use_compilation_cache
 from grm_jax.judging import votes
 from grm_jax.judging.expected import ExpectedScores
 from grm_jax.judging.frames import Comparisons, comparisons_from
-from grm_jax.judging.job import Job, Unjudged as Unjudged, with_meta_scores
+from grm_jax.judging.job import Job, Unjudged as Unjudged, check_judged, with_meta_scores
 from grm_jax.judging.meta import MetaRM, TooLong
 from grm_jax.judging.options import POSITIVE, Keywords, Options
 from grm_jax.judging.orders import item_of, response_orders
@@ -110,8 +110,7 @@ class Judge:
         if is_scalar(path):
             # Imported by name: ScalarJudge is a subclass.
             scalar = importlib.import_module("grm_jax.judging.scalar")
-            loaded: Judge = scalar.load(path, meta_rm, mesh, template, LoadOptions(**options))
-            return loaded
+            return cast(Judge, scalar.load(path, meta_rm, mesh, template, LoadOptions(**options)))
         choose_platform()
         use_compilation_cache()
         return cls(**judge_arguments(path, meta_rm, mesh, template, LoadOptions(**options)))
@@ -398,10 +397,3 @@ class Judge:
 
 def _names(options: type) -> list[str]:
     return [field.name for field in dataclasses.fields(options)]
-
-
-def check_judged(i: int, comparison: Comparison, result: object) -> None:
-    """Raises ValueError with the reason why a comparison has no verdict."""
-    if isinstance(result, Unjudged):
-        name = f" ({comparison.id})" if comparison.id else ""
-        raise ValueError(f"comparison {i}{name}: {result.reason}")

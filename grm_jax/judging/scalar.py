@@ -18,8 +18,8 @@ from jax.sharding import Mesh
 from grm_jax.devices import choose_platform, use_compilation_cache
 from grm_jax.judging import votes
 from grm_jax.judging.frames import Comparisons, comparisons_from
-from grm_jax.judging.job import Unjudged
-from grm_jax.judging.judge import Judge, check_judged
+from grm_jax.judging.job import Unjudged, check_judged
+from grm_jax.judging.judge import Judge
 from grm_jax.judging.loading import LoadOptions, scalar_arguments
 from grm_jax.judging.options import Keywords, Options
 from grm_jax.judging.sampler import Sampler

@@ -2,7 +2,11 @@
 
 import itertools
 import json
+import os
+import shlex
 import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -313,3 +317,20 @@ def test_a_benchmark_takes_the_rule_of_scalar_models(folders, judges, tmp_path, 
     assert table.main(["runs", str(tmp_path / "eval/scalar")]) == 0
     assert evals_cli.main([*map(str, argv), "--k", "4"]) == 2
     assert "--k 4 has no effect" in capsys.readouterr().err
+
+
+@pytest.mark.peers
+def test_the_stored_rewards_are_those_of_the_installed_transformers(goldens, tmp_path):
+    """GRM_PEERS=PYTHON pytest --run peers tests/judging/test_scalar.py"""
+    if "GRM_PEERS" not in os.environ:
+        pytest.skip("GRM_PEERS is not set: set it to an interpreter with the `bench` extra")
+    python, script = (
+        shlex.split(os.environ["GRM_PEERS"]),
+        Path(__file__).with_name("scalar_toys.py"),
+    )
+    subprocess.run([*python, str(script), str(tmp_path / "new.json")], check=True)
+    new = json.loads((tmp_path / "new.json").read_text())
+    assert new.keys() == goldens.keys()
+    for name, golden in goldens.items():
+        assert new[name]["ids"] == golden["ids"]
+        np.testing.assert_allclose(new[name]["alone"], golden["alone"], rtol=0, atol=1e-4)
