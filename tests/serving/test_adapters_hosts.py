@@ -125,7 +125,7 @@ PROMPT = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
 def test_openrlhf_calls_with_one_query():
     """As SingleTurnAgentExecutor: reward_func([query], [prompt], [label])."""
     groups = []
-    func = openrlhf.reward_func(lambda g: groups.extend(g) or rewards_of(g), reference=True)
+    func = openrlhf.reward_func(lambda g: groups.extend(g) or rewards_of(g))
     info = func([f"{PROMPT}four<|im_end|>"], [PROMPT], ["4"])
     assert info == {"rewards": [4.0], "scores": [4.0], "extra_logs": {"judge_unparsed": [0.0]}}
     assert groups == [Group([{"role": "user", "content": "q"}], ["four"], "4")]

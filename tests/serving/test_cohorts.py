@@ -106,10 +106,10 @@ def test_a_retry_gets_the_reward_of_the_first(when):
             tasks.append(start(cohorts, 1, 1))
             await settle()
         scorer.gate.set()
-        found = await values(*tasks)
+        rewards = await values(*tasks)
         if when == "after scoring":
-            found += await values(start(cohorts, 1, 1))
-        assert sorted(found) == [0, 1, 1, 2] and len(scorer.groups) == 1
+            rewards += await values(start(cohorts, 1, 1))
+        assert sorted(rewards) == [0, 1, 1, 2] and len(scorer.groups) == 1
 
     asyncio.run(run())
 

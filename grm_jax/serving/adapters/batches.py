@@ -123,5 +123,5 @@ def shares(rewards: Sequence[ResponseReward]) -> dict[str, float]:
 
 def first_reason(rewards: Sequence[ResponseReward], status: str) -> str:
     """Returns how many samples have a status, and the reason of the first."""
-    found = [reward for reward in rewards if reward.status == status]
-    return f"{len(found)} of {len(rewards)} responses are {status}: {found[0].reason}"
+    matches = [reward for reward in rewards if reward.status == status]
+    return f"{len(matches)} of {len(rewards)} responses are {status}: {matches[0].reason}"

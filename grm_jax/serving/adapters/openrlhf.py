@@ -26,7 +26,7 @@ from grm_jax.serving.client import Scorer
 
 
 def reward_func(
-    scorer: Scorer, reference: bool = False, unparsed: float | None = None
+    scorer: Scorer, reference: bool = True, unparsed: float | None = None
 ) -> Callable[..., dict[str, Any]]:
     """Returns OpenRLHF's reward function.
 
@@ -34,7 +34,7 @@ def reward_func(
 
     Args:
       scorer: a `Client`, or `functools.partial(score, judge=judge)`.
-      reference: show the label to the judge as a good answer.
+      reference: show the label, if there is one, to the judge as a good answer.
       unparsed: the reward of a response whose critiques have no scores; None to raise `Unscored`.
 
     The function returns {"rewards", "scores", "extra_logs": {"judge_unparsed"}}. It raises:
@@ -53,7 +53,7 @@ def reward_func(
             for i, query in enumerate(queries)
         ]
         answers = [
-            str(labels[i]) if reference and labels is not None and labels[i] is not None else None
+            str(labels[i]) if reference and labels and labels[i] not in (None, "") else None
             for i in range(len(queries))
         ]
         for i, (prompt, _) in enumerate(pairs):

@@ -103,11 +103,11 @@ _OF_TRL = ("completion_ids", "trainer_state", "log_extra", "log_metric", "enviro
 def _group_size(prompts: Sequence[Any], train: int | None, evaluation: int | None) -> int:
     """Returns how many successive samples are a group. Raises SplitGroup."""
     runs = batches.sizes_of_runs(prompts)
-    given = [size for size in (train, evaluation) if size is not None]
-    for size in given:  # a prompt may follow itself in the data set
+    sizes = [size for size in (train, evaluation) if size is not None]
+    for size in sizes:  # a prompt may follow itself in the data set
         if all(run % size == 0 for run in runs):
             return size
-    if not given:
+    if not sizes:
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         if processes > 1:
             raise ValueError(
@@ -116,7 +116,7 @@ def _group_size(prompts: Sequence[Any], train: int | None, evaluation: int | Non
             )
         if len(set(runs)) == 1:
             return runs[0]
-    size = given[0] if given else max(runs)
+    size = sizes[0] if sizes else max(runs)
     whole = -(-len(prompts) // size) * size
     raise batches.SplitGroup(
         f"a group of {size} responses is split over processes or batches: this process has "

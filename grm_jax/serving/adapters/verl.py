@@ -57,11 +57,11 @@ def compute_score(
     cohorts = Cohorts(score, timeout)
 
     async def reward(group: Group, n: int, index: int | None) -> ResponseReward:
-        found = await cohorts.reward(group, n, index)
-        if found.status == FAILED and "arrived within" in (found.reason or ""):
+        result = await cohorts.reward(group, n, index)
+        if result.status == FAILED and "arrived within" in (result.reason or ""):
             hint = "with reward.num_workers above 1 use compute_score_by_server"
-            return ResponseReward(None, FAILED, f"{found.reason}; {hint}")
-        return found
+            return ResponseReward(None, FAILED, f"{result.reason}; {hint}")
+        return result
 
     return _compute_score(reward, size, prompt, reference, unparsed)
 
@@ -107,12 +107,12 @@ def _compute_score(
         answer = str(ground_truth) if reference and ground_truth is not None else None
         name = _group_name(data_source, info)
         group = Group(_prompt(info, prompt), (solution_str,), answer, id=name)
-        found = await reward(group, _size(size, info), _index(info))
-        if found.reward is not None:
-            return {"score": found.reward, "judge_unparsed": 0.0}
-        if found.status == UNPARSED and unparsed is not None:
+        result = await reward(group, _size(size, info), _index(info))
+        if result.reward is not None:
+            return {"score": result.reward, "judge_unparsed": 0.0}
+        if result.status == UNPARSED and unparsed is not None:
             return {"score": unparsed, "judge_unparsed": 1.0}
-        raise Unscored(f"a sample of {name!r:.80} is {found.status}: {found.reason}")
+        raise Unscored(f"a sample of {name!r:.80} is {result.status}: {result.reason}")
 
     return compute_score
 
