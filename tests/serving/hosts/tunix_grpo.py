@@ -68,7 +68,7 @@ def tiny_policy() -> gemma.Gemma:
 
 
 def scorer_of(judge: str, options: RewardOptions, mesh: jax.sharding.Mesh) -> Scorer:
-    """Returns a client of a URL, or `score` with a judge that is loaded on the trainer's devices."""
+    """Returns a client of a URL, or `score` with a judge on the devices of the trainer."""
     if judge.startswith("http"):
         return Client(judge, options)
     from grm_jax import Judge

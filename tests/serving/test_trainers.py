@@ -1,7 +1,7 @@
 """Trainers as they are released, on rewards of a running server.
 
     GRM_TRL=PYTHON GRM_TUNIX=PYTHON GRM_VERL=PYTHON GRM_OPENRLHF=PYTHON \\
-        pytest --run peers tests/serving/test_hosts.py
+        pytest --run peers tests/serving/test_trainers.py
 
 Each variable is an interpreter with that trainer installed and what docs/serving.md lists.
 """
