@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(ROOT / "tests" / "adversarial"))
 sys.path.insert(0, str(ROOT / "tests" / "judging"))  # fake_judge
 sys.path.insert(0, str(ROOT / "tests" / "checkpoints"))  # toys
+sys.path.insert(0, str(ROOT / "tests" / "serving"))  # toy_server
 
 from launch.compile.slices import quiet_environment  # noqa: E402
 

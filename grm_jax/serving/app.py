@@ -9,7 +9,7 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from grm_jax.serving import chat, nemo_gym, openrlhf, scoring
+from grm_jax.serving import chat, nemo_gym, openapi, openrlhf, scoring
 from grm_jax.serving.bodies import ChatBody, parse
 from grm_jax.serving.errors import Refusal, json_response
 from grm_jax.serving.guard import Guard
@@ -50,6 +50,8 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/healthz": {"GET": health},
     "/readyz": {"GET": ready},
     "/metrics": {"GET": metrics},
+    "/openapi.json": {"GET": openapi.openapi},
+    "/docs": {"GET": openapi.docs},
 }
 
 

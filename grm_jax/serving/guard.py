@@ -15,7 +15,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from grm_jax.serving.errors import Refusal, refusal_of, response_of
-from grm_jax.serving.limits import BODIES_MIB
+from grm_jax.serving.limits import BODIES_MIB, HEADER_BYTES
 from grm_jax.serving.service import Service
 
 logger = logging.getLogger("grm_jax.serving")
@@ -57,6 +57,8 @@ class Guard:
 
         error: Exception | None = None
         try:
+            if sum(len(name) + len(value) for name, value in scope["headers"]) > HEADER_BYTES:
+                raise Refusal(431, f"the headers are longer than {HEADER_BYTES} bytes")
             self._check_key(scope)
             await self._read_body(scope, receive, body)
             await self.app(scope, _replayed(bytes(body), receive), sending)

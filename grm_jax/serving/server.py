@@ -39,7 +39,7 @@ async def serve(
         access_log=False,
         server_header=False,
         h11_max_incomplete_event_size=HEADER_BYTES,
-        timeout_keep_alive=int(max(5, limits.read_timeout)),
+        timeout_keep_alive=limits.read_timeout,  # type: ignore[arg-type]  # a float will do
         timeout_graceful_shutdown=int(limits.grace) + 5,
     )
     server = uvicorn.Server(config)

@@ -1,5 +1,6 @@
 """A server in this process with a toy model whose critiques parse."""
 
+import asyncio
 import contextlib
 import dataclasses
 import functools
@@ -60,14 +61,23 @@ def toy_service(judge: Judge | None = None, batch=(4, 2), **limits) -> Service:
     return build(judge or toy_judge(), limits, LENGTHS, batch)
 
 
+def wait_until(condition):
+    """Waits for a state; fails after two minutes."""
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end, "the state was not reached"
+        time.sleep(0.01)
+
+
 @dataclasses.dataclass
 class Server:
-    """A running server. client: without a time limit."""
+    """A running server. client: without a time limit. error: why it ended."""
 
     service: Service
     url: str
     client: httpx.Client
     thread: threading.Thread
+    error: BaseException | None = None
 
     def post(self, path: str, value=None, **options) -> httpx.Response:
         return self.client.post(path, **({"json": value} if value is not None else {}), **options)
@@ -76,19 +86,26 @@ class Server:
 @contextlib.contextmanager
 def serving(service: Service, key: str = "", wait: bool = True):
     """Serves in a thread; stops the server at the end. wait: until it is ready."""
-    import asyncio
-
     with bound("127.0.0.1", 0) as listener:
-        thread = threading.Thread(target=lambda: asyncio.run(serve(service, listener, key)))
-        thread.start()
+
+        def run():
+            try:
+                asyncio.run(serve(service, listener, key))
+            except Exception as error:
+                running.error = error
+
+        thread = threading.Thread(target=run)
         url = url_of(listener)
         headers = {"authorization": f"Bearer {key}"} if key else {}
         with httpx.Client(base_url=url, timeout=None, headers=headers) as client:
+            running = Server(service, url, client, thread)
+            thread.start()
             try:
-                while wait and client.get("/readyz").status_code != 200:
-                    assert thread.is_alive()
+                while wait and not service.ready:
+                    assert thread.is_alive(), running.error
                     time.sleep(0.02)
-                yield Server(service, url, client, thread)
+                yield running
             finally:
-                service.stop()
-                thread.join()
+                while thread.is_alive():  # `stop` has no effect before the server has started
+                    service.stop()
+                    thread.join(0.1)
