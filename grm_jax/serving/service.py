@@ -120,6 +120,7 @@ class Service:
         """
         loop = asyncio.get_running_loop()
         work: asyncio.Future[Any] = loop.run_in_executor(self.workers, function)
+        work.add_done_callback(_retrieved)
         gone: asyncio.Future[Any] = asyncio.ensure_future(disconnected(http))
         try:
             await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
@@ -150,6 +151,7 @@ class Service:
         with self.admitted(None, limited=False) as context:
             loop = asyncio.get_running_loop()
             work = loop.run_in_executor(self.workers, self.scored, context, [group])
+            work.add_done_callback(_retrieved)
             try:
                 return (await asyncio.shield(work))[0]
             except asyncio.CancelledError:
@@ -171,6 +173,12 @@ class Service:
             context.cancel(
                 ShutDown("the server was shut down before the request finished: send it again")
             )
+
+
+def _retrieved(work: asyncio.Future[Any]) -> None:
+    """Marks the error of abandoned work as seen, which asyncio would log with its texts."""
+    if not work.cancelled():
+        work.exception()
 
 
 async def disconnected(http: HTTPRequest) -> None:

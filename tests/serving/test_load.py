@@ -121,6 +121,7 @@ def test_a_killed_server_is_restarted_and_retries_get_the_same_rewards(model, po
         # Cancelled and malformed requests are not retried: those of the outage may be missing.
         (found,) = outcome
         assert found.counts["valid", "connection"] > 0
+        assert found.counts["malformed", 200] == 0
         numbers = {n for kind, n in load.kinds(requests) if kind == "valid"}
         assert set(found.rewards) == numbers
         for number, rewards in alone(url, sorted(numbers)[::7]):
