@@ -10,7 +10,6 @@ The judge gets the turns of the prompt, and the response without the prompt and 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from starlette.requests import Request as HTTPRequest
@@ -18,27 +17,11 @@ from starlette.responses import Response
 
 from grm_jax.judging.groups import Group
 from grm_jax.judging.rewards import RewardOptions
+from grm_jax.serving import transcripts
 from grm_jax.serving.bodies import RewardBody, parse
 from grm_jax.serving.errors import Refusal, json_response
 from grm_jax.serving.scoring import check_groups, numbers, rewards
 from grm_jax.serving.service import Service
-from grm_jax.types import Turn
-
-_SPECIAL = (
-    r"<\|[\w:-]{1,40}\|>|<｜[^<>｜]{1,40}｜>|</?s>|<(?:bos|eos|pad|unk|start_of_turn|end_of_turn)>"
-    r"|\[/?INST\]|<</?SYS>>"
-)
-SPECIAL = re.compile(_SPECIAL)
-AT_END = re.compile(rf"(?:\s*(?:{_SPECIAL}))+\s*\Z")
-AT_START = re.compile(rf"\A\s*(?:(?:{_SPECIAL})\s*)+")
-# The start of a turn: ChatML, Llama 3, Gemma, DeepSeek, Llama 2 and Mistral.
-TURN = re.compile(
-    r"<\|im_start\|>(?P<chatml>\w+)\n?|<\|start_header_id\|>(?P<llama>\w+)<\|end_header_id\|>\s*"
-    r"|<start_of_turn>(?P<gemma>\w+)\n?|<｜(?P<deepseek>User|Assistant|System)｜>"
-    r"|(?P<mistral>\[/?INST\])"
-)
-ROLES = {"model": "assistant", "[INST]": "user", "[/INST]": "assistant"}
-THINKING = re.compile(r"\s*<think>\s*(?:</think>)?\s*\Z")  # some templates begin the answer
 
 
 async def get_reward(service: Service, http: HTTPRequest) -> Response:
@@ -51,7 +34,7 @@ async def get_reward(service: Service, http: HTTPRequest) -> Response:
         owners.setdefault((prompt, labels[i]), []).append(i)
     try:
         groups = [
-            Group(conversation(prompt), tuple(split[i][1] for i in members), label or None)
+            Group(transcripts.turns_of(prompt), tuple(split[i][1] for i in members), label or None)
             for (prompt, label), members in owners.items()
         ]
     except ValueError as error:
@@ -73,45 +56,18 @@ def _labels(body: RewardBody) -> list[str]:
 
 
 def split_queries(queries: Sequence[str], prompts: Sequence[str] | None) -> list[tuple[str, str]]:
-    """Returns (prompt, response) of each query, the response without special tokens at its ends.
+    """Returns (prompt, response) of each query, the response without special tokens at its end.
 
     Without prompts, the last turn of a query is the response. Raises Refusal that names the query.
     """
     if prompts is not None and len(prompts) != len(queries):
         raise Refusal(400, f"{len(queries)} queries and {len(prompts)} prompts", "prompts")
-    split = []
+    pairs = []
     for i, query in enumerate(queries):
-        if prompts is not None:
-            start = len(prompts[i]) if query.startswith(prompts[i]) else -1
-        else:
-            turns = list(TURN.finditer(query))
-            start = turns[-1].end() if len(turns) > 1 else -1
-        if start < 0:
+        try:
+            pairs.append(transcripts.split(query, prompts[i] if prompts is not None else None))
+        except ValueError:
             reason = "has no turns: send prompts too" if prompts is None else "is not its prefix"
             name = "query" if prompts is None else "prompts"
-            raise Refusal(400, f"{name}[{i}] {reason}", name)
-        response = AT_START.sub("", AT_END.sub("", query[start:]))
-        split.append((query[:start], response))
-    return split
-
-
-def conversation(prompt: str) -> str | list[Turn]:
-    """Returns the turns of a templated prompt; the text alone if it has one user turn, or none."""
-    hits = list(TURN.finditer(prompt))
-    if not hits:
-        return SPECIAL.sub("", prompt).strip()
-    turns: list[Turn] = []
-    if before := SPECIAL.sub("", prompt[: hits[0].start()]).strip():
-        turns.append({"role": "system", "content": before})  # DeepSeek writes no role
-    ends = [hit.start() for hit in hits[1:]] + [len(prompt)]
-    for hit, end in zip(hits, ends):
-        name = next(group for group in hit.groups() if group)
-        role = ROLES.get(name, name.lower())
-        content = SPECIAL.sub("", prompt[hit.end() : end]).strip()
-        turns.append({"role": role, "content": content})
-    last = turns[-1]
-    if last["role"] == "assistant" and not THINKING.sub("", last["content"]):
-        turns.pop()  # the answer begins here
-    if len(turns) == 1 and turns[0]["role"] == "user":
-        return turns[0]["content"]
-    return turns
+            raise Refusal(400, f"{name}[{i}] {reason}", name) from None
+    return pairs

@@ -2,7 +2,8 @@
 
     split("<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nHello<|im_end|>",
           "<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n")
-    # ([{"role": "user", "content": "Hi"}], "Hello")
+    # (the second text, "Hello")
+    turns_of("<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n")      # "Hi"
 
 The templates of Qwen and other ChatML models, Gemma, Llama 3, DeepSeek, Mistral, Phi and Zephyr are
 recognised. A text of another template is returned as it is, without control tokens at both ends.
@@ -15,26 +16,24 @@ import re
 from grm_jax.types import Turn
 
 _ROLE = r"(?P<{}>system|developer|user|assistant|model|tool|ipython)"
-# Template: what begins a turn, and the control tokens that end it.
-_TEMPLATES = {
-    "chatml": (r"<\|im_start\|>" + _ROLE.format("chatml") + r"\n", ["<|im_end|>"]),
-    "gemma": (r"<start_of_turn>" + _ROLE.format("gemma") + r"\n", ["<end_of_turn>"]),
-    "llama": (
-        r"<\|start_header_id\|>" + _ROLE.format("llama") + r"<\|end_header_id\|>\n\n",
-        ["<|eot_id|>", "<|eom_id|>"],
-    ),
-    "deepseek": (r"<｜(?P<deepseek>User|Assistant)｜>", ["<｜end▁of▁sentence｜>"]),
-    "phi": (r"<\|" + _ROLE.format("phi") + r"\|>\n?", ["<|end|>", "</s>"]),
-    "mistral": (r"(?P<mistral>\[/?INST\]) ?", ["</s>"]),
-}
-_HEADER = re.compile("|".join(header for header, _ in _TEMPLATES.values()))
+_HEADERS = (
+    r"<\|im_start\|>" + _ROLE.format("chatml") + r"\n",
+    r"<start_of_turn>" + _ROLE.format("gemma") + r"\n",
+    r"<\|start_header_id\|>" + _ROLE.format("llama") + r"<\|end_header_id\|>\n\n",
+    r"<｜(?P<deepseek>User|Assistant)｜>",
+    r"<\|" + _ROLE.format("phi") + r"\|>\n?",
+    r"(?P<mistral>\[/?INST\]) ?",
+)
+_HEADER = re.compile("|".join(_HEADERS))
 _ROLES = {
     "developer": "system", "model": "assistant", "ipython": "tool",
     "User": "user", "Assistant": "assistant", "[INST]": "user", "[/INST]": "assistant",
 }  # fmt: skip
 _BEGIN = ["<bos>", "<s>", "<|begin_of_text|>", "<｜begin▁of▁sentence｜>"]
-_END = [token for _, ends in _TEMPLATES.values() for token in ends]
-_END += ["<|endoftext|>", "<|end_of_text|>", "<eos>"]
+_END = [
+    "<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|eom_id|>", "<｜end▁of▁sentence｜>", "<|end|>",
+    "</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>",
+]  # fmt: skip
 _PAD = ["<pad>", "<|pad|>", "<unk>", "<|finetune_right_pad_id|>", "<｜▁pad▁｜>"]
 
 
@@ -44,69 +43,64 @@ def _any(tokens: list[str]) -> str:
 
 _BEGINNING = re.compile(rf"(?:{_any(_PAD + _END)})*(?:{_any(_BEGIN)})*")  # left padding first
 _ENDING = re.compile(rf"(?:(?:{_any(_END + _PAD)})\s*)+\Z")
+_THOUGHT = re.compile(r"\s*<think>\s*(?:</think>)?\s*\Z")  # some templates begin the answer
 _OVERLAP = 64  # characters by which the end of a prompt is found
 
 
 def turns_of(text: str) -> str | list[Turn]:
-    """Returns the conversation of a prompt; a text without turns is returned as a text.
+    """Returns the conversation of a prompt: the text alone if it has one user turn, or no turns.
 
-    The empty turn of the assistant at its end, where the answer is to begin, is dropped.
+    The turn of the assistant at its end, where the answer begins, is dropped if it is empty or has
+    an empty thought.
     """
     text = text[_begin(text) :]
     headers = list(_HEADER.finditer(text))
     if not headers:
         return text
     turns: list[Turn] = []
-    if first := text[: headers[0].start()].strip():
-        turns.append({"role": "system", "content": first})
+    if first := _without_end(text[: headers[0].start()]).strip():
+        turns.append({"role": "system", "content": first})  # DeepSeek writes no role
     ends = [header.start() for header in headers[1:]] + [len(text)]
     for header, end in zip(headers, ends):
         name = header.group(header.lastgroup or 0)
-        content = _answer(text[header.end() : end], header.lastgroup).strip()
+        content = _without_end(text[header.end() : end]).strip()
         turns.append({"role": _ROLES.get(name, name), "content": content})
-    if turns[-1] == {"role": "assistant", "content": ""}:
+    if turns[-1]["role"] == "assistant" and not _THOUGHT.sub("", turns[-1]["content"]):
         turns.pop()
-    return turns
+    is_text = len(turns) == 1 and turns[0]["role"] == "user"
+    return turns[0]["content"] if is_text else turns
 
 
-def split(query: str, prompt: str | None = None) -> tuple[str | list[Turn], str]:
-    """Returns (prompt, answer) of a text that holds both.
+def split(query: str, prompt: str | None = None) -> tuple[str, str]:
+    """Returns (prompt, answer) of a text that holds both, the answer without control tokens.
+
+    Control tokens within the answer are text.
 
     Args:
       prompt: the text that `query` begins with; its beginning may be cut off in `query`. Without
-        it, the answer is the last turn of the assistant: a policy that writes control tokens can
-        then decide what the judge sees as its answer.
+        it, the answer is the last turn: a policy that writes control tokens can then decide what
+        the judge sees as its answer.
 
-    Raises ValueError if the query does not begin with the prompt, or has no turn of the assistant.
+    Raises ValueError if the query does not begin with the prompt, or has no two turns.
     """
-    if prompt is None:
-        return _split_turns(query)
-    header = _HEADER.search(prompt)
-    answer = query[_prompt_end(query, prompt) :]
-    return turns_of(prompt), _answer(answer, header.lastgroup if header else None)
+    if prompt is not None:
+        return prompt, _without_end(query[_prompt_end(query, prompt) :])
+    headers = list(_HEADER.finditer(query))
+    if len(headers) < 2:
+        raise ValueError(f"the query has no turns: {query[:60]!r}. Send its prompt too")
+    end = headers[-1].end()
+    return query[:end], _without_end(query[end:])
 
 
-def _answer(text: str, template: str | None) -> str:
-    """Returns a text up to the token that ends a turn of its template."""
-    if template is not None:
-        _, ends = _TEMPLATES[template]
-        text = re.split(_any(ends), text, maxsplit=1)[0]
-    return text[: ending.start()] if (ending := _ENDING.search(text)) else text
+def _without_end(text: str) -> str:
+    ending = _ENDING.search(text)
+    return text[: ending.start()] if ending else text
 
 
 def _begin(text: str) -> int:
     """Returns the index at which a text begins after control tokens."""
     match = _BEGINNING.match(text)
     return match.end() if match else 0
-
-
-def _split_turns(query: str) -> tuple[str | list[Turn], str]:
-    turns = turns_of(query)
-    if isinstance(turns, str) or turns[-1]["role"] != "assistant" or len(turns) < 2:
-        raise ValueError(
-            f"the query has no turn of the assistant: {query[:60]!r}. Send its prompt in prompts"
-        )
-    return turns[:-1], turns[-1]["content"]
 
 
 def _prompt_end(query: str, prompt: str) -> int:

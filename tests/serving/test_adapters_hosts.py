@@ -128,7 +128,7 @@ def test_openrlhf_calls_with_one_query():
     func = openrlhf.reward_func(lambda g: groups.extend(g) or rewards_of(g))
     info = func([f"{PROMPT}four<|im_end|>"], [PROMPT], ["4"])
     assert info == {"rewards": [4.0], "scores": [4.0], "extra_logs": {"judge_unparsed": [0.0]}}
-    assert groups == [Group([{"role": "user", "content": "q"}], ["four"], "4")]
+    assert groups == [Group("q", ["four"], "4")]
 
 
 def test_openrlhf_queries_of_one_prompt_are_a_group():

@@ -7,7 +7,8 @@ import pytest
 from grm_jax.judging.groups import rewards_to_json
 from grm_jax.judging.rewards import score
 from grm_jax.serving.nemo_gym import pairs
-from grm_jax.serving.openrlhf import conversation, split_queries
+from grm_jax.serving.openrlhf import split_queries
+from grm_jax.serving.transcripts import turns_of
 from grm_jax.types import Critique
 
 GROUP = {"prompt": "name a moon", "responses": ["a blue moon", "a red cat"], "id": "a"}
@@ -127,10 +128,10 @@ LLAMA = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id
     ],
 )
 def test_a_templated_prompt_becomes_turns(prompt, expected):
-    found = conversation(prompt)
-    if not isinstance(found, str):
-        found = [(turn["role"], turn["content"]) for turn in found]
-    assert found == expected
+    turns = turns_of(prompt)
+    if not isinstance(turns, str):
+        turns = [(turn["role"], turn["content"]) for turn in turns]
+    assert turns == expected
 
 
 def test_a_query_loses_its_prompt_and_the_special_tokens_at_its_ends():

@@ -20,9 +20,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from grm_jax.judging.groups import FAILED, UNPARSED, Group
-from grm_jax.serving import transcripts
 from grm_jax.serving.adapters import batches
 from grm_jax.serving.client import Scorer
+from grm_jax.serving.transcripts import split, turns_of
 
 
 def reward_func(
@@ -49,7 +49,7 @@ def reward_func(
     ) -> dict[str, Any]:
         owners: dict[str, list[int]] = {}
         pairs = [
-            transcripts.split(query, prompts[i] if prompts is not None else None)
+            split(query, prompts[i] if prompts is not None else None)
             for i, query in enumerate(queries)
         ]
         answers = [
@@ -58,10 +58,10 @@ def reward_func(
         ]
         for i, (prompt, _) in enumerate(pairs):
             owners.setdefault(batches.json_key([prompt, answers[i]]), []).append(i)
-        groups = [
-            Group(pairs[members[0]][0], tuple(pairs[i][1] for i in members), answers[members[0]])
-            for members in owners.values()
-        ]
+        groups = []
+        for members in owners.values():
+            texts = tuple(pairs[i][1] for i in members)
+            groups.append(Group(turns_of(pairs[members[0]][0]), texts, answers[members[0]]))
         rewards = batches.flat(scorer(groups))
         for status in (FAILED, UNPARSED):
             if batches.shares(rewards)[status] and (status == FAILED or unparsed is None):
