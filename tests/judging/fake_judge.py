@@ -1,10 +1,12 @@
 """A judge whose critiques come from a function: real tokenizer, templates, parser and votes."""
 
+import hashlib
 import re
 
 import numpy as np
 
 from grm_jax.data.world.vocabulary import vocabulary_path
+from grm_jax.judging.groups import Group
 from grm_jax.judging.judge import Judge
 from grm_jax.sampling import Completion
 from grm_jax.text import tokenizer as tokenizers
@@ -68,3 +70,25 @@ def by_length(responses, key) -> str:
 def first_wins(responses, key) -> str:
     """A judge with nothing but position bias."""
     return well_formed([9] + [4] * (len(responses) - 1))
+
+
+# ---------------------------------------------------------------- groups
+
+PRINCIPLES = "### Principles\n1. Truth (100%): it is true"
+
+
+def by_number(responses, key) -> str:
+    """A judge that scores a response by the number it ends in; "3/5" is 3, in sample 1 it is 5."""
+    if not responses:
+        return PRINCIPLES
+    scores = [text.split()[-1].split("/") if text.strip() else ["1"] for text in responses]
+    return well_formed([numbers[key[1] % len(numbers)] for numbers in scores])
+
+
+def group(*scores, **fields) -> Group:
+    responses = tuple(f"answer {i} is worth {x}" for i, x in enumerate(scores))
+    return Group(**{"prompt": "Question?", "responses": responses, **fields})
+
+
+def digest_of(texts) -> bytes:
+    return hashlib.sha256("|".join(sorted(texts)).encode()).digest()

@@ -1,51 +1,25 @@
-"""Rewards of groups: numbers by hand, statuses, blocks, penalties, independence of the batch."""
+"""Rewards of groups: numbers by hand, statuses, equal texts, independence of the batch."""
 
 import dataclasses
 import hashlib
-import json
-import random
-import subprocess
-import sys
-from collections import Counter
 
 import numpy as np
 import pytest
-from fake_judge import completion, fake_judge, well_formed
+from fake_judge import PRINCIPLES, by_number, completion, digest_of, fake_judge, group, well_formed
 from flax import nnx
 from hypothesis import given, settings, strategies as st
 from test_judge import FakeMetaRM
 
 from grm_jax.data.world.vocabulary import SIZE
 from grm_jax.endpoint import EndpointError
-from grm_jax.judging import blocks, groups as group_data
 from grm_jax.judging.groups import STATUSES, Group, ResponseReward
 from grm_jax.judging.principles import PrinciplesCache
-from grm_jax.judging.reward_rules import REWARDS, normalised_ranks
-from grm_jax.judging.rewards import RewardOptions, options_of, score
+from grm_jax.judging.reward_rules import normalised_ranks
+from grm_jax.judging.rewards import RewardOptions, score
 from grm_jax.judging.sampler import TextCompletion, engine_sampler
 from grm_jax.models import build_model, get_config
 from grm_jax.text import rendering
 from grm_jax.types import FAILED
-
-PRINCIPLES = "### Principles\n1. Truth (100%): it is true"
-
-
-def by_number(responses, key) -> str:
-    """A judge that scores a response by the number it ends in; "3/5" is 3, in sample 1 it is 5."""
-    if not responses:
-        return PRINCIPLES
-    scores = [text.split()[-1].split("/") if text.strip() else ["1"] for text in responses]
-    return well_formed([numbers[key[1] % len(numbers)] for numbers in scores])
-
-
-def group(*scores, **fields) -> Group:
-    responses = tuple(f"answer {i} is worth {x}" for i, x in enumerate(scores))
-    return Group(**{"prompt": "Question?", "responses": responses, **fields})
-
-
-def digest_of(texts) -> bytes:
-    return hashlib.sha256("|".join(sorted(texts)).encode()).digest()
-
 
 # ---------------------------------------------------------------- rewards by hand
 
@@ -110,135 +84,6 @@ def test_the_length_penalty_is_points_per_thousand_characters():
     assert result.values == pytest.approx([8, 7.5, 7, 8])
     (result,) = score([group_of_four], judge, k=1, length_penalty=0.5, reward="rank")
     assert result.values == pytest.approx([0.5 - 0.0005, 0.5 - 1, 0.5 - 1.5, 0.5])
-
-
-# ---------------------------------------------------------------- sizes and blocks
-
-
-@pytest.mark.parametrize("n", [1, 2, 5, 32, 33, 100])
-def test_groups_of_any_size_are_scored_in_balanced_orders_of_bounded_prompts(n):
-    prompts = []
-    scores = [round(1 + i * 0.09, 2) for i in range(n)]
-    judge = fake_judge(by_number, prompts=prompts)
-    (result,) = score([group(*scores)], judge, k=1, critiques=True)
-    assert result.values == pytest.approx(scores)
-    shown = [prompt.count("[Response ") for prompt in prompts]
-    assert max(shown) <= 32 and len(shown) == len(result.critiques) == (
-        1 if n <= 32 else len(shown)
-    )
-    if n > 1:
-        assert score([group(*scores)], judge, k=1, reward="rank")[0].values == pytest.approx(
-            [i / (n - 1) for i in range(n)]
-        )
-    for critique in result.critiques:  # the j-th score belongs to the j-th smallest index
-        own = [scores[i] for i in sorted(critique.order)]
-        assert critique.scores == pytest.approx(own)
-
-
-@pytest.mark.parametrize("most", [1, 2, 3, 4, 31, 32])
-def test_every_response_is_in_as_many_blocks_and_all_blocks_are_connected(most):
-    for n in (*range(1, 40), 64, 65, 100, 1000):
-        design = blocks.design(n, most)
-        counts = Counter(i for block in design for i in block)
-        assert set(counts) == set(range(n)) and max(map(len, design)) <= most
-        assert set(counts.values()) == ({1} if n <= most or most == 1 else {2})
-        assert all(len(set(block)) == len(block) for block in design)
-        if most > 1:
-            assert min(map(len, design)) >= min(2, n)
-            reached = set(design[0])
-            for block in design:  # each has a response of an earlier one
-                assert reached & set(block)
-                reached |= set(block)
-    assert blocks.design(5, 4) == [(0, 1, 2), (1, 2, 3, 4), (3, 4, 0)]
-
-
-def with_offset(responses, key, digits=2) -> str:
-    """Scores by number, up to 2 points too high or too low for all responses of a prompt."""
-    offset = digest_of(responses)[0] / 255 * 4 - 2
-    scores = [float(text.split()[-1]) + offset for text in responses]
-    return well_formed([round(x, digits) if digits else round(x) for x in scores])
-
-
-def test_an_offset_of_each_block_changes_no_difference():
-    true = np.round(random.Random(0).sample([3 + i * 0.05 for i in range(100)], 100), 2)
-    (result,) = score([group(*true)], fake_judge(with_offset), k=1)
-    values = np.array(result.values)
-    np.testing.assert_allclose(values - values.mean(), true - true.mean(), atol=0.02)
-    # Of whole scores with such offsets, the order is nearly the true one.
-    whole = fake_judge(lambda responses, key: with_offset(responses, key, digits=0))
-    values = np.array(score([group(*true)], whole, k=1)[0].values)
-    agreement = np.corrcoef(values.argsort().argsort(), true.argsort().argsort())[0, 1]
-    assert agreement > 0.97
-
-
-def test_the_fit_of_two_blocks_by_hand():
-    # Response 1 is in both: the second block scores 2 points higher, 1 above and 1 below the mean.
-    assert blocks.combine([{0: 4.0, 1: 6.0}, {1: 8.0, 2: 5.0}], [1, 1]) == pytest.approx(
-        {0: 5, 1: 7, 2: 4}
-    )
-    # Differences 1 and 3 of the shared responses give offsets -1 and 1, 4.25 = (5 + 3 * 4) / 4.
-    assert blocks.combine([{0: 4.0, 1: 6.0}, {0: 5.0, 1: 9.0}], [1, 3]) == pytest.approx(
-        {0: 4.25, 1: 7.75}
-    )
-    # Blocks without a shared response are not compared, and one block is not changed.
-    assert blocks.combine([{0: 4.0}, {1: 8.0}], [1, 3]) == pytest.approx({0: 4, 1: 8})
-    assert blocks.combine([{0: 0.1, 1: 0.3}], [3]) == {0: 0.1, 1: 0.3}
-
-
-def test_a_block_weighs_as_much_as_it_has_parsed_critiques():
-    def noisy(responses, key):
-        digest = hashlib.sha256(repr((responses, key)).encode()).digest()
-        return (
-            "none"
-            if digest[-1] < 100
-            else well_formed([b % 10 + 1 for b in digest[: len(responses)]])
-        )
-
-    (result,) = score([group(*range(9))], fake_judge(noisy), k=5, block_size=4, critiques=True)
-    scores: dict[frozenset, list] = {}
-    for critique in result.critiques:
-        if critique.scores:
-            scores.setdefault(frozenset(critique.order), []).append(critique.scores)
-    assert len({len(of_block) for of_block in scores.values()}) > 1
-    values = [dict(zip(sorted(b), np.mean(of_b, axis=0))) for b, of_b in scores.items()]
-    expected = blocks.combine(values, [len(of_block) for of_block in scores.values()])
-    assert result.values == pytest.approx([expected.get(i) for i in range(9)])
-
-
-def test_the_only_scored_response_has_no_rank():
-    judge = fake_judge(lambda r, key: by_number(r, key) if r[0].endswith("5") else "none")
-    (result,) = score([group(5, 3, 4)], judge, k=1, block_size=1, reward="rank")
-    assert [reward.status for reward in result.rewards] == ["failed", "unparsed", "unparsed"]
-    assert result.rewards[0].reason == "no other response of the group has scores"
-
-
-def test_the_order_of_the_texts_is_drawn_from_the_seed():
-    orders = {
-        score([group(1, 2, 3, 4)], fake_judge(by_number), k=1, seed=seed, critiques=True)[0]
-        .critiques[0]
-        .order
-        for seed in range(20)
-    }
-    assert len(orders) > 4  # more than the rotations of one order
-
-
-def test_block_size_1_judges_every_response_alone():
-    prompts = []
-    judge = fake_judge(by_number, prompts=prompts)
-    (result,) = score([group(3, 8, 5)], judge, k=2, block_size=1, reward="rank")
-    assert result.values == [0, 1, 0.5] and len(prompts) == 3
-    assert all("Score 1-10: principles" in prompt for prompt in prompts)
-    with pytest.raises(ValueError, match=r"block_size = 1.* 'win_rate'"):
-        score([group(3, 8)], judge, reward="win_rate", block_size=1)
-
-
-def test_a_template_for_few_responses_makes_smaller_blocks(tmp_path):
-    source = (rendering.FOLDER / "compact/judge.jinja").read_text()
-    (tmp_path / "four.jinja").write_text("{% set n_max = 4 %}" + source)
-    judge = fake_judge(by_number, template=tmp_path / "four.jinja")
-    (result,) = score([group(*range(1, 10))], judge, k=1, critiques=True)
-    assert result.values == pytest.approx(list(range(1, 10)))
-    assert {len(critique.order) for critique in result.critiques} <= {2, 3, 4}
 
 
 # ---------------------------------------------------------------- equal and empty responses
@@ -382,16 +227,16 @@ def test_every_response_has_one_status_and_a_number_only_if_scored(texts, seed, 
         broken = digest_of([prompt])[0] < 40
         return dataclasses.replace(result, finish="error", error="broken") if broken else result
 
-    sent = [Group("Question?", group) for group in texts]
+    sent = [Group("Question?", responses) for responses in texts]
     judge = breaking(fake_judge(write), fail)
     results = score(sent, judge, k=1, seed=seed, block_size=block_size)
-    assert [len(result.rewards) for result in results] == [len(group) for group in texts]
+    assert [len(result.rewards) for result in results] == [len(responses) for responses in texts]
     for reward in (reward for result in results for reward in result.rewards):
         assert reward.status in STATUSES
         assert (reward.reward is not None) == (reward.status == "scored") == (reward.reason is None)
-    for result, group in zip(results, texts):  # equal texts have equal results
-        assert len({(text, reward) for text, reward in zip(group, result.rewards)}) == len(
-            set(group)
+    for result, responses in zip(results, texts):  # equal texts have equal results
+        assert len({(text, reward) for text, reward in zip(responses, result.rewards)}) == len(
+            set(responses)
         )
 
 
@@ -547,100 +392,3 @@ def test_tokens_are_counted_once_per_prompt_and_per_critique():
     (result,) = score([group(7, 3)], judge, k=4, critiques=True)
     assert len(lengths) == 2 and result.prompt_tokens == sum(lengths)  # two orders
     assert result.new_tokens == sum(critique.tokens for critique in result.critiques) > 0
-
-
-# ---------------------------------------------------------------- input, options, JSON
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"prompt": "q"}, r"groups\[1\]: a group has no responses"),
-        ({"prompt": " ", "responses": ["a"]}, r"groups\[1\]: prompt is empty"),
-        ({"prompt": "q", "responses": []}, r"groups\[1\]: responses is empty"),
-        ({"prompt": "q", "responses": ["a", 3]}, r"groups\[1\]: responses\[1\] is a int"),
-        ({"prompt": 3, "responses": ["a"]}, r"groups\[1\]: prompt is 3: give"),
-        ({"prompt": [{"role": "user"}], "responses": ["a"]}, r"groups\[1\]: prompt\[0\] is "),
-        ({"prompt": "q", "responses": ["a"], "id": 3}, r"groups\[1\]: id is 3"),
-        ({"prompt": "q", "responses": ["a"], "principles": []}, r"\[1\]: principles is a list"),
-        ({"prompt": "q", "responses": ["a"], "principles": " "}, r"\[1\]: principles is empty"),
-        ({"prompt": "q", "responses": ["a"], "refrence": "r"}, r"did you mean 'reference'\?"),
-        ("text", r"groups\[1\]: a group is a str"),
-    ],
-)
-def test_a_malformed_group_is_named_by_its_index_and_field(row, message):
-    good = {"prompt": "q", "responses": ["a"]}
-    with pytest.raises(ValueError, match=message):
-        score([good, row], fake_judge(by_number))
-
-
-@pytest.mark.parametrize("groups", ["text", {"prompt": "q", "responses": ["a"]}, 3, None])
-def test_groups_are_a_list(groups):
-    with pytest.raises(ValueError, match=f"groups is a {type(groups).__name__}: give a list"):
-        score(groups, fake_judge(by_number))
-    assert score([], fake_judge(by_number)) == []
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"k": 0}, "k = 0"),
-        ({"k": "8"}, "k = '8' is a str: use an integer"),
-        ({"max_new_tokens": 0}, "max_new_tokens = 0"),
-        ({"reward": "men"}, "unknown reward 'men': did you mean 'mean'"),
-        ({"reward": ["mean"]}, "reward = .* use one of mean, rank"),
-        ({"principles": "given"}, "principles 'given'"),
-        ({"block_size": 33}, "block_size = 33: use 1 to 32"),
-        ({"length_penalty": -1}, "length_penalty = -1"),
-        ({"length_penalty": float("nan")}, "length_penalty = nan"),
-        ({"length_free": 0.5}, "length_free = 0.5"),
-        ({"critiques": 1}, "critiques = 1: use True or False"),
-        ({"k": 2, "k_meta": 3}, "k_meta = 3"),
-        ({"sede": 3}, "unknown field 'sede': did you mean 'seed'"),
-    ],
-)
-def test_a_wrong_option_is_named(fields, message):
-    with pytest.raises(ValueError, match=message):
-        options_of(fields)
-
-
-@pytest.mark.parametrize("reward", ["rank", "win_rate"])
-def test_a_single_response_has_no_rank(reward):
-    with pytest.raises(ValueError, match=rf"groups\[1\] has one response, and reward '{reward}'"):
-        score([group(7, 3), group(5)], fake_judge(by_number), reward=reward)
-
-
-def test_keywords_replace_options_and_a_misspelt_one_is_answered_with_the_nearest():
-    judge, options = fake_judge(by_number), RewardOptions(k=2, reward="rank")
-    assert score([group(7, 3)], judge, options)[0].values == [1, 0]
-    assert score([group(7, 3)], judge, options, reward="mean")[0].values == [7, 3]
-    with pytest.raises(
-        TypeError, match=r"score\(\) takes no argument 'rewards': did you mean 'rew"
-    ):
-        score([group(7, 3)], judge, rewards="mean")
-
-
-def test_groups_options_and_rewards_survive_json():
-    sent = group(6, 4, id="a", principles="1. Truth (100%): it is true")
-    options = RewardOptions(k=2, critiques=True, max_new_tokens=99)
-    assert options_of(json.loads(json.dumps(dataclasses.asdict(options)))) == options
-    fields = json.loads(json.dumps(group_data.group_to_json(sent)))
-    assert group_data.group_of(fields) == sent
-    known = group(6, 4, reference="r")
-    assert group_data.group_of(group_data.group_to_json(known)) == known
-    (result,) = score([fields], fake_judge(by_number), options)
-    assert len(result.critiques) == 2 and result.principles == sent.principles
-    again = group_data.rewards_of(json.loads(json.dumps(group_data.rewards_to_json(result))))
-    assert again == result
-    failed = group_data.GroupRewards.without(sent, "failed", "too late")
-    assert group_data.rewards_of(group_data.rewards_to_json(failed)) == failed
-    for reward in ({"reward": None, "status": "scored"}, {"reward": 0, "status": "failed"}):
-        with pytest.raises(ValueError, match="reward .* with status"):
-            group_data.rewards_of({**fields, "rewards": [reward]} | {"prompt_tokens": 0})
-
-
-def test_score_is_public_and_imports_no_jax():
-    code = "import sys, grm_jax; print(grm_jax.serving.score.__module__, 'jax' in sys.modules)"
-    out = subprocess.check_output([sys.executable, "-c", code], text=True)
-    assert out.split() == ["grm_jax.judging.rewards", "False"]
-    assert list(REWARDS) == ["mean", "rank", "win_rate", "expected"]
