@@ -90,10 +90,3 @@ def with_meta_scores(meta_rm: MetaRM, job: Job, critiques: list[Critique]) -> li
     texts = [(job.comparison, job.orders[i], critiques[i].text) for i in parsed]
     scores = dict(zip(parsed, map(float, meta_rm(texts))))
     return [dataclasses.replace(c, meta_score=scores.get(i)) for i, c in enumerate(critiques)]
-
-
-def check_judged(i: int, comparison: Comparison, result: object) -> None:
-    """Raises ValueError with the reason why a comparison has no verdict."""
-    if isinstance(result, Unjudged):
-        name = f" ({comparison.id})" if comparison.id else ""
-        raise ValueError(f"comparison {i}{name}: {result.reason}")
