@@ -4,6 +4,7 @@ import asyncio
 import inspect
 
 import pytest
+from raw_server import RawServer, encoded, http
 
 from grm_jax.judging.groups import FAILED, SCORED, UNPARSED, Group, GroupRewards, ResponseReward
 from grm_jax.judging.rewards import score
@@ -147,6 +148,39 @@ def test_openrlhf_raises_for_a_response_without_a_reward():
         openrlhf.reward_func(rewards_of)([PROMPT + UNPARSED], [PROMPT], [None])
     info = openrlhf.reward_func(rewards_of, unparsed=1.0)([PROMPT + UNPARSED], [PROMPT], [None])
     assert (info["rewards"], info["extra_logs"]) == ([1.0], {"judge_unparsed": [1.0]})
+
+
+# ---------------------------------------------------------------- NeMo-Gym
+
+
+def gym_rewards(steps):
+    """The rewards of /compare and of /verify by a server that answers with these steps."""
+    server = RawServer(lambda body: steps)
+    client = Client(server.url.removesuffix("/v1"), retries=0)
+    objects = [nemo_gym.response_obj(text) for text in "ab"]
+    body = {"responses_create_params": {"input": []}, "response": objects[0]}
+    verified = asyncio.run(nemo_gym.verify_async(client, body, "g", 2, 0))
+    return [*nemo_gym.compare(client, [], objects).rewards, verified]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [{}, {"rewards": [1.0], "reward": None}, {"rewards": [1.0, "3"], "reward": True}, [3.0, 3.5],
+     {"rewards": [3.0, 3.5], "reward": 3.5, "error": "overloaded"}],
+)  # fmt: skip
+def test_an_answer_of_a_gym_that_is_no_reward_is_a_failure(answer):
+    for reward in gym_rewards([http(encoded(answer))]):
+        assert (reward.reward, reward.status) == (None, FAILED) and reward.reason
+
+
+def test_statuses_of_a_gym_keep_their_meaning():
+    error = encoded({"error": {"message": "the response is unparsed: no scores"}})
+    for reward in gym_rewards([http(error, "422 Unprocessable Entity")]):
+        assert reward.status == UNPARSED and "no scores" in reward.reason
+    for reward in gym_rewards([http(error, "503 Service Unavailable")]):
+        assert reward.status == FAILED
+    values = [r.reward for r in gym_rewards([http(encoded({"rewards": [1, 2.5], "reward": 7}))])]
+    assert values == [1.0, 2.5, 7.0]
 
 
 # ---------------------------------------------------------------- a running server
