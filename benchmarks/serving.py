@@ -23,16 +23,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import common  # noqa: E402
 
-SLOTS, ROWS, K, MAX_PROMPT, MAX_NEW = 16, 4, 8, 256, 64
+SLOTS, ROWS, K, MAX_PROMPT, MAX_NEW = 16, 4, 8, 192, 64
 
 
 def groups(count: int) -> list[dict[str, Any]]:
     """Returns groups of the built-in world."""
     from grm_jax.data.world import items
 
+    comparisons = [item for item in items.make_items("test", 0, 3 * count) if item.n > 1]
     return [
         {"prompt": item.query, "responses": list(item.responses[:2]), "id": str(i)}
-        for i, item in enumerate(items.make_items(count, seed=0))
+        for i, item in enumerate(comparisons[:count])
     ]
 
 
@@ -48,9 +49,8 @@ def offline(model: str, rows: list[dict[str, Any]], rounds: int) -> list[dict[st
         rewards = score(rows, judge, k=K, max_new_tokens=MAX_NEW)
         seconds = time.perf_counter() - start
         tokens = sum(reward.new_tokens for reward in rewards)
-        results.append(
-            {"seconds": seconds, "tokens": tokens, "values": [r.values for r in rewards]}
-        )
+        values = [reward.values for reward in rewards]
+        results.append({"seconds": seconds, "tokens": tokens, "values": values})
     return results[1:]
 
 
@@ -137,7 +137,7 @@ def main() -> None:
         assert run.pop("values") == expected, "the rewards differ"
     rate = lambda runs: statistics.median(r["tokens"] / r["seconds"] for r in runs)
     base = rate(own)
-    table = [("`score`, one list", f"{base:,.0f}", "", "", "", "")]
+    table: list[tuple[str, ...]] = [("`score`, one list", f"{base:,.0f}", "", "", "", "")]
     for clients, runs in by_clients.items():
         seconds = [statistics.median(r[name] for r in runs) for name in ("p50", "p95", "p99")]
         cells = [f"{rate(runs):,.0f}", f"{rate(runs) / base:.0%}", *(f"{s:.2f}" for s in seconds)]
@@ -145,8 +145,8 @@ def main() -> None:
     titles = ("tokens/s", "of `score`", "p50 s", "p95 s", "p99 s")
     text = common.markdown_table({"": "left"} | dict.fromkeys(titles, "right"), table) + "\n"
     print(text)
-    runs = {"score": own, "server": {str(n): r for n, r in by_clients.items()}}
-    common.write_json(args.out.with_suffix(".json"), {"about": about, "runs": runs})
+    results = {"score": own, "server": {str(n): runs for n, runs in by_clients.items()}}
+    common.write_json(args.out.with_suffix(".json"), {"about": about, "runs": results})
     args.out.with_suffix(".md").write_text(text)
 
 

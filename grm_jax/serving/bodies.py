@@ -99,10 +99,10 @@ class ChatBody(Body):
     def limit(self, most: int) -> int:
         """Returns the longest completion in tokens. Raises Refusal if the server's is shorter."""
         name = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
-        asked = getattr(self, name)
-        if asked is not None and asked > most:
-            raise Refusal(400, f"{name} = {asked}: this server samples at most {most} tokens", name)
-        return asked or most
+        value = getattr(self, name)
+        if value is not None and value > most:
+            raise Refusal(400, f"{name} = {value}: this server samples at most {most} tokens", name)
+        return value or most
 
     def sampling_seed(self) -> int:
         """Returns the seed from 0 to 2**31 - 1; a random one if the client set none."""

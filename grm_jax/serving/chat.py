@@ -63,8 +63,8 @@ class Choice:
             del self.tokens[count:], self.logprobs[count:]
             return self._delta(text[: at[0]], "stop")
         safe = text.rstrip(INCOMPLETE) if text.endswith(INCOMPLETE) else text
-        held = max((_overlap(safe, stop) for stop in self.stops), default=0)
-        return self._delta(safe[: len(safe) - held], None)
+        pending = max((_overlap(safe, stop) for stop in self.stops), default=0)
+        return self._delta(safe[: len(safe) - pending], None)
 
     def end(self, finish: str) -> Delta | None:
         """Returns the text that was held back, once the sampler has finished the sample."""
@@ -91,8 +91,8 @@ class Choice:
     def _stop_at(self, text: str) -> tuple[int, int] | None:
         """Returns (start, end) of the first stop text."""
         places = [(text.find(stop), stop) for stop in self.stops]
-        found = [(start, start + len(stop)) for start, stop in places if start >= 0]
-        return min(found, default=None)
+        spans = [(start, start + len(stop)) for start, stop in places if start >= 0]
+        return min(spans, default=None)
 
     def _tokens_until(self, place: slice, text: str) -> int:
         """Returns the fewest tokens whose text has the stop text in its place."""

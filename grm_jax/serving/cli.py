@@ -9,12 +9,14 @@ import ipaddress
 import sys
 from typing import TYPE_CHECKING
 
+from grm_jax import strict_json
 from grm_jax.commands import Number, Parser, run_command
 from grm_jax.endpoint.server import api_key
 from grm_jax.judging.options import POSITIVE
 from grm_jax.serving.limits import RANGES, Limits
 
 if TYPE_CHECKING:  # JAX and the server are imported only when a model is loaded
+    from grm_jax.judging.rewards import RewardOptions
     from grm_jax.serving.service import Service
 
 KEY_VARIABLE = "GRM_API_KEY"
@@ -78,6 +80,12 @@ def parser() -> Parser:
     device.add_argument(
         "--expected", action="store_true", help="allow expected scores; compiles more programs"
     )
+    add(
+        "--options",
+        metavar="JSON",
+        default="{}",
+        help='fields of RewardOptions for /get_reward, /compare and /verify, such as {"k": 4}',
+    )
     limits = p.add_argument_group("limits")
     for field in dataclasses.fields(Limits):
         limits.add_argument(
@@ -97,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     limits = Limits(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Limits)})
-    key = api_key(KEY_VARIABLE)
+    options, key = reward_options(args.options), api_key(KEY_VARIABLE)
     if not key and not _is_loopback(args.host):
         print(
             f"grm serve: warning: {args.host} is reachable from other machines and no API key is "
@@ -105,12 +113,25 @@ def _run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     from grm_jax.serving.guard import log_to_stderr
+    from grm_jax.serving.scoring import check_options
     from grm_jax.serving.server import SIGNALS, bound, serve
 
     with bound(args.host, args.port) as listener:
         service = service_from(args, limits)
+        check_options(service, options)
+        service.options = options
         log_to_stderr()
         return asyncio.run(serve(service, listener, key, SIGNALS))
+
+
+def reward_options(text: str) -> RewardOptions:
+    """Returns the options of --options. Raises ValueError."""
+    from grm_jax.judging.rewards import options_of
+
+    fields = strict_json.loads(text, unique_keys=True)
+    if not isinstance(fields, dict):
+        raise ValueError(f"--options {text:.80}: give a JSON object")
+    return options_of(fields)
 
 
 def service_from(args: argparse.Namespace, limits: Limits) -> Service:

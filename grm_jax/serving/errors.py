@@ -28,7 +28,7 @@ TYPES = {
 }
 
 
-class Refusal(Exception):
+class Refusal(ValueError):
     """A request that is answered with an error; the message is shown to the client.
 
     param: the field that is wrong.  headers: of the answer, such as Retry-After.

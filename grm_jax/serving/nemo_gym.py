@@ -6,6 +6,7 @@ A reward that is missing is an error with a reason, never a neutral number.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import statistics
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,6 @@ from starlette.responses import Response
 
 from grm_jax import strict_json
 from grm_jax.judging.groups import FAILED, SCORED, Group
-from grm_jax.judging.rewards import RewardOptions
 from grm_jax.serving.bodies import CompareBody, VerifyBody, parse
 from grm_jax.serving.errors import ClientGone, Refusal, json_response
 from grm_jax.serving.scoring import check_groups, numbers, rewards
@@ -33,7 +33,8 @@ async def compare(service: Service, http: HTTPRequest) -> Response:
         return json_response({"rewards": [], "comparison_results": [], "metrics": {}})
     group = group_from(body.conversation_history, body.response_objs, body.principle)
     check_groups(service, [group])
-    results = await rewards(service, http, [group], RewardOptions(critiques=True), body.timeout)
+    options = dataclasses.replace(service.options, critiques=True)
+    results = await rewards(service, http, [group], options, body.timeout)
     values = numbers(results)
     critiques = [critique for critique in results[0].critiques if critique.scores]
     spread = statistics.pstdev(values)
@@ -94,6 +95,8 @@ async def verify(service: Service, http: HTTPRequest) -> Response:
         if not waiting.done():
             raise Refusal(504, f"the group was not complete and scored after {seconds:g} s")
         reward = await waiting
+    except Refusal:
+        raise
     except ValueError as error:  # it contradicts an earlier call
         raise Refusal(409, str(error)) from None
     finally:

@@ -10,7 +10,7 @@ import functools
 import html
 from typing import Any, get_type_hints
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import HTMLResponse, Response
 
@@ -39,7 +39,7 @@ TEXTS = {
     ("get", "/openapi.json"): "This description.",
     ("get", "/docs"): "This description as a page.",
 }
-BODIES = {
+BODIES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": bodies.ChatBody,
     "/get_reward": bodies.RewardBody,
     "/compare": bodies.CompareBody,

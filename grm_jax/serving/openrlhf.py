@@ -16,7 +16,6 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 
 from grm_jax.judging.groups import Group
-from grm_jax.judging.rewards import RewardOptions
 from grm_jax.serving import transcripts
 from grm_jax.serving.bodies import RewardBody, parse
 from grm_jax.serving.errors import Refusal, json_response
@@ -40,7 +39,7 @@ async def get_reward(service: Service, http: HTTPRequest) -> Response:
     except ValueError as error:
         raise Refusal(400, str(error)) from None
     check_groups(service, groups)
-    results = await rewards(service, http, groups, RewardOptions(), body.timeout)
+    results = await rewards(service, http, groups, service.options, body.timeout)
     values = numbers(results)
     places = [i for members in owners.values() for i in members]
     ordered = [value for _, value in sorted(zip(places, values))]

@@ -49,6 +49,7 @@ class Service:
 
     Attributes:
       judge: loaded; the routes use `judge_for`.
+      options: of the routes whose callers send none: /get_reward, /compare, /verify.
       ready: whether every program is compiled.
       draining: whether the server stops.
       expected: whether expected scores are computed; their programs are compiled at the start.
@@ -62,6 +63,7 @@ class Service:
     metrics: Metrics
     expected: bool = False
     log_texts: bool = False
+    options: RewardOptions = dataclasses.field(default_factory=RewardOptions)
     ready: bool = False
     draining: bool = False
 
@@ -134,7 +136,7 @@ class Service:
             gone.cancel()
 
     def scored(
-        self, context: Context, groups: Sequence[Group], options: RewardOptions | None = None
+        self, context: Context, groups: Sequence[Group], options: RewardOptions
     ) -> list[GroupRewards]:
         """Returns the rewards of groups; blocks, for a worker thread. Raises Refusal."""
         try:
@@ -150,7 +152,7 @@ class Service:
         """Scores a group of `cohorts`; outside of the queue, as its calls are already waiting."""
         with self.admitted(None, limited=False) as context:
             loop = asyncio.get_running_loop()
-            work = loop.run_in_executor(self.workers, self.scored, context, [group])
+            work = loop.run_in_executor(self.workers, self.scored, context, [group], self.options)
             work.add_done_callback(_retrieved)
             try:
                 return (await asyncio.shield(work))[0]

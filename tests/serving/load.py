@@ -141,7 +141,7 @@ def check(outcome: Outcome, requests: int) -> None:
     """Every valid request was answered once, every malformed one refused, equal ones alike."""
     plan = kinds(requests)
     expected = collections.Counter(n for kind, n in plan if kind in ("valid", "duplicate"))
-    assert {n: len(found) for n, found in outcome.rewards.items()} == dict(expected)
-    assert all(found.count(found[0]) == len(found) for found in outcome.rewards.values())
+    assert {n: len(rewards) for n, rewards in outcome.rewards.items()} == dict(expected)
+    assert all(rewards.count(rewards[0]) == len(rewards) for rewards in outcome.rewards.values())
     malformed = sum(kind == "malformed" for kind, _ in plan)
     assert outcome.counts["malformed", 400] == malformed

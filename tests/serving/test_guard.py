@@ -213,15 +213,15 @@ def test_a_silent_or_idle_connection_is_closed(hasty):
 
 def test_connections_beyond_the_limit_are_refused(hasty):
     address = urlsplit(hasty.url)
-    held = [socket.create_connection((address.hostname, address.port)) for _ in range(6)]
+    connections = [socket.create_connection((address.hostname, address.port)) for _ in range(6)]
     try:
         replies = []
-        for connection in held:
+        for connection in connections:
             connection.settimeout(120)
             replies.append(connection.recv(65536))
         assert any(b"503" in reply and b"4 connections" in reply for reply in replies)
     finally:
-        for connection in held:
+        for connection in connections:
             connection.close()
 
 
@@ -259,8 +259,8 @@ def test_the_log_has_texts_only_on_request(server, caplog):
 def test_metrics_count_requests_rewards_and_tokens(server):
     def value(name):
         text = server.client.get("/metrics").text
-        found = [line for line in text.splitlines() if line.startswith(name + " ")]
-        return float(found[0].split()[-1]) if found else 0.0
+        lines = [line for line in text.splitlines() if line.startswith(name + " ")]
+        return float(lines[0].split()[-1]) if lines else 0.0
 
     names = (
         'grm_requests_total{route="/v1/score",status="200"}',

@@ -119,13 +119,13 @@ def test_a_killed_server_is_restarted_and_retries_get_the_same_rewards(model, po
         process, url = start(model, port)
         thread.join()
         # Cancelled and malformed requests are not retried: those of the outage may be missing.
-        (found,) = outcome
-        assert found.counts["valid", "connection"] > 0
-        assert found.counts["malformed", 200] == 0
+        (result,) = outcome
+        assert result.counts["valid", "connection"] > 0
+        assert result.counts["malformed", 200] == 0
         numbers = {n for kind, n in load.kinds(requests) if kind == "valid"}
-        assert set(found.rewards) == numbers
+        assert set(result.rewards) == numbers
         for number, rewards in alone(url, sorted(numbers)[::7]):
-            assert found.rewards[number][0] == rewards
+            assert result.rewards[number][0] == rewards
     finally:
         process.kill()
         process.wait()

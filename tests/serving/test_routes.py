@@ -7,6 +7,7 @@ import pytest
 from grm_jax.judging.groups import rewards_to_json
 from grm_jax.judging.rewards import score
 from grm_jax.serving.nemo_gym import pairs
+from grm_jax.serving.cli import reward_options
 from grm_jax.serving.openrlhf import split_queries
 from grm_jax.serving.transcripts import turns_of
 from grm_jax.types import Critique
@@ -148,6 +149,16 @@ def test_queries_of_one_prompt_are_rewarded_as_a_group(server):
     reply = server.post("/get_reward", {"query": query, "prompts": [prompt] * 2, "labels": None})
     expected = scored(server, GROUP)
     assert reply.json() == {"rewards": expected, "scores": expected, "extra_logs": {}}
+
+
+def test_callers_without_options_get_those_of_the_server(server, monkeypatch):
+    monkeypatch.setattr(server.service, "options", reward_options('{"k": 1, "seed": 3}'))
+    prompt = "<|im_start|>user\nname a moon<|im_end|>\n<|im_start|>assistant\n"
+    reply = server.post("/get_reward", {"query": [prompt + text for text in GROUP["responses"]]})
+    assert reply.json()["rewards"] == scored(server, GROUP, k=1, seed=3)
+    for text, words in (("[]", "a JSON object"), ('{"kk": 1}', "'kk'"), ('{"k": 0}', "k = 0")):
+        with pytest.raises(ValueError, match=words):
+            reward_options(text)
 
 
 def test_a_missing_reward_is_an_error_and_no_number(server):
