@@ -6,8 +6,8 @@ import pytest
 
 from grm_jax.judging.groups import rewards_to_json
 from grm_jax.judging.rewards import score
-from grm_jax.serving.nemo_gym import pairs
 from grm_jax.serving.cli import reward_options
+from grm_jax.serving.nemo_gym import pairs
 from grm_jax.serving.openrlhf import split_queries
 from grm_jax.serving.transcripts import turns_of
 from grm_jax.types import Critique
