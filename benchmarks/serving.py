@@ -124,7 +124,8 @@ def main() -> None:
     args = parser.parse_args()
     about = {
         "machine": common.machine(),
-        "command": "python benchmarks/serving.py --model runs/spct_tiny/rl/hf",
+        "command": "python benchmarks/serving.py --model runs/spct_tiny/rl/hf "
+        f"--groups {args.groups} --rounds {args.rounds}",
         "batch": f"{SLOTS} prompt slots x {ROWS} rows",
         "groups": args.groups,
         "k": K,
