@@ -19,6 +19,7 @@ import resource
 import sys
 import tempfile
 import time
+import traceback
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -80,12 +81,13 @@ def llama_cpp(work: Work, _: str) -> Callable[[int], int]:
     params.n_parallel, params.n_ctx, params.port = K, K * length, 0
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = work["cores"]
     server = xllamacpp.Server(params)
-    url = f"{server.listening_address}/v1/chat/completions"
 
     def complete(job: tuple[dict, int]) -> int:
         prompt, seed = job
         body = {"messages": prompt["messages"], "max_tokens": work["new"], "seed": seed}
         body |= {"temperature": TEMPERATURE, "ignore_eos": True}
+        # The closure holds the server, which stops when it is freed.
+        url = f"{server.listening_address}/v1/chat/completions"
         request = urllib.request.Request(url, json.dumps(body).encode())
         request.add_header("Content-Type", "application/json")
         with urllib.request.urlopen(request) as answer:
@@ -133,8 +135,12 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, help="internal: SYSTEM WORK.json")
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(measure(*args.one)), flush=True)
-        os._exit(0)  # the server's threads do not end
+        try:
+            print(json.dumps(measure(*args.one)), flush=True)
+        except Exception:
+            traceback.print_exc()
+            os._exit(1)  # a failed run must not wait for the server's threads
+        os._exit(0)
     from grm_jax import cli
 
     systems = args.systems.split(",")
