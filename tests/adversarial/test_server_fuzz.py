@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import fuzz
 import pytest
-from toy_server import serving, toy_service
+from toy_server import serving, toy_judge, toy_service
 
 from grm_jax.serving.app import ROUTES
 from grm_jax.serving.openapi import BODIES, SCORE_EXAMPLE
@@ -109,7 +109,8 @@ def exchange(url: str, data: bytes, rng: random.Random) -> bytes:
 
 @pytest.fixture(scope="module")
 def running():
-    with serving(toy_service(read_timeout=1.0, timeout=30.0, cohort_timeout=1.0)) as server:
+    judge, limits = toy_judge(scores=False), {"read_timeout": 1.0, "cohort_timeout": 1.0}
+    with serving(toy_service(judge, timeout=30.0, **limits)) as server:
         yield server
 
 
