@@ -58,7 +58,13 @@ setup(
         # gs:// paths where TensorFlow, which reads them too, is not installed.
         "gcs": ["etils[epath-gcs]>=1.9"],
         # grm serve; the adapters of other trainers need none of them.
-        "serve": ["prometheus-client>=0.21", "pydantic>=2.7", "starlette>=0.40", "uvicorn>=0.34"],
+        "serve": [
+            "h11>=0.14",
+            "prometheus-client>=0.21",
+            "pydantic>=2.7",
+            "starlette>=0.40",
+            "uvicorn>=0.34",
+        ],
         "tensorboard": ["tensorboard>=2.20"],
         "tpu": ["jax[tpu]>=0.10.2; sys_platform == 'linux'"],
         "cuda": ["jax[cuda12]>=0.10.2; sys_platform == 'linux'"],

@@ -232,6 +232,10 @@ def imported_modules(file: Path) -> set[str]:
 EXTRAS = {
     "data": ({"seqio", "tensorflow", "tensorflow-datasets"}, {"grm_jax/data/mixtures.py"}),
     "tensorboard": ({"tensorboard"}, {"grm_jax/training/metrics.py"}),
+    "serve": (
+        {"h11", "prometheus-client", "pydantic", "starlette", "uvicorn"},
+        {path.relative_to(ROOT).as_posix() for path in ROOT.glob("grm_jax/serving/*.py")},
+    ),
     "test": ({"pandas", "datasets"}, {"grm_jax/judging/frames.py"}),
 }
 

@@ -57,7 +57,12 @@ def parser() -> Parser:
     add("--host", default="127.0.0.1", help="address to bind (default 127.0.0.1: this machine)")
     add("--port", type=PORT, default=8000, help="port; 0: any free one (default 8000)")
     device = p.add_argument_group("devices")
-    device.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    device.add_argument(
+        "--dtype",
+        default="bfloat16",
+        choices=("bfloat16", "float32"),
+        help="of parameters and computation (default bfloat16)",
+    )
     device.add_argument(
         "--mesh",
         metavar="AXES",
