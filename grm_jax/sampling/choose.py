@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 
 RADIX_BITS = 4
-MIN_TEMPERATURE = 1e-30  # the inverse of a lower one overflows float32
+# A lower one is raised to this. The compiler may round the logits differently for their maximum and
+# for the difference from it; divided by a lower temperature, that error exceeds the exponent range.
+MIN_TEMPERATURE = 1e-6
 BLOCKS = (256, 128, 64, 32, 16, 8, 4, 2, 1)
 
 

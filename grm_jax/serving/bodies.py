@@ -222,6 +222,7 @@ class VerifyBody(BaseModel):
 
 
 B = TypeVar("B", bound=BaseModel)
+_BRANCHES = ("str", "list[str]")  # pydantic's names of a field's types
 
 
 def parse(kind: type[B], data: bytes) -> B:
@@ -251,8 +252,10 @@ def json_object(data: bytes) -> dict[str, Any]:
 def refusal(error: ValidationError) -> Refusal:
     """Returns the refusal of a validation error; it quotes no value of the request."""
     details = error.errors(include_url=False, include_input=False, include_context=False)
-    first = details[0]
-    place = ".".join(str(part)[:40] for part in first["loc"] if part != "str")
+    # Of a field with several types, an error that is not about the type is the one to show.
+    same = [detail for detail in details if detail["loc"][:1] == details[0]["loc"][:1]]
+    first = next((d for d in same if not d["type"].endswith("_type")), details[0])
+    place = ".".join(str(part)[:40] for part in first["loc"] if part not in _BRANCHES)
     if first["type"] == "extra_forbidden":
         return Refusal(400, f"unknown field {place!r}: remove it", place)
     return Refusal(400, f"{place}: {first['msg']}".replace("\n", " "), place)

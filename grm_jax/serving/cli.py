@@ -130,13 +130,16 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def reward_options(text: str) -> RewardOptions:
-    """Returns the options of --options. Raises ValueError."""
+    """Returns the options of --options. Raises ValueError that names it."""
     from grm_jax.judging.rewards import options_of
 
-    fields = strict_json.loads(text, unique_keys=True)
-    if not isinstance(fields, dict):
-        raise ValueError(f"--options {text:.80}: give a JSON object")
-    return options_of(fields)
+    try:
+        fields = strict_json.loads(text, unique_keys=True)
+        if not isinstance(fields, dict):
+            raise ValueError("give a JSON object")
+        return options_of(fields)
+    except ValueError as error:
+        raise ValueError(f"--options {text:.80}: {error}") from None
 
 
 def service_from(args: argparse.Namespace, limits: Limits) -> Service:

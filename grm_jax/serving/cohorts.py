@@ -43,6 +43,7 @@ class _Cohort:
     calls: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
     full: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     task: asyncio.Task[Rewards] | None = None
+    error: Exception | None = None  # instead of scoring
 
     @property
     def group(self) -> Group:
@@ -86,6 +87,15 @@ class Cohorts:
         self.score, self.timeout, self.kept = score, timeout, kept
         self._cohorts: dict[tuple[str, int], _Cohort] = {}
         self._scored: collections.deque[tuple[tuple[str, int], _Cohort]] = collections.deque()
+        self._closed: Exception | None = None
+
+    def close(self, error: Exception) -> None:
+        """Raises the error in every call of a group that is not full, and in every later call."""
+        self._closed = error
+        for cohort in self._cohorts.values():
+            if not cohort.full.is_set():
+                cohort.error = error
+                cohort.full.set()
 
     async def reward(
         self, group: Group, size: int, index: int | None = None, attempt: int = 0
@@ -100,6 +110,7 @@ class Cohorts:
 
         Raises:
           ValueError: the call contradicts an earlier one of its group, or itself.
+          Exception: that of `close`.
         """
         if len(group.responses) != 1:
             raise ValueError(f"{len(group.responses)} responses in one call: send them one by one")
@@ -107,6 +118,8 @@ class Cohorts:
             raise ValueError("the group has no id: give all responses to one prompt the same id")
         if size < 1 or not (index is None or 0 <= index < size):
             raise ValueError(f"index {index} in a group of {size}: count from 0 to size - 1")
+        if self._closed is not None:
+            raise self._closed
         key = group.id, attempt
         cohort = self._cohorts.get(key)
         if cohort is None:
@@ -140,6 +153,8 @@ class Cohorts:
             except TimeoutError:
                 reason = self._missing(cohort)
                 return (ResponseReward(None, FAILED, reason),) * cohort.size
+            if cohort.error is not None:
+                raise cohort.error
             rewards = (await self.score(cohort.group)).rewards
             if len(rewards) != cohort.size:
                 raise RuntimeError(f"{len(rewards)} rewards for {cohort.size} responses")

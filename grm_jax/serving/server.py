@@ -49,6 +49,8 @@ async def serve(
     def stop() -> None:
         if service.draining:  # a second signal
             service.cancel_all()
+        running = len(service.contexts)
+        log.info("stopping", extra={"fields": {"running": running, "grace": limits.grace}})
         service.drain()
         loop.call_later(limits.grace, service.cancel_all)
         server.should_exit = True
@@ -75,6 +77,7 @@ async def serve(
     service.workers.shutdown(wait=False, cancel_futures=True)
     if compiled.done() and (error := compiled.exception()) is not None:
         raise error
+    log.info("stopped")
     return 0
 
 

@@ -166,8 +166,9 @@ class Service:
         return judge if self.expected else dataclasses.replace(judge, expected=None)
 
     def drain(self) -> None:
-        """Refuses new requests; those that run may finish."""
+        """Refuses new requests; those that run may finish, except groups that miss responses."""
         self.draining = True
+        self.cohorts.close(ShutDown("the server is shutting down: send the whole group again"))
 
     def cancel_all(self) -> None:
         """Ends the requests that still run."""

@@ -160,6 +160,21 @@ def test_temperatures_of_zero_and_nearly_zero_are_greedy(temperature):
     assert (out.token == logits.argmax(axis=1)).all() and np.isfinite(out.logprob).all()
 
 
+@pytest.mark.parametrize("temperature", [1e-8, 1e-12, 1e-30])
+def test_a_tiny_temperature_is_greedy_after_a_fused_soft_cap(temperature):
+    """The compiler may round the capped logits differently for the maximum and the difference."""
+
+    @jax.jit
+    def capped(logits_RxV, uniform_R, temperature):
+        settings = (jnp.full(8, x) for x in (temperature, 1.0, 0))
+        return module.choose(30 * jnp.tanh(logits_RxV / 30), uniform_R, *settings).token
+
+    rng = np.random.default_rng(2)
+    logits = 5 * rng.standard_normal((8, 64)).astype(np.float32)
+    tokens = capped(logits, rng.random(8, np.float32), np.float32(temperature))
+    assert tokens.tolist() == logits.argmax(axis=1).tolist()
+
+
 def test_extreme_uniforms_never_choose_a_token_of_probability_0():
     logits = np.full((2, 40), -1e30, np.float32)
     logits[:, [7, 23]] = 0.0

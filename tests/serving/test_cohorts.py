@@ -209,6 +209,24 @@ def test_a_contradiction_is_refused_and_the_group_goes_ahead(call, message):
     asyncio.run(run())
 
 
+def test_closing_fails_the_groups_that_miss_responses_and_later_calls():
+    async def run():
+        cohorts = Cohorts(scorer := Scorer(), FOREVER)
+        scorer.gate.clear()
+        full = [start(cohorts, i, i, 2, group="full") for i in range(2)]
+        parts = [start(cohorts, i, i, 3) for i in range(2)]
+        await scorer.started.wait()
+        await settle()
+        cohorts.close(RuntimeError("closed"))
+        parts.append(start(cohorts, 2, 2, 3))
+        for error in await asyncio.gather(*parts, return_exceptions=True):
+            assert isinstance(error, RuntimeError) and str(error) == "closed"
+        scorer.gate.set()
+        assert await values(*full) == [0, 1] and len(scorer.groups) == 1
+
+    asyncio.run(run())
+
+
 def test_responses_without_an_index_are_numbered_as_they_arrive():
     async def run():
         cohorts = Cohorts(scorer := Scorer(), FOREVER)

@@ -140,6 +140,8 @@ def test_deltas_of_any_size_give_the_same_text(text, stops, expected, size):
         ({"max_tokens": 25}, 400, "max_tokens = 25: this server samples at most 24"),
         ({"logit_bias": {"5": 1}}, 400, "logit_bias: "),
         ({"tools": []}, 400, "unknown field 'tools'"),
+        ({"stop": ["a"] * 17}, 400, "stop: List should have at most 16 items"),
+        ({"stop": [1]}, 400, "stop: Input should be a valid string"),
         ({"stop": ""}, 400, "stop has an empty text"),
         ({"messages": []}, 400, "messages: "),
         ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages.0.role"),

@@ -1,6 +1,7 @@
 """The engine thread: compilations, turns, cancellation, failure, shutdown."""
 
 import concurrent.futures
+import logging
 import threading
 
 import httpx
@@ -132,6 +133,27 @@ def test_a_server_that_stops_finishes_or_fails_what_runs(monkeypatch, grace, sta
         gate.open.set()
         assert first.result().status_code == status
     assert not running.thread.is_alive()
+
+
+def test_a_server_that_stops_fails_the_groups_that_miss_responses(caplog):
+    body = {
+        "responses_create_params": {"input": "name a moon"},
+        "response": {"output": [{"type": "message", "content": "a blue moon"}]},
+    }
+    service = toy_service(grace=FOREVER, cohort_timeout=FOREVER)
+    with (
+        caplog.at_level(logging.INFO, "grm_jax.serving"),
+        serving(service) as running,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        waiting = pool.submit(running.post, "/verify", body)
+        wait_until(lambda: service.cohorts._cohorts)
+        service.stop()
+        reply = waiting.result()  # long before the grace time has passed
+        assert reply.status_code == 503 and reply.headers["retry-after"]
+        assert "shutting down" in reply.json()["error"]["message"]
+    events = [record.getMessage() for record in caplog.records]
+    assert events[-1] == "stopped" and "stopping" in events
 
 
 def test_a_failed_engine_fails_every_request_with_the_reason(monkeypatch):

@@ -156,8 +156,13 @@ def test_callers_without_options_get_those_of_the_server(server, monkeypatch):
     prompt = "<|im_start|>user\nname a moon<|im_end|>\n<|im_start|>assistant\n"
     reply = server.post("/get_reward", {"query": [prompt + text for text in GROUP["responses"]]})
     assert reply.json()["rewards"] == scored(server, GROUP, k=1, seed=3)
-    for text, words in (("[]", "a JSON object"), ('{"kk": 1}', "'kk'"), ('{"k": 0}', "k = 0")):
-        with pytest.raises(ValueError, match=words):
+    for text, words in (
+        ("[]", "a JSON object"),
+        ('{"k": 1', "not JSON"),
+        ('{"kk": 1}', "'kk'"),
+        ('{"k": 0}', "k = 0"),
+    ):
+        with pytest.raises(ValueError, match=f"--options .*: .*{words}"):
             reward_options(text)
 
 
