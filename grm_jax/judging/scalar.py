@@ -23,8 +23,8 @@ from grm_jax.judging.judge import Judge
 from grm_jax.judging.loading import LoadOptions, scalar_arguments
 from grm_jax.judging.options import Keywords, Options
 from grm_jax.judging.sampler import Sampler
-from grm_jax.judging.scalar_head import ScalarHead, encode_response, padded_length
-from grm_jax.judging.scalar_options import check_unused
+from grm_jax.judging.scalar_head import LENGTHS, ScalarHead, encode_response, padded_length
+from grm_jax.judging.scalar_options import check_options, check_unused
 from grm_jax.sampling import Completion, Request
 from grm_jax.sharding import batch_shards
 from grm_jax.text import rendering
@@ -52,6 +52,7 @@ class ScalarJudge(Judge):
       padding_id: `pad_token_id` of config.json; transformers takes the reward at the last token of
         another id. None: at the last token.
       most: bounds the texts per forward pass; None for no other bound than `BATCH`.
+      max_tokens: of a text, if a server takes fewer than the context; None for the context alone.
     """
 
     is_scalar: ClassVar[bool] = True
@@ -60,6 +61,7 @@ class ScalarJudge(Judge):
     head: ScalarHead = dataclasses.field(kw_only=True)
     padding_id: int | None = dataclasses.field(kw_only=True, default=None)
     most: int | None = dataclasses.field(kw_only=True, default=None)
+    max_tokens: int | None = dataclasses.field(kw_only=True, default=None)
 
     def __call__(
         self,
@@ -139,9 +141,7 @@ class ScalarJudge(Judge):
         return checked
 
     def _check_options(self, options: Options) -> None:
-        default = Options()
-        changed = {n: v for n, v in dataclasses.asdict(options).items() if v != getattr(default, n)}
-        check_unused(self.name, changed)
+        check_options(self.name, options)
 
     def _stream_chunk(
         self, comparisons: Sequence[Comparison], options: Sequence[Options]
@@ -169,12 +169,29 @@ class ScalarJudge(Judge):
         except ValueError as error:
             return Unjudged(str(error))
         for number, ids in enumerate(encoded, start=1):
+            start = f"response {number} with its conversation has {len(ids):,} tokens"
             if self.context is not None and len(ids) > self.context:
+                return Unjudged(f"{start}; the model's context is {self.context:,}: shorten them")
+            if self.max_tokens is not None and len(ids) > self.max_tokens:
                 return Unjudged(
-                    f"response {number} with its conversation has {len(ids):,} tokens; the model's "
-                    f"context is {self.context:,}: shorten them"
+                    f"{start}; this server takes {self.max_tokens:,}: shorten them, or raise "
+                    "--max_prompt"
                 )
         return encoded
+
+    def warm_up(self, longest: int) -> None:
+        """Compiles the programs of texts of up to `longest` tokens.
+
+        Raises ValueError if a reward is not finite.
+        """
+        token, most = self.tokenizer.stop_ids[0], padded_length(longest)
+        texts = [(token,) * min(size, longest) for size in (*LENGTHS, most) if size <= most]
+        for text, reward in self._stream_rewards(list(dict.fromkeys(texts))):
+            if not math.isfinite(reward):
+                raise ValueError(
+                    f"the reward of {len(text):,} tokens is {reward}, which is not finite: check "
+                    "the weights, or load them in float32"
+                )
 
     def _stream_rewards(
         self, texts: Sequence[tuple[int, ...]]

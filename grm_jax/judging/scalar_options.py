@@ -30,6 +30,13 @@ def is_scalar(folder: str | Path) -> bool:
     return str(names[0]).endswith("ForSequenceClassification")
 
 
+def check_options(name: str, options: Options, is_command_line: bool = False) -> None:
+    """Raises ValueError for the first option that is set and has no effect; see `check_unused`."""
+    default = Options()
+    changed = {n: v for n, v in vars(options).items() if v != getattr(default, n)}
+    check_unused(name, changed, is_command_line)
+
+
 def check_unused(name: str, given: Mapping[str, Any], is_command_line: bool = False) -> None:
     """Raises ValueError for the first option that differs from what a scalar reward model does.
 

@@ -224,6 +224,12 @@ async def models(service: Service, http: HTTPRequest) -> Response:
 
 async def completions(service: Service, http: HTTPRequest, body: ChatBody) -> Response:
     """Answers POST /v1/chat/completions."""
+    if service.judge.is_scalar:
+        raise Refusal(
+            404,
+            f"{service.judge.name} is a scalar reward model, which writes no texts: send groups to "
+            "/v1/score",
+        )
     if body.stream:
         return await _streamed(service, http, body)
     with service.admitted(body.timeout) as context:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from grm_jax import strict_json
 from grm_jax.commands import Number, Parser, run_command
 from grm_jax.endpoint.server import api_key
-from grm_jax.judging.options import POSITIVE
+from grm_jax.judging.options import POSITIVE, Options
 from grm_jax.serving.limits import RANGES, Limits
 
 if TYPE_CHECKING:  # JAX and the server are imported only when a model is loaded
@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # JAX and the server are imported only when a model is loaded
     from grm_jax.serving.service import Service
 
 KEY_VARIABLE = "GRM_API_KEY"
+# Options without effect on a scalar reward model.
+WITH_CRITIQUES = ("meta_rm", "template", "meta_template", "rows", "max_new_tokens", "expected")
 PORT = Number(int, 0, 65535)
 _HELP = {
     "body_mib": "largest body of a request, in MiB",
@@ -75,7 +77,8 @@ def parser() -> Parser:
     device.add_argument(
         "--max_prompt",
         type=POSITIVE,
-        help="longest prompt in tokens (default: half of the context, at most 4096)",
+        help="longest prompt in tokens (default: half of the context, at most 4096); of a scalar "
+        "reward model, longest conversation with its response (default: the context, at most 4096)",
     )
     device.add_argument(
         "--max_new_tokens",
@@ -143,11 +146,21 @@ def reward_options(text: str) -> RewardOptions:
 
 
 def service_from(args: argparse.Namespace, limits: Limits) -> Service:
-    """Loads the judge of the arguments and builds its service."""
+    """Loads the judge of the arguments and builds its service.
+
+    Raises ValueError for an option that has no effect on a scalar reward model, before its weights
+    are read.
+    """
     from grm_jax.judging.arguments import mesh_from
     from grm_jax.judging.judge import Judge
+    from grm_jax.judging.scalar_options import check_options, check_unused, is_scalar
     from grm_jax.serving.service import Lengths, build
 
+    if scalar := is_scalar(args.model):
+        given = {name: getattr(args, name) for name in WITH_CRITIQUES}
+        check_unused(args.model, given, is_command_line=True)
+        options = reward_options(args.options)
+        check_options(args.model, options.of_judge(Options().max_new_tokens))
     judge = Judge.load(
         args.model,
         meta_rm=args.meta_rm,
@@ -156,11 +169,11 @@ def service_from(args: argparse.Namespace, limits: Limits) -> Service:
         dtype=args.dtype,
         tokenizer=args.tokenizer,
         meta_template=args.meta_template,
+        prompt_slots=args.prompt_slots if scalar else None,
     )
     context = judge.context or 8192
-    lengths = Lengths(
-        args.max_prompt or min(4096, context // 2), args.max_new_tokens or judge.max_new_tokens
-    )
+    longest = min(4096, context if scalar else context // 2)
+    lengths = Lengths(args.max_prompt or longest, args.max_new_tokens or judge.max_new_tokens)
     batch = (args.prompt_slots, args.rows)
     return build(judge, limits, lengths, batch, args.expected, args.log_texts)
 

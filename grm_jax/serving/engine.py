@@ -21,18 +21,21 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 from jax.sharding import Mesh
 
 from grm_jax.judging.expected import ExpectedScores
 from grm_jax.judging.judge import Judge
-from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.sampler import Sampler
+from grm_jax.judging.scalar import ScalarJudge
+from grm_jax.judging.scalar_head import ScalarHead
 from grm_jax.sampling import Completion, Engine, Request
 from grm_jax.sampling.slots import failed
+from grm_jax.serving.rows import NoRows
 from grm_jax.sharding import use_mesh
 
+H = TypeVar("H", bound=ScalarHead)
 STALLED_SECONDS = 300.0  # of one step after the warm-up, before the thread counts as failed
 
 
@@ -133,7 +136,9 @@ class EngineThread:
       failure: why the thread has ended; None while it runs.
     """
 
-    def __init__(self, engine: Engine, lengths: tuple[int, int], mesh: Mesh | None = None) -> None:
+    def __init__(
+        self, engine: Engine | NoRows, lengths: tuple[int, int], mesh: Mesh | None = None
+    ) -> None:
         """Does not start the thread.
 
         Args:
@@ -246,12 +251,16 @@ class EngineThread:
             context.forget(call.results)
             with self._changed:
                 self._live.discard(call)
+                if call in self._calls:  # abandoned before its turn
+                    self._calls.remove(call)
 
     def judge_for(self, judge: Judge, context: Context) -> Judge:
         """Returns the judge of one HTTP request: the same verdicts, computed on this thread."""
+        if isinstance(judge, ScalarJudge):
+            return dataclasses.replace(judge, head=_head_on(self, judge.head, context))
         meta_rm, expected = judge.meta_rm, judge.expected
         if meta_rm is not None:
-            meta_rm = _meta_rm_on(self, meta_rm, context)
+            meta_rm = _head_on(self, meta_rm, context)
         if expected is not None:
             log_probs = expected.log_probs
             expected = ExpectedScores(
@@ -306,14 +315,17 @@ class EngineThread:
                 self._owners.pop(key, None)
 
     def _run_calls(self) -> None:
-        with self._changed:
-            calls = list(self._calls)
-            self._calls.clear()
-        for call in calls:
+        for _ in range(len(self._calls)):  # later ones wait for a step, as the rows do
+            with self._changed:
+                if self._stopping or not self._calls:
+                    return
+                call = self._calls.popleft()
+            self._step_started = time.monotonic()
             try:
                 call.results.put(_Value(call.function(*call.arguments)))
             except Exception as error:
                 call.results.put(error)
+            self._step_started = None
 
     def _submit(self) -> None:
         """Gives the engine as many requests as it has slots, one of each ticket in turn."""
@@ -371,10 +383,10 @@ class EngineThread:
                 entry.results.put(EngineFailed(reason))
 
 
-def _meta_rm_on(thread: EngineThread, meta_rm: MetaRM, context: Context) -> MetaRM:
-    """Returns the meta reward model with its forward passes on the engine thread."""
-    served = copy.copy(meta_rm)
-    score = meta_rm._score_batch
+def _head_on(thread: EngineThread, head: H, context: Context) -> H:
+    """Returns a model with a scalar head whose forward passes run on the engine thread."""
+    served = copy.copy(head)
+    score = head._score_batch
     served._score_batch = (  # type: ignore[method-assign]
         lambda *batch: thread.call(context, score, *batch)
     )

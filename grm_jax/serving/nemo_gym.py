@@ -37,11 +37,15 @@ async def compare(service: Service, http: HTTPRequest) -> Response:
     results = await rewards(service, http, [group], options, body.timeout)
     values = numbers(results)
     critiques = [critique for critique in results[0].critiques if critique.scores]
+    samples = len(results[0].critiques)
+    if service.judge.is_scalar:  # its rewards count as the scores of one critique
+        order = tuple(range(len(values)))
+        critiques, samples = [Critique("", scores=tuple(values), order=order, status="ok")], 1
     spread = statistics.pstdev(values)
     metrics = {
         "mean_individual_score": statistics.fmean(values),
         "std_individual_score": spread,
-        "parse_rate": len(critiques) / max(1, len(results[0].critiques)),
+        "parse_rate": len(critiques) / max(1, samples),
     }
     answer = {"rewards": values, "comparison_results": pairs(critiques), "metrics": metrics}
     return json_response(answer)

@@ -91,6 +91,8 @@ def check_groups(service: Service, groups: Sequence[Group], size: Any = None) ->
 def check_options(service: Service, options: RewardOptions) -> None:
     """Raises Refusal for options beyond the server's limits."""
     limits, most = service.limits, service.lengths.max_new_tokens
+    if service.judge.is_scalar:
+        return  # it refuses whatever has no effect
     if options.k > limits.n:
         raise Refusal(400, f"k = {options.k}: this server samples at most {limits.n}", "k")
     if options.max_new_tokens is not None and options.max_new_tokens > most:

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from starlette.requests import Request as HTTPRequest
 
@@ -18,6 +18,7 @@ from grm_jax.judging.groups import Group, GroupRewards
 from grm_jax.judging.judge import Judge
 from grm_jax.judging.rewards import RewardOptions, score
 from grm_jax.judging.sampler import EngineSampler
+from grm_jax.judging.scalar import ScalarJudge
 from grm_jax.judging.scalar_head import LENGTHS, padded_length
 from grm_jax.models import cpu
 from grm_jax.sampling import Engine, Request, plan
@@ -27,6 +28,7 @@ from grm_jax.serving.engine import Context, EngineThread
 from grm_jax.serving.errors import ClientGone, Refusal, ShutDown
 from grm_jax.serving.limits import Limits
 from grm_jax.serving.metrics import Metrics
+from grm_jax.serving.rows import NoRows
 from grm_jax.sharding import use_mesh
 
 T = TypeVar("T")
@@ -207,6 +209,8 @@ def build(
       ValueError: the lengths do not fit the model's context.
       MemoryError: the batch does not fit into memory.
     """
+    if isinstance(judge, ScalarJudge):
+        return _scalar_service(judge, limits, lengths, log_texts)
     sampler = judge.sampler
     if not isinstance(sampler, EngineSampler):
         raise ValueError(
@@ -235,13 +239,31 @@ def build(
     return Service(judge, thread, lengths, limits, Metrics(), expected, log_texts)
 
 
+def _scalar_service(
+    judge: ScalarJudge, limits: Limits, lengths: Lengths, log_texts: bool
+) -> Service:
+    """Builds the service of a scalar reward model. Raises ValueError for a wrong length."""
+    longest = lengths.max_prompt
+    if judge.context is not None and longest > judge.context:
+        raise ValueError(
+            f"--max_prompt {longest} is more than the context of {judge.name}, {judge.context}: "
+            "lower it"
+        )
+    thread = EngineThread(NoRows(), dataclasses.astuple(lengths), judge.head.mesh)
+    judge = dataclasses.replace(judge, max_tokens=longest)
+    return Service(judge, thread, lengths, limits, Metrics(), log_texts=log_texts)
+
+
 def warm_up(service: Service) -> None:
     """Compiles every program that requests within the lengths use; runs on the engine thread.
 
-    Raises ValueError if the model's logits are not finite.
+    Raises ValueError if the model's logits or rewards are not finite.
     """
     thread, judge, lengths = service.engine, service.judge, service.lengths
-    engine, token = thread.engine, judge.tokenizer.stop_ids[0]
+    engine = thread.engine
+    if isinstance(judge, ScalarJudge) or isinstance(engine, NoRows):
+        return cast(ScalarJudge, judge).warm_up(lengths.max_prompt)
+    token = judge.tokenizer.stop_ids[0]
     with use_mesh(thread.mesh):
         for length in prompt_lengths(lengths.max_prompt):
             engine.submit(Request([token] * length, engine.R + 1, 2))
