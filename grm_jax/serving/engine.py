@@ -25,7 +25,6 @@ from typing import Any, TypeVar
 
 from jax.sharding import Mesh
 
-from grm_jax.judging.expected import ExpectedScores
 from grm_jax.judging.judge import Judge
 from grm_jax.judging.sampler import Sampler
 from grm_jax.judging.scalar import ScalarJudge
@@ -262,12 +261,8 @@ class EngineThread:
         if meta_rm is not None:
             meta_rm = _head_on(self, meta_rm, context)
         if expected is not None:
-            log_probs = expected.log_probs
-            expected = ExpectedScores(
-                lambda ids, positions: self.call(context, log_probs, ids, positions),
-                expected.tokenizer,
-                expected.negligible,
-            )
+            log_probs, expected = expected.log_probs, copy.copy(expected)
+            expected.log_probs = lambda *arguments: self.call(context, log_probs, *arguments)
         return dataclasses.replace(
             judge, sampler=self.sampler_for(context), meta_rm=meta_rm, expected=expected
         )

@@ -30,6 +30,7 @@ from grm_jax.serving.limits import Limits
 from grm_jax.serving.metrics import Metrics
 from grm_jax.serving.rows import NoRows
 from grm_jax.sharding import use_mesh
+from grm_jax.types import Comparison
 
 T = TypeVar("T")
 SEGMENT = 16  # decode steps between two looks at the queue
@@ -272,15 +273,23 @@ def warm_up(service: Service) -> None:
                     if completion.error:
                         raise ValueError(f"the model cannot sample: {completion.error}")
     total = lengths.max_prompt + lengths.max_new_tokens
-    sizes = [size for size in LENGTHS if size <= padded_length(total)]
     if judge.meta_rm is not None:
         context = judge.meta_rm._model.cfg.max_length
-        for size in sizes:
+        # Its prompt may have more tokens than the judge's, by those of its template at most.
+        template = judge.meta_rm.encode((Comparison("q", ("a", "b")), (0, 1), ""))
+        for size in program_sizes(total + len(template)):
             judge.meta_rm.score_tokens([[token] * min(size, context)], [0])
     if service.expected and judge.expected is not None:
-        for size, groups in itertools.product(sizes, range(1, _score_calls(service) + 1)):
+        for size, groups in itertools.product(
+            program_sizes(total), range(1, _score_calls(service) + 1)
+        ):
             positions = [0] * (groups * SCORE_TOKENS)
             judge.expected.log_probs([token] * min(size, total), positions)
+
+
+def program_sizes(longest: int) -> list[int]:
+    """Returns the padded lengths of sequences up to the longest."""
+    return [size for size in LENGTHS if size <= padded_length(longest)]
 
 
 def _score_calls(service: Service) -> int:

@@ -21,7 +21,10 @@ MALFORMED = (b"{", b"[]", b'{"groups": 1}', b'{"groups": [{"prompt": "x"}]}', b"
 
 @dataclasses.dataclass
 class Outcome:
-    """counts: by kind and what happened. rewards: by request. seconds: of answered requests."""
+    """counts: by kind and what happened. rewards: by request, with the texts of the critiques.
+
+    seconds: of answered requests.
+    """
 
     counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     rewards: dict[int, list] = dataclasses.field(
@@ -35,7 +38,14 @@ def body(number: int, **options) -> dict:
     """The number-th valid request, different from all others."""
     rng = random.Random(number)
     group = {"prompt": f"{rng.choice(PROMPTS)} {number}", "responses": rng.sample(TEXTS, 2)}
-    return {"groups": [group], "k": 2, "seed": number % 7, **options}
+    return {"groups": [group], "k": 2, "seed": number % 7, "critiques": True, **options}
+
+
+def result(reply: httpx.Response) -> list:
+    """The rewards of a reply and the texts of its critiques, which were sampled."""
+    (group,) = reply.json()["groups"]
+    assert group["new_tokens"] and len(group["critiques"]) == 2, group
+    return [group["rewards"], [critique["text"] for critique in group["critiques"]]]
 
 
 def kinds(requests: int, seed: int = 0) -> list[tuple[str, int]]:
@@ -102,10 +112,9 @@ async def _until_answered(client, kind, number, outcome, options) -> None:
             continue
         outcome.counts[kind, reply.status_code] += 1
         assert reply.status_code == 200, reply.text
-        (group,) = reply.json()["groups"]
-        outcome.rewards[number].append(group["rewards"])
+        outcome.rewards[number].append(result(reply))
         outcome.seconds.append(loop.time() - start)
-        outcome.new_tokens += group["new_tokens"]
+        outcome.new_tokens += reply.json()["groups"][0]["new_tokens"]
         return
 
 

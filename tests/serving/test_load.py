@@ -24,11 +24,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def alone(url, numbers, **options):
-    """Rewards of requests that are sent one after the other."""
+    """Results of requests that are sent one after the other."""
     with httpx.Client(base_url=url, timeout=None) as client:
         for number in numbers:
             reply = client.post("/v1/score", json=load.body(number, **options))
-            yield number, reply.json()["groups"][0]["rewards"]
+            yield number, load.result(reply)
 
 
 def test_a_mixed_load_loses_nothing_and_changes_no_reward(server):
@@ -63,7 +63,8 @@ def port():
 
 def start(model, port, *options):
     command = [sys.executable, "-m", "grm_jax.cli", "serve", "--model", str(model)]
-    command += ["--port", str(port), "--max_prompt", "256", "--max_new_tokens", "32", *options]
+    command += ["--template", "compact", "--port", str(port), *options]
+    command += ["--max_prompt", "256", "--max_new_tokens", "32", "--dtype", "float32"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
