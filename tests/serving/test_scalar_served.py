@@ -56,6 +56,12 @@ class Gate:
 
         monkeypatch.setattr(head, "_score_batch", gated)
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.open.set()  # a failed assertion must not wait for the thread
+
 
 def values(results):
     return [[reward.reward for reward in result.rewards] for result in results]
@@ -151,7 +157,7 @@ def one_by_one(folder):
 
 def test_a_small_request_does_not_wait_for_a_large_one(one_by_one, monkeypatch):
     gate = Gate(one_by_one.service, monkeypatch)
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    with concurrent.futures.ThreadPoolExecutor(2) as pool, gate:
         large = pool.submit(one_by_one.post, "/v1/score", {"groups": [LONG]})
         gate.waits.wait()
         small = pool.submit(one_by_one.post, "/v1/score", {"groups": [SMALL]})
@@ -167,7 +173,7 @@ def test_a_small_request_does_not_wait_for_a_large_one(one_by_one, monkeypatch):
 def test_a_request_that_ends_early_frees_the_thread_between_batches(one_by_one, monkeypatch, way):
     service = one_by_one.service
     gate = Gate(service, monkeypatch)
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    with concurrent.futures.ThreadPoolExecutor(2) as pool, gate:
         first = pool.submit(one_by_one.post, "/v1/score", {"groups": [SMALL]})
         gate.waits.wait()  # the thread is busy with another request
         if way == "deadline":
