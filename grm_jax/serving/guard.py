@@ -182,11 +182,14 @@ class JSONLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Returns the line of a record."""
+        event = record.getMessage()
+        if record.name == "asyncio":  # arguments of a callback may have texts
+            event = event.partition("\n")[0].partition("(")[0]
         line: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
             + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
-            "event": record.getMessage(),
+            "event": event,
             **getattr(record, "fields", {}),
         }
         if record.exc_info and record.exc_info[0] is not None:
@@ -198,7 +201,8 @@ def log_to_stderr() -> None:
     """Writes the server's log to stderr as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONLines())
-    for name in ("grm_jax.serving", "uvicorn.error"):
+    levels = {"grm_jax.serving": logging.INFO, "uvicorn.error": logging.WARNING}
+    for name, level in {**levels, "asyncio": logging.WARNING}.items():
         log = logging.getLogger(name)
         log.handlers, log.propagate = [handler], False
-        log.setLevel(logging.INFO if name != "uvicorn.error" else logging.WARNING)
+        log.setLevel(level)

@@ -13,7 +13,7 @@ from toy_server import serving, toy_service, wait_until
 
 from grm_jax.serving import cli
 from grm_jax.serving.app import ROUTES, application
-from grm_jax.serving.guard import JSONLines
+from grm_jax.serving.guard import JSONLines, log_to_stderr
 from grm_jax.serving.limits import Limits
 
 KEY = "a-secret-key"
@@ -254,6 +254,20 @@ def test_the_log_has_texts_only_on_request(server, caplog):
             server.service.log_texts = False
         assert len(lines) == 2 and all(("moon" in line) == log_texts for line in lines)
         assert [json.loads(line)["status"] for line in lines] == [200, 400]
+
+
+def test_warnings_of_asyncio_are_json_without_texts(capsys):
+    loggers = [logging.getLogger(name) for name in ("grm_jax.serving", "uvicorn.error", "asyncio")]
+    kept = [(log.handlers, log.propagate, log.level) for log in loggers]
+    try:
+        log_to_stderr()
+        loggers[-1].warning("socket.send() raised exception.")
+        loggers[-1].error("Exception in callback put('a blue moon')\nhandle: <a blue moon>")
+    finally:
+        for log, (log.handlers, log.propagate, level) in zip(loggers, kept):
+            log.setLevel(level)
+    events = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+    assert events == ["socket.send", "Exception in callback put"]
 
 
 def test_metrics_count_requests_rewards_and_tokens(server):
