@@ -120,9 +120,14 @@ def _run(args: argparse.Namespace) -> int:
             f"set: anybody who reaches the port can use the model; set ${KEY_VARIABLE}",
             file=sys.stderr,
         )
-    from grm_jax.serving.guard import log_to_stderr
-    from grm_jax.serving.scoring import check_options
-    from grm_jax.serving.server import SIGNALS, bound, serve
+    try:
+        from grm_jax.serving.guard import log_to_stderr
+        from grm_jax.serving.scoring import check_options
+        from grm_jax.serving.server import SIGNALS, bound, serve
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f'{error.name} is not installed: pip install "grm_jax[serve]" has what the server needs'
+        ) from None
 
     with bound(args.host, args.port) as listener:
         service = service_from(args, limits)

@@ -5,6 +5,8 @@ import dataclasses
 import json
 import logging
 import socket
+import subprocess
+import sys
 from urllib.parse import urlsplit
 
 import httpx
@@ -114,6 +116,17 @@ def test_an_open_address_without_a_key_is_warned_about(monkeypatch, capsys):
     for host, warns in (("0.0.0.0", True), ("127.0.0.1", False), ("localhost", False)):
         assert cli.main(["--model", "x", "--port", "0", "--host", host]) == 2
         assert ("warning: 0.0.0.0 is reachable" in capsys.readouterr().err) == warns
+
+
+def test_a_package_that_is_not_installed_is_named():
+    code = (
+        "import sys; sys.modules['uvicorn'] = None; from grm_jax import cli; cli.main(sys.argv[1:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "serve", "--model", "x"], capture_output=True, text=True
+    )
+    assert 'uvicorn is not installed: pip install "grm_jax[serve]"' in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_wrong_command_line_is_refused_before_the_weights_are_loaded(capsys):
