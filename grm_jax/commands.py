@@ -169,3 +169,20 @@ def write_output(text: str, path: str | None) -> int:
     else:
         print(text)
     return 0
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> Callable[..., argparse.Action]:
+    """Adds the group "devices" with --dtype and --mesh; returns its `add_argument`."""
+    add = parser.add_argument_group("devices").add_argument
+    add(
+        "--dtype",
+        default="bfloat16",
+        choices=("bfloat16", "float32"),
+        help="of weights and activations (default bfloat16)",
+    )
+    add(
+        "--mesh",
+        metavar="AXES",
+        help="data=1,fsdp=8,tensor=1; one axis may be -1 (default: one device)",
+    )
+    return add

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grm_jax.commands import Number
+from grm_jax.commands import Number, add_device_arguments
 from grm_jax.judging import orders
 from grm_jax.judging.metadata import JudgeMetadata
 from grm_jax.judging.options import POSITIVE, Options
@@ -85,25 +85,14 @@ def add_judging_arguments(parser: argparse.ArgumentParser) -> None:
         "--expected", action="store_true", help="compute expected scores from token probabilities"
     )
     _add_endpoint_arguments(parser)
-    device = parser.add_argument_group("devices")
-    device.add_argument(
-        "--dtype",
-        default="bfloat16",
-        choices=("bfloat16", "float32"),
-        help="of weights and activations (default bfloat16)",
-    )
-    device.add_argument(
-        "--mesh",
-        metavar="AXES",
-        help="data=1,fsdp=8,tensor=1; one axis may be -1 (default: one device)",
-    )
-    device.add_argument(
+    add_device = add_device_arguments(parser)
+    add_device(
         "--prompt_slots", type=POSITIVE, help=f"largest number of prompts in a batch {_BATCH}"
     )
-    device.add_argument(
+    add_device(
         "--rows", type=POSITIVE, help=f"largest number of critiques per prompt in a batch {_BATCH}"
     )
-    device.add_argument(
+    add_device(
         "--chunk",
         type=POSITIVE,
         default=256,

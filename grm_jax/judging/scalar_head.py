@@ -1,6 +1,6 @@
 """A model with a scalar head as a function from token ids to rewards."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from flax import nnx
@@ -24,6 +24,9 @@ class ScalarHead:
       batch: sequences per forward pass.
       likelihood: weight of the mean log-probability of a sequence's end in its score
         (`models.critique_rewards`); 0 for the scalar head alone.
+
+    Attributes:
+      run: calls a function of one forward pass; a server replaces it to run it on its own thread.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class ScalarHead:
             )
         self._model, self._pad_id, self.mesh = model, pad_id, mesh
         self.batch, self.likelihood = batch, float(likelihood)
+        self.run: Callable[..., list[float]] = lambda function, *batch: function(*batch)
         self._rewards = nnx.jit(
             lambda model, tokens, segments, starts: critique_rewards(
                 model,
@@ -73,8 +77,8 @@ class ScalarHead:
         by_length = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))  # little padding
         for first in range(0, len(by_length), batch):
             chosen = by_length[first : first + batch]
-            texts = [encoded[i] for i in chosen]
-            yield from zip(chosen, self._score_batch(texts, [starts[i] for i in chosen], batch))
+            texts, places = [encoded[i] for i in chosen], [starts[i] for i in chosen]
+            yield from zip(chosen, self.run(self._score_batch, texts, places, batch))
 
     def _score_batch(
         self, encoded: Sequence[list[int]], starts: Sequence[int], batch: int

@@ -10,16 +10,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from grm_jax.serving import chat, nemo_gym, openapi, openrlhf, scoring
-from grm_jax.serving.bodies import ChatBody, parse
 from grm_jax.serving.errors import Refusal, json_response
 from grm_jax.serving.guard import Guard
 from grm_jax.serving.service import Service
 
 Handler = Callable[[Service, HTTPRequest], Awaitable[Response]]
-
-
-async def completions(service: Service, http: HTTPRequest) -> Response:
-    return await chat.completions(service, http, parse(ChatBody, await http.body()))
 
 
 async def health(service: Service, http: HTTPRequest) -> Response:
@@ -45,7 +40,7 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/get_reward": {"POST": openrlhf.get_reward},
     "/compare": {"POST": nemo_gym.compare},
     "/verify": {"POST": nemo_gym.verify},
-    "/v1/chat/completions": {"POST": completions},
+    "/v1/chat/completions": {"POST": chat.completions},
     "/v1/models": {"GET": chat.models},
     "/healthz": {"GET": health},
     "/readyz": {"GET": ready},

@@ -26,7 +26,7 @@ class Body(BaseModel):
 class Message(Body):
     """One turn of a chat."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(extra="ignore")
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[dict[str, Any]]
@@ -54,8 +54,6 @@ class ChatBody(Body):
     """A chat completion: raw access to the sampler."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
         json_schema_extra={
             "example": {
                 "model": "judge",
@@ -65,7 +63,7 @@ class ChatBody(Body):
                 "n": 2,
                 "seed": 1,
             }
-        },
+        }
     )
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=10_000)]
@@ -120,8 +118,6 @@ class RewardBody(Body):
     """OpenRLHF's call: each query is a prompt and an answer with their special tokens."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
         json_schema_extra={
             "example": {
                 "query": [
@@ -130,7 +126,7 @@ class RewardBody(Body):
                 "prompts": ["<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n<|im_start|>assistant\n"],
                 "labels": ["4"],
             }
-        },
+        }
     )
 
     query: Annotated[list[str], Field(min_length=1)]
@@ -143,8 +139,6 @@ class CompareBody(Body):
     """NeMo-Gym's call: rewards of all responses to one conversation."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
         json_schema_extra={
             "example": {
                 "conversation_history": [{"role": "user", "content": "What is 2 + 2?"}],
@@ -165,7 +159,7 @@ class CompareBody(Body):
                 ],
                 "principle": "The answer must be correct.",
             }
-        },
+        }
     )
 
     conversation_history: list[dict[str, Any]]

@@ -8,7 +8,7 @@ import dataclasses
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response, StreamingResponse
@@ -18,7 +18,7 @@ from grm_jax import strict_json
 from grm_jax.judging.orders import item_of
 from grm_jax.sampling import Request
 from grm_jax.sampling.request import MAX_STOP_TOKENS
-from grm_jax.serving.bodies import ChatBody
+from grm_jax.serving.bodies import ChatBody, parse
 from grm_jax.serving.engine import Context, Tokens
 from grm_jax.serving.errors import ClientGone, Refusal, body_of, json_response, refusal_of
 from grm_jax.serving.service import Service
@@ -121,7 +121,7 @@ class Chat:
     service: Service
     body: ChatBody
     request: Request
-    seed: int
+    stops: list[str]
     id: str = dataclasses.field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
 
@@ -146,7 +146,6 @@ class Chat:
                 f"{lengths.max_prompt:,}: shorten them, or raise --max_prompt",
                 "messages",
             )
-        assert isinstance(stops, list)
         request = Request(
             prompt,
             n,
@@ -158,13 +157,12 @@ class Chat:
             seed,
             item_of(prompt),
         )
-        return cls(service, body, request, seed)
+        return cls(service, body, request, stops)
 
     def sample(self, context: Context, emit: Emit) -> list[Choice]:
         """Samples all choices; calls `emit` with their texts as they grow."""
-        tokenizer, stops = self.service.judge.tokenizer, self.body.stops()
-        assert isinstance(tokenizer, Tokenizer)
-        choices = [Choice(i, tokenizer, stops) for i in range(self.request.k)]
+        tokenizer = cast(Tokenizer, self.service.judge.tokenizer)  # as of every judge with weights
+        choices = [Choice(i, tokenizer, self.stops) for i in range(self.request.k)]
         for event in self.service.engine.events([self.request], context, with_tokens=True):
             choice = choices[event.sample_index]
             if isinstance(event, Tokens):
@@ -189,7 +187,7 @@ class Chat:
             "object": kind,
             "created": self.created,
             "model": self.service.judge.name,
-            "system_fingerprint": f"seed-{self.seed}",
+            "system_fingerprint": f"seed-{self.request.seed}",
         }
 
     def logprobs_of(self, entries: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -222,8 +220,9 @@ async def models(service: Service, http: HTTPRequest) -> Response:
     return json_response({"object": "list", "data": data})
 
 
-async def completions(service: Service, http: HTTPRequest, body: ChatBody) -> Response:
+async def completions(service: Service, http: HTTPRequest) -> Response:
     """Answers POST /v1/chat/completions."""
+    body = parse(ChatBody, await http.body())
     if service.judge.is_scalar:
         raise Refusal(
             404,

@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from grm_jax import strict_json
-from grm_jax.commands import Number, Parser, run_command
+from grm_jax.commands import Number, Parser, add_device_arguments, run_command
 from grm_jax.endpoint.server import api_key
 from grm_jax.judging.options import POSITIVE, Options
 from grm_jax.serving.limits import RANGES, Limits
@@ -58,34 +58,21 @@ def parser() -> Parser:
     add("--meta_template", metavar="NAME", help="template of the meta reward model")
     add("--host", default="127.0.0.1", help="address to bind (default 127.0.0.1: this machine)")
     add("--port", type=PORT, default=8000, help="port; 0: any free one (default 8000)")
-    device = p.add_argument_group("devices")
-    device.add_argument(
-        "--dtype",
-        default="bfloat16",
-        choices=("bfloat16", "float32"),
-        help="of parameters and computation (default bfloat16)",
-    )
-    device.add_argument(
-        "--mesh",
-        metavar="AXES",
-        help="data=1,fsdp=8,tensor=1; one axis may be -1 (default: one device)",
-    )
-    device.add_argument("--prompt_slots", type=POSITIVE, help="prompts in a batch")
-    device.add_argument(
-        "--rows", type=POSITIVE, help="samples of one prompt in a batch (default 4)"
-    )
-    device.add_argument(
+    add_device = add_device_arguments(p)
+    add_device("--prompt_slots", type=POSITIVE, help="prompts in a batch")
+    add_device("--rows", type=POSITIVE, help="samples of one prompt in a batch (default 4)")
+    add_device(
         "--max_prompt",
         type=POSITIVE,
         help="longest prompt in tokens (default: half of the context, at most 4096); of a scalar "
         "reward model, longest conversation with its response (default: the context, at most 4096)",
     )
-    device.add_argument(
+    add_device(
         "--max_new_tokens",
         type=POSITIVE,
         help="longest critique in tokens (default: from the model's judge.json, else 1024)",
     )
-    device.add_argument(
+    add_device(
         "--expected", action="store_true", help="allow expected scores; compiles more programs"
     )
     add(

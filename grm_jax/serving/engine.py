@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import queue
 import threading
 import time
@@ -381,8 +382,5 @@ class EngineThread:
 def _head_on(thread: EngineThread, head: H, context: Context) -> H:
     """Returns a model with a scalar head whose forward passes run on the engine thread."""
     served = copy.copy(head)
-    score = head._score_batch
-    served._score_batch = (  # type: ignore[method-assign]
-        lambda *batch: thread.call(context, score, *batch)
-    )
+    served.run = functools.partial(thread.call, context)
     return served

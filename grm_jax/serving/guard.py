@@ -201,8 +201,7 @@ def log_to_stderr() -> None:
     """Writes the server's log to stderr as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONLines())
-    levels = {"grm_jax.serving": logging.INFO, "uvicorn.error": logging.WARNING}
-    for name, level in {**levels, "asyncio": logging.WARNING}.items():
+    for name in ("grm_jax.serving", "uvicorn.error", "asyncio"):
         log = logging.getLogger(name)
         log.handlers, log.propagate = [handler], False
-        log.setLevel(level)
+        log.setLevel(logging.INFO if name == "grm_jax.serving" else logging.WARNING)

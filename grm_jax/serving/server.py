@@ -7,7 +7,7 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
 
 import uvicorn
@@ -18,6 +18,14 @@ from grm_jax.serving.protocol import protocol_class
 from grm_jax.serving.service import Service, warm_up
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class _Server(uvicorn.Server):
+    """Handles no signals: uvicorn would end the process by the signal, and not with status 0."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
 
 
 async def serve(
@@ -39,12 +47,11 @@ async def serve(
         access_log=False,
         server_header=False,
         h11_max_incomplete_event_size=HEADER_BYTES,
-        timeout_keep_alive=limits.read_timeout,  # type: ignore[arg-type]  # a float will do
+        # Annotated as an int, and used as the seconds of `loop.call_later` alone.
+        timeout_keep_alive=limits.read_timeout,  # type: ignore[arg-type]
         timeout_graceful_shutdown=int(limits.grace) + 5,
     )
-    server = uvicorn.Server(config)
-    # uvicorn's own handlers would end the process by the signal, and not with status 0.
-    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
+    server = _Server(config)
 
     def stop() -> None:
         if service.draining:  # a second signal

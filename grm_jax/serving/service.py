@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from starlette.requests import Request as HTTPRequest
 
@@ -262,8 +262,8 @@ def warm_up(service: Service) -> None:
     """
     thread, judge, lengths = service.engine, service.judge, service.lengths
     engine = thread.engine
-    if isinstance(judge, ScalarJudge) or isinstance(engine, NoRows):
-        return cast(ScalarJudge, judge).warm_up(lengths.max_prompt)
+    if isinstance(judge, ScalarJudge):
+        return judge.warm_up(lengths.max_prompt)
     token = judge.tokenizer.stop_ids[0]
     with use_mesh(thread.mesh):
         for length in prompt_lengths(lengths.max_prompt):

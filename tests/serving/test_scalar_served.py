@@ -1,15 +1,12 @@
 """A scalar reward model behind the server: rewards, turns, deadlines, the start, refusals."""
 
 import concurrent.futures
-import json
-import socket
 import threading
 
-import httpx
 import pytest
 from scalar_toys import TOYS
 from test_routes import response_object, verify_body
-from toy_server import serving, wait_until
+from toy_server import sent, serving, wait_until
 
 from grm_jax.devices import watch_compilations
 from grm_jax.judging.groups import group_of, rewards_to_json
@@ -180,11 +177,7 @@ def test_a_request_that_ends_early_frees_the_thread_between_batches(one_by_one, 
             reply = one_by_one.post("/v1/score", {"groups": [LONG], "timeout": 0.05})
             assert reply.status_code == 504
         else:
-            content = json.dumps({"groups": [LONG]}).encode()
-            head = f"POST /v1/score HTTP/1.1\r\nhost: a\r\ncontent-length: {len(content)}\r\n\r\n"
-            url = httpx.URL(one_by_one.url)
-            with socket.create_connection((url.host, url.port)) as client:
-                client.sendall(head.encode() + content)
+            with sent(one_by_one.url, "/v1/score", {"groups": [LONG]}):
                 wait_until(lambda: len(service.engine._calls) == 1)
         wait_until(lambda: len(service.contexts) == 1)
         assert not service.engine._calls

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import json
+import socket
 import threading
 import time
 
@@ -67,6 +69,15 @@ def wait_until(condition):
     while not condition():
         assert time.monotonic() < end, "the state was not reached"
         time.sleep(0.01)
+
+
+def sent(url: str, path: str, fields: dict) -> socket.socket:
+    """Sends a request and returns its connection, for a client that hangs up."""
+    address, content = httpx.URL(url), json.dumps(fields).encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: {len(content)}\r\n\r\n"
+    connection = socket.create_connection((address.host, address.port), timeout=120)
+    connection.sendall(head.encode() + content)
+    return connection
 
 
 @dataclasses.dataclass
