@@ -21,7 +21,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class _Server(uvicorn.Server):
-    """Handles no signals: uvicorn would end the process by the signal, and not with status 0."""
+    """Leaves signals to `serve`; uvicorn would raise each one again after the shutdown."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
