@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 
+import jax.numpy as jnp
 from parity_cases import CASES
 from parity_ours import folder, model_of
 
 from grm_jax.checkpoints import open_checkpoint
+from grm_jax.models import transformer
 
 # Name -> (function(monkeypatch, case) -> the faulty model or None, case, peer).
 Faults = dict[str, tuple[Callable, str, str]]
@@ -49,3 +51,56 @@ def with_parameters(case: str, change):
     for block in (*model.units, *model.tail):
         change(block)
     return model
+
+
+# ---------------------------------------------------------------- faults of several families
+
+
+def padding_attended_to(monkeypatch, _):
+    original = transformer.self_attention
+    monkeypatch.setattr(
+        transformer,
+        "self_attention",
+        lambda q, k, v, pos, seg, *rest: original(q, k, v, pos, jnp.ones_like(seg), *rest),
+    )
+
+
+def rope_on_neighbouring_pairs(monkeypatch, _):
+    def rotate(x, angles):
+        cos, sin = angles
+        a, b = x[..., ::2], x[..., 1::2]
+        return jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape)
+
+    monkeypatch.setattr(transformer, "rotate", rotate)
+
+
+def queries_and_keys_not_normed(monkeypatch, case):
+    original, width = transformer.RMSNorm.__call__, CASES[case].config["head_dim"]
+    monkeypatch.setattr(
+        transformer.RMSNorm,
+        "__call__",
+        lambda self, x: x if x.shape[-1] == width else original(self, x),
+    )
+
+
+def heads_tiled_instead_of_grouped(_, case):
+    """Query head n uses KV head n % K instead of n // G."""
+
+    def change(block):
+        q = block.attn.q_DxNxH[...]
+        *leading, n, h = q.shape
+        block.attn.q_DxNxH[...] = (
+            q.reshape(*leading, 2, n // 2, h).swapaxes(-2, -3).reshape(q.shape)
+        )
+
+    return with_parameters(case, change)
+
+
+def gate_and_up_exchanged(_, case):
+    """The activation of the up projection instead of the gate's."""
+
+    def change(block):
+        gate, up = block.mlp.gate_DxF[...], block.mlp.up_DxF[...]
+        block.mlp.gate_DxF[...], block.mlp.up_DxF[...] = up, gate
+
+    return with_parameters(case, change)

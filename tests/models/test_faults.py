@@ -9,6 +9,7 @@ layouts, inputs.
 import functools
 import json
 
+import faults
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,11 @@ from grm_jax.checkpoints import load, open_checkpoint
 from grm_jax.models import attention, token_logps, transformer
 
 FAULTS, fault = registry()
+fault("gemma2_left")(faults.padding_attended_to)
+fault("gemma3")(faults.queries_and_keys_not_normed)
+fault("gemma2", "gemma3")(faults.rope_on_neighbouring_pairs)
+fault("gemma2")(faults.heads_tiled_instead_of_grouped)
+fault("gemma2")(faults.gate_and_up_exchanged)
 
 
 def replaced(spec, **changes):
@@ -117,16 +123,6 @@ def window_by_slot_and_not_by_position(monkeypatch, _):
     monkeypatch.setattr(transformer, "self_attention", self_attention)
 
 
-@fault("gemma2_left")
-def padding_attended_to(monkeypatch, _):
-    original = transformer.self_attention
-    monkeypatch.setattr(
-        transformer,
-        "self_attention",
-        lambda q, k, v, pos, seg, *rest: original(q, k, v, pos, jnp.ones_like(seg), *rest),
-    )
-
-
 # ---------------------------------------------------------------- arithmetic of a layer
 
 
@@ -144,26 +140,6 @@ def norm_without_the_one(monkeypatch, _):
         )
 
     monkeypatch.setattr(transformer.RMSNorm, "__call__", call)
-
-
-@fault("gemma3")
-def queries_and_keys_not_normed(monkeypatch, case):
-    original, width = transformer.RMSNorm.__call__, CASES[case].config["head_dim"]
-    monkeypatch.setattr(
-        transformer.RMSNorm,
-        "__call__",
-        lambda self, x: x if x.shape[-1] == width else original(self, x),
-    )
-
-
-@fault("gemma2", "gemma3")
-def rope_on_neighbouring_pairs(monkeypatch, _):
-    def rotate(x, angles):
-        cos, sin = angles
-        a, b = x[..., ::2], x[..., 1::2]
-        return jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape)
-
-    monkeypatch.setattr(transformer, "rotate", rotate)
 
 
 @fault("gemma2")
@@ -188,31 +164,6 @@ def gate_not_transposed(_, case):
         case,
         lambda block: setattr(block.mlp, "gate_DxF", nnx.Param(_untransposed(block.mlp.gate_DxF))),
     )
-
-
-@fault("gemma2")
-def gate_and_up_exchanged(_, case):
-    def change(block):
-        block.mlp.gate_DxF, block.mlp.up_DxF = (
-            nnx.Param(block.mlp.up_DxF[...]),
-            nnx.Param(block.mlp.gate_DxF[...]),
-        )
-
-    return with_parameters(case, change)
-
-
-@fault("gemma2")
-def heads_tiled_instead_of_grouped(_, case):
-    """Query head n uses KV head n % K instead of n // G."""
-
-    def change(block):
-        q = block.attn.q_DxNxH[...]
-        *leading, n, h = q.shape
-        block.attn.q_DxNxH = nnx.Param(
-            q.reshape(*leading, 2, n // 2, h).swapaxes(-2, -3).reshape(q.shape)
-        )
-
-    return with_parameters(case, change)
 
 
 @fault("gemma2")

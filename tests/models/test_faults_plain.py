@@ -7,6 +7,7 @@ permutation, the activation.
 import dataclasses
 import json
 
+import faults
 import gguf_toys
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,11 @@ from grm_jax.sampling import sample
 from grm_jax.text.tokenizer import load as load_tokenizer
 
 FAULTS, fault = registry()
+fault("qwen3")(faults.queries_and_keys_not_normed)
+fault("llama3", "qwen2")(faults.rope_on_neighbouring_pairs)
+fault("qwen2")(faults.heads_tiled_instead_of_grouped)
+fault("qwen2_left")(faults.padding_attended_to)
+fault("qwen2")(faults.gate_and_up_exchanged)
 
 
 # ---------------------------------------------------------------- biases, norms, activation
@@ -68,16 +74,6 @@ def biases_after_rope(monkeypatch, case):
     call = transformer.Attention.__call__
     monkeypatch.setattr(transformer.Attention, "__call__", split)
     monkeypatch.setattr(transformer, "rotate", lambda x, a: original(x, a) + biases.pop(0))
-
-
-@fault("qwen3")
-def norms_of_queries_and_keys_dropped(monkeypatch, case):
-    original, width = transformer.RMSNorm.__call__, CASES[case].config["head_dim"]
-    monkeypatch.setattr(
-        transformer.RMSNorm,
-        "__call__",
-        lambda self, x: x if x.shape[-1] == width else original(self, x),
-    )
 
 
 @fault("qwen3")
@@ -128,17 +124,6 @@ def gelu_for_silu(_, case):
     return changed(case, activation="gelu")
 
 
-@fault("qwen2")
-def activation_of_the_other_half(_, case):
-    """SiLU of the up projection instead of the gate's."""
-
-    def change(block):
-        gate, up = block.mlp.gate_DxF[...], block.mlp.up_DxF[...]
-        block.mlp.gate_DxF[...], block.mlp.up_DxF[...] = up, gate
-
-    return with_parameters(case, change)
-
-
 # ---------------------------------------------------------------- embedding and output head
 
 
@@ -187,16 +172,6 @@ def factor_of_llama_3_2(_, case):
     return with_layers(case, lambda spec: dataclasses.replace(spec, llama3_rope=rope))
 
 
-@fault("llama3", "qwen2")
-def rope_on_neighbouring_pairs(monkeypatch, _):
-    def rotate(x, angles):
-        cos, sin = angles
-        a, b = x[..., ::2], x[..., 1::2]
-        return jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape)
-
-    monkeypatch.setattr(transformer, "rotate", rotate)
-
-
 @fault("qwen3")
 def query_scale_of_width_over_heads(_, case):
     config = CASES[case].config
@@ -211,30 +186,6 @@ def rope_frequencies_of_width_over_heads(monkeypatch, case):
     width = config["hidden_size"] // config["num_attention_heads"]
     monkeypatch.setattr(
         transformer, "rope_frequencies", lambda spec, head: original(spec, width)[: head // 2]
-    )
-
-
-@fault("qwen2")
-def heads_tiled_instead_of_grouped(_, case):
-    """Query head n uses KV head n % K instead of n // G."""
-
-    def change(block):
-        q = block.attn.q_DxNxH[...]
-        *leading, n, h = q.shape
-        block.attn.q_DxNxH[...] = (
-            q.reshape(*leading, 2, n // 2, h).swapaxes(-2, -3).reshape(q.shape)
-        )
-
-    return with_parameters(case, change)
-
-
-@fault("qwen2_left")
-def padding_attended_to(monkeypatch, _):
-    original = transformer.self_attention
-    monkeypatch.setattr(
-        transformer,
-        "self_attention",
-        lambda q, k, v, pos, seg, *rest: original(q, k, v, pos, jnp.ones_like(seg), *rest),
     )
 
 
