@@ -9,8 +9,8 @@ resumes. All rows are of one version of JAX and libtpu.
 Programs with one sequence of 4,096 tokens per chip: `forward` (token log-probs under bfloat16
 weights) and `sft_update` (AdamW, float32 master weights, bfloat16 compute, full rematerialisation,
 donated state). Programs of a judge with bfloat16 weights split over up to 8 chips: `judge_prefill`
-(prompts of 2,048 tokens) and `judge_decode` (one step; 64 prompts x 8 critiques of up to 1,024
-tokens, or as many as fit; all, where not even one does).
+(prompts of 2,048 tokens) and `judge_decode` (one step of the sampler's batch for 64 prompts x 8
+critiques of up to 1,024 tokens: 256 critiques, or as many as fit; 256 where not even one does).
 """
 
 import dataclasses
@@ -138,7 +138,7 @@ def judge_task(config: Any, slice_name: str, program: str) -> Any:
     hbm = tpu_slice.generation.hbm_bytes
     try:
         tasks = programs.sampler_tasks(cfg, mesh, requests, hbm)
-    except MemoryError:  # not even one critique fits: shows what all of them would need
+    except MemoryError:  # not even one critique fits: shows what the batch would need
         tasks = programs.sampler_tasks(cfg, mesh, requests, 1 << 50)
     return tasks[program == "judge_decode"]
 

@@ -32,9 +32,8 @@ def matmul(product: Callable[..., jax.Array], x: jax.Array, w: jax.Array) -> jax
     product: jnp.matmul, or another that takes `preferred_element_type`.
     """
     one_row = x.dtype == jnp.bfloat16 and set(x.shape[: min(2, x.ndim - 1)]) == {1}
-    if one_row:  # the barrier keeps the compiler from removing the second row
-        x = jax.lax.optimization_barrier(jnp.concatenate([x, x]))
-    out = product(x, w, preferred_element_type=jnp.float32)
+    rows = jnp.concatenate([x, x]) if one_row else x
+    out = product(rows, w, preferred_element_type=jnp.float32)
     return out[:1] if one_row else out
 
 

@@ -187,7 +187,7 @@ def sampler_tasks(
     prompt_slots: int = 0,
     resident: int = 0,
 ) -> list[Task]:
-    """Returns prefill and one decode step of the largest batch of the requests that fits.
+    """Returns prefill and one decode step of the sampler's batch for the requests (`plan.fit`).
 
     Args:
       requests: of the same lengths.

@@ -93,7 +93,7 @@ def test_the_query_scale_of_the_27b_is_computed_from_its_width(tmp_path):
 
 def test_another_architecture_is_an_error(tmp_path):
     path = write(tmp_path / "toy.gguf", GEMMA2, {}, arch="mamba")
-    with pytest.raises(ValueError, match="GGUF architecture 'mamba' is not supported"):
+    with pytest.raises(ValueError, match=rf"^{path}: GGUF architecture 'mamba' is not supported"):
         load(path)
 
 

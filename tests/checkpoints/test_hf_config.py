@@ -3,9 +3,9 @@
 import logging
 
 import pytest
-from toys import GEMMA2, GEMMA3
+from toys import GEMMA2, GEMMA3, LLAMA
 
-from grm_jax.checkpoints.hf_config import from_hf, to_hf
+from grm_jax.checkpoints.hf_config import from_hf, read_padding_id, to_hf
 from grm_jax.models import CONFIGS, LayerSpec, TransformerConfig, get_config
 
 # Released files, shortened to the fields of the model.
@@ -78,6 +78,16 @@ def test_released_files():
     assert_is(from_hf(LLAMA_1B), "llama3_1b")
     assert_is(from_hf(QWEN_7B), "qwen2_7b")
     assert_is(from_hf(QWEN3_32B), "qwen3_32b")
+
+
+@pytest.mark.parametrize(("config", "unset"), [(GEMMA2, 0), (GEMMA3, 0), (LLAMA, None)])
+def test_the_padding_id_has_the_default_of_transformers(config, unset):
+    config = {key: value for key, value in config.items() if key != "pad_token_id"}
+    assert read_padding_id(config) == unset
+    assert read_padding_id(config | {"pad_token_id": 3}) == 3
+    assert read_padding_id(config | {"pad_token_id": None}) is None
+    with pytest.raises(ValueError, match="pad_token_id"):
+        read_padding_id(config | {"pad_token_id": "3"})
 
 
 def test_an_empty_gemma2_config_is_the_2b():

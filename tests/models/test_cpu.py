@@ -1,13 +1,15 @@
 """Tests the products that XLA's CPU backend gets in another form."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from grm_jax.models import cpu
+from grm_jax.models import Transformer, cpu, get_config
 from grm_jax.models.transformer import TO_HEADS
 
 
@@ -40,3 +42,13 @@ def test_gradients_of_a_bfloat16_product_on_a_cpu_are_those_of_the_plain_product
         assert a.dtype == jnp.bfloat16
         a, b = (np.asarray(g, np.float32) for g in (a, b))
         np.testing.assert_allclose(a, b, rtol=0.02, atol=0.5)
+
+
+def test_every_product_of_a_compiled_bfloat16_model_with_one_token_has_two_float32_rows():
+    cfg = get_config("tiny_qwen2", dtype="bfloat16", param_dtype="bfloat16")
+    graphdef, state = nnx.split(Transformer(cfg, nnx.Rngs(0)))
+    run = jax.jit(lambda state, tokens: nnx.merge(graphdef, state)(tokens))
+    text = run.lower(state, jnp.zeros((1, 1), jnp.int32)).compile().as_text()
+    products = re.findall(r"= (\w+\[\d+,\d+\])\S* dot\(", text)  # those of attention have 3 axes
+    widths = [32] * 4 + [64] * 3 + [cfg.vocab_size]  # k, v, o, down; q, gate, up; logits
+    assert sorted(products) == sorted(f"f32[2,{width}]" for width in widths), products

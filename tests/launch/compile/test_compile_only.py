@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from grm_jax.models import get_config
+from grm_jax.sampling import Request
 from grm_jax.sharding import make_mesh
 from launch import config as configs, tpu
 from launch.compile import compile_only, programs, results, slices
@@ -65,6 +66,18 @@ def test_rollouts_compile_with_a_resident_training_state():
         0.5 < decode.flops / decode.model_flops < 3
         and 0.5 < prefill.flops / prefill.model_flops < 3
     )
+
+
+def test_other_arrays_on_a_chip_leave_a_smaller_batch():
+    config = configs.load(TINY, {})
+    config.model, config.model_overrides = "qwen3_8b", {}
+    config.mesh = dict(data=1, fsdp=1, tensor=4)
+    mesh = programs.make_slice_mesh(config, "v5litepod-4")
+    cfg, requests = get_config(config.model), [Request([0] * 2048, 8, 1024)] * 64
+    hbm = slices.get_slice("v5litepod-4").generation.hbm_bytes
+    for resident, rows in ((0, 128), (4 << 30, 64)):
+        decode = programs.sampler_tasks(cfg, mesh, requests, hbm, resident=resident)[1]
+        assert (decode.tokens, decode.resident) == (rows, resident)
 
 
 def test_slices_exchange_only_gradients_and_scalars(experiment, tmp_path):

@@ -1,4 +1,4 @@
-"""The table of Gemma 2 on slices: rows in progress, resuming, one version per file."""
+"""The table of models on slices: judges, rows in progress, resuming, one version per file."""
 
 import dataclasses
 import json
@@ -60,3 +60,16 @@ def test_a_row_that_fails_is_reported_and_the_others_are_compiled(table):
     status, lines, compiled = table(fails={"v4-8": RuntimeError("the compiler crashed")})
     assert status == 1 and compiled == [("forward", "v5p-8"), ("sft_update", "v5p-8")]
     assert lines[1].startswith("3 of 4: gemma2_27b forward on v5p-8")
+
+
+@pytest.mark.parametrize(
+    ("model", "slice_name", "program", "tokens"),
+    [
+        ("qwen3_8b", "v5litepod-4", "judge_prefill", 4 * 2048),
+        ("qwen3_8b", "v5litepod-4", "judge_decode", 128),
+        ("llama3_70b", "v4-8", "judge_decode", 256),  # not one critique fits: the whole batch
+    ],
+)
+def test_programs_of_a_judge_have_the_batch_that_fits(model, slice_name, program, tokens):
+    config = compile_table.config_for(model, slice_name)
+    assert compile_table.judge_task(config, slice_name, program).tokens == tokens
