@@ -17,15 +17,7 @@ from typing import Any
 
 from grm_jax.endpoint import Call, Failure, Server, post, post_async
 from grm_jax.endpoint.replies import BadReply, parse_object
-from grm_jax.judging.groups import (
-    FAILED,
-    Group,
-    GroupRewards,
-    ResponseReward,
-    group_to_json,
-    groups_of,
-    rewards_of,
-)
+from grm_jax.judging.groups import FAILED, Group, GroupRewards, group_to_json, groups_of, rewards_of
 from grm_jax.judging.rewards import RewardOptions
 
 Scorer = Callable[[Sequence[Group]], list[GroupRewards]]
@@ -134,11 +126,6 @@ def parse_rewards(reply: Any, group: Group) -> GroupRewards:
         if reward.reward is not None and not math.isfinite(reward.reward):
             raise BadReply("no rewards", f"a reward of {reward.reward}")
     return rewards
-
-
-def failed(reply: Failure) -> ResponseReward:
-    """Returns the reward of a response without a reply."""
-    return ResponseReward(None, FAILED, reply.reason)
 
 
 def _rewards(group: Group, reply: GroupRewards | Failure) -> GroupRewards:

@@ -128,8 +128,8 @@ class Cohorts:
             cohort.task = asyncio.create_task(self._run(key, cohort))
         else:
             _check(cohort, group, size, index)
-        place = len(cohort.digests) if index is None else index
-        if index is None:  # a withdrawn call may have left a gap
+        place = index
+        if place is None:  # the first free one: a withdrawn call may have left a gap
             place = next(i for i in range(size) if i not in cohort.digests)
         cohort.add(place, group.responses[0])
         if index is None and cohort.full.is_set():

@@ -1,10 +1,12 @@
 """An OpenAI-compatible server that misbehaves: no fault is a text, a traceback or a hang."""
 
+import asyncio
 import logging
 import random
 import re
 import threading
 import time
+from types import SimpleNamespace
 
 import fuzz
 import pytest
@@ -12,6 +14,7 @@ import raw_server
 from raw_server import ACCEPTED, GOOD, LIMIT, REFUSED, WAITING, encoded, http, reply, serving
 
 from grm_jax import endpoint
+from grm_jax.endpoint.tries import FailedTry, request
 
 KEY = "sk-secret-key"
 
@@ -31,11 +34,11 @@ def number_of(request):
     return int(request["messages"][0]["content"])
 
 
-def ask(url, **options):
+def ask(url, on_failed_try=lambda *_: None, **options):
     """The result of one request; an EndpointError is a Failure too."""
     server = endpoint.Server(url, "m", **{"timeout": 60, "retries": 0, "pause": 0.0, **options})
     try:
-        ((index, result),) = endpoint.complete(server, [body(0)])
+        ((index, result),) = endpoint.complete(server, [body(0)], on_failed_try)
     except endpoint.EndpointError as error:
         return endpoint.Failure("refused", str(error), True)
     assert index == 0
@@ -64,12 +67,16 @@ def test_a_reply_with_a_text_is_a_completion(name):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_reply_without_a_text_is_a_failure_with_a_reason(name):
+    tries = []
     with serving(lambda request: REFUSED[name]) as server:
-        result = ask(server.url, timeout=LIMIT if name in WAITING else 60)
+        limit = LIMIT if name in WAITING else 60
+        result = ask(server.url, lambda *failed: tries.append(failed), timeout=limit)
         assert check_result(result) is None
         assert (result.kind == "timeout") == (name in WAITING), result
-        assert len(server.requests) <= 1
-        for head, _ in server.requests:  # none if this machine stalls for LIMIT
+        assert [repeated for *_, repeated in tries] == [False]
+        # None if this machine stalls for LIMIT.
+        assert len(server.requests) == 1 or (name in WAITING and not server.requests)
+        for head, _ in server.requests:
             assert b"authorization: bearer sk-secret-key" in head.lower()
 
 
@@ -176,6 +183,38 @@ def test_a_request_ends_at_its_total_deadline():
         ((_, result),) = endpoint.complete(options, [body(0)])
         assert time.monotonic() - start > 0.5  # it is repeated until then
         assert result.kind == "timeout" and len(server.requests) < 10  # of 100 retries
+
+
+@pytest.mark.parametrize(
+    "settings, limits",
+    [({"retries": 100, "total_timeout": 7}, [2, 2, 2, 1]), ({"retries": 2}, [2, 2, 2])],
+)
+def test_the_tries_of_a_server_that_never_answers(settings, limits, monkeypatch):
+    """On a clock that only the tries move."""
+    clock, tries, repeats = [100.0], [], []
+
+    async def fetch(client, method, url, content, seconds, parse):
+        tries.append(seconds)
+        clock[0] += seconds
+        raise FailedTry("timeout", "no answer")
+
+    monkeypatch.setattr("grm_jax.endpoint.tries.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("grm_jax.endpoint.tries.fetch", fetch)
+    server = endpoint.Server("http://host/v1", "m", timeout=2, pause=0, **settings)
+    end = clock[0] + server.seconds
+    result = asyncio.run(
+        request(None, server, b"{}", lambda *failed: repeats.append(failed[2]), end)
+    )
+    assert tries == limits and result.kind == "timeout"
+    assert repeats == [True] * (len(limits) - 1) + [False]
+
+
+def test_a_server_that_never_answers_gets_every_retry():
+    repeats = []
+    with serving(lambda request: [100.0]) as server:
+        result = ask(server.url, lambda *failed: repeats.append(failed[2]), timeout=0.2, retries=2,
+                     total_timeout=600)  # fmt: skip
+        assert result.kind == "timeout" and repeats == [True, True, False]
 
 
 def test_retry_after_is_obeyed():

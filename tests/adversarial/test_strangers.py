@@ -109,10 +109,11 @@ def wait_until_listening(port):
     raise AssertionError("process 0 does not listen")
 
 
-def join_beside(strangers):
+def join_beside(strangers, are_first=False):
     """Two processes join while strangers call; raises AssertionError unless they do.
 
     The strangers keep their connections, and a process that waits for one fails after 120 s.
+    are_first: the second process joins after all strangers have called.
     """
     port, outcomes, kept = free_port(), {}, []
     first = in_thread(outcomes, port, 0)
@@ -120,6 +121,7 @@ def join_beside(strangers):
         wait_until_listening(port)
         callers = [threading.Thread(target=call_on, args=(port, s, kept)) for s in strangers]
         [caller.start() for caller in callers]
+        [caller.join() for caller in callers if are_first]
         second = in_thread(outcomes, port, 1)
         [thread.join() for thread in (first, second, *callers)]
         assert all(isinstance(o, rendezvous.Peers) for o in outcomes.values()), outcomes
@@ -133,6 +135,11 @@ def join_beside(strangers):
 @pytest.mark.parametrize("name", STRANGERS)
 def test_a_stranger_takes_no_place(name):
     join_beside([STRANGERS[name]])
+
+
+def test_many_strangers_do_not_delay_a_process():
+    """108 strangers, within the backlog of 128: 1.2 s for each of them passes the deadline."""
+    join_beside([*STRANGERS.values()] * 4, are_first=True)
 
 
 def test_lines_of_strangers(record_property, cases):
