@@ -43,16 +43,12 @@ def verdict_text(verdict: Verdict, width: int) -> str:
 def headline(verdict: Verdict) -> str:
     """Returns the result of a verdict in one line: "Response 2 is best (sum of 8 critiques)"."""
     k, scores = len(verdict.critiques), verdict.scores
-    voters = k - verdict.unparsed - verdict.failed if verdict.kept is None else len(verdict.kept)
     if verdict.is_scalar:
         basis = "(scalar reward model)"
         if len(scores) == 1:
             return f"Reward {reward(scores[0])} {basis}."
-        return (
-            f"Response {verdict.best + 1} is best {basis}."
-            if verdict.best is not None
-            else (f"Tie {basis}.")
-        )
+        return _winner(verdict, basis)
+    voters = k - verdict.unparsed - verdict.failed if verdict.kept is None else len(verdict.kept)
     if not voters:
         return f"No verdict: 0 of {k} critiques have scores."
     rule = next((name for name, votes in verdict.votes.items() if votes == scores), "vote")
@@ -65,9 +61,11 @@ def headline(verdict: Verdict) -> str:
     basis = f"({'; '.join(notes)})"
     if len(scores) == 1:
         return f"Score {number(scores[0])} {basis}."
-    if verdict.best is None:
-        return f"Tie {basis}."
-    return f"Response {verdict.best + 1} is best {basis}."
+    return _winner(verdict, basis)
+
+
+def _winner(verdict: Verdict, basis: str) -> str:
+    return f"{'Tie' if verdict.best is None else f'Response {verdict.best + 1} is best'} {basis}."
 
 
 def _score(verdict: Verdict, value: float) -> str:

@@ -25,7 +25,7 @@ class Group:
     Attributes:
       prompt: the user's text, or a conversation as a list of {"role", "content"}.
       responses: one or more texts; an empty text is a response.
-      reference: a known good answer, shown to the judge.
+      reference: a known good answer, shown to the judge; a scalar reward model ignores it.
       principles: text of the principles to judge by; None if the judge writes them.
       id: copied into the result.
 

@@ -66,7 +66,7 @@ def templates_of(judge: Judge) -> str:
 
     "" for a scalar reward model, which has none.
     """
-    return "" if isinstance(judge, ScalarJudge) else _named(_label(judge), judge)
+    return "" if judge.is_scalar else _named(_label(judge), judge)
 
 
 def _label(judge: Judge) -> str:
@@ -91,7 +91,7 @@ def row_fields(
     """
     fields = {name: value for name, value in identity.items() if name not in HEADER_ONLY}
     fields |= {"input": identity["input"][:12], "template": None}
-    if comparison is not None and not isinstance(judge, ScalarJudge):
+    if comparison is not None and not judge.is_scalar:
         template = judge.template_for(comparison, options)
         fields["template"] = f"{template.name}@{template.fingerprint}"
     return fields

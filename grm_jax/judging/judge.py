@@ -389,8 +389,10 @@ class Judge:
             result = results[request] = principles_of(completion, self.tokenizer)
             if isinstance(result, str):
                 self.principles_cache.put(request, result)
-        of = {i: results[request] for request, members in owners.items() for i in members}
-        return [of.get(i, text) for i, text in enumerate(texts)]
+        for request, members in owners.items():
+            for i in members:
+                texts[i] = results[request]
+        return texts
 
 
 def _names(options: type) -> list[str]:

@@ -39,10 +39,9 @@ MAX_RESPONSES = 32  # in one prompt, as `text.rendering.MAX_RESPONSES`
 
 # ---------------------------------------------------------------- options
 
-_LENGTH = Number(float, 0, 1e6)
 _NUMBERS = {
     "block_size": Number(int, 1, MAX_RESPONSES),
-    "length_penalty": _LENGTH,
+    "length_penalty": Number(float, 0, 1e6),
     "length_free": Number(int, 0, MAX_INT),
 }
 _OF_JUDGE = ("k", "temperature", "seed", "max_new_tokens", "top_p", "top_k", "k_meta", "principles")
@@ -61,7 +60,7 @@ class RewardOptions:
         alone writes them, for all groups of that prompt). A group's own text replaces both.
       reward: a name of `REWARDS`.
       block_size: most responses in one prompt, 1 to 32. 1 judges every response alone.
-      length_penalty: points that are subtracted per 1,000 characters beyond `length_free`.
+      length_penalty: points subtracted per 1,000 characters beyond `length_free`.
       length_free: characters of a response without penalty.
       critiques: return the critiques.
 

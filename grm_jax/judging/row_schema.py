@@ -65,7 +65,7 @@ def _verdict_problem(row: dict[str, Any], n: int, critiques: list[Any]) -> str:
         return f"label = {label!r:.60}, which does not fit {n} responses"
     is_scalar = row.get("kind") == SCALAR
     if is_scalar and (critiques or by_rule or row.get("kept") is not None):
-        return "critiques or votes, which a scalar reward model has not"
+        return "critiques or votes, which a scalar reward model does not have"
     statuses = [critique["status"] for critique in critiques]
     unparsed = sum(status not in ("ok", FAILED) for status in statuses)
     if row["unparsed"] != unparsed:

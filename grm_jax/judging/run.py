@@ -28,7 +28,6 @@ from grm_jax.judging.identity import (
 )
 from grm_jax.judging.judge import Judge, Unjudged
 from grm_jax.judging.options import POSITIVE, Options
-from grm_jax.judging.scalar import ScalarJudge
 from grm_jax.run_store import IdentityMismatch, RunStore
 from grm_jax.sampling.programs import PROGRAMS
 from grm_jax.storage import check_outputs, write_atomic
@@ -299,7 +298,7 @@ def _write_cost(path: Path | None, cost: dict[str, float]) -> None:
 
 def num_programs(judge: Judge, options: Options) -> int:
     """Returns how many programs the first comparison needs."""
-    if isinstance(judge, ScalarJudge):
+    if judge.is_scalar:
         return 1
     return PROGRAMS + (judge.meta_rm is not None) + options.expected
 

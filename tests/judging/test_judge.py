@@ -357,12 +357,15 @@ def test_stream_takes_the_keywords_of_a_call():
 
 
 def test_stream_takes_options_of_each_comparison():
-    prompts = []
+    prompts, requests = [], []
     judge = fake_judge(by_length, prompts=prompts)
+    sample = judge.sampler
+    judge.sampler = lambda batch: (requests.extend(batch), sample(batch))[1]
     given = "1. Rhyme (100%): it rhymes"
     each = [Options(k=2), Options(k=3, seed=4, given_principles=given), Options(k=2)]
     results = dict(judge.stream(PAIRS[:3], each, chunk=2))
     assert sum(given in prompt for prompt in prompts) == 2  # orders of the second pair
+    assert [request.seed for request in requests] == [0, 0, 4, 4, 0, 0]
     assert [len(results[i].critiques) for i in range(3)] == [2, 3, 2]
     for i, options in enumerate(each):
         assert dict(judge.stream(PAIRS[i : i + 1], options)) == {0: results[i]}

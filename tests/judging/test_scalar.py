@@ -1,5 +1,6 @@
 """Scalar reward models as judges: rewards as in transformers, options, rows, meshes."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -78,6 +79,7 @@ def test_a_verdict_has_rewards_and_no_critiques(judges):
     assert single.best == 0 and len(single.scores) == 1
     assert first.prompt_tokens == sum(map(len, judge.encode(GIVEN[0])))
     assert "is best (scalar reward model)" in first.explain()
+    assert all(f"{score:.4g}" in first.explain() for score in first.scores)
     (tie,) = judge([Comparison("q", ("same", "same"))])
     assert tie.tie and tie.best is None and tie.explain().startswith("Tie (scalar")
     ranking = judge.rank("What is 2 + 2?", COMPARISONS[0]["responses"])
@@ -100,6 +102,9 @@ def test_a_system_text_is_put_into_the_user_turn_where_its_role_is_rejected(judg
     assert judges["llama3"].encode(given) != judges["llama3"].encode(merged)
     twice = Comparison([*SYSTEM, SYSTEM[0], SYSTEM[1]], ("hi",))
     assert judges["llama3"].encode(twice)
+    two = Comparison([{"role": "system", "content": "Be kind."}, *SYSTEM], ("hi",))
+    merged = Comparison("Be kind.\n\nBe brief.\n\nSay hi.", ("hi",))
+    assert judges["gemma2"].encode(two) == judges["gemma2"].encode(merged)
     alone = Comparison(SYSTEM[:1], ("hi",))
     ((_, result),) = judges["gemma2"].stream([alone])
     assert "rejects the roles system, assistant" in result.reason
@@ -113,6 +118,11 @@ def test_a_text_beyond_the_context_fails_with_its_length(judges):
     assert f"response 2 with its conversation has {length} tokens; the model's context is 512" in (
         results[1].reason
     )
+    for spare, is_scored in ((0, True), (-1, False)):  # the context is the longest length
+        exact = Comparison("q", ("x" * (600 - (length - 512) - spare),))
+        assert [len(ids) for ids in judges["qwen3"].encode(exact)] == [512 - spare]
+        ((_, result),) = judges["qwen3"].stream([exact])
+        assert isinstance(result, Unjudged) != is_scored
     with pytest.raises(ValueError, match=r"comparison 0 \(long\): response 2 with"):
         judges["qwen3"]([long])
 
@@ -209,6 +219,11 @@ def test_score_gives_the_rewards_of_groups(judges):
     (ranked,) = score([Group("Name a prime.", responses)], judge, reward="rank")
     seven, eight = verdict.scores[:2]
     assert ranked.values == ([0.75, 0.0, 0.75] if seven > eight else [0.25, 1.0, 0.25])
+    assert score([Group("Name a prime.", responses)], judge, reward="win_rate") == [ranked]
+    known = Group("Name a prime.", responses, reference="7")  # is ignored
+    assert score([known], judge) == [result]
+    with pytest.raises(ValueError, match="principles = 'x' has no effect"):
+        score([Group("q", responses, principles="x")], judge)
     with pytest.raises(ValueError, match="expected = True has no effect|vote = 'expected' has no"):
         score([Group("q", responses)], judge, reward="expected")
     (failed,) = score([Group("q", ("x" * 600,))], judge)
@@ -252,9 +267,13 @@ def test_a_stopped_run_resumes_to_the_same_rows(judges, tmp_path, monkeypatch):
         run("stopped.jsonl")
     assert run("stopped.jsonl").resumed > 0
     assert (tmp_path / "stopped.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-    with pytest.raises(IdentityMismatch, match="was judged with model = 'qwen3@"):
-        output, config = tmp_path / "whole.jsonl", RunConfig(existing="resume", progress=False)
-        judge_file(judges["gemma2"], source, output, Options(), config)
+    output, config = tmp_path / "whole.jsonl", RunConfig(existing="resume", progress=False)
+    for other, field in (
+        (judges["gemma2"], "model = 'qwen3@"),
+        (dataclasses.replace(judge, settings={**judge.settings, "dtype": "other"}), "dtype = "),
+    ):
+        with pytest.raises(IdentityMismatch, match=f"was judged with {field}"):
+            judge_file(other, source, output, Options(), config)
 
 
 def test_rows_say_that_they_are_scalar_and_are_checked(judges, tmp_path):
