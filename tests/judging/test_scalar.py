@@ -133,6 +133,19 @@ def test_a_reward_that_is_not_finite_is_an_error(judges, monkeypatch):
     assert "the reward of response 1 is nan" in result.reason
 
 
+def test_prompt_slots_bound_the_texts_of_a_batch(judges, folders, monkeypatch):
+    judge, sizes = Judge.load(folders["qwen3"], dtype="float32", prompt_slots=2), []
+    score_batch = judge.head._score_batch
+    monkeypatch.setattr(
+        judge.head,
+        "_score_batch",
+        lambda ids, starts, batch: (sizes.append(batch), score_batch(ids, starts, batch))[1],
+    )
+    ours, whole = rewards_of(judge(GIVEN)), rewards_of(judges["qwen3"](GIVEN))
+    assert set(sizes) == {2}
+    assert np.abs(ours - whole).max() <= TOLERANCE * np.abs(whole).max()
+
+
 @pytest.mark.parametrize("name", ["gemma2", "llama3"])
 def test_a_mesh_gives_the_same_rewards(judges, folders, name):
     sharded = Judge.load(folders[name], mesh=make_mesh(1, 4, 2), dtype="float32")
