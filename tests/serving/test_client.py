@@ -62,6 +62,23 @@ def test_many_groups_keep_their_order_also_without_blocking():
     assert client(server)([]) == []
 
 
+@pytest.mark.parametrize("how", ["plain", "async"])
+def test_results_are_in_the_order_of_the_groups_whatever_ends_first(how):
+    other = threading.Event()
+
+    def script(body):
+        if body["groups"][0]["id"] == "g1":
+            other.wait(60)
+        else:
+            other.set()
+        return [http(encoded(served(body)))]
+
+    scorer = client(RawServer(script), timeout=60.0)
+    groups = [Group("q", ["a" * i], id=f"g{i}") for i in (1, 2)]
+    results = scorer(groups) if how == "plain" else asyncio.run(scorer.score_async(groups))
+    assert [result.values for result in results] == [[1.0], [2.0]]
+
+
 def test_a_call_within_a_running_event_loop():
     """As in a notebook, or in a trainer that calls plain functions from a coroutine."""
     server = RawServer(lambda body: [http(encoded(served(body)))])
@@ -121,6 +138,17 @@ def test_a_server_that_never_answers_ends_by_the_deadline(how):
     release.set()
     assert [r.rewards[0].status for r in results] == [FAILED] * 5
     assert "within" in results[0].rewards[0].reason
+
+
+@pytest.mark.parametrize("how", ["plain", "async"])
+def test_all_groups_of_a_call_share_its_deadline(how):
+    release = threading.Event()
+    server = RawServer(lambda body: [release.wait(60) or b""])
+    slow = client(server, timeout=60.0, deadline=0.5, parallel=1)
+    results = slow([GROUP] * 3) if how == "plain" else asyncio.run(slow.score_async([GROUP] * 3))
+    release.set()
+    reasons = [result.rewards[0].reason for result in results]
+    assert all("no time for a request within 0.5 s" in reason for reason in reasons[1:]), reasons
 
 
 def test_a_failed_try_is_repeated_with_the_same_body():

@@ -53,6 +53,13 @@ def test_a_repeated_seed_gives_the_same_text_and_no_seed_a_new_one(client):
     assert len(drawn | texts) > 2
 
 
+def test_the_fingerprint_of_a_reply_has_the_seed_that_was_drawn(client):
+    reply = create(client, seed=None)
+    seed = int(reply.system_fingerprint.removeprefix("seed-"))
+    repeated = create(client, seed=seed)
+    assert repeated.choices[0].message.content == reply.choices[0].message.content
+
+
 def test_a_streamed_completion_has_the_text_of_a_plain_one(client):
     plain = create(client, n=2, logprobs=True)
     options = {"stream": True, "stream_options": {"include_usage": True}}

@@ -151,6 +151,17 @@ def test_queries_of_one_prompt_are_rewarded_as_a_group(server):
     assert reply.json() == {"rewards": expected, "scores": expected, "extra_logs": {}}
 
 
+def test_rewards_stand_at_their_queries_where_prompts_alternate(server):
+    prompts = [
+        f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+        for text in ("name a moon", "name a cat")
+    ]
+    query = [prompt + text for text in GROUP["responses"] for prompt in prompts]
+    reply = server.post("/get_reward", {"query": query, "prompts": prompts * 2})
+    moon, cat = scored(server, GROUP), scored(server, dict(GROUP, prompt="name a cat"))
+    assert reply.json()["rewards"] == [moon[0], cat[0], moon[1], cat[1]]
+
+
 def test_callers_without_options_get_those_of_the_server(server, monkeypatch):
     monkeypatch.setattr(server.service, "options", reward_options('{"k": 1, "seed": 3}'))
     prompt = "<|im_start|>user\nname a moon<|im_end|>\n<|im_start|>assistant\n"
