@@ -341,9 +341,13 @@ _STREAMS = ("/dev/std", "/dev/fd/", "/proc/")
 
 
 def remove_if_empty(folder: epath.Path) -> None:
-    """Removes a folder that has no files."""
-    with contextlib.suppress(OSError, ValueError):  # epath raises ValueError for a full folder
-        folder.rmdir()
+    """Removes a local folder that has no files; an object store has no empty folders.
+
+    By `os.rmdir`: epath lists the folder and then removes it with what others have written since.
+    """
+    if not is_remote(folder):
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
 
 
 @contextlib.contextmanager

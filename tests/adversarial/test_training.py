@@ -100,8 +100,8 @@ def test_a_full_disk_is_one_line_and_the_older_checkpoint_survives(tmp_path):
     status, output, errors = finish(start(tmp_path, size=size, fsize=30_000))
     (line,) = [line for line in output.splitlines() if not line.startswith("toy")]
     assert status == 1
-    # A thread of the storage library that is still running may print its own traceback.
-    assert "Traceback" not in errors or "call_soon_threadsafe" in errors
+    # Threads of the storage library that are still running may print tracebacks of their own.
+    assert not re.search(r'File "[^"]*/grm_jax/(?!\.venv)', errors)
     assert line.startswith(f"SaveError: {tmp_path}/checkpoints: a checkpoint could not be written")
     # The reason is of the storage thread that failed first: "File too large", mostly.
     assert re.search(r"written \(\S.*\); the newest checkpoint is 2\. Free space", line)

@@ -17,7 +17,7 @@ class FakeJudge:
     """Prefers the first response; raises after `stops_at` chunks; fails the ids in `failing`."""
 
     family, single, meta_rm, name, expected = "grm", None, None, "toy@1", None
-    tokenizer = None
+    tokenizer, is_scalar = None, False
     settings: dict
 
     def __init__(self, stops_at=None, failing=()):
