@@ -8,7 +8,9 @@ resumes. All rows are of one version of JAX and libtpu.
 
 Programs with one sequence of 4,096 tokens per chip: `forward` (token log-probs under bfloat16
 weights) and `sft_update` (AdamW, float32 master weights, bfloat16 compute, full rematerialisation,
-donated state). Programs of a judge with bfloat16 weights split over up to 8 chips: `judge_prefill`
+donated state). `grpo_update` of the 8B judges is that of experiments/spct_9b.py: 128 prompts of
+3,072 tokens x 4 completions of 1,024, one prompt at a time per shard, with the reference's bfloat16
+weights resident. Programs of a judge with bfloat16 weights split over up to 8 chips: `judge_prefill`
 (prompts of 2,048 tokens) and `judge_decode` (one step of the sampler's batch for 64 prompts x 8
 critiques of up to 1,024 tokens: 256 critiques, or as many as fit; 256 where not even one does).
 """
@@ -48,6 +50,7 @@ JUDGES = {
     "llama3_70b": ("v4-8", "v4-16", "v5p-8"),
 }
 JUDGE_PROGRAMS = ("forward", "judge_prefill", "judge_decode")
+TRAINED = ("qwen3_8b", "llama3_8b")  # with GRPO, on the slices of MODELS
 JUDGE_PROMPTS, JUDGE_K, PROMPT_LENGTH, NEW_TOKENS = 64, 8, 2048, 1024
 LENGTH = 4096
 OUT = common.RESULTS / "compile_table"
@@ -71,13 +74,14 @@ def cases() -> list[tuple[str, str, str]]:
     rows = list(itertools.product(MODELS, SLICES, PROGRAMS))
     for model, slices in JUDGES.items():
         rows += itertools.product([model], slices, JUDGE_PROGRAMS)
-    return rows
+    return rows + [(model, name, "grpo_update") for name in SLICES for model in TRAINED]
 
 
 def config_for(model: str, slice_name: str) -> Any:
-    """An experiment that consists of supervised fine-tuning."""
+    """An experiment that consists of supervised fine-tuning and reinforcement learning."""
     from ml_collections import ConfigDict
 
+    from experiments import spct_9b
     from launch.compile.slices import get_slice
 
     chips = get_slice(slice_name).chips
@@ -97,13 +101,14 @@ def config_for(model: str, slice_name: str) -> Any:
     return ConfigDict(
         {
             "name": f"{model}_{slice_name}",
-            "stages": ("rft",),
+            "stages": ("rft", "rl"),
             "model": model,
             "model_overrides": {"remat": "full", "query_chunk": 1024},
             "mesh": mesh_for(model, chips),
             "seq_len": LENGTH,
             "batch_size": chips,
             "rft": rft,
+            "rl": spct_9b.get_config().rl,
         }
     )
 
@@ -196,7 +201,7 @@ def main() -> int:
 
 def _ordered(rows: dict[tuple[str, str], Any]) -> list:
     """Returns the rows by model, then program, then slice."""
-    models, programs = [*MODELS, *JUDGES], [*PROGRAMS, *JUDGE_PROGRAMS]
+    models, programs = [*MODELS, *JUDGES], [*PROGRAMS, *JUDGE_PROGRAMS, "grpo_update"]
     table = sorted(cases(), key=lambda case: (models.index(case[0]), programs.index(case[2])))
     order = {(f"{model} {program}", s): n for n, (model, s, program) in enumerate(table)}
     return [rows[key] for key in sorted(rows, key=lambda key: order.get(key, len(order)))]
