@@ -12,8 +12,10 @@ import platform
 import shlex
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +59,52 @@ def run_apart(
     Raises:
       RuntimeError: with the end of its error output, if it fails.
     """
-    environment = {"JAX_PLATFORMS": "cpu", **os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, (*path, ROOT)))
-    command = [*(shlex.split(python) or [sys.executable]), str(script), *map(str, arguments)]
+    command, environment = _command(script, arguments, python, path)
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{shlex.join(command[1:])} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def stream_apart(
+    script: str | Path, *arguments: object, python: str = "", timeout: float
+) -> Iterator[Any]:
+    """Runs a script as `run_apart` does; yields the JSON value of each line as it is printed.
+
+    Lines that are not JSON objects are skipped.
+
+    Raises:
+      TimeoutError: if it runs longer than `timeout` seconds; it is killed.
+      RuntimeError: with the end of its error output, if it fails.
+    """
+    command, environment = _command(script, arguments, python, ())
+    with tempfile.TemporaryFile("w+") as errors:
+        pipes = {"stdout": subprocess.PIPE, "stderr": errors, "text": True}
+        with subprocess.Popen(command, env=environment, **pipes) as process:
+            expired = threading.Event()
+            timer = threading.Timer(timeout, lambda: (expired.set(), process.kill()))
+            timer.start()
+            try:
+                yield from (json.loads(line) for line in process.stdout if line.startswith("{"))
+            finally:
+                timer.cancel()
+                if sys.exc_info()[0]:
+                    process.kill()
+        if expired.is_set():
+            raise TimeoutError(f"{shlex.join(command[1:])}: {timeout:.0f} s are over")
+        if process.returncode:
+            errors.seek(0)
+            raise RuntimeError(f"{shlex.join(command[1:])} failed:\n{errors.read()[-3000:]}")
+
+
+def _command(
+    script: str | Path, arguments: Sequence[object], python: str, path: Sequence[object]
+) -> tuple[list[str], dict[str, str]]:
+    """Returns the command line and environment of a process of its own."""
+    environment = {"JAX_PLATFORMS": "cpu", **os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, (*path, ROOT)))
+    command = [*(shlex.split(python) or [sys.executable]), str(script), *map(str, arguments)]
+    return command, environment
 
 
 def flags(options: Mapping[str, object]) -> list[str]:

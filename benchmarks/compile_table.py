@@ -10,9 +10,10 @@ Programs with one sequence of 4,096 tokens per chip: `forward` (token log-probs 
 weights) and `sft_update` (AdamW, float32 master weights, bfloat16 compute, full rematerialisation,
 donated state). `grpo_update` of the 8B judges is that of experiments/spct_9b.py: 128 prompts of
 3,072 tokens x 4 completions of 1,024, one prompt at a time per shard, with the reference's bfloat16
-weights resident. Programs of a judge with bfloat16 weights split over up to 8 chips: `judge_prefill`
-(prompts of 2,048 tokens) and `judge_decode` (one step of the sampler's batch for 64 prompts x 8
-critiques of up to 1,024 tokens: 256 critiques, or as many as fit; 256 where not even one does).
+weights resident. Programs of a judge with bfloat16 weights split over up to 8 chips:
+`judge_prefill` (prompts of 2,048 tokens) and `judge_decode` (one step of the sampler's batch for 64
+prompts x 8 critiques of up to 1,024 tokens: 256 critiques, or as many as fit; 256 where not even
+one does).
 """
 
 import dataclasses
