@@ -21,6 +21,7 @@ exceeds `--timeout` seconds, loading included, is reported with what it complete
 """
 
 import dataclasses
+import inspect
 import itertools
 import json
 import os
@@ -43,19 +44,20 @@ SETS = ("pandalm", "humanevalpack", "gsm8k")
 COMPARISONS, K, TEMPERATURE = 50, 8, 0.5
 Work = dict[str, Any]
 Counts = dict[str, float]  # totals since the start
+# title -> field and format of a cell
 COLUMNS = {
-    "system": "left",
-    "comparisons": "right",
-    "per minute": "right",
-    "x of `before`": "right",
-    "prefill tokens per comparison": "right",
-    "new tokens": "right",
-    "tokens/s": "right",
-    "prefill s": "right",
-    "decode s": "right",
-    "CPU s": "right",
-    "peak GiB": "right",
-    "": "left",
+    "system": ("name", "{}"),
+    "comparisons": ("comparisons", "{}"),
+    "per minute": ("per_minute", "{:.2f}"),
+    "x of `before`": ("speedup", "{:.2f}"),
+    "prefill tokens per comparison": ("prefill_share", "{:,.0f}"),
+    "new tokens": ("new_tokens", "{:,.0f}"),
+    "tokens/s": ("tokens_per_second", "{:.1f}"),
+    "prefill s": ("prefill_seconds", "{:,.0f}"),
+    "decode s": ("decode_seconds", "{:,.0f}"),
+    "CPU s": ("cpu_seconds", "{:,.0f}"),
+    "peak GiB": ("peak_gib", "{:.1f}"),
+    "remark": ("remark", "{}"),
 }
 
 
@@ -112,9 +114,12 @@ def ours(work: Work, share_heads: bool) -> Iterator[Counts]:
 
     model = load(work["folder"], dtype="bfloat16")
 
+    options = {"few_shapes": True, "share_heads": share_heads}
+    if "share_heads" not in inspect.signature(Engine).parameters and not share_heads:
+        del options["share_heads"]  # this engine never shares heads
+
     def sample(requests: Sequence[Any]) -> Iterable[Any]:
-        batch = plan.fit(model.cfg, requests)
-        engine = TimedEngine(model, *batch, few_shapes=True, share_heads=share_heads)
+        engine = TimedEngine(model, *plan.fit(model.cfg, requests), **options)
         engines.append(engine)
         yield from engine.run([dataclasses.replace(request, stop=()) for request in requests])
 
@@ -122,16 +127,19 @@ def ours(work: Work, share_heads: bool) -> Iterator[Counts]:
     for _ in judge_with(work, sample):
         stats = engines[0].stats
         seconds = time.perf_counter() - start - sum(compiled)
-        yield counts | {
-            "seconds": seconds,
-            "compile_seconds": sum(compiled),
-            "decode_seconds": seconds - counts["prefill_seconds"],
-            "prefill_tokens": stats.prefill_tokens,
-            "prompt_tokens": stats.prompt_tokens,
-            "new_tokens": stats.tokens,
-            "prompt_slots": engines[0].P,
-            "rows_per_prompt": engines[0].R,
-        }
+        tokens = {name: getattr(stats, name, None) for name in ("prefill_tokens", "prompt_tokens")}
+        yield (
+            counts
+            | {
+                "seconds": seconds,
+                "compile_seconds": sum(compiled),
+                "decode_seconds": seconds - counts["prefill_seconds"],
+                "new_tokens": stats.tokens,
+                "prompt_slots": engines[0].P,
+                "rows_per_prompt": engines[0].R,
+            }
+            | {name: count for name, count in tokens.items() if count is not None}
+        )
 
 
 def llama_cpp(work: Work) -> Iterator[Counts]:
@@ -238,8 +246,8 @@ def measure(system: str, path: str) -> None:
     work = json.loads(Path(path).read_text())
     for done, counts in enumerate(SYSTEMS[system](work), start=1):
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        machine = {
-            "cpu_seconds": usage.ru_utime + usage.ru_stime,  # of the process, loading and compiling included
+        machine = {  # of the process, loading and compiling included
+            "cpu_seconds": usage.ru_utime + usage.ru_stime,
             "peak_gib": usage.ru_maxrss / (1 << 20),
             "load_average_at_start": load,
         }
@@ -247,39 +255,34 @@ def measure(system: str, path: str) -> None:
         print(json.dumps({"comparisons": done, **totals}), flush=True)
 
 
+def figures(name: str, result: dict[str, Any], before: float | None) -> dict[str, Any]:
+    """Returns a system's last totals and what follows from them; before: its rate."""
+    values = {"name": name, "remark": "" if result["status"] == "done" else result["status"]}
+    if not result["rows"]:
+        return values | {"comparisons": f"0 of {result['of']}"}
+    last = result["rows"][-1]
+    rate = 60 * last["comparisons"] / last["seconds"]
+    values |= {"per_minute": rate, "tokens_per_second": last["new_tokens"] / last["seconds"]}
+    if before:
+        values["speedup"] = rate / before
+    if "prefill_tokens" in last:
+        values["prefill_share"] = last["prefill_tokens"] / last["comparisons"]
+    return last | values | {"comparisons": f"{last['comparisons']} of {result['of']}"}
+
+
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """Returns the Markdown table of the systems' last totals."""
-
-    def per_minute(name: str) -> float | None:
-        last = (results.get(name, {}).get("rows") or [None])[-1]
-        return last and 60 * last["comparisons"] / last["seconds"]
-
+    """Returns the Markdown table of the systems."""
+    before = figures("before", results.get("before", {"status": "", "of": 0, "rows": []}), None)
     rows = []
     for name, result in results.items():
-        rate, before = per_minute(name), per_minute("before")
-        if rate is None:
-            rows.append([name, "0", *["-"] * (len(COLUMNS) - 3), result["status"]])
-            continue
-        last = result["rows"][-1]
-        rows.append(
-            [
-                name,
-                f"{last['comparisons']} of {result['of']}",
-                f"{rate:.2f}",
-                f"{rate / before:.2f}" if before else "-",
-                f"{last['prefill_tokens'] / last['comparisons']:,.0f}",
-                f"{last['new_tokens']:,.0f}",
-                f"{last['new_tokens'] / last['seconds']:.1f}",
-                *(
-                    f"{last[k]:,.0f}" if k in last else "-"
-                    for k in ("prefill_seconds", "decode_seconds")
-                ),
-                f"{last['cpu_seconds']:,.0f}",
-                f"{last['peak_gib']:.1f}",
-                "" if result["status"] == "done" else result["status"],
-            ]
+        values = figures(name, result, before.get("per_minute"))
+        cells = (
+            format.format(values[field]) if field in values else "-"
+            for field, format in COLUMNS.values()
         )
-    return common.markdown_table(COLUMNS, rows)
+        rows.append(list(cells))
+    sides = {title: "left" if title in ("system", "remark") else "right" for title in COLUMNS}
+    return common.markdown_table(sides, rows)
 
 
 def write(out: Path, about: dict[str, Any], results: dict[str, dict[str, Any]]) -> None:
@@ -316,7 +319,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     about = earlier.get("about") or {"settings": settings, "machine": common.machine()}
     results: dict[str, dict[str, Any]] = earlier.get("systems", {})
     pythons = {"llama.cpp": args.llama, "transformers": args.transformers}
-    missing = [s for s in systems if results.get(s, {}).get("status", "running") == "running"]
+    ended = [name for name, r in results.items() if r["status"].startswith(("done", "timed out"))]
+    missing = [name for name in systems if name not in ended]
     for name in [name for name in missing if not pythons.get(name, sys.executable)]:
         print(f"{name}: skipped, no interpreter given")
         missing.remove(name)
