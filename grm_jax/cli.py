@@ -9,6 +9,7 @@ from grm_jax.registry import nearest
 COMMANDS = {
     "judge": ("grm_jax.judging.cli", "score the comparisons of a file with a judge"),
     "eval": ("grm_jax.evals.cli", "run reward-model benchmarks with their official metrics"),
+    "merge": ("grm_jax.evals.merge", "join the shards of grm judge or grm eval --shard I/N"),
     "serve": ("grm_jax.serving.cli", "serve a judge over HTTP: rewards for trainers, completions"),
     "convert": (
         "grm_jax.checkpoints.cli",

@@ -165,6 +165,15 @@ class RunStore(Mapping[Key, Record]):
             self._write_part(lines.values())
         self._index |= {key: verified(line) or b"" for key, line in lines.items()}
 
+    def begin(self) -> None:
+        """Writes the identity of a folder that has no part yet; a file begins with it anyway."""
+        if self.is_writer and self.is_folder and not self._parts():
+            self._write_part([])
+
+    def line(self, key: Key) -> bytes:
+        """Returns the JSON line of a record, as `finish` writes it."""
+        return self._text(key) + b"\n"
+
     def discard(self, key: Key) -> None:
         """Forgets a record, so that another one can be appended in its place."""
         self._index.pop(key, None)
@@ -185,7 +194,7 @@ class RunStore(Mapping[Key, Record]):
         if self.is_writer:
             remove_leftovers(output)
             with open_atomic(output) as file:
-                file.writelines(self._text(key) + b"\n" for key in keys)
+                file.writelines(self.line(key) for key in keys)
         self.remove()
 
     def remove(self) -> None:
@@ -309,6 +318,19 @@ class RunStore(Mapping[Key, Record]):
         self.path.mkdir(parents=True, exist_ok=True)
         target = self.path / f"{number:06d}.jsonl"
         write_atomic(target, b"".join(content))
+
+
+def read_identity(path: str | os.PathLike) -> Record | None:
+    """Returns the identity that a store begins with; None for a file or folder that has none."""
+    store = as_path(path)
+    if is_remote(store) or store.is_dir():
+        parts = sorted((p for p in store.glob("*.jsonl") if p.stem.isdecimal()), key=str)
+        if not parts:
+            return None
+        store = parts[0]
+    with store.open("rb") as file:
+        line = file.readline()
+    return _parsed(line) if line.endswith(b"\n") and b"\t" in line else None
 
 
 def check_identity(old: Mapping[str, Any], new: Mapping[str, Any], path: Any) -> None:

@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from grm_jax import strict_json
 from grm_jax.commands import Number, Parser, run_command
@@ -30,6 +30,7 @@ from grm_jax.types import Comparison
 if TYPE_CHECKING:  # JAX is imported only to judge with a model
     from grm_jax.judging.judge import Judge
     from grm_jax.judging.run import RunConfig
+    from grm_jax.judging.shards import Shard
 
 
 DRAWS = Number(int, 1, 1_000_000)
@@ -133,6 +134,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--no_greedy", action="store_true", help="skip the greedy run, the baseline of the gains"
     )
+    arguments.add_shard_argument(p)
     arguments.add_judging_arguments(p)
     return p
 
@@ -148,6 +150,10 @@ def evaluate(args: argparse.Namespace) -> int:
     arguments.options_from(args)  # checks them for a baseline and a scores file as well
     if args.part and not args.scores:
         raise ValueError("--part needs --scores: it measures the comparisons that the file has")
+    if shard := arguments.shard_from(args):
+        from grm_jax.evals import shards
+
+        return shards.judge(args, shard)
     tasks = load(args)
     if args.write_comparisons:
         folder = Path(args.write_comparisons)
@@ -165,20 +171,24 @@ def evaluate(args: argparse.Namespace) -> int:
     earlier_entries(out)  # a damaged file is an error before anything is judged
     judge, entries = judge_function(args, out), []
     for task in tasks:
-        made = judge(task)
-        entry = measure(
-            *(task.benchmark, made.judged, task.total, made.judge, args.draws),
-            greedy=made.greedy,
-            cost=dict(made.cost),
-        )
-        if args.against:
-            path = Path(args.against) / f"{task.benchmark.name}.jsonl"
-            theirs = run.load_judged(task.comparisons, path)
-            entry["against"] = {"run": Path(args.against).name}
-            entry["against"] |= compare(task.benchmark, made.judged, theirs, args.draws)
-        entries.append(entry)
+        entries.append(measured(task, judge(task), args))
     write_reports(entries, out)
     return 0
+
+
+def measured(task: Task, made: Judgement, args: argparse.Namespace) -> dict:
+    """Returns the entry of results.json of a judged benchmark."""
+    entry = measure(
+        *(task.benchmark, made.judged, task.total, made.judge, args.draws),
+        greedy=made.greedy,
+        cost=dict(made.cost),
+    )
+    if args.against:
+        path = Path(args.against) / f"{task.benchmark.name}.jsonl"
+        theirs = run.load_judged(task.comparisons, path)
+        entry["against"] = {"run": Path(args.against).name}
+        entry["against"] |= compare(task.benchmark, made.judged, theirs, args.draws)
+    return entry
 
 
 def check_files(args: argparse.Namespace, tasks: Sequence[Task], out: Path) -> None:
@@ -279,7 +289,7 @@ def judge_function(args: argparse.Namespace, out: Path) -> JudgeFunction:
         return lambda task: _judge_content_blind(args.judge, args.seed, task, out)
     if args.scores:
         return lambda task: _load_scores(args.scores, task, out)
-    return _model_function(args, out)
+    return model_function(args, out)
 
 
 def _judge_content_blind(name: str, seed: int, task: Task, out: Path) -> Judgement:
@@ -301,21 +311,21 @@ def _load_scores(scores: str, task: Task, out: Path) -> Judgement:
     )
 
 
-def _model_function(args: argparse.Namespace, out: Path) -> JudgeFunction:
-    """Loads the model of the command line."""
+def model_function(args: argparse.Namespace, out: Any, shard: Shard | None = None) -> JudgeFunction:
+    """Loads the model of the command line. shard: the part that it judges, without measuring it."""
     from grm_jax.judging.run import RunConfig
 
     arguments.fill_unset(args)
     options = arguments.options_from(args)
     existing = "overwrite" if args.overwrite else "resume"
-    config = RunConfig(existing, chunk=args.chunk, progress=not args.quiet)
+    config = RunConfig(existing, chunk=args.chunk, progress=not args.quiet, shard=shard)
     judge = arguments.judge_from(args)
     count = None if args.endpoint else num_parameters(args.model)
 
     def judge_task(task: Task) -> Judgement:
         made = judge_benchmark(judge, task, out, options, config, greedy=not args.no_greedy)
-        rows = read_judged_rows(out / f"{task.benchmark.name}.jsonl")
-        if failures := failure_text(rows):
+        rows = out / f"{task.benchmark.name}.jsonl"
+        if not shard and (failures := failure_text(read_judged_rows(rows))):
             print(f"grm eval: {task.benchmark.name}: {failures}", file=sys.stderr)
         more = arguments.price_of(args, made.cost) | ({"parameters": count} if count else {})
         return dataclasses.replace(made, cost={**made.cost, **more})
@@ -324,7 +334,7 @@ def _model_function(args: argparse.Namespace, out: Path) -> JudgeFunction:
 
 
 def judge_benchmark(
-    judge: Judge, task: Task, out: Path, options: Options, config: RunConfig, greedy: bool = True
+    judge: Judge, task: Task, out: Any, options: Options, config: RunConfig, greedy: bool = True
 ) -> Judgement:
     """Judges one benchmark into `out`: with the options, and greedily if these sample."""
     config = dataclasses.replace(config, private=task.benchmark.private)

@@ -62,16 +62,16 @@ def judge_with_model(
 
     config: `RunConfig(existing="resume")` by default.
     Returns the judged comparisons, and {"seconds", "tokens", "critiques"} of all sessions of this
-    file together.
+    file together. Of a shard no comparisons are returned.
     """
     from grm_jax.judging.run import RunConfig, judge_rows
 
-    config = dataclasses.replace(
-        config or RunConfig(existing="resume"), cost_path=Path(output).with_suffix(".cost.json")
-    )
+    config = config or RunConfig(existing="resume")
+    rows_path = config.shard.path(output) if config.shard else Path(output)
+    config = dataclasses.replace(config, cost_path=rows_path.with_suffix(".cost.json"))
     digest = fingerprint(comparisons)
     result = judge_rows(judge, _rows(comparisons), output, options, digest, config)
-    return load_judged(comparisons, output), result.cost
+    return [] if config.shard else load_judged(comparisons, output), result.cost
 
 
 def judge_into_store(

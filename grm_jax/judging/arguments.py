@@ -14,6 +14,7 @@ from grm_jax.judging import orders
 from grm_jax.judging.metadata import JudgeMetadata
 from grm_jax.judging.options import POSITIVE, Options
 from grm_jax.judging.scalar_options import SCALAR, check_unused, is_scalar
+from grm_jax.judging.shards import Shard
 from grm_jax.judging.votes import VOTES
 
 if TYPE_CHECKING:  # JAX is imported only when a model is loaded
@@ -126,6 +127,21 @@ def _add_endpoint_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("in", "out"):
         kind = "prompt" if name == "in" else "new"
         add(f"--price_{name}", type=PRICE, help=f"price of a million {kind} tokens")
+
+
+def add_shard_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds --shard; `shard_from` parses it."""
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="judge part I (from 1) of N on this machine, into the shard's own file; grm merge "
+        "joins all N into the output of a run without --shard",
+    )
+
+
+def shard_from(args: argparse.Namespace) -> Shard | None:
+    """Returns the part of the run that --shard names. Raises ValueError for a wrong one."""
+    return None if args.shard is None else Shard.parse(args.shard)
 
 
 def endpoint_settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -23,15 +23,17 @@ from grm_jax.judging import arguments
 from grm_jax.judging.codec import read_judged_rows
 from grm_jax.judging.options import Options
 from grm_jax.judging.summary import failure_text, summarise, unparsed_text
-from grm_jax.storage import check_outputs, check_replaceable, is_remote
+from grm_jax.storage import as_path, check_outputs, check_replaceable, is_remote
 from grm_jax.types import FAILED, Comparison
 
 if TYPE_CHECKING:  # JAX is imported only when a model is loaded
     from grm_jax.judging.judge import Judge
+    from grm_jax.judging.run import RunResult
+    from grm_jax.judging.shards import Shard
 
 STDOUT = "-"
 LIMIT = Number(int, 1, use="judge at least one row")
-_OF_FILES, _OF_ONE = ("format", "limit", "resume", "overwrite"), ("reference", "system")
+_OF_FILES, _OF_ONE = ("format", "limit", "resume", "overwrite", "shard"), ("reference", "system")
 _OTHER_FORMATS = (".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz")  # not for an output
 
 
@@ -77,6 +79,7 @@ def parser() -> Parser:
         "--overwrite", action="store_true", help="start over, replacing earlier output"
     )
     p.add_argument("--quiet", action="store_true", help="no progress bar")
+    arguments.add_shard_argument(p)
     one = p.add_argument_group("one comparison, instead of IN and OUT")
     one.add_argument("--query", metavar="TEXT", help="the user's text")
     one.add_argument(
@@ -104,7 +107,8 @@ def _run(p: argparse.ArgumentParser, argv: list[str] | None) -> int:
             p.error(f"--{name} needs {'IN and OUT' if one else '--query and --response'}")
     if one:
         return run_command("grm judge", lambda: judge_one(args))
-    hint = f"{args.output}.part holds the finished rows; --resume resumes the run"
+    rows = f"{args.output}.part" if args.shard is None else "the shard's file"
+    hint = f"{rows} holds the finished rows; --resume resumes the run"
     return run_command("grm judge", lambda: judge(args), "" if args.output == STDOUT else hint)
 
 
@@ -155,6 +159,8 @@ def _check_files(args: argparse.Namespace) -> None:
     """Raises ValueError or OSError for files that cannot be read or written."""
     from grm_jax.judging.run import part_path, refuse_existing
 
+    if arguments.shard_from(args) and STDOUT in (args.input, args.output):
+        raise ValueError("--shard needs files as IN and OUT: every shard reads the whole input")
     if args.output == STDOUT and args.resume:
         raise ValueError("--resume needs a file: rows on standard output are not stored")
     streams = (
@@ -179,7 +185,12 @@ def _check_files(args: argparse.Namespace) -> None:
     if args.output == STDOUT:
         return
     if is_remote(args.output):
-        raise ValueError(f"{args.output}: the output is a local file: copy it to a bucket later")
+        if args.shard is None:
+            raise ValueError(
+                f"{args.output}: the output is a local file: copy it to a bucket later"
+            )
+        as_path(args.output)
+        return
     output = Path(args.output)
     if output.suffix in _OTHER_FORMATS:
         jsonl = output.with_name(output.name.split(".")[0] + ".jsonl")
@@ -189,6 +200,8 @@ def _check_files(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"the folder {folder} of the output does not exist: create it")
     if output.is_dir() or not os.access(folder, os.W_OK):
         raise ValueError(f"{output} is not writable: name a file in a folder of yours")
+    if shard := arguments.shard_from(args):
+        output = Path(shard.path(output))
     check_replaceable(output)
     resumed = args.resume or args.overwrite
     if not resumed:
@@ -203,16 +216,17 @@ def _judge_file(args: argparse.Namespace, options: Options, output: str) -> int:
     from grm_jax.judging.run import RunConfig, judge_file
 
     existing = "resume" if args.resume else "overwrite" if args.overwrite else "refuse"
-    config = RunConfig(existing=existing, chunk=args.chunk, progress=not args.quiet)
+    shard = arguments.shard_from(args)
+    config = RunConfig(existing, chunk=args.chunk, progress=not args.quiet, shard=shard)
     judge = arguments.judge_from(args)
     result = judge_file(
         judge, *(args.input, output, options, config), format=args.format, limit=args.limit
     )
     name = "standard output" if args.output == STDOUT else args.output
-    errors = f", {result.errors} of them errors" if result.errors else ""
+    if shard:
+        return _print_shard(args, shard, result)
     resumed = f", {result.resumed} from an earlier run" if result.resumed else ""
-    rates = summarise(read_judged_rows(output))
-    print(f"{name}: {result.rows} rows{errors}{resumed}\n{rates_text(rates)}", file=sys.stderr)
+    rates = print_summary(name, output, result.rows, result.errors, resumed)
     if args.endpoint:
         print(requests_text(rates, judge, args), file=sys.stderr)
     if result.errors:
@@ -220,6 +234,32 @@ def _judge_file(args: argparse.Namespace, options: Options, output: str) -> int:
         print(failure_text(read_judged_rows(output)), file=sys.stderr)
     if args.output != STDOUT:
         print(f"next: grm report {shlex.quote(args.output)}", file=sys.stderr)
+    return 1 if result.errors else 0
+
+
+def print_summary(
+    name: str, output: str, rows: int, errors: int, more: str = ""
+) -> Mapping[str, Any]:
+    """Prints the counts and rates of an output; returns the rates of `summarise`.
+
+    name: of the output as it is shown.  more: follows the counts.
+    """
+    errors_text = f", {errors} of them errors" if errors else ""
+    rates = summarise(read_judged_rows(output))
+    print(f"{name}: {rows} rows{errors_text}{more}\n{rates_text(rates)}", file=sys.stderr)
+    return rates
+
+
+def _print_shard(args: argparse.Namespace, shard: Shard, result: RunResult) -> int:
+    """Prints the counts of a shard, and how to merge all; returns the exit status."""
+    errors = f", {result.errors} of them errors" if result.errors else ""
+    print(
+        f"{shard.path(args.output)}: {result.rows} rows of shard {shard}{errors}", file=sys.stderr
+    )
+    path = as_path(args.output)
+    pattern = path.with_name(f"{path.stem}-*-of-{shard.count:05d}{path.suffix}")
+    names = f"{shlex.quote(str(pattern))} --out {shlex.quote(args.output)}"
+    print(f"next, when all shards are judged: grm merge {names}", file=sys.stderr)
     return 1 if result.errors else 0
 
 

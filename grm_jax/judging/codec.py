@@ -114,6 +114,16 @@ def error_row(
     return row | texts | run | {"template": None, "error": error}
 
 
+def counts(row: Row) -> dict[str, int]:
+    """Returns the tokens, critiques and prompt tokens of a row, which the cost of a run adds up."""
+    critiques = row["critiques"]
+    return {
+        "tokens": sum(critique["tokens"] for critique in critiques),
+        "critiques": len(critiques),
+        "prompt_tokens": sum(critique.get("prompt_tokens", 0) for critique in critiques),
+    }
+
+
 def is_scalar(row: Row) -> bool:
     """Returns whether a row has the rewards of a scalar reward model, and no critiques."""
     return row.get("kind") == SCALAR

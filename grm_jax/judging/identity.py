@@ -21,7 +21,7 @@ from grm_jax.types import Comparison
 # model stands for the sampler and the expected scores, the options have the length.
 FREE_OF_JUDGE = ("sampler", "expected", "max_new_tokens", "name", "single", "principles_cache")
 # The same of `RunConfig`.
-FREE_OF_RUN = ("existing", "chunk", "progress", "cost_path")
+FREE_OF_RUN = ("existing", "chunk", "progress", "cost_path", "shard")
 HEADER_ONLY = ("templates", "context", "padding_id", "private")  # not in the rows
 
 

@@ -28,10 +28,13 @@ from grm_jax.judging.identity import (
 )
 from grm_jax.judging.judge import Judge, Unjudged
 from grm_jax.judging.options import POSITIVE, Options
+from grm_jax.judging.shards import Shard
 from grm_jax.run_store import IdentityMismatch, RunStore
 from grm_jax.sampling.programs import PROGRAMS
-from grm_jax.storage import check_outputs, write_atomic
+from grm_jax.storage import check_outputs, is_remote, write_atomic
 from grm_jax.types import FAILED, Comparison, Verdict
+
+PART_SECONDS = 30.0  # a killed run loses at most the rows of so much time in a bucket
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +44,15 @@ class RunConfig:
     existing: "resume" continues an earlier run and accepts a finished output of the same run,
     "overwrite" starts over, "refuse" raises FileExistsError.  private: rows without texts.
     chunk: comparisons that the sampler gets at once.  cost_path: a JSON file that adds up the cost
-    of all sessions of the run.
+    of all sessions of the run.  shard: judge this part of the rows, into `Shard.path(output)`.
     """
 
     existing: str = "refuse"
     private: bool = False
     chunk: int = 256
     progress: bool = True
-    cost_path: Path | None = None
+    cost_path: Any = None
+    shard: Shard | None = None
 
     def __post_init__(self) -> None:
         POSITIVE.check("chunk = ", self.chunk)
@@ -85,7 +89,9 @@ def judge_file(
     """
     if limit is not None:
         POSITIVE.check("limit = ", limit)
-    check_outputs([output, part_path(output)], sources.local_files(source))
+    shard = config.shard if config else None
+    written = [shard.path(output)] if shard else [output, part_path(output)]
+    check_outputs(written, sources.local_files(source))
     rows = list(itertools.islice(read_rows(source, format), limit))
     selection = {"limit": limit, "format": format}
     return judge_rows(judge, rows, output, options, sources.digest(source), config, selection)
@@ -122,6 +128,14 @@ def judge_rows(
         errors = _check_finished(judge, rows, output, options, identity)
         return RunResult(len(rows), errors, len(rows), _read_cost(config.cost_path))
 
+    differ = {name: getattr(config, name) for name in field_names(config, FREE_OF_RUN)}
+    header = identity | differ | dict(selection or {})
+    if config.shard:
+        header |= {"shard": str(config.shard), "of_rows": len(rows)}
+        rows, path = config.shard.select(rows), config.shard.path(output)
+        with RunStore(path, header, key="line", existing=config.existing) as store:
+            store.begin()
+            return _judge_store(store, judge, rows, options, identity, config)
     answered: dict[int | str, codec.Row] | None = None  # of a finished output that lacks others
     if config.existing == "resume" and Path(output).exists() and not part_path(output).exists():
         result = finished()
@@ -131,35 +145,50 @@ def judge_rows(
             return result
     if config.existing == "refuse":
         refuse_existing(output, part_path(output))
-    rows_differ = {name: getattr(config, name) for name in field_names(config, FREE_OF_RUN)}
-    header = identity | rows_differ | dict(selection or {})
     with RunStore(part_path(output), header, key="line", existing=config.existing) as store:
         if answered is not None:
             store.append_all({k: row for k, row in answered.items() if k not in store})
-        for key in [key for key in store if codec.has_no_reply(store[key])]:
-            store.discard(key)
-        resumed = len(store)
-        is_new = not resumed and answered is None
+        is_new = not any(not codec.has_no_reply(store[k]) for k in store) and answered is None
         if is_new and config.existing != "overwrite" and Path(output).exists():
             store.remove()  # another run has finished since this one looked
             if config.existing == "refuse":
                 refuse_existing(output)
             return finished()
-        programs = num_programs(judge, options)
-        progress = _Progress(Path(output).stem, len(rows), resumed, config, programs)
-        with progress, watch_compilations(progress.compiling):
-            judge_into(store, judge, rows, options, identity, config, progress.count)
-        errors = tokens = prompt_tokens = critiques = 0
-        for record in store.records():
-            errors += record["error"] is not None
-            tokens += sum(critique["tokens"] for critique in record["critiques"])
-            prompt_tokens += sum(c.get("prompt_tokens", 0) for c in record["critiques"])
-            critiques += len(record["critiques"])
+        result = _judge_store(store, judge, rows, options, identity, config)
         store.finish(output, [row.number for row in rows])
-    cost = {"seconds": progress.seconds, "tokens": tokens, "critiques": critiques}
-    cost |= {"prompt_tokens": prompt_tokens} if prompt_tokens else {}
+    return result
+
+
+def _judge_store(
+    store: RunStore,
+    judge: Judge,
+    rows: Sequence[Row],
+    options: Options,
+    identity: Mapping[str, Any],
+    config: RunConfig,
+) -> RunResult:
+    """Judges the rows that the store lacks, shows progress, and writes the cost."""
+    for key in [key for key in store if codec.has_no_reply(store[key])]:
+        store.discard(key)
+    resumed = len(store)
+    name, programs = Path(str(store.path).removesuffix(".part")).stem, num_programs(judge, options)
+    progress = _Progress(name, len(rows), resumed, config, programs)
+    with progress, watch_compilations(progress.compiling):
+        judge_into(store, judge, rows, options, identity, config, progress.count)
+    errors, counts = 0, dict.fromkeys(("tokens", "critiques", "prompt_tokens"), 0)
+    for record in store.records():
+        errors += record["error"] is not None
+        for name, value in codec.counts(record).items():
+            counts[name] += value
+    cost = cost_of(progress.seconds, counts)
     _write_cost(config.cost_path, cost)
     return RunResult(len(rows), errors, resumed, cost)
+
+
+def cost_of(seconds: float, counts: Mapping[str, int]) -> dict[str, float]:
+    """Returns the cost of a run; an engine counts no prompt tokens."""
+    cost = {"seconds": seconds, "tokens": counts["tokens"], "critiques": counts["critiques"]}
+    return cost | ({"prompt_tokens": counts["prompt_tokens"]} if counts["prompt_tokens"] else {})
 
 
 def judge_into(
@@ -173,14 +202,15 @@ def judge_into(
 ) -> None:
     """Judges the rows that the store lacks, and appends them to it.
 
-    A store in one file gets each row as soon as it is judged; a folder of parts gets chunks.
+    A store in one file gets each row as soon as it is judged; a folder of parts gets chunks, and
+    what is judged of a chunk every `PART_SECONDS`.
 
     Args:
       identity: what `run_identity` returns.
       count: called with every output row.
     """
     remaining = [row for row in rows if row.number not in store]
-    batch = config.chunk if store.is_folder else 1
+    batch, written = config.chunk if store.is_folder else 1, time.monotonic()
     records: dict[int | str, codec.Row] = {}
     last: dict[int | str, codec.Row] = {}  # stored at the end: a resumed run judges them again
     for row, result in _results(judge, remaining, options, config.chunk):
@@ -199,9 +229,9 @@ def judge_into(
             )
         rows_to = last if codec.has_no_reply(record) else records
         rows_to[row.number] = codec.without_texts(record) if config.private else record
-        if len(records) >= batch:
+        if len(records) >= batch or time.monotonic() > written + PART_SECONDS:
             store.append_all(records)
-            records = {}
+            records, written = {}, time.monotonic()
         count(record)
     store.append_all(records | last)
 
@@ -283,7 +313,7 @@ def refuse_existing(*paths: str | Path) -> None:
             )
 
 
-def _read_cost(path: Path | None) -> dict[str, float]:
+def _read_cost(path: Any) -> dict[str, float]:
     """Returns the cost of earlier sessions. Raises ValueError for a damaged file."""
     cost = strict_json.read(path) if path and path.exists() else {}
     if not isinstance(cost, dict) or not all(isinstance(x, int | float) for x in cost.values()):
@@ -291,7 +321,7 @@ def _read_cost(path: Path | None) -> dict[str, float]:
     return cost
 
 
-def _write_cost(path: Path | None, cost: dict[str, float]) -> None:
+def _write_cost(path: Any, cost: dict[str, float]) -> None:
     if path:
         write_atomic(path, strict_json.dumps(cost))
 
@@ -362,7 +392,8 @@ class _Progress:
         text = f"{rate:,.0f} tok/s, {parse_rate:.0%} parsed{errors}"
         self.bar.set_postfix_str(errors[2:] if codec.is_scalar(row) else text, False)
         self.bar.update()
-        if self.seconds > self.written + 1:  # a write per row would take longer than some rows
+        # A write per row would take longer than some rows.
+        if self.seconds > self.written + (PART_SECONDS if is_remote(self.cost_path or "") else 1):
             self.write_cost()
 
     def write_cost(self) -> None:

@@ -1,4 +1,4 @@
-"""A slow run of `judge_file`, for tests that kill it: python slow_run.py IN OUT SECONDS_PER_ROW."""
+"""A slow run for tests that kill it: python slow_run.py IN OUT SECONDS_PER_ROW [I/N]."""
 
 import sys
 import time
@@ -7,9 +7,10 @@ import fake_judge
 
 from grm_jax.judging.options import Options
 from grm_jax.judging.run import RunConfig, judge_file
+from grm_jax.judging.shards import Shard
 
 
-def main(source, output, pause):
+def main(source, output, pause, shard=None):
     def write(responses, key):
         time.sleep(float(pause) / 2)
         return fake_judge.well_formed([(key[0] >> i) % 10 + 1 for i in range(len(responses))])
@@ -19,7 +20,7 @@ def main(source, output, pause):
         source,
         output,
         Options(k=2),
-        RunConfig(existing="resume", chunk=64, progress=False),
+        RunConfig("resume", chunk=64, progress=False, shard=shard and Shard.parse(shard)),
     )
     return 1 if result.errors else 0
 

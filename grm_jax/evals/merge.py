@@ -1,0 +1,79 @@
+"""`grm merge SHARD... --out OUT`: joins the shards of `grm judge` or `grm eval --shard I/N`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from grm_jax.commands import Parser, run_command
+from grm_jax.evals import shards as evaluation
+from grm_jax.judging import shards
+from grm_jax.judging.cli import print_summary
+from grm_jax.judging.codec import read_judged_rows
+from grm_jax.judging.summary import failure_text
+from grm_jax.storage import as_path, check_outputs, fetch, forget, is_remote
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
+    p = Parser(
+        prog="grm merge",
+        usage="grm merge SHARD... --out OUT [options]",
+        description="Joins the N shards that `grm judge --shard I/N` or `grm eval --shard I/N` "
+        "wrote on independent machines. The result is that of one run without --shard.",
+        epilog="Exit status: 0, 1 some rows are error rows, 2 a shard is missing, incomplete, "
+        "damaged, or of another run.",
+    )
+    p.add_argument(
+        "shards",
+        nargs="+",
+        metavar="SHARD",
+        help="files such as OUT-00001-of-00008.jsonl, or folders that hold them; may be gs://",
+    )
+    p.add_argument(
+        "--out", required=True, help="of grm judge the JSONL file, of grm eval the folder to write"
+    )
+    p.add_argument(
+        "--data", metavar="DIR", help="of grm eval: the benchmarks' folder, if it was moved"
+    )
+    p.add_argument("--against", metavar="DIR", help="of grm eval: as of the command of the shards")
+    p.add_argument("--overwrite", action="store_true", help="replace an earlier output")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs `grm merge`; returns the exit status."""
+    return run_command("grm merge", lambda: merge(parser().parse_args(argv)))
+
+
+def merge(args: argparse.Namespace) -> int:
+    """Merges the shards of a file, or of an evaluation; returns the exit status."""
+    found = shards.find(args.shards)
+    if any(path.suffix == evaluation.SUFFIX for path in found):
+        return evaluation.merge(found, args)
+    if args.data or args.against:
+        raise ValueError("--data and --against are of shards of grm eval: remove them")
+    return _merge_rows(found, args)
+
+
+def _merge_rows(found: list[Any], args: argparse.Namespace) -> int:
+    output = as_path(args.out)
+    if not is_remote(output):
+        if output.is_dir():
+            raise ValueError(f"{args.out} is a folder: name the JSONL file to write")
+        check_outputs([output], found)
+    if output.exists() and not args.overwrite:
+        raise FileExistsError(f"{args.out} exists: pass --overwrite to replace it")
+    merged = shards.merge(found, output)
+    forget(args.out)
+    local = str(fetch(args.out))
+    print_summary(args.out, local, merged.rows, merged.errors)
+    if merged.errors:
+        print(f"The error rows of {args.out} have all reasons.", file=sys.stderr)
+        print(failure_text(read_judged_rows(local)), file=sys.stderr)
+    return 1 if merged.errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
