@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 from grm_jax import strict_json
 from grm_jax.commands import Number, Parser, run_command
 from grm_jax.data.records import strict_records
-from grm_jax.evals import results, run
+from grm_jax.evals import results, run, shards
 from grm_jax.evals.benchmark import Benchmark
 from grm_jax.evals.benchmarks import BENCHMARKS, PAPER
 from grm_jax.evals.content_blind import CONTENT_BLIND
 from grm_jax.evals.files import MissingData
 from grm_jax.evals.judged import JudgedComparison
 from grm_jax.evals.measure import compare, measure
+from grm_jax.evals.run import num_parameters
 from grm_jax.judging import arguments
 from grm_jax.judging.codec import read_judged_rows
 from grm_jax.judging.options import POSITIVE, Options
 from grm_jax.judging.summary import failure_text
-from grm_jax.storage import check_outputs, write_atomic
+from grm_jax.storage import as_path, check_outputs, fetch, write_atomic
 from grm_jax.types import Comparison
 
 if TYPE_CHECKING:  # JAX is imported only to judge with a model
@@ -151,9 +151,7 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.part and not args.scores:
         raise ValueError("--part needs --scores: it measures the comparisons that the file has")
     if shard := arguments.shard_from(args):
-        from grm_jax.evals import shards
-
-        return shards.judge(args, shard)
+        return judge_shard(args, shard)
     tasks = load(args)
     if args.write_comparisons:
         folder = Path(args.write_comparisons)
@@ -174,6 +172,14 @@ def evaluate(args: argparse.Namespace) -> int:
         entries.append(measured(task, judge(task), args))
     write_reports(entries, out)
     return 0
+
+
+def judge_shard(args: argparse.Namespace, shard: Shard) -> int:
+    """Judges one part of each benchmark; `grm merge` measures all parts together."""
+    if not args.model:
+        raise ValueError("--shard needs --model: a baseline or a scores file needs one machine")
+    out = as_path(args.out or Path("eval") / judge_name(args))
+    return shards.judge(args, shard, load(args), out, lambda: model_function(args, out, shard))
 
 
 def measured(task: Task, made: Judgement, args: argparse.Namespace) -> dict:
@@ -247,7 +253,7 @@ def load(args: argparse.Namespace) -> list[Task]:
 def _has_rows(args: argparse.Namespace, benchmark: Benchmark) -> bool:
     """Whether a benchmark beside the one that was named has data, and scores if these are read."""
     try:
-        ids = {str(comparison.id) for comparison in benchmark.load(args.data)}
+        ids = {str(comparison.id) for comparison in benchmark.load(fetch(args.data))}
     except MissingData:
         return False
     path = scores_path(args.scores, benchmark.name) if args.scores else None
@@ -259,7 +265,7 @@ def _has_rows(args: argparse.Namespace, benchmark: Benchmark) -> bool:
 def load_task(args: argparse.Namespace, benchmark: Benchmark) -> Task:
     """Loads one benchmark with the comparisons that --part, --limit and --subset select."""
     read: set[Path] = set()
-    comparisons = benchmark.load(args.data, read)
+    comparisons = benchmark.load(fetch(args.data), read)
     total = len(comparisons)
     if args.part and args.scores:
         path = scores_path(args.scores, benchmark.name)
@@ -360,16 +366,6 @@ def judge_benchmark(
     path = out / f"{task.benchmark.name}.greedy.jsonl"
     greedily, _ = run.judge_with_model(judge, task.comparisons, path, options, config)
     return dataclasses.replace(made, greedy=greedily)
-
-
-def num_parameters(path: str) -> int | None:
-    """The number of parameters of a checkpoint, from its headers; None if they have no shapes."""
-    from grm_jax.checkpoints import open_checkpoint
-
-    try:
-        return sum(math.prod(t.shape) for t in open_checkpoint(path).tensors.values())
-    except (OSError, ValueError):
-        return None
 
 
 def earlier_entries(out: Path) -> list[dict]:

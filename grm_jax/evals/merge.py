@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from grm_jax.commands import Parser, run_command
-from grm_jax.evals import shards as evaluation
-from grm_jax.judging import shards
+from grm_jax.evals import cli, run, shards as evaluation
+from grm_jax.judging import arguments, shards
 from grm_jax.judging.cli import print_summary
 from grm_jax.judging.codec import read_judged_rows
 from grm_jax.judging.summary import failure_text
@@ -51,7 +53,10 @@ def merge(args: argparse.Namespace) -> int:
     """Merges the shards of a file, or of an evaluation; returns the exit status."""
     found = shards.find(args.shards)
     if any(path.suffix == evaluation.SUFFIX for path in found):
-        return evaluation.merge(found, args)
+        with evaluation.output_folder(args.out) as out:
+            settings = evaluation.merge_rows(found, out, args.overwrite)
+            _report(settings, args, out)
+        return 0
     if args.data or args.against:
         raise ValueError("--data and --against are of shards of grm eval: remove them")
     return _merge_rows(found, args)
@@ -73,6 +78,32 @@ def _merge_rows(found: list[Any], args: argparse.Namespace) -> int:
         print(f"The error rows of {args.out} have all reasons.", file=sys.stderr)
         print(failure_text(read_judged_rows(local)), file=sys.stderr)
     return 1 if merged.errors else 0
+
+
+def _report(settings: Mapping[str, Any], args: argparse.Namespace, out: Path) -> None:
+    """Measures the merged rows and writes the reports, as the single run does."""
+    kept = argparse.Namespace(**settings["arguments"], part=False, scores=None)
+    kept.data = str(fetch(args.data or kept.data))
+    kept.against = args.against or kept.against
+    tasks = {task.benchmark.name: task for task in cli.load(kept)}
+    entries = []
+    for saved in settings["tasks"]:
+        name = saved["benchmark"]
+        task = tasks.get(name)
+        if task is None or run.fingerprint(task.comparisons) != saved["comparisons"]:
+            raise ValueError(
+                f"{kept.data} has other comparisons of {name} than the shards were judged on: give "
+                "the same files with --data"
+            )
+        judged = run.load_judged(task.comparisons, out / f"{name}.jsonl")
+        greedy = None
+        if saved["greedy"]:
+            greedy = run.load_judged(task.comparisons, out / f"{name}.greedy.jsonl")
+        cost = shards.read_json(out / f"{name}.cost.json")
+        cost |= arguments.price_of(kept, cost) | saved["cost"]
+        made = cli.Judgement(judged, saved["judge"], greedy, cost)
+        entries.append(cli.measured(task, made, kept))
+    cli.write_reports(entries, out)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -214,3 +215,13 @@ def write_comparisons(comparisons: Sequence[Comparison], path: str | Path) -> No
     """Writes the comparisons as input of `grm judge` or of another judge."""
     lines = [strict_json.dumps(dataclasses.asdict(c)) for c in comparisons]
     write_atomic(path, "\n".join(lines) + "\n")
+
+
+def num_parameters(path: str) -> int | None:
+    """The number of parameters of a checkpoint, from its headers; None if they have no shapes."""
+    from grm_jax.checkpoints import open_checkpoint
+
+    try:
+        return sum(math.prod(t.shape) for t in open_checkpoint(path).tensors.values())
+    except (OSError, ValueError):
+        return None
