@@ -28,6 +28,17 @@ def check_judged(i: int, comparison: Comparison, result: object) -> None:
         raise ValueError(f"comparison {i}{name}: {result.reason}")
 
 
+def too_long(length: int, max_new_tokens: int, context: int | None) -> Unjudged | None:
+    """Returns the reason if a prompt of this length does not fit the model's context."""
+    if context is None or length + max_new_tokens <= context:
+        return None
+    return Unjudged(
+        f"the prompt of {length:,} tokens and {max_new_tokens:,} new ones do not fit "
+        f"the model's context of {context:,}: shorten the responses, or lower "
+        "max_new_tokens"
+    )
+
+
 @dataclasses.dataclass
 class Job:
     """One comparison in progress.

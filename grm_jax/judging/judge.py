@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,11 +21,11 @@ from grm_jax.devices import choose_platform, use_compilation_cache
 from grm_jax.judging import votes
 from grm_jax.judging.expected import ExpectedScores
 from grm_jax.judging.frames import Comparisons, comparisons_from
-from grm_jax.judging.job import Job, Unjudged as Unjudged, check_judged, with_meta_scores
+from grm_jax.judging.job import Job, Unjudged as Unjudged, check_judged, too_long, with_meta_scores
 from grm_jax.judging.meta import MetaRM, TooLong
 from grm_jax.judging.options import POSITIVE, Keywords, Options
 from grm_jax.judging.orders import item_of, response_orders
-from grm_jax.judging.principles import PrinciplesCache, principles_of
+from grm_jax.judging.principles import PrinciplesCache, sample_principles, samples_principles
 from grm_jax.judging.sampler import Sampler, TextCodec
 from grm_jax.registry import check_keywords
 from grm_jax.sampling import Request
@@ -232,10 +233,17 @@ class Judge:
                 "per comparison"
             )
         chunk = POSITIVE.check("chunk = ", chunk)
+        later: Iterator[Any] = iter(())  # prepares the comparisons of the next chunk
+        ready: list[Any] = []  # those that are prepared
         for start in range(0, len(comparisons), chunk):
-            part = slice(start, start + chunk)
-            for i, result in self._stream_chunk(comparisons[part], each[part]):
+            part, after = slice(start, start + chunk), slice(start + chunk, start + 2 * chunk)
+            jobs = [*ready, *(later if start else self._jobs(comparisons[part], each[part]))]
+            ready, later = [], self._jobs(comparisons[after], each[after])
+            is_ahead = not any(samples_principles(one) for one in each[after])
+            for i, result in self._stream_chunk(jobs, each[part]):
                 yield start + i, result
+                # The device decodes meanwhile.
+                ready += itertools.islice(later, int(is_ahead))
 
     def _check_options(self, options: Options) -> None:
         """Raises ValueError for options that this judge has no models for."""
@@ -253,13 +261,17 @@ class Judge:
         check_keywords(function, given, _names(Options))
         return Options(**{"max_new_tokens": self.max_new_tokens, **given})
 
-    def _stream_chunk(
-        self, comparisons: Sequence[Comparison], options: Sequence[Options]
-    ) -> Iterator[tuple[int, Verdict | Unjudged]]:
+    def _jobs(self, comparisons: Sequence[Comparison], options: Sequence[Options]) -> Iterator[Any]:
+        """Samples the principles of a chunk, then prepares one comparison at a time."""
         principles = self._principles(comparisons, options)
+        for prepared in zip(comparisons, options, principles, strict=True):
+            yield self._prepare(*prepared)
+
+    def _stream_chunk(
+        self, jobs: Sequence[Any], options: Sequence[Options]
+    ) -> Iterator[tuple[int, Verdict | Unjudged]]:
         requests, owners = [], []
-        for i, comparison in enumerate(comparisons):
-            job = self._prepare(comparison, options[i], principles[i])
+        for i, job in enumerate(jobs):
             if isinstance(job, Unjudged):
                 yield i, job
                 continue
@@ -310,18 +322,9 @@ class Judge:
                 prompts[order] = self.tokenizer.encode_chat(messages)
         except ValueError as error:
             return Unjudged(str(error))
-        too_long = self._too_long(max(map(len, prompts.values())), options)
-        return too_long or Job(comparison, template, orders, prompts, principles)
-
-    def _too_long(self, length: int, options: Options) -> Unjudged | None:
-        """Returns the reason if a prompt of this length does not fit the model's context."""
-        if self.context is None or length + options.max_new_tokens <= self.context:
-            return None
-        return Unjudged(
-            f"the prompt of {length:,} tokens and {options.max_new_tokens:,} new ones do not fit "
-            f"the model's context of {self.context:,}: shorten the responses, or lower "
-            "max_new_tokens"
-        )
+        longest = max(map(len, prompts.values()))
+        refused = too_long(longest, options.max_new_tokens, self.context)
+        return refused or Job(comparison, template, orders, prompts, principles)
 
     def _request(self, prompt: Sequence[int], k: int, options: Options) -> Request:
         return Request(
@@ -371,24 +374,19 @@ class Judge:
         texts: list[str | Unjudged | None] = [one.given_principles for one in options]
         owners: dict[Request, list[int]] = {}
         for i, comparison in enumerate(comparisons):
-            if texts[i] is not None or options[i].principles != "first":
+            if not samples_principles(options[i]):
                 continue
             try:
                 ids = tuple(self.tokenizer.encode_chat(rendering.render(template, comparison)))
             except ValueError as error:
                 texts[i] = Unjudged(str(error))
                 continue
-            texts[i] = self._too_long(len(ids), options[i])
+            texts[i] = too_long(len(ids), options[i].max_new_tokens, self.context)
             if texts[i] is None:
                 owners.setdefault(self._request(ids, 1, options[i]), []).append(i)
-        results: dict[Request, str | Unjudged | None]
-        results = {request: self.principles_cache.get(request) for request in owners}
-        new = [request for request, text in results.items() if text is None]
-        for completion in self.sampler(new):
-            request = new[completion.request_index]
-            result = results[request] = principles_of(completion, self.tokenizer)
-            if isinstance(result, str):
-                self.principles_cache.put(request, result)
+        results = sample_principles(
+            list(owners), self.sampler, self.tokenizer, self.principles_cache
+        )
         for request, members in owners.items():
             for i in members:
                 texts[i] = results[request]

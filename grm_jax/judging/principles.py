@@ -3,9 +3,11 @@
 import hashlib
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from grm_jax.judging.job import Unjudged
-from grm_jax.judging.sampler import TextCodec, text_of
+from grm_jax.judging.options import Options
+from grm_jax.judging.sampler import Sampler, TextCodec, text_of
 from grm_jax.sampling import Completion, Request
 from grm_jax.text import parse_principles, rendering
 from grm_jax.types import FAILED
@@ -57,3 +59,24 @@ def principles_of(completion: Completion, codec: TextCodec) -> str | Unjudged:
     text = text_of(completion, codec).text
     principles = rendering.principles_text(parse_principles(text)) or text.strip()[:MAX_CHARS]
     return principles or Unjudged("no principles: the model's text is empty")
+
+
+def samples_principles(options: Options) -> bool:
+    """Returns whether principles are sampled before a comparison's prompts can be rendered."""
+    return options.principles == "first" and options.given_principles is None
+
+
+def sample_principles(
+    requests: Sequence[Request], sampler: Sampler, codec: TextCodec, cache: PrinciplesCache
+) -> dict[Request, str | Unjudged]:
+    """Returns the principles of each request, of the cache or sampled now."""
+    cached = {request: cache.get(request) for request in requests}
+    results: dict[Request, str | Unjudged]
+    results = {request: text for request, text in cached.items() if text is not None}
+    new = [request for request in requests if request not in results]
+    for completion in sampler(new):
+        request = new[completion.request_index]
+        result = results[request] = principles_of(completion, codec)
+        if isinstance(result, str):
+            cache.put(request, result)
+    return results

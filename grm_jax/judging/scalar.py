@@ -143,25 +143,28 @@ class ScalarJudge(Judge):
     def _check_options(self, options: Options) -> None:
         check_options(self.name, options)
 
+    def _jobs(self, comparisons: Sequence[Comparison], options: Sequence[Options]) -> Iterator[Any]:
+        return ((comparison, self._encode_or_reason(comparison)) for comparison in comparisons)
+
     def _stream_chunk(
-        self, comparisons: Sequence[Comparison], options: Sequence[Options]
+        self, jobs: Sequence[Any], options: Sequence[Options]
     ) -> Iterator[tuple[int, Verdict | Unjudged]]:
         places: dict[tuple[int, ...], list[tuple[int, int]]] = {}  # (comparison, response) by text
-        counts = [0] * len(comparisons)
-        for i, comparison in enumerate(comparisons):
-            encoded = self._encode_or_reason(comparison)
+        counts = [0] * len(jobs)
+        for i, (_, encoded) in enumerate(jobs):
             if isinstance(encoded, Unjudged):
                 yield i, encoded
                 continue
             counts[i] = sum(map(len, encoded))
             for response, ids in enumerate(encoded):
                 places.setdefault(tuple(ids), []).append((i, response))
-        rewards: list[dict[int, float]] = [{} for _ in comparisons]
+        rewards: list[dict[int, float]] = [{} for _ in jobs]
         for text, reward in self._stream_rewards(list(places)):
             for i, response in places[text]:
                 rewards[i][response] = reward
-                if len(rewards[i]) == comparisons[i].n:
-                    yield i, self._verdict(comparisons[i], rewards[i], counts[i])
+                comparison, _ = jobs[i]
+                if len(rewards[i]) == comparison.n:
+                    yield i, self._verdict(comparison, rewards[i], counts[i])
 
     def _encode_or_reason(self, comparison: Comparison) -> list[list[int]] | Unjudged:
         try:

@@ -1,6 +1,7 @@
 """The judge around fake samplers: orders, scores in caller order, votes, failures, batches."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 from fake_judge import by_length, fake_judge, first_wins, well_formed
@@ -84,6 +85,18 @@ def test_a_verdict_does_not_depend_on_the_batch_or_the_position_in_it():
     chunks = dict(judge.stream(PAIRS[:6], Options(k=4, seed=3), chunk=2))
     assert [chunks[i] for i in range(6)] == together
     assert judge(PAIRS[:6], k=4, seed=4) != together
+
+
+def test_prompts_of_the_next_chunk_are_encoded_while_a_chunk_is_sampled():
+    judge, encoded = fake_judge(by_length), []
+    encode, codec = judge.tokenizer.encode_chat, judge.tokenizer
+    judge.tokenizer = SimpleNamespace(
+        encode_chat=lambda messages: encoded.append(messages) or encode(messages),
+        decode=codec.decode,
+        stop_ids=codec.stop_ids,
+    )
+    before = [len(encoded) for _ in judge.stream(PAIRS[:6], Options(k=2, orders="given"), chunk=3)]
+    assert before == [3, 4, 5, 6, 6, 6]  # comparisons encoded when each result is returned
 
 
 def test_unparsed_critiques_are_counted_and_do_not_vote():
