@@ -171,7 +171,7 @@ def check_workdir(workdir: str, patience: float = 60.0) -> None:
 _HERE = ("emulate", "coordinator", "process_id", "num_processes", "compilation_cache")
 _REMOTE = (
     "name", "zone", "project", "accelerator", "spot", "keep", "send_hf_token", "dry_run", "print",
-    "image", "queue",
+    "image", "queue", "shards",
 )  # fmt: skip
 _COMPILE = ("slice", "programs", "out", "overwrite")
 _MOST_SLICES = 1024
@@ -192,6 +192,10 @@ def check_options(options: argparse.Namespace) -> None:
     def chosen(names: Sequence[str]) -> list[str]:
         return [f"--{n}" for n in names if getattr(options, n) not in (None, False)]
 
+    if bool(options.shards) != bool(options.command):
+        raise LaunchError("--shards N needs a command after --, such as -- judge IN OUT --model M")
+    if options.shards and (names := chosen(("config", "workdir", "project", "zone"))):
+        raise LaunchError(f"--shards N runs the command after --: remove {names[0]}")
     if options.on and options.compile_only:
         raise LaunchError("--compile_only and --on cannot be used together: remove one")
     if (options.on or options.compile_only) and (names := chosen(_HERE)):

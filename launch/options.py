@@ -25,7 +25,11 @@ def parse(argv: list[str], description: str = "") -> tuple[argparse.Namespace, d
     Raises LaunchError for an unknown option, an empty one or an override without a value.
     """
     parser = _parser(description)
-    options, rest = parser.parse_known_args(_join_overrides(argv))
+    at = argv.index("--") if "--" in argv else len(argv)
+    options, rest = parser.parse_known_args(_join_overrides(argv[:at]))
+    options.command = tuple(argv[at + 1 :])
+    if not (options.config or options.shards):
+        parser.error("the following arguments are required: --config")
     overrides = {}
     for argument in rest:
         field, equals, text = argument.removeprefix("--config.").partition("=")
@@ -51,7 +55,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--config", required=True, metavar="FILE.py[:arg]", help="the experiment")
+    add("--config", metavar="FILE.py[:arg]", help="the experiment")
     add(
         "--workdir",
         metavar="DIR",
@@ -105,6 +109,13 @@ def _parser(description: str) -> argparse.ArgumentParser:
         help="container image with this tree in /grm_jax (default: pods fetch this commit)",
     )
     add("--queue", metavar="NAME", help="Kueue's local queue")
+    add(
+        "--shards",
+        type=Number(int, 1, 99_999),
+        metavar="N",
+        help="with gke, instead of --config: print N shards of the grm command after --, and their "
+        "merge",
+    )
 
     add = parser.add_argument_group("compile only, without TPUs").add_argument
     add("--compile_only", action="store_true", help="compile; run nothing")

@@ -7,6 +7,9 @@ preemption, delete the slice:
   ... --on queued-resource --name NAME --zone ZONE --accelerator TYPE
 For Kubernetes: print a JobSet manifest, with or without Kueue:
   ... --on gke --print --name NAME --accelerator TYPE
+The same for N shards of grm judge or grm eval, and their merge:
+  python launch/tpu.py --on gke --print --name NAME --accelerator TYPE --shards N
+      -- judge gs://BUCKET/in.jsonl gs://BUCKET/out.jsonl --model gs://BUCKET/MODEL
 Without TPUs: compile for a slice, print memory and roofline of each program:
   ... --compile_only --slice TYPE
 
@@ -56,6 +59,8 @@ def _run(argv: list[str]) -> int:
         checks.check_options(options)
         if options.slice:
             get_slice(options.slice)
+        if options.shards:
+            return print_shards(options)
         config = configs.load(options.config, overrides)
         name = config.get("name") or Path(options.config.partition(":")[0]).stem
         workdir = options.workdir or f"runs/{name}"
@@ -264,10 +269,7 @@ def print_jobset(options: argparse.Namespace, config: Any, overrides: dict[str, 
         ("zone", "project", "keep", "dry_run", "send_hf_token"),
     )
     tpu_slice = checks.check_remote(options, config, required, not_allowed)
-    if not options.print:
-        raise LaunchError(
-            "--on gke creates nothing: add --print, and pass the manifest to kubectl apply -f -"
-        )
+    _check_print(options)
     file, arguments = worker_arguments(options, overrides)
     if not file.is_relative_to(ROOT):
         raise LaunchError(f"pods do not get config {file}: put it into {ROOT}/experiments")
@@ -285,6 +287,34 @@ def print_jobset(options: argparse.Namespace, config: Any, overrides: dict[str, 
     if missing := checks.missing_on_workers(config):
         image = f", or include it in the image {options.image}" if options.image else ""
         _print_error(f"warning: {missing}{image}")
+    return 0
+
+
+def _check_print(options: argparse.Namespace) -> None:
+    if not options.print:
+        raise LaunchError(
+            "--on gke creates nothing: add --print, and pass the manifest to kubectl apply -f -"
+        )
+
+
+def print_shards(options: argparse.Namespace) -> int:
+    """Prints the JobSet manifest of a sharded `grm judge` or `grm eval`, for `kubectl apply`."""
+    from launch.cluster import gke_shards
+
+    if options.on != "gke" or not options.name or not options.accelerator:
+        raise LaunchError("--shards needs --on gke, --name and --accelerator")
+    _check_print(options)
+    run = gke_shards.ShardedRun(
+        name=options.name,
+        tpu_slice=get_slice(options.accelerator),
+        count=options.shards,
+        command=options.command,
+        image=options.image,
+        tree=("", "") if options.image else gke.public_tree(ROOT),
+        queue=options.queue,
+        spot=options.spot,
+    )
+    print(gke.to_yaml(gke_shards.manifest(run)), end="")
     return 0
 
 

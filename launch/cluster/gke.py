@@ -76,15 +76,20 @@ def manifest(run: Run) -> dict[str, Any]:
     }
 
 
-def _check(run: Run) -> None:
-    tpu_slice = run.tpu_slice
-    longest = f"{run.name}-{JOB}-{run.num_slices - 1}-{tpu_slice.hosts - 1}-abcde"
-    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", run.name) or len(longest) > 63:
-        room = 63 - len(longest) + len(run.name)
+def check_name(name: str, longest_pod: str) -> None:
+    """Raises LaunchError for a JobSet's name. longest_pod: JOB-I-J of its longest pod name."""
+    longest = f"{name}-{longest_pod}-abcde"
+    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) or len(longest) > 63:
+        room = 63 - len(longest) + len(name)
         raise LaunchError(
-            f"--name={run.name!r} is not a valid JobSet name: start with a letter, then use at "
+            f"--name={name!r} is not a valid JobSet name: start with a letter, then use at "
             f"most {room} lower-case letters, digits and dashes"
         )
+
+
+def _check(run: Run) -> None:
+    tpu_slice = run.tpu_slice
+    check_name(run.name, f"{JOB}-{run.num_slices - 1}-{tpu_slice.hosts - 1}")
     if run.num_slices > 1 and tpu_slice.hosts == 1:
         raise LaunchError(
             f"--num_slices={run.num_slices} of {tpu_slice.name}: GKE connects only slices of "
@@ -105,17 +110,22 @@ def _job(run: Run) -> dict[str, Any]:
     }
 
 
+def node_selector(tpu_slice: Slice, spot: bool) -> dict[str, str]:
+    """Returns the labels of the nodes of a slice."""
+    return {
+        "cloud.google.com/gke-tpu-accelerator": tpu_slice.generation.gke_accelerator,
+        "cloud.google.com/gke-tpu-topology": tpu_slice.topology,
+        **({"cloud.google.com/gke-spot": "true"} if spot else {}),
+    }
+
+
 def _pod(run: Run) -> dict[str, Any]:
     tpu_slice = run.tpu_slice
     chips = {"google.com/tpu": tpu_slice.chips_per_host}
     return {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": SPOT_GRACE if run.spot else GRACE,
-        "nodeSelector": {
-            "cloud.google.com/gke-tpu-accelerator": tpu_slice.generation.gke_accelerator,
-            "cloud.google.com/gke-tpu-topology": tpu_slice.topology,
-            **({"cloud.google.com/gke-spot": "true"} if run.spot else {}),
-        },
+        "nodeSelector": node_selector(tpu_slice, run.spot),
         "containers": [
             {
                 "name": "worker",
@@ -138,13 +148,19 @@ def _command(run: Run) -> dict[str, Any]:
     program = [".venv/bin/python", "launch/tpu.py", *run.arguments]
     if run.image:
         return {"workingDir": HOME, "command": [f"{HOME}/{program[0]}", *program[1:]]}
-    url, commit = run.tree
-    fetch = (
+    script = (
+        f"({fetch_script(run.tree)}) || exit {START_AGAIN}; cd {HOME} && exec {shlex.join(program)}"
+    )
+    return {"command": ["bash", "-c", script]}
+
+
+def fetch_script(tree: tuple[str, str]) -> str:
+    """Returns the shell commands that fetch and install a tree (URL, commit)."""
+    url, commit = tree
+    return (
         f"git clone -q {shlex.quote(url)} {HOME} && cd {HOME}"
         f" && git checkout -q {commit} && make venv"
     )
-    script = f"({fetch}) || exit {START_AGAIN}; cd {HOME} && exec {shlex.join(program)}"
-    return {"command": ["bash", "-c", script]}
 
 
 def public_tree(root: Path) -> tuple[str, str]:
