@@ -133,6 +133,46 @@ def prefix_attention(
     return _join([run(q_BxLxNxH[:, s], k_BxSxKxH, v_BxSxKxH, q_positions_BxL[:, s]) for s in parts])
 
 
+def head_attention(
+    q_BxLxNxH: jax.Array,
+    k_KxZxH: jax.Array,
+    v_KxZxH: jax.Array,
+    visible_BxLxZ: jax.Array,
+    cap: float | None,
+    chunk: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Computes attention of a batch to one prefix that all sequences share, in chunks.
+
+    The keys have no batch axis: the queries of all sequences form one matrix per KV head.
+
+    Returns:
+      (o_BxLxNxH float32, lse_BxLxN float32), to merge with the queries' attention to themselves.
+    """
+    B, L, N, H = q_BxLxNxH.shape
+    K = k_KxZxH.shape[0]
+
+    def run(q: jax.Array, visible: jax.Array) -> Any:
+        q_KxBxLxGxH = jnp.moveaxis(q.reshape(B, -1, K, N // K, H), 2, 0)
+        logits_KxBxLxGxZ = jnp.einsum(
+            "kblgh,kzh->kblgz", q_KxBxLxGxH, k_KxZxH, preferred_element_type=jnp.float32
+        )
+        if cap is not None:
+            logits_KxBxLxGxZ = cap * jnp.tanh(logits_KxBxLxGxZ / cap)
+        logits_KxBxLxGxZ = jnp.where(visible[None, :, :, None], logits_KxBxLxGxZ, MASKED)
+        top = jnp.max(logits_KxBxLxGxZ, axis=-1, keepdims=True)
+        p_KxBxLxGxZ = jnp.exp(logits_KxBxLxGxZ - top)
+        total = jnp.sum(p_KxBxLxGxZ, axis=-1, keepdims=True)
+        p_KxBxLxGxZ = (p_KxBxLxGxZ / total).astype(v_KxZxH.dtype)
+        o_KxBxLxGxH = jnp.einsum(
+            "kblgz,kzh->kblgh", p_KxBxLxGxZ, v_KxZxH, preferred_element_type=jnp.float32
+        )
+        o, lse = (jnp.moveaxis(a, 0, 2) for a in (o_KxBxLxGxH, jnp.log(total) + top))
+        return o.reshape(B, -1, N, H), lse.reshape(B, -1, N)
+
+    parts = [slice(i, i + chunk) for i in range(0, L, chunk)]
+    return _join([run(q_BxLxNxH[:, s], visible_BxLxZ[:, s]) for s in parts])
+
+
 def _join(chunks: Any) -> Any:
     if len(chunks) == 1:
         return chunks[0]

@@ -1,7 +1,12 @@
 """The sampler's state: shared prefixes, a ring of recent tokens per row, and each row's progress.
 
 Axes: U stacked units, P prompt slots, R rows per prompt, K KV heads, S prefix length, T ring
-length, H head width, N query heads, D model width, E stop tokens.
+length, Z length of the shared head, H width of an attention head, N query heads, D model width, E
+stop tokens.
+
+Shared head (`heads.py`). The keys and values of the tokens with which many prompts begin are stored
+once, left-padded to Z. A prompt that uses them has only its other tokens in its prefix. Z = 0 is a
+state without a head.
 
 Prefix. A prompt's keys and values are computed once and stored once, left-padded to S. All R rows
 of the prompt attend to them:
@@ -19,8 +24,8 @@ scatter. A ring of 4 at clock 6:
 A row that starts at clock 5 has fed 2 tokens at clock 6 and attends to slots 1 and 2; older slots
 hold the tokens of the row's predecessor, which the age masks.
 
-Local layers store S = window - 1 tokens of the prefix and a ring of at most `window`. Heads precede
-length, so that a TPU tiles (length, H).
+Local layers store the last window - 1 tokens of the head and of the prefix, and a ring of at most
+`window`. KV heads precede length, so that a TPU tiles (length, H).
 """
 
 import dataclasses
@@ -42,14 +47,17 @@ Axes = tuple[str | None, ...]
 class State:
     """The input and output of a decode segment; donated from call to call.
 
-    prefix, suffix: one (k, v) per layer of the pattern, then per tail layer. Prefix arrays are
-    (U, P, K, S, H), suffix arrays (rings) are (U, P, K, R, T, H); U = 1 in the tail.
+    head, prefix, suffix: one (k, v) per layer of the pattern, then per tail layer. Head arrays are
+    (U, K, Z, H), prefix arrays (U, P, K, S, H), suffix arrays (rings) (U, P, K, R, T, H); U = 1 in
+    the tail. head is empty if Z = 0.
     """
 
+    head: list[tuple[jax.Array, jax.Array]]
     prefix: list[tuple[jax.Array, jax.Array]]
     suffix: list[tuple[jax.Array, jax.Array]]
     last_PxD: jax.Array  # final-normed activation of the prompt's last token
-    prompt_length_P: jax.Array
+    prompt_length_P: jax.Array  # of the whole prompt, the head included
+    head_length_P: jax.Array  # tokens of the head that the prompt uses: all or 0
     temperature_P: jax.Array
     top_p_P: jax.Array
     top_k_P: jax.Array
@@ -89,8 +97,11 @@ def ring_length(T: int, window: int | None) -> int:
     return T if window is None else min(T, window)
 
 
-def empty_state(cfg: TransformerConfig, P: int, R: int, S: int, T: int) -> State:
-    """Returns a state without rows, for P prompts of at most S tokens, R rows each, rings of T."""
+def empty_state(cfg: TransformerConfig, P: int, R: int, S: int, T: int, Z: int = 0) -> State:
+    """Returns a state without rows, for P prompts of at most S tokens, R rows each, rings of T.
+
+    Z: length of the shared head, whose arrays are zeros; 0 for none.
+    """
     K, H, dtype = cfg.num_kv_heads, cfg.head_dim, jnp.dtype(cfg.dtype)
 
     def pair(*shape: int) -> tuple[jax.Array, jax.Array]:
@@ -100,10 +111,12 @@ def empty_state(cfg: TransformerConfig, P: int, R: int, S: int, T: int) -> State
         return jnp.full(shape, value, dtype)
 
     state = State(
+        head=[pair(U, K, prefix_length(Z, w), H) for U, w in layer_windows(cfg)] if Z else [],
         prefix=[pair(U, P, K, prefix_length(S, w), H) for U, w in layer_windows(cfg)],
         suffix=[pair(U, P, K, R, ring_length(T, w), H) for U, w in layer_windows(cfg)],
         last_PxD=jnp.zeros((P, cfg.d_model), dtype),
         prompt_length_P=full(P, 1),
+        head_length_P=full(P, 0),
         temperature_P=full(P, 1, jnp.float32),
         top_p_P=full(P, 1, jnp.float32),
         top_k_P=full(P, 0),
@@ -138,11 +151,15 @@ def cache_axes(P: int, R: int) -> tuple[Axes, Axes]:
     return prefix, (*prefix[:3], rows, *prefix[3:])
 
 
+HEAD_AXES: Axes = ("layers", "kv_heads", "cache_length", "head_dim")
+
+
 def constrain_state(state: State) -> State:
     """Constrains the caches to the sharding table."""
     prefix_axes, suffix_axes = cache_axes(*state.token_PxR.shape)
     return dataclasses.replace(
         state,
+        head=[tuple(constrain(a, *HEAD_AXES) for a in kv) for kv in state.head],
         prefix=[tuple(constrain(a, *prefix_axes) for a in kv) for kv in state.prefix],
         suffix=[tuple(constrain(a, *suffix_axes) for a in kv) for kv in state.suffix],
     )
@@ -169,4 +186,4 @@ def extend_prefix(prefix: jax.Array, length: int) -> jax.Array:
 
 def without_caches(state: State) -> State:
     """Returns the state without keys and values, for programs that do not use them."""
-    return dataclasses.replace(state, prefix=[], suffix=[])
+    return dataclasses.replace(state, head=[], prefix=[], suffix=[])

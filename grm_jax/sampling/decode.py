@@ -1,7 +1,7 @@
 """The sampler's device programs: prefill, admission of rows, and decode segments.
 
 Axes as in `cache.py`; G query heads per KV head, C steps of a segment, B = P * R rows of a decode
-step, W cache slots of either kind.
+step, W cache slots of any kind.
 """
 
 import dataclasses
@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from grm_jax.models import Transformer, cpu
-from grm_jax.models.attention import MASKED
-from grm_jax.models.transformer import LayerRef, full_attention
+from grm_jax.models.attention import MASKED, head_attention, merge_parts
+from grm_jax.models.config import TransformerConfig
+from grm_jax.models.transformer import Attend, LayerRef, full_attention, full_attention_parts
 from grm_jax.sampling.cache import (
     EMPTY,
     LENGTH,
@@ -34,9 +35,18 @@ Pairs = list[tuple[jax.Array, jax.Array]]  # (keys, values) per layer of the pat
 
 
 def prefill(
-    model: Transformer, tokens_BxS: jax.Array, lengths_B: jax.Array
+    model: Transformer,
+    tokens_BxS: jax.Array,
+    lengths_B: jax.Array,
+    head: Pairs | None = None,
+    head_lengths_B: jax.Array | None = None,
 ) -> tuple[Pairs, jax.Array]:
     """Runs left-padded prompts once.
+
+    Args:
+      head: keys and values (U, K, Z, H) per cache of the shared head; the prompts are then the
+        tokens after it, and None runs whole prompts.
+      head_lengths_B: with `head`, the tokens of it that precede each prompt: all or 0.
 
     Returns:
       (prefix, last_BxD): keys and values (U, B, K, S, H) per cache, local layers cut to the slots
@@ -48,7 +58,12 @@ def prefill(
     pad_B = S - lengths_B
     segments_BxS = (slots_S >= pad_B[:, None]).astype(jnp.int32)
     positions_BxS = jnp.maximum(slots_S - pad_B[:, None], 0)
-    attention = full_attention(cfg, positions_BxS, segments_BxS)
+    if head is None:
+        attention = full_attention(cfg, positions_BxS, segments_BxS)
+    else:
+        assert head_lengths_B is not None
+        positions_BxS += head_lengths_B[:, None]
+        attention = _after_head(cfg, positions_BxS, segments_BxS, head, head_lengths_B)
 
     def attend(layer: LayerRef, q: jax.Array, k: jax.Array, v: jax.Array, state: Any) -> Any:
         o, state, _ = attention(layer, q, k, v, state)
@@ -60,6 +75,52 @@ def prefill(
     axes, _ = cache_axes(B, 1)
     prefix = [tuple(constrain(a, *axes) for a in kv) for kv in prefix]
     return prefix, model.final_norm(x[:, -1:])[:, 0]
+
+
+def _after_head(
+    cfg: TransformerConfig,
+    positions_BxS: jax.Array,
+    segments_BxS: jax.Array,
+    head: Pairs,
+    head_lengths_B: jax.Array,
+) -> Attend:
+    """Returns causal self-attention of prompts that also attend to the shared head."""
+    attention = full_attention_parts(cfg, positions_BxS, segments_BxS)
+    Z = max(k.shape[2] for k, _ in head)
+
+    def attend(layer: LayerRef, q: jax.Array, k: jax.Array, v: jax.Array, state: Any) -> Any:
+        place, unit = _cache_of(cfg, layer)
+        head_k, head_v = (
+            jax.lax.dynamic_index_in_dim(a, unit, keepdims=False) for a in head[place]
+        )
+        seen_BxSxZ = _sees_head(
+            positions_BxS, head_lengths_B, Z, head_k.shape[1], layer.spec.window
+        )
+        shared = head_attention(q, head_k, head_v, seen_BxSxZ, cfg.attn_cap, cfg.query_chunk)
+        return merge_parts([attention(layer, q, k, v), shared]), state, None
+
+    return attend
+
+
+def _cache_of(cfg: TransformerConfig, layer: LayerRef) -> tuple[int, Any]:
+    """Returns (index of the layer's cache, unit in it)."""
+    if layer.unit is None:
+        return len(cfg.pattern) + layer.place, 0
+    return layer.place, layer.unit
+
+
+def _sees_head(
+    positions_PxL: jax.Array, head_length_P: jax.Array, Z: int, stored: int, window: int | None
+) -> jax.Array:
+    """Returns (P, L, stored): whether tokens attend to the last `stored` of the head's Z slots.
+
+    A prompt that uses none of the head sees none: no slot has a position of at least 0.
+    """
+    head_position_PxZ = jnp.arange(Z - stored, Z) - (Z - head_length_P[:, None])
+    seen_PxLxZ = jnp.broadcast_to((head_position_PxZ >= 0)[:, None], (*positions_PxL.shape, stored))
+    if window is not None:
+        seen_PxLxZ &= positions_PxL[..., None] - head_position_PxZ[:, None] < window
+    return seen_PxLxZ
 
 
 def insert(
@@ -167,11 +228,13 @@ def _feed(model: Transformer, state: State) -> tuple[jax.Array, Pairs]:
     fed_PxR = state.length_PxR  # own tokens that a row attends to, the one being fed included
     position_PxR = state.prompt_length_P[:, None] + fed_PxR - 1
     S = max(k.shape[3] for k, _ in state.prefix)
+    Z = max((k.shape[2] for k, _ in state.head), default=0)
+    # of the prompt's tokens after the head
+    own_length_P = state.prompt_length_P - state.head_length_P if Z else state.prompt_length_P
     prompts, rows = batch_axes(P, R)
 
     def attend(layer: LayerRef, q: jax.Array, k: jax.Array, v: jax.Array, suffix: Pairs) -> Any:
-        place = layer.place if layer.unit is not None else len(cfg.pattern) + layer.place
-        unit = 0 if layer.unit is None else layer.unit
+        place, unit = _cache_of(cfg, layer)
         window = layer.spec.window
         # --- write the token into the ring
         ring_k, ring_v = suffix[place]
@@ -194,22 +257,35 @@ def _feed(model: Transformer, state: State) -> tuple[jax.Array, Pairs]:
             fed_PxR[..., None] if window is None else jnp.minimum(fed_PxR, window)[..., None]
         )
         slot_S = jnp.arange(S - pre_k.shape[2], S)
-        pre_position_PxS = slot_S - (S - state.prompt_length_P[:, None])
+        pre_position_PxS = slot_S - (S - own_length_P[:, None])
         pre_PxRxS = jnp.broadcast_to((pre_position_PxS >= 0)[:, None], (P, R, slot_S.size))
+        if state.head:
+            pre_position_PxS += state.head_length_P[:, None]
         if window is not None:
             pre_PxRxS &= position_PxR[..., None] - pre_position_PxS[:, None] < window
-        # --- one softmax over ring and prefix
+        # --- one softmax over ring, prefix and head
         q_PxKxRxGxH = q.reshape(P, R, K, G, H).swapaxes(1, 2)
         own = _cap_and_mask(_ring_logits(q_PxKxRxGxH, own_k), own_PxRxT, cfg.attn_cap)
         pre = _cap_and_mask(_prefix_logits(q_PxKxRxGxH, pre_k), pre_PxRxS, cfg.attn_cap)
         top = jnp.maximum(
             jnp.max(own, axis=-1, keepdims=True), jnp.max(pre, axis=-1, keepdims=True)
         )
+        if state.head:
+            head_k, head_v = (
+                jax.lax.dynamic_index_in_dim(a, unit, keepdims=False) for a in state.head[place]
+            )
+            seen = _sees_head(position_PxR, state.head_length_P, Z, head_k.shape[1], window)
+            shared = _head_logits(q_PxKxRxGxH, head_k, seen, cfg.attn_cap)
+            top = jnp.maximum(top, jnp.max(shared, axis=-1, keepdims=True).swapaxes(0, 1))
         own, pre = jnp.exp(own - top), jnp.exp(pre - top)
         total_PxKxRxG = jnp.sum(own, axis=-1) + jnp.sum(pre, axis=-1)
         o_PxKxRxGxH = _ring_values(own.astype(own_v.dtype), own_v) + _prefix_values(
             pre.astype(pre_v.dtype), pre_v
         )
+        if state.head:
+            shared = jnp.exp(shared - top.swapaxes(0, 1))
+            total_PxKxRxG += jnp.sum(shared, axis=-1).swapaxes(0, 1)
+            o_PxKxRxGxH += _head_values(shared.astype(head_v.dtype), head_v)
         o_PxRxKxGxH = (o_PxKxRxGxH / total_PxKxRxG[..., None]).swapaxes(1, 2)
         o_PxRxKxGxH = constrain(o_PxRxKxGxH, prompts, rows, "kv_heads", None, "head_dim")
         return o_PxRxKxGxH.reshape(P * R, 1, N, H), suffix, None
@@ -240,6 +316,25 @@ def _prefix_values(p_PxKxRxGxS: jax.Array, v_PxKxSxH: jax.Array) -> jax.Array:
     p_PxKxMxS = p_PxKxRxGxS.reshape(P, K, R * G, S)
     out = jnp.einsum("pkms,pksh->pkmh", p_PxKxMxS, v_PxKxSxH, preferred_element_type=jnp.float32)
     return out.reshape(P, K, R, G, -1)
+
+
+# Head: all rows form one matrix against its keys and values. The KV heads come first, so that the
+# logits are not transposed.
+def _head_logits(
+    q_PxKxRxGxH: jax.Array, k_KxZxH: jax.Array, seen_PxRxZ: jax.Array, cap: float | None
+) -> jax.Array:
+    logits_KxPxRxGxZ = jnp.einsum(
+        "kprgh,kzh->kprgz", q_PxKxRxGxH.swapaxes(0, 1), k_KxZxH, preferred_element_type=jnp.float32
+    )
+    if cap is not None:
+        logits_KxPxRxGxZ = cap * jnp.tanh(logits_KxPxRxGxZ / cap)
+    return jnp.where(seen_PxRxZ[None, :, :, None], logits_KxPxRxGxZ, MASKED)
+
+
+def _head_values(p_KxPxRxGxZ: jax.Array, v_KxZxH: jax.Array) -> jax.Array:
+    return jnp.einsum(
+        "kprgz,kzh->kprgh", p_KxPxRxGxZ, v_KxZxH, preferred_element_type=jnp.float32
+    ).swapaxes(0, 1)
 
 
 # Ring: each row has keys and values of its own.

@@ -29,12 +29,16 @@ RING_LAYOUT = Layout(major_to_minor=(0, 1, 2, 4, 3, 5))
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """P prompt slots, R rows each, prompts of at most S tokens, rings of T."""
+    """P prompt slots, R rows each, prompts of at most S tokens, rings of T.
+
+    Z: bucket of the shared head, and S is then the tokens after it; 0 for programs without a head.
+    """
 
     P: int
     R: int
     S: int
     T: int
+    Z: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +59,7 @@ def current_target(cfg: TransformerConfig) -> Target:
 class Programs:
     """Programs of one shape; all but `empty` donate the state.
 
-    empty() -> state
+    empty() -> state, without the head's arrays
     insert(state, prefix, last, slots, per_prompt) -> state
     admit(params, state, new, sample) -> (state, emitted)
     segment(params, state, steps, min_running) -> (state, emitted)
@@ -71,8 +75,8 @@ class Programs:
 def build(graphdef: nnx.GraphDef, target: Target, shape: Shape, segment: int) -> Programs:
     """Builds the programs of one shape; engines of the same structure share compilations.
 
-    A decode segment is compiled per (S, T), an insertion per S and number of prompts, an admission
-    once, because it takes no caches.
+    A decode segment is compiled per (S, T, Z), an insertion per S and number of prompts, an
+    admission once, because it takes no caches.
     """
     formats = state_formats(target, shape)
     insert_program = _insert_program(target, shape.P, shape.R, shape.S)
@@ -85,19 +89,20 @@ def build(graphdef: nnx.GraphDef, target: Target, shape: Shape, segment: int) ->
     def insert(
         state: cache.State, prefix: Any, last: Any, slots: Any, per_prompt: Any
     ) -> cache.State:
-        rest = dataclasses.replace(state, suffix=[])
+        rest = dataclasses.replace(state, head=[], suffix=[])
         rest = insert_program(rest, prefix, last, slots, per_prompt)
-        return dataclasses.replace(rest, suffix=state.suffix)
+        return dataclasses.replace(rest, head=state.head, suffix=state.suffix)
 
     def admit(params: Any, state: cache.State, new: Any, sample: Any) -> Any:
         rest, emitted = admit_program(params, cache.without_caches(state), new, sample)
-        return dataclasses.replace(rest, prefix=state.prefix, suffix=state.suffix), emitted
+        caches = {name: getattr(state, name) for name in ("head", "prefix", "suffix")}
+        return dataclasses.replace(rest, **caches), emitted
 
     def empty() -> cache.State:
         return cache.empty_state(target.cfg, shape.P, shape.R, shape.S, shape.T)
 
     return Programs(
-        empty=jax.jit(empty, out_shardings=formats),
+        empty=jax.jit(empty, out_shardings=formats and dataclasses.replace(formats, head=[])),
         insert=insert,
         admit=admit,
         segment=jax.jit(
@@ -135,6 +140,37 @@ def prefill_program(graphdef: nnx.GraphDef) -> Callable[..., Any]:
     return jax.jit(
         lambda params, tokens, lengths: decode.prefill(nnx.merge(graphdef, params), tokens, lengths)
     )
+
+
+@functools.lru_cache(maxsize=64)
+def prefill_after_head_program(graphdef: nnx.GraphDef) -> Callable[..., Any]:
+    """Returns prefill(params, head, tokens_BxS, lengths_B, head_lengths_B) -> (prefix, last_BxD).
+
+    The tokens are the prompts' own, after the shared head (`decode.prefill`).
+    """
+    return jax.jit(
+        lambda params, head, tokens, lengths, head_lengths: decode.prefill(
+            nnx.merge(graphdef, params), tokens, lengths, head, head_lengths
+        )
+    )
+
+
+def head_of(prefix: Any, target: Target, shape: Shape) -> tuple[Any, bool]:
+    """Returns the prefix of a prefill of one prompt as a state's head, and whether it is finite."""
+    formats = state_formats(target, shape)
+    program = _head_program(formats and formats.head[0][0], _replicated(target))
+    head, finite = program(prefix)
+    return head, bool(jax.device_get(finite))
+
+
+@functools.lru_cache(maxsize=64)
+def _head_program(head_sharding: Any, replicated: Any) -> Callable[..., Any]:
+    def head(prefix: Any) -> Any:
+        pairs = [tuple(a[:, 0] for a in kv) for kv in prefix]
+        finite = [jnp.isfinite(a).all() for a in jax.tree.leaves(pairs)]
+        return pairs, jnp.stack(finite).all()
+
+    return jax.jit(head, out_shardings=head_sharding and (head_sharding, replicated))
 
 
 def resize(state: cache.State, target: Target, old: Shape, new: Shape) -> cache.State:
@@ -215,7 +251,8 @@ def state_formats(target: Target, shape: Shape) -> Any:
 
     def format(path: Any, leaf: Any) -> Any:
         field = path[0].name
-        axes = {"prefix": prefix_axes, "suffix": suffix_axes}.get(field, (None,) * leaf.ndim)
+        caches = {"head": cache.HEAD_AXES, "prefix": prefix_axes, "suffix": suffix_axes}
+        axes = caches.get(field, (None,) * leaf.ndim)
         leaf_sharding: Any = SingleDeviceSharding(jax.devices()[0])
         if mesh is not None:
             leaf_sharding = sharding.named(mesh, *axes)
@@ -225,7 +262,9 @@ def state_formats(target: Target, shape: Shape) -> Any:
 
 
 def abstract_state(cfg: TransformerConfig, shape: Shape) -> cache.State:
-    return jax.eval_shape(lambda: cache.empty_state(cfg, shape.P, shape.R, shape.S, shape.T))
+    """Returns the shapes and dtypes of a state, the head included."""
+    sizes = dataclasses.astuple(shape)
+    return jax.eval_shape(lambda: cache.empty_state(cfg, *sizes))
 
 
 def abstract_programs(
@@ -254,7 +293,8 @@ def abstract_programs(
     count = jax.ShapeDtypeStruct((), jnp.int32)
     tokens, lengths = (jax.ShapeDtypeStruct(s, jnp.int32) for s in ((prompts, shape.S), (prompts,)))
     programs = build(graphdef, target, shape, segment)
-    return [
-        ("prefill", prefill_program(graphdef), (params, tokens, lengths)),
-        ("decode", programs.segment, (params, state, count, count)),
-    ]
+    prefill: Any = (prefill_program(graphdef), (params, tokens, lengths))
+    if shape.Z:
+        arguments = (params, state.head, tokens, lengths, lengths)
+        prefill = prefill_after_head_program(graphdef), arguments
+    return [("prefill", *prefill), ("decode", programs.segment, (params, state, count, count))]

@@ -35,7 +35,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from grm_jax.models import Transformer
-from grm_jax.sampling import cache, programs, weights
+from grm_jax.sampling import cache, heads, programs, weights
 from grm_jax.sampling.buckets import FEW_FIRST_RING, prefill_batch, prompt_bucket, ring_bucket
 from grm_jax.sampling.request import Completion, Request, check
 from grm_jax.sampling.slots import (
@@ -65,6 +65,7 @@ class Engine:
         segment: int = SEGMENT,
         idle: float = 0.05,
         few_shapes: bool = False,
+        share_heads: bool = True,
     ) -> None:
         """Builds an engine under the mesh in context.
 
@@ -72,12 +73,13 @@ class Engine:
           segment: most decode steps between two updates by the host.
           idle: share of finished rows at which a segment ends early while samples wait.
           few_shapes: compiles fewer programs: prefills one prompt at a time, in fewer buckets.
+          share_heads: prefills the tokens with which prompts begin once for all (`heads.py`).
         """
         model = weights.for_decoding(model)
         self.cfg = model.cfg
         self.graphdef, self.params = nnx.split(model)
         self.P, self.R, self.segment, self.idle = prompt_slots, rows, segment, idle
-        self.few_shapes = few_shapes
+        self.few_shapes, self.share_heads = few_shapes, share_heads
         self.target = programs.current_target(model.cfg)
         self.stats = Stats()
         self._keys = itertools.count()
@@ -85,6 +87,8 @@ class Engine:
         self._slots: Slots = [None] * self.P
         self._state: cache.State | None = None
         self._reserved: tuple[int, int] | None = None
+        self._head: tuple[int, ...] = ()  # tokens of the shared head
+        self._kept: tuple[tuple[int, ...], Any] = (), []  # head of the last state: tokens, arrays
         self._cancelled: list[int] = []  # slots whose rows still run on the device
 
     def run(self, requests: Sequence[Request]) -> Iterator[Completion]:
@@ -102,9 +106,13 @@ class Engine:
                 yield from failed(i, request, error)
             else:
                 valid.append(i)
+        if self.share_heads and not self._reserved:
+            prompts = [requests[i].prompt for i in valid]
+            self._head = heads.better(self._kept[0], heads.choose_head(prompts), prompts)
+        slots = [self._slot(i, requests[i]) for i in valid]
         # Shortest prompts first, of equal ones the last.
-        valid.sort(key=lambda i: (self._prompt_bucket(requests[i]), -i))
-        index = {self.submit(requests[i]): i for i in valid}
+        slots.sort(key=lambda slot: (self._prompt_bucket(slot), -slot.request_index))
+        index = {self._enqueue(slot): slot.request_index for slot in slots}
         try:
             while self.busy:
                 for completion in self.step():
@@ -128,11 +136,16 @@ class Engine:
     def running_rows(self) -> int:
         return sum(slot.running for slot in self._slots if slot)
 
-    def reserve(self, max_prompt: int, max_new_tokens: int) -> None:
+    def reserve(self, max_prompt: int, max_new_tokens: int, head: Sequence[int] = ()) -> None:
         """Fixes the caches' lengths: requests within them compile no decode segment again.
 
         The caches are then kept while no request runs. Call it before the first request.
+
+        Args:
+          head: tokens with which most prompts begin. They are prefilled once; prompts that begin
+            with other tokens run as well.
         """
+        self._head = tuple(head) if self.share_heads else ()
         ring = min(max_new_tokens, self.cfg.max_length)
         self._reserved = prompt_bucket(max_prompt, self.few_shapes), self._ring_bucket(ring)
 
@@ -146,8 +159,16 @@ class Engine:
         """
         if error := check(request, self.cfg):
             raise ValueError(error)
+        return self._enqueue(self._slot(0, request, listener))
+
+    def _slot(self, index: int, request: Request, listener: Listener | None = None) -> _Slot:
+        head = heads.used(request.prompt, self._head)
+        return _Slot(index, request, [], listener=listener, head=head)
+
+    def _enqueue(self, slot: _Slot) -> int:
+        """Appends a request to the waiting ones; returns its key."""
         key = next(self._keys)
-        self._waiting.append(_Slot(key, request, [], listener=listener))
+        self._waiting.append(dataclasses.replace(slot, request_index=key))
         return key
 
     def cancel(self, key: int) -> None:
@@ -185,19 +206,51 @@ class Engine:
 
     def _start(self) -> cache.State:
         """Returns an empty state for the waiting requests."""
-        requests = [slot.request for slot in self._waiting]
-        longest = max(request.token_limit(self.cfg) for request in requests)
+        head = self._prefill_head()
+        longest = max(slot.request.token_limit(self.cfg) for slot in self._waiting)
         first = min(FEW_FIRST_RING if self.few_shapes else self.segment, longest)
-        shape = self._prompt_bucket(requests[0]), self._ring_bucket(first)
+        shape = self._prompt_bucket(self._waiting[0]), self._ring_bucket(first)
         self._set_shape(*(self._reserved or shape))
         self._poisoned = np.zeros((self.P, self.R), bool)  # rows whose ring may be non-finite
         self._steps = 0  # the state's clock is at most this
-        return self._empty()
+        state = self._empty()
+        if head and self.target.mesh is None:  # committed as the rest of the state is
+            head = jax.device_put(head, state.last_PxD.sharding)
+        return dataclasses.replace(state, head=head)
+
+    def _prefill_head(self) -> Any:
+        """Returns the arrays of the shared head, [] without one; computes them unless it has them.
+
+        A head with non-finite values is not used: it would reach the prompts that do not use it.
+        """
+        kept, arrays = self._kept
+        self._kept = (), []
+        if kept == self._head:
+            return arrays
+        if self._head:
+            Z = self._bucket(len(self._head))
+            tokens = _padded([self._head], Z)
+            prefill = programs.prefill_program(self.graphdef)
+            prefix, _ = prefill(self.params, tokens, np.array([len(self._head)], np.int32))
+            shape = programs.Shape(self.P, self.R, 1, 1, Z)
+            arrays, finite = programs.head_of(prefix, self.target, shape)
+            self.stats.prefill_tokens += Z
+            if finite:
+                return arrays
+        self._head = ()
+        for slot in self._waiting:
+            slot.head = 0
+        return []
 
     def _drop_unused_state(self) -> None:
-        if not self._reserved and not self.busy:
-            self._state = None
-            self._cancelled.clear()
+        """Frees the caches, but for the shared head, which the next run may use."""
+        if self._reserved or self.busy or self._state is None:
+            return
+        head = self._state.head
+        if not any(array.is_deleted() for array in jax.tree.leaves(head)):
+            self._kept = self._head, head
+        self._state, self._head = None, ()
+        self._cancelled.clear()
 
     def _end_cancelled(self, state: cache.State) -> cache.State:
         """Empties the rows of cancelled requests, which the device still counts as running."""
@@ -218,9 +271,12 @@ class Engine:
             self._state = dataclasses.replace(self._state, clock=clock)
 
     def _set_shape(self, S: int, T: int) -> None:
-        self.shape = programs.Shape(self.P, self.R, S, T)
+        Z = self._bucket(len(self._head)) if self._head else 0
+        self.shape = programs.Shape(self.P, self.R, S, T, Z)
         # Not at every call: the lookup hashes the whole structure of the model.
         self._prefill = programs.prefill_program(self.graphdef)
+        if Z:
+            self._prefill = programs.prefill_after_head_program(self.graphdef)
         self._programs = programs.build(self.graphdef, self.target, self.shape, self.segment)
 
     def _empty(self) -> cache.State:
@@ -237,8 +293,11 @@ class Engine:
             sharding = NamedSharding(sharding.mesh, PartitionSpec())
         return jax.device_put(state, sharding)
 
-    def _prompt_bucket(self, request: Request) -> int:
-        return prompt_bucket(len(request.prompt), self.few_shapes)
+    def _bucket(self, length: int) -> int:
+        return prompt_bucket(length, self.few_shapes)
+
+    def _prompt_bucket(self, slot: _Slot) -> int:
+        return self._bucket(len(slot.request.prompt) - slot.head)
 
     def _ring_bucket(self, length: int) -> int:
         return ring_bucket(length, self.few_shapes)
@@ -265,23 +324,24 @@ class Engine:
         shards = batch_shards(self.target.mesh)
         while free and self._waiting:
             first = itertools.islice(self._waiting, len(free))
-            S, same = next(itertools.groupby(first, lambda s: self._prompt_bucket(s.request)))
+            S, same = next(itertools.groupby(first, self._prompt_bucket))
             B = 1 if self.few_shapes else prefill_batch(S, len(list(same)), shards)
             taken, free = free[:B], free[B:]
             entering = [self._waiting.popleft() for _ in range(B)]
-            batch = [slot.request for slot in entering]
-            tokens = np.zeros((B, S), np.int32)
-            for padded, request in zip(tokens, batch):
-                padded[S - len(request.prompt) :] = request.prompt
-            lengths = np.array([len(request.prompt) for request in batch], np.int32)
+            own = [slot.own for slot in entering]
+            lengths = np.array([len(tokens) for tokens in own], np.int32)
+            arrays = per_prompt(entering, self.cfg)
             state = self._resize(state, S, self.shape.T)
-            prefix, last = self._prefill(self.params, tokens, lengths)
-            arrays = per_prompt(batch, lengths, self.cfg)
+            head = (state.head,) if self.shape.Z else ()
+            used = (arrays["head_length_P"],) if self.shape.Z else ()
+            prefix, last = self._prefill(self.params, *head, _padded(own, S), lengths, *used)
             state = self._programs.insert(state, prefix, last, np.array(taken, np.int32), arrays)
             for p, slot in zip(taken, entering):
                 slot.rows = [None] * self.R
                 self._slots[p] = slot
             self.stats.prompts += B
+            self.stats.prompt_tokens += sum(len(slot.request.prompt) for slot in entering)
+            self.stats.prefill_tokens += B * S
         return state
 
     def _fill_rows(
@@ -357,3 +417,11 @@ class Engine:
                     yield sample.completion(slot.request_index, FINISH[int(finish[p, r])])
             if not slot.pending and not slot.running:
                 slots[p] = None
+
+
+def _padded(sequences: Sequence[Sequence[int]], length: int) -> np.ndarray:
+    """Returns sequences left-padded to (len(sequences), length), int32."""
+    tokens = np.zeros((len(sequences), length), np.int32)
+    for padded, sequence in zip(tokens, sequences):
+        padded[length - len(sequence) :] = sequence
+    return tokens

@@ -24,6 +24,9 @@ class Stats:
       busy: slot_steps that produced a token.
       segments: decode segments.
       prompts: prefilled prompts.
+      prompt_tokens: of these prompts.
+      prefill_tokens: that prefills computed, padding included; a shared head counts once each time
+        it is computed.
     """
 
     tokens: int = 0
@@ -32,6 +35,8 @@ class Stats:
     busy: int = 0
     segments: int = 0
     prompts: int = 0
+    prompt_tokens: int = 0
+    prefill_tokens: int = 0
 
     @property
     def utilisation(self) -> float:
@@ -68,6 +73,7 @@ class Slot:
     """A request and the sample in each row of its prompt slot (None: the row is free).
 
     rows: empty while the request waits for a slot.
+    head: tokens of the shared head that the prompt uses; see `heads.used`.
     """
 
     request_index: int
@@ -75,6 +81,12 @@ class Slot:
     rows: list[Sample | None]
     next_sample: int = 0
     listener: Listener | None = None
+    head: int = 0
+
+    @property
+    def own(self) -> Sequence[int]:
+        """The prompt's tokens after the shared head."""
+        return self.request.prompt[self.head :]
 
     @property
     def pending(self) -> bool:
@@ -95,14 +107,15 @@ def failed(index: int, request: Request, error: str) -> Iterator[Completion]:
         yield Completion(index, sample, empty.astype(np.int32), empty, empty, "error", error)
 
 
-def per_prompt(
-    batch: Sequence[Request], lengths: np.ndarray, cfg: TransformerConfig
-) -> dict[str, Any]:
+def per_prompt(slots: Sequence[Slot], cfg: TransformerConfig) -> dict[str, Any]:
+    """Returns the state's `_P` and `_PxE` fields of the slots' requests."""
+    batch = [slot.request for slot in slots]
     stops = np.full((len(batch), MAX_STOP_TOKENS), -1, np.int32)
     for padded, request in zip(stops, batch):
         padded[: len(request.stop)] = request.stop
     return {
-        "prompt_length_P": lengths,
+        "prompt_length_P": np.array([len(r.prompt) for r in batch], np.int32),
+        "head_length_P": np.array([slot.head for slot in slots], np.int32),
         "temperature_P": np.array([r.temperature for r in batch], np.float32),
         "top_p_P": np.array([r.top_p for r in batch], np.float32),
         "top_k_P": np.array([r.top_k for r in batch], np.int32),

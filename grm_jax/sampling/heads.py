@@ -1,0 +1,85 @@
+"""Chooses the shared head: the tokens with which several prompts begin, prefilled once for all.
+
+A head is not an attention head. A prompt uses the whole head or none of it, and keeps at least one
+token of its own, whose activation predicts the first new token:
+
+    prompts          sorted, common lengths      head of 3 tokens, used by three prompts
+    a b c d e        a b c d e   \\ 4             a b c | d e
+    a b c d f g      a b c d f g / \\ 3           a b c | d f g
+    a b c h          a b c h     / \\ 0           a b c | h
+    x y              x y         /               x y
+
+The head of the largest saving, (prompts - 1) x length, is the largest rectangle under the common
+lengths of neighbours.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+LEAST_TOKENS = 64  # of a head; a shorter one saves less time than its programs take to compile
+KEPT_SHARE = 0.9  # of the best head's saving at which the head of the previous run is kept
+
+Tokens = Sequence[int]
+
+
+def choose_head(prompts: Sequence[Tokens], least: int | None = None) -> tuple[int, ...]:
+    """Returns the tokens of the head that saves the most prefill, () if no head is worth it.
+
+    Args:
+      least: fewest tokens of a head; default LEAST_TOKENS.
+    """
+    # The bytes of big-endian numbers sort as the numbers do.
+    ordered = sorted(np.asarray(prompt, ">i4").tobytes() for prompt in prompts)
+    arrays = [np.frombuffer(prompt, ">i4") for prompt in ordered]
+    common = [_common(a, b) for a, b in zip(arrays, arrays[1:])]
+    length, first = _largest_rectangle(common)
+    if length < max(1, LEAST_TOKENS if least is None else least):
+        return ()
+    return tuple(arrays[first][:length].tolist())
+
+
+def used(prompt: Tokens, head: tuple[int, ...]) -> int:
+    """Returns how many tokens of the head a prompt uses: all of them or 0."""
+    n = len(head)
+    return n if len(prompt) > n and tuple(prompt[:n]) == head else 0
+
+
+def better(
+    kept: tuple[int, ...], best: tuple[int, ...], prompts: Sequence[Tokens]
+) -> tuple[int, ...]:
+    """Returns the kept head if it saves about as much as the best one, whose prefill costs.
+
+    The kept head is returned only if it leaves no prompt longer than the best one does.
+    """
+
+    def rest(head: tuple[int, ...]) -> list[int]:
+        return [len(prompt) - used(prompt, head) for prompt in prompts]
+
+    if not kept or kept == best:
+        return best
+    total, kept_rest, best_rest = sum(map(len, prompts)), rest(kept), rest(best)
+    saved = total - sum(kept_rest)
+    enough = saved and saved >= KEPT_SHARE * (total - sum(best_rest) - len(best))
+    return kept if enough and max(kept_rest) <= max(best_rest) else best
+
+
+def _common(a: np.ndarray, b: np.ndarray) -> int:
+    """Returns how many first tokens are equal; at most one less than the shorter prompt has."""
+    n = max(0, min(len(a), len(b)) - 1)
+    different = np.flatnonzero(a[:n] != b[:n])
+    return int(different[0]) if different.size else n
+
+
+def _largest_rectangle(heights: Sequence[int]) -> tuple[int, int]:
+    """Returns (height, first index) of the largest rectangle under a histogram; (0, 0) if none."""
+    best, height, start = 0, 0, 0
+    open_: list[tuple[int, int]] = []  # (first index, height) of bars that still extend, rising
+    for i, bar in enumerate([*heights, 0]):
+        first = i
+        while open_ and open_[-1][1] >= bar:
+            first, tall = open_.pop()
+            if tall * (i - first) > best:
+                best, height, start = tall * (i - first), tall, first
+        open_.append((first, bar))
+    return height, start
