@@ -1,0 +1,221 @@
+"""Compares the decode step and the parts of a GRPO step with their arithmetic limit on this machine.
+
+    python benchmarks/limits.py                  both; 4 to 6 minutes on 2 cores
+    python benchmarks/limits.py --only decode    the decode workload of sampling.py
+    python benchmarks/limits.py --only grpo      the steps of grpo_step.py
+
+The limit is the time of the program's matrix products by themselves, at the same shapes, dtypes and
+layouts (see products.py). Limit and program take turns in one process; the table shows the medians
+over the rounds, and the range of their ratio. Writes benchmarks/results/limits.{json,md}.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import common, grpo_step, products, sampling  # noqa: E402
+from grm_jax.checkpoints import load  # noqa: E402
+from grm_jax.sampling import Engine, Request, decode, programs  # noqa: E402
+
+
+def compare(
+    name: str, counts: dict[products.Product, int], run: Callable[[], float], rounds: int
+) -> dict[str, Any]:
+    """Times the products and the program in turn.
+
+    Args:
+      run: runs the program once and returns its seconds.
+    """
+    calls = products.compile_products(counts)
+    run()
+    pairs = [(products.limit_seconds(calls), run()) for _ in range(rounds)]
+    limit, seconds = (statistics.median(values) for values in zip(*pairs))
+    shares = [limit / seconds for limit, seconds in pairs]
+    row = {
+        "name": name,
+        "gflop": products.total_flops(counts) / 1e9,
+        "limit_ms": limit * 1e3,
+        "program_ms": seconds * 1e3,
+        "share": statistics.median(shares),
+        "range": [min(shares), max(shares)],
+    }
+    print(cells(row), flush=True)
+    return row
+
+
+def engine_shape_products(engine: Engine) -> dict[products.Product, int]:
+    """Returns the products of one decode step of the engine's present shape."""
+    state = programs.abstract_state(engine.cfg, engine.shape)
+
+    def segment(params: Any, state: Any) -> Any:
+        model = nnx.merge(engine.graphdef, params)
+        return decode.decode_segment(model, state, np.int32(1), np.int32(1), engine.segment)
+
+    return products.products_of(segment, engine.params, state)
+
+
+def prefill_products(engine: Engine, shape: tuple[int, int]) -> dict[products.Product, int]:
+    """Returns the products of a prefill of (prompts, tokens)."""
+
+    def prefill(params: Any, tokens: Any, lengths: Any) -> Any:
+        return decode.prefill(nnx.merge(engine.graphdef, params), tokens, lengths)
+
+    B, S = shape
+    return products.products_of(
+        prefill, engine.params, np.zeros((B, S), np.int32), np.full(B, S, np.int32)
+    )
+
+
+def engine_parts(name: str, engine: Engine, prompts: list, k: int, new: int, rounds: int) -> list:
+    """Compares prefill and decode step of an engine that samples k times from each prompt.
+
+    The decode step is the mean over a whole run, host work included.
+    """
+
+    def submit() -> None:
+        for i, prompt in enumerate(prompts):
+            engine.submit(Request(prompt, k, new, item=i))
+
+    def decode_step() -> float:
+        submit()
+        seconds = steps = 0.0
+        while engine.busy:
+            before, start = engine.stats.steps, time.perf_counter()
+            engine.step()
+            if engine.stats.steps > before:
+                seconds += time.perf_counter() - start
+                steps += engine.stats.steps - before
+        return seconds / steps
+
+    decode_step()
+    counts = engine_shape_products(engine)
+    tokens, lengths = np.array(prompts, np.int32), np.full(len(prompts), len(prompts[0]), np.int32)
+
+    def prefill() -> float:
+        start = time.perf_counter()
+        program = programs.prefill_program(engine.graphdef)
+        jax.block_until_ready(program(engine.params, tokens, lengths))
+        return time.perf_counter() - start
+
+    return [
+        compare(f"{name}: decode step", counts, decode_step, rounds),
+        compare(f"{name}: prefill", prefill_products(engine, tokens.shape), prefill, rounds),
+    ]
+
+
+def sampling_parts(rounds: int) -> list[dict[str, Any]]:
+    """Compares the workload of sampling.py with its limit."""
+    prompts = np.random.default_rng(1).integers(
+        200, sampling.CONFIG["vocab_size"], (sampling.PROMPTS, sampling.PROMPT)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        sampling.write_weights(Path(folder))
+        model = load(folder, dtype="float32")
+    engine = Engine(model, sampling.PROMPTS, sampling.K)
+    name = f"sampling, {sampling.PROMPTS} x {sampling.K}, {sampling.PROMPT} + {sampling.NEW}"
+    return engine_parts(name, engine, prompts.tolist(), sampling.K, sampling.NEW, rounds)
+
+
+def grpo_parts(shape: str, rounds: int) -> list[dict[str, Any]]:
+    """Compares the parts of a GRPO step of grpo_step.py with their limits."""
+    from grm_jax.models import abstract_model
+    from grm_jax.sharding import make_mesh
+    from grm_jax.training import grpo, optim, state as states
+    from grm_jax.training.programs import model_config
+
+    P, G, S, T = grpo_step.SHAPES[shape]
+    config, mesh = grpo_step.our_config(P, G, S, T), make_mesh(devices=jax.devices()[:1])
+    cfg = model_config(config)
+    model = graphdef, _ = abstract_model(cfg, mesh)
+    update = grpo.build_grpo_update(config, mesh, model)
+    reference = grpo.build_logps(config, mesh, model)
+    prompts = grpo_step.prompts_of(P, S, 0)
+    with jax.set_mesh(mesh):
+        params = states.init_params(cfg, mesh, 0)
+        engine = Engine(nnx.merge(graphdef, params), P, G)
+        rows = engine_parts(f"GRPO {shape}", engine, prompts, G, T, rounds)
+        completions = np.random.default_rng(1).integers(10, cfg.vocab_size, (P, G, T), np.int32)
+        advantages = np.linspace(-1, 1, P * G, dtype=np.float32).reshape(P, G)
+        logps = np.full((P, G, T), -8.0, np.float32)
+        batch = states.put_batch(
+            {
+                "prompts": np.array(prompts, np.int32),
+                "prompt_lengths": np.full(P, S, np.int32),
+                "completions": completions,
+                "mask": np.ones((P, G, T), np.float32),
+                "advantages": advantages,
+                "sampler_logps": logps,
+                "ref_logps": logps,
+                "old_logps": logps,
+            },
+            mesh,
+        )
+        rollout = {name: batch[name] for name in grpo.rollout_shapes(config)}
+        reference_counts = products.products_of(reference.fn, *reference.args)
+        update_counts = products.products_of(update.fn, *update.args)
+
+        def run_reference() -> float:
+            start = time.perf_counter()
+            jax.block_until_ready(reference.fn(params, rollout))
+            return time.perf_counter() - start
+
+        rows.append(
+            compare(f"GRPO {shape}: reference", reference_counts, run_reference, rounds)
+        )
+        # The update donates its state.
+        state = [states.init_state(params, optim.make_optimizer(config.rl), mesh, 0)]
+
+        def run_update() -> float:
+            start = time.perf_counter()
+            state[0], metrics = update.fn(state[0], batch)
+            jax.block_until_ready(metrics)
+            return time.perf_counter() - start
+
+        rows.append(compare(f"GRPO {shape}: update", update_counts, run_update, rounds))
+    whole = {key: 0.0 for key in ("gflop", "limit_ms", "program_ms")}
+    for row, times in zip(rows, (T - 1, 1, 1, 1)):
+        whole = {key: value + times * row[key] for key, value in whole.items()}
+    share = whole["limit_ms"] / whole["program_ms"]
+    rows.append({"name": f"GRPO {shape}: sum of the parts", **whole, "share": share, "range": []})
+    print(cells(rows[-1]), flush=True)
+    return rows
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """Returns a row of the table."""
+    spread = " to ".join(f"{100 * share:.0f}" for share in row["range"]) or "-"
+    numbers = (f"{row[key]:,.1f}" for key in ("gflop", "limit_ms", "program_ms"))
+    return [row["name"], *numbers, f"{100 * row['share']:.0f}% ({spread})"]
+
+
+def main() -> None:
+    parser = common.argument_parser(__doc__)
+    parser.add_argument("--only", choices=("decode", "grpo"))
+    parser.add_argument("--shape", choices=grpo_step.SHAPES, help="only this GRPO step")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=common.RESULTS / "limits.json")
+    args = parser.parse_args()
+    about = {"machine": common.machine(), "rounds": args.rounds}
+    rows = [] if args.only == "grpo" else sampling_parts(args.rounds)
+    if args.only != "decode":
+        for shape in [args.shape] if args.shape else grpo_step.SHAPES:
+            rows += grpo_parts(shape, args.rounds)
+    common.write_json(args.out, {"about": about, "rows": rows})
+    titles = ("GFLOP", "limit ms", "program ms", "limit / program (range)")
+    columns = {"program": "left"} | dict.fromkeys(titles, "right")
+    table = common.markdown_table(columns, [cells(row) for row in rows])
+    args.out.with_suffix(".md").write_text(table + "\n")
+
+
+if __name__ == "__main__":
+    main()
