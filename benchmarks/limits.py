@@ -1,4 +1,4 @@
-"""Compares the decode step and the parts of a GRPO step with their arithmetic limit on this machine.
+"""Compares the decode step and the parts of a GRPO step with their arithmetic limit here.
 
     python benchmarks/limits.py                  both; 4 to 6 minutes on 2 cores
     python benchmarks/limits.py --only decode    the decode workload of sampling.py
@@ -53,7 +53,7 @@ def compare(
     return row
 
 
-def engine_shape_products(engine: Engine) -> dict[products.Product, int]:
+def decode_products(engine: Engine) -> dict[products.Product, int]:
     """Returns the products of one decode step of the engine's present shape."""
     state = programs.abstract_state(engine.cfg, engine.shape)
 
@@ -98,7 +98,7 @@ def engine_parts(name: str, engine: Engine, prompts: list, k: int, new: int, rou
         return seconds / steps
 
     decode_step()
-    counts = engine_shape_products(engine)
+    counts = decode_products(engine)
     tokens, lengths = np.array(prompts, np.int32), np.full(len(prompts), len(prompts[0]), np.int32)
 
     def prefill() -> float:
@@ -169,9 +169,7 @@ def grpo_parts(shape: str, rounds: int) -> list[dict[str, Any]]:
             jax.block_until_ready(reference.fn(params, rollout))
             return time.perf_counter() - start
 
-        rows.append(
-            compare(f"GRPO {shape}: reference", reference_counts, run_reference, rounds)
-        )
+        rows.append(compare(f"GRPO {shape}: reference", reference_counts, run_reference, rounds))
         # The update donates its state.
         state = [states.init_state(params, optim.make_optimizer(config.rl), mesh, 0)]
 

@@ -31,7 +31,6 @@ class Product(NamedTuple):
     @property
     def flops(self) -> int:
         """Floating-point operations: two per multiply-add."""
-        (contracted, _), (batch, _) = self.axes[0], self.axes[1]
         rhs_shape, rhs_used = self.rhs[0], {*self.axes[0][1], *self.axes[1][1]}
         free = [n for i, n in enumerate(rhs_shape) if i not in rhs_used]
         return 2 * int(np.prod(self.lhs[0], dtype=np.int64) * np.prod(free, dtype=np.int64))

@@ -36,6 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model_overrides = dict(
         vocab_size=800, d_model=128, d_ff=256, num_layers=4, num_heads=4, num_kv_heads=2,
         head_dim=32, query_pre_attn_scalar=32, max_length=256, windows=(64, None),
+        cpu_products=False,  # the rounding of the recorded results
     )  # fmt: skip
     config.mesh = dict(data=1, fsdp=-1, tensor=1)  # all devices
 

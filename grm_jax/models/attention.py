@@ -23,6 +23,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from grm_jax.models import cpu
+
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 
 
@@ -42,9 +44,14 @@ def attend_part(
     B, L, N, H = q_BxLxNxH.shape
     K = k_BxSxKxH.shape[2]
     q = q_BxLxNxH.reshape(B, L, K, N // K, H)
-    logits_BxKxGxLxS = jnp.einsum(
-        "blkgh,bskh->bkgls", q, k_BxSxKxH, preferred_element_type=jnp.float32
-    )
+    if on_cpu := cpu.float32_products(q, k_BxSxKxH, v_BxSxKxH):
+        q_BxKxMxH = q.transpose(0, 2, 3, 1, 4).reshape(B, K, -1, H)
+        logits_BxKxMxS = cpu.attention_logits(q_BxKxMxH, k_BxSxKxH.swapaxes(1, 2))
+        logits_BxKxGxLxS = logits_BxKxMxS.reshape(B, K, N // K, L, -1)
+    else:
+        logits_BxKxGxLxS = jnp.einsum(
+            "blkgh,bskh->bkgls", q, k_BxSxKxH, preferred_element_type=jnp.float32
+        )
     if cap is not None:  # before the mask: a capped mask value would let masked keys in
         logits_BxKxGxLxS = cap * jnp.tanh(logits_BxKxGxLxS / cap)
     logits_BxKxGxLxS = jnp.where(mask_BxLxS[:, None, None], logits_BxKxGxLxS, MASKED)
@@ -52,7 +59,14 @@ def attend_part(
     p_BxKxGxLxS = jnp.exp(logits_BxKxGxLxS - top)
     total_BxKxGxLx1 = jnp.sum(p_BxKxGxLxS, axis=-1, keepdims=True)
     p_BxKxGxLxS = (p_BxKxGxLxS / total_BxKxGxLx1).astype(v_BxSxKxH.dtype)
-    o = jnp.einsum("bkgls,bskh->blkgh", p_BxKxGxLxS, v_BxSxKxH, preferred_element_type=jnp.float32)
+    if on_cpu:
+        p_BxKxMxS = p_BxKxGxLxS.reshape(B, K, -1, p_BxKxGxLxS.shape[-1])
+        o_BxKxMxH = cpu.attention_values(p_BxKxMxS, v_BxSxKxH.swapaxes(1, 2))
+        o = o_BxKxMxH.reshape(B, K, N // K, L, H).transpose(0, 3, 1, 2, 4)
+    else:
+        o = jnp.einsum(
+            "bkgls,bskh->blkgh", p_BxKxGxLxS, v_BxSxKxH, preferred_element_type=jnp.float32
+        )
     lse_BxKxGxL = (jnp.log(total_BxKxGxLx1) + top)[..., 0]
     return o.reshape(B, L, N, H), lse_BxKxGxL.transpose(0, 3, 1, 2).reshape(B, L, N)
 

@@ -81,6 +81,8 @@ class TransformerConfig:
       query_chunk: queries per chunk of attention.
       logits_chunk: positions per chunk of the output logits.
       unroll: units per iteration of the scan over layers.
+      cpu_products: on CPUs, float32 attention and logits in forms without transposed copies. They
+        round differently; False repeats results that were recorded without them.
     """
 
     name: str
@@ -113,6 +115,7 @@ class TransformerConfig:
     query_chunk: int = 512
     logits_chunk: int = 512
     unroll: int = 1
+    cpu_products: bool = True
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:

@@ -4,8 +4,10 @@
 program that is compiled for a TPU slice on a machine without TPUs takes the TPU's branch.
 """
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -20,6 +22,27 @@ UNSTACK_BYTES = 4 << 20  # a layer stack of this size no longer fits a core's ca
 def on_cpu() -> bool:
     """Returns whether the program being traced is compiled for CPUs."""
     return sharding.platform() == "cpu"
+
+
+_PRODUCTS = contextvars.ContextVar("cpu_products", default=True)
+
+
+@contextlib.contextmanager
+def products(enabled: bool) -> Iterator[None]:
+    """Sets `float32_products` while a model is traced, from `TransformerConfig.cpu_products`."""
+    token = _PRODUCTS.set(enabled)
+    try:
+        yield
+    finally:
+        _PRODUCTS.reset(token)
+
+
+def float32_products(*arrays: jax.Array) -> bool:
+    """Returns whether to use the float32 forms of attention and logits: on CPUs, unless disabled.
+
+    Their sums have the same terms as the plain forms, and may round differently.
+    """
+    return on_cpu() and _PRODUCTS.get() and all(x.dtype == jnp.float32 for x in arrays)
 
 
 def matmul(product: Callable[..., jax.Array], x: jax.Array, w: jax.Array) -> jax.Array:
@@ -73,6 +96,54 @@ def _dense_backward(residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> Any
 
 
 dense.defvjp(lambda x, w_DxF: (dense(x, w_DxF), (x, w_DxF)), _dense_backward)
+
+
+@jax.custom_vjp
+def logits(x: jax.Array, table_VxD: jax.Array) -> jax.Array:
+    """Computes x (..., D) @ table_VxD.T, with a gradient of the table as in `dense`."""
+    return jnp.einsum("...d,vd->...v", x, table_VxD)
+
+
+def _logits_backward(residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> Any:
+    x, table_VxD = residuals
+    x_MxD, g_MxV = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    grad_DxV = jax.lax.dot_general(x_MxD, g_MxV, (((0,), (0,)), ((), ())))
+    return g @ table_VxD, grad_DxV.T
+
+
+logits.defvjp(lambda x, table_VxD: (logits(x, table_VxD), (x, table_VxD)), _logits_backward)
+
+
+def _products(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
+    """Multiplies matrices (B, K, ., .) over one axis of each, 2 or 3; free axes stay in order."""
+    return jax.lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((0, 1), (0, 1))))
+
+
+# Attention in float32. Of the two factors of a gradient that sums over queries, the one of width H
+# is transposed, and no product has a result with the queries last. The compiler would otherwise
+# write each chunk's logits three times against the memory order, once in the forward pass.
+@jax.custom_vjp
+def attention_logits(q_BxKxMxH: jax.Array, k_BxKxSxH: jax.Array) -> jax.Array:
+    """Computes einsum("bkmh,bksh->bkms")."""
+    return _products(q_BxKxMxH, k_BxKxSxH, 3, 3)
+
+
+attention_logits.defvjp(
+    lambda q, k: (_products(q, k, 3, 3), (q, k)),
+    lambda qk, g: (_products(g, qk[1], 3, 2), _products(qk[0], g, 2, 2).swapaxes(2, 3)),
+)
+
+
+@jax.custom_vjp
+def attention_values(p_BxKxMxS: jax.Array, v_BxKxSxH: jax.Array) -> jax.Array:
+    """Computes einsum("bkms,bksh->bkmh")."""
+    return _products(p_BxKxMxS, v_BxKxSxH, 3, 2)
+
+
+attention_values.defvjp(
+    lambda p, v: (_products(p, v, 3, 2), (p, v)),
+    lambda pv, g: (_products(g, pv[1], 3, 3), _products(g, pv[0], 2, 2).swapaxes(2, 3)),
+)
 
 
 # One small matrix product per batch row, P * K * R of them: the CPU backend runs these several

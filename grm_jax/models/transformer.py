@@ -262,11 +262,14 @@ def table_logits(cfg: TransformerConfig, table_VxD: jax.Array, x: jax.Array) -> 
     """
     product = functools.partial(jnp.einsum, "...d,vd->...v")
     table_VxD = table_VxD.astype(x.dtype)
-    logits = (
-        cpu.matmul(product, x, table_VxD)
-        if cpu.on_cpu()
-        else product(x, table_VxD, preferred_element_type=jnp.float32)
-    )
+    with cpu.products(cfg.cpu_products):
+        float32_products = cpu.float32_products(x)
+    if float32_products:
+        logits = cpu.logits(x, table_VxD)
+    elif cpu.on_cpu():
+        logits = cpu.matmul(product, x, table_VxD)
+    else:
+        logits = product(x, table_VxD, preferred_element_type=jnp.float32)
     if cfg.final_cap is not None:
         logits = cfg.final_cap * jnp.tanh(logits / cfg.final_cap)
     if cfg.vocab_pad:
@@ -356,6 +359,12 @@ class Transformer(nnx.Module):
         Returns:
           (x_BxLxD before the final norm, state, (unit ys by place, stacked over U; tail ys)).
         """
+        with cpu.products(self.cfg.cpu_products):
+            return self._trunk(x_BxLxD, positions_BxL, attend, state)
+
+    def _trunk(
+        self, x_BxLxD: jax.Array, positions_BxL: jax.Array, attend: Attend, state: Any
+    ) -> Any:
         cfg = self.cfg
         angles = {s.rope: rope_angles(positions_BxL, s, cfg.head_dim) for s in cfg.pattern}
 
