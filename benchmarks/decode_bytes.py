@@ -1,11 +1,14 @@
 """Compares the memory traffic of a decode step, compiled for TPU slices, with its lower bound.
 
-    python benchmarks/decode_bytes.py [MODEL@SLICE ...]      a minute or two per case
+    python benchmarks/decode_bytes.py [MODEL@SLICE@WORKLOAD ...]   a minute or two per case
 
-One prompt of 2,048 tokens, 32 batch rows, rings of 1,024 new tokens, bfloat16, weights and heads
-split over all chips. The lower bound is every weight and every key and value that a row attends to,
-read once. The figures are the compiler's, not measurements: no TPU is used. The length of the
-decode loop depends on data, so the cost of a step is that of one more iteration.
+Bfloat16; weights and KV heads are split over all chips; rings of 1,024 new tokens. Three workloads:
+`one`: one prompt of 2,048 tokens, 32 batch rows. `many`: 64 prompts of 2,048 tokens, as many rows
+as fit of the 8 samples of each. `head`: the same prompts and rows, where the first 1,300 tokens are
+the same in all prompts and stored once. The lower bound is every weight and every key and value
+that a row attends to, read once, a head's once for all prompts. The figures are the compiler's, not
+measurements: no TPU is used. The length of the decode loop depends on data, so the cost of a step
+is that of one more iteration.
 """
 
 import dataclasses
@@ -14,6 +17,7 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -29,9 +33,58 @@ CASES = (
     "gemma2_27b@v5litepod-16",
     "gemma2_27b@v4-16",
     "gemma2_27b@v5p-8",
-    "gemma2_2b@v5litepod-4@unrolled",
+    "gemma2_2b@v5litepod-4@one@unrolled",
+    "gemma2_9b@v5litepod-8@many",
+    "gemma2_9b@v5litepod-8@head",
+    "gemma2_27b@v5p-8@many",
+    "gemma2_27b@v5p-8@head",
 )
-P, R, S, T, SEGMENT = 1, 32, 2048, 1024, 32
+PROMPTS, PROMPT, HEAD, T, SEGMENT = 64, 2048, 1300, 1024, 32
+# Rows per prompt that fit without a head, of 8 samples.
+ROWS = {"gemma2_9b@v5litepod-8": 1, "gemma2_27b@v5p-8": 4}
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """P prompts of `prompt` tokens, the first `head` of which are common; R rows each, rings of T.
+
+    head: 0 if prompts share nothing.
+    """
+
+    P: int
+    R: int
+    prompt: int
+    head: int
+    T: int
+
+
+def workload(name: str, case: str) -> Workload:
+    """Returns a workload by its name; case: MODEL@SLICE. Raises SystemExit for an unknown one."""
+    if name == "one":
+        return Workload(1, 32, PROMPT, 0, T)
+    if name not in ("many", "head"):
+        raise SystemExit(f"unknown workload {name!r}: use one, many or head")
+    if case not in ROWS:
+        raise SystemExit(f"workload {name!r} has no number of rows for {case}: add it to ROWS")
+    return Workload(PROMPTS, ROWS[case], PROMPT, HEAD if name == "head" else 0, T)
+
+
+def key_value_bytes(cfg: Any, work: Workload) -> dict[str, int]:
+    """Returns the bytes over all devices of the keys and values that the rows attend to.
+
+    head: of the common head, once. prefix: of the rest of each prompt. suffix: of the rings.
+    """
+    from grm_jax.sampling import cache
+
+    token = 2 * cfg.num_kv_heads * cfg.head_dim * 2
+    total = {"head": 0, "prefix": 0, "suffix": 0}
+    for units, window in cache.layer_windows(cfg):
+        seen = cache.prefix_length(work.prompt, window)
+        rest = min(seen, work.prompt - work.head)
+        total["head"] += units * token * (seen - rest)
+        total["prefix"] += units * token * work.P * rest
+        total["suffix"] += units * token * work.P * work.R * cache.ring_length(work.T, window)
+    return total
 
 
 @dataclasses.dataclass
@@ -43,6 +96,9 @@ class Result:
       step_seconds: of the step's traffic at the chip's full bandwidth.
       prefill: traffic of one prompt.
       decode_peak, prefill_peak: the most memory in use at once.
+      prompts, rows, prompt, head, ring: the workload.
+      caches: bytes of all keys and values of the state; caches_without_head: if each prompt had its
+        own.
     """
 
     model: str
@@ -62,6 +118,14 @@ class Result:
     prefill_peak: int
     hbm: int
     compile_seconds: float
+    prompts: int = 1
+    rows: int = 32
+    prompt: int = PROMPT
+    head: int = 0
+    ring: int = T
+    lower_bound_head: float = 0
+    caches: float = 0
+    caches_without_head: float = 0
 
 
 def from_json(row: dict) -> Result:
@@ -74,22 +138,27 @@ COLUMNS = {
     "slice": lambda r: r.slice,
     "chips": lambda r: str(r.chips),
     "layers": lambda r: r.layers,
+    "prompts x rows": lambda r: f"{r.prompts} x {r.rows}",
+    "common head": lambda r: f"{r.head:,}",
     "GB per step": lambda r: f"{r.step / 1e9:.3f}",
     "lower bound GB": lambda r: f"{r.lower_bound / 1e9:.3f}",
     "ratio": lambda r: f"{r.ratio:.4f}",
     "ms at full bandwidth": lambda r: f"{r.step_seconds * 1e3:.2f}",
+    "keys and values GiB": lambda r: f"{r.caches / GIB:.2f}" if r.caches else "-",
+    "x of no head": lambda r: f"{r.caches / r.caches_without_head:.2f}" if r.head else "-",
+    "prompts only": lambda r: f"{prompt_share(r):.2f}" if r.head else "-",
     "decode peak GiB": lambda r: f"{r.decode_peak / GIB:.2f}",
     "prefill peak GiB": lambda r: f"{r.prefill_peak / GIB:.2f}",
     "HBM GiB": lambda r: f"{r.hbm / GIB:.2f}",
 }
 
 
-def run(model: str, slice_name: str, unrolled: bool = False) -> Result:
+def run(model: str, slice_name: str, work: Workload, unrolled: bool = False) -> Result:
     """Compiles prefill and decode of one model for one slice."""
     import jax
 
     from grm_jax.models import abstract_model, get_config
-    from grm_jax.sampling import plan, programs
+    from grm_jax.sampling import programs
     from grm_jax.sharding import make_mesh
     from launch.compile.hlo_cost import cost
 
@@ -104,18 +173,20 @@ def run(model: str, slice_name: str, unrolled: bool = False) -> Result:
     start = time.perf_counter()
     with jax.set_mesh(mesh):
         graphdef, params = abstract_model(cfg, mesh)
-        shape = programs.Shape(P, R, S, T)
+        shape = state_shape(work)
         built = programs.abstract_programs(graphdef, params, cfg, shape, SEGMENT, mesh)
         compiled = {name: fn.lower(*args).compile() for name, fn, args in built}
+        state = programs.abstract_state(cfg, shape)
     seconds = time.perf_counter() - start
     text = compiled["decode"].as_text()
     once, twice = (cost(text, assumed_trip_count=n).hbm_bytes for n in (1, 2))
-    state = plan.state_bytes(cfg, P, R, S, T)
+    attended = key_value_bytes(cfg, work)
     bounds = {"weights": cfg.num_params * 2 / chips}
-    bounds |= {name: state[name] / chips for name in ("prefix", "suffix")}
+    bounds |= {name: size / chips for name, size in attended.items()}
     step, total = twice - once, sum(bounds.values())
     generation = tpu_slice.generation
     peaks = {name: fn.memory_analysis().peak_memory_in_bytes for name, fn in compiled.items()}
+    without = key_value_bytes(cfg, dataclasses.replace(work, head=0))
     return Result(
         model=model,
         slice=tpu_slice.name,
@@ -125,16 +196,44 @@ def run(model: str, slice_name: str, unrolled: bool = False) -> Result:
         lower_bound=total,
         ratio=step / total,
         step_seconds=step / generation.hbm_bandwidth,
-        lower_bound_weights=bounds["weights"],
-        lower_bound_prefix=bounds["prefix"],
-        lower_bound_suffix=bounds["suffix"],
         outside_loop=once - step,
         prefill=cost(compiled["prefill"].as_text()).hbm_bytes,
         decode_peak=peaks["decode"],
         prefill_peak=peaks["prefill"],
         hbm=generation.hbm_bytes,
         compile_seconds=seconds,
+        prompts=work.P,
+        rows=work.R,
+        prompt=work.prompt,
+        head=work.head,
+        ring=work.T,
+        caches=sum(array.nbytes for array in cache_arrays(state)) / chips,
+        caches_without_head=sum(without.values()) / chips,
+        **{f"lower_bound_{name}": size for name, size in bounds.items()},
     )
+
+
+def state_shape(work: Workload) -> Any:
+    """Returns the shape of the sampler's state for a workload."""
+    from grm_jax.sampling import buckets, programs
+
+    rest = buckets.prompt_bucket(work.prompt - work.head)
+    if not work.head:
+        return programs.Shape(work.P, work.R, rest, work.T)
+    raise SystemExit("heads of the sampler's state are not there")
+
+
+def cache_arrays(state: Any) -> list[Any]:
+    """Returns the abstract keys and values of a state: the arrays of more than two axes."""
+    import jax
+
+    return [leaf for leaf in jax.tree.leaves(state) if leaf.ndim > 2]
+
+
+def prompt_share(result: Result) -> float:
+    """Returns the keys and values of prompts and head, x of those without a head."""
+    rings = result.lower_bound_suffix
+    return (result.caches - rings) / (result.caches_without_head - rings)
 
 
 def table(results: list[Result]) -> str:
@@ -160,13 +259,13 @@ def libtpu_version() -> str:
 
 def main() -> None:
     parser = common.argument_parser(__doc__)
-    parser.add_argument("cases", nargs="*", default=CASES, metavar="MODEL@SLICE[@unrolled]")
+    parser.add_argument(
+        "cases", nargs="*", default=CASES, metavar="MODEL@SLICE[@WORKLOAD[@unrolled]]"
+    )
     parser.add_argument("--out", type=Path, default=common.RESULTS / "decode_bytes")
     args = parser.parse_args()
     about = {
-        "prompts": P,
-        "rows": R,
-        "prompt": S,
+        "prompt": PROMPT,
         "ring": T,
         "dtype": "bfloat16",
         "per": "chip",
@@ -178,13 +277,18 @@ def main() -> None:
     earlier = common.read_json(args.out.with_suffix(".json"), {})
     # Cases that were compiled earlier in the same setting stay.
     rows = earlier["results"] if earlier.get("about") == about else []
-    results = {(r["model"], r["slice"], r["layers"]): from_json(r) for r in rows}
+    results = {key(result): result for result in map(from_json, rows)}
     for case in args.cases:
-        model, slice_name, *layers = case.split("@")
-        result = run(model, slice_name, layers == ["unrolled"])
-        results[result.model, result.slice, result.layers] = result
+        model, slice_name, name, layers, *_ = [*case.split("@"), "one", "scanned"][:4]
+        work = workload(name, f"{model}@{slice_name}")
+        result = run(model, slice_name, work, layers == "unrolled")
+        results[key(result)] = result
         print(table([result]).splitlines()[-1], flush=True)
         write(args.out, about, list(results.values()))
+
+
+def key(result: Result) -> tuple[str, str, str, int, int]:
+    return result.model, result.slice, result.layers, result.prompts, result.head
 
 
 if __name__ == "__main__":

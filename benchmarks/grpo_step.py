@@ -121,8 +121,8 @@ def our_config(P: int, G: int, S: int, T: int) -> Any:
     return config
 
 
-def ours(P: int, G: int, S: int, T: int, steps: int) -> Result:
-    """Times our programs, also the phases of a step."""
+def ours(P: int, G: int, S: int, T: int, steps: int, config: Any = None) -> Result:
+    """Times our programs, also the phases of a step; config: default `our_config`."""
     import jax
     from flax import nnx
 
@@ -132,7 +132,8 @@ def ours(P: int, G: int, S: int, T: int, steps: int) -> Result:
     from grm_jax.training import grpo, losses, optim, state as states
     from grm_jax.training.programs import model_config
 
-    config, mesh = our_config(P, G, S, T), make_mesh(devices=jax.devices()[:1])
+    config = config or our_config(P, G, S, T)
+    mesh = make_mesh(devices=jax.devices()[:1])
     cfg = model_config(config)
     model = graphdef, _ = abstract_model(cfg, mesh)
     update = grpo.build_grpo_update(config, mesh, model)

@@ -2,7 +2,6 @@
 
     python benchmarks/sampling.py --peers PYTHON     table, result file, and the curve over k
     python benchmarks/sampling.py --curve            only the curve, without peers
-    python benchmarks/sampling.py --device           on an accelerator (see sampling_device.py)
 
 PYTHON is an interpreter with the `bench` extra. Writes benchmarks/results/sampling.{json,md,png}.
 
@@ -167,17 +166,8 @@ def main() -> None:
     parser.add_argument("--systems", nargs="*", default=list(PEERS), choices=PEERS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--curve", action="store_true", help="only the curve over k")
-    parser.add_argument(
-        "--device", action="store_true", help="on an accelerator; further options: --device --help"
-    )
     parser.add_argument("--note", default="", help="a remark for the result file")
     parser.add_argument("--out", type=Path, default=common.RESULTS / "sampling")
-    # `--device --help` is for the other program.
-    if "--device" in sys.argv:
-        from benchmarks import sampling_device
-
-        sampling_device.main([argument for argument in sys.argv[1:] if argument != "--device"])
-        return
     args = parser.parse_args()
     about = {
         "machine": common.machine(),
