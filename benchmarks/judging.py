@@ -96,10 +96,13 @@ def ours(work: Work, share_heads: bool) -> Iterator[Counts]:
     from grm_jax.checkpoints import load
     from grm_jax.sampling import Engine, plan
 
-    compiled: list[float] = []  # tracing, lowering and compiling, or loading from a cache
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: compiled.append(seconds) if "/jax/core/compile" in event else 0
-    )
+    compiled: list[float] = []  # lowering and compiling, or loading from the cache
+
+    def listen(event: str, seconds: float, **_: Any) -> None:
+        if event.endswith(("jaxpr_to_mlir_module_duration", "backend_compile_duration")):
+            compiled.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
     counts: Counts = {"prefill_seconds": 0.0}
     engines = []
 
@@ -119,9 +122,14 @@ def ours(work: Work, share_heads: bool) -> Iterator[Counts]:
         del options["share_heads"]  # this engine never shares heads
 
     def sample(requests: Sequence[Any]) -> Iterable[Any]:
+        if not requests:
+            return
         engine = TimedEngine(model, *plan.fit(model.cfg, requests), **options)
         engines.append(engine)
-        yield from engine.run([dataclasses.replace(request, stop=()) for request in requests])
+        for completion in engine.run([dataclasses.replace(r, stop=()) for r in requests]):
+            if completion.finish != "length":
+                raise RuntimeError(f"a critique ended with {completion.finish}: {completion.error}")
+            yield completion
 
     start = time.perf_counter()
     for _ in judge_with(work, sample):
