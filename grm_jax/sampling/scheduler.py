@@ -114,8 +114,12 @@ class Engine:
         slots.sort(key=lambda slot: (self._prompt_bucket(slot), -slot.request_index))
         index = {self._enqueue(slot): slot.request_index for slot in slots}
         try:
-            while self.busy:
-                for completion in self.step():
+            started = self._start_step()
+            while started is not None:
+                finished = self._finish_step(*started)
+                # The device decodes on while the caller handles the samples that have finished.
+                started = self._start_step()
+                for completion in finished:
                     i = index[completion.request_index]
                     yield dataclasses.replace(completion, request_index=i)
         finally:  # the caller may stop early
@@ -185,8 +189,17 @@ class Engine:
 
         Call it under the mesh that the engine was built under.
         """
+        started = self._start_step()
+        return self._finish_step(*started) if started else []
+
+    def _start_step(self) -> tuple[cache.Emitted, bool] | None:
+        """Starts one admission or one decode segment on the device, and does not wait for it.
+
+        Returns:
+          (emitted, first) for `_finish_step`; first: of an admission. None if no requests run.
+        """
         if not self.busy:
-            return []
+            return None
         state, slots = self._start() if self._state is None else self._state, self._slots
         state = self._end_cancelled(state)
         state = self._fill_slots(state)
@@ -199,7 +212,12 @@ class Engine:
             )
             self.stats.segments += 1
         self._state = state
-        finished = list(self._collect(state, emitted, slots, self._poisoned, first))
+        return emitted, first
+
+    def _finish_step(self, emitted: cache.Emitted, first: bool) -> list[Completion]:
+        """Waits for the device; returns the samples that finished."""
+        assert self._state is not None
+        finished = list(self._collect(self._state, emitted, self._slots, self._poisoned, first))
         self._limit_clock()
         self._drop_unused_state()
         return finished

@@ -117,6 +117,18 @@ def test_the_slots_stay_busy_with_geometric_lengths(even):
     assert per_step[0] >= 2 * per_step[1]
 
 
+def test_the_next_step_is_on_the_device_while_the_caller_handles_samples(lab, monkeypatch):
+    engine, events = lab.engine("tiny_gemma2"), []
+    start, finish = engine._start_step, engine._finish_step
+    monkeypatch.setattr(engine, "_start_step", lambda: events.append("start") or start())
+    monkeypatch.setattr(engine, "_finish_step", lambda *a: events.append("finish") or finish(*a))
+    for _ in engine.run([Request([5, 6, 7], 12, 12, seed=1)]):
+        events.append("sample")
+    assert "sample" in events
+    for before, event in zip(events, events[1:]):
+        assert before != "finish" or event == "start"
+
+
 def test_invalid_requests_return_errors_and_valid_ones_finish(lab, runs):
     requests, completions = runs(NAME)
     valid = [i for i, r in enumerate(requests) if r.prompt and r.k and len(r.prompt) < 256]
