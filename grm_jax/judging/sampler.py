@@ -91,22 +91,35 @@ class EngineSampler:
         with use_mesh(self.mesh):
             engine = self._engine(requests)
         completions = iter(engine.run(requests))
-        while True:
-            # A generator must not leave the mesh in context at a yield.
-            with use_mesh(self.mesh):
-                completion = next(completions, None)
-            if completion is None:
-                return
-            yield completion
+        try:
+            while True:
+                # A generator must not leave the mesh in context at a yield.
+                with use_mesh(self.mesh):
+                    completion = next(completions, None)
+                if completion is None:
+                    self._idle[:] = [engine]  # with the shared head of its prompts
+                    return
+                yield completion
+        finally:
+            completions.close()
+
+    @functools.cached_property
+    def _idle(self) -> list[Engine]:
+        """The engine of the last call that has finished. A call takes it out of the list."""
+        return []
 
     def _engine(self, requests: Sequence[Request]) -> Engine:
+        """Returns an engine for the requests: the last one, if it has the batch that they need."""
         weights = self.decoding_model  # placed before the memory for the cache is planned
         cfg, bounds = self.model.cfg, (self.prompt_slots, self.rows)
-        few = self.few_shapes and cpu.on_cpu()
+        few, head = self.few_shapes and cpu.on_cpu(), plan.shared_head(cfg, requests)
         if few and cfg.num_params <= plan.SMALL_MODEL and bounds == (None, None):
-            batch = plan.fixed(cfg, requests)
+            batch = plan.fixed(cfg, requests, head)
         else:
-            batch = plan.fit(cfg, requests, *bounds)
+            batch = plan.fit(cfg, requests, *bounds, head=head)
+        last = self._idle.pop() if self._idle else None
+        if last is not None and (last.P, last.R) == batch and last.few_shapes == few:
+            return last
         return Engine(weights, *batch, few_shapes=few)
 
 

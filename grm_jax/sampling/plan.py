@@ -9,7 +9,7 @@ import numpy as np
 
 from grm_jax import sharding
 from grm_jax.models.config import TransformerConfig
-from grm_jax.sampling import cache
+from grm_jax.sampling import cache, heads
 from grm_jax.sampling.buckets import prompt_bucket, ring_bucket
 from grm_jax.sampling.request import Request, check
 
@@ -30,11 +30,14 @@ FIXED_ROWS_PER_PROMPT = ((12, 8), (1.75, 2), (0, 1))
 GIB = 2.0**30
 
 
-def state_bytes(cfg: TransformerConfig, P: int, R: int, S: int, T: int) -> dict[str, int]:
-    """Returns the bytes over all devices of prefixes, rings and the logits of a step."""
+def state_bytes(
+    cfg: TransformerConfig, P: int, R: int, S: int, T: int, Z: int = 0
+) -> dict[str, int]:
+    """Returns the bytes over all devices of the head, prefixes, rings and the logits of a step."""
     token = 2 * cfg.num_kv_heads * cfg.head_dim * jax.numpy.dtype(cfg.dtype).itemsize
     layers = cache.layer_windows(cfg)
     return {
+        "head": sum(U * cache.prefix_length(Z, w) for U, w in layers) * token if Z else 0,
         "prefix": sum(U * cache.prefix_length(S, w) for U, w in layers) * P * token,
         "suffix": sum(U * cache.ring_length(T, w) for U, w in layers) * P * R * token,
         "logits": LOGITS_COPIES * 4 * P * R * (cfg.vocab_size + cfg.vocab_pad),
@@ -67,6 +70,7 @@ def fit(
     memory: int | None = None,
     taken: int | None = None,
     platform: str | None = None,
+    head: Sequence[int] = (),
 ) -> tuple[int, int]:
     """Returns (prompt slots, rows per prompt): what the requests can use and memory holds.
 
@@ -79,6 +83,7 @@ def fit(
       taken: bytes per device of other arrays, such as the training state during rollouts; default
         what is in use, less the weights.
       platform: default `sharding.platform`.
+      head: the shared head that the engine will use, `shared_head` of the same requests.
 
     Raises:
       MemoryError: not even one row fits; with the memory breakdown.
@@ -95,20 +100,30 @@ def fit(
     if (platform or sharding.platform()) != "cpu":
         target = max(target, BUSY_ROWS * shards)
     R = rows or min(max(r.k for r in runnable), _power_of_two(math.ceil(target / P)))
-    return _shrink(cfg, runnable, (P, R), memory, taken)
+    return _shrink(cfg, runnable, (P, R), memory, taken, head)
 
 
-def fixed(cfg: TransformerConfig, requests: Sequence[Request]) -> tuple[int, int]:
+def shared_head(cfg: TransformerConfig, requests: Sequence[Request]) -> tuple[int, ...]:
+    """Returns the shared head of the requests that can run, () if they share none."""
+    return heads.choose_head([r.prompt for r in requests if not check(r, cfg)])
+
+
+def fixed(
+    cfg: TransformerConfig, requests: Sequence[Request], head: Sequence[int] = ()
+) -> tuple[int, int]:
     """Returns (prompt slots, rows per prompt) that do not depend on the number of requests.
 
     For models of at most SMALL_MODEL parameters on a CPU. Raises MemoryError as `fit`.
+
+    Args:
+      head: see `fit`.
     """
     runnable = [r for r in requests if not check(r, cfg)]
     if not runnable:
         return 1, 1
     samples = sum(r.k for r in runnable) / len(runnable)
     R = next(rows for least, rows in FIXED_ROWS_PER_PROMPT if samples >= least)
-    return _shrink(cfg, runnable, (FIXED_ROWS // R, R))
+    return _shrink(cfg, runnable, (FIXED_ROWS // R, R), head=head)
 
 
 def _shrink(
@@ -117,12 +132,15 @@ def _shrink(
     batch: tuple[int, int],
     memory: int | None = None,
     taken: int | None = None,
+    head: Sequence[int] = (),
 ) -> tuple[int, int]:
     """Returns the largest (prompt slots, rows), at most `batch`, that memory holds; see `fit`."""
     P, R = batch
     mesh = sharding.current_mesh()
     shards, tensor = sharding.batch_shards(mesh), 1 if mesh is None else mesh.shape["tensor"]
-    S = prompt_bucket(max(len(r.prompt) for r in runnable))
+    head = tuple(head)
+    S = prompt_bucket(max(len(r.prompt) - heads.used(r.prompt, head) for r in runnable))
+    Z = prompt_bucket(len(head)) if head else 0
     T = ring_bucket(max(r.token_limit(cfg) for r in runnable))
     weights = cfg.num_params * jax.numpy.dtype(cfg.dtype).itemsize // tensor
     limit, in_use = device_memory() if memory is None else (memory, 0)
@@ -130,13 +148,13 @@ def _shrink(
     available = int(SHARE * limit) - weights - taken
 
     def per_device(P: int, R: int) -> int:
-        sizes = state_bytes(cfg, P, R, S, T)
+        sizes = state_bytes(cfg, P, R, S, T, Z)
         prefix_shards = shards if P % shards == 0 else 1
         row_shards = shards if P % shards == 0 or R % shards == 0 else 1
         # While rings grow, one old ring exists beside the new ones.
         rings = sizes["suffix"] + sizes["suffix"] // (2 * len(cache.layer_windows(cfg)))
         prefix = sizes["prefix"] // (prefix_shards * tensor)
-        return prefix + (rings + sizes["logits"]) // (row_shards * tensor)
+        return sizes["head"] // tensor + prefix + (rings + sizes["logits"]) // (row_shards * tensor)
 
     while per_device(P, R) > available and P > 1:
         P //= 2
@@ -145,8 +163,8 @@ def _shrink(
     if per_device(P, R) > available:
         other = f" and {taken / GIB:.2f} GiB of other arrays" if taken else ""
         raise MemoryError(
-            f"one row of prompt {S} and {T} new tokens needs {per_device(P, R) / GIB:.2f} GiB per "
-            f"device beside {weights / GIB:.2f} GiB of weights{other}; {SHARE:.0%} of "
+            f"one row of prompt {S + Z} and {T} new tokens needs {per_device(P, R) / GIB:.2f} GiB "
+            f"per device beside {weights / GIB:.2f} GiB of weights{other}; {SHARE:.0%} of "
             f"{limit / GIB:.2f} GiB is available: use more devices on `tensor`, a shorter prompt "
             "or fewer new tokens"
         )

@@ -26,7 +26,7 @@ import dataclasses
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -91,7 +91,7 @@ class Engine:
         self._kept: tuple[tuple[int, ...], Any] = (), []  # head of the last state: tokens, arrays
         self._cancelled: list[int] = []  # slots whose rows still run on the device
 
-    def run(self, requests: Sequence[Request]) -> Iterator[Completion]:
+    def run(self, requests: Sequence[Request]) -> Generator[Completion]:
         """Yields every sample of every request as it finishes; the order is not fixed.
 
         A request that cannot run yields its error k times. A sample does not depend on the other

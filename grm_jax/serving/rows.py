@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from grm_jax.sampling import Completion, Request
@@ -24,7 +24,7 @@ class NoRows:
     running_rows: int = 0
     busy: bool = False
 
-    def reserve(self, prompt: int, new_tokens: int) -> None:
+    def reserve(self, prompt: int, new_tokens: int, head: Sequence[int] = ()) -> None:
         """Reserves nothing: there are no caches."""
 
     def step(self) -> list[Completion]:

@@ -16,12 +16,13 @@ from starlette.requests import Request as HTTPRequest
 
 from grm_jax.judging.groups import Group, GroupRewards
 from grm_jax.judging.judge import Judge
+from grm_jax.judging.options import Options
 from grm_jax.judging.rewards import RewardOptions, score
 from grm_jax.judging.sampler import EngineSampler
 from grm_jax.judging.scalar import ScalarJudge
 from grm_jax.judging.scalar_head import LENGTHS, padded_length
 from grm_jax.models import cpu
-from grm_jax.sampling import Engine, Request, plan
+from grm_jax.sampling import Engine, Request, heads, plan
 from grm_jax.sampling.buckets import FEW_PROMPT_BUCKETS, PROMPT_BUCKETS
 from grm_jax.serving.cohorts import Cohorts
 from grm_jax.serving.engine import Context, EngineThread
@@ -30,6 +31,7 @@ from grm_jax.serving.limits import Limits
 from grm_jax.serving.metrics import Metrics
 from grm_jax.serving.rows import NoRows
 from grm_jax.sharding import use_mesh
+from grm_jax.text.rendering import render
 from grm_jax.types import Comparison
 
 T = TypeVar("T")
@@ -230,7 +232,8 @@ def build(
         slots = batch[0] or (SLOTS_ON_CPU if on_cpu else None)
         P, R = plan.fit(cfg, longest * plan.MAX_SLOTS, slots, batch[1] or ROWS)
         engine = Engine(model, P, R, segment=SEGMENT, few_shapes=True)
-    thread = EngineThread(engine, dataclasses.astuple(lengths), sampler.mesh)
+    head = template_head(judge, lengths.max_prompt)
+    thread = EngineThread(engine, dataclasses.astuple(lengths), sampler.mesh, head)
     # A prompt within the context may still be too long for the caches.
     judge = dataclasses.replace(
         judge,
@@ -238,6 +241,22 @@ def build(
         max_new_tokens=min(judge.max_new_tokens, lengths.max_new_tokens),
     )
     return Service(judge, thread, lengths, limits, Metrics(), expected, log_texts)
+
+
+def template_head(judge: Judge, max_prompt: int) -> tuple[int, ...]:
+    """Returns the tokens with which the judge's prompts for two responses begin.
+
+    () if they are too few, or if prompts of `max_prompt` tokens do not hold them.
+    """
+    texts = [("1. ?", ("+", "-")), ("Why so?", ("No.", "Yes, it is"))]
+    comparisons = [Comparison(query, responses) for query, responses in texts]
+    templates = [judge.template_for(comparison, Options()) for comparison in comparisons]
+    prompts = [
+        judge.tokenizer.encode_chat(render(template, comparison, (0, 1)))
+        for template, comparison in zip(templates, comparisons, strict=True)
+    ]
+    head = heads.choose_head(prompts)
+    return head if len(head) < max_prompt else ()
 
 
 def _scalar_service(

@@ -1,10 +1,15 @@
 """Tests shared heads: which head is chosen, and that samples equal those without shared heads."""
 
+import functools
+
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, strategies as st
 
-from grm_jax.sampling import Engine, Request, heads
+from grm_jax.sampling import Engine, Request, cache, heads, plan, weights
+from grm_jax.sharding import make_mesh
 
 NAME = "tiny_gemma2"
 HEAD = np.random.default_rng(5).integers(4, 128, 30).tolist()
@@ -84,18 +89,118 @@ def assert_equal(got, expected):
         np.testing.assert_allclose(completion.logprobs_1, expected[key].logprobs_1, atol=1e-5)
 
 
-MODELS = [NAME, "tiny_gemma3", "tiny_llama3"] + [
-    pytest.param(name, marks=pytest.mark.slow) for name in ("tiny_qwen2", "tiny_qwen3")
-]
+OTHERS = ("tiny_gemma3", "tiny_llama3", "tiny_qwen2", "tiny_qwen3")
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_samples_equal_those_without_shared_heads(lab, name):
-    """The head, 30 tokens, is longer than the windows, 6 and 5; rings grow from 32 to 224."""
-    requests = mixed(new=40)
-    shared = Engine(lab.model(name), 4, 2, segment=32)
-    plain = Engine(lab.model(name), 4, 2, segment=32, share_heads=False)
-    assert_equal(results(shared, requests), results(plain, requests))
-    assert shared._kept[0] == tuple(HEAD[:-1])  # of eight prompts; the whole HEAD has six
-    assert shared.stats.prompt_tokens == plain.stats.prompt_tokens
-    assert shared.stats.prefill_tokens < plain.stats.prefill_tokens
+@pytest.fixture(scope="module")
+def plain(lab):
+    """Samples of an engine that shares no heads, by model: (completions by index, stats)."""
+
+    @functools.cache
+    def run(name=NAME):
+        engine = Engine(lab.model(name), 4, 2, segment=32, share_heads=False)
+        return results(engine, mixed(new=40)), engine.stats
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "name", [NAME, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+)
+def test_samples_equal_those_without_shared_heads(lab, plain, name):
+    """The head, 29 tokens, is longer than the windows, 6 and 5; rings grow from 32 to 224."""
+    engine = Engine(lab.model(name), 4, 2, segment=32)
+    expected, stats = plain(name)
+    assert_equal(results(engine, mixed(new=40)), expected)
+    assert engine._kept[0] == tuple(HEAD[:-1])  # of eight prompts; the whole HEAD has six
+    assert engine.stats.prompt_tokens == stats.prompt_tokens
+    assert engine.stats.prefill_tokens < stats.prefill_tokens
+    computed = engine.stats.prefill_tokens
+    assert_equal(results(engine, mixed(new=40)), expected)  # a later run uses the kept head
+    assert engine.stats.prefill_tokens == 2 * computed - 48  # but for the head, of bucket 48
+
+
+def test_requests_of_a_server_share_the_reserved_head(lab, plain):
+    """The requests arrive one by one; one is cancelled, one equals the head, some lack it."""
+    engine = Engine(lab.model(NAME), 4, 2, segment=32)
+    engine.reserve(48, 64, HEAD)
+    keys, finished = {}, []
+    for i, request in enumerate(mixed(new=40)):
+        keys[engine.submit(request)] = i
+        cancelled = engine.submit(request)
+        finished += engine.step()
+        engine.cancel(cancelled)
+        assert engine._state is None or engine.shape.Z == 48
+    while engine.busy:
+        finished += engine.step()
+    got = {(keys[c.request_index], c.sample_index): c for c in finished if c.request_index in keys}
+    assert_equal(got, plain()[0])
+    assert set(engine._state.head_length_P.tolist()) == {0, 30}
+    engine.reserve(48, 64)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 2, 4), *(pytest.param(s, marks=pytest.mark.slow) for s in
+    ((1, 1, 1), (2, 2, 2), (1, 8, 1)))]
+)  # fmt: skip
+def test_samples_with_a_shared_head_do_not_depend_on_the_mesh(lab, plain, shape):
+    mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
+    graphdef, state = nnx.split(lab.model(NAME))
+    with jax.set_mesh(mesh):
+        model = nnx.merge(graphdef, weights.for_sampling(state, mesh, "float32"))
+        engine = Engine(model, 4, 2, segment=32)
+        run = engine.run(mixed(new=40))
+        first = next(run)
+        shardings = {a.sharding.spec[1] for kv in engine._state.head for a in kv}
+        got = {(c.request_index, c.sample_index): c for c in [first, *run]}
+    assert_equal(got, plain()[0])
+    assert shardings == ({"tensor"} if shape[2] > 1 else shardings)
+
+
+def test_prefills_compute_a_third_of_the_tokens_if_prompts_share_seven_tenths(lab):
+    rng = np.random.default_rng(2)
+    prompts = [[*HEAD, *rng.integers(4, 128, 8).tolist()] for _ in range(24)]
+    computed = []
+    for share in (True, False):
+        engine = Engine(lab.model(NAME), 4, 2, segment=32, share_heads=share)
+        list(engine.run([Request(prompt, 1, 1, item=i) for i, prompt in enumerate(prompts)]))
+        assert engine.stats.prompt_tokens == 24 * 38 and engine.stats.prompts == 24
+        computed.append(engine.stats.prefill_tokens)
+    assert computed == [48 + 24 * 8, 24 * 48]  # the head and rests of bucket 8; whole prompts
+    assert computed[0] <= 0.35 * computed[1]
+
+
+def test_a_head_with_nan_affects_only_the_prompts_that_begin_with_it(lab):
+    model = lab.model("tiny_llama3")  # its output table is another one
+    graphdef, state = nnx.split(model)
+    state = jax.tree.map(lambda x: x, state)
+    table = state["embedder"]["table_VxD"]
+    state["embedder"]["table_VxD"] = table.replace(table[...].at[9].set(np.nan))
+    requests = [Request([9] * 20 + [i], 1, 4, item=i) for i in (5, 6, 7)]
+    requests += [Request([5, 6, 7], 1, 4, item=8)]
+    got = results(Engine(nnx.merge(graphdef, state), 4, 2, segment=32), requests)
+    assert [got[i, 0].finish for i in range(3)] == ["error"] * 3
+    assert got[3, 0].error is None and len(got[3, 0].tokens) == 4
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_the_memory_estimate_counts_the_head_once_and_the_rests_of_the_prompts(lab):
+    cfg, sizes = lab.model(NAME).cfg, (2, 4, 8, 32, 48)
+    state = jax.eval_shape(lambda: cache.empty_state(cfg, *sizes))
+    estimate = plan.state_bytes(cfg, *sizes)
+    for name in ("head", "prefix"):
+        arrays = jax.tree.leaves(getattr(state, name))
+        assert estimate[name] == sum(a.size * a.dtype.itemsize for a in arrays) > 0
+
+
+def test_more_prompts_fit_if_they_share_a_head(lab):
+    cfg = lab.model(NAME).cfg
+    requests = [Request([*HEAD, i, i], 1, 4, item=i) for i in range(4, 68)]
+    head = plan.shared_head(cfg, requests)
+    assert head == tuple(HEAD)
+    fits = {memory: plan.fit(cfg, requests, memory=memory) for memory in range(2**19, 2**21, 2**15)}
+    with_head = {memory: plan.fit(cfg, requests, memory=memory, head=head) for memory in fits}
+    assert all(with_head[memory] >= fits[memory] for memory in fits)
+    assert any(with_head[memory] > fits[memory] for memory in fits)
