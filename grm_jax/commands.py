@@ -171,6 +171,16 @@ def write_output(text: str, path: str | None) -> int:
     return 0
 
 
+def add_host_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that `hosts.distributed.join_command` reads."""
+    add = parser.add_argument_group(
+        "several hosts (detected on TPU VMs and GKE; elsewhere, give all three)"
+    ).add_argument
+    add("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    add("--process_id", type=Number(int, 0, 10**6), help="number of this process, from 0")
+    add("--num_processes", type=Number(int, 1, 10**6), help="number of all processes")
+
+
 def add_device_arguments(parser: argparse.ArgumentParser) -> Callable[..., argparse.Action]:
     """Adds the group "devices" with --dtype and --mesh; returns its `add_argument`."""
     add = parser.add_argument_group("devices").add_argument

@@ -34,6 +34,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from grm_jax import strict_json
+from grm_jax.hosts import distributed
 from grm_jax.storage import (
     as_path,
     check_replaceable,
@@ -77,6 +78,8 @@ class RunStore(Mapping[Key, Record]):
       existing: "resume" continues a store, "overwrite" empties it, "refuse" raises.
       shared: all processes of a multi-host run open the store and append the same records; process
         0 writes, the others keep the records in memory. If False, this process writes.
+      one_disk: as `shared`, but only process 0 needs to reach the store; the others get the keys of
+        its records, and cannot read those.
 
     Raises:
       FileExistsError: the store exists and existing = "refuse".
@@ -94,16 +97,18 @@ class RunStore(Mapping[Key, Record]):
         key: str = "key",
         existing: str = "resume",
         shared: bool = False,
+        one_disk: bool = False,
     ):
         self.path = as_path(path)
         self.identity = json.loads(json.dumps(identity))
         self.key = key
         self.is_folder = is_remote(path) or not self.path.suffix
-        self.is_writer, processes = _process() if shared else (True, 1)
+        self.is_writer, processes = _process() if shared or one_disk else (True, 1)
         # Offset and length of a record in the file; the line itself if this process has no file.
         self._index: dict[Key, tuple[int, int] | bytes] = {}
         self._descriptor = -1
-        if existing == "refuse" and self.path.exists():
+        has_file = self.is_writer or not one_disk
+        if existing == "refuse" and has_file and self.path.exists():
             raise FileExistsError(
                 f"{self.path} exists: pass --resume to resume it, or --overwrite to start over"
             )
@@ -112,9 +117,12 @@ class RunStore(Mapping[Key, Record]):
                 self._lock()
             if existing == "overwrite":
                 self._clear()
-            else:
+            elif has_file:
                 self._load()
-            if processes > 1:
+            if processes > 1 and one_disk:
+                keys = distributed.from_first(lambda: list(self))
+                self._index |= {} if self.is_writer else dict.fromkeys(keys, b"null")
+            elif processes > 1:
                 _check_same_records(self, self.path)
         except BaseException:
             self.close()

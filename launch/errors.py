@@ -1,8 +1,6 @@
 """The launcher's error and exit statuses."""
 
-
-class LaunchError(Exception):
-    """A command that cannot run, with the remedy, in one line; the launcher exits with status 2."""
+from grm_jax.hosts.errors import PEER_LOST as PEER_LOST, LaunchError as LaunchError
 
 
 class DoesNotFit(LaunchError):
@@ -10,4 +8,4 @@ class DoesNotFit(LaunchError):
 
 
 # Exit statuses of launch/tpu.py.
-FAILED, WRONG_COMMAND, PEER_LOST, START_AGAIN, INTERRUPTED = 1, 2, 70, 75, 130
+FAILED, WRONG_COMMAND, START_AGAIN, INTERRUPTED = 1, 2, 75, 130

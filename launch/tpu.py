@@ -29,8 +29,9 @@ if __name__ == "__main__":
     sys.path[0] = str(ROOT)
 
 from grm_jax.devices import choose_platform, use_compilation_cache  # noqa: E402
+from grm_jax.hosts import distributed  # noqa: E402
 from launch import checks, config as configs  # noqa: E402
-from launch.cluster import distributed, gcloud, gke, queued  # noqa: E402
+from launch.cluster import gcloud, gke, queued  # noqa: E402
 from launch.compile.slices import get_slice, quiet_environment  # noqa: E402
 from launch.errors import FAILED, INTERRUPTED, START_AGAIN, WRONG_COMMAND, DoesNotFit, LaunchError  # noqa: E402
 from launch.options import parse  # noqa: E402

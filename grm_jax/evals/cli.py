@@ -20,6 +20,7 @@ from grm_jax.evals.files import MissingData
 from grm_jax.evals.judged import JudgedComparison
 from grm_jax.evals.measure import compare, measure
 from grm_jax.evals.run import num_parameters
+from grm_jax.hosts import distributed
 from grm_jax.judging import arguments
 from grm_jax.judging.codec import read_judged_rows
 from grm_jax.judging.options import POSITIVE, Options
@@ -142,7 +143,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs `grm eval`; returns the exit status."""
     hint = "the same command resumes the run"
-    return run_command("grm eval", lambda: evaluate(parser().parse_args(argv)), hint)
+    command = lambda: run_command("grm eval", lambda: evaluate(parser().parse_args(argv)), hint)  # noqa: E731
+    return distributed.together(command, "grm eval")
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -150,6 +152,8 @@ def evaluate(args: argparse.Namespace) -> int:
     arguments.options_from(args)  # checks them for a baseline and a scores file as well
     if args.part and not args.scores:
         raise ValueError("--part needs --scores: it measures the comparisons that the file has")
+    if args.model:
+        arguments.join_hosts(args, "grm eval")
     if shard := arguments.shard_from(args):
         return judge_shard(args, shard)
     tasks = load(args)
@@ -164,13 +168,17 @@ def evaluate(args: argparse.Namespace) -> int:
             print(f"{path}: {len(task.comparisons)} comparisons")
         return 0
     out = Path(args.out or Path("eval") / judge_name(args))
-    check_files(args, tasks, out)
-    results.make_folder(out)
-    earlier_entries(out)  # a damaged file is an error before anything is judged
+    if distributed.is_first():
+        check_files(args, tasks, out)
+        results.make_folder(out)
+        earlier_entries(out)  # a damaged file is an error before anything is judged
     judge, entries = judge_function(args, out), []
     for task in tasks:
-        entries.append(measured(task, judge(task), args))
-    write_reports(entries, out)
+        made = judge(task)
+        if distributed.is_first():  # on a slice, one process measures and writes
+            entries.append(measured(task, made, args))
+    if distributed.is_first():
+        write_reports(entries, out)
     return 0
 
 
@@ -331,7 +339,8 @@ def model_function(args: argparse.Namespace, out: Any, shard: Shard | None = Non
     def judge_task(task: Task) -> Judgement:
         made = judge_benchmark(judge, task, out, options, config, greedy=not args.no_greedy)
         rows = out / f"{task.benchmark.name}.jsonl"
-        if not shard and (failures := failure_text(read_judged_rows(rows))):
+        is_read = distributed.is_first() and not shard
+        if is_read and (failures := failure_text(read_judged_rows(rows))):
             print(f"grm eval: {task.benchmark.name}: {failures}", file=sys.stderr)
         more = arguments.price_of(args, made.cost) | ({"parameters": count} if count else {})
         return dataclasses.replace(made, cost={**made.cost, **more})

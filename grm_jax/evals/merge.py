@@ -51,26 +51,26 @@ def main(argv: list[str] | None = None) -> int:
 
 def merge(args: argparse.Namespace) -> int:
     """Merges the shards of a file, or of an evaluation; returns the exit status."""
-    found = shards.find(args.shards)
-    if any(path.suffix == evaluation.SUFFIX for path in found):
+    files = shards.find(args.shards)
+    if any(path.suffix == evaluation.SUFFIX for path in files):
         with evaluation.output_folder(args.out) as out:
-            settings = evaluation.merge_rows(found, out, args.overwrite)
+            settings = evaluation.merge_rows(files, out, args.overwrite)
             _report(settings, args, out)
         return 0
     if args.data or args.against:
         raise ValueError("--data and --against are of shards of grm eval: remove them")
-    return _merge_rows(found, args)
+    return _merge_rows(files, args)
 
 
-def _merge_rows(found: list[Any], args: argparse.Namespace) -> int:
+def _merge_rows(files: list[Any], args: argparse.Namespace) -> int:
     output = as_path(args.out)
     if not is_remote(output):
         if output.is_dir():
             raise ValueError(f"{args.out} is a folder: name the JSONL file to write")
-        check_outputs([output], found)
+        check_outputs([output], files)
     if output.exists() and not args.overwrite:
         raise FileExistsError(f"{args.out} exists: pass --overwrite to replace it")
-    merged = shards.merge(found, output)
+    merged = shards.merge(files, output)
     forget(args.out)
     local = str(fetch(args.out))
     print_summary(args.out, local, merged.rows, merged.errors)

@@ -16,6 +16,7 @@ from grm_jax.data.comparisons import Row
 from grm_jax.data.records import read_records, strict_records
 from grm_jax.display import shown
 from grm_jax.evals.judged import JudgedComparison, from_row
+from grm_jax.hosts import distributed
 from grm_jax.judging.codec import is_scalar
 from grm_jax.judging.options import Options
 from grm_jax.judging.row_schema import ROW, are_numbers, field_problem, row_problem
@@ -63,7 +64,7 @@ def judge_with_model(
 
     config: `RunConfig(existing="resume")` by default.
     Returns the judged comparisons, and {"seconds", "tokens", "critiques"} of all sessions of this
-    file together. Of a shard no comparisons are returned.
+    file together. Of a shard, and on processes other than the first, no comparisons are returned.
     """
     from grm_jax.judging.run import RunConfig, judge_rows
 
@@ -72,7 +73,8 @@ def judge_with_model(
     config = dataclasses.replace(config, cost_path=rows_path.with_suffix(".cost.json"))
     digest = fingerprint(comparisons)
     result = judge_rows(judge, _rows(comparisons), output, options, digest, config)
-    return [] if config.shard else load_judged(comparisons, output), result.cost
+    is_read = distributed.is_first() and not config.shard
+    return load_judged(comparisons, output) if is_read else [], result.cost
 
 
 def judge_into_store(

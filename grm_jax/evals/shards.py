@@ -12,6 +12,7 @@ from typing import Any
 
 from grm_jax import strict_json
 from grm_jax.evals import results, run
+from grm_jax.hosts import distributed
 from grm_jax.judging import arguments, shards
 from grm_jax.judging.shards import Shard
 from grm_jax.storage import as_path, check_outputs, is_remote, write_atomic
@@ -42,7 +43,7 @@ def judge(
       load: loads the judge; returns the function from a task to its `cli.Judgement`.
     """
     path = shard.path(out / f"{NAME}{SUFFIX}")
-    if not is_remote(out):
+    if distributed.is_first() and not is_remote(out):
         read = [*arguments.files_read(args), *(file for task in tasks for file in task.read)]
         names = [name for task in tasks for name in _names(task.benchmark.name, True)]
         check_outputs([path, *(shard.path(out / f"{name}.jsonl") for name in names)], read)
@@ -59,8 +60,11 @@ def judge(
                 "cost": {n: made.cost[n] for n in ("parameters",) if n in made.cost},
             }
         )
-        count = len(shard.select(task.comparisons))
-        print(f"{name}: {count} of {len(task.comparisons)} rows, shard {shard}")
+        if distributed.is_first():
+            count = len(shard.select(task.comparisons))
+            print(f"{name}: {count} of {len(task.comparisons)} rows, shard {shard}")
+    if not distributed.is_first():
+        return 0
     settings = {"shard": str(shard), "arguments": {n: getattr(args, n) for n in ARGUMENTS}}
     write_atomic(path, strict_json.dumps(settings | {"tasks": saved}, indent=1) + "\n")
     folder = shlex.quote(str(out))
@@ -73,12 +77,12 @@ def _names(benchmark: str, greedy: bool) -> tuple[str, ...]:
     return (benchmark, f"{benchmark}.greedy")[: 1 + greedy]
 
 
-def merge_rows(found: Sequence[Any], out: Path, overwrite: bool) -> Mapping[str, Any]:
+def merge_rows(files: Sequence[Any], out: Path, overwrite: bool) -> Mapping[str, Any]:
     """Merges the rows and the cost of an evaluation; returns the settings of a shard.
 
-    found: what `judging.shards.find` returns.  Raises as `judging.shards.merge`.
+    files: what `judging.shards.find` returns.  Raises as `judging.shards.merge`.
     """
-    paths = [path for path in found if (shards.shard_of(path) or ("",))[0] == NAME]
+    paths = [path for path in files if (shards.shard_of(path) or ("",))[0] == NAME]
     headers = [(path, _settings(path)) for path in paths]
     shards.check_same_run([(path, _compared(settings)) for path, settings in headers])
     for task in headers[0][1]["tasks"]:

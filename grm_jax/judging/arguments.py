@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grm_jax.commands import Number, add_device_arguments
+from grm_jax.commands import Number, add_device_arguments, add_host_arguments
 from grm_jax.judging import orders
 from grm_jax.judging.metadata import JudgeMetadata
 from grm_jax.judging.options import POSITIVE, Options
@@ -86,6 +86,7 @@ def add_judging_arguments(parser: argparse.ArgumentParser) -> None:
         "--expected", action="store_true", help="compute expected scores from token probabilities"
     )
     _add_endpoint_arguments(parser)
+    add_host_arguments(parser)
     add_device = add_device_arguments(parser)
     add_device(
         "--prompt_slots", type=POSITIVE, help=f"largest number of prompts in a batch {_BATCH}"
@@ -127,6 +128,21 @@ def _add_endpoint_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("in", "out"):
         kind = "prompt" if name == "in" else "new"
         add(f"--price_{name}", type=PRICE, help=f"price of a million {kind} tokens")
+
+
+def join_hosts(args: argparse.Namespace, program: str) -> None:
+    """Joins the other workers of a slice; by endpoint, one process requests all critiques.
+
+    Call it before JAX touches a device. Raises LaunchError as `distributed.start`, ValueError for
+    arguments that do not fit.
+    """
+    from grm_jax.hosts import distributed
+
+    if args.endpoint:
+        if args.num_processes or args.coordinator or args.process_id is not None:
+            raise ValueError(f"--endpoint judges from one process: start {program} on one host")
+        return
+    distributed.join_command(args, program)
 
 
 def add_shard_argument(parser: argparse.ArgumentParser) -> None:
@@ -234,8 +250,9 @@ def _text_of(path: str) -> str:
 def judge_from(args: argparse.Namespace) -> Judge:
     """Loads the judge of the arguments, after `fill_unset`; by endpoint, no weights of it.
 
-    Raises ValueError on more than one host.
+    On several hosts the default mesh shards the weights and the batch over all devices.
     """
+    from grm_jax.hosts import distributed
     from grm_jax.judging.judge import Judge
 
     if args.endpoint:
@@ -249,17 +266,11 @@ def judge_from(args: argparse.Namespace) -> Judge:
             meta_template=args.meta_template,
             **endpoint_settings(args),
         )
-    import jax
-
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"{jax.process_count()} hosts would each write the output: split the input and run "
-            "each part on one host"
-        )
+    mesh = args.mesh or ("fsdp=-1" if distributed.has_peers() else None)
     return Judge.load(
         args.model,
         meta_rm=args.meta_rm,
-        mesh=mesh_from(args.mesh),
+        mesh=mesh_from(mesh),
         template=None if args.own_template else args.template,
         dtype=args.dtype,
         tokenizer=args.tokenizer,

@@ -19,6 +19,7 @@ from grm_jax.data import sources
 from grm_jax.data.comparisons import read_rows
 from grm_jax.data.layouts import LAYOUTS
 from grm_jax.devices import watch_compilations
+from grm_jax.hosts import distributed
 from grm_jax.judging import arguments
 from grm_jax.judging.codec import read_judged_rows
 from grm_jax.judging.options import Options
@@ -94,7 +95,8 @@ def parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `grm judge`; returns the exit status."""
-    return run_command("grm judge", lambda: _run(parser(), argv))
+    command = lambda: run_command("grm judge", lambda: _run(parser(), argv))  # noqa: E731
+    return distributed.together(command, "grm judge")
 
 
 def _run(p: argparse.ArgumentParser, argv: list[str] | None) -> int:
@@ -121,10 +123,13 @@ def judge_one(args: argparse.Namespace) -> int:
     )
     query = args.query if args.system is None else [system, user]
     comparison = Comparison(query, tuple(args.response), args.reference)
+    arguments.join_hosts(args, "grm judge")
     with _results_on_stderr():
         loaded = arguments.judge_from(args)
         with _compilations_on_terminal(loaded, options):
             (verdict,) = loaded([comparison], **dataclasses.asdict(options))
+    if not distributed.is_first():
+        return 0
     print(verdict.explain(width=shutil.get_terminal_size().columns))
     return 0
 
@@ -132,6 +137,9 @@ def judge_one(args: argparse.Namespace) -> int:
 def judge(args: argparse.Namespace) -> int:
     """Judges a file. Wrong arguments and files are errors before the weights are loaded."""
     options = _options(args)
+    arguments.join_hosts(args, "grm judge")
+    if distributed.has_peers() and STDOUT in (args.input, args.output):
+        raise ValueError("several hosts need files as IN and OUT: every host reads the input")
     _check_files(args)
     if args.output != STDOUT:
         return _judge_file(args, options, args.output)
@@ -182,7 +190,7 @@ def _check_files(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"no input file {args.input}{sources.hub_hint(args.input)}")
     if not any(True for _ in read_rows(args.input, args.format)):
         raise ValueError(f"{args.input} has no rows")
-    if args.output == STDOUT:
+    if args.output == STDOUT or not distributed.is_first():
         return
     if is_remote(args.output):
         if args.shard is None:
@@ -223,6 +231,8 @@ def _judge_file(args: argparse.Namespace, options: Options, output: str) -> int:
         judge, *(args.input, output, options, config), format=args.format, limit=args.limit
     )
     name = "standard output" if args.output == STDOUT else args.output
+    if not distributed.is_first():
+        return 1 if result.errors else 0
     if shard:
         return _print_shard(args, shard, result)
     resumed = f", {result.resumed} from an earlier run" if result.resumed else ""

@@ -17,6 +17,7 @@ from grm_jax import strict_json
 from grm_jax.data import sources
 from grm_jax.data.comparisons import Row, read_rows
 from grm_jax.devices import watch_compilations
+from grm_jax.hosts import distributed
 from grm_jax.judging import codec
 from grm_jax.judging.identity import (
     FREE_OF_RUN,
@@ -130,33 +131,52 @@ def judge_rows(
 
     differ = {name: getattr(config, name) for name in field_names(config, FREE_OF_RUN)}
     header = identity | differ | dict(selection or {})
+
+    def open_store(path: Any) -> RunStore:
+        several = distributed.has_peers()
+        return RunStore(path, header, key="line", existing=config.existing, one_disk=several)
+
     if config.shard:
         header |= {"shard": str(config.shard), "of_rows": len(rows)}
         rows, path = config.shard.select(rows), config.shard.path(output)
-        with RunStore(path, header, key="line", existing=config.existing) as store:
+        with open_store(path) as store:
             store.begin()
             return _judge_store(store, judge, rows, options, identity, config)
     answered: dict[int | str, codec.Row] | None = None  # of a finished output that lacks others
-    if config.existing == "resume" and Path(output).exists() and not part_path(output).exists():
-        result = finished()
-        if result.errors:
-            answered = _answered(output)
-        if answered is None:
-            return result
-    if config.existing == "refuse":
-        refuse_existing(output, part_path(output))
-    with RunStore(part_path(output), header, key="line", existing=config.existing) as store:
+
+    def earlier() -> dict[str, Any] | None:
+        """Returns the result of a finished output; process 0 looks for all processes."""
+        nonlocal answered
+        if config.existing == "refuse":
+            refuse_existing(output, part_path(output))
+        if config.existing == "resume" and Path(output).exists() and not part_path(output).exists():
+            result = finished()
+            answered = _answered(output) if result.errors else None
+            return None if answered is not None else dataclasses.asdict(result)
+        return None
+
+    def late() -> dict[str, Any]:
+        if config.existing == "refuse":
+            refuse_existing(output)
+        return dataclasses.asdict(finished())
+
+    if (done := distributed.from_first(earlier)) is not None:
+        return RunResult(**done)
+    with open_store(part_path(output)) as store:
         if answered is not None:
             store.append_all({k: row for k, row in answered.items() if k not in store})
-        is_new = not any(not codec.has_no_reply(store[k]) for k in store) and answered is None
-        if is_new and config.existing != "overwrite" and Path(output).exists():
+        if distributed.from_first(lambda: answered is None and _is_late(store, output, config)):
             store.remove()  # another run has finished since this one looked
-            if config.existing == "refuse":
-                refuse_existing(output)
-            return finished()
+            return RunResult(**distributed.from_first(late))
         result = _judge_store(store, judge, rows, options, identity, config)
         store.finish(output, [row.number for row in rows])
     return result
+
+
+def _is_late(store: RunStore, output: str | Path, config: RunConfig) -> bool:
+    """Returns whether a new store is beside a finished output."""
+    is_new = all(codec.has_no_reply(record) for record in store.records())
+    return is_new and config.existing != "overwrite" and Path(output).exists()
 
 
 def _judge_store(
@@ -168,21 +188,30 @@ def _judge_store(
     config: RunConfig,
 ) -> RunResult:
     """Judges the rows that the store lacks, shows progress, and writes the cost."""
-    for key in [key for key in store if codec.has_no_reply(store[key])]:
-        store.discard(key)
+    if not store.is_writer:
+        config = dataclasses.replace(config, progress=False, cost_path=None)
+    elif not distributed.has_peers():  # an endpoint judges on one host
+        for key in [key for key in store if codec.has_no_reply(store[key])]:
+            store.discard(key)
     resumed = len(store)
     name, programs = Path(str(store.path).removesuffix(".part")).stem, num_programs(judge, options)
     progress = _Progress(name, len(rows), resumed, config, programs)
     with progress, watch_compilations(progress.compiling):
         judge_into(store, judge, rows, options, identity, config, progress.count)
-    errors, counts = 0, dict.fromkeys(("tokens", "critiques", "prompt_tokens"), 0)
-    for record in store.records():
-        errors += record["error"] is not None
-        for name, value in codec.counts(record).items():
-            counts[name] += value
+    counts = distributed.from_first(lambda: _counts(store))
     cost = cost_of(progress.seconds, counts)
     _write_cost(config.cost_path, cost)
-    return RunResult(len(rows), errors, resumed, cost)
+    return RunResult(len(rows), counts["errors"], resumed, cost)
+
+
+def _counts(store: RunStore) -> dict[str, int]:
+    """Returns the sums of `codec.counts` over all records, and the number of error rows."""
+    counts = dict.fromkeys(("errors", "tokens", "critiques", "prompt_tokens"), 0)
+    for record in store.records():
+        counts["errors"] += record["error"] is not None
+        for name, value in codec.counts(record).items():
+            counts[name] += value
+    return counts
 
 
 def cost_of(seconds: float, counts: Mapping[str, int]) -> dict[str, float]:

@@ -180,7 +180,7 @@ def find(paths: Sequence[Any]) -> list[epath.Path]:
       ValueError: a folder has no shards, or those of several outputs.
       FileNotFoundError: a pattern has no matches.
     """
-    found: list[epath.Path] = []
+    files: list[epath.Path] = []
     for path in map(as_path, paths):
         if "*" in path.name and not path.exists():
             inside = sorted(inner for inner in path.parent.glob(path.name) if shard_of(inner))
@@ -190,8 +190,8 @@ def find(paths: Sequence[Any]) -> list[epath.Path]:
             inside = [path]
         else:
             inside = _in_folder(path)
-        found += inside
-    return found
+        files += inside
+    return files
 
 
 def _in_folder(folder: epath.Path) -> list[epath.Path]:

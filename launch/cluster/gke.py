@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from launch.cluster.distributed import PORT
-from launch.cluster.rendezvous import SECRET
+from grm_jax.hosts.distributed import PORT
+from grm_jax.hosts.rendezvous import SECRET
 from launch.compile.slices import Slice
 from launch.errors import FAILED, START_AGAIN, WRONG_COMMAND, LaunchError
 

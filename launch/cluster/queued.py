@@ -19,9 +19,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from grm_jax.hosts.rendezvous import SECRET
 from launch.cluster import gcloud
 from launch.cluster.gcloud import Resource, command_line
-from launch.cluster.rendezvous import SECRET
 from launch.errors import FAILED, PEER_LOST, START_AGAIN, WRONG_COMMAND, LaunchError
 
 GOING = ("DELETING", "SUSPENDING")  # states that end in deletion or SUSPENDED

@@ -8,7 +8,8 @@ from pathlib import Path
 import fuzz
 import pytest
 
-from launch.cluster import distributed, gcloud, queued
+from grm_jax.hosts import distributed
+from launch.cluster import gcloud, queued
 from launch.errors import LaunchError
 
 sys.path.append(str(Path(__file__).parents[1] / "launch/cluster"))

@@ -8,13 +8,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from grm_jax.config_fields import field_names, set_field
+from grm_jax.hosts import distributed
 from grm_jax.models.config import TransformerConfig
 from grm_jax.sharding import make_mesh
 from grm_jax.training import config_check, loop, main, rft_samplers
 from grm_jax.training.config_rules import SECTIONS
 from grm_jax.training.errors import TrainingError
 from launch import checks, config as configs, tpu
-from launch.cluster import distributed
 from launch.errors import LaunchError
 
 SPECS = (

@@ -11,7 +11,7 @@ import time
 import fuzz
 import pytest
 
-from launch.cluster import distributed, rendezvous
+from grm_jax.hosts import distributed, rendezvous
 from launch.errors import LaunchError
 
 HOST, SECRET = "127.0.0.1", "the job's"

@@ -10,8 +10,9 @@ import jsonschema
 import pytest
 import yaml
 
+from grm_jax.hosts import distributed
 from launch import config as configs, options as launch_options, tpu
-from launch.cluster import distributed, gke, queued
+from launch.cluster import gke, queued
 from launch.compile.slices import all_slices, get_slice
 from launch.errors import FAILED, PEER_LOST, START_AGAIN, WRONG_COMMAND, LaunchError
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.cluster import rendezvous
-from launch.cluster.distributed import Worker, find_worker
+from grm_jax.hosts import rendezvous
+from grm_jax.hosts.distributed import Worker, find_worker
 from launch.errors import PEER_LOST, LaunchError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -92,7 +92,7 @@ def test_a_port_in_use_is_reported(port):
 CHILD = """
     import sys, time
     sys.path.insert(0, {root!r})
-    from launch.cluster import rendezvous
+    from grm_jax.hosts import rendezvous
     i, port, action = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     peers = rendezvous.join("127.0.0.1", port, i, 3, 120.0)
     print("joined", flush=True)
@@ -224,7 +224,7 @@ def test_messages_are_lines_of_json(port):
 JAX_CHILD = """
     import sys, time
     sys.path.insert(0, {root!r})
-    from launch.cluster import distributed
+    from grm_jax.hosts import distributed
     worker = distributed.find_worker("127.0.0.1:" + sys.argv[2], int(sys.argv[1]), 2)
     distributed.start(worker, 240)
     import jax, jax.numpy as jnp

@@ -7,24 +7,31 @@ TPU VM    the metadata server: agent-worker-number, worker-network-endpoints, tp
 otherwise a single process
 """
 
+import argparse
 import dataclasses
+import functools
 import hashlib
 import os
 import re
 import sys
+import traceback
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
+from grm_jax import strict_json
 from grm_jax.devices import has_chips
-from launch.cluster import rendezvous
-from launch.errors import LaunchError
+from grm_jax.hosts import rendezvous
+from grm_jax.hosts.errors import LaunchError
 
 # Seconds in which the other processes can report an error of their own after one has failed.
 GRACE = 5.0
 # The connections of this process, for `fail`.
 _joined: list[rendezvous.Peers] = []
+
+JOIN_SECONDS = 300.0  # in which all workers of `grm judge` and `grm eval` have to start
 
 # Open between the hosts of a slice. JAX's default is now 8482, which firewalls may block.
 PORT = 8476
@@ -161,8 +168,15 @@ def job_secret(config: str) -> str:
     return os.environ.get(rendezvous.SECRET) or derived
 
 
-def start(worker: Worker | None, timeout: float, secret: str = "") -> rendezvous.Peers | None:
+def start(
+    worker: Worker | None,
+    timeout: float,
+    secret: str = "",
+    on_death: rendezvous.OnDeath = rendezvous.end_process,
+) -> rendezvous.Peers | None:
     """Waits for all processes, then initializes JAX on them. Call before JAX touches a device.
+
+    on_death: called with number and host of a process that crashes.
 
     Raises LaunchError naming the processes that did not join within `timeout` seconds.
     """
@@ -171,7 +185,7 @@ def start(worker: Worker | None, timeout: float, secret: str = "") -> rendezvous
     if not 0 < timeout < 1e7:
         raise LaunchError(f"--timeout={timeout:g}: give the seconds for all workers to join")
     process = worker.process_id, worker.num_processes
-    peers = rendezvous.join(worker.host, worker.port + 1, *process, timeout, secret=secret)
+    peers = rendezvous.join(worker.host, worker.port + 1, *process, timeout, on_death, secret)
     _joined.append(peers)
     import jax
 
@@ -200,3 +214,61 @@ def fail(status: int, message: str = "") -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def together(command: Callable[[], int], program: str, finished: Collection[int] = (0, 1)) -> int:
+    """Runs a command that may join other processes; returns its exit status.
+
+    If it raises, or returns a status not in `finished`, the other processes exit as well.
+    program: its name in messages.
+    """
+    try:
+        status = command()
+    except Exception:
+        fail(1, traceback.format_exc())
+        raise
+    if status not in finished:
+        fail(status)
+    leave()
+    return status
+
+
+def join_command(args: argparse.Namespace, program: str) -> None:
+    """Joins the other hosts of a slice, if there are any; see `find_worker`.
+
+    args: those of `commands.add_host_arguments`.  Raises LaunchError as `start`.
+    """
+    worker = find_worker(args.coordinator, args.process_id, args.num_processes)
+    on_death = functools.partial(
+        rendezvous.end_process, program=program, resume="Run the same command again to resume"
+    )
+    start(worker, JOIN_SECONDS, job_secret(program), on_death)
+
+
+def is_first() -> bool:
+    """Returns whether this is the only process, or process 0 of several that have joined."""
+    return not _joined or _joined[0].process == 0
+
+
+def has_peers() -> bool:
+    """Returns whether this process has joined others."""
+    return bool(_joined)
+
+
+def leave() -> None:
+    """Ends a process that is done without a report of a crash to its peers."""
+    if _joined:
+        _joined[0].leave()
+
+
+def from_first(compute: Callable[[], Any]) -> Any:
+    """Returns the JSON value of compute() on process 0; all processes call it together."""
+    if not _joined:
+        return compute()
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    text = strict_json.dumps(compute()).encode() if is_first() else b""
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    data = np.frombuffer(text.ljust(size), np.uint8)
+    return strict_json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(data))))

@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from grm_jax import strict_json
-from launch.errors import PEER_LOST, LaunchError
+from grm_jax.hosts.errors import PEER_LOST, LaunchError
 
 SECRET = "GRM_JOB_SECRET"  # environment variable with the secret of the job
 HEARTBEAT = 2.0
@@ -134,12 +134,18 @@ class Peers:
         self.on_death(peer, host)
 
 
-def end_process(peer: int, host: str) -> None:
-    """Reports the crash and exits at once: a collective that waits for the peer never returns."""
+def end_process(
+    peer: int,
+    host: str,
+    program: str = "launch",
+    resume: str = "Start the job again: it resumes from its last checkpoint.",
+) -> None:
+    """Reports the crash and exits at once: a collective that waits for the peer never returns.
+
+    program: its name, before the message.  resume: how to resume the work.
+    """
     print(
-        f"launch: process {peer} on {host} died; this process exits. "
-        "Start the job again: it resumes from its last checkpoint.",
-        file=sys.stderr,
+        f"{program}: process {peer} on {host} died; this process exits. {resume}", file=sys.stderr
     )
     sys.stderr.flush()
     os._exit(PEER_LOST)
