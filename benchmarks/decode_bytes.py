@@ -207,7 +207,7 @@ def run(model: str, slice_name: str, work: Workload, unrolled: bool = False) -> 
         prompt=work.prompt,
         head=work.head,
         ring=work.T,
-        caches=sum(array.nbytes for array in cache_arrays(state)) / chips,
+        caches=cache_bytes(state) / chips,
         caches_without_head=sum(without.values()) / chips,
         **{f"lower_bound_{name}": size for name, size in bounds.items()},
     )
@@ -218,16 +218,16 @@ def state_shape(work: Workload) -> Any:
     from grm_jax.sampling import buckets, programs
 
     rest = buckets.prompt_bucket(work.prompt - work.head)
-    if not work.head:
-        return programs.Shape(work.P, work.R, rest, work.T)
-    raise SystemExit("heads of the sampler's state are not there")
+    head = buckets.prompt_bucket(work.head) if work.head else 0
+    return programs.Shape(work.P, work.R, rest, work.T, head)
 
 
-def cache_arrays(state: Any) -> list[Any]:
-    """Returns the abstract keys and values of a state: the arrays of more than two axes."""
+def cache_bytes(state: Any) -> int:
+    """Returns the bytes of a state's keys and values: its arrays of more than two axes."""
     import jax
 
-    return [leaf for leaf in jax.tree.leaves(state) if leaf.ndim > 2]
+    arrays = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim > 2]
+    return sum(array.size * array.dtype.itemsize for array in arrays)
 
 
 def prompt_share(result: Result) -> float:

@@ -21,7 +21,6 @@ exceeds `--timeout` seconds, loading included, is reported with what it complete
 """
 
 import dataclasses
-import inspect
 import itertools
 import json
 import os
@@ -109,22 +108,26 @@ def ours(work: Work, share_heads: bool) -> Iterator[Counts]:
     class TimedEngine(Engine):
         """Adds up the seconds of prefills, without compiling."""
 
+        def _prefill_head(self) -> Any:
+            return self._timed(super()._prefill_head)
+
         def _fill_slots(self, state: Any) -> Any:
+            return self._timed(super()._fill_slots, state)
+
+        def _timed(self, prefill: Callable[..., Any], *arguments: Any) -> Any:
             start, before = time.perf_counter(), sum(compiled)
-            state = jax.block_until_ready(super()._fill_slots(state))
+            result = jax.block_until_ready(prefill(*arguments))
             counts["prefill_seconds"] += time.perf_counter() - start - (sum(compiled) - before)
-            return state
+            return result
 
     model = load(work["folder"], dtype="bfloat16")
-
-    options = {"few_shapes": True, "share_heads": share_heads}
-    if "share_heads" not in inspect.signature(Engine).parameters and not share_heads:
-        del options["share_heads"]  # this engine never shares heads
 
     def sample(requests: Sequence[Any]) -> Iterable[Any]:
         if not requests:
             return
-        engine = TimedEngine(model, *plan.fit(model.cfg, requests), **options)
+        engine = TimedEngine(
+            model, *plan.fit(model.cfg, requests), few_shapes=True, share_heads=share_heads
+        )
         engines.append(engine)
         for completion in engine.run([dataclasses.replace(r, stop=()) for r in requests]):
             if completion.finish != "length":
@@ -135,13 +138,14 @@ def ours(work: Work, share_heads: bool) -> Iterator[Counts]:
     for _ in judge_with(work, sample):
         stats = engines[0].stats
         seconds = time.perf_counter() - start - sum(compiled)
-        tokens = {name: getattr(stats, name, None) for name in ("prefill_tokens", "prompt_tokens")}
         yield (
             counts
             | {
                 "seconds": seconds,
                 "compile_seconds": sum(compiled),
                 "decode_seconds": seconds - counts["prefill_seconds"],
+                "prefill_tokens": stats.prefill_tokens,
+                "prompt_tokens": stats.prompt_tokens,
                 "new_tokens": stats.tokens,
                 "prompt_slots": engines[0].P,
                 "rows_per_prompt": engines[0].R,
