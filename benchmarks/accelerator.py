@@ -40,9 +40,14 @@ Result = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """The workload: k samples of `new` tokens of one prompt; P x G completions of a GRPO step."""
+    """The workload: k samples of `new` tokens of one prompt; P x G completions of a GRPO step.
+
+    layers: vocabulary, width, ffn, layers, query heads, KV heads, head width; peers do not have our
+      table of models.
+    """
 
     model: str
+    layers: tuple[int, int, int, int, int, int, int]
     k: int
     prompt: int
     new: int
@@ -50,8 +55,8 @@ class Size:
     grpo: tuple[int, int, int, int]  # prompts, samples per prompt, prompt tokens, new tokens
 
 
-FULL = Size("gemma2_2b", 32, 2048, 1024, 2.0, (4, 8, 512, 256))
-TOY = Size("tiny_gemma2", 4, 32, 16, 0.01, (2, 4, 16, 8))
+FULL = Size("gemma2_2b", (256000, 2304, 9216, 26, 8, 4, 256), 32, 2048, 1024, 2.0, (4, 8, 512, 256))
+TOY = Size("tiny_gemma2", (128, 32, 64, 5, 8, 4, 8), 4, 32, 16, 0.01, (2, 4, 16, 8))
 SEGMENT = 64
 
 
@@ -157,23 +162,21 @@ def transformers(size: Size) -> Iterator[Result]:
     import torch
     from transformers import AutoModelForCausalLM, Gemma2Config, GenerationConfig
 
-    from grm_jax.models import get_config
-
-    cfg = get_config(size.model)
+    vocabulary, width, ffn, layers, heads, kv_heads, head_width = size.layers
     device = "cuda" if torch.cuda.is_available() else "cpu"
     shape = Gemma2Config(
-        vocab_size=cfg.vocab_size,
-        hidden_size=cfg.d_model,
-        intermediate_size=cfg.d_ff,
-        num_hidden_layers=cfg.num_layers,
-        num_attention_heads=cfg.num_heads,
-        num_key_value_heads=cfg.num_kv_heads,
-        head_dim=cfg.head_dim,
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=ffn,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_width,
     )
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16).eval()
     rng = np.random.default_rng(0)
-    ids = rng.integers(cfg.vocab_size // 2, cfg.vocab_size, size.prompt).tolist()
+    ids = rng.integers(vocabulary // 2, vocabulary, size.prompt).tolist()
     tokens = torch.tensor([ids] * size.k, device=device)
 
     def run(new: int) -> None:
@@ -198,18 +201,17 @@ def tunix(size: Size) -> Iterator[Result]:
     from tunix.models.gemma import model as gemma
 
     from benchmarks.sampling_systems import tunix_tokenizer
-    from grm_jax.models import get_config
 
-    cfg = get_config(size.model)
+    vocabulary, width, ffn, layers, heads, kv_heads, head_width = size.layers
     shape = dataclasses.replace(
         gemma.ModelConfig.gemma2_2b(),
-        num_layers=cfg.num_layers,
-        num_embed=cfg.vocab_size,
-        embed_dim=cfg.d_model,
-        hidden_dim=cfg.d_ff,
-        num_heads=cfg.num_heads,
-        head_dim=cfg.head_dim,
-        num_kv_heads=cfg.num_kv_heads,
+        num_layers=layers,
+        num_embed=vocabulary,
+        embed_dim=width,
+        hidden_dim=ffn,
+        num_heads=heads,
+        head_dim=head_width,
+        num_kv_heads=kv_heads,
     )
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: gemma.Gemma(shape, rngs=nnx.Rngs(0))))
 

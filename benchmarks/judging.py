@@ -138,20 +138,16 @@ def ours(work: Work, share_heads: bool) -> Iterator[Counts]:
     for _ in judge_with(work, sample):
         stats = engines[0].stats
         seconds = time.perf_counter() - start - sum(compiled)
-        yield (
-            counts
-            | {
-                "seconds": seconds,
-                "compile_seconds": sum(compiled),
-                "decode_seconds": seconds - counts["prefill_seconds"],
-                "prefill_tokens": stats.prefill_tokens,
-                "prompt_tokens": stats.prompt_tokens,
-                "new_tokens": stats.tokens,
-                "prompt_slots": engines[0].P,
-                "rows_per_prompt": engines[0].R,
-            }
-            | {name: count for name, count in tokens.items() if count is not None}
-        )
+        yield counts | {
+            "seconds": seconds,
+            "compile_seconds": sum(compiled),
+            "decode_seconds": seconds - counts["prefill_seconds"],
+            "prefill_tokens": stats.prefill_tokens,
+            "prompt_tokens": stats.prompt_tokens,
+            "new_tokens": stats.tokens,
+            "prompt_slots": engines[0].P,
+            "rows_per_prompt": engines[0].R,
+        }
 
 
 def llama_cpp(work: Work) -> Iterator[Counts]:

@@ -5,6 +5,22 @@ import json
 import pytest
 
 from benchmarks import accelerator, common
+from grm_jax.models import get_config
+
+
+@pytest.mark.parametrize("size", [accelerator.FULL, accelerator.TOY], ids=lambda size: size.model)
+def test_peers_get_the_shape_of_our_model(size):
+    cfg = get_config(size.model)
+    fields = (
+        "vocab_size",
+        "d_model",
+        "d_ff",
+        "num_layers",
+        "num_heads",
+        "num_kv_heads",
+        "head_dim",
+    )
+    assert size.layers == tuple(getattr(cfg, field) for field in fields)
 
 
 @pytest.mark.slow
