@@ -112,11 +112,11 @@ class EngineSampler:
         """Returns an engine for the requests: the last one, if it has the batch that they need."""
         weights = self.decoding_model  # placed before the memory for the cache is planned
         cfg, bounds = self.model.cfg, (self.prompt_slots, self.rows)
-        few, head = self.few_shapes and cpu.on_cpu(), plan.shared_head(cfg, requests)
+        few = self.few_shapes and cpu.on_cpu()
         if few and cfg.num_params <= plan.SMALL_MODEL and bounds == (None, None):
-            batch = plan.fixed(cfg, requests, head)
+            batch = plan.fixed(cfg, requests, share_heads=True)
         else:
-            batch = plan.fit(cfg, requests, *bounds, head=head)
+            batch = plan.fit(cfg, requests, *bounds, share_heads=True)
         last = self._idle.pop() if self._idle else None
         if last is not None and (last.P, last.R) == batch and last.few_shapes == few:
             return last

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from grm_jax.models import Transformer
-from grm_jax.sampling.plan import fit, shared_head
+from grm_jax.sampling.plan import fit
 from grm_jax.sampling.request import Completion, Request
 from grm_jax.sampling.scheduler import Engine, Stats
 from grm_jax.sampling.weights import for_decoding
@@ -80,8 +80,7 @@ def sample(
         for prompt, item in zip(prompts, items, strict=True)
     ]
     model = for_decoding(model)  # before memory is planned
-    head = shared_head(model.cfg, requests)
-    engine = Engine(model, *fit(model.cfg, requests, prompt_slots, rows, head=head))
+    engine = Engine(model, *fit(model.cfg, requests, prompt_slots, rows, share_heads=True))
     shape = (len(prompts), k)
     out = Samples(
         np.zeros((*shape, max_new_tokens), np.int32),

@@ -10,14 +10,17 @@ token of its own, whose activation predicts the first new token:
     x y              x y         /               x y
 
 The head of the largest saving, (prompts - 1) x length, is the largest rectangle under the common
-lengths of neighbours.
+lengths of neighbours. Prompts of several templates form several groups, which run one after the
+other: a state has one head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 LEAST_TOKENS = 64  # of a head; a shorter one saves less time than its programs take to compile
+LEAST_PROMPTS = 16  # of a second group: rows are idle while the last samples of a group finish
+KEPT = 2  # heads that an engine keeps for later runs
 KEPT_SHARE = 0.9  # of the best head's saving at which the head of the previous run is kept
 
 Tokens = Sequence[int]
@@ -43,6 +46,35 @@ def used(prompt: Tokens, head: tuple[int, ...]) -> int:
     """Returns how many tokens of the head a prompt uses: all of them or 0."""
     n = len(head)
     return n if len(prompt) > n and tuple(prompt[:n]) == head else 0
+
+
+def groups(
+    prompts: Sequence[Tokens], kept: Iterable[tuple[int, ...]] = ()
+) -> list[tuple[tuple[int, ...], list[int]]]:
+    """Returns (head, indices of prompts) of groups that together have every prompt.
+
+    Prompts without a head are in the first group. The only head is () if no head is worth it.
+
+    Args:
+      kept: heads of earlier runs, which cost no prefill.
+    """
+    found: list[tuple[tuple[int, ...], list[int]]] = []
+    left = list(range(len(prompts)))
+    while left:
+        rest = [prompts[i] for i in left]
+        head = choose_head(rest)
+        for other in kept:
+            head = better(other, head, rest)
+        users = [i for i in left if used(prompts[i], head)]
+        if not users or (found and len(users) < LEAST_PROMPTS):
+            break
+        found.append((head, users))
+        left = sorted(set(left) - set(users))
+    if left and found:
+        found[0][1].extend(left)
+    elif left:
+        found.append(((), left))
+    return found
 
 
 def better(

@@ -70,7 +70,7 @@ def fit(
     memory: int | None = None,
     taken: int | None = None,
     platform: str | None = None,
-    head: Sequence[int] = (),
+    share_heads: bool = False,
 ) -> tuple[int, int]:
     """Returns (prompt slots, rows per prompt): what the requests can use and memory holds.
 
@@ -83,7 +83,7 @@ def fit(
       taken: bytes per device of other arrays, such as the training state during rollouts; default
         what is in use, less the weights.
       platform: default `sharding.platform`.
-      head: the shared head that the engine will use, `shared_head` of the same requests.
+      share_heads: whether the engine will run this list with shared heads (`heads.groups`).
 
     Raises:
       MemoryError: not even one row fits; with the memory breakdown.
@@ -100,47 +100,44 @@ def fit(
     if (platform or sharding.platform()) != "cpu":
         target = max(target, BUSY_ROWS * shards)
     R = rows or min(max(r.k for r in runnable), _power_of_two(math.ceil(target / P)))
-    return _shrink(cfg, runnable, (P, R), memory, taken, head)
-
-
-def shared_head(cfg: TransformerConfig, requests: Sequence[Request]) -> tuple[int, ...]:
-    """Returns the shared head of the requests that can run, () if they share none."""
-    return heads.choose_head([r.prompt for r in requests if not check(r, cfg)])
+    return _shrink(cfg, runnable, (P, R), share_heads, memory, taken)
 
 
 def fixed(
-    cfg: TransformerConfig, requests: Sequence[Request], head: Sequence[int] = ()
+    cfg: TransformerConfig, requests: Sequence[Request], share_heads: bool = False
 ) -> tuple[int, int]:
     """Returns (prompt slots, rows per prompt) that do not depend on the number of requests.
 
     For models of at most SMALL_MODEL parameters on a CPU. Raises MemoryError as `fit`.
 
     Args:
-      head: see `fit`.
+      share_heads: see `fit`.
     """
     runnable = [r for r in requests if not check(r, cfg)]
     if not runnable:
         return 1, 1
     samples = sum(r.k for r in runnable) / len(runnable)
     R = next(rows for least, rows in FIXED_ROWS_PER_PROMPT if samples >= least)
-    return _shrink(cfg, runnable, (FIXED_ROWS // R, R), head=head)
+    return _shrink(cfg, runnable, (FIXED_ROWS // R, R), share_heads)
 
 
 def _shrink(
     cfg: TransformerConfig,
     runnable: Sequence[Request],
     batch: tuple[int, int],
+    share_heads: bool,
     memory: int | None = None,
     taken: int | None = None,
-    head: Sequence[int] = (),
 ) -> tuple[int, int]:
     """Returns the largest (prompt slots, rows), at most `batch`, that memory holds; see `fit`."""
     P, R = batch
     mesh = sharding.current_mesh()
     shards, tensor = sharding.batch_shards(mesh), 1 if mesh is None else mesh.shape["tensor"]
-    head = tuple(head)
-    S = prompt_bucket(max(len(r.prompt) - heads.used(r.prompt, head) for r in runnable))
-    Z = prompt_bucket(len(head)) if head else 0
+    prompts = [r.prompt for r in runnable]
+    groups = heads.groups(prompts) if share_heads else [((), list(range(len(prompts))))]
+    rests = [len(prompts[i]) - heads.used(prompts[i], head) for head, part in groups for i in part]
+    S, longest_head = prompt_bucket(max(rests)), max(len(head) for head, _ in groups)
+    Z = prompt_bucket(longest_head) if longest_head else 0
     T = ring_bucket(max(r.token_limit(cfg) for r in runnable))
     weights = cfg.num_params * jax.numpy.dtype(cfg.dtype).itemsize // tensor
     limit, in_use = device_memory() if memory is None else (memory, 0)
@@ -154,7 +151,8 @@ def _shrink(
         # While rings grow, one old ring exists beside the new ones.
         rings = sizes["suffix"] + sizes["suffix"] // (2 * len(cache.layer_windows(cfg)))
         prefix = sizes["prefix"] // (prefix_shards * tensor)
-        return sizes["head"] // tensor + prefix + (rings + sizes["logits"]) // (row_shards * tensor)
+        shared = heads.KEPT * sizes["head"] // tensor  # with the one of the previous group
+        return shared + prefix + (rings + sizes["logits"]) // (row_shards * tensor)
 
     while per_device(P, R) > available and P > 1:
         P //= 2

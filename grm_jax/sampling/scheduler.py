@@ -88,7 +88,7 @@ class Engine:
         self._state: cache.State | None = None
         self._reserved: tuple[int, int] | None = None
         self._head: tuple[int, ...] = ()  # tokens of the shared head
-        self._kept: tuple[tuple[int, ...], Any] = (), []  # head of the last state: tokens, arrays
+        self._kept: dict[tuple[int, ...], Any] = {}  # arrays of heads by tokens, the last one last
         self._cancelled: list[int] = []  # slots whose rows still run on the device
 
     def run(self, requests: Sequence[Request]) -> Generator[Completion]:
@@ -106,10 +106,15 @@ class Engine:
                 yield from failed(i, request, error)
             else:
                 valid.append(i)
+        groups = [(self._head, valid)]
         if self.share_heads and not self._reserved:
-            prompts = [requests[i].prompt for i in valid]
-            self._head = heads.better(self._kept[0], heads.choose_head(prompts), prompts)
-        slots = [self._slot(i, requests[i]) for i in valid]
+            found = heads.groups([requests[i].prompt for i in valid], tuple(self._kept))
+            groups = [(head, [valid[i] for i in part]) for head, part in found]
+        for self._head, part in groups:
+            yield from self._run_group([self._slot(i, requests[i]) for i in part])
+
+    def _run_group(self, slots: list[_Slot]) -> Iterator[Completion]:
+        """Runs requests that share a head, and others that have none; as `run`."""
         # Shortest prompts first, of equal ones the last.
         slots.sort(key=lambda slot: (self._prompt_bucket(slot), -slot.request_index))
         index = {self._enqueue(slot): slot.request_index for slot in slots}
@@ -241,10 +246,8 @@ class Engine:
 
         A head with non-finite values is not used: it would reach the prompts that do not use it.
         """
-        kept, arrays = self._kept
-        self._kept = (), []
-        if kept == self._head:
-            return arrays
+        if self._head in self._kept:
+            return self._kept.pop(self._head)
         if self._head:
             Z = self._bucket(len(self._head))
             tokens = _padded([self._head], Z)
@@ -265,8 +268,10 @@ class Engine:
         if self._reserved or self.busy or self._state is None:
             return
         head = self._state.head
-        if not any(array.is_deleted() for array in jax.tree.leaves(head)):
-            self._kept = self._head, head
+        if head and not any(array.is_deleted() for array in jax.tree.leaves(head)):
+            self._kept[self._head] = head
+            for oldest in list(self._kept)[: -heads.KEPT]:
+                del self._kept[oldest]
         self._state, self._head = None, ()
         self._cancelled.clear()
 

@@ -62,6 +62,18 @@ def test_a_kept_head_is_used_again_if_it_saves_about_as_much_and_lengthens_no_pr
     assert heads.better((), (), []) == () == heads.better(kept, (), [[5]])
 
 
+@given(short_lists)
+def test_groups_have_every_prompt_once(prompts):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heads, "LEAST_TOKENS", 1)
+        patch.setattr(heads, "LEAST_PROMPTS", 2)
+        groups = heads.groups(prompts)
+    assert sorted(i for _, part in groups for i in part) == list(range(len(prompts)))
+    for n, (head, part) in enumerate(groups):
+        used = [heads.used(prompts[i], head) for i in part]
+        assert n == 0 or min(used) == len(head) > 0  # only the first group has prompts without it
+
+
 # ---------------------------------------------------------------- samples
 
 
@@ -112,7 +124,7 @@ def test_samples_equal_those_without_shared_heads(lab, plain, name):
     engine = Engine(lab.model(name), 4, 2, segment=32)
     expected, stats = plain(name)
     assert_equal(results(engine, mixed(new=40)), expected)
-    assert engine._kept[0] == tuple(HEAD[:-1])  # of eight prompts; the whole HEAD has six
+    assert list(engine._kept) == [tuple(HEAD[:-1])]  # of eight prompts; the whole HEAD has six
     assert engine.stats.prompt_tokens == stats.prompt_tokens
     assert engine.stats.prefill_tokens < stats.prefill_tokens
     computed = engine.stats.prefill_tokens
@@ -157,6 +169,24 @@ def test_samples_with_a_shared_head_do_not_depend_on_the_mesh(lab, plain, shape)
     assert shardings == ({"tensor"} if shape[2] > 1 else shardings)
 
 
+def test_prompts_of_two_templates_run_in_two_groups(lab, monkeypatch):
+    monkeypatch.setattr(heads, "LEAST_PROMPTS", 3)
+    other = HEAD[::-1][:20]
+    requests = [
+        Request([*head, 5 + i, 6], 1, 3, seed=2, item=i)
+        for i, head in enumerate([HEAD, other, HEAD, other, HEAD, other, [], HEAD])
+    ]
+    engine = Engine(lab.model(NAME), 4, 2, segment=32)
+    expected = Engine(lab.model(NAME), 4, 2, segment=32, share_heads=False).run(requests)
+    expected = {(c.request_index, c.sample_index): c for c in expected}
+    assert_equal(results(engine, requests), expected)
+    assert list(engine._kept) == [tuple(HEAD), tuple(other)]
+    assert engine.stats.prefill_tokens == 2 * 48 + 8 * 8  # two heads, and rests of bucket 8
+    assert_equal(results(engine, requests[1::2]), {
+        (n, 0): expected[i, 0] for n, i in enumerate(range(1, 8, 2))})  # fmt: skip
+    assert engine.stats.prefill_tokens == 2 * 48 + 8 * 8 + 48 + 3 * 8
+
+
 def test_prefills_compute_a_third_of_the_tokens_if_prompts_share_seven_tenths(lab):
     rng = np.random.default_rng(2)
     prompts = [[*HEAD, *rng.integers(4, 128, 8).tolist()] for _ in range(24)]
@@ -198,9 +228,9 @@ def test_the_memory_estimate_counts_the_head_once_and_the_rests_of_the_prompts(l
 def test_more_prompts_fit_if_they_share_a_head(lab):
     cfg = lab.model(NAME).cfg
     requests = [Request([*HEAD, i, i], 1, 4, item=i) for i in range(4, 68)]
-    head = plan.shared_head(cfg, requests)
-    assert head == tuple(HEAD)
     fits = {memory: plan.fit(cfg, requests, memory=memory) for memory in range(2**19, 2**21, 2**15)}
-    with_head = {memory: plan.fit(cfg, requests, memory=memory, head=head) for memory in fits}
+    with_head = {
+        memory: plan.fit(cfg, requests, memory=memory, share_heads=True) for memory in fits
+    }
     assert all(with_head[memory] >= fits[memory] for memory in fits)
     assert any(with_head[memory] > fits[memory] for memory in fits)
