@@ -182,13 +182,18 @@ def add_host_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> Callable[..., argparse.Action]:
-    """Adds the group "devices" with --dtype and --mesh; returns its `add_argument`."""
+    """Adds the group "devices" with --dtype, --quantize and --mesh; returns its `add_argument`."""
     add = parser.add_argument_group("devices").add_argument
     add(
         "--dtype",
         default="bfloat16",
         choices=("bfloat16", "float32"),
         help="of weights and activations (default bfloat16)",
+    )
+    add(
+        "--quantize",
+        choices=("int8",),
+        help="int8: load weights of one byte, of the meta reward model too (default: off)",
     )
     add(
         "--mesh",

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from grm_jax.checkpoints.tensors import Reader, aligned_empty
 from grm_jax.model_files import damage_of, one_line
 from grm_jax.models import Transformer, abstract_model
 from grm_jax.models.config import TransformerConfig
+from grm_jax.models.quantize import is_quantized, quantizer
 from grm_jax.sharding import check_fits
 
 Bounds = tuple[tuple[int, int], ...]  # (start, stop) on every axis
@@ -28,6 +29,14 @@ PIECE_ROWS, PIECE_BYTES = 256, 8 << 20
 MAX_PIECE_BYTES = 32 << 20
 MOST_NAMES = 6  # tensors of one kind of fault in an error
 READERS = 12  # threads; most of them wait for the disk while one or two transpose
+
+
+class Target(NamedTuple):
+    """How a parameter is placed. quantize: (float array) -> (values, scales) of an int8 weight."""
+
+    shape: tuple[int, ...]
+    sharding: Any
+    quantize: Callable[[jax.Array], tuple[jax.Array, jax.Array]] | None = None
 
 
 def flat_params(state: Any) -> dict[str, nnx.Variable]:
@@ -60,13 +69,10 @@ def load_model(
         check_names(reader, cfg, sources)
     graphdef, state = abstract_model(cfg, mesh)
     first_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    targets = {
-        path: (variable.shape, variable.get_value().sharding or first_device)
-        for path, variable in flat_params(state).items()
-    }
+    targets = _targets(flat_params(state), first_device)
     loaded = _read_all(reader, axis_sizes(cfg), sources, targets, param_dtype, progress)
     for path in zero_params:
-        shape, sharding = targets[path]
+        shape, sharding, _ = targets[path]
         zeros = np.zeros(shape, np.dtype(param_dtype or cfg.param_dtype))
         loaded[path] = jax.make_array_from_callback(shape, sharding, zeros.__getitem__)
     flat = [
@@ -74,6 +80,24 @@ def load_model(
         for path, variable in nnx.to_flat_state(state)
     ]
     return nnx.merge(graphdef, nnx.from_flat_state(flat))
+
+
+def _targets(params: dict[str, nnx.Variable], first_device: Any) -> dict[str, Target]:
+    """Returns the target of every parameter on disk, by its path. params: `flat_params`."""
+
+    def sharding(path: str) -> Any:
+        return params[path].get_value().sharding or first_device
+
+    targets = {}
+    for path, variable in params.items():
+        if not is_quantized(variable):
+            targets[path] = Target(variable.shape, sharding(path))
+        elif path.endswith(".values"):
+            path = path.removesuffix(".values")
+            places = sharding(f"{path}.values"), sharding(f"{path}.scale")
+            quantize = quantizer(variable.get_metadata()["contracted"], places)
+            targets[path] = Target(variable.shape, places[0], quantize)
+    return targets
 
 
 def check_names(reader: Reader, cfg: TransformerConfig, sources: dict[str, ParamSource]) -> None:
@@ -133,18 +157,25 @@ def _read_all(
     reader: Reader,
     sizes: dict[str, int],
     sources: dict[str, ParamSource],
-    targets: dict[str, tuple[tuple[int, ...], Any]],
+    targets: dict[str, Target],
     param_dtype: str | None,
     progress: Progress | None,
 ) -> dict[str, jax.Array]:
-    """Returns the arrays by parameter path. targets: (shape, sharding) by parameter path."""
+    """Returns the arrays by parameter path; of a quantised weight, its values and its scales.
+
+    A weight is quantised as soon as it is on the devices, so that the float weights that exist at
+    once are those of two parameters.
+    """
     done = 0
     out: dict[str, jax.Array] = {}
     dtypes = {
-        path: np.dtype(param_dtype or reader.tensors[source.tensors[0].name].dtype)
+        path: np.dtype(
+            (targets[path].quantize is None and param_dtype)
+            or reader.tensors[source.tensors[0].name].dtype
+        )
         for path, source in sources.items()
     }
-    shards = {path: _shards(*targets[path]) for path in sources}
+    shards = {path: _shards(*targets[path][:2]) for path in sources}
     total = sum(
         dtypes[path].itemsize * math.prod(stop - start for start, stop in bounds)
         for path in sources
@@ -152,7 +183,7 @@ def _read_all(
     )
     with ThreadPoolExecutor(max(READERS, os.cpu_count() or 1)) as pool:
         for path, source in sources.items():
-            shape, sharding = targets[path]
+            shape, sharding, quantize = targets[path]
             buffers: dict[Bounds, np.ndarray] = {}
             pieces: list[Callable[[], None]] = []
             for bounds in shards[path]:
@@ -164,11 +195,16 @@ def _read_all(
                     task.result()
             if out:  # at most two arrays wait on the host for their transfer
                 jax.block_until_ready(out[next(reversed(out))])
-            out[path] = jax.make_array_from_callback(
+            array = jax.make_array_from_callback(
                 shape,
                 sharding,
                 lambda index, shape=shape, buffers=buffers: buffers[_bounds(index, shape)],
             )
+            if quantize is None:
+                out[path] = array
+            else:
+                out[f"{path}.values"], out[f"{path}.scale"] = quantize(array)
+                array.delete()
             done += sum(buffer.nbytes for buffer in buffers.values())
             if progress is not None:
                 progress(done, total)

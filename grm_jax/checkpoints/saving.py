@@ -48,8 +48,14 @@ def save(
 
     Raises:
       FileExistsError: the folder already holds weights and `overwrite` is False.
+      ValueError: the model has int8 weights.
     """
     path = Path(path).expanduser()
+    if model.cfg.quantize:
+        raise ValueError(
+            f"{path}: {model.cfg.name} was loaded with {model.cfg.quantize} weights, which a "
+            "folder cannot hold: load it without quantize to save it"
+        )
     writer = jax.process_index() == 0
     token_ids = _token_ids(Path(like)) if like is not None else {}
     if writer:

@@ -176,7 +176,7 @@ def endpoint_settings(args: argparse.Namespace) -> dict[str, Any]:
             "--expected needs the model's probabilities, which an endpoint does not return: give "
             "a model folder as --model, without --endpoint"
         )
-    unused = ["tokenizer", "prompt_slots", "rows", *([] if args.meta_rm else ["mesh"])]
+    unused = ["tokenizer", "quantize", "prompt_slots", "rows", *([] if args.meta_rm else ["mesh"])]
     for name in unused:
         if getattr(args, name) is not None:
             raise ValueError(
@@ -273,6 +273,7 @@ def judge_from(args: argparse.Namespace) -> Judge:
         mesh=mesh_from(mesh),
         template=None if args.own_template else args.template,
         dtype=args.dtype,
+        quantize=args.quantize,
         tokenizer=args.tokenizer,
         meta_template=args.meta_template,
         prompt_slots=args.prompt_slots,

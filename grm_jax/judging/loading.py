@@ -17,6 +17,7 @@ from grm_jax.judging.options import POSITIVE
 from grm_jax.judging.sampler import engine_sampler
 from grm_jax.judging.scalar_head import ScalarHead
 from grm_jax.models.config import TransformerConfig
+from grm_jax.models.quantize import check_kind
 from grm_jax.models.transformer import Transformer
 from grm_jax.text import tokenizer as tokenizers
 
@@ -30,12 +31,14 @@ class LoadOptions:
 
     Attributes:
       dtype: of parameters and computation.
+      quantize: "int8" for weights of one byte, of the meta reward model too.
       tokenizer: a folder, file or hub name, if the model's folder has none.
       meta_template: template of the meta reward model, if not the one of its training.
       prompt_slots, rows: bounds of the sampler's batch; by default as much as memory holds.
     """
 
     dtype: str = "bfloat16"
+    quantize: str | None = None
     tokenizer: str | Path | None = None
     meta_template: str | None = None
     prompt_slots: int | None = None
@@ -46,9 +49,11 @@ class LoadOptions:
 
     def settings(self) -> dict[str, Any]:
         """Returns the options on which verdicts depend, for the identity of a run."""
-        return {k: str(v) for k, v in dataclasses.asdict(self).items() if k not in self.FREE}
+        fields = dataclasses.asdict(self).items()
+        return {k: str(v) for k, v in fields if k not in self.FREE and v is not None}
 
     def __post_init__(self) -> None:
+        check_kind(self.quantize)
         for name in ("prompt_slots", "rows"):
             if (value := getattr(self, name)) is not None:
                 POSITIVE.check(f"{name} = ", value)
@@ -68,7 +73,7 @@ def judge_arguments(
         path = storage.fetch(path)
         _refuse_meta_rm(path)
         metadata = JudgeMetadata.load(path)
-        model, tokenizer = _load_model(path, mesh, options.dtype, options.tokenizer)
+        model, tokenizer = _load_model(path, mesh, options)
     family = str(template or metadata.template)
     return {
         "tokenizer": tokenizer,
@@ -77,7 +82,9 @@ def judge_arguments(
         "single": metadata.single if template is None else None,
         "meta_rm": None
         if meta_rm is None
-        else load_meta_rm(meta_rm, mesh, options.meta_template, options.dtype, family),
+        else load_meta_rm(
+            meta_rm, mesh, options.meta_template, options.dtype, family, options.quantize
+        ),
         "expected": ExpectedScores(model_log_probs(model, mesh), tokenizer),
         "context": model.cfg.max_length,
         "name": name,
@@ -91,7 +98,7 @@ def scalar_arguments(path: str | Path, mesh: Mesh | None, options: LoadOptions) 
     with storage.unchanged(Path(path).expanduser()):
         name = _checked_name(path)
         path = storage.fetch(path)
-        model, tokenizer = _load_model(path, mesh, options.dtype, options.tokenizer)
+        model, tokenizer = _load_model(path, mesh, options)
         padding_id = checkpoints.padding_id(path)
     return {
         "tokenizer": tokenizer,
@@ -110,6 +117,7 @@ def load_meta_rm(
     template: str | None = None,
     dtype: str = "bfloat16",
     family: str = "grm",
+    quantize: str | None = None,
 ) -> MetaRM:
     """Loads a meta reward model from the folder of a sequence classifier.
 
@@ -118,7 +126,7 @@ def load_meta_rm(
     name = _checked_name(path)
     path = storage.fetch(path)
     metadata = MetaRMMetadata.load(path)
-    model, tokenizer = _load_model(path, mesh, dtype)
+    model, tokenizer = _load_model(path, mesh, LoadOptions(dtype, quantize))
     template = template or metadata.template or meta_template(family, metadata.likelihood)
     return MetaRM(model, tokenizer, template, mesh, name=name, likelihood=metadata.likelihood)
 
@@ -134,10 +142,10 @@ def _refuse_meta_rm(path: Path) -> None:
 
 
 def _load_model(
-    path: str | Path, mesh: Mesh | None, dtype: str, tokenizer: str | Path | None = None
+    path: str | Path, mesh: Mesh | None, options: LoadOptions
 ) -> tuple[Transformer, tokenizers.Tokenizer]:
-    model = checkpoints.load(path, mesh=mesh, dtype=dtype)
-    loaded = load_tokenizer(path, tokenizer)
+    model = checkpoints.load(path, mesh=mesh, dtype=options.dtype, quantize=options.quantize)
+    loaded = load_tokenizer(path, options.tokenizer)
     check_vocabulary(loaded, model.cfg)
     return model, loaded
 

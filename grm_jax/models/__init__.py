@@ -7,7 +7,7 @@ import importlib
 from os import PathLike
 from typing import Any
 
-from grm_jax.models.build import abstract_model, build_model
+from grm_jax.models.build import abstract_model, build_model, weight_bytes
 from grm_jax.models.config import CONFIGS, LayerSpec, Llama3Rope, TransformerConfig, get_config
 from grm_jax.models.logps import (
     TokenLogps,
@@ -34,6 +34,7 @@ __all__ = [
     "load",
     "target_logps",
     "token_logps",
+    "weight_bytes",
 ]
 
 

@@ -1,8 +1,11 @@
 """Builds models: the only module that names a model class."""
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from flax import nnx
 
 from grm_jax import sharding
@@ -34,3 +37,13 @@ def abstract_model(
         shardings = sharding.state_shardings(params, mesh, mesh_axes)
         params = sharding.with_shardings(params, shardings)
     return graphdef, params
+
+
+@functools.lru_cache(maxsize=64)
+def weight_bytes(config: TransformerConfig) -> int:
+    """Returns the bytes of a model's weights in use: of `config.dtype`, or int8 and scales."""
+    size = jax.numpy.dtype(config.dtype).itemsize
+    if not config.quantize:
+        return config.num_params * size
+    _, params = abstract_model(config.replace(param_dtype=config.dtype))
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(params))

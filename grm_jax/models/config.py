@@ -83,6 +83,7 @@ class TransformerConfig:
       unroll: units per iteration of the scan over layers.
       cpu_products: on CPUs, float32 attention and logits in forms without transposed copies. They
         round differently; False repeats results that were recorded without them.
+      quantize: "int8" for weights as in `models.quantize`, for judging; None without.
     """
 
     name: str
@@ -116,6 +117,7 @@ class TransformerConfig:
     logits_chunk: int = 512
     unroll: int = 1
     cpu_products: bool = True
+    quantize: str | None = None
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -128,6 +130,7 @@ class TransformerConfig:
             "attention": ("xla", "splash"),
             "activation": ("gelu", "silu"),
             "norm_offset": (0, 1),
+            "quantize": (None, "int8"),
         }
         for field, allowed in choices.items():
             if (value := getattr(self, field)) not in allowed:

@@ -14,6 +14,7 @@ Sources: arXiv 2408.00118 (Gemma 2), 2503.19786 (Gemma 3), 2407.21783 (Llama 3),
 2.5), 2505.09388 (Qwen 3).
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from grm_jax.models import cpu
+from grm_jax.models import cpu, quantize
 from grm_jax.models.attention import default_positions, self_attention
 from grm_jax.models.config import LayerSpec, Llama3Rope, TransformerConfig
 from grm_jax.sharding import constrain
@@ -66,6 +67,15 @@ def _param(
         else jnp.zeros(full, dtype)
     )
     return nnx.Param(value, axes=("layers",) * len(stack) + tuple(axes))
+
+
+def _weight(rngs: nnx.Rngs, cfg: TransformerConfig, *args: Any, contracted: tuple[int, ...]) -> Any:
+    """Declares the weight of a product, as `_param`; an `Int8Weight` if the config quantises.
+
+    contracted: axes that the product sums over, from the end.
+    """
+    weight = _param(rngs, cfg, *args)
+    return quantize.Int8Weight(weight, contracted) if cfg.quantize else weight
 
 
 class RMSNorm(nnx.Module):
@@ -123,10 +133,11 @@ class Attention(nnx.Module):
     def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs, stack: tuple[int, ...] = ()) -> None:
         D, N, K, H = cfg.d_model, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
         self.cfg = cfg
-        self.q_DxNxH = _param(rngs, cfg, stack, (D, N, H), ("embed", "heads", "head_dim"), D)
-        self.k_DxKxH = _param(rngs, cfg, stack, (D, K, H), ("embed", "kv_heads", "head_dim"), D)
-        self.v_DxKxH = _param(rngs, cfg, stack, (D, K, H), ("embed", "kv_heads", "head_dim"), D)
-        self.o_NxHxD = _param(rngs, cfg, stack, (N, H, D), ("heads", "head_dim", "embed"), N * H)
+        weight = functools.partial(_weight, rngs, cfg, stack)
+        self.q_DxNxH = weight((D, N, H), ("embed", "heads", "head_dim"), D, contracted=(-3,))
+        self.k_DxKxH = weight((D, K, H), ("embed", "kv_heads", "head_dim"), D, contracted=(-3,))
+        self.v_DxKxH = weight((D, K, H), ("embed", "kv_heads", "head_dim"), D, contracted=(-3,))
+        self.o_NxHxD = weight((N, H, D), ("heads", "head_dim", "embed"), N * H, contracted=(-3, -2))
         if cfg.qkv_bias:
             self.q_bias_NxH = _param(rngs, cfg, stack, (N, H), ("heads", "head_dim"), 0)
             self.k_bias_KxH = _param(rngs, cfg, stack, (K, H), ("kv_heads", "head_dim"), 0)
@@ -166,16 +177,21 @@ TO_HEADS = functools.partial(jnp.einsum, "bld,dnh->blnh")
 FROM_HEADS = functools.partial(jnp.tensordot, axes=2)
 
 
-def project(product: Callable[..., jax.Array], x: jax.Array, w: jax.Array) -> jax.Array:
+def project(product: Callable[..., jax.Array], x: jax.Array, w: Any) -> jax.Array:
     """Computes a product of activations and a weight in the activations' dtype."""
+    if isinstance(w, quantize.Int8Array):
+        return quantize.product(product, x, w).astype(x.dtype)
     w = w.astype(x.dtype)
     if cpu.on_cpu() and x.dtype == jnp.bfloat16:
         return cpu.project(product, x, w)
     return product(x, w)
 
 
-def dense(x: jax.Array, w_DxF: jax.Array) -> jax.Array:
-    """Computes x (..., D) @ w_DxF."""
+def dense(x: jax.Array, w_DxF: Any) -> jax.Array:
+    """Computes x (..., D) @ w_DxF in x's dtype."""
+    if isinstance(w_DxF, quantize.Int8Array):
+        return project(jnp.matmul, x, w_DxF)
+    w_DxF = w_DxF.astype(x.dtype)
     return cpu.dense(x, w_DxF) if cpu.on_cpu() else x @ w_DxF
 
 
@@ -185,18 +201,16 @@ class MLP(nnx.Module):
     def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs, stack: tuple[int, ...] = ()) -> None:
         D, F = cfg.d_model, cfg.d_ff
         self.activation = cfg.activation
-        self.gate_DxF = _param(rngs, cfg, stack, (D, F), ("embed", "mlp"), D)
-        self.up_DxF = _param(rngs, cfg, stack, (D, F), ("embed", "mlp"), D)
-        self.down_FxD = _param(rngs, cfg, stack, (F, D), ("mlp", "embed"), F)
+        weight = functools.partial(_weight, rngs, cfg, stack)
+        self.gate_DxF = weight((D, F), ("embed", "mlp"), D, contracted=(-2,))
+        self.up_DxF = weight((D, F), ("embed", "mlp"), D, contracted=(-2,))
+        self.down_FxD = weight((F, D), ("mlp", "embed"), F, contracted=(-2,))
 
     def __call__(self, x_BxLxD: jax.Array) -> Any:
-        dtype = x_BxLxD.dtype
-        gate = dense(x_BxLxD, self.gate_DxF[...].astype(dtype))
+        gate = dense(x_BxLxD, self.gate_DxF[...])
         gate = jax.nn.silu(gate) if self.activation == "silu" else jax.nn.gelu(gate)
-        h_BxLxF = constrain(
-            gate * dense(x_BxLxD, self.up_DxF[...].astype(dtype)), "batch", "length", "mlp"
-        )
-        return dense(h_BxLxF, self.down_FxD[...].astype(dtype))
+        h_BxLxF = constrain(gate * dense(x_BxLxD, self.up_DxF[...]), "batch", "length", "mlp")
+        return dense(h_BxLxF, self.down_FxD[...])
 
 
 class Block(nnx.Module):
@@ -229,12 +243,13 @@ class Embedder(nnx.Module):
     def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs) -> None:
         self.cfg = cfg
         shape, axes = (cfg.vocab_size + cfg.vocab_pad, cfg.d_model), ("vocab", "embed")
-        self.table_VxD = _param(rngs, cfg, (), shape, axes, cfg.d_model)
+        table = functools.partial(_weight, rngs, cfg, (), shape, axes, cfg.d_model)
+        self.table_VxD = table(contracted=(-1,))
         if not cfg.tied:
-            self.head_VxD = _param(rngs, cfg, (), shape, axes, cfg.d_model)
+            self.head_VxD = table(contracted=(-1,))
 
     @property
-    def output_table_VxD(self) -> nnx.Param:
+    def output_table_VxD(self) -> Any:
         """The table that decodes logits."""
         return self.table_VxD if self.cfg.tied else self.head_VxD
 
@@ -242,8 +257,12 @@ class Embedder(nnx.Module):
         dtype = jnp.dtype(self.cfg.dtype)
         # Gathered over `fsdp` before the lookup; otherwise every device gathers rows of the whole
         # batch.
-        table_VxD = constrain(self.table_VxD[...].astype(dtype), "vocab", "act_embed")
-        x_BxLxD = table_VxD[tokens_BxL]
+        if isinstance(table_VxD := self.table_VxD[...], quantize.Int8Array):
+            values = constrain(table_VxD.values, "vocab", "act_embed")
+            table_VxD = dataclasses.replace(table_VxD, values=values)
+            x_BxLxD = quantize.lookup(table_VxD, tokens_BxL, dtype)
+        else:
+            x_BxLxD = constrain(table_VxD.astype(dtype), "vocab", "act_embed")[tokens_BxL]
         if self.cfg.scale_embedding:
             # Released models were trained with a scale rounded to the activation dtype: sqrt(3584)
             # is 59.75 in bfloat16.
@@ -255,26 +274,27 @@ class Embedder(nnx.Module):
         return table_logits(self.cfg, self.output_table_VxD[...], x)
 
 
-def table_logits(cfg: TransformerConfig, table_VxD: jax.Array, x: jax.Array) -> jax.Array:
+def table_logits(cfg: TransformerConfig, table_VxD: Any, x: jax.Array) -> jax.Array:
     """Returns capped float32 logits (..., V) of final-normed activations (..., D).
 
     Padding rows of the table get the lowest float.
     """
     product = functools.partial(jnp.einsum, "...d,vd->...v")
-    table_VxD = table_VxD.astype(x.dtype)
     with cpu.products(cfg.cpu_products):
         float32_products = cpu.float32_products(x)
-    if float32_products:
-        logits = cpu.logits(x, table_VxD)
+    if isinstance(table_VxD, quantize.Int8Array):
+        logits = quantize.product(product, x, table_VxD)
+    elif float32_products:
+        logits = cpu.logits(x, table_VxD.astype(x.dtype))
     elif cpu.on_cpu():
-        logits = cpu.matmul(product, x, table_VxD)
+        logits = cpu.matmul(product, x, table_VxD.astype(x.dtype))
     else:
-        logits = product(x, table_VxD, preferred_element_type=jnp.float32)
+        logits = product(x, table_VxD.astype(x.dtype), preferred_element_type=jnp.float32)
     if cfg.final_cap is not None:
         logits = cfg.final_cap * jnp.tanh(logits / cfg.final_cap)
     if cfg.vocab_pad:
         logits = jnp.where(
-            jnp.arange(table_VxD.shape[0]) < cfg.vocab_size, logits, jnp.finfo(jnp.float32).min
+            jnp.arange(logits.shape[-1]) < cfg.vocab_size, logits, jnp.finfo(jnp.float32).min
         )
     return logits
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from grm_jax import sharding
+from grm_jax.models import weight_bytes
 from grm_jax.models.config import TransformerConfig
 from grm_jax.sampling import cache, heads
 from grm_jax.sampling.buckets import prompt_bucket, ring_bucket
@@ -139,7 +140,7 @@ def _shrink(
     S, longest_head = prompt_bucket(max(rests)), max(len(head) for head, _ in groups)
     Z = prompt_bucket(longest_head) if longest_head else 0
     T = ring_bucket(max(r.token_limit(cfg) for r in runnable))
-    weights = cfg.num_params * jax.numpy.dtype(cfg.dtype).itemsize // tensor
+    weights = weight_bytes(cfg) // tensor
     limit, in_use = device_memory() if memory is None else (memory, 0)
     taken = max(0, in_use - weights) if taken is None else taken
     available = int(SHARE * limit) - weights - taken

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from grm_jax.models import Transformer, cpu
+from grm_jax.models import Transformer, cpu, quantize
 from grm_jax.sharding import device_mesh, is_variable, state_shardings
 
 # Decoding splits weights over `tensor` only. Prompts and rows use the other axes, and a weight
@@ -19,8 +19,8 @@ SAMPLING_AXES = ("tensor",)
 def for_sampling(state: Any, mesh: Mesh | None, dtype: str, donate: bool = False) -> Any:
     """Returns a state cast to `dtype` and sharded for decoding (`SAMPLING_AXES`).
 
-    Norm scales keep their dtype, as in training. Leaves that already match are returned, not
-    copied.
+    Norm scales keep their dtype, as in training, and so do int8 weights and their scales. Leaves
+    that already match are returned, not copied.
 
     Args:
       mesh: None for a single device.
@@ -30,7 +30,8 @@ def for_sampling(state: Any, mesh: Mesh | None, dtype: str, donate: bool = False
 
     def move(variable: nnx.Variable, sharding: NamedSharding | None = None) -> nnx.Variable:
         old = variable[...]
-        target = old.dtype if "norm" in variable.get_metadata()["axes"] else jnp.dtype(dtype)
+        kept = "norm" in variable.get_metadata()["axes"] or quantize.is_quantized(variable)
+        target = old.dtype if kept else jnp.dtype(dtype)
         placed = sharding is None or old.sharding.is_equivalent_to(sharding, old.ndim)
         if old.dtype == target and placed:
             return variable

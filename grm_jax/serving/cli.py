@@ -159,6 +159,7 @@ def service_from(args: argparse.Namespace, limits: Limits) -> Service:
         mesh=mesh_from(args.mesh),
         template=args.template,
         dtype=args.dtype,
+        quantize=args.quantize,
         tokenizer=args.tokenizer,
         meta_template=args.meta_template,
         prompt_slots=args.prompt_slots if scalar else None,

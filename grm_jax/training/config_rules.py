@@ -53,6 +53,11 @@ TEMPERATURE = number(float, 0, 100)
 SEED = number(int, 0, 2**32 - 1)
 
 
+def _not_quantized(name: str, value: Any) -> None:
+    if value is not None:
+        raise ValueError(f"{name}{value!r:.80}: int8 weights are for judging, not for training")
+
+
 def _layer(name: str, value: Any) -> None:
     if not isinstance(value, LayerSpec):
         raise ValueError(
@@ -285,6 +290,7 @@ _MODEL: dict[str, Rule] = {
     "attention": one_of(("xla", "splash")),
     "windows": each(optional(_SIZE), unique=False),
     "pattern": each(_layer, least=1, unique=False),
+    "quantize": _not_quantized,
 }
 _MODEL |= {
     field.name: {"int": _SIZE, int: _SIZE, "bool": flag, bool: flag}[field.type]

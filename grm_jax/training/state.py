@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from grm_jax.models import TransformerConfig, abstract_model, build_model
+from grm_jax.models.quantize import is_quantized
 from grm_jax.sharding import batch_shards, is_variable, named, state_shardings, with_shardings
 
 State = dict[str, Any]
@@ -43,7 +44,12 @@ def compute_params(params: Any, dtype: Any) -> Any:
 
 
 def make_state(params: Any, tx: optax.GradientTransformation, seed: int) -> State:
-    """Returns a training state at step 0. Traceable: `jax.eval_shape` gives the abstract state."""
+    """Returns a training state at step 0. Traceable: `jax.eval_shape` gives the abstract state.
+
+    Raises ValueError for quantised parameters, which have no gradient.
+    """
+    if any(map(is_quantized, filter(is_variable, jax.tree.leaves(params, is_leaf=is_variable)))):
+        raise ValueError("int8 weights cannot be trained: load the model without quantize")
     return {
         "params": params,
         "opt_state": tx.init(params),

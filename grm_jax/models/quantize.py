@@ -1,0 +1,99 @@
+"""Int8 weights: symmetric, one float32 scale per output channel; for judging, not for training.
+
+A product converts the int8 values to the activations' dtype inside the product, which is exact,
+and multiplies the result by the scales:
+
+    x_BxD @ w_DxF  ~  (x_BxD @ values_DxF) * scale_F       scale_F = max over D of |w_DxF| / 127
+
+So a decode step reads one byte per weight from HBM. `qwix` cannot serve these layers: it finds a
+weight by the identity of the array that reaches `einsum` or `dot_general`, and here a weight is
+first cast, sliced out of a scanned stack or gathered by token, or reaches `tensordot`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from grm_jax.models import cpu
+
+KINDS = ("int8",)
+LARGEST = 127
+
+
+def check_kind(kind: str | None, label: str = "quantize") -> None:
+    """Raises ValueError for a kind of quantisation that is unknown; None is without."""
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"{label} = {kind!r:.80} is unknown: use {', '.join(KINDS)}, or omit it")
+
+
+def quantize(w: jax.Array, contracted: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Returns (int8 values of w's shape, float32 scales without the contracted axes).
+
+    A channel of zeros has the scale 1. contracted: axes that the product sums over.
+    """
+    w = w.astype(jnp.float32)
+    scale = jnp.max(jnp.abs(w), axis=contracted, keepdims=True) / LARGEST
+    scale = jnp.where(scale == 0, 1.0, scale)
+    values = jnp.clip(jnp.round(w / scale), -LARGEST, LARGEST).astype(jnp.int8)
+    return values, jnp.squeeze(scale, contracted)
+
+
+@dataclasses.dataclass(frozen=True)
+class Int8Array:
+    """Values and scales of a weight. The scales' axes are the last axes of a product's result."""
+
+    values: jax.Array
+    scale: jax.Array
+
+
+class Int8Weight(nnx.Module):
+    """A weight of a model, quantised; `weight[...]` is its `Int8Array`.
+
+    The scales have the logical axes of the weight that the product does not sum over.
+    """
+
+    def __init__(self, weight: nnx.Param, contracted: tuple[int, ...]) -> None:
+        axes = weight.get_metadata()["axes"]
+        kept = [axis for i, axis in enumerate(axes) if i - len(axes) not in contracted]
+        values, scale = quantize(weight[...], contracted)
+        self.values = nnx.Param(values, axes=axes, contracted=contracted)
+        self.scale = nnx.Param(scale, axes=tuple(kept), contracted=contracted)
+
+    def __getitem__(self, index: Any) -> Int8Array:
+        return Int8Array(self.values[...], self.scale[...])
+
+
+def is_quantized(variable: nnx.Variable) -> bool:
+    """Returns whether a variable is the values or the scales of an `Int8Weight`."""
+    return "contracted" in variable.get_metadata()
+
+
+@functools.lru_cache(maxsize=256)
+def quantizer(contracted: tuple[int, ...], shardings: Any) -> Callable[..., Any]:
+    """Returns `quantize` as a program. shardings: of values and scales."""
+    return jax.jit(functools.partial(quantize, contracted=contracted), out_shardings=shardings)
+
+
+def product(function: Callable[..., jax.Array], x: jax.Array, w: Int8Array) -> jax.Array:
+    """Computes function(x, w) in float32, times the scales.
+
+    function: jnp.matmul, or another that takes `preferred_element_type`.
+    """
+    values = w.values.astype(x.dtype)
+    out = (
+        cpu.matmul(function, x, values)
+        if cpu.on_cpu()
+        else function(x, values, preferred_element_type=jnp.float32)
+    )
+    return out * w.scale
+
+
+def lookup(table_VxD: Int8Array, tokens: jax.Array, dtype: Any) -> jax.Array:
+    """Returns the rows (..., D) of a table quantised by row."""
+    rows = table_VxD.values[tokens].astype(jnp.float32)
+    return (rows * table_VxD.scale[tokens][..., None]).astype(dtype)
