@@ -113,14 +113,16 @@ class EngineSampler:
         weights = self.decoding_model  # placed before the memory for the cache is planned
         cfg, bounds = self.model.cfg, (self.prompt_slots, self.rows)
         few = self.few_shapes and cpu.on_cpu()
-        if few and cfg.num_params <= plan.SMALL_MODEL and bounds == (None, None):
+        small = few and cfg.num_params <= plan.SMALL_MODEL
+        if small and bounds == (None, None):
             batch = plan.fixed(cfg, requests, share_heads=True)
         else:
             batch = plan.fit(cfg, requests, *bounds, share_heads=True)
         last = self._idle.pop() if self._idle else None
         if last is not None and (last.P, last.R) == batch and last.few_shapes == few:
             return last
-        return Engine(weights, *batch, few_shapes=few)
+        idle = plan.SMALL_MODEL_IDLE if small else plan.IDLE
+        return Engine(weights, *batch, idle=idle, few_shapes=few)
 
 
 engine_sampler = EngineSampler

@@ -25,6 +25,9 @@ BUSY_ROWS = 256
 # A CPU pads the batch of a small model in less time than it compiles another shape. More rows than
 # these do not raise the tokens per second.
 SMALL_MODEL, FIXED_ROWS = 30_000_000, 64  # parameters, rows
+# Share of finished rows at which a segment ends, so that waiting samples take their rows. A step of
+# a small model on a CPU takes less time than an update by the host: fewer updates, more idle rows.
+IDLE, SMALL_MODEL_IDLE = 0.05, 0.25
 # (samples per prompt, on average; rows per prompt): fewer rows than samples, so that they are
 # refilled, and few sizes, so that files of other numbers of responses compile nothing new.
 FIXED_ROWS_PER_PROMPT = ((12, 8), (1.75, 2), (0, 1))

@@ -35,7 +35,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from grm_jax.models import Transformer
-from grm_jax.sampling import cache, heads, programs, weights
+from grm_jax.sampling import cache, heads, plan, programs, weights
 from grm_jax.sampling.buckets import FEW_FIRST_RING, prefill_batch, prompt_bucket, ring_bucket
 from grm_jax.sampling.request import Completion, Request, check
 from grm_jax.sampling.slots import (
@@ -63,7 +63,7 @@ class Engine:
         prompt_slots: int,
         rows: int,
         segment: int = SEGMENT,
-        idle: float = 0.05,
+        idle: float = plan.IDLE,
         few_shapes: bool = False,
         share_heads: bool = True,
     ) -> None:

@@ -1,5 +1,6 @@
 """The programs that judging compiles: how many, when, and what the progress bar says meanwhile."""
 
+import dataclasses
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from grm_jax.judging.options import Options
 from grm_jax.judging.run import RunConfig, _Progress
 from grm_jax.judging.scalar_head import padded_length
 from grm_jax.models import build_model, get_config
+from grm_jax.sampling import Request, plan
 from grm_jax.sampling.programs import PROGRAMS
 
 K, NEW = 8, 12
@@ -94,3 +96,9 @@ def test_the_bar_names_the_program_that_compiles(monkeypatch):
 
 def test_short_and_long_critiques_share_a_program():
     assert padded_length(20) == padded_length(100)
+
+
+def test_a_small_model_on_a_cpu_updates_its_rows_less_often(folder):
+    sampler, requests = Judge.load(folder).sampler, [Request([5, 6], 8, NEW)]
+    assert sampler._engine(requests).idle == plan.SMALL_MODEL_IDLE > plan.IDLE
+    assert dataclasses.replace(sampler, few_shapes=False)._engine(requests).idle == plan.IDLE

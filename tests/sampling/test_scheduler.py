@@ -117,6 +117,17 @@ def test_the_slots_stay_busy_with_geometric_lengths(even):
     assert per_step[0] >= 2 * per_step[1]
 
 
+def test_more_idle_rows_mean_fewer_segments_and_the_same_tokens(even):
+    requests = [Request([5, 6, 7], 9, 64, stop=tuple(range(8)), item=i) for i in range(8)]
+    engines = [Engine(even, 4, 2, segment=32, idle=idle) for idle in (0.05, 0.5)]
+    tokens = [
+        {(c.request_index, c.sample_index): c.tokens.tolist() for c in engine.run(requests)}
+        for engine in engines
+    ]
+    assert tokens[0] == tokens[1]
+    assert engines[0].stats.segments > engines[1].stats.segments
+
+
 def test_the_next_step_is_on_the_device_while_the_caller_handles_samples(lab, monkeypatch):
     engine, events = lab.engine("tiny_gemma2"), []
     start, finish = engine._start_step, engine._finish_step
