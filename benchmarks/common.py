@@ -45,22 +45,28 @@ def machine() -> dict[str, Any]:
 
 
 def run_apart(
-    script: str | Path, *arguments: object, python: str = "", path: Sequence[object] = ()
+    script: str | Path,
+    *arguments: object,
+    python: str = "",
+    path: Sequence[object] = (),
+    timeout: float | None = None,
 ) -> Any:
     """Runs a script in a process of its own, on the CPU unless JAX_PLATFORMS is set.
 
     Args:
       python: command of the interpreter; ours by default.
       path: folders in front of the repository in PYTHONPATH.
+      timeout: seconds after which the process is killed; None waits until it exits.
 
     Returns:
       The JSON value on the last line of its output.
 
     Raises:
       RuntimeError: with the end of its error output, if it fails.
+      subprocess.TimeoutExpired: it ran longer than `timeout`.
     """
     command, environment = _command(script, arguments, python, path)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
     if done.returncode:
         raise RuntimeError(f"{shlex.join(command[1:])} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -4,10 +4,11 @@
     python benchmarks/grpo_step.py --tunix PYTHON --trl PYTHON   each in its own environment
     python benchmarks/grpo_step.py                               without peers
 
-Writes benchmarks/results/grpo_step.json. All systems train a Gemma 2 of 4 layers, width 256, 4
-heads over 2 KV heads of 64, ffn 1,024, vocabulary 4,096, with random float32 weights; beta 0.08,
-AdamW, one update per rollout batch, temperature 1 from the whole distribution, no stop. Each system
-runs in a process of its own, which takes two steps to warm up and then `--steps` under the clock.
+Writes benchmarks/results/grpo_step.{json,md}: a table for each peer, with time-outs as such
+(`--timeout`). All train a Gemma 2 of 4 layers, width 256, 4 heads over 2 KV heads of 64, ffn
+1,024, vocabulary 4,096, with random float32 weights; beta 0.08, AdamW, one update per rollout
+batch, temperature 1 from the whole distribution, no stop. Each system runs in a process of its own,
+which takes two steps to warm up and then `--steps` under the clock.
 Systems take turns; the result is the median of all timed steps. CPU seconds are those of all
 threads: on a shared machine they are more reliable than wall time.
 """
@@ -15,6 +16,7 @@ threads: on a shared machine they are more reliable than wall time.
 import json
 import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -303,7 +305,9 @@ SYSTEMS = {"ours": ours, "tunix": tunix, "trl": trl}
 
 
 def summary(runs: list[Result]) -> Result:
-    """Returns the medians over all timed steps of a system."""
+    """Returns the medians over all timed steps of a system, or the time-out that stopped it."""
+    if any("timed_out_after" in run for run in runs):
+        return next(run for run in runs if "timed_out_after" in run)
     steps = [step for run in runs for step in run["steps"]]
     seconds, cpu_seconds = (statistics.median(step[i] for step in steps) for i in (0, 1))
     return {
@@ -314,6 +318,44 @@ def summary(runs: list[Result]) -> Result:
     }
 
 
+def ratios(runs: list[Result], ours: list[Result], kind: int) -> list[float]:
+    """Returns the median step of a system over ours, for each round in which it finished.
+
+    kind: 0 compares wall seconds, 1 CPU seconds.
+    """
+    median = lambda run: statistics.median(step[kind] for step in run["steps"])
+    return [median(a) / median(b) for a, b in zip(runs, ours) if "steps" in a]
+
+
+def run_system(system: str, python: str, shape: str, steps: int, timeout: float) -> Result:
+    """Runs one system in a process of its own, which is killed after `timeout` seconds."""
+    options = {"system": system, "shape": shape, "steps": steps}
+    try:
+        return common.run_apart(__file__, *common.flags(options), python=python, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return {"timed_out_after": timeout}
+
+
+def table(results: dict[str, dict[str, Result]], peer: str) -> str:
+    """Returns a Markdown table of our step and one peer's."""
+    times = lambda r: (f"{r['seconds']:.2f} s", f"{r['cpu_seconds']:.2f} s")
+    rows = []
+    for shape, systems in results.items():
+        if peer not in systems:
+            continue
+        theirs = systems[peer]
+        if "timed_out_after" in theirs:
+            last = (f"timed out after {theirs['timed_out_after']:.0f} s", "-")
+        else:
+            spread = [" to ".join(f"{f(r):.1f}" for f in (min, max)) for r in theirs["ratios"]]
+            last = (" / ".join(times(theirs)), f"{spread[0]} (CPU {spread[1]})")
+        rows.append((shape, " / ".join(times(systems["ours"])), *last))
+    columns = {"step": "left"} | dict.fromkeys(
+        ("grm_jax, wall / CPU", f"{peer}, wall / CPU", "ratio over the rounds"), "right"
+    )
+    return common.markdown_table(columns, rows) if rows else ""
+
+
 def main() -> None:
     parser = common.argument_parser(__doc__)
     parser.add_argument("--peers", default="", help="interpreter with both peers")
@@ -321,6 +363,7 @@ def main() -> None:
     parser.add_argument("--trl", default="", help="interpreter with TRL")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--timeout", type=float, default=900, help="seconds of one process")
     parser.add_argument("--shape", choices=SHAPES, help="only this shape")
     parser.add_argument("--system", choices=SYSTEMS, help="internal: time one system and print it")
     parser.add_argument("--out", type=Path, default=common.RESULTS / "grpo_step.json")
@@ -330,25 +373,22 @@ def main() -> None:
         return
     pythons = {"ours": ""}
     pythons |= {name: p for name in ("tunix", "trl") if (p := getattr(args, name) or args.peers)}
+    about = {"model": MODEL, "machine": common.machine()}
     results: dict[str, dict[str, Result]] = {}
     for shape in [args.shape] if args.shape else SHAPES:
         runs: dict[str, list[Result]] = {system: [] for system in pythons}
         for _ in range(args.rounds):
             for system, python in pythons.items():
-                options = {"system": system, "shape": shape, "steps": args.steps}
-                flags = common.flags(options)
-                runs[system].append(common.run_apart(__file__, *flags, python=python))
-        medians = {system: summary(measured) for system, measured in runs.items()}
-        results[shape] = medians
-        for system, result in medians.items():
-            wall, cpu = (result[key] / medians["ours"][key] for key in ("seconds", "cpu_seconds"))
-            print(
-                f"{shape}  {system:<6} {result['seconds']:7.3f} s a step ({wall:.1f}x ours), "
-                f"{result['cpu_seconds']:7.3f} CPU s ({cpu:.1f}x)  {result['parts']}",
-                flush=True,
-            )
-    about = {"model": MODEL, "machine": common.machine()}
+                if any("timed_out_after" in run for run in runs[system]):
+                    continue  # one time-out is enough
+                runs[system].append(run_system(system, python, shape, args.steps, args.timeout))
+        results[shape] = {system: summary(measured) for system, measured in runs.items()}
+        for system, result in results[shape].items():
+            result["ratios"] = [ratios(runs[system], runs["ours"], kind) for kind in (0, 1)]
+            print(shape, system, json.dumps(result), flush=True)
     common.write_json(args.out, {"about": about, "results": results})
+    tables = [t for peer in ("tunix", "trl") if (t := table(results, peer))]
+    args.out.with_suffix(".md").write_text("\n\n".join(tables) + "\n")
 
 
 if __name__ == "__main__":

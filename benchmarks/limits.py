@@ -6,13 +6,12 @@
 
 The limit is the time of the program's matrix products by themselves, at the same shapes, dtypes and
 layouts (see products.py). Limit and program take turns in one process; the table shows the medians
-over the rounds, and the range of their ratio. Writes benchmarks/results/limits.{json,md}.
+over the rounds, each as wall / CPU, and the range of their ratio. On a busy machine CPU seconds are
+the more reliable. Writes benchmarks/results/limits.{json,md}.
 """
 
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,27 +28,27 @@ from grm_jax.sampling import Engine, Request, decode, programs  # noqa: E402
 
 
 def compare(
-    name: str, counts: dict[products.Product, int], run: Callable[[], float], rounds: int
+    name: str, counts: dict[products.Product, int], run: Callable[[], np.ndarray], rounds: int
 ) -> dict[str, Any]:
     """Times the products and the program in turn.
 
     Args:
-      run: runs the program once and returns its seconds.
+      run: runs the program once and returns its wall and CPU seconds.
     """
     calls = products.compile_products(counts)
     run()
-    pairs = [(products.limit_seconds(calls), run()) for _ in range(rounds)]
-    limit, seconds = (statistics.median(values) for values in zip(*pairs))
-    shares = [limit / seconds for limit, seconds in pairs]
+    pairs = np.array([(products.limit_seconds(calls), run()) for _ in range(rounds)])
+    limit, program = np.median(pairs, axis=0).tolist()
+    shares = pairs[:, 0] / pairs[:, 1]
     row = {
         "name": name,
         "gflop": products.total_flops(counts) / 1e9,
-        "limit_ms": limit * 1e3,
-        "program_ms": seconds * 1e3,
-        "share": statistics.median(shares),
-        "range": [min(shares), max(shares)],
+        "limit_seconds": limit,
+        "program_seconds": program,
+        "share": np.median(shares, axis=0).tolist(),
+        "range": [[low, high] for low, high in zip(shares.min(axis=0), shares.max(axis=0))],
     }
-    print(cells(row), flush=True)
+    print(" | ".join(cells(row)), flush=True)
     return row
 
 
@@ -86,14 +85,14 @@ def engine_parts(name: str, engine: Engine, prompts: list, k: int, new: int, rou
         for i, prompt in enumerate(prompts):
             engine.submit(Request(prompt, k, new, item=i))
 
-    def decode_step() -> float:
+    def decode_step() -> np.ndarray:
         submit()
-        seconds = steps = 0.0
+        seconds, steps = np.zeros(2), 0
         while engine.busy:
-            before, start = engine.stats.steps, time.perf_counter()
-            engine.step()
+            before = engine.stats.steps
+            step = products.timed(engine.step)
             if engine.stats.steps > before:
-                seconds += time.perf_counter() - start
+                seconds += step
                 steps += engine.stats.steps - before
         return seconds / steps
 
@@ -101,11 +100,9 @@ def engine_parts(name: str, engine: Engine, prompts: list, k: int, new: int, rou
     counts = decode_products(engine)
     tokens, lengths = np.array(prompts, np.int32), np.full(len(prompts), len(prompts[0]), np.int32)
 
-    def prefill() -> float:
-        start = time.perf_counter()
+    def prefill() -> np.ndarray:
         program = programs.prefill_program(engine.graphdef)
-        jax.block_until_ready(program(engine.params, tokens, lengths))
-        return time.perf_counter() - start
+        return products.timed(lambda: program(engine.params, tokens, lengths))
 
     return [
         compare(f"{name}: decode step", counts, decode_step, rounds),
@@ -164,36 +161,50 @@ def grpo_parts(shape: str, rounds: int) -> list[dict[str, Any]]:
         reference_counts = products.products_of(reference.fn, *reference.args)
         update_counts = products.products_of(update.fn, *update.args)
 
-        def run_reference() -> float:
-            start = time.perf_counter()
-            jax.block_until_ready(reference.fn(params, rollout))
-            return time.perf_counter() - start
+        def run_reference() -> np.ndarray:
+            return products.timed(lambda: reference.fn(params, rollout))
 
         rows.append(compare(f"GRPO {shape}: reference", reference_counts, run_reference, rounds))
         # The update donates its state.
         state = [states.init_state(params, optim.make_optimizer(config.rl), mesh, 0)]
 
-        def run_update() -> float:
-            start = time.perf_counter()
+        def step() -> Any:
             state[0], metrics = update.fn(state[0], batch)
-            jax.block_until_ready(metrics)
-            return time.perf_counter() - start
+            return metrics
+
+        def run_update() -> np.ndarray:
+            return products.timed(step)
 
         rows.append(compare(f"GRPO {shape}: update", update_counts, run_update, rounds))
-    whole = {key: 0.0 for key in ("gflop", "limit_ms", "program_ms")}
-    for row, times in zip(rows, (T - 1, 1, 1, 1)):
-        whole = {key: value + times * row[key] for key, value in whole.items()}
-    share = whole["limit_ms"] / whole["program_ms"]
-    rows.append({"name": f"GRPO {shape}: sum of the parts", **whole, "share": share, "range": []})
-    print(cells(rows[-1]), flush=True)
+    rows.append(sum_of_parts(f"GRPO {shape}: sum of the parts", rows, (T - 1, 1, 1, 1)))
+    print(" | ".join(cells(rows[-1])), flush=True)
     return rows
+
+
+def sum_of_parts(name: str, rows: list[dict[str, Any]], times: tuple[int, ...]) -> dict[str, Any]:
+    """Returns the row of a step that runs each part so many times."""
+    total = lambda key: sum(n * np.array(row[key]) for row, n in zip(rows, times))
+    limit, program = total("limit_seconds"), total("program_seconds")
+    return {
+        "name": name,
+        "gflop": float(total("gflop")),
+        "limit_seconds": limit.tolist(),
+        "program_seconds": program.tolist(),
+        "share": (limit / program).tolist(),
+        "range": [],
+    }
 
 
 def cells(row: dict[str, Any]) -> list[str]:
     """Returns a row of the table."""
-    spread = " to ".join(f"{100 * share:.0f}" for share in row["range"]) or "-"
-    numbers = (f"{row[key]:,.1f}" for key in ("gflop", "limit_ms", "program_ms"))
-    return [row["name"], *numbers, f"{100 * row['share']:.0f}% ({spread})"]
+    times = [
+        " / ".join(f"{1e3 * seconds:,.1f}" for seconds in row[key])
+        for key in ("limit_seconds", "program_seconds")
+    ]
+    shares = " / ".join(f"{100 * share:.0f}%" for share in row["share"])
+    low_high = [f"{100 * low:.0f} to {100 * high:.0f}" for low, high in row["range"]]
+    spread = f" ({'; '.join(low_high)})" if low_high else ""
+    return [row["name"], f"{row['gflop']:,.1f}", *times, shares + spread]
 
 
 def main() -> None:
@@ -209,7 +220,7 @@ def main() -> None:
         for shape in [args.shape] if args.shape else grpo_step.SHAPES:
             rows += grpo_parts(shape, args.rounds)
     common.write_json(args.out, {"about": about, "rows": rows})
-    titles = ("GFLOP", "limit ms", "program ms", "limit / program (range)")
+    titles = ("GFLOP", "limit, ms", "program, ms", "limit / program (range)")
     columns = {"program": "left"} | dict.fromkeys(titles, "right")
     table = common.markdown_table(columns, [cells(row) for row in rows])
     args.out.with_suffix(".md").write_text(table + "\n")

@@ -1,14 +1,13 @@
 """The arithmetic limit of a program: the time that its matrix products take by themselves.
 
 `products_of` lists the `dot_general` operations of a traced function: shapes, dtypes, contracted
-and batch axes (hence layouts), and how often each runs. `limit_seconds` compiles the products of
-one form as a program of their own, on operands of their own, and sums the medians over the forms.
+and batch axes (hence layouts), and how often each runs. `compile_products` compiles the products
+of one form as a program of their own, on operands of their own; `limit_seconds` times all forms.
 Sums that a program computes without `dot_general`, such as attention over rings on CPUs, are not
 counted, so the limit is a lower bound.
 """
 
 import collections
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -100,14 +99,16 @@ def compile_products(products: Mapping[Product, int]) -> list[tuple[Callable[[],
     return calls
 
 
-def limit_seconds(calls: list[tuple[Callable[[], Any], float]], repeats: int = 5) -> float:
-    """Returns the sum over the forms of the median seconds of their products."""
-    total = 0.0
+def limit_seconds(calls: list[tuple[Callable[[], Any], float]], repeats: int = 3) -> np.ndarray:
+    """Returns wall and CPU seconds of all products: medians of each form, summed over the forms."""
+    total = np.zeros(2)
     for call, weight in calls:
-        seconds = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            seconds.append(time.perf_counter() - start)
-        total += weight * statistics.median(seconds)
+        total += weight * np.median([timed(call) for _ in range(repeats)], axis=0)
     return total
+
+
+def timed(call: Callable[[], Any]) -> np.ndarray:
+    """Returns wall and CPU seconds of a call and of what it started on the device."""
+    start = np.array([time.perf_counter(), time.process_time()])
+    jax.block_until_ready(call())
+    return np.array([time.perf_counter(), time.process_time()]) - start
