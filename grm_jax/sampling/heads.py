@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 LEAST_TOKENS = 64  # of a head; a shorter one saves less time than its programs take to compile
-LEAST_PROMPTS = 16  # of a second group: rows are idle while the last samples of a group finish
+LEAST_PROMPTS = 8  # of a second group: rows are idle while the last samples of a group finish
 KEPT = 2  # heads that an engine keeps for later runs
 KEPT_SHARE = 0.9  # of the best head's saving at which the head of the previous run is kept
 
@@ -58,7 +58,7 @@ def groups(
     Args:
       kept: heads of earlier runs, which cost no prefill.
     """
-    found: list[tuple[tuple[int, ...], list[int]]] = []
+    chosen: list[tuple[tuple[int, ...], list[int]]] = []
     left = list(range(len(prompts)))
     while left:
         rest = [prompts[i] for i in left]
@@ -66,15 +66,15 @@ def groups(
         for other in kept:
             head = better(other, head, rest)
         users = [i for i in left if used(prompts[i], head)]
-        if not users or (found and len(users) < LEAST_PROMPTS):
+        if not users or (chosen and len(users) < LEAST_PROMPTS):
             break
-        found.append((head, users))
+        chosen.append((head, users))
         left = sorted(set(left) - set(users))
-    if left and found:
-        found[0][1].extend(left)
+    if left and chosen:
+        chosen[0][1].extend(left)
     elif left:
-        found.append(((), left))
-    return found
+        chosen.append(((), left))
+    return chosen
 
 
 def better(
