@@ -3,9 +3,10 @@
     python benchmarks/judging.py --gguf FILE --data DATA --llama PYTHON --transformers PYTHON
 
 PYTHON: interpreters with xllamacpp and with torch and transformers; a system without one is
-skipped. DATA has `pandalm/`, `humanevalpack/` and `gsm8k/`: 50 comparisons, in turn from each,
-`--limit` the first of them. Every system samples k = 8 critiques of each under the template `grm`,
-in the same balanced response orders, at temperature 0.5, of a fixed number of new tokens (no stop).
+skipped. DATA has `pandalm/`, `humanevalpack/` and `gsm8k/`: 50 comparisons of two responses, in
+turn from each, `--limit` the first of them. Every system samples k = 8 critiques of each under the
+template `grm`, in the same balanced response orders, at temperature 0.5, of a fixed number of new
+tokens (no stop).
 
 - `before`: our judge, from `Comparison` to `Verdict`, on the weights of the GGUF file as bfloat16,
   with `share_heads=False`: each prompt is computed as a whole.
@@ -61,13 +62,24 @@ COLUMNS = {
 
 
 def comparisons(data: str | Path, limit: int) -> list[Any]:
-    """Returns the first `limit` comparisons, in turn from each set."""
+    """Returns the first `limit` comparisons of two responses, in turn from each set."""
     from grm_jax.evals.benchmarks import BENCHMARKS
     from grm_jax.evals.run import choose
 
     each = -(-COMPARISONS // len(SETS))
     sets = [choose(BENCHMARKS[name].load(Path(data)), each) for name in SETS]
-    return list(itertools.chain(*zip(*sets)))[: min(limit, COMPARISONS)]
+    mixed = itertools.chain(*zip(*sets))
+    return [pair(comparison) for comparison in itertools.islice(mixed, min(limit, COMPARISONS))]
+
+
+def pair(comparison: Any) -> Any:
+    """Returns the comparison, of several solutions of GSM8K the first right and the first wrong."""
+    if comparison.n == 2:
+        return comparison
+    labels = list(comparison.label)
+    first = sorted((labels.index(max(labels)), labels.index(min(labels))))
+    responses, chosen = ([values[i] for i in first] for values in (comparison.responses, labels))
+    return dataclasses.replace(comparison, responses=responses, label=chosen, reference=None)
 
 
 def judge_with(work: Work, sampler: Callable[[Any], Iterable[Any]]) -> Iterator[Any]:

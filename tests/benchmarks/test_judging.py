@@ -5,6 +5,7 @@ import json
 import pytest
 
 from benchmarks import common, judging
+from grm_jax.types import Comparison
 
 
 def totals(done, seconds, **more):
@@ -112,3 +113,10 @@ def test_output_of_another_process_is_read_line_by_line_until_its_time_is_over(t
     assert next(lines) == {"n": 1}
     with pytest.raises(RuntimeError, match="broken"):
         next(lines)
+
+
+def test_a_group_of_solutions_becomes_a_pair_of_right_and_wrong():
+    group = Comparison("q", ("a", "b", "c", "d"), "answer", (0.0, 0.0, 1.0, 1.0), "gsm8k-1")
+    pair = judging.pair(group)
+    assert pair.responses == ("a", "c") and pair.label == (0.0, 1.0) and pair.reference is None
+    assert judging.pair(pair) is pair
