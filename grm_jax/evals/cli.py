@@ -337,7 +337,8 @@ def model_function(args: argparse.Namespace, out: Any, shard: Shard | None = Non
     count = None if args.endpoint else num_parameters(args.model)
 
     def judge_task(task: Task) -> Judgement:
-        made = judge_benchmark(judge, task, out, options, config, greedy=not args.no_greedy)
+        with distributed.lost_peer_first():
+            made = judge_benchmark(judge, task, out, options, config, greedy=not args.no_greedy)
         rows = out / f"{task.benchmark.name}.jsonl"
         is_read = distributed.is_first() and not shard
         if is_read and (failures := failure_text(read_judged_rows(rows))):

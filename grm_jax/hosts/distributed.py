@@ -8,15 +8,17 @@ otherwise a single process
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import os
 import re
 import sys
+import time
 import traceback
 import urllib.request
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ GRACE = 5.0
 # The connections of this process, for `fail`.
 _joined: list[rendezvous.Peers] = []
 
+LOST_SECONDS = 2.0  # in which a crashed peer's connection is closed
 JOIN_SECONDS = 300.0  # in which all workers of `grm judge` and `grm eval` have to start
 
 # Open between the hosts of a slice. JAX's default is now 8482, which firewalls may block.
@@ -231,6 +234,17 @@ def together(command: Callable[[], int], program: str, finished: Collection[int]
         fail(status)
     leave()
     return status
+
+
+@contextlib.contextmanager
+def lost_peer_first() -> Iterator[None]:
+    """Reports a crashed peer instead of the error of the collective that waited for it."""
+    try:
+        yield
+    except Exception:
+        if _joined and _joined[0].lost.wait(LOST_SECONDS):
+            time.sleep(GRACE)  # `on_death` ends the process
+        raise
 
 
 def join_command(args: argparse.Namespace, program: str) -> None:

@@ -227,9 +227,10 @@ def _judge_file(args: argparse.Namespace, options: Options, output: str) -> int:
     shard = arguments.shard_from(args)
     config = RunConfig(existing, chunk=args.chunk, progress=not args.quiet, shard=shard)
     judge = arguments.judge_from(args)
-    result = judge_file(
-        judge, *(args.input, output, options, config), format=args.format, limit=args.limit
-    )
+    with distributed.lost_peer_first():
+        result = judge_file(
+            judge, *(args.input, output, options, config), format=args.format, limit=args.limit
+        )
     name = "standard output" if args.output == STDOUT else args.output
     if not distributed.is_first():
         return 1 if result.errors else 0
