@@ -1,7 +1,7 @@
 """`grm judge` and `grm eval` on two hosts that share no disk: equal output, resume, failures.
 
 The hosts have a fake judge, except in the last test, where a model judges. All but the first take
-minutes: pytest --run slow tests/judging/test_hosts.py
+minutes: pytest --run slow tests/judging/test_several_hosts.py
 """
 
 import contextlib
