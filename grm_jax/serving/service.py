@@ -246,15 +246,19 @@ def build(
 def template_head(judge: Judge, max_prompt: int) -> tuple[int, ...]:
     """Returns the tokens with which the judge's prompts for two responses begin.
 
-    () if they are too few, or if prompts of `max_prompt` tokens do not hold them.
+    () if they are too few, if prompts of `max_prompt` tokens do not hold them, or if the template
+    takes no two responses.
     """
     texts = [("1. ?", ("+", "-")), ("Why so?", ("No.", "Yes, it is"))]
     comparisons = [Comparison(query, responses) for query, responses in texts]
-    templates = [judge.template_for(comparison, Options()) for comparison in comparisons]
-    prompts = [
-        judge.tokenizer.encode_chat(render(template, comparison, (0, 1)))
-        for template, comparison in zip(templates, comparisons, strict=True)
-    ]
+    try:
+        templates = [judge.template_for(comparison, Options()) for comparison in comparisons]
+        prompts = [
+            judge.tokenizer.encode_chat(render(template, comparison, (0, 1)))
+            for template, comparison in zip(templates, comparisons, strict=True)
+        ]
+    except ValueError:
+        return ()
     head = heads.choose_head(prompts)
     return head if len(head) < max_prompt else ()
 

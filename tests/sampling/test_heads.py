@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 from hypothesis import given, strategies as st
 
+from grm_jax.judging.sampler import EngineSampler
 from grm_jax.sampling import Engine, Request, cache, heads, plan, weights
 from grm_jax.sharding import make_mesh
 
@@ -186,6 +187,24 @@ def test_prompts_of_two_templates_run_in_two_groups(lab, monkeypatch):
     assert_equal(results(engine, requests[1::2]), again)
     # The second head is kept. One prompt begins with the first one, and is no group.
     assert engine.stats.prefill_tokens == 2 * 48 + 8 * 8 + 3 * 8 + 48
+
+
+def test_a_sampler_uses_one_engine_and_its_heads_for_every_chunk(lab, plain):
+    sampler = EngineSampler(lab.model(NAME), prompt_slots=4, rows=2)
+    requests = mixed(new=40)
+    for _ in range(2):
+        got = {(c.request_index, c.sample_index): c for c in sampler(requests)}
+        assert_equal(got, plain()[0])
+    (engine,) = sampler._idle
+    assert engine.stats.prompts == 2 * len(requests)  # of both chunks
+    assert engine.stats.prefill_tokens == 48 + 2 * (5 * 8 + 5 * 48)  # the head once
+    abandoned = sampler(requests)
+    next(abandoned)
+    other = sampler(requests[:4])  # while the engine is in use
+    next(other)
+    assert engine.busy and not sampler._idle
+    abandoned.close()
+    assert not engine.busy
 
 
 def test_prefills_compute_a_third_of_the_tokens_if_prompts_share_seven_tenths(lab):

@@ -1,6 +1,7 @@
 """The engine thread: compilations, turns, cancellation, failure, shutdown."""
 
 import concurrent.futures
+import dataclasses
 import logging
 import threading
 
@@ -10,9 +11,15 @@ import pytest
 from flax import nnx
 from toy_server import sent, serving, toy_judge, toy_model, toy_service, wait_until
 
+from grm_jax import Comparison
 from grm_jax.devices import watch_compilations
+from grm_jax.judging.options import Options
+from grm_jax.models import build_model
 from grm_jax.sampling import Completion, Request
 from grm_jax.serving.engine import Context
+from grm_jax.serving.limits import Limits
+from grm_jax.serving.service import Lengths, build, template_head
+from grm_jax.text import rendering
 
 GROUP = {"prompt": "name a moon", "responses": ["a blue moon", "a red cat"]}
 LONG = {"messages": [{"role": "user", "content": "name a moon"}], "n": 100, "seed": 1}
@@ -194,3 +201,19 @@ def test_weights_with_nan_end_the_start_with_the_reason():
     with serving(service, wait=False) as running:
         running.thread.join()
     assert isinstance(running.error, ValueError) and "not finite" in str(running.error)
+
+
+def test_a_server_shares_the_head_of_its_template():
+    config = toy_model().cfg.replace(max_length=8192)
+    judge = toy_judge(model=build_model(config, nnx.Rngs(0)), context=8192)
+    judge = dataclasses.replace(judge, template="grm")
+    head = template_head(judge, 4096)
+    comparison = Comparison("Name a prime.", ("Seven.", "Eight."))
+    prompt = judge.tokenizer.encode_chat(
+        rendering.render(judge.template_for(comparison, Options()), comparison, (1, 0))
+    )
+    assert len(head) >= 64 and tuple(prompt[: len(head)]) == head
+    assert template_head(judge, len(head)) == ()  # prompts are too short to hold it
+    lengths = Lengths(len(head) + 200, 8)
+    served = build(judge, Limits(), lengths, (2, 2))
+    assert served.engine.engine._head == head
