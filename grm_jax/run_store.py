@@ -78,8 +78,7 @@ class RunStore(Mapping[Key, Record]):
       existing: "resume" continues a store, "overwrite" empties it, "refuse" raises.
       shared: all processes of a multi-host run open the store and append the same records; process
         0 writes, the others keep the records in memory. If False, this process writes.
-      one_disk: as `shared`, but only process 0 needs to reach the store; the others get the keys of
-        its records, and cannot read those.
+      one_disk: as `shared`, but the others get only the keys of process 0 and need not see its disk.
 
     Raises:
       FileExistsError: the store exists and existing = "refuse".
@@ -326,19 +325,6 @@ class RunStore(Mapping[Key, Record]):
         self.path.mkdir(parents=True, exist_ok=True)
         target = self.path / f"{number:06d}.jsonl"
         write_atomic(target, b"".join(content))
-
-
-def read_identity(path: str | os.PathLike) -> Record | None:
-    """Returns the identity that a store begins with; None for a file or folder that has none."""
-    store = as_path(path)
-    if is_remote(store) or store.is_dir():
-        parts = sorted((p for p in store.glob("*.jsonl") if p.stem.isdecimal()), key=str)
-        if not parts:
-            return None
-        store = parts[0]
-    with store.open("rb") as file:
-        line = file.readline()
-    return _parsed(line) if line.endswith(b"\n") and b"\t" in line else None
 
 
 def check_identity(old: Mapping[str, Any], new: Mapping[str, Any], path: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +17,14 @@ from grm_jax.evals.benchmark import Benchmark
 from grm_jax.evals.benchmarks import BENCHMARKS, PAPER
 from grm_jax.evals.content_blind import CONTENT_BLIND
 from grm_jax.evals.files import MissingData
-from grm_jax.evals.judged import JudgedComparison
 from grm_jax.evals.measure import compare, measure
-from grm_jax.evals.run import num_parameters
+from grm_jax.evals.run import Judgement, Task, num_parameters
 from grm_jax.hosts import distributed
 from grm_jax.judging import arguments
 from grm_jax.judging.codec import read_judged_rows
 from grm_jax.judging.options import POSITIVE, Options
 from grm_jax.judging.summary import failure_text
 from grm_jax.storage import as_path, check_outputs, fetch, write_atomic
-from grm_jax.types import Comparison
 
 if TYPE_CHECKING:  # JAX is imported only to judge with a model
     from grm_jax.judging.judge import Judge
@@ -35,26 +33,6 @@ if TYPE_CHECKING:  # JAX is imported only to judge with a model
 
 
 DRAWS = Number(int, 1, 1_000_000)
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """A benchmark, the comparisons of it to judge, how many it has, and the files of its data."""
-
-    benchmark: Benchmark
-    comparisons: Sequence[Comparison]
-    total: int
-    read: frozenset[Path] = frozenset()
-
-
-@dataclasses.dataclass(frozen=True)
-class Judgement:
-    """The judged comparisons of a task: by whom, greedily as well, at what cost (see `measure`)."""
-
-    judged: Sequence[JudgedComparison]
-    judge: dict
-    greedy: Sequence[JudgedComparison] | None = None
-    cost: Mapping = dataclasses.field(default_factory=dict)
 
 
 JudgeFunction = Callable[[Task], Judgement]

@@ -15,6 +15,7 @@ from grm_jax import strict_json
 from grm_jax.data.comparisons import Row
 from grm_jax.data.records import read_records, strict_records
 from grm_jax.display import shown
+from grm_jax.evals.benchmark import Benchmark
 from grm_jax.evals.judged import JudgedComparison, from_row
 from grm_jax.hosts import distributed
 from grm_jax.judging.codec import is_scalar
@@ -27,6 +28,26 @@ from grm_jax.types import Comparison
 if TYPE_CHECKING:  # JAX is imported only to judge with a model
     from grm_jax.judging.judge import Judge
     from grm_jax.judging.run import RunConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A benchmark, the comparisons of it to judge, how many it has, and the files of its data."""
+
+    benchmark: Benchmark
+    comparisons: Sequence[Comparison]
+    total: int
+    read: frozenset[Path] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """The judged comparisons of a task: by whom, greedily as well, at what cost (see `measure`)."""
+
+    judged: Sequence[JudgedComparison]
+    judge: dict
+    greedy: Sequence[JudgedComparison] | None = None
+    cost: Mapping = dataclasses.field(default_factory=dict)
 
 
 def choose(

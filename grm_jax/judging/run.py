@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grm_jax import strict_json
 from grm_jax.data import sources
 from grm_jax.data.comparisons import Row, read_rows
 from grm_jax.devices import watch_compilations
@@ -29,13 +27,18 @@ from grm_jax.judging.identity import (
 )
 from grm_jax.judging.judge import Judge, Unjudged
 from grm_jax.judging.options import POSITIVE, Options
+from grm_jax.judging.progress import (
+    PART_SECONDS,
+    Progress,
+    compiling_text as compiling_text,
+    read_cost,
+    write_cost,
+)
 from grm_jax.judging.shards import Shard
 from grm_jax.run_store import IdentityMismatch, RunStore
 from grm_jax.sampling.programs import PROGRAMS
-from grm_jax.storage import check_outputs, is_remote, write_atomic
-from grm_jax.types import FAILED, Comparison, Verdict
-
-PART_SECONDS = 30.0  # a killed run loses at most the rows of so much time in a bucket
+from grm_jax.storage import check_outputs
+from grm_jax.types import Comparison, Verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +130,7 @@ def judge_rows(
 
     def finished() -> RunResult:
         errors = _check_finished(judge, rows, output, options, identity)
-        return RunResult(len(rows), errors, len(rows), _read_cost(config.cost_path))
+        return RunResult(len(rows), errors, len(rows), read_cost(config.cost_path))
 
     differ = {name: getattr(config, name) for name in field_names(config, FREE_OF_RUN)}
     header = identity | differ | dict(selection or {})
@@ -195,12 +198,12 @@ def _judge_store(
             store.discard(key)
     resumed = len(store)
     name, programs = Path(str(store.path).removesuffix(".part")).stem, num_programs(judge, options)
-    progress = _Progress(name, len(rows), resumed, config, programs)
+    progress = Progress(name, len(rows), resumed, config, programs)
     with progress, watch_compilations(progress.compiling):
         judge_into(store, judge, rows, options, identity, config, progress.count)
     counts = distributed.from_first(lambda: _counts(store))
     cost = cost_of(progress.seconds, counts)
-    _write_cost(config.cost_path, cost)
+    write_cost(config.cost_path, cost)
     return RunResult(len(rows), counts["errors"], resumed, cost)
 
 
@@ -342,90 +345,8 @@ def refuse_existing(*paths: str | Path) -> None:
             )
 
 
-def _read_cost(path: Any) -> dict[str, float]:
-    """Returns the cost of earlier sessions. Raises ValueError for a damaged file."""
-    cost = strict_json.read(path) if path and path.exists() else {}
-    if not isinstance(cost, dict) or not all(isinstance(x, int | float) for x in cost.values()):
-        raise ValueError(f"{path} is damaged: remove it, and the cost of earlier sessions is lost")
-    return cost
-
-
-def _write_cost(path: Any, cost: dict[str, float]) -> None:
-    if path:
-        write_atomic(path, strict_json.dumps(cost))
-
-
 def num_programs(judge: Judge, options: Options) -> int:
     """Returns how many programs the first comparison needs."""
     if judge.is_scalar:
         return 1
     return PROGRAMS + (judge.meta_rm is not None) + options.expected
-
-
-def compiling_text(n: int, programs: int) -> str:
-    """Returns what is shown while the n-th program compiles. programs: how many are expected."""
-    return f"compiling ({n} of {max(n, programs)})"
-
-
-class _Progress:
-    """A progress bar on stderr with tokens per second, parse rate and errors; counts seconds.
-
-    programs: how many programs the first rows need; the bar counts them while they compile.
-    """
-
-    def __init__(self, name: str, total: int, resumed: int, config: RunConfig, programs: int):
-        from tqdm import tqdm
-
-        # Where stderr is a file, a line every half minute is enough.
-        interval = 0.5 if sys.stderr.isatty() else 30.0
-        self.bar = tqdm(
-            total=total,
-            initial=resumed,
-            unit="row",
-            desc=name,
-            disable=not config.progress,
-            mininterval=interval,
-        )
-        self.programs, self.cost_path = programs, config.cost_path
-        earlier = {} if config.existing == "overwrite" else _read_cost(self.cost_path)
-        self.earlier, self.start = earlier.get("seconds", 0.0), time.monotonic()
-        self.written = self.earlier
-        self.tokens = self.critiques = self.parsed = self.errors = 0
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.close()
-        self.write_cost()
-
-    @property
-    def seconds(self) -> float:
-        """Seconds that all sessions of the run took so far."""
-        return self.earlier + time.monotonic() - self.start
-
-    def compiling(self, n: int, done: bool) -> None:
-        """Shows that the n-th program is being compiled; in a file, only the first one at once."""
-        text = "judging" if done else compiling_text(n, self.programs)
-        self.bar.set_postfix_str(text, refresh=sys.stderr.isatty() or (n == 1 and not done))
-
-    def count(self, row: codec.Row) -> None:
-        """Counts a row. The cost file has the seconds of a killed run up to its last row."""
-        self.errors += row["error"] is not None
-        self.tokens += sum(critique["tokens"] for critique in row["critiques"])
-        self.critiques += sum(critique["status"] != FAILED for critique in row["critiques"])
-        self.parsed += sum(critique["status"] == "ok" for critique in row["critiques"])
-        rate = self.tokens / max(1e-9, time.monotonic() - self.start)
-        parse_rate = self.parsed / self.critiques if self.critiques else 0.0
-        errors = f", {self.errors} errors" if self.errors else ""
-        text = f"{rate:,.0f} tok/s, {parse_rate:.0%} parsed{errors}"
-        self.bar.set_postfix_str(errors[2:] if codec.is_scalar(row) else text, False)
-        self.bar.update()
-        # A write per row would take longer than some rows.
-        if self.seconds > self.written + (PART_SECONDS if is_remote(self.cost_path or "") else 1):
-            self.write_cost()
-
-    def write_cost(self) -> None:
-        """Writes the seconds so far, which a killed run adds to."""
-        self.written = self.seconds
-        _write_cost(self.cost_path, {"seconds": self.written})

@@ -18,7 +18,7 @@ from etils import epath
 from grm_jax import strict_json
 from grm_jax.judging import codec
 from grm_jax.judging.row_schema import row_problem
-from grm_jax.run_store import RunStore, content_of, read_identity
+from grm_jax.run_store import RunStore, content_of, verified
 from grm_jax.storage import as_path, open_atomic
 
 EVALUATION = "evaluation"  # the name of the settings of a shard of `grm eval`
@@ -121,6 +121,21 @@ def _header(path: Any) -> dict[str, Any]:
             "--shard I/N"
         )
     return header
+
+
+def read_identity(path: Any) -> dict[str, Any] | None:
+    """Returns the settings that a store begins with; None for a file or folder without them."""
+    store = as_path(path)
+    if store.is_dir():
+        parts = sorted((part for part in store.glob("*.jsonl") if part.stem.isdecimal()), key=str)
+        if not parts:
+            return None
+        store = parts[0]
+    with store.open("rb") as file:
+        line = file.readline()
+    text = verified(line) if line.endswith(b"\n") and b"\t" in line else None
+    identity = None if text is None else strict_json.loads(text)
+    return identity if isinstance(identity, dict) else None
 
 
 def check_same_run(headers: Sequence[tuple[Any, Mapping[str, Any]]]) -> int:

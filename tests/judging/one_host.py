@@ -1,4 +1,4 @@
-"""One host of `grm judge` or `grm eval` for test_several_hosts.py: python one_host.py FAULT ARGUMENTS.
+"""One host for test_several_hosts.py: python one_host.py FAULT ARGUMENTS-OF-GRM.
 
 The judge is fake: it needs no weights, and all processes call it in lockstep. FAULT is "", or
 "crash" (this process is killed), "error" (it raises) at the fourth completion.

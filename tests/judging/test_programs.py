@@ -17,7 +17,8 @@ from grm_jax.data.world import make_items
 from grm_jax.data.world.vocabulary import SIZE, vocabulary_path
 from grm_jax.devices import watch_compilations
 from grm_jax.judging.options import Options
-from grm_jax.judging.run import RunConfig, _Progress
+from grm_jax.judging.progress import Progress
+from grm_jax.judging.run import RunConfig
 from grm_jax.judging.scalar_head import padded_length
 from grm_jax.models import build_model, get_config
 from grm_jax.sampling import Request, plan
@@ -85,7 +86,7 @@ def test_the_bar_names_the_program_that_compiles(monkeypatch):
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", terminal)
-    with _Progress("in", 10, 0, RunConfig(), PROGRAMS) as progress:
+    with Progress("in", 10, 0, RunConfig(), PROGRAMS) as progress:
         for n in range(1, PROGRAMS + 2):
             progress.compiling(n, done=False)
             progress.compiling(n, done=True)

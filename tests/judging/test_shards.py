@@ -71,7 +71,7 @@ def test_a_shard_has_every_nth_row_with_its_number_in_the_whole_run(judged):
     names = [path.name for path in shards.find([judged])]
     assert names == [f"all-0000{i}-of-00003.jsonl" for i in (1, 2, 3)]
     with run_store.RunStore(
-        judged / names[1], run_store.read_identity(judged / names[1]), key="line"
+        judged / names[1], shards.read_identity(judged / names[1]), key="line"
     ) as store:
         assert sorted(store) == list(range(2, 23, 3))
         assert store.identity["shard"] == "2/3" and store.identity["of_rows"] == 22
@@ -235,7 +235,7 @@ def test_a_row_with_a_wrong_value_is_refused(parts, capsys):
 
 
 def test_a_shard_that_is_being_written_is_refused(parts, capsys):
-    header = run_store.read_identity(parts[1])
+    header = shards.read_identity(parts[1])
     with run_store.RunStore(parts[1], header, key="line"):
         assert "is being written by another run" in refusal(capsys, *parts)
 
