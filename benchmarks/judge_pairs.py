@@ -102,7 +102,8 @@ def main() -> None:
     text = (
         common.markdown_table({"": "left"} | dict.fromkeys(titles, "right"), rows)
         + f"\n\n{args.comparisons:,} comparisons, k = {K}. Before over after, median of "
-        f"{args.rounds} pairs: wall {ratios['seconds']:.2f}, CPU {ratios['cpu_seconds']:.2f}. The output rows are byte-identical.\n"
+        f"{args.rounds} pairs: wall {ratios['seconds']:.2f}, CPU "
+        f"{ratios['cpu_seconds']:.2f}. The output rows are byte-identical.\n"
     )
     print(text)
     common.write_json(args.out.with_suffix(".json"), {"about": about, "runs": runs})
