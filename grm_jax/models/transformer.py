@@ -207,9 +207,12 @@ class MLP(nnx.Module):
         self.down_FxD = weight((F, D), ("mlp", "embed"), F, contracted=(-2,))
 
     def __call__(self, x_BxLxD: jax.Array) -> Any:
-        gate = dense(x_BxLxD, self.gate_DxF[...])
-        gate = jax.nn.silu(gate) if self.activation == "silu" else jax.nn.gelu(gate)
-        h_BxLxF = constrain(gate * dense(x_BxLxD, self.up_DxF[...]), "batch", "length", "mlp")
+        activation = jax.nn.silu if self.activation == "silu" else jax.nn.gelu
+        gated = lambda gate, up: activation(gate) * up
+        if cpu.float32_products(x_BxLxD):
+            gated = jax.checkpoint(gated)  # to compute again costs less than to store and load
+        gate, up = dense(x_BxLxD, self.gate_DxF[...]), dense(x_BxLxD, self.up_DxF[...])
+        h_BxLxF = constrain(gated(gate, up), "batch", "length", "mlp")
         return dense(h_BxLxF, self.down_FxD[...])
 
 
