@@ -10,7 +10,8 @@ Programs with one sequence of 4,096 tokens per chip: `forward` (token log-probs 
 weights) and `sft_update` (AdamW, float32 master weights, bfloat16 compute, full rematerialisation,
 donated state). `grpo_update` of the 8B judges is that of experiments/spct_9b.py: 128 prompts of
 3,072 tokens x 4 completions of 1,024, one prompt at a time per shard, with the reference's bfloat16
-weights resident. Programs of a judge with bfloat16 weights split over up to 8 chips:
+weights resident. Programs of a judge with bfloat16 weights (int8 of MODEL@int8) split over up to 8
+chips:
 `judge_prefill` (prompts of 2,048 tokens) and `judge_decode` (one step of the sampler's batch for 64
 prompts x 8 critiques of up to 1,024 tokens: 256 critiques, or as many as fit; 256 where not even
 one does).
@@ -50,6 +51,8 @@ JUDGES = {
     "llama3_8b": ("v5litepod-4", "v5litepod-8", "v4-8"),
     "llama3_70b": ("v4-8", "v4-16", "v5p-8"),
 }
+# Judges with int8 weights, on the small slices that these allow.
+INT8 = {"gemma2_9b@int8": ("v5litepod-1",), "gemma2_27b@int8": ("v5litepod-8", "v4-8")}
 JUDGE_PROGRAMS = ("forward", "judge_prefill", "judge_decode")
 TRAINED = ("qwen3_8b", "llama3_8b")  # with GRPO, on the slices of MODELS
 JUDGE_PROMPTS, JUDGE_K, PROMPT_LENGTH, NEW_TOKENS = 64, 8, 2048, 1024
@@ -64,7 +67,7 @@ def mesh_for(model: str, chips: int) -> dict[str, int]:
     """
     from grm_jax.models import get_config
 
-    cfg = get_config(model)
+    cfg = get_config(model.partition("@")[0])
     fsdp = max(n for n in (1, 2, 4, 8, 16, 32) if n <= chips and cfg.d_model % (16 * n) == 0)
     tensor = min(chips // fsdp, cfg.num_kv_heads)
     return {"data": chips // (fsdp * tensor), "fsdp": fsdp, "tensor": tensor}
@@ -75,6 +78,8 @@ def cases() -> list[tuple[str, str, str]]:
     rows = list(itertools.product(MODELS, SLICES, PROGRAMS))
     for model, slices in JUDGES.items():
         rows += itertools.product([model], slices, JUDGE_PROGRAMS)
+    for model, slices in INT8.items():
+        rows += itertools.product([model], slices, JUDGE_PROGRAMS[1:])
     return rows + [(model, name, "grpo_update") for name in SLICES for model in TRAINED]
 
 
@@ -136,7 +141,8 @@ def judge_task(config: Any, slice_name: str, program: str) -> Any:
     from launch.compile import programs
     from launch.compile.slices import get_slice
 
-    tpu_slice, cfg = get_slice(slice_name), get_config(config.model)
+    config.model, _, kind = config.model.partition("@")
+    tpu_slice, cfg = get_slice(slice_name), get_config(config.model, quantize=kind or None)
     tensor = min(tpu_slice.chips, cfg.num_kv_heads)
     config.mesh = {"data": tpu_slice.chips // tensor, "fsdp": 1, "tensor": tensor}
     mesh = programs.make_slice_mesh(config, slice_name)
@@ -202,7 +208,7 @@ def main() -> int:
 
 def _ordered(rows: dict[tuple[str, str], Any]) -> list:
     """Returns the rows by model, then program, then slice."""
-    models, programs = [*MODELS, *JUDGES], [*PROGRAMS, *JUDGE_PROGRAMS, "grpo_update"]
+    models, programs = [*MODELS, *JUDGES, *INT8], [*PROGRAMS, *JUDGE_PROGRAMS, "grpo_update"]
     table = sorted(cases(), key=lambda case: (models.index(case[0]), programs.index(case[2])))
     order = {(f"{model} {program}", s): n for n, (model, s, program) in enumerate(table)}
     return [rows[key] for key in sorted(rows, key=lambda key: order.get(key, len(order)))]

@@ -50,7 +50,7 @@ class LoadOptions:
     def settings(self) -> dict[str, Any]:
         """Returns the options on which verdicts depend, for the identity of a run."""
         fields = dataclasses.asdict(self).items()
-        return {k: str(v) for k, v in fields if k not in self.FREE and v is not None}
+        return {k: v if v is None else str(v) for k, v in fields if k not in self.FREE}
 
     def __post_init__(self) -> None:
         check_kind(self.quantize)

@@ -189,7 +189,7 @@ class _Walk:
             is_source = user.operands[0] == value.name
             if user.opcode in ("dynamic-slice", "slice", "gather") and is_source:
                 used += user.leaves[0].bytes
-            elif user.opcode == "bitcast":
+            elif user.opcode == "bitcast" or self.is_view(user):
                 used += self.used_bytes(computation, user)
             elif user.opcode == "fusion":
                 inner = self.program.computations[user.attribute("calls")]
@@ -198,6 +198,17 @@ class _Walk:
             elif not (user.opcode == "dynamic-update-slice" and is_source):
                 return whole
         return min(used, whole)
+
+    def is_view(self, i: Instruction) -> bool:
+        """Returns whether a fusion inside another only reads its operand in another tiling.
+
+        TPU programs write so the slice of a stack of int8 weights: the stack, aliased by a "copy"
+        of all of it in the tiling of the slice, of which the outer fusion computes the slice alone.
+        """
+        if i.opcode != "fusion" or "output_to_operand_aliasing={{}: (0, {})}" not in i.attributes:
+            return False
+        called = self.program.computations[i.attribute("calls")]
+        return called.root.opcode == "copy" and len(called.instructions) == 2
 
     def written_bytes(
         self, computation: Computation, root: Instruction, leaves: Sequence[Leaf]

@@ -108,6 +108,14 @@ def test_another_dtype_is_refused(source, tmp_path):
     assert LoadOptions(rows=4, prompt_slots=2).settings() == LoadOptions().settings()
 
 
+def test_int8_weights_are_refused_in_a_run_of_float_ones(source, tmp_path):
+    first, second = (
+        lambda kind=kind: fake_judge(write, settings=LoadOptions(quantize=kind).settings())
+        for kind in (None, "int8")
+    )
+    refused(source, tmp_path, first, second, "quantize")
+
+
 @pytest.mark.parametrize("change", ["stops", "chat_template"])
 def test_another_tokenizer_is_refused(source, tmp_path, change):
     def other():

@@ -402,6 +402,7 @@ def test_principles_that_no_reply_holds_are_no_verdict():
         (["--endpoint", "http://127.0.0.1:9/v1", "--expected"], "--expected needs"),
         (["--endpoint", "http://127.0.0.1:9/v1", "--vote", "expected"], "--expected needs"),
         (["--endpoint", "http://127.0.0.1:9/v1", "--tokenizer", "x"], "--tokenizer is of weights"),
+        (["--endpoint", "http://127.0.0.1:9/v1", "--quantize", "int8"], "--quantize is of weights"),
         (["--endpoint", "http://u:p@127.0.0.1:9/v1"], "url contains a password"),
         (["--endpoint", "file:///etc"], "does not begin with"),
         (["--price_in", "3"], "--price_in needs --endpoint"),

@@ -95,6 +95,16 @@ def test_another_mesh_and_another_batch_give_the_same_verdicts(judge, folders):
         assert (one.scores, one.best) == (two.scores, two.best)
 
 
+def test_int8_weights_judge_and_score_critiques(judge, folders):
+    path, meta, template = folders
+    int8 = Judge.load(path, meta, template=template, dtype="float32", quantize="int8")
+    assert int8.meta_rm._model.cfg.quantize == int8.sampler.model.cfg.quantize == "int8"
+    for verdict in int8(COMPARISONS, k=2, max_new_tokens=5):
+        assert [critique.tokens > 0 for critique in verdict.critiques] == [True, True]
+    critiques = [(COMPARISONS[1], (0, 1), "text")]
+    np.testing.assert_allclose(int8.meta_rm(critiques), judge.meta_rm(critiques), atol=0.1)
+
+
 def test_published_folders_load_and_judge(judge):
     verdicts = judge(COMPARISONS, k=2, max_new_tokens=5)
     # Random weights write no scores: this tests that prompt, sampler, decoding and parser fit.

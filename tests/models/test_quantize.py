@@ -3,14 +3,19 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 from grm_jax import checkpoints
 from grm_jax.checkpoints.loading import flat_params
-from grm_jax.models import build_model, get_config, quantize
+from grm_jax.models import build_model, get_config, quantize, weight_bytes
 from grm_jax.models.transformer import FROM_HEADS, TO_HEADS, project
+from grm_jax.sampling import Request, plan
+from grm_jax.sampling.weights import for_decoding
 from grm_jax.sharding import make_mesh, use_mesh
+from grm_jax.training.config_rules import SECTIONS
+from grm_jax.training.state import make_state
 
 FAMILIES = ("tiny_gemma2", "tiny_gemma3", "tiny_llama3", "tiny_qwen2", "tiny_qwen3")
 # Differences of logits over the logits' standard deviation: 0.020 to 0.025 measured. A model of
@@ -100,3 +105,53 @@ def test_a_scale_of_the_wrong_axis_exceeds_the_bound(monkeypatch):
     cfg = get_config("tiny_qwen2", dtype="float32")
     reference = logits(build_model(cfg, nnx.Rngs(1)))
     assert error(build_model(cfg.replace(quantize="int8"), nnx.Rngs(1)), reference) > BOUND
+
+
+def test_loading_holds_the_int8_weights_and_at_most_two_float_ones(folder):
+    live_bytes = []
+
+    def progress(done, total):
+        arrays = {
+            x.unsafe_buffer_pointer(): x.nbytes for x in jax.live_arrays() if id(x) not in old
+        }
+        live_bytes.append(sum(arrays.values()))
+
+    old = {id(x): x for x in jax.live_arrays()}
+    model = load(folder, quantize="int8", progress=progress)
+    state = nnx.state(model)
+    sizes = [x.nbytes for x in jax.tree.leaves(state)]
+    largest = 4 * max(x.nbytes for x in jax.tree.leaves(state) if x.dtype == jnp.int8)
+    assert sum(sizes) <= weight_bytes(model.cfg) < 0.5 * weight_bytes(load(folder).cfg)
+    assert max(live_bytes) <= sum(sizes) + 2 * largest
+
+
+def test_decoding_keeps_the_int8_weights(folder):
+    model = load(folder, quantize="int8", mesh=(mesh := make_mesh(1, 4, 2)))
+    with use_mesh(mesh):
+        leaves = jax.tree.leaves(nnx.state(for_decoding(model)))
+    of_int8 = [x for x in leaves if x.dtype == jnp.int8]
+    assert len(of_int8) == sum(x.dtype == jnp.int8 for x in jax.tree.leaves(nnx.state(model)))
+    assert "fsdp" not in str([x.sharding.spec for x in leaves])
+
+
+def test_the_plan_counts_int8_weights():
+    cfg, requests = get_config("gemma2_9b"), [Request([0] * 1024, 8, 512)]
+    hbm = 16 << 30
+    with pytest.raises(MemoryError, match="17.21 GiB of weights"):
+        plan.fit(cfg, requests, memory=hbm, taken=0, platform="tpu")
+    int8 = cfg.replace(quantize="int8")
+    assert plan.fit(int8, requests, memory=hbm, taken=0, platform="tpu") == (1, 8)
+    assert cfg.num_params < weight_bytes(int8) < 1.01 * cfg.num_params
+
+
+def test_int8_weights_are_neither_trained_nor_saved(tmp_path):
+    model = build_model(get_config("tiny_qwen2", quantize="int8"), nnx.Rngs(0))
+    with pytest.raises(ValueError, match="int8 weights cannot be trained"):
+        make_state(nnx.state(model), optax.sgd(0.1), 0)
+    with pytest.raises(ValueError, match="load it without quantize to save it"):
+        checkpoints.save(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="config.model_overrides.quantize='int8': int8 weights"):
+        SECTIONS["model_overrides"]["quantize"]("config.model_overrides.quantize=", "int8")
+    with pytest.raises(ValueError, match="quantize='int4' is unknown"):
+        get_config("tiny_qwen2", quantize="int4")

@@ -226,6 +226,34 @@ def test_arrays_on_the_chip_are_free():
     assert hlo_cost.cost(text).hbm_bytes == 2 * 8 * 64 * 32 + 4 * 8 * 64 * 16
 
 
+INT8_LAYER = """
+HloModule m
+%retile (s: s8[13,64,128]) -> s8[13,64,128] {
+  %s = s8[13,64,128]{2,1,0:T(32,128)(4,1)} parameter(0)
+  ROOT %c = s8[13,64,128]{2,1,0:T(8,128)(4,1)} copy(%s)
+}
+%layer (stack: s8[13,64,128], i: s32[]) -> s8[1,64,128] {
+  %stack = s8[13,64,128]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %view = s8[13,64,128]{2,1,0:T(8,128)(4,1)} fusion(%stack), kind=kLoop, output_to_operand_aliasing={{}: (0, {})}, calls=%retile
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %w = s8[1,64,128]{2,1,0:T(8,128)(4,1)} dynamic-slice(%view, %i, %zero, %zero), dynamic_slice_sizes={1,64,128}
+}
+ENTRY %main (a: s8[13,64,128], n: s32[]) -> s8[1,64,128] {
+  %a = s8[13,64,128]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %n = s32[] parameter(1)
+  ROOT %f = s8[1,64,128]{2,1,0:T(8,128)(4,1)} fusion(%a, %n), kind=kLoop, calls=%layer
+}
+"""  # noqa: E501
+
+
+def test_a_slice_of_a_stack_that_a_fusion_views_in_another_tiling_costs_the_slice():
+    layer, index = 64 * 128, 4
+    assert hlo_cost.cost(INT8_LAYER).hbm_bytes == 2 * layer + index
+    copied = INT8_LAYER.replace("output_to_operand_aliasing={{}: (0, {})}, ", "")
+    assert hlo_cost.cost(copied).hbm_bytes == 14 * layer + index
+
+
 KERNEL_IN_A_LOOP = """
 HloModule m
 %body (p: (s32[], f32[8,8])) -> (s32[], f32[8,8]) {
