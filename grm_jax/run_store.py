@@ -78,7 +78,7 @@ class RunStore(Mapping[Key, Record]):
       existing: "resume" continues a store, "overwrite" empties it, "refuse" raises.
       shared: all processes of a multi-host run open the store and append the same records; process
         0 writes, the others keep the records in memory. If False, this process writes.
-      one_disk: as `shared`, but the others get only the keys of process 0 and need not see its disk.
+      one_disk: as `shared`, but the others get only the keys of process 0, not its disk's records.
 
     Raises:
       FileExistsError: the store exists and existing = "refuse".
