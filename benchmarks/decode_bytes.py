@@ -153,18 +153,20 @@ COLUMNS = {
 }
 
 
-def run(model: str, slice_name: str, work: Workload, unrolled: bool = False) -> Result:
+def run(model: str, slice_name: str, work: Workload, variant: str = "scanned") -> Result:
     """Compiles prefill and decode of one model for one slice."""
     import jax
 
-    from grm_jax.models import abstract_model, get_config
+    from grm_jax.models import abstract_model, get_config, weight_bytes
     from grm_jax.sampling import programs
     from grm_jax.sharding import make_mesh
     from launch.compile.hlo_cost import cost
 
     tpu_slice, devices = get_slice(slice_name), slice_devices(slice_name)
     cfg = get_config(model, dtype="bfloat16", param_dtype="bfloat16")
-    if unrolled:
+    if variant == "int8":
+        cfg = cfg.replace(quantize=variant)
+    if variant == "unrolled":
         cfg = cfg.replace(unroll=cfg.num_units)
     chips = len(devices)
     mesh = make_mesh(1, 1, chips, devices=devices)
@@ -181,7 +183,7 @@ def run(model: str, slice_name: str, work: Workload, unrolled: bool = False) -> 
     text = compiled["decode"].as_text()
     once, twice = (cost(text, assumed_trip_count=n).hbm_bytes for n in (1, 2))
     attended = key_value_bytes(cfg, work)
-    bounds = {"weights": cfg.num_params * 2 / chips}
+    bounds = {"weights": weight_bytes(cfg) / chips}
     bounds |= {name: size / chips for name, size in attended.items()}
     step, total = twice - once, sum(bounds.values())
     generation = tpu_slice.generation
@@ -191,7 +193,7 @@ def run(model: str, slice_name: str, work: Workload, unrolled: bool = False) -> 
         model=model,
         slice=tpu_slice.name,
         chips=chips,
-        layers="unrolled" if unrolled else "scanned",
+        layers="scanned, int8" if variant == "int8" else variant,
         step=step,
         lower_bound=total,
         ratio=step / total,
@@ -260,7 +262,7 @@ def libtpu_version() -> str:
 def main() -> None:
     parser = common.argument_parser(__doc__)
     parser.add_argument(
-        "cases", nargs="*", default=CASES, metavar="MODEL@SLICE[@WORKLOAD[@unrolled]]"
+        "cases", nargs="*", default=CASES, metavar="MODEL@SLICE[@WORKLOAD[@unrolled|@int8]]"
     )
     parser.add_argument("--out", type=Path, default=common.RESULTS / "decode_bytes")
     args = parser.parse_args()
@@ -281,7 +283,7 @@ def main() -> None:
     for case in args.cases:
         model, slice_name, name, layers, *_ = [*case.split("@"), "one", "scanned"][:4]
         work = workload(name, f"{model}@{slice_name}")
-        result = run(model, slice_name, work, layers == "unrolled")
+        result = run(model, slice_name, work, layers)
         results[key(result)] = result
         print(table([result]).splitlines()[-1], flush=True)
         write(args.out, about, list(results.values()))
