@@ -164,10 +164,11 @@ def test_samples_with_a_shared_head_do_not_depend_on_the_mesh(lab, plain, shape)
         engine = Engine(model, 4, 2, segment=32)
         run = engine.run(mixed(new=40))
         first = next(run)
-        shardings = {a.sharding.spec[1] for kv in engine._state.head for a in kv}
+        arrays = jax.tree.leaves(engine._state.head)
+        if shape[2] > 1:  # of one device, arrays may have a sharding without names
+            assert {array.sharding.spec[1] for array in arrays} == {"tensor"}
         got = {(c.request_index, c.sample_index): c for c in [first, *run]}
     assert_equal(got, plain()[0])
-    assert shardings == ({"tensor"} if shape[2] > 1 else shardings)
 
 
 def test_prompts_of_two_templates_run_in_two_groups(lab, monkeypatch):
