@@ -1,13 +1,15 @@
 """One comparison in progress: its orders and prompts, and the critiques of its completions."""
 
 import dataclasses
+import functools
+import os
 
 from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.sampler import TextCodec, TextCompletion, text_of
 from grm_jax.judging.votes import Order
-from grm_jax.sampling import Completion
+from grm_jax.sampling import Completion, heads
 from grm_jax.text import parse, parse_principles, rendering
-from grm_jax.types import FAILED, Comparison, Critique
+from grm_jax.types import FAILED, Comparison, Critique, Turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,27 @@ def too_long(length: int, max_new_tokens: int, context: int | None) -> Unjudged 
     )
 
 
+@functools.lru_cache(maxsize=256)
+def template_head(template: rendering.Template, n: int, codec: TextCodec) -> tuple[int, ...]:
+    """Returns the tokens with which every prompt of a template for n responses begins.
+
+    () if they are fewer than `heads.LEAST_TOKENS`. They do not depend on the comparisons of a run,
+    so that shards and resumed runs compute a prompt's samples in the same way.
+    """
+    chat = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
+    shown: list[tuple[str | list[Turn], str, str]]
+    shown = [("1. ?", "+", "1. A"), ("Why so?", "No.", "Brevity"), (chat, "a\nb", "- B")]
+    prompts = []
+    for query, text, principles in shown:
+        comparison = Comparison(query, [text] * n, reference=text)
+        if "reference" not in template.needs:
+            comparison = dataclasses.replace(comparison, reference=None)
+        given = principles if "principles" in template.needs else None
+        prompts.append(codec.encode_chat(rendering.render(template, comparison, principles=given)))
+    head = os.path.commonprefix(prompts)[: min(map(len, prompts)) - 1]
+    return tuple(head) if len(head) >= heads.LEAST_TOKENS else ()
+
+
 @dataclasses.dataclass
 class Job:
     """One comparison in progress.
@@ -53,6 +76,11 @@ class Job:
     prompts: dict[Order, list[int]]
     principles: str | None = None
     completions: dict[int, Completion] = dataclasses.field(default_factory=dict)
+
+    def head(self, order: Order, codec: TextCodec) -> int:
+        """Returns how many first tokens of a prompt are its template's head, 0 for another text."""
+        head = template_head(self.template, self.comparison.n, codec)
+        return heads.used(self.prompts[order], head)
 
     def failure(self) -> Unjudged | None:
         """Returns why there is no verdict: the sampler failed, or no request succeeded."""

@@ -26,7 +26,7 @@ from grm_jax.judging.meta import MetaRM, TooLong
 from grm_jax.judging.options import POSITIVE, Keywords, Options
 from grm_jax.judging.orders import item_of, response_orders
 from grm_jax.judging.principles import PrinciplesCache, sample_principles, samples_principles
-from grm_jax.judging.sampler import Sampler, TextCodec
+from grm_jax.judging.sampler import EngineSampler, Sampler, TextCodec
 from grm_jax.registry import check_keywords
 from grm_jax.sampling import Request
 from grm_jax.text import rendering
@@ -271,13 +271,15 @@ class Judge:
         self, jobs: Sequence[Any], options: Sequence[Options]
     ) -> Iterator[tuple[int, Verdict | Unjudged]]:
         requests, owners = [], []
+        own_engine = isinstance(self.sampler, EngineSampler)
         for i, job in enumerate(jobs):
             if isinstance(job, Unjudged):
                 yield i, job
                 continue
             for order, count in Counter(job.orders).items():
                 request = self._request(job.prompts[order], count, options[i])
-                requests.append(dataclasses.replace(request, group=i))
+                head = job.head(order, self.tokenizer) if own_engine else None
+                requests.append(dataclasses.replace(request, group=i, head=head))
                 # Sample s of this request is the s-th sample of the comparison with this order.
                 samples = [s for s, other in enumerate(job.orders) if other == order]
                 owners.append((i, job, samples))

@@ -18,6 +18,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from grm_jax.sampling.request import Request
+
 LEAST_TOKENS = 64  # of a head; a shorter one saves less time than its programs take to compile
 LEAST_PROMPTS = 8  # of a second group: rows are idle while the last samples of a group finish
 KEPT = 2  # heads that an engine keeps for later runs
@@ -46,6 +48,25 @@ def used(prompt: Tokens, head: tuple[int, ...]) -> int:
     """Returns how many tokens of the head a prompt uses: all of them or 0."""
     n = len(head)
     return n if len(prompt) > n and tuple(prompt[:n]) == head else 0
+
+
+def groups_of(
+    requests: Sequence[Request], kept: Iterable[tuple[int, ...]] = ()
+) -> list[tuple[tuple[int, ...], list[int]]]:
+    """Returns (head, indices of requests) of groups that together have every request.
+
+    Requests that state their head form a group per head, whatever the other requests are, so that
+    the arithmetic of a sample does not depend on them; `groups` divides the others.
+    """
+    stated: dict[tuple[int, ...], list[int]] = {}
+    others = []
+    for i, request in enumerate(requests):
+        if request.head is None:
+            others.append(i)
+        else:
+            stated.setdefault(tuple(request.prompt[: request.head]), []).append(i)
+    found = groups([requests[i].prompt for i in others], kept)
+    return [*stated.items(), *((head, [others[i] for i in part]) for head, part in found)]
 
 
 def groups(

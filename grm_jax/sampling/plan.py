@@ -137,9 +137,12 @@ def _shrink(
     P, R = batch
     mesh = sharding.current_mesh()
     shards, tensor = sharding.batch_shards(mesh), 1 if mesh is None else mesh.shape["tensor"]
-    prompts = [r.prompt for r in runnable]
-    groups = heads.groups(prompts) if share_heads else [((), list(range(len(prompts))))]
-    rests = [len(prompts[i]) - heads.used(prompts[i], head) for head, part in groups for i in part]
+    groups = heads.groups_of(runnable) if share_heads else [((), list(range(len(runnable))))]
+    rests = [
+        len(runnable[i].prompt) - heads.used(runnable[i].prompt, head)
+        for head, part in groups
+        for i in part
+    ]
     S, longest_head = prompt_bucket(max(rests)), max(len(head) for head, _ in groups)
     Z = prompt_bucket(longest_head) if longest_head else 0
     T = ring_bucket(max(r.token_limit(cfg) for r in runnable))

@@ -27,6 +27,8 @@ class Request:
       stop: token ids that end a completion, at most MAX_STOP_TOKENS.
       seed, item: integers in [0, 2**31).
       group: number of a comparison, for the deadline of an endpoint; no sample depends on it.
+      head: first tokens of the prompt that are prefilled by themselves, once for all requests of a
+        run that begin with them (`heads.py`); None: as many as the engine finds worth it.
     """
 
     prompt: Sequence[int]
@@ -39,6 +41,7 @@ class Request:
     seed: int = 0
     item: int = 0
     group: int = 0
+    head: int | None = None
 
     def token_limit(self, cfg: TransformerConfig) -> int:
         """Returns how many new tokens the request and the model's context allow."""
@@ -89,6 +92,8 @@ def check(request: Request, cfg: TransformerConfig) -> str | None:
             f"{n} prompt tokens and {request.max_new_tokens} new tokens: "
             f"at most {longest[0]} and {longest[1]}"
         )
+    if request.head is not None and not 0 <= request.head < n:
+        return f"head = {request.head}: use 0 to {n - 1}, less than the prompt's tokens"
     for name, value in (("seed", request.seed), ("item", request.item)):
         if not 0 <= value < 2**31:
             return f"{name} = {value}: use a number from 0 to {2**31 - 1}"

@@ -108,7 +108,7 @@ class Engine:
                 valid.append(i)
         groups = [(self._head, valid)]
         if self.share_heads and not self._reserved:
-            chosen = heads.groups([requests[i].prompt for i in valid], tuple(self._kept))
+            chosen = heads.groups_of([requests[i] for i in valid], tuple(self._kept))
             groups = [(head, [valid[i] for i in part]) for head, part in chosen]
         for self._head, part in groups:
             yield from self._run_group([self._slot(i, requests[i]) for i in part])

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request as HTTPRequest
 
+from grm_jax.judging import job
 from grm_jax.judging.groups import Group, GroupRewards
 from grm_jax.judging.judge import Judge
 from grm_jax.judging.options import Options
@@ -22,7 +23,7 @@ from grm_jax.judging.sampler import EngineSampler
 from grm_jax.judging.scalar import ScalarJudge
 from grm_jax.judging.scalar_head import LENGTHS, padded_length
 from grm_jax.models import cpu
-from grm_jax.sampling import Engine, Request, heads, plan
+from grm_jax.sampling import Engine, Request, plan
 from grm_jax.sampling.buckets import FEW_PROMPT_BUCKETS, PROMPT_BUCKETS
 from grm_jax.serving.cohorts import Cohorts
 from grm_jax.serving.engine import Context, EngineThread
@@ -31,7 +32,6 @@ from grm_jax.serving.limits import Limits
 from grm_jax.serving.metrics import Metrics
 from grm_jax.serving.rows import NoRows
 from grm_jax.sharding import use_mesh
-from grm_jax.text.rendering import render
 from grm_jax.types import Comparison
 
 T = TypeVar("T")
@@ -249,17 +249,11 @@ def template_head(judge: Judge, max_prompt: int) -> tuple[int, ...]:
     () if they are too few, if prompts of `max_prompt` tokens do not hold them, or if the template
     takes no two responses.
     """
-    texts = [("1. ?", ("+", "-")), ("Why so?", ("No.", "Yes, it is"))]
-    comparisons = [Comparison(query, responses) for query, responses in texts]
     try:
-        templates = [judge.template_for(comparison, Options()) for comparison in comparisons]
-        prompts = [
-            judge.tokenizer.encode_chat(render(template, comparison, (0, 1)))
-            for template, comparison in zip(templates, comparisons, strict=True)
-        ]
+        template = judge.template_for(Comparison("1. ?", ("+", "-")), Options())
+        head = job.template_head(template, 2, judge.tokenizer)
     except ValueError:
         return ()
-    head = heads.choose_head(prompts)
     return head if len(head) < max_prompt else ()
 
 

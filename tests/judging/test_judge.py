@@ -4,12 +4,16 @@ import dataclasses
 from types import SimpleNamespace
 
 import pytest
-from fake_judge import by_length, fake_judge, first_wins, well_formed
+from fake_judge import by_length, fake_judge, first_wins, well_formed, world_tokenizer
 
 from grm_jax.judging import codec, summary
+from grm_jax.judging.job import template_head
 from grm_jax.judging.judge import Judge, Unjudged
 from grm_jax.judging.options import Keywords, Options
 from grm_jax.judging.orders import response_orders
+from grm_jax.judging.sampler import EngineSampler
+from grm_jax.sampling import heads
+from grm_jax.text import rendering
 from grm_jax.types import Comparison
 
 PAIRS = [
@@ -398,3 +402,35 @@ def test_repr_of_a_judge_is_one_short_line():
     assert repr(fake_judge(first_wins)) == (
         "Judge('model', template='compact', context=None, max_new_tokens=1024)"
     )
+
+
+@pytest.mark.parametrize("name", ["grm/judge", "grm/reference", "grm/given_principles"])
+def test_every_prompt_of_a_template_begins_with_its_head(name):
+    """Conversations, line breaks and other principles too, so that no run changes the head."""
+    template, codec = rendering.load(name), world_tokenizer()
+    head = template_head(template, 2, codec)
+    assert len(head) >= heads.LEAST_TOKENS
+    chat = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
+    for query in ("Why?", "\n- a list", "1", chat):
+        for principles in ("1. Truth (50%): as it is.", "none"):
+            prompt = rendering.render(
+                template, Comparison(query, ("\n", "b"), reference="r"), principles=principles
+            )
+            ids = codec.encode_chat(prompt)
+            assert heads.used(ids, head) == len(head)
+    assert template_head(template, 2, codec) is head  # rendered once
+    assert template_head(template, 3, codec) != head
+
+
+def test_requests_of_an_own_engine_state_the_head_of_their_template(monkeypatch):
+    sent = []
+    monkeypatch.setattr(
+        EngineSampler, "__call__", lambda self, requests: (sent.extend(requests), iter(()))[1]
+    )
+    judge = fake_judge(first_wins, template="grm")
+    judge = dataclasses.replace(judge, sampler=EngineSampler(None), context=None)
+    mixed = [PAIRS[0], *TRIPLES[:2]]
+    assert list(judge.stream(mixed, k=2)) == []
+    template = rendering.load("grm/judge")
+    expected = [len(template_head(template, c.n, judge.tokenizer)) for c in mixed for _ in range(2)]
+    assert [request.head for request in sent] == expected

@@ -1,5 +1,6 @@
 """Tests shared heads: which head is chosen, and that samples equal those without shared heads."""
 
+import dataclasses
 import functools
 
 import jax
@@ -131,6 +132,27 @@ def test_samples_equal_those_without_shared_heads(lab, plain, name):
     computed = engine.stats.prefill_tokens
     assert_equal(results(engine, mixed(new=40)), expected)  # a later run uses the kept head
     assert engine.stats.prefill_tokens == 2 * computed - 48  # but for the head, of bucket 48
+
+
+def test_a_stated_head_is_used_whatever_the_other_requests_are(lab, plain):
+    stated = [dataclasses.replace(r, head=10) for r in mixed(new=40)]
+    stated[6] = dataclasses.replace(stated[6], head=0)  # begins with other tokens
+    engine = Engine(lab.model(NAME), 4, 2, segment=32)
+    for part in (stated[2:3], stated):  # alone, the engine would find no head
+        expected = {k: c for k, c in plain()[0].items() if stated[k[0]] in part}
+        got = results(engine, part)
+        assert_equal(
+            {(k[0] + (2 if len(part) == 1 else 0), k[1]): c for k, c in got.items()}, expected
+        )
+        assert tuple(HEAD[:10]) in engine._kept
+    assert engine.stats.prompt_tokens == sum(len(r.prompt) for r in [stated[2], *stated])
+
+
+@pytest.mark.parametrize("head", [-1, 5, 6])
+def test_a_head_is_shorter_than_its_prompt(lab, head):
+    request = Request([5] * 5, 1, 1, head=head)
+    (failed,) = Engine(lab.model(NAME), 1, 1).run([request])
+    assert failed.error == f"head = {head}: use 0 to 4, less than the prompt's tokens"
 
 
 def test_requests_of_a_server_share_the_reserved_head(lab, plain):
