@@ -13,7 +13,7 @@ import numpy as np
 from grm_jax.checkpoints.hf_config import from_hf, released_like
 from grm_jax.checkpoints.hf_fields import Field
 from grm_jax.models.config import LLAMA_3_1, LLAMA_3_2, LayerSpec, Llama3Rope, TransformerConfig
-from grm_jax.models.transformer import rope_frequencies
+from grm_jax.models.rope import rope_frequencies
 
 if TYPE_CHECKING:
     from grm_jax.checkpoints.gguf_file import GgufFile

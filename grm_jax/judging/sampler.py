@@ -22,9 +22,11 @@ Sampler = Callable[[Sequence[Request]], Iterable[Completion]]
 
 
 class TextCodec(Protocol):
-    """What a judge needs of a tokenizer."""
+    """What a judge needs of a tokenizer; hashed by identity (`job.template_head`)."""
 
     stop_ids: tuple[int, ...]
+
+    def __hash__(self) -> int: ...
 
     def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
         """Returns the prompt of chat messages."""

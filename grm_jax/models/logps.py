@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from grm_jax.models.attend import LayerRef
 from grm_jax.models.attention import merge_parts, prefix_attention, self_attention
-from grm_jax.models.transformer import LayerRef, Transformer, table_logits
+from grm_jax.models.transformer import Transformer, table_logits
 from grm_jax.sharding import constrain, current_mesh
 
 

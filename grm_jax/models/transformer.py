@@ -17,34 +17,23 @@ Sources: arXiv 2408.00118 (Gemma 2), 2503.19786 (Gemma 3), 2407.21783 (Llama 3),
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from grm_jax.models import cpu, quantize
-from grm_jax.models.attention import default_positions, self_attention
-from grm_jax.models.config import LayerSpec, Llama3Rope, TransformerConfig
+from grm_jax.models.attend import Attend, LayerRef, full_attention
+from grm_jax.models.attention import default_positions
+from grm_jax.models.config import TransformerConfig
+from grm_jax.models.rope import rope_angles, rotate
 from grm_jax.sharding import constrain
 
 REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-
-
-class LayerRef(NamedTuple):
-    """The calling layer: spec, place in the pattern or tail, unit (None in the tail)."""
-
-    spec: LayerSpec
-    place: int
-    unit: jax.Array | None
-
-
-# attend(layer, q_BxLxNxH scaled and rotated, k_BxLxKxH rotated, v_BxLxKxH, state) -> (o_BxLxNxH,
-# state, y) state is carried from layer to layer; trunk returns the y of each place, stacked over U.
-Attend = Callable[[LayerRef, jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any, Any]]
 
 
 def _param(
@@ -93,38 +82,6 @@ class RMSNorm(nnx.Module):
         x32 = x.astype(jnp.float32)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
         return (x32 * (self.offset + self.scale[...].astype(jnp.float32))).astype(x.dtype)
-
-
-def rope_angles(
-    positions_BxL: jax.Array, spec: LayerSpec, head_dim: int
-) -> tuple[jax.Array, jax.Array]:
-    """Returns cos, sin of shape (B, L, 1, H/2), float32: bfloat16 is too coarse for positions."""
-    frequency = rope_frequencies(spec, head_dim)
-    angle = positions_BxL[..., None, None].astype(jnp.float32) * frequency
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def rope_frequencies(spec: LayerSpec, head_dim: int) -> jax.Array:
-    """Returns the angle that RoPE turns each pair by per token, float32 (H/2,)."""
-    frequency = (
-        spec.rope_theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-        / spec.rope_scale
-    )
-    return _llama3_scaled(frequency, spec.llama3_rope) if spec.llama3_rope else frequency
-
-
-def _llama3_scaled(frequency: jax.Array, rope: Llama3Rope) -> jax.Array:
-    """Scales RoPE frequencies by their wavelengths, as `Llama3Rope` says."""
-    turns = rope.original_length * frequency / (2 * jnp.pi)  # in the original context
-    kept = jnp.clip((turns - rope.low) / (rope.high - rope.low), 0.0, 1.0)
-    return kept * frequency + (1.0 - kept) * frequency / rope.factor
-
-
-def rotate(x_BxLxNxH: jax.Array, angles: Any) -> jax.Array:
-    """Applies rotary embeddings in the half-split layout of the released checkpoints."""
-    cos, sin = angles
-    a, b = jnp.split(x_BxLxNxH.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BxLxNxH.dtype)
 
 
 class Attention(nnx.Module):
@@ -420,33 +377,3 @@ class Transformer(nnx.Module):
 def last_real(segment_ids_BxL: jax.Array) -> jax.Array:
     """Returns the position of each row's last token with a segment id above 0, int32 (B,)."""
     return jnp.max(jnp.where(segment_ids_BxL > 0, jnp.arange(segment_ids_BxL.shape[1]), 0), axis=1)
-
-
-def full_attention(
-    cfg: TransformerConfig, positions_BxL: jax.Array, segment_ids_BxL: jax.Array
-) -> Attend:
-    """Returns causal self-attention over the batch, in the implementation that the config names."""
-
-    def attend(layer: LayerRef, q: jax.Array, k: jax.Array, v: jax.Array, state: Any) -> Any:
-        if cfg.attention == "splash":
-            from grm_jax.models.splash import splash_attention
-
-            o = splash_attention(q, k, v, segment_ids_BxL, layer.spec.window, cfg.attn_cap)
-        else:
-            mask = positions_BxL, segment_ids_BxL, layer.spec.window
-            o, _ = self_attention(q, k, v, *mask, cfg.attn_cap, cfg.query_chunk)
-        return o, state, None
-
-    return attend
-
-
-def full_attention_parts(
-    cfg: TransformerConfig, positions_BxL: jax.Array, segment_ids_BxL: jax.Array
-) -> Callable[[LayerRef, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """Returns the same attention as a function to (o_BxLxNxH, lse_BxLxN), for `merge_parts`."""
-
-    def attend(layer: LayerRef, q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
-        mask = positions_BxL, segment_ids_BxL, layer.spec.window
-        return self_attention(q, k, v, *mask, cfg.attn_cap, cfg.query_chunk)
-
-    return attend

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from grm_jax.models import Transformer, cpu
+from grm_jax.models.attend import Attend, LayerRef, full_attention, full_attention_parts
 from grm_jax.models.attention import MASKED, head_attention, merge_parts
 from grm_jax.models.config import TransformerConfig
-from grm_jax.models.transformer import Attend, LayerRef, full_attention, full_attention_parts
 from grm_jax.sampling.cache import (
     EMPTY,
     LENGTH,

@@ -9,7 +9,7 @@ in and out.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental.layout import Format, Layout
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from grm_jax import sharding
 from grm_jax.models.config import TransformerConfig
@@ -218,6 +218,29 @@ def _extend_ring(length: int, out_sharding: Any) -> Callable[..., Any]:
     return jax.jit(
         lambda a, clock, top: cache.extend_ring(a, clock, top, length), out_shardings=out_sharding
     )
+
+
+def empty_on(programs: Programs, params: Any, target: Target) -> cache.State:
+    """Returns the empty state on the weights' device.
+
+    Committed, as the programs' results are: a program compiles again for other arguments.
+    """
+    state, weights = programs.empty(), jax.tree.leaves(params)[0]
+    one_device = isinstance(weights, jax.Array) and len(weights.devices()) == 1
+    if target.mesh is not None or target.platform == "tpu" or not one_device:
+        return state
+    weights_sharding = weights.sharding
+    if isinstance(weights_sharding, NamedSharding):  # a mesh of this device
+        weights_sharding = NamedSharding(weights_sharding.mesh, PartitionSpec())
+    return jax.device_put(state, weights_sharding)
+
+
+def end_rows(state: cache.State, slots: Sequence[int]) -> cache.State:
+    """Empties the rows of cancelled requests, which the device still counts as running."""
+    finish_PxR = np.array(jax.device_get(state.finish_PxR))
+    finish_PxR[list(slots)] = cache.EMPTY
+    finish = jax.device_put(finish_PxR, state.finish_PxR.sharding)
+    return dataclasses.replace(state, finish_PxR=finish)
 
 
 def clear_nonfinite(state: cache.State, target: Target, shape: Shape) -> cache.State:

@@ -32,7 +32,6 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 
 from grm_jax.models import Transformer
 from grm_jax.sampling import cache, heads, plan, programs, weights
@@ -45,6 +44,9 @@ from grm_jax.sampling.slots import (
     Slots,
     Stats,
     failed,
+    min_running,
+    needed_ring,
+    padded,
     per_prompt,
 )
 from grm_jax.sharding import batch_shards
@@ -206,14 +208,18 @@ class Engine:
         if not self.busy:
             return None
         state, slots = self._start() if self._state is None else self._state, self._slots
-        state = self._end_cancelled(state)
+        if self._cancelled:
+            state = programs.end_rows(state, self._cancelled)
+            self._cancelled.clear()
         state = self._fill_slots(state)
         state, emitted = self._fill_rows(state, slots, self._poisoned)
         first = emitted is not None  # rows that finish with their first token are refilled at once
         if emitted is None:
-            state = self._resize(state, self.shape.S, self._ring_bucket(self._needed_ring(slots)))
+            state = self._resize(
+                state, self.shape.S, self._ring_bucket(needed_ring(slots, self.segment, self.cfg))
+            )
             state, emitted = self._programs.segment(
-                self.params, state, self.segment, self._min_running(slots, self._waiting)
+                self.params, state, self.segment, min_running(slots, self._waiting, self.idle)
             )
             self.stats.segments += 1
         self._state = state
@@ -236,7 +242,7 @@ class Engine:
         self._set_shape(*(self._reserved or shape))
         self._poisoned = np.zeros((self.P, self.R), bool)  # rows whose ring may be non-finite
         self._steps = 0  # the state's clock is at most this
-        state = self._empty()
+        state = programs.empty_on(self._programs, self.params, self.target)
         if head and self.target.mesh is None:  # committed as the rest of the state is
             head = jax.device_put(head, state.last_PxD.sharding)
         return dataclasses.replace(state, head=head)
@@ -249,8 +255,8 @@ class Engine:
         if self._head in self._kept:
             return self._kept.pop(self._head)
         if self._head:
-            Z = self._bucket(len(self._head))
-            tokens = _padded([self._head], Z)
+            Z = prompt_bucket(len(self._head), self.few_shapes)
+            tokens = padded([self._head], Z)
             prefill = programs.prefill_program(self.graphdef)
             prefix, _ = prefill(self.params, tokens, np.array([len(self._head)], np.int32))
             shape = programs.Shape(self.P, self.R, 1, 1, Z)
@@ -275,16 +281,6 @@ class Engine:
         self._state, self._head = None, ()
         self._cancelled.clear()
 
-    def _end_cancelled(self, state: cache.State) -> cache.State:
-        """Empties the rows of cancelled requests, which the device still counts as running."""
-        if not self._cancelled:
-            return state
-        finish_PxR = np.array(jax.device_get(state.finish_PxR))
-        finish_PxR[self._cancelled] = cache.EMPTY
-        self._cancelled.clear()
-        finish = jax.device_put(finish_PxR, state.finish_PxR.sharding)
-        return dataclasses.replace(state, finish_PxR=finish)
-
     def _limit_clock(self) -> None:
         """Reduces the clock by a multiple of every ring's length before it overflows."""
         if self._state is not None and self._steps > MAX_CLOCK:
@@ -294,7 +290,7 @@ class Engine:
             self._state = dataclasses.replace(self._state, clock=clock)
 
     def _set_shape(self, S: int, T: int) -> None:
-        Z = self._bucket(len(self._head)) if self._head else 0
+        Z = prompt_bucket(len(self._head), self.few_shapes) if self._head else 0
         self.shape = programs.Shape(self.P, self.R, S, T, Z)
         # Not at every call: the lookup hashes the whole structure of the model.
         self._prefill = programs.prefill_program(self.graphdef)
@@ -302,25 +298,8 @@ class Engine:
             self._prefill = programs.prefill_after_head_program(self.graphdef)
         self._programs = programs.build(self.graphdef, self.target, self.shape, self.segment)
 
-    def _empty(self) -> cache.State:
-        """Returns the empty state on the weights' device.
-
-        Committed, as the programs' results are: a program compiles again for other arguments.
-        """
-        state, weights = self._programs.empty(), jax.tree.leaves(self.params)[0]
-        one_device = isinstance(weights, jax.Array) and len(weights.devices()) == 1
-        if self.target.mesh is not None or self.target.platform == "tpu" or not one_device:
-            return state
-        sharding = weights.sharding
-        if isinstance(sharding, NamedSharding):  # a mesh of this device
-            sharding = NamedSharding(sharding.mesh, PartitionSpec())
-        return jax.device_put(state, sharding)
-
-    def _bucket(self, length: int) -> int:
-        return prompt_bucket(length, self.few_shapes)
-
     def _prompt_bucket(self, slot: _Slot) -> int:
-        return self._bucket(len(slot.request.prompt) - slot.head)
+        return prompt_bucket(len(slot.own), self.few_shapes)
 
     def _ring_bucket(self, length: int) -> int:
         return ring_bucket(length, self.few_shapes)
@@ -332,14 +311,6 @@ class Engine:
             self._set_shape(max(S, old.S), max(T, old.T))
             state = programs.resize(state, self.target, old, self.shape)
         return state
-
-    def _min_running(self, slots: Slots, waiting: Sequence[Any]) -> int:
-        """Returns the number of running rows below which waiting work can start."""
-        running = [slot.running for slot in slots if slot]
-        if any(slot.pending for slot in slots if slot):
-            return max(1, int(np.ceil(sum(running) * (1 - self.idle))))
-        # Only prompts wait. The first slot to become free is free when all of its rows are done.
-        return sum(running) - min(running) + 1 if waiting else 1
 
     def _fill_slots(self, state: cache.State) -> cache.State:
         """Prefills waiting prompts of one bucket at a time into free slots."""
@@ -357,7 +328,7 @@ class Engine:
             state = self._resize(state, S, self.shape.T)
             head = (state.head,) if self.shape.Z else ()
             used = (arrays["head_length_P"],) if self.shape.Z else ()
-            prefix, last = self._prefill(self.params, *head, _padded(own, S), lengths, *used)
+            prefix, last = self._prefill(self.params, *head, padded(own, S), lengths, *used)
             state = self._programs.insert(state, prefix, last, np.array(taken, np.int32), arrays)
             for p, slot in zip(taken, entering):
                 slot.rows = [None] * self.R
@@ -387,19 +358,6 @@ class Engine:
             state = programs.clear_nonfinite(state, self.target, self.shape)
             poisoned &= ~new  # an idle row computes NaN again
         return self._programs.admit(self.params, state, new, indices)
-
-    def _needed_ring(self, slots: Slots) -> int:
-        """Returns the tokens that the longest row will have fed after the next segment.
-
-        The last token of a row is never fed.
-        """
-        return max(
-            min(len(sample.tokens) + self.segment, slot.request.token_limit(self.cfg)) - 1
-            for slot in slots
-            if slot
-            for sample in slot.rows
-            if sample is not None
-        )
 
     def _collect(
         self,
@@ -440,11 +398,3 @@ class Engine:
                     yield sample.completion(slot.request_index, FINISH[int(finish[p, r])])
             if not slot.pending and not slot.running:
                 slots[p] = None
-
-
-def _padded(sequences: Sequence[Sequence[int]], length: int) -> np.ndarray:
-    """Returns sequences left-padded to (len(sequences), length), int32."""
-    tokens = np.zeros((len(sequences), length), np.int32)
-    for padded, sequence in zip(tokens, sequences):
-        padded[length - len(sequence) :] = sequence
-    return tokens

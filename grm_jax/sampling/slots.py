@@ -124,3 +124,37 @@ def per_prompt(slots: Sequence[Slot], cfg: TransformerConfig) -> dict[str, Any]:
         "seed_P": np.array([r.seed for r in batch], np.int32),
         "stop_PxE": stops,
     }
+
+
+def needed_ring(slots: Slots, segment: int, cfg: TransformerConfig) -> int:
+    """Returns the tokens that the longest row will have fed after `segment` more steps.
+
+    The last token of a row is never fed.
+    """
+    return max(
+        min(len(sample.tokens) + segment, slot.request.token_limit(cfg)) - 1
+        for slot in slots
+        if slot
+        for sample in slot.rows
+        if sample is not None
+    )
+
+
+def min_running(slots: Slots, waiting: Sequence[Any], idle: float) -> int:
+    """Returns the number of running rows below which waiting work can start.
+
+    idle: see `Engine`.
+    """
+    running = [slot.running for slot in slots if slot]
+    if any(slot.pending for slot in slots if slot):
+        return max(1, int(np.ceil(sum(running) * (1 - idle))))
+    # Only prompts wait. The first slot to become free is free when all of its rows are done.
+    return sum(running) - min(running) + 1 if waiting else 1
+
+
+def padded(sequences: Sequence[Sequence[int]], length: int) -> np.ndarray:
+    """Returns sequences left-padded to (len(sequences), length), int32."""
+    tokens = np.zeros((len(sequences), length), np.int32)
+    for row, sequence in zip(tokens, sequences):
+        row[length - len(sequence) :] = sequence
+    return tokens

@@ -21,7 +21,7 @@ from parity_ours import LOGITS, distance, folder, golden, logits_of, model_of, p
 from safetensors.numpy import save_file
 
 from grm_jax.checkpoints import load, open_checkpoint
-from grm_jax.models import attention, token_logps, transformer
+from grm_jax.models import attend, attention, token_logps, transformer
 
 FAULTS, fault = registry()
 fault("gemma2_left")(faults.padding_attended_to)
@@ -114,13 +114,13 @@ def attention_cap_after_the_mask(monkeypatch, _):
 
 @fault("gemma2_gap", peer="deepmind")
 def window_by_slot_and_not_by_position(monkeypatch, _):
-    original = transformer.self_attention
+    original = attend.self_attention
 
     def self_attention(q, k, v, positions, segment_ids, window, *rest):
         slots = jnp.broadcast_to(jnp.arange(positions.shape[1]), positions.shape)
         return original(q, k, v, slots if window else positions, segment_ids, window, *rest)
 
-    monkeypatch.setattr(transformer, "self_attention", self_attention)
+    monkeypatch.setattr(attend, "self_attention", self_attention)
 
 
 # ---------------------------------------------------------------- arithmetic of a layer

@@ -19,7 +19,7 @@ from parity_ours import LOGITS, golden, model_of, parity
 from safetensors.numpy import save_file
 
 from grm_jax.checkpoints import gguf_file, load
-from grm_jax.models import Llama3Rope, transformer
+from grm_jax.models import Llama3Rope, rope, transformer
 from grm_jax.sampling import sample
 from grm_jax.text.tokenizer import load as load_tokenizer
 
@@ -182,10 +182,10 @@ def query_scale_of_width_over_heads(_, case):
 
 @fault("llama3")
 def rope_frequencies_of_width_over_heads(monkeypatch, case):
-    original, config = transformer.rope_frequencies, CASES[case].config
+    original, config = rope.rope_frequencies, CASES[case].config
     width = config["hidden_size"] // config["num_attention_heads"]
     monkeypatch.setattr(
-        transformer, "rope_frequencies", lambda spec, head: original(spec, width)[: head // 2]
+        rope, "rope_frequencies", lambda spec, head: original(spec, width)[: head // 2]
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from grm_jax.models import Transformer
-from grm_jax.sampling import Engine, Request, buckets, scheduler
+from grm_jax.sampling import Engine, Request, buckets, scheduler, slots
 from grm_jax.sharding import make_mesh, state_shardings
 
 NAME = "tiny_gemma2"
@@ -280,18 +280,17 @@ def test_weights_on_a_mesh_of_one_device_give_the_same_samples(lab):
         np.testing.assert_array_equal(one.tokens, other.tokens)
 
 
-def test_a_segment_ends_early_only_if_a_sample_or_prompt_can_start(lab):
-    engine = lab.engine(NAME)
+def test_a_segment_ends_early_only_if_a_sample_or_prompt_can_start():
 
     def slot(running, left):
-        rows = [scheduler._Sample(i) for i in range(running)] + [None] * (8 - running)
-        return scheduler._Slot(0, Request([5], running + left, 9), rows, running)
+        rows = [slots.Sample(i) for i in range(running)] + [None] * (8 - running)
+        return slots.Slot(0, Request([5], running + left, 9), rows, running)
 
-    assert engine._min_running([slot(8, 0), slot(8, 0)], []) == 1  # no sample or prompt waits
+    assert slots.min_running([slot(8, 0), slot(8, 0)], [], 0.05) == 1  # no sample or prompt waits
     # A waiting sample can start when any running sample finishes.
-    assert engine._min_running([slot(8, 5), slot(8, 0)], []) == 16
+    assert slots.min_running([slot(8, 5), slot(8, 0)], [], 0.05) == 16
     # A waiting prompt can start when the three samples of the second slot have finished.
-    assert engine._min_running([slot(8, 0), slot(3, 0), None], [1]) == 9
+    assert slots.min_running([slot(8, 0), slot(3, 0), None], [1], 0.05) == 9
 
 
 def test_a_length_above_the_largest_bucket_is_an_error(lab):
