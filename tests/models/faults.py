@@ -7,7 +7,7 @@ from parity_cases import CASES
 from parity_ours import folder, model_of
 
 from grm_jax.checkpoints import open_checkpoint
-from grm_jax.models import transformer
+from grm_jax.models import attend, transformer
 
 # Name -> (function(monkeypatch, case) -> the faulty model or None, case, peer).
 Faults = dict[str, tuple[Callable, str, str]]
@@ -57,9 +57,9 @@ def with_parameters(case: str, change):
 
 
 def padding_attended_to(monkeypatch, _):
-    original = transformer.self_attention
+    original = attend.self_attention
     monkeypatch.setattr(
-        transformer,
+        attend,
         "self_attention",
         lambda q, k, v, pos, seg, *rest: original(q, k, v, pos, jnp.ones_like(seg), *rest),
     )
