@@ -65,8 +65,8 @@ def groups_of(
             others.append(i)
         else:
             stated.setdefault(tuple(request.prompt[: request.head]), []).append(i)
-    found = groups([requests[i].prompt for i in others], kept)
-    return [*stated.items(), *((head, [others[i] for i in part]) for head, part in found)]
+    chosen = groups([requests[i].prompt for i in others], kept)
+    return [*stated.items(), *((head, [others[i] for i in part]) for head, part in chosen)]
 
 
 def groups(
