@@ -28,7 +28,7 @@ def parse(argv: list[str], description: str = "") -> tuple[argparse.Namespace, d
     at = argv.index("--") if "--" in argv else len(argv)
     options, rest = parser.parse_known_args(_join_overrides(argv[:at]))
     options.command = tuple(argv[at + 1 :])
-    if not (options.config or options.shards):
+    if options.config is None and not options.shards:
         parser.error("the following arguments are required: --config")
     overrides = {}
     for argument in rest:

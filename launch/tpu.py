@@ -8,8 +8,8 @@ preemption, delete the slice:
 For Kubernetes: print a JobSet manifest, with or without Kueue:
   ... --on gke --print --name NAME --accelerator TYPE
 The same for N shards of grm judge or grm eval, and their merge:
-  python launch/tpu.py --on gke --print --name NAME --accelerator TYPE --shards N
-      -- judge gs://BUCKET/in.jsonl gs://BUCKET/out.jsonl --model gs://BUCKET/MODEL
+  python launch/tpu.py --on gke --print --name NAME --accelerator TYPE
+    --shards N -- judge gs://BUCKET/in.csv gs://BUCKET/out.jsonl --model MODEL
 Without TPUs: compile for a slice, print memory and roofline of each program:
   ... --compile_only --slice TYPE
 

@@ -119,6 +119,8 @@ def config_hash(config: Any) -> str:
     ignored = {"name", "tensorboard", "export", *(set(STAGES) - set(config.stages))}
     fields = json.loads(config.to_json_best_effort())
     relevant = {name: value for name, value in fields.items() if name not in ignored}
+    if not relevant["model_overrides"].get("cpu_products", True):  # as before the field existed
+        del relevant["model_overrides"]["cpu_products"]
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
 
 
