@@ -171,14 +171,19 @@ def write_output(text: str, path: str | None) -> int:
     return 0
 
 
-def add_host_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that `hosts.distributed.join_command` reads."""
-    add = parser.add_argument_group(
-        "several hosts (detected on TPU VMs and GKE; elsewhere, give all three)"
-    ).add_argument
+def add_host_arguments(
+    parser: argparse.ArgumentParser,
+    title: str = "several hosts (detected on TPU VMs and GKE; elsewhere, give all three)",
+) -> Callable[..., argparse.Action]:
+    """Adds a group of the arguments that `hosts.distributed.find_worker` takes.
+
+    Returns its `add_argument`.
+    """
+    add = parser.add_argument_group(title).add_argument
     add("--coordinator", metavar="HOST:PORT", help="address of process 0")
     add("--process_id", type=Number(int, 0, 10**6), help="number of this process, from 0")
     add("--num_processes", type=Number(int, 1, 10**6), help="number of all processes")
+    return add
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> Callable[..., argparse.Action]:

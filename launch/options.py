@@ -2,7 +2,7 @@
 
 import argparse
 
-from grm_jax.commands import HelpFormatter, Number, Parser
+from grm_jax.commands import HelpFormatter, Number, Parser, add_host_arguments
 from grm_jax.devices import CACHE
 from launch.compile.slices import example_names
 from launch.errors import LaunchError
@@ -69,12 +69,9 @@ def _parser(description: str) -> argparse.ArgumentParser:
     add("--emulate", type=Number(int, 1, 4096), metavar="N", help="use N emulated CPU devices")
     add("--traceback", action="store_true", help="print the traceback of an error")
 
-    add = parser.add_argument_group(
-        "workers (detected on TPU VMs and GKE; elsewhere, give the first three)"
-    ).add_argument
-    add("--coordinator", metavar="HOST:PORT", help="address of process 0")
-    add("--process_id", type=Number(int, 0, 10**6), help="number of this process, from 0")
-    add("--num_processes", type=Number(int, 1, 10**6), help="number of all processes")
+    add = add_host_arguments(
+        parser, "workers (detected on TPU VMs and GKE; elsewhere, give the first three)"
+    )
     add(
         "--timeout",
         type=Number(float, above=0, high=1e6),

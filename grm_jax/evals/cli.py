@@ -121,7 +121,10 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs `grm eval`; returns the exit status."""
     hint = "the same command resumes the run"
-    command = lambda: run_command("grm eval", lambda: evaluate(parser().parse_args(argv)), hint)  # noqa: E731
+
+    def command() -> int:
+        return run_command("grm eval", lambda: evaluate(parser().parse_args(argv)), hint)
+
     return distributed.together(command, "grm eval")
 
 

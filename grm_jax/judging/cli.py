@@ -95,7 +95,10 @@ def parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `grm judge`; returns the exit status."""
-    command = lambda: run_command("grm judge", lambda: _run(parser(), argv))  # noqa: E731
+
+    def command() -> int:
+        return run_command("grm judge", lambda: _run(parser(), argv))
+
     return distributed.together(command, "grm judge")
 
 

@@ -4,32 +4,17 @@ The hosts have a fake judge, except in the last test, where a model judges. All 
 minutes: pytest --run slow tests/judging/test_several_hosts.py
 """
 
-import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 
+import ports
 import pytest
 from test_run import HERE, ROWS, write_rows
 
 from grm_jax.hosts.errors import PEER_LOST
-
-
-def free_port() -> int:
-    """A free port whose successor is free as well."""
-    while True:
-        with contextlib.ExitStack() as stack:
-            first = stack.enter_context(socket.socket())
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1]
-            try:
-                stack.enter_context(socket.socket()).bind(("127.0.0.1", port + 1))
-            except OSError:
-                continue
-            return port
 
 
 def run(folders, command, faults=("", ""), program=(HERE / "one_host.py",), devices=1):
@@ -37,7 +22,7 @@ def run(folders, command, faults=("", ""), program=(HERE / "one_host.py",), devi
     flag = f"--xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "JAX_PLATFORMS": "cpu"}
     environment |= {"XLA_FLAGS": flag}
-    port = free_port()
+    port = ports.free_pair()
     processes = []
     for i, folder in enumerate(folders):
         argv = [*program, faults[i]] if program else ["-m", "grm_jax.cli"]

@@ -3,16 +3,15 @@
 Takes minutes: pytest --run slow tests/launch/cluster/test_hosts.py
 """
 
-import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import ports
 import pytest
 
 from grm_jax.training import checkpoint, metrics
@@ -22,20 +21,6 @@ STEPS = 20
 STOPPED, PEER_LOST = 75, 70
 
 pytestmark = pytest.mark.slow
-
-
-def free_ports() -> int:
-    """A free port whose successor is free as well."""
-    while True:
-        with contextlib.ExitStack() as stack:
-            first = stack.enter_context(socket.socket())
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1]
-            try:
-                stack.enter_context(socket.socket()).bind(("127.0.0.1", port + 1))
-            except OSError:
-                continue
-            return port
 
 
 def start(workdir: Path, hosts: int) -> list[subprocess.Popen]:
@@ -55,7 +40,12 @@ def start(workdir: Path, hosts: int) -> list[subprocess.Popen]:
         str(workdir.parent / "compiled"),
     ]
     if hosts > 1:
-        command += ["--coordinator", f"127.0.0.1:{free_ports()}", "--num_processes", str(hosts)]
+        command += [
+            "--coordinator",
+            f"127.0.0.1:{ports.free_pair()}",
+            "--num_processes",
+            str(hosts),
+        ]
     processes = []
     for host in range(hosts):
         output = open(workdir.parent / f"{workdir.name}.{host}.log", "a")  # noqa: SIM115
