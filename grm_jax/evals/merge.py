@@ -53,9 +53,13 @@ def merge(args: argparse.Namespace) -> int:
     """Merges the shards of a file, or of an evaluation; returns the exit status."""
     files = shards.find(args.shards)
     if any(path.suffix == evaluation.SUFFIX for path in files):
+        headers = evaluation.read_headers(files)
+        settings = headers[0][1]
+        kept = _arguments(settings, args)
+        tasks = _load(settings, kept)
         with evaluation.output_folder(args.out) as out:
-            settings = evaluation.merge_rows(files, out, args.overwrite)
-            _report(settings, args, out)
+            evaluation.merge_rows(headers, out, args.overwrite)
+            _report(settings, kept, tasks, out)
         return 0
     if args.data or args.against:
         raise ValueError("--data and --against are of shards of grm eval: remove them")
@@ -80,21 +84,34 @@ def _merge_rows(files: list[Any], args: argparse.Namespace) -> int:
     return 1 if merged.errors else 0
 
 
-def _report(settings: Mapping[str, Any], args: argparse.Namespace, out: Path) -> None:
-    """Measures the merged rows and writes the reports, as the single run does."""
+def _arguments(settings: Mapping[str, Any], args: argparse.Namespace) -> argparse.Namespace:
+    """Returns the arguments of the shards' command, with the folders that `grm merge` names."""
     kept = argparse.Namespace(**settings["arguments"], part=False, scores=None)
     kept.data = str(fetch(args.data or kept.data))
     kept.against = args.against or kept.against
+    return kept
+
+
+def _load(settings: Mapping[str, Any], kept: argparse.Namespace) -> dict[str, cli.Task]:
+    """Loads the benchmarks. Raises ValueError for other comparisons than the shards have."""
     tasks = {task.benchmark.name: task for task in cli.load(kept)}
-    entries = []
     for saved in settings["tasks"]:
-        name = saved["benchmark"]
-        task = tasks.get(name)
+        task = tasks.get(name := saved["benchmark"])
         if task is None or run.fingerprint(task.comparisons) != saved["comparisons"]:
             raise ValueError(
                 f"{kept.data} has other comparisons of {name} than the shards were judged on: give "
                 "the same files with --data"
             )
+    return tasks
+
+
+def _report(
+    settings: Mapping[str, Any], kept: argparse.Namespace, tasks: Mapping[str, cli.Task], out: Path
+) -> None:
+    """Measures the merged rows and writes the reports, as the single run does."""
+    entries = []
+    for saved in settings["tasks"]:
+        task = tasks[name := saved["benchmark"]]
         judged = run.load_judged(task.comparisons, out / f"{name}.jsonl")
         greedy = None
         if saved["greedy"]:

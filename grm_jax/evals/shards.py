@@ -77,17 +77,24 @@ def _names(benchmark: str, greedy: bool) -> tuple[str, ...]:
     return (benchmark, f"{benchmark}.greedy")[: 1 + greedy]
 
 
-def merge_rows(files: Sequence[Any], out: Path, overwrite: bool) -> Mapping[str, Any]:
-    """Merges the rows and the cost of an evaluation; returns the settings of a shard.
+Headers = Sequence[tuple[Any, Mapping[str, Any]]]  # pairs of a shard's path and its settings
 
-    files: what `judging.shards.find` returns.  Raises as `judging.shards.merge`.
+
+def read_headers(files: Sequence[Any]) -> Headers:
+    """Reads the settings of all shards of one evaluation.
+
+    files: what `judging.shards.find` returns.  Raises as `judging.shards.check_same_run`.
     """
     paths = [path for path in files if (shards.shard_of(path) or ("",))[0] == NAME]
     headers = [(path, _settings(path)) for path in paths]
     shards.check_same_run([(path, _compared(settings)) for path, settings in headers])
+    return headers
+
+
+def merge_rows(headers: Headers, out: Path, overwrite: bool) -> None:
+    """Merges the rows and the cost of an evaluation.  Raises as `judging.shards.merge`."""
     for task in headers[0][1]["tasks"]:
         _merge_task(task, headers, out, overwrite)
-    return headers[0][1]
 
 
 def _settings(path: Any) -> dict[str, Any]:
@@ -104,7 +111,7 @@ def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _merge_task(
-    task: Mapping[str, Any], headers: Sequence[tuple[Any, Any]], out: Path, overwrite: bool
+    task: Mapping[str, Any], headers: Headers, out: Path, overwrite: bool
 ) -> None:
     for name in _names(task["benchmark"], task["greedy"]):
         rows = [Shard.parse(s["shard"]).path(path.parent / f"{name}.jsonl") for path, s in headers]

@@ -165,9 +165,9 @@ def check_same_run(headers: Sequence[tuple[Any, Mapping[str, Any]]]) -> int:
         seen[shard.index] = path
     count = Shard.parse(expected["shard"]).count
     if missing := [i for i in range(1, count + 1) if i not in seen]:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        are = "is" if len(missing) == 1 else f"and {len(missing) - 1} more are"
         raise ValueError(
-            f"shard {missing[0]}/{count}{more} is missing beside {first}: judge it with --shard "
+            f"shard {missing[0]}/{count} {are} missing beside {first}: judge it with --shard "
             f"{missing[0]}/{count}, or name its file"
         )
     return count

@@ -105,6 +105,7 @@ def test_merging_with_other_data_is_refused(grm_eval, data, tmp_path, capsys):  
     file.write_text(file.read_text().replace("good 3", "fine 3"))
     assert merge.main([str(tmp_path / "all"), "--out", str(tmp_path / "merged")]) == 2
     assert "has other comparisons of rewardbench than the shards" in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()  # refused before anything is written
 
 
 def test_a_killed_shard_resumes_with_the_same_command(grm_eval, tmp_path, monkeypatch):

@@ -164,6 +164,7 @@ def test_a_finished_shard_is_refused_resumed_or_judged_again(judged, tmp_path):
 
 def test_a_missing_shard_is_refused(parts, capsys):
     assert "shard 2/3 is missing beside" in refusal(capsys, parts[0], parts[2])
+    assert "shard 2/3 and 1 more are missing beside" in refusal(capsys, parts[0])
 
 
 def test_a_shard_that_is_not_there_is_refused(parts, capsys):
