@@ -110,9 +110,7 @@ def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
     return compared | {"shard": settings["shard"], "tasks": settings["tasks"]}
 
 
-def _merge_task(
-    task: Mapping[str, Any], headers: Headers, out: Path, overwrite: bool
-) -> None:
+def _merge_task(task: Mapping[str, Any], headers: Headers, out: Path, overwrite: bool) -> None:
     for name in _names(task["benchmark"], task["greedy"]):
         rows = [Shard.parse(s["shard"]).path(path.parent / f"{name}.jsonl") for path, s in headers]
         target = out / f"{name}.jsonl"
