@@ -113,7 +113,7 @@ def make_items(
     Raises:
       ValueError: unknown split or family, or a negative range.
     """
-    names = _checked(split, start, count, families, TRAINED_NAMES)
+    names = checked_families(split, start, count, families, TRAINED_NAMES)
     return [_comparison(split, i, seed, names, config) for i in range(start, start + count)]
 
 
@@ -130,13 +130,14 @@ def general_items(
     They cover all families: of the held-out ones only the judging is held out. Arguments as in
     `make_items`.
     """
-    names = _checked(split, start, count, families, tuple(FAMILIES))
+    names = checked_families(split, start, count, families, tuple(FAMILIES))
     return [_instruction(split, i, seed, names, config) for i in range(start, start + count)]
 
 
-def _checked(
+def checked_families(
     split: str, start: int, count: int, families: Sequence[str] | None, default: tuple[str, ...]
 ) -> tuple[str, ...]:
+    """Returns the names of the families to draw from; raises ValueError as `make_items`."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: use one of {', '.join(SPLITS)}")
     if start < 0 or count < 0:
@@ -261,13 +262,20 @@ def _instruction(
     split: str, index: int, seed: int, names: tuple[str, ...], config: WorldConfig
 ) -> Instruction:
     rng = random.Random(f"general/{seed}/{split}/{index}")
+    family, level, args = draw_query(rng, split, names, config)
+    answer = draw_opening(rng, brief=True) + family.write(rng, args, family.solve(args))
+    meta = {"family": family.name, "level": level}
+    return Instruction(family.ask(args), answer, f"general-{seed}-{split}-{index}", meta)
+
+
+def draw_query(
+    rng: random.Random, split: str, names: Sequence[str], config: WorldConfig
+) -> tuple[Family, int, Args]:
+    """Draws (family, level, arguments) of a query of a split; raises ValueError if none is found."""
     family = FAMILIES[rng.choice(names)]
     level = _pick(rng, config.levels)
     for _ in range(_MAX_TRIES):
         args = family.draw(rng, level)
-        query = family.ask(args)
-        if _in_split(split, family, query):
-            answer = draw_opening(rng, brief=True) + family.write(rng, args, family.solve(args))
-            meta = {"family": family.name, "level": level}
-            return Instruction(query, answer, f"general-{seed}-{split}-{index}", meta)
+        if _in_split(split, family, family.ask(args)):
+            return family, level, args
     raise ValueError(f"no query of family {family.name!r}, level {level}, is in split {split!r}")
