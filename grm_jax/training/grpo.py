@@ -5,6 +5,9 @@ This file reads in the order of a step:
     comparisons -> prompts -> G critiques of each -> rewards of +1 or -1 -> group advantages
     -> reference log-probs -> clipped objective + beta * KL -> AdamW
 
+The prompts and the rewards come from a `rollouts.Environment`. The one of this stage has
+comparisons and the rule; the one of the stage `policy` has queries and a judge (policy.py).
+
 The policy's own arrays sample and train. The reference is the frozen RFT model, in
 `rl.reference_dtype`.
 
@@ -14,7 +17,7 @@ Axes: P prompts, S prompt tokens (left-padded), G samples per prompt, T completi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,11 +27,9 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from grm_jax import sampling
 from grm_jax.models import TokenLogps, abstract_model, grouped_token_logps
 from grm_jax.sharding import state_shardings, with_shardings
 from grm_jax.storage import PathLike, fetch
-from grm_jax.text.tokenizer import Tokenizer
 from grm_jax.training import (
     checkpoint,
     loop,
@@ -39,40 +40,47 @@ from grm_jax.training import (
     sources,
     state as states,
 )
-from grm_jax.training.errors import TrainingError
 from grm_jax.training.programs import Metrics, Program, Shapes, build_update, model_config
-from grm_jax.training.replies import CritiqueReply
 from grm_jax.types import Comparison, Critique
 
 CORRECT, INCORRECT = 1.0, -1.0  # SPCT equation 11; there is no reward for the format
 
 
 def train(run: loop.Run, start: Callable[[], Any], folder: PathLike) -> Any:
-    """Trains the policy from the RFT model's parameters.
+    """Trains the policy from the RFT model's parameters, with rule-based rewards.
+
+    Args, returns: see `train_in`.
+    """
+    return train_in(run, critique_environment(run), start, folder)
+
+
+def train_in(
+    run: loop.Run, environment: rollouts.Environment, start: Callable[[], Any], folder: PathLike
+) -> Any:
+    """Trains a policy with the prompts and rewards of an environment.
 
     Args:
-      run: config, mesh, tokenizer and stop signal.
-      start: () -> the RFT model's float32 parameters, new arrays on each call: the reference is
-        made of one set, and without a checkpoint the policy starts from another.
+      run: config, mesh, tokenizer and stop signal; `config.rl` has the settings.
+      environment: prompts and rewards.
+      start: () -> the first float32 parameters, new arrays on each call: the reference is made of
+        one set, and without a checkpoint the policy starts from another.
       folder: of the stage; it resumes from the newest checkpoint there.
 
     Returns:
       The trained parameters.
     """
     config, mesh, rl = run.config, run.mesh, run.config.rl
-    source = comparison_source(config, run.workdir)
     programs = build_programs(config, mesh)
     reference, fingerprint = make_reference(start(), rl.reference_dtype, mesh)
 
     def step(state: states.State, i: int, seed: int) -> tuple[states.State, Metrics, str]:
-        places = range(rl.first_item + i * rl.prompts, rl.first_item + (i + 1) * rl.prompts)
-        comparisons = [source.at(place) for place in places]
-        state, metrics = grpo_step(run, programs, reference, state, comparisons, seed)
-        ids = ", ".join(str(c.id) for c in comparisons[:4]) + ", ..." * (len(comparisons) > 4)
-        return state, metrics, f"{i} (items {ids})"
+        batch = environment.prompts(i, seed)
+        state, metrics = grpo_step(run, environment, programs, reference, state, batch)
+        ids = [str(prompt.id) for prompt in batch.prompts]
+        return state, metrics, f"{i} (items {', '.join(ids[:4])}{', ...' * (len(ids) > 4)})"
 
     stage = loop.Stage(
-        "rl",
+        environment.stage,
         rl,
         folder,
         init=lambda: states.init_state(start(), optim.make_optimizer(rl), mesh, config.seed),
@@ -80,13 +88,13 @@ def train(run: loop.Run, start: Callable[[], Any], folder: PathLike) -> Any:
         step=step,
         identity={
             "reference": fingerprint,
-            "data": source.identity,
+            "data": environment.identity,
             "seed": config.seed,
             "rl.prompts": rl.prompts,
         },
-        settings={"template": config.template},
+        settings={"template": config.template, **environment.settings},
         programs=[p for p in programs if isinstance(p, Program)],
-        shown=("reward", "parse_rate", "kl", "entropy", "length"),
+        shown=environment.shown,
         tensorboard=config.tensorboard,
     )
     return loop.train(stage, run.stop)["params"]
@@ -94,43 +102,61 @@ def train(run: loop.Run, start: Callable[[], Any], folder: PathLike) -> Any:
 
 def grpo_step(
     run: loop.Run,
+    environment: rollouts.Environment,
     programs: Programs,
     reference: Any,
     state: states.State,
-    comparisons: Sequence[Comparison],
-    seed: int,
+    batch: rollouts.PromptBatch,
 ) -> tuple[states.State, Metrics]:
     """Makes one GRPO step: rollouts, reference log-probs, `rl.updates_per_rollout` updates."""
-    config, rl = run.config, run.config.rl
-    prompts, too_long = rollouts.make_prompts(
-        comparisons, config.template, run.tokenizer, seed, rl.prompt_len
-    )
+    rl = run.config.rl
     policy = nnx.merge(programs.graphdef, state["params"])
-    rollout, rollout_metrics = roll_out(policy, prompts, run.tokenizer, rl, seed)
-    batch = states.put_batch(rollouts.trim(rollout, rl.length_buckets), run.mesh)
-    completions = {name: batch[name] for name in rollout_shapes(config)}
+    rollout, rollout_metrics = rollouts.roll_out(policy, environment, batch, run.tokenizer, rl)
+    arrays = states.put_batch(rollouts.trim(rollout, rl.length_buckets), run.mesh)
+    completions = {name: arrays[name] for name in rollout_shapes(run.config)}
 
     start = time.perf_counter()
-    batch["ref_logps"] = jax.block_until_ready(programs.reference_logps.fn(reference, completions))
+    arrays["ref_logps"] = jax.block_until_ready(programs.reference_logps.fn(reference, completions))
     reference_s = time.perf_counter() - start
 
     start = time.perf_counter()
     # Without a program for them there is one update, which is on-policy and ignores old log-probs.
-    batch["old_logps"] = (
+    arrays["old_logps"] = (
         programs.policy_logps.fn(state["params"], completions)
         if programs.policy_logps
-        else batch["ref_logps"]
+        else arrays["ref_logps"]
     )
-    state, metrics = update_policy(programs.update, state, batch, rl.updates_per_rollout)
+    state, metrics = update_policy(programs.update, state, arrays, rl.updates_per_rollout)
     update_s = time.perf_counter() - start
     return state, {
         **metrics,
         **rollout_metrics,
         "reference_s": reference_s,
         "update_s": update_s,
-        "too_long": too_long,
+        "too_long": batch.too_long,
         "update_tokens_per_s": float(rollout["mask"].sum()) * rl.updates_per_rollout / update_s,
     }
+
+
+def critique_environment(run: loop.Run) -> rollouts.Environment:
+    """Returns the environment of the RL stage: critiques of comparisons, +1 or -1 by the rule."""
+    config, rl = run.config, run.config.rl
+    source = comparison_source(config, run.workdir)
+
+    def prompts(i: int, seed: int) -> rollouts.PromptBatch:
+        comparisons = source.take(rl.first_item + i * rl.prompts, rl.prompts)
+        chosen, too_long = rollouts.make_prompts(
+            comparisons, config.template, run.tokenizer, seed, rl.prompt_len
+        )
+        return rollouts.PromptBatch(chosen, too_long, seed)
+
+    return rollouts.Environment(
+        "rl",
+        prompts,
+        rule_rewards,
+        source.identity,
+        shown=("reward", "parse_rate", "kl", "entropy", "length"),
+    )
 
 
 def comparison_source(config: ConfigDict, workdir: PathLike | None) -> sources.Source:
@@ -148,58 +174,20 @@ def make_reference(params: Any, dtype: str, mesh: Mesh) -> tuple[Any, str]:
     return cast(params), checkpoint.fingerprint(params)
 
 
-def roll_out(
-    policy: Any, prompts: Sequence[rollouts.Prompt], tokenizer: Tokenizer, rl: ConfigDict, seed: int
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Samples `rl.group_size` critiques of each prompt, and computes rewards and advantages.
-
-    Returns:
-      (batch, metrics): the arrays of `rollout_shapes`, `sampler_logps` and `advantages`.
-
-    Raises:
-      TrainingError: a prompt cannot be sampled.
-    """
-    start = time.perf_counter()
-    samples = sampling.sample(
-        policy,
-        [prompt.tokens for prompt in prompts],
-        rl.group_size,
-        rl.max_new_tokens,
-        temperature=rl.temperature,
-        stop=tokenizer.stop_ids,
-        seed=seed,
-        prompt_slots=rl.prompt_slots or len(prompts),
-    )
-    rollout_s = time.perf_counter() - start
-    if samples.errors:
-        index, reason = next(iter(samples.errors.items()))
-        raise TrainingError(
-            f"{len(samples.errors)} prompts cannot be sampled, the first of them "
-            f"{prompts[index].comparison.id}: {reason}"
-        )
-    P, G, T = samples.tokens.shape
-
-    def critique(p: int, g: int) -> Critique:
-        text = tokenizer.decode(samples.tokens[p, g, : samples.lengths[p, g]].tolist())
-        reply, prompt = CritiqueReply(text, str(samples.finish[p, g])), prompts[p]
-        return rft_data.parse_reply(prompt.comparison, prompt.order, reply, prompt.template)
-
-    critiques = [[critique(p, g) for g in range(G)] for p in range(P)]
-    rewards = [[reward(p.comparison, c) for c in group] for p, group in zip(prompts, critiques)]
+def rule_rewards(
+    batch: rollouts.PromptBatch, replies: rollouts.Replies, lengths_PxG: np.ndarray
+) -> rollouts.Rewards:
+    """Returns the rewards of critiques by the rule; every critique has one."""
+    critiques = [
+        [rft_data.parse_reply(p.comparison, p.order, reply, p.template) for reply in group]
+        for p, group in zip(batch.prompts, replies)
+    ]
+    rewards = [
+        [reward(p.comparison, c) for c in group] for p, group in zip(batch.prompts, critiques)
+    ]
     rewards_PxG = np.array(rewards, np.float32)
-    batch = {
-        **rollouts.prompt_arrays(prompts, rl.prompt_len, tokenizer.pad_id),
-        "completions": samples.tokens,
-        "mask": (np.arange(T) < samples.lengths[..., None]).astype(np.float32),
-        "sampler_logps": samples.logprobs,
-        "advantages": np.asarray(losses.group_advantages(rewards_PxG, rl.normalise_std)),
-    }
-    metrics = {
-        **rollouts.rollout_metrics(prompts, rewards_PxG, critiques, samples.lengths),
-        "rollout_tokens_per_s": samples.stats.tokens / rollout_s,
-        "rollout_s": rollout_s,
-    }
-    return batch, metrics
+    metrics = rollouts.rollout_metrics(batch.prompts, rewards_PxG, critiques, lengths_PxG)
+    return rollouts.Rewards(rewards_PxG, metrics)
 
 
 def reward(comparison: Comparison, critique: Critique) -> float:

@@ -1,4 +1,4 @@
-"""Prompts and padded arrays of rollouts; the steps of the algorithm are in grpo.py.
+"""Prompts, rewards and padded arrays of rollouts; the steps of the algorithm are in grpo.py.
 
 Axes: P prompts, S prompt tokens, G samples per prompt, T completion tokens.
 """
@@ -6,14 +6,20 @@ Axes: P prompts, S prompt tokens, G samples per prompt, T completion tokens.
 import dataclasses
 import itertools
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from grm_jax import sampling
+from grm_jax.models.transformer import Transformer
 from grm_jax.text import rendering
 from grm_jax.text.tokenizer import Tokenizer
-from grm_jax.training import rft_data
+from grm_jax.training import losses, rft_data
 from grm_jax.training.errors import TrainingError
+from grm_jax.training.replies import CritiqueReply
 from grm_jax.types import UNPARSED, Comparison, Critique
 
 
@@ -25,6 +31,70 @@ class Prompt:
     order: tuple[int, ...]
     template: str
     tokens: list[int]
+
+    @property
+    def id(self) -> str | None:
+        """The comparison's id, for logs and errors."""
+        return self.comparison.id
+
+
+class PromptBatch(NamedTuple):
+    """The prompts of a step.
+
+    Attributes:
+      prompts: each has at least `tokens` and `id`, as `Prompt` has.
+      too_long: number of prompts that were too long, and are replaced by others of the batch.
+      seed: of the step, for the sampler and for a judge.
+    """
+
+    prompts: Sequence[Any]
+    too_long: int
+    seed: int
+
+
+class Rewards(NamedTuple):
+    """The rewards of a step.
+
+    Attributes:
+      values: float32 (P, G); ignored where a sample has no reward.
+      metrics: to be logged.
+      scored: bool (P, G), which samples have a reward; None if all have one.
+    """
+
+    values: np.ndarray
+    metrics: Mapping[str, float]
+    scored: np.ndarray | None = None
+
+    @property
+    def counted(self) -> np.ndarray | None:
+        """Which samples count in the loss: those with a reward, in groups with at least two."""
+        if self.scored is None:
+            return None
+        return self.scored & (self.scored.sum(axis=1, keepdims=True) >= 2)
+
+
+Replies = Sequence[Sequence[CritiqueReply]]  # P prompts, G samples of each
+
+
+@dataclasses.dataclass(frozen=True)
+class Environment:
+    """Prompts and rewards: all in which one stage of GRPO differs from another.
+
+    Attributes:
+      stage: name of the stage.
+      prompts: (step, seed) -> its prompts, a function of both alone, so that a run resumes exactly.
+      rewards: (prompts, replies, lengths in tokens (P, G)) -> rewards, a function of these alone.
+      identity: of the data; it must be equal on resume.
+      shown: metrics beside the progress bar.
+      settings: values on which the rewards depend; a change on resume is logged.
+    """
+
+    stage: str
+    prompts: Callable[[int, int], PromptBatch]
+    rewards: Callable[[PromptBatch, Replies, np.ndarray], Rewards]
+    identity: str
+    shown: tuple[str, ...] = ("reward",)
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def make_prompts(
@@ -60,6 +130,79 @@ def make_prompts(
     spare = itertools.cycle(fitting)
     kept = [prompt if len(prompt.tokens) <= max_len else next(spare) for prompt in prompts]
     return kept, len(prompts) - len(fitting)
+
+
+def advantages(
+    values_PxG: np.ndarray, counted_PxG: np.ndarray | None, normalise_std: bool
+) -> np.ndarray:
+    """Returns float32 group advantages (P, G) among the counted samples; the others get 0."""
+    if counted_PxG is None:
+        return np.asarray(losses.group_advantages(values_PxG, normalise_std))
+    result_PxG = np.zeros(values_PxG.shape, np.float32)
+    for advantages_G, values_G, counted_G in zip(result_PxG, values_PxG, counted_PxG):
+        if counted_G.any():
+            group = losses.group_advantages(values_G[None, counted_G], normalise_std)
+            advantages_G[counted_G] = np.asarray(group)[0]
+    return result_PxG
+
+
+def roll_out(
+    policy: Transformer,
+    environment: Environment,
+    batch: PromptBatch,
+    tokenizer: Tokenizer,
+    rl: ConfigDict,
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Samples `rl.group_size` completions per prompt, and computes rewards and advantages.
+
+    Returns:
+      (arrays, metrics): the arrays of `grpo.rollout_shapes`, `sampler_logps` and `advantages`. The
+      mask is 0 on samples that do not count (`Rewards.counted`).
+
+    Raises:
+      TrainingError: a prompt cannot be sampled.
+    """
+    start, prompts = time.perf_counter(), batch.prompts
+    samples = sampling.sample(
+        policy,
+        [prompt.tokens for prompt in prompts],
+        rl.group_size,
+        rl.max_new_tokens,
+        temperature=rl.temperature,
+        stop=tokenizer.stop_ids,
+        seed=batch.seed,
+        prompt_slots=rl.prompt_slots or len(prompts),
+    )
+    rollout_s = time.perf_counter() - start
+    if samples.errors:
+        index, reason = next(iter(samples.errors.items()))
+        raise TrainingError(
+            f"{len(samples.errors)} prompts cannot be sampled, the first of them "
+            f"{prompts[index].id}: {reason}"
+        )
+    P, G, T = samples.tokens.shape
+
+    def reply(p: int, g: int) -> CritiqueReply:
+        text = tokenizer.decode(samples.tokens[p, g, : samples.lengths[p, g]].tolist())
+        return CritiqueReply(text, str(samples.finish[p, g]))
+
+    replies = [[reply(p, g) for g in range(G)] for p in range(P)]
+    rewards = environment.rewards(batch, replies, samples.lengths)
+    counted_PxG = rewards.counted
+    mask = (np.arange(T) < samples.lengths[..., None]).astype(np.float32)
+    arrays = {
+        **prompt_arrays(prompts, rl.prompt_len, tokenizer.pad_id),
+        "completions": samples.tokens,
+        "mask": mask if counted_PxG is None else mask * counted_PxG[..., None],
+        "sampler_logps": samples.logprobs,
+        "advantages": advantages(rewards.values, counted_PxG, rl.normalise_std),
+    }
+    metrics = {
+        **rewards.metrics,
+        "rollout_tokens_per_s": samples.stats.tokens / rollout_s,
+        "rollout_s": rollout_s,
+    }
+    return arrays, metrics
 
 
 def prompt_arrays(prompts: Sequence[Prompt], length: int, pad_id: int) -> dict[str, np.ndarray]:
