@@ -5,7 +5,7 @@ import gc
 import json
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,11 +57,39 @@ def train(run: loop.Run, start: Callable[[], Any], folder: PathLike) -> Any:
     Returns:
       The trained parameters.
     """
-    config, mesh, rft, folder = run.config, run.mesh, run.config.rft, as_path(folder)
-    encoded = prepare(config, run.tokenizer, mesh, folder / "data", run.workdir)
-    batches = packing.PackedBatches(encoded, config.batch_size, config.seq_len, config.seed)
+    config, rft, folder = run.config, run.config.rft, as_path(folder)
+    encoded = prepare(config, run.tokenizer, run.mesh, folder / "data", run.workdir)
+    digest = checksums.digest(folder / "data" / "tokens")
+
+    def summary() -> dict[str, Any]:
+        return {"set": strict_json.read(folder / "data" / READY)}
+
     if not rft.steps and rft.get("epochs"):
+        batches = packing.PackedBatches(encoded, config.batch_size, config.seq_len, config.seed)
         own_config.set_rft_steps(config, len(batches.rows), run.workdir)
+    return fine_tune(run, Examples("rft", encoded, digest, summary), start, folder)
+
+
+class Examples(NamedTuple):
+    """The training set of a supervised stage.
+
+    stage: name of the stage.  tokens: the examples.  digest: of their content; it must be equal on
+    resume.  summary: () -> further entries for result.json.
+    """
+
+    stage: str
+    tokens: sft.Encoded
+    digest: str
+    summary: Callable[[], dict[str, Any]] = dict
+
+
+def fine_tune(run: loop.Run, examples: Examples, start: Callable[[], Any], folder: PathLike) -> Any:
+    """Fine-tunes on examples, packed into sequences; `config.rft` has the settings.
+
+    Args, returns: as `train`.
+    """
+    config, mesh, rft, encoded = run.config, run.mesh, run.config.rft, examples.tokens
+    batches = packing.PackedBatches(encoded, config.batch_size, config.seq_len, config.seed)
     update = build_sft_update(config, mesh)
 
     def step(state: states.State, i: int, seed: int) -> tuple[states.State, Metrics, str]:
@@ -71,14 +99,11 @@ def train(run: loop.Run, start: Callable[[], Any], folder: PathLike) -> Any:
         return state, metrics, f"{i} of seed {config.seed}"
 
     def summary(state: states.State) -> dict[str, Any]:
-        return {
-            "set": strict_json.read(folder / "data" / READY),
-            "epochs": rft.steps * config.batch_size / len(batches.rows),
-            "fill": batches.fill,
-        }
+        epochs = rft.steps * config.batch_size / len(batches.rows)
+        return {**examples.summary(), "epochs": epochs, "fill": batches.fill}
 
     stage = loop.Stage(
-        "rft",
+        examples.stage,
         rft,
         folder,
         init=lambda: states.init_state(start(), optim.make_optimizer(rft), mesh, config.seed),
@@ -86,7 +111,7 @@ def train(run: loop.Run, start: Callable[[], Any], folder: PathLike) -> Any:
         step=step,
         identity={
             "data": f"{len(encoded)} examples/{len(encoded.tokens)} tokens",
-            "tokens": checksums.digest(folder / "data" / "tokens"),
+            "tokens": examples.digest,
             "seed": config.seed,
             "start": checkpoint.fingerprint(start()),
             "batch_size": config.batch_size,
