@@ -16,6 +16,17 @@ from typing import Any, NamedTuple
 
 from grm_jax.registry import Registry
 
+# What a unit's backward pass recomputes, from the least to the most. Each policy but the first and
+# "dots" names the tensors that it saves (`checkpoint_name` in `transformer.py`).
+REMAT: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "products": ("qkv", "attended", "attn_out", "gate_up", "mlp_out"),
+    "dots": (),
+    "mlp": ("gate_up", "mlp_out"),
+    "outputs": ("attn_out", "mlp_out"),
+    "full": (),
+}
+
 
 class Llama3Rope(NamedTuple):
     """Llama 3's scaling of RoPE frequencies, by wavelength in tokens.
@@ -74,8 +85,11 @@ class TransformerConfig:
       scalar_head: adds a reward head that maps an activation to one number.
       dtype: of activations, and of weights in use.
       param_dtype: of stored weights.
-      remat: "none", "dots" (saves matrix products without a batch axis) or "full" (saves only the
-        residual stream between units).
+      remat: what the backward pass recomputes, from the least to the most: "none"; "products"
+        (norms, RoPE and the MLP's gate); "dots" (all but products without a batch axis, so
+        attention too); "mlp" (all but the MLP's products); "outputs" (all but the outputs of
+        attention and MLP, which are summed over `tensor`); "full" (all but the residual stream
+        between units).
       attention: "xla" (chunked over queries, any platform) or "splash" (JAX's TPU kernel, for
         prefill and training).
       query_chunk: queries per chunk of attention.
@@ -126,7 +140,7 @@ class TransformerConfig:
                 f"num_kv_heads={self.num_kv_heads}"
             )
         choices = {
-            "remat": ("none", "dots", "full"),
+            "remat": tuple(REMAT),
             "attention": ("xla", "splash"),
             "activation": ("gelu", "silu"),
             "norm_offset": (0, 1),

@@ -22,18 +22,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from grm_jax.models import cpu, quantize
 from grm_jax.models.attend import Attend, LayerRef, full_attention
 from grm_jax.models.attention import default_positions
-from grm_jax.models.config import TransformerConfig
+from grm_jax.models.config import REMAT, TransformerConfig
 from grm_jax.models.rope import rope_angles, rotate
 from grm_jax.sharding import constrain
 
-REMAT = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+
+def remat_policy(name: str) -> Callable[..., Any]:
+    """Returns the jax.checkpoint policy of a `TransformerConfig.remat` other than "none"."""
+    if name == "dots":
+        return jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return jax.checkpoint_policies.save_only_these_names(*REMAT[name])
 
 
 def _param(
@@ -125,8 +128,11 @@ class Attention(nnx.Module):
         )
         k = constrain(rotate(k, angles), "batch", "length", "kv_heads", "head_dim")
         v = constrain(v, "batch", "length", "kv_heads", "head_dim")
+        q, k, v = checkpoint_name((q, k, v), "qkv")
         o, state, y = attend(layer, q, k, v, state)
-        return project(FROM_HEADS, o.astype(dtype), self.o_NxHxD[...]), state, y
+        o = checkpoint_name(o.astype(dtype), "attended")
+        out = project(FROM_HEADS, o, self.o_NxHxD[...])
+        return checkpoint_name(out, "attn_out"), state, y
 
 
 TO_HEADS = functools.partial(jnp.einsum, "bld,dnh->blnh")
@@ -169,8 +175,9 @@ class MLP(nnx.Module):
         if cpu.float32_products(x_BxLxD):
             gated = jax.checkpoint(gated)  # to compute again costs less than to store and load
         gate, up = dense(x_BxLxD, self.gate_DxF[...]), dense(x_BxLxD, self.up_DxF[...])
+        gate, up = checkpoint_name((gate, up), "gate_up")
         h_BxLxF = constrain(gated(gate, up), "batch", "length", "mlp")
-        return dense(h_BxLxF, self.down_FxD[...])
+        return checkpoint_name(dense(h_BxLxF, self.down_FxD[...]), "mlp_out")
 
 
 class Block(nnx.Module):
@@ -362,7 +369,7 @@ class Transformer(nnx.Module):
             return (x, state), ys
 
         if cfg.remat != "none":
-            unit = jax.checkpoint(unit, policy=REMAT[cfg.remat], prevent_cse=False)
+            unit = jax.checkpoint(unit, policy=remat_policy(cfg.remat), prevent_cse=False)
         indices = jnp.arange(cfg.num_units)
         (x, state), unit_ys = jax.lax.scan(
             unit, (x_BxLxD, state), (stacked, indices), unroll=cfg.unroll

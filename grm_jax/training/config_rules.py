@@ -12,7 +12,7 @@ from typing import Any
 from grm_jax import endpoint
 from grm_jax.commands import Number, short_int
 from grm_jax.data.world.families import FAMILIES
-from grm_jax.models.config import LayerSpec, TransformerConfig
+from grm_jax.models.config import REMAT, LayerSpec, TransformerConfig
 from grm_jax.registry import nearest
 from grm_jax.training import losses, optim
 from grm_jax.training.meta_rm import STARTS
@@ -286,7 +286,7 @@ _MODEL: dict[str, Rule] = {
     "activation": one_of(("gelu", "silu")),
     "dtype": one_of(_DTYPES),
     "param_dtype": one_of(_DTYPES),
-    "remat": one_of(("none", "dots", "full")),
+    "remat": one_of(tuple(REMAT)),
     "attention": one_of(("xla", "splash")),
     "windows": each(optional(_SIZE), unique=False),
     "pattern": each(_layer, least=1, unique=False),

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.extend.core import subjaxprs
 
 from grm_jax import sharding
 from grm_jax.models import build_model, get_config, grouped_token_logps, target_logps, token_logps
+from grm_jax.models.config import REMAT
 from grm_jax.training import state as states
 
 # Windows, caps and QK norm; no windows, an output head of its own; biases.
@@ -85,6 +87,38 @@ def test_chunks_remat_and_unrolled_layers_leave_logits_and_gradients_unchanged(r
         jax.grad(lambda state: -token_logps(nnx.merge(graphdef, state), tokens_BxL).logps.mean())
     )
     jax.tree.map(lambda a, b: close(a, b, 1e-4), loss(state), grads)
+
+
+def products(jaxpr):
+    """Number of dot_general equations, in nested jaxprs too."""
+    total = sum(eqn.primitive.name == "dot_general" for eqn in jaxpr.eqns)
+    return total + sum(map(products, subjaxprs(jaxpr)))
+
+
+@pytest.mark.parametrize("family", ["tiny_gemma2", "tiny_llama3"])
+def test_remat_policies_are_ordered_by_what_they_recompute(family):
+    """A misspelt name of a saved tensor would recompute it."""
+    counts = {}
+    for remat in REMAT:
+        graphdef, state = nnx.split(build_model(get_config(family, remat=remat), nnx.Rngs(0)))
+        loss = lambda state: token_logps(nnx.merge(graphdef, state), tokens(2, 40)).logps.mean()
+        counts[remat] = products(jax.make_jaxpr(jax.grad(loss))(state).jaxpr)
+    assert counts["products"] == counts["none"]  # only what is elementwise is computed again
+    expensive = [counts[remat] for remat in REMAT if remat != "none"]
+    assert expensive == sorted(set(expensive))
+    # Without norms behind it, the backward pass needs no output of the MLP.
+    layers, post_norms = len(get_config(family).pattern), get_config(family).post_norms
+    assert counts["full"] - counts["outputs"] == layers * (2 if post_norms else 1)
+
+
+def test_saved_tensors_leave_gradients_unchanged():
+    tokens_BxL = tokens(2, 12)
+    grads = {}
+    for remat in ("full", "mlp"):
+        graphdef, state, _ = build("tiny_gemma2", num_layers=2, remat=remat)
+        loss = lambda state: token_logps(nnx.merge(graphdef, state), tokens_BxL).logps.mean()
+        grads[remat] = jax.jit(jax.grad(loss))(state)
+        jax.tree.map(lambda a, b: close(a, b, 1e-6), grads[remat], grads["full"])
 
 
 def test_padding_and_packing_leave_the_logits_of_a_sequence_unchanged(reference):
@@ -233,7 +267,7 @@ def test_rewards_without_a_scalar_head_are_an_error():
 def test_invalid_configs_raise_errors_with_a_remedy():
     with pytest.raises(ValueError, match="unknown model 'gemma2_3b': did you mean 'gemma2_"):
         get_config("gemma2_3b")
-    with pytest.raises(ValueError, match="remat='some' is unknown: use one of none, dots, full"):
+    with pytest.raises(ValueError, match="remat='some' is unknown: use one of none, products, "):
         get_config("gemma2_2b", remat="some")
     with pytest.raises(ValueError, match="num_heads=8 is not a multiple of num_kv_heads=3"):
         get_config("gemma2_2b", num_kv_heads=3)
