@@ -31,6 +31,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "head_dim": None,
     "mlp": "tensor",
     "norm": None,
+    "lora_rank": None,
     # activations and caches
     "batch": BATCH_AXES,
     "length": None,

@@ -15,7 +15,7 @@ from flax import nnx
 from grm_jax.checkpoints.tensor_map import ParamSource, axis_sizes, disk_shape, tensor_map
 from grm_jax.checkpoints.tensors import Reader, aligned_empty
 from grm_jax.model_files import damage_of, one_line
-from grm_jax.models import Transformer, abstract_model
+from grm_jax.models import Transformer, abstract_model, init_adapters, lora
 from grm_jax.models.config import TransformerConfig
 from grm_jax.models.quantize import is_quantized, quantizer
 from grm_jax.sharding import check_fits
@@ -54,6 +54,8 @@ def load_model(
 ) -> Transformer:
     """Reads the parameters of `cfg` from an open checkpoint onto the mesh (None: the first device).
 
+    With `cfg.lora` the weights are bases, and the adapters are new ones, without effect.
+
     Args:
       param_dtype: None keeps each tensor's dtype on disk.
       zero_params: parameters that are set to zero instead of read.
@@ -75,8 +77,11 @@ def load_model(
         shape, sharding, _ = targets[path]
         zeros = np.zeros(shape, np.dtype(param_dtype or cfg.param_dtype))
         loaded[path] = jax.make_array_from_callback(shape, sharding, zeros.__getitem__)
+    if cfg.lora is not None:
+        adapters = flat_params(init_adapters(cfg, mesh)).items()
+        loaded |= {path: v[...] for path, v in adapters if path not in loaded}
     flat = [
-        (path, variable.replace(loaded[".".join(map(str, path))]))
+        (path, variable.replace(loaded[lora.base_path(".".join(map(str, path)))]))
         for path, variable in nnx.to_flat_state(state)
     ]
     return nnx.merge(graphdef, nnx.from_flat_state(flat))
@@ -84,6 +89,11 @@ def load_model(
 
 def _targets(params: dict[str, nnx.Variable], first_device: Any) -> dict[str, Target]:
     """Returns the target of every parameter on disk, by its path. params: `flat_params`."""
+    params = {
+        lora.base_path(path): variable
+        for path, variable in params.items()
+        if not isinstance(variable, lora.LoraParam)
+    }
 
     def sharding(path: str) -> Any:
         return params[path].get_value().sharding or first_device

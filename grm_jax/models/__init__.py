@@ -7,7 +7,7 @@ import importlib
 from os import PathLike
 from typing import Any
 
-from grm_jax.models.build import abstract_model, build_model, weight_bytes
+from grm_jax.models.build import abstract_model, build_model, init_adapters, weight_bytes
 from grm_jax.models.config import CONFIGS, LayerSpec, Llama3Rope, TransformerConfig, get_config
 from grm_jax.models.logps import (
     TokenLogps,
@@ -30,6 +30,7 @@ __all__ = [
     "critique_rewards",
     "get_config",
     "grouped_token_logps",
+    "init_adapters",
     "last_real",
     "load",
     "target_logps",

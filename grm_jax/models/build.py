@@ -9,6 +9,7 @@ import jax
 from flax import nnx
 
 from grm_jax import sharding
+from grm_jax.models import lora
 from grm_jax.models.config import TransformerConfig
 from grm_jax.models.transformer import Transformer
 
@@ -39,11 +40,22 @@ def abstract_model(
     return graphdef, params
 
 
+def init_adapters(config: TransformerConfig, mesh: Any = None, seed: int = 0) -> nnx.State:
+    """Returns new adapters, and the random head of a reward model (`lora.adapters`)."""
+    _, params = abstract_model(config, mesh)
+    shardings = None if mesh is None else sharding.state_shardings(lora.adapters(params), mesh)
+    init = lambda: lora.adapters(nnx.state(build_model(config, nnx.Rngs(seed))))
+    return jax.jit(init, out_shardings=shardings)()
+
+
 @functools.lru_cache(maxsize=64)
 def weight_bytes(config: TransformerConfig) -> int:
-    """Returns the bytes of a model's weights in use: of `config.dtype`, or int8 and scales."""
+    """Returns the bytes of a model's weights in use: of `config.dtype`, or int8 and scales.
+
+    Adapters count as float32.
+    """
     size = jax.numpy.dtype(config.dtype).itemsize
-    if not config.quantize:
+    if not config.quantize and config.lora is None:
         return config.num_params * size
     _, params = abstract_model(config.replace(param_dtype=config.dtype))
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(params))

@@ -14,6 +14,7 @@ Face config.json files for query scales, windows and RoPE.
 import dataclasses
 from typing import Any, NamedTuple
 
+from grm_jax.models.lora import LoraConfig
 from grm_jax.registry import Registry
 
 # What a unit's backward pass recomputes, from the least to the most. Each policy but the first and
@@ -97,7 +98,8 @@ class TransformerConfig:
       unroll: units per iteration of the scan over layers.
       cpu_products: on CPUs, float32 attention and logits in forms without transposed copies. They
         round differently; False repeats results that were recorded without them.
-      quantize: "int8" for weights as in `models.quantize`, for judging; None without.
+      quantize: "int8" for weights as in `models.quantize`, which are not trained; None without.
+      lora: adapters beside frozen weights (`models.lora`); None without.
     """
 
     name: str
@@ -132,6 +134,7 @@ class TransformerConfig:
     unroll: int = 1
     cpu_products: bool = True
     quantize: str | None = None
+    lora: LoraConfig | None = None
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:

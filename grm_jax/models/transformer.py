@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from grm_jax.models import cpu, quantize
+from grm_jax.models import cpu, lora, quantize
 from grm_jax.models.attend import Attend, LayerRef, full_attention
 from grm_jax.models.attention import default_positions
 from grm_jax.models.config import REMAT, TransformerConfig
@@ -61,13 +61,25 @@ def _param(
     return nnx.Param(value, axes=("layers",) * len(stack) + tuple(axes))
 
 
-def _weight(rngs: nnx.Rngs, cfg: TransformerConfig, *args: Any, contracted: tuple[int, ...]) -> Any:
+def _weight(
+    rngs: nnx.Rngs,
+    cfg: TransformerConfig,
+    stack: tuple[int, ...],
+    target: str,
+    *args: Any,
+    contracted: tuple[int, ...],
+) -> Any:
     """Declares the weight of a product, as `_param`; an `Int8Weight` if the config quantises.
 
-    contracted: axes that the product sums over, from the end.
+    target: PEFT's name of the weight; a `LoraWeight` if the config adapts it. contracted: axes that
+    the product sums over, from the end.
     """
-    weight = _param(rngs, cfg, *args)
-    return quantize.Int8Weight(weight, contracted) if cfg.quantize else weight
+    key = lora.adapter_key(rngs)
+    weight = _param(rngs, cfg, stack, *args)
+    base = quantize.Int8Weight(weight, contracted) if cfg.quantize else weight
+    if cfg.lora is None or target not in cfg.lora.targets:
+        return base
+    return lora.LoraWeight(base, contracted, cfg.lora, key)
 
 
 class RMSNorm(nnx.Module):
@@ -94,10 +106,18 @@ class Attention(nnx.Module):
         D, N, K, H = cfg.d_model, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
         self.cfg = cfg
         weight = functools.partial(_weight, rngs, cfg, stack)
-        self.q_DxNxH = weight((D, N, H), ("embed", "heads", "head_dim"), D, contracted=(-3,))
-        self.k_DxKxH = weight((D, K, H), ("embed", "kv_heads", "head_dim"), D, contracted=(-3,))
-        self.v_DxKxH = weight((D, K, H), ("embed", "kv_heads", "head_dim"), D, contracted=(-3,))
-        self.o_NxHxD = weight((N, H, D), ("heads", "head_dim", "embed"), N * H, contracted=(-3, -2))
+        self.q_DxNxH = weight(
+            "q_proj", (D, N, H), ("embed", "heads", "head_dim"), D, contracted=(-3,)
+        )
+        self.k_DxKxH = weight(
+            "k_proj", (D, K, H), ("embed", "kv_heads", "head_dim"), D, contracted=(-3,)
+        )
+        self.v_DxKxH = weight(
+            "v_proj", (D, K, H), ("embed", "kv_heads", "head_dim"), D, contracted=(-3,)
+        )
+        self.o_NxHxD = weight(
+            "o_proj", (N, H, D), ("heads", "head_dim", "embed"), N * H, contracted=(-3, -2)
+        )
         if cfg.qkv_bias:
             self.q_bias_NxH = _param(rngs, cfg, stack, (N, H), ("heads", "head_dim"), 0)
             self.k_bias_KxH = _param(rngs, cfg, stack, (K, H), ("kv_heads", "head_dim"), 0)
@@ -142,8 +162,10 @@ FROM_HEADS = functools.partial(jnp.tensordot, axes=2)
 
 def project(product: Callable[..., jax.Array], x: jax.Array, w: Any) -> jax.Array:
     """Computes a product of activations and a weight in the activations' dtype."""
+    if isinstance(w, lora.LoraArray):
+        return project(product, x, w.base) + lora.low_rank(x, w, project)
     if isinstance(w, quantize.Int8Array):
-        return quantize.product(product, x, w).astype(x.dtype)
+        return lora.base_product(product, x, w)
     w = w.astype(x.dtype)
     if cpu.on_cpu() and x.dtype == jnp.bfloat16:
         return cpu.project(product, x, w)
@@ -152,6 +174,8 @@ def project(product: Callable[..., jax.Array], x: jax.Array, w: Any) -> jax.Arra
 
 def dense(x: jax.Array, w_DxF: Any) -> jax.Array:
     """Computes x (..., D) @ w_DxF in x's dtype."""
+    if isinstance(w_DxF, lora.LoraArray):
+        return dense(x, w_DxF.base) + lora.low_rank(x, w_DxF, project)
     if isinstance(w_DxF, quantize.Int8Array):
         return project(jnp.matmul, x, w_DxF)
     w_DxF = w_DxF.astype(x.dtype)
@@ -165,9 +189,9 @@ class MLP(nnx.Module):
         D, F = cfg.d_model, cfg.d_ff
         self.activation = cfg.activation
         weight = functools.partial(_weight, rngs, cfg, stack)
-        self.gate_DxF = weight((D, F), ("embed", "mlp"), D, contracted=(-2,))
-        self.up_DxF = weight((D, F), ("embed", "mlp"), D, contracted=(-2,))
-        self.down_FxD = weight((F, D), ("mlp", "embed"), F, contracted=(-2,))
+        self.gate_DxF = weight("gate_proj", (D, F), ("embed", "mlp"), D, contracted=(-2,))
+        self.up_DxF = weight("up_proj", (D, F), ("embed", "mlp"), D, contracted=(-2,))
+        self.down_FxD = weight("down_proj", (F, D), ("mlp", "embed"), F, contracted=(-2,))
 
     def __call__(self, x_BxLxD: jax.Array) -> Any:
         activation = jax.nn.silu if self.activation == "silu" else jax.nn.gelu
@@ -210,7 +234,7 @@ class Embedder(nnx.Module):
     def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs) -> None:
         self.cfg = cfg
         shape, axes = (cfg.vocab_size + cfg.vocab_pad, cfg.d_model), ("vocab", "embed")
-        table = functools.partial(_weight, rngs, cfg, (), shape, axes, cfg.d_model)
+        table = functools.partial(_weight, rngs, cfg, (), "embed_tokens", shape, axes, cfg.d_model)
         self.table_VxD = table(contracted=(-1,))
         if not cfg.tied:
             self.head_VxD = table(contracted=(-1,))

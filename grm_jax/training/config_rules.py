@@ -58,6 +58,11 @@ def _not_quantized(name: str, value: Any) -> None:
         raise ValueError(f"{name}{value!r:.80}: int8 weights are for judging, not for training")
 
 
+def _no_lora(name: str, value: Any) -> None:
+    if value is not None:
+        raise ValueError(f"{name}{value!r:.80}: set config.lora")
+
+
 def _layer(name: str, value: Any) -> None:
     if not isinstance(value, LayerSpec):
         raise ValueError(
@@ -291,6 +296,7 @@ _MODEL: dict[str, Rule] = {
     "windows": each(optional(_SIZE), unique=False),
     "pattern": each(_layer, least=1, unique=False),
     "quantize": _not_quantized,
+    "lora": _no_lora,
 }
 _MODEL |= {
     field.name: {"int": _SIZE, int: _SIZE, "bool": flag, bool: flag}[field.type]

@@ -1,0 +1,215 @@
+"""LoRA and QLoRA: low-rank adapters beside frozen weights, float or int8 (arXiv 2106.09685).
+
+    x @ w  ->  x @ base + (x @ a) @ b * alpha / rank
+
+Only `a` and `b` are trained. `b` starts at zero, so a new model computes what its base computes.
+`qwix` cannot add adapters to these layers, for the reason in `models.quantize`.
+
+Axes: U units of the scanned stack, r rank.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from grm_jax.models import quantize
+from grm_jax.models.quantize import Int8Array, Int8Weight
+from grm_jax.sharding import constrain
+
+# PEFT's names of the weights that can have adapters.
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+HEAD = "score_D"  # of a reward model: new in it, so it is trained beside the adapters
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Adapters of a model.
+
+    Attributes:
+      rank: r.
+      alpha: the adapters' product is multiplied by alpha / rank.
+      targets: the weights with adapters, of TARGETS.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...] = TARGETS
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", tuple(self.targets))
+        if self.rank < 1:
+            raise ValueError(f"LoRA rank={self.rank}: use 1 or more")
+        if not (self.alpha > 0 and math.isfinite(self.alpha)):
+            raise ValueError(f"LoRA alpha={self.alpha}: use a number above 0")
+        if unknown := [name for name in self.targets if name not in TARGETS]:
+            raise ValueError(f"LoRA target {unknown[0]!r:.80} is unknown: use {', '.join(TARGETS)}")
+        if not self.targets:
+            raise ValueError(f"LoRA targets are empty: name some of {', '.join(TARGETS)}")
+
+
+class LoraParam(nnx.Param):
+    """A matrix of an adapter, float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraArray:
+    """The arrays of a `LoraWeight` as a layer uses them, without the stacked axis."""
+
+    base: jax.Array | Int8Array
+    a: jax.Array
+    b: jax.Array
+    scale: float
+
+
+class LoraWeight(nnx.Module):
+    """A frozen weight and its adapter; `weight[...]` is its `LoraArray`.
+
+    Attributes:
+      base: (U, inputs, outputs), an nnx.Param or an `Int8Weight`.
+      a: (U, inputs, r), normal with variance 1 / inputs.
+      b: (U, r, outputs), zeros.
+      scale: alpha / rank.
+    """
+
+    def __init__(
+        self,
+        base: nnx.Param | Int8Weight,
+        contracted: tuple[int, ...],
+        config: LoraConfig,
+        key: jax.Array,
+    ) -> None:
+        weight = base.values if isinstance(base, Int8Weight) else base
+        axes, shape = weight.get_metadata()["axes"], weight.shape
+        start, stop = min(contracted) + len(shape), max(contracted) + 1 + len(shape)
+        a_shape = (*shape[:stop], config.rank)
+        b_shape = (*shape[:start], config.rank, *shape[stop:])
+        a = jax.random.normal(key, a_shape, jnp.float32) * math.prod(shape[start:stop]) ** -0.5
+        self.base = base
+        self.a = LoraParam(a, axes=(*axes[:stop], "lora_rank"))
+        self.b = LoraParam(
+            jnp.zeros(b_shape, jnp.float32), axes=(*axes[:start], "lora_rank", *axes[stop:])
+        )
+        self.scale = config.alpha / config.rank
+
+    def __getitem__(self, index: Any) -> LoraArray:
+        return LoraArray(self.base[...], self.a[...], self.b[...], self.scale)
+
+
+def adapter_key(rngs: nnx.Rngs) -> jax.Array:
+    """Returns a key for an adapter without drawing from `rngs`.
+
+    So the other weights are those of the same model without LoRA.
+    """
+    stream = rngs["params"]
+    return jax.random.fold_in(jax.random.fold_in(stream.key[...], stream.count[...]), 1)
+
+
+def low_rank(x: jax.Array, w: LoraArray, multiply: Callable[..., jax.Array]) -> jax.Array:
+    """Computes the adapter's part of a product, (x @ a) @ b * scale, in x's dtype.
+
+    x: (B, L, inputs). multiply: (product, x, w) -> product(x, w), as `transformer.project`.
+    """
+    x_BxLxr = multiply(_OVER_AXES[w.a.ndim - 1], x, w.a)
+    x_BxLxr = constrain(x_BxLxr, "batch", "length", "lora_rank")
+    return multiply(_OVER_AXES[1], x_BxLxr, w.b) * jnp.asarray(w.scale, x.dtype)
+
+
+_OVER_AXES = {axes: functools.partial(jnp.tensordot, axes=axes) for axes in (1, 2)}
+
+
+def base_product(product: Callable[..., jax.Array], x: jax.Array, w: Int8Array) -> jax.Array:
+    """Computes x times a frozen int8 weight in x's dtype; the weight has no gradient."""
+    return _base_product(product, x, w.values, w.scale)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _base_product(
+    product: Callable[..., jax.Array], x: jax.Array, values: jax.Array, scale: jax.Array
+) -> jax.Array:
+    return quantize.product(product, x, quantize.Int8Array(values, scale)).astype(x.dtype)
+
+
+def _base_product_backward(product: Callable[..., jax.Array], saved: Any, g: jax.Array) -> Any:
+    # The scales first, so that both factors of the gradient's product are in x's dtype.
+    x, values, scale = saved
+    _, product_of = jax.vjp(lambda x: product(x, values.astype(x.dtype)), x)
+    return *product_of((g * scale).astype(x.dtype)), None, None
+
+
+_base_product.defvjp(
+    lambda product, *factors: (_base_product(product, *factors), factors), _base_product_backward
+)
+
+
+def base_path(path: str) -> str:
+    """Returns the path of a parameter in the model without LoRA; that of an adapter stays."""
+    return path.replace(".base", "")
+
+
+def is_trained(path: tuple[Any, ...], variable: Any) -> bool:
+    """Returns whether LoRA trains a variable: an adapter, or the scalar head."""
+    return isinstance(variable, LoraParam) or path[-1] == HEAD
+
+
+def adapters(params: nnx.State) -> nnx.State:
+    """Returns the variables that LoRA trains: the adapters, and the head of a reward model."""
+    return nnx.filter_state(params, is_trained)
+
+
+def frozen(params: nnx.State) -> nnx.State:
+    """Returns the variables that LoRA does not train."""
+    return nnx.filter_state(params, lambda path, variable: not is_trained(path, variable))
+
+
+def merge_weights(model: Any) -> Any:
+    """Returns the model without LoRA whose weights are base + a @ b * scale.
+
+    Sums are computed in float32. Int8 weights become weights of `cfg.param_dtype`; the others keep
+    their dtype, and weights without an adapter are shared with `model`.
+    """
+    cfg = model.cfg.replace(lora=None, quantize=None)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: type(model)(cfg, nnx.Rngs(0))))
+    params = {path: variable for path, variable in nnx.to_flat_state(nnx.state(model))}
+    scale = model.cfg.lora.alpha / model.cfg.lora.rank if model.cfg.lora else 0.0
+
+    def merged(path: tuple[Any, ...]) -> jax.Array:
+        if path in params:
+            return params[path][...]
+        adapter = [params[*path, name][...] for name in "ab" if (*path, name) in params]
+        base = (*path, "base") if adapter else path
+        if base in params:
+            return _sum_of(params[base][...].sharding)(params[base][...], *adapter, scale)
+        values, scales = params[*base, "values"], params[*base, "scale"]
+        add = _sum_of(values[...].sharding, values.get_metadata()["contracted"], cfg.param_dtype)
+        return add((values[...], scales[...]), *adapter, scale)
+
+    flat = [(path, v.replace(merged(path))) for path, v in nnx.to_flat_state(state)]
+    return nnx.merge(graphdef, nnx.from_flat_state(flat))
+
+
+@functools.lru_cache(maxsize=64)
+def _sum_of(sharding: Any, contracted: tuple[int, ...] = (), dtype: str | None = None) -> Any:
+    """Returns (base, [a, b,] scale) -> the merged weight, as a program."""
+
+    def merge(base: Any, *adapter: Any) -> jax.Array:
+        if contracted:
+            values, scales = base
+            base32 = values.astype(jnp.float32) * jnp.expand_dims(scales, contracted)
+        else:
+            base32 = base.astype(jnp.float32)
+        *matrices, scale = adapter
+        if matrices:
+            a, b = matrices
+            # One adapter, or U of them.
+            product = functools.partial(jnp.tensordot, axes=1, precision="highest")
+            stacked = a.ndim + b.ndim - 2 > base32.ndim
+            base32 += (jax.vmap(product) if stacked else product)(a, b) * scale
+        return base32.astype(dtype or base.dtype)
+
+    return jax.jit(merge, out_shardings=sharding)
