@@ -69,12 +69,12 @@ class Task:
         for a wrong result; 0 for a text that is no answer: empty, an opening alone, a refusal, or
         with words that no answer of the world has.
         """
-        found = grade(FAMILIES[self.family], self.args, answer)
-        if found == RIGHT:
+        graded = grade(FAMILIES[self.family], self.args, answer)
+        if graded == RIGHT:
             return 1.0
-        if found == HEDGED:
+        if graded == HEDGED:
             return 1 / len(answer_of(answer).split(" or "))
-        return WRONG_QUALITY if found == WRONG and _is_answer(answer) else 0.0
+        return WRONG_QUALITY if graded == WRONG and _is_answer(answer) else 0.0
 
     def demonstrations(self, n: int) -> list[str]:
         """Returns n answers of mixed quality, for the supervised start of a policy.

@@ -271,7 +271,7 @@ def _instruction(
 def draw_query(
     rng: random.Random, split: str, names: Sequence[str], config: WorldConfig
 ) -> tuple[Family, int, Args]:
-    """Draws (family, level, arguments) of a query of a split; raises ValueError if none is found."""
+    """Draws (family, level, arguments) of a query of a split. Raises ValueError without one."""
     family = FAMILIES[rng.choice(names)]
     level = _pick(rng, config.levels)
     for _ in range(_MAX_TRIES):
