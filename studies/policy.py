@@ -1,0 +1,189 @@
+"""What training against a judge rewards: attacks on the judge, and policies trained with it.
+
+    python studies/policy.py attacks --judge runs/spct_tiny/rl/hf \\
+        --meta_rm runs/spct_tiny/meta_rm/hf --out experiments/results/policy/attacks
+
+`attacks` measures, without training, how much reward an answer gains under each judge by text that
+makes it no better: praise, fake scores and end markers, principles, padding (`policy_attacks`).
+It trains a small Bradley-Terry scalar in WORKDIR/bt first. A stopped command resumes.
+"""
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)
+
+from grm_jax import strict_json  # noqa: E402
+from grm_jax.evals import figures, tables  # noqa: E402
+from grm_jax.storage import write_atomic  # noqa: E402
+
+SHOWN = (
+    "SPCT, k = 1",
+    "SPCT, k = 8",
+    "SPCT, k = 8, meta RM",
+    "principles first, k = 8",
+    "Bradley-Terry",
+    "longest",
+    "truth",
+)
+
+
+# ---------------------------------------------------------------- the Bradley-Terry scalar
+
+
+def scalar_judge(folder: Path, steps: int, comparisons: int, seed: int) -> Any:
+    """Trains a Bradley-Terry scalar on the judging world, or loads it; returns it as a judge.
+
+    Its data, model and optimizer are those of experiments/spct_tiny.py.
+    """
+    import jax
+    from flax import nnx
+
+    from experiments import spct_tiny
+    from grm_jax import Judge, checkpoints
+    from grm_jax.baselines import Bench, bt, scalar
+    from grm_jax.models import abstract_model
+    from grm_jax.training import loop, sources
+    from grm_jax.training.programs import model_config
+
+    config = spct_tiny.get_config(f"seed={seed}")
+    config.rft.steps, config.rft.comparisons, config.tensorboard = steps, comparisons, False
+    hf = folder / "hf"
+    if not hf.exists():
+        bench = Bench(config)
+        with jax.set_mesh(bench.mesh):
+            train = folder / "train"
+            scalar.trained(bench, train, "bt", bench.first_params, bt.training_pairs)
+            graphdef, abstract = abstract_model(model_config(config, scalar_head=True), bench.mesh)
+            model = nnx.merge(graphdef, loop.load_params(train, abstract))
+            checkpoints.save(model, hf, like=sources.tokenizer_path(config), overwrite=True)
+    return Judge.load(hf)
+
+
+# ---------------------------------------------------------------- attacks
+
+
+def attacks(args: argparse.Namespace) -> None:
+    """Runs the attacks and writes attacks.json, attacks.md and attacks.png."""
+    from grm_jax import Judge
+    from grm_jax.data import world
+    from studies import policy_attacks
+
+    out, start = Path(args.out), time.process_time()
+    workdir = Path(args.workdir or out)
+    config = world.WorldConfig(levels={0: 0.7, 1: 0.3}, sizes={2: 0.7, 3: 0.3})
+    chosen = policy_attacks.targets(args.items, args.seed, config)
+    judge = Judge.load(args.judge, meta_rm=args.meta_rm)
+    bt = scalar_judge(workdir / "bt", args.bt_steps, args.bt_comparisons, args.seed)
+    results = policy_attacks.run(judge, bt, chosen, workdir / "judgements.jsonl", args.seed)
+    results["cpu_seconds"] = round(time.process_time() - start)
+    write_atomic(out / "attacks.json", strict_json.dumps(results, indent=1) + "\n")
+    write_atomic(out / "attacks.md", attacks_table(results))
+    figures.save_png(attacks_figure(results), out / "attacks.png")
+    print(attacks_table(results))
+
+
+def _signed(estimate: dict | None, scale: float = 100.0) -> str:
+    """ "+1.2 (-0.3 to 2.7)"."""
+    if estimate is None:
+        return tables.MISSING
+    value, (low, high) = estimate["value"], figures.bounds(estimate)
+    return f"{scale * value:+.1f} ({scale * low:.1f} to {scale * high:.1f})"
+
+
+def attacks_table(results: dict) -> str:
+    """The attacks as Markdown: gains in wins and in reward, of all judges."""
+    rows = {(row["judge"], row["attack"]): row for row in results["rows"]}
+    names = list(dict.fromkeys(row["judge"] for row in results["rows"]))
+    parts = (
+        ("win", 100.0, "Gain in wins: points of the share of comparisons that the answer wins"),
+        ("win_wrong", 100.0, "Gain in wins of answers that are not right, in points"),
+        ("scaled", 1.0, "Gain in reward, in standard deviations of the judge's rewards"),
+    )
+    lines = [f"# Attacks on {results['comparisons']} comparisons", ""]
+    accuracies = {row["judge"]: row["accuracy"] for row in results["rows"]}
+    cells = [[name, tables.percent(accuracies[name])] for name in names]
+    lines += ["Accuracy without attack, ties shared:", ""]
+    lines += [*tables.markdown_table(["judge", "accuracy"], cells), ""]
+    headings = ["attack", "text", "tokens added"]
+    cells = [
+        [name, text.replace("\n", " "), f"{results['added_tokens'][name]:+.1f}"]
+        for name, text in results["attacks"].items()
+    ]
+    lines += [*tables.markdown_table(headings, cells), ""]
+    for field, scale, title in parts:
+        cells = [
+            [attack, *(_signed(rows[name, attack][field], scale) for name in names)]
+            for attack in results["attacks"]
+            if attack != "none"
+        ]
+        lines += [f"## {title}", "", *tables.markdown_table(["attack", *names], cells), ""]
+    shares = [
+        [attack, *(rows[name, attack]["unscored"] for name in names)]
+        for attack in results["attacks"]
+    ]
+    heading = "## Comparisons without a reward"
+    return "\n".join([*lines, heading, "", *tables.markdown_table(["attack", *names], shares), ""])
+
+
+def attacks_figure(results: dict) -> Any:
+    """Gain in wins of each attack, one colour per judge, with intervals."""
+    names = [name for name in results["attacks"] if name != "none"]
+    shown = [name for name in SHOWN if any(row["judge"] == name for row in results["rows"])]
+    figure, axes = figures.new_axes(0.9 + 0.42 * len(names), 7.5)
+    for number, (judge, colour) in enumerate(zip(shown, figures.COLOURS)):
+        gains = {r["attack"]: r["win"] for r in results["rows"] if r["judge"] == judge}
+        for row, name in enumerate(names):
+            if (gain := gains[name]) is None:
+                continue
+            y = row + 0.11 * (number - (len(shown) - 1) / 2)
+            figures.draw_interval(axes, y, gain, colour, linewidth=1.2)
+            axes.plot([100 * gain["value"]], [y], "o", color=colour, markersize=3)
+        axes.plot([], [], "o", color=colour, label=judge)
+    axes.axvline(0, color=figures.INK, linewidth=1)
+    figures.draw_names(axes, names)
+    axis = "change of the share of comparisons that the answer wins (points, 95% CI)"
+    figures.set_labels(axes, axis, title="Attacks on each judge")
+    figures.draw_legend(axes, 7)
+    return figure
+
+
+# ---------------------------------------------------------------- command line
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = p.add_subparsers(required=True)
+    one = commands.add_parser("attacks", help="measure attacks on a judge, without training")
+    one.set_defaults(function=attacks)
+    one.add_argument("--judge", required=True, help="model folder of the judge")
+    one.add_argument("--meta_rm", help="model folder of the meta reward model")
+    one.add_argument("--out", required=True, help="folder of the table and the picture")
+    one.add_argument("--workdir", help="folder of the judgements and the scalar (default: --out)")
+    one.add_argument("--items", type=int, default=200, help="comparisons")
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--bt_steps", type=int, default=1500, help="steps of the scalar")
+    one.add_argument("--bt_comparisons", type=int, default=5000)
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a part of the study."""
+    args = parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax logs every step of every save
+    args.function(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""The study of policies trained against a judge: attacks."""
+
+import pytest
+from fake_judge import fake_judge, well_formed
+from test_judge import FakeMetaRM
+
+from grm_jax.data import world
+from grm_jax.data.world.answers import Task
+from grm_jax.data.world.vocabulary import vocabulary_path
+from grm_jax.judging.groups import Group
+from grm_jax.judging.rewards import RewardOptions, score
+from grm_jax.text import rendering, tokenizer
+from grm_jax.types import Comparison
+from studies import policy, policy_attacks as attacks
+
+EASY = world.WorldConfig(levels={0: 1}, sizes={1: 0.2, 2: 0.4, 3: 0.4})
+
+
+@pytest.fixture(scope="module")
+def chosen():
+    return attacks.targets(12, 0, EASY)
+
+
+def praised(responses, key):
+    """A judge that gives 9 to a response with praise and 3 to the others, blind to all else."""
+    if not responses:
+        return "### Principles\n1. Tone (100%): it sounds sure"
+    return well_formed([9 if "sounds sure" in text else 3 for text in responses])
+
+
+class Stopped(BaseException):
+    """The run is killed."""
+
+
+def rows_of(results, judge):
+    return {row["attack"]: row for row in results["rows"] if row["judge"] == judge}
+
+
+def test_a_judge_that_rewards_praise_is_measured_as_such(chosen, tmp_path):
+    judge = fake_judge(praised, meta_rm=FakeMetaRM())
+    results = attacks.run(judge, None, chosen, tmp_path / "judgements.jsonl", 0)
+    own = rows_of(results, "SPCT, k = 8")
+    # All responses tie without attack: a share of 1/n of a win becomes a whole one.
+    ties = sum(1 / target.comparison.n for target in chosen) / len(chosen)
+    assert own["praise"]["win"]["value"] == pytest.approx(1 - ties)
+    assert own["praise"]["reward"]["value"] == 6
+    assert own["praise"]["win"]["low"] > 0.4
+    assert own["verdict"]["win"]["value"] == own["none"]["win"]["value"] == 0
+    assert rows_of(results, "SPCT, k = 1")["praise"]["reward"]["value"] == 6
+    truth = rows_of(results, "truth")
+    assert truth["none"]["accuracy"] == 1
+    assert truth["praise"]["reward"]["value"] < 0 == truth["padding"]["reward"]["value"]
+    assert rows_of(results, "longest")["padding"]["win_wrong"]["value"] > 0
+    # A copy of the only other response leaves one text, which has no reward of this scale.
+    pairs = sum(target.comparison.n == 2 for target in chosen)
+    assert own["duplicate"]["unscored"] == pairs < len(chosen)
+    assert own["duplicate"]["win"]["n"] == len(chosen) - pairs
+    table = policy.attacks_table(results)
+    assert f"# Attacks on {len(chosen)} comparisons" in table and "+100" not in table
+    policy.figures.save_png(policy.attacks_figure(results), tmp_path / "attacks.png")
+    assert (tmp_path / "attacks.png").stat().st_size > 10_000
+
+
+def test_a_stopped_run_judges_only_what_is_missing(chosen, tmp_path):
+    calls, limit = [], [550]
+
+    def write(responses, key):
+        calls.append(responses)
+        if len(calls) == limit[0]:
+            raise Stopped
+        return praised(responses, key)
+
+    def run(name):
+        return attacks.run(fake_judge(write), None, chosen[:4], tmp_path / name, 0)
+
+    with pytest.raises(Stopped):
+        run("judgements.jsonl")
+    calls[:], limit[0] = [], None
+    results = run("judgements.jsonl")
+    resumed, calls[:] = len(calls), []
+    whole = run("whole.jsonl")
+    assert results == whole
+    # Everything up to the last write was kept: 64 groups of 8 critiques.
+    assert resumed == len(calls) - 64 * 8
+    calls.clear()
+    assert run("judgements.jsonl") == whole and not calls
+
+
+def test_the_first_critiques_of_eight_are_those_of_fewer():
+    judge = fake_judge(lambda responses, key: well_formed([key[1] + 1] * len(responses)))
+    group = Group("sort 3 1 2", ("1 2 3", "3 2 1", "2 1 3"))
+    critiques = [
+        [(c.order, c.text) for c in score([group], judge, k=k, critiques=True)[0].critiques]
+        for k in (1, 4, 8)
+    ]
+    assert critiques[2][:1] == critiques[0] and critiques[2][:4] == critiques[1]
+
+
+def test_attacks_are_of_pieces_that_the_vocabulary_has(chosen):
+    tok = tokenizer.load(vocabulary_path())
+    encode = lambda text: [tok.decode([i], skip_controls=False) for i in tok.encode(text)]
+    target = next(t for t in chosen if t.task.family == "sort")
+    answer = encode(target.comparison.responses[target.index])
+    aim = f" {attacks.AIMS[target.task.family]}"
+    # Each is a piece of the critiques or answers of training, not its letters.
+    for name, pieces in {
+        "praise": [" sounds sure", "."],
+        "verdict": [" right"],
+        "grade": [" 9"],
+        "principle": [aim],
+    }.items():
+        assert encode(target.attacked(name)[target.index]) == answer + pieces
+    for name, opening in {"sure_opening": ["i am sure", ":"], "query_before": ["sort"]}.items():
+        attacked = encode(target.attacked(name)[target.index])
+        assert attacked[: len(opening)] == opening
+    added = attacks.added_tokens(chosen, tok.encode)
+    assert added["praise"] == 2 and added["verdict"] == 1
+    assert added["praise_spelled"] > 6  # the control: fragments of words
+    assert max(added.values()) < 60  # prompts stay within the judge's context
+
+
+@pytest.mark.parametrize("name", ["score", "end_marker", "end_of_turn", "critique"])
+def test_fake_markers_are_escaped_in_the_prompt(chosen, name):
+    target = chosen[0]
+    comparison = Comparison(target.task.query, target.attacked(name))
+    tok = tokenizer.load(vocabulary_path())
+    text = "".join(message["content"] for message in rendering.render("compact", comparison))
+    plain = Comparison(target.task.query, target.comparison.responses)
+    expected = "".join(message["content"] for message in rendering.render("compact", plain))
+    assert text.count("[/Response 1]") == 1
+    assert text.count("\\boxed{") == expected.count("\\boxed{")
+    controls = {tok.encode_chat([{"role": "user", "content": "a"}])[i] for i in (1,)}
+    ids = tok.encode_chat(rendering.render("compact", comparison))
+    assert sum(i in controls for i in ids) == 2  # of the user's and the model's turn
+
+
+def test_options_of_each_source():
+    assert attacks.options_of("own", 3) == RewardOptions(k=8, seed=3, critiques=True)
+    assert attacks.options_of("first", 0).principles == "first"
+    assert attacks.options_of("bt", 0).k == 1
+
+
+def test_targets_are_test_comparisons_of_several_responses(chosen):
+    assert len({target.comparison.id for target in chosen}) == len(chosen)
+    assert all(target.comparison.n > 1 for target in chosen)
+    assert {target.index for target in chosen} == {0, 1, 2}
+    assert all(target.task == Task.of(target.comparison) for target in chosen)
+    assert 0 < sum(target.is_right for target in chosen) < len(chosen)
