@@ -34,6 +34,7 @@ TOKENIZER_FILES = (
 )
 # What every use of a model reads, beside its weights.
 METADATA_FILES = ("judge.json", "meta_rm.json")  # see `judging.metadata`
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # of peft
 OWN_TEMPLATE = re.compile(r"prompt_[^/]+")  # a prompt template that judge.json may name
 SMALL_FILES = (*TOKENIZER_FILES, "config.json", *METADATA_FILES, INDEX)
 
@@ -99,6 +100,16 @@ def download_model(name: HubName, weights: bool = True, quiet: bool = False) -> 
     """
     folder = download(name, model_files(name, weights), quiet or not weights)
     return folder / name.file if name.file else folder
+
+
+def download_adapter(name: HubName) -> Path:
+    """Returns the local folder of a LoRA adapter, with its metadata.
+
+    Raises FileNotFoundError as `download_model`.
+    """
+    files = listing(name).sizes
+    own = [file for file in files if file in METADATA_FILES or OWN_TEMPLATE.fullmatch(file)]
+    return download(name, [*ADAPTER_FILES, *own[:8]], quiet=True)
 
 
 def model_files(name: HubName, weights: bool = True) -> list[str]:

@@ -181,8 +181,9 @@ def refuse_adapter(folder: str, names: Iterable[str]) -> None:
     """Raises ValueError if there are files of a LoRA adapter, which would change the weights."""
     if adapters := sorted(name for name in names if name.startswith("adapter_")):
         raise ValueError(
-            f"{folder} holds an adapter ({', '.join(adapters[:2])}), which is not supported yet: "
-            "merge it into the weights, or remove its files to load the weights alone"
+            f"{folder} holds an adapter ({', '.join(adapters[:2])}): load its base with --lora "
+            f"{folder} (lora= in Python), merge it into the weights (grm convert BASE OUT --lora "
+            f"{folder}), or remove its files to load the weights beside them alone"
         )
 
 

@@ -184,6 +184,12 @@ def fetch(path: PathLike, weights: bool = True, quiet: bool = False) -> Path:
     return _fetch_from_bucket(str(path)) if is_remote(path) else Path(path).expanduser()
 
 
+def fetch_adapter(path: PathLike) -> Path:
+    """Returns the local folder of a LoRA adapter; path and errors as in `fetch`."""
+    name = hub_name(path)
+    return hub.download_adapter(name) if name else fetch(path)
+
+
 @functools.cache
 def _fetch_from_bucket(path: str) -> Path:
     source = as_path(path)

@@ -14,13 +14,14 @@ from typing import Any
 
 from grm_jax.checkpoints.hf_config import read_padding_id
 from grm_jax.checkpoints.loading import check_names, load_model
+from grm_jax.checkpoints.peft import merge_into, open_adapters
 from grm_jax.checkpoints.saving import copy_tokenizer, save
 from grm_jax.checkpoints.tensor_map import tensor_map
 from grm_jax.checkpoints.tensors import Reader
 from grm_jax.model_files import check_file, damage_of, exists, read_json
 from grm_jax.models.config import TransformerConfig
 from grm_jax.models.transformer import Transformer
-from grm_jax.storage import fetch
+from grm_jax.storage import fetch, fetch_adapter
 
 __all__ = [
     "check", "copy_tokenizer", "load", "open_checkpoint", "padding_id", "reader_of",
@@ -108,6 +109,7 @@ def load(
     *,
     param_dtype: str | None = None,
     cfg: TransformerConfig | None = None,
+    lora: str | os.PathLike[str] | None = None,
     progress: Any = None,
     **changes: Any,
 ) -> Transformer:
@@ -117,13 +119,14 @@ def load(
       dtype: of the computation, and of the parameters unless `param_dtype` is set; None keeps each
         tensor's dtype on disk.
       cfg: the configuration, if the checkpoint does not describe a registered model.
+      lora: a folder or hub name with a LoRA adapter of `peft`, which is merged into the weights.
       progress: called with (bytes read, total bytes).
       **changes: other config fields, such as remat="full". scalar_head=True adds a reward head of
         zeros to a language model; False drops the head of a classifier.
 
     Raises:
-      ValueError: every missing, unexpected and misshapen tensor, or a mesh that does not divide the
-        model.
+      ValueError: every missing, unexpected and misshapen tensor, a mesh that does not divide the
+        model, or an adapter of another base.
     """
     if "float16" in (dtype, param_dtype):
         raise ValueError(
@@ -139,6 +142,9 @@ def load(
     reader = open_checkpoint(path)
     with damage_of(reader.path):
         cfg = reader.model_config() if cfg is None else reader.fit(cfg)
+    if lora is not None:
+        adapters = open_adapters(fetch_adapter(lora), cfg)
+        cfg = merge_into(reader, cfg, adapters)
     has_head = cfg.scalar_head
     cfg = cfg.replace(**changes)
     if dtype is not None:
