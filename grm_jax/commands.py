@@ -186,6 +186,16 @@ def add_host_arguments(
     return add
 
 
+def add_lora_argument(add: Callable[..., argparse.Action]) -> None:
+    """Adds --lora by the `add_argument` of a parser or group."""
+    add(
+        "--lora",
+        metavar="PATH",
+        help="LoRA adapter that is merged into the model's weights: a folder as peft saves it, or "
+        "a hub name",
+    )
+
+
 def add_device_arguments(parser: argparse.ArgumentParser) -> Callable[..., argparse.Action]:
     """Adds the group "devices" with --dtype, --quantize and --mesh; returns its `add_argument`."""
     add = parser.add_argument_group("devices").add_argument

@@ -18,7 +18,7 @@ from grm_jax.checkpoints.peft import merge_into, open_adapters
 from grm_jax.checkpoints.saving import copy_tokenizer, save
 from grm_jax.checkpoints.tensor_map import tensor_map
 from grm_jax.checkpoints.tensors import Reader
-from grm_jax.model_files import check_file, damage_of, exists, read_json
+from grm_jax.model_files import check_file, damage_of, exists, read_json, refuse_adapter
 from grm_jax.models.config import TransformerConfig
 from grm_jax.models.transformer import Transformer
 from grm_jax.storage import fetch, fetch_adapter
@@ -62,6 +62,8 @@ def reader_of(path: Path) -> Callable[[], Reader]:
         return functools.partial(HfFolder, path)
     if is_deepmind(path):
         return functools.partial(DeepMindCheckpoint, path)
+    if path.is_dir():
+        refuse_adapter(str(path), os.listdir(path))
     files = sorted(path.glob("*.gguf")) if path.is_dir() else [path]
     if len(files) == 1 and files[0].suffix == ".gguf":
         from grm_jax.checkpoints.gguf_file import GgufFile

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from grm_jax.commands import Number, Parser, run_command
+from grm_jax.commands import Number, Parser, add_lora_argument, run_command
 
 DTYPES = ("bfloat16", "float32", "keep")
 
@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"the model, if SRC does not determine it: {', '.join(CONFIGS)}",
     )
+    add_lora_argument(add)
     add("--tokenizer", metavar="PATH", help="a folder, file or hub name, if SRC has no tokenizer")
     add(
         "--file_gb",
@@ -76,6 +77,7 @@ def convert(
     dst: str | os.PathLike[str],
     dtype: str = "keep",
     config: str | None = None,
+    lora: str | os.PathLike[str] | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
     max_file_bytes: int = 5 << 30,
     overwrite: bool = False,
@@ -83,17 +85,18 @@ def convert(
 ) -> None:
     """Converts `src` to a Hugging Face folder `dst`; raises ValueError or OSError.
 
-    The judge.json and meta_rm.json of a folder are copied, with the templates that they name.
+    The judge.json and meta_rm.json of a folder are copied, with the templates that they name;
+    those of an adapter's folder take precedence.
     """
     from rich import progress as bars
     from rich.console import Console
 
     from grm_jax.checkpoints import copy_tokenizer, load, save
     from grm_jax.checkpoints.saving import tokenizer_files
-    from grm_jax.hub import METADATA_FILES, OWN_TEMPLATE
+    from grm_jax.hub import ADAPTER_FILES, METADATA_FILES, OWN_TEMPLATE
     from grm_jax.model_files import exists, read_bytes
     from grm_jax.models import get_config
-    from grm_jax.storage import fetch, is_remote, write_atomic
+    from grm_jax.storage import fetch, fetch_adapter, is_remote, write_atomic
 
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}")
@@ -114,6 +117,8 @@ def convert(
         raise ValueError(f"{dst} is a file: name a folder to write")
     if dst.exists() and src.resolve() == dst.resolve():
         raise ValueError(f"{dst} is both the source and the destination: give another folder")
+    if lora is not None and exists(dst / ADAPTER_FILES[0]):
+        raise ValueError(f"{dst} holds an adapter: give another folder for the merged weights")
     columns = (
         bars.TextColumn("{task.description}"),
         bars.BarColumn(),
@@ -127,6 +132,7 @@ def convert(
             src,
             dtype=None if dtype == "keep" else dtype,
             cfg=get_config(config) if config else None,
+            lora=lora,
             progress=_progress(display, "loading"),
         )
         save(
@@ -140,10 +146,11 @@ def convert(
     finally:
         if display.live.is_started:
             display.stop()
-    own = [file.name for file in src.glob("*") if OWN_TEMPLATE.fullmatch(file.name)]
-    for name in (*METADATA_FILES, *own):
-        if exists(src / name):
-            write_atomic(dst / name, read_bytes(src / name))
+    for folder in (src, *([] if lora is None else [fetch_adapter(lora)])):
+        own = [file.name for file in folder.glob("*") if OWN_TEMPLATE.fullmatch(file.name)]
+        for name in (*METADATA_FILES, *own):
+            if exists(folder / name):
+                write_atomic(dst / name, read_bytes(folder / name))
     if not copy_tokenizer(tokenizer or src, dst):
         print(
             f"grm convert: {dst} has no tokenizer: copy tokenizer.model or tokenizer.json there, "

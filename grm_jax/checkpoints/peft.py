@@ -1,4 +1,4 @@
-"""LoRA adapters in folders of `peft`: merged into a checkpoint while it loads, and saved.
+"""LoRA adapters in folders of `peft`: merged into a checkpoint while it loads.
 
     adapter_config.json           rank, alpha, modules (`peft_config.py`)
     adapter_model.safetensors     base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight ...
@@ -11,7 +11,6 @@ quantised on load, and without a second copy.
 """
 
 import dataclasses
-import math
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -170,7 +169,7 @@ def _modules(
         if not config.adapts(in_base(module)):
             continue
         rank, (rows, columns) = config.rank(in_base(module)), disk_shape(tensor, sizes)
-        pair = []
+        pair: list[SafetensorsTensor] = []
         for side, shape in zip(SIDES, ((rank, columns), (rows, rank)), strict=True):
             found = sides.get(module, {}).get(side)
             if found is None:
@@ -185,7 +184,7 @@ def _modules(
                     f"needs {shape}{of_base}: give the base that the adapter was trained on"
                 )
             pair.append(found)
-        out[module] = Adapter(*pair, config.scale(in_base(module)))
+        out[module] = Adapter(pair[0], pair[1], config.scale(in_base(module)))
     if not out:
         raise ValueError(
             f"{file.path.parent}: no module of {cfg.name} matches target_modules="

@@ -28,7 +28,7 @@ _NO_EFFECT = (
     "peft_version", "megatron_core", "megatron_config", "loftq_config", "eva_config",
     "corda_config", "lora_ga_config", "qalora_group_size", "runtime_config", "ensure_weight_tying",
 )  # fmt: skip
-_UNSET = (None, False, "none", [], {})
+_UNSET: tuple[Any, ...] = (None, False, "none", [], {})
 # The other initialisations of `peft` also change the weights of the base.
 _INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 _MERGE = "merge it into its base with peft (merge_and_unload), and load the merged folder"

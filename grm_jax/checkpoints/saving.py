@@ -120,7 +120,7 @@ def disk_array(
     variable: the parameter, with our `axes` (the stacked axis excluded).
     """
     value = variable[...] if isinstance(variable, nnx.Variable) else variable
-    value = _to_host(value if tensor.unit is None else value[tensor.unit])
+    value = to_host(value if tensor.unit is None else value[tensor.unit])
     if axes[0] == "V":
         value = value[: sizes["V"]]
     order = [axes.index(a) for a in tensor.axes.replace(",", "") if not a.isdigit()]
@@ -131,7 +131,8 @@ def disk_array(
     return out.reshape(disk_shape(tensor, sizes))
 
 
-def _to_host(value: jax.Array) -> np.ndarray:
+def to_host(value: jax.Array) -> np.ndarray:
+    """Returns an array gathered from all devices; every process must call it."""
     if value.is_fully_addressable or value.is_fully_replicated:
         return np.asarray(value)
     from jax.experimental import multihost_utils

@@ -206,12 +206,16 @@ def check_files(args: argparse.Namespace, tasks: Sequence[Task], out: Path) -> N
 
 
 def judge_name(args: argparse.Namespace) -> str:
-    """The name of the judge, for the default --out: of RUN/STAGE/hf it is RUN/STAGE."""
+    """The name of the judge, for the default --out: of RUN/STAGE/hf it is RUN/STAGE.
+
+    With a LoRA adapter, that of the base, "+" and that of the adapter's folder.
+    """
     if args.model and not args.endpoint:
         from grm_jax.judging.loading import folder_name
 
         name = Path(folder_name(args.model))
-        return str(name.with_name(name.name.split(".")[0]))
+        adapter = f"+{folder_name(args.lora).replace('/', '_')}" if args.lora else ""
+        return str(name.with_name(name.name.split(".")[0] + adapter))
     named = args.endpoint and args.model.replace("/", "_")
     return named or args.judge or Path(args.scores).name.split(".")[0]
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grm_jax.commands import Number, add_device_arguments, add_host_arguments
+from grm_jax.commands import Number, add_device_arguments, add_host_arguments, add_lora_argument
 from grm_jax.judging import orders
 from grm_jax.judging.metadata import JudgeMetadata
 from grm_jax.judging.options import POSITIVE, Options
@@ -41,6 +41,7 @@ def add_judging_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="tokenizer folder, file or hub name (default: the model's own)",
     )
+    add_lora_argument(model.add_argument)
     model.add_argument(
         "--meta_rm", metavar="PATH", help="meta reward model that selects the critiques that vote"
     )
@@ -176,7 +177,8 @@ def endpoint_settings(args: argparse.Namespace) -> dict[str, Any]:
             "--expected needs the model's probabilities, which an endpoint does not return: give "
             "a model folder as --model, without --endpoint"
         )
-    unused = ["tokenizer", "quantize", "prompt_slots", "rows", *([] if args.meta_rm else ["mesh"])]
+    unused = ["tokenizer", "lora", "quantize", "prompt_slots", "rows"]
+    unused += [] if args.meta_rm else ["mesh"]
     for name in unused:
         if getattr(args, name) is not None:
             raise ValueError(
@@ -192,11 +194,11 @@ def fill_unset(args: argparse.Namespace) -> None:
     args.own_template: whether the template is the model's own, not one of the command line.
     Raises ValueError for an option that has no effect on a scalar reward model.
     """
-    by_endpoint = getattr(args, "endpoint", None)
-    if (not by_endpoint or Path(args.model).is_dir()) and is_scalar(args.model):
+    by_endpoint, lora = getattr(args, "endpoint", None), getattr(args, "lora", None)
+    if (not by_endpoint or Path(args.model).is_dir()) and is_scalar(args.model, lora):
         check_unused(args.model, {n: getattr(args, n, None) for n in UNUSED}, is_command_line=True)
         vars(args).update(SCALAR)
-    metadata = JudgeMetadata() if by_endpoint else JudgeMetadata.load(args.model)
+    metadata = JudgeMetadata() if by_endpoint else JudgeMetadata.of(args.model, lora)
     args.own_template = args.template is None
     for name in ("template", "max_new_tokens"):
         if getattr(args, name) is None:
@@ -228,6 +230,7 @@ def files_read(args: argparse.Namespace) -> list[str | None]:
     """Returns the paths that the arguments name, which must not be outputs."""
     given = (
         None if args.endpoint else args.model,
+        args.lora,
         args.tokenizer,
         args.meta_rm,
         args.template,
@@ -274,6 +277,7 @@ def judge_from(args: argparse.Namespace) -> Judge:
         template=None if args.own_template else args.template,
         dtype=args.dtype,
         quantize=args.quantize,
+        lora=args.lora,
         tokenizer=args.tokenizer,
         meta_template=args.meta_template,
         prompt_slots=args.prompt_slots,

@@ -95,7 +95,7 @@ class Judge:
           meta_rm: a meta reward model, a path of the same kind.
           mesh: None for one device.
           template: see `Judge`; by default the one in the folder's judge.json, else "grm".
-          options: the fields of `loading.LoadOptions`, such as dtype.
+          options: the fields of `loading.LoadOptions`, such as dtype, quantize and lora.
 
         Raises:
           FileNotFoundError, ValueError: the message names the missing or wrong file.
@@ -108,7 +108,7 @@ class Judge:
                 raise TypeError(f"Judge.load() takes no argument {name!r}: pass it to judge(...)")
         names = ("meta_rm", "mesh", "template", *_names(LoadOptions))
         check_keywords("Judge.load()", options, names)
-        if is_scalar(path):
+        if is_scalar(path, options.get("lora")):
             # Imported by name: ScalarJudge is a subclass.
             scalar = importlib.import_module("grm_jax.judging.scalar")
             return cast(Judge, scalar.load(path, meta_rm, mesh, template, LoadOptions(**options)))

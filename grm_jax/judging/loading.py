@@ -1,8 +1,10 @@
 """Loads a judge from files: model, tokenizer and meta reward model."""
 
+import contextlib
 import dataclasses
 import hashlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,6 +12,7 @@ from jax.sharding import Mesh
 
 from grm_jax import checkpoints, hub, model_files, storage
 from grm_jax.checkpoints.gguf_file import GgufFile
+from grm_jax.checkpoints.peft_config import read_config
 from grm_jax.judging.expected import ExpectedScores, model_log_probs
 from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.metadata import JudgeMetadata, MetaRMMetadata, meta_template
@@ -32,6 +35,7 @@ class LoadOptions:
     Attributes:
       dtype: of parameters and computation.
       quantize: "int8" for weights of one byte, of the meta reward model too.
+      lora: a folder or hub name with a LoRA adapter of `peft`, merged into the judge's weights.
       tokenizer: a folder, file or hub name, if the model's folder has none.
       meta_template: template of the meta reward model, if not the one of its training.
       prompt_slots, rows: bounds of the sampler's batch; by default as much as memory holds.
@@ -39,13 +43,15 @@ class LoadOptions:
 
     dtype: str = "bfloat16"
     quantize: str | None = None
+    lora: str | Path | None = None
     tokenizer: str | Path | None = None
     meta_template: str | None = None
     prompt_slots: int | None = None
     rows: int | None = None
 
-    # No verdict depends on the batch. Tokenizer and template count by their content, in the judge.
-    FREE: ClassVar[tuple[str, ...]] = ("prompt_slots", "rows", "tokenizer", "meta_template")
+    # No verdict depends on the batch. Tokenizer and template count by their content, in the judge,
+    # and so does the adapter, in the judge's name.
+    FREE: ClassVar[tuple[str, ...]] = ("prompt_slots", "rows", "tokenizer", "meta_template", "lora")
 
     def settings(self) -> dict[str, Any]:
         """Returns the options on which verdicts depend, for the identity of a run."""
@@ -68,11 +74,11 @@ def judge_arguments(
 ) -> dict[str, Any]:
     """Loads the arguments of `Judge`; see `Judge.load`."""
     options = options or LoadOptions()
-    with storage.unchanged(Path(path).expanduser()):  # a training run may export into it again
-        name = _checked_name(path, judge=True)
+    with _unchanged(path, options.lora):  # a training run may export into it again
+        name = _checked_name(path, judge=True, lora=options.lora)
         path = storage.fetch(path)
-        _refuse_meta_rm(path)
-        metadata = JudgeMetadata.load(path)
+        _refuse_meta_rm(path, options.lora)
+        metadata = JudgeMetadata.of(path, options.lora)
         model, tokenizer = _load_model(path, mesh, options)
     family = str(template or metadata.template)
     return {
@@ -95,8 +101,8 @@ def judge_arguments(
 
 def scalar_arguments(path: str | Path, mesh: Mesh | None, options: LoadOptions) -> dict[str, Any]:
     """Loads the arguments of `scalar.ScalarJudge`; see `Judge.load`."""
-    with storage.unchanged(Path(path).expanduser()):
-        name = _checked_name(path)
+    with _unchanged(path, options.lora):
+        name = _checked_name(path, lora=options.lora)
         path = storage.fetch(path)
         model, tokenizer = _load_model(path, mesh, options)
         padding_id = checkpoints.padding_id(path)
@@ -131,20 +137,36 @@ def load_meta_rm(
     return MetaRM(model, tokenizer, template, mesh, name=name, likelihood=metadata.likelihood)
 
 
-def _refuse_meta_rm(path: Path) -> None:
+def _refuse_meta_rm(path: Path, lora: str | Path | None) -> None:
     """Raises ValueError for a sequence classifier of critiques, before its weights are read."""
     if (path / "config.json").is_file():
-        if checkpoints.open_checkpoint(path).model_config().scalar_head:
+        cfg = checkpoints.open_checkpoint(path).model_config()
+        if cfg.scalar_head:
             raise ValueError(
                 f"{path} is a meta reward model, which reads critiques, and not a judge: give it "
                 "as --meta_rm (meta_rm= in Python)"
             )
+        if lora is not None and read_config(storage.fetch_adapter(lora)).is_classifier:
+            raise ValueError(
+                f"{lora} is the adapter of a meta reward model, and not of a judge: merge it "
+                f"(grm convert {path} OUT --lora {lora}) and give OUT as --meta_rm"
+            )
+
+
+@contextlib.contextmanager
+def _unchanged(path: str | Path, lora: str | Path | None) -> Iterator[None]:
+    """Raises OSError if a folder of the model or its adapter is replaced while it is read."""
+    with storage.unchanged(Path(path).expanduser()):
+        with storage.unchanged(Path(path if lora is None else lora).expanduser()):
+            yield
 
 
 def _load_model(
     path: str | Path, mesh: Mesh | None, options: LoadOptions
 ) -> tuple[Transformer, tokenizers.Tokenizer]:
-    model = checkpoints.load(path, mesh=mesh, dtype=options.dtype, quantize=options.quantize)
+    model = checkpoints.load(
+        path, mesh=mesh, dtype=options.dtype, lora=options.lora, quantize=options.quantize
+    )
     loaded = load_tokenizer(path, options.tokenizer)
     check_vocabulary(loaded, model.cfg)
     return model, loaded
@@ -206,19 +228,27 @@ def model_name(path: str | Path, judge: bool = False) -> str:
     return f"{folder_name(path)}@{fingerprint(local)}"
 
 
-def _checked_name(path: str | Path, judge: bool = False) -> str:
-    """Returns `model_name` of a checkpoint: to read another folder, or a device, may never end."""
+def _checked_name(path: str | Path, judge: bool = False, lora: str | Path | None = None) -> str:
+    """Returns `model_name` of a checkpoint, followed by "+" and that of its adapter.
+
+    To read another folder, or a device, may never end: these are refused.
+    """
     if not storage.hub_name(path) and (local := storage.fetch(path).resolve()).exists():
         checkpoints.refuse_run_folder(local, judge)
         with model_files.damage_of(local):
             checkpoints.reader_of(local)
-    return model_name(path, judge)
+    name = model_name(path, judge)
+    if lora is None:
+        return name
+    read_config(storage.fetch_adapter(lora))
+    return f"{name}+{model_name(lora)}"
 
 
 def folder_name(path: str | Path) -> str:
     """Returns the name of a model's folder or file; RUN/STAGE for RUN/STAGE/hf."""
     path = Path(path).expanduser().resolve()
-    return "/".join(path.parts[-3:-1]) if path.name == "hf" and len(path.parts) > 3 else path.name
+    exported = path.name in ("hf", "lora") and len(path.parts) > 3
+    return "/".join(path.parts[-3:-1]) if exported else path.name
 
 
 def _is_own_file(file: Path) -> bool:

@@ -13,7 +13,7 @@ from typing import ClassVar, Self
 
 from grm_jax import strict_json
 from grm_jax.model_files import exists, one_line, read_json
-from grm_jax.storage import fetch, write_atomic
+from grm_jax.storage import fetch, fetch_adapter, write_atomic
 from grm_jax.text import rendering
 
 MAX_TOKENS = 1 << 25  # of a critique: as long as the longest context
@@ -72,6 +72,13 @@ class JudgeMetadata(_Metadata):
     template: str = "grm"
     max_new_tokens: int = 1024
     single: str | None = None
+
+    @classmethod
+    def of(cls, model: str | Path, lora: str | Path | None = None) -> Self:
+        """Reads the file of a LoRA adapter's folder if it has one, else that of its base."""
+        if lora is not None and exists((folder := fetch_adapter(lora)) / cls.FILE):
+            return cls.load(folder)
+        return cls.load(model)
 
     def __post_init__(self) -> None:
         _check("template", self.template, isinstance(self.template, str) and bool(self.template))

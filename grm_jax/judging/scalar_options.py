@@ -4,24 +4,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from grm_jax.hub import ADAPTER_FILES
 from grm_jax.judging.metadata import MetaRMMetadata
 from grm_jax.judging.options import Options
 from grm_jax.model_files import exists, read_json_if_any
-from grm_jax.storage import fetch
+from grm_jax.storage import fetch, fetch_adapter
 
 # One greedy forward pass of each response.
 SCALAR = {"k": 1, "temperature": 0.0}
 _DEFAULTS = vars(Options()) | SCALAR
 
 
-def is_scalar(folder: str | Path) -> bool:
+def is_scalar(folder: str | Path, lora: str | Path | None = None) -> bool:
     """Returns whether a model folder is a scalar reward model, by its config.json alone.
 
     A folder with a meta_rm.json is a meta reward model, which reads critiques. A damaged file is
     not: the loader reports it.
+
+    lora: a LoRA adapter; that of a sequence classifier makes a language model one.
     """
-    folder = fetch(folder, weights=False)
     try:
+        if lora is not None:
+            adapter = fetch_adapter(lora)
+            is_classifier = read_json_if_any(adapter / ADAPTER_FILES[0]).get("task_type")
+            if is_classifier == "SEQ_CLS":
+                return not exists(adapter / MetaRMMetadata.FILE)
+        folder = fetch(folder, weights=False)
         names = read_json_if_any(folder / "config.json").get("architectures")
     except (ValueError, OSError):
         return False

@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from grm_jax import strict_json
-from grm_jax.commands import Number, Parser, add_device_arguments, run_command
+from grm_jax.commands import Number, Parser, add_device_arguments, add_lora_argument, run_command
 from grm_jax.endpoint.server import api_key
 from grm_jax.judging.options import POSITIVE, Options
 from grm_jax.serving.limits import RANGES, Limits
@@ -52,6 +52,7 @@ def parser() -> Parser:
     )
     add = p.add_argument
     add("--model", required=True, help="model folder, checkpoint, GGUF file or hub name")
+    add_lora_argument(add)
     add("--meta_rm", metavar="PATH", help="meta reward model that selects the critiques that vote")
     add("--tokenizer", metavar="PATH", help="tokenizer (default: the model's own)")
     add("--template", metavar="NAME", help="template family, name or file (default: the model's)")
@@ -148,7 +149,7 @@ def service_from(args: argparse.Namespace, limits: Limits) -> Service:
     from grm_jax.judging.scalar_options import check_options, check_unused, is_scalar
     from grm_jax.serving.service import Lengths, build
 
-    if scalar := is_scalar(args.model):
+    if scalar := is_scalar(args.model, args.lora):
         given = {name: getattr(args, name) for name in WITH_CRITIQUES}
         check_unused(args.model, given, is_command_line=True)
         options = reward_options(args.options)
@@ -160,6 +161,7 @@ def service_from(args: argparse.Namespace, limits: Limits) -> Service:
         template=args.template,
         dtype=args.dtype,
         quantize=args.quantize,
+        lora=args.lora,
         tokenizer=args.tokenizer,
         meta_template=args.meta_template,
         prompt_slots=args.prompt_slots if scalar else None,

@@ -134,3 +134,42 @@ def raw(path: Path) -> dict[str, tuple]:
             assert name not in out, f"{name} is in two files"
             out[name] = (entry["dtype"], tuple(entry["shape"]), bytes(entry["data"]))
     return out
+
+
+OUTER, RANK, ALPHA = "base_model.model.", 2, 6
+
+
+def write_adapter(
+    folder: Path, layers, targets=("q_proj", "o_proj", "down_proj"), cfg=None, **fields
+) -> Path:
+    """Saves a LoRA adapter as peft does: numpy arrays and JSON.
+
+    cfg: sizes of the base, by default those of the toys above; with a scalar head, a classifier's.
+    fields: of adapter_config.json.
+    """
+    d, f, q, k = D, F, N * H, K * H
+    if cfg is not None:
+        heads = cfg.num_heads, cfg.num_kv_heads
+        d, f, (q, k) = cfg.d_model, cfg.d_ff, (count * cfg.head_dim for count in heads)
+    shapes = {
+        "self_attn.q_proj": (q, d), "self_attn.k_proj": (k, d), "self_attn.v_proj": (k, d),
+        "self_attn.o_proj": (d, q), "mlp.gate_proj": (f, d), "mlp.up_proj": (f, d),
+        "mlp.down_proj": (d, f),
+    }  # fmt: skip
+    rng, values = np.random.default_rng(7), {}
+    for layer in layers:
+        for module, (rows, columns) in shapes.items():
+            if module.rpartition(".")[2] in targets:
+                name = f"{OUTER}model.layers.{layer}.{module}"
+                values[f"{name}.lora_A.weight"] = rng.normal(size=(RANK, columns))
+                values[f"{name}.lora_B.weight"] = rng.normal(size=(rows, RANK))
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": [*targets]}
+    config |= {"base_model_name_or_path": "org/base", "task_type": "CAUSAL_LM"}
+    if cfg is not None and cfg.scalar_head:
+        values[f"{OUTER}score.weight"] = rng.normal(size=(1, d))
+        config |= {"task_type": "SEQ_CLS", "modules_to_save": ["classifier", "score"]}
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {name: value.astype(np.float32) for name, value in values.items()}
+    save_file(values, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(config | fields))
+    return folder

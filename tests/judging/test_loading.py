@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 from fake_judge import fake_sampler, well_formed
 from flax import nnx
+from toys import write_adapter
 
 from grm_jax import Comparison, Judge, checkpoints
 from grm_jax.data.world.vocabulary import SIZE, vocabulary_path
 from grm_jax.judging import arguments, cli, loading
+from grm_jax.judging.identity import run_identity
 from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.metadata import JudgeMetadata, MetaRMMetadata
+from grm_jax.judging.options import Options
 from grm_jax.models import build_model, get_config
 from grm_jax.sharding import make_mesh
 
@@ -288,6 +291,53 @@ def test_judge_json_sets_template_and_length(tmp_path):
     (tmp_path / "judge.json").write_text("[1]")
     with pytest.raises(ValueError, match="judge.json should hold"):
         JudgeMetadata.load(tmp_path)
+
+
+def test_an_adapter_is_merged_and_is_part_of_the_judges_name(folders, tmp_path):
+    path, _, template = folders
+    cfg = checkpoints.open_checkpoint(path).model_config()
+    adapter = write_adapter(tmp_path / "tuned", range(5), cfg=cfg)
+    options = {"template": template, "dtype": "float32"}
+    base, tuned = Judge.load(path, **options), Judge.load(path, lora=adapter, **options)
+    assert tuned.name == f"{base.name}+tuned@{loading.fingerprint(adapter)}"
+    settings = {"k": 2, "max_new_tokens": 5}
+    checkpoints.save(
+        checkpoints.load(path, lora=adapter, dtype="float32"), merged := tmp_path / "m"
+    )
+    checkpoints.copy_tokenizer(path, merged)
+    texts = [
+        [
+            critique.text
+            for verdict in judge(COMPARISONS, **settings)
+            for critique in verdict.critiques
+        ]
+        for judge in (base, tuned, Judge.load(merged, **options))
+    ]
+    assert texts[0] != texts[1] == texts[2]
+    identities = [run_identity(judge, Options(), "input") for judge in (base, tuned)]
+    assert identities[0]["model"] != identities[1]["model"]  # a run resumes with neither's other
+
+
+def test_judge_json_of_an_adapter_takes_precedence(tmp_path):
+    (base := tmp_path / "base").mkdir(), (adapter := tmp_path / "adapter").mkdir()
+    JudgeMetadata("compact", 24).save(base)
+    args = cli.parser().parse_args(["in", "out", "--model", str(base), "--lora", str(adapter)])
+    arguments.fill_unset(args)
+    assert (args.template, args.max_new_tokens) == ("compact", 24)
+    JudgeMetadata("grm", 48).save(adapter)
+    args.template = args.max_new_tokens = None
+    arguments.fill_unset(args)
+    assert (args.template, args.max_new_tokens) == ("grm", 48)
+    assert str(adapter) in map(str, arguments.files_read(args))
+
+
+def test_the_adapter_of_a_meta_reward_model_is_refused_as_a_judge(folders, tmp_path):
+    path, *_ = folders
+    cfg = checkpoints.open_checkpoint(path).model_config()
+    adapter = write_adapter(tmp_path / "meta", range(5), cfg=cfg.replace(scalar_head=True))
+    MetaRMMetadata("compact", 5.0).save(adapter)
+    with pytest.raises(ValueError, match="adapter of a meta reward model, .*grm convert"):
+        Judge.load(path, lora=adapter, dtype="float32")
 
 
 def test_a_meta_reward_model_is_refused_as_the_judge(folders, tmp_path):

@@ -5,8 +5,8 @@
 
 PEERS_PYTHON is an interpreter with torch, transformers and peft. FOLDER (goldens/adapters) gets a
 folder CASE for each adapter, and results.npz: CASE/logits (of a classifier, its rewards) at every
-FOURTH position, and CASE/gradients of the mean log-prob (of the sum of the rewards): SAMPLES of each
-tensor of the adapter file, in the order of their names.
+FOURTH position, and CASE/gradients of the mean log-prob (of the sum of the rewards): SAMPLES of
+each tensor of the adapter file, in the order of their names.
 """
 
 import sys
