@@ -112,18 +112,18 @@ def _tensors(
         tensor.dtype  # noqa: B018  raises ValueError for a type that is not supported
         side = next((s for s in SIDES if name.endswith(s)), "")
         inner = name.removeprefix(OUTER).removesuffix(side)
-        found = next((p for p in PREFIXES if inner.startswith(p)), None)
+        own_prefix = next((p for p in PREFIXES if inner.startswith(p)), None)
         if inner == f"{SCORE}.weight" and config.is_classifier:
             score = tensor
-        elif not side or not found or not name.startswith(OUTER):
+        elif not side or not own_prefix or not name.startswith(OUTER):
             raise ValueError(
                 f"{file.path}: {one_line(name):.120} is not supported: only {', '.join(TARGETS)} "
                 "of the language model have adapters; merge it into its base with peft "
                 "(merge_and_unload)"
             )
         else:
-            prefix = found
-            module = sides.setdefault(INNER + inner.removeprefix(found), {})
+            prefix = own_prefix
+            module = sides.setdefault(INNER + inner.removeprefix(own_prefix), {})
             if side in module:
                 raise ValueError(f"{file.path}: {one_line(name):.120} is there twice: remove one")
             module[side] = tensor
@@ -171,19 +171,19 @@ def _modules(
         rank, (rows, columns) = config.rank(in_base(module)), disk_shape(tensor, sizes)
         pair: list[SafetensorsTensor] = []
         for side, shape in zip(SIDES, ((rank, columns), (rows, rank)), strict=True):
-            found = sides.get(module, {}).get(side)
-            if found is None:
+            stored = sides.get(module, {}).get(side)
+            if stored is None:
                 raise ValueError(
                     f"{file.path} lacks {OUTER}{in_base(module)}{side}, which adapter_config.json "
                     f"names and {cfg.name} has{of_base}: give the base that the adapter was "
                     "trained on"
                 )
-            if found.shape != shape:
+            if stored.shape != shape:
                 raise ValueError(
-                    f"{file.path}: {found.name} is {found.shape}, and {cfg.name} with rank {rank} "
+                    f"{file.path}: {stored.name} is {stored.shape}, and {cfg.name} with rank {rank} "
                     f"needs {shape}{of_base}: give the base that the adapter was trained on"
                 )
-            pair.append(found)
+            pair.append(stored)
         out[module] = Adapter(pair[0], pair[1], config.scale(in_base(module)))
     if not out:
         raise ValueError(

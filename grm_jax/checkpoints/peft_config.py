@@ -31,7 +31,6 @@ _NO_EFFECT = (
 _UNSET: tuple[Any, ...] = (None, False, "none", [], {})
 # The other initialisations of `peft` also change the weights of the base.
 _INITS = (True, False, None, "gaussian", "eva", "orthogonal")
-_MERGE = "merge it into its base with peft (merge_and_unload), and load the merged folder"
 MAX_RANK, MAX_PATTERN, MAX_REPEATS = 1 << 16, 2000, 8
 
 
@@ -90,15 +89,15 @@ class AdapterConfig:
         return match is not None and int(match[1]) in self.layers_to_transform
 
 
-def _names(wanted: tuple[str, ...] | str, module: str) -> bool:
-    if isinstance(wanted, str):
-        return re.fullmatch(wanted, module) is not None
-    return any(module == name or module.endswith(f".{name}") for name in wanted)
+def _names(targets: tuple[str, ...] | str, module: str) -> bool:
+    if isinstance(targets, str):
+        return re.fullmatch(targets, module) is not None
+    return any(module == name or module.endswith(f".{name}") for name in targets)
 
 
 def _by_pattern(patterns: tuple[tuple[str, Any], ...], module: str, default: Any) -> Any:
-    found = (v for p, v in patterns if re.match(rf"(.*\.)?({p})$", module))
-    return next(found, default)
+    matches = (value for p, value in patterns if re.match(rf"(.*\.)?({p})$", module))
+    return next(matches, default)
 
 
 def read_config(folder: Path) -> AdapterConfig:
@@ -171,7 +170,10 @@ class _Checks:
         return ValueError(f"{self.file}: {name}={value!r:.80} is wrong: {remedy}")
 
     def not_supported(self, name: str, value: Any) -> ValueError:
-        return ValueError(f"{self.file}: {name}={value!r:.80} is not supported: {_MERGE}")
+        return ValueError(
+            f"{self.file}: {name}={value!r:.80} is not supported: merge it into its base with peft "
+            "(merge_and_unload), and load the merged folder"
+        )
 
     def supported(self, name: str, value: Any) -> None:
         """Raises ValueError for a value that changes the numbers in a way that is not supported."""
