@@ -1,6 +1,12 @@
 """Measures comparisons judged per minute: our judge beside llama.cpp's server and transformers.
 
     python benchmarks/judging.py --gguf FILE --data DATA --llama PYTHON --transformers PYTHON
+    python benchmarks/judging.py --gguf qwen2.5-coder-1.5b-instruct-q4_k_m.gguf --data DATA \\
+        --llama PYTHON --systems after,float32,llama.cpp --limit 2 --timeout 220 \\
+        --out benchmarks/results/judging_1.5b
+
+The first takes hours on two CPU cores, the second at most 14 minutes: its results go to
+benchmarks/results/judging_1.5b.{json,md}.
 
 PYTHON: interpreters with xllamacpp and with torch and transformers; a system without one is
 skipped. DATA has `pandalm/`, `humanevalpack/` and `gsm8k/`: 50 comparisons of two responses, in
@@ -14,6 +20,7 @@ tokens (no stop).
 - `llama.cpp`: the server on the file itself, mostly 4 bits a weight, 8 slots. It gets the prompts'
   tokens; the critiques of one order are one request, and its prefix cache is on.
 - `transformers`: `generate` on the same bfloat16 weights, a batch of k = 8 per comparison.
+- `float32`: `after` in float32, on the same values. It runs if `--systems` names it.
 
 Loading and compiling are not in `seconds`; `compile_seconds` has what ours compiled. Each system
 runs in a process of its own, one after the other. Results are written as comparisons complete, to
@@ -101,7 +108,7 @@ def prompts(work: Work) -> list[list[dict[str, Any]]]:
     return [[{"ids": list(r.prompt), "k": r.k} for r in group] for _, group in groups]
 
 
-def ours(work: Work, share_heads: bool) -> Iterator[Counts]:
+def ours(work: Work, share_heads: bool, dtype: str = "bfloat16") -> Iterator[Counts]:
     import jax
 
     from grm_jax.checkpoints import load
@@ -132,7 +139,7 @@ def ours(work: Work, share_heads: bool) -> Iterator[Counts]:
             counts["prefill_seconds"] += time.perf_counter() - start - (sum(compiled) - before)
             return result
 
-    model = load(work["folder"], dtype="bfloat16")
+    model = load(work["folder"], dtype=dtype)
 
     def sample(requests: Sequence[Any]) -> Iterable[Any]:
         if not requests:
@@ -257,7 +264,9 @@ SYSTEMS: dict[str, Callable[[Work], Iterator[Counts]]] = {
     "after": lambda work: ours(work, share_heads=True),
     "llama.cpp": llama_cpp,
     "transformers": transformers,
+    "float32": lambda work: ours(work, share_heads=True, dtype="float32"),
 }
+DEFAULT = ("before", "after", "llama.cpp", "transformers")
 
 
 def measure(system: str, path: str) -> None:
@@ -317,7 +326,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--llama", default="", help="interpreter with xllamacpp")
     parser.add_argument("--transformers", default="", help="interpreter with transformers")
-    parser.add_argument("--systems", default=",".join(SYSTEMS), help="only these, comma-separated")
+    parser.add_argument("--systems", default=",".join(DEFAULT), help="only these, comma-separated")
     parser.add_argument("--limit", type=int, default=COMPARISONS, help="number of comparisons")
     parser.add_argument("--new_tokens", type=int, default=64, help="per critique")
     parser.add_argument("--timeout", type=float, default=1200, help="seconds of one system")

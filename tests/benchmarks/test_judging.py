@@ -5,6 +5,7 @@ import json
 import pytest
 
 from benchmarks import common, judging
+from grm_jax import checkpoints
 from grm_jax.types import Comparison
 
 
@@ -84,6 +85,24 @@ def test_a_failed_system_is_reported_and_runs_again(run):
     status, output, _ = run("--systems", "before", fails=RuntimeError("x\nout of memory"))
     assert status == 1 and "failed: out of memory" in output
     assert run("--systems", "before", rows=[totals(2, 2.0)])[2] == ["before"]
+
+
+def test_float32_runs_only_if_it_is_named(run):
+    assert "float32" not in run(rows=[totals(2, 4.0)])[2]
+    assert run("--systems", "after,float32", rows=[totals(2, 4.0)])[2] == ["float32"]
+
+
+@pytest.mark.parametrize(("system", "dtype"), [("after", "bfloat16"), ("float32", "float32")])
+def test_the_dtype_of_a_system_is_that_of_its_weights(monkeypatch, system, dtype):
+    class LoadedError(Exception):
+        pass
+
+    def load(folder, dtype):
+        raise LoadedError(dtype)
+
+    monkeypatch.setattr(checkpoints, "load", load)
+    with pytest.raises(LoadedError, match=dtype):
+        next(judging.SYSTEMS[system]({"folder": "model"}))
 
 
 @pytest.mark.parametrize(
