@@ -111,7 +111,7 @@ def load(
     *,
     param_dtype: str | None = None,
     cfg: TransformerConfig | None = None,
-    lora: str | os.PathLike[str] | None = None,
+    adapter: str | os.PathLike[str] | None = None,
     progress: Any = None,
     **changes: Any,
 ) -> Transformer:
@@ -121,7 +121,7 @@ def load(
       dtype: of the computation, and of the parameters unless `param_dtype` is set; None keeps each
         tensor's dtype on disk.
       cfg: the configuration, if the checkpoint does not describe a registered model.
-      lora: a folder or hub name with a LoRA adapter of `peft`, which is merged into the weights.
+      adapter: a folder or hub name with a LoRA adapter of `peft`, which is merged into the weights.
       progress: called with (bytes read, total bytes).
       **changes: other config fields, such as remat="full". scalar_head=True adds a reward head of
         zeros to a language model; False drops the head of a classifier.
@@ -144,9 +144,8 @@ def load(
     reader = open_checkpoint(path)
     with damage_of(reader.path):
         cfg = reader.model_config() if cfg is None else reader.fit(cfg)
-    if lora is not None:
-        adapters = open_adapters(fetch_adapter(lora), cfg)
-        cfg = merge_into(reader, cfg, adapters)
+    if adapter is not None:
+        cfg = merge_into(reader, cfg, open_adapters(fetch_adapter(adapter), cfg))
     has_head = cfg.scalar_head
     cfg = cfg.replace(**changes)
     if dtype is not None:

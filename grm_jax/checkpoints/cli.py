@@ -132,7 +132,7 @@ def convert(
             src,
             dtype=None if dtype == "keep" else dtype,
             cfg=get_config(config) if config else None,
-            lora=lora,
+            adapter=lora,
             progress=_progress(display, "loading"),
         )
         save(

@@ -18,19 +18,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from grm_jax.checkpoints.hf_folder import PREFIXES
-from grm_jax.checkpoints.peft_config import (
-    PICKLE,
-    SCORE,
-    TARGETS,
-    WEIGHTS,
-    AdapterConfig,
-    read_config,
-)
+from grm_jax.checkpoints.peft_config import PICKLE, SCORE, WEIGHTS, AdapterConfig, read_config
 from grm_jax.checkpoints.safetensors_file import SafetensorsFile, SafetensorsTensor
 from grm_jax.checkpoints.tensor_map import DiskTensor, axis_sizes, disk_shape, tensor_map
 from grm_jax.checkpoints.tensors import Index, Reader, put
 from grm_jax.model_files import damage_of, exists, one_line
 from grm_jax.models.config import TransformerConfig
+from grm_jax.models.lora import TARGETS
 
 OUTER = "base_model.model."  # of every tensor in the file
 SIDES = (".lora_A.weight", ".lora_B.weight")
@@ -180,8 +174,8 @@ def _modules(
                 )
             if stored.shape != shape:
                 raise ValueError(
-                    f"{file.path}: {stored.name} is {stored.shape}, and {cfg.name} with rank {rank} "
-                    f"needs {shape}{of_base}: give the base that the adapter was trained on"
+                    f"{file.path}: {stored.name} is {stored.shape}, and {cfg.name} with rank "
+                    f"{rank} needs {shape}{of_base}: give the base that the adapter was trained on"
                 )
             pair.append(stored)
         out[module] = Adapter(pair[0], pair[1], config.scale(in_base(module)))

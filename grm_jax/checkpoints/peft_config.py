@@ -12,13 +12,12 @@ from typing import Any
 
 from grm_jax import strict_json
 from grm_jax.model_files import exists, one_line, read_json
+from grm_jax.models.lora import TARGETS
 from grm_jax.storage import write_atomic
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
-# The modules that may have an adapter, by their last name; "all-linear" means all of them.
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-ALL_LINEAR = "all-linear"
+ALL_LINEAR = "all-linear"  # all TARGETS
 TASKS = {"CAUSAL_LM": False, "SEQ_CLS": True}  # whether it is a classifier's
 SCORE = "score"
 

@@ -165,7 +165,7 @@ def _load_model(
     path: str | Path, mesh: Mesh | None, options: LoadOptions
 ) -> tuple[Transformer, tokenizers.Tokenizer]:
     model = checkpoints.load(
-        path, mesh=mesh, dtype=options.dtype, lora=options.lora, quantize=options.quantize
+        path, mesh=mesh, dtype=options.dtype, adapter=options.lora, quantize=options.quantize
     )
     loaded = load_tokenizer(path, options.tokenizer)
     check_vocabulary(loaded, model.cfg)

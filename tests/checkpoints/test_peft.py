@@ -56,7 +56,7 @@ def test_a_base_with_an_adapter_equals_the_merged_folder(toy, mesh, quantize):
     base, adapter, merged = toy
     mesh = mesh and make_mesh(*mesh)
     options = {"mesh": mesh, "quantize": quantize}
-    loaded = checkpoints.load(base, lora=adapter, **options)
+    loaded = checkpoints.load(base, adapter=adapter, **options)
     assert_equal(loaded, checkpoints.load(merged, **options))
 
 
@@ -77,7 +77,7 @@ def test_a_hub_name_of_an_adapter_loads_without_its_other_files(toy, hub):
     base, adapter, merged = toy
     files = {path.name: path.read_bytes() for path in adapter.iterdir()}
     hub.add("org/adapter", files | {"optimizer.pt": b"pickle", "judge.json": b"{}"})
-    assert_equal(checkpoints.load(base, lora="org/adapter"), checkpoints.load(merged))
+    assert_equal(checkpoints.load(base, adapter="org/adapter"), checkpoints.load(merged))
     assert sorted(hub.downloads()) == [
         "adapter_config.json", "adapter_model.safetensors", "judge.json",
     ]  # fmt: skip

@@ -302,7 +302,7 @@ def test_an_adapter_is_merged_and_is_part_of_the_judges_name(folders, tmp_path):
     assert tuned.name == f"{base.name}+tuned@{loading.fingerprint(adapter)}"
     settings = {"k": 2, "max_new_tokens": 5}
     checkpoints.save(
-        checkpoints.load(path, lora=adapter, dtype="float32"), merged := tmp_path / "m"
+        checkpoints.load(path, adapter=adapter, dtype="float32"), merged := tmp_path / "m"
     )
     checkpoints.copy_tokenizer(path, merged)
     texts = [

@@ -20,7 +20,7 @@ def adapter(name):
 def test_a_merged_adapter_has_the_logits_of_peft(name):
     case, _ = ADAPTERS[name]
     tokens, mask = batch(case)
-    model = load(folder(case), dtype="float32", lora=adapter(name))
+    model = load(folder(case), dtype="float32", adapter=adapter(name))
     theirs = RESULTS[f"{name}/logits"]
     assert distance(logits_of(model, tokens, mask)[:, FOURTH], theirs) <= LOGITS
     assert distance(golden("transformers")[f"{name}/logits"][:, FOURTH], theirs) > 0.05
