@@ -142,13 +142,13 @@ def ours(P: int, G: int, S: int, T: int, steps: int, config: Any = None) -> Resu
     reference_logps = grpo.build_logps(config, mesh, model)
     totals, phases = [], []
     with jax.set_mesh(mesh):
-        params = states.init_params(cfg, mesh, 0)
+        params, frozen = states.split(states.init_params(cfg, mesh, 0))
         reference = jax.tree.map(lambda x: x.copy(), params)
         state = states.init_state(params, optim.make_optimizer(config.rl), mesh, 0)
         for step in range(WARM_UP + steps):
             times = [clock()]
             prompts = prompts_of(P, S, step)
-            policy = nnx.merge(graphdef, state["params"])
+            policy = nnx.merge(graphdef, states.join(state["params"], frozen))
             samples = sampling.sample(
                 policy, prompts, G, T, temperature=1.0, seed=step, prompt_slots=P
             )
@@ -165,10 +165,12 @@ def ours(P: int, G: int, S: int, T: int, steps: int, config: Any = None) -> Resu
             batch = states.put_batch(batch, mesh)
             times.append(clock())
             rollout = {name: batch[name] for name in grpo.rollout_shapes(config)}
-            batch["ref_logps"] = jax.block_until_ready(reference_logps.fn(reference, rollout))
+            batch["ref_logps"] = jax.block_until_ready(
+                reference_logps.fn(reference, rollout, frozen)
+            )
             batch["old_logps"] = batch["ref_logps"]
             times.append(clock())
-            state, metrics = update.fn(state, batch)
+            state, metrics = update.fn(state, batch, frozen)
             gap = float(metrics["gap_max"])
             times.append(clock())
             totals.append((times[-1] - times[0]).tolist())

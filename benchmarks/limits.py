@@ -138,7 +138,7 @@ def grpo_parts(shape: str, rounds: int) -> list[dict[str, Any]]:
     reference = grpo.build_logps(config, mesh, model)
     prompts = grpo_step.prompts_of(P, S, 0)
     with jax.set_mesh(mesh):
-        params = states.init_params(cfg, mesh, 0)
+        params, frozen = states.split(states.init_params(cfg, mesh, 0))
         engine = Engine(nnx.merge(graphdef, params), P, G)
         rows = engine_parts(f"GRPO {shape}", engine, prompts, G, T, rounds)
         completions = np.random.default_rng(1).integers(10, cfg.vocab_size, (P, G, T), np.int32)
@@ -162,14 +162,14 @@ def grpo_parts(shape: str, rounds: int) -> list[dict[str, Any]]:
         update_counts = products.products_of(update.fn, *update.args)
 
         def run_reference() -> np.ndarray:
-            return products.timed(lambda: reference.fn(params, rollout))
+            return products.timed(lambda: reference.fn(params, rollout, frozen))
 
         rows.append(compare(f"GRPO {shape}: reference", reference_counts, run_reference, rounds))
         # The update donates its state.
         state = [states.init_state(params, optim.make_optimizer(config.rl), mesh, 0)]
 
         def step() -> Any:
-            state[0], metrics = update.fn(state[0], batch)
+            state[0], metrics = update.fn(state[0], batch, frozen)
             return metrics
 
         def run_update() -> np.ndarray:

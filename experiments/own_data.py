@@ -41,6 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.init = ""  # required
     config.tokenizer = ""  # the one in `init`
     config.model_overrides = dict(dtype="", remat="")  # bfloat16 on accelerators
+    config.lora = spct_27b.lora()
     config.mesh = dict(data=0, fsdp=0, tensor=0)
 
     # ---------------------------------------------------------------- data

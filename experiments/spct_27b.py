@@ -31,6 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.init = "google/gemma-2-27b"  # a hub name or a folder; empty: random weights
     config.tokenizer = "google/gemma-2-27b"
     config.model_overrides = dict(remat="full")  # not in the paper
+    config.lora = lora()  # not in the paper, which trains all weights
     config.mesh = dict(data=1, fsdp=-1, tensor=4)  # not in the paper (it used 128 A100s)
 
     # ---------------------------------------------------------------- data
@@ -123,6 +124,12 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval.seed = 0
 
     return apply(config, arg)
+
+
+def lora(**fields) -> ConfigDict:
+    """Adapters beside frozen weights in all stages; rank 0 trains all weights."""
+    targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    return ConfigDict(dict(rank=0, alpha=16.0, targets=targets, base="bfloat16") | fields)
 
 
 def stage(**fields) -> ConfigDict:

@@ -38,6 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
         head_dim=32, query_pre_attn_scalar=32, max_length=256, windows=(64, None),
         cpu_products=False,  # the rounding of the recorded results
     )  # fmt: skip
+    config.lora = spct_27b.lora()
     config.mesh = dict(data=1, fsdp=-1, tensor=1)  # all devices
 
     # ---------------------------------------------------------------- data

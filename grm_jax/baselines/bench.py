@@ -69,7 +69,8 @@ class Bench:
         self.mesh, self.tokenizer = make_mesh(**config.mesh), sources.load_tokenizer(config)
         self.run = loop.Run(config, self.mesh, self.tokenizer)
         self.cfg = model_config(config)
-        self.graphdef, self.abstract = abstract_model(self.cfg, self.mesh)
+        self.graphdef, params = abstract_model(self.cfg, self.mesh)
+        self.abstract, _ = states.split(params)
         self.benchmark = BENCHMARKS[benchmark]
         if benchmark == "world" and config.data.judging == "world":
             items = sources.judging(config, config.eval.split).take(0, config.eval.comparisons)
@@ -117,6 +118,7 @@ class Bench:
 
     def judge(self, params: Params, template: str, meta: MetaRM | None = None) -> Judge:
         """Builds a generative judge over trained parameters."""
+        params = states.join(params, self.run.frozen)
         model = nnx.merge(self.graphdef, states.compute_params(params, self.cfg.dtype))
         return Judge(
             self.tokenizer,
@@ -134,7 +136,8 @@ class Bench:
         if self.spct is None or not self.has_stage("meta_rm"):
             return None
         _, abstract = abstract_model(model_config(self.config, scalar_head=True), self.mesh)
-        params = loop.load_params(self.spct / "meta_rm", abstract)
+        params = loop.load_params(self.spct / "meta_rm", states.split(abstract)[0])
+        params = states.join(params, self.run.frozen)
         name, batch = f"meta_rm@{checkpoint.fingerprint(params)}", self.config.eval.meta_batch
         return meta_rm.scorer(self.config, self.mesh, params, self.tokenizer, batch, name)
 

@@ -97,7 +97,7 @@ def bradley_terry_loss(rewards_Bx2: jax.Array) -> jax.Array:
 
 
 def build_step(config: ConfigDict, section: ConfigDict, mesh: Mesh) -> Program:
-    """Builds one update: (state, batch) -> (state, metrics), the batch as `Pairs`."""
+    """Builds one update as `build_update`, with a batch as `Pairs`."""
     cfg = model_config(config, scalar_head=True)
     graphdef, params = abstract_model(cfg, mesh)
 
@@ -141,7 +141,7 @@ def train(
         places = range(i * section.batch_size, (i + 1) * section.batch_size)
         index = [shuffled_index(place, count, config.seed) for place in places]
         batch = {name: array[index] for name, array in pairs.items()}
-        state, metrics = update.fn(state, states.put_batch(batch, mesh))
+        state, metrics = update.fn(state, states.put_batch(batch, mesh), run.frozen)
         return state, metrics, f"{i} of seed {config.seed}"
 
     stage = loop.Stage(
@@ -155,6 +155,7 @@ def train(
             "data": f"{count} pairs",
             "seed": config.seed,
             "start": checkpoint.fingerprint(start()),
+            **run.base,
         },
         shown=("loss", "accuracy"),
         tensorboard=config.tensorboard,
@@ -172,10 +173,10 @@ def trained(
     """Trains the scalar of a baseline in `folder`, or loads it; returns its rewards."""
     graphdef, abstract = abstract_model(model_config(bench.config, scalar_head=True), bench.mesh)
     if loop.is_done(folder):
-        params = loop.load_params(folder, abstract)
+        params = loop.load_params(folder, states.split(abstract)[0])
     else:
         section = section_of(bench.config)
         pairs = pair_up(training_pairs(bench), section.seq_len)
         params = train(bench.run, section, start, pairs, folder, name)
-    model = nnx.merge(graphdef, params)
+    model = nnx.merge(graphdef, states.join(params, bench.run.frozen))
     return ScalarHead(model, bench.tokenizer.pad_id, bench.mesh, batch=16).score_tokens

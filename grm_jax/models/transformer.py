@@ -300,7 +300,9 @@ class Transformer(nnx.Module):
         self.tail = nnx.List([Block(cfg, rngs) for _ in cfg.tail])
         self.final_norm = RMSNorm(cfg, cfg.d_model, rngs)
         if cfg.scalar_head:
-            self.score_D = _param(rngs, cfg, (), (cfg.d_model,), ("norm",), cfg.d_model)
+            # Trained beside adapters, whose base may be stored in bfloat16.
+            head = cfg.replace(param_dtype="float32") if cfg.lora else cfg
+            self.score_D = _param(rngs, head, (), (cfg.d_model,), ("norm",), cfg.d_model)
 
     def __call__(
         self,

@@ -18,7 +18,7 @@ _OPTIONAL = {
     "data.held_out_file",
     "data.held_out_share", "data.held_out_most", "rft.epochs", "rl.epochs", "meta_rm.epochs",
     "rft.min_parsed", "rl.easy_trials", "rl.group_packed", "rft.micro_rows", "rl.micro_rows",
-    "meta_rm.micro_rows",
+    "meta_rm.micro_rows", "lora.targets", "lora.base",
 }  # fmt: skip
 # Fields that training needs and a compilation does not.
 _OF_TRAINING = {
@@ -30,7 +30,17 @@ _OF_LOOP = ("save_every", "keep", "log_every", "profile_steps")
 # stage -> its batch, as a dotted field: every one is split over the mesh's data and fsdp axes.
 _BATCHES = {"rft": "batch_size", "rl": "rl.prompts", "meta_rm": "meta_rm.batch_size"}
 # Sections whose fields are all known, so that another name is a mistake.
-_CLOSED = ("mesh", "model_overrides", "data.world", "rft", "rft.sampling", "rl", "meta_rm", "eval")
+_CLOSED = (
+    "mesh",
+    "lora",
+    "model_overrides",
+    "data.world",
+    "rft",
+    "rft.sampling",
+    "rl",
+    "meta_rm",
+    "eval",
+)
 
 
 def check(config: Any, complete: bool = False) -> None:

@@ -13,6 +13,7 @@ from grm_jax import endpoint
 from grm_jax.commands import Number, short_int
 from grm_jax.data.world.families import FAMILIES
 from grm_jax.models.config import REMAT, LayerSpec, TransformerConfig
+from grm_jax.models.lora import TARGETS
 from grm_jax.registry import nearest
 from grm_jax.training import losses, optim
 from grm_jax.training.meta_rm import STARTS
@@ -306,6 +307,12 @@ _MODEL |= {
 SECTIONS: dict[str, Mapping[str, Rule]] = {
     "": _TOP | {"model": text},
     "model_overrides": _MODEL,
+    "lora": {
+        "rank": number(int, 0, 2**16, use="use 1 or more, or 0 to train all weights"),
+        "alpha": number(float, above=0, high=1e6, use="use a number above 0"),
+        "targets": each(one_of(TARGETS), least=1),
+        "base": one_of(("bfloat16", "int8")),
+    },
     "mesh": {"data": _AXIS, "fsdp": _AXIS, "tensor": _AXIS},
     "data": _DATA,
     "data.world": {

@@ -131,17 +131,18 @@ def judges(shared: loop.Run, folders: Mapping[str, Any]) -> Iterator[tuple[str, 
     meta = meta_params = None
     if loop.is_done(folders["meta_rm"]):
         _, scalar = abstract_model(model_config(config, scalar_head=True), mesh)
-        meta_params = loop.load_params(folders["meta_rm"], scalar)
+        meta_params = loop.load_params(folders["meta_rm"], states.split(scalar)[0])
+        meta_params = states.join(meta_params, shared.frozen)
         meta = meta_rm.scorer(config, mesh, meta_params, tokenizer, section.meta_batch)
     loaders = {"base": lambda: sources.first_params(config, cfg, mesh)}
     loaders |= {
-        stage: lambda stage=stage: loop.load_params(folders[stage], abstract)
+        stage: lambda stage=stage: loop.load_params(folders[stage], states.split(abstract)[0])
         for stage in ("rft", "rl")
         if loop.is_done(folders[stage])
     }
     last = list(loaders)[-1]
     for name, load in loaders.items():
-        params = load()
+        params = states.join(load(), shared.frozen)
         model = nnx.merge(graphdef, states.compute_params(params, cfg.dtype))
         sampler = engine_sampler(model, mesh, section.prompt_slots or None)
         weights = [params, meta_params] if meta and name == last else [params]

@@ -18,10 +18,10 @@ from ml_collections import ConfigDict
 
 from grm_jax import checkpoints, strict_json
 from grm_jax.judging.metadata import JudgeMetadata, MetaRMMetadata, meta_template
-from grm_jax.models import abstract_model
+from grm_jax.models import abstract_model, lora
 from grm_jax.storage import write_atomic, writing
 from grm_jax.text import rendering
-from grm_jax.training import checkpoint, loop, sources
+from grm_jax.training import checkpoint, loop, sources, state as states
 from grm_jax.training.programs import model_config
 
 log = logging.getLogger(__name__)
@@ -33,9 +33,10 @@ _MADE_FROM = {"rl": ("reference", ("rft",)), "meta_rm": ("policy", ("rl", "rft")
 
 
 def load(shared: loop.Run, stage: str, folder: epath.Path) -> Any:
-    """Loads the parameters that a stage trained."""
+    """Loads the parameters that a stage trained; with LoRA, the adapters."""
     cfg = model_config(shared.config, scalar_head=stage == "meta_rm")
-    return loop.load_params(folder, abstract_model(cfg, shared.mesh)[1])
+    _, params = abstract_model(cfg, shared.mesh)
+    return loop.load_params(folder, states.split(params)[0])
 
 
 def damaged(shared: loop.Run, folders: Mapping[str, Any]) -> set[str]:
@@ -107,6 +108,8 @@ def warn_if_outdated(stage: str, folders: Mapping[str, Any]) -> None:
 def export(shared: loop.Run, stage: str, folder: epath.Path, params: Any = None) -> None:
     """Writes the Hugging Face folder `<folder>/hf`, for `grm judge`, unless it is up to date.
 
+    Adapters are merged into the base.
+
     params: of the stage, if the caller has them. Nothing is written with `export=False`.
     """
     config, marker, hf = shared.config, folder / EXPORT, folder / "hf"
@@ -121,6 +124,7 @@ def export(shared: loop.Run, stage: str, folder: epath.Path, params: Any = None)
             "%s is damaged, or of other weights than %s/final: it is exported again", hf, folder
         )
     params = load(shared, stage, folder) if params is None else params
+    params = states.join(params, shared.frozen)
     graphdef, _ = abstract_model(model_config(config, scalar_head=stage == "meta_rm"), shared.mesh)
     is_writer = jax.process_index() == 0
     if is_writer:
@@ -128,6 +132,7 @@ def export(shared: loop.Run, stage: str, folder: epath.Path, params: Any = None)
     with writing(hf) if is_writer else tempfile.TemporaryDirectory() as local:
         metadata.save(local)
         model, like = nnx.merge(graphdef, params), sources.tokenizer_path(config)
+        model = lora.merge_weights(model) if model.cfg.lora else model
         checkpoints.save(model, local, like=like, dtype="bfloat16", overwrite=True)
     if is_writer:
         write_atomic(marker, strict_json.dumps({**identity, "files": _sizes(hf)}, indent=2) + "\n")

@@ -9,7 +9,7 @@ The prompts and the rewards come from a `rollouts.Environment`. The one of this 
 comparisons and the rule; the one of the stage `policy` has queries and a judge (policy.py).
 
 The policy's own arrays sample and train. The reference is the frozen RFT model, in
-`rl.reference_dtype`.
+`rl.reference_dtype`. With LoRA policy and reference are two sets of adapters on one frozen base.
 
 Axes: P prompts, S prompt tokens (left-padded), G samples per prompt, T completion tokens.
 """
@@ -88,6 +88,7 @@ def train_in(
         step=step,
         identity={
             "reference": fingerprint,
+            **run.base,
             "data": environment.identity,
             "seed": config.seed,
             "rl.prompts": rl.prompts,
@@ -110,23 +111,26 @@ def grpo_step(
 ) -> tuple[states.State, Metrics]:
     """Makes one GRPO step: rollouts, reference log-probs, `rl.updates_per_rollout` updates."""
     rl = run.config.rl
-    policy = nnx.merge(programs.graphdef, state["params"])
+    frozen = run.frozen
+    policy = nnx.merge(programs.graphdef, states.join(state["params"], frozen))
     rollout, rollout_metrics = rollouts.roll_out(policy, environment, batch, run.tokenizer, rl)
     arrays = states.put_batch(rollouts.trim(rollout, rl.length_buckets), run.mesh)
     completions = {name: arrays[name] for name in rollout_shapes(run.config)}
 
     start = time.perf_counter()
-    arrays["ref_logps"] = jax.block_until_ready(programs.reference_logps.fn(reference, completions))
+    arrays["ref_logps"] = jax.block_until_ready(
+        programs.reference_logps.fn(reference, completions, frozen)
+    )
     reference_s = time.perf_counter() - start
 
     start = time.perf_counter()
     # Without a program for them there is one update, which is on-policy and ignores old log-probs.
     arrays["old_logps"] = (
-        programs.policy_logps.fn(state["params"], completions)
+        programs.policy_logps.fn(state["params"], completions, frozen)
         if programs.policy_logps
         else arrays["ref_logps"]
     )
-    state, metrics = update_policy(programs.update, state, arrays, rl.updates_per_rollout)
+    state, metrics = update_policy(programs.update, state, arrays, frozen, rl.updates_per_rollout)
     update_s = time.perf_counter() - start
     return state, {
         **metrics,
@@ -199,7 +203,7 @@ def reward(comparison: Comparison, critique: Critique) -> float:
 
 
 def update_policy(
-    update: Program, state: states.State, batch: Any, updates: int
+    update: Program, state: states.State, batch: Any, frozen: Any, updates: int
 ) -> tuple[states.State, Metrics]:
     """Makes the updates of a rollout, and stops at one that is not finite.
 
@@ -210,7 +214,7 @@ def update_policy(
     """
     gap: Metrics = {}
     for number in range(updates):
-        state, metrics = update.fn(state, batch)
+        state, metrics = update.fn(state, batch, frozen)
         gap = gap or {name: metrics[name] for name in ("gap_mean", "gap_max")}
         if updates > 1 and not float(metrics["finite"]):
             metrics = {**metrics, "updated": number}
@@ -276,18 +280,22 @@ def build_logps(
     dtype: str | None = None,
     name: str = "reference_logps",
 ) -> Program:
-    """Builds (params, rollouts) -> log-probs (P, G, T), 0 off the mask.
+    """Builds (params, rollouts, frozen) -> log-probs (P, G, T), 0 off the mask.
+
+    With LoRA, `params` are the adapters, of the policy or of the reference, and both use the base
+    `frozen`.
 
     Args:
       config: an experiment.
       mesh: of the program.
       model: `abstract_model` of the experiment, if the caller has it.
-      dtype: of the stored parameters; None is the model's. A bfloat16 reference needs no second
+      dtype: of the stored `params`; None is the model's. A bfloat16 reference needs no second
         float32 copy.
       name: of the program.
     """
     cfg, rl = model_config(config), config.rl
-    graphdef, params = model or abstract_model(cfg, mesh)
+    graphdef, every_param = model or abstract_model(cfg, mesh)
+    params, frozen = states.split(every_param)
     if dtype is not None:
         cast = jax.eval_shape(lambda p: states.compute_params(p, dtype), params)
         params = with_shardings(cast, state_shardings(params, mesh))
@@ -298,7 +306,8 @@ def build_logps(
         model = nnx.merge(graphdef, states.compute_params(params, cfg.dtype))
         return completion_logps(model, micro, rl).logps * micro["mask"]
 
-    def logps(params: Any, batch: Any) -> jax.Array:
+    def logps(params: Any, batch: Any, frozen: Any) -> jax.Array:
+        params = states.join(params, frozen)
         if micro_batches == 1:
             return micro_logps(params, batch)
         micros = optim.split_batch(batch, micro_batches)
@@ -309,16 +318,20 @@ def build_logps(
     batch_shardings = states.batch_shardings(batch, mesh)
     fn = jax.jit(
         logps,
-        in_shardings=(state_shardings(params, mesh), batch_shardings),
+        in_shardings=(
+            state_shardings(params, mesh),
+            batch_shardings,
+            state_shardings(frozen, mesh),
+        ),
         out_shardings=batch_shardings["mask"],
     )
-    return Program(name, fn, (params, batch))
+    return Program(name, fn, (params, batch, frozen))
 
 
 def build_grpo_update(
     config: ConfigDict, mesh: Mesh, model: tuple[nnx.GraphDef, Any] | None = None
 ) -> Program:
-    """Builds one update: (state, batch) -> (state, metrics), batch as in `grpo_batch_shapes`.
+    """Builds one update as `build_update`, with a batch as in `grpo_batch_shapes`.
 
     Metrics besides the loss's: `entropy` in nats per token; `gap_mean` and `gap_max`, the absolute
     difference between the sampler's log-probs and the trainer's, which are of the same policy in

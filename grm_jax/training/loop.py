@@ -10,6 +10,7 @@ A stage's folder holds
 """
 
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from ml_collections import ConfigDict
 from grm_jax import strict_json
 from grm_jax.storage import PathLike, as_path, write_atomic
 from grm_jax.text.tokenizer import Tokenizer
-from grm_jax.training import checkpoint, metrics, workdir
+from grm_jax.training import checkpoint, metrics, sources, workdir
 from grm_jax.training.programs import Metrics, Program
 from grm_jax.training.state import State
 from grm_jax.training.stop import Stopped as Stopped, StopSignal
@@ -61,6 +62,17 @@ class Run:
     workdir: PathLike | None = None
     stop: StopSignal = dataclasses.field(default_factory=StopSignal)
     again: frozenset[str] = frozenset()
+
+    @functools.cached_property
+    def frozen(self) -> Any:
+        """The parameters that no stage trains, loaded once: the base of LoRA; else none."""
+        return sources.frozen_params(self.config, self.mesh)
+
+    @functools.cached_property
+    def base(self) -> dict[str, str]:
+        """Entries of a stage's identity: the fingerprint of the base of LoRA."""
+        has_base = bool(jax.tree.leaves(self.frozen))
+        return {"base": checkpoint.fingerprint(self.frozen)} if has_base else {}
 
 
 @dataclasses.dataclass(frozen=True)

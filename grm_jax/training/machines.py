@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from grm_jax.models.build import weight_bytes
 from grm_jax.models.config import TransformerConfig
 from grm_jax.sampling.plan import device_memory
 from grm_jax.sharding import check_fits, resolve_mesh
@@ -66,8 +67,11 @@ def divisors(number: int) -> list[int]:
 def state_bytes(cfg: TransformerConfig, dtype: str) -> int:
     """Returns the bytes of a training state over all devices.
 
-    float32 weights, gradients and two moments, the weights in use and those of the reference.
+    float32 weights, gradients and two moments, the weights in use and those of the reference. With
+    LoRA the base, and its copy for the sampler.
     """
+    if cfg.lora is not None:
+        return 2 * weight_bytes(cfg.replace(dtype=dtype))
     return cfg.num_params * (16 + 2 * jnp.dtype(dtype).itemsize)
 
 

@@ -36,7 +36,7 @@ from grm_jax.training import (
     sources,
 )
 from grm_jax.training.config_rules import STAGES
-from grm_jax.training.programs import model_config
+from grm_jax.training.programs import lora_config, model_config
 from grm_jax.training.workdir import lock
 
 log = logging.getLogger(__name__)
@@ -195,6 +195,7 @@ def check_workdir(
     """
     if saved := _saved_config(workdir):
         new = {"name": config.name, **{name: getattr(cfg, name) for name in SIZES}}
+        new["lora"] = _lora_identity(config)
         checkpoint.check_identity(workdir, _identity(saved), new)
     return saved
 
@@ -203,7 +204,19 @@ def _identity(saved: Mapping[str, Any]) -> dict[str, Any]:
     overrides = saved.get("model_overrides", {})
     sizes = {name: n for name, n in overrides.items() if name in SIZES}
     cfg = get_config(saved["model"], **sizes)
-    return {"name": str(saved["name"]), **{name: getattr(cfg, name) for name in SIZES}}
+    sizes = {name: getattr(cfg, name) for name in SIZES}
+    return {"name": str(saved["name"]), **sizes, "lora": _lora_identity(saved)}
+
+
+def _lora_identity(config: Any) -> str:
+    """Returns what decides the trained parameters of a config with LoRA; "off" without."""
+    if (adapters := lora_config(config)) is None:
+        return "off"
+    fields = dataclasses.asdict(adapters) | {"base": config["lora"].get("base", "bfloat16")}
+    return ", ".join(
+        f"{name} {' '.join(value) if isinstance(value, tuple) else value}"
+        for name, value in fields.items()
+    )
 
 
 def save_config(config: ConfigDict, cfg: TransformerConfig, workdir: epath.Path) -> None:

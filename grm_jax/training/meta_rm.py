@@ -23,7 +23,7 @@ from grm_jax.data.packing import shuffled_index
 from grm_jax.evals.classification import quality
 from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.metadata import meta_template
-from grm_jax.models import abstract_model, critique_rewards
+from grm_jax.models import abstract_model, critique_rewards, init_adapters
 from grm_jax.sharding import named
 from grm_jax.storage import PathLike, as_path
 from grm_jax.text.tokenizer import Tokenizer
@@ -85,11 +85,13 @@ def train(
     def step(state: states.State, i: int, seed: int) -> tuple[states.State, Metrics, str]:
         places = range(i * section.batch_size, (i + 1) * section.batch_size)
         index = [shuffled_index(place, len(train_rows), config.seed) for place in places]
-        state, metrics = update.fn(state, states.put_batch(data.rows(train_rows[index]), mesh))
+        state, metrics = update.fn(
+            state, states.put_batch(data.rows(train_rows[index]), mesh), run.frozen
+        )
         return state, metrics, f"{i} of seed {config.seed}"
 
     def summary(state: states.State) -> dict[str, Any]:
-        scores = score(config, mesh, state["params"], data, held_out_rows)
+        scores = score(run, state["params"], data, held_out_rows)
         labels, comparisons = data.labels[held_out_rows], data.comparisons[held_out_rows]
         return {"held_out": quality(scores, labels, comparisons), "trained_on": len(train_rows)}
 
@@ -104,6 +106,7 @@ def train(
             "data": f"{len(data)} critiques",
             "seed": config.seed,
             "policy": policy_fingerprint,
+            **run.base,
             **{f"meta_rm.{name}": section[name] for name in IDENTITY},
         },
         settings={"template": config.template},
@@ -131,11 +134,12 @@ def sample_policy(run: loop.Run, params: Any, folder: PathLike) -> tuple[list[rf
     config, meta, seed = run.config, run.config.meta_rm, run.config.seed
     fingerprint, max_new_tokens = checkpoint.fingerprint(params), config.rl.max_new_tokens
     graphdef, _ = abstract_model(model_config(config), run.mesh)
-    engine = engine_sampler(nnx.merge(graphdef, params), run.mesh)
+    engine = engine_sampler(nnx.merge(graphdef, states.join(params, run.frozen)), run.mesh)
     sampler = rft_samplers.model(
         engine, run.tokenizer, max_new_tokens, meta.temperature, seed=seed + 1
     )
     salt = f"{fingerprint}/{max_new_tokens}/{meta.temperature}/{seed}"
+    salt += "".join(f"/{base}" for base in run.base.values())
     options = rft_data.RftOptions(
         config.template, meta.samples, hinted=0, reject=True, seed=seed + 1
     )
@@ -214,8 +218,12 @@ def split(data: Labelled, held_out: float, seed: int) -> tuple[np.ndarray, np.nd
 
 
 def add_head(config: ConfigDict, mesh: Mesh, params: Any, seed: int) -> Any:
-    """Returns parameters of a scalar-head model: a copy of the trunk `params`, a random head."""
-    random = states.init_params(model_config(config, scalar_head=True), mesh, seed)
+    """Returns parameters of a scalar-head model: a copy of the trunk `params`, a random head.
+
+    With LoRA both are without the base (`states.split`).
+    """
+    cfg = model_config(config, scalar_head=True)
+    random = init_adapters(cfg, mesh, seed) if cfg.lora else states.init_params(cfg, mesh, seed)
     trunk = checkpoint.flatten(params)
     leaves = [
         trunk[name].copy() if name in trunk else leaf
@@ -232,25 +240,26 @@ def scorer(
     batch: int = 4,
     name: str = "meta_rm",
 ) -> MetaRM:
-    """Returns the meta reward model of `config` over trained (or abstract) parameters."""
+    """Returns the meta reward model of `config` over trained (or abstract) parameters.
+
+    params: all of them, with the base of LoRA.
+    """
     graphdef, _ = abstract_model(model_config(config, scalar_head=True), mesh)
     likelihood = config.meta_rm.likelihood
     template = meta_template(config.template, likelihood)
     return MetaRM(nnx.merge(graphdef, params), tokenizer, template, mesh, batch, name, likelihood)
 
 
-def score(
-    config: ConfigDict, mesh: Mesh, params: Any, data: Labelled, index: np.ndarray
-) -> np.ndarray:
+def score(run: loop.Run, params: Any, data: Labelled, index: np.ndarray) -> np.ndarray:
     """Computes the rewards of the critiques `data.rows(index)`, in batches of one shape."""
-    batch_size = config.meta_rm.batch_size
-    program = build_meta_rm_scores(config, mesh, batch_size)
+    batch_size = run.config.meta_rm.batch_size
+    program = build_meta_rm_scores(run.config, run.mesh, batch_size)
     scores = []
     for first in range(0, len(index), batch_size):
         chunk = index[first : first + batch_size]
         # The last batch repeats its own critiques.
-        batch = states.put_batch(data.rows(np.resize(chunk, batch_size)), mesh)
-        rewards = program.fn(params, *(batch[name] for name in SCORE_INPUTS))
+        batch = states.put_batch(data.rows(np.resize(chunk, batch_size)), run.mesh)
+        rewards = program.fn(params, *(batch[name] for name in SCORE_INPUTS), run.frozen)
         scores.append(np.asarray(rewards)[: len(chunk)])
     return np.concatenate(scores)
 
@@ -268,7 +277,7 @@ def meta_rm_batch_shapes(batch_size: int, seq_len: int) -> Shapes:
 def build_meta_rm_update(
     config: ConfigDict, mesh: Mesh, model: tuple[nnx.GraphDef, Any] | None = None
 ) -> Program:
-    """Builds one update: (state, batch) -> (state, metrics).
+    """Builds one update as `build_update`.
 
     The loss is the binary cross-entropy of `critique_rewards`, in which `meta_rm.likelihood` weighs
     the critique's own mean log-probability (0: the scalar head alone). If `meta_rm.token_loss` is
@@ -310,21 +319,24 @@ def build_meta_rm_update(
 
 
 def build_meta_rm_scores(config: ConfigDict, mesh: Mesh, batch_size: int) -> Program:
-    """Builds (params, tokens (B, L), segment_ids (B, L), starts (B,)) -> float32 rewards (B,)."""
+    """Builds (params, tokens_BxL, segment_ids_BxL, starts_B, frozen) -> float32 rewards_B."""
     cfg, likelihood = model_config(config, scalar_head=True), config.meta_rm.likelihood
-    graphdef, params = abstract_model(cfg, mesh)
+    graphdef, every_param = abstract_model(cfg, mesh)
+    params, frozen = states.split(every_param)
     shapes = meta_rm_batch_shapes(batch_size, config.meta_rm.seq_len)
     batch = states.abstract_batch(shapes, mesh)
 
     def scores(
-        params: Any, tokens: jax.Array, segment_ids: jax.Array, starts: jax.Array
+        params: Any, tokens: jax.Array, segment_ids: jax.Array, starts: jax.Array, frozen: Any
     ) -> jax.Array:
-        model = nnx.merge(graphdef, states.compute_params(params, cfg.dtype))
+        every_param = states.join(params, frozen)
+        model = nnx.merge(graphdef, states.compute_params(every_param, cfg.dtype))
         x_BxLxD = model.hidden(tokens, None, segment_ids)
         return critique_rewards(model, x_BxLxD, tokens, segment_ids, starts, likelihood)
 
     fn = jax.jit(scores, out_shardings=named(mesh))
-    return Program("meta_rm_scores", fn, (params, *(batch[name] for name in SCORE_INPUTS)))
+    inputs = (batch[name] for name in SCORE_INPUTS)
+    return Program("meta_rm_scores", fn, (params, *inputs, frozen))
 
 
 def check(config: ConfigDict) -> None:

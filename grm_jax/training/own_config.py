@@ -23,6 +23,7 @@ from grm_jax.storage import as_path, fetch, write_atomic
 from grm_jax.text import rendering
 from grm_jax.training import endpoint_sampler, machines, own_file, rft_data, sources
 from grm_jax.training.machines import Machine
+from grm_jax.training.programs import lora_overrides
 from grm_jax.types import Comparison
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ _RATES = (
     (1e7, 2e-5, 2e-6, 2e-5),
     (0, 5e-4, 1e-4, 5e-4),
 )
+_LORA_RATE = 10  # adapters take larger steps
 _CRITIQUE = {"grm": 1024, "compact": 256}  # tokens of the longest critique
 _SMALL = 5e8  # parameters below which the short template is the default
 _SAMPLED = 20_000  # comparisons that critiques are sampled of, at most
@@ -196,7 +198,7 @@ def _set_model(config: Any, path: Path, machine: Machine) -> TransformerConfig:
     _set(config, "model_overrides.dtype", dtype)
     _set(config, "model_overrides.remat", "full" if cfg.num_params > 5e7 else "none")
     _set(config, "rl.reference_dtype", config.model_overrides.dtype)
-    return cfg
+    return cfg.replace(**lora_overrides(config))
 
 
 # ---------------------------------------------------------------- lengths
@@ -292,7 +294,7 @@ def _set_sizes(
 
     rates = next(rates for least, *rates in _RATES if cfg.num_params >= least)
     for stage, rate in zip(("rft", "rl", "meta_rm"), rates):
-        _set(config, f"{stage}.lr", rate)
+        _set(config, f"{stage}.lr", rate * (_LORA_RATE if cfg.lora else 1))
     _set(config, "batch_size", batch(train / 8))
     _set(config, "rft.comparisons", min(train, _SAMPLED))
     _set(config, "rl.prompts", batch(train / 8))

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from grm_jax.models import LayerSpec, TransformerConfig, get_config
+from grm_jax.models.lora import TARGETS, LoraConfig
 from grm_jax.sharding import named, state_shardings
 from grm_jax.training import optim, state as states
 
@@ -42,6 +43,8 @@ class Program:
 def model_config(config: ConfigDict, scalar_head: bool = False) -> TransformerConfig:
     """Returns the model of an experiment: `config.model` with `config.model_overrides`.
 
+    With `config.lora` it has adapters, and a base in bfloat16 or int8.
+
     The override `windows`, (64, None) for example, is short for `pattern`: the attention windows of
     the layers that repeat, None for global attention.
     """
@@ -49,7 +52,27 @@ def model_config(config: ConfigDict, scalar_head: bool = False) -> TransformerCo
     overrides = {name: value for name, value in overrides.items() if value != ""}  # still open
     if windows := overrides.pop("windows", ()):
         overrides["pattern"] = tuple(LayerSpec(window) for window in windows)
+    overrides |= lora_overrides(config)
     return get_config(config.model, **{**overrides, "scalar_head": scalar_head})
+
+
+def lora_overrides(config: ConfigDict) -> dict[str, Any]:
+    """Returns the fields of a model that `config.lora` sets.
+
+    The base is stored as it is used, because it has no master weights.
+    """
+    if (adapters := lora_config(config)) is None:
+        return {}
+    quantize = "int8" if config.lora.get("base", "bfloat16") == "int8" else None
+    return {"lora": adapters, "param_dtype": "bfloat16", "quantize": quantize}
+
+
+def lora_config(config: ConfigDict) -> LoraConfig | None:
+    """Returns the adapters of `config.lora`, None without the section or with rank 0."""
+    section = config.get("lora") or {}
+    if not section.get("rank", 0):
+        return None
+    return LoraConfig(section["rank"], section["alpha"], tuple(section.get("targets", TARGETS)))
 
 
 def build_update(
@@ -61,10 +84,11 @@ def build_update(
     batch_shapes: Shapes,
     denominator: Callable[[Any], Any],
 ) -> Program:
-    """Builds one optimizer update: (state, batch) -> (state, metrics).
+    """Builds one optimizer update: (state, batch, frozen) -> (state, metrics).
 
     Gradients are accumulated over micro-batches, AdamW keeps the old state if they are not finite,
-    and the state's buffers are donated.
+    and the state's buffers are donated. With LoRA only the adapters are differentiated; without,
+    `frozen` is an empty tree (`states.split`).
 
     Args:
       name: of the program.
@@ -72,19 +96,21 @@ def build_update(
         divided by that denominator, so that micro-batches add up.
       section: a stage of the config, with its optimizer and micro-batch fields.
       mesh: of the program.
-      params: parameters as jax.ShapeDtypeStruct with shardings.
+      params: all parameters as jax.ShapeDtypeStruct with shardings.
       batch_shapes: of the whole batch.
       denominator: whole batch -> its number of tokens or sequences.
     """
     tx = optim.make_optimizer(section)
-    state = states.abstract_state(params, tx, mesh)
+    trained, frozen = states.split(params)
+    state = states.abstract_state(trained, tx, mesh)
     batch = states.abstract_batch(batch_shapes, mesh)
     micro_batches = optim.micro_batch_count(section, jax.tree.leaves(batch)[0].shape[0], mesh)
 
-    def update(state: states.State, batch: Any) -> tuple[states.State, Metrics]:
+    def update(state: states.State, batch: Any, frozen: Any) -> tuple[states.State, Metrics]:
         total = denominator(batch)
         loss, metrics, grads = optim.accumulated_value_and_grad(
-            lambda p, micro: loss_fn(p, micro, total), state["params"], batch, micro_batches
+            lambda p, micro: loss_fn(states.join(p, frozen), micro, total),
+            *(state["params"], batch, micro_batches),
         )
         params, opt_state, norms = optim.guarded_update(
             tx, grads, state["opt_state"], state["params"], loss
@@ -95,8 +121,12 @@ def build_update(
 
     fn = jax.jit(
         update,
-        in_shardings=(state_shardings(state, mesh), states.batch_shardings(batch, mesh)),
+        in_shardings=(
+            state_shardings(state, mesh),
+            states.batch_shardings(batch, mesh),
+            state_shardings(frozen, mesh),
+        ),
         out_shardings=(state_shardings(state, mesh), named(mesh)),
         donate_argnums=(0,),
     )
-    return Program(name, fn, (state, batch))
+    return Program(name, fn, (state, batch, frozen))

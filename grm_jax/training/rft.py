@@ -94,7 +94,7 @@ def fine_tune(run: loop.Run, examples: Examples, start: Callable[[], Any], folde
 
     def step(state: states.State, i: int, seed: int) -> tuple[states.State, Metrics, str]:
         batch = batches.batch(i)
-        state, metrics = update.fn(state, states.put_batch(batch, mesh))
+        state, metrics = update.fn(state, states.put_batch(batch, mesh), run.frozen)
         metrics["tokens"] = int((batch["segment_ids"] > 0).sum())
         return state, metrics, f"{i} of seed {config.seed}"
 
@@ -114,6 +114,7 @@ def fine_tune(run: loop.Run, examples: Examples, start: Callable[[], Any], folde
             "tokens": examples.digest,
             "seed": config.seed,
             "start": checkpoint.fingerprint(start()),
+            **run.base,
             "batch_size": config.batch_size,
             "seq_len": config.seq_len,
         },
@@ -269,7 +270,7 @@ def sft_batch_shapes(batch_size: int, seq_len: int) -> Shapes:
 def build_sft_update(
     config: ConfigDict, mesh: Mesh, model: tuple[nnx.GraphDef, Any] | None = None
 ) -> Program:
-    """Builds one update: (state, batch) -> (state, metrics), batch as in `sft_batch_shapes`."""
+    """Builds one update as `build_update`, with a batch as in `sft_batch_shapes`."""
     cfg = model_config(config)
     graphdef, params = model or abstract_model(cfg, mesh)
 

@@ -381,7 +381,32 @@ def load_tokenizer(config: Any) -> Any:
 
 
 def first_params(config: Any, cfg: Any, mesh: Any) -> Any:
-    """Returns float32 parameters: the checkpoint `config.init`, or random ones if it is empty."""
+    """Returns the float32 parameters that training starts from.
+
+    The checkpoint `config.init`, or random ones if it is empty; with LoRA, new adapters.
+    """
+    if cfg.lora is not None:
+        from grm_jax.models import init_adapters
+
+        return init_adapters(cfg, mesh, config.seed)
+    return _model_params(config, cfg, mesh, "float32")
+
+
+def frozen_params(config: Any, mesh: Any) -> Any:
+    """Returns the parameters that LoRA does not train, in the base's dtype; else an empty tree."""
+    from flax import nnx
+
+    from grm_jax.models import lora
+    from grm_jax.training.programs import model_config
+
+    cfg = model_config(config)
+    if cfg.lora is None:
+        return nnx.State({})
+    return lora.frozen(_model_params(config, cfg, mesh, cfg.param_dtype))
+
+
+def _model_params(config: Any, cfg: Any, mesh: Any, dtype: str) -> Any:
+    """Returns all parameters of the checkpoint `config.init`, or random ones if it is empty."""
     from flax import nnx
 
     from grm_jax.training import state as states
@@ -393,6 +418,6 @@ def first_params(config: Any, cfg: Any, mesh: Any) -> Any:
     from grm_jax import checkpoints
 
     model = checkpoints.load(
-        fetch(config.init), mesh=mesh, dtype=cfg.dtype, param_dtype="float32", cfg=cfg
+        fetch(config.init), mesh=mesh, dtype=cfg.dtype, param_dtype=dtype, cfg=cfg
     )
     return nnx.state(model)

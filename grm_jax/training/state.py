@@ -1,8 +1,9 @@
 """The training state: one pytree of parameters, optimizer state, step and RNG, with shardings.
 
 Parameters are NNX states (`graphdef, params = nnx.split(model)`): float32 master weights with
-logical axes, which the optimizer's moments inherit. Matrices are cast to the compute dtype once,
-at the start of a step.
+logical axes, which the optimizer's moments inherit. With LoRA they are the adapters alone, and
+programs take the frozen parameters as their last argument. Matrices are cast to the compute dtype
+once, at the start of a step.
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from grm_jax.models import TransformerConfig, abstract_model, build_model
+from grm_jax.models import TransformerConfig, abstract_model, build_model, lora
 from grm_jax.models.quantize import is_quantized
 from grm_jax.sharding import batch_shards, is_variable, named, state_shardings, with_shardings
 
@@ -33,14 +34,30 @@ def init_params(cfg: TransformerConfig, mesh: Mesh, seed: int) -> Any:
 
 
 def compute_params(params: Any, dtype: Any) -> Any:
-    """Casts parameters to the compute dtype; norm scales and the scalar head keep their dtype."""
+    """Casts parameters to the compute dtype; int8 weights, norm scales and the scalar head stay."""
     dtype = jnp.dtype(dtype)
 
     def cast(v: nnx.Variable) -> nnx.Variable:
-        is_norm = "norm" in v.get_metadata()["axes"]
-        return v if is_norm else jax.tree.map(lambda x: x.astype(dtype), v)
+        is_kept = "norm" in v.get_metadata()["axes"] or is_quantized(v)
+        return v if is_kept else jax.tree.map(lambda x: x.astype(dtype), v)
 
     return jax.tree.map(cast, params, is_leaf=is_variable)
+
+
+def split(params: Any) -> tuple[Any, Any]:
+    """Returns (the parameters that training changes, the frozen others).
+
+    Without LoRA all are trained, and the others are an empty tree.
+    """
+    variables = jax.tree.leaves(params, is_leaf=is_variable)
+    if any(isinstance(v, lora.LoraParam) for v in variables):
+        return lora.adapters(params), lora.frozen(params)
+    return params, nnx.State({})
+
+
+def join(params: Any, frozen: Any) -> Any:
+    """Returns all parameters of a model: the inverse of `split`."""
+    return nnx.merge_state(params, frozen) if jax.tree.leaves(frozen) else params
 
 
 def make_state(params: Any, tx: optax.GradientTransformation, seed: int) -> State:

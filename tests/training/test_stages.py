@@ -50,7 +50,10 @@ def wrap_update(monkeypatch, module, name, around):
     def build_wrapped(*args):
         program = build(*args)
         return dataclasses.replace(
-            program, fn=lambda state, batch: around(program.fn, state, batch)
+            program,
+            fn=lambda state, batch, frozen: around(
+                lambda state, batch: program.fn(state, batch, frozen), state, batch
+            ),
         )
 
     monkeypatch.setattr(module, name, build_wrapped)

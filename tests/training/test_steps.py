@@ -13,6 +13,8 @@ from grm_jax.sharding import make_mesh
 from grm_jax.training import grpo, losses, meta_rm, optim, rft, state as states
 from grm_jax.training.programs import model_config
 
+NONE = nnx.State({})  # frozen parameters
+
 
 def stage(**fields):
     base = dict(
@@ -89,11 +91,10 @@ def run_step(config, build, batch, mesh, count=1):
     )
     cfg = model_config(config, scalar_head=build is meta_rm.build_meta_rm_update)
     with jax.set_mesh(mesh):
-        state = states.init_state(
-            states.init_params(cfg, mesh, 0), optim.make_optimizer(section), mesh, 0
-        )
+        params, frozen = states.split(states.init_params(cfg, mesh, 0))
+        state = states.init_state(params, optim.make_optimizer(section), mesh, 0)
         for _ in range(count):
-            state, metrics = program.fn(state, states.put_batch(batch, mesh))
+            state, metrics = program.fn(state, states.put_batch(batch, mesh), frozen)
     return state, metrics
 
 
@@ -215,12 +216,16 @@ def test_reference_logps_in_bfloat16_are_close_and_in_micro_batches_equal():
     rollout = {name: batch[name] for name in grpo.rollout_shapes(config)}
     with jax.set_mesh(mesh):
         params = states.init_params(model_config(config), mesh, 0)
-        float32_logps = grpo.build_logps(config, mesh).fn(params, states.put_batch(rollout, mesh))
+        float32_logps = grpo.build_logps(config, mesh).fn(
+            params, states.put_batch(rollout, mesh), NONE
+        )
         bf16_params = jax.jit(lambda p: states.compute_params(p, "bfloat16"))(params)
         program = grpo.build_logps(config, mesh, dtype="bfloat16")
-        bf16_logps = program.fn(bf16_params, states.put_batch(rollout, mesh))
+        bf16_logps = program.fn(bf16_params, states.put_batch(rollout, mesh), NONE)
         config.rl.micro_batches = 4
-        micro_batched = grpo.build_logps(config, mesh).fn(params, states.put_batch(rollout, mesh))
+        micro_batched = grpo.build_logps(config, mesh).fn(
+            params, states.put_batch(rollout, mesh), NONE
+        )
     assert jax.tree.leaves(program.args[0])[0].dtype == jax.tree.leaves(bf16_params)[0].dtype
     np.testing.assert_allclose(micro_batched, float32_logps, atol=1e-5)
     np.testing.assert_allclose(bf16_logps, float32_logps, atol=0.2)
@@ -236,7 +241,7 @@ def test_gap_kl_and_ratio_are_neutral_for_the_policys_own_log_probs():
         params = states.init_params(model_config(config), mesh, 0)
         rollout = {name: batch[name] for name in grpo.rollout_shapes(config)}
         logps = np.asarray(
-            grpo.build_logps(config, mesh).fn(params, states.put_batch(rollout, mesh))
+            grpo.build_logps(config, mesh).fn(params, states.put_batch(rollout, mesh), NONE)
         )
     batch = {**batch, "sampler_logps": logps, "old_logps": logps, "ref_logps": logps}
     _, metrics = run_step(config, grpo.build_grpo_update, batch, mesh)
@@ -354,7 +359,9 @@ def test_likelihood_is_added_to_the_meta_rm_score(name, micro_batches, devices):
 
     program = meta_rm.build_meta_rm_scores(config, single(), rows)
     with jax.set_mesh(single()):
-        np.testing.assert_allclose(program.fn(params, tokens, segments, starts), scores, atol=1e-4)
+        np.testing.assert_allclose(
+            program.fn(params, tokens, segments, starts, NONE), scores, atol=1e-4
+        )
 
 
 def test_programs_lower_from_shapes_alone():
