@@ -62,10 +62,12 @@ def compile_case(name: str, slice_name: str, tensor: int) -> dict[str, Any]:
     config = importlib.import_module(f"experiments.{name}").get_config()
     config.mesh.tensor = tensor
     mesh = programs.make_slice_mesh(config, slice_name)
-    tasks = programs.tasks(config, mesh, hbm=get_slice(slice_name).generation.hbm_bytes)
+    hbm = get_slice(slice_name).generation.hbm_bytes
     report = functools.partial(print, file=sys.stderr)
     # The store of `launch/tpu.py --compile_only`, so that a program is compiled once.
     with results.open_store(common.ROOT / "runs" / name / f"compile_{slice_name}") as store:
+        settle = programs.settle_by_compiling(mesh, slice_name, report=report, store=store)
+        tasks = programs.tasks(config, mesh, hbm=hbm, settle=settle)
         compiled = compile_only.compile_tasks(tasks, slice_name, report=report, store=store)
     rl = config.rl
     return {

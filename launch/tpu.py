@@ -207,12 +207,13 @@ def compile_for_slice(options: argparse.Namespace, config: Any, workdir: str) ->
     names = options.programs and [n.strip() for n in options.programs.split(",") if n.strip()]
     if names == []:
         raise LaunchError(f"--programs={options.programs!r} names no program: remove it for all")
-    tasks = programs.tasks(config, mesh, names, hbm)
     try:
         store = results.open_store(out, options.overwrite)
     except OSError as error:  # another run has it, or it is not writable
         raise LaunchError(str(error)) from error
     with store, compile_only.immediate_interrupt():
+        settle = programs.settle_by_compiling(mesh, options.slice, options.num_slices, store=store)
+        tasks = programs.tasks(config, mesh, names, hbm, settle)
         compiled = compile_only.compile_tasks(tasks, options.slice, options.num_slices, store=store)
     results.print_table(compiled)
     title = f"{options.config} on {options.num_slices} x {options.slice}"

@@ -17,6 +17,7 @@ from grm_jax.models.lora import TARGETS
 from grm_jax.registry import nearest
 from grm_jax.training import losses, optim
 from grm_jax.training.meta_rm import STARTS
+from grm_jax.training.programs import AUTO
 from grm_jax.training.rft_samplers import SAMPLERS
 
 Rule = Callable[[str, Any], object]
@@ -165,7 +166,7 @@ _STAGE: dict[str, Rule] = {
     "weight_decay": number(float, 0, 100),
     "clip_norm": AMOUNT,
     "micro_batches": POSITIVE,
-    "micro_rows": COUNT,
+    "micro_rows": number(int, -1, _MOST),
     "save_every": POSITIVE,
     "keep": POSITIVE,
     "log_every": POSITIVE,
@@ -292,7 +293,7 @@ _MODEL: dict[str, Rule] = {
     "activation": one_of(("gelu", "silu")),
     "dtype": one_of(_DTYPES),
     "param_dtype": one_of(_DTYPES),
-    "remat": one_of(tuple(REMAT)),
+    "remat": one_of((*REMAT, AUTO)),
     "attention": one_of(("xla", "splash")),
     "windows": each(optional(_SIZE), unique=False),
     "pattern": each(_layer, least=1, unique=False),

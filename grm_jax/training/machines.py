@@ -1,13 +1,15 @@
 """What fits a machine: the mesh of a model, and estimates of the memory of its training."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from grm_jax.models.build import weight_bytes
-from grm_jax.models.config import TransformerConfig
+from grm_jax.models.config import REMAT, TransformerConfig
 from grm_jax.sampling.plan import device_memory
 from grm_jax.sharding import check_fits, resolve_mesh
 
@@ -73,6 +75,40 @@ def state_bytes(cfg: TransformerConfig, dtype: str) -> int:
     if cfg.lora is not None:
         return 2 * weight_bytes(cfg.replace(dtype=dtype))
     return cfg.num_params * (16 + 2 * jnp.dtype(dtype).itemsize)
+
+
+def saved_bytes(cfg: TransformerConfig, tokens: int, remat: str, tensor: int = 1) -> float:
+    """Estimates the bytes of activations that a policy saves for the backward pass, per device.
+
+    Args:
+      tokens: on the device.
+      remat: a policy of `TransformerConfig.remat`.
+      tensor: size of that mesh axis, which splits heads and the MLP's width.
+    """
+    heads, kv_heads = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
+    sizes = {
+        "qkv": (heads + 2 * kv_heads) / tensor,
+        "attended": heads / tensor,
+        "attn_out": cfg.d_model,
+        "gate_up": 2 * cfg.d_ff / tensor,
+        "mlp_out": cfg.d_model if cfg.post_norms else 0,  # no other reader
+    }
+    saved = REMAT["products"] if remat in ("none", "dots") else REMAT[remat]
+    layer = sum(sizes[name] for name in saved)
+    if remat == "none":  # also the norms, in float32, and the parts of the gate
+        layer += 10 * cfg.d_model + 3 * cfg.d_ff / tensor
+    width = jnp.dtype(cfg.dtype).itemsize
+    return tokens * width * (cfg.num_layers * layer + cfg.num_units * cfg.d_model)
+
+
+def argument_bytes(args: Any) -> int:
+    """Bytes of abstract arguments on one chip; an argument without a sharding is replicated."""
+
+    def count(leaf: Any) -> int:
+        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
+        return math.prod(shape) * leaf.dtype.itemsize
+
+    return sum(map(count, jax.tree.leaves(args)))
 
 
 def sequence_bytes(cfg: TransformerConfig, tokens: int, dtype: str, remat: str) -> float:

@@ -29,6 +29,7 @@ from grm_jax.training import (
     finished,
     grpo,
     loop,
+    memory,
     meta_rm,
     own_config,
     own_report,
@@ -132,18 +133,21 @@ def train(shared: loop.Run) -> dict[str, Any]:
     def trained(stage: str) -> Any:
         return lambda: finished.load(shared, stage, folders[stage])
 
+    def settled(stage: str) -> loop.Run:
+        return dataclasses.replace(shared, config=memory.choose(config, stage, mesh))
+
     def train_rft() -> Any:
-        return rft.train(shared, base, folders["rft"])
+        return rft.train(settled("rft"), base, folders["rft"])
 
     def train_rl() -> Any:
         # Without RFT (the ablation "no_cold_start") policy and reference are the base model.
         start = trained("rft") if loop.is_done(folders["rft"]) else base
-        return grpo.train(shared, start, folders["rl"])
+        return grpo.train(settled("rl"), start, folders["rl"])
 
     def train_meta_rm() -> Any:
         policy = trained("rl" if loop.is_done(folders["rl"]) else "rft")
         start = {"base": base, "rft": trained("rft"), "rl": policy}[config.meta_rm.start]
-        return meta_rm.train(shared, start, policy, folders["rft"], folders["meta_rm"])
+        return meta_rm.train(settled("meta_rm"), start, policy, folders["rft"], folders["meta_rm"])
 
     def evaluate() -> None:
         eval_stage.run(shared, folders)

@@ -100,7 +100,7 @@ def micro_batch_count(section: ConfigDict, batch_size: int, mesh: Mesh) -> int:
     if not section.get("micro_rows", 0):
         return section.micro_batches
     shards = batch_shards(mesh)
-    micro_batch_size = shards * section.micro_rows
+    micro_batch_size = shards * max(1, section.micro_rows)  # -1: 1 until `memory.choose`
     if batch_size % micro_batch_size and batch_size > micro_batch_size:
         raise ValueError(
             f"micro_rows={section.micro_rows} on {shards} data-parallel shards takes "

@@ -20,6 +20,7 @@ from grm_jax.training import optim, state as states
 
 Shapes = Mapping[str, tuple[tuple[int, ...], Any]]  # {name: (shape, dtype)}
 Metrics = dict[str, Any]
+AUTO = "auto"  # config.model_overrides.remat: chosen by `memory.choose`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,8 @@ def model_config(config: ConfigDict, scalar_head: bool = False) -> TransformerCo
     """
     overrides = dict(config.get("model_overrides", {}))
     overrides = {name: value for name, value in overrides.items() if value != ""}  # still open
+    if overrides.get("remat") == AUTO:
+        overrides["remat"] = "full"  # until `memory.choose`
     if windows := overrides.pop("windows", ()):
         overrides["pattern"] = tuple(LayerSpec(window) for window in windows)
     overrides |= lora_overrides(config)

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 import os
 import re
 import signal
@@ -22,6 +21,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from grm_jax.run_store import RunStore
+from grm_jax.training.machines import argument_bytes
 from launch.compile import collectives, hlo_cost
 from launch.compile.results import Result, from_json, heading, summary, versions
 from launch.compile.slices import GIB, Slice, get_slice
@@ -138,16 +138,6 @@ def immediate_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def argument_bytes(args: Any) -> int:
-    """Bytes of abstract arguments on one chip; an argument without a sharding is replicated."""
-
-    def count(leaf: Any) -> int:
-        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
-        return math.prod(shape) * leaf.dtype.itemsize
-
-    return sum(map(count, jax.tree.leaves(args)))
 
 
 def _lower(task: Task, slice_name: str, num_slices: int) -> tuple[Result, Any]:

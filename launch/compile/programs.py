@@ -4,7 +4,7 @@ Axes: L sequence length.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,10 +15,12 @@ from grm_jax import sampling
 from grm_jax.models import abstract_model, token_logps
 from grm_jax.sampling import buckets, plan, programs, scheduler, weights
 from grm_jax.sharding import batch_shards, check_fits, make_mesh, state_shardings, with_shardings
-from grm_jax.training import grpo, meta_rm, rft, state as states
+from grm_jax.run_store import RunStore
+from grm_jax.training import grpo, memory, meta_rm, rft, state as states
+from grm_jax.training.machines import argument_bytes
 from grm_jax.training.programs import model_config
-from launch.compile.compile_only import Task, argument_bytes
-from launch.compile.slices import slice_devices
+from launch.compile.compile_only import Task, compile_tasks
+from launch.compile.slices import get_slice, slice_devices
 
 
 def attention_flops(cfg: Any, length: int) -> float:
@@ -67,33 +69,78 @@ def make_slice_mesh(config: Any, slice_name: str, num_slices: int = 1) -> Any:
     return mesh
 
 
-def tasks(config: Any, mesh: Any, names: Sequence[str] | None = None, hbm: int = 0) -> list[Task]:
+# A stage's programs, whose memory depends on its `remat` and `micro_rows`.
+UPDATES = {"rft": "sft_update", "rl": "grpo_update", "meta_rm": "meta_rm_update"}
+PROGRAMS = {
+    "rft": ("forward", "sft_update"),
+    "rl": ("reference_logps", "grpo_update", "rollout_prefill", "rollout_decode"),
+    "meta_rm": ("meta_rm_update",),
+}
+Settle = Callable[[Any, str], Any]
+
+
+def tasks(
+    config: Any,
+    mesh: Any,
+    names: Sequence[str] | None = None,
+    hbm: int = 0,
+    settle: Settle = lambda config, stage: config,
+) -> list[Task]:
     """Returns the programs of the config's stages: forward, updates, reference log-probs, rollouts.
 
     Args:
       config: model, model_overrides, batch_size, seq_len; rft, rl and meta_rm of those stages.
       names: only these programs.
       hbm: bytes per chip, which bound the rollouts' batch; 0 skips rollouts.
+      settle: (config, stage) -> the config with the stage's open fields set (`settle_by_compiling`).
 
     Raises ValueError for a program that the config does not have.
     """
-    model = abstract_model(model_config(config), mesh)
-    stages = config.get("stages", ())
-    all_tasks = [_forward_task(config, mesh, model)]
-    if "rft" in stages:
-        all_tasks.append(_sft_task(config, mesh, model))
-    if "rl" in stages:
-        all_tasks += _rl_tasks(config, mesh, model)
-        if hbm:
-            all_tasks += rollout_tasks(config, mesh, hbm)
-    if "meta_rm" in stages:
-        all_tasks.append(_meta_rm_task(config, mesh))
-    if names is None:
-        return all_tasks
-    known = [task.name for task in all_tasks]
-    if unknown := [name for name in names if name not in known]:
+    stages = [stage for stage in PROGRAMS if stage in config.get("stages", ())]
+    known = [n for stage in stages for n in PROGRAMS[stage] if hbm or not n.startswith("rollout_")]
+    known = known if "rft" in stages else ["forward", *known]
+    if names is not None and (unknown := [name for name in names if name not in known]):
         raise ValueError(f"unknown program {unknown[0]!r}: use one of {', '.join(known)}")
-    return [task for task in all_tasks if task.name in names]
+    chosen = known if names is None else names
+    model = abstract_model(model_config(config), mesh)
+    tasks = [] if "rft" in stages else [_forward_task(config, mesh, model)]
+    for stage in stages:
+        if set(chosen) & set(PROGRAMS[stage]):
+            tasks += _stage_tasks(settle(config, stage), stage, mesh, hbm)
+    return [task for task in tasks if task.name in chosen]
+
+
+def _stage_tasks(config: Any, stage: str, mesh: Any, hbm: int) -> list[Task]:
+    if stage == "meta_rm":
+        return [_meta_rm_task(config, mesh)]
+    model = abstract_model(model_config(config), mesh)
+    if stage == "rft":
+        return [_forward_task(config, mesh, model), _sft_task(config, mesh, model)]
+    return _rl_tasks(config, mesh, model) + (rollout_tasks(config, mesh, hbm) if hbm else [])
+
+
+def settle_by_compiling(
+    mesh: Any,
+    slice_name: str,
+    num_slices: int = 1,
+    report: Callable[..., None] = print,
+    store: RunStore | None = None,
+) -> Settle:
+    """Returns the `settle` of `tasks` that compiles a stage's update for the slice (`memory`).
+
+    The results are added to the store, so that the chosen program is compiled once.
+    """
+
+    def settle(config: Any, stage: str) -> Any:
+        def peak(candidate: Any) -> float:
+            (task,) = tasks(candidate, mesh, [UPDATES[stage]])
+            (result,) = compile_tasks([task], slice_name, num_slices, report, store)
+            return result.peak if result.fits else max(result.peak, hbm + 1)
+
+        hbm = get_slice(slice_name).generation.hbm_bytes
+        return memory.choose(config, stage, mesh, hbm, peak, report)
+
+    return settle
 
 
 def _task(program: Any, mesh: Any, **figures: Any) -> Task:
@@ -103,7 +150,7 @@ def _task(program: Any, mesh: Any, **figures: Any) -> Task:
 def _forward_task(config: Any, mesh: Any, model: Any) -> Task:
     """Token log-probs of a micro-batch of RFT (the batch if it has none), bfloat16 weights."""
     cfg = model_config(config)
-    micro_batch = config.get("rft", {}).get("micro_rows", 0) * batch_shards(mesh)
+    micro_batch = max(0, config.get("rft", {}).get("micro_rows", 0)) * batch_shards(mesh)
     sequences = min(config.batch_size, micro_batch or config.batch_size)
     graphdef, params = model
     param_shardings = state_shardings(params, mesh)
