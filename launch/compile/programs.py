@@ -13,9 +13,9 @@ from flax import nnx
 
 from grm_jax import sampling
 from grm_jax.models import abstract_model, token_logps
+from grm_jax.run_store import RunStore
 from grm_jax.sampling import buckets, plan, programs, scheduler, weights
 from grm_jax.sharding import batch_shards, check_fits, make_mesh, state_shardings, with_shardings
-from grm_jax.run_store import RunStore
 from grm_jax.training import grpo, memory, meta_rm, rft, state as states
 from grm_jax.training.machines import argument_bytes
 from grm_jax.training.programs import model_config
@@ -92,7 +92,8 @@ def tasks(
       config: model, model_overrides, batch_size, seq_len; rft, rl and meta_rm of those stages.
       names: only these programs.
       hbm: bytes per chip, which bound the rollouts' batch; 0 skips rollouts.
-      settle: (config, stage) -> the config with the stage's open fields set (`settle_by_compiling`).
+      settle: (config, stage) -> the config with the stage's open fields set; see
+        `settle_by_compiling`.
 
     Raises ValueError for a program that the config does not have.
     """

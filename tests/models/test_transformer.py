@@ -95,13 +95,17 @@ def products(jaxpr):
     return total + sum(map(products, subjaxprs(jaxpr)))
 
 
+def loss_of(graphdef, tokens_BxL):
+    return lambda state: token_logps(nnx.merge(graphdef, state), tokens_BxL).logps.mean()
+
+
 @pytest.mark.parametrize("family", ["tiny_gemma2", "tiny_llama3"])
 def test_remat_policies_are_ordered_by_what_they_recompute(family):
     """A misspelt name of a saved tensor would recompute it."""
     counts = {}
     for remat in REMAT:
         graphdef, state = nnx.split(build_model(get_config(family, remat=remat), nnx.Rngs(0)))
-        loss = lambda state: token_logps(nnx.merge(graphdef, state), tokens(2, 40)).logps.mean()
+        loss = loss_of(graphdef, tokens(2, 40))
         counts[remat] = products(jax.make_jaxpr(jax.grad(loss))(state).jaxpr)
     assert counts["products"] == counts["none"]  # only what is elementwise is computed again
     expensive = [counts[remat] for remat in REMAT if remat != "none"]
@@ -116,8 +120,7 @@ def test_saved_tensors_leave_gradients_unchanged():
     grads = {}
     for remat in ("full", "mlp"):
         graphdef, state, _ = build("tiny_gemma2", num_layers=2, remat=remat)
-        loss = lambda state: token_logps(nnx.merge(graphdef, state), tokens_BxL).logps.mean()
-        grads[remat] = jax.jit(jax.grad(loss))(state)
+        grads[remat] = jax.jit(jax.grad(loss_of(graphdef, tokens_BxL)))(state)
         jax.tree.map(lambda a, b: close(a, b, 1e-6), grads[remat], grads["full"])
 
 
