@@ -74,6 +74,14 @@ class Run:
         has_base = bool(jax.tree.leaves(self.frozen))
         return {"base": checkpoint.fingerprint(self.frozen)} if has_base else {}
 
+    def with_config(self, config: ConfigDict) -> "Run":
+        """Returns the run with another config of the same model; both have one `frozen`."""
+        if config is self.config:
+            return self
+        other = dataclasses.replace(self, config=config)
+        vars(other)["frozen"] = self.frozen
+        return other
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:

@@ -219,12 +219,24 @@ def rollout_tasks(config: Any, mesh: Any, hbm: int) -> list[Task]:
     and the reference's weights, which stay on the chips.
     """
     rl, cfg = config.rl, model_config(config)
-    bytes_per_param = 12 + jnp.dtype(rl.reference_dtype).itemsize
-    resident = cfg.num_params * bytes_per_param // (mesh.shape["fsdp"] * mesh.shape["tensor"])
+    resident = _resident_in_rollouts(config, cfg, mesh)
     request = sampling.Request([0] * rl.prompt_len, rl.group_size, rl.max_new_tokens)
     tasks = sampler_tasks(cfg, mesh, [request] * rl.prompts, hbm, rl.prompt_slots, resident)
     names = ("rollout_prefill", "rollout_decode")
     return [dataclasses.replace(task, name=name) for task, name in zip(tasks, names, strict=True)]
+
+
+def _resident_in_rollouts(config: Any, cfg: Any, mesh: Any) -> int:
+    """Bytes per chip of the training state and the reference.
+
+    With LoRA these are adapters; the base is the sampler's own, unless `fsdp` splits it.
+    """
+    if cfg.lora is None:
+        bytes_per_param = 12 + jnp.dtype(config.rl.reference_dtype).itemsize
+        return cfg.num_params * bytes_per_param // (mesh.shape["fsdp"] * mesh.shape["tensor"])
+    update, reference = memory.build_update(config, "rl", mesh)
+    state, _, base = update.args
+    return reference + argument_bytes((state, base if mesh.shape["fsdp"] > 1 else ()))
 
 
 def sampler_tasks(
@@ -245,6 +257,9 @@ def sampler_tasks(
     """
     cfg = cfg.replace(param_dtype=cfg.dtype, remat="none")
     graphdef, params = abstract_model(cfg, mesh, weights.SAMPLING_AXES)
+    if cfg.lora is not None:  # adapters are stored in float32
+        cast = jax.eval_shape(lambda p: states.compute_params(p, cfg.dtype), params)
+        params = with_shardings(cast, state_shardings(params, mesh, weights.SAMPLING_AXES))
     with jax.set_mesh(mesh):
         P, R = plan.fit(
             cfg, requests, prompt_slots or len(requests), memory=hbm, taken=resident, platform="tpu"
