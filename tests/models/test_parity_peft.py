@@ -30,6 +30,7 @@ STORED = GOLDENS / "adapters"
 RESULTS = dict(np.load(STORED / "results.npz"))
 LANGUAGE_MODELS = [name for name, (case, _) in ADAPTERS.items() if not case.scalar]
 WEIGHTS = "adapter_model.safetensors"
+IN_TRAINING = ("gemma2", "qwen2", "llama3_scalar")  # the others take --run slow
 RANK, SCALE = 4, 1.5  # of our models
 
 
@@ -70,7 +71,13 @@ def test_rewards_of_a_classifiers_merged_adapter_are_those_of_peft():
     assert np.abs(golden("rewards")["llama3_right/rewards"] - theirs).max() > 0.05
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in IN_TRAINING else pytest.param(name, marks=pytest.mark.slow)
+        for name in ADAPTERS
+    ],
+)
 def test_logits_and_gradients_of_an_adapter_in_training_are_those_of_peft(name, tmp_path):
     """Gradients are saved as an adapter is, so that they have the names and shapes of peft's."""
     (case, _), model = ADAPTERS[name], unmerged(name)
@@ -109,7 +116,7 @@ def scale_of(name, tensor):
     return read_config(STORED / name).scale(tensor.split("base_model.model.")[1].rsplit(".", 2)[0])
 
 
-@pytest.mark.parametrize("name", ["gemma2", "qwen2", "llama3_scalar"])
+@pytest.mark.parametrize("name", IN_TRAINING)
 def test_saved_adapters_load_again(name, tmp_path):
     """Into another model: adapters, and the head of a classifier."""
     model = unmerged(name)
