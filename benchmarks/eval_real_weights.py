@@ -1,84 +1,183 @@
-"""Runs `grm eval` on real weights and data: Gemma 3 270M on RM-Bench chat, PandaLM and GSM8K.
+"""Runs `grm eval` on real weights and data: Gemma 3 270M, and Qwen2.5-Coder-0.5B-Instruct.
 
     python benchmarks/eval_real_weights.py --model gemma-3-270m.gguf --tokenizer tokenizer.model \\
         --data DATA --work runs/eval_270m
+    python benchmarks/eval_real_weights.py --judge qwen2.5_coder_0.5b --model MODEL \\
+        --data DATA --work runs/eval_05b
+    python benchmarks/eval_real_weights.py --tables benchmarks/results/eval_qwen2.5_coder_1.5b
 
-100 comparisons of each; --tokenizer is Gemma 3's SentencePiece model. --work keeps every verdict:
-the same command resumes a killed run. Table, page and time go to
-benchmarks/results/eval_gemma3_270m.
+100 comparisons of each benchmark. --tokenizer is Gemma 3's SentencePiece model. MODEL is what
+`grm convert qwen2.5-coder-0.5b-instruct-q4_k_m.gguf MODEL` writes. --work keeps every verdict: the
+same command resumes a killed run, and `--sets` names benchmarks to run first. Tables, figures and
+time go to benchmarks/results/eval_JUDGE. --tables writes tables and figures again, from the
+results.json of a folder.
 
-The model is a base model of 270 million parameters that was never trained to judge, so it gets a
-template of worked examples and scores alone (benchmarks/judge_base_model.jinja) and a chat format
-without turns. This shows the path from weights and published files to measured benchmarks; it does
-not show good judging.
+- `gemma3_270m`: RM-Bench chat, PandaLM and GSM8K groups. A base model, so it gets a template of
+  worked examples and scores alone (benchmarks/judge_base_model.jinja) and a chat format without
+  turns.
+- `qwen2.5_coder_0.5b`: PandaLM, HumanEvalPack Python, GSM8K groups and RM-Bench chat, sampled and
+  greedy. An instruct model that was never trained to judge: it gets a template of short
+  instructions and worked examples (benchmarks/judge_small_model.jinja).
 """
 
+import dataclasses
 import os
 import platform
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import common  # noqa: E402
 
-RESULTS = common.RESULTS / "eval_gemma3_270m"
-# Balanced orders of a group of four are four prompts of 800 tokens, an hour on one core for 100
-# comparisons. So GSM8K keeps the order of the file.
-SETS = {"rm_bench": ("--subset", "chat"), "pandalm": (), "gsm8k": ("--orders", "given")}
+HERE = Path(__file__).parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """How a model judges: arguments of each benchmark, arguments of all, result files to keep."""
+
+    sets: Mapping[str, Sequence[str]]
+    options: Mapping[str, object]
+    flags: Sequence[str] = ()
+    files: Sequence[str] = ("results.json", "results.md")
+
+
+JUDGES = {
+    # Balanced orders of a group of four are four prompts of 800 tokens, an hour on one core for 100
+    # comparisons. So GSM8K keeps the order of the file.
+    "gemma3_270m": Setup(
+        {"rm_bench": ("--subset", "chat"), "pandalm": (), "gsm8k": ("--orders", "given")},
+        {"template": HERE / "judge_base_model.jinja", "max_new_tokens": 20, "dtype": "float32"}
+        | {"prompt_slots": 8, "rows": 4, "chunk": 8},
+        ("--no_greedy",),
+        ("results.json", "results.md", "results.html"),
+    ),
+    # A prompt's four samples of one order take two rows, so that the rows stay busy. The page is
+    # not kept: it quotes comparisons.
+    "qwen2.5_coder_0.5b": Setup(
+        {"pandalm": (), "humanevalpack": ("--subset", "python"), "gsm8k": ()}
+        | {"rm_bench": ("--subset", "chat")},
+        {"template": HERE / "judge_small_model.jinja", "max_new_tokens": 256}
+        | {"prompt_slots": 32, "rows": 2, "chunk": 100},
+        ("--expected",),
+    ),
+}
+VOTES = {"sum": "sum of scores", "majority": "majority", "expected": "expected scores"}
+RATES = {
+    **{"benchmark": "left", "n": "right", "longest": "right", "first": "right"},
+    **{"parsed": "right", "ties": "right", "orders disagree": "right"},
+    **{"tokens a critique": "right", "seconds": "right", "tokens/s": "right"},
+}
+
+
+def interval(point: Mapping[str, Any] | None) -> str:
+    """Returns "62.5 (51.0 to 72.9)" in percent; "-" without a value."""
+    if not point or point["value"] is None:
+        return "-"
+    value, low, high = (point.get(key) for key in ("value", "low", "high"))
+    return f"{100 * value:.1f}" + ("" if low is None else f" ({100 * low:.1f} to {100 * high:.1f})")
+
+
+def tables(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Returns Markdown tables of results.json: accuracy over k of every vote, and rates."""
+    ks = sorted({int(k) for entry in entries for k in entry["curves"].get("sum", {})})
+    columns = {"benchmark": "left", "vote": "left", "greedy": "right"}
+    columns |= {f"k = {k}": "right" for k in ks}
+    accuracy, rates = [], []
+    for entry in entries:
+        title, parsing, cost = entry["title"], entry["parsing"], entry["cost"]
+        for vote in (vote for vote in VOTES if vote in entry["curves"]):
+            points = [interval(entry["curves"][vote].get(str(k))) for k in ks]
+            greedy = interval(entry.get("greedy")) if vote == "sum" else "-"
+            accuracy.append([title, VOTES[vote], greedy, *points])
+        blind = [interval(entry["content_blind"][name]) for name in ("longest", "first")]
+        row = [title, str(entry["comparisons"]), *blind, f"{100 * parsing['parsed']:.1f}"]
+        row += [f"{100 * parsing['ties']:.1f}", interval(entry["position"]["flips"])]
+        row += [f"{parsing['tokens_per_critique']:.0f}"]
+        row += [f"{cost['seconds']:,.0f}", f"{cost['tokens'] / cost['seconds']:.0f}"]
+        rates.append(row)
+    return (
+        "Percent, with 95% bootstrap intervals over prompts; ties share their credit.\n\n"
+        f"{common.markdown_table(columns, accuracy)}\n\n{common.markdown_table(RATES, rates)}\n"
+    )
+
+
+def write_results(setup: Setup, work: Path, out: Path) -> None:
+    """Writes the files of a results folder from those that `grm eval` wrote into `work`."""
+    out.mkdir(parents=True, exist_ok=True)
+    for file in setup.files:
+        text = (work / file).read_text(encoding="utf-8")
+        # The template's path becomes relative to the repository.
+        (out / file).write_text(text.replace(f"{common.ROOT}/", ""), encoding="utf-8")
+    write_tables(out)
+    host = f"{platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores"
+    clocks = common.read_json(work / "seconds.json", {})
+    common.write_json(out / "seconds.json", {"machine": host} | clocks)
+
+
+def write_tables(folder: Path) -> None:
+    """Writes tables.md and BENCHMARK.svg, the accuracy over k, from a folder with results.json."""
+    from grm_jax.evals import plots, results
+
+    entries = results.read_results(folder / results.FILE, complete=True)
+    (folder / "tables.md").write_text(tables(entries), encoding="utf-8")
+    for entry in entries:
+        if figure := plots.curve(entry):
+            (folder / f"{entry['benchmark']}.svg").write_text(figure + "\n", encoding="utf-8")
+
+
+def run(name: str, argv: Sequence[str], clocks: Path) -> None:
+    """Runs `grm eval` on a benchmark; adds its time to `clocks`. Raises SystemExit if it fails."""
+    from grm_jax.evals import cli
+
+    clock, cpu = time.monotonic(), time.process_time()
+    if status := cli.main(list(argv)):
+        raise SystemExit(status)
+    seconds = common.read_json(clocks, {})
+    earlier = seconds.get(name, {"sessions": 0, "wall": 0, "cpu": 0})
+    seconds[name] = {
+        "sessions": earlier["sessions"] + 1,
+        "wall": earlier["wall"] + round(time.monotonic() - clock),
+        "cpu": earlier["cpu"] + round(time.process_time() - cpu),
+    }
+    common.write_json(clocks, seconds)
 
 
 def main() -> None:
     parser = common.argument_parser(__doc__)
-    parser.add_argument("--model", required=True, type=Path)
-    parser.add_argument("--tokenizer", required=True, type=Path)
-    parser.add_argument("--data", required=True, type=Path)
-    parser.add_argument("--work", required=True, type=Path)
-    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
+    parser.add_argument("--judge", default="gemma3_270m", choices=JUDGES)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--tokenizer", type=Path, help="of a base model without a chat format")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--sets", nargs="+", help="only these benchmarks")
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--k", type=int, default=8)
-    parser.add_argument(
-        "--greedy", action="store_true", help="add the greedy run that gains are measured against"
-    )
+    parser.add_argument("--greedy", action="store_true", help="add the greedy run, for Gemma")
+    parser.add_argument("--tables", type=Path, help="a results folder: write its tables, and exit")
     args = parser.parse_args()
-    from grm_jax.evals import cli
-
-    options = {
-        "data": args.data,
-        "model": args.model,
-        "tokenizer": common.base_model_tokenizer(args.tokenizer, args.work / "tokenizer"),
-        "k": args.k,
-        "limit": args.limit,
-        "template": Path(__file__).with_name("judge_base_model.jinja"),
-        "max_new_tokens": 20,
-        "dtype": "float32",
-        "prompt_slots": 8,
-        "rows": 4,
-        "chunk": 8,
-        "out": args.work,
-    }
-    clocks = args.work / "seconds.json"
-    for name in args.sets:
-        argv = [*common.flags({"benchmark": name} | options), *SETS[name]]
-        clock, cpu = time.monotonic(), time.process_time()
-        if status := cli.main(argv if args.greedy else [*argv, "--no_greedy"]):
-            raise SystemExit(status)
-        seconds = common.read_json(clocks, {})
-        earlier = seconds.get(name, {"sessions": 0, "wall": 0, "cpu": 0})
-        seconds[name] = {
-            "sessions": earlier["sessions"] + 1,
-            "wall": earlier["wall"] + round(time.monotonic() - clock),
-            "cpu": earlier["cpu"] + round(time.process_time() - cpu),
-        }
-        common.write_json(clocks, seconds)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    for file in ("results.json", "results.md", "results.html"):
-        text = (args.work / file).read_text(encoding="utf-8")
-        # The template's path becomes relative to the repository.
-        (RESULTS / file).write_text(text.replace(f"{common.ROOT}/", ""), encoding="utf-8")
-    machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores"
-    common.write_json(RESULTS / "seconds.json", {"machine": machine} | common.read_json(clocks, {}))
+    if args.tables:
+        return write_tables(args.tables)
+    if missing := [name for name in ("model", "data", "work") if not getattr(args, name)]:
+        parser.error(f"--{missing[0]} is missing")
+    setup = JUDGES[args.judge]
+    sets = args.sets or list(setup.sets)
+    if unknown := [name for name in sets if name not in setup.sets]:
+        parser.error(f"--sets {unknown[0]}: use of {', '.join(setup.sets)}")
+    options: dict[str, object] = {"data": args.data, "model": args.model, "k": args.k}
+    options |= {"limit": args.limit, "out": args.work, **setup.options}
+    if args.tokenizer:
+        folder = common.base_model_tokenizer(args.tokenizer, args.work / "tokenizer")
+        options["tokenizer"] = folder
+    flags = [flag for flag in setup.flags if not (args.greedy and flag == "--no_greedy")]
+    for name in sets:
+        argv = [*common.flags({"benchmark": name} | options), *setup.sets[name], *flags]
+        run(name, argv, args.work / "seconds.json")
+        write_results(setup, args.work, common.RESULTS / f"eval_{args.judge}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,97 @@
+"""The benchmark of real judges: command lines of `grm eval`, and tables from its results."""
+
+import json
+import shutil
+
+import pytest
+
+from benchmarks import common, eval_real_weights as program
+
+RESULTS = common.RESULTS / "eval_qwen2.5_coder_1.5b"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs the program on a `grm eval` that leaves the 1.5B's results; returns its commands."""
+    from grm_jax.evals import cli
+
+    commands, work = [], tmp_path / "work"
+
+    def evaluate(argv):
+        commands.append(argv)
+        for file in ("results.json", "results.md"):
+            shutil.copy(RESULTS / file, work / file)
+        with (work / "results.md").open("a") as file:
+            file.write(f"template {common.ROOT}/benchmarks/judge_small_model.jinja\n")
+        return 0
+
+    monkeypatch.setattr(cli, "main", evaluate)
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
+
+    def run(*arguments):
+        paths = ["--model", "m", "--data", "d", "--work", str(work)]
+        monkeypatch.setattr("sys.argv", ["program", *paths, *arguments])
+        program.main()
+        return list(commands)
+
+    work.mkdir()
+    run.work, run.out = work, tmp_path / "results"
+    return run
+
+
+def test_an_instruct_model_judges_four_benchmarks_sampled_and_greedy(run):
+    commands = run("--judge", "qwen2.5_coder_0.5b")
+    names = [argv[argv.index("--benchmark") + 1] for argv in commands]
+    assert names == ["pandalm", "humanevalpack", "gsm8k", "rm_bench"]
+    assert all("--expected" in argv and "--no_greedy" not in argv for argv in commands)
+    assert [argv[argv.index("--subset") + 1] for argv in commands if "--subset" in argv] == [
+        "python",
+        "chat",
+    ]
+    seconds = json.loads((run.out / "eval_qwen2.5_coder_0.5b" / "seconds.json").read_text())
+    assert [seconds[name]["sessions"] for name in names] == [1] * 4
+
+
+def test_a_base_model_is_sampled_only_unless_greedy_is_asked_for(run):
+    (run.work / "results.html").write_text("page")
+    (without,) = run("--sets", "pandalm")
+    *_, with_greedy = run("--sets", "pandalm", "--greedy")
+    assert "--no_greedy" in without and "--no_greedy" not in with_greedy
+    assert (run.out / "eval_gemma3_270m" / "results.html").read_text() == "page"
+
+
+def test_results_name_no_folder_of_this_machine(run):
+    run("--judge", "qwen2.5_coder_0.5b", "--sets", "pandalm")
+    out = run.out / "eval_qwen2.5_coder_0.5b"
+    text = (out / "results.md").read_text()
+    assert str(common.ROOT) not in text and "template benchmarks/judge_small_model.jinja" in text
+    assert (out / "pandalm.svg").read_text().startswith("<svg")
+    assert (out / "tables.md").read_text() == program.tables(
+        json.loads((RESULTS / "results.json").read_text())
+    )
+
+
+def test_tables_have_every_vote_and_the_rates_of_the_results():
+    entries = json.loads((RESULTS / "results.json").read_text())
+    lines = program.tables(entries).splitlines()
+    assert (
+        "| PandaLM | sum of scores | 51.1 (50.0 to 52.8) | 51.0 (50.1 to 52.1) "
+        "| 51.9 (50.3 to 53.9) | 53.1 (50.0 to 56.4) | 55.6 (49.4 to 61.1) |"
+    ) in lines
+    assert sum("| majority | - |" in line for line in lines) == 2
+    (rates,) = [line for line in lines if line.startswith("| PandaLM | 100 |")]
+    assert rates.endswith("| 77.0 | 63.0 | 0.0 (0.0 to 0.0) | 264 | 38 | 5517 |")
+
+
+def test_committed_tables_are_those_of_their_results(run):
+    folder = run.work / "copy"
+    shutil.copytree(RESULTS, folder)
+    (folder / "tables.md").unlink()
+    run("--tables", str(folder))
+    assert (folder / "tables.md").read_text() == (RESULTS / "tables.md").read_text()
+
+
+def test_an_unknown_set_is_refused(run, capsys):
+    with pytest.raises(SystemExit):
+        run("--sets", "humanevalpack")
+    assert "--sets humanevalpack: use of rm_bench, pandalm, gsm8k" in capsys.readouterr().err
