@@ -100,6 +100,8 @@ class TransformerConfig:
         round differently; False repeats results that were recorded without them.
       quantize: "int8" for weights as in `models.quantize`, which are not trained; None without.
       lora: adapters beside frozen weights (`models.lora`); None without.
+      kv_cache_dtype: "int8" for the sampler's keys and values, with one scale per token and KV
+        head; None for `dtype`.
     """
 
     name: str
@@ -135,6 +137,7 @@ class TransformerConfig:
     cpu_products: bool = True
     quantize: str | None = None
     lora: LoraConfig | None = None
+    kv_cache_dtype: str | None = None
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -148,6 +151,7 @@ class TransformerConfig:
             "activation": ("gelu", "silu"),
             "norm_offset": (0, 1),
             "quantize": (None, "int8"),
+            "kv_cache_dtype": (None, "int8"),
         }
         for field, allowed in choices.items():
             if (value := getattr(self, field)) not in allowed:

@@ -43,12 +43,33 @@ def quantize(w: jax.Array, contracted: tuple[int, ...]) -> tuple[jax.Array, jax.
     return values, jnp.squeeze(scale, contracted)
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Int8Array:
-    """Values and scales of a weight. The scales' axes are the last axes of a product's result."""
+    """Values and scales.
+
+    Of a weight: the scales' axes are the last axes of a product's result. Of keys or values in a
+    cache: one scale per token and KV head (`quantize_tokens`).
+    """
 
     values: jax.Array
     scale: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+
+def quantize_tokens(a: jax.Array) -> Int8Array:
+    """Returns keys or values (..., H) in int8, with scales (...)."""
+    return Int8Array(*quantize(a, (-1,)))
+
+
+def dequantize_tokens(a: Any, dtype: Any) -> jax.Array:
+    """Returns keys or values of a cache in `dtype`; those that are not int8 as they are."""
+    if not isinstance(a, Int8Array):
+        return a
+    return (a.values * a.scale[..., None]).astype(dtype)
 
 
 class Int8Weight(nnx.Module):

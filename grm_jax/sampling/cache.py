@@ -35,6 +35,8 @@ import jax
 import jax.numpy as jnp
 
 from grm_jax.models.config import TransformerConfig
+from grm_jax.models.quantize import Int8Array
+from grm_jax.sampling.products import KV
 from grm_jax.sampling.request import MAX_STOP_TOKENS
 from grm_jax.sharding import batch_shards, constrain, current_mesh
 
@@ -49,12 +51,13 @@ class State:
 
     head, prefix, suffix: one (k, v) per layer of the pattern, then per tail layer. Head arrays are
     (U, K, Z, H), prefix arrays (U, P, K, S, H), suffix arrays (rings) (U, P, K, R, T, H); U = 1 in
-    the tail. head is empty if Z = 0.
+    the tail. head is empty if Z = 0. With `kv_cache_dtype` each is an `Int8Array`, whose scales
+    have the same axes but H.
     """
 
-    head: list[tuple[jax.Array, jax.Array]]
-    prefix: list[tuple[jax.Array, jax.Array]]
-    suffix: list[tuple[jax.Array, jax.Array]]
+    head: list[tuple[KV, KV]]
+    prefix: list[tuple[KV, KV]]
+    suffix: list[tuple[KV, KV]]
     last_PxD: jax.Array  # final-normed activation of the prompt's last token
     prompt_length_P: jax.Array  # of the whole prompt, the head included
     head_length_P: jax.Array  # tokens of the head that the prompt uses: all or 0
@@ -97,6 +100,12 @@ def ring_length(T: int, window: int | None) -> int:
     return T if window is None else min(T, window)
 
 
+def token_bytes(cfg: TransformerConfig) -> int:
+    """Returns the bytes of one token's keys and values in one layer, scales included."""
+    size = cfg.head_dim + 4 if cfg.kv_cache_dtype else cfg.head_dim * jnp.dtype(cfg.dtype).itemsize
+    return 2 * cfg.num_kv_heads * size
+
+
 def empty_state(cfg: TransformerConfig, P: int, R: int, S: int, T: int, Z: int = 0) -> State:
     """Returns a state without rows, for P prompts of at most S tokens, R rows each, rings of T.
 
@@ -104,8 +113,13 @@ def empty_state(cfg: TransformerConfig, P: int, R: int, S: int, T: int, Z: int =
     """
     K, H, dtype = cfg.num_kv_heads, cfg.head_dim, jnp.dtype(cfg.dtype)
 
-    def pair(*shape: int) -> tuple[jax.Array, jax.Array]:
-        return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+    def zeros(shape: tuple[int, ...]) -> KV:
+        if cfg.kv_cache_dtype:
+            return Int8Array(jnp.zeros(shape, jnp.int8), jnp.zeros(shape[:-1], jnp.float32))
+        return jnp.zeros(shape, dtype)
+
+    def pair(*shape: int) -> tuple[KV, KV]:
+        return zeros(shape), zeros(shape)
 
     def full(shape: Any, value: Any, dtype: Any = jnp.int32) -> jax.Array:
         return jnp.full(shape, value, dtype)
@@ -159,29 +173,38 @@ def constrain_state(state: State) -> State:
     prefix_axes, suffix_axes = cache_axes(*state.token_PxR.shape)
     return dataclasses.replace(
         state,
-        head=[tuple(constrain(a, *HEAD_AXES) for a in kv) for kv in state.head],
-        prefix=[tuple(constrain(a, *prefix_axes) for a in kv) for kv in state.prefix],
-        suffix=[tuple(constrain(a, *suffix_axes) for a in kv) for kv in state.suffix],
+        head=constrain_caches(state.head, HEAD_AXES),
+        prefix=constrain_caches(state.prefix, prefix_axes),
+        suffix=constrain_caches(state.suffix, suffix_axes),
     )
 
 
-def extend_ring(ring: jax.Array, clock: jax.Array, top: int, length: int) -> jax.Array:
+def constrain_caches(caches: Any, axes: Axes) -> Any:
+    """Constrains keys and values, and their scales, which have all axes but the last."""
+    return jax.tree.map(lambda a: constrain(a, *axes[: a.ndim]), caches)
+
+
+def extend_ring(ring: KV, clock: jax.Array, top: int, length: int) -> KV:
     """Returns the same tokens in a ring of `length`, for a state whose clock becomes `top`.
 
     A ring that grows is unrolled, oldest token first, with room at the end. A ring that already has
     the length of its window is only rotated to the new clock. top: longest old ring of the state.
     """
-    old = ring.shape[4]
-    if length == old:
-        return jnp.roll(ring, top - clock, axis=4)
-    return jnp.pad(jnp.roll(ring, -clock, axis=4), [(0, 0)] * 4 + [(0, length - old), (0, 0)])
+    new = length - ring.shape[4]
+    shift = -clock if new else top - clock
+    return jax.tree.map(lambda a: _pad(jnp.roll(a, shift, axis=4), 4, (0, new)), ring)
 
 
-def extend_prefix(prefix: jax.Array, length: int) -> jax.Array:
+def extend_prefix(prefix: KV, length: int) -> KV:
     """Returns the same prompts, left-padded to `length`."""
-    if length == prefix.shape[3]:
-        return prefix
-    return jnp.pad(prefix, [(0, 0)] * 3 + [(length - prefix.shape[3], 0), (0, 0)])
+    new = length - prefix.shape[3]
+    return jax.tree.map(lambda a: _pad(a, 3, (new, 0)), prefix)
+
+
+def _pad(a: jax.Array, axis: int, widths: tuple[int, int]) -> jax.Array:
+    if widths == (0, 0):
+        return a
+    return jnp.pad(a, [widths if i == axis else (0, 0) for i in range(a.ndim)])
 
 
 def without_caches(state: State) -> State:

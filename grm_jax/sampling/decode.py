@@ -1,7 +1,7 @@
 """The sampler's device programs: prefill, admission of rows, and decode segments.
 
 Axes as in `cache.py`; G query heads per KV head, C steps of a segment, B = P * R rows of a decode
-step, W cache slots of any kind.
+step.
 """
 
 import dataclasses
@@ -10,10 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from grm_jax.models import Transformer, cpu
+from grm_jax.models import Transformer
 from grm_jax.models.attend import Attend, LayerRef, full_attention, full_attention_parts
-from grm_jax.models.attention import MASKED, head_attention, merge_parts
+from grm_jax.models.attention import head_attention, merge_parts
 from grm_jax.models.config import TransformerConfig
+from grm_jax.models.quantize import dequantize_tokens, quantize_tokens
+from grm_jax.sampling import products
 from grm_jax.sampling.cache import (
     EMPTY,
     LENGTH,
@@ -24,14 +26,16 @@ from grm_jax.sampling.cache import (
     State,
     batch_axes,
     cache_axes,
+    constrain_caches,
     constrain_state,
     extend_prefix,
     prefix_length,
 )
 from grm_jax.sampling.choose import Choice, choose
+from grm_jax.sampling.products import KV
 from grm_jax.sharding import constrain
 
-Pairs = list[tuple[jax.Array, jax.Array]]  # (keys, values) per layer of the pattern and tail layer
+Pairs = list[tuple[KV, KV]]  # (keys, values) per layer of the pattern and tail layer
 
 
 def prefill(
@@ -68,13 +72,13 @@ def prefill(
     def attend(layer: LayerRef, q: jax.Array, k: jax.Array, v: jax.Array, state: Any) -> Any:
         o, state, _ = attention(layer, q, k, v, state)
         keep = prefix_length(S, layer.spec.window)
-        return o, state, tuple(a[:, S - keep :].swapaxes(1, 2) for a in (k, v))
+        kv = (a[:, S - keep :].swapaxes(1, 2) for a in (k, v))
+        return o, state, tuple(quantize_tokens(a) if cfg.kv_cache_dtype else a for a in kv)
 
     x, _, (units, tail) = model.trunk(model.embedder.encode(tokens_BxS), positions_BxS, attend)
-    prefix = list(units) + [tuple(a[None] for a in kv) for kv in tail]
+    prefix = list(units) + jax.tree.map(lambda a: a[None], list(tail))
     axes, _ = cache_axes(B, 1)
-    prefix = [tuple(constrain(a, *axes) for a in kv) for kv in prefix]
-    return prefix, model.final_norm(x[:, -1:])[:, 0]
+    return constrain_caches(prefix, axes), model.final_norm(x[:, -1:])[:, 0]
 
 
 def _after_head(
@@ -90,9 +94,7 @@ def _after_head(
 
     def attend(layer: LayerRef, q: jax.Array, k: jax.Array, v: jax.Array, state: Any) -> Any:
         place, unit = _cache_of(cfg, layer)
-        head_k, head_v = (
-            jax.lax.dynamic_index_in_dim(a, unit, keepdims=False) for a in head[place]
-        )
+        head_k, head_v = (dequantize_tokens(a, q.dtype) for a in _of_unit(head[place], unit))
         seen_BxSxZ = _sees_head(
             positions_BxS, head_lengths_B, Z, head_k.shape[1], layer.spec.window
         )
@@ -107,6 +109,11 @@ def _cache_of(cfg: TransformerConfig, layer: LayerRef) -> tuple[int, Any]:
     if layer.unit is None:
         return len(cfg.pattern) + layer.place, 0
     return layer.place, layer.unit
+
+
+def _of_unit(caches: Any, unit: Any) -> Any:
+    """Returns the keys and values of one unit."""
+    return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, unit, keepdims=False), caches)
 
 
 def _sees_head(
@@ -139,11 +146,10 @@ def insert(
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
         return old.at[:, slots_B].set(extend_prefix(new, old.shape[3]))
 
-    pairs = zip(state.prefix, prefix, strict=True)
     return constrain_state(
         dataclasses.replace(
             state,
-            prefix=[(put(k, new_k), put(v, new_v)) for (k, v), (new_k, new_v) in pairs],
+            prefix=jax.tree.map(put, state.prefix, prefix),
             last_PxD=state.last_PxD.at[slots_B].set(last_BxD),
             finish_PxR=state.finish_PxR.at[slots_B].set(EMPTY),
             **{
@@ -241,16 +247,17 @@ def _feed(model: Transformer, state: State) -> tuple[jax.Array, Pairs]:
         T = ring_k.shape[4]
         start = (unit, 0, 0, 0, state.clock % T, 0)
 
-        def write(ring: jax.Array, new: jax.Array) -> jax.Array:
+        def write(ring: KV, new: jax.Array) -> KV:
             new = new.reshape(P, R, K, 1, H).swapaxes(1, 2)[None]
-            return jax.lax.dynamic_update_slice(ring, new.astype(ring.dtype), start)
+            return jax.tree.map(
+                lambda a, b: jax.lax.dynamic_update_slice(a, b.astype(a.dtype), start[: a.ndim]),
+                ring,
+                quantize_tokens(new) if cfg.kv_cache_dtype else new,
+            )
 
         ring_k, ring_v = write(ring_k, k), write(ring_v, v)
         suffix = [*suffix[:place], (ring_k, ring_v), *suffix[place + 1 :]]
-        own_k, own_v, pre_k, pre_v = (
-            jax.lax.dynamic_index_in_dim(a, unit, keepdims=False)
-            for a in (ring_k, ring_v, *state.prefix[place])
-        )
+        own_k, own_v, pre_k, pre_v = _of_unit((ring_k, ring_v, *state.prefix[place]), unit)
         # --- masks: ages below the row's own count, prompt slots inside the window
         age_T = (state.clock - jnp.arange(T)) % T
         own_PxRxT = age_T < (
@@ -265,27 +272,26 @@ def _feed(model: Transformer, state: State) -> tuple[jax.Array, Pairs]:
             pre_PxRxS &= position_PxR[..., None] - pre_position_PxS[:, None] < window
         # --- one softmax over ring, prefix and head
         q_PxKxRxGxH = q.reshape(P, R, K, G, H).swapaxes(1, 2)
-        own = _cap_and_mask(_ring_logits(q_PxKxRxGxH, own_k), own_PxRxT, cfg.attn_cap)
-        pre = _cap_and_mask(_prefix_logits(q_PxKxRxGxH, pre_k), pre_PxRxS, cfg.attn_cap)
+        own = products.ring_logits(q_PxKxRxGxH, own_k)
+        own = products.cap_and_mask(own, own_PxRxT, cfg.attn_cap)
+        pre = products.prefix_logits(q_PxKxRxGxH, pre_k)
+        pre = products.cap_and_mask(pre, pre_PxRxS, cfg.attn_cap)
         top = jnp.maximum(
             jnp.max(own, axis=-1, keepdims=True), jnp.max(pre, axis=-1, keepdims=True)
         )
         if state.head:
-            head_k, head_v = (
-                jax.lax.dynamic_index_in_dim(a, unit, keepdims=False) for a in state.head[place]
-            )
+            head_k, head_v = _of_unit(state.head[place], unit)
             seen = _sees_head(position_PxR, state.head_length_P, Z, head_k.shape[1], window)
-            shared = _head_logits(q_PxKxRxGxH, head_k, seen, cfg.attn_cap)
+            shared = products.head_logits(q_PxKxRxGxH, head_k, seen, cfg.attn_cap)
             top = jnp.maximum(top, jnp.max(shared, axis=-1, keepdims=True).swapaxes(0, 1))
         own, pre = jnp.exp(own - top), jnp.exp(pre - top)
         total_PxKxRxG = jnp.sum(own, axis=-1) + jnp.sum(pre, axis=-1)
-        o_PxKxRxGxH = _ring_values(own.astype(own_v.dtype), own_v) + _prefix_values(
-            pre.astype(pre_v.dtype), pre_v
-        )
+        o_PxKxRxGxH = products.ring_values(own, own_v, q.dtype)
+        o_PxKxRxGxH += products.prefix_values(pre, pre_v, q.dtype)
         if state.head:
             shared = jnp.exp(shared - top.swapaxes(0, 1))
             total_PxKxRxG += jnp.sum(shared, axis=-1).swapaxes(0, 1)
-            o_PxKxRxGxH += _head_values(shared.astype(head_v.dtype), head_v)
+            o_PxKxRxGxH += products.head_values(shared, head_v, q.dtype)
         o_PxRxKxGxH = (o_PxKxRxGxH / total_PxKxRxG[..., None]).swapaxes(1, 2)
         o_PxRxKxGxH = constrain(o_PxRxKxGxH, prompts, rows, "kv_heads", None, "head_dim")
         return o_PxRxKxGxH.reshape(P * R, 1, N, H), suffix, None
@@ -293,65 +299,6 @@ def _feed(model: Transformer, state: State) -> tuple[jax.Array, Pairs]:
     x_Bx1xD = model.embedder.encode(state.token_PxR.reshape(-1, 1))
     x_Bx1xD, suffix, _ = model.trunk(x_Bx1xD, position_PxR.reshape(-1, 1), attend, state.suffix)
     return model.embedder.decode(model.final_norm(x_Bx1xD)[:, 0]), suffix
-
-
-def _cap_and_mask(
-    logits_PxKxRxGxW: jax.Array, visible_PxRxW: jax.Array, cap: float | None
-) -> jax.Array:
-    if cap is not None:
-        logits_PxKxRxGxW = cap * jnp.tanh(logits_PxKxRxGxW / cap)
-    return jnp.where(visible_PxRxW[:, None, :, None], logits_PxKxRxGxW, MASKED)
-
-
-# Prefix: the rows of a prompt form one matrix against its keys and values.
-def _prefix_logits(q_PxKxRxGxH: jax.Array, k_PxKxSxH: jax.Array) -> jax.Array:
-    P, K, R, G, H = q_PxKxRxGxH.shape
-    q_PxKxMxH = q_PxKxRxGxH.reshape(P, K, R * G, H)
-    out = jnp.einsum("pkmh,pksh->pkms", q_PxKxMxH, k_PxKxSxH, preferred_element_type=jnp.float32)
-    return out.reshape(P, K, R, G, -1)
-
-
-def _prefix_values(p_PxKxRxGxS: jax.Array, v_PxKxSxH: jax.Array) -> jax.Array:
-    P, K, R, G, S = p_PxKxRxGxS.shape
-    p_PxKxMxS = p_PxKxRxGxS.reshape(P, K, R * G, S)
-    out = jnp.einsum("pkms,pksh->pkmh", p_PxKxMxS, v_PxKxSxH, preferred_element_type=jnp.float32)
-    return out.reshape(P, K, R, G, -1)
-
-
-# Head: all rows form one matrix against its keys and values. The KV heads come first, so that the
-# logits are not transposed.
-def _head_logits(
-    q_PxKxRxGxH: jax.Array, k_KxZxH: jax.Array, seen_PxRxZ: jax.Array, cap: float | None
-) -> jax.Array:
-    logits_KxPxRxGxZ = jnp.einsum(
-        "kprgh,kzh->kprgz", q_PxKxRxGxH.swapaxes(0, 1), k_KxZxH, preferred_element_type=jnp.float32
-    )
-    if cap is not None:
-        logits_KxPxRxGxZ = cap * jnp.tanh(logits_KxPxRxGxZ / cap)
-    return jnp.where(seen_PxRxZ[None, :, :, None], logits_KxPxRxGxZ, MASKED)
-
-
-def _head_values(p_KxPxRxGxZ: jax.Array, v_KxZxH: jax.Array) -> jax.Array:
-    return jnp.einsum(
-        "kprgz,kzh->kprgh", p_KxPxRxGxZ, v_KxZxH, preferred_element_type=jnp.float32
-    ).swapaxes(0, 1)
-
-
-# Ring: each row has keys and values of its own.
-def _ring_logits(q_PxKxRxGxH: jax.Array, k_PxKxRxTxH: jax.Array) -> jax.Array:
-    if cpu.on_cpu():
-        return cpu.ring_logits(q_PxKxRxGxH, k_PxKxRxTxH)
-    return jnp.einsum(
-        "pkrgh,pkrth->pkrgt", q_PxKxRxGxH, k_PxKxRxTxH, preferred_element_type=jnp.float32
-    )
-
-
-def _ring_values(p_PxKxRxGxT: jax.Array, v_PxKxRxTxH: jax.Array) -> jax.Array:
-    if cpu.on_cpu():
-        return cpu.ring_values(p_PxKxRxGxT, v_PxKxRxTxH)
-    return jnp.einsum(
-        "pkrgt,pkrth->pkrgh", p_PxKxRxGxT, v_PxKxRxTxH, preferred_element_type=jnp.float32
-    )
 
 
 def _draw(state: State, logits_BxV: jax.Array) -> Choice:

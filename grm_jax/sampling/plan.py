@@ -38,7 +38,7 @@ def state_bytes(
     cfg: TransformerConfig, P: int, R: int, S: int, T: int, Z: int = 0
 ) -> dict[str, int]:
     """Returns the bytes over all devices of the head, prefixes, rings and the logits of a step."""
-    token = 2 * cfg.num_kv_heads * cfg.head_dim * jax.numpy.dtype(cfg.dtype).itemsize
+    token = cache.token_bytes(cfg)
     layers = cache.layer_windows(cfg)
     return {
         "head": sum(U * cache.prefix_length(Z, w) for U, w in layers) * token if Z else 0,

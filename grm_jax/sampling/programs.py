@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from grm_jax import sharding
 from grm_jax.models.config import TransformerConfig
 from grm_jax.sampling import cache, decode
+from grm_jax.sampling.products import KV
 
 PROGRAMS = 5  # of a first call: empty state, prefill, insertion, admission, decode segment
 RING_LAYOUT = Layout(major_to_minor=(0, 1, 2, 4, 3, 5))
@@ -158,19 +159,19 @@ def prefill_after_head_program(graphdef: nnx.GraphDef) -> Callable[..., Any]:
 def head_of(prefix: Any, target: Target, shape: Shape) -> tuple[Any, bool]:
     """Returns the prefix of a prefill of one prompt as a state's head, and whether it is finite."""
     formats = state_formats(target, shape)
-    program = _head_program(formats and formats.head[0][0], _replicated(target))
+    program = _head_program(formats and tuple(formats.head), _replicated(target))
     head, finite = program(prefix)
     return head, bool(jax.device_get(finite))
 
 
 @functools.lru_cache(maxsize=64)
-def _head_program(head_sharding: Any, replicated: Any) -> Callable[..., Any]:
+def _head_program(formats: Any, replicated: Any) -> Callable[..., Any]:
     def head(prefix: Any) -> Any:
-        pairs = [tuple(a[:, 0] for a in kv) for kv in prefix]
+        pairs = jax.tree.map(lambda a: a[:, 0], prefix)
         finite = [jnp.isfinite(a).all() for a in jax.tree.leaves(pairs)]
         return pairs, jnp.stack(finite).all()
 
-    return jax.jit(head, out_shardings=head_sharding and (head_sharding, replicated))
+    return jax.jit(head, out_shardings=formats and (list(formats), replicated))
 
 
 def resize(state: cache.State, target: Target, old: Shape, new: Shape) -> cache.State:
@@ -201,10 +202,11 @@ def resize(state: cache.State, target: Target, old: Shape, new: Shape) -> cache.
     return dataclasses.replace(state, prefix=prefix, suffix=suffix, clock=clock)
 
 
-def _replace(program: Callable[..., Any], array: jax.Array, *args: Any) -> jax.Array:
+def _replace(program: Callable[..., Any], array: KV, *args: Any) -> KV:
     """Returns program(array, ...) and frees the array."""
     result = jax.block_until_ready(program(array, *args))
-    array.delete()
+    for leaf in jax.tree.leaves(array):
+        leaf.delete()
     return result
 
 
@@ -255,11 +257,10 @@ def clear_nonfinite(state: cache.State, target: Target, shape: Shape) -> cache.S
 
 @functools.lru_cache(maxsize=64)
 def _clear_program(out_sharding: Any) -> Callable[..., Any]:
-    return jax.jit(
-        lambda a: jnp.where(jnp.isfinite(a), a, jnp.zeros_like(a)),
-        donate_argnums=0,
-        out_shardings=out_sharding,
-    )
+    def clear(ring: KV) -> KV:
+        return jax.tree.map(lambda a: jnp.where(jnp.isfinite(a), a, jnp.zeros_like(a)), ring)
+
+    return jax.jit(clear, donate_argnums=0, out_shardings=out_sharding)
 
 
 def state_formats(target: Target, shape: Shape) -> Any:
@@ -275,7 +276,7 @@ def state_formats(target: Target, shape: Shape) -> Any:
     def format(path: Any, leaf: Any) -> Any:
         field = path[0].name
         caches = {"head": cache.HEAD_AXES, "prefix": prefix_axes, "suffix": suffix_axes}
-        axes = caches.get(field, (None,) * leaf.ndim)
+        axes = caches.get(field, (None,) * leaf.ndim)[: leaf.ndim]  # scales lack the last axis
         leaf_sharding: Any = SingleDeviceSharding(jax.devices()[0])
         if mesh is not None:
             leaf_sharding = sharding.named(mesh, *axes)

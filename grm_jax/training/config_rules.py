@@ -299,6 +299,7 @@ _MODEL: dict[str, Rule] = {
     "pattern": each(_layer, least=1, unique=False),
     "quantize": _not_quantized,
     "lora": _no_lora,
+    "kv_cache_dtype": optional(one_of(("int8",))),
 }
 _MODEL |= {
     field.name: {"int": _SIZE, int: _SIZE, "bool": flag, bool: flag}[field.type]

@@ -1,0 +1,94 @@
+"""The products of decode attention with the caches: prefix, shared head and ring, float or int8.
+
+Axes as in `cache.py`; G query heads per KV head, M = R * G, W cache slots of any kind.
+
+An int8 cache is converted inside the product, which is exact, and the scale of each slot multiplies
+its logit, or its weight in the sum of the values. So a step reads one byte per number from HBM.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from grm_jax.models import cpu
+from grm_jax.models.attention import MASKED
+from grm_jax.models.quantize import Int8Array
+
+KV = jax.Array | Int8Array  # keys or values of a cache
+
+
+def cap_and_mask(
+    logits_PxKxRxGxW: jax.Array, visible_PxRxW: jax.Array, cap: float | None
+) -> jax.Array:
+    """Caps logits and sets those of slots that a row does not attend to."""
+    if cap is not None:
+        logits_PxKxRxGxW = cap * jnp.tanh(logits_PxKxRxGxW / cap)
+    return jnp.where(visible_PxRxW[:, None, :, None], logits_PxKxRxGxW, MASKED)
+
+
+def prefix_logits(q_PxKxRxGxH: jax.Array, k_PxKxSxH: KV) -> jax.Array:
+    """Returns q k: the rows of a prompt form one matrix against its keys."""
+    P, K, R, G, H = q_PxKxRxGxH.shape
+    q_PxKxMxH = q_PxKxRxGxH.reshape(P, K, R * G, H)
+    return _logits("pkmh,pksh->pkms", q_PxKxMxH, k_PxKxSxH).reshape(P, K, R, G, -1)
+
+
+def prefix_values(p_PxKxRxGxS: jax.Array, v_PxKxSxH: KV, dtype: Any) -> jax.Array:
+    P, K, R, G, S = p_PxKxRxGxS.shape
+    p_PxKxMxS = p_PxKxRxGxS.reshape(P, K, R * G, S)
+    return _sums("pkms,pksh->pkmh", p_PxKxMxS, v_PxKxSxH, dtype).reshape(P, K, R, G, -1)
+
+
+def head_logits(
+    q_PxKxRxGxH: jax.Array, k_KxZxH: KV, seen_PxRxZ: jax.Array, cap: float | None
+) -> jax.Array:
+    """Returns capped and masked q k: all rows form one matrix against the head's keys.
+
+    The KV heads come first, so that the logits are not transposed.
+    """
+    logits_KxPxRxGxZ = _logits("kprgh,kzh->kprgz", q_PxKxRxGxH.swapaxes(0, 1), k_KxZxH)
+    if cap is not None:
+        logits_KxPxRxGxZ = cap * jnp.tanh(logits_KxPxRxGxZ / cap)
+    return jnp.where(seen_PxRxZ[None, :, :, None], logits_KxPxRxGxZ, MASKED)
+
+
+def head_values(p_KxPxRxGxZ: jax.Array, v_KxZxH: KV, dtype: Any) -> jax.Array:
+    return _sums("kprgz,kzh->kprgh", p_KxPxRxGxZ, v_KxZxH, dtype).swapaxes(0, 1)
+
+
+def ring_logits(q_PxKxRxGxH: jax.Array, k_PxKxRxTxH: KV) -> jax.Array:
+    """Returns q k: each row has keys of its own."""
+    return _logits("pkrgh,pkrth->pkrgt", q_PxKxRxGxH, k_PxKxRxTxH)
+
+
+def ring_values(p_PxKxRxGxT: jax.Array, v_PxKxRxTxH: KV, dtype: Any) -> jax.Array:
+    return _sums("pkrgt,pkrth->pkrgh", p_PxKxRxGxT, v_PxKxRxTxH, dtype)
+
+
+def _logits(spec: str, q: jax.Array, k: KV) -> jax.Array:
+    if isinstance(k, Int8Array):
+        logits = _einsum(spec, q, k.values)
+        return logits * _spread(k.scale, logits.ndim)
+    return _einsum(spec, q, k)
+
+
+def _sums(spec: str, p: jax.Array, v: KV, dtype: Any) -> jax.Array:
+    """Returns sums of values in float32. p: float32 weights, which are cast to `dtype`."""
+    if isinstance(v, Int8Array):
+        return _einsum(spec, (p * _spread(v.scale, p.ndim)).astype(dtype), v.values)
+    return _einsum(spec, p.astype(dtype), v)
+
+
+def _spread(scale: jax.Array, ndim: int) -> jax.Array:
+    """Returns scales (..., W) with axes of 1 before the last one, `ndim` axes together."""
+    return scale.reshape(*scale.shape[:-1], *[1] * (ndim - scale.ndim), scale.shape[-1])
+
+
+def _einsum(spec: str, x: jax.Array, cached: jax.Array) -> jax.Array:
+    if cpu.on_cpu() and spec in _CPU:
+        return _CPU[spec](x, cached)
+    return jnp.einsum(spec, x, cached.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+_CPU = {"pkrgh,pkrth->pkrgt": cpu.ring_logits, "pkrgt,pkrth->pkrgh": cpu.ring_values}
