@@ -197,7 +197,7 @@ def add_lora_argument(add: Callable[..., argparse.Action]) -> None:
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> Callable[..., argparse.Action]:
-    """Adds the group "devices" with --dtype, --quantize and --mesh; returns its `add_argument`."""
+    """Adds the group "devices": numbers and mesh; returns its `add_argument`."""
     add = parser.add_argument_group("devices").add_argument
     add(
         "--dtype",
@@ -209,6 +209,11 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> Callable[..., argpa
         "--quantize",
         choices=("int8",),
         help="int8: load weights of one byte, of the meta reward model too (default: off)",
+    )
+    add(
+        "--kv_cache_dtype",
+        choices=("int8",),
+        help="int8: keep the keys and values of prompts and samples in int8 (default: --dtype)",
     )
     add(
         "--mesh",

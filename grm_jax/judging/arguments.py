@@ -27,7 +27,7 @@ SERVER = ("parallel", "retries", "timeout", "total_timeout", "key_variable")
 UNUSED = (
     *("endpoint", "meta_rm", "meta_template", "template", "k", "temperature", "top_p", "top_k"),
     *("max_new_tokens", "vote", "orders", "k_meta", "principles", "expected", "rows"),
-    *("reference", "with_reference"),
+    *("reference", "with_reference", "kv_cache_dtype"),
 )
 PRICE = Number(float, 0, 1e9)
 _BATCH = "(default: what fits in memory)"
@@ -177,7 +177,7 @@ def endpoint_settings(args: argparse.Namespace) -> dict[str, Any]:
             "--expected needs the model's probabilities, which an endpoint does not return: give "
             "a model folder as --model, without --endpoint"
         )
-    unused = ["tokenizer", "lora", "quantize", "prompt_slots", "rows"]
+    unused = ["tokenizer", "lora", "quantize", "kv_cache_dtype", "prompt_slots", "rows"]
     unused += [] if args.meta_rm else ["mesh"]
     for name in unused:
         if getattr(args, name) is not None:
@@ -278,6 +278,7 @@ def judge_from(args: argparse.Namespace) -> Judge:
         dtype=args.dtype,
         quantize=args.quantize,
         lora=args.lora,
+        kv_cache_dtype=args.kv_cache_dtype,
         tokenizer=args.tokenizer,
         meta_template=args.meta_template,
         prompt_slots=args.prompt_slots,

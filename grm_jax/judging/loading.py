@@ -36,6 +36,7 @@ class LoadOptions:
       dtype: of parameters and computation.
       quantize: "int8" for weights of one byte, of the meta reward model too.
       lora: a folder or hub name with a LoRA adapter of `peft`, merged into the judge's weights.
+      kv_cache_dtype: "int8" for the sampler's keys and values.
       tokenizer: a folder, file or hub name, if the model's folder has none.
       meta_template: template of the meta reward model, if not the one of its training.
       prompt_slots, rows: bounds of the sampler's batch; by default as much as memory holds.
@@ -44,6 +45,7 @@ class LoadOptions:
     dtype: str = "bfloat16"
     quantize: str | None = None
     lora: str | Path | None = None
+    kv_cache_dtype: str | None = None
     tokenizer: str | Path | None = None
     meta_template: str | None = None
     prompt_slots: int | None = None
@@ -60,6 +62,7 @@ class LoadOptions:
 
     def __post_init__(self) -> None:
         check_kind(self.quantize)
+        check_kind(self.kv_cache_dtype, "kv_cache_dtype")
         for name in ("prompt_slots", "rows"):
             if (value := getattr(self, name)) is not None:
                 POSITIVE.check(f"{name} = ", value)
@@ -164,8 +167,9 @@ def _unchanged(path: str | Path, lora: str | Path | None) -> Iterator[None]:
 def _load_model(
     path: str | Path, mesh: Mesh | None, options: LoadOptions
 ) -> tuple[Transformer, tokenizers.Tokenizer]:
+    changes = {"quantize": options.quantize, "kv_cache_dtype": options.kv_cache_dtype}
     model = checkpoints.load(
-        path, mesh=mesh, dtype=options.dtype, adapter=options.lora, quantize=options.quantize
+        path, mesh=mesh, dtype=options.dtype, adapter=options.lora, **changes
     )
     loaded = load_tokenizer(path, options.tokenizer)
     check_vocabulary(loaded, model.cfg)

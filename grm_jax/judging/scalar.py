@@ -238,8 +238,9 @@ def load(
 
     Raises ValueError for an argument that only a judge with critiques has.
     """
-    given = {"meta_rm": meta_rm, "template": template, "rows": options.rows}
-    check_unused(str(path), {**given, "meta_template": options.meta_template})
+    given: dict[str, Any] = {"meta_rm": meta_rm, "template": template, "rows": options.rows}
+    given |= {name: getattr(options, name) for name in ("meta_template", "kv_cache_dtype")}
+    check_unused(str(path), given)
     choose_platform()
     use_compilation_cache()
     return ScalarJudge(**scalar_arguments(path, mesh, options))

@@ -26,7 +26,7 @@ LARGEST = 127
 
 
 def check_kind(kind: str | None, label: str = "quantize") -> None:
-    """Raises ValueError for a kind of quantisation that is unknown; None is without."""
+    """Raises ValueError for a kind of quantisation, of weights or caches, that is unknown."""
     if kind is not None and kind not in KINDS:
         raise ValueError(f"{label} = {kind!r:.80} is unknown: use {', '.join(KINDS)}, or omit it")
 

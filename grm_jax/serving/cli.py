@@ -21,7 +21,10 @@ if TYPE_CHECKING:  # JAX and the server are imported only when a model is loaded
 
 KEY_VARIABLE = "GRM_API_KEY"
 # Options without effect on a scalar reward model.
-WITH_CRITIQUES = ("meta_rm", "template", "meta_template", "rows", "max_new_tokens", "expected")
+WITH_CRITIQUES = (
+    *("meta_rm", "template", "meta_template", "rows", "max_new_tokens", "expected"),
+    "kv_cache_dtype",
+)
 PORT = Number(int, 0, 65535)
 _HELP = {
     "body_mib": "largest body of a request, in MiB",
@@ -162,6 +165,7 @@ def service_from(args: argparse.Namespace, limits: Limits) -> Service:
         dtype=args.dtype,
         quantize=args.quantize,
         lora=args.lora,
+        kv_cache_dtype=args.kv_cache_dtype,
         tokenizer=args.tokenizer,
         meta_template=args.meta_template,
         prompt_slots=args.prompt_slots if scalar else None,
