@@ -145,9 +145,16 @@ def load(
     with damage_of(reader.path):
         cfg = reader.model_config() if cfg is None else reader.fit(cfg)
     if adapter is not None:
+        if cfg.quantize:
+            raise ValueError(
+                f"{path} has int8 weights, into which no adapter can be merged: give the folder of "
+                "the float weights"
+            )
         cfg = merge_into(reader, cfg, open_adapters(fetch_adapter(adapter), cfg))
-    has_head = cfg.scalar_head
+    has_head, stored = cfg.scalar_head, cfg.quantize
     cfg = cfg.replace(**changes)
+    if stored:  # a folder of int8 weights has no others
+        cfg = cfg.replace(quantize=stored)
     if dtype is not None:
         cfg = cfg.replace(dtype=str(dtype), param_dtype=str(param_dtype or dtype))
     if has_head and not cfg.scalar_head:

@@ -54,6 +54,11 @@ def _parser() -> argparse.ArgumentParser:
         help="of the written weights (default keep: as in SRC)",
     )
     add(
+        "--quantize",
+        choices=("int8",),
+        help="int8: write matrices and embedding tables in int8, for grm_jax alone",
+    )
+    add(
         "--config",
         metavar="NAME",
         help=f"the model, if SRC does not determine it: {', '.join(CONFIGS)}",
@@ -82,6 +87,7 @@ def convert(
     max_file_bytes: int = 5 << 30,
     overwrite: bool = False,
     bar: bool = False,
+    quantize: str | None = None,
 ) -> None:
     """Converts `src` to a Hugging Face folder `dst`; raises ValueError or OSError.
 
@@ -134,6 +140,7 @@ def convert(
             cfg=get_config(config) if config else None,
             adapter=lora,
             progress=_progress(display, "loading"),
+            quantize=quantize,
         )
         save(
             model,

@@ -34,6 +34,7 @@ ARCHITECTURES = {
     "Qwen3ForCausalLM": "qwen3",
     "Qwen3ForSequenceClassification": "qwen3",
 }
+INT8_TYPE = "grm_int8"  # model type of folders with our int8 weights
 # Architectures that model types mean in files that name no architecture.
 _BY_TYPE = {
     "gemma2": "Gemma2ForCausalLM",
@@ -104,6 +105,21 @@ def from_hf(config: dict[str, Any], name: str = "model", source: str = "") -> Tr
         )
         cfg = cfg.replace(query_pre_attn_scalar=256)
     return cfg.replace(name=released.name)
+
+
+def int8_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config.json of a folder with our int8 weights.
+
+    Its model type is one that transformers and vLLM do not have, so that they refuse the folder.
+    """
+    return config | {"model_type": INT8_TYPE, "quantization_config": {"quant_method": INT8_TYPE}}
+
+
+def float_config(config: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns the config.json that `int8_config` made the given one of; None if it did not."""
+    if config.get("model_type") != INT8_TYPE:
+        return None
+    return {k: v for k, v in config.items() if k not in ("model_type", "quantization_config")}
 
 
 def read_padding_id(config: dict[str, Any], source: str = "") -> int | None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from grm_jax.checkpoints.hf_config import from_hf
+from grm_jax.checkpoints.hf_config import float_config, from_hf
 from grm_jax.checkpoints.safetensors_file import SafetensorsFile, SafetensorsTensor
+from grm_jax.checkpoints.tensor_map import INT8
 from grm_jax.checkpoints.tensors import Reader, widened
 from grm_jax.model_files import INDEX, exists, one_line, read_json, weight_files
 from grm_jax.models.config import TransformerConfig
@@ -48,8 +49,12 @@ class HfFolder(Reader):
                     f"{self.tensors[name].file.path.name}: remove one"
                 )
             self.tensors[name] = tensor
-        self.cfg = from_hf(self.config, folder.name, self.path)
-        head = self.tensors.get(HEADS[0])
+        if (config := float_config(self.config)) is not None:
+            self.format = "hf_int8"
+        self.cfg = from_hf(self.config if config is None else config, folder.name, self.path)
+        if config is not None:
+            self.cfg = self.cfg.replace(quantize="int8")
+        head = self.tensors.get(HEADS[0]) or self.tensors.get(HEADS[0] + INT8)
         if self.cfg.scalar_head:  # a classifier decodes no tokens
             self.cfg = self.cfg.replace(tied=self.cfg.tied or head is None)
         if head is not None and self.cfg.tied:

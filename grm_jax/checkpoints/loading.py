@@ -32,11 +32,17 @@ READERS = 12  # threads; most of them wait for the disk while one or two transpo
 
 
 class Target(NamedTuple):
-    """How a parameter is placed. quantize: (float array) -> (values, scales) of an int8 weight."""
+    """How a parameter is placed.
+
+    Attributes:
+      quantize: (float array) -> (values, scales) of a weight that becomes int8.
+      cast: whether the parameter takes the model's dtype; else it keeps the one on disk.
+    """
 
     shape: tuple[int, ...]
     sharding: Any
     quantize: Callable[[jax.Array], tuple[jax.Array, jax.Array]] | None = None
+    cast: bool = True
 
 
 def flat_params(state: Any) -> dict[str, nnx.Variable]:
@@ -71,10 +77,10 @@ def load_model(
         check_names(reader, cfg, sources)
     graphdef, state = abstract_model(cfg, mesh)
     first_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    targets = _targets(flat_params(state), first_device)
+    targets = _targets(flat_params(state), first_device, reader.format == "hf_int8")
     loaded = _read_all(reader, axis_sizes(cfg), sources, targets, param_dtype, progress)
     for path in zero_params:
-        shape, sharding, _ = targets[path]
+        shape, sharding = targets[path][:2]
         zeros = np.zeros(shape, np.dtype(param_dtype or cfg.param_dtype))
         loaded[path] = jax.make_array_from_callback(shape, sharding, zeros.__getitem__)
     if cfg.lora is not None:
@@ -87,8 +93,15 @@ def load_model(
     return nnx.merge(graphdef, nnx.from_flat_state(flat))
 
 
-def _targets(params: dict[str, nnx.Variable], first_device: Any) -> dict[str, Target]:
-    """Returns the target of every parameter on disk, by its path. params: `flat_params`."""
+def _targets(
+    params: dict[str, nnx.Variable], first_device: Any, stored_int8: bool
+) -> dict[str, Target]:
+    """Returns the target of every parameter on disk, by its path.
+
+    Args:
+      params: as `flat_params` returns them.
+      stored_int8: the checkpoint has the values and scales of int8 weights.
+    """
     params = {
         lora.base_path(path): variable
         for path, variable in params.items()
@@ -100,13 +113,14 @@ def _targets(params: dict[str, nnx.Variable], first_device: Any) -> dict[str, Ta
 
     targets = {}
     for path, variable in params.items():
-        if not is_quantized(variable):
-            targets[path] = Target(variable.shape, sharding(path))
+        if stored_int8 or not is_quantized(variable):
+            cast = not is_quantized(variable)
+            targets[path] = Target(variable.shape, sharding(path), cast=cast)
         elif path.endswith(".values"):
             path = path.removesuffix(".values")
             places = sharding(f"{path}.values"), sharding(f"{path}.scale")
             quantize = quantizer(variable.get_metadata()["contracted"], places)
-            targets[path] = Target(variable.shape, places[0], quantize)
+            targets[path] = Target(variable.shape, places[0], quantize, cast=False)
     return targets
 
 
@@ -180,8 +194,7 @@ def _read_all(
     out: dict[str, jax.Array] = {}
     dtypes = {
         path: np.dtype(
-            (targets[path].quantize is None and param_dtype)
-            or reader.tensors[source.tensors[0].name].dtype
+            (targets[path].cast and param_dtype) or reader.tensors[source.tensors[0].name].dtype
         )
         for path, source in sources.items()
     }
@@ -193,7 +206,7 @@ def _read_all(
     )
     with ThreadPoolExecutor(max(READERS, os.cpu_count() or 1)) as pool:
         for path, source in sources.items():
-            shape, sharding, quantize = targets[path]
+            shape, sharding, quantize, _ = targets[path]
             buffers: dict[Bounds, np.ndarray] = {}
             pieces: list[Callable[[], None]] = []
             for bounds in shards[path]:

@@ -18,6 +18,7 @@ import numpy as np
 import safetensors
 
 from grm_jax import strict_json
+from grm_jax.checkpoints.tensor_map import INT8
 from grm_jax.checkpoints.tensors import BFLOAT16, Index, put, scratch
 from grm_jax.model_files import check_file, one_line
 from grm_jax.storage import open_atomic
@@ -28,7 +29,7 @@ DTYPES = {
     "F32": np.dtype(np.float32),
     "F64": np.dtype(np.float64),
 }
-CODES = {dtype: code for code, dtype in DTYPES.items()}
+CODES = {dtype: code for code, dtype in DTYPES.items()} | {np.dtype(np.int8): "I8"}
 
 
 class SafetensorsTensor:
@@ -45,6 +46,8 @@ class SafetensorsTensor:
 
     @property
     def dtype(self) -> np.dtype:
+        if self.code == "I8" and self.name.endswith(INT8):
+            return np.dtype(np.int8)
         if self.code not in DTYPES:
             raise ValueError(
                 f"{self.file.path}: {self.name} has dtype {self.code}: "

@@ -11,13 +11,14 @@ import numpy as np
 from flax import nnx
 
 from grm_jax import strict_json
-from grm_jax.checkpoints.hf_config import to_hf
+from grm_jax.checkpoints.hf_config import int8_config, to_hf
 from grm_jax.checkpoints.loading import Progress, flat_params
 from grm_jax.checkpoints.safetensors_file import Entry, write_safetensors
 from grm_jax.checkpoints.tensor_map import DiskTensor, axis_sizes, disk_shape, tensor_map
 from grm_jax.checkpoints.tensors import put
 from grm_jax.hub import TOKENIZER_FILES
 from grm_jax.model_files import INDEX, exists, read_bytes, read_json_if_any
+from grm_jax.models.quantize import is_quantized
 from grm_jax.models.transformer import Transformer
 from grm_jax.storage import write_atomic
 
@@ -39,23 +40,18 @@ def save(
 ) -> None:
     """Saves a model as a Hugging Face folder; gathers and copies one layer's array at a time.
 
-    Every process must call it; process 0 writes.
+    Every process must call it; process 0 writes. The folder of a model with int8 weights has their
+    values and scales, and only this package loads it.
 
     Args:
       like: a folder (or file) whose tokenizer files, and token ids in config.json, are copied.
-      dtype: None keeps each parameter's own.
+      dtype: None keeps each parameter's own; int8 weights and their scales always keep theirs.
       max_file_bytes: larger models are split into files of at most this size.
 
     Raises:
       FileExistsError: the folder already holds weights and `overwrite` is False.
-      ValueError: the model has int8 weights.
     """
     path = Path(path).expanduser()
-    if model.cfg.quantize:
-        raise ValueError(
-            f"{path}: {model.cfg.name} was loaded with {model.cfg.quantize} weights, which a "
-            "folder cannot hold: load it without quantize to save it"
-        )
     writer = jax.process_index() == 0
     token_ids = _token_ids(Path(like)) if like is not None else {}
     if writer:
@@ -87,7 +83,9 @@ def save(
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         _write_json(path / INDEX, index)
-    config = to_hf(model.cfg, str(np.dtype(dtype or params["embedder.table_VxD"].dtype)))
+    config = to_hf(model.cfg, str(np.dtype(dtype or params["final_norm.scale"].dtype)))
+    if model.cfg.quantize:
+        config = int8_config(config)
     if like is not None:
         copy_tokenizer(like, path)
     # Last: without it, a folder whose writing was interrupted does not load.
@@ -104,8 +102,9 @@ def _entries(model: Transformer, params: dict[str, Any], dtype: str | None) -> l
         return (-1 if "embed" in entry.name else layer, entry.name)
 
     entries = []
-    for name, source in tensor_map(model.cfg, "hf").items():
-        target = np.dtype(dtype or params[name].dtype)
+    for name, source in tensor_map(model.cfg, "hf_int8" if model.cfg.quantize else "hf").items():
+        kept = None if is_quantized(params[name]) else dtype
+        target = np.dtype(kept or params[name].dtype)
         for tensor in source.tensors:
             make = partial(disk_array, params[name], tensor, source.axes, sizes, target)
             entries.append(Entry(tensor.name, disk_shape(tensor, sizes), target, make))

@@ -100,6 +100,8 @@ LAYER_PREFIX = {
     "dm_df": "layer_{}/",
     "gguf": "blk.{}.",
 }
+# Suffixes of an int8 matrix and of its scales: no other library takes one for the float weights.
+INT8, SCALE = "_int8", "_scale"
 # Tensors that hold two of our arrays, at the indices given by a digit in their axes.
 SHARED = ("attn/kv_einsum", "mlp/gating_einsum")
 # Norms, which GGUF stores as 1 + w in Gemma's architectures.
@@ -132,8 +134,10 @@ def tensor_map(cfg: TransformerConfig, format: str) -> dict[str, ParamSource]:
 
     Args:
       format: "hf", "gguf", "dm", or "dm_df" for DeepMind's Gemma 2 2B, whose gates are (2, D, F)
-        instead of (2, F, D).
+        instead of (2, F, D); "hf_int8" for our folders of int8 weights.
     """
+    if format == "hf_int8":
+        return _int8_map(tensor_map(cfg, "hf"))
     out = {}
     for param in GLOBAL:
         if param.applies(cfg):
@@ -149,6 +153,25 @@ def tensor_map(cfg: TransformerConfig, format: str) -> dict[str, ParamSource]:
         for t in range(len(cfg.tail)):
             tensor = _disk_tensor(param, format, cfg.num_units * period + t)
             out[f"tail.{t}.{param.ours}"] = ParamSource(param.axes, (tensor,))
+    return out
+
+
+def _int8_map(sources: dict[str, ParamSource]) -> dict[str, ParamSource]:
+    """Returns the tensors of values and scales for every matrix of a Hugging Face folder.
+
+    A matrix on disk is (outputs, inputs): it has one scale per output.
+    """
+    out = {}
+    for path, source in sources.items():
+        outputs, _, inputs = source.tensors[0].axes.partition(",")
+        if not inputs or outputs.isdigit():  # a norm, a bias or the reward head
+            out[path] = source
+            continue
+        values = tuple(t._replace(name=t.name + INT8) for t in source.tensors)
+        scales = tuple(t._replace(name=t.name + SCALE, axes=outputs) for t in source.tensors)
+        kept = "".join(axis for axis in source.axes if axis in outputs)
+        out[f"{path}.values"] = ParamSource(source.axes, values)
+        out[f"{path}.scale"] = ParamSource(kept, scales)
     return out
 
 

@@ -33,12 +33,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from grm_jax.models.config import TransformerConfig
 from grm_jax.models.quantize import Int8Array
 from grm_jax.sampling.products import KV
 from grm_jax.sampling.request import MAX_STOP_TOKENS
-from grm_jax.sharding import batch_shards, constrain, current_mesh
+from grm_jax.sharding import batch_shards, constrain, current_mesh, named, platform
 
 RUNNING, STOP, LENGTH, NONFINITE, EMPTY = range(5)
 Axes = tuple[str | None, ...]
@@ -163,6 +164,45 @@ def cache_axes(P: int, R: int) -> tuple[Axes, Axes]:
     prompts, rows = batch_axes(P, R)
     prefix = ("layers", prompts, "kv_heads", "cache_length", "head_dim")
     return prefix, (*prefix[:3], rows, *prefix[3:])
+
+
+def ring_layout(P: int, ndim: int = 6) -> Layout:
+    """Returns the memory layout of rings on a TPU: the one that XLA would choose for the loop.
+
+    Of one prompt slot per device, the rows of all KV heads form one batch of matrices, and the
+    length is stored before them: the write of a step is one contiguous block. Of several prompt
+    slots, the keys of each row are stored together.
+
+    Args:
+      ndim: 5 for the scales of int8 rings.
+    """
+    if ndim == 6 and _one_slot(P):
+        return Layout(major_to_minor=(0, 1, 4, 2, 3, 5))
+    return Layout(major_to_minor=tuple(range(ndim)))
+
+
+def keep_ring_layout(ring: KV, P: int, R: int) -> KV:
+    """Makes XLA keep a ring's layout inside the decode loop on a TPU.
+
+    Without it, XLA chooses another one for some models: for the values of Gemma 2 9B on one chip.
+    """
+    if platform() != "tpu" or _one_slot(P):
+        return ring
+    mesh, axes = current_mesh(), cache_axes(P, R)[1]
+
+    def keep(a: jax.Array) -> jax.Array:
+        constrained = lambda a: with_layout_constraint(a, ring_layout(P, a.ndim))
+        if mesh is None:
+            return constrained(a)
+        # By device: XLA's partitioner would gather the whole ring for the constraint.
+        spec = named(mesh, *axes[: a.ndim]).spec
+        return jax.shard_map(constrained, in_specs=spec, out_specs=spec, check_vma=False)(a)
+
+    return jax.tree.map(keep, ring)
+
+
+def _one_slot(P: int) -> bool:
+    return P in (1, batch_shards(current_mesh()))
 
 
 HEAD_AXES: Axes = ("layers", "kv_heads", "cache_length", "head_dim")

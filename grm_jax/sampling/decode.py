@@ -29,6 +29,7 @@ from grm_jax.sampling.cache import (
     constrain_caches,
     constrain_state,
     extend_prefix,
+    keep_ring_layout,
     prefix_length,
 )
 from grm_jax.sampling.choose import Choice, choose
@@ -249,11 +250,12 @@ def _feed(model: Transformer, state: State) -> tuple[jax.Array, Pairs]:
 
         def write(ring: KV, new: jax.Array) -> KV:
             new = new.reshape(P, R, K, 1, H).swapaxes(1, 2)[None]
-            return jax.tree.map(
+            ring = jax.tree.map(
                 lambda a, b: jax.lax.dynamic_update_slice(a, b.astype(a.dtype), start[: a.ndim]),
                 ring,
                 quantize_tokens(new) if cfg.kv_cache_dtype else new,
             )
+            return keep_ring_layout(ring, P, R)
 
         ring_k, ring_v = write(ring_k, k), write(ring_v, v)
         suffix = [*suffix[:place], (ring_k, ring_v), *suffix[place + 1 :]]

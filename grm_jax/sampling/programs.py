@@ -2,9 +2,9 @@
 
 The engine runs them; the same programs compile for a slice that this machine does not have.
 
-On a TPU the rings store rows inside length (logically they precede it): the write of one step is
-then a whole tile, and XLA, which chooses that layout for the loop anyway, copies no ring on the way
-in and out.
+On a TPU the rings have one memory layout in all programs (`cache.ring_layout`). In another layout
+than inside the loop, a decode segment would copy all rings on the way in and on the way out, and
+hold both copies.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.experimental.layout import Format, Layout
+from jax.experimental.layout import Format
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from grm_jax import sharding
@@ -25,7 +25,6 @@ from grm_jax.sampling import cache, decode
 from grm_jax.sampling.products import KV
 
 PROGRAMS = 5  # of a first call: empty state, prefill, insertion, admission, decode segment
-RING_LAYOUT = Layout(major_to_minor=(0, 1, 2, 4, 3, 5))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,7 +279,9 @@ def state_formats(target: Target, shape: Shape) -> Any:
         leaf_sharding: Any = SingleDeviceSharding(jax.devices()[0])
         if mesh is not None:
             leaf_sharding = sharding.named(mesh, *axes)
-        return Format(RING_LAYOUT, leaf_sharding) if field == "suffix" and tpu else leaf_sharding
+        if field == "suffix" and tpu:
+            return Format(cache.ring_layout(shape.P, leaf.ndim), leaf_sharding)
+        return leaf_sharding
 
     return jax.tree_util.tree_map_with_path(format, abstract_state(target.cfg, shape))
 

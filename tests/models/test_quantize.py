@@ -1,5 +1,7 @@
 """Int8 weights: close to the float ones in every family, and exact where they can be."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from flax import nnx
 
 from grm_jax import checkpoints
+from grm_jax.checkpoints.cli import convert
 from grm_jax.checkpoints.loading import flat_params
 from grm_jax.models import build_model, get_config, quantize, weight_bytes
 from grm_jax.models.transformer import FROM_HEADS, TO_HEADS, project
@@ -144,13 +147,52 @@ def test_the_plan_counts_int8_weights():
     assert cfg.num_params < weight_bytes(int8) < 1.01 * cfg.num_params
 
 
-def test_int8_weights_are_neither_trained_nor_saved(tmp_path):
+def test_a_folder_of_int8_weights_is_loaded_as_it_was_saved(folder, tmp_path):
+    model = load(folder, quantize="int8")
+    checkpoints.save(model, tmp_path / "a", max_file_bytes=40_000)
+    files = sorted(file.name for file in (tmp_path / "a").glob("*.safetensors"))
+    assert len(files) > 1
+    size = sum((tmp_path / "a" / name).stat().st_size for name in files)
+    assert size < 0.4 * (folder / "model.safetensors").stat().st_size
+    again, sharded = load(tmp_path / "a"), load(tmp_path / "a", mesh=make_mesh(1, 4, 2))
+    assert again.cfg.replace(name=model.cfg.name) == model.cfg
+    for leaves in zip(
+        *(jax.tree.leaves(nnx.state(m)) for m in (model, again, sharded)), strict=True
+    ):
+        for other in leaves[1:]:
+            assert leaves[0].dtype == other.dtype
+            np.testing.assert_array_equal(leaves[0], other)
+    checkpoints.save(sharded, tmp_path / "b", max_file_bytes=40_000)
+    for name in (*files, "config.json", "model.safetensors.index.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    convert(folder, tmp_path / "c", quantize="int8", max_file_bytes=40_000)
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "c" / name).read_bytes()
+
+
+def test_other_libraries_find_neither_their_model_type_nor_their_tensors(folder, tmp_path):
+    checkpoints.save(load(folder, quantize="int8"), tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["model_type"] == config["quantization_config"]["quant_method"] == "grm_int8"
+    names = set(checkpoints.open_checkpoint(tmp_path / "a").tensors)
+    matrices = {name for name in checkpoints.open_checkpoint(folder).tensors if "norm" not in name}
+    matrices = {name for name in matrices if not name.endswith(".bias")}
+    assert matrices and not names & matrices
+    assert names > {name + suffix for name in matrices for suffix in ("_int8", "_scale")}
+
+
+def test_an_int8_tensor_of_another_format_is_refused(folder, tmp_path):
+    checkpoints.save(load(folder, quantize="int8"), tmp_path / "a")
+    path = tmp_path / "a" / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b"weight_int8", b"weight_int9"))
+    with pytest.raises(ValueError, match="weight_int9 has dtype I8: convert the checkpoint"):
+        load(tmp_path / "a")
+
+
+def test_int8_weights_are_not_trained():
     model = build_model(get_config("tiny_qwen2", quantize="int8"), nnx.Rngs(0))
     with pytest.raises(ValueError, match="int8 weights cannot be trained"):
         make_state(nnx.state(model), optax.sgd(0.1), 0)
-    with pytest.raises(ValueError, match="load it without quantize to save it"):
-        checkpoints.save(model, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="config.model_overrides.quantize='int8': int8 weights"):
         SECTIONS["model_overrides"]["quantize"]("config.model_overrides.quantize=", "int8")
     with pytest.raises(ValueError, match="quantize='int4' is unknown"):

@@ -182,7 +182,8 @@ def test_nan_in_the_weights_is_an_error_of_every_sample(lab):
     assert sum("not finite" in c.error for c in completions) == 4
 
 
-def test_nan_in_a_sample_does_not_affect_its_successor(lab):
+@pytest.mark.parametrize("kv_cache_dtype", [None, pytest.param("int8", marks=pytest.mark.slow)])
+def test_nan_in_a_sample_does_not_affect_its_successor(lab, kv_cache_dtype):
     model = lab.model(NAME)
     # One coordinate of token 17's embedding is huge, with the sign that its activation rarely has.
     # Where it has it, token 17 is sampled, and its embedding makes the batch row NaN. No prompt
@@ -195,6 +196,7 @@ def test_nan_in_a_sample_does_not_affect_its_successor(lab):
     table = np.array(model.embedder.table_VxD[...])
     table[17, index % 32] = 1e38 if index < 32 else -1e38
     model = changed(model, embedder__table_VxD=table)
+    model.cfg = model.cfg.replace(kv_cache_dtype=kv_cache_dtype)
     lengths = [n for n in range(10, 48) if signed[n - 1, index] < 0][:4]
     requests = [Request(tokens[0, :n].tolist(), 8, 30, seed=3, item=n) for n in lengths]
 
