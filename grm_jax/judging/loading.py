@@ -168,9 +168,7 @@ def _load_model(
     path: str | Path, mesh: Mesh | None, options: LoadOptions
 ) -> tuple[Transformer, tokenizers.Tokenizer]:
     changes = {"quantize": options.quantize, "kv_cache_dtype": options.kv_cache_dtype}
-    model = checkpoints.load(
-        path, mesh=mesh, dtype=options.dtype, adapter=options.lora, **changes
-    )
+    model = checkpoints.load(path, mesh=mesh, dtype=options.dtype, adapter=options.lora, **changes)
     loaded = load_tokenizer(path, options.tokenizer)
     check_vocabulary(loaded, model.cfg)
     return model, loaded
