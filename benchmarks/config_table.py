@@ -31,6 +31,9 @@ CASES = {
     "spct_2b": {"v5litepod-8": 1, "v4-8": 1},
     "spct_9b": {"v5litepod-64": 8, "v5p-16": 2},
     "spct_27b": {"v5p-64": 4, "v5p-128": 4, "v4-128": 4, "v5litepod-256": 16},
+    "spct_2b_lora": {"v5litepod-1": 1},
+    "spct_9b_lora": {"v5litepod-8": 8, "v4-8": 4},
+    "spct_27b_lora": {"v5litepod-16": 16, "v4-32": 16},
 }
 OUT = common.RESULTS / "config_table"
 PAGE = common.ROOT / "docs" / "tpu_memory.md"

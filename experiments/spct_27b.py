@@ -30,7 +30,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model = "gemma2_27b"  # paper, appendix C.1: pretrained, not instruction-tuned
     config.init = "google/gemma-2-27b"  # a hub name or a folder; empty: random weights
     config.tokenizer = "google/gemma-2-27b"
-    config.model_overrides = dict(remat="full")  # not in the paper
+    # Not in the paper: the least recomputation that fits the devices (docs/training.md).
+    config.model_overrides = dict(remat="auto")
     config.lora = lora()  # not in the paper, which trains all weights
     config.mesh = dict(data=1, fsdp=-1, tensor=4)  # not in the paper (it used 128 A100s)
 
@@ -132,13 +133,20 @@ def lora(**fields) -> ConfigDict:
     return ConfigDict(dict(rank=0, alpha=16.0, targets=targets, base="bfloat16") | fields)
 
 
+def use_lora(config: ConfigDict, rank: int = 32) -> None:
+    """Sets adapters on all weights, and the learning rates of full fine-tuning times ten."""
+    config.lora = lora(rank=rank, alpha=32.0)
+    for section in (config.rft, config.rl, config.meta_rm):
+        section.lr *= 10
+
+
 def stage(**fields) -> ConfigDict:
     """Optimizer, schedule, clipping and accumulation of a stage. None of them is in the paper."""
     defaults = dict(
         warmup_steps=30, schedule="constant", final_lr_share=0.0,
         b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.0, clip_norm=1.0,
         # Sequences at once per data-parallel shard, so that the config fits any slice.
-        # micro_batches sets a fixed count instead.
+        # -1 takes as many as fit; micro_batches sets a fixed count instead.
         micro_batches=1, micro_rows=1,
         save_every=50, keep=2, log_every=1, profile_steps=(),
     )  # fmt: skip

@@ -21,10 +21,13 @@ def test_experiment_fits_its_slice(name, slice_name, program):
     assert result.fits and result.headroom > 0.1 and result.roofline_seconds > 0, result.error
 
 
-@pytest.mark.parametrize("name", ["spct_2b", "spct_9b", "spct_27b"])
+FULL = ("spct_2b", "spct_9b", "spct_27b")
+
+
+@pytest.mark.parametrize("name", [*FULL, *(f"{name}_lora" for name in FULL)])
 def test_models_are_named_on_the_hub_and_the_sampler_fits_the_slice(name):
     config = importlib.import_module(f"experiments.{name}").get_config()
-    size = name.removeprefix("spct_")
+    size = name.removeprefix("spct_").removesuffix("_lora")
     assert config.init == config.tokenizer == f"google/gemma-2-{size}"
     assert config.rft.sampler == "model" and hub.parse(config.init)
     _, _, sampler, _ = config.rft.sampling.path.split("-")  # google/gemma-2-27b-it

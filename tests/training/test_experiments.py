@@ -7,7 +7,17 @@ import re
 import numpy as np
 import pytest
 
-from experiments import ablations, spct_2b, spct_9b, spct_27b, spct_gsm8k, spct_tiny
+from experiments import (
+    ablations,
+    spct_2b,
+    spct_2b_lora,
+    spct_9b,
+    spct_9b_lora,
+    spct_27b,
+    spct_27b_lora,
+    spct_gsm8k,
+    spct_tiny,
+)
 from grm_jax.data import mixtures, world
 from grm_jax.data.world import vocabulary
 from grm_jax.text import rendering
@@ -51,7 +61,10 @@ def test_the_tiny_model_has_the_vocabulary_of_the_world_and_alternating_windows(
     assert [layer.window for layer in cfg.pattern] == [64, None]
 
 
-@pytest.mark.parametrize("experiment", [spct_tiny, spct_gsm8k, spct_2b, spct_9b, spct_27b])
+LORA = [spct_2b_lora, spct_9b_lora, spct_27b_lora]
+
+
+@pytest.mark.parametrize("experiment", [spct_tiny, spct_gsm8k, spct_2b, spct_9b, spct_27b, *LORA])
 def test_every_experiment_has_a_model_and_an_optimizer_for_each_stage(experiment):
     config = experiment.get_config()
     assert model_config(config).name == config.model

@@ -1,0 +1,22 @@
+"""SPCT with LoRA on Gemma-2-27B for 16 chips: v5litepod-16 or v4-32.
+
+    python launch/tpu.py --config experiments/spct_27b_lora.py --workdir gs://BUCKET/spct_27b_lora
+
+The base stays frozen in bfloat16; adapters are trained in all stages. Compiled, never run on a TPU:
+docs/tpu_memory.md.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import spct_27b
+from experiments.ablations import apply
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = spct_27b.get_config()
+    config.name = "spct_27b_lora"
+    config.slice = "v5litepod-16"
+    # Without an fsdp axis the sampler uses the base's own arrays.
+    config.mesh = dict(data=1, fsdp=-1, tensor=16)
+    spct_27b.use_lora(config)
+    return apply(config, arg)

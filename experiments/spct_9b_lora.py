@@ -1,0 +1,24 @@
+"""SPCT with LoRA on Gemma-2-9B for one TPU VM: v5litepod-8, or v4-8 with tensor=4.
+
+    python launch/tpu.py --config experiments/spct_9b_lora.py --workdir DIR
+    ... --config.mesh.tensor=4                                          (v4-8, four chips)
+
+The base stays frozen in bfloat16; adapters are trained in all stages. Compiled, never run on a TPU:
+docs/tpu_memory.md.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import spct_9b, spct_27b
+from experiments.ablations import apply
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = spct_9b.get_config()
+    config.name = "spct_9b_lora"
+    config.slice = "v5litepod-8"
+    # Without an fsdp axis the sampler uses the base's own arrays.
+    config.mesh = dict(data=1, fsdp=-1, tensor=8)
+    spct_27b.use_lora(config)
+    config.rft.sampling.path = "google/gemma-2-9b-it"
+    return apply(config, arg)
