@@ -5,7 +5,18 @@
 
 `attacks` measures, without training, how much reward an answer gains under each judge by text that
 makes it no better: praise, fake scores and end markers, principles, padding (`policy_attacks`).
-It trains a small Bradley-Terry scalar in WORKDIR/bt first. A stopped command resumes.
+It trains a small Bradley-Terry scalar in WORKDIR/bt first.
+
+    python studies/policy.py train --judge runs/spct_tiny/rl/hf \\
+        --meta_rm runs/spct_tiny/meta_rm/hf --seeds 0,1,2 --out experiments/results/policy/train
+
+`train` trains policies with the rewards of several judges (`policy_train.ARMS`) and measures the
+judge's win rate and the true one over KL, how the policies answer, and which principles the judge
+writes about them. OUT/records has a file per arm and seed; finished ones are not repeated, so arms
+and seeds can be added, on another machine too. `report` writes tables and pictures of the records
+that exist.
+
+A stopped command resumes.
 """
 
 import argparse
@@ -33,6 +44,7 @@ SHOWN = (
     "longest",
     "truth",
 )
+ARMS = "spct_k1,spct_k4,spct_k8,spct_k8_meta,first_k8,bt,longest,truth"
 
 
 # ---------------------------------------------------------------- the Bradley-Terry scalar
@@ -155,6 +167,62 @@ def attacks_figure(results: dict) -> Any:
     return figure
 
 
+# ---------------------------------------------------------------- training
+
+
+def train(args: argparse.Namespace) -> None:
+    """Trains and evaluates every arm of every seed, and writes the report after each."""
+    from grm_jax import Judge
+    from studies import policy_train
+
+    workdir, out, arms = Path(args.workdir), Path(args.out), args.arms.split(",")
+    if unknown := [arm for arm in arms if arm not in policy_train.ARMS]:
+        known = ", ".join(policy_train.ARMS)
+        raise SystemExit(f"unknown arm {unknown[0]!r}: use {known}")
+    if not args.meta_rm and any(policy_train.ARMS[arm].get("meta_rm") for arm in arms):
+        raise SystemExit(
+            "an arm with the meta reward model needs --meta_rm: add it, or drop the arm"
+        )
+    judge = Judge.load(args.judge, meta_rm=args.meta_rm)
+    names = [judge.name, judge.meta_rm.name if judge.meta_rm else ""]
+    if "bt" in arms:
+        names.append(scalar_judge(workdir / "bt", args.bt_steps, args.bt_comparisons, 0).name)
+    setting = policy_train.Setting(
+        judge=args.judge,
+        meta_rm=args.meta_rm or "",
+        bt=str(workdir / "bt" / "hf"),
+        workdir=workdir,
+        models=tuple(name.rpartition("@")[2] for name in names),
+        steps=args.steps,
+        points=args.points,
+        tasks=args.tasks,
+        extra=args.extra,
+    )
+    for seed in map(int, args.seeds.split(",")):
+        for arm in arms:
+            record = policy_train.run_one(setting, arm, seed, out / "records")
+            print(f"{arm}, seed {seed}: {record['seconds']}", flush=True)
+            report(args)
+
+
+def report(args: argparse.Namespace) -> None:
+    """Writes the tables and pictures of the records in OUT/records."""
+    from studies import policy_report
+
+    out = Path(args.out)
+    records = [strict_json.read(path) for path in sorted((out / "records").glob("*.json"))]
+    if not records:
+        raise SystemExit(f"{out}/records has no record: run `train` first")
+    study = policy_report.summary(records)
+    seconds = {f"{r['arm']}-{r['seed']}": r["seconds"] for r in records}
+    text = strict_json.dumps({"arms": study, "seconds": seconds}, indent=1)
+    write_atomic(out / "train.json", text + "\n")
+    write_atomic(out / "train.md", policy_report.train_table(study))
+    write_atomic(out / "drift.md", policy_report.drift_table(study))
+    figures.save_png(policy_report.train_figure(study), out / "train.png")
+    figures.save_png(policy_report.drift_figure(study), out / "drift.png")
+
+
 # ---------------------------------------------------------------- command line
 
 
@@ -164,16 +232,29 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = p.add_subparsers(required=True)
-    one = commands.add_parser("attacks", help="measure attacks on a judge, without training")
-    one.set_defaults(function=attacks)
-    one.add_argument("--judge", required=True, help="model folder of the judge")
-    one.add_argument("--meta_rm", help="model folder of the meta reward model")
-    one.add_argument("--out", required=True, help="folder of the table and the picture")
-    one.add_argument("--workdir", help="folder of the judgements and the scalar (default: --out)")
-    one.add_argument("--items", type=int, default=200, help="comparisons")
-    one.add_argument("--seed", type=int, default=0)
-    one.add_argument("--bt_steps", type=int, default=1500, help="steps of the scalar")
-    one.add_argument("--bt_comparisons", type=int, default=5000)
+    attack = commands.add_parser("attacks", help="measure attacks on a judge, without training")
+    attack.set_defaults(function=attacks)
+    attack.add_argument("--workdir", help="folder of judgements and scalar (default: --out)")
+    attack.add_argument("--items", type=int, default=200, help="comparisons")
+    attack.add_argument("--seed", type=int, default=0)
+    arms = commands.add_parser("train", help="train policies against several judges")
+    arms.set_defaults(function=train)
+    arms.add_argument("--workdir", default="runs/policy_study", help="folder of the runs")
+    arms.add_argument("--arms", default=ARMS, help="comma separated")
+    arms.add_argument("--seeds", default="0,1,2", help="comma separated")
+    arms.add_argument("--steps", type=int, default=150, help="GRPO steps")
+    arms.add_argument("--points", type=int, default=6, help="checkpoints to evaluate")
+    arms.add_argument("--tasks", type=int, default=64, help="held-out tasks")
+    arms.add_argument("--extra", default="", help="changes of the config: field=value,...")
+    for one in (attack, arms):
+        one.add_argument("--judge", required=True, help="model folder of the judge")
+        one.add_argument("--meta_rm", help="model folder of the meta reward model")
+        one.add_argument("--bt_steps", type=int, default=1500, help="steps of the scalar")
+        one.add_argument("--bt_comparisons", type=int, default=5000)
+    again = commands.add_parser("report", help="write tables and pictures of OUT/records")
+    again.set_defaults(function=report)
+    for one in (attack, arms, again):
+        one.add_argument("--out", required=True, help="folder of tables, pictures and records")
     return p
 
 

@@ -1,4 +1,6 @@
-"""The study of policies trained against a judge: attacks."""
+"""The study of policies trained against a judge: attacks, statistics, tables and pictures."""
+
+import json
 
 import pytest
 from fake_judge import fake_judge, well_formed
@@ -6,12 +8,13 @@ from test_judge import FakeMetaRM
 
 from grm_jax.data import world
 from grm_jax.data.world.answers import Task
+from grm_jax.data.world.teacher import AIMS
 from grm_jax.data.world.vocabulary import vocabulary_path
 from grm_jax.judging.groups import Group
 from grm_jax.judging.rewards import RewardOptions, score
 from grm_jax.text import rendering, tokenizer
 from grm_jax.types import Comparison
-from studies import policy, policy_attacks as attacks
+from studies import policy, policy_attacks as attacks, policy_report
 
 EASY = world.WorldConfig(levels={0: 1}, sizes={1: 0.2, 2: 0.4, 3: 0.4})
 
@@ -146,3 +149,86 @@ def test_targets_are_test_comparisons_of_several_responses(chosen):
     assert {target.index for target in chosen} == {0, 1, 2}
     assert all(target.task == Task.of(target.comparison) for target in chosen)
     assert 0 < sum(target.is_right for target in chosen) < len(chosen)
+
+
+# ---------------------------------------------------------------- policies trained against a judge
+
+
+def point(step, kl, win, true_win, principles=(), **features):
+    shares = dict.fromkeys(("characters", *policy_report.FEATURES[1:], "right"), 0.0) | features
+    return {
+        "step": step,
+        "kl": kl,
+        "win": win,
+        "true_win": true_win,
+        "truth": true_win,
+        "features": shares,
+        "principles": list(principles),
+        "examples": [],
+    }
+
+
+def record(arm, seed, *points):
+    return {"arm": arm, "seed": seed, "points": points, "seconds": {"train": 1.0}, "config": ""}
+
+
+def test_the_gap_is_paired_by_task_and_its_growth_has_an_interval():
+    tasks = 40
+    start = point(0, 0.0, [0.3] * tasks, [0.3] * tasks, characters=10)
+    wins = [1.0] * 30 + [0.5] * 10
+    end = point(10, 2.0, wins, [0.3] * tasks, characters=30)
+    honest = point(10, 2.0, wins, wins)
+    records = [record("hacked", s, start, end) for s in (0, 1)] + [
+        record("honest", 0, start, honest)
+    ]
+    study = policy_report.summary(records)
+    last = study["hacked"][-1]
+    assert last["gap"]["value"] == pytest.approx(0.875 - 0.3)
+    assert last["parting"]["low"] > 0.4 and last["gap"]["seeds"] == [0.575, 0.575]
+    assert policy_report.parts_at(study["hacked"]) == 10
+    assert policy_report.parts_at(study["honest"]) is None
+    assert study["honest"][-1]["win"]["value"] == pytest.approx(0.875)
+    table = policy_report.train_table(study)
+    assert "| hacked | 2.0 | 87.5 (" in table and "| step 10 |" in table and "not seen" in table
+    assert "| start | 10.0 |" in table and "| hacked | 30.0 |" in table
+
+
+def test_a_task_without_a_reward_is_in_no_win_rate():
+    wins = [None, 1.0, None, 0.0]
+    study = policy_report.summary([record("a", 0, point(0, 0, wins, [1.0] * 4))])
+    assert study["a"][0]["win"]["value"] == 0.5
+    none = policy_report.summary([record("a", 0, point(0, 0, [None] * 4, [1.0] * 4))])
+    assert none["a"][0]["win"]["value"] is None
+    assert "–" in policy_report.train_table(none)
+
+
+def test_drift_is_the_weight_of_each_kind_of_principle(tmp_path):
+    aim, other = AIMS["sort"], AIMS["count"]
+    principles = [
+        ["sort", [["Accuracy", 70, aim], ["Brevity", 30, "no idle talk"]]],
+        ["sort", [["Tone", 60, "it sounds sure"], ["Accuracy", 40, other]]],
+        ["sort", [["Accuracy", None, aim]]],  # without a weight it has no share
+        ["sort", []],
+    ]
+    shares = policy_report.principle_shares(principles)
+    assert shares["own aim"] == 0.35 and shares["Brevity"] == 0.15
+    assert shares["Tone"] == 0.3 and shares["another task's aim"] == 0.2
+    study = policy_report.summary(
+        [record("a", 0, *(point(s, s / 5, [0.5] * 9, [0.4] * 9, principles) for s in (0, 5)))]
+    )
+    assert "| a | 5 | 35.0 | 20.0 | 0.0 | 15.0 | 30.0 | 0.0 |" in policy_report.drift_table(study)
+    for name in ("train", "drift"):
+        figure = getattr(policy_report, f"{name}_figure")(study)
+        policy.figures.save_png(figure, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 5_000
+
+
+def test_the_report_needs_a_record(tmp_path):
+    with pytest.raises(SystemExit, match="has no record"):
+        policy.main(["report", "--out", str(tmp_path)])
+    (tmp_path / "records").mkdir()
+    text = json.dumps(record("a", 0, point(0, 0.0, [0.5] * 9, [0.4] * 9)))
+    (tmp_path / "records" / "a-0.json").write_text(text)
+    policy.main(["report", "--out", str(tmp_path)])
+    files = {path.name for path in tmp_path.iterdir()}
+    assert {"train.json", "train.md", "train.png", "drift.md", "drift.png"} <= files

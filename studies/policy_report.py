@@ -1,0 +1,206 @@
+"""Tables and pictures of policies trained against a judge, from the records of `policy_train`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from grm_jax.data.world.teacher import AIMS
+from grm_jax.evals import figures, tables
+from grm_jax.evals.bootstrap import STAGE_DRAWS, Resampler
+
+FEATURES = ("characters", "sure", "wordy", "query", "markers", "hedged", "distinct")
+# What a critique's weight goes to; the aims are the reference wordings of the top principles.
+CATEGORIES = ("own aim", "another task's aim", "Clarity", "Brevity", "Tone", "other")
+_NAMED = {"one clear answer": "Clarity", "no idle talk": "Brevity", "it sounds sure": "Tone"}
+
+
+# ---------------------------------------------------------------- statistics
+
+
+def summary(records: Sequence[dict]) -> dict[str, list[dict]]:
+    """Returns {arm: a row per evaluated checkpoint}, with means over seeds.
+
+    win, true_win, truth: with 95% intervals over tasks, and the seeds' own means.  gap: the judge's
+    win rate minus the true one.  parting: how far the gap has grown since the start, paired by
+    task.  features, drift: means over seeds.
+    """
+    arms: dict[str, list[dict]] = {}
+    for record in records:
+        arms.setdefault(record["arm"], []).append(record)
+    return {arm: _rows(members) for arm, members in arms.items()}
+
+
+def _rows(members: Sequence[dict]) -> list[dict]:
+    rows: list[dict] = []
+    start_SxT = None
+    for points in zip(*(record["points"] for record in members), strict=True):
+        values = {
+            name: np.array([point[name] for point in points], float)  # a missing win is nan
+            for name in ("win", "true_win", "truth")
+        }
+        gap_SxT = values["win"] - values["true_win"]
+        start_SxT = gap_SxT if start_SxT is None else start_SxT
+        values |= {"gap": gap_SxT, "parting": gap_SxT - start_SxT}
+        row: dict[str, Any] = {name: estimate(value) for name, value in values.items()}
+        row["step"] = points[0]["step"]
+        row["kl"] = float(np.mean([point["kl"] for point in points]))
+        row["features"] = {
+            name: float(np.mean([point["features"][name] for point in points]))
+            for name in points[0]["features"]
+        }
+        row["drift"] = {
+            name: float(np.mean([principle_shares(point["principles"])[name] for point in points]))
+            for name in CATEGORIES
+        }
+        rows.append(row)
+    return rows
+
+
+def estimate(values_SxT: np.ndarray) -> dict[str, Any]:
+    """The mean over seeds and tasks with its interval over tasks; a task without values is skipped.
+
+    The seeds share their tasks.
+    """
+    known = ~np.isnan(values_SxT).all(axis=0)
+    values_SxT = values_SxT[:, known]
+    if not known.any():
+        return {"value": None, "low": None, "high": None, "seeds": []}
+    mean = Resampler(list(map(str, range(values_SxT.shape[1]))), draws=STAGE_DRAWS)
+    seeds = [round(float(seed), 4) for seed in np.nanmean(values_SxT, axis=1)]
+    return mean.mean(np.nanmean(values_SxT, axis=0)).as_json() | {"seeds": seeds}
+
+
+def principle_shares(principles: Sequence) -> dict[str, float]:
+    """Returns the mean share of a critique's weight that each category of principle has.
+
+    principles: (family of the task, [[name, weight, description], ...]) of each critique.
+    """
+    totals = dict.fromkeys(CATEGORIES, 0.0)
+    counted = 0
+    for family, listed in principles:
+        weights = [weight or 0.0 for _, weight, _ in listed]
+        if not listed or not sum(weights):
+            continue
+        counted += 1
+        for (_, _, text), weight in zip(listed, weights):
+            totals[_category(family, text)] += weight / sum(weights)
+    return {name: total / max(1, counted) for name, total in totals.items()}
+
+
+def _category(family: str, text: str) -> str:
+    if text == AIMS[family]:
+        return "own aim"
+    return "another task's aim" if text in AIMS.values() else _NAMED.get(text, "other")
+
+
+def parts_at(rows: Sequence[dict]) -> int | None:
+    """Returns the first step whose gap has grown since the start outside its 95% interval."""
+    return next((r["step"] for r in rows if (r["parting"]["low"] or 0) > 0), None)
+
+
+# ---------------------------------------------------------------- tables
+
+
+def _cell(value: dict) -> str:
+    if value["value"] is None:
+        return tables.MISSING
+    low, high = figures.bounds(value)
+    return f"{100 * value['value']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def train_table(study: dict[str, list[dict]]) -> str:
+    """The study as Markdown: the end of every arm, how its policy answers, and all points."""
+    headings = ["arm", "KL", "judge's win rate", "true win rate", "gap", "true quality", "part at"]
+    ends = {arm: rows[-1] for arm, rows in study.items()}
+    cells = [
+        [arm, f"{end['kl']:.1f}", *(_cell(end[n]) for n in ("win", "true_win", "gap", "truth"))]
+        + [f"step {parts_at(study[arm])}" if parts_at(study[arm]) else "not seen"]
+        for arm, end in ends.items()
+    ]
+    lines = ["# Policies at the end of training", "", *tables.markdown_table(headings, cells), ""]
+    start = next(iter(study.values()))[0]
+    shown = [["start", *_feature_cells(start)]]
+    shown += [[arm, *_feature_cells(end)] for arm, end in ends.items()]
+    lines += ["## How the policies answer", ""]
+    lines += [*tables.markdown_table(["arm", *FEATURES], shown), "", "## All checkpoints", ""]
+    points = [
+        [
+            arm,
+            row["step"],
+            f"{row['kl']:.2f}",
+            *(_cell(row[n]) for n in ("win", "true_win", "truth")),
+        ]
+        for arm, rows in study.items()
+        for row in rows
+    ]
+    columns = ["arm", "step", "KL", "judge's win rate", "true win rate", "true quality"]
+    return "\n".join([*lines, *tables.markdown_table(columns, points), ""])
+
+
+def _feature_cells(row: dict) -> list[str]:
+    shares = row["features"]
+    return [f"{shares['characters']:.1f}", *(tables.percent(shares[n]) for n in FEATURES[1:])]
+
+
+def drift_table(study: dict[str, list[dict]]) -> str:
+    """The share of each kind of principle in the reference judge's critiques, as Markdown."""
+    cells = [
+        [arm, row["step"], *(tables.percent(row["drift"][name]) for name in CATEGORIES)]
+        for arm, rows in study.items()
+        for row in rows
+    ]
+    return "\n".join(
+        ["# Principles that the judge writes, percent of their weight", ""]
+        + [*tables.markdown_table(["arm", "step", *CATEGORIES], cells), ""]
+    )
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def _panels(count: int) -> tuple[Any, list[Any]]:
+    """A figure of panels in rows of four that share their axes."""
+    from matplotlib.figure import Figure
+
+    columns = min(4, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(2.6 * columns, 2.3 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten().tolist()
+    for one in axes[count:]:
+        one.set_visible(False)
+    for one in axes:
+        figures.style_axes(one)
+    return figure, axes[:count]
+
+
+def train_figure(study: dict[str, list[dict]]) -> Any:
+    """Win rate by the arm's judge and by the truth over KL, a panel per arm."""
+    figure, panels = _panels(len(study))
+    for axes, (arm, rows) in zip(panels, study.items()):
+        xs = [row["kl"] for row in rows]
+        for name, label, colour in (
+            ("win", "by the arm's judge", figures.COLOURS[1]),
+            ("true_win", "by the truth", figures.COLOURS[0]),
+        ):
+            known = [(x, row[name]) for x, row in zip(xs, rows) if row[name]["value"] is not None]
+            values = [100 * value["value"] for _, value in known]
+            low, high = zip(*([100 * b for b in figures.bounds(value)] for _, value in known))
+            style = {"marker": "o", "markersize": 3, "linewidth": 1.4}
+            axes.plot([x for x, _ in known], values, color=colour, label=label, **style)
+            axes.fill_between([x for x, _ in known], low, high, color=colour, alpha=0.15)
+        figures.set_labels(axes, "KL to the start (nats)", "win rate (%)", arm)
+    figures.draw_legend(panels[0], 7)
+    return figure
+
+
+def drift_figure(study: dict[str, list[dict]]) -> Any:
+    """Shares of the kinds of principles over training steps, a panel of stacked areas per arm."""
+    figure, panels = _panels(len(study))
+    for axes, (arm, rows) in zip(panels, study.items()):
+        shares = [[100 * row["drift"][name] for row in rows] for name in CATEGORIES]
+        steps = [row["step"] for row in rows]
+        axes.stackplot(steps, shares, labels=CATEGORIES, colors=figures.COLOURS, alpha=0.8)
+        figures.set_labels(axes, "step", "share of weight (%)", arm)
+    figures.draw_legend(panels[0], 6)
+    return figure
