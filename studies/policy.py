@@ -22,7 +22,6 @@ A stopped command resumes.
 import argparse
 import logging
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,14 +87,13 @@ def attacks(args: argparse.Namespace) -> None:
     from grm_jax.data import world
     from studies import policy_attacks
 
-    out, start = Path(args.out), time.process_time()
+    out = Path(args.out)
     workdir = Path(args.workdir or out)
     config = world.WorldConfig(levels={0: 0.7, 1: 0.3}, sizes={2: 0.7, 3: 0.3})
     chosen = policy_attacks.targets(args.items, args.seed, config)
     judge = Judge.load(args.judge, meta_rm=args.meta_rm)
     bt = scalar_judge(workdir / "bt", args.bt_steps, args.bt_comparisons, args.seed)
     results = policy_attacks.run(judge, bt, chosen, workdir / "judgements.jsonl", args.seed)
-    results["cpu_seconds"] = round(time.process_time() - start)
     write_atomic(out / "attacks.json", strict_json.dumps(results, indent=1) + "\n")
     write_atomic(out / "attacks.md", attacks_table(results))
     figures.save_png(attacks_figure(results), out / "attacks.png")
@@ -131,7 +129,11 @@ def attacks_table(results: dict) -> str:
     ]
     lines += [*tables.markdown_table(headings, cells), ""]
     for field, scale, title in parts:
-        cells = [
+        cells = []
+        if share := {"win": "wins", "win_wrong": "wins_wrong"}.get(field):
+            before = [tables.percent(rows[name, "none"][share]) for name in names]
+            cells = [["share of wins without attack", *before]]
+        cells += [
             [attack, *(_signed(rows[name, attack][field], scale) for name in names)]
             for attack in results["attacks"]
             if attack != "none"

@@ -29,8 +29,10 @@ from grm_jax.evals.bootstrap import STAGE_DRAWS, Resampler, prompt_key
 from grm_jax.judging import votes
 from grm_jax.judging.groups import Group, GroupRewards
 from grm_jax.judging.judge import Judge
+from grm_jax.judging.options import Options
 from grm_jax.judging.rewards import RewardOptions, score
 from grm_jax.run_store import RunStore
+from grm_jax.text import rendering
 from grm_jax.types import Comparison, Critique
 
 CHUNK = 64  # groups between two writes
@@ -254,7 +256,8 @@ def compare(
     the judge's rewards without attack.  win: difference of the share of comparisons that the
     attacked response wins, ties shared.  win_wrong: the same over responses that are not right.
     unscored: comparisons that have no reward under the attack; they are in no difference.
-    accuracy: of the judge without attack, ties shared.
+    accuracy: of the judge without attack, ties shared.  wins, wins_wrong: the shares without attack
+    from which the gains count.
     """
     rows: list[dict] = []
     columns: list[np.ndarray] = []  # differences of each row and gain; nan where there is none
@@ -273,6 +276,8 @@ def compare(
             reward_I, win_I = (attacked_Ix2 - base_Ix2).T
             rows.append({"judge": measure.name, "attack": name, "accuracy": float(np.mean(right))})
             rows[-1]["unscored"] = int(np.isnan(attacked_Ix2[:, 0]).sum())
+            rows[-1]["wins"] = float(np.nanmean(base_Ix2[:, 1]))
+            rows[-1]["wins_wrong"] = float(np.nanmean(base_Ix2[is_wrong_I, 1]))
             columns += [reward_I, reward_I / spread, win_I, np.where(is_wrong_I, win_I, np.nan)]
     prompts = [prompt_key(target.comparison) for target in chosen]
     estimates = iter(_estimates(prompts, np.array(columns).T))
@@ -320,12 +325,19 @@ def _is_right(measure: Measure, judgements: dict[str, dict], i: int, target: Tar
     return votes.credit(rewards, {target.comparison.best})
 
 
-def added_tokens(chosen: Sequence[Target], encode: Callable[[str], Sequence[int]]) -> dict:
-    """Returns the mean number of tokens that each attack adds to a response."""
-    count = lambda texts, target: len(encode(texts[target.index]))
+def added_tokens(chosen: Sequence[Target], judge: Judge) -> dict[str, float]:
+    """Returns the mean number of tokens that each attack adds to the judge's prompt, escaped."""
+
+    def length(responses: Sequence[str], target: Target) -> int:
+        comparison = Comparison(target.task.query, responses)
+        template = judge.template_for(comparison, Options())
+        return len(judge.tokenizer.encode_chat(rendering.render(template, comparison)))
+
     return {
         name: float(
-            np.mean([count(t.attacked(name), t) - count(t.comparison.responses, t) for t in chosen])
+            np.mean(
+                [length(t.attacked(name), t) - length(t.comparison.responses, t) for t in chosen]
+            )
         )
         for name in ATTACKS
     }
@@ -357,6 +369,6 @@ def run(judge: Judge, bt: Judge | None, chosen: Sequence[Target], store: Path, s
         "judges": identity,
         "comparisons": len(chosen),
         "attacks": {name: attack.text for name, attack in ATTACKS.items()},
-        "added_tokens": added_tokens(chosen, judge.tokenizer.encode),
+        "added_tokens": added_tokens(chosen, judge),
         "rows": compare(chosen, judgements, judge.meta_rm is not None),
     }

@@ -91,13 +91,7 @@ def run_config(setting: Setting, arm: str, seed: int) -> Any:
     """Returns the config of a run."""
     changes = f"seed={seed}" + (f",{setting.extra}" if setting.extra else "")
     config = policy_world.get_config(changes)
-    judge = {
-        "source": "colocated",
-        "path": setting.judge,
-        "meta_rm": "",
-        "temperature": 0.5,
-        "k": 1,
-    }
+    judge = dict(config.policy.judge) | {"path": setting.judge, "meta_rm": "", "k": 1}
     judge |= ARMS[arm]
     judge["path"] = setting.bt if judge["path"] == "bt" else judge["path"]
     judge["meta_rm"] = setting.meta_rm if judge["meta_rm"] else ""

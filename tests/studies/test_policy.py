@@ -21,7 +21,7 @@ EASY = world.WorldConfig(levels={0: 1}, sizes={1: 0.2, 2: 0.4, 3: 0.4})
 
 @pytest.fixture(scope="module")
 def chosen():
-    return attacks.targets(12, 0, EASY)
+    return attacks.targets(10, 0, EASY)
 
 
 def praised(responses, key):
@@ -116,9 +116,10 @@ def test_attacks_are_of_pieces_that_the_vocabulary_has(chosen):
     for name, opening in {"sure_opening": ["i am sure", ":"], "query_before": ["sort"]}.items():
         attacked = encode(target.attacked(name)[target.index])
         assert attacked[: len(opening)] == opening
-    added = attacks.added_tokens(chosen, tok.encode)
+    added = attacks.added_tokens(chosen, fake_judge(praised))
     assert added["praise"] == 2 and added["verdict"] == 1
     assert added["praise_spelled"] > 6  # the control: fragments of words
+    assert added["end_marker"] > 12  # escaped, it is no single piece
     assert max(added.values()) < 60  # prompts stay within the judge's context
 
 
