@@ -94,6 +94,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.rl.max_new_tokens = 1024  # not in the paper; figure 7: 218 to 376 tokens on average
     config.rl.length_buckets = 4  # not in the paper: lengths are padded to quarters of the maximum
     config.rl.prompt_slots = 0  # not in the paper; 0: all prompts at once
+    # Not in the paper. Sampling splits the weights over up to so many chips; 0: over mesh.tensor.
+    config.rl.rollout_tensor = 8
     config.rl.reference_dtype = "bfloat16"  # not in the paper
 
     # ---------------------------------------------------------------- meta reward model

@@ -131,6 +131,27 @@ def check_fits(cfg: Any, mesh: Mesh | Mapping[str, int]) -> None:
             )
 
 
+def widen_tensor(mesh: Mesh, cfg: Any, most: int) -> Mesh:
+    """Returns a mesh of the same devices in the same order, with the largest `tensor` up to `most`.
+
+    `fsdp` becomes smaller by the same factor. Arrays move between the two meshes inside a jitted
+    function. For sampling, where a chip reads 1/tensor of the weights for every token. A mesh whose
+    `tensor` is at least `most` stays; so does one for which no other size divides the model.
+    """
+    data, fsdp, tensor = (mesh.shape[axis] for axis in AXES)
+    dimensions = (cfg.num_kv_heads, cfg.num_heads, cfg.d_ff, cfg.vocab_size + cfg.vocab_pad)
+
+    def fits(factor: int) -> bool:
+        size = tensor * factor
+        return fsdp % factor == 0 and size <= most and not any(n % size for n in dimensions)
+
+    factor = max(filter(fits, range(2, fsdp + 1)), default=1)
+    if factor == 1:
+        return mesh
+    devices = mesh.devices.reshape(data, fsdp // factor, tensor * factor)
+    return Mesh(devices, AXES, axis_types=mesh.axis_types)
+
+
 def current_mesh() -> Mesh | jax.sharding.AbstractMesh | None:
     """Returns the mesh in context (`jax.set_mesh`), or None without one or for a single device."""
     mesh = jax.sharding.get_abstract_mesh()

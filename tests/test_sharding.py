@@ -43,6 +43,18 @@ def test_slices_are_along_the_data_axis():
         sharding.make_mesh(1, 4, 2, devices)
 
 
+def test_a_wider_tensor_axis_has_the_same_devices_in_the_same_order():
+    cfg = get_config("tiny_gemma2", num_kv_heads=2)
+    mesh = sharding.make_mesh(2, 4, 1)
+    wide = sharding.widen_tensor(mesh, cfg, 8)
+    assert dict(wide.shape) == sizes(data=2, fsdp=2, tensor=2)
+    assert list(wide.devices.flat) == list(mesh.devices.flat)
+    assert sharding.widen_tensor(mesh, cfg, 1) is mesh
+    assert sharding.widen_tensor(wide, cfg, 8) is wide  # 4 would not divide the KV heads
+    large = get_config("gemma2_27b")
+    assert dict(sharding.widen_tensor(mesh, large, 3).shape) == sizes(data=2, fsdp=2, tensor=2)
+
+
 def sizes(**axes):
     return {"data": 1, "fsdp": 1, "tensor": 1} | axes
 

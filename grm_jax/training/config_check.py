@@ -17,8 +17,8 @@ _OPTIONAL = {
     "slice", "template", "principles", "tensorboard", "data.families", "data.file",
     "data.held_out_file",
     "data.held_out_share", "data.held_out_most", "rft.epochs", "rl.epochs", "meta_rm.epochs",
-    "rft.min_parsed", "rl.easy_trials", "rl.group_packed", "rft.micro_rows", "rl.micro_rows",
-    "meta_rm.micro_rows", "lora.targets", "lora.base",
+    "rft.min_parsed", "rl.easy_trials", "rl.group_packed", "rl.rollout_tensor", "rft.micro_rows",
+    "rl.micro_rows", "meta_rm.micro_rows", "lora.targets", "lora.base",
 }  # fmt: skip
 # Fields that training needs and a compilation does not.
 _OF_TRAINING = {

@@ -193,6 +193,7 @@ _RL: dict[str, Rule] = {
     "max_new_tokens": POSITIVE,
     "length_buckets": POSITIVE,
     "prompt_slots": COUNT,
+    "rollout_tensor": COUNT,
     "temperature": number(
         float, above=0, high=100, use="RL needs samples that differ, set it above 0, at most 100"
     ),

@@ -40,6 +40,7 @@ FREE_FIELDS = (
     "micro_batches",
     "micro_rows",
     "prompt_slots",
+    "rollout_tensor",
 )
 
 

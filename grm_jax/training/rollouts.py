@@ -3,6 +3,7 @@
 Axes: P prompts, S prompt tokens, G samples per prompt, T completion tokens.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import random
@@ -10,11 +11,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from grm_jax import sampling
 from grm_jax.models.transformer import Transformer
+from grm_jax.sharding import device_mesh, widen_tensor
 from grm_jax.text import rendering
 from grm_jax.text.tokenizer import Tokenizer
 from grm_jax.training import losses, rft_data
@@ -163,16 +166,20 @@ def roll_out(
       TrainingError: a prompt cannot be sampled.
     """
     start, prompts = time.perf_counter(), batch.prompts
-    samples = sampling.sample(
-        policy,
-        [prompt.tokens for prompt in prompts],
-        rl.group_size,
-        rl.max_new_tokens,
-        temperature=rl.temperature,
-        stop=tokenizer.stop_ids,
-        seed=batch.seed,
-        prompt_slots=rl.prompt_slots or len(prompts),
-    )
+    mesh = device_mesh()
+    if mesh is not None:
+        mesh = widen_tensor(mesh, policy.cfg, rl.get("rollout_tensor", 0))
+    with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
+        samples = sampling.sample(
+            policy,
+            [prompt.tokens for prompt in prompts],
+            rl.group_size,
+            rl.max_new_tokens,
+            temperature=rl.temperature,
+            stop=tokenizer.stop_ids,
+            seed=batch.seed,
+            prompt_slots=rl.prompt_slots or len(prompts),
+        )
     rollout_s = time.perf_counter() - start
     if samples.errors:
         index, reason = next(iter(samples.errors.items()))

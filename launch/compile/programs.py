@@ -15,7 +15,14 @@ from grm_jax import sampling
 from grm_jax.models import abstract_model, token_logps
 from grm_jax.run_store import RunStore
 from grm_jax.sampling import buckets, plan, programs, scheduler, weights
-from grm_jax.sharding import batch_shards, check_fits, make_mesh, state_shardings, with_shardings
+from grm_jax.sharding import (
+    batch_shards,
+    check_fits,
+    make_mesh,
+    state_shardings,
+    widen_tensor,
+    with_shardings,
+)
 from grm_jax.training import grpo, memory, meta_rm, rft, state as states
 from grm_jax.training.machines import argument_bytes
 from grm_jax.training.programs import model_config
@@ -220,6 +227,7 @@ def rollout_tasks(config: Any, mesh: Any, hbm: int) -> list[Task]:
     """
     rl, cfg = config.rl, model_config(config)
     resident = _resident_in_rollouts(config, cfg, mesh)
+    mesh = widen_tensor(mesh, cfg, rl.get("rollout_tensor", 0))
     request = sampling.Request([0] * rl.prompt_len, rl.group_size, rl.max_new_tokens)
     tasks = sampler_tasks(cfg, mesh, [request] * rl.prompts, hbm, rl.prompt_slots, resident)
     names = ("rollout_prefill", "rollout_decode")

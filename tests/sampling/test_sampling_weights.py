@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from grm_jax.models import build_model, get_config
 from grm_jax.sampling import Engine, weights
-from grm_jax.sharding import make_mesh, state_shardings
+from grm_jax.sharding import make_mesh, state_shardings, widen_tensor
 
 
 @pytest.fixture
@@ -38,6 +38,17 @@ def test_weights_are_cast_and_sharded_over_tensor_only(trained):
         assert not source[...].is_deleted()
     table = out["embedder"]["table_VxD"][...]
     assert table.sharding.spec == PartitionSpec("tensor", None)
+
+
+def test_weights_move_to_a_mesh_with_a_wider_tensor_axis():
+    cfg, mesh = get_config("tiny_gemma2"), make_mesh(1, 4, 2)
+    state = nnx.state(build_model(cfg, nnx.Rngs(0)))
+    state = jax.device_put(state, state_shardings(state, mesh))
+    out = weights.for_sampling(state, widen_tensor(mesh, cfg, 8), "float32")
+    for variable, source in zip(leaves(out), leaves(state)):
+        np.testing.assert_array_equal(variable[...], source[...])
+    table = out["embedder"]["table_VxD"][...]
+    assert table.sharding.shard_shape(table.shape)[0] == cfg.vocab_size // 4
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
