@@ -2,7 +2,8 @@
 
 final/         the trained parameters; result.json has their fingerprint
 hf/            the same parameters as a Hugging Face folder, for `grm judge`
-export.json    written after hf/: the fingerprint of the exported parameters, and the files
+lora/          with LoRA, the adapters as a folder of peft, for `grm judge --lora`
+export.json    written after both: the fingerprint of the exported parameters, and the files
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from grm_jax import checkpoints, strict_json
+from grm_jax.checkpoints.peft_state import save_adapters
 from grm_jax.judging.metadata import JudgeMetadata, MetaRMMetadata, meta_template
 from grm_jax.models import abstract_model, lora
 from grm_jax.storage import write_atomic, writing
@@ -108,7 +110,7 @@ def warn_if_outdated(stage: str, folders: Mapping[str, Any]) -> None:
 def export(shared: loop.Run, stage: str, folder: epath.Path, params: Any = None) -> None:
     """Writes the Hugging Face folder `<folder>/hf`, for `grm judge`, unless it is up to date.
 
-    Adapters are merged into the base.
+    With LoRA, it has the adapters merged into the base, and `<folder>/lora` the adapters alone.
 
     params: of the stage, if the caller has them. Nothing is written with `export=False`.
     """
@@ -117,7 +119,7 @@ def export(shared: loop.Run, stage: str, folder: epath.Path, params: Any = None)
         return
     metadata = _metadata(config, stage)
     identity = {loop.WEIGHTS: loop.saved_weights(folder), "metadata": dataclasses.asdict(metadata)}
-    if checkpoint.agree(_is_exported(marker, hf, identity), all_of=True):
+    if checkpoint.agree(_is_exported(marker, folder, identity), all_of=True):
         return
     if marker.exists():
         log.warning(
@@ -125,17 +127,23 @@ def export(shared: loop.Run, stage: str, folder: epath.Path, params: Any = None)
         )
     params = load(shared, stage, folder) if params is None else params
     params = states.join(params, shared.frozen)
-    graphdef, _ = abstract_model(model_config(config, scalar_head=stage == "meta_rm"), shared.mesh)
+    cfg = model_config(config, scalar_head=stage == "meta_rm")
+    graphdef, _ = abstract_model(cfg, shared.mesh)
     is_writer = jax.process_index() == 0
     if is_writer:
         marker.unlink(missing_ok=True)
     with writing(hf) if is_writer else tempfile.TemporaryDirectory() as local:
         metadata.save(local)
         model, like = nnx.merge(graphdef, params), sources.tokenizer_path(config)
-        model = lora.merge_weights(model) if model.cfg.lora else model
+        model = lora.merge_weights(model) if cfg.lora else model
         checkpoints.save(model, local, like=like, dtype="bfloat16", overwrite=True)
+    if cfg.lora:
+        with writing(folder / "lora") if is_writer else tempfile.TemporaryDirectory() as local:
+            metadata.save(local)
+            save_adapters(params, cfg, local, base=str(config.init))
     if is_writer:
-        write_atomic(marker, strict_json.dumps({**identity, "files": _sizes(hf)}, indent=2) + "\n")
+        files = strict_json.dumps({**identity, "files": _sizes(folder)}, indent=2)
+        write_atomic(marker, files + "\n")
     checkpoint.wait_for_all(f"export of {stage}")
 
 
@@ -148,17 +156,20 @@ def _metadata(config: ConfigDict, stage: str) -> JudgeMetadata | MetaRMMetadata:
     return JudgeMetadata(config.template, config.rl.max_new_tokens, own)
 
 
-def _is_exported(marker: epath.Path, hf: epath.Path, identity: Mapping[str, Any]) -> bool:
-    """Whether hf/ is of these parameters and settings, and has all its files in full."""
+def _is_exported(marker: epath.Path, folder: epath.Path, identity: Mapping[str, Any]) -> bool:
+    """Whether hf/ and lora/ are of these parameters and settings, with all their files in full."""
     try:
         saved = strict_json.read(marker)
         files = saved.pop("files")
-        return saved == identity and bool(files) and files.items() <= _sizes(hf).items()
+        return saved == identity and bool(files) and files.items() <= _sizes(folder).items()
     except (FileNotFoundError, ValueError, AttributeError, KeyError):
         return False
 
 
 def _sizes(folder: epath.Path) -> dict[str, int]:
-    """Returns the bytes of each file in a folder."""
-    files = folder.iterdir() if folder.exists() else ()
-    return {file.name: file.stat().length for file in files if not file.is_dir()}
+    """Returns the bytes of each file in a stage's hf/, by its name, and in its lora/."""
+    sizes: dict[str, int] = {}
+    for name, prefix in (("hf", ""), ("lora", "lora/")):
+        files = (folder / name).iterdir() if (folder / name).exists() else ()
+        sizes |= {prefix + file.name: file.stat().length for file in files if not file.is_dir()}
+    return sizes
