@@ -16,8 +16,9 @@ _TYPE_NAMES = {int: "a whole number", float: "a number"}
 def set_field(config: Any, field: str, text: str) -> None:
     """Sets one dotted field to the value in `text`.
 
-    All fields of a model's configuration and of every sampler are known, even where the experiment
-    does not list them under `model_overrides` or `rft.sampling`.
+    All fields of a model's configuration, of every sampler and of a policy's judge are known, even
+    where the experiment does not list them under `model_overrides`, `rft.sampling` or
+    `policy.judge`.
 
     Raises ValueError for an unknown field (with the nearest ones) or a value of another type.
     """
@@ -60,6 +61,10 @@ def _implicit_fields(section: str) -> dict[str, Any]:
 
         settings = [rft_samplers.settings_of(name) for name in rft_samplers.SAMPLERS]
         return {key: default for fields in settings for key, default in fields.items()}
+    if section == "policy.judge":
+        from grm_jax.training.reward_sources import JudgeSettings
+
+        return dataclasses.asdict(JudgeSettings())
     return {}
 
 

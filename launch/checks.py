@@ -241,8 +241,9 @@ def check_remote(
     from grm_jax import endpoint
     from grm_jax.training import own_config
 
-    if url := config.rft.sampling.get("url"):  # it is part of the workers' command
-        endpoint.check_url(url)
+    for section in (config.get("rft", {}).get("sampling"), config.get("policy", {}).get("judge")):
+        if url := (section or {}).get("url"):  # it is part of the workers' command
+            endpoint.check_url(url)
     tpu_slice = get_slice(options.accelerator)
     label = f"chips of {options.num_slices} x {tpu_slice.name}"
     if not own_config.is_open(config):  # else the workers choose a mesh that fits

@@ -8,7 +8,17 @@ from grm_jax.models.config import CONFIGS
 from grm_jax.registry import nearest
 from grm_jax.sharding import batch_shards
 from grm_jax.text import rendering
-from grm_jax.training import grpo, meta_rm, optim, own_config, rft, rft_samplers, sources
+from grm_jax.training import (
+    grpo,
+    meta_rm,
+    optim,
+    own_config,
+    policy,
+    reward_sources,
+    rft,
+    rft_samplers,
+    sources,
+)
 from grm_jax.training.config_rules import SECTIONS, STAGES, Rule
 from grm_jax.training.programs import model_config
 
@@ -18,7 +28,9 @@ _OPTIONAL = {
     "data.held_out_file",
     "data.held_out_share", "data.held_out_most", "rft.epochs", "rl.epochs", "meta_rm.epochs",
     "rft.min_parsed", "rl.easy_trials", "rl.group_packed", "rl.rollout_tensor", "rft.micro_rows",
-    "rl.micro_rows", "meta_rm.micro_rows", "lora.targets", "lora.base",
+    "rl.micro_rows", "meta_rm.micro_rows", "lora.targets", "lora.base", "sft.micro_rows",
+    "sft.epochs", "sft.first_item", "policy.micro_rows", "policy.epochs", "policy.easy_trials",
+    "policy.group_packed", "policy.rollout_tensor",
 }  # fmt: skip
 # Fields that training needs and a compilation does not.
 _OF_TRAINING = {
@@ -28,19 +40,18 @@ _OF_TRAINING = {
 _SHOWN = 8  # faults in an error
 _OF_LOOP = ("save_every", "keep", "log_every", "profile_steps")
 # stage -> its batch, as a dotted field: every one is split over the mesh's data and fsdp axes.
-_BATCHES = {"rft": "batch_size", "rl": "rl.prompts", "meta_rm": "meta_rm.batch_size"}
+_BATCHES = {
+    "rft": "batch_size",
+    "rl": "rl.prompts",
+    "meta_rm": "meta_rm.batch_size",
+    "sft": "batch_size",
+    "policy": "policy.prompts",
+}
 # Sections whose fields are all known, so that another name is a mistake.
 _CLOSED = (
-    "mesh",
-    "lora",
-    "model_overrides",
-    "data.world",
-    "rft",
-    "rft.sampling",
-    "rl",
-    "meta_rm",
-    "eval",
-)
+    "mesh", "lora", "model_overrides", "data.world", "rft", "rft.sampling", "rl", "meta_rm", "eval",
+    "sft", "policy", "policy.judge",
+)  # fmt: skip
 
 
 def check(config: Any, complete: bool = False) -> None:
@@ -60,10 +71,18 @@ def check(config: Any, complete: bool = False) -> None:
         more = len(faults) - _SHOWN
         raise ValueError("; ".join([*faults[:_SHOWN], *[f"and {more} more"] * (more > 0)]))
     _check_model(config)
-    modules = {"rft": rft, "rl": grpo, "meta_rm": meta_rm}
+    checks = {
+        "rft": rft.check,
+        "rl": grpo.check,
+        "meta_rm": meta_rm.check,
+        "sft": policy.check_sft,
+        "policy": policy.check,
+    }
     for stage in config.stages:
-        if stage in modules and (config[stage].steps or not _is_own_data(config)):
-            modules[stage].check(config)
+        if stage in checks and (config[stage].steps or not _is_own_data(config)):
+            checks[stage](config)
+    if complete and "policy" in config.stages:
+        reward_sources.check(reward_sources.JudgeSettings.of(config.policy.judge), complete)
     sampling = _section(config, "rft.sampling")
     if "rft" in config.stages and sampling is not None and sampling.get("max_new_tokens", 1):
         rft_samplers.chosen_settings(config.rft.sampler, sampling)
@@ -113,7 +132,8 @@ def _faults(config: Any, complete: bool) -> Iterator[str]:
         values = _section(config, section)
         prefix = f"{section}." if section else ""
         if values is None:
-            if section in ("mesh", *stages) or (complete and section == "data"):
+            needed = ("mesh", *stages, *["policy.judge"] * ("policy" in stages))
+            if section in needed or (complete and section == "data"):
                 yield f"config.{section} is missing, or is not a section"
             continue
         for name, rule in rules.items():
@@ -152,7 +172,9 @@ def _section(config: Any, name: str) -> Any:
 
 def _is_required(section: str, field: str, stages: Collection[str], complete: bool) -> bool:
     """Whether every run, or a stage of this run, reads the field."""
-    if field in _OPTIONAL or section in ("model_overrides", "mesh", "rft.sampling", "data.world"):
+    if field in _OPTIONAL or section in (
+        "model_overrides", "mesh", "rft.sampling", "data.world", "policy.judge",
+    ):  # fmt: skip
         return False
     if not complete and (field in _OF_TRAINING or field.endswith(_OF_LOOP) or section == "data"):
         return False
@@ -182,10 +204,10 @@ def _check_model(config: Any) -> None:
     CONFIGS[config.model]  # raises for an unknown one
     cfg = model_config(config)
     lengths = {}
-    if "rl" in config.stages:
-        lengths["rl.prompt_len + config.rl.max_new_tokens"] = (
-            config.rl.prompt_len + config.rl.max_new_tokens
-        )
+    for name in {"rl", "policy"} & set(config.stages):
+        section = config[name]
+        field = f"{name}.prompt_len + config.{name}.max_new_tokens"
+        lengths[field] = section.prompt_len + section.max_new_tokens
     if "eval" in config.stages:
         lengths["eval.max_new_tokens"] = config.eval.max_new_tokens + 1
     for field, length in lengths.items():

@@ -18,11 +18,12 @@ from grm_jax.registry import nearest
 from grm_jax.training import losses, optim
 from grm_jax.training.meta_rm import STARTS
 from grm_jax.training.programs import AUTO
+from grm_jax.training.reward_sources import RULE, SOURCES
 from grm_jax.training.rft_samplers import SAMPLERS
 
 Rule = Callable[[str, Any], object]
 
-STAGES = ("rft", "rl", "meta_rm", "eval")
+STAGES = ("rft", "rl", "meta_rm", "eval", "sft", "policy")
 _MOST = 2**31 - 1
 _DTYPES = ("float32", "bfloat16")
 
@@ -204,6 +205,32 @@ _RL: dict[str, Rule] = {
     "updates_per_rollout": POSITIVE,
     "reference_dtype": one_of(_DTYPES),
 }
+_SFT: dict[str, Rule] = {"first_item": COUNT, "tasks": POSITIVE, "demonstrations": POSITIVE}
+_POLICY: dict[str, Rule] = {"max_unscored": SHARE}
+_JUDGE: dict[str, Rule] = {
+    "source": all_of(text, one_of((RULE, *SOURCES))),
+    "path": text,
+    "meta_rm": text,
+    "quantize": one_of(("", "int8")),
+    "dtype": one_of(_DTYPES),
+    "prompt_slots": COUNT,
+    "rows": COUNT,
+    "model": text,
+    "url": text,
+    "key_variable": text,
+    "deadline": FACTOR,
+    "k": POSITIVE,
+    "temperature": TEMPERATURE,
+    "max_new_tokens": COUNT,
+    "top_p": number(float, above=0, high=1),
+    "top_k": COUNT,
+    "k_meta": COUNT,
+    "principles": text,
+    "reward": text,
+    "block_size": POSITIVE,
+    "length_penalty": AMOUNT,
+    "length_free": COUNT,
+} | {name: within(endpoint.RANGES[name]) for name in ("parallel", "retries", "timeout")}
 _META_RM: dict[str, Rule] = {
     "start": one_of(STARTS),
     "batch_size": POSITIVE,
@@ -330,4 +357,7 @@ SECTIONS: dict[str, Mapping[str, Rule]] = {
     "rl": _STAGE | _RL,
     "meta_rm": _STAGE | _META_RM,
     "eval": _EVAL,
+    "sft": _STAGE | _SFT,
+    "policy": _STAGE | _RL | _POLICY,
+    "policy.judge": _JUDGE,
 }

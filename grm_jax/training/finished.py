@@ -27,11 +27,15 @@ from grm_jax.training import checkpoint, loop, sources, state as states
 from grm_jax.training.programs import model_config
 
 log = logging.getLogger(__name__)
-TRAINED = ("rft", "rl", "meta_rm")  # stages that train parameters
+TRAINED = ("rft", "rl", "meta_rm", "sft", "policy")  # stages that train parameters
 EXPORT = "export.json"
 # The field of a stage's identity with the fingerprint of its initial parameters, and the stages
 # that they may come from.
-_MADE_FROM = {"rl": ("reference", ("rft",)), "meta_rm": ("policy", ("rl", "rft"))}
+_MADE_FROM = {
+    "rl": ("reference", ("rft",)),
+    "meta_rm": ("policy", ("rl", "rft")),
+    "policy": ("reference", ("sft",)),
+}
 
 
 def load(shared: loop.Run, stage: str, folder: epath.Path) -> Any:
@@ -118,7 +122,8 @@ def export(shared: loop.Run, stage: str, folder: epath.Path, params: Any = None)
     if not config.export:
         return
     metadata = _metadata(config, stage)
-    identity = {loop.WEIGHTS: loop.saved_weights(folder), "metadata": dataclasses.asdict(metadata)}
+    fields = dataclasses.asdict(metadata) if metadata else {}
+    identity = {loop.WEIGHTS: loop.saved_weights(folder), "metadata": fields}
     if checkpoint.agree(_is_exported(marker, folder, identity), all_of=True):
         return
     if marker.exists():
@@ -133,13 +138,15 @@ def export(shared: loop.Run, stage: str, folder: epath.Path, params: Any = None)
     if is_writer:
         marker.unlink(missing_ok=True)
     with writing(hf) if is_writer else tempfile.TemporaryDirectory() as local:
-        metadata.save(local)
+        if metadata is not None:
+            metadata.save(local)
         model, like = nnx.merge(graphdef, params), sources.tokenizer_path(config)
         model = lora.merge_weights(model) if cfg.lora else model
         checkpoints.save(model, local, like=like, dtype="bfloat16", overwrite=True)
     if cfg.lora:
         with writing(folder / "lora") if is_writer else tempfile.TemporaryDirectory() as local:
-            metadata.save(local)
+            if metadata is not None:
+                metadata.save(local)
             save_adapters(params, cfg, local, base=str(config.init))
     if is_writer:
         files = strict_json.dumps({**identity, "files": _sizes(folder)}, indent=2)
@@ -147,7 +154,10 @@ def export(shared: loop.Run, stage: str, folder: epath.Path, params: Any = None)
     checkpoint.wait_for_all(f"export of {stage}")
 
 
-def _metadata(config: ConfigDict, stage: str) -> JudgeMetadata | MetaRMMetadata:
+def _metadata(config: ConfigDict, stage: str) -> JudgeMetadata | MetaRMMetadata | None:
+    """Returns the metadata of a judge or a meta reward model, None for a policy that answers."""
+    if stage in ("sft", "policy"):
+        return None
     if stage == "meta_rm":
         likelihood = config.meta_rm.likelihood
         return MetaRMMetadata(meta_template(config.template, likelihood), likelihood)

@@ -3,6 +3,9 @@
     WORKDIR/rft    rejective fine-tuning     WORKDIR/meta_rm    the meta reward model
     WORKDIR/rl     GRPO                      WORKDIR/eval       table, plots, report
 
+    WORKDIR/sft    supervised start of a policy
+    WORKDIR/policy GRPO of the policy with a judge's rewards
+
 A stage that is done is skipped, one that was interrupted is resumed.
 """
 
@@ -33,6 +36,8 @@ from grm_jax.training import (
     meta_rm,
     own_config,
     own_report,
+    policy,
+    policy_report,
     rft,
     sources,
 )
@@ -46,6 +51,8 @@ TITLES = {
     "rl": "GRPO",
     "meta_rm": "meta reward model",
     "eval": "evaluation",
+    "sft": "supervised start of a policy (SFT)",
+    "policy": "GRPO of a policy with a judge",
 }
 assert tuple(TITLES) == STAGES
 # Fields of a model that decide the shapes of its parameters.
@@ -145,14 +152,22 @@ def train(shared: loop.Run) -> dict[str, Any]:
         return grpo.train(settled("rl"), start, folders["rl"])
 
     def train_meta_rm() -> Any:
-        policy = trained("rl" if loop.is_done(folders["rl"]) else "rft")
-        start = {"base": base, "rft": trained("rft"), "rl": policy}[config.meta_rm.start]
-        return meta_rm.train(settled("meta_rm"), start, policy, folders["rft"], folders["meta_rm"])
+        judge = trained("rl" if loop.is_done(folders["rl"]) else "rft")
+        start = {"base": base, "rft": trained("rft"), "rl": judge}[config.meta_rm.start]
+        return meta_rm.train(settled("meta_rm"), start, judge, folders["rft"], folders["meta_rm"])
 
     def evaluate() -> None:
         eval_stage.run(shared, folders)
 
-    runs = dict(zip(STAGES, (train_rft, train_rl, train_meta_rm, evaluate)))
+    def train_sft() -> Any:
+        return policy.train_sft(shared, base, folders["sft"])
+
+    def train_policy() -> Any:
+        start = trained("sft") if loop.is_done(folders["sft"]) else base
+        return policy.train(shared, start, folders["policy"])
+
+    order = (train_rft, train_rl, train_meta_rm, evaluate, train_sft, train_policy)
+    runs = dict(zip(STAGES, order))
     with jax.set_mesh(mesh):
         for number, stage in enumerate(stages, start=1):
             _say(f"\n== {number} of {len(stages)}: {TITLES[stage]} ==")
@@ -160,6 +175,8 @@ def train(shared: loop.Run) -> dict[str, Any]:
     done = [stage for stage in stages if loop.is_done(folders[stage])]
     if "eval" in done and jax.process_index() == 0:
         _say(eval_stage.closing_text(config, folders))
+    if "policy" in done and jax.process_index() == 0:
+        _say(policy_report.closing_text(folders["policy"]))
     if config.data.judging == sources.FILE and jax.process_index() == 0:
         _say("\n".join(own_report.lines(config, shared.workdir)))
     return {stage: loop.read_result(folders[stage]) for stage in done}

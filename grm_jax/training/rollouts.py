@@ -9,7 +9,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -41,11 +41,24 @@ class Prompt:
         return self.comparison.id
 
 
+class HasTokens(Protocol):
+    """A prompt of any environment."""
+
+    @property
+    def tokens(self) -> list[int]: ...
+
+    @property
+    def id(self) -> str | None: ...
+
+
+AnyPrompt = TypeVar("AnyPrompt", bound=HasTokens)
+
+
 class PromptBatch(NamedTuple):
     """The prompts of a step.
 
     Attributes:
-      prompts: each has at least `tokens` and `id`, as `Prompt` has.
+      prompts: each `HasTokens`; the environment's rewards read its further fields.
       too_long: number of prompts that were too long, and are replaced by others of the batch.
       seed: of the step, for the sampler and for a judge.
     """
@@ -106,11 +119,9 @@ def make_prompts(
     """Renders comparisons, with response orders drawn from the seed.
 
     Random orders keep the data from favouring a position (SPCT section 4).
-    A prompt of more than `max_len` tokens is replaced by another one of the batch, so that the
-    batch keeps its size.
 
     Returns:
-      (prompts, number of prompts that were too long).
+      (prompts, number of prompts that were too long): see `fitting`.
 
     Raises:
       TrainingError: all prompts are too long, or a label does not name one best response.
@@ -123,16 +134,32 @@ def make_prompts(
         template = rft_data.training_template(family, comparison)
         tokens = tokenizer.encode_chat(rendering.render(template, comparison, order))
         prompts.append(Prompt(comparison, order, template, tokens))
-    fitting = [prompt for prompt in prompts if len(prompt.tokens) <= max_len]
-    if not fitting:
+    return fitting(prompts, max_len, "rl")
+
+
+def fitting(
+    prompts: Sequence[AnyPrompt], max_len: int, section: str
+) -> tuple[list[AnyPrompt], int]:
+    """Replaces prompts of more than `max_len` tokens by others of the batch.
+
+    section: of the config, for the error.
+
+    Returns:
+      (prompts, number of prompts that were too long).
+
+    Raises:
+      TrainingError: all prompts are too long.
+    """
+    fits = [prompt for prompt in prompts if len(prompt.tokens) <= max_len]
+    if not fits:
         shortest = min(len(prompt.tokens) for prompt in prompts)
         raise TrainingError(
             f"all {len(prompts)} prompts are too long, the shortest has {shortest} tokens: "
-            f"raise config.rl.prompt_len ({max_len})"
+            f"raise config.{section}.prompt_len ({max_len})"
         )
-    spare = itertools.cycle(fitting)
+    spare = itertools.cycle(fits)
     kept = [prompt if len(prompt.tokens) <= max_len else next(spare) for prompt in prompts]
-    return kept, len(prompts) - len(fitting)
+    return kept, len(prompts) - len(fits)
 
 
 def advantages(
@@ -212,7 +239,7 @@ def roll_out(
     return arrays, metrics
 
 
-def prompt_arrays(prompts: Sequence[Prompt], length: int, pad_id: int) -> dict[str, np.ndarray]:
+def prompt_arrays(prompts: Sequence[HasTokens], length: int, pad_id: int) -> dict[str, np.ndarray]:
     """Returns prompts left-padded to `length` tokens, and their lengths."""
     tokens_PxS = np.full((len(prompts), length), pad_id, np.int32)
     for padded, prompt in zip(tokens_PxS, prompts):

@@ -37,7 +37,9 @@ from grm_jax.types import Comparison
 log = logging.getLogger(__name__)
 
 WORLD, FILE = "world", "file"
-_READ_BY = {"judging": {"rft", "rl", "meta_rm"}, "held_out": {"eval"}, "general": {"rft"}}
+_READ_BY = {
+    "judging": {"rft", "rl", "meta_rm", "policy"}, "held_out": {"eval"}, "general": {"rft", "sft"},
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +97,9 @@ def paths(config: Any, stages: Collection[str] | None = None) -> Iterator[tuple[
     if "rft" in stages and config.rft.sampler in ("file", "model"):
         if "path" in config.rft.sampling:
             yield "config.rft.sampling.path", config.rft.sampling["path"]
+    if "policy" in stages and config.policy.judge.get("source") == "colocated":
+        models = {name: config.policy.judge.get(name) for name in ("path", "meta_rm")}
+        yield from ((f"config.policy.judge.{name}", path) for name, path in models.items() if path)
     if "rl" in stages and config.rl.get("easy_trials"):
         yield "config.rl.easy_trials", config.rl.easy_trials
 

@@ -3,8 +3,8 @@
 Axes: L sequence length.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from grm_jax import sampling
-from grm_jax.models import abstract_model, token_logps
+from grm_jax.models import abstract_model, get_config, token_logps
 from grm_jax.run_store import RunStore
 from grm_jax.sampling import buckets, plan, programs, scheduler, weights
 from grm_jax.sharding import (
@@ -23,7 +23,7 @@ from grm_jax.sharding import (
     widen_tensor,
     with_shardings,
 )
-from grm_jax.training import grpo, memory, meta_rm, rft, state as states
+from grm_jax.training import grpo, memory, meta_rm, policy, reward_sources, rft, state as states
 from grm_jax.training.machines import argument_bytes
 from grm_jax.training.programs import model_config
 from launch.compile.compile_only import Task, compile_tasks
@@ -78,10 +78,12 @@ def make_slice_mesh(config: Any, slice_name: str, num_slices: int = 1) -> Any:
 
 # A stage's programs, whose memory depends on its `remat` and `micro_rows`.
 UPDATES = {"rft": "sft_update", "rl": "grpo_update", "meta_rm": "meta_rm_update"}
+OF_POLICY = ("reference_logps", "grpo_update", "rollout_prefill", "rollout_decode")
 PROGRAMS = {
     "rft": ("forward", "sft_update"),
     "rl": ("reference_logps", "grpo_update", "rollout_prefill", "rollout_decode"),
     "meta_rm": ("meta_rm_update",),
+    "policy": (*(f"policy_{name}" for name in OF_POLICY), "judge_prefill", "judge_decode"),
 }
 Settle = Callable[[Any, str], Any]
 
@@ -105,7 +107,8 @@ def tasks(
     Raises ValueError for a program that the config does not have.
     """
     stages = [stage for stage in PROGRAMS if stage in config.get("stages", ())]
-    known = [n for stage in stages for n in PROGRAMS[stage] if hbm or not n.startswith("rollout_")]
+    known = [name for stage in stages for name in PROGRAMS[stage]]
+    known = [name for name in known if hbm or not name.endswith(("_prefill", "_decode"))]
     known = known if "rft" in stages else ["forward", *known]
     if names is not None and (unknown := [name for name in names if name not in known]):
         raise ValueError(f"unknown program {unknown[0]!r}: use one of {', '.join(known)}")
@@ -113,7 +116,11 @@ def tasks(
     model = abstract_model(model_config(config), mesh)
     tasks = [] if "rft" in stages else [_forward_task(config, mesh, model)]
     for stage in stages:
-        if set(chosen) & set(PROGRAMS[stage]):
+        if set(chosen) & set(PROGRAMS[stage]) and stage == "policy":
+            view = policy.with_section(config, "rl", "policy")
+            view.stages = ("rl",)
+            tasks += policy_tasks(settle(view, "rl"), mesh, hbm)
+        elif set(chosen) & set(PROGRAMS[stage]):
             tasks += _stage_tasks(settle(config, stage), stage, mesh, hbm)
     return [task for task in tasks if task.name in chosen]
 
@@ -219,19 +226,51 @@ def _rl_tasks(config: Any, mesh: Any, model: Any) -> list[Task]:
     ]
 
 
-def rollout_tasks(config: Any, mesh: Any, hbm: int) -> list[Task]:
+def policy_tasks(config: Any, mesh: Any, hbm: int) -> list[Task]:
+    """The programs of the stage policy, with the weights of a colocated judge beside them.
+
+    The judge's prompt is a quarter longer than the longest question with its answers. Without
+    `policy.judge.model`, as for a served judge, there are only the policy's programs.
+
+    config: with the section `policy` as `rl` (`policy.with_section`).
+    """
+    settings, rl = reward_sources.JudgeSettings.of(config.policy.judge), config.rl
+    cfg, stored, decoding = None, 0, 0
+    if settings.source == "colocated" and settings.model:
+        cfg = get_config(settings.model, quantize=settings.quantize or None)
+        cfg = cfg.replace(dtype=settings.dtype, param_dtype=settings.dtype)
+        stored = argument_bytes(abstract_model(cfg, mesh)[1])
+        decoding = argument_bytes(abstract_model(cfg, mesh, weights.SAMPLING_AXES)[1])
+    tasks = _rl_tasks(config, mesh, abstract_model(model_config(config), mesh))
+    tasks = [replace(task, resident=task.resident + stored + decoding) for task in tasks]
+    if hbm:
+        tasks += rollout_tasks(config, mesh, hbm, stored + decoding)
+    tasks = [replace(task, name=f"policy_{task.name}") for task in tasks]
+    if cfg is None or not hbm:
+        return tasks
+    length = 5 * (rl.prompt_len + rl.group_size * rl.max_new_tokens) // 4
+    new_tokens = settings.max_new_tokens or cfg.max_length - length
+    requests = [sampling.Request([0] * length, settings.k, new_tokens)] * rl.prompts
+    resident = stored + _resident_in_rollouts(config, model_config(config), mesh)
+    judging = sampler_tasks(cfg, mesh, requests, hbm, settings.prompt_slots, resident)
+    return tasks + [replace(task, name=f"judge_{task.name}") for task in judging]
+
+
+def rollout_tasks(config: Any, mesh: Any, hbm: int, beside: int = 0) -> list[Task]:
     """Prefill of a batch of prompts, and one decode step of the batch, in the sampler's sharding.
 
     The batch is the largest that fits beside the training state (float32 weights and two moments)
     and the reference's weights, which stay on the chips.
+
+    beside: bytes per chip of other arrays that stay, such as a judge's weights.
     """
     rl, cfg = config.rl, model_config(config)
-    resident = _resident_in_rollouts(config, cfg, mesh)
+    resident = _resident_in_rollouts(config, cfg, mesh) + beside
     mesh = widen_tensor(mesh, cfg, rl.get("rollout_tensor", 0))
     request = sampling.Request([0] * rl.prompt_len, rl.group_size, rl.max_new_tokens)
     tasks = sampler_tasks(cfg, mesh, [request] * rl.prompts, hbm, rl.prompt_slots, resident)
     names = ("rollout_prefill", "rollout_decode")
-    return [dataclasses.replace(task, name=name) for task, name in zip(tasks, names, strict=True)]
+    return [replace(task, name=name) for task, name in zip(tasks, names, strict=True)]
 
 
 def _resident_in_rollouts(config: Any, cfg: Any, mesh: Any) -> int:

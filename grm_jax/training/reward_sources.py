@@ -1,0 +1,236 @@
+"""Sources of a policy's rewards: a judge on this mesh, a judge behind a server, or a function.
+
+To add one, register a function that makes a scorer:
+
+    @SOURCES.register("shortest")
+    def shortest(settings, run):
+        return lambda questions, groups, seed: [
+            rewards_of(group, [-len(text) for text in group.responses]) for group in groups
+        ]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from grm_jax.endpoint import check_url
+from grm_jax.judging.groups import (
+    Group,
+    GroupRewards,
+    ResponseReward,
+    rewards_of as rewards_from_json,
+    rewards_to_json,
+)
+from grm_jax.judging.judge import Judge
+from grm_jax.judging.rewards import RewardOptions, score
+from grm_jax.registry import Registry
+from grm_jax.serving.client import Client
+from grm_jax.storage import fetch
+from grm_jax.training import loop
+from grm_jax.training.errors import TrainingError
+from grm_jax.types import Turn
+
+RULE = "rule"  # the rule of the RL stage, whose prompts are comparisons and not questions
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A prompt of the policy.
+
+    Attributes:
+      prompt: the user's text, or a conversation.
+      tokens: of the prompt, as the policy reads it.
+      id: for logs and errors.
+      truth: answer -> its true quality; None where nobody has it.
+    """
+
+    prompt: str | list[Turn]
+    tokens: list[int]
+    id: str | None = None
+    truth: Callable[[str], float] | None = None
+
+
+# (questions, their groups of answers, seed) -> the rewards of each group, in this order.
+Scorer = Callable[[Sequence[Question], Sequence[Group], int], list[GroupRewards]]
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeSettings:
+    """The section `policy.judge`. 0 and "" are unset.
+
+    Attributes:
+      source: a name of `SOURCES`, or "rule".
+      path: the judge of "colocated": a folder or a hub name; a scalar reward model works too.
+      meta_rm: its meta reward model, of the same kind.
+      quantize: "int8" for weights of one byte.
+      dtype: of the judge's parameters and computation.
+      prompt_slots, rows: bounds of its batch; 0: as much as memory holds.
+      model: name of its architecture, which `--compile_only` needs.
+      url: address of `grm serve` for "served".
+      key_variable: environment variable with the server's API key.
+      parallel, retries, timeout, deadline: of the requests, see `serving.client.Client`.
+      The others are those of `judging.rewards.RewardOptions`.
+    """
+
+    source: str = "colocated"
+    path: str = ""
+    meta_rm: str = ""
+    quantize: str = ""
+    dtype: str = "bfloat16"
+    prompt_slots: int = 0
+    rows: int = 0
+    model: str = ""
+    url: str = ""
+    key_variable: str = "GRM_API_KEY"
+    parallel: int = 32
+    retries: int = 8
+    timeout: float = 600.0
+    deadline: float = 1800.0
+    k: int = 1
+    temperature: float = 0.5
+    max_new_tokens: int = 0
+    top_p: float = 1.0
+    top_k: int = 0
+    k_meta: int = 0
+    principles: str = "own"
+    reward: str = "mean"
+    block_size: int = 32
+    length_penalty: float = 0.0
+    length_free: int = 0
+
+    @classmethod
+    def of(cls, section: ConfigDict | Mapping[str, Any]) -> JudgeSettings:
+        """Returns the settings of a section, whose other fields have the defaults."""
+        return cls(**dict(section))
+
+    def options(self, seed: int = 0) -> RewardOptions:
+        """Returns the options of a call. Raises ValueError that names a wrong one."""
+        names = {field.name for field in dataclasses.fields(RewardOptions)}
+        fields = {name: getattr(self, name) for name in names & set(vars(self))}
+        unset = {name: None for name in ("max_new_tokens", "k_meta") if not fields[name]}
+        return RewardOptions(**{**fields, **unset, "seed": seed})
+
+    def shown(self) -> dict[str, Any]:
+        """Returns what rewards depend on, for the record of a checkpoint."""
+        free = {"prompt_slots", "rows", "model", "url", "key_variable"}
+        free |= {"parallel", "retries", "timeout", "deadline"}
+        fields = dataclasses.asdict(self)
+        return {f"policy.judge.{name}": v for name, v in fields.items() if name not in free}
+
+
+SOURCES: Registry[Callable[[JudgeSettings, loop.Run], Scorer]] = Registry("reward source")
+
+
+def rewards_of(group: Group, values: Sequence[float]) -> GroupRewards:
+    """Returns numbers as the rewards of a group."""
+    return GroupRewards(group.id, tuple(ResponseReward(float(value)) for value in values))
+
+
+@SOURCES.register("colocated")
+def colocated(settings: JudgeSettings, run: loop.Run) -> Scorer:
+    """Loads a judge on the mesh of the training; a judge keeps its weights there."""
+    judge = Judge.load(
+        fetch(settings.path),
+        meta_rm=fetch(settings.meta_rm) if settings.meta_rm else None,
+        mesh=run.mesh,
+        dtype=settings.dtype,
+        quantize=settings.quantize or None,
+        prompt_slots=settings.prompt_slots or None,
+        rows=settings.rows or None,
+    )
+    return by_judge(judge, settings)
+
+
+def by_judge(judge: Judge, settings: JudgeSettings) -> Scorer:
+    """Returns the scorer of a judge in this process: one listwise call per group."""
+    return lambda questions, groups, seed: score(groups, judge, settings.options(seed))
+
+
+@SOURCES.register("served")
+def served(settings: JudgeSettings, run: loop.Run) -> Scorer:
+    """Returns the scorer of a judge behind `grm serve`. Process 0 sends the requests."""
+    client = Client(
+        settings.url,
+        key_variable=settings.key_variable,
+        parallel=settings.parallel,
+        retries=settings.retries,
+        timeout=settings.timeout,
+        deadline=settings.deadline,
+    )
+
+    def scores(
+        questions: Sequence[Question], groups: Sequence[Group], seed: int
+    ) -> list[GroupRewards]:
+        if jax.process_index() == 0:
+            results = dataclasses.replace(client, options=settings.options(seed))(groups)
+        else:
+            results = []
+        return from_process_0(results)
+
+    return scores
+
+
+@SOURCES.register("truth")
+def truth(settings: JudgeSettings, run: loop.Run) -> Scorer:
+    """Returns the scorer of the true quality, which the judging world has."""
+
+    def scores(
+        questions: Sequence[Question], groups: Sequence[Group], seed: int
+    ) -> list[GroupRewards]:
+        if any(question.truth is None for question in questions):
+            raise TrainingError(
+                "config.policy.judge.source='truth': only the judging world has the true quality "
+                "of any answer: set config.data.judging=world, or use a judge"
+            )
+        pairs = zip(questions, groups)
+        return [rewards_of(g, [q.truth(text) for text in g.responses]) for q, g in pairs]  # type: ignore[misc]
+
+    return scores
+
+
+@SOURCES.register("longest")
+def longest(settings: JudgeSettings, run: loop.Run) -> Scorer:
+    """Returns the scorer of a content-blind rule: the number of characters."""
+    return lambda questions, groups, seed: [
+        rewards_of(group, [len(text) for text in group.responses]) for group in groups
+    ]
+
+
+def from_process_0(results: list[GroupRewards]) -> list[GroupRewards]:
+    """Returns the results of process 0 on every process; every one must call it at once."""
+    if jax.process_count() == 1:
+        return results
+    text = json.dumps([rewards_to_json(result) for result in results]).encode()
+    size = multihost_utils.broadcast_one_to_all(np.array(len(text)))
+    content = np.zeros(int(size), np.uint8)
+    if jax.process_index() == 0:
+        content[:] = np.frombuffer(text, np.uint8)
+    content = multihost_utils.broadcast_one_to_all(content)
+    return [rewards_from_json(fields) for fields in json.loads(np.asarray(content).tobytes())]
+
+
+def check(settings: JudgeSettings, complete: bool = False) -> None:
+    """Raises ValueError, naming the field, for settings that no run can have.
+
+    complete: the model or the server is required too.
+    """
+    needed = {"colocated": "path", "served": "url"}.get(settings.source)
+    if complete and needed and not getattr(settings, needed):
+        raise ValueError(
+            f"config.policy.judge.{needed} is empty: source={settings.source!r} needs it"
+        )
+    try:
+        settings.options()
+        if settings.url:
+            check_url(settings.url)  # it is written to the workdir
+            Client(settings.url)
+    except ValueError as error:
+        raise ValueError(f"config.policy.judge.{error}") from error
