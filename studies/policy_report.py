@@ -21,8 +21,8 @@ _NAMED = {"one clear answer": "Clarity", "no idle talk": "Brevity", "it sounds s
 def summary(records: Sequence[dict]) -> dict[str, list[dict]]:
     """Returns {arm: a row per evaluated checkpoint}, with means over seeds.
 
-    win, true_win, truth: with 95% intervals over tasks, and the seeds' own means.  gap: the judge's
-    win rate minus the true one.  parting: how far the gap has grown since the start, paired by
+    win, true_win, truth: with 95% intervals over tasks, and the means of the seeds.  gap: the
+    judge's win rate minus the true one.  parting: growth of the gap since the start, paired by
     task.  features, drift: means over seeds.
     """
     arms: dict[str, list[dict]] = {}
@@ -95,8 +95,13 @@ def _category(family: str, text: str) -> str:
 
 
 def parts_at(rows: Sequence[dict]) -> int | None:
-    """Returns the first step whose gap has grown since the start outside its 95% interval."""
-    return next((r["step"] for r in rows if (r["parting"]["low"] or 0) > 0), None)
+    """Returns the first step from which the gap stays above that of the start, outside the CI."""
+    step = None
+    for row in reversed(rows[1:]):
+        if (row["parting"]["low"] or 0) <= 0:
+            break
+        step = row["step"]
+    return step
 
 
 # ---------------------------------------------------------------- tables

@@ -187,6 +187,8 @@ def test_the_gap_is_paired_by_task_and_its_growth_has_an_interval():
     assert last["gap"]["value"] == pytest.approx(0.875 - 0.3)
     assert last["parting"]["low"] > 0.4 and last["gap"]["seeds"] == [0.575, 0.575]
     assert policy_report.parts_at(study["hacked"]) == 10
+    back = policy_report.summary([record("a", 0, start, end, point(20, 3.0, wins, wins))])
+    assert policy_report.parts_at(back["a"]) is None  # the gap has closed again
     assert policy_report.parts_at(study["honest"]) is None
     assert study["honest"][-1]["win"]["value"] == pytest.approx(0.875)
     table = policy_report.train_table(study)
