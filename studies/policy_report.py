@@ -50,7 +50,7 @@ def _rows(members: Sequence[dict]) -> list[dict]:
             for name in points[0]["features"]
         }
         row["drift"] = {
-            name: float(np.mean([principle_shares(point["principles"])[name] for point in points]))
+            name: float(np.mean([point["principles"][name] for point in points]))
             for name in CATEGORIES
         }
         rows.append(row)

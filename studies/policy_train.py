@@ -36,6 +36,7 @@ from grm_jax.sharding import make_mesh
 from grm_jax.storage import write_atomic
 from grm_jax.training import checkpoint, loop, main, metrics, policy, reward_sources, sources
 from grm_jax.training.programs import model_config
+from studies.policy_report import principle_shares
 
 log = logging.getLogger(__name__)
 REFERENCE_K = 4  # critiques of the reference judge per group: what it writes about every policy
@@ -123,6 +124,8 @@ def run_one(setting: Setting, arm: str, seed: int, out: Path) -> dict:
         "evaluate": time.monotonic() - trained[0],
         "evaluate_cpu": time.process_time() - trained[1],
     }
+    for point in points:  # evaluation.jsonl keeps the principles themselves
+        point["principles"] = principle_shares(point["principles"])
     record = {"config": identity, "arm": arm, "seed": seed, "points": points}
     record["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
     write_atomic(path, strict_json.dumps(record) + "\n")
@@ -248,13 +251,13 @@ def measure(
         for t, s in places
     ]
     mixed = [i for i, group in enumerate(groups) if len(set(group.responses)) > 1]
-    asked = [groups[i] for i in mixed]
+    mixed_groups = [groups[i] for i in mixed]
     questions = [
         reward_sources.Question(tasks[t].query, [], tasks[t].id, tasks[t].truth)
         for t, _ in (places[i] for i in mixed)
     ]
-    judged = dict(zip(mixed, scorer(questions, asked, 0), strict=True))
-    critiqued = dict(zip(mixed, score(asked, reference, REFERENCE_OPTIONS), strict=True))
+    judged = dict(zip(mixed, scorer(questions, mixed_groups, 0), strict=True))
+    critiqued = dict(zip(mixed, score(mixed_groups, reference, REFERENCE_OPTIONS), strict=True))
     win: list[list[float | None]] = [[] for _ in tasks]
     true_win: list[list[float]] = [[] for _ in tasks]
     for i, (t, _) in enumerate(places):

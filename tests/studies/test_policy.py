@@ -164,7 +164,7 @@ def point(step, kl, win, true_win, principles=(), **features):
         "true_win": true_win,
         "truth": true_win,
         "features": shares,
-        "principles": list(principles),
+        "principles": policy_report.principle_shares(principles),
         "examples": [],
     }
 

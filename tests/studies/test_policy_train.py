@@ -60,13 +60,13 @@ def test_a_record_depends_on_arm_models_and_steps_but_not_on_folders(setting):
 
 def test_wins_by_the_judge_and_by_the_truth_are_apart():
     def longest(questions, groups, seed):
-        assert [question.truth for question in questions] == [task.truth for task in asked]
+        assert [question.truth for question in questions] == [task.truth for task in judged_tasks]
         return [
             GroupRewards(g.id, tuple(ResponseReward(float(len(x))) for x in g.responses))
             for g in groups
         ]
 
-    asked = [TASKS[0], TASKS[0], TASKS[1]]
+    judged_tasks = [TASKS[0], TASKS[0], TASKS[1]]
     texts = [["it is: 4 4 4 4", "so: 7"], ["so: b", "let me think about it step by step: a"]]
     rivals = [["so: 7", "so: 4"], ["so: b", "so: b"]]
     judge = fake_judge(lambda responses, key: well_formed([5] * len(responses)))
