@@ -141,7 +141,7 @@ def train(shared: loop.Run) -> dict[str, Any]:
         return lambda: finished.load(shared, stage, folders[stage])
 
     def settled(stage: str) -> loop.Run:
-        return shared.with_config(memory.choose(config, stage, mesh))
+        return shared.with_config(memory.choose(config, stage, mesh, report=_say))
 
     def train_rft() -> Any:
         return rft.train(settled("rft"), base, folders["rft"])

@@ -116,12 +116,15 @@ def tasks(
     model = abstract_model(model_config(config), mesh)
     tasks = [] if "rft" in stages else [_forward_task(config, mesh, model)]
     for stage in stages:
-        if set(chosen) & set(PROGRAMS[stage]) and stage == "policy":
+        used = [name for name in PROGRAMS[stage] if name in chosen]
+        if used and stage == "policy":
             view = policy.with_section(config, "rl", "policy")
             view.stages = ("rl",)
             tasks += policy_tasks(settle(view, "rl"), mesh, hbm)
-        elif set(chosen) & set(PROGRAMS[stage]):
-            tasks += _stage_tasks(settle(config, stage), stage, mesh, hbm)
+        elif used:
+            only_rollouts = all(name.startswith("rollout_") for name in used)  # without a backward
+            settled = config if only_rollouts else settle(config, stage)
+            tasks += _stage_tasks(settled, stage, mesh, hbm)
     return [task for task in tasks if task.name in chosen]
 
 
