@@ -167,11 +167,14 @@ def _unchanged(path: str | Path, lora: str | Path | None) -> Iterator[None]:
 def _load_model(
     path: str | Path, mesh: Mesh | None, options: LoadOptions
 ) -> tuple[Transformer, tokenizers.Tokenizer]:
-    changes: dict[str, Any] = {
-        "quantize": options.quantize,
-        "kv_cache_dtype": options.kv_cache_dtype,
-    }
-    model = checkpoints.load(path, mesh=mesh, dtype=options.dtype, adapter=options.lora, **changes)
+    model = checkpoints.load(
+        path,
+        mesh=mesh,
+        dtype=options.dtype,
+        adapter=options.lora,
+        quantize=options.quantize,
+        kv_cache_dtype=options.kv_cache_dtype,
+    )
     loaded = load_tokenizer(path, options.tokenizer)
     check_vocabulary(loaded, model.cfg)
     return model, loaded
