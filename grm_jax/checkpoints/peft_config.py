@@ -139,14 +139,14 @@ def read_config(folder: Path) -> AdapterConfig:
 
 def write_config(folder: Path, config: AdapterConfig) -> None:
     """Writes adapter_config.json; peft has defaults for the other fields."""
-    tasks = {is_classifier: task for task, is_classifier in TASKS.items()}
+    tasks, alpha = {is_classifier: task for task, is_classifier in TASKS.items()}, config.lora_alpha
     fields = {
         "peft_type": "LORA",
         "task_type": tasks[config.is_classifier],
         "base_model_name_or_path": config.base or None,
         "inference_mode": True,
         "r": config.r,
-        "lora_alpha": config.lora_alpha,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,  # as other libraries expect it
         "lora_dropout": 0.0,
         "target_modules": list(config.target_modules),
         "bias": "none",

@@ -202,3 +202,24 @@ def test_an_adapter_folder_as_a_model_names_the_flag(tmp_path):
 )  # fmt: skip
 def test_modules_are_chosen_as_in_peft(config, module, adapted):
     assert config.adapts(module) is adapted
+
+
+def test_damaged_files_fail_in_one_line(tmp_path, request):
+    folder, rng = (
+        write_adapter(tmp_path, range(8)),
+        np.random.default_rng(request.config.getoption("--fuzz-seed")),
+    )
+    file = folder / "adapter_model.safetensors"
+    whole, refused = file.read_bytes(), 0
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for at in rng.integers(header, size=rng.choice([1, 3, 20])):
+            damaged[at] = rng.integers(256)
+        file.write_bytes(damaged)
+        try:
+            open_adapters(folder, CFG)
+        except (ValueError, FileNotFoundError) as error:
+            refused += 1
+            assert "\n" not in str(error) and str(folder) in str(error)
+    assert refused > 100  # a changed space or digit may leave the file valid
