@@ -55,7 +55,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.policy.max_unscored = 0.5
     config.policy.judge = dict(
         source="colocated", path="", model="gemma2_9b", meta_rm="", quantize="int8",
-        k=1, temperature=0.5, max_new_tokens=1024,
+        prompt_slots=32, k=1, temperature=0.5, max_new_tokens=1024,
         principles="first",  # written before the answers are seen, one call per prompt
     )  # fmt: skip
     return apply(config, arg)

@@ -208,7 +208,7 @@ _RL: dict[str, Rule] = {
 _SFT: dict[str, Rule] = {"first_item": COUNT, "tasks": POSITIVE, "demonstrations": POSITIVE}
 _POLICY: dict[str, Rule] = {"max_unscored": SHARE}
 _JUDGE: dict[str, Rule] = {
-    "source": all_of(text, one_of((RULE, *SOURCES))),
+    "source": all_of(text, lambda name, value: one_of((RULE, *SOURCES))(name, value)),
     "path": text,
     "meta_rm": text,
     "quantize": one_of(("", "int8")),

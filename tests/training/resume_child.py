@@ -1,9 +1,16 @@
-"""A tiny SPCT run that test_resume.py kills: `python resume_child.py WORKDIR`."""
+"""A tiny run that tests kill: `python resume_child.py WORKDIR [policy]`.
+
+SPCT (test_resume.py), or a supervised start and a policy (test_policy_stage.py) whose judge needs
+no model.
+"""
 
 import sys
+import zlib
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "tests" / "judging"))  # fake_judge
 
 
 def make_config():
@@ -30,9 +37,37 @@ def chance_reward(comparison, critique):
     return 1.0 if len(critique.text) % 2 else -1.0
 
 
+def make_policy_config():
+    config = make_config()
+    config.stages = ("sft", "policy")
+    with config.unlocked():
+        config.sft = config.rft.copy_and_resolve_references()
+        for name in ("comparisons", "samples", "hinted", "reject", "sampler", "sampling"):
+            del config.sft[name]
+        config.sft.update(first_item=1000, tasks=40, demonstrations=1)
+        config.policy = config.rl.copy_and_resolve_references()
+        config.policy.max_unscored = 0.9
+        config.policy.judge = dict(source="toy", k=2)
+    return config
+
+
+def toy(settings, run):
+    """A reward source: a judge whose scores depend on the texts, their places and the seed."""
+    from fake_judge import fake_judge, well_formed
+
+    from grm_jax.training import reward_sources
+
+    def critique(responses, key):
+        texts = [f"{text} {i} {key}" for i, text in enumerate(responses)]
+        return well_formed([1 + zlib.crc32(text.encode()) % 10 for text in texts])
+
+    return reward_sources.by_judge(fake_judge(critique), settings)
+
+
 if __name__ == "__main__":
-    from grm_jax.training import grpo
+    from grm_jax.training import grpo, reward_sources
     from grm_jax.training.main import run
 
     grpo.reward = chance_reward
-    run(make_config(), sys.argv[1])
+    reward_sources.SOURCES.add("toy", toy)
+    run(make_policy_config() if "policy" in sys.argv[2:] else make_config(), sys.argv[1])

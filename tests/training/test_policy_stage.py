@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
-import zlib
+import random
+import signal
+import time
 
 import jax
 import numpy as np
 import pytest
 import resume_child
-from fake_judge import fake_judge, well_formed
+import test_resume
 from toy_server import serving, toy_judge, toy_service
 
 from experiments import policy_world
@@ -32,20 +34,11 @@ from grm_jax.training.replies import CritiqueReply
 from grm_jax.training.reward_sources import JudgeSettings, Question
 
 
-def chance_critique(responses, key):
-    """A critique whose scores depend on the texts, their places and the key, so on the seed."""
-    texts = [f"{text} {i} {key}" for i, text in enumerate(responses)]
-    return well_formed([1 + zlib.crc32(text.encode()) % 10 for text in texts])
-
-
 @pytest.fixture(scope="module")
 def config():
-    config = resume_child.make_config()
-    config.rl.update(steps=2, save_every=1, updates_per_rollout=1, length_buckets=1)
-    with config.unlocked():
-        config.policy = config.rl.copy_and_resolve_references()
-        config.policy.max_unscored = 0.5
-        config.policy.judge = dict(source="toy", k=2)
+    config = resume_child.make_policy_config()
+    for section in (config.rl, config.policy):
+        section.update(steps=2, save_every=1, updates_per_rollout=1, length_buckets=1)
     return config
 
 
@@ -54,9 +47,7 @@ def tiny(config, monkeypatch):
     """A Run under its mesh, without ahead-of-time compilation, with a judge that needs no model."""
     mesh = make_mesh(devices=jax.devices()[:1])
     monkeypatch.setattr(loop, "compile_ahead", lambda *_: 0.0)
-    judge = fake_judge(chance_critique)
-    toy = lambda settings, run: reward_sources.by_judge(judge, settings)
-    monkeypatch.setitem(reward_sources.SOURCES, "toy", toy)
+    monkeypatch.setitem(reward_sources.SOURCES, "toy", resume_child.toy)
     with jax.set_mesh(mesh):
         yield loop.Run(config, mesh, sources.load_tokenizer(config))
 
@@ -106,6 +97,29 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny, tmp_path, monkeypatch):
     record = loop.read_result(tmp_path / "whole")
     assert record["stage"] == "policy" and record["identity"]["data"].startswith("tasks/train/")
     assert checkpoint.fingerprint(whole) == record["weights"]
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_ten_moments_equals_an_uninterrupted_one(tmp_path):
+    """SIGKILL in the stage policy, ten times over several runs, after a random number of steps."""
+    whole, rng, kill_steps, runs = tmp_path / "whole", random.Random(0), [], 0
+    test_resume.finish(test_resume.start(whole, "policy"))
+    while len(kill_steps) < test_resume.KILLS:
+        workdir, runs = tmp_path / str(runs), runs + 1
+        for target in sorted(rng.sample(range(8), 5)):
+            process = test_resume.start(workdir, "policy")
+            while process.poll() is None and len(test_resume.rows_in(workdir, "policy")) < target:
+                time.sleep(0.005)
+            # Target 0 kills the run during start-up, in the stage sft or in the first steps.
+            time.sleep(rng.random() * (0.1 if target else 10))
+            if process.poll() is None and not loop.is_done(workdir / "policy"):
+                process.send_signal(signal.SIGKILL)
+                kill_steps.append(len(test_resume.rows_in(workdir, "policy")))
+            process.kill()
+            process.communicate()
+        test_resume.finish(test_resume.start(workdir, "policy"))
+        test_resume.compare(whole, workdir, ("sft", "policy"))
+    print(f"killed after steps {kill_steps}, in {runs} runs")
 
 
 # ---------------------------------------------------------------- statuses

@@ -19,10 +19,10 @@ STAGES = ("rft", "rl", "meta_rm")
 CHILD = Path(resume_child.__file__)
 
 
-def start(workdir):
+def start(workdir, *arguments):
     env = {**os.environ, "XLA_FLAGS": ""}  # one device
     return subprocess.Popen(
-        [sys.executable, str(CHILD), str(workdir)],
+        [sys.executable, str(CHILD), str(workdir), *arguments],
         env=env,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -76,8 +76,8 @@ def leaves(folder):
         return step, manager.restore(step, args=args)
 
 
-def compare(one, two):
-    for stage in STAGES:
+def compare(one, two, stages=STAGES):
+    for stage in stages:
         (step_a, a), (step_b, b) = leaves(one / stage), leaves(two / stage)
         assert step_a == step_b == loop.read_result(one / stage)["steps"]
         assert a.record == b.record, stage
