@@ -14,7 +14,10 @@ It trains a small Bradley-Terry scalar in WORKDIR/bt first.
 judge's win rate and the true one over KL, how the policies answer, and which principles the judge
 writes about them. OUT/records has a file per arm and seed; finished ones are not repeated, so arms
 and seeds can be added, on another machine too. `report` writes tables and pictures of the records
-that exist.
+that exist. `drift` writes the principles at each checkpoint that finished runs have kept
+(`policy.keep`):
+
+    python studies/policy.py drift --runs runs/policy_world --out runs/policy_world/drift
 
 A stopped command resumes.
 """
@@ -225,6 +228,22 @@ def report(args: argparse.Namespace) -> None:
     figures.save_png(policy_report.drift_figure(study), out / "drift.png")
 
 
+def drift(args: argparse.Namespace) -> None:
+    """Writes which principles the judge writes at each checkpoint of finished runs."""
+    from studies import policy_report, policy_train
+
+    out, folders = Path(args.out), map(Path, args.runs)
+    records = [policy_train.evaluate_run(one, args.judge or "", args.tasks) for one in folders]
+    text = policy_report.wordings_table(records)
+    for record in records:
+        for point in record["points"]:
+            point["principles"] = policy_report.principle_shares(point["principles"])
+    study = policy_report.summary(records)
+    write_atomic(out / "drift.md", policy_report.drift_table(study) + "\n" + text)
+    figures.save_png(policy_report.drift_figure(study), out / "drift.png")
+    print(policy_report.drift_table(study))
+
+
 # ---------------------------------------------------------------- command line
 
 
@@ -255,7 +274,12 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--bt_comparisons", type=int, default=5000)
     again = commands.add_parser("report", help="write tables and pictures of OUT/records")
     again.set_defaults(function=report)
-    for one in (attack, arms, again):
+    runs = commands.add_parser("drift", help="principles at each checkpoint of finished runs")
+    runs.set_defaults(function=drift)
+    runs.add_argument("--runs", nargs="+", required=True, help="workdirs of the stage policy")
+    runs.add_argument("--judge", help="model folder of the judge (default: the run's own)")
+    runs.add_argument("--tasks", type=int, default=64, help="held-out tasks")
+    for one in (attack, arms, again, runs):
         one.add_argument("--out", required=True, help="folder of tables, pictures and records")
     return p
 

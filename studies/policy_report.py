@@ -1,5 +1,6 @@
 """Tables and pictures of policies trained against a judge, from the records of `policy_train`."""
 
+import collections
 from collections.abc import Sequence
 from typing import Any
 
@@ -159,6 +160,38 @@ def drift_table(study: dict[str, list[dict]]) -> str:
         ["# Principles that the judge writes, percent of their weight", ""]
         + [*tables.markdown_table(["arm", "step", *CATEGORIES], cells), ""]
     )
+
+
+def wordings_table(records: Sequence[dict], count: int = 12) -> str:
+    """The most frequent principles of the first and the last checkpoint of each run, as Markdown.
+
+    records: with the principles themselves, as `policy_train.evaluate_run` returns them.
+    """
+    lines = ["# Wordings, percent of the critiques that have them", ""]
+    for record in records:
+        points = record["points"]
+        first, last = (_wordings(points[i]["principles"]) for i in (0, -1))
+        names = sorted({*first, *last}, key=lambda n: -max(first.get(n, 0), last.get(n, 0)))
+        cells = [
+            [name, *(tables.percent(shares.get(name, 0.0)) for shares in (first, last))]
+            for name in names[:count]
+        ]
+        steps = [f"step {points[i]['step']}" for i in (0, -1)]
+        lines += [
+            f"## {record['arm']}",
+            "",
+            *tables.markdown_table(["principle", *steps], cells),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _wordings(principles: Sequence) -> dict[str, float]:
+    """Returns the share of critiques that have each "name: description"."""
+    counts = collections.Counter(
+        name for _, listed in principles for name in {f"{n}: {text}" for n, _, text in listed}
+    )
+    return {name: count / len(principles) for name, count in counts.items()}
 
 
 # ---------------------------------------------------------------- pictures

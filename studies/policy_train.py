@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from experiments import policy_world
@@ -117,14 +118,15 @@ def run_one(setting: Setting, arm: str, seed: int, out: Path) -> dict:
     _share_start(config, setting.workdir / f"sft-{seed}", folder)
     main.run(config, folder)
     trained = time.monotonic(), time.process_time()
-    points = evaluate(setting, config, folder, identity)
+    steps = setting.steps_of_points
+    points = evaluate(config, folder, setting.judge, setting.tasks, steps, identity)
     seconds = {
         "train": trained[0] - start[0],
         "train_cpu": trained[1] - start[1],
         "evaluate": time.monotonic() - trained[0],
         "evaluate_cpu": time.process_time() - trained[1],
     }
-    for point in points:  # evaluation.jsonl keeps the principles themselves
+    for point in points:  # the evaluation's file has the principles themselves
         point["principles"] = principle_shares(point["principles"])
     record = {"config": identity, "arm": arm, "seed": seed, "points": points}
     record["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
@@ -157,26 +159,62 @@ def _share_start(config: Any, start: Path, folder: Path) -> None:
 # ---------------------------------------------------------------- evaluation
 
 
-def evaluate(setting: Setting, config: Any, folder: Path, identity: str) -> list[dict]:
-    """Evaluates the checkpoints of a run on held-out tasks; resumes FOLDER/evaluation.jsonl."""
-    mesh = make_mesh(**config.mesh)
-    shared = loop.Run(config, mesh, sources.load_tokenizer(config))
-    scorer = reward_sources.SOURCES[config.policy.judge.source](
-        reward_sources.JudgeSettings.of(config.policy.judge), shared
-    )
-    reference = Judge.load(setting.judge)
-    tasks = held_out_tasks(config, setting.tasks)
-    kl = kl_by_step(folder / "policy")
-    with RunStore(folder / "evaluation.jsonl", {"config": identity}, key="step") as store:
-        steps = setting.steps_of_points
-        if any(step not in store for step in steps):
+def evaluate(
+    config: Any, folder: Path, judge: str, count: int, steps: Sequence[int], identity: str
+) -> list[dict]:
+    """Evaluates checkpoints of a run on held-out tasks; resumes FOLDER/evaluation-IDENTITY.jsonl.
+
+    Args:
+      config: of the run.
+      judge: folder of the reference judge.
+      count: tasks.
+      steps: of the checkpoints; 0 is the supervised start.
+      identity: of what the evaluation depends on.
+
+    Returns:
+      A `measure` of each step, with step and kl.
+    """
+    shared = loop.Run(config, make_mesh(**config.mesh), sources.load_tokenizer(config))
+    tasks, kl = held_out_tasks(config, count), kl_by_step(folder / "policy")
+    path = folder / f"evaluation-{identity}.jsonl"
+    with RunStore(path, {"config": identity}, key="step") as store:
+        if missing := [step for step in steps if step not in store]:
+            settings = reward_sources.JudgeSettings.of(config.policy.judge)
+            scorer = reward_sources.SOURCES[settings.source](settings, shared)
+            reference = Judge.load(judge)
             rivals = sample(shared, params_at(shared, folder, 0), tasks, RIVALS, seed=1)
-        for step in tqdm(steps, desc=f"{folder.name}, checkpoints"):
-            if step not in store:
-                texts = sample(shared, params_at(shared, folder, step), tasks, SAMPLES, seed=2)
-                point = measure(tasks, texts, rivals, scorer, reference)
-                store.append(step, {"kl": kl(step), **point})
+        for step in tqdm(missing, desc=f"{folder.name}, checkpoints"):
+            texts = sample(shared, params_at(shared, folder, step), tasks, SAMPLES, seed=2)
+            point = measure(tasks, texts, rivals, scorer, reference)
+            store.append(step, {"kl": kl(step), **point})
         return list(store.records(steps))
+
+
+def evaluate_run(folder: Path, judge: str, count: int) -> dict:
+    """Evaluates every checkpoint that a run of the stage policy has kept; returns its record.
+
+    judge: folder of the reference judge; "" for the run's own.
+
+    Raises ValueError for a folder without the stages sft and policy.
+    """
+    if not all(loop.is_done(folder / stage) for stage in ("sft", "policy")):
+        raise ValueError(f"{folder} has no finished stages sft and policy: train them first")
+    config = ConfigDict(_with_tuples(strict_json.read(folder / "config.json")))
+    judge = judge or config.policy.judge.path
+    with checkpoint.Checkpoints(folder / "policy" / "checkpoints", keep=None) as store:
+        steps = [0, *store.steps()]
+    name = Judge.load(judge).name.rpartition("@")[2]
+    text = f"{loop.saved_weights(folder / 'policy')}/{name}/{count}"
+    identity = hashlib.sha256(text.encode()).hexdigest()[:16]
+    points = evaluate(config, folder, judge, count, steps, identity)
+    return {"arm": folder.name, "points": points}
+
+
+def _with_tuples(value: Any) -> Any:
+    """Returns a value of JSON with tuples for lists, as in a config."""
+    if isinstance(value, dict):
+        return {name: _with_tuples(item) for name, item in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def held_out_tasks(config: Any, count: int) -> list[answers.Task]:

@@ -220,6 +220,11 @@ def test_drift_is_the_weight_of_each_kind_of_principle(tmp_path):
         [record("a", 0, *(point(s, s / 5, [0.5] * 9, [0.4] * 9, principles) for s in (0, 5)))]
     )
     assert "| a | 5 | 35.0 | 20.0 | 0.0 | 15.0 | 30.0 | 0.0 |" in policy_report.drift_table(study)
+    raw = {"arm": "a", "points": [{"step": s, "principles": principles[:s]} for s in (1, 4)]}
+    wordings = policy_report.wordings_table([raw])
+    assert "| principle | step 1 | step 4 |" in wordings
+    assert f"| Accuracy: {aim} | 100.0 | 50.0 |" in wordings
+    assert "| Tone: it sounds sure | 0.0 | 25.0 |" in wordings
     for name in ("train", "drift"):
         figure = getattr(policy_report, f"{name}_figure")(study)
         policy.figures.save_png(figure, tmp_path / f"{name}.png")

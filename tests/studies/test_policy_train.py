@@ -101,6 +101,11 @@ def test_features_of_answers():
     assert shares["characters"] == np.mean([len(text) for own in texts for text in own])
 
 
+def test_a_folder_without_the_stage_is_refused_in_one_line(tmp_path):
+    with pytest.raises(ValueError, match="has no finished stages sft and policy: train them"):
+        policy_train.evaluate_run(tmp_path, "", 2)
+
+
 def test_kl_is_the_mean_over_the_steps_before_a_checkpoint(tmp_path):
     lines = [f'{{"step": {s}, "kl_sequence": {s / 10}}}\n' for s in range(1, 21)]
     (tmp_path / "metrics.jsonl").write_text("".join(lines))
@@ -155,3 +160,6 @@ def test_a_study_of_two_arms_is_trained_evaluated_and_resumed(tmp_path, monkeypa
     assert (records / "truth-0.json").read_text() == first
     assert trained == ["sft-0", "longest-0"]  # the finished arm is not run again
     assert "| longest |" in (tmp_path / "out" / "train.md").read_text()
+    run = str(tmp_path / "runs" / "longest-0")
+    policy.main(["drift", "--runs", run, "--judge", str(judge), "--tasks", "2", "--out", run])
+    assert "| longest-0 | 4 |" in (tmp_path / "runs" / "longest-0" / "drift.md").read_text()
