@@ -2,11 +2,11 @@
 
     python benchmarks/judging.py --gguf FILE --data DATA --llama PYTHON --transformers PYTHON
     python benchmarks/judging.py --gguf qwen2.5-coder-1.5b-instruct-q4_k_m.gguf --data DATA \\
-        --llama PYTHON --systems after,float32,llama.cpp --limit 2 --timeout 220 \\
+        --llama PYTHON --systems after,float32,llama.cpp --limit 1 --timeout 300 \\
         --out benchmarks/results/judging_1.5b
 
-The first takes hours on two CPU cores, the second at most 14 minutes: its results go to
-benchmarks/results/judging_1.5b.{json,md}.
+On two CPU cores the first takes hours. The second takes about 10 minutes (estimated from FLOPs and
+bytes); it measures one comparison, into benchmarks/results/judging_1.5b.{json,md}.
 
 PYTHON: interpreters with xllamacpp and with torch and transformers; a system without one is
 skipped. DATA has `pandalm/`, `humanevalpack/` and `gsm8k/`: 50 comparisons of two responses, in
