@@ -55,10 +55,12 @@ def check_machine(config: Any, emulated: bool = False) -> None:
     """
     import jax
 
+    from grm_jax.models import weight_bytes
     from grm_jax.training.programs import model_config
 
     devices, cfg = jax.devices(), model_config(config)
-    needed = STATE_BYTES_PER_PARAMETER * cfg.num_params
+    # Adapters are small beside their base.
+    needed = weight_bytes(cfg) if cfg.lora else STATE_BYTES_PER_PARAMETER * cfg.num_params
     memory, is_cpu = _memory(devices), devices[0].platform == "cpu"
     tpu_slice = config.get("slice", "")
     if needed <= memory and not (is_cpu and tpu_slice and not emulated):

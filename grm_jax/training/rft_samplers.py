@@ -129,7 +129,7 @@ class Self:
                 "config.init is empty, and random weights write no critiques: name a model, or "
                 "another config.rft.sampler"
             )
-        cfg = model_config(config)
+        cfg = model_config(config).replace(lora=None)
 
         @functools.cache
         def engine() -> Any:

@@ -52,7 +52,7 @@ def first(run):
 
 
 def is_adapter(path):
-    return path.endswith((".a", ".b")) or path == lora.HEAD
+    return path.endswith((".a.value", ".b.value")) or path == f"{lora.HEAD}.value"
 
 
 def arrays(tree):
