@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from grm_jax.models.attend import LayerRef
 from grm_jax.models.attention import merge_parts, prefix_attention, self_attention
-from grm_jax.models.transformer import Transformer, table_logits
+from grm_jax.models.transformer import Transformer, gathered_table, table_logits
 from grm_jax.sharding import constrain, current_mesh
 
 
@@ -114,9 +114,7 @@ def target_logps(
     x_BxMxD = jnp.pad(x_BxMxD, ((0, 0), (0, pad), (0, 0)))
     targets_BxM, sorted_BxM = (jnp.pad(a, ((0, 0), (0, pad))) for a in (targets_BxM, sorted_BxM))
     # Gathered over `fsdp` once, here, and not once per chunk.
-    table_VxD = constrain(
-        model.embedder.output_table_VxD[...].astype(x.dtype), "vocab", "act_embed"
-    )
+    table_VxD = gathered_table(model.embedder.output_table_VxD[...], x.dtype)
 
     def chunk_logps(x_BxCxD: jax.Array, targets_BxC: jax.Array) -> Any:
         logits_BxCxV = constrain(

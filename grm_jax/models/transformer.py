@@ -248,12 +248,11 @@ class Embedder(nnx.Module):
         dtype = jnp.dtype(self.cfg.dtype)
         # Gathered over `fsdp` before the lookup; otherwise every device gathers rows of the whole
         # batch.
-        if isinstance(table_VxD := self.table_VxD[...], quantize.Int8Array):
-            values = constrain(table_VxD.values, "vocab", "act_embed")
-            table_VxD = dataclasses.replace(table_VxD, values=values)
+        table_VxD = gathered_table(self.table_VxD[...], dtype)
+        if isinstance(table_VxD, quantize.Int8Array):
             x_BxLxD = quantize.lookup(table_VxD, tokens_BxL, dtype)
         else:
-            x_BxLxD = constrain(table_VxD.astype(dtype), "vocab", "act_embed")[tokens_BxL]
+            x_BxLxD = table_VxD[tokens_BxL]
         if self.cfg.scale_embedding:
             # Released models were trained with a scale rounded to the activation dtype: sqrt(3584)
             # is 59.75 in bfloat16.
@@ -263,6 +262,14 @@ class Embedder(nnx.Module):
     def decode(self, x: jax.Array) -> jax.Array:
         """Returns capped float32 logits (..., V) of x (..., D), as `table_logits`."""
         return table_logits(self.cfg, self.output_table_VxD[...], x)
+
+
+def gathered_table(table_VxD: Any, dtype: Any) -> Any:
+    """Returns a table in `dtype`, or an int8 table, split over the vocabulary only."""
+    if isinstance(table_VxD, quantize.Int8Array):
+        values = constrain(table_VxD.values, "vocab", "act_embed")
+        return dataclasses.replace(table_VxD, values=values)
+    return constrain(table_VxD.astype(dtype), "vocab", "act_embed")
 
 
 def table_logits(cfg: TransformerConfig, table_VxD: Any, x: jax.Array) -> jax.Array:

@@ -219,9 +219,9 @@ def test_another_rank_in_the_same_workdir_is_refused_in_one_line(tmp_path):
     [
         ("rank", -1, "config.lora.rank=-1: use 1 or more, or 0 to train all weights"),
         ("alpha", 0.0, "config.lora.alpha=0.0: use a number above 0"),
-        ("targets", ("q_proj", "wq"), "config.lora.targets='wq': .*q_proj"),
+        ("targets", ("q_proj", "wq"), "config.lora.targets=.*'wq': use one of q_proj"),
         ("targets", (), "config.lora.targets=().*at least 1"),
-        ("base", "int4", "config.lora.base='int4': use bfloat16 or int8"),
+        ("base", "int4", "config.lora.base='int4': did you mean 'int8'"),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(field, value, message):
