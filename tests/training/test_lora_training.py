@@ -13,6 +13,7 @@ from grm_jax import checkpoints
 from grm_jax.checkpoints.peft_state import load_adapters
 from grm_jax.models import abstract_model, build_model, lora
 from grm_jax.sharding import make_mesh
+from grm_jax.storage import as_path
 from grm_jax.training import (
     checkpoint,
     config_check,
@@ -61,7 +62,7 @@ def arrays(tree):
     return [np.asarray(x) for x in jax.tree.leaves(tree)]
 
 
-@pytest.mark.parametrize("base", ["bfloat16", "int8"])
+@pytest.mark.parametrize("base", [pytest.param("bfloat16", marks=pytest.mark.slow), "int8"])
 def test_an_update_differentiates_and_changes_the_adapters_alone(base):
     """Its gradient is that of the whole model with respect to the adapters."""
     config, mesh = make_config(base), make_mesh(devices=jax.devices()[:1])
@@ -117,7 +118,7 @@ def test_the_stages_train_store_and_export_adapters_on_one_base(run, monkeypatch
     monkeypatch.setattr(
         sources, "frozen_params", lambda *args: loads.append(1) or frozen_params(*args)
     )
-    folders = {stage: tmp_path / stage for stage in finished.TRAINED}
+    folders = {stage: as_path(tmp_path / stage) for stage in finished.TRAINED}
 
     def trained(stage):
         return lambda: finished.load(run, stage, folders[stage])
