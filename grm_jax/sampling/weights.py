@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from grm_jax.models import Transformer, cpu, quantize
+from grm_jax.models import Transformer, abstract_model, cpu, quantize
+from grm_jax.models.config import TransformerConfig
 from grm_jax.sharding import device_mesh, is_variable, state_shardings
 
 # Decoding splits weights over `tensor` only. Prompts and rows use the other axes, and a weight
@@ -51,6 +52,36 @@ def for_sampling(state: Any, mesh: Mesh | None, dtype: str, donate: bool = False
 def _mover(dtype: Any, sharding: NamedSharding | None) -> Any:
     """Cached, because weights move after every training step and a new function would recompile."""
     return jax.jit(lambda x: x.astype(dtype), out_shardings=sharding)
+
+
+def quantized(model: Transformer, kind: str) -> Transformer:
+    """Returns a copy with int8 weights, for decoding; quantised weight by weight on the devices.
+
+    The weights are those that `checkpoints.load(quantize="int8")` quantises. Weights that stay
+    float, such as norms and adapters, are shared with `model`, which stays as it is.
+    """
+    graphdef, state = _quantized_graph(model.cfg.replace(quantize=kind))
+    mesh = device_mesh()
+    places = None if mesh is None else state_shardings(state, mesh, SAMPLING_AXES)
+    shardings = {} if places is None else dict(nnx.to_flat_state(places))
+    params = dict(nnx.to_flat_state(nnx.state(model)))
+    arrays: dict[tuple[Any, ...], jax.Array] = {}
+    variables = dict(nnx.to_flat_state(state))
+    for path, variable in variables.items():
+        values, scale = (*path[:-1], "values"), (*path[:-1], "scale")
+        if path in params:
+            arrays[path] = params[path][...]
+        elif path == values:
+            where = (shardings[values], shardings[scale]) if shardings else None
+            program = quantize.quantizer(variable.get_metadata()["contracted"], where)
+            arrays[values], arrays[scale] = program(params[path[:-1]][...])
+    flat = [(path, variable.replace(arrays[path])) for path, variable in variables.items()]
+    return nnx.merge(graphdef, nnx.from_flat_state(flat))
+
+
+@functools.lru_cache(maxsize=8)
+def _quantized_graph(cfg: TransformerConfig) -> tuple[nnx.GraphDef, Any]:
+    return abstract_model(cfg)
 
 
 def for_decoding(model: Transformer) -> Transformer:

@@ -31,6 +31,7 @@ _OPTIONAL = {
     "rl.micro_rows", "meta_rm.micro_rows", "lora.targets", "lora.base", "sft.micro_rows",
     "sft.epochs", "sft.first_item", "policy.micro_rows", "policy.epochs", "policy.easy_trials",
     "policy.group_packed", "policy.rollout_tensor",
+    "rl.rollout_quantize", "policy.rollout_quantize",
 }  # fmt: skip
 # Fields that training needs and a compilation does not.
 _OF_TRAINING = {

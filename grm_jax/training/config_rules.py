@@ -203,6 +203,7 @@ _RL: dict[str, Rule] = {
     "kl_estimator": all_of(text, lambda _, value: losses.check_kl_estimator(value)),
     "normalise_std": flag,
     "updates_per_rollout": POSITIVE,
+    "rollout_quantize": one_of(("", "int8")),
     "reference_dtype": one_of(_DTYPES),
 }
 _SFT: dict[str, Rule] = {"first_item": COUNT, "tasks": POSITIVE, "demonstrations": POSITIVE}

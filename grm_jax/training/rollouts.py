@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from grm_jax import sampling
 from grm_jax.models.transformer import Transformer
+from grm_jax.sampling import weights
 from grm_jax.sharding import device_mesh, widen_tensor
 from grm_jax.text import rendering
 from grm_jax.text.tokenizer import Tokenizer
@@ -185,6 +186,8 @@ def roll_out(
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Samples `rl.group_size` completions per prompt, and computes rewards and advantages.
 
+    With `rl.rollout_quantize` the samples are of an int8 copy of the policy, made for this call.
+
     Returns:
       (arrays, metrics): the arrays of `grpo.rollout_shapes`, `sampler_logps` and `advantages`. The
       mask is 0 on samples that do not count (`Rewards.counted`).
@@ -193,12 +196,12 @@ def roll_out(
       TrainingError: a prompt cannot be sampled.
     """
     start, prompts = time.perf_counter(), batch.prompts
-    mesh = device_mesh()
+    mesh, kind = device_mesh(), rl.get("rollout_quantize")
     if mesh is not None:
         mesh = widen_tensor(mesh, policy.cfg, rl.get("rollout_tensor", 0))
     with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
         samples = sampling.sample(
-            policy,
+            weights.quantized(policy, kind) if kind else policy,
             [prompt.tokens for prompt in prompts],
             rl.group_size,
             rl.max_new_tokens,

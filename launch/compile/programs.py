@@ -271,6 +271,7 @@ def rollout_tasks(config: Any, mesh: Any, hbm: int, beside: int = 0) -> list[Tas
     resident = _resident_in_rollouts(config, cfg, mesh) + beside
     mesh = widen_tensor(mesh, cfg, rl.get("rollout_tensor", 0))
     request = sampling.Request([0] * rl.prompt_len, rl.group_size, rl.max_new_tokens)
+    cfg = cfg.replace(quantize=rl.get("rollout_quantize") or cfg.quantize)
     tasks = sampler_tasks(cfg, mesh, [request] * rl.prompts, hbm, rl.prompt_slots, resident)
     names = ("rollout_prefill", "rollout_decode")
     return [replace(task, name=name) for task, name in zip(tasks, names, strict=True)]

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from grm_jax.models import build_model, get_config
+from grm_jax.models import build_model, get_config, quantize
+from grm_jax.models.lora import LoraConfig
 from grm_jax.sampling import Engine, weights
 from grm_jax.sharding import make_mesh, state_shardings, widen_tensor
 
@@ -101,3 +102,34 @@ def test_donating_converted_weights_keeps_them():
     values = [np.asarray(v[...]) for v in leaves(first)]
     reconverted = weights.for_sampling(first, mesh, "float32", donate=True)
     assert all((np.asarray(v[...]) == value).all() for v, value in zip(leaves(reconverted), values))
+
+
+def test_a_quantised_copy_has_the_int8_weights_of_the_model(trained):
+    mesh, state = trained
+    cfg = get_config("tiny_gemma2")
+    model = nnx.merge(nnx.graphdef(build_model(cfg, nnx.Rngs(0))), state)
+    with jax.set_mesh(mesh):
+        copy = weights.quantized(model, "int8")
+        assert jax.tree.leaves(nnx.state(weights.for_decoding(copy)))
+    assert copy.cfg == cfg.replace(quantize="int8") and not any(
+        variable[...].is_deleted() for variable in leaves(state)
+    )
+    attention = copy.units[0].attn
+    values, scale = quantize.quantize(model.units[0].attn.q_DxNxH[...], (-3,))
+    np.testing.assert_array_equal(attention.q_DxNxH.values[...], values)
+    np.testing.assert_allclose(attention.q_DxNxH.scale[...], scale, rtol=1e-6)
+    assert "fsdp" not in str(attention.q_DxNxH.values[...].sharding.spec)
+    np.testing.assert_array_equal(copy.final_norm.scale[...], model.final_norm.scale[...])
+
+
+def test_a_quantised_copy_of_a_model_with_adapters_keeps_them():
+    cfg = get_config("tiny_qwen2", lora=LoraConfig(rank=2, alpha=4.0))
+    model = build_model(cfg, nnx.Rngs(0))
+    copy = weights.quantized(model, "int8")
+    one, other = model.units[0].mlp.up_DxF, copy.units[0].mlp.up_DxF
+    assert other.base.values[...].dtype == jnp.int8
+    assert other.a[...] is one.a[...] and other.b[...] is one.b[...]
+    assert (
+        weights.quantized(copy, "int8").units[0].mlp.up_DxF.base.values[...]
+        is (other.base.values[...])
+    )

@@ -138,6 +138,18 @@ def test_a_non_finite_update_is_the_last_of_its_rollout(tiny, monkeypatch, tmp_p
     assert calls == [0, 1] and not metrics.read_jsonl(tmp_path / "metrics.jsonl")
 
 
+@pytest.mark.slow
+def test_int8_rollouts_differ_from_the_trainer_by_the_gap(tiny, tmp_path):
+    rows = []
+    for kind in ("", "int8"):
+        tiny.config.rl.rollout_quantize = kind
+        grpo.train(tiny, init_params(tiny), tmp_path / f"rl{kind}")
+        rows += metrics.read_jsonl(tmp_path / f"rl{kind}" / "metrics.jsonl")
+    same, int8 = (row["gap_mean"] for row in rows)
+    assert same < 1e-4 < 1e-3 < int8 < 0.2
+    assert all(row["finite"] for row in rows)
+
+
 def test_an_interrupted_export_is_repeated(tmp_path):
     """The process was killed after it wrote the stage's result and before its export ended."""
     from grm_jax import checkpoints
