@@ -10,11 +10,11 @@ Programs with one sequence of 4,096 tokens per chip: `forward` (token log-probs 
 weights) and `sft_update` (AdamW, float32 master weights, bfloat16 compute, full rematerialisation,
 donated state). `grpo_update` of the 8B judges is that of experiments/spct_9b.py: 128 prompts of
 3,072 tokens x 4 completions of 1,024, one prompt at a time per shard, with the reference's bfloat16
-weights resident. Programs of a judge with bfloat16 weights (int8 of MODEL@int8) split over up to 8
-chips:
-`judge_prefill` (prompts of 2,048 tokens) and `judge_decode` (one step of the sampler's batch for 64
-prompts x 8 critiques of up to 1,024 tokens: 256 critiques, or as many as fit; 256 where not even
-one does).
+weights resident. Programs of a judge with bfloat16 weights (int8 of MODEL@int8, and also int8 keys
+and values of MODEL@int8+kv) split over up to 8 chips: `judge_prefill` and `judge_decode`, one step
+of the sampler's batch for 64 prompts, the largest that `plan.fit` allows (256 critiques where not
+even one fits). By default prompts have 2,048 tokens and 8 critiques of up to 1,024 tokens each;
+`WORKLOADS` has the others.
 """
 
 import dataclasses
@@ -52,10 +52,18 @@ JUDGES = {
     "llama3_70b": ("v4-8", "v4-16", "v5p-8"),
 }
 # Judges with int8 weights, on the small slices that these allow.
-INT8 = {"gemma2_9b@int8": ("v5litepod-1",), "gemma2_27b@int8": ("v5litepod-8", "v4-8")}
+INT8 = {
+    "gemma2_9b@int8": ("v5litepod-1",),
+    "gemma2_9b@int8+kv": ("v5litepod-1",),
+    "gemma2_27b@int8": ("v5litepod-8", "v4-8"),
+    "gemma2_27b@int8+kv": ("v5litepod-8", "v4-8"),
+}
 JUDGE_PROGRAMS = ("forward", "judge_prefill", "judge_decode")
 TRAINED = ("qwen3_8b", "llama3_8b")  # with GRPO, on the slices of MODELS
-JUDGE_PROMPTS, JUDGE_K, PROMPT_LENGTH, NEW_TOKENS = 64, 8, 2048, 1024
+JUDGE_PROMPTS = 64
+# (k, prompt, new tokens) of judges
+WORKLOADS = {"gemma2_9b": (8, 1024, 512), "gemma2_27b": (32, 2048, 1024)}
+OTHER_WORKLOADS = 8, 2048, 1024
 LENGTH = 4096
 OUT = common.RESULTS / "compile_table"
 
@@ -142,11 +150,15 @@ def judge_task(config: Any, slice_name: str, program: str) -> Any:
     from launch.compile.slices import get_slice
 
     config.model, _, kind = config.model.partition("@")
-    tpu_slice, cfg = get_slice(slice_name), get_config(config.model, quantize=kind or None)
+    weights, _, caches = kind.partition("+")
+    tpu_slice = get_slice(slice_name)
+    kinds = {"quantize": weights or None, "kv_cache_dtype": "int8" if caches else None}
+    cfg = get_config(config.model, **kinds)
     tensor = min(tpu_slice.chips, cfg.num_kv_heads)
     config.mesh = {"data": tpu_slice.chips // tensor, "fsdp": 1, "tensor": tensor}
     mesh = programs.make_slice_mesh(config, slice_name)
-    requests = [Request([0] * PROMPT_LENGTH, JUDGE_K, NEW_TOKENS)] * JUDGE_PROMPTS
+    k, prompt, new_tokens = WORKLOADS.get(config.model, OTHER_WORKLOADS)
+    requests = [Request([0] * prompt, k, new_tokens)] * JUDGE_PROMPTS
     hbm = tpu_slice.generation.hbm_bytes
     try:
         tasks = programs.sampler_tasks(cfg, mesh, requests, hbm)

@@ -1,14 +1,15 @@
 """Compares the memory traffic of a decode step, compiled for TPU slices, with its lower bound.
 
-    python benchmarks/decode_bytes.py [MODEL@SLICE@WORKLOAD ...]   a minute or two per case
+    python benchmarks/decode_bytes.py [MODEL@SLICE[@WORKLOAD[@VARIANT]] ...]   a minute or two per case
 
-Bfloat16; weights and KV heads are split over all chips; rings of 1,024 new tokens. Three workloads:
+VARIANT: bfloat16 by default, `int8` for int8 weights, `int8+kv` also for int8 keys and values.
+Weights and KV heads are split over all chips; rings of 1,024 new tokens. Three workloads:
 `one`: one prompt of 2,048 tokens, 32 batch rows. `many`: 64 prompts of 2,048 tokens, as many rows
 as fit of the 8 samples of each. `head`: the same prompts and rows, where the first 1,300 tokens are
 the same in all prompts and stored once. The lower bound is every weight and every key and value
-that a row attends to, read once, a head's once for all prompts. The figures are the compiler's, not
-measurements: no TPU is used. The length of the decode loop depends on data, so the cost of a step
-is that of one more iteration.
+that a row attends to, with scales, read once, a head's once for all prompts. The figures are the
+compiler's, not measurements: no TPU is used. The length of the decode loop depends on data, so the
+cost of a step is that of one more iteration.
 """
 
 import dataclasses
@@ -38,6 +39,12 @@ CASES = (
     "gemma2_9b@v5litepod-8@head",
     "gemma2_27b@v5p-8@many",
     "gemma2_27b@v5p-8@head",
+    "gemma2_2b@v5litepod-4@one@int8",
+    "gemma2_9b@v5litepod-8@one@int8",
+    "gemma2_27b@v5litepod-8@one@int8",
+    "gemma2_2b@v5litepod-4@one@int8+kv",
+    "gemma2_9b@v5litepod-8@one@int8+kv",
+    "gemma2_27b@v5litepod-8@one@int8+kv",
 )
 PROMPTS, PROMPT, HEAD, T, SEGMENT = 64, 2048, 1300, 1024, 32
 # Rows per prompt that fit without a head, of 8 samples.
@@ -76,7 +83,7 @@ def key_value_bytes(cfg: Any, work: Workload) -> dict[str, int]:
     """
     from grm_jax.sampling import cache
 
-    token = 2 * cfg.num_kv_heads * cfg.head_dim * 2
+    token = cache.token_bytes(cfg)
     total = {"head": 0, "prefix": 0, "suffix": 0}
     for units, window in cache.layer_windows(cfg):
         seen = cache.prefix_length(work.prompt, window)
@@ -164,8 +171,8 @@ def run(model: str, slice_name: str, work: Workload, variant: str = "scanned") -
 
     tpu_slice, devices = get_slice(slice_name), slice_devices(slice_name)
     cfg = get_config(model, dtype="bfloat16", param_dtype="bfloat16")
-    if variant == "int8":
-        cfg = cfg.replace(quantize=variant)
+    if variant.startswith("int8"):
+        cfg = cfg.replace(quantize="int8", kv_cache_dtype="int8" if "kv" in variant else None)
     if variant == "unrolled":
         cfg = cfg.replace(unroll=cfg.num_units)
     chips = len(devices)
@@ -193,7 +200,7 @@ def run(model: str, slice_name: str, work: Workload, variant: str = "scanned") -
         model=model,
         slice=tpu_slice.name,
         chips=chips,
-        layers="scanned, int8" if variant == "int8" else variant,
+        layers=f"scanned, {variant}" if "int8" in variant else variant,
         step=step,
         lower_bound=total,
         ratio=step / total,
@@ -225,10 +232,10 @@ def state_shape(work: Workload) -> Any:
 
 
 def cache_bytes(state: Any) -> int:
-    """Returns the bytes of a state's keys and values: its arrays of more than two axes."""
+    """Returns the bytes of a state's keys and values."""
     import jax
 
-    arrays = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim > 2]
+    arrays = jax.tree.leaves((state.head, state.prefix, state.suffix))
     return sum(array.size * array.dtype.itemsize for array in arrays)
 
 
@@ -262,7 +269,7 @@ def libtpu_version() -> str:
 def main() -> None:
     parser = common.argument_parser(__doc__)
     parser.add_argument(
-        "cases", nargs="*", default=CASES, metavar="MODEL@SLICE[@WORKLOAD[@unrolled|@int8]]"
+        "cases", nargs="*", default=CASES, metavar="MODEL@SLICE[@WORKLOAD[@VARIANT]]"
     )
     parser.add_argument("--out", type=Path, default=common.RESULTS / "decode_bytes")
     args = parser.parse_args()

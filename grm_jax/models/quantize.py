@@ -1,4 +1,4 @@
-"""Int8 weights: symmetric, one float32 scale per output channel; for judging, not for training.
+"""Int8 weights: symmetric, one float32 scale per output channel. They are not trained.
 
 A product converts the int8 values to the activations' dtype inside the product, which is exact,
 and multiplies the result by the scales:

@@ -108,12 +108,13 @@ def test_another_dtype_is_refused(source, tmp_path):
     assert LoadOptions(rows=4, prompt_slots=2).settings() == LoadOptions().settings()
 
 
-def test_int8_weights_are_refused_in_a_run_of_float_ones(source, tmp_path):
+@pytest.mark.parametrize("field", ["quantize", "kv_cache_dtype"])
+def test_int8_numbers_are_refused_in_a_run_of_float_ones(source, tmp_path, field):
     first, second = (
-        lambda kind=kind: fake_judge(write, settings=LoadOptions(quantize=kind).settings())
+        lambda kind=kind: fake_judge(write, settings=LoadOptions(**{field: kind}).settings())
         for kind in (None, "int8")
     )
-    refused(source, tmp_path, first, second, "quantize")
+    refused(source, tmp_path, first, second, field)
 
 
 @pytest.mark.parametrize("change", ["stops", "chat_template"])

@@ -96,7 +96,8 @@ def test_numbers_in_python_have_the_same_ranges():
     for field, value in {"vote": 3, "orders": None, "expected": 1, "given_principles": " "}.items():
         with pytest.raises(ValueError, match=field):
             Options(**{field: value})
-    for wrong in ({"rows": 0}, {"prompt_slots": -1}, {"rows": 1.5}, {"quantize": "int4"}):
+    kinds = {"quantize": "int4"}, {"kv_cache_dtype": "fp8"}
+    for wrong in ({"rows": 0}, {"prompt_slots": -1}, {"rows": 1.5}, *kinds):
         with pytest.raises(ValueError, match="use"):
             LoadOptions(**wrong)
     for wrong in ({"chunk": 0}, {"chunk": -5}, {"existing": "append"}):

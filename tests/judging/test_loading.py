@@ -98,10 +98,12 @@ def test_another_mesh_and_another_batch_give_the_same_verdicts(judge, folders):
         assert (one.scores, one.best) == (two.scores, two.best)
 
 
-def test_int8_weights_judge_and_score_critiques(judge, folders):
+def test_int8_weights_and_caches_judge_and_score_critiques(judge, folders):
     path, meta, template = folders
-    int8 = Judge.load(path, meta, template=template, dtype="float32", quantize="int8")
+    options = {"dtype": "float32", "quantize": "int8", "kv_cache_dtype": "int8"}
+    int8 = Judge.load(path, meta, template=template, **options)
     assert int8.meta_rm._model.cfg.quantize == int8.sampler.model.cfg.quantize == "int8"
+    assert int8.sampler.model.cfg.kv_cache_dtype == "int8"
     for verdict in int8(COMPARISONS, k=2, max_new_tokens=5):
         assert [critique.tokens > 0 for critique in verdict.critiques] == [True, True]
     critiques = [(COMPARISONS[1], (0, 1), "text")]
