@@ -1,6 +1,6 @@
 """Compares the memory traffic of a decode step, compiled for TPU slices, with its lower bound.
 
-    python benchmarks/decode_bytes.py [MODEL@SLICE[@WORKLOAD[@VARIANT]] ...]   a minute or two per case
+    python benchmarks/decode_bytes.py [MODEL@SLICE[@WORKLOAD[@VARIANT]] ...]   a minute per case
 
 VARIANT: bfloat16 by default, `int8` for int8 weights, `int8+kv` also for int8 keys and values.
 Weights and KV heads are split over all chips; rings of 1,024 new tokens. Three workloads:

@@ -55,13 +55,13 @@ def windows(model: str, text: str, count: int) -> np.ndarray:
 def int8_attention(cfg: Any, positions: Any, segments: Any) -> Any:
     """Returns causal attention to keys and values as an int8 cache holds them."""
     from grm_jax.models.attend import full_attention
-    from grm_jax.models.quantize import dequantize_tokens, quantize_tokens
+    from grm_jax.models.quantize import dequantize_tokens, hadamard, quantize_tokens
 
     attention = full_attention(cfg, positions, segments)
 
     def attend(layer: Any, q: Any, k: Any, v: Any, state: Any) -> Any:
-        k, v = (dequantize_tokens(quantize_tokens(a), a.dtype) for a in (k, v))
-        return attention(layer, q, k, v, state)
+        k, v = (dequantize_tokens(quantize_tokens(a), a.dtype) for a in (hadamard(k), v))
+        return attention(layer, hadamard(q), k, v, state)
 
     return attend
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from grm_jax.models import cpu
@@ -63,6 +64,29 @@ class Int8Array:
 def quantize_tokens(a: jax.Array) -> Int8Array:
     """Returns keys or values (..., H) in int8, with scales (...)."""
     return Int8Array(*quantize(a, (-1,)))
+
+
+def hadamard(a: jax.Array) -> jax.Array:
+    """Returns (..., H) times an orthonormal Hadamard matrix, if H is a power of two; else a.
+
+    Products of two rotated vectors are those of the vectors. A few coordinates of keys are large,
+    as in Qwen 2.5, whose keys have biases: rotated, no coordinate is, and the scale of a token is
+    smaller (QuaRot, arXiv 2404.00456).
+    """
+    H = a.shape[-1]
+    if H & (H - 1):
+        return a
+    rotated = jnp.matmul(
+        a.astype(jnp.float32), _hadamard_matrix(H), precision=jax.lax.Precision.HIGHEST
+    )
+    return rotated.astype(a.dtype)
+
+
+def _hadamard_matrix(H: int) -> np.ndarray:
+    matrix = np.ones((1, 1), np.float32)
+    while len(matrix) < H:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix / np.float32(np.sqrt(H))
 
 
 def dequantize_tokens(a: Any, dtype: Any) -> jax.Array:

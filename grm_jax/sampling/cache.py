@@ -53,7 +53,7 @@ class State:
     head, prefix, suffix: one (k, v) per layer of the pattern, then per tail layer. Head arrays are
     (U, K, Z, H), prefix arrays (U, P, K, S, H), suffix arrays (rings) (U, P, K, R, T, H); U = 1 in
     the tail. head is empty if Z = 0. With `kv_cache_dtype` each is an `Int8Array`, whose scales
-    have the same axes but H.
+    have the same axes but H, and keys are rotated by `quantize.hadamard`.
     """
 
     head: list[tuple[KV, KV]]

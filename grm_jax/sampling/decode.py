@@ -14,7 +14,7 @@ from grm_jax.models import Transformer
 from grm_jax.models.attend import Attend, LayerRef, full_attention, full_attention_parts
 from grm_jax.models.attention import head_attention, merge_parts
 from grm_jax.models.config import TransformerConfig
-from grm_jax.models.quantize import dequantize_tokens, quantize_tokens
+from grm_jax.models.quantize import dequantize_tokens, hadamard, quantize_tokens
 from grm_jax.sampling import products
 from grm_jax.sampling.cache import (
     EMPTY,
@@ -73,6 +73,8 @@ def prefill(
     def attend(layer: LayerRef, q: jax.Array, k: jax.Array, v: jax.Array, state: Any) -> Any:
         o, state, _ = attention(layer, q, k, v, state)
         keep = prefix_length(S, layer.spec.window)
+        if cfg.kv_cache_dtype:
+            k = hadamard(k)
         kv = (a[:, S - keep :].swapaxes(1, 2) for a in (k, v))
         return o, state, tuple(quantize_tokens(a) if cfg.kv_cache_dtype else a for a in kv)
 
@@ -99,7 +101,8 @@ def _after_head(
         seen_BxSxZ = _sees_head(
             positions_BxS, head_lengths_B, Z, head_k.shape[1], layer.spec.window
         )
-        shared = head_attention(q, head_k, head_v, seen_BxSxZ, cfg.attn_cap, cfg.query_chunk)
+        rotated = hadamard(q) if cfg.kv_cache_dtype else q
+        shared = head_attention(rotated, head_k, head_v, seen_BxSxZ, cfg.attn_cap, cfg.query_chunk)
         return merge_parts([attention(layer, q, k, v), shared]), state, None
 
     return attend
@@ -243,6 +246,8 @@ def _feed(model: Transformer, state: State) -> tuple[jax.Array, Pairs]:
     def attend(layer: LayerRef, q: jax.Array, k: jax.Array, v: jax.Array, suffix: Pairs) -> Any:
         place, unit = _cache_of(cfg, layer)
         window = layer.spec.window
+        if cfg.kv_cache_dtype:
+            q, k = hadamard(q), hadamard(k)
         # --- write the token into the ring
         ring_k, ring_v = suffix[place]
         T = ring_k.shape[4]

@@ -11,7 +11,7 @@ from flax import nnx
 
 from grm_jax.models import get_config
 from grm_jax.models.attention import self_attention
-from grm_jax.models.quantize import dequantize_tokens, quantize_tokens
+from grm_jax.models.quantize import dequantize_tokens, hadamard, quantize_tokens
 from grm_jax.sampling import Engine, Request, cache, plan, weights
 from grm_jax.sharding import make_mesh
 
@@ -59,8 +59,8 @@ def forward(lab, name, prompt_length):
         def attend(layer, q, k, v, state):
             mask = positions, segments, layer.spec.window, cfg.attn_cap, cfg.query_chunk
             of_prompt, _ = self_attention(q, k, v, *mask)
-            k, v = (dequantize_tokens(quantize_tokens(a), a.dtype) for a in (k, v))
-            sampled, _ = self_attention(q, k, v, *mask)
+            k, v = (dequantize_tokens(quantize_tokens(a), a.dtype) for a in (hadamard(k), v))
+            sampled, _ = self_attention(hadamard(q), k, v, *mask)
             is_prompt = (positions < prompt_length)[..., None, None]
             return jnp.where(is_prompt, of_prompt, sampled), state, None
 
@@ -98,6 +98,19 @@ def test_log_probs_are_those_of_int8_keys_and_values_and_close_to_the_float_ones
     # A number within rounding of a boundary may be one step of its scale apart.
     assert np.median(errors) < 1e-4 and errors.mean() < 0.2 * differences.mean()
     assert len(differences) == 500 and differences.mean() < BOUND
+
+
+def test_rotated_keys_have_the_same_products_and_smaller_outliers():
+    q, k = jax.random.normal(jax.random.key(0), (2, 5, 64))
+    k = k.at[:, 7].add(50.0)
+    np.testing.assert_allclose(hadamard(q) @ hadamard(k).T, q @ k.T, atol=1e-4)
+    errors = [
+        np.abs(rotate(q) @ dequantize_tokens(quantize_tokens(rotate(k)), k.dtype).T - q @ k.T)
+        for rotate in (lambda a: a, hadamard)
+    ]
+    assert errors[1].mean() < 0.3 * errors[0].mean()
+    odd = jnp.ones((2, 12))
+    assert hadamard(odd) is odd
 
 
 def tokens_by_index(completions, request_index=0):

@@ -146,6 +146,7 @@ def test_int8_rollouts_differ_from_the_trainer_by_the_gap(tiny, tmp_path):
         grpo.train(tiny, init_params(tiny), tmp_path / f"rl{kind}")
         rows += metrics.read_jsonl(tmp_path / f"rl{kind}" / "metrics.jsonl")
     same, int8 = (row["gap_mean"] for row in rows)
+    print(f"gap_mean: {same:.1e} {int8:.1e}")
     assert same < 1e-4 < 1e-3 < int8 < 0.2
     assert all(row["finite"] for row in rows)
 
