@@ -5,18 +5,22 @@ Parity with `peft` itself: tests/models/test_parity_peft.py.
 
 import shutil
 
+import gguf_toys
 import jax
 import numpy as np
 import pytest
+import test_deepmind
 import toys
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 from toys import ALPHA, OUTER, RANK, write_adapter
 
 from grm_jax import checkpoints
+from grm_jax.checkpoints.loading import flat_params
 from grm_jax.checkpoints.peft import open_adapters
 from grm_jax.checkpoints.peft_config import AdapterConfig
 from grm_jax.cli import main
+from grm_jax.models import lora
 from grm_jax.sharding import make_mesh
 
 
@@ -58,6 +62,26 @@ def test_a_base_with_an_adapter_equals_the_merged_folder(toy, mesh, quantize):
     options = {"mesh": mesh, "quantize": quantize}
     loaded = checkpoints.load(base, adapter=adapter, **options)
     assert_equal(loaded, checkpoints.load(merged, **options))
+
+
+@pytest.mark.parametrize("layout", ["gguf", "flax", "flax, gates (2, D, F)"])
+def test_bases_of_other_formats_are_merged(tmp_path, layout):
+    """Of GGUF, whose Llama has interleaved heads; of Flax, which stacks keys and values."""
+    config = toys.LLAMA if layout == "gguf" else toys.GEMMA2
+    values = toys.tensors(config, dtype=np.float32)
+    adapter = write_adapter(tmp_path / "adapter", range(config["num_hidden_layers"]), lora.TARGETS)
+    if layout == "gguf":
+        base = gguf_toys.write(tmp_path / "base.gguf", config, values)
+    else:
+        tree = test_deepmind.nested(config, values, gates_df="gates" in layout)
+        base = test_deepmind.write(tmp_path / "base", tree)
+    folder = toys.write_folder(tmp_path / "merged", config, merged_by_hand(values, adapter))
+    merged = checkpoints.load(folder, dtype="float32")
+    loaded = checkpoints.load(base, dtype="float32", adapter=adapter, cfg=merged.cfg)
+    ours, theirs = (flat_params(nnx.state(model)) for model in (loaded, merged))
+    for path, value in theirs.items():
+        rows = len(value[...])
+        np.testing.assert_array_equal(ours[path][...][:rows], value[...])  # Flax pads the table
 
 
 def test_grm_convert_writes_the_merged_folder(toy, tmp_path, capsys):

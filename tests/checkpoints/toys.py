@@ -161,8 +161,9 @@ def write_adapter(
         for module, (rows, columns) in shapes.items():
             if module.rpartition(".")[2] in targets:
                 name = f"{OUTER}model.layers.{layer}.{module}"
-                values[f"{name}.lora_A.weight"] = rng.normal(size=(RANK, columns))
-                values[f"{name}.lora_B.weight"] = rng.normal(size=(rows, RANK))
+                # Products are exact, in whatever order they are summed.
+                values[f"{name}.lora_A.weight"] = rng.integers(-4, 5, (RANK, columns)) / 4
+                values[f"{name}.lora_B.weight"] = rng.integers(-4, 5, (rows, RANK)) / 4
     config = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": [*targets]}
     config |= {"base_model_name_or_path": "org/base", "task_type": "CAUSAL_LM"}
     if cfg is not None and cfg.scalar_head:
