@@ -15,13 +15,18 @@ from flax import nnx
 from toys import write_adapter
 
 from grm_jax import Comparison, Judge, checkpoints
+from grm_jax.cli import main
 from grm_jax.data.world.vocabulary import SIZE, vocabulary_path
+from grm_jax.evals import cli as evals_cli
 from grm_jax.judging import arguments, cli, loading
 from grm_jax.judging.identity import run_identity
 from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.metadata import JudgeMetadata, MetaRMMetadata
 from grm_jax.judging.options import Options
 from grm_jax.models import build_model, get_config
+from grm_jax.serving import cli as serving_cli
+from grm_jax.serving.cli import service_from
+from grm_jax.serving.limits import Limits
 from grm_jax.sharding import make_mesh
 
 TURNS = (
@@ -331,6 +336,41 @@ def test_judge_json_of_an_adapter_takes_precedence(tmp_path):
     arguments.fill_unset(args)
     assert (args.template, args.max_new_tokens) == ("grm", 48)
     assert str(adapter) in map(str, arguments.files_read(args))
+
+
+def test_the_adapter_of_a_classifier_makes_a_scalar_judge(folders, tmp_path):
+    path, *_ = folders
+    cfg = checkpoints.open_checkpoint(path).model_config()
+    adapter = write_adapter(tmp_path / "scalar", range(5), cfg=cfg.replace(scalar_head=True))
+    command = ["convert", str(path), str(tmp_path / "merged"), "--lora", str(adapter), "--quiet"]
+    assert main(command) == 0
+    judges = (
+        Judge.load(path, lora=adapter, dtype="float32"),
+        Judge.load(tmp_path / "merged", dtype="float32"),
+    )
+    rewards = [[v.scores for v in judge(COMPARISONS)] for judge in judges]
+    assert judges[0].is_scalar and rewards[0] == rewards[1] and rewards[0][0][0] != 0
+
+
+def test_every_command_loads_the_adapter(folders, monkeypatch):
+    loads = []
+
+    def load(path, **options):
+        loads.append(options["lora"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Judge, "load", load)
+    model = ["--model", str(folders[0]), "--lora", "/tmp"]
+    evaluated = evals_cli.parser().parse_args(["--benchmark", "rewardbench", "--data", "x", *model])
+    arguments.fill_unset(evaluated)
+    for call in (
+        lambda: arguments.judge_from(evaluated),
+        lambda: service_from(serving_cli.parser().parse_args(model), Limits()),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            call()
+    assert loads == ["/tmp", "/tmp"]
+    assert evals_cli.judge_name(evaluated) == "judge+tmp"  # of the default --out
 
 
 def test_the_adapter_of_a_meta_reward_model_is_refused_as_a_judge(folders, tmp_path):
