@@ -218,6 +218,8 @@ def report(args: argparse.Namespace) -> None:
     records = [strict_json.read(path) for path in sorted((out / "records").glob("*.json"))]
     if not records:
         raise SystemExit(f"{out}/records has no record: run `train` first")
+    known = ARMS.split(",")
+    records.sort(key=lambda r: known.index(r["arm"]) if r["arm"] in known else len(known))
     study = policy_report.summary(records)
     seconds = {f"{r['arm']}-{r['seed']}": r["seconds"] for r in records}
     text = strict_json.dumps({"arms": study, "seconds": seconds}, indent=1)
