@@ -129,7 +129,7 @@ def test_the_log_in_is_for_gated_models_only(gated, logins, monkeypatch):
 
     class Hub:
         def model_info(self, name):
-            assert name == "google/gemma-2-2b-it"
+            assert name == "google/gemma-2-9b-it"
             return type("Info", (), {"gated": gated})
 
     calls = []
