@@ -6,7 +6,7 @@ On every worker of a slice. Weights, tokenizer, sampler and preference sets come
 Face Hub. Gemma is gated: accept its terms at huggingface.co/google/gemma-2-27b and
 huggingface.co/google/gemma-2-27b-it, then run `hf auth login` or set HF_TOKEN on each worker.
 
-It never ran on a TPU. Compiled for v5p-64: 40 of 96 GiB per chip, at least 29 s per GRPO step
+It never ran on a TPU. Compiled for v5p-64: 41 of 96 GiB per chip, at least 23 s per GRPO step
 (docs/tpu_memory.md).
 
 The comment beside each value gives its source: a section of the paper, or "not in the paper".

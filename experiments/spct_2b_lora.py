@@ -2,8 +2,8 @@
 
     python launch/tpu.py --config experiments/spct_2b_lora.py --workdir DIR
 
-The base stays frozen in bfloat16; adapters are trained in all stages. Compiled, never run on a TPU:
-docs/tpu_memory.md.
+The base stays frozen in bfloat16; adapters are trained in all stages. Decoding is compiled for the
+slice (docs/tpu_memory.md); nothing has run on a TPU.
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,7 @@
     python launch/tpu.py --config experiments/spct_9b_lora.py --workdir DIR
     ... --config.mesh.tensor=4                                          (v4-8, four chips)
 
-The base stays frozen in bfloat16; adapters are trained in all stages. Compiled, never run on a TPU:
-docs/tpu_memory.md.
+The base stays frozen in bfloat16; adapters are trained in all stages. Not compiled for a TPU yet.
 """
 
 from ml_collections import ConfigDict
