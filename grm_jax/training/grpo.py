@@ -17,7 +17,7 @@ Axes: P prompts, S prompt tokens (left-padded), G samples per prompt, T completi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -133,29 +133,13 @@ def grpo_step(
     state, metrics = update_policy(programs.update, state, arrays, frozen, rl.updates_per_rollout)
     update_s = time.perf_counter() - start
     return state, {
-        **rescaled(metrics, rollout, arrays),
+        **rollouts.rescaled(metrics, rollout, arrays),
         **rollout_metrics,
         "reference_s": reference_s,
         "update_s": update_s,
         "too_long": batch.too_long,
         "update_tokens_per_s": float(rollout["mask"].sum()) * rl.updates_per_rollout / update_s,
     }
-
-
-def rescaled(metrics: Metrics, rollout: Mapping[str, np.ndarray], arrays: Any) -> Metrics:
-    """Returns the metrics of an update as means over the completions that count, with kl_sequence.
-
-    The update divides by all completions. `kl_sequence` is in nats per completion: the sum of
-    log(policy / reference) over its tokens, an unbiased estimate of KL(policy || reference).
-    """
-    counted = int((rollout["mask"].sum(axis=2) > 0).sum())
-    log_ratio = (arrays["sampler_logps"] - arrays["ref_logps"]) * arrays["mask"]
-    kl_sequence = float(log_ratio.sum()) / max(1, counted)
-    if counted == rollout["mask"][..., 0].size:
-        return {**metrics, "kl_sequence": kl_sequence}
-    factor = rollout["mask"][..., 0].size / max(1, counted)
-    means = {name: metrics[name] * factor for name in ("kl", "clip_share")}
-    return {**metrics, **means, "kl_sequence": kl_sequence}
 
 
 def critique_environment(run: loop.Run) -> rollouts.Environment:

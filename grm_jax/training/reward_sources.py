@@ -30,6 +30,7 @@ from grm_jax.judging.groups import (
     rewards_to_json,
 )
 from grm_jax.judging.judge import Judge
+from grm_jax.judging.loading import model_name
 from grm_jax.judging.rewards import RewardOptions, score
 from grm_jax.registry import Registry
 from grm_jax.serving.client import Client
@@ -119,11 +120,17 @@ class JudgeSettings:
         return RewardOptions(**{**fields, **unset, "seed": seed})
 
     def shown(self) -> dict[str, Any]:
-        """Returns what rewards depend on, for the record of a checkpoint."""
+        """Returns what rewards depend on, for the record of a checkpoint.
+
+        Models are in it by name and fingerprint. Reads the files of a colocated judge.
+        """
         free = {"prompt_slots", "rows", "model", "url", "key_variable"}
         free |= {"parallel", "retries", "timeout", "deadline"}
-        fields = dataclasses.asdict(self)
-        return {f"policy.judge.{name}": v for name, v in fields.items() if name not in free}
+        fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in free}
+        if self.source == "colocated":
+            for name in ("path", "meta_rm"):
+                fields[name] = model_name(fields[name]) if fields[name] else ""
+        return {f"policy.judge.{name}": value for name, value in fields.items()}
 
 
 SOURCES: Registry[Callable[[JudgeSettings, loop.Run], Scorer]] = Registry("reward source")

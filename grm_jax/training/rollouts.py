@@ -271,6 +271,26 @@ def trim(batch: dict[str, np.ndarray], buckets: int) -> dict[str, np.ndarray]:
     return {**batch, **completions, "prompts": batch["prompts"][:, S - new_S :]}
 
 
+def rescaled(
+    metrics: Mapping[str, Any], rollout: Mapping[str, np.ndarray], arrays: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the metrics of an update as means over the completions that count, with kl_sequence.
+
+    The update divides by all completions. `kl_sequence` is in nats per completion: the sum of
+    log(policy / reference) over its tokens, an unbiased estimate of KL(policy || reference).
+
+    rollout: arrays of `roll_out`.  arrays: the same on the devices, with `ref_logps`.
+    """
+    counted = int((rollout["mask"].sum(axis=2) > 0).sum())
+    log_ratio = (arrays["sampler_logps"] - arrays["ref_logps"]) * arrays["mask"]
+    kl_sequence = float(log_ratio.sum()) / max(1, counted)
+    if counted == rollout["mask"][..., 0].size:
+        return {**metrics, "kl_sequence": kl_sequence}
+    factor = rollout["mask"][..., 0].size / max(1, counted)
+    means = {name: metrics[name] * factor for name in ("kl", "clip_share")}
+    return {**metrics, **means, "kl_sequence": kl_sequence}
+
+
 def rollout_metrics(
     prompts: Sequence[Prompt],
     rewards_PxG: np.ndarray,

@@ -285,6 +285,23 @@ def test_the_experiment_passes_the_checks_and_its_record_has_what_rewards_depend
     settings = JudgeSettings.of(config.policy.judge)
     assert (settings.k, settings.options(3).k_meta, settings.options(3).seed) == (4, 2, 3)
     assert settings.options().max_new_tokens is None
-    shown = settings.shown()
+    shown = dataclasses.replace(settings, source="served").shown()
     assert shown["policy.judge.k"] == 4 and "policy.judge.url" not in shown
     json.dumps(shown)
+
+
+def test_the_record_names_the_weights_of_the_judge(tmp_path):
+    """Other weights under the same path are another name, so that a resumed run warns."""
+    names = []
+    for weights in (b"one", b"two"):
+        (tmp_path / "config.json").write_text("{}")
+        (tmp_path / "model.safetensors").write_bytes(weights)
+        names.append(JudgeSettings(path=str(tmp_path)).shown()["policy.judge.path"])
+    assert names[0] != names[1] and all(name.startswith(tmp_path.name) for name in names)
+
+
+def test_metrics_of_an_update_are_means_over_the_answers_that_count():
+    mask = np.array([[[1, 1], [1, 0]], [[0, 0], [0, 0]]], np.float32)
+    arrays = {"mask": mask, "sampler_logps": mask * -1.0, "ref_logps": mask * -1.5}
+    row = rollouts.rescaled({"kl": 0.5, "clip_share": 0.25, "loss": 3.0}, {"mask": mask}, arrays)
+    assert row == {"kl": 1.0, "clip_share": 0.5, "loss": 3.0, "kl_sequence": 0.75}

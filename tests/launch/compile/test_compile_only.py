@@ -324,3 +324,16 @@ def test_each_program_of_rl_counts_the_resident_arrays_of_the_others():
     # Weights and two moments in float32; the reference in bfloat16, but for float32 norm scales.
     assert 12 * floats <= tasks["reference_logps"].resident < 12 * floats + 1000
     assert 2 * floats <= tasks["grpo_update"].resident < 2.1 * floats
+
+
+def test_the_programs_of_a_policy_count_the_weights_of_the_judge_beside_them():
+    config = configs.load("experiments/policy_world.py", {})
+    mesh, hbm = make_mesh(devices=jax.devices()[:1]), 1 << 30
+    served = {t.name: t for t in programs.tasks(config, mesh, hbm=hbm)}
+    config.policy.judge = dict(source="colocated", path="", model="tiny_gemma2", quantize="int8")
+    tasks = {t.name: t for t in programs.tasks(config, mesh, hbm=hbm)}
+    assert tasks.keys() - served.keys() == {"judge_prefill", "judge_decode"}
+    weights = get_config("tiny_gemma2").num_params  # int8, and scales; as loaded and as decoded
+    for name in ("policy_reference_logps", "policy_grpo_update", "policy_rollout_decode"):
+        assert 2 * weights < tasks[name].resident - served[name].resident < 8 * weights
+    assert tasks["judge_decode"].resident > served["policy_rollout_decode"].resident
