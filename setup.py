@@ -90,6 +90,7 @@ setup(
         "bench": [
             "gemma>=3.3",
             "google-tunix>=0.1.7",
+            "peft>=0.21",
             "torch>=2.6",
             "transformers>=5.0",
             "trl>=1.0",
