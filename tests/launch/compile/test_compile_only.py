@@ -68,6 +68,44 @@ def test_rollouts_compile_with_a_resident_training_state():
     )
 
 
+def test_only_programs_with_a_backward_pass_choose_their_recomputation():
+    config = configs.load(TINY, {"model_overrides.remat": "auto"})
+    config.mesh = dict(data=1, fsdp=2, tensor=2)
+    mesh, stages = programs.make_slice_mesh(config, "v5litepod-4"), []
+
+    def settle(config, stage):
+        stages.append(stage)
+        return config
+
+    hbm = slices.get_slice("v5litepod-4").generation.hbm_bytes
+    programs.tasks(config, mesh, ["rollout_prefill", "rollout_decode"], hbm, settle)
+    assert stages == []
+    programs.tasks(config, mesh, ["reference_logps", "sft_update"], hbm, settle)
+    assert stages == ["rft", "rl"]
+
+
+def test_a_stage_takes_the_policy_whose_compiled_update_fits(monkeypatch):
+    config = configs.load(TINY, {"model_overrides.remat": "auto"})
+    config.mesh = dict(data=1, fsdp=2, tensor=2)
+    mesh, compiled, lines = programs.make_slice_mesh(config, "v5litepod-4"), [], []
+    hbm = slices.get_slice("v5litepod-4").generation.hbm_bytes
+
+    def compile_tasks(tasks, slice_name, num_slices, report, store):
+        compiled.append(tasks[0].name)
+        result = results.Result(tasks[0].name, slice_name, 1, 4, {}, hbm_available=hbm)
+        result.set_peak(hbm // 2 if len(compiled) > 1 else hbm)
+        return [result]
+
+    monkeypatch.setattr(programs, "compile_tasks", compile_tasks)
+    settle = programs.settle_by_compiling(mesh, "v5litepod-4", report=lines.append)
+    chosen = settle(config, "meta_rm")
+    # "products" takes all of the HBM, "full" fits, and then so does what saves most beside it.
+    assert compiled == ["meta_rm_update"] * 3
+    assert chosen.model_overrides.remat == "mlp"
+    assert lines[-1].startswith("meta_rm: remat=mlp, micro_rows=")
+    assert "peak 7.9 of 15.8 GiB per device; compiled 3 of 4 choices" in lines[-1]
+
+
 def test_other_arrays_on_a_chip_leave_a_smaller_batch():
     config = configs.load(TINY, {})
     config.model, config.model_overrides = "qwen3_8b", {}
