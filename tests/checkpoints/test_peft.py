@@ -247,3 +247,17 @@ def test_damaged_files_fail_in_one_line(tmp_path, request):
             refused += 1
             assert "\n" not in str(error) and str(folder) in str(error)
     assert refused > 100  # a changed space or digit may leave the file valid
+
+
+@pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model."])
+def test_adapters_of_multimodal_models_have_the_names_of_their_base(tmp_path, prefix):
+    """A regular expression may select the language model, so it is matched against these names."""
+    targets = r".*language_model.*\.(q_proj|o_proj|down_proj)"
+    folder = write_adapter(tmp_path, range(8), target_modules=targets)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    renamed = {k.replace(f"{OUTER}model.", OUTER + prefix): v for k, v in tensors.items()}
+    save_file(renamed, folder / "adapter_model.safetensors")
+    assert len(open_adapters(folder, CFG).modules) == 3 * 8
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="is not among the modules of adapter_config.json"):
+        open_adapters(folder, CFG)
