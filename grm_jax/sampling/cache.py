@@ -39,7 +39,7 @@ from grm_jax.models.config import TransformerConfig
 from grm_jax.models.quantize import Int8Array
 from grm_jax.sampling.products import KV
 from grm_jax.sampling.request import MAX_STOP_TOKENS
-from grm_jax.sharding import batch_shards, constrain, current_mesh, named, platform
+from grm_jax.sharding import batch_shards, constrain, current_mesh, platform, spec
 
 RUNNING, STOP, LENGTH, NONFINITE, EMPTY = range(5)
 Axes = tuple[str | None, ...]
@@ -195,8 +195,8 @@ def keep_ring_layout(ring: KV, P: int, R: int) -> KV:
         if mesh is None:
             return constrained(a)
         # By device: XLA's partitioner would gather the whole ring for the constraint.
-        spec = named(mesh, *axes[: a.ndim]).spec
-        return jax.shard_map(constrained, in_specs=spec, out_specs=spec, check_vma=False)(a)
+        specs = spec(axes[: a.ndim])
+        return jax.shard_map(constrained, in_specs=specs, out_specs=specs, check_vma=False)(a)
 
     return jax.tree.map(keep, ring)
 

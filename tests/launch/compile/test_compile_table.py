@@ -2,11 +2,18 @@
 
 import dataclasses
 import json
+import re
 
+import jax
 import pytest
+from jax.experimental.layout import Layout
 
 from benchmarks import common, compile_table
-from launch.compile import results
+from grm_jax.models import abstract_model, get_config
+from grm_jax.sampling import cache, programs
+from grm_jax.sharding import make_mesh
+from launch.compile import compile_only, results
+from launch.compile.slices import slice_devices
 
 
 @pytest.fixture
@@ -73,3 +80,29 @@ def test_a_row_that_fails_is_reported_and_the_others_are_compiled(table):
 def test_programs_of_a_judge_have_the_batch_that_fits(model, slice_name, program, tokens):
     config = compile_table.config_for(model, slice_name)
     assert compile_table.judge_task(config, slice_name, program).tokens == tokens
+
+
+def ring_copies(slots, rows):
+    """Returns how many rings a compiled decode segment copies; 27B int8 with 4 of its layers."""
+    numbers = {"dtype": "bfloat16", "param_dtype": "bfloat16", "quantize": "int8"}
+    cfg = get_config("gemma2_27b", num_layers=4, vocab_size=1024, **numbers)
+    mesh = make_mesh(1, 1, 8, devices=slice_devices("v5litepod-8"))
+    with jax.set_mesh(mesh), compile_only._no_compilation_cache():
+        model = abstract_model(cfg, mesh, ("tensor",))
+        shape = programs.Shape(slots, rows, 512, 512)
+        _, decode, arguments = programs.abstract_programs(*model, cfg, shape, 32, mesh)[1]
+        text = decode.lower(*arguments).compile().as_text()
+    return len(re.findall(rf"\[2,{slots},2,{rows},512,128\]\S* copy\(", text))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("slots", "rows"), [(1, 32), (4, 4)])
+def test_a_decode_segment_copies_no_ring(slots, rows, monkeypatch):
+    assert ring_copies(slots, rows) == 0
+    other = Layout(major_to_minor=(0, 1, 2, 4, 3, 5))
+    monkeypatch.setattr(cache, "ring_layout", lambda *_: other)
+    monkeypatch.setattr(cache, "keep_ring_layout", lambda ring, *_: ring)
+    monkeypatch.setattr(cache, "_one_slot", lambda _: True)
+    programs.build.cache_clear()
+    assert ring_copies(slots, rows) == 8  # keys and values of two caches, in and out
+    programs.build.cache_clear()
