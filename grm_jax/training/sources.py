@@ -390,7 +390,9 @@ def first_params(config: Any, cfg: Any, mesh: Any) -> Any:
 
     The checkpoint `config.init`, or random ones if it is empty; with LoRA, new adapters.
     """
-    if cfg.lora is not None:
+    from grm_jax.training.programs import lora_config
+
+    if lora_config(config) is not None:
         from grm_jax.models import init_adapters
 
         return init_adapters(cfg, mesh, config.seed)

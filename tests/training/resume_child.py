@@ -1,4 +1,4 @@
-"""A tiny run that tests kill: `python resume_child.py WORKDIR [policy]`.
+"""A tiny run that tests kill: `python resume_child.py WORKDIR [policy|lora]`.
 
 SPCT (test_resume.py), or a supervised start and a policy (test_policy_stage.py) whose judge needs
 no model.
@@ -70,4 +70,7 @@ if __name__ == "__main__":
 
     grpo.reward = chance_reward
     reward_sources.SOURCES.add("toy", toy)
-    run(make_policy_config() if "policy" in sys.argv[2:] else make_config(), sys.argv[1])
+    config = make_policy_config() if "policy" in sys.argv[2:] else make_config()
+    if "lora" in sys.argv[2:]:
+        config.lora.update(rank=2, alpha=4.0, base="int8")
+    run(config, sys.argv[1])

@@ -144,7 +144,7 @@ def test_the_stages_train_store_and_export_adapters_on_one_base(run, monkeypatch
     adapter_bytes = sum(x.nbytes for x in arrays(rl_params))
     stored = sum(
         file.stat().st_size
-        for file in (folders["rl"] / "checkpoints").rglob("*")
+        for file in (tmp_path / "rl" / "checkpoints").rglob("*")
         if file.is_file() and file.parent.name == "d"
     )
     assert 3 * adapter_bytes < stored < model_bytes / 2

@@ -47,11 +47,11 @@ def num_rows(workdir):
     return sum(len(rows_in(workdir, stage)) for stage in STAGES)
 
 
-def run_with_kills(workdir, kills, rng):
+def run_with_kills(workdir, kills, rng, *arguments):
     """Kills the run several times, each after a random number of steps, then completes it."""
     kill_rows = []
     for _ in range(kills):
-        process, before = start(workdir), num_rows(workdir)
+        process, before = start(workdir, *arguments), num_rows(workdir)
         goal = before + rng.randint(1, 5)
         while process.poll() is None and num_rows(workdir) < goal:
             time.sleep(0.02)
@@ -60,7 +60,7 @@ def run_with_kills(workdir, kills, rng):
             process.send_signal(signal.SIGKILL)
             kill_rows.append(num_rows(workdir))
         process.communicate()
-    finish(start(workdir))
+    finish(start(workdir, *arguments))
     return kill_rows
 
 
@@ -102,6 +102,13 @@ def uninterrupted(tmp_path_factory):
 def test_a_killed_and_resumed_run_is_bit_identical(uninterrupted, tmp_path):
     assert run_with_kills(tmp_path, 3, random.Random(0))
     compare(uninterrupted, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_killed_and_resumed_run_with_lora_on_an_int8_base_is_bit_identical(tmp_path):
+    finish(start(tmp_path / "whole", "lora"))
+    assert run_with_kills(tmp_path / "killed", 2, random.Random(0), "lora")
+    compare(tmp_path / "whole", tmp_path / "killed")
 
 
 KILLS = 10
