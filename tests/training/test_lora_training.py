@@ -139,7 +139,7 @@ def test_the_stages_train_store_and_export_adapters_on_one_base(run, monkeypatch
     base = {"base": checkpoint.fingerprint(run.frozen)}
     for stage in ("rft", "rl", "meta_rm"):
         assert base.items() <= loop.read_result(folders[stage])["identity"].items()
-    # A checkpoint holds the adapters and their moments; one of all weights takes three times theirs.
+    # A checkpoint has the adapters and their moments, one of all weights three times these bytes.
     model_bytes = 4 * programs.model_config(config).num_params
     adapter_bytes = sum(x.nbytes for x in arrays(rl_params))
     stored = sum(
