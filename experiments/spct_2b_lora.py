@@ -2,8 +2,8 @@
 
     python launch/tpu.py --config experiments/spct_2b_lora.py --workdir DIR
 
-The base stays frozen in bfloat16; adapters are trained in all stages. Decoding is compiled for the
-slice (docs/tpu_memory.md); nothing has run on a TPU.
+The base stays frozen in bfloat16; adapters are trained in all stages. The programs of the RL stage
+are compiled for the slice (docs/tpu_memory.md); nothing has run on a TPU.
 """
 
 from ml_collections import ConfigDict
