@@ -121,6 +121,8 @@ def config_hash(config: Any) -> str:
     relevant = {name: value for name, value in fields.items() if name not in ignored}
     if not relevant["model_overrides"].get("cpu_products", True):  # as before the field existed
         del relevant["model_overrides"]["cpu_products"]
+    if not relevant.get("lora", {}).get("rank"):  # full fine-tuning, as before the section existed
+        relevant.pop("lora", None)
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
 
 

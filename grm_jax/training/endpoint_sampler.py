@@ -118,7 +118,7 @@ def probe_endpoint(config: Any, folder: Any) -> None:
 
     Raises ValueError if the endpoint does not answer, or if its address contains a key.
     """
-    if "rft" not in config:
+    if not hasattr(config, "rft"):
         return
     rft = config.rft
     if url := rft.sampling.get("url"):  # the config is written to the workdir
