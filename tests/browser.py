@@ -3,10 +3,11 @@
 import base64
 import json
 import shutil
-import socket
 import subprocess
 import time
 import urllib.request
+
+import ports
 
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 KEYS = {
@@ -28,9 +29,7 @@ class Browser:
     """One window. Use as a context manager."""
 
     def __init__(self, width=1280, height=900, dark=False):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = ports.free_pair()
         self.driver = subprocess.Popen(
             [shutil.which("chromedriver"), f"--port={port}"],
             stdout=subprocess.DEVNULL,

@@ -9,6 +9,7 @@ import threading
 import time
 
 import fuzz
+import ports
 import pytest
 
 from grm_jax.hosts import distributed, rendezvous
@@ -73,15 +74,9 @@ def call_on(port, steps, kept):
             kept.append(connection)
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind((HOST, 0))
-        return s.getsockname()[1]
-
-
 @pytest.fixture
 def port():
-    return free_port()
+    return ports.free_pair()
 
 
 def in_thread(outcomes, port, process, count=2, timeout=120.0, secret=SECRET):
@@ -115,7 +110,7 @@ def join_beside(strangers, are_first=False):
     The strangers keep their connections, and a process that waits for one fails after 120 s.
     are_first: the second process joins after all strangers have called.
     """
-    port, outcomes, kept = free_port(), {}, []
+    port, outcomes, kept = ports.free_pair(), {}, []
     first = in_thread(outcomes, port, 0)
     try:
         wait_until_listening(port)

@@ -2,11 +2,11 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import ports
 from toys import GEMMA2, raw, tensors, write_folder
 
 HERE = Path(__file__).parent
@@ -14,9 +14,7 @@ HERE = Path(__file__).parent
 
 def test_each_process_reads_its_own_shards(tmp_path):
     source = write_folder(tmp_path / "in", GEMMA2, tensors(GEMMA2))
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
+    port = ports.free_pair()
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])}
     command = [sys.executable, str(HERE / "one_of_two.py")]
     jobs = [

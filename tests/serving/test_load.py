@@ -6,7 +6,6 @@ pytest tests/serving/test_load.py --run slow      # 64 clients, 5,000 requests, 
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import load
+import ports
 import psutil
 import pytest
 from toy_server import toy_judge, toy_model, wait_until
@@ -57,8 +57,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+    return ports.free_pair()
 
 
 def start(model, port, *options):

@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import ports
 import pytest
 
 from grm_jax.hosts import rendezvous
@@ -23,9 +24,7 @@ HOST = "127.0.0.1"
 
 @pytest.fixture
 def port():
-    with socket.socket() as s:
-        s.bind(("", 0))
-        return s.getsockname()[1]
+    return ports.free_pair()
 
 
 def join_all(port, processes, count, timeout=60.0, on_death=lambda *_: None):
