@@ -83,7 +83,8 @@ def save(
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         _write_json(path / INDEX, index)
-    config = to_hf(model.cfg, str(np.dtype(dtype or params["final_norm.scale"].dtype)))
+    table = params.get("embedder.table_VxD", params["final_norm.scale"])  # int8: the norms' dtype
+    config = to_hf(model.cfg, str(np.dtype(dtype or table.dtype)))
     if model.cfg.quantize:
         config = int8_config(config)
     if like is not None:

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from grm_jax.models import quantize
 from grm_jax.models.quantize import Int8Array, Int8Weight
 from grm_jax.sharding import constrain
 
@@ -121,30 +120,6 @@ def low_rank(x: jax.Array, w: LoraArray, multiply: Callable[..., jax.Array]) -> 
 
 
 _OVER_AXES = {axes: functools.partial(jnp.tensordot, axes=axes) for axes in (1, 2)}
-
-
-def base_product(product: Callable[..., jax.Array], x: jax.Array, w: Int8Array) -> jax.Array:
-    """Computes x times a frozen int8 weight in x's dtype; the weight has no gradient."""
-    return _base_product(product, x, w.values, w.scale)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _base_product(
-    product: Callable[..., jax.Array], x: jax.Array, values: jax.Array, scale: jax.Array
-) -> jax.Array:
-    return quantize.product(product, x, quantize.Int8Array(values, scale)).astype(x.dtype)
-
-
-def _base_product_backward(product: Callable[..., jax.Array], saved: Any, g: jax.Array) -> Any:
-    # The scales first, so that both factors of the gradient's product are in x's dtype.
-    x, values, scale = saved
-    _, product_of = jax.vjp(lambda x: product(x, values.astype(x.dtype)), x)
-    return *product_of((g * scale).astype(x.dtype)), None, None
-
-
-_base_product.defvjp(
-    lambda product, *factors: (_base_product(product, *factors), factors), _base_product_backward
-)
 
 
 def base_path(path: str) -> str:

@@ -138,6 +138,31 @@ def product(function: Callable[..., jax.Array], x: jax.Array, w: Int8Array) -> j
     return out * w.scale
 
 
+def frozen_product(function: Callable[..., jax.Array], x: jax.Array, w: Int8Array) -> jax.Array:
+    """Computes `product` in x's dtype; x has a gradient, the weight has none."""
+    return _frozen_product(function, x, w.values, w.scale)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _frozen_product(
+    function: Callable[..., jax.Array], x: jax.Array, values: jax.Array, scale: jax.Array
+) -> jax.Array:
+    return product(function, x, Int8Array(values, scale)).astype(x.dtype)
+
+
+def _frozen_product_backward(function: Callable[..., jax.Array], saved: Any, g: jax.Array) -> Any:
+    # The scales first, so that both factors of the gradient's product are in x's dtype.
+    x, values, scale = saved
+    _, product_of = jax.vjp(lambda x: function(x, values.astype(x.dtype)), x)
+    return *product_of((g * scale).astype(x.dtype)), None, None
+
+
+_frozen_product.defvjp(
+    lambda function, *factors: (_frozen_product(function, *factors), factors),
+    _frozen_product_backward,
+)
+
+
 def lookup(table_VxD: Int8Array, tokens: jax.Array, dtype: Any) -> jax.Array:
     """Returns the rows (..., D) of a table quantised by row."""
     rows = table_VxD.values[tokens].astype(jnp.float32)

@@ -165,7 +165,7 @@ def project(product: Callable[..., jax.Array], x: jax.Array, w: Any) -> jax.Arra
     if isinstance(w, lora.LoraArray):
         return project(product, x, w.base) + lora.low_rank(x, w, project)
     if isinstance(w, quantize.Int8Array):
-        return lora.base_product(product, x, w)
+        return quantize.frozen_product(product, x, w)
     w = w.astype(x.dtype)
     if cpu.on_cpu() and x.dtype == jnp.bfloat16:
         return cpu.project(product, x, w)

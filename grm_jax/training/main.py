@@ -160,11 +160,11 @@ def train(shared: loop.Run) -> dict[str, Any]:
         eval_stage.run(shared, folders)
 
     def train_sft() -> Any:
-        return policy.train_sft(shared, base, folders["sft"])
+        return policy.train_sft(shared, base, folders["sft"], _say)
 
     def train_policy() -> Any:
         start = trained("sft") if loop.is_done(folders["sft"]) else base
-        return policy.train(shared, start, folders["policy"])
+        return policy.train(shared, start, folders["policy"], _say)
 
     order = (train_rft, train_rl, train_meta_rm, evaluate, train_sft, train_policy)
     runs = dict(zip(STAGES, order))

@@ -37,7 +37,12 @@ SHOWN = ("reward", "true_reward", "kl_sequence", "entropy", "length")
 Place = tuple[str | list[Turn], str | None, Callable[[str], float] | None]
 
 
-def train(run: loop.Run, start: Callable[[], Any], folder: PathLike) -> Any:
+def train(
+    run: loop.Run,
+    start: Callable[[], Any],
+    folder: PathLike,
+    report: Callable[[str], None] = log.info,
+) -> Any:
     """Trains a policy with the rewards of `config.policy.judge`.
 
     Args:
@@ -45,12 +50,13 @@ def train(run: loop.Run, start: Callable[[], Any], folder: PathLike) -> Any:
       start: () -> the first float32 parameters, new arrays on each call; the reference of the KL
         penalty is made of them.
       folder: of the stage; it resumes from the newest checkpoint there.
+      report: gets the line of `memory.choose`.
 
     Returns:
       The trained parameters.
     """
     config = with_section(run.config, "rl", "policy")
-    run = run.with_config(memory.choose(config, "rl", run.mesh))
+    run = run.with_config(memory.choose(config, "rl", run.mesh, report=report))
     return grpo.train_in(run, environment(run), start, folder)
 
 
@@ -266,14 +272,19 @@ def check_scored(judged: Sequence[GroupRewards | None], most: float) -> None:
 # ---------------------------------------------------------------- supervised start
 
 
-def train_sft(run: loop.Run, start: Callable[[], Any], folder: PathLike) -> Any:
+def train_sft(
+    run: loop.Run,
+    start: Callable[[], Any],
+    folder: PathLike,
+    report: Callable[[str], None] = log.info,
+) -> Any:
     """Fine-tunes a policy on demonstrations, so that it answers at all.
 
     The judging world has answers of mixed quality: `sft.demonstrations` to each of `sft.tasks`
     tasks. Other data have the general instructions of `config.data.general`.
     """
     config = with_section(run.config, "rft", "sft")
-    run = run.with_config(memory.choose(config, "rft", run.mesh))
+    run = run.with_config(memory.choose(config, "rft", run.mesh, report=report))
     examples = demonstrations(run.config, run.workdir)
     if not examples:
         raise TrainingError(

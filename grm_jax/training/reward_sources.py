@@ -12,16 +12,13 @@ To add one, register a function that makes a scorer:
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from grm_jax.endpoint import check_url
+from grm_jax.hosts import distributed
 from grm_jax.judging.groups import (
     Group,
     GroupRewards,
@@ -176,11 +173,9 @@ def served(settings: JudgeSettings, run: loop.Run) -> Scorer:
     def scores(
         questions: Sequence[Question], groups: Sequence[Group], seed: int
     ) -> list[GroupRewards]:
-        if jax.process_index() == 0:
-            results = dataclasses.replace(client, options=settings.options(seed))(groups)
-        else:
-            results = []
-        return from_process_0(results)
+        judge = dataclasses.replace(client, options=settings.options(seed))
+        results = distributed.from_first(lambda: [rewards_to_json(one) for one in judge(groups)])
+        return [rewards_from_json(fields) for fields in results]
 
     return scores
 
@@ -192,15 +187,19 @@ def truth(settings: JudgeSettings, run: loop.Run) -> Scorer:
     def scores(
         questions: Sequence[Question], groups: Sequence[Group], seed: int
     ) -> list[GroupRewards]:
-        if any(question.truth is None for question in questions):
-            raise TrainingError(
-                "config.policy.judge.source='truth': only the judging world has the true quality "
-                "of any answer: set config.data.judging=world, or use a judge"
-            )
-        pairs = zip(questions, groups)
-        return [rewards_of(g, [q.truth(text) for text in g.responses]) for q, g in pairs]  # type: ignore[misc]
+        return [true_rewards(*pair) for pair in zip(questions, groups, strict=True)]
 
     return scores
+
+
+def true_rewards(question: Question, group: Group) -> GroupRewards:
+    """Returns the true quality of each answer. Raises TrainingError where nobody has it."""
+    if question.truth is None:
+        raise TrainingError(
+            "config.policy.judge.source='truth': only the judging world has the true quality "
+            "of any answer: set config.data.judging=world, or use a judge"
+        )
+    return rewards_of(group, [question.truth(text) for text in group.responses])
 
 
 @SOURCES.register("longest")
@@ -209,19 +208,6 @@ def longest(settings: JudgeSettings, run: loop.Run) -> Scorer:
     return lambda questions, groups, seed: [
         rewards_of(group, [len(text) for text in group.responses]) for group in groups
     ]
-
-
-def from_process_0(results: list[GroupRewards]) -> list[GroupRewards]:
-    """Returns the results of process 0 on every process; every one must call it at once."""
-    if jax.process_count() == 1:
-        return results
-    text = json.dumps([rewards_to_json(result) for result in results]).encode()
-    size = multihost_utils.broadcast_one_to_all(np.array(len(text)))
-    content = np.zeros(int(size), np.uint8)
-    if jax.process_index() == 0:
-        content[:] = np.frombuffer(text, np.uint8)
-    content = multihost_utils.broadcast_one_to_all(content)
-    return [rewards_from_json(fields) for fields in json.loads(np.asarray(content).tobytes())]
 
 
 def check(settings: JudgeSettings, complete: bool = False) -> None:
