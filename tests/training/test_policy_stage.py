@@ -175,6 +175,13 @@ def test_answers_without_a_reward_are_masked_and_counted():
         policy.check_scored(judged, 0.3)
 
 
+def test_pairs_count_as_right_in_the_order_of_the_truth():
+    group = reward_sources.rewards_of(Group("q", ("a", "b", "c")), (1, 2, 3))
+    for truths, share in (((0.1, 0.5, 1), 1), ((1, 0.5, 0.1), 0), ((0.5, 1, 0.5), 1 / 2)):
+        assert policy.pair_accuracy([group], [truths]) == {"pair_accuracy": share}
+    assert policy.pair_accuracy([group, None], [(1, 1, 1), (0, 1, 1)]) == {}
+
+
 def test_masked_answers_do_not_change_the_update(tiny, tmp_path, monkeypatch):
     """An answer without a reward has mask 0 and advantage 0 in the update."""
     tiny = with_judge(tiny, source="longest")
