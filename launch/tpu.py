@@ -98,7 +98,10 @@ def run_here(options: argparse.Namespace, config: Any, workdir: str) -> int:
     for level, name in ((logging.INFO, ""), (logging.WARNING, "warning: ")):
         logging.addLevelName(level, name)
     logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s%(message)s", datefmt="%H:%M:%S"
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s%(message)s",
+        datefmt="%H:%M:%S",
+        force=True,  # Orbax may have been imported, which installs a handler
     )
     for name in ("absl", "httpx", "httpx2"):  # Orbax logs every step of a save, httpx each request
         logging.getLogger(name).setLevel(logging.WARNING)

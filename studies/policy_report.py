@@ -22,9 +22,9 @@ _NAMED = {"one clear answer": "Clarity", "no idle talk": "Brevity", "it sounds s
 def summary(records: Sequence[dict]) -> dict[str, list[dict]]:
     """Returns {arm: a row per evaluated checkpoint}, with means over seeds.
 
-    win, true_win, truth: with 95% intervals over tasks, and the means of the seeds.  gap: the
-    judge's win rate minus the true one.  parting: growth of the gap since the start, paired by
-    task.  features, drift: means over seeds.
+    win, true_win, truth: with 95% intervals over seeds and tasks, and the means of the seeds.
+    gap: the judge's win rate minus the true one.  parting: growth of the gap since the start,
+    paired by seed and task.  features, drift: means over seeds.
     """
     arms: dict[str, list[dict]] = {}
     for record in records:
@@ -59,17 +59,15 @@ def _rows(members: Sequence[dict]) -> list[dict]:
 
 
 def estimate(values_SxT: np.ndarray) -> dict[str, Any]:
-    """The mean over seeds and tasks with its interval over tasks; a task without values is skipped.
+    """The mean over seeds and tasks, with its interval over both, and the mean of each seed.
 
-    The seeds share their tasks.
+    The seeds share their tasks. nan: a task without a value.
     """
-    known = ~np.isnan(values_SxT).all(axis=0)
-    values_SxT = values_SxT[:, known]
-    if not known.any():
-        return {"value": None, "low": None, "high": None, "seeds": []}
-    mean = Resampler(list(map(str, range(values_SxT.shape[1]))), draws=STAGE_DRAWS)
-    seeds = [round(float(seed), 4) for seed in np.nanmean(values_SxT, axis=1)]
-    return mean.mean(np.nanmean(values_SxT, axis=0)).as_json() | {"seeds": seeds}
+    tasks = Resampler(list(map(str, range(values_SxT.shape[1]))), draws=STAGE_DRAWS)
+    seeds = [
+        round(float(row[~np.isnan(row)].mean()), 4) for row in values_SxT if not np.isnan(row).all()
+    ]
+    return tasks.mean_over_runs(values_SxT).as_json() | {"seeds": seeds}
 
 
 def principle_shares(principles: Sequence) -> dict[str, float]:

@@ -59,6 +59,7 @@ def test_the_output_in_a_file_reads_well(small_demo):
     assert log.count("\nchance ") == 1  # the table occurs once
     for noise in ("\r", "\x1b", "{", "oneDNN", "cuInit", "libtpu", "TensorFlow", "absl", "it/s"):
         assert noise not in log
+    assert re.search(r"^\d\d:\d\d:\d\d rl: grpo_update compiled in ", log, re.M)
     ending = log[log.index("accuracy in percent") :]
     assert "\nRFT is right on " in ending and "\nRL adds to RFT: " in ending
     assert "; the meta reward model adds " in ending

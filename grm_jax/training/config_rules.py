@@ -187,7 +187,7 @@ _RL: dict[str, Rule] = {
     "easy_trials": text,
     "prompts": POSITIVE,
     "group_size": number(
-        int, 2, 4096, use="advantages compare the critiques of a group, set at least 2"
+        int, 2, 4096, use="advantages compare the samples of a group, set at least 2"
     ),
     "group_packed": flag,
     "prompt_len": POSITIVE,

@@ -46,6 +46,7 @@ def choose(
     memory: int | None = None,
     measure: Callable[[ConfigDict], float] | None = None,
     report: Callable[[str], None] = log.info,
+    taken: int = 0,
 ) -> ConfigDict:
     """Returns the config with the open `remat` and `micro_rows` of a stage set.
 
@@ -60,17 +61,20 @@ def choose(
       measure: config with a candidate -> bytes per device at the peak of its update, infinite if
         it cannot fit. Default compiles it, with the compilation cache; call it under the mesh.
       report: gets one line about the choice.
+      taken: bytes of a device that other models hold, such as a judge's.
     """
     if not is_open(config, stage):
         return config
     memory = device_memory()[0] if memory is None else memory
     compiled = lambda config: compiled_peak(*build_update(config, stage, mesh))
     candidates = open_candidates(config, stage, mesh)
-    limit, estimates = (1 - HEADROOM) * memory, estimate_peaks(config, stage, mesh, candidates)
+    limit = (1 - HEADROOM) * memory - taken
+    estimates = estimate_peaks(config, stage, mesh, candidates)
     peaks = search(estimates, lambda c: (measure or compiled)(_with(config, stage, c)), limit)
     best = next((c for c in candidates if peaks.get(c, math.inf) <= limit), candidates[-1])
     peak = peaks[best]
-    shown = f"peak {peak / GIB:.1f} of {memory / GIB:.1f} GiB per device"
+    beside = f" beside {taken / GIB:.1f} of other models" if taken else ""
+    shown = f"peak {peak / GIB:.1f}{beside} of {memory / GIB:.1f} GiB per device"
     if peak > limit:
         shown += f": less than {HEADROOM:.0%} free, and nothing needs less"
     report(

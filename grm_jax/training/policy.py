@@ -56,7 +56,11 @@ def train(
       The trained parameters.
     """
     config = with_section(run.config, "rl", "policy")
-    run = run.with_config(memory.choose(config, "rl", run.mesh, report=report))
+    if memory.is_open(config, "rl"):
+        judge = JudgeSettings.of(config.policy.judge)
+        taken = reward_sources.resident_bytes(judge, run.mesh)
+        config = memory.choose(config, "rl", run.mesh, report=report, taken=taken)
+    run = run.with_config(config)
     return grpo.train_in(run, environment(run), start, folder)
 
 

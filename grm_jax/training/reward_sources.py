@@ -15,8 +15,10 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from grm_jax import checkpoints
 from grm_jax.endpoint import check_url
 from grm_jax.hosts import distributed
 from grm_jax.judging.groups import (
@@ -29,11 +31,14 @@ from grm_jax.judging.groups import (
 from grm_jax.judging.judge import Judge
 from grm_jax.judging.loading import model_name
 from grm_jax.judging.rewards import RewardOptions, score
+from grm_jax.models import TransformerConfig, abstract_model
 from grm_jax.registry import Registry
+from grm_jax.sampling import weights
 from grm_jax.serving.client import Client
 from grm_jax.storage import fetch
 from grm_jax.training import loop
 from grm_jax.training.errors import TrainingError
+from grm_jax.training.machines import argument_bytes
 from grm_jax.types import Turn
 
 RULE = "rule"  # the rule of the RL stage, whose prompts are comparisons and not questions
@@ -151,6 +156,35 @@ def colocated(settings: JudgeSettings, run: loop.Run) -> Scorer:
         rows=settings.rows or None,
     )
     return by_judge(judge, settings)
+
+
+def resident_bytes(settings: JudgeSettings, mesh: Mesh) -> int:
+    """Returns the bytes per device of a colocated judge and its meta reward model.
+
+    Reads the headers of their files. They stay on the mesh during training.
+    """
+    if settings.source != "colocated":
+        return 0
+    paths = [path for path in (settings.path, settings.meta_rm) if path]
+    configs = [in_use(checkpoints.open_checkpoint(p).model_config(), settings) for p in paths]
+    return sum(sum(held_bytes(cfg, mesh)) for cfg in configs)
+
+
+def in_use(cfg: TransformerConfig, settings: JudgeSettings) -> TransformerConfig:
+    """Returns the config of a judge as it is loaded."""
+    quantize = settings.quantize or cfg.quantize
+    return cfg.replace(dtype=settings.dtype, param_dtype=settings.dtype, quantize=quantize)
+
+
+def held_bytes(cfg: TransformerConfig, mesh: Mesh) -> tuple[int, int]:
+    """Returns (bytes per device of a model's weights, of their copy for decoding).
+
+    A model with a scalar head does not decode.
+    """
+    stored = argument_bytes(abstract_model(cfg, mesh)[1])
+    if cfg.scalar_head:
+        return stored, 0
+    return stored, argument_bytes(abstract_model(cfg, mesh, weights.SAMPLING_AXES)[1])
 
 
 def by_judge(judge: Judge, settings: JudgeSettings) -> Scorer:

@@ -240,10 +240,8 @@ def policy_tasks(config: Any, mesh: Any, hbm: int) -> list[Task]:
     settings, rl = reward_sources.JudgeSettings.of(config.policy.judge), config.rl
     cfg, stored, decoding = None, 0, 0
     if settings.source == "colocated" and settings.model:
-        cfg = get_config(settings.model, quantize=settings.quantize or None)
-        cfg = cfg.replace(dtype=settings.dtype, param_dtype=settings.dtype)
-        stored = argument_bytes(abstract_model(cfg, mesh)[1])
-        decoding = argument_bytes(abstract_model(cfg, mesh, weights.SAMPLING_AXES)[1])
+        cfg = reward_sources.in_use(get_config(settings.model), settings)
+        stored, decoding = reward_sources.held_bytes(cfg, mesh)
     tasks = _rl_tasks(config, mesh, abstract_model(model_config(config), mesh))
     tasks = [replace(task, resident=task.resident + stored + decoding) for task in tasks]
     if hbm:

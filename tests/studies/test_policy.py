@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from fake_judge import fake_judge, well_formed
 from test_judge import FakeMetaRM
@@ -10,6 +11,7 @@ from grm_jax.data import world
 from grm_jax.data.world.answers import Task
 from grm_jax.data.world.teacher import AIMS
 from grm_jax.data.world.vocabulary import vocabulary_path
+from grm_jax.evals.bootstrap import STAGE_DRAWS, Resampler
 from grm_jax.judging.groups import Group
 from grm_jax.judging.rewards import RewardOptions, score
 from grm_jax.text import rendering, tokenizer
@@ -194,6 +196,20 @@ def test_the_gap_is_paired_by_task_and_its_growth_has_an_interval():
     table = policy_report.train_table(study)
     assert "| hacked | 2.0 | 87.5 (" in table and "| step 10 |" in table and "not seen" in table
     assert "| start | 10.0 |" in table and "| hacked | 30.0 |" in table
+
+
+def test_the_interval_covers_seeds_and_tasks():
+    noise = np.random.default_rng(0).random(50)
+    equal = policy_report.estimate(np.stack([noise, noise, noise]))
+    tasks = Resampler(list(map(str, range(50))), draws=STAGE_DRAWS).mean(noise).as_json()
+    for name in ("value", "low", "high"):  # equal seeds add nothing to the interval over tasks
+        assert equal[name] == pytest.approx(tasks[name])
+    apart = policy_report.estimate(np.repeat([[0.2], [0.5], [0.8]], 50, axis=1))  # equal tasks
+    assert (apart["low"], apart["value"], apart["high"]) == pytest.approx((0.2, 0.5, 0.8))
+    assert apart["seeds"] == [0.2, 0.5, 0.8]
+    known = policy_report.estimate(np.array([[0.0, np.nan, 1.0], [np.nan, np.nan, 1.0]]))
+    assert known["value"] == pytest.approx(2 / 3) and known["seeds"] == [0.5, 1.0]
+    assert policy_report.estimate(np.full((2, 3), np.nan))["value"] is None
 
 
 def test_a_task_without_a_reward_is_in_no_win_rate():

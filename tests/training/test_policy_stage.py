@@ -11,16 +11,22 @@ import numpy as np
 import pytest
 import resume_child
 import test_resume
-from toy_server import serving, toy_judge, toy_service
+from fake_judge import world_tokenizer
+from flax import nnx
+from toy_server import serving, toy_judge, toy_model, toy_service
 
 from experiments import policy_world
+from grm_jax import checkpoints
 from grm_jax.judging.groups import FAILED, UNPARSED, Group, GroupRewards, ResponseReward
+from grm_jax.judging.meta import MetaRM
+from grm_jax.models import build_model, get_config
 from grm_jax.sharding import make_mesh
 from grm_jax.training import (
     checkpoint,
     config_check,
     grpo,
     loop,
+    memory,
     metrics,
     policy,
     reward_sources,
@@ -97,6 +103,29 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny, tmp_path, monkeypatch):
     record = loop.read_result(tmp_path / "whole")
     assert record["stage"] == "policy" and record["identity"]["data"].startswith("tasks/train/")
     assert checkpoint.fingerprint(whole) == record["weights"]
+
+
+@pytest.mark.slow
+def test_adapters_trained_with_votes_of_a_meta_rm_resume_exactly(tiny, tmp_path, monkeypatch):
+    model = build_model(toy_model().cfg.replace(scalar_head=True), nnx.Rngs(1))
+    meta_rm = MetaRM(model, world_tokenizer(), "compact/meta_rm")
+    judge = toy_judge(meta_rm=meta_rm)
+    source = lambda settings, run: reward_sources.by_judge(judge, settings)
+    monkeypatch.setitem(reward_sources.SOURCES, "toy", source)
+    run = with_judge(tiny, source="toy", k=4, k_meta=2, block_size=2)
+    run.config.lora.update(rank=2, alpha=4.0, base="int8")
+    start = lambda: sources.first_params(run.config, model_config(run.config), run.mesh)
+    whole = policy.train(run, start, tmp_path / "whole")
+    real = loop.step_seed
+    monkeypatch.setattr(loop, "step_seed", lambda words, i: real(words, i) if i < 1 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        policy.train(run, start, tmp_path / "killed")
+    monkeypatch.setattr(loop, "step_seed", real)
+    resumed = policy.train(run, start, tmp_path / "killed")
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+    rows = logged(tmp_path / "whole")
+    assert rows == logged(tmp_path / "killed") and len(rows) == 2
+    assert all(row["grad_norm"] > 0 for row in rows)
 
 
 @pytest.mark.slow
@@ -305,6 +334,43 @@ def test_the_record_names_the_weights_of_the_judge(tmp_path):
         (tmp_path / "model.safetensors").write_bytes(weights)
         names.append(JudgeSettings(path=str(tmp_path)).shown()["policy.judge.path"])
     assert names[0] != names[1] and all(name.startswith(tmp_path.name) for name in names)
+
+
+@pytest.fixture(scope="module")
+def judge_folders(tmp_path_factory):
+    """Folders of a random judge and of a meta reward model, without a tokenizer."""
+    root = tmp_path_factory.mktemp("judges")
+    for name, scalar_head in (("judge", False), ("meta_rm", True)):
+        cfg = get_config("tiny_gemma2", num_layers=2, scalar_head=scalar_head)
+        checkpoints.save(build_model(cfg, nnx.Rngs(0)), root / name)
+    return {name: str(root / name) for name in ("judge", "meta_rm")}
+
+
+def test_the_memory_of_an_update_excludes_the_judge_and_its_meta_rm(judge_folders, monkeypatch):
+    mesh = make_mesh(fsdp=2, devices=jax.devices()[:2])
+    alone = JudgeSettings(path=judge_folders["judge"], dtype="float32")
+    both = dataclasses.replace(alone, meta_rm=judge_folders["meta_rm"])
+    weights = 4 * get_config("tiny_gemma2", num_layers=2).num_params
+    split, sampler = weights / 2, weights  # `fsdp` does not split the sampler's
+    assert split + sampler <= reward_sources.resident_bytes(alone, mesh) < 1.1 * (split + sampler)
+    stored = reward_sources.resident_bytes(both, mesh) - reward_sources.resident_bytes(alone, mesh)
+    assert split <= stored < 1.1 * split  # nothing is sampled from a scalar head
+    int8 = dataclasses.replace(alone, quantize="int8")
+    assert reward_sources.resident_bytes(int8, mesh) < 0.5 * (split + sampler)
+    assert reward_sources.resident_bytes(JudgeSettings(source="longest"), mesh) == 0
+
+    config = policy_world.get_config("policy.micro_rows=-1")
+    config.policy.judge.update(path=both.path, meta_rm=both.meta_rm, dtype="float32")
+    taken = reward_sources.resident_bytes(both, mesh)
+    limits = []
+    found = lambda estimates, _, limit: limits.append(limit) or dict.fromkeys(estimates, 0.0)
+    monkeypatch.setattr(memory, "search", found)
+    monkeypatch.setattr(grpo, "train_in", lambda *_: None)
+    monkeypatch.setattr(memory, "device_memory", lambda: (2**30, 0))
+    monkeypatch.setattr(policy, "environment", lambda run: None)
+    with jax.set_mesh(mesh):
+        policy.train(loop.Run(config, mesh, None), None, "")
+    assert limits == [0.9 * 2**30 - taken]
 
 
 def test_metrics_of_an_update_are_means_over_the_answers_that_count():
