@@ -112,7 +112,7 @@ def adapter_key(rngs: nnx.Rngs) -> jax.Array:
 def low_rank(x: jax.Array, w: LoraArray, multiply: Callable[..., jax.Array]) -> jax.Array:
     """Computes the adapter's part of a product, (x @ a) @ b * scale, in x's dtype.
 
-    x: (B, L, inputs). multiply: (product, x, w) -> product(x, w), as `transformer.project`.
+    x: (B, L, inputs). multiply: (product, x, w) -> product(x, w), as `weights.project`.
     """
     x_BxLxr = multiply(_OVER_AXES[w.a.ndim - 1], x, w.a)
     x_BxLxr = constrain(x_BxLxr, "batch", "length", "lora_rank")

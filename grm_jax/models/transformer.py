@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from grm_jax.models import cpu, lora, quantize
+from grm_jax.models import cpu, quantize, weights
 from grm_jax.models.attend import Attend, LayerRef, full_attention
 from grm_jax.models.attention import default_positions
 from grm_jax.models.config import REMAT, TransformerConfig
@@ -39,49 +39,6 @@ def remat_policy(name: str) -> Callable[..., Any]:
     return jax.checkpoint_policies.save_only_these_names(*REMAT[name])
 
 
-def _param(
-    rngs: nnx.Rngs,
-    cfg: TransformerConfig,
-    stack: tuple[int, ...],
-    shape: tuple[int, ...],
-    axes: tuple[str, ...],
-    fan_in: int,
-) -> nnx.Param:
-    """Declares a parameter: shape, logical axes, normal initializer.
-
-    stack: the scanned axis, which precedes the others. fan_in: 1 over the variance; 0 gives zeros.
-    """
-    full = (*stack, *shape)
-    dtype = jnp.dtype(cfg.param_dtype)
-    value = (
-        jax.random.normal(rngs.params(), full, dtype) * fan_in**-0.5
-        if fan_in
-        else jnp.zeros(full, dtype)
-    )
-    return nnx.Param(value, axes=("layers",) * len(stack) + tuple(axes))
-
-
-def _weight(
-    rngs: nnx.Rngs,
-    cfg: TransformerConfig,
-    stack: tuple[int, ...],
-    target: str,
-    *args: Any,
-    contracted: tuple[int, ...],
-) -> Any:
-    """Declares the weight of a product, as `_param`; an `Int8Weight` if the config quantises.
-
-    target: PEFT's name of the weight; a `LoraWeight` if the config adapts it. contracted: axes that
-    the product sums over, from the end.
-    """
-    key = lora.adapter_key(rngs)
-    weight = _param(rngs, cfg, stack, *args)
-    base = quantize.Int8Weight(weight, contracted) if cfg.quantize else weight
-    if cfg.lora is None or target not in cfg.lora.targets:
-        return base
-    return lora.LoraWeight(base, contracted, cfg.lora, key)
-
-
 class RMSNorm(nnx.Module):
     """Computes x / rms(x) * (norm_offset + scale) in float32, then casts to x's dtype."""
 
@@ -89,7 +46,7 @@ class RMSNorm(nnx.Module):
         self, cfg: TransformerConfig, size: int, rngs: nnx.Rngs, stack: tuple[int, ...] = ()
     ) -> None:
         self.eps, self.offset = cfg.norm_eps, float(cfg.norm_offset)
-        self.scale = _param(rngs, cfg, stack, (size,), ("norm",), 0)
+        self.scale = weights.param(rngs, cfg, stack, (size,), ("norm",), 0)
         if not cfg.norm_offset:  # an untrained norm multiplies by 1
             self.scale[...] = jnp.ones_like(self.scale[...])
 
@@ -105,7 +62,7 @@ class Attention(nnx.Module):
     def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs, stack: tuple[int, ...] = ()) -> None:
         D, N, K, H = cfg.d_model, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
         self.cfg = cfg
-        weight = functools.partial(_weight, rngs, cfg, stack)
+        weight = functools.partial(weights.weight, rngs, cfg, stack)
         self.q_DxNxH = weight(
             "q_proj", (D, N, H), ("embed", "heads", "head_dim"), D, contracted=(-3,)
         )
@@ -119,9 +76,9 @@ class Attention(nnx.Module):
             "o_proj", (N, H, D), ("heads", "head_dim", "embed"), N * H, contracted=(-3, -2)
         )
         if cfg.qkv_bias:
-            self.q_bias_NxH = _param(rngs, cfg, stack, (N, H), ("heads", "head_dim"), 0)
-            self.k_bias_KxH = _param(rngs, cfg, stack, (K, H), ("kv_heads", "head_dim"), 0)
-            self.v_bias_KxH = _param(rngs, cfg, stack, (K, H), ("kv_heads", "head_dim"), 0)
+            self.q_bias_NxH = weights.param(rngs, cfg, stack, (N, H), ("heads", "head_dim"), 0)
+            self.k_bias_KxH = weights.param(rngs, cfg, stack, (K, H), ("kv_heads", "head_dim"), 0)
+            self.v_bias_KxH = weights.param(rngs, cfg, stack, (K, H), ("kv_heads", "head_dim"), 0)
         if cfg.qk_norm:
             self.q_norm = RMSNorm(cfg, H, rngs, stack)
             self.k_norm = RMSNorm(cfg, H, rngs, stack)
@@ -130,9 +87,9 @@ class Attention(nnx.Module):
         self, x_BxLxD: jax.Array, angles: Any, layer: LayerRef, attend: Attend, state: Any
     ) -> Any:
         cfg, dtype = self.cfg, x_BxLxD.dtype
-        q = project(TO_HEADS, x_BxLxD, self.q_DxNxH[...])
-        k = project(TO_HEADS, x_BxLxD, self.k_DxKxH[...])
-        v = project(TO_HEADS, x_BxLxD, self.v_DxKxH[...])
+        q = weights.project(weights.TO_HEADS, x_BxLxD, self.q_DxNxH[...])
+        k = weights.project(weights.TO_HEADS, x_BxLxD, self.k_DxKxH[...])
+        v = weights.project(weights.TO_HEADS, x_BxLxD, self.v_DxKxH[...])
         if cfg.qkv_bias:
             q = q + self.q_bias_NxH[...].astype(dtype)
             k = k + self.k_bias_KxH[...].astype(dtype)
@@ -151,35 +108,8 @@ class Attention(nnx.Module):
         q, k, v = checkpoint_name((q, k, v), "qkv")
         o, state, y = attend(layer, q, k, v, state)
         o = checkpoint_name(o.astype(dtype), "attended")
-        out = project(FROM_HEADS, o, self.o_NxHxD[...])
+        out = weights.project(weights.FROM_HEADS, o, self.o_NxHxD[...])
         return checkpoint_name(out, "attn_out"), state, y
-
-
-TO_HEADS = functools.partial(jnp.einsum, "bld,dnh->blnh")
-# Not einsum: its contraction over (h, n), in alphabetical order, would transpose the weights.
-FROM_HEADS = functools.partial(jnp.tensordot, axes=2)
-
-
-def project(product: Callable[..., jax.Array], x: jax.Array, w: Any) -> jax.Array:
-    """Computes a product of activations and a weight in the activations' dtype."""
-    if isinstance(w, lora.LoraArray):
-        return project(product, x, w.base) + lora.low_rank(x, w, project)
-    if isinstance(w, quantize.Int8Array):
-        return quantize.frozen_product(product, x, w)
-    w = w.astype(x.dtype)
-    if cpu.on_cpu() and x.dtype == jnp.bfloat16:
-        return cpu.project(product, x, w)
-    return product(x, w)
-
-
-def dense(x: jax.Array, w_DxF: Any) -> jax.Array:
-    """Computes x (..., D) @ w_DxF in x's dtype."""
-    if isinstance(w_DxF, lora.LoraArray):
-        return dense(x, w_DxF.base) + lora.low_rank(x, w_DxF, project)
-    if isinstance(w_DxF, quantize.Int8Array):
-        return project(jnp.matmul, x, w_DxF)
-    w_DxF = w_DxF.astype(x.dtype)
-    return cpu.dense(x, w_DxF) if cpu.on_cpu() else x @ w_DxF
 
 
 class MLP(nnx.Module):
@@ -188,7 +118,7 @@ class MLP(nnx.Module):
     def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs, stack: tuple[int, ...] = ()) -> None:
         D, F = cfg.d_model, cfg.d_ff
         self.activation = cfg.activation
-        weight = functools.partial(_weight, rngs, cfg, stack)
+        weight = functools.partial(weights.weight, rngs, cfg, stack)
         self.gate_DxF = weight("gate_proj", (D, F), ("embed", "mlp"), D, contracted=(-2,))
         self.up_DxF = weight("up_proj", (D, F), ("embed", "mlp"), D, contracted=(-2,))
         self.down_FxD = weight("down_proj", (F, D), ("mlp", "embed"), F, contracted=(-2,))
@@ -198,10 +128,11 @@ class MLP(nnx.Module):
         gated = lambda gate, up: activation(gate) * up
         if cpu.float32_products(x_BxLxD):
             gated = jax.checkpoint(gated)  # to compute again costs less than to store and load
-        gate, up = dense(x_BxLxD, self.gate_DxF[...]), dense(x_BxLxD, self.up_DxF[...])
+        gate = weights.dense(x_BxLxD, self.gate_DxF[...])
+        up = weights.dense(x_BxLxD, self.up_DxF[...])
         gate, up = checkpoint_name((gate, up), "gate_up")
         h_BxLxF = constrain(gated(gate, up), "batch", "length", "mlp")
-        return checkpoint_name(dense(h_BxLxF, self.down_FxD[...]), "mlp_out")
+        return checkpoint_name(weights.dense(h_BxLxF, self.down_FxD[...]), "mlp_out")
 
 
 class Block(nnx.Module):
@@ -234,7 +165,8 @@ class Embedder(nnx.Module):
     def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs) -> None:
         self.cfg = cfg
         shape, axes = (cfg.vocab_size + cfg.vocab_pad, cfg.d_model), ("vocab", "embed")
-        table = functools.partial(_weight, rngs, cfg, (), "embed_tokens", shape, axes, cfg.d_model)
+        args = (rngs, cfg, (), "embed_tokens", shape, axes, cfg.d_model)
+        table = functools.partial(weights.weight, *args)
         self.table_VxD = table(contracted=(-1,))
         if not cfg.tied:
             self.head_VxD = table(contracted=(-1,))
@@ -309,7 +241,7 @@ class Transformer(nnx.Module):
         if cfg.scalar_head:
             # Trained beside adapters, whose base may be stored in bfloat16.
             head = cfg.replace(param_dtype="float32") if cfg.lora else cfg
-            self.score_D = _param(rngs, head, (), (cfg.d_model,), ("norm",), cfg.d_model)
+            self.score_D = weights.param(rngs, head, (), (cfg.d_model,), ("norm",), cfg.d_model)
 
     def __call__(
         self,

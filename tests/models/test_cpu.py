@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from grm_jax.models import Transformer, cpu, get_config, token_logps
-from grm_jax.models.transformer import TO_HEADS
+from grm_jax.models.weights import TO_HEADS
 
 
 def bfloat16_factors(shape, seed=0):

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 from grm_jax import checkpoints, sampling
 from grm_jax.models import build_model, cpu, get_config, lora
 from grm_jax.models.lora import LoraConfig, LoraParam
-from grm_jax.models.transformer import TO_HEADS, project
+from grm_jax.models.weights import TO_HEADS, project
 from grm_jax.sharding import make_mesh, use_mesh
 
 LORA = LoraConfig(rank=4, alpha=8.0)

@@ -13,7 +13,7 @@ from grm_jax import checkpoints
 from grm_jax.checkpoints.cli import convert
 from grm_jax.checkpoints.loading import flat_params
 from grm_jax.models import build_model, get_config, quantize, weight_bytes
-from grm_jax.models.transformer import FROM_HEADS, TO_HEADS, project
+from grm_jax.models.weights import FROM_HEADS, TO_HEADS, project
 from grm_jax.sampling import Request, plan
 from grm_jax.sampling.weights import for_decoding
 from grm_jax.sharding import make_mesh, use_mesh
