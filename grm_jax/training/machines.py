@@ -1,4 +1,4 @@
-"""What fits a machine: the mesh of a model, and estimates of the memory of its training."""
+"""Chooses a model's mesh for the devices at hand, and estimates the memory of its training."""
 
 import dataclasses
 import math
@@ -13,12 +13,19 @@ from grm_jax.models.config import REMAT, TransformerConfig
 from grm_jax.sampling.plan import device_memory
 from grm_jax.sharding import check_fits, resolve_mesh
 
-_SAMPLER_SHARE = 0.4  # of a device's memory, at most for the sampler's weights
+_SAMPLER_SHARE = 0.4  # largest share of a device's memory for the sampler's weights
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Devices. memory: bytes of each device."""
+    """The devices of a run.
+
+    Attributes:
+      devices: number of devices on all slices.
+      memory: bytes of each device.
+      platform: "tpu", "gpu" or "cpu".
+      slices: number of TPU slices; 1 elsewhere.
+    """
 
     devices: int
     memory: int
@@ -27,6 +34,7 @@ class Machine:
 
     @classmethod
     def here(cls) -> "Machine":
+        """Returns the devices of this process group."""
         devices = jax.devices()
         slices = len({getattr(device, "slice_index", 0) for device in devices})
         return cls(len(devices), device_memory()[0], devices[0].platform, slices)
@@ -35,12 +43,23 @@ class Machine:
 def mesh_for(
     cfg: TransformerConfig, machine: Machine, dtype: str, mesh: Mapping[str, int]
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Returns (a mesh for the devices, its sizes). Axes of `mesh` that are not 0 are kept.
+    """Chooses the axes of a mesh that are 0; the others are kept.
 
-    `fsdp` splits the weights as far as the model's width allows, `data` has the other devices.
-    `tensor` is above 1 if the sampler's weights, which `fsdp` does not split, fill a device.
+    `fsdp` splits the weights as far as the model's width allows, and `data` takes the remaining
+    devices. `tensor` is above 1 only if the sampler's weights, which `fsdp` does not split, would
+    take more than `_SAMPLER_SHARE` of a device.
 
-    Raises ValueError for a mesh that does not fit the devices or the model.
+    Args:
+      cfg: of the model.
+      machine: the devices.
+      dtype: of the sampler's weights.
+      mesh: sizes of "data", "fsdp" and "tensor"; 0 is open, -1 the remaining devices.
+
+    Returns:
+      (axes for the config, the same with -1 replaced by its size).
+
+    Raises:
+      ValueError: the mesh does not fit the devices or the model.
     """
     per_slice = machine.devices // machine.slices
     weights = cfg.num_params * jnp.dtype(dtype).itemsize
@@ -67,10 +86,10 @@ def divisors(number: int) -> list[int]:
 
 
 def state_bytes(cfg: TransformerConfig, dtype: str) -> int:
-    """Returns the bytes of a training state over all devices.
+    """Estimates the bytes of a training state, summed over all devices.
 
-    float32 weights, gradients and two moments, the weights in use and those of the reference. With
-    LoRA the base, and its copy for the sampler.
+    Counts float32 weights, gradients and two Adam moments, and in `dtype` the weights in use and
+    the reference's. With LoRA, the base and its copy for the sampler.
     """
     if cfg.lora is not None:
         return 2 * weight_bytes(cfg.replace(dtype=dtype))
@@ -78,12 +97,13 @@ def state_bytes(cfg: TransformerConfig, dtype: str) -> int:
 
 
 def saved_bytes(cfg: TransformerConfig, tokens: int, remat: str, tensor: int = 1) -> float:
-    """Estimates the bytes of activations that a policy saves for the backward pass, per device.
+    """Estimates the bytes per device of activations saved for the backward pass.
 
     Args:
-      tokens: on the device.
+      cfg: of the model.
+      tokens: processed at once on the device.
       remat: a policy of `TransformerConfig.remat`.
-      tensor: size of that mesh axis, which splits heads and the MLP's width.
+      tensor: size of the mesh axis `tensor`, which splits heads and the MLP's width.
     """
     heads, kv_heads = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
     sizes = {
@@ -91,7 +111,7 @@ def saved_bytes(cfg: TransformerConfig, tokens: int, remat: str, tensor: int = 1
         "attended": heads / tensor,
         "attn_out": cfg.d_model,
         "gate_up": 2 * cfg.d_ff / tensor,
-        "mlp_out": cfg.d_model if cfg.post_norms else 0,  # no other reader
+        "mlp_out": cfg.d_model if cfg.post_norms else 0,  # only a post-norm reads it
     }
     saved = REMAT["products"] if remat in ("none", "dots") else REMAT[remat]
     layer = sum(sizes[name] for name in saved)
@@ -102,7 +122,7 @@ def saved_bytes(cfg: TransformerConfig, tokens: int, remat: str, tensor: int = 1
 
 
 def argument_bytes(args: Any) -> int:
-    """Bytes of abstract arguments on one chip; an argument without a sharding is replicated."""
+    """Returns the bytes per device of abstract arguments; without a sharding, one is replicated."""
 
     def count(leaf: Any) -> int:
         shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape

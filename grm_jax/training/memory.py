@@ -1,11 +1,11 @@
-"""Chooses what an update recomputes, and its micro-batches, by the memory of a device.
+"""Chooses the rematerialisation and the micro-batch size of an update that fit device memory.
 
     config.model_overrides.remat = "auto"    the least recomputation that fits
     config.STAGE.micro_rows = -1             the most sequences at once that fit with it
 
-Each stage chooses for its own update, before it starts. Candidates are ordered by an estimate from
-shapes; the compiler's own figure decides. Results do not depend on the choice, except that other
-micro-batches add gradients up in another order.
+Each stage chooses for its own update, before it starts. An estimate from shapes picks the candidate
+to compile; the compiler's peak memory decides. Results do not depend on the choice, except for the
+order in which the gradients of micro-batches are added.
 """
 
 import dataclasses
@@ -25,15 +25,22 @@ from grm_jax.training.programs import AUTO, Program, model_config
 
 log = logging.getLogger(__name__)
 GIB = 2.0**30
-HEADROOM = 0.1  # of the memory, free at the peak
-MOST_COMPILED = 3
-# Not "none", which saves what is elementwise, nor "dots", which saves as much as "products" does.
+HEADROOM = 0.1  # share of the memory that stays free at the peak
+MOST_COMPILED = 3  # candidates; one more if none of them fits
+# From the least recomputation. Not "none", which also saves elementwise results, nor "dots", which
+# saves as much as "products" but also recomputes attention.
 POLICIES = ("products", "mlp", "outputs", "full")
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Candidate:
-    """A policy of `TransformerConfig.remat`, and the sequences at once on each shard."""
+    """A choice for an update.
+
+    Attributes:
+      remat: a policy of `TransformerConfig.remat`.
+      micro_rows: sequences that each data-parallel shard processes at once; 0 if the config sets
+        `micro_batches` instead.
+    """
 
     remat: str
     micro_rows: int
@@ -48,20 +55,22 @@ def choose(
     report: Callable[[str], None] = log.info,
     taken: int = 0,
 ) -> ConfigDict:
-    """Returns the config with the open `remat` and `micro_rows` of a stage set.
+    """Returns the config with values for a stage's `remat="auto"` and `micro_rows=-1`.
 
-    Deterministic, and the same on all hosts: a function of the config, the mesh and the compiler.
+    Deterministic, and the same on all hosts: a function of the config, the mesh, the memory and the
+    compiler.
 
     Args:
       config: an experiment.
       stage: "rft", "rl" or "meta_rm".
       mesh: of the update; its devices may be compile-only.
-      memory: bytes of a device; default `plan.device_memory`, half of the machine's over all
-        emulated devices on a CPU.
-      measure: config with a candidate -> bytes per device at the peak of its update, infinite if
-        it cannot fit. Default compiles it, with the compilation cache; call it under the mesh.
-      report: gets one line about the choice.
-      taken: bytes of a device that other models hold, such as a judge's.
+      memory: bytes of a device. Default `plan.device_memory`: on a CPU, half of the machine's
+        memory divided by the emulated devices.
+      measure: config with a candidate's values -> peak bytes per device of its update, infinite if
+        it cannot fit. The default compiles the update, which needs the mesh in context; the
+        compilation cache stores it.
+      report: receives one line about the choice.
+      taken: bytes per device that other models occupy, such as a judge.
     """
     if not is_open(config, stage):
         return config
@@ -85,13 +94,13 @@ def choose(
 
 
 def is_open(config: ConfigDict, stage: str) -> bool:
-    """Whether the stage's `remat` or `micro_rows` has to be chosen."""
+    """Returns whether the stage has `remat="auto"` or `micro_rows=-1`."""
     remat = config.get("model_overrides", {}).get("remat")
     return remat == AUTO or config[stage].get("micro_rows", 0) < 0
 
 
 def open_candidates(config: ConfigDict, stage: str, mesh: Mesh) -> list[Candidate]:
-    """Returns the choices of a stage: the least recomputation first, then the most sequences."""
+    """Returns a stage's candidates: by least recomputation, then by most sequences at once."""
     section = config[stage]
     cfg_remat = config.get("model_overrides", {}).get("remat")
     policies = POLICIES if cfg_remat == AUTO else (model_config(config).remat,)
@@ -105,12 +114,12 @@ def open_candidates(config: ConfigDict, stage: str, mesh: Mesh) -> list[Candidat
 def estimate_peaks(
     config: ConfigDict, stage: str, mesh: Mesh, candidates: Sequence[Candidate]
 ) -> dict[Candidate, float]:
-    """Estimates, from shapes alone, the bytes per device of a stage's update at its peak."""
+    """Estimates the peak bytes per device of a stage's update from shapes alone."""
     cfg, tensor = model_config(config), mesh.shape["tensor"]
     program, resident = build_update(config, stage, mesh)
     fixed = resident + machines.argument_bytes(program.args)
     trained = machines.argument_bytes(program.args[0]["params"])  # as large as its gradients
-    fixed += trained * jnp.dtype(cfg.dtype).itemsize // 4
+    fixed += trained * jnp.dtype(cfg.dtype).itemsize // 4  # the copy in the compute dtype
     tokens = _tokens(config, stage)
     unit = cfg.replace(num_layers=len(cfg.pattern))
     working = machines.saved_bytes(unit, tokens, "none", tensor)  # one unit's backward pass
@@ -129,12 +138,13 @@ def estimate_peaks(
 def search(
     estimates: dict[Candidate, float], measure: Callable[[Candidate], float], limit: float
 ) -> dict[Candidate, float]:
-    """Measures few candidates until the best one that fits is known; returns their peaks.
+    """Measures few candidates until one of them is the best that fits; returns their peaks.
 
     Args:
-      estimates: candidate -> estimated peak, the best candidate first; the last needs least.
-      measure: candidate -> peak; infinite if it does not fit.
-      limit: largest peak that fits.
+      estimates: candidate -> estimated peak bytes, the best candidate first, the last the one that
+        needs least memory.
+      measure: candidate -> peak bytes, infinite if it does not fit.
+      limit: largest peak that fits, in bytes.
     """
     candidates, peaks, offset = list(estimates), dict[Candidate, float](), 0.0
     while len(peaks) < MOST_COMPILED:
@@ -143,8 +153,8 @@ def search(
         if best in peaks:
             break
         peaks[best] = measure(best)
-        # The estimate's error is of what all candidates share; where the compiler gives no figure,
-        # it is at least what was missing.
+        # The candidates share the estimate's error, so one peak corrects the other estimates. An
+        # infinite peak counts as 20% above the limit, and never lowers the correction.
         error = min(peaks[best], 1.2 * limit) - estimates[best]
         offset = max(offset, error) if math.isinf(peaks[best]) else error
     if min(peaks.values()) > limit and candidates[-1] not in peaks:
@@ -153,9 +163,10 @@ def search(
 
 
 def compiled_peak(program: Program, resident: int) -> float:
-    """Compiles a program under the mesh in context; returns its peak.
+    """Compiles a program under the mesh in context; returns its peak bytes per device.
 
-    Infinite if it cannot fit, 0 for a backend without figures.
+    `resident` bytes are added. Infinite if the compiler runs out of memory, 0 for a backend that
+    reports no memory.
     """
     try:
         stats = program.lower().compile().memory_analysis()
@@ -167,7 +178,7 @@ def compiled_peak(program: Program, resident: int) -> float:
 
 
 def build_update(config: ConfigDict, stage: str, mesh: Mesh) -> tuple[Program, int]:
-    """Returns a stage's update and the bytes per device of arrays that stay beside it."""
+    """Returns (a stage's update, bytes per device of arrays that stay beside it: the reference)."""
     if stage == "rft":
         return rft.build_sft_update(config, mesh), 0
     if stage == "meta_rm":
@@ -177,7 +188,7 @@ def build_update(config: ConfigDict, stage: str, mesh: Mesh) -> tuple[Program, i
 
 
 def batch_size(config: ConfigDict, stage: str) -> int:
-    """Returns the sequences of a stage's batch; the prompts of `rl`, whose groups share them."""
+    """Returns the sequences of a stage's batch. In `rl`, a prompt with its group is one."""
     if stage == "rft":
         return int(config.batch_size)
     return int(config.rl.prompts if stage == "rl" else config.meta_rm.batch_size)
@@ -191,6 +202,7 @@ def _tokens(config: ConfigDict, stage: str) -> int:
 
 
 def _with(config: ConfigDict, stage: str, candidate: Candidate) -> ConfigDict:
+    """Returns a copy of the config with a candidate's values."""
     chosen = config.copy_and_resolve_references()
     with chosen.ignore_type(), chosen.unlocked():
         chosen.model_overrides = {**chosen.get("model_overrides", {}), "remat": candidate.remat}

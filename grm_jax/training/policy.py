@@ -1,10 +1,10 @@
-"""The stage `policy`: GRPO of a policy that answers questions, with the rewards of a judge.
+"""The stage `policy`: GRPO of a policy that answers questions, rewarded by a judge.
 
-    questions -> G answers of each -> one listwise judgement per group -> rewards with status
-    -> the steps of grpo.py
+    questions -> G answers to each -> one listwise judgement per group -> rewards with status
+    -> the GRPO step of grpo.py
 
-The supervised start is the stage `sft`. An answer whose judgement is unparsed or failed has no
-reward: it is masked out of the loss, counted and logged, and no number stands for it.
+The stage `sft` is its supervised start. An answer whose judgement is unparsed or failed has no
+reward: it is masked out of the loss, counted and logged. No placeholder replaces the reward.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from grm_jax.types import Turn
 log = logging.getLogger(__name__)
 SHOWN = ("reward", "true_reward", "kl_sequence", "entropy", "length")
 
-# (prompt, id, truth) of a question by place.
+# The fields (prompt, id, truth) of a `Question`; the tokens are added by `make_question`.
 Place = tuple[str | list[Turn], str | None, Callable[[str], float] | None]
 
 
@@ -47,10 +47,10 @@ def train(
 
     Args:
       run: config, mesh, tokenizer and stop signal; `config.policy` has the settings.
-      start: () -> the first float32 parameters, new arrays on each call; the reference of the KL
-        penalty is made of them.
-      folder: of the stage; it resumes from the newest checkpoint there.
-      report: gets the line of `memory.choose`.
+      start: () -> the initial float32 parameters, new arrays on each call. The reference of the KL
+        penalty is a copy of them.
+      folder: of the stage. Training resumes from the newest checkpoint there.
+      report: receives the line of `memory.choose`.
 
     Returns:
       The trained parameters.
@@ -65,7 +65,10 @@ def train(
 
 
 def with_section(config: ConfigDict, name: str, source: str) -> ConfigDict:
-    """Returns a config with the section `source` as the section `name`, which programs read."""
+    """Returns a copy of the config whose section `name` is its section `source`.
+
+    The GRPO programs read their settings from `config.rl`, fine-tuning from `config.rft`.
+    """
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config[name] = config[source]
@@ -75,7 +78,7 @@ def with_section(config: ConfigDict, name: str, source: str) -> ConfigDict:
 def environment(run: loop.Run) -> rollouts.Environment:
     """Returns the prompts and rewards of `config.policy`.
 
-    Source "rule": those of the RL stage, with the policy's settings.
+    With the source "rule" these are the comparisons and the rule of the RL stage.
     """
     settings = JudgeSettings.of(run.config.policy.judge)
     if settings.source == RULE:
@@ -86,7 +89,10 @@ def environment(run: loop.Run) -> rollouts.Environment:
 def judged_environment(
     run: loop.Run, scorer: Scorer, settings: dict[str, Any] | None = None
 ) -> rollouts.Environment:
-    """Returns the environment of questions whose answers a scorer rewards."""
+    """Returns the environment of questions whose answers a scorer rewards.
+
+    settings: values that the rewards depend on, for the checkpoint's record.
+    """
     config, section = run.config, run.config.policy
     at, identity = question_source(config, run.workdir)
 
@@ -118,10 +124,10 @@ def judged_environment(
 def question_source(
     config: ConfigDict, workdir: PathLike | None = None, split: str = "train"
 ) -> tuple[Callable[[int], Place], str]:
-    """Returns (place -> question, identity of the data).
+    """Returns (position -> fields of a question, identity of the data).
 
-    The judging world has tasks with the truth of any answer. Other data give the queries of their
-    comparisons.
+    The judging world yields tasks, which have the true quality of any answer. Other data yield the
+    queries of their comparisons, without a truth.
     """
     data = config.data
     if data.judging == sources.WORLD:
@@ -156,9 +162,11 @@ def make_question(tokenizer: Tokenizer, place: Place) -> Question:
 def judge(
     batch: rollouts.PromptBatch, replies: rollouts.Replies, scorer: Scorer
 ) -> tuple[list[GroupRewards | None], float]:
-    """Returns the rewards of each group, and the seconds.
+    """Scores the groups whose answers differ.
 
-    None: all answers of the group are equal, so that it has no advantage and is not judged.
+    Returns:
+      (rewards of each group, seconds). None for a group of equal answers: it is not judged, since
+      its advantages are 0.
     """
     start = time.perf_counter()
     groups = [
@@ -175,7 +183,7 @@ def judge(
 
 
 def judge_seed(seed: int) -> int:
-    """Returns the judge's 31-bit seed of a step, which differs from the sampler's."""
+    """Derives the judge's 31-bit seed from a step's seed, which the policy's sampler uses."""
     return int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]) >> 1
 
 
@@ -185,7 +193,14 @@ def rewards_of(
     judged: Sequence[GroupRewards | None],
     lengths_PxG: np.ndarray,
 ) -> rollouts.Rewards:
-    """Returns the rewards of a step. Groups of equal answers count, with advantage 0."""
+    """Returns the rewards of a step. Groups of equal answers count, with advantage 0.
+
+    Args:
+      batch: P prompts.
+      replies: G answers to each.
+      judged: rewards of each group, None for a group of equal answers.
+      lengths_PxG: tokens of each answer.
+    """
     values_PxG = np.zeros(lengths_PxG.shape, np.float32)
     scored_PxG = np.ones(lengths_PxG.shape, bool)
     for p, group in enumerate(judged):
@@ -202,7 +217,10 @@ def rollout_metrics(
     judged: Sequence[GroupRewards | None],
     lengths_PxG: np.ndarray,
 ) -> dict[str, float]:
-    """Computes the metrics of a step's answers; without a judged answer there is no `reward`."""
+    """Computes the metrics of a step; `reward` is missing if no answer has one.
+
+    Args: see `rewards_of`.
+    """
     groups = [group for group in judged if group is not None]
     results = [reward for group in groups for reward in group.rewards]
     values = [reward.reward for reward in results if reward.reward is not None]
@@ -230,7 +248,7 @@ def rollout_metrics(
 
 
 def share(flags: Any) -> float:
-    """Returns the share of true values, 0 for none."""
+    """Returns the share of true flags; 0 if there are no flags."""
     flags = list(flags)
     return sum(map(bool, flags)) / len(flags) if flags else 0.0
 
@@ -238,10 +256,14 @@ def share(flags: Any) -> float:
 def pair_accuracy(
     judged: Sequence[GroupRewards | None], truths: Sequence[Sequence[float]]
 ) -> dict[str, float]:
-    """Returns {"pair_accuracy": share of answer pairs that the judge orders as the truth does}.
+    """Returns {"pair_accuracy": share of answer pairs whose rewards are ordered as their truths}.
 
-    Of pairs of a group whose truths differ and that both have a reward; equal rewards count half.
-    Empty without such a pair.
+    A pair is two answers of a group that both have a reward and differ in true quality. Equal
+    rewards count half. Returns {} if there is no pair.
+
+    Args:
+      judged: rewards of each group; None counts as no rewards.
+      truths: true quality of each group's answers.
     """
     credits = []
     for group, true in zip(judged, truths):
@@ -255,7 +277,10 @@ def pair_accuracy(
 
 
 def check_scored(judged: Sequence[GroupRewards | None], most: float) -> None:
-    """Logs answers without a reward, and raises TrainingError if they are too many of a step."""
+    """Logs the judged answers of a step that have no reward.
+
+    Raises TrainingError if their share is above `most`.
+    """
     results = [reward for group in judged if group is not None for reward in group.rewards]
     missing = [reward for reward in results if reward.status != SCORED]
     if not missing:
@@ -267,8 +292,8 @@ def check_scored(judged: Sequence[GroupRewards | None], most: float) -> None:
     )
     if len(missing) > most * len(results):
         raise TrainingError(
-            f"{counts}. More than config.policy.max_unscored={most:g} of a step: repair the judge, "
-            "and run the same command again to resume from the last checkpoint"
+            f"{counts}. That is more than config.policy.max_unscored={most:g} of a step's judged "
+            "answers: fix the judge, then run the same command to resume from the last checkpoint"
         )
     log.log(logging.WARNING if failed else logging.INFO, "policy: %s", counts)
 
@@ -284,8 +309,13 @@ def train_sft(
 ) -> Any:
     """Fine-tunes a policy on demonstrations, so that it answers at all.
 
-    The judging world has answers of mixed quality: `sft.demonstrations` to each of `sft.tasks`
-    tasks. Other data have the general instructions of `config.data.general`.
+    In the judging world these are answers of mixed quality, `sft.demonstrations` to each of
+    `sft.tasks` tasks; with other data, the general instructions of `config.data.general`.
+
+    Args, returns: see `train`.
+
+    Raises:
+      TrainingError: there are no demonstrations.
     """
     config = with_section(run.config, "rft", "sft")
     run = run.with_config(memory.choose(config, "rft", run.mesh, report=report))

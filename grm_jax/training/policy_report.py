@@ -1,4 +1,4 @@
-"""The end of the stage `policy`: judge reward and true reward over the KL, as picture and table."""
+"""Table and figure at the end of the stage `policy`: judge reward and true reward over the KL."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from grm_jax.training.metrics import read_jsonl
 
 PICTURE = "policy.png"
 KL = "KL to the start policy (nats per answer)"
-# metric -> title; the first two are drawn over the KL, the others over the steps.
+# metric -> title in table and figure.
 TITLES = {
     "reward": "reward",
     "true_reward": "true reward",
@@ -26,14 +26,15 @@ TITLES = {
     "unparsed": "answers with unparsed judgement",
     "failed": "answers with failed judgement",
 }
+# The first two panels are drawn over the KL, the others over the steps.
 PANELS = ("reward", "true_reward", "pair_accuracy", "kl_sequence", "length", "entropy")
 
 
 def closing_text(folder: PathLike) -> str:
-    """Draws policy.png in the folder of the finished stage, and returns the table of its metrics.
+    """Writes policy.png to the folder of the finished stage; returns a table of its metrics.
 
-    The rows of the table are the metrics, the columns their means over the first and the last tenth
-    of the steps.
+    The table has a row per metric, with its means over the first and the last tenth of the steps,
+    and the path of the figure. Empty for fewer than two steps.
     """
     folder = as_path(folder)
     rows = read_jsonl(folder / "metrics.jsonl")
@@ -53,12 +54,15 @@ def closing_text(folder: PathLike) -> str:
 
 
 def values(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    """Returns a metric's values, of the rows that have it."""
+    """Returns a metric's values from the rows that have it."""
     return [float(row[name]) for row in rows if name in row]
 
 
 def picture(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """Draws the metrics of a log: both rewards over the KL, the others over the steps."""
+    """Draws a panel per metric of `PANELS`; one with fewer than two values stays empty.
+
+    rows: of metrics.jsonl, one per step.
+    """
     from matplotlib.figure import Figure
 
     names = [name for name in PANELS if len(values(rows, name)) > 1]
@@ -75,7 +79,7 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def draw_over_kl(axes: Any, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-    """Draws a reward over the KL: a point per step, and a line of means over an eighth of them."""
+    """Draws a reward over the KL: a point per step, and a running mean over an eighth of them."""
     rows = [row for row in rows if name in row]
     kl, reward = values(rows, "kl_sequence"), values(rows, name)
     window = max(1, len(rows) // 8)

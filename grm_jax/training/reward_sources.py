@@ -41,7 +41,7 @@ from grm_jax.training.errors import TrainingError
 from grm_jax.training.machines import argument_bytes
 from grm_jax.types import Turn
 
-RULE = "rule"  # the rule of the RL stage, whose prompts are comparisons and not questions
+RULE = "rule"  # the rule-based reward of the RL stage; its prompts are comparisons
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Question:
 
     Attributes:
       prompt: the user's text, or a conversation.
-      tokens: of the prompt, as the policy reads it.
+      tokens: token ids of the prompt in the policy's chat format.
       id: for logs and errors.
-      truth: answer -> its true quality; None where nobody has it.
+      truth: answer -> its true quality; None if the data have none.
     """
 
     prompt: str | list[Turn]
@@ -61,23 +61,24 @@ class Question:
     truth: Callable[[str], float] | None = None
 
 
-# (questions, their groups of answers, seed) -> the rewards of each group, in this order.
+# (questions, the group of answers to each, seed) -> the rewards of each group, in the same order.
 Scorer = Callable[[Sequence[Question], Sequence[Group], int], list[GroupRewards]]
 
 
 @dataclasses.dataclass(frozen=True)
 class JudgeSettings:
-    """The section `policy.judge`. 0 and "" are unset.
+    """The section `policy.judge`. An empty text, and 0 where it is the default, mean unset.
 
     Attributes:
-      source: a name of `SOURCES`, or "rule".
-      path: the judge of "colocated": a folder or a hub name; a scalar reward model works too.
-      meta_rm: its meta reward model, of the same kind.
-      quantize: "int8" for weights of one byte.
+      source: a name in `SOURCES`, or "rule".
+      path: folder or hub name of the judge of "colocated", which may be a scalar reward model.
+      meta_rm: folder or hub name of its meta reward model.
+      quantize: "int8" for int8 weights.
       dtype: of the judge's parameters and computation.
-      prompt_slots, rows: bounds of its batch; 0: as much as memory holds.
-      model: name of its architecture, which `--compile_only` needs.
-      url: address of `grm serve` for "served".
+      prompt_slots, rows: most prompts in the judge's batch, and most critiques of each at once. 0:
+        as many as fit in memory.
+      model: name of the judge's architecture; only `--compile_only` uses it.
+      url: address of `grm serve` for "served", without /v1.
       key_variable: environment variable with the server's API key.
       parallel, retries, timeout, deadline: of the requests, see `serving.client.Client`.
       The others are those of `judging.rewards.RewardOptions`.
@@ -111,20 +112,24 @@ class JudgeSettings:
 
     @classmethod
     def of(cls, section: ConfigDict | Mapping[str, Any]) -> JudgeSettings:
-        """Returns the settings of a section, whose other fields have the defaults."""
+        """Returns the settings of a config section; missing fields have their defaults."""
         return cls(**dict(section))
 
     def options(self, seed: int = 0) -> RewardOptions:
-        """Returns the options of a call. Raises ValueError that names a wrong one."""
+        """Returns the options of one call of `score`.
+
+        Raises ValueError, naming the field, for a value outside its range.
+        """
         names = {field.name for field in dataclasses.fields(RewardOptions)}
         fields = {name: getattr(self, name) for name in names & set(vars(self))}
         unset = {name: None for name in ("max_new_tokens", "k_meta") if not fields[name]}
         return RewardOptions(**{**fields, **unset, "seed": seed})
 
     def shown(self) -> dict[str, Any]:
-        """Returns what rewards depend on, for the record of a checkpoint.
+        """Returns the settings that rewards depend on, for the record of a checkpoint.
 
-        Models are in it by name and fingerprint. Reads the files of a colocated judge.
+        A colocated judge and its meta reward model are recorded by name and fingerprint; their
+        files are read for it.
         """
         free = {"prompt_slots", "rows", "model", "url", "key_variable"}
         free |= {"parallel", "retries", "timeout", "deadline"}
@@ -139,13 +144,13 @@ SOURCES: Registry[Callable[[JudgeSettings, loop.Run], Scorer]] = Registry("rewar
 
 
 def rewards_of(group: Group, values: Sequence[float]) -> GroupRewards:
-    """Returns numbers as the rewards of a group."""
+    """Returns one number per response as the rewards of a group."""
     return GroupRewards(group.id, tuple(ResponseReward(float(value)) for value in values))
 
 
 @SOURCES.register("colocated")
 def colocated(settings: JudgeSettings, run: loop.Run) -> Scorer:
-    """Loads a judge on the mesh of the training; a judge keeps its weights there."""
+    """Loads a judge onto the training mesh, where its weights stay; returns its scorer."""
     judge = Judge.load(
         fetch(settings.path),
         meta_rm=fetch(settings.meta_rm) if settings.meta_rm else None,
@@ -159,9 +164,10 @@ def colocated(settings: JudgeSettings, run: loop.Run) -> Scorer:
 
 
 def resident_bytes(settings: JudgeSettings, mesh: Mesh) -> int:
-    """Returns the bytes per device of a colocated judge and its meta reward model.
+    """Returns the bytes per device that a colocated judge and its meta RM occupy during training.
 
-    Reads the headers of their files. They stay on the mesh during training.
+    Their copies for decoding are included. Reads only the headers of their files. Other sources
+    occupy 0 bytes.
     """
     if settings.source != "colocated":
         return 0
@@ -171,15 +177,15 @@ def resident_bytes(settings: JudgeSettings, mesh: Mesh) -> int:
 
 
 def in_use(cfg: TransformerConfig, settings: JudgeSettings) -> TransformerConfig:
-    """Returns the config of a judge as it is loaded."""
+    """Returns a judge's model config with the dtype and quantisation of the settings."""
     quantize = settings.quantize or cfg.quantize
     return cfg.replace(dtype=settings.dtype, param_dtype=settings.dtype, quantize=quantize)
 
 
 def held_bytes(cfg: TransformerConfig, mesh: Mesh) -> tuple[int, int]:
-    """Returns (bytes per device of a model's weights, of their copy for decoding).
+    """Returns (bytes per device of a model's weights, bytes of their copy for decoding).
 
-    A model with a scalar head does not decode.
+    A model with a scalar head does not decode: its second number is 0.
     """
     stored = argument_bytes(abstract_model(cfg, mesh)[1])
     if cfg.scalar_head:
@@ -194,7 +200,10 @@ def by_judge(judge: Judge, settings: JudgeSettings) -> Scorer:
 
 @SOURCES.register("served")
 def served(settings: JudgeSettings, run: loop.Run) -> Scorer:
-    """Returns the scorer of a judge behind `grm serve`. Process 0 sends the requests."""
+    """Returns the scorer of a judge behind `grm serve`.
+
+    Process 0 sends the requests and broadcasts the results.
+    """
     client = Client(
         settings.url,
         key_variable=settings.key_variable,
@@ -216,7 +225,7 @@ def served(settings: JudgeSettings, run: loop.Run) -> Scorer:
 
 @SOURCES.register("truth")
 def truth(settings: JudgeSettings, run: loop.Run) -> Scorer:
-    """Returns the scorer of the true quality, which the judging world has."""
+    """Returns the scorer of the true quality, which only the judging world has."""
 
     def scores(
         questions: Sequence[Question], groups: Sequence[Group], seed: int
@@ -227,11 +236,11 @@ def truth(settings: JudgeSettings, run: loop.Run) -> Scorer:
 
 
 def true_rewards(question: Question, group: Group) -> GroupRewards:
-    """Returns the true quality of each answer. Raises TrainingError where nobody has it."""
+    """Returns the true quality of each answer. Raises TrainingError if the data have none."""
     if question.truth is None:
         raise TrainingError(
             "config.policy.judge.source='truth': only the judging world has the true quality "
-            "of any answer: set config.data.judging=world, or use a judge"
+            "of any answer. Set config.data.judging=world, or use a judge"
         )
     return rewards_of(group, [question.truth(text) for text in group.responses])
 
@@ -245,9 +254,9 @@ def longest(settings: JudgeSettings, run: loop.Run) -> Scorer:
 
 
 def check(settings: JudgeSettings, complete: bool = False) -> None:
-    """Raises ValueError, naming the field, for settings that no run can have.
+    """Raises ValueError, naming the field, for invalid settings.
 
-    complete: the model or the server is required too.
+    complete: a missing `path` or `url` is invalid too, if the source needs it.
     """
     needed = {"colocated": "path", "served": "url"}.get(settings.source)
     if complete and needed and not getattr(settings, needed):

@@ -1,4 +1,4 @@
-"""Prompts, rewards and padded arrays of rollouts; the steps of the algorithm are in grpo.py.
+"""Prompts, rewards and padded arrays of rollouts; grpo.py has the step.
 
 Axes: P prompts, S prompt tokens, G samples per prompt, T completion tokens.
 """
@@ -29,7 +29,7 @@ from grm_jax.types import UNPARSED, Comparison, Critique
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A comparison as the policy reads it: response order, template name and token ids."""
+    """A comparison rendered for the policy: response order, template name and token ids."""
 
     comparison: Comparison
     order: tuple[int, ...]
@@ -60,8 +60,8 @@ class PromptBatch(NamedTuple):
 
     Attributes:
       prompts: each `HasTokens`; the environment's rewards read its further fields.
-      too_long: number of prompts that were too long, and are replaced by others of the batch.
-      seed: of the step, for the sampler and for a judge.
+      too_long: number of prompts that were too long; others of the batch replace them.
+      seed: of the step, for the sampler and a judge.
     """
 
     prompts: Sequence[Any]
@@ -74,8 +74,8 @@ class Rewards(NamedTuple):
 
     Attributes:
       values: float32 (P, G); ignored where a sample has no reward.
-      metrics: to be logged.
-      scored: bool (P, G), which samples have a reward; None if all have one.
+      metrics: of the step, for the log.
+      scored: bool (P, G): which samples have a reward; None if all have one.
     """
 
     values: np.ndarray
@@ -95,15 +95,16 @@ Replies = Sequence[Sequence[CritiqueReply]]  # P prompts, G samples of each
 
 @dataclasses.dataclass(frozen=True)
 class Environment:
-    """Prompts and rewards: all in which one stage of GRPO differs from another.
+    """The prompts and rewards of a GRPO stage; stages share everything else.
 
     Attributes:
       stage: name of the stage.
-      prompts: (step, seed) -> its prompts, a function of both alone, so that a run resumes exactly.
-      rewards: (prompts, replies, lengths in tokens (P, G)) -> rewards, a function of these alone.
+      prompts: (step, seed) -> the prompts of the step.
+      rewards: (prompts, replies, lengths in tokens (P, G)) -> rewards. Both depend on their
+        arguments alone, so that a run resumes exactly.
       identity: of the data; it must be equal on resume.
       shown: metrics beside the progress bar.
-      settings: values on which the rewards depend; a change on resume is logged.
+      settings: values that the rewards depend on; a change on resume is logged.
     """
 
     stage: str
@@ -143,7 +144,7 @@ def fitting(
 ) -> tuple[list[AnyPrompt], int]:
     """Replaces prompts of more than `max_len` tokens by others of the batch.
 
-    section: of the config, for the error.
+    section: config section that the error names.
 
     Returns:
       (prompts, number of prompts that were too long).
@@ -186,7 +187,7 @@ def roll_out(
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Samples `rl.group_size` completions per prompt, and computes rewards and advantages.
 
-    With `rl.rollout_quantize` the samples are of an int8 copy of the policy, made for this call.
+    With `rl.rollout_quantize` it samples from an int8 copy of the policy, made for this call.
 
     Returns:
       (arrays, metrics): the arrays of `grpo.rollout_shapes`, `sampler_logps` and `advantages`. The
@@ -274,12 +275,15 @@ def trim(batch: dict[str, np.ndarray], buckets: int) -> dict[str, np.ndarray]:
 def rescaled(
     metrics: Mapping[str, Any], rollout: Mapping[str, np.ndarray], arrays: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns the metrics of an update as means over the completions that count, with kl_sequence.
+    """Rescales the metrics of an update to means over the completions that count.
 
-    The update divides by all completions. `kl_sequence` is in nats per completion: the sum of
+    The update divides by all completions. Adds `kl_sequence` in nats per completion: the sum of
     log(policy / reference) over its tokens, an unbiased estimate of KL(policy || reference).
 
-    rollout: arrays of `roll_out`.  arrays: the same on the devices, with `ref_logps`.
+    Args:
+      metrics: of the update.
+      rollout: arrays of `roll_out`.
+      arrays: the same on the devices, with `ref_logps`.
     """
     counted = int((rollout["mask"].sum(axis=2) > 0).sum())
     log_ratio = (arrays["sampler_logps"] - arrays["ref_logps"]) * arrays["mask"]
@@ -297,7 +301,7 @@ def rollout_metrics(
     critiques: Sequence[Sequence[Critique]],
     lengths_PxG: np.ndarray,
 ) -> dict[str, float]:
-    """Computes shares over the samples, and the share of groups whose rewards are all equal."""
+    """Computes the metrics of a step's critiques; `group_zero` is the share of all-equal groups."""
     flat = [critique for group in critiques for critique in group]
     outcomes = [
         rft_data.outcome_of(p.comparison, c) for p, group in zip(prompts, critiques) for c in group
