@@ -4,10 +4,10 @@
     adapter_model.safetensors     base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight ...
 
 A module with the weight W (out, in) and the adapter A (rank, in), B (out, rank) computes
-(W + scale B A) x, with scale = alpha / rank. `merge_into` replaces the tensors of an open
-checkpoint by ones that add scale B A to the ranges that are read, in float32, before they are
-rounded to the parameter's dtype. So every format of base loads as without adapters: sharded,
-quantised on load, and without a second copy.
+(W + scale B A) x, with scale = alpha / rank. `merge_into` wraps the tensors of an open checkpoint:
+a wrapped tensor adds scale B A, in float32, to the ranges that are read, before they are rounded to
+the parameter's dtype. So a base of any format loads as it does without adapters: sharded, quantised
+on load, and without a second copy.
 """
 
 import dataclasses
@@ -32,14 +32,14 @@ INNER = "model."  # of a module in the table of tensor names
 
 
 class Place(NamedTuple):
-    """A weight that an adapter may change: our parameter, and its tensor in Hugging Face's form."""
+    """A weight that can have an adapter: path of our parameter, and its Hugging Face tensor."""
 
     param: str
     tensor: DiskTensor
 
 
 class Adapter(NamedTuple):
-    """The adapter of one module. a: (rank, in), b: (out, rank), on disk."""
+    """The adapter of one module. On disk: a (rank, in) and b (out, rank)."""
 
     a: SafetensorsTensor
     b: SafetensorsTensor
@@ -50,7 +50,7 @@ class Adapter(NamedTuple):
 class Adapters:
     """An adapter folder that fits a model: adapters by module, "model.layers.0.self_attn.q_proj".
 
-    score: a classifier's reward head, which replaces the base's; None without.
+    score: reward head of a classifier, which replaces the base's; None for other adapters.
     """
 
     folder: Path
@@ -60,7 +60,7 @@ class Adapters:
 
 
 def places(cfg: TransformerConfig) -> dict[str, Place]:
-    """Returns the modules of a model that may have an adapter, by their Hugging Face names."""
+    """Returns the weights of a model that can have an adapter, by Hugging Face module name."""
     return {
         tensor.name.removesuffix(".weight"): Place(param, tensor)
         for param, source in tensor_map(cfg, "hf").items()
@@ -73,9 +73,9 @@ def open_adapters(folder: str | os.PathLike[str], cfg: TransformerConfig) -> Ada
     """Opens an adapter folder for a model.
 
     Raises:
-      FileNotFoundError: a missing file.
-      ValueError: a field of the config that is not supported, or a tensor that the model does not
-        have, of another shape, or missing.
+      FileNotFoundError: a file is missing.
+      ValueError: a field of the config is not supported; or a tensor is missing, has another shape,
+        or has no counterpart in the model.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -96,9 +96,9 @@ def open_adapters(folder: str | os.PathLike[str], cfg: TransformerConfig) -> Ada
 def _tensors(
     file: SafetensorsFile, config: AdapterConfig
 ) -> tuple[str, dict[str, dict[str, SafetensorsTensor]], SafetensorsTensor | None]:
-    """Returns the base's prefix of names, {module: {side: tensor}}, and the score if any.
+    """Returns (name prefix of the base's modules, {module: {side: tensor}}, score or None).
 
-    The prefix of multimodal models differs; modules have the names of a text model.
+    The prefix of multimodal models differs; the modules returned have a text model's names.
     """
     prefix, score = INNER, None
     sides: dict[str, dict[str, SafetensorsTensor]] = {}
@@ -119,7 +119,7 @@ def _tensors(
             prefix = own_prefix
             module = sides.setdefault(INNER + inner.removeprefix(own_prefix), {})
             if side in module:
-                raise ValueError(f"{file.path}: {one_line(name):.120} is there twice: remove one")
+                raise ValueError(f"{file.path}: {one_line(name):.120} is a duplicate: remove it")
             module[side] = tensor
     if config.is_classifier and score is None:
         raise ValueError(
@@ -141,7 +141,7 @@ def _modules(
     prefix: str,
     sides: dict[str, dict[str, SafetensorsTensor]],
 ) -> dict[str, Adapter]:
-    """Returns the adapter of every module that has one, after checks against config and model."""
+    """Returns the adapter of every module that has one. Raises ValueError as `open_adapters`."""
     of_base = f" (the adapter's base is {config.base})" if config.base else ""
     known, sizes = places(cfg), axis_sizes(cfg)
     in_base = lambda module: prefix + module.removeprefix(INNER)
@@ -191,9 +191,9 @@ def _modules(
 
 
 def merge_into(reader: Reader, cfg: TransformerConfig, adapters: Adapters) -> TransformerConfig:
-    """Replaces the adapted tensors of an open checkpoint by merged ones; see above.
+    """Replaces the adapted tensors of an open checkpoint by `MergedTensor`s.
 
-    Returns the configuration, with a reward head if the adapter has one.
+    Returns the model's config, with a reward head if the adapter has one.
     """
     cfg = cfg.replace(scalar_head=cfg.scalar_head or adapters.score is not None)
     sizes, stored, ours = axis_sizes(cfg), tensor_map(cfg, reader.format), tensor_map(cfg, "hf")
@@ -212,16 +212,17 @@ def merge_into(reader: Reader, cfg: TransformerConfig, adapters: Adapters) -> Tr
 
 
 class Delta(NamedTuple):
-    """An adapter, its axes in Hugging Face's form such as "NH,D", and the letters of the disk."""
+    """An adapter with its Hugging Face axes, such as "NH,D", and the axes of the tensor on disk."""
 
     adapter: Adapter
     axes: str
     letters: str
 
     def read(self, sizes: dict[str, int], index: Index) -> np.ndarray | None:
-        """Returns scale B A at an index of the disk's axes; None for an index of another array.
+        """Returns float32 scale B A at an index of the tensor on disk.
 
-        A digit among the letters selects one array of a tensor that holds several.
+        A digit among the letters selects one array of a tensor that holds several. Returns None if
+        the index selects another array.
         """
         bounds: dict[str, slice] = {}
         for letter, at in zip(self.letters, index, strict=True):
@@ -239,7 +240,7 @@ class Delta(NamedTuple):
 
 
 class MergedTensor:
-    """A tensor of a checkpoint to which adapters are added when it is read."""
+    """A tensor of a checkpoint that adds adapters to the ranges that are read."""
 
     def __init__(self, base: Any, sizes: dict[str, int]) -> None:
         self.base, self.sizes = base, sizes

@@ -1,7 +1,7 @@
 """Parses and writes adapter_config.json, the settings of a LoRA adapter of `peft`.
 
-A field that would change the numbers and is not supported is refused, also one that this version
-does not list; fields of training alone have no effect here.
+A field that is not supported and would change the results is refused, and so is an unknown field
+that is set. Fields that concern training alone are ignored.
 """
 
 import dataclasses
@@ -18,17 +18,17 @@ from grm_jax.storage import write_atomic
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 ALL_LINEAR = "all-linear"  # all TARGETS
-TASKS = {"CAUSAL_LM": False, "SEQ_CLS": True}  # whether it is a classifier's
-SCORE = "score"
+TASKS = {"CAUSAL_LM": False, "SEQ_CLS": True}  # task_type -> is_classifier
+SCORE = "score"  # module of a classifier's reward head
 
-# Fields that do not change what a saved adapter computes.
+# Fields that do not change what an adapter computes.
 _NO_EFFECT = (
     "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "lora_dropout",
     "peft_version", "megatron_core", "megatron_config", "loftq_config", "eva_config",
     "corda_config", "lora_ga_config", "qalora_group_size", "runtime_config", "ensure_weight_tying",
 )  # fmt: skip
 _UNSET: tuple[Any, ...] = (None, False, "none", [], {})
-# The other initialisations of `peft` also change the weights of the base.
+# The other initialisations of `peft` also change the base weights.
 _INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 MAX_RANK, MAX_PATTERN, MAX_REPEATS = 1 << 16, 2000, 8
 
@@ -42,8 +42,8 @@ class AdapterConfig:
       layers_to_transform: the adapted layers; None for all.
       rank_pattern, alpha_pattern: (regular expression, value) of modules with another r or alpha.
       modules_to_save: modules that the adapter replaces as a whole: a classifier's score.
-      is_classifier: of a sequence classifier.
-      base: the base model's name, for errors.
+      is_classifier: the adapter is of a sequence classifier (task_type "SEQ_CLS").
+      base: `base_model_name_or_path`, for errors.
     """
 
     r: int = 8
@@ -60,10 +60,11 @@ class AdapterConfig:
     base: str = ""
 
     def rank(self, module: str) -> int:
+        """Returns the rank of a module's adapter."""
         return int(_by_pattern(self.rank_pattern, module, self.r))
 
     def scale(self, module: str) -> float:
-        """Returns the factor of B A of a module."""
+        """Returns the factor by which a module's B A is multiplied."""
         rank = self.rank(module)
         alpha = _by_pattern(self.alpha_pattern, module, self.lora_alpha)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
@@ -130,7 +131,9 @@ def read_config(folder: Path) -> AdapterConfig:
         base=one_line(fields.get("base_model_name_or_path") or "")[:120],
     )
     if not config.target_modules:
-        raise check.wrong("target_modules", fields.get("target_modules"), "name its modules")
+        raise check.wrong(
+            "target_modules", fields.get("target_modules"), "name the adapted modules"
+        )
     for name in config.modules_to_save:
         if name not in (SCORE, "classifier"):  # peft lists both for every sequence classifier
             raise check.not_supported("modules_to_save", list(config.modules_to_save))
@@ -138,7 +141,7 @@ def read_config(folder: Path) -> AdapterConfig:
 
 
 def write_config(folder: Path, config: AdapterConfig) -> None:
-    """Writes adapter_config.json; peft has defaults for the other fields."""
+    """Writes adapter_config.json. Fields that are not written have peft's defaults."""
     tasks, alpha = {is_classifier: task for task, is_classifier in TASKS.items()}, config.lora_alpha
     fields = {
         "peft_type": "LORA",
@@ -175,7 +178,7 @@ class _Checks:
         )
 
     def supported(self, name: str, value: Any) -> None:
-        """Raises ValueError for a value that changes the numbers in a way that is not supported."""
+        """Raises ValueError for a value that changes the results and is not supported."""
         choices = {
             "peft_type": ("LORA",),
             "task_type": (None, *TASKS),
@@ -197,10 +200,10 @@ class _Checks:
         return value
 
     def listed(self, name: str, value: Any) -> tuple[str, ...]:
-        """Returns a list of texts; one text alone counts as a list."""
+        """Returns the strings of a list; a string alone counts as a list of one."""
         value = [] if value is None else [value] if isinstance(value, str) else value
         if not isinstance(value, list) or not all(v and isinstance(v, str) for v in value):
-            raise self.wrong(name, value, "give a list of texts")
+            raise self.wrong(name, value, "give a list of strings")
         return tuple(value)
 
     def names(self, name: str, value: Any, pattern: bool) -> tuple[str, ...] | str:
@@ -216,7 +219,7 @@ class _Checks:
 
     def patterns(self, name: str, value: Any, whole: bool = False) -> tuple[tuple[str, Any], ...]:
         if not isinstance(value, dict | None):
-            raise self.wrong(name, value, "give an object of numbers by module")
+            raise self.wrong(name, value, "give an object of module patterns and numbers")
         return tuple(
             (self.pattern(name, pattern), self.number(f"{name}[{pattern!r:.40}]", number, whole))
             for pattern, number in (value or {}).items()
@@ -227,10 +230,10 @@ class _Checks:
         try:
             re.compile(pattern)
         except (re.error, OverflowError, RecursionError) as error:
-            raise self.wrong(name, pattern, f"no regular expression ({error})") from None
+            raise self.wrong(name, pattern, f"give a regular expression ({error})") from None
         repeats = re.findall(r"[*+]|\{\d*,\d*\}", pattern)
         if re.search(r"\)[*+{]", pattern) or max(len(repeats) - MAX_REPEATS, 0):
             raise self.not_supported(name, pattern)
         if len(pattern) > MAX_PATTERN:
-            raise self.wrong(name, pattern, f"a regular expression has up to {MAX_PATTERN:,} signs")
+            raise self.wrong(name, pattern, f"use at most {MAX_PATTERN:,} characters")
         return pattern

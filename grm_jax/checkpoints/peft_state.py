@@ -1,9 +1,10 @@
 """Saves the adapters of a model in training as a folder of `peft`, and loads them again.
 
-    save_adapters(params, cfg, folder, base="google/gemma-2-9b")      cfg.lora: of the model
+    save_adapters(params, cfg, folder, base="google/gemma-2-9b")      # cfg.lora is set
     params = load_adapters(params, cfg, folder)
 
-Our A is (inputs, rank) and B (rank, outputs); those of peft are transposed, one module a layer.
+Our A is (inputs, rank) and B (rank, outputs), stacked over layers. peft has the transposes, one
+module per layer.
 """
 
 import os
@@ -33,11 +34,15 @@ def save_adapters(
 ) -> None:
     """Writes the adapters of a model as a folder that peft loads, in float32.
 
-    Every process must call it; process 0 writes. The reward head of a classifier is in the folder.
+    Every process must call it; process 0 writes. The folder of a classifier has its reward head.
 
     Args:
       params: the model's state, or its adapters alone.
+      cfg: of the model, with `lora`.
+      folder: existing adapter files in it are overwritten.
       base: name or path of the base model, for `base_model_name_or_path`.
+
+    Raises ValueError for a model without adapters.
     """
     folder, lora = Path(folder), _lora_of(cfg)
     entries = sorted(_entries(flat_params(params), cfg), key=lambda entry: entry.name)
@@ -55,7 +60,7 @@ def save_adapters(
         is_classifier=cfg.scalar_head,
         base=base,
     )
-    write_config(folder, config)  # last: without it, an interrupted folder does not load
+    write_config(folder, config)  # last, so that the folder of an interrupted save does not load
 
 
 def _lora_of(cfg: TransformerConfig) -> LoraConfig:
@@ -65,7 +70,7 @@ def _lora_of(cfg: TransformerConfig) -> LoraConfig:
 
 
 def _entries(flat: dict[str, nnx.Variable], cfg: TransformerConfig) -> Iterator[Entry]:
-    """Yields the tensors of the file. flat: `flat_params`."""
+    """Yields the tensors of the adapter file. flat: parameters by path, from `flat_params`."""
     sizes, rank = axis_sizes(cfg), _lora_of(cfg).rank
     for module, (param, tensor) in places(cfg).items():
         if f"{param}.a" in flat:
@@ -90,12 +95,12 @@ def load_adapters(
 ) -> nnx.State:
     """Returns a model's state, or its adapters alone, with the adapters of a folder.
 
-    Weights that have no adapter in the folder keep theirs. The folder's scales and ranks may differ
-    from those of `cfg.lora`: B absorbs the scale, and a lower rank fills the first ranks alone.
+    Adapters of modules that the folder does not have are unchanged. The folder's scales and ranks
+    may differ from `cfg.lora`: B absorbs the scale, and of a lower rank the rest of B is zero.
 
     Raises:
-      ValueError: as `open_adapters`; or the folder has an adapter of a higher rank than the model,
-        or of a weight that has none there.
+      ValueError: as `open_adapters`; or the folder adapts a module with a higher rank than the
+        model, or one that has no adapter in the model.
     """
     adapters = open_adapters(folder, cfg)
     arrays = _arrays(adapters, flat_params(params), cfg)
@@ -114,7 +119,7 @@ def load_adapters(
 def _arrays(
     adapters: Adapters, flat: dict[str, nnx.Variable], cfg: TransformerConfig
 ) -> dict[str, np.ndarray]:
-    """Returns the changed arrays by parameter path, each with all layers of its stack."""
+    """Returns the changed parameters by path, each with all layers of its stack."""
     lora, known = _lora_of(cfg), places(cfg)
     arrays: dict[str, np.ndarray] = {}
     for module, adapter in adapters.modules.items():

@@ -23,17 +23,19 @@ from grm_jax.sharding import constrain
 
 # PEFT's names of the weights that can have adapters.
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-HEAD = "score_D"  # of a reward model: new in it, so it is trained beside the adapters
+HEAD = "score_D"  # scalar head of a reward model; the base has none, so it is trained too
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Adapters of a model.
+    """The adapters of a model.
 
     Attributes:
-      rank: r.
-      alpha: the adapters' product is multiplied by alpha / rank.
-      targets: the weights with adapters, of TARGETS.
+      rank: r, the inner size of a @ b.
+      alpha: a @ b is multiplied by alpha / rank.
+      targets: the weights that have adapters, from TARGETS.
+
+    Raises ValueError for a rank below 1, an alpha that is not above 0, and unknown or no targets.
     """
 
     rank: int
@@ -49,7 +51,7 @@ class LoraConfig:
         if unknown := [name for name in self.targets if name not in TARGETS]:
             raise ValueError(f"LoRA target {unknown[0]!r:.80} is unknown: use {', '.join(TARGETS)}")
         if not self.targets:
-            raise ValueError(f"LoRA targets are empty: name some of {', '.join(TARGETS)}")
+            raise ValueError(f"LoRA targets are empty: use some of {', '.join(TARGETS)}")
 
 
 class LoraParam(nnx.Param):
@@ -68,6 +70,12 @@ class LoraArray:
 
 class LoraWeight(nnx.Module):
     """A frozen weight and its adapter; `weight[...]` is its `LoraArray`.
+
+    Args:
+      base: the weight.
+      contracted: its axes that the product sums over, counted from the last: (-2,) for a matrix.
+      config: of the adapters.
+      key: random key of `a`.
 
     Attributes:
       base: (U, inputs, outputs), an nnx.Param or an `Int8Weight`.
@@ -103,7 +111,7 @@ class LoraWeight(nnx.Module):
 def adapter_key(rngs: nnx.Rngs) -> jax.Array:
     """Returns a key for an adapter without drawing from `rngs`.
 
-    So the other weights are those of the same model without LoRA.
+    The other weights are therefore those of the model without LoRA.
     """
     stream = rngs["params"]
     return jax.random.fold_in(jax.random.fold_in(stream.key[...], stream.count[...]), 1)
@@ -112,18 +120,22 @@ def adapter_key(rngs: nnx.Rngs) -> jax.Array:
 def low_rank(x: jax.Array, w: LoraArray, multiply: Callable[..., jax.Array]) -> jax.Array:
     """Computes the adapter's part of a product, (x @ a) @ b * scale, in x's dtype.
 
-    x: (B, L, inputs). multiply: (product, x, w) -> product(x, w), as `weights.project`.
+    Args:
+      x: (B, L, inputs).
+      w: the weight; its base is not used.
+      multiply: (product, x, w) -> product(x, w), such as `weights.project`.
     """
     x_BxLxr = multiply(_OVER_AXES[w.a.ndim - 1], x, w.a)
     x_BxLxr = constrain(x_BxLxr, "batch", "length", "lora_rank")
     return multiply(_OVER_AXES[1], x_BxLxr, w.b) * jnp.asarray(w.scale, x.dtype)
 
 
+# Number of contracted axes -> product.
 _OVER_AXES = {axes: functools.partial(jnp.tensordot, axes=axes) for axes in (1, 2)}
 
 
 def base_path(path: str) -> str:
-    """Returns the path of a parameter in the model without LoRA; that of an adapter stays."""
+    """Returns the path of a base weight in the model without LoRA; other paths are unchanged."""
     return path.replace(".base", "")
 
 
@@ -145,8 +157,8 @@ def frozen(params: nnx.State) -> nnx.State:
 def merge_weights(model: Any) -> Any:
     """Returns the model without LoRA whose weights are base + a @ b * scale.
 
-    Sums are computed in float32. Int8 weights become weights of `cfg.param_dtype`; the others keep
-    their dtype, and weights without an adapter are shared with `model`.
+    Sums are computed in float32. Int8 weights are dequantised to `cfg.param_dtype`; the others keep
+    their dtype. Float weights without an adapter are shared with `model`.
     """
     cfg = model.cfg.replace(lora=None, quantize=None)
     graphdef, state = nnx.split(nnx.eval_shape(lambda: type(model)(cfg, nnx.Rngs(0))))
@@ -170,7 +182,13 @@ def merge_weights(model: Any) -> Any:
 
 @functools.lru_cache(maxsize=64)
 def _sum_of(sharding: Any, contracted: tuple[int, ...] = (), dtype: str | None = None) -> Any:
-    """Returns (base, [a, b,] scale) -> the merged weight, as a program."""
+    """Returns a jitted function (base, [a, b,] scale) -> merged weight.
+
+    Args:
+      sharding: of the result.
+      contracted: of an int8 base, which is (values, scales); empty for a float base.
+      dtype: of the result; default the base's.
+    """
 
     def merge(base: Any, *adapter: Any) -> jax.Array:
         if contracted:
@@ -181,7 +199,7 @@ def _sum_of(sharding: Any, contracted: tuple[int, ...] = (), dtype: str | None =
         *matrices, scale = adapter
         if matrices:
             a, b = matrices
-            # One adapter, or U of them.
+            # One adapter, or one for each of U units.
             product = functools.partial(jnp.tensordot, axes=1, precision="highest")
             stacked = a.ndim + b.ndim - 2 > base32.ndim
             base32 += (jax.vmap(product) if stacked else product)(a, b) * scale

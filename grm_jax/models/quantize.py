@@ -1,7 +1,7 @@
 """Int8 weights: symmetric, one float32 scale per output channel. They are not trained.
 
-A product converts the int8 values to the activations' dtype inside the product, which is exact,
-and multiplies the result by the scales:
+A product casts the int8 values to the activations' dtype inside the product, which is exact, and
+multiplies the result by the scales:
 
     x_BxD @ w_DxF  ~  (x_BxD @ values_DxF) * scale_F       scale_F = max over D of |w_DxF| / 127
 
@@ -27,7 +27,10 @@ LARGEST = 127
 
 
 def check_kind(kind: str | None, label: str = "quantize") -> None:
-    """Raises ValueError for a kind of quantisation, of weights or caches, that is unknown."""
+    """Raises ValueError for an unknown kind of quantisation, of weights or caches.
+
+    label: the setting that the error names.
+    """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"{label} = {kind!r:.80} is unknown: use {', '.join(KINDS)}, or omit it")
 
@@ -47,10 +50,10 @@ def quantize(w: jax.Array, contracted: tuple[int, ...]) -> tuple[jax.Array, jax.
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Int8Array:
-    """Values and scales.
+    """Int8 values and their float32 scales.
 
-    Of a weight: the scales' axes are the last axes of a product's result. Of keys or values in a
-    cache: one scale per token and KV head (`quantize_tokens`).
+    A weight's scales have the last axes of a product's result. Keys and values in a cache have one
+    scale per token and KV head (`quantize_tokens`).
     """
 
     values: jax.Array
@@ -67,11 +70,11 @@ def quantize_tokens(a: jax.Array) -> Int8Array:
 
 
 def hadamard(a: jax.Array) -> jax.Array:
-    """Returns (..., H) times an orthonormal Hadamard matrix, if H is a power of two; else a.
+    """Multiplies (..., H) by an orthonormal Hadamard matrix; unchanged unless H is a power of two.
 
-    Products of two rotated vectors are those of the vectors. A few coordinates of keys are large,
-    as in Qwen 2.5, whose keys have biases: rotated, no coordinate is, and the scale of a token is
-    smaller (QuaRot, arXiv 2404.00456).
+    The rotation preserves dot products. Keys can have a few large coordinates, as in Qwen 2.5,
+    whose keys have biases. The rotation spreads them over all coordinates, so that the scale of a
+    token is smaller (QuaRot, arXiv 2404.00456).
     """
     H = a.shape[-1]
     if H & (H - 1):
@@ -90,16 +93,20 @@ def _hadamard_matrix(H: int) -> np.ndarray:
 
 
 def dequantize_tokens(a: Any, dtype: Any) -> jax.Array:
-    """Returns keys or values of a cache in `dtype`; those that are not int8 as they are."""
+    """Returns keys or values of a cache in `dtype`; float ones are returned unchanged."""
     if not isinstance(a, Int8Array):
         return a
     return (a.values * a.scale[..., None]).astype(dtype)
 
 
 class Int8Weight(nnx.Module):
-    """A weight of a model, quantised; `weight[...]` is its `Int8Array`.
+    """A quantised weight of a model; `weight[...]` is its `Int8Array`.
 
-    The scales have the logical axes of the weight that the product does not sum over.
+    The scales have the weight's logical axes but the contracted ones.
+
+    Args:
+      weight: float.
+      contracted: axes that the product sums over, counted from the last: (-2,) for a matrix.
     """
 
     def __init__(self, weight: nnx.Param, contracted: tuple[int, ...]) -> None:
@@ -120,14 +127,14 @@ def is_quantized(variable: nnx.Variable) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def quantizer(contracted: tuple[int, ...], shardings: Any) -> Callable[..., Any]:
-    """Returns `quantize` as a program. shardings: of values and scales."""
+    """Returns `quantize`, jitted. shardings: of values and scales."""
     return jax.jit(functools.partial(quantize, contracted=contracted), out_shardings=shardings)
 
 
 def product(function: Callable[..., jax.Array], x: jax.Array, w: Int8Array) -> jax.Array:
-    """Computes function(x, w) in float32, times the scales.
+    """Returns float32 function(x, w.values) * w.scale.
 
-    function: jnp.matmul, or another that takes `preferred_element_type`.
+    function: jnp.matmul, or another product that takes `preferred_element_type`.
     """
     values = w.values.astype(x.dtype)
     out = (
@@ -151,7 +158,7 @@ def _frozen_product(
 
 
 def _frozen_product_backward(function: Callable[..., jax.Array], saved: Any, g: jax.Array) -> Any:
-    # The scales first, so that both factors of the gradient's product are in x's dtype.
+    # g is multiplied by the scales first, so that both factors of the product are in x's dtype.
     x, values, scale = saved
     _, product_of = jax.vjp(lambda x: function(x, values.astype(x.dtype)), x)
     return *product_of((g * scale).astype(x.dtype)), None, None
@@ -164,6 +171,6 @@ _frozen_product.defvjp(
 
 
 def lookup(table_VxD: Int8Array, tokens: jax.Array, dtype: Any) -> jax.Array:
-    """Returns the rows (..., D) of a table quantised by row."""
+    """Returns rows (..., D) of a table with one scale per row, in `dtype`."""
     rows = table_VxD.values[tokens].astype(jnp.float32)
     return (rows * table_VxD.scale[tokens][..., None]).astype(dtype)
