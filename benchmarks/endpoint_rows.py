@@ -1,4 +1,4 @@
-"""Compares the rows of one judge by our sampler and through llama.cpp's server, field by field.
+"""Compares the output rows of a judge from our sampler and from llama.cpp's server, by field.
 
     grm convert qwen2.5-coder-1.5b-instruct-q4_k_m.gguf MODEL
     python benchmarks/endpoint_rows.py --gguf qwen2.5-coder-1.5b-instruct-q4_k_m.gguf \\
@@ -7,10 +7,10 @@
 20 comparisons of PandaLM, k = 4, template benchmarks/judge_small_model.jinja. PYTHON is an
 interpreter with xllamacpp. Both runs resume from --work.
 
-The table of benchmarks/results/endpoint_rows.md counts, for each field of a row and of a critique,
-how often both judges wrote the same value (of `critiques`, the same number). The samples differ,
-and so do the scores and votes. The settings, the order of rows, the orders of responses and the
-names of all fields must be equal, but for those that only one kind of judge has.
+benchmarks/results/endpoint_rows.md counts, for each field of a row and of a critique, how often
+both outputs have the same value (of `critiques`, the same number). Samples, scores and votes
+differ. The settings, the order of rows, the orders of responses and the names of fields must be
+equal, except for fields that only one kind of judge has.
 """
 
 import argparse
@@ -44,7 +44,10 @@ def serve(gguf: str, slots: int) -> None:
 
 
 def compare(ours: Sequence[Mapping], theirs: Sequence[Mapping]) -> dict[str, tuple[int, int, str]]:
-    """Returns for each field the pairs with equal values, all pairs, and who lacks the field."""
+    """Returns {field: (pairs with equal values, all pairs, the side that lacks the field or "")}.
+
+    ours, theirs: rows of the same comparisons by the sampler and by the server.
+    """
     counts: dict[str, list[bool]] = {}
     lacking: dict[str, set[str]] = {}
 
@@ -67,6 +70,7 @@ def compare(ours: Sequence[Mapping], theirs: Sequence[Mapping]) -> dict[str, tup
 
 
 def statuses(rows: Iterable[Mapping]) -> Counter[str]:
+    """Counts the statuses of all critiques."""
     return Counter(critique["status"] for row in rows for critique in row["critiques"])
 
 
@@ -76,13 +80,17 @@ def page_elements(page: str) -> set[tuple[str, str]]:
 
 
 def table(fields: Mapping[str, tuple[int, int, str]]) -> str:
+    """Returns the result of `compare` as a Markdown table."""
     columns = {"field": "left", "equal": "right", "of": "right", "absent by": "left"}
     rows = [[f"`{name}`", *map(str, counts)] for name, counts in fields.items()]
     return common.markdown_table(columns, rows)
 
 
 def evaluate(args: argparse.Namespace, out: Path, *judge: object) -> list[dict[str, Any]]:
-    """Runs `grm eval`, or resumes it; returns the rows, which fit their schema."""
+    """Runs or resumes `grm eval`; returns its rows, checked against their schema.
+
+    judge: the flags that name the judge.
+    """
     from grm_jax.evals import cli
     from grm_jax.judging.codec import read_judged_rows
 
@@ -95,6 +103,7 @@ def evaluate(args: argparse.Namespace, out: Path, *judge: object) -> list[dict[s
 
 
 def evaluate_by_server(args: argparse.Namespace, out: Path) -> list[dict[str, Any]]:
+    """Starts the server in a subprocess, and runs `evaluate` on it."""
     command = [args.llama, __file__, "--serve", str(args.gguf), "--slots", str(args.slots)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
@@ -110,6 +119,7 @@ def evaluate_by_server(args: argparse.Namespace, out: Path) -> list[dict[str, An
 
 
 def page_of(rows: Path, page: Path) -> str:
+    """Writes the report page of a file of rows; returns its HTML."""
     from grm_jax import cli
 
     if status := cli.main(["report", str(rows), "-o", str(page)]):

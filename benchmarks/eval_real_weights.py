@@ -1,4 +1,4 @@
-"""Runs `grm eval` on real weights and data: Gemma 3 270M, and Qwen2.5-Coder-0.5B-Instruct.
+"""Runs `grm eval` with real weights and data: Gemma 3 270M and Qwen2.5-Coder-0.5B-Instruct.
 
     python benchmarks/eval_real_weights.py --model gemma-3-270m.gguf --tokenizer tokenizer.model \\
         --data DATA --work runs/eval_270m
@@ -6,17 +6,17 @@
         --data DATA --work runs/eval_05b
     python benchmarks/eval_real_weights.py --tables benchmarks/results/eval_qwen2.5_coder_1.5b
 
-100 comparisons of each benchmark. --tokenizer is Gemma 3's SentencePiece model. MODEL is what
-`grm convert qwen2.5-coder-0.5b-instruct-q4_k_m.gguf MODEL` writes. --work keeps every verdict: the
-same command resumes a killed run, and `--sets` names benchmarks to run first. Tables, figures and
-time go to benchmarks/results/eval_JUDGE. --tables writes tables and figures again, from the
-results.json of a folder.
+Judges 100 comparisons of each benchmark. --tokenizer is Gemma 3's SentencePiece model. MODEL is the
+output of `grm convert qwen2.5-coder-0.5b-instruct-q4_k_m.gguf MODEL`. --work stores every verdict,
+so that the same command resumes a killed run. --sets runs only the benchmarks that it names.
+Tables, figures and times go to benchmarks/results/eval_JUDGE. --tables rewrites the tables and
+figures of a folder from its results.json.
 
-- `gemma3_270m`: RM-Bench chat, PandaLM and GSM8K groups. A base model, so it gets a template of
-  worked examples and scores alone (benchmarks/judge_base_model.jinja) and a chat format without
+- `gemma3_270m`: RM-Bench chat, PandaLM and GSM8K groups. It is a base model: its template has
+  worked examples with scores only (benchmarks/judge_base_model.jinja), and its chat format has no
   turns.
 - `qwen2.5_coder_0.5b`: PandaLM, HumanEvalPack Python, GSM8K groups and RM-Bench chat, sampled and
-  greedy. An instruct model that was never trained to judge: it gets a template of short
+  greedy. It is an instruct model that was never trained to judge: its template has short
   instructions and worked examples (benchmarks/judge_small_model.jinja).
 """
 
@@ -38,7 +38,14 @@ HERE = Path(__file__).parent
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """How a model judges: arguments of each benchmark, arguments of all, result files to keep."""
+    """How a model judges.
+
+    Attributes:
+      sets: benchmark -> its own flags of `grm eval`.
+      options: flags with values for all benchmarks.
+      flags: flags without values for all benchmarks.
+      files: result files to copy into the repository.
+    """
 
     sets: Mapping[str, Sequence[str]]
     options: Mapping[str, object]
@@ -47,8 +54,8 @@ class Setup:
 
 
 JUDGES = {
-    # Balanced orders of a group of four are four prompts of 800 tokens, an hour on one core for 100
-    # comparisons. So GSM8K keeps the order of the file.
+    # GSM8K keeps the order of the file. With balanced orders a group of four is four prompts of 800
+    # tokens, an hour on one core for 100 comparisons.
     "gemma3_270m": Setup(
         {"rm_bench": ("--subset", "chat"), "pandalm": (), "gsm8k": ("--orders", "given")},
         {"template": HERE / "judge_base_model.jinja", "max_new_tokens": 20, "dtype": "float32"}
@@ -56,8 +63,8 @@ JUDGES = {
         ("--no_greedy",),
         ("results.json", "results.md", "results.html"),
     ),
-    # A prompt's four samples of one order take two rows, so that the rows stay busy. The page is
-    # not kept: it quotes comparisons.
+    # Four samples of one order share two rows, so that the rows stay busy. The HTML page is not
+    # copied, because it quotes comparisons.
     "qwen2.5_coder_0.5b": Setup(
         {"pandalm": (), "humanevalpack": ("--subset", "python"), "gsm8k": ()}
         | {"rm_bench": ("--subset", "chat")},
@@ -83,7 +90,7 @@ def interval(point: Mapping[str, Any] | None) -> str:
 
 
 def tables(entries: Sequence[Mapping[str, Any]]) -> str:
-    """Returns Markdown tables of results.json: accuracy over k of every vote, and rates."""
+    """Returns Markdown tables of results.json: accuracy over k by voting rule, and rates."""
     ks = sorted({int(k) for entry in entries for k in entry["curves"].get("sum", {})})
     columns = {"benchmark": "left", "vote": "left", "greedy": "right"}
     columns |= {f"k = {k}": "right" for k in ks}
@@ -107,7 +114,7 @@ def tables(entries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_results(setup: Setup, work: Path, out: Path) -> None:
-    """Writes the files of a results folder from those that `grm eval` wrote into `work`."""
+    """Writes the results folder `out` from the files that `grm eval` wrote to `work`."""
     out.mkdir(parents=True, exist_ok=True)
     for file in setup.files:
         text = (work / file).read_text(encoding="utf-8")
@@ -120,7 +127,7 @@ def write_results(setup: Setup, work: Path, out: Path) -> None:
 
 
 def write_tables(folder: Path) -> None:
-    """Writes tables.md and BENCHMARK.svg, the accuracy over k, from a folder with results.json."""
+    """Writes tables.md, and BENCHMARK.svg with the accuracy over k, beside a results.json."""
     from grm_jax.evals import plots, results
 
     entries = results.read_results(folder / results.FILE, complete=True)
@@ -131,7 +138,10 @@ def write_tables(folder: Path) -> None:
 
 
 def run(name: str, argv: Sequence[str], clocks: Path) -> None:
-    """Runs `grm eval` on a benchmark; adds its time to `clocks`. Raises SystemExit if it fails."""
+    """Runs `grm eval` on a benchmark; adds its seconds to the file `clocks`.
+
+    Raises SystemExit if it fails.
+    """
     from grm_jax.evals import cli
 
     clock, cpu = time.monotonic(), time.process_time()
@@ -167,7 +177,7 @@ def main() -> None:
     setup = JUDGES[args.judge]
     sets = args.sets or list(setup.sets)
     if unknown := [name for name in sets if name not in setup.sets]:
-        parser.error(f"--sets {unknown[0]}: use of {', '.join(setup.sets)}")
+        parser.error(f"--sets {unknown[0]}: use some of {', '.join(setup.sets)}")
     options: dict[str, object] = {"data": args.data, "model": args.model, "k": args.k}
     options |= {"limit": args.limit, "out": args.work, **setup.options}
     if args.tokenizer:

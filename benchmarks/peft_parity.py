@@ -1,12 +1,12 @@
-"""Compares LoRA adapters with `peft` on toys of every family, in float32.
+"""Compares LoRA adapters with `peft` on toy models of every family, in float32.
 
     python benchmarks/peft_parity.py --peers PYTHON [--out benchmarks/results/peft_parity.json]
 
-PYTHON: an interpreter with torch, transformers and peft, which makes the adapters and their results
-anew (tests/models/make_adapters.py). A distance is the largest difference over the largest value.
-The adapters of peft are merged while the base loads, and loaded beside it as in training, where
-gradients are compared too. Then peft loads the adapters that we save, beside its base and merged.
-About 4 minutes on 2 cores.
+PYTHON is an interpreter with torch, transformers and peft; it regenerates the adapters and their
+outputs (tests/models/make_adapters.py). A distance is the largest absolute difference divided by
+the largest absolute value. The adapters of peft are merged while the base loads, and loaded beside
+the base as in training, where gradients are compared too. Then peft loads the adapters that
+`save_adapters` writes, unmerged and merged. About 4 minutes on 2 cores.
 """
 
 import os
@@ -31,6 +31,7 @@ from grm_jax.checkpoints.peft_state import save_adapters  # noqa: E402
 
 
 def outputs(model, case, inputs) -> np.ndarray:
+    """Returns the rewards of a scalar model, else the logits. inputs: (tokens, mask)."""
     tokens, mask = inputs
     if case.scalar:
         return np.asarray(model.rewards(tokens, mask))[:, None]
@@ -38,7 +39,7 @@ def outputs(model, case, inputs) -> np.ndarray:
 
 
 def compare(name: str, results: dict[str, np.ndarray], scratch: Path) -> dict[str, float]:
-    """Returns the distances of one adapter. results: of make_adapters.py."""
+    """Returns the distances of one adapter. results: what make_adapters.py wrote."""
     (case, _), model = ADAPTERS[name], parity.unmerged(name)
     theirs = results[f"{name}/logits"]
     merged = outputs(parity.merged(name), case, batch(case))

@@ -1,11 +1,11 @@
-"""Compares a model's int8 weights and int8 keys and values with the float ones on real text.
+"""Compares int8 weights, and int8 keys and values, with float32 ones on real text.
 
     python benchmarks/quantisation.py MODEL... [--text FILE] [--tokens 1024]
         [--out benchmarks/results/quantisation.json]
 
-MODEL: a model folder or a GGUF file (those of real_weights.py and of its cache work). One forward
-pass in float32 over the text, in windows of 256 tokens, each of: float, int8 weights, int8 keys and
-values (every token attends to quantised ones, as decode steps do), and both. Figures: perplexity;
+MODEL is a model folder or a GGUF file, such as those of real_weights.py. Each variant runs a
+forward pass in float32 over the text in windows of 256 tokens: float32, int8 weights, int8 keys and
+values (every token attends to quantised ones, as in decode steps), and both. Metrics: perplexity;
 KL(float || int8) per token in nats, mean and 99th percentile; share of tokens with the same most
 likely next token. Two minutes for 0.5B parameters on two idle cores.
 """
@@ -33,7 +33,7 @@ VARIANTS = {
 
 
 def windows(model: str, text: str, count: int) -> np.ndarray:
-    """Returns the first `count` tokens of the text in rows of WINDOW, each after BOS if any."""
+    """Returns the first `count` tokens as int32 (N, WINDOW), each window after BOS if any."""
     from grm_jax.checkpoints import copy_tokenizer
     from grm_jax.text import tokenizer as tokenizers
 
@@ -53,7 +53,7 @@ def windows(model: str, text: str, count: int) -> np.ndarray:
 
 
 def int8_attention(cfg: Any, positions: Any, segments: Any) -> Any:
-    """Returns causal attention to keys and values as an int8 cache holds them."""
+    """Returns causal attention to keys and values rounded as in an int8 cache."""
     from grm_jax.models.attend import full_attention
     from grm_jax.models.quantize import dequantize_tokens, hadamard, quantize_tokens
 
@@ -67,7 +67,7 @@ def int8_attention(cfg: Any, positions: Any, segments: Any) -> Any:
 
 
 def log_probs(path: str, tokens_NxW: np.ndarray, quantize: str | None, int8_cache: bool) -> Any:
-    """Returns float32 log-probs of every next token, (N, W, V), of one variant."""
+    """Returns float32 log-probs (N, W, V) of one variant: position i predicts token i + 1."""
     import jax
     import jax.numpy as jnp
     from flax import nnx
@@ -93,7 +93,7 @@ def log_probs(path: str, tokens_NxW: np.ndarray, quantize: str | None, int8_cach
 
 
 def compare(reference: np.ndarray, other: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
-    """Returns the figures of one variant."""
+    """Returns the metrics of a variant. reference, other: log-probs (N, W, V). tokens: (N, W)."""
     kl = [(np.exp(p) * (p - q)).sum(axis=-1) for p, q in zip(reference[:, :-1], other[:, :-1])]
     next_logps = np.take_along_axis(other[:, :-1], tokens[:, 1:, None], axis=-1)
     same = (reference[:, :-1].argmax(-1) == other[:, :-1].argmax(-1)).mean()

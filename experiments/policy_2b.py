@@ -1,13 +1,13 @@
-"""A policy of Gemma-2-2B with the rewards of a 9B judge in int8, both on one slice.
+"""GRPO of Gemma-2-2B with the rewards of a 9B judge in int8, both on one slice.
 
     python launch/tpu.py --config experiments/policy_2b.py --workdir gs://BUCKET/policy_2b \
         --config.policy.judge.path=gs://BUCKET/spct_9b/rl/hf
     ... --config.policy.judge.source=served --config.policy.judge.url=http://HOST:8000
 
-The judge is that of spct_9b, or any judge of the architecture `policy.judge.model`. The policy
-starts from the instruction-tuned model, so it needs no supervised start.
+The judge is the result of spct_9b, or any judge of the architecture `policy.judge.model`. The
+policy starts from the instruction-tuned model, so it needs no supervised start.
 
-It never ran on a TPU. Compiled for v5litepod-16 and v4-16 (docs/policy.md).
+It has not run on a TPU. Compiled for v5litepod-16 and v4-16 (docs/policy.md).
 """
 
 from ml_collections import ConfigDict
@@ -34,7 +34,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.mesh = dict(data=1, fsdp=-1, tensor=4)
     config.template = spct.template
     config.data = spct.data  # the queries of its comparisons are the prompts
-    config.seq_len, config.batch_size = 2048, 64  # of the stage sft, if it is added
+    config.seq_len, config.batch_size = 2048, 64  # of the stage sft, if you add it
 
     # ---------------------------------------------------------------- GRPO with the judge
     config.policy = spct_27b.stage(steps=500, lr=1e-6)

@@ -1,11 +1,11 @@
-"""A policy of 0.7M parameters answers tasks of the judging world; the judge of `make demo` rewards.
+"""A policy of 0.7M parameters answers tasks of the judging world, rewarded by `make demo`'s judge.
 
     make demo                                                      # the judge: runs/spct_tiny
     python launch/tpu.py --config experiments/policy_world.py      # ends with policy/policy.png
     ... --config.policy.judge.k=4 --config.policy.judge.meta_rm=runs/spct_tiny/meta_rm/hf
     ... --config.policy.judge.source=truth                         # or longest
 
-The world has the true quality of any answer, so the run shows where judge and truth part.
+The world has the true quality of any answer, so the run shows where judge and truth diverge.
 """
 
 import functools
@@ -30,7 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # ---------------------------------------------------------------- model and data
     for name in ("init", "tokenizer", "model", "model_overrides", "mesh", "data"):
         config[name] = world[name]
-    config.template = world.template  # of the source "rule"; the judge's own is in its judge.json
+    config.template = world.template  # for source="rule" only; the judge's is in its judge.json
 
     # ---------------------------------------------------------------- supervised start
     config.seq_len = 128
@@ -38,9 +38,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.sft = stage(
         steps=800, lr=3e-3, warmup_steps=50, schedule="cosine", final_lr_share=0.1, save_every=400
     )
-    config.sft.first_item = 100_000  # tasks that the policy does not see in RL
+    config.sft.first_item = 100_000  # tasks that GRPO does not use
     config.sft.tasks = 8000
-    config.sft.demonstrations = 2  # answers per task: 40% correct, 10% hedged, 40% wrong, 10% none
+    config.sft.demonstrations = 2  # per task; 40% correct, 10% hedged, 40% wrong, 10% no answer
 
     # ---------------------------------------------------------------- GRPO with the judge
     config.policy = stage(steps=150, lr=5e-4)
@@ -58,13 +58,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config.policy.normalise_std = True
     config.policy.updates_per_rollout = 1
     config.policy.reference_dtype = "float32"
-    config.policy.max_unscored = 0.5  # larger shares without a reward in a step end the run
+    config.policy.max_unscored = 0.5  # a larger share without a reward ends the run
     config.policy.judge = dict(
         source="colocated",
         path="runs/spct_tiny/rl/hf",
         meta_rm="",
         k=1,
         temperature=0.5,
-        block_size=3,  # responses in a prompt: the judge has learned to compare up to three
+        block_size=3,  # responses in a prompt: the judge was trained on up to three
     )
     return apply(config, arg)

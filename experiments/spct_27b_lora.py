@@ -2,8 +2,8 @@
 
     python launch/tpu.py --config experiments/spct_27b_lora.py --workdir gs://BUCKET/spct_27b_lora
 
-The base stays frozen in bfloat16; adapters are trained in all stages. Decoding is compiled for both
-slices (docs/tpu_memory.md); nothing has run on a TPU.
+The base stays frozen in bfloat16, and all stages train adapters. Of its programs, only decoding is
+compiled for both slices (docs/tpu_memory.md); nothing has run on a TPU.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = spct_27b.get_config()
     config.name = "spct_27b_lora"
     config.slice = "v5litepod-16"
-    # Without an fsdp axis the sampler uses the base's own arrays.
+    # On these slices fsdp is 1, so that the sampler uses the base's arrays without a copy.
     config.mesh = dict(data=1, fsdp=-1, tensor=16)
     spct_27b.use_lora(config)
     return apply(config, arg)

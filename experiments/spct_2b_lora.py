@@ -2,8 +2,8 @@
 
     python launch/tpu.py --config experiments/spct_2b_lora.py --workdir DIR
 
-The base stays frozen in bfloat16; adapters are trained in all stages. The programs of the RL stage
-are compiled for the slice (docs/tpu_memory.md); nothing has run on a TPU.
+The base stays frozen in bfloat16, and all stages train adapters. The programs of the RL stage are
+compiled for the slice (docs/tpu_memory.md); nothing has run on a TPU.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +17,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.name = "spct_2b_lora"
     config.slice = "v5litepod-1"
     spct_27b.use_lora(config)
-    # A quarter of the batches, and less to sample: one chip takes minutes per step.
+    # Batches a quarter as large, and a smaller evaluation: one chip takes minutes per step.
     config.batch_size = 64
     config.rl.prompts = 32
     config.meta_rm.batch_size = 128

@@ -3,7 +3,7 @@
     python launch/tpu.py --config experiments/spct_9b_lora.py --workdir DIR
     ... --config.mesh.tensor=4                                          (v4-8, four chips)
 
-The base stays frozen in bfloat16; adapters are trained in all stages. Not compiled for a TPU yet.
+The base stays frozen in bfloat16, and all stages train adapters. Not compiled for a TPU yet.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = spct_9b.get_config()
     config.name = "spct_9b_lora"
     config.slice = "v5litepod-8"
-    # Without an fsdp axis the sampler uses the base's own arrays.
+    # On these slices fsdp is 1, so that the sampler uses the base's arrays without a copy.
     config.mesh = dict(data=1, fsdp=-1, tensor=8)
     spct_27b.use_lora(config)
     config.rft.sampling.path = "google/gemma-2-9b-it"

@@ -94,4 +94,4 @@ def test_committed_tables_are_those_of_their_results(run):
 def test_an_unknown_set_is_refused(run, capsys):
     with pytest.raises(SystemExit):
         run("--sets", "humanevalpack")
-    assert "--sets humanevalpack: use of rm_bench, pandalm, gsm8k" in capsys.readouterr().err
+    assert "--sets humanevalpack: use some of rm_bench, pandalm, gsm8k" in capsys.readouterr().err
