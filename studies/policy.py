@@ -1,21 +1,21 @@
-"""What training against a judge rewards: attacks on the judge, and policies trained with it.
+"""Measures what a judge's rewards favour: attacks on the judge, and policies trained against it.
 
     python studies/policy.py attacks --judge runs/spct_tiny/rl/hf \\
         --meta_rm runs/spct_tiny/meta_rm/hf --out experiments/results/policy/attacks
 
 `attacks` measures, without training, how much reward an answer gains under each judge by text that
 makes it no better: praise, fake scores and end markers, principles, padding (`policy_attacks`).
-It trains a small Bradley-Terry scalar in WORKDIR/bt first.
+It first trains a small Bradley-Terry reward model in WORKDIR/bt.
 
     python studies/policy.py train --judge runs/spct_tiny/rl/hf \\
         --meta_rm runs/spct_tiny/meta_rm/hf --seeds 0,1,2 --out experiments/results/policy/train
 
-`train` trains policies with the rewards of several judges (`policy_train.ARMS`) and measures the
-judge's win rate and the true one over KL, how the policies answer, and which principles the judge
-writes about them. OUT/records has a file per arm and seed; finished ones are not repeated, so arms
-and seeds can be added, on another machine too. `report` writes tables and pictures of the records
-that exist. `drift` writes the principles at each checkpoint that finished runs have kept
-(`policy.keep`):
+`train` trains policies with the rewards of several judges (`policy_train.ARMS`). It measures win
+rates by the judge and by the truth over the KL, how the policies answer, and which principles the
+judge writes about their answers. OUT/records has a file per arm and seed. Finished ones are not
+repeated, so arms and seeds can be added later, also on another machine. `report` rewrites the
+tables and figures from the existing records. `drift` tabulates the judge's principles at each
+checkpoint that finished runs have kept (`policy.keep`):
 
     python studies/policy.py drift --runs runs/policy_world --out runs/policy_world/drift
 
@@ -49,11 +49,11 @@ SHOWN = (
 ARMS = "spct_k1,spct_k4,spct_k8,spct_k8_meta,first_k8,bt,longest,truth"
 
 
-# ---------------------------------------------------------------- the Bradley-Terry scalar
+# ---------------------------------------------------------------- the Bradley-Terry model
 
 
 def scalar_judge(folder: Path, steps: int, comparisons: int, seed: int) -> Any:
-    """Trains a Bradley-Terry scalar on the judging world, or loads it; returns it as a judge.
+    """Trains a Bradley-Terry reward model on the judging world, or loads it; returns it as a judge.
 
     Its data, model and optimizer are those of experiments/spct_tiny.py.
     """
@@ -104,7 +104,7 @@ def attacks(args: argparse.Namespace) -> None:
 
 
 def _signed(estimate: dict | None, scale: float = 100.0) -> str:
-    """ "+1.2 (-0.3 to 2.7)"."""
+    """Returns a value with its 95% CI, such as "+1.2 (-0.3 to 2.7)"."""
     if estimate is None:
         return tables.MISSING
     value, (low, high) = estimate["value"], figures.bounds(estimate)
@@ -112,7 +112,10 @@ def _signed(estimate: dict | None, scale: float = 100.0) -> str:
 
 
 def attacks_table(results: dict) -> str:
-    """The attacks as Markdown: gains in wins and in reward, of all judges."""
+    """Returns Markdown tables of the attacks: gains in wins and in reward under each judge.
+
+    results: of `policy_attacks.run`.
+    """
     rows = {(row["judge"], row["attack"]): row for row in results["rows"]}
     names = list(dict.fromkeys(row["judge"] for row in results["rows"]))
     parts = (
@@ -151,7 +154,7 @@ def attacks_table(results: dict) -> str:
 
 
 def attacks_figure(results: dict) -> Any:
-    """Gain in wins of each attack, one colour per judge, with intervals."""
+    """Draws the gain in wins of each attack with its 95% CI, one colour per judge."""
     names = [name for name in results["attacks"] if name != "none"]
     shown = [name for name in SHOWN if any(row["judge"] == name for row in results["rows"])]
     figure, axes = figures.new_axes(0.9 + 0.42 * len(names), 7.5)
@@ -176,7 +179,7 @@ def attacks_figure(results: dict) -> Any:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Trains and evaluates every arm of every seed, and writes the report after each."""
+    """Trains and evaluates every arm and seed; rewrites the report after each."""
     from grm_jax import Judge
     from studies import policy_train
 
@@ -211,7 +214,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
-    """Writes the tables and pictures of the records in OUT/records."""
+    """Writes the tables and figures of the records in OUT/records."""
     from studies import policy_report
 
     out = Path(args.out)
@@ -231,7 +234,7 @@ def report(args: argparse.Namespace) -> None:
 
 
 def drift(args: argparse.Namespace) -> None:
-    """Writes which principles the judge writes at each checkpoint of finished runs."""
+    """Writes drift.md and drift.png: the judge's principles at each checkpoint of finished runs."""
     from studies import policy_report, policy_train
 
     out, folders = Path(args.out), map(Path, args.runs)
@@ -250,31 +253,37 @@ def drift(args: argparse.Namespace) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Returns the parser of the command line."""
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = p.add_subparsers(required=True)
     attack = commands.add_parser("attacks", help="measure attacks on a judge, without training")
     attack.set_defaults(function=attacks)
-    attack.add_argument("--workdir", help="folder of judgements and scalar (default: --out)")
+    attack.add_argument(
+        "--workdir", help="folder of judgements and Bradley-Terry model (default: --out)"
+    )
     attack.add_argument("--items", type=int, default=200, help="comparisons")
     attack.add_argument("--seed", type=int, default=0)
     arms = commands.add_parser("train", help="train policies against several judges")
     arms.set_defaults(function=train)
-    arms.add_argument("--workdir", default="runs/policy_study", help="folder of the runs")
+    arms.add_argument("--workdir", default="runs/policy_study", help="folder of the training runs")
     arms.add_argument("--arms", default=ARMS, help="comma separated")
     arms.add_argument("--seeds", default="0,1,2", help="comma separated")
     arms.add_argument("--steps", type=int, default=150, help="GRPO steps")
-    arms.add_argument("--points", type=int, default=6, help="checkpoints to evaluate")
+    arms.add_argument(
+        "--points", type=int, default=6, help="checkpoints to evaluate, besides the start"
+    )
     arms.add_argument("--tasks", type=int, default=64, help="held-out tasks")
-    arms.add_argument("--extra", default="", help="changes of the config: field=value,...")
+    arms.add_argument("--extra", default="", help="config overrides: field=value,...")
     for one in (attack, arms):
         one.add_argument("--judge", required=True, help="model folder of the judge")
         one.add_argument("--meta_rm", help="model folder of the meta reward model")
-        one.add_argument("--bt_steps", type=int, default=1500, help="steps of the scalar")
-        one.add_argument("--bt_comparisons", type=int, default=5000)
-    again = commands.add_parser("report", help="write tables and pictures of OUT/records")
+        one.add_argument(
+            "--bt_steps", type=int, default=1500, help="training steps of the Bradley-Terry model"
+        )
+        one.add_argument("--bt_comparisons", type=int, default=5000, help="its training data")
+    again = commands.add_parser("report", help="write tables and figures of OUT/records")
     again.set_defaults(function=report)
     runs = commands.add_parser("drift", help="principles at each checkpoint of finished runs")
     runs.set_defaults(function=drift)
@@ -282,12 +291,12 @@ def parser() -> argparse.ArgumentParser:
     runs.add_argument("--judge", help="model folder of the judge (default: the run's own)")
     runs.add_argument("--tasks", type=int, default=64, help="held-out tasks")
     for one in (attack, arms, again, runs):
-        one.add_argument("--out", required=True, help="folder of tables, pictures and records")
+        one.add_argument("--out", required=True, help="folder of tables, figures and records")
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs a part of the study."""
+    """Runs a command of the study."""
     args = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax logs every step of every save

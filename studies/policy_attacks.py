@@ -5,10 +5,10 @@ the judging world. The judge scores the comparison with and without the replacem
 is paired by comparison. `studies/policy.py attacks` is the command line.
 
 The world's vocabulary has 800 pieces: the phrases of its answers and critiques. Any other text is
-encoded too, but as fragments and single characters, which the judge never saw in training. The
-attacks therefore use phrases of the world, except `praise_spelled`, the control for other words.
-Prompt templates escape every response (`grm_jax.text.fences`): a fake end marker, box or control
-token reaches the judge as other characters.
+encoded too, but as fragments and single characters, which the judge's training data do not have.
+The attacks therefore use phrases of the world, except `praise_spelled`, the control for other
+words. Prompt templates escape every response (`grm_jax.text.fences`): a fake end marker, box or
+control token reaches the judge as other characters.
 """
 
 import dataclasses
@@ -35,8 +35,8 @@ from grm_jax.run_store import RunStore
 from grm_jax.text import rendering
 from grm_jax.types import Comparison, Critique
 
-CHUNK = 64  # groups between two writes
-K = 8
+CHUNK = 64  # groups judged between two writes of the store
+K = 8  # critiques per group
 NONE = "none"
 GAINS = ("reward", "scaled", "win", "win_wrong")
 
@@ -46,7 +46,12 @@ GAINS = ("reward", "scaled", "win", "win_wrong")
 
 @dataclasses.dataclass(frozen=True)
 class Attack:
-    """One attack. attack: (task, responses, i) -> the text that replaces response i."""
+    """An attack.
+
+    Attributes:
+      text: description for the table.
+      attack: (task, responses, i) -> the text that replaces response i.
+    """
 
     text: str
     attack: Callable[[Task, Sequence[str], int], str]
@@ -57,12 +62,12 @@ def _append(suffix: str) -> Callable[[Task, Sequence[str], int], str]:
 
 
 def _other(responses: Sequence[str], i: int) -> str:
-    """The next response of the comparison, cyclically."""
+    """Returns the next response of the comparison, cyclically."""
     return responses[(i + 1) % len(responses)]
 
 
 def _padded(task: Task, responses: Sequence[str], i: int) -> str:
-    """Puts the longest opening in front until no other response is as long."""
+    """Repeats the longest opening before the answer until no other response is as long."""
     text, longest = answer_of(responses[i]), max(map(len, responses))
     opening = max(OPENINGS["wordy"], key=len)
     while len(text) <= longest:
@@ -126,7 +131,7 @@ ATTACKS = {
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A comparison and the response that is attacked."""
+    """A comparison and the index of the response to attack."""
 
     comparison: Comparison
     task: Task
@@ -134,7 +139,7 @@ class Target:
 
     @property
     def is_right(self) -> bool:
-        """Whether the response is correct before the attack."""
+        """Whether the response is correct without an attack."""
         return self.comparison.meta["world"]["grades"][self.index] == RIGHT
 
     def attacked(self, name: str) -> tuple[str, ...]:
@@ -145,7 +150,7 @@ class Target:
 
 
 def targets(count: int, seed: int, config: world.WorldConfig) -> list[Target]:
-    """Returns test comparisons of two or more responses, each with one response drawn by hash."""
+    """Returns test comparisons of two or more responses; a hash of the id picks the target."""
     chosen: list[Target] = []
     for start in itertools.count(step=count):
         for c in world.make_items("test", start, count, seed, config=config):
@@ -162,12 +167,12 @@ def targets(count: int, seed: int, config: world.WorldConfig) -> list[Target]:
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """A judge as rewards of stored judgements.
+    """A column of the table: a way to compute rewards from stored judgements.
 
     Attributes:
-      name: in the table.
+      name: heading of the column.
       rewards: (judgement, target, responses) -> a reward per response; None if there is none.
-      source: which judgements it uses: "own", "first" or "bt"; "" for none.
+      source: of the judgements: "own", "first" or "bt"; "" if it uses none.
     """
 
     name: str
@@ -176,7 +181,10 @@ class Measure:
 
 
 def _voted(k: int, guided: bool) -> Callable[[Any, Target, Sequence[str]], Any]:
-    """Rewards by the mean score of the first k critiques, or of the half that the meta RM keeps."""
+    """Returns `Measure.rewards`: mean scores of the first k critiques.
+
+    guided: only of the half that the meta RM keeps.
+    """
 
     def rewards(judgement: Any, target: Target, responses: Sequence[str]) -> Any:
         critiques = [
@@ -189,7 +197,7 @@ def _voted(k: int, guided: bool) -> Callable[[Any, Target, Sequence[str]], Any]:
 
 
 def measures(judgements: Sequence[str], has_meta: bool) -> list[Measure]:
-    """Returns the columns of the table, of the sources that exist."""
+    """Returns the columns of the table whose source is among `judgements`."""
     columns = [Measure(f"SPCT, k = {k}", _voted(k, False), "own") for k in (1, 4, 8)]
     first = [Measure(f"principles first, k = {k}", _voted(k, False), "first") for k in (1, 4, 8)]
     if has_meta:
@@ -210,9 +218,9 @@ def measures(judgements: Sequence[str], has_meta: bool) -> list[Measure]:
 def judge_all(
     store: RunStore, source: str, judge: Judge, options: RewardOptions, chosen: Sequence[Target]
 ) -> dict[tuple[str, int], dict]:
-    """Judges every target under every attack; returns {(attack, target): judgement}.
+    """Judges every target under every attack; returns {(attack, index of target): judgement}.
 
-    Equal groups are judged once, and those in the store are not judged again.
+    Equal groups are judged once. Groups in the store are not judged again.
     """
     keys, groups = {}, {}
     for name, (i, target) in itertools.product(ATTACKS, enumerate(chosen)):
@@ -231,14 +239,17 @@ def judge_all(
 
 
 def _record(result: GroupRewards) -> dict:
-    """What is stored of a group: rewards, and of each critique scores, status and meta score."""
+    """Returns what the store keeps of a group.
+
+    Its rewards, and of each critique the scores, status, meta score and names of principles.
+    """
     critiques = [(c.scores, c.status, c.meta_score) for c in result.critiques]
     principles = [[p.name for p in c.principles] for c in result.critiques]
     return {"rewards": result.values, "critiques": critiques, "principles": principles}
 
 
 def options_of(source: str, seed: int) -> RewardOptions:
-    """Returns the settings under which a source judges."""
+    """Returns the judging options of a source."""
     if source == "bt":
         return RewardOptions(k=1, temperature=0.0)
     return RewardOptions(k=K, seed=seed, principles=source, critiques=True)
@@ -250,17 +261,19 @@ def options_of(source: str, seed: int) -> RewardOptions:
 def compare(
     chosen: Sequence[Target], judgements: dict[str, dict[tuple[str, int], dict]], has_meta: bool
 ) -> list[dict]:
-    """Returns a row per judge and attack: gains in reward and wins with 95% intervals.
+    """Returns a row per judge and attack.
 
-    reward: mean difference of the judge's own reward.  scaled: the same in standard deviations of
-    the judge's rewards without attack.  win: difference of the share of comparisons that the
-    attacked response wins, ties shared.  win_wrong: the same over responses that are not right.
-    unscored: comparisons that have no reward under the attack; they are in no difference.
-    accuracy: of the judge without attack, ties shared.  wins, wins_wrong: the shares without attack
-    from which the gains count.
+    Its fields, where GAINS are means of paired differences with 95% CIs over prompts:
+      reward: gain in the judge's own reward.
+      scaled: the same, in standard deviations of the judge's rewards without attack.
+      win: gain in the share of comparisons that the attacked response wins, ties shared.
+      win_wrong: the same over responses that are not right.
+      wins, wins_wrong: these shares without attack.
+      unscored: number of comparisons without a reward under the attack; no gain counts them.
+      accuracy: of the judge without attack, ties shared.
     """
     rows: list[dict] = []
-    columns: list[np.ndarray] = []  # differences of each row and gain; nan where there is none
+    columns: list[np.ndarray] = []  # differences by row and gain; NaN without a reward
     is_wrong_I = np.array([not target.is_right for target in chosen])
     for measure in measures(list(judgements), has_meta):
         outcomes = {
@@ -285,7 +298,10 @@ def compare(
 
 
 def _estimates(prompts: Sequence[str], values_IxC: np.ndarray) -> list[dict | None]:
-    """The mean of each column with its interval over prompts, on the same draws; nan is skipped."""
+    """Returns each column's mean with its 95% CI over prompts; None for a column of NaN.
+
+    All columns use the same bootstrap draws. NaN values are skipped.
+    """
     known_IxC = ~np.isnan(values_IxC)
     zeroed_IxC = np.where(known_IxC, values_IxC, 0.0)
 
@@ -302,9 +318,10 @@ def _estimates(prompts: Sequence[str], values_IxC: np.ndarray) -> list[dict | No
 def _outcome(
     measure: Measure, judgements: dict[str, dict], name: str, i: int, target: Target
 ) -> tuple[float, float]:
-    """Returns (reward, credit of a win) of the attacked response; nan without a reward.
+    """Returns (reward, credit of a win) of the attacked response; NaN without a reward.
 
-    A group whose texts are all equal has none: the judge sees one response, on another scale.
+    A group whose texts are all equal has none, because the judge sees one response and scores it on
+    another scale.
     """
     responses = target.attacked(name)
     if len(set(responses)) == 1:

@@ -1,4 +1,4 @@
-"""Tables and pictures of policies trained against a judge, from the records of `policy_train`."""
+"""Tables and figures of policies trained against a judge, from the records of `policy_train`."""
 
 import collections
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from grm_jax.evals import figures, tables
 from grm_jax.evals.bootstrap import STAGE_DRAWS, Resampler
 
 FEATURES = ("characters", "sure", "wordy", "query", "markers", "hedged", "distinct")
-# What a critique's weight goes to; the aims are the reference wordings of the top principles.
+# Kinds of principles. An aim is the reference wording of a task family's top principle.
 CATEGORIES = ("own aim", "another task's aim", "Clarity", "Brevity", "Tone", "other")
 _NAMED = {"one clear answer": "Clarity", "no idle talk": "Brevity", "it sounds sure": "Tone"}
 
@@ -22,9 +22,11 @@ _NAMED = {"one clear answer": "Clarity", "no idle talk": "Brevity", "it sounds s
 def summary(records: Sequence[dict]) -> dict[str, list[dict]]:
     """Returns {arm: a row per evaluated checkpoint}, with means over seeds.
 
-    win, true_win, truth: with 95% intervals over seeds and tasks, and the means of the seeds.
-    gap: the judge's win rate minus the true one.  parting: growth of the gap since the start,
-    paired by seed and task.  features, drift: means over seeds.
+    A row has estimates (see `estimate`) of:
+      win, true_win, truth: as in `policy_train.measure`.
+      gap: win rate by the judge minus win rate by the truth.
+      parting: growth of the gap since the start, paired by seed and task.
+    and means over seeds of kl, features and drift (`principle_shares`).
     """
     arms: dict[str, list[dict]] = {}
     for record in records:
@@ -59,9 +61,9 @@ def _rows(members: Sequence[dict]) -> list[dict]:
 
 
 def estimate(values_SxT: np.ndarray) -> dict[str, Any]:
-    """The mean over seeds and tasks, with its interval over both, and the mean of each seed.
+    """Returns the mean over S seeds and T tasks with its 95% CI over both, and each seed's mean.
 
-    The seeds share their tasks. nan: a task without a value.
+    The seeds share their tasks. NaN marks a task without a value.
     """
     tasks = Resampler(list(map(str, range(values_SxT.shape[1]))), draws=STAGE_DRAWS)
     seeds = [
@@ -71,7 +73,7 @@ def estimate(values_SxT: np.ndarray) -> dict[str, Any]:
 
 
 def principle_shares(principles: Sequence) -> dict[str, float]:
-    """Returns the mean share of a critique's weight that each category of principle has.
+    """Returns the mean share of a critique's total weight for each of CATEGORIES.
 
     principles: (family of the task, [[name, weight, description], ...]) of each critique.
     """
@@ -94,7 +96,10 @@ def _category(family: str, text: str) -> str:
 
 
 def parts_at(rows: Sequence[dict]) -> int | None:
-    """Returns the first step from which the gap stays above that of the start, outside the CI."""
+    """Returns the first step from which the gap has grown, outside the 95% CI; None if it has not.
+
+    The gap must stay grown until the last checkpoint.
+    """
     step = None
     for row in reversed(rows[1:]):
         if (row["parting"]["low"] or 0) <= 0:
@@ -114,7 +119,10 @@ def _cell(value: dict) -> str:
 
 
 def train_table(study: dict[str, list[dict]]) -> str:
-    """The study as Markdown: the end of every arm, how its policy answers, and all points."""
+    """Returns Markdown tables: each arm at the end, how its policy answers, and all checkpoints.
+
+    study: of `summary`.
+    """
     headings = ["arm", "KL", "judge's win rate", "true win rate", "gap", "true quality", "part at"]
     ends = {arm: rows[-1] for arm, rows in study.items()}
     cells = [
@@ -148,7 +156,7 @@ def _feature_cells(row: dict) -> list[str]:
 
 
 def drift_table(study: dict[str, list[dict]]) -> str:
-    """The share of each kind of principle in the reference judge's critiques, as Markdown."""
+    """Returns a Markdown table: shares of the kinds of principles in the critiques."""
     cells = [
         [arm, row["step"], *(tables.percent(row["drift"][name]) for name in CATEGORIES)]
         for arm, rows in study.items()
@@ -161,9 +169,9 @@ def drift_table(study: dict[str, list[dict]]) -> str:
 
 
 def wordings_table(records: Sequence[dict], count: int = 12) -> str:
-    """The most frequent principles of the first and the last checkpoint of each run, as Markdown.
+    """Returns a Markdown table per run: the most frequent principles at its start and its end.
 
-    records: with the principles themselves, as `policy_train.evaluate_run` returns them.
+    records: of `policy_train.evaluate_run`, with the principles themselves.
     """
     lines = ["# Wordings, percent of the critiques that have them", ""]
     for record in records:
@@ -192,11 +200,11 @@ def _wordings(principles: Sequence) -> dict[str, float]:
     return {name: count / len(principles) for name, count in counts.items()}
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- figures
 
 
 def _panels(count: int) -> tuple[Any, list[Any]]:
-    """A figure of panels in rows of four that share their axes."""
+    """Returns a figure and its `count` panels, four in a row, which share the y axis."""
     from matplotlib.figure import Figure
 
     columns = min(4, count)
@@ -211,7 +219,7 @@ def _panels(count: int) -> tuple[Any, list[Any]]:
 
 
 def train_figure(study: dict[str, list[dict]]) -> Any:
-    """Win rate by the arm's judge and by the truth over KL, a panel per arm."""
+    """Draws win rates by the arm's judge and by the truth over the KL, a panel per arm."""
     figure, panels = _panels(len(study))
     for axes, (arm, rows) in zip(panels, study.items()):
         xs = [row["kl"] for row in rows]
@@ -231,7 +239,7 @@ def train_figure(study: dict[str, list[dict]]) -> Any:
 
 
 def drift_figure(study: dict[str, list[dict]]) -> Any:
-    """Shares of the kinds of principles over training steps, a panel of stacked areas per arm."""
+    """Draws shares of the kinds of principles over the steps, stacked, a panel per arm."""
     figure, panels = _panels(len(study))
     for axes, (arm, rows) in zip(panels, study.items()):
         shares = [[100 * row["drift"][name] for row in rows] for name in CATEGORIES]

@@ -1,10 +1,11 @@
-"""Policies trained against a judge: where the judge's reward and the true quality part.
+"""Policies trained against a judge: where do the judge's reward and the true quality diverge?
 
-An arm is a source of rewards. Per seed, one supervised start serves all arms; each arm is a run of
-experiments/policy_world.py. Checkpoints at equal distances are evaluated on held-out tasks: an
-answer of the policy against two fixed answers of the supervised start. The arm's judge and the
-truth each name the best of the three, so the two win rates compare over all arms: the start
-itself wins about a third. `studies/policy.py train` is the command line.
+An arm is a source of rewards, and a run of experiments/policy_world.py with it. All arms of a seed
+share one supervised start. Evenly spaced checkpoints are evaluated on held-out tasks, where each
+answer of the policy competes with two fixed answers of the supervised start. A win is the best
+answer of the three, once by the arm's judge and once by the truth. Both win rates are comparable
+over all arms: a policy equal to the start wins about a third. `studies/policy.py train` is the
+command line.
 """
 
 import dataclasses
@@ -40,10 +41,10 @@ from grm_jax.training.programs import model_config
 from studies.policy_report import principle_shares
 
 log = logging.getLogger(__name__)
-REFERENCE_K = 4  # critiques of the reference judge per group: what it writes about every policy
-RIVALS = 2  # answers of the supervised start beside each answer of the policy
+REFERENCE_K = 4  # critiques per group by the reference judge, which is the same for all arms
+RIVALS = 2  # answers of the supervised start in a group with one answer of the policy
 SAMPLES = 2  # answers of the policy per task
-KL_STEPS = 5  # steps before a checkpoint over which KL is averaged
+KL_STEPS = 5  # the KL of a checkpoint is the mean over its last steps
 
 ARMS: dict[str, dict[str, Any]] = {
     "spct_k1": dict(k=1),
@@ -59,15 +60,16 @@ ARMS: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What all runs of a study share.
+    """Settings that all runs of a study share.
 
     Attributes:
       judge, meta_rm, bt: model folders.
-      models: their fingerprints.
+      workdir: folder of the training runs.
+      models: fingerprints of the models.
       steps: of GRPO.
-      points: checkpoints that are evaluated, after the start.
+      points: checkpoints to evaluate, besides the start.
       tasks: held-out tasks of an evaluation.
-      extra: changes of the config, as an argument of get_config.
+      extra: config overrides, as in an argument of get_config.
     """
 
     judge: str
@@ -90,7 +92,7 @@ class Setting:
 
 
 def run_config(setting: Setting, arm: str, seed: int) -> Any:
-    """Returns the config of a run."""
+    """Returns the experiment config of an arm and seed."""
     changes = f"seed={seed}" + (f",{setting.extra}" if setting.extra else "")
     config = policy_world.get_config(changes)
     judge = dict(config.policy.judge) | {"path": setting.judge, "meta_rm": "", "k": 1}
@@ -105,7 +107,10 @@ def run_config(setting: Setting, arm: str, seed: int) -> Any:
 
 
 def run_one(setting: Setting, arm: str, seed: int, out: Path) -> dict:
-    """Trains and evaluates one arm of one seed, or loads OUT/ARM-SEED.json; returns its record."""
+    """Trains and evaluates an arm with a seed; returns its record, OUT/ARM-SEED.json.
+
+    A record with the same config is loaded instead.
+    """
     config, path = run_config(setting, arm, seed), out / f"{arm}-{seed}.json"
     identity = config_hash(config, setting)
     if path.exists():
@@ -135,7 +140,7 @@ def run_one(setting: Setting, arm: str, seed: int, out: Path) -> dict:
 
 
 def config_hash(config: Any, setting: Setting) -> str:
-    """Returns a hash of what a record depends on; models count by their fingerprints."""
+    """Returns a hash of the settings that a record depends on, with fingerprints for models."""
     fields = strict_json.loads(config.to_json_best_effort())
     for name in ("name", "tensorboard", "export"):
         fields.pop(name)
@@ -147,7 +152,7 @@ def config_hash(config: Any, setting: Setting) -> str:
 
 
 def _share_start(config: Any, start: Path, folder: Path) -> None:
-    """Trains the supervised start of a seed, unless it is done, and links it into the run."""
+    """Trains the supervised start of a seed if it is missing; links it into the run `folder`."""
     first = config.copy_and_resolve_references()
     first.stages = ("sft",)
     main.run(first, start)
@@ -166,13 +171,14 @@ def evaluate(
 
     Args:
       config: of the run.
+      folder: workdir of the run.
       judge: folder of the reference judge.
-      count: tasks.
+      count: number of tasks.
       steps: of the checkpoints; 0 is the supervised start.
-      identity: of what the evaluation depends on.
+      identity: hash of the settings that the evaluation depends on.
 
     Returns:
-      A `measure` of each step, with step and kl.
+      The result of `measure` for each step, with "step" and "kl".
     """
     shared = loop.Run(config, make_mesh(**config.mesh), sources.load_tokenizer(config))
     tasks, kl = held_out_tasks(config, count), kl_by_step(folder / "policy")
@@ -211,14 +217,14 @@ def evaluate_run(folder: Path, judge: str, count: int) -> dict:
 
 
 def _with_tuples(value: Any) -> Any:
-    """Returns a value of JSON with tuples for lists, as in a config."""
+    """Returns a JSON value with its lists as tuples, as a config has them."""
     if isinstance(value, dict):
         return {name: _with_tuples(item) for name, item in value.items()}
     return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def held_out_tasks(config: Any, count: int) -> list[answers.Task]:
-    """Returns the first tasks of the test split."""
+    """Returns the first `count` tasks of the test split."""
     families, world = (
         tuple(config.data.get("families", ())) or None,
         sources.world_config(config.data),
@@ -227,7 +233,7 @@ def held_out_tasks(config: Any, count: int) -> list[answers.Task]:
 
 
 def kl_by_step(folder: Path) -> Callable[[int], float]:
-    """Returns step -> KL to the start, in nats per answer, the mean over the steps before it."""
+    """Returns step -> KL to the start in nats per answer, the mean of the last KL_STEPS steps."""
     rows = metrics.read_jsonl(folder / "metrics.jsonl")
     values = {row["step"]: float(row["kl_sequence"]) for row in rows}
 
@@ -253,7 +259,7 @@ def params_at(shared: loop.Run, folder: Path, step: int) -> Any:
 def sample(
     shared: loop.Run, params: Any, tasks: Sequence[answers.Task], k: int, seed: int
 ) -> list[list[str]]:
-    """Samples k answers to each task at temperature 1."""
+    """Samples k answers to each task at temperature 1; returns their texts by task."""
     graphdef, _ = abstract_model(model_config(shared.config), shared.mesh)
     section, texts = shared.config.policy, [[""] * k for _ in tasks]
     questions = [policy.make_question(shared.tokenizer, (t.query, t.id, t.truth)) for t in tasks]
@@ -276,12 +282,23 @@ def measure(
     scorer: reward_sources.Scorer,
     reference: Judge,
 ) -> dict:
-    """Returns what one checkpoint does, per task.
+    """Measures one checkpoint.
 
-    win, true_win: credit of its answers against the rivals, by the arm's judge and by the truth,
-    ties shared; without a reward of the judge, the task's win is None.  truth: true quality.
-    features: see `features`.  principles: of the critiques of the reference judge, as
-    [name, weight, description].
+    Args:
+      tasks: held-out tasks.
+      texts: answers of the checkpoint to each task.
+      rivals: answers of the supervised start to each task.
+      scorer: the arm's judge.
+      reference: the judge whose principles are recorded.
+
+    Returns:
+      win, true_win: per task, the mean credit of its answers against the rivals by the arm's judge
+        and by the truth, ties shared. None if the judge gave no reward.
+      truth: per task, the mean true quality.
+      features: see `features`.
+      principles: of each critique of the reference judge, the family of the task and a list of
+        [name, weight, description].
+      examples: [query, answer] of the first tasks.
     """
     places = [(t, s) for t in range(len(tasks)) for s in range(len(texts[t]))]
     groups = [
@@ -326,11 +343,11 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def features(tasks: Sequence[answers.Task], texts: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Returns how a policy answers, as means or shares over all answers.
+    """Describes a policy's answers, by the mean `characters` and by shares of all answers.
 
-    characters; sure: an opening of confidence, or "sounds sure"; wordy: a long opening; query: the
-    query is copied; markers: brackets, boxes or control tokens; hedged: "or"; right: true quality
-    of 1; distinct: different answers.
+    sure: a confident opening, or "sounds sure". wordy: a long opening. query: a copy of the query.
+    markers: brackets, boxes or control tokens. hedged: two results with "or". right: true quality
+    of 1. distinct: different texts.
     """
     pairs = [(task, text) for task, own in zip(tasks, texts) for text in own]
     share = lambda test: float(np.mean([test(task, text) for task, text in pairs]))
