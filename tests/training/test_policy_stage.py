@@ -363,8 +363,8 @@ def test_the_memory_of_an_update_excludes_the_judge_and_its_meta_rm(judge_folder
     config.policy.judge.update(path=both.path, meta_rm=both.meta_rm, dtype="float32")
     taken = reward_sources.resident_bytes(both, mesh)
     limits = []
-    found = lambda estimates, _, limit: limits.append(limit) or dict.fromkeys(estimates, 0.0)
-    monkeypatch.setattr(memory, "search", found)
+    record_limit = lambda estimates, _, limit: limits.append(limit) or dict.fromkeys(estimates, 0.0)
+    monkeypatch.setattr(memory, "search", record_limit)
     monkeypatch.setattr(grpo, "train_in", lambda *_: None)
     monkeypatch.setattr(memory, "device_memory", lambda: (2**30, 0))
     monkeypatch.setattr(policy, "environment", lambda run: None)
