@@ -282,7 +282,9 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument(
             "--bt_steps", type=int, default=1500, help="training steps of the Bradley-Terry model"
         )
-        one.add_argument("--bt_comparisons", type=int, default=5000, help="its training data")
+        one.add_argument(
+            "--bt_comparisons", type=int, default=5000, help="its training comparisons"
+        )
     again = commands.add_parser("report", help="write tables and figures of OUT/records")
     again.set_defaults(function=report)
     runs = commands.add_parser("drift", help="principles at each checkpoint of finished runs")

@@ -230,7 +230,7 @@ class _Checks:
         try:
             re.compile(pattern)
         except (re.error, OverflowError, RecursionError) as error:
-            raise self.wrong(name, pattern, f"give a regular expression ({error})") from None
+            raise self.wrong(name, pattern, f"give a valid regular expression ({error})") from None
         repeats = re.findall(r"[*+]|\{\d*,\d*\}", pattern)
         if re.search(r"\)[*+{]", pattern) or max(len(repeats) - MAX_REPEATS, 0):
             raise self.not_supported(name, pattern)
