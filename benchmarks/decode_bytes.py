@@ -288,7 +288,8 @@ def main() -> None:
     rows = earlier["results"] if earlier.get("about") == about else []
     results = {key(result): result for result in map(from_json, rows)}
     for case in args.cases:
-        model, slice_name, name, layers, *_ = [*case.split("@"), "one", "scanned"][:4]
+        parts = case.split("@")
+        model, slice_name, name, layers = [*parts, *("one", "scanned")[len(parts) - 2 :]]
         work = workload(name, f"{model}@{slice_name}")
         result = run(model, slice_name, work, layers)
         results[key(result)] = result

@@ -227,7 +227,8 @@ def report(args: argparse.Namespace) -> None:
     seconds = {f"{r['arm']}-{r['seed']}": r["seconds"] for r in records}
     text = strict_json.dumps({"arms": study, "seconds": seconds}, indent=1)
     write_atomic(out / "train.json", text + "\n")
-    write_atomic(out / "train.md", policy_report.train_table(study))
+    contrast = policy_report.contrast_table(records, "spct_k1")
+    write_atomic(out / "train.md", f"{policy_report.train_table(study)}\n{contrast}")
     write_atomic(out / "drift.md", policy_report.drift_table(study))
     figures.save_png(policy_report.train_figure(study), out / "train.png")
     figures.save_png(policy_report.drift_figure(study), out / "drift.png")

@@ -72,6 +72,34 @@ def estimate(values_SxT: np.ndarray) -> dict[str, Any]:
     return tasks.mean_over_runs(values_SxT).as_json() | {"seeds": seeds}
 
 
+def contrasts(records: Sequence[dict], baseline: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """Returns {arm: {field: arm - baseline}}, paired by seed and task, for the seeds of both.
+
+    Fields: parting and truth, as in `summary`, the means over all checkpoints after the start.
+    """
+    arms: dict[str, dict[int, dict[str, np.ndarray]]] = {}
+    for record in records:
+        arms.setdefault(record["arm"], {})[record["seed"]] = _after_start(record["points"])
+    result = {}
+    for arm, seeds in arms.items():
+        shared = sorted(seeds.keys() & arms.get(baseline, {}).keys())
+        if arm == baseline or not shared:
+            continue
+        result[arm] = {
+            name: estimate(np.stack([seeds[s][name] - arms[baseline][s][name] for s in shared]))
+            for name in ("parting", "truth")
+        }
+    return result
+
+
+def _after_start(points: Sequence[dict]) -> dict[str, np.ndarray]:
+    """Returns the means over the checkpoints after the start, per task."""
+    values = {n: np.array([p[n] for p in points], float) for n in ("win", "true_win", "truth")}
+    gap_CxT = values["win"] - values["true_win"]
+    parting_CxT = gap_CxT[1:] - gap_CxT[0]
+    return {"parting": parting_CxT.mean(axis=0), "truth": values["truth"][1:].mean(axis=0)}
+
+
 def principle_shares(principles: Sequence) -> dict[str, float]:
     """Returns the mean share of a critique's total weight for each of CATEGORIES.
 
@@ -148,6 +176,17 @@ def train_table(study: dict[str, list[dict]]) -> str:
     ]
     columns = ["arm", "step", "KL", "judge's win rate", "true win rate", "true quality"]
     return "\n".join([*lines, *tables.markdown_table(columns, points), ""])
+
+
+def contrast_table(records: Sequence[dict], baseline: str) -> str:
+    """`contrasts` as Markdown, in points."""
+    cells = [
+        [arm, len(fields["truth"]["seeds"]), *(_cell(fields[n]) for n in ("parting", "truth"))]
+        for arm, fields in contrasts(records, baseline).items()
+    ]
+    headings = ["arm", "seeds", "growth of the gap", "true quality"]
+    lines = [f"## Differences to {baseline}, over all checkpoints after the start", ""]
+    return "\n".join([*lines, *tables.markdown_table(headings, cells), ""])
 
 
 def _feature_cells(row: dict) -> list[str]:

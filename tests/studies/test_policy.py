@@ -212,6 +212,26 @@ def test_the_interval_covers_seeds_and_tasks():
     assert policy_report.estimate(np.full((2, 3), np.nan))["value"] is None
 
 
+def test_differences_between_arms_are_paired_by_seed_and_task():
+    rng = np.random.default_rng(0)
+    records = []
+    for seed in (0, 1):
+        noise = list(rng.random(30))
+        start = point(0, 0.0, [0.3] * 30, [0.3] * 30)
+        records.append(record("spct_k1", seed, start, point(5, 1.0, [0.5] * 30, noise)))
+        better = [min(x + 0.1, 1.1) for x in noise]
+        records.append(record("spct_k8", seed, start, point(5, 1.0, [0.5] * 30, better)))
+    records.append(record("truth", 2, start, point(5, 1.0, noise, noise)))
+    contrasts = policy_report.contrasts(records, "spct_k1")
+    assert list(contrasts) == ["spct_k8"]  # no seed of "truth" has the baseline
+    for name, difference in (("truth", 0.1), ("parting", -0.1)):
+        found = contrasts["spct_k8"][name]
+        bounds = found["low"], found["value"], found["high"]
+        assert bounds == pytest.approx((difference,) * 3) and len(found["seeds"]) == 2
+    table = policy_report.contrast_table(records, "spct_k1")
+    assert "| spct_k8 | 2 | -10.0 (-10.0 to -10.0) | 10.0 (10.0 to 10.0) |" in table
+
+
 def test_a_task_without_a_reward_is_in_no_win_rate():
     wins = [None, 1.0, None, 0.0]
     study = policy_report.summary([record("a", 0, point(0, 0, wins, [1.0] * 4))])
