@@ -10,11 +10,11 @@ Programs with one sequence of 4,096 tokens per chip: `forward` (token log-probs 
 weights) and `sft_update` (AdamW, float32 master weights, bfloat16 compute, full rematerialisation,
 donated state). `grpo_update` of the 8B judges is that of experiments/spct_9b.py: 128 prompts of
 3,072 tokens x 4 completions of 1,024, one prompt at a time per shard, with the reference's bfloat16
-weights resident. Programs of a judge with bfloat16 weights (int8 of MODEL@int8, and also int8 keys
-and values of MODEL@int8+kv) split over up to 8 chips: `judge_prefill` and `judge_decode`, one step
-of the sampler's batch for 64 prompts, the largest that `plan.fit` allows (256 critiques where not
-even one fits). By default prompts have 2,048 tokens and 8 critiques of up to 1,024 tokens each;
-`WORKLOADS` has the others.
+weights resident. Programs of a judge with bfloat16 weights (int8 of MODEL@int8, int4 of MODEL@int4,
+also int8 keys and values of MODEL@int8+kv) split over up to 8 chips: `judge_prefill` and
+`judge_decode`, one step of the sampler's batch for 64 prompts, the largest that `plan.fit` allows
+(256 critiques where not even one fits). By default prompts have 2,048 tokens and 8 critiques of up
+to 1,024 tokens each; `WORKLOADS` has the others.
 """
 
 import dataclasses
@@ -51,8 +51,10 @@ JUDGES = {
     "llama3_8b": ("v5litepod-4", "v5litepod-8", "v4-8"),
     "llama3_70b": ("v4-8", "v4-16", "v5p-8"),
 }
-# Judges with int8 weights, on the small slices that these allow.
-INT8 = {
+# Judges with quantised weights, on the small slices that these allow.
+QUANTISED = {
+    "gemma2_9b@int4": ("v5litepod-1",),
+    "gemma2_27b@int4": ("v5litepod-4",),
     "gemma2_9b@int8": ("v5litepod-1",),
     "gemma2_9b@int8+kv": ("v5litepod-1",),
     "gemma2_27b@int8": ("v5litepod-8", "v4-8"),
@@ -86,7 +88,7 @@ def cases() -> list[tuple[str, str, str]]:
     rows = list(itertools.product(MODELS, SLICES, PROGRAMS))
     for model, slices in JUDGES.items():
         rows += itertools.product([model], slices, JUDGE_PROGRAMS)
-    for model, slices in INT8.items():
+    for model, slices in QUANTISED.items():
         rows += itertools.product([model], slices, JUDGE_PROGRAMS[1:])
     return rows + [(model, name, "grpo_update") for name in SLICES for model in TRAINED]
 
@@ -220,7 +222,7 @@ def main() -> int:
 
 def _ordered(rows: dict[tuple[str, str], Any]) -> list:
     """Returns the rows by model, then program, then slice."""
-    models, programs = [*MODELS, *JUDGES, *INT8], [*PROGRAMS, *JUDGE_PROGRAMS, "grpo_update"]
+    models, programs = [*MODELS, *JUDGES, *QUANTISED], [*PROGRAMS, *JUDGE_PROGRAMS, "grpo_update"]
     table = sorted(cases(), key=lambda case: (models.index(case[0]), programs.index(case[2])))
     order = {(f"{model} {program}", s): n for n, (model, s, program) in enumerate(table)}
     return [rows[key] for key in sorted(rows, key=lambda key: order.get(key, len(order)))]

@@ -165,14 +165,15 @@ def run(model: str, slice_name: str, work: Workload, variant: str = "scanned") -
     import jax
 
     from grm_jax.models import abstract_model, get_config, weight_bytes
+    from grm_jax.models.quantize import KINDS
     from grm_jax.sampling import programs
     from grm_jax.sharding import make_mesh
     from launch.compile.hlo_cost import cost
 
     tpu_slice, devices = get_slice(slice_name), slice_devices(slice_name)
     cfg = get_config(model, dtype="bfloat16", param_dtype="bfloat16")
-    if variant.startswith("int8"):
-        cfg = cfg.replace(quantize="int8", kv_cache_dtype="int8" if "kv" in variant else None)
+    if (kind := variant.partition("+")[0]) in KINDS:
+        cfg = cfg.replace(quantize=kind, kv_cache_dtype="int8" if "kv" in variant else None)
     if variant == "unrolled":
         cfg = cfg.replace(unroll=cfg.num_units)
     chips = len(devices)
@@ -200,7 +201,7 @@ def run(model: str, slice_name: str, work: Workload, variant: str = "scanned") -
         model=model,
         slice=tpu_slice.name,
         chips=chips,
-        layers=f"scanned, {variant}" if "int8" in variant else variant,
+        layers=f"scanned, {variant}" if kind in KINDS else variant,
         step=step,
         lower_bound=total,
         ratio=step / total,

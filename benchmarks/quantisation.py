@@ -1,13 +1,13 @@
-"""Compares int8 weights, and int8 keys and values, with float32 ones on real text.
+"""Compares int8 and int4 weights, and int8 keys and values, with float32 ones on real text.
 
     python benchmarks/quantisation.py MODEL... [--text FILE] [--tokens 1024]
         [--out benchmarks/results/quantisation.json]
 
 MODEL is a model folder or a GGUF file, such as those of real_weights.py. Each variant runs a
-forward pass in float32 over the text in windows of 256 tokens: float32, int8 weights, int8 keys and
-values (every token attends to quantised ones, as in decode steps), and both. Metrics: perplexity;
-KL(float || int8) per token in nats, mean and 99th percentile; share of tokens with the same most
-likely next token. Two minutes for 0.5B parameters on two idle cores.
+forward pass in float32 over the text in windows of 256 tokens: float32, int8 weights, int4 weights,
+int8 keys and values (every token attends to quantised ones, as in decode steps), and int8 for both.
+Metrics: perplexity; KL(float || quantised) per token in nats, mean and 99th percentile; share of
+tokens with the same most likely next token. Two minutes for 0.5B parameters on two idle cores.
 """
 
 import hashlib
@@ -27,6 +27,7 @@ WINDOW = 256
 VARIANTS = {
     "float32": (None, False),
     "int8 weights": ("int8", False),
+    "int4 weights": ("int4", False),
     "int8 keys and values": (None, True),
     "both": ("int8", True),
 }

@@ -207,8 +207,8 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> Callable[..., argpa
     )
     add(
         "--quantize",
-        choices=("int8",),
-        help="int8: load weights of one byte, of the meta reward model too (default: off)",
+        choices=("int8", "int4"),
+        help="load weights of one byte or half of one, of the meta reward model too (default: off)",
     )
     add(
         "--kv_cache_dtype",

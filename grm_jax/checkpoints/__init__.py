@@ -153,7 +153,12 @@ def load(
         cfg = merge_into(reader, cfg, open_adapters(fetch_adapter(adapter), cfg))
     has_head, stored = cfg.scalar_head, cfg.quantize
     cfg = cfg.replace(**changes)
-    if stored:  # a folder of int8 weights has no others
+    if stored:
+        if changes.get("quantize") not in (None, stored):
+            raise ValueError(
+                f"{path} has {stored} weights: quantize={cfg.quantize!r} needs the folder of the "
+                "float weights"
+            )
         cfg = cfg.replace(quantize=stored)
     if dtype is not None:
         cfg = cfg.replace(dtype=str(dtype), param_dtype=str(param_dtype or dtype))

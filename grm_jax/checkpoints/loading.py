@@ -35,7 +35,7 @@ class Target(NamedTuple):
     """How a parameter is placed.
 
     Attributes:
-      quantize: (float array) -> (values, scales) of a weight that becomes int8.
+      quantize: (float array) -> (values, scales) of a weight that is quantised.
       cast: whether the parameter takes the model's dtype; else it keeps the one on disk.
     """
 
@@ -119,7 +119,7 @@ def _targets(
         elif path.endswith(".values"):
             path = path.removesuffix(".values")
             places = sharding(f"{path}.values"), sharding(f"{path}.scale")
-            quantize = quantizer(variable.get_metadata()["contracted"], places)
+            quantize = quantizer(variable, places)
             targets[path] = Target(variable.shape, places[0], quantize, cast=False)
     return targets
 

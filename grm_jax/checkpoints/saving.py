@@ -50,7 +50,13 @@ def save(
 
     Raises:
       FileExistsError: the folder already holds weights and `overwrite` is False.
+      ValueError: the weights are int4, which no format of files has.
     """
+    if model.cfg.quantize == "int4":
+        raise ValueError(
+            f"{path}: int4 weights are not saved: save the float model or one with int8 weights, "
+            "and load the float one with quantize='int4'"
+        )
     path = Path(path).expanduser()
     writer = jax.process_index() == 0
     token_ids = _token_ids(Path(like)) if like is not None else {}

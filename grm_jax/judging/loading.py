@@ -20,7 +20,7 @@ from grm_jax.judging.options import POSITIVE
 from grm_jax.judging.sampler import engine_sampler
 from grm_jax.judging.scalar_head import ScalarHead
 from grm_jax.models.config import TransformerConfig
-from grm_jax.models.quantize import check_kind
+from grm_jax.models.quantize import CACHE_KINDS, check_kind
 from grm_jax.models.transformer import Transformer
 from grm_jax.text import tokenizer as tokenizers
 
@@ -34,7 +34,8 @@ class LoadOptions:
 
     Attributes:
       dtype: of parameters and computation.
-      quantize: "int8" for weights of one byte, of the meta reward model too.
+      quantize: "int8" or "int4" for weights of one byte or half of one, of the meta reward model
+        too.
       lora: a folder or hub name with a LoRA adapter of `peft`, merged into the judge's weights.
       kv_cache_dtype: "int8" for the sampler's keys and values.
       tokenizer: a folder, file or hub name, if the model's folder has none.
@@ -62,7 +63,7 @@ class LoadOptions:
 
     def __post_init__(self) -> None:
         check_kind(self.quantize)
-        check_kind(self.kv_cache_dtype, "kv_cache_dtype")
+        check_kind(self.kv_cache_dtype, "kv_cache_dtype", CACHE_KINDS)
         for name in ("prompt_slots", "rows"):
             if (value := getattr(self, name)) is not None:
                 POSITIVE.check(f"{name} = ", value)

@@ -1,7 +1,6 @@
 """Builds models: the only module that names a model class."""
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import jax
 from flax import nnx
 
 from grm_jax import sharding
-from grm_jax.models import lora
+from grm_jax.models import lora, quantize
 from grm_jax.models.config import TransformerConfig
 from grm_jax.models.transformer import Transformer
 
@@ -50,7 +49,7 @@ def init_adapters(config: TransformerConfig, mesh: Any = None, seed: int = 0) ->
 
 @functools.lru_cache(maxsize=64)
 def weight_bytes(config: TransformerConfig) -> int:
-    """Returns the bytes of a model's weights in use: of `config.dtype`, or int8 and scales.
+    """Returns the bytes of a model's weights in use: of `config.dtype`, or quantised with scales.
 
     Adapters count as float32.
     """
@@ -58,4 +57,4 @@ def weight_bytes(config: TransformerConfig) -> int:
     if not config.quantize and config.lora is None:
         return config.num_params * size
     _, params = abstract_model(config.replace(param_dtype=config.dtype))
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(params))
+    return sum(quantize.array_bytes(x.shape, x.dtype) for x in jax.tree.leaves(params))

@@ -98,7 +98,8 @@ class TransformerConfig:
       unroll: units per iteration of the scan over layers.
       cpu_products: on CPUs, float32 attention and logits in forms without transposed copies. They
         round differently; False repeats results that were recorded without them.
-      quantize: "int8" for weights as in `models.quantize`, which are not trained; None without.
+      quantize: "int8" or "int4" for weights as in `models.quantize`, which are not trained; None
+        without.
       lora: adapters beside frozen weights (`models.lora`); None without.
       kv_cache_dtype: "int8" for the sampler's keys and values, with one scale per token and KV
         head; None for `dtype`.
@@ -150,7 +151,7 @@ class TransformerConfig:
             "attention": ("xla", "splash"),
             "activation": ("gelu", "silu"),
             "norm_offset": (0, 1),
-            "quantize": (None, "int8"),
+            "quantize": (None, "int8", "int4"),
             "kv_cache_dtype": (None, "int8"),
         }
         for field, allowed in choices.items():

@@ -1,4 +1,4 @@
-"""LoRA and QLoRA: low-rank adapters beside frozen weights, float or int8 (arXiv 2106.09685).
+"""LoRA and QLoRA: low-rank adapters beside frozen weights, float or quantised (arXiv 2106.09685).
 
     x @ w  ->  x @ base + (x @ a) @ b * alpha / rank
 
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from grm_jax.models.quantize import Int8Array, Int8Weight
+from grm_jax.models.quantize import QuantizedArray, QuantizedWeight, dequantize
 from grm_jax.sharding import constrain
 
 # PEFT's names of the weights that can have adapters.
@@ -62,7 +62,7 @@ class LoraParam(nnx.Param):
 class LoraArray:
     """The arrays of a `LoraWeight` as a layer uses them, without the stacked axis."""
 
-    base: jax.Array | Int8Array
+    base: jax.Array | QuantizedArray
     a: jax.Array
     b: jax.Array
     scale: float
@@ -78,7 +78,7 @@ class LoraWeight(nnx.Module):
       key: random key of `a`.
 
     Attributes:
-      base: (U, inputs, outputs), an nnx.Param or an `Int8Weight`.
+      base: (U, inputs, outputs), an nnx.Param or a `QuantizedWeight`.
       a: (U, inputs, r), normal with variance 1 / inputs.
       b: (U, r, outputs), zeros.
       scale: alpha / rank.
@@ -86,12 +86,12 @@ class LoraWeight(nnx.Module):
 
     def __init__(
         self,
-        base: nnx.Param | Int8Weight,
+        base: nnx.Param | QuantizedWeight,
         contracted: tuple[int, ...],
         config: LoraConfig,
         key: jax.Array,
     ) -> None:
-        weight = base.values if isinstance(base, Int8Weight) else base
+        weight = base.values if isinstance(base, QuantizedWeight) else base
         axes, shape = weight.get_metadata()["axes"], weight.shape
         start, stop = min(contracted) + len(shape), max(contracted) + 1 + len(shape)
         a_shape = (*shape[:stop], config.rank)
@@ -157,8 +157,8 @@ def frozen(params: nnx.State) -> nnx.State:
 def merge_weights(model: Any) -> Any:
     """Returns the model without LoRA whose weights are base + a @ b * scale.
 
-    Sums are computed in float32. Int8 weights are dequantised to `cfg.param_dtype`; the others keep
-    their dtype. Float weights without an adapter are shared with `model`.
+    Sums are computed in float32. Quantised weights are dequantised to `cfg.param_dtype`; the others
+    keep their dtype. Float weights without an adapter are shared with `model`.
     """
     cfg = model.cfg.replace(lora=None, quantize=None)
     graphdef, state = nnx.split(nnx.eval_shape(lambda: type(model)(cfg, nnx.Rngs(0))))
@@ -192,8 +192,7 @@ def _sum_of(sharding: Any, contracted: tuple[int, ...] = (), dtype: str | None =
 
     def merge(base: Any, *adapter: Any) -> jax.Array:
         if contracted:
-            values, scales = base
-            base32 = values.astype(jnp.float32) * jnp.expand_dims(scales, contracted)
+            base32 = dequantize(*base, contracted)
         else:
             base32 = base.astype(jnp.float32)
         *matrices, scale = adapter

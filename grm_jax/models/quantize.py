@@ -1,17 +1,25 @@
-"""Int8 weights: symmetric, one float32 scale per output channel. They are not trained.
+"""Weights in int8 and int4: symmetric, with float32 scales. They are not trained.
 
-A product casts the int8 values to the activations' dtype inside the product, which is exact, and
-multiplies the result by the scales:
+int8: one scale per output channel. A product casts the values to the activations' dtype, which is
+exact, and multiplies the result by the scales:
 
     x_BxD @ w_DxF  ~  (x_BxD @ values_DxF) * scale_F       scale_F = max over D of |w_DxF| / 127
 
-So a decode step reads one byte per weight from HBM. `qwix` cannot serve these layers: it finds a
-weight by the identity of the array that reaches `einsum` or `dot_general`, and here a weight is
-first cast, sliced out of a scanned stack or gathered by token, or reaches `tensordot`.
+int4: one scale per group of up to 128 values that a product sums over, because the largest value of
+a whole channel leaves too few steps for the others. The product multiplies the values by their
+scales, and rounds them to the activations' dtype, inside the product:
+
+    x_BxD @ w_DxF  ~  x_BxD @ (values_DxF * scale_GxF)     scale_GxF = max in a group / 7
+
+So a decode step reads one byte per weight from HBM, or half a byte. Embedding tables are int8 with
+either. `qwix` cannot serve these layers: it finds a weight by the identity of the array that
+reaches `einsum` or `dot_general`, and here a weight is first cast, sliced out of a scanned stack or
+gathered by token, or reaches `tensordot`.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,29 +30,65 @@ from flax import nnx
 
 from grm_jax.models import cpu
 
-KINDS = ("int8",)
-LARGEST = 127
+KINDS = ("int8", "int4")
+CACHE_KINDS = ("int8",)
+LARGEST = {"int8": 127, "int4": 7}
+GROUP = 128  # most values per scale of int4
 
 
-def check_kind(kind: str | None, label: str = "quantize") -> None:
+def check_kind(kind: str | None, label: str = "quantize", kinds: tuple[str, ...] = KINDS) -> None:
     """Raises ValueError for an unknown kind of quantisation, of weights or caches.
 
     label: the setting that the error names.
     """
-    if kind is not None and kind not in KINDS:
-        raise ValueError(f"{label} = {kind!r:.80} is unknown: use {', '.join(KINDS)}, or omit it")
+    if kind is not None and kind not in kinds:
+        raise ValueError(f"{label} = {kind!r:.80} is unknown: use {', '.join(kinds)}, or omit it")
 
 
-def quantize(w: jax.Array, contracted: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Returns (int8 values of w's shape, float32 scales without the contracted axes).
+def array_bytes(shape: tuple[int, ...], dtype: Any) -> int:
+    """Returns the bytes of an array on a TPU, where two int4 values take one."""
+    return math.prod(shape) * (1 if dtype == jnp.int4 else 2 * dtype.itemsize) // 2
 
-    A channel of zeros has the scale 1. contracted: axes that the product sums over.
+
+def quantize(
+    w: jax.Array, contracted: tuple[int, ...], kind: str = "int8"
+) -> tuple[jax.Array, jax.Array]:
+    """Returns (values of w's shape, float32 scales).
+
+    The scales of int8 lack the contracted axes. Those of int4 have w's axes, and groups in the
+    place of the last contracted one. Zeros have the scale 1.
+
+    contracted: axes that the product sums over, counted from the last.
     """
     w = w.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(w), axis=contracted, keepdims=True) / LARGEST
+    grouped = _split(w, max(contracted)) if kind == "int4" else w
+    axes = (max(contracted),) if kind == "int4" else contracted
+    largest = LARGEST[kind]
+    scale = jnp.max(jnp.abs(grouped), axis=axes, keepdims=True) / largest
     scale = jnp.where(scale == 0, 1.0, scale)
-    values = jnp.clip(jnp.round(w / scale), -LARGEST, LARGEST).astype(jnp.int8)
-    return values, jnp.squeeze(scale, contracted)
+    values = jnp.clip(jnp.round(grouped / scale), -largest, largest).astype(kind)
+    return values.reshape(w.shape), jnp.squeeze(scale, axes)
+
+
+def _split(w: jax.Array, axis: int) -> jax.Array:
+    """Returns w with an axis, counted from the last, split into (groups, values of a group)."""
+    size = w.shape[axis]
+    group = next(n for n in range(min(GROUP, size), 0, -1) if size % n == 0)
+    place = w.ndim + axis
+    return w.reshape(*w.shape[:place], size // group, group, *w.shape[place + 1 :])
+
+
+def dequantize(
+    values: jax.Array, scale: jax.Array, contracted: tuple[int, ...], dtype: Any = jnp.float32
+) -> jax.Array:
+    """Returns values times scales, which are those of `quantize`; multiplied in float32."""
+    if scale.ndim < values.ndim:
+        return (values * jnp.expand_dims(scale, contracted)).astype(dtype)
+    place = values.ndim + max(contracted)
+    groups = scale.shape[place]
+    split = (*values.shape[:place], groups, -1, *values.shape[place + 1 :])
+    weight = values.reshape(split) * jnp.expand_dims(scale, place + 1)
+    return weight.astype(dtype).reshape(values.shape)
 
 
 @jax.tree_util.register_dataclass
@@ -62,6 +106,23 @@ class Int8Array:
     @property
     def shape(self) -> tuple[int, ...]:
         return self.values.shape
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Int4Array:
+    """Values and scales of a weight. contracted: axes that its product sums over, from the last."""
+
+    values: jax.Array
+    scale: jax.Array
+    contracted: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+
+QuantizedArray = Int8Array | Int4Array
 
 
 def quantize_tokens(a: jax.Array) -> Int8Array:
@@ -99,73 +160,97 @@ def dequantize_tokens(a: Any, dtype: Any) -> jax.Array:
     return (a.values * a.scale[..., None]).astype(dtype)
 
 
-class Int8Weight(nnx.Module):
-    """A quantised weight of a model; `weight[...]` is its `Int8Array`.
+class QuantizedWeight(nnx.Module):
+    """A quantised weight of a model; `weight[...]` is its `Int8Array` or `Int4Array`.
 
-    The scales have the weight's logical axes but the contracted ones.
+    The scales have the weight's logical axes but the contracted ones. Groups of int4 are not split
+    over devices.
 
     Args:
       weight: float.
       contracted: axes that the product sums over, counted from the last: (-2,) for a matrix.
+      kind: one of KINDS.
     """
 
-    def __init__(self, weight: nnx.Param, contracted: tuple[int, ...]) -> None:
+    def __init__(self, weight: nnx.Param, contracted: tuple[int, ...], kind: str) -> None:
         axes = weight.get_metadata()["axes"]
-        kept = [axis for i, axis in enumerate(axes) if i - len(axes) not in contracted]
-        values, scale = quantize(weight[...], contracted)
-        self.values = nnx.Param(values, axes=axes, contracted=contracted)
-        self.scale = nnx.Param(scale, axes=tuple(kept), contracted=contracted)
+        places = [i - len(axes) for i in range(len(axes))]
+        if kind == "int4":
+            kept = [None if i == max(contracted) else axes[i] for i in places]
+        else:
+            kept = [axes[i] for i in places if i not in contracted]
+        values, scale = quantize(weight[...], contracted, kind)
+        self.values = nnx.Param(values, axes=axes, contracted=contracted, kind=kind)
+        self.scale = nnx.Param(scale, axes=tuple(kept), contracted=contracted, kind=kind)
+        self.contracted, self.kind = contracted, kind
 
-    def __getitem__(self, index: Any) -> Int8Array:
-        return Int8Array(self.values[...], self.scale[...])
+    def __getitem__(self, index: Any) -> QuantizedArray:
+        values, scale = self.values[...], self.scale[...]
+        if self.kind == "int4":
+            return Int4Array(values, scale, self.contracted)
+        return Int8Array(values, scale)
 
 
 def is_quantized(variable: nnx.Variable) -> bool:
-    """Returns whether a variable is the values or the scales of an `Int8Weight`."""
+    """Returns whether a variable is the values or the scales of a `QuantizedWeight`."""
     return "contracted" in variable.get_metadata()
 
 
+def quantizer(values: nnx.Variable, shardings: Any) -> Callable[..., Any]:
+    """Returns `quantize` of a weight, jitted.
+
+    Args:
+      values: of its `QuantizedWeight`.
+      shardings: of values and scales.
+    """
+    return _quantizer(*(values.get_metadata()[name] for name in ("contracted", "kind")), shardings)
+
+
 @functools.lru_cache(maxsize=256)
-def quantizer(contracted: tuple[int, ...], shardings: Any) -> Callable[..., Any]:
-    """Returns `quantize`, jitted. shardings: of values and scales."""
-    return jax.jit(functools.partial(quantize, contracted=contracted), out_shardings=shardings)
+def _quantizer(contracted: tuple[int, ...], kind: str, shardings: Any) -> Callable[..., Any]:
+    program = functools.partial(quantize, contracted=contracted, kind=kind)
+    return jax.jit(program, out_shardings=shardings)
 
 
-def product(function: Callable[..., jax.Array], x: jax.Array, w: Int8Array) -> jax.Array:
-    """Returns float32 function(x, w.values) * w.scale.
+def product(function: Callable[..., jax.Array], x: jax.Array, w: QuantizedArray) -> jax.Array:
+    """Computes function(x, w) in float32.
 
     function: jnp.matmul, or another product that takes `preferred_element_type`.
     """
-    values = w.values.astype(x.dtype)
+    factor = _factor(w, x.dtype)
     out = (
-        cpu.matmul(function, x, values)
+        cpu.matmul(function, x, factor)
         if cpu.on_cpu()
-        else function(x, values, preferred_element_type=jnp.float32)
+        else function(x, factor, preferred_element_type=jnp.float32)
     )
-    return out * w.scale
+    return out * w.scale if isinstance(w, Int8Array) else out
 
 
-def frozen_product(function: Callable[..., jax.Array], x: jax.Array, w: Int8Array) -> jax.Array:
-    """Computes `product` in x's dtype; x has a gradient, the weight has none."""
-    return _frozen_product(function, x, w.values, w.scale)
+def _factor(w: QuantizedArray, dtype: Any) -> jax.Array:
+    """Returns the factor of x in `product`: the values of int8, the weight of int4."""
+    if isinstance(w, Int8Array):
+        return w.values.astype(dtype)
+    return dequantize(w.values, w.scale, w.contracted, dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _frozen_product(
-    function: Callable[..., jax.Array], x: jax.Array, values: jax.Array, scale: jax.Array
+def frozen_product(
+    function: Callable[..., jax.Array], x: jax.Array, w: QuantizedArray
 ) -> jax.Array:
-    return product(function, x, Int8Array(values, scale)).astype(x.dtype)
+    """Computes `product` in x's dtype; x has a gradient, the weight has none."""
+    return product(function, x, w).astype(x.dtype)
 
 
 def _frozen_product_backward(function: Callable[..., jax.Array], saved: Any, g: jax.Array) -> Any:
     # g is multiplied by the scales first, so that both factors of the product are in x's dtype.
-    x, values, scale = saved
-    _, product_of = jax.vjp(lambda x: function(x, values.astype(x.dtype)), x)
-    return *product_of((g * scale).astype(x.dtype)), None, None
+    x, w = saved
+    _, product_of = jax.vjp(lambda x: function(x, _factor(w, x.dtype)), x)
+    g = g * w.scale if isinstance(w, Int8Array) else g
+    return *product_of(g.astype(x.dtype)), None
 
 
-_frozen_product.defvjp(
-    lambda function, *factors: (_frozen_product(function, *factors), factors),
+frozen_product.defvjp(
+    lambda function, *factors: (frozen_product(function, *factors), factors),
     _frozen_product_backward,
 )
 

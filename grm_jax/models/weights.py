@@ -45,14 +45,17 @@ def weight(
     *args: Any,
     contracted: tuple[int, ...],
 ) -> Any:
-    """Declares the weight of a product, as `param`; an `Int8Weight` if the config quantises.
+    """Declares the weight of a product, as `param`; a `QuantizedWeight` if the config quantises.
 
     target: PEFT's name of the weight; a `LoraWeight` if the config adapts it. contracted: axes that
     the product sums over, from the end.
     """
     key = lora.adapter_key(rngs)
     array = param(rngs, cfg, stack, *args)
-    base = quantize.Int8Weight(array, contracted) if cfg.quantize else array
+    base = array
+    if cfg.quantize:
+        kind = "int8" if target == "embed_tokens" else cfg.quantize
+        base = quantize.QuantizedWeight(array, contracted, kind)
     if cfg.lora is None or target not in cfg.lora.targets:
         return base
     return lora.LoraWeight(base, contracted, cfg.lora, key)
@@ -67,7 +70,7 @@ def project(product: Callable[..., jax.Array], x: jax.Array, w: Any) -> jax.Arra
     """Computes a product of activations and a weight in the activations' dtype."""
     if isinstance(w, lora.LoraArray):
         return project(product, x, w.base) + lora.low_rank(x, w, project)
-    if isinstance(w, quantize.Int8Array):
+    if isinstance(w, quantize.QuantizedArray):
         return quantize.frozen_product(product, x, w)
     w = w.astype(x.dtype)
     if cpu.on_cpu() and x.dtype == jnp.bfloat16:
@@ -79,7 +82,7 @@ def dense(x: jax.Array, w_DxF: Any) -> jax.Array:
     """Computes x (..., D) @ w_DxF in x's dtype."""
     if isinstance(w_DxF, lora.LoraArray):
         return dense(x, w_DxF.base) + lora.low_rank(x, w_DxF, project)
-    if isinstance(w_DxF, quantize.Int8Array):
+    if isinstance(w_DxF, quantize.QuantizedArray):
         return project(jnp.matmul, x, w_DxF)
     w_DxF = w_DxF.astype(x.dtype)
     return cpu.dense(x, w_DxF) if cpu.on_cpu() else x @ w_DxF

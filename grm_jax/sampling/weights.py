@@ -20,8 +20,8 @@ SAMPLING_AXES = ("tensor",)
 def for_sampling(state: Any, mesh: Mesh | None, dtype: str, donate: bool = False) -> Any:
     """Returns a state cast to `dtype` and sharded for decoding (`SAMPLING_AXES`).
 
-    Norm scales keep their dtype, as in training, and so do int8 weights and their scales. Leaves
-    that already match are returned, not copied.
+    Norm scales keep their dtype, as in training, and so do quantised weights with their scales.
+    Leaves that already match are returned, not copied.
 
     Args:
       mesh: None for a single device.
@@ -55,9 +55,9 @@ def _mover(dtype: Any, sharding: NamedSharding | None) -> Any:
 
 
 def quantized(model: Transformer, kind: str) -> Transformer:
-    """Returns a copy with int8 weights, for decoding; quantised weight by weight on the devices.
+    """Returns a copy for decoding, quantised weight by weight on the devices.
 
-    The weights are those that `checkpoints.load(quantize="int8")` quantises. Weights that stay
+    The weights are those that `checkpoints.load(quantize=kind)` quantises. Weights that stay
     float, such as norms and adapters, are shared with `model`, which stays as it is.
     """
     graphdef, state = _quantized_graph(model.cfg.replace(quantize=kind))
@@ -73,7 +73,7 @@ def quantized(model: Transformer, kind: str) -> Transformer:
             arrays[path] = params[path][...]
         elif path == values:
             where = (shardings[values], shardings[scale]) if shardings else None
-            program = quantize.quantizer(variable.get_metadata()["contracted"], where)
+            program = quantize.quantizer(variable, where)
             arrays[values], arrays[scale] = program(params[path[:-1]][...])
     flat = [(path, variable.replace(arrays[path])) for path, variable in variables.items()]
     return nnx.merge(graphdef, nnx.from_flat_state(flat))

@@ -80,7 +80,7 @@ def _checksums(flat: dict[str, jax.Array]) -> dict[str, jax.Array]:
     def checksum(x: jax.Array) -> jax.Array:
         if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
             x = jax.random.key_data(x)
-        if x.dtype == jnp.bool_:
+        if x.dtype in (jnp.bool_, jnp.int4):
             x = x.astype(jnp.uint8)
         bits = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
         words = jax.lax.bitcast_convert_type(x, bits).astype(jnp.uint32)

@@ -14,6 +14,7 @@ from grm_jax.commands import Number, short_int
 from grm_jax.data.world.families import FAMILIES
 from grm_jax.models.config import REMAT, LayerSpec, TransformerConfig
 from grm_jax.models.lora import TARGETS
+from grm_jax.models.quantize import KINDS
 from grm_jax.registry import nearest
 from grm_jax.training import losses, optim
 from grm_jax.training.meta_rm import STARTS
@@ -58,7 +59,7 @@ SEED = number(int, 0, 2**32 - 1)
 
 def _not_quantized(name: str, value: Any) -> None:
     if value is not None:
-        raise ValueError(f"{name}{value!r:.80}: int8 weights are for judging, not for training")
+        raise ValueError(f"{name}{value!r:.80}: quantised weights are not trained")
 
 
 def _no_lora(name: str, value: Any) -> None:
@@ -212,7 +213,7 @@ _JUDGE: dict[str, Rule] = {
     "source": all_of(text, lambda name, value: one_of((RULE, *SOURCES))(name, value)),
     "path": text,
     "meta_rm": text,
-    "quantize": one_of(("", "int8")),
+    "quantize": one_of(("", *KINDS)),
     "dtype": one_of(_DTYPES),
     "prompt_slots": COUNT,
     "rows": COUNT,
@@ -342,7 +343,7 @@ SECTIONS: dict[str, Mapping[str, Rule]] = {
         "rank": number(int, 0, 2**16, use="use 1 or more, or 0 to train all weights"),
         "alpha": number(float, above=0, high=1e6, use="use a number above 0"),
         "targets": each(one_of(TARGETS), least=1),
-        "base": one_of(("bfloat16", "int8")),
+        "base": one_of(("bfloat16", *KINDS)),
     },
     "mesh": {"data": _AXIS, "fsdp": _AXIS, "tensor": _AXIS},
     "data": _DATA,

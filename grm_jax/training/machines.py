@@ -1,7 +1,6 @@
 """Chooses a model's mesh for the devices at hand, and estimates the memory of its training."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 
 from grm_jax.models.build import weight_bytes
 from grm_jax.models.config import REMAT, TransformerConfig
+from grm_jax.models.quantize import array_bytes
 from grm_jax.sampling.plan import device_memory
 from grm_jax.sharding import check_fits, resolve_mesh
 
@@ -126,7 +126,7 @@ def argument_bytes(args: Any) -> int:
 
     def count(leaf: Any) -> int:
         shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
-        return math.prod(shape) * leaf.dtype.itemsize
+        return array_bytes(shape, leaf.dtype)
 
     return sum(map(count, jax.tree.leaves(args)))
 

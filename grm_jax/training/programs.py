@@ -44,7 +44,7 @@ class Program:
 def model_config(config: ConfigDict, scalar_head: bool = False) -> TransformerConfig:
     """Returns the model of an experiment: `config.model` with `config.model_overrides`.
 
-    With `config.lora` it has adapters, and a base in bfloat16 or int8.
+    With `config.lora` it has adapters, and a base in bfloat16, int8 or int4.
 
     The override `windows`, (64, None) for example, is short for `pattern`: the attention windows of
     the layers that repeat, None for global attention.
@@ -66,7 +66,8 @@ def lora_overrides(config: ConfigDict) -> dict[str, Any]:
     """
     if (adapters := lora_config(config)) is None:
         return {}
-    quantize = "int8" if config.lora.get("base", "bfloat16") == "int8" else None
+    base = config.lora.get("base", "bfloat16")
+    quantize = None if base == "bfloat16" else base
     return {"lora": adapters, "param_dtype": "bfloat16", "quantize": quantize}
 
 

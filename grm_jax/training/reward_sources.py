@@ -73,7 +73,7 @@ class JudgeSettings:
       source: a name in `SOURCES`, or "rule".
       path: folder or hub name of the judge of "colocated", which may be a scalar reward model.
       meta_rm: folder or hub name of its meta reward model.
-      quantize: "int8" for int8 weights.
+      quantize: "int8" or "int4" for quantised weights.
       dtype: of the judge's parameters and computation.
       prompt_slots, rows: most prompts in the judge's batch, and most critiques of each at once. 0:
         as many as fit in memory.

@@ -34,7 +34,7 @@ def init_params(cfg: TransformerConfig, mesh: Mesh, seed: int) -> Any:
 
 
 def compute_params(params: Any, dtype: Any) -> Any:
-    """Casts parameters to the compute dtype; int8 weights, norm scales and the scalar head stay."""
+    """Casts parameters to the compute dtype, but quantised weights, norm scales, scalar heads."""
     dtype = jnp.dtype(dtype)
 
     def cast(v: nnx.Variable) -> nnx.Variable:
@@ -66,7 +66,7 @@ def make_state(params: Any, tx: optax.GradientTransformation, seed: int) -> Stat
     Raises ValueError for quantised parameters, which have no gradient.
     """
     if any(map(is_quantized, filter(is_variable, jax.tree.leaves(params, is_leaf=is_variable)))):
-        raise ValueError("int8 weights cannot be trained: load the model without quantize")
+        raise ValueError("quantised weights cannot be trained: load the model without quantize")
     return {
         "params": params,
         "opt_state": tx.init(params),

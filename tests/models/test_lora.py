@@ -15,7 +15,7 @@ from grm_jax.sharding import make_mesh, use_mesh
 
 LORA = LoraConfig(rank=4, alpha=8.0)
 # Five layers are two units and a tail; the other has biases.
-BASES = {"tiny_gemma2": None, "tiny_qwen2": "int8"}
+BASES = {"tiny_gemma2": None, "tiny_qwen2": "int8", "tiny_llama3": "int4"}
 MESHES = ((8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2))
 TOKENS = np.random.default_rng(0).integers(1, 128, (8, 12))
 
