@@ -83,11 +83,11 @@ def dequantize(
 ) -> jax.Array:
     """Returns values times scales, which are those of `quantize`; multiplied in float32."""
     if scale.ndim < values.ndim:
-        return (values * jnp.expand_dims(scale, contracted)).astype(dtype)
+        return (values.astype(jnp.float32) * jnp.expand_dims(scale, contracted)).astype(dtype)
     place = values.ndim + max(contracted)
     groups = scale.shape[place]
     split = (*values.shape[:place], groups, -1, *values.shape[place + 1 :])
-    weight = values.reshape(split) * jnp.expand_dims(scale, place + 1)
+    weight = values.reshape(split).astype(jnp.float32) * jnp.expand_dims(scale, place + 1)
     return weight.astype(dtype).reshape(values.shape)
 
 

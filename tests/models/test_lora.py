@@ -37,16 +37,19 @@ def with_adapters(model, scale=0.05):
     return nnx.merge(graphdef, adapters, lora.frozen(params))
 
 
-@pytest.fixture(scope="module", params=BASES)
+SLOW = pytest.param("tiny_llama3", marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=["tiny_gemma2", "tiny_qwen2", SLOW])
 def folder(request, tmp_path_factory):
-    path = tmp_path_factory.mktemp(request.param)
+    path = tmp_path_factory.mktemp("models") / request.param
     checkpoints.save(build_model(get_config(request.param, dtype="float32"), nnx.Rngs(1)), path)
     return path
 
 
 @pytest.fixture
 def base(folder):
-    return BASES[folder.name.rstrip("0")]
+    return BASES[folder.name]
 
 
 def load(folder, **options):

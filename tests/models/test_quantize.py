@@ -21,9 +21,9 @@ from grm_jax.training.config_rules import SECTIONS
 from grm_jax.training.state import make_state
 
 FAMILIES = ("tiny_gemma2", "tiny_gemma3", "tiny_llama3", "tiny_qwen2", "tiny_qwen3")
-# Differences of logits over the logits' standard deviation: 0.020 to 0.025 measured with int8. A
+# Differences of logits over the logits' standard deviation: 0.02 to 0.034 with int8, 0.35 to 0.43 with int4. A
 # model of random weights multiplies the rounding from layer to layer.
-BOUND = {"int8": 0.04, "int4": 0.6}
+BOUND = {"int8": 0.04, "int4": 0.5}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -64,7 +64,13 @@ def error(model, reference):
     return np.std(logits(model) - reference) / np.std(reference)
 
 
-@pytest.mark.parametrize("kind", quantize.KINDS)
+def cases(kind):
+    """Families for a kind; those of int4 after the first are slow."""
+    slow = [pytest.mark.slow] if kind == "int4" else []
+    return [pytest.param(f, kind, marks=slow[: i > 0]) for i, f in enumerate(FAMILIES)]
+
+
+@pytest.mark.parametrize("folder, kind", cases("int8") + cases("int4"), indirect=["folder"])
 def test_logits_are_close_to_the_float_ones_and_a_mesh_changes_nothing(folder, kind):
     reference, model = logits(load(folder)), load(folder, quantize=kind)
     assert 0 < error(model, reference) < BOUND[kind]

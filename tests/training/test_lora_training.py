@@ -36,6 +36,9 @@ def make_config(base="bfloat16", **fields):
     return config
 
 
+SLOW = [pytest.param(base, marks=pytest.mark.slow) for base in ("bfloat16", "int4")]
+
+
 @pytest.fixture
 def run(monkeypatch):
     """A Run with LoRA, under its mesh, without ahead-of-time compilation."""
@@ -58,7 +61,7 @@ def arrays(tree):
     return [np.asarray(x) for x in jax.tree.leaves(tree)]
 
 
-@pytest.mark.parametrize("base", [pytest.param("bfloat16", marks=pytest.mark.slow), "int8", "int4"])
+@pytest.mark.parametrize("base", [*SLOW, "int8"])
 def test_an_update_differentiates_and_changes_the_adapters_alone(base):
     """Its gradient is that of the whole model with respect to the adapters."""
     config, mesh = make_config(base), make_mesh(devices=jax.devices()[:1])
@@ -200,7 +203,7 @@ def test_another_rank_in_the_same_workdir_is_refused_in_one_line(tmp_path):
         ("alpha", 0.0, "config.lora.alpha=0.0: use a number above 0"),
         ("targets", ("q_proj", "wq"), "config.lora.targets=.*'wq': use one of q_proj"),
         ("targets", (), "config.lora.targets=().*at least 1"),
-        ("base", "int2", "config.lora.base='int2': did you mean 'int4'"),
+        ("base", "int2", "config.lora.base='int2': did you mean 'int8'"),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(field, value, message):
