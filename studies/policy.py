@@ -230,6 +230,7 @@ def report(args: argparse.Namespace) -> None:
     contrast = policy_report.contrast_table(records, "spct_k1")
     write_atomic(out / "train.md", f"{policy_report.train_table(study)}\n{contrast}")
     write_atomic(out / "drift.md", policy_report.drift_table(study))
+    figures.save_png(policy_report.quality_figure(study), out / "quality.png")
     figures.save_png(policy_report.train_figure(study), out / "train.png")
     figures.save_png(policy_report.drift_figure(study), out / "drift.png")
 

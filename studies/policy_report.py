@@ -13,6 +13,14 @@ from grm_jax.evals.bootstrap import STAGE_DRAWS, Resampler
 FEATURES = ("characters", "sure", "wordy", "query", "markers", "hedged", "distinct")
 # Kinds of principles. An aim is the reference wording of a task family's top principle.
 CATEGORIES = ("own aim", "another task's aim", "Clarity", "Brevity", "Tone", "other")
+NAMES = {
+    "spct_k1": "SPCT, k = 1",
+    "spct_k4": "SPCT, k = 4",
+    "spct_k8": "SPCT, k = 8",
+    "spct_k8_meta": "SPCT, k = 8, meta RM",
+    "first_k8": "principles first, k = 8",
+    "bt": "Bradley-Terry",
+}
 _NAMED = {"one clear answer": "Clarity", "no idle talk": "Brevity", "it sounds sure": "Tone"}
 
 
@@ -52,8 +60,10 @@ def _rows(members: Sequence[dict]) -> list[dict]:
             name: float(np.mean([point["features"][name] for point in points]))
             for name in points[0]["features"]
         }
+        # A seed has no principles at a checkpoint where all answers to a task are equal.
+        written = [p["principles"] for p in points if sum(p["principles"].values())]
         row["drift"] = {
-            name: float(np.mean([point["principles"][name] for point in points]))
+            name: float(np.mean([shares[name] for shares in written])) if written else 0.0
             for name in CATEGORIES
         }
         rows.append(row)
@@ -151,7 +161,15 @@ def train_table(study: dict[str, list[dict]]) -> str:
 
     study: of `summary`.
     """
-    headings = ["arm", "KL", "judge's win rate", "true win rate", "gap", "true quality", "part at"]
+    headings = [
+        "arm",
+        "KL",
+        "judge's win rate",
+        "true win rate",
+        "gap",
+        "true quality",
+        "gap grows from",
+    ]
     ends = {arm: rows[-1] for arm, rows in study.items()}
     cells = [
         [arm, f"{end['kl']:.1f}", *(_cell(end[n]) for n in ("win", "true_win", "gap", "truth"))]
@@ -257,6 +275,28 @@ def _panels(count: int) -> tuple[Any, list[Any]]:
     return figure, axes[:count]
 
 
+def quality_figure(study: dict[str, list[dict]]) -> Any:
+    """True quality of every arm's policy, with 95% intervals, over steps."""
+    figure, axes = figures.new_axes(3.6, 7.5)
+    for (arm, rows), colour in zip(study.items(), (*figures.COLOURS, figures.INK)):
+        known = [(r["step"], r["truth"]) for r in rows if r["truth"]["value"] is not None]
+        steps = [step for step, _ in known]
+        values = [100 * value["value"] for _, value in known]
+        low, high = zip(*([100 * b for b in figures.bounds(value)] for _, value in known))
+        label = NAMES.get(arm, arm)
+        axes.plot(steps, values, "o-", color=colour, label=label, markersize=3, linewidth=1.4)
+        axes.fill_between(steps, low, high, color=colour, alpha=0.07, linewidth=0)
+    figures.set_labels(axes, "GRPO step", "true quality (%)", "Quality of the answers by arm")
+    axes.legend(
+        fontsize=8,
+        frameon=False,
+        labelcolor=figures.INK,
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
+    )
+    return figure
+
+
 def train_figure(study: dict[str, list[dict]]) -> Any:
     """Draws win rates by the arm's judge and by the truth over the KL, a panel per arm."""
     figure, panels = _panels(len(study))
@@ -272,7 +312,8 @@ def train_figure(study: dict[str, list[dict]]) -> Any:
             style = {"marker": "o", "markersize": 3, "linewidth": 1.4}
             axes.plot([x for x, _ in known], values, color=colour, label=label, **style)
             axes.fill_between([x for x, _ in known], low, high, color=colour, alpha=0.15)
-        figures.set_labels(axes, "KL to the start (nats)", "win rate (%)", arm)
+        title = NAMES.get(arm, arm)
+        figures.set_labels(axes, "KL to the start (nats)", "win rate (%)", title)
     figures.draw_legend(panels[0], 7)
     return figure
 
@@ -284,6 +325,6 @@ def drift_figure(study: dict[str, list[dict]]) -> Any:
         shares = [[100 * row["drift"][name] for row in rows] for name in CATEGORIES]
         steps = [row["step"] for row in rows]
         axes.stackplot(steps, shares, labels=CATEGORIES, colors=figures.COLOURS, alpha=0.8)
-        figures.set_labels(axes, "step", "share of weight (%)", arm)
+        figures.set_labels(axes, "step", "share of weight (%)", NAMES.get(arm, arm))
     figures.draw_legend(panels[0], 6)
     return figure
