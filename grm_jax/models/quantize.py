@@ -55,8 +55,8 @@ def quantize(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns (values of w's shape, float32 scales).
 
-    The scales of int8 lack the contracted axes. Those of int4 have w's axes, and groups in the
-    place of the last contracted one. Zeros have the scale 1.
+    The scales of int8 lack the contracted axes. Those of int4 have w's axes; the last contracted
+    one has its number of groups. Zeros have the scale 1.
 
     contracted: axes that the product sums over, counted from the last.
     """

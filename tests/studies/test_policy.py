@@ -225,9 +225,9 @@ def test_differences_between_arms_are_paired_by_seed_and_task():
     contrasts = policy_report.contrasts(records, "spct_k1")
     assert list(contrasts) == ["spct_k8"]  # no seed of "truth" has the baseline
     for name, difference in (("truth", 0.1), ("parting", -0.1)):
-        found = contrasts["spct_k8"][name]
-        bounds = found["low"], found["value"], found["high"]
-        assert bounds == pytest.approx((difference,) * 3) and len(found["seeds"]) == 2
+        estimate = contrasts["spct_k8"][name]
+        bounds = estimate["low"], estimate["value"], estimate["high"]
+        assert bounds == pytest.approx((difference,) * 3) and len(estimate["seeds"]) == 2
     table = policy_report.contrast_table(records, "spct_k1")
     assert "| spct_k8 | 2 | -10.0 (-10.0 to -10.0) | 10.0 (10.0 to 10.0) |" in table
 
