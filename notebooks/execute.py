@@ -1,7 +1,6 @@
 """Executes the notebooks in their small setting and stores their outputs: `make notebooks`.
 
-The judge notebook runs the toy that spct_world.ipynb has trained. tests/test_notebooks.py executes
-the notebooks by the same function.
+tests/test_notebooks.py executes the notebooks by the same function.
 """
 
 import hashlib
@@ -16,7 +15,8 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
-NAMES = ("spct_world", "judge", "emulate_a_pod")  # judge after spct_world
+# judge and spct_2b_lora run what spct_world has trained.
+NAMES = ("spct_world", "judge", "spct_2b_lora", "emulate_a_pod")
 
 
 def execute(
@@ -25,7 +25,8 @@ def execute(
     """Runs a notebook as Jupyter does, from its own folder, and returns it with its outputs.
 
     Args:
-      scratch: folder for what the notebooks write; of `judge`, the one that spct_world ran in.
+      scratch: folder for what the notebooks write; of `judge` and `spct_2b_lora`, the one that
+        spct_world ran in.
       variables: more environment variables.
     """
     book = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)

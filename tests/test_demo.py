@@ -41,7 +41,13 @@ def small_demo(tmp_path_factory):
     command += ["--workdir", "runs/spct_tiny", *(f"--config.{field}" for field in SMALL.split())]
     with (folder / "log.txt").open("w") as log:
         subprocess.run(
-            command, cwd=folder, env=environment(), stdout=log, stderr=log, check=True, timeout=600
+            command,
+            cwd=folder,
+            env=environment(FORCE_COLOR="1"),  # as notebooks set it
+            stdout=log,
+            stderr=log,
+            check=True,
+            timeout=600,
         )
     return folder
 

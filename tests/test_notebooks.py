@@ -34,7 +34,7 @@ def cell_with(name, text) -> str:
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory) -> Path:
-    """What spct_world.ipynb leaves is what judge.ipynb loads."""
+    """What spct_world.ipynb leaves is what judge.ipynb and spct_2b_lora.ipynb load."""
     return tmp_path_factory.mktemp("notebooks")
 
 
@@ -59,8 +59,9 @@ def run(name, scratch, without_extras) -> tuple[str, str]:
     return printed, "".join(lines)
 
 
-def test_the_three_notebooks_exist():
-    assert NAMES == ["emulate_a_pod", "judge", "spct_world"] == sorted(execute.NAMES)
+def test_the_notebooks_exist():
+    names = ["emulate_a_pod", "judge", "spct_2b_lora", "spct_world"]
+    assert NAMES == names == sorted(execute.NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -171,6 +172,15 @@ def test_judge(spct_world, scratch, without_extras):
     )[1]
     parts = [json.loads(zlib.decompress(base64.b64decode(p))) for p in json.loads(data)["parts"]]
     assert json.dumps(parts).count('"sample":') == 32 and "sort 9 7" in json.dumps(parts)
+
+
+def test_spct_2b_lora(spct_world, scratch, without_extras):
+    printed, displayed = run("spct_2b_lora", scratch, without_extras)
+    for text in ("rft  20/20  loss ", "rl  2/2  reward ", "rl done in "):
+        assert text in printed
+    sizes = dict(re.findall(r"^(\S+|whole model) +(\S+) kB$", printed, re.M))
+    assert float(sizes["adapter_model.safetensors"]) < 0.3 * float(sizes["whole model"])
+    assert "Ranking(order=" in displayed and "image/png: " in displayed
 
 
 def test_emulate_a_pod(tmp_path, without_extras):

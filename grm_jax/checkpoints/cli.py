@@ -132,7 +132,8 @@ def convert(
         bars.TransferSpeedColumn(),
         bars.TimeRemainingColumn(),
     )
-    display = bars.Progress(*columns, console=Console(stderr=True), disable=not bar)
+    console = Console(stderr=True, force_terminal=sys.stderr.isatty())
+    display = bars.Progress(*columns, console=console, disable=not bar)
     try:
         model = load(
             src,

@@ -5,6 +5,7 @@ import datetime
 import logging
 import math
 import platform
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -199,9 +200,9 @@ class Progress(contextlib.AbstractContextManager):
         from rich import progress
         from rich.console import Console
 
-        console = Console(stderr=True)
-        if not console.is_terminal:
+        if not sys.stderr.isatty():  # Console.is_terminal believes FORCE_COLOR, as notebooks set it
             return None
+        console = Console(stderr=True)
         columns = (
             progress.TextColumn("{task.description}"),
             progress.BarColumn(),
