@@ -2,7 +2,7 @@
 
     python benchmarks/decode_bytes.py [MODEL@SLICE[@WORKLOAD[@VARIANT]] ...]   a minute per case
 
-VARIANT: bfloat16 by default, `int8` for int8 weights, `int8+kv` also for int8 keys and values.
+VARIANT: bfloat16 by default, `int8` or `int4` for such weights, `int8+kv` also for int8 caches.
 Weights and KV heads are split over all chips; rings of 1,024 new tokens. Three workloads:
 `one`: one prompt of 2,048 tokens, 32 batch rows. `many`: 64 prompts of 2,048 tokens, as many rows
 as fit of the 8 samples of each. `head`: the same prompts and rows, where the first 1,300 tokens are
@@ -45,6 +45,8 @@ CASES = (
     "gemma2_2b@v5litepod-4@one@int8+kv",
     "gemma2_9b@v5litepod-8@one@int8+kv",
     "gemma2_27b@v5litepod-8@one@int8+kv",
+    "gemma2_2b@v5litepod-4@one@int4",
+    "gemma2_9b@v5litepod-8@one@int4",
 )
 PROMPTS, PROMPT, HEAD, T, SEGMENT = 64, 2048, 1300, 1024, 32
 # Rows per prompt that fit without a head, of 8 samples.

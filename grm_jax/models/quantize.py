@@ -1,17 +1,17 @@
-"""Weights in int8 and int4: symmetric, with float32 scales. They are not trained.
+"""Weights in int8 and int4: symmetric, with scales. They are not trained.
 
-int8: one scale per output channel. A product casts the values to the activations' dtype, which is
-exact, and multiplies the result by the scales:
+int8: one float32 scale per output channel. A product casts the values to the activations' dtype,
+which is exact, and multiplies the result by the scales:
 
     x_BxD @ w_DxF  ~  (x_BxD @ values_DxF) * scale_F       scale_F = max over D of |w_DxF| / 127
 
-int4: one scale per group of up to 128 values that a product sums over, because the largest value of
-a whole channel leaves too few steps for the others. The product multiplies the values by their
-scales, and rounds them to the activations' dtype, inside the product:
+int4: one bfloat16 scale per group of up to 32 values that a product sums over, because the largest
+value of a whole channel leaves too few steps for the others. A product multiplies the values by
+their scales in the activations' dtype first, piece by piece:
 
     x_BxD @ w_DxF  ~  x_BxD @ (values_DxF * scale_GxF)     scale_GxF = max in a group / 7
 
-So a decode step reads one byte per weight from HBM, or half a byte. Embedding tables are int8 with
+So a decode step reads one byte per weight from HBM, or 0.56. Embedding tables are int8 with
 either. `qwix` cannot serve these layers: it finds a weight by the identity of the array that
 reaches `einsum` or `dot_general`, and here a weight is first cast, sliced out of a scanned stack or
 gathered by token, or reaches `tensordot`.
@@ -33,7 +33,9 @@ from grm_jax.models import cpu
 KINDS = ("int8", "int4")
 CACHE_KINDS = ("int8",)
 LARGEST = {"int8": 127, "int4": 7}
-GROUP = 128  # most values per scale of int4
+GROUP = 32  # most values per scale of int4
+# XLA writes the multiplied weight before the product reads it; a piece of this size stays in VMEM.
+PIECE_BYTES = 32 << 20
 
 
 def check_kind(kind: str | None, label: str = "quantize", kinds: tuple[str, ...] = KINDS) -> None:
@@ -53,7 +55,7 @@ def array_bytes(shape: tuple[int, ...], dtype: Any) -> int:
 def quantize(
     w: jax.Array, contracted: tuple[int, ...], kind: str = "int8"
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns (values of w's shape, float32 scales).
+    """Returns (values of w's shape, scales).
 
     The scales of int8 lack the contracted axes. Those of int4 have w's axes; the last contracted
     one has its number of groups. Zeros have the scale 1.
@@ -66,6 +68,8 @@ def quantize(
     largest = LARGEST[kind]
     scale = jnp.max(jnp.abs(grouped), axis=axes, keepdims=True) / largest
     scale = jnp.where(scale == 0, 1.0, scale)
+    if kind == "int4":
+        scale = scale.astype(jnp.bfloat16)
     values = jnp.clip(jnp.round(grouped / scale), -largest, largest).astype(kind)
     return values.reshape(w.shape), jnp.squeeze(scale, axes)
 
@@ -81,14 +85,14 @@ def _split(w: jax.Array, axis: int) -> jax.Array:
 def dequantize(
     values: jax.Array, scale: jax.Array, contracted: tuple[int, ...], dtype: Any = jnp.float32
 ) -> jax.Array:
-    """Returns values times scales, which are those of `quantize`; multiplied in float32."""
+    """Returns values times scales, which are those of `quantize`, in `dtype`."""
     if scale.ndim < values.ndim:
-        return (values.astype(jnp.float32) * jnp.expand_dims(scale, contracted)).astype(dtype)
+        return values.astype(dtype) * jnp.expand_dims(scale, contracted).astype(dtype)
     place = values.ndim + max(contracted)
     groups = scale.shape[place]
     split = (*values.shape[:place], groups, -1, *values.shape[place + 1 :])
-    weight = values.reshape(split).astype(jnp.float32) * jnp.expand_dims(scale, place + 1)
-    return weight.astype(dtype).reshape(values.shape)
+    weight = values.reshape(split).astype(dtype) * jnp.expand_dims(scale, place + 1).astype(dtype)
+    return weight.reshape(values.shape)
 
 
 @jax.tree_util.register_dataclass
@@ -111,11 +115,17 @@ class Int8Array:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Int4Array:
-    """Values and scales of a weight. contracted: axes that its product sums over, from the last."""
+    """Values and scales of a weight.
+
+    Attributes:
+      contracted: axes that its product sums over, counted from the last.
+      split: the axis of the model's width, counted from the last; no mesh splits it for decoding.
+    """
 
     values: jax.Array
     scale: jax.Array
     contracted: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    split: int = dataclasses.field(metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -187,7 +197,8 @@ class QuantizedWeight(nnx.Module):
     def __getitem__(self, index: Any) -> QuantizedArray:
         values, scale = self.values[...], self.scale[...]
         if self.kind == "int4":
-            return Int4Array(values, scale, self.contracted)
+            axes = self.values.get_metadata()["axes"]
+            return Int4Array(values, scale, self.contracted, axes.index("embed") - len(axes))
         return Int8Array(values, scale)
 
 
@@ -217,6 +228,8 @@ def product(function: Callable[..., jax.Array], x: jax.Array, w: QuantizedArray)
 
     function: jnp.matmul, or another product that takes `preferred_element_type`.
     """
+    if isinstance(w, Int4Array) and not cpu.on_cpu():
+        return _int4_product(function, x, w, _num_pieces(w, x.dtype.itemsize))
     factor = _factor(w, x.dtype)
     out = (
         cpu.matmul(function, x, factor)
@@ -224,6 +237,40 @@ def product(function: Callable[..., jax.Array], x: jax.Array, w: QuantizedArray)
         else function(x, factor, preferred_element_type=jnp.float32)
     )
     return out * w.scale if isinstance(w, Int8Array) else out
+
+
+def _int4_product(
+    function: Callable[..., jax.Array], x: jax.Array, w: Int4Array, pieces: int
+) -> jax.Array:
+    """Computes function(x, w) in float32, with equal pieces of the weight's axis `split`.
+
+    That axis is contracted with x's last one, or it is the last one of the result.
+    """
+    size, place = w.shape[w.split], w.values.ndim + w.split
+    part = lambda a, i: jax.lax.slice_in_dim(
+        a, i * a.shape[place] // pieces, (i + 1) * a.shape[place] // pieces, axis=place
+    )
+    multiply = functools.partial(function, preferred_element_type=jnp.float32)
+    outs = []
+    for i in range(pieces):
+        weight = dequantize(part(w.values, i), part(w.scale, i), w.contracted, x.dtype)
+        whole = w.split not in w.contracted or pieces == 1
+        piece = x if whole else x[..., i * size // pieces : (i + 1) * size // pieces]
+        outs.append(multiply(piece, weight))
+    return sum(outs) if w.split in w.contracted else jnp.concatenate(outs, axis=-1)
+
+
+def _num_pieces(w: Int4Array, itemsize: int) -> int:
+    """Returns the fewest equal pieces of at most PIECE_BYTES on a device."""
+    tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+    size = math.prod(w.shape) * itemsize // tensor
+    sizes = w.values.shape[w.split], w.scale.shape[w.split]
+    fitting = (
+        n
+        for n in range(1, min(sizes) + 1)
+        if size <= n * PIECE_BYTES and not any(s % n for s in sizes)
+    )
+    return next(fitting, 1)
 
 
 def _factor(w: QuantizedArray, dtype: Any) -> jax.Array:

@@ -211,20 +211,21 @@ def test_int8_weights_are_not_trained():
 @pytest.mark.parametrize(
     "shape, contracted, scales",
     [
-        ((256, 4, 8), (-3,), (2, 4, 8)),
-        ((4, 96, 16), (-3, -2), (4, 1, 16)),
-        ((3, 4, 256, 16), (-3, -2), (3, 4, 2, 16)),  # a stack of layers
-        ((5, 136, 24), (-2,), (5, 2, 24)),  # 136 = 2 x 68
+        ((256, 4, 8), (-3,), (8, 4, 8)),
+        ((4, 16, 16), (-3, -2), (4, 1, 16)),
+        ((3, 4, 64, 16), (-3, -2), (3, 4, 2, 16)),  # a stack of layers
+        ((5, 136, 24), (-2,), (5, 8, 24)),  # 136 = 8 x 17
         ((7, 131, 2), (-2,), (7, 131, 2)),  # a prime: nothing shares a scale
     ],
 )
-def test_groups_of_int4_are_of_up_to_128_values_that_a_product_sums_over(shape, contracted, scales):
+def test_groups_of_int4_are_of_up_to_32_values_that_a_product_sums_over(shape, contracted, scales):
     w = jax.random.normal(jax.random.key(0), shape)
     values, scale = quantize.quantize(w, contracted, "int4")
     assert (values.dtype, values.shape, scale.shape) == (jnp.int4, shape, scales)
+    assert scale.dtype == jnp.bfloat16
     restored = quantize.dequantize(values, scale, contracted)
     axis = len(shape) + max(contracted)
-    steps = jnp.repeat(scale, shape[axis] // scales[axis], axis=axis)
+    steps = jnp.repeat(scale.astype(jnp.float32), shape[axis] // scales[axis], axis=axis)
     assert (abs(restored - w) <= steps / 2 + 1e-6).all()
     assert abs(values.astype(jnp.int32)).max() == 7
     zeros, one = quantize.quantize(0 * w, contracted, "int4")
@@ -236,7 +237,7 @@ def test_an_int4_product_and_its_gradient_are_those_of_the_dequantised_weight():
         jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(2, 3, 4, 8), (4, 8, 6)])
     )
     values, scale = quantize.quantize(w, (-3, -2), "int4")
-    packed = quantize.Int4Array(values, scale, (-3, -2))
+    packed = quantize.Int4Array(values, scale, (-3, -2), -1)
     plain = quantize.dequantize(values, scale, (-3, -2))
     ours = jax.value_and_grad(lambda x: jnp.sum(project(FROM_HEADS, x, packed) ** 2))(x)
     theirs = jax.value_and_grad(lambda x: jnp.sum(FROM_HEADS(x, plain) ** 2))(x)
@@ -247,8 +248,31 @@ def test_int4_weights_take_half_of_int8_and_tables_stay_int8():
     cfg = get_config("gemma2_9b", quantize="int4")
     tables = cfg.vocab_size * cfg.d_model
     matrices = cfg.num_params - tables
-    groups = 4 * matrices / 128
-    assert tables + 0.5 * matrices + groups < weight_bytes(cfg) < 1.01 * (tables + 0.532 * matrices)
+    assert 1 < weight_bytes(cfg) / (tables + (0.5 + 2 / 32) * matrices) < 1.01
+
+
+@pytest.mark.parametrize(
+    "function, x, w, contracted, split",
+    [
+        (TO_HEADS, (2, 3, 192), (192, 4, 8), (-3,), -3),
+        (FROM_HEADS, (2, 3, 4, 64), (4, 64, 12), (-3, -2), -1),
+        (jnp.matmul, (2, 3, 192), (192, 24), (-2,), -2),
+        (jnp.matmul, (2, 3, 64), (64, 12), (-2,), -1),
+    ],
+)
+def test_the_pieces_of_an_int4_product_give_the_whole(
+    function, x, w, contracted, split, monkeypatch
+):
+    """Pieces are for other backends than the CPU."""
+    x, w = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate((x, w)))
+    packed = quantize.Int4Array(*quantize.quantize(w, contracted, "int4"), contracted, split)
+    whole = quantize.product(function, x, packed)
+    monkeypatch.setattr(quantize.cpu, "on_cpu", lambda: False)
+    monkeypatch.setattr(quantize, "PIECE_BYTES", 4 * w.size // 2)
+    assert quantize._num_pieces(packed, 4) == 2
+    np.testing.assert_allclose(quantize.product(function, x, packed), whole, atol=1e-4)
+    monkeypatch.setattr(quantize, "PIECE_BYTES", 1)  # no number of pieces is that small
+    assert quantize._num_pieces(packed, 4) == 1
 
 
 def test_int4_folders_do_not_exist(folder, tmp_path):
