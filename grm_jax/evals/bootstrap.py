@@ -112,23 +112,23 @@ class Resampler:
         A draw takes runs with replacement as well, so the interval covers both. With few runs it is
         too narrow: of three, each draw sees two thirds of their variance.
         """
-        values_SxI = np.asarray(values_SxI, np.float64)
-        known_SxI, runs = ~np.isnan(values_SxI), len(values_SxI)
+        given_SxI = np.asarray(values_SxI, np.float64)
+        known_SxI, runs = ~np.isnan(given_SxI), len(given_SxI)
         if not known_SxI.any():
             return Estimate(math.nan)
-        values_SxI, rng = np.nan_to_num(values_SxI), np.random.default_rng(self.seed)
+        filled_SxI, rng = np.nan_to_num(given_SxI), np.random.default_rng(self.seed)
 
         def mean(weights: np.ndarray) -> float:
             weights_SxI = weights * known_SxI
             total = weights_SxI.sum()
-            return float((weights_SxI * values_SxI).sum() / total) if total else math.nan
+            return float((weights_SxI * filled_SxI).sum() / total) if total else math.nan
 
         drawn = []
         for weights_I in self.weights():
             weights_S = np.bincount(rng.integers(runs, size=runs), minlength=runs)
             drawn.append(mean(weights_S[:, None] * weights_I))
         bounds = interval(drawn) if self.num_prompts > 1 else (None, None)
-        return Estimate(mean(np.ones(values_SxI.shape)), *bounds)
+        return Estimate(mean(np.ones(given_SxI.shape)), *bounds)
 
     def difference(self, baseline: MetricFunction, treatment: MetricFunction) -> dict[str, dict]:
         """Computes treatment - baseline on the same draws: interval and two-sided p-value."""

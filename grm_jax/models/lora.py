@@ -192,7 +192,8 @@ def _sum_of(sharding: Any, contracted: tuple[int, ...] = (), dtype: str | None =
 
     def merge(base: Any, *adapter: Any) -> jax.Array:
         if contracted:
-            base32 = dequantize(*base, contracted)
+            values, scales = base
+            base32 = dequantize(values, scales, contracted)
         else:
             base32 = base.astype(jnp.float32)
         *matrices, scale = adapter

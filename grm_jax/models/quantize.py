@@ -257,7 +257,9 @@ def _int4_product(
         whole = w.split not in w.contracted or pieces == 1
         piece = x if whole else x[..., i * size // pieces : (i + 1) * size // pieces]
         outs.append(multiply(piece, weight))
-    return sum(outs) if w.split in w.contracted else jnp.concatenate(outs, axis=-1)
+    if w.split in w.contracted:
+        return sum(outs[1:], start=outs[0])
+    return jnp.concatenate(outs, axis=-1)
 
 
 def _num_pieces(w: Int4Array, itemsize: int) -> int:

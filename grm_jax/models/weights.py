@@ -52,7 +52,7 @@ def weight(
     """
     key = lora.adapter_key(rngs)
     array = param(rngs, cfg, stack, *args)
-    base = array
+    base: Any = array
     if cfg.quantize:
         kind = "int8" if target == "embed_tokens" else cfg.quantize
         base = quantize.QuantizedWeight(array, contracted, kind)
