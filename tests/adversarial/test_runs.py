@@ -96,7 +96,7 @@ def test_numbers_in_python_have_the_same_ranges():
     for field, value in {"vote": 3, "orders": None, "expected": 1, "given_principles": " "}.items():
         with pytest.raises(ValueError, match=field):
             Options(**{field: value})
-    kinds = {"quantize": "int4"}, {"kv_cache_dtype": "fp8"}
+    kinds = {"quantize": "int2"}, {"kv_cache_dtype": "fp8"}
     for wrong in ({"rows": 0}, {"prompt_slots": -1}, {"rows": 1.5}, *kinds):
         with pytest.raises(ValueError, match="use"):
             LoadOptions(**wrong)

@@ -303,7 +303,7 @@ def test_demonstrations_are_answers_to_other_tasks_than_those_of_rl():
         ("policy.judge.source=trut", "config.policy.judge.source='trut': did you mean 'truth'"),
         ("policy.judge.reward=rnk", "config.policy.judge.unknown reward 'rnk'"),
         ("policy.judge.k=0", "config.policy.judge.k=0"),
-        ("policy.judge.quantize=int4", "config.policy.judge.quantize='int4': did you mean 'int8'"),
+        ("policy.judge.quantize=int2", "config.policy.judge.quantize='int2': did you mean 'int8'"),
         ("policy.group_size=1", "config.policy.group_size=1: .* set at least 2"),
         ("policy.max_unscored=2.0", "config.policy.max_unscored=2.0"),
         ("policy.prompt_len=4000", "config.policy.prompt_len . config.policy.max_new_tokens takes"),
