@@ -186,7 +186,7 @@ def _sum_of(sharding: Any, contracted: tuple[int, ...] = (), dtype: str | None =
 
     Args:
       sharding: of the result.
-      contracted: of an int8 base, which is (values, scales); empty for a float base.
+      contracted: of a quantised base, which is (values, scales); empty for a float base.
       dtype: of the result; default the base's.
     """
 

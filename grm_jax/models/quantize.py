@@ -191,14 +191,13 @@ class QuantizedWeight(nnx.Module):
             kept = [axes[i] for i in places if i not in contracted]
         values, scale = quantize(weight[...], contracted, kind)
         self.values = nnx.Param(values, axes=axes, contracted=contracted, kind=kind)
-        self.scale = nnx.Param(scale, axes=tuple(kept), contracted=contracted, kind=kind)
-        self.contracted, self.kind = contracted, kind
+        self.scale = nnx.Param(scale, axes=tuple(kept), contracted=contracted)
 
     def __getitem__(self, index: Any) -> QuantizedArray:
-        values, scale = self.values[...], self.scale[...]
-        if self.kind == "int4":
-            axes = self.values.get_metadata()["axes"]
-            return Int4Array(values, scale, self.contracted, axes.index("embed") - len(axes))
+        values, scale, fields = self.values[...], self.scale[...], self.values.get_metadata()
+        if fields["kind"] == "int4":
+            split = fields["axes"].index("embed") - len(fields["axes"])
+            return Int4Array(values, scale, fields["contracted"], split)
         return Int8Array(values, scale)
 
 
