@@ -22,7 +22,7 @@ KV = jax.Array | Int8Array  # keys or values of a cache
 def cap_and_mask(
     logits_PxKxRxGxW: jax.Array, visible_PxRxW: jax.Array, cap: float | None
 ) -> jax.Array:
-    """Soft-caps logits, and sets those of slots that a row does not attend to to `MASKED`.
+    """Soft-caps logits. Slots that a row does not attend to get `MASKED`.
 
     cap: of the soft cap; None for none.
     """
