@@ -1,5 +1,6 @@
 """Settings of every test: eight emulated CPU devices, float32 matmuls, a compilation cache."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -87,6 +88,20 @@ def pytest_collection_modifyitems(config, items):
         for name, reason in OPT_IN.items():
             if item.get_closest_marker(name) and name not in chosen:
                 item.add_marker(pytest.mark.skip(reason=f"{reason}: pytest --run {name}"))
+
+
+@pytest.fixture(autouse=True)
+def root_logger():
+    """Undoes what a run of the launcher in this process does to the root logger."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    names = {number: logging.getLevelName(number) for number in (logging.INFO, logging.WARNING)}
+    yield
+    root.setLevel(level)
+    for handler in set(root.handlers).difference(handlers):
+        root.removeHandler(handler)
+    for number, name in names.items():
+        logging.addLevelName(number, name)
 
 
 @pytest.fixture
