@@ -69,7 +69,7 @@ JUDGES = {
         {"pandalm": (), "humanevalpack": ("--subset", "python"), "gsm8k": ()}
         | {"rm_bench": ("--subset", "chat")},
         {"template": HERE / "judge_small_model.jinja", "max_new_tokens": 256}
-        | {"prompt_slots": 32, "rows": 2, "chunk": 100},
+        | {"prompt_slots": 64, "rows": 2, "chunk": 100},
         ("--expected",),
     ),
 }

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import common, grpo_step, products, sampling  # noqa: E402
 from grm_jax.checkpoints import load  # noqa: E402
-from grm_jax.sampling import Engine, Request, decode, programs  # noqa: E402
+from grm_jax.sampling import Engine, Request, decode, prefill, programs  # noqa: E402
 
 
 def compare(
@@ -66,12 +66,12 @@ def decode_products(engine: Engine) -> dict[products.Product, int]:
 def prefill_products(engine: Engine, shape: tuple[int, int]) -> dict[products.Product, int]:
     """Returns the products of a prefill of (prompts, tokens)."""
 
-    def prefill(params: Any, tokens: Any, lengths: Any) -> Any:
-        return decode.prefill(nnx.merge(engine.graphdef, params), tokens, lengths)
+    def run(params: Any, tokens: Any, lengths: Any) -> Any:
+        return prefill.prefill(nnx.merge(engine.graphdef, params), tokens, lengths)
 
     B, S = shape
     return products.products_of(
-        prefill, engine.params, np.zeros((B, S), np.int32), np.full(B, S, np.int32)
+        run, engine.params, np.zeros((B, S), np.int32), np.full(B, S, np.int32)
     )
 
 

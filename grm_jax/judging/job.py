@@ -82,6 +82,11 @@ class Job:
         head = template_head(self.template, self.comparison.n, codec)
         return heads.used(self.prompts[order], head)
 
+    @functools.cached_property
+    def shared(self) -> int:
+        """First tokens that the prompts of all orders have in common; 0 for a single order."""
+        return heads.common(list(self.prompts.values())) if len(self.prompts) > 1 else 0
+
     def failure(self) -> Unjudged | None:
         """Returns why there is no verdict: the sampler failed, or no request succeeded."""
         completions = list(self.completions.values())

@@ -279,7 +279,8 @@ class Judge:
             for order, count in Counter(job.orders).items():
                 request = self._request(job.prompts[order], count, options[i])
                 head = job.head(order, self.tokenizer) if own_engine else None
-                requests.append(dataclasses.replace(request, group=i, head=head))
+                shared = job.shared if own_engine else 0
+                requests.append(dataclasses.replace(request, group=i, head=head, shared=shared))
                 # Sample s of this request is the s-th sample of the comparison with this order.
                 samples = [s for s, other in enumerate(job.orders) if other == order]
                 owners.append((i, job, samples))

@@ -44,12 +44,18 @@ def full_attention(
 
 
 def full_attention_parts(
-    cfg: TransformerConfig, positions_BxL: jax.Array, segment_ids_BxL: jax.Array
+    cfg: TransformerConfig,
+    positions_BxL: jax.Array,
+    segment_ids_BxL: jax.Array,
+    branches: bool = False,
 ) -> Callable[[LayerRef, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """Returns the same attention as a function to (o_BxLxNxH, lse_BxLxN), for `merge_parts`."""
+    """Returns the same attention as a function to (o_BxLxNxH, lse_BxLxN), for `merge_parts`.
+
+    branches: see `self_attention`.
+    """
 
     def attend(layer: LayerRef, q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
         mask = positions_BxL, segment_ids_BxL, layer.spec.window
-        return self_attention(q, k, v, *mask, cfg.attn_cap, cfg.query_chunk)
+        return self_attention(q, k, v, *mask, cfg.attn_cap, cfg.query_chunk, branches)
 
     return attend

@@ -94,10 +94,15 @@ def self_attention(
     window: int | None,
     cap: float | None,
     chunk: int,
+    branches: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Computes causal attention inside segments, `chunk` queries at a time.
 
     Chunks are rematerialised: the backward pass holds the logits of one chunk.
+
+    Args:
+      branches: the segments from 2 on continue segment 1 and see its keys as well. Their positions
+        follow on from its last one.
 
     Returns:
       (o_BxLxNxH float32, lse_BxLxN float32).
@@ -105,14 +110,16 @@ def self_attention(
     L = q_BxLxNxH.shape[1]
 
     def one(start: int, stop: int) -> Any:
-        first = 0 if window is None else max(0, start - window + 1)
+        # A branch may be many slots away from the keys that are inside its window.
+        first = 0 if window is None or branches else max(0, start - window + 1)
 
         @jax.checkpoint
         def run(
             q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, segment_ids: jax.Array
         ) -> Any:
             mask = visible(positions[:, start:stop], positions[:, first:stop], window)
-            mask &= segment_ids[:, start:stop, None] == segment_ids[:, None, first:stop]
+            own, others = segment_ids[:, start:stop, None], segment_ids[:, None, first:stop]
+            mask &= (own == others) | ((others == 1) & (own > 1)) if branches else own == others
             return attend_part(q[:, start:stop], k[:, first:stop], v[:, first:stop], mask, cap)
 
         return run(q_BxLxNxH, k_BxLxKxH, v_BxLxKxH, positions_BxL, segment_ids_BxL)

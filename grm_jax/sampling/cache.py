@@ -35,6 +35,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from grm_jax.models.attend import LayerRef
 from grm_jax.models.config import TransformerConfig
 from grm_jax.models.quantize import Int8Array
 from grm_jax.sampling.products import KV
@@ -43,6 +44,7 @@ from grm_jax.sharding import batch_shards, constrain, current_mesh, platform, sp
 
 RUNNING, STOP, LENGTH, NONFINITE, EMPTY = range(5)
 Axes = tuple[str | None, ...]
+Pairs = list[tuple[KV, KV]]  # (keys, values) per layer of the pattern and tail layer
 
 
 @jax.tree_util.register_dataclass
@@ -250,3 +252,29 @@ def _pad(a: jax.Array, axis: int, widths: tuple[int, int]) -> jax.Array:
 def without_caches(state: State) -> State:
     """Returns the state without keys and values, for programs that do not use them."""
     return dataclasses.replace(state, head=[], prefix=[], suffix=[])
+
+
+def cache_of(cfg: TransformerConfig, layer: LayerRef) -> tuple[int, Any]:
+    """Returns (index of the layer's cache, unit in it)."""
+    if layer.unit is None:
+        return len(cfg.pattern) + layer.place, 0
+    return layer.place, layer.unit
+
+
+def of_unit(caches: Any, unit: Any) -> Any:
+    """Returns the keys and values of one unit."""
+    return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, unit, keepdims=False), caches)
+
+
+def sees_head(
+    positions_PxL: jax.Array, head_length_P: jax.Array, Z: int, stored: int, window: int | None
+) -> jax.Array:
+    """Returns (P, L, stored): whether tokens attend to the last `stored` of the head's Z slots.
+
+    A prompt that uses none of the head sees none: no slot has a position of at least 0.
+    """
+    head_position_PxZ = jnp.arange(Z - stored, Z) - (Z - head_length_P[:, None])
+    seen_PxLxZ = jnp.broadcast_to((head_position_PxZ >= 0)[:, None], (*positions_PxL.shape, stored))
+    if window is not None:
+        seen_PxLxZ &= positions_PxL[..., None] - head_position_PxZ[:, None] < window
+    return seen_PxLxZ

@@ -1,4 +1,4 @@
-"""The sampler's device programs: prefill, admission of rows, and decode segments.
+"""The sampler's device programs after the prefill: insertion, admission and decode segments.
 
 Axes as in `cache.py`; G query heads per KV head, C steps of a segment, B = P * R rows of a decode
 step.
@@ -11,10 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from grm_jax.models import Transformer
-from grm_jax.models.attend import Attend, LayerRef, full_attention, full_attention_parts
-from grm_jax.models.attention import head_attention, merge_parts
-from grm_jax.models.config import TransformerConfig
-from grm_jax.models.quantize import dequantize_tokens, hadamard, quantize_tokens
+from grm_jax.models.attend import LayerRef
+from grm_jax.models.quantize import hadamard, quantize_tokens
 from grm_jax.sampling import products
 from grm_jax.sampling.cache import (
     EMPTY,
@@ -23,115 +21,19 @@ from grm_jax.sampling.cache import (
     RUNNING,
     STOP,
     Emitted,
+    Pairs,
     State,
     batch_axes,
-    cache_axes,
-    constrain_caches,
+    cache_of,
     constrain_state,
     extend_prefix,
     keep_ring_layout,
-    prefix_length,
+    of_unit,
+    sees_head,
 )
 from grm_jax.sampling.choose import Choice, choose
 from grm_jax.sampling.products import KV
 from grm_jax.sharding import constrain
-
-Pairs = list[tuple[KV, KV]]  # (keys, values) per layer of the pattern and tail layer
-
-
-def prefill(
-    model: Transformer,
-    tokens_BxS: jax.Array,
-    lengths_B: jax.Array,
-    head: Pairs | None = None,
-    head_lengths_B: jax.Array | None = None,
-) -> tuple[Pairs, jax.Array]:
-    """Runs left-padded prompts once.
-
-    Args:
-      head: keys and values (U, K, Z, H) per cache of the shared head; the prompts are then the
-        tokens after it, and None runs whole prompts.
-      head_lengths_B: with `head`, the tokens of it that precede each prompt: all or 0.
-
-    Returns:
-      (prefix, last_BxD): keys and values (U, B, K, S, H) per cache, local layers cut to the slots
-      that a later token can attend to, and the final-normed activation of each prompt's last token.
-    """
-    cfg = model.cfg
-    B, S = tokens_BxS.shape
-    slots_S = jnp.arange(S)
-    pad_B = S - lengths_B
-    segments_BxS = (slots_S >= pad_B[:, None]).astype(jnp.int32)
-    positions_BxS = jnp.maximum(slots_S - pad_B[:, None], 0)
-    if head is None:
-        attention = full_attention(cfg, positions_BxS, segments_BxS)
-    else:
-        assert head_lengths_B is not None
-        positions_BxS += head_lengths_B[:, None]
-        attention = _after_head(cfg, positions_BxS, segments_BxS, head, head_lengths_B)
-
-    def attend(layer: LayerRef, q: jax.Array, k: jax.Array, v: jax.Array, state: Any) -> Any:
-        o, state, _ = attention(layer, q, k, v, state)
-        keep = prefix_length(S, layer.spec.window)
-        if cfg.kv_cache_dtype:
-            k = hadamard(k)
-        kv = (a[:, S - keep :].swapaxes(1, 2) for a in (k, v))
-        return o, state, tuple(quantize_tokens(a) if cfg.kv_cache_dtype else a for a in kv)
-
-    x, _, (units, tail) = model.trunk(model.embedder.encode(tokens_BxS), positions_BxS, attend)
-    prefix = list(units) + jax.tree.map(lambda a: a[None], list(tail))
-    axes, _ = cache_axes(B, 1)
-    return constrain_caches(prefix, axes), model.final_norm(x[:, -1:])[:, 0]
-
-
-def _after_head(
-    cfg: TransformerConfig,
-    positions_BxS: jax.Array,
-    segments_BxS: jax.Array,
-    head: Pairs,
-    head_lengths_B: jax.Array,
-) -> Attend:
-    """Returns causal self-attention of prompts that also attend to the shared head."""
-    attention = full_attention_parts(cfg, positions_BxS, segments_BxS)
-    Z = max(k.shape[2] for k, _ in head)
-
-    def attend(layer: LayerRef, q: jax.Array, k: jax.Array, v: jax.Array, state: Any) -> Any:
-        place, unit = _cache_of(cfg, layer)
-        head_k, head_v = (dequantize_tokens(a, q.dtype) for a in _of_unit(head[place], unit))
-        seen_BxSxZ = _sees_head(
-            positions_BxS, head_lengths_B, Z, head_k.shape[1], layer.spec.window
-        )
-        rotated = hadamard(q) if cfg.kv_cache_dtype else q
-        shared = head_attention(rotated, head_k, head_v, seen_BxSxZ, cfg.attn_cap, cfg.query_chunk)
-        return merge_parts([attention(layer, q, k, v), shared]), state, None
-
-    return attend
-
-
-def _cache_of(cfg: TransformerConfig, layer: LayerRef) -> tuple[int, Any]:
-    """Returns (index of the layer's cache, unit in it)."""
-    if layer.unit is None:
-        return len(cfg.pattern) + layer.place, 0
-    return layer.place, layer.unit
-
-
-def _of_unit(caches: Any, unit: Any) -> Any:
-    """Returns the keys and values of one unit."""
-    return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, unit, keepdims=False), caches)
-
-
-def _sees_head(
-    positions_PxL: jax.Array, head_length_P: jax.Array, Z: int, stored: int, window: int | None
-) -> jax.Array:
-    """Returns (P, L, stored): whether tokens attend to the last `stored` of the head's Z slots.
-
-    A prompt that uses none of the head sees none: no slot has a position of at least 0.
-    """
-    head_position_PxZ = jnp.arange(Z - stored, Z) - (Z - head_length_P[:, None])
-    seen_PxLxZ = jnp.broadcast_to((head_position_PxZ >= 0)[:, None], (*positions_PxL.shape, stored))
-    if window is not None:
-        seen_PxLxZ &= positions_PxL[..., None] - head_position_PxZ[:, None] < window
-    return seen_PxLxZ
 
 
 def insert(
@@ -244,7 +146,7 @@ def _feed(model: Transformer, state: State) -> tuple[jax.Array, Pairs]:
     prompts, rows = batch_axes(P, R)
 
     def attend(layer: LayerRef, q: jax.Array, k: jax.Array, v: jax.Array, suffix: Pairs) -> Any:
-        place, unit = _cache_of(cfg, layer)
+        place, unit = cache_of(cfg, layer)
         window = layer.spec.window
         if cfg.kv_cache_dtype:
             q, k = hadamard(q), hadamard(k)
@@ -264,7 +166,7 @@ def _feed(model: Transformer, state: State) -> tuple[jax.Array, Pairs]:
 
         ring_k, ring_v = write(ring_k, k), write(ring_v, v)
         suffix = [*suffix[:place], (ring_k, ring_v), *suffix[place + 1 :]]
-        own_k, own_v, pre_k, pre_v = _of_unit((ring_k, ring_v, *state.prefix[place]), unit)
+        own_k, own_v, pre_k, pre_v = of_unit((ring_k, ring_v, *state.prefix[place]), unit)
         # --- masks: ages below the row's own count, prompt slots inside the window
         age_T = (state.clock - jnp.arange(T)) % T
         own_PxRxT = age_T < (
@@ -287,8 +189,8 @@ def _feed(model: Transformer, state: State) -> tuple[jax.Array, Pairs]:
             jnp.max(own, axis=-1, keepdims=True), jnp.max(pre, axis=-1, keepdims=True)
         )
         if state.head:
-            head_k, head_v = _of_unit(state.head[place], unit)
-            seen = _sees_head(position_PxR, state.head_length_P, Z, head_k.shape[1], window)
+            head_k, head_v = of_unit(state.head[place], unit)
+            seen = sees_head(position_PxR, state.head_length_P, Z, head_k.shape[1], window)
             shared = products.head_logits(q_PxKxRxGxH, head_k, seen, cfg.attn_cap)
             top = jnp.maximum(top, jnp.max(shared, axis=-1, keepdims=True).swapaxes(0, 1))
         own, pre = jnp.exp(own - top), jnp.exp(pre - top)

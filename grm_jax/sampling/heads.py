@@ -50,6 +50,12 @@ def used(prompt: Tokens, head: tuple[int, ...]) -> int:
     return n if len(prompt) > n and tuple(prompt[:n]) == head else 0
 
 
+def common(prompts: Sequence[Tokens]) -> int:
+    """Returns how many first tokens all prompts share, fewer than the shortest prompt has."""
+    first, *others = [np.asarray(prompt) for prompt in prompts]
+    return min((_common(first, other) for other in others), default=len(first) - 1)
+
+
 def groups_of(
     requests: Sequence[Request], kept: Iterable[tuple[int, ...]] = ()
 ) -> list[tuple[tuple[int, ...], list[int]]]:

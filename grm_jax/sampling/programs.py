@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from grm_jax import sharding
 from grm_jax.models.config import TransformerConfig
-from grm_jax.sampling import cache, decode
+from grm_jax.sampling import cache, decode, prefill
 from grm_jax.sampling.products import KV
 
 PROGRAMS = 5  # of a first call: empty state, prefill, insertion, admission, decode segment
@@ -137,20 +137,31 @@ def _replicated(target: Target) -> jax.sharding.NamedSharding | None:
 @functools.lru_cache(maxsize=64)
 def prefill_program(graphdef: nnx.GraphDef) -> Callable[..., Any]:
     """Returns prefill(params, tokens_BxS, lengths_B) -> (prefix, last_BxD)."""
-    return jax.jit(
-        lambda params, tokens, lengths: decode.prefill(nnx.merge(graphdef, params), tokens, lengths)
-    )
+    return jax.jit(lambda params, *prompts: prefill.prefill(nnx.merge(graphdef, params), *prompts))
 
 
 @functools.lru_cache(maxsize=64)
 def prefill_after_head_program(graphdef: nnx.GraphDef) -> Callable[..., Any]:
     """Returns prefill(params, head, tokens_BxS, lengths_B, head_lengths_B) -> (prefix, last_BxD).
 
-    The tokens are the prompts' own, after the shared head (`decode.prefill`).
+    The tokens are the prompts' own, after the shared head (`prefill.prefill`).
     """
     return jax.jit(
-        lambda params, head, tokens, lengths, head_lengths: decode.prefill(
+        lambda params, head, tokens, lengths, head_lengths: prefill.prefill(
             nnx.merge(graphdef, params), tokens, lengths, head, head_lengths
+        )
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def prefill_siblings_program(graphdef: nnx.GraphDef, length: int) -> Callable[..., Any]:
+    """Returns prefill(params, tokens_BxS, lengths_BxF, *head) -> (prefix, last).
+
+    length, head: of `prefill.prefill_siblings`; without a shared head the last two are left out.
+    """
+    return jax.jit(
+        lambda params, tokens, lengths, *head: prefill.prefill_siblings(
+            nnx.merge(graphdef, params), tokens, lengths, length, *head
         )
     )
 

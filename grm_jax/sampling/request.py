@@ -26,9 +26,12 @@ class Request:
       top_k: number of tokens that sampling is restricted to; 0 disables the filter.
       stop: token ids that end a completion, at most MAX_STOP_TOKENS.
       seed, item: integers in [0, 2**31).
-      group: number of a comparison, for the deadline of an endpoint; no sample depends on it.
+      group: number of a comparison, for the deadline of an endpoint and for `shared`.
       head: first tokens of the prompt that are prefilled by themselves, once for all requests of a
         run that begin with them (`heads.py`); None: as many as the engine finds worth it.
+      shared: first tokens of the prompt, longer than the head, with which all requests of its
+        `group` begin, such as the query of a comparison in two orders. They are prefilled once for
+        the group; 0: for each request.
     """
 
     prompt: Sequence[int]
@@ -42,6 +45,7 @@ class Request:
     item: int = 0
     group: int = 0
     head: int | None = None
+    shared: int = 0
 
     def token_limit(self, cfg: TransformerConfig) -> int:
         """Returns how many new tokens the request and the model's context allow."""
@@ -94,6 +98,8 @@ def check(request: Request, cfg: TransformerConfig) -> str | None:
         )
     if request.head is not None and not 0 <= request.head < n:
         return f"head = {request.head}: use 0 to {n - 1}, less than the prompt's tokens"
+    if not 0 <= request.shared < n:
+        return f"shared = {request.shared}: use 0 to {n - 1}, less than the prompt's tokens"
     for name, value in (("seed", request.seed), ("item", request.item)):
         if not 0 <= value < 2**31:
             return f"{name} = {value}: use a number from 0 to {2**31 - 1}"

@@ -44,8 +44,10 @@ from grm_jax.sampling.slots import (
     Slots,
     Stats,
     failed,
+    find_families,
     min_running,
     needed_ring,
+    packed,
     padded,
     per_prompt,
 )
@@ -117,8 +119,16 @@ class Engine:
 
     def _run_group(self, slots: list[_Slot]) -> Iterator[Completion]:
         """Runs requests that share a head, and others that have none; as `run`."""
-        # Shortest prompts first, of equal ones the last.
-        slots.sort(key=lambda slot: (self._prompt_bucket(slot), -slot.request_index))
+        if self.share_heads and not self.few_shapes:
+            find_families(slots, self.P, prompt_bucket)
+        # Shortest prompts first, of equal ones the last; those of a family side by side.
+        last = {id(slot.family or slot): slot.request_index for slot in slots}
+
+        def place(slot: _Slot) -> tuple[int, ...]:
+            last_of_family = last[id(slot.family or slot)]
+            return *self._prefill_form(slot), -last_of_family, -slot.request_index
+
+        slots.sort(key=place)
         index = {self._enqueue(slot): slot.request_index for slot in slots}
         try:
             started = self._start_step()
@@ -184,7 +194,11 @@ class Engine:
 
     def cancel(self, key: int) -> None:
         """Drops a request and frees its prompt slot and rows; no effect once it has finished."""
+        families = {waiting.family for waiting in self._waiting if waiting.request_index == key}
         self._waiting = deque(slot for slot in self._waiting if slot.request_index != key)
+        for waiting in self._waiting:
+            if waiting.family in families:
+                waiting.family = None
         for p, slot in enumerate(self._slots):
             if slot is not None and slot.request_index == key:
                 self._slots[p] = None
@@ -301,6 +315,12 @@ class Engine:
     def _prompt_bucket(self, slot: _Slot) -> int:
         return prompt_bucket(len(slot.own), self.few_shapes)
 
+    def _prefill_form(self, slot: _Slot) -> tuple[int, int]:
+        """Returns (bucket of the row, prompts of the row) of a waiting request's prefill."""
+        if slot.family is None:
+            return self._prompt_bucket(slot), 1
+        return prompt_bucket(slot.family.length), slot.family.size
+
     def _ring_bucket(self, length: int) -> int:
         return ring_bucket(length, self.few_shapes)
 
@@ -318,25 +338,40 @@ class Engine:
         shards = batch_shards(self.target.mesh)
         while free and self._waiting:
             first = itertools.islice(self._waiting, len(free))
-            S, same = next(itertools.groupby(first, self._prompt_bucket))
-            B = 1 if self.few_shapes else prefill_batch(S, len(list(same)), shards)
-            taken, free = free[:B], free[B:]
-            entering = [self._waiting.popleft() for _ in range(B)]
-            own = [slot.own for slot in entering]
-            lengths = np.array([len(tokens) for tokens in own], np.int32)
+            (S, size), same = next(itertools.groupby(first, self._prefill_form))
+            if size > len(free):
+                break  # until the whole family can enter
+            B = 1 if self.few_shapes else prefill_batch(S, len(list(same)) // size, shards)
+            taken, free = free[: B * size], free[B * size :]
+            entering = [self._waiting.popleft() for _ in taken]
             arrays = per_prompt(entering, self.cfg)
-            state = self._resize(state, S, self.shape.T)
-            head = (state.head,) if self.shape.Z else ()
-            used = (arrays["head_length_P"],) if self.shape.Z else ()
-            prefix, last = self._prefill(self.params, *head, padded(own, S), lengths, *used)
+            state = self._resize(state, max(map(self._prompt_bucket, entering)), self.shape.T)
+            prefix, last = self._prefill_rows(state, entering, S, size, arrays["head_length_P"])
             state = self._programs.insert(state, prefix, last, np.array(taken, np.int32), arrays)
             for p, slot in zip(taken, entering):
                 slot.rows = [None] * self.R
                 self._slots[p] = slot
-            self.stats.prompts += B
+            self.stats.prompts += len(entering)
             self.stats.prompt_tokens += sum(len(slot.request.prompt) for slot in entering)
             self.stats.prefill_tokens += B * S
         return state
+
+    def _prefill_rows(
+        self, state: cache.State, slots: Sequence[_Slot], S: int, size: int, used: np.ndarray
+    ) -> Any:
+        """Prefills prompts in rows of S tokens, `size` in each; returns (prefix, last).
+
+        used: tokens of the shared head per prompt.
+        """
+        if size == 1:
+            lengths = np.array([len(slot.own) for slot in slots], np.int32)
+            tokens = padded([slot.own for slot in slots], S)
+            if not self.shape.Z:
+                return self._prefill(self.params, tokens, lengths)
+            return self._prefill(self.params, state.head, tokens, lengths, used)
+        prefill = programs.prefill_siblings_program(self.graphdef, self.shape.S)
+        head = (state.head, used[::size]) if self.shape.Z else ()
+        return prefill(self.params, *packed(slots, S), *head)
 
     def _fill_rows(
         self, state: cache.State, slots: Slots, poisoned: np.ndarray

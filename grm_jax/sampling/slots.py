@@ -68,12 +68,28 @@ class Sample:
         )
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Family:
+    """Requests whose prompts are prefilled in one row (`prefill.prefill_siblings`).
+
+    Attributes:
+      shared: tokens after the shared head with which the prompts begin.
+      size: number of requests.
+      length: tokens of the row.
+    """
+
+    shared: int
+    size: int
+    length: int
+
+
 @dataclasses.dataclass
 class Slot:
     """A request and the sample in each row of its prompt slot (None: the row is free).
 
     rows: empty while the request waits for a slot.
     head: tokens of the shared head that the prompt uses; see `heads.used`.
+    family: None if the prompt is prefilled alone.
     """
 
     request_index: int
@@ -82,6 +98,7 @@ class Slot:
     next_sample: int = 0
     listener: Listener | None = None
     head: int = 0
+    family: Family | None = None
 
     @property
     def own(self) -> Sequence[int]:
@@ -99,6 +116,46 @@ class Slot:
 
 
 Slots = list[Slot | None]
+
+
+def find_families(slots: Sequence[Slot], largest: int, bucket: Callable[[int], int]) -> None:
+    """Sets the family of requests of a `group` that share tokens, where one row is shorter.
+
+    Args:
+      largest: most requests of a family.
+      bucket: from a length to the one that is computed.
+    """
+    groups: dict[tuple[int, int, tuple[int, ...]], list[Slot]] = {}
+    for slot in slots:
+        if slot.request.shared > slot.head:
+            begin = tuple(slot.request.prompt[: slot.request.shared])
+            key = slot.request.group, slot.head, begin
+            groups.setdefault(key, []).append(slot)
+    for (_, head, begin), members in groups.items():
+        size, own, shared = len(members), [len(slot.own) for slot in members], len(begin) - head
+        length = sum(own) - (size - 1) * shared
+        if 1 < size <= largest and bucket(length) < sum(map(bucket, own)):
+            family = Family(shared, size, length)
+            for slot in members:
+                slot.family = family
+
+
+def packed(slots: Sequence[Slot], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (tokens_BxS, lengths_BxF) of families for `prefill.prefill_siblings`; S = length.
+
+    slots: whole families of one size, the members side by side.
+    """
+    family = slots[0].family
+    assert family is not None
+    rows, lengths = [], []
+    for i in range(0, len(slots), family.size):
+        members = slots[i : i + family.size]
+        assert members[0].family is not None
+        shared = members[0].family.shared
+        parts = [members[0].own[:shared], *(slot.own[shared:] for slot in members)]
+        rows.append([token for part in parts for token in part])
+        lengths.append([len(part) for part in parts])
+    return padded(rows, length), np.array(lengths, np.int32)
 
 
 def failed(index: int, request: Request, error: str) -> Iterator[Completion]:

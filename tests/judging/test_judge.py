@@ -434,3 +434,7 @@ def test_requests_of_an_own_engine_state_the_head_of_their_template(monkeypatch)
     template = rendering.load("grm/judge")
     expected = [len(template_head(template, c.n, judge.tokenizer)) for c in mixed for _ in range(2)]
     assert [request.head for request in sent] == expected
+    for request, other in zip(sent[::2], sent[1::2]):  # the two orders of a comparison
+        n = request.shared
+        assert request.head < n == other.shared and request.group == other.group
+        assert request.prompt[:n] == other.prompt[:n] and request.prompt[n] != other.prompt[n]

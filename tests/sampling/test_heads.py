@@ -11,6 +11,7 @@ from hypothesis import given, strategies as st
 
 from grm_jax.judging.sampler import EngineSampler
 from grm_jax.sampling import Engine, Request, cache, heads, plan, weights
+from grm_jax.sampling.slots import Slot, find_families, packed
 from grm_jax.sharding import make_mesh
 
 NAME = "tiny_gemma2"
@@ -277,3 +278,82 @@ def test_more_prompts_fit_if_they_share_a_head(lab):
     }
     assert all(with_head[memory] >= fits[memory] for memory in fits)
     assert any(with_head[memory] > fits[memory] for memory in fits)
+
+
+# ---------------------------------------------------------------- families
+
+
+def families(k=2, new=40):
+    """Two families under the shared head, one without it, and a request of the first group alone.
+
+    The shared tokens are longer and shorter than the windows; one prompt adds a single token.
+    """
+    rng = np.random.default_rng(2)
+    draw = lambda n: rng.integers(4, 128, n).tolist()
+    requests, item = [], 0
+    for group, (head, shared, own) in enumerate(
+        [(HEAD, 9, (1, 4)), (HEAD, 3, (6, 9)), ([], 12, (11, 7))]
+    ):
+        begin = [*head, *draw(shared)]
+        for n in own:
+            prompt = [*begin, *draw(n)]
+            request = Request(prompt, k, new, temperature=0.9, seed=3, item=item, stop=(1, 2))
+            item += 1
+            stated = {"group": group, "head": len(head), "shared": len(begin)}
+            requests.append(dataclasses.replace(request, **stated))
+    others = [[*HEAD, *draw(6)], draw(20)]
+    return requests + [
+        Request(prompt, k, new, temperature=0.9, seed=3, item=9 + i, stop=(1, 2), shared=5)
+        for i, prompt in enumerate(others)
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(lab):
+    """The samples of `families`, each prompt prefilled whole, by model."""
+
+    @functools.cache
+    def run(name=NAME):
+        engine = Engine(lab.model(name), 4, 2, segment=32, share_heads=False)
+        return results(engine, families()), engine.stats
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "name", [NAME, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+)
+def test_samples_equal_those_of_prompts_prefilled_alone(lab, alone, name):
+    engine = Engine(lab.model(name), 4, 2, segment=32)
+    expected, stats = alone(name)
+    assert_equal(results(engine, families()), expected)
+    assert (engine.stats.prompts, engine.stats.prompt_tokens) == (8, stats.prompt_tokens)
+    assert engine.stats.prefill_tokens == 6 * 48  # the head, three families, and two alone
+
+
+@pytest.mark.slow
+def test_families_do_not_depend_on_the_mesh(lab, alone):
+    mesh = make_mesh(2, 2, 2, devices=jax.devices())
+    graphdef, state = nnx.split(lab.model(NAME))
+    with jax.set_mesh(mesh):
+        model = nnx.merge(graphdef, weights.for_sampling(state, mesh, "float32"))
+        assert_equal(results(Engine(model, 4, 2, segment=32), families()), alone()[0])
+
+
+def test_a_family_needs_equal_tokens_enough_slots_and_a_shorter_row():
+    prompts = [[1, 2, 3, 4], [1, 2, 3, 5, 6], [1, 2, 9, 7]]
+
+    def slots(largest=2, bucket=lambda n: n):
+        requests = [Request(p, 1, 1, group=1, shared=3) for p in prompts]
+        made = [Slot(i, r, []) for i, r in enumerate(requests)]
+        find_families(made, largest, bucket)
+        return made
+
+    def found(**options):
+        return [s.family and (s.family.size, s.family.length) for s in slots(**options)]
+
+    tokens, lengths = packed(slots()[:2], 7)
+    assert tokens.tolist() == [[0, 1, 2, 3, 4, 5, 6]] and lengths.tolist() == [[3, 1, 2]]
+    assert found() == [(2, 6), (2, 6), None]
+    assert found(largest=1) == [None] * 3
+    assert found(bucket=lambda n: 4 if n < 6 else 8) == [None] * 3
