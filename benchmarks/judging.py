@@ -8,6 +8,8 @@
 On two CPU cores the first takes hours. The second takes about 10 minutes (estimated from FLOPs and
 bytes); it measures one comparison, into benchmarks/results/judging_1.5b.{json,md}.
 
+`--count` counts the tokens that the prefill of `before` and `after` computes, in a minute.
+
 PYTHON: interpreters with xllamacpp and with torch and transformers; a system without one is
 skipped. DATA has `pandalm/`, `humanevalpack/` and `gsm8k/`: 50 comparisons of two responses, in
 turn from each, `--limit` the first of them. Every system samples k = 8 critiques of each under the
@@ -29,6 +31,7 @@ exceeds `--timeout` seconds, loading included, is reported with what it complete
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -112,6 +115,7 @@ def ours(work: Work, share_heads: bool, dtype: str = "bfloat16") -> Iterator[Cou
     import jax
 
     from grm_jax.checkpoints import load
+    from grm_jax.judging.sampler import EngineSampler
     from grm_jax.sampling import Engine, plan
 
     compiled: list[float] = []  # lowering and compiling, or loading from the cache
@@ -141,20 +145,22 @@ def ours(work: Work, share_heads: bool, dtype: str = "bfloat16") -> Iterator[Cou
 
     model = load(work["folder"], dtype=dtype)
 
-    def sample(requests: Sequence[Any]) -> Iterable[Any]:
-        if not requests:
-            return
-        engine = TimedEngine(
-            model, *plan.fit(model.cfg, requests), few_shapes=True, share_heads=share_heads
-        )
-        engines.append(engine)
-        for completion in engine.run([dataclasses.replace(r, stop=()) for r in requests]):
-            if completion.finish != "length":
-                raise RuntimeError(f"a critique ended with {completion.finish}: {completion.error}")
-            yield completion
+    class Sampler(EngineSampler):
+        def __call__(self, requests: Sequence[Any]) -> Iterable[Any]:
+            if not requests:
+                return
+            engine = TimedEngine(
+                model, *plan.fit(model.cfg, requests), few_shapes=True, share_heads=share_heads
+            )
+            engines.append(engine)
+            for completion in engine.run([dataclasses.replace(r, stop=()) for r in requests]):
+                if completion.finish != "length":
+                    reason = f"{completion.finish}: {completion.error}"
+                    raise RuntimeError(f"a critique ended with {reason}")
+                yield completion
 
     start = time.perf_counter()
-    for _ in judge_with(work, sample):
+    for _ in judge_with(work, Sampler(model)):
         stats = engines[0].stats
         seconds = time.perf_counter() - start - sum(compiled)
         yield counts | {
@@ -167,6 +173,34 @@ def ours(work: Work, share_heads: bool, dtype: str = "bfloat16") -> Iterator[Cou
             "prompt_slots": engines[0].P,
             "rows_per_prompt": engines[0].R,
         }
+
+
+def count(work: Work) -> str:
+    """Returns how many prompt tokens `before` and `after` compute; runs no model."""
+    from grm_jax.judging.sampler import EngineSampler
+    from grm_jax.sampling import slots
+    from grm_jax.sampling.buckets import prompt_bucket
+
+    requests: list[Any] = []
+
+    class Recorder(EngineSampler):
+        def __call__(self, batch: Sequence[Any]) -> Iterable[Any]:
+            requests.extend(batch)
+            return ()
+
+    assert not list(judge_with(work, Recorder(None)))
+    bucket = functools.partial(prompt_bucket, few=True)
+    before = sum(bucket(len(request.prompt)) for request in requests)
+    made = [slots.Slot(i, r, [], head=r.head) for i, r in enumerate(requests)]
+    slots.find_families(made, len(made), bucket)
+    rows = [bucket(family.length) for family in {slot.family for slot in made} - {None}]
+    alone = [bucket(len(slot.own)) for slot in made if slot.family is None]
+    heads = {tuple(slot.request.prompt[: slot.head]) for slot in made}
+    after = sum(rows) + sum(alone) + sum(bucket(len(head)) for head in heads if head)
+    return (
+        f"{len(requests)} prompts: {before:,} tokens without sharing; with it {after:,}, "
+        f"{after / before:.3f} of these ({len(rows)} comparisons in one row each)"
+    )
 
 
 def llama_cpp(work: Work) -> Iterator[Counts]:
@@ -332,6 +366,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--timeout", type=float, default=1200, help="seconds of one system")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--again", action="store_true", help="replace earlier results")
+    parser.add_argument("--count", action="store_true", help="count prefill tokens, and exit")
     parser.add_argument("--out", type=Path, default=common.RESULTS / "judging")
     args = parser.parse_args(argv)
     systems = args.systems.split(",")
@@ -339,6 +374,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unknown system {unknown[0]!r}: use one of {', '.join(SYSTEMS)}")
     if not 1 <= args.limit <= COMPARISONS:
         parser.error(f"--limit {args.limit}: use 1 to {COMPARISONS}")
+    if args.count:
+        with tempfile.TemporaryDirectory() as folder:
+            print(count(json.loads(prepare(args, Path(folder)).read_text())))
+        return 0
     settings = {"model": args.gguf.stem, "comparisons": args.limit, "k": K}
     settings |= {"new_tokens": args.new_tokens, "threads": args.threads}
     earlier = {} if args.again else common.read_json(args.out.with_suffix(".json"), {})

@@ -49,12 +49,14 @@ OPT_IN = {
 
 # Files of a minute or more, the longest first: started last, one would keep one process busy alone.
 LONGEST = (
+    "test_notebooks.py",
     "training/test_steps.py",
     "training/test_stages.py",
     "sampling/test_rows.py",
     "models/test_transformer.py",
     "sampling/test_scheduler.py",
     "training/test_own_data.py",
+    "training/test_lora_training.py",
     "adversarial/test_finished_stages.py",
     "adversarial/test_damaged_gguf.py",
     "adversarial/test_gguf_keys.py",

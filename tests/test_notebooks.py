@@ -174,6 +174,7 @@ def test_judge(spct_world, scratch, without_extras):
     assert json.dumps(parts).count('"sample":') == 32 and "sort 9 7" in json.dumps(parts)
 
 
+@pytest.mark.slow
 def test_spct_2b_lora(spct_world, scratch, without_extras):
     printed, displayed = run("spct_2b_lora", scratch, without_extras)
     for text in ("rft  20/20  loss ", "rl  2/2  reward ", "rl done in "):

@@ -23,6 +23,7 @@ of compilations does not depend on the requests.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections import deque
@@ -119,8 +120,10 @@ class Engine:
 
     def _run_group(self, slots: list[_Slot]) -> Iterator[Completion]:
         """Runs requests that share a head, and others that have none; as `run`."""
-        if self.share_heads and not self.few_shapes:
-            find_families(slots, self.P, prompt_bucket)
+        # A small model prefills two prompts in less time than another program compiles.
+        small = self.few_shapes and self.cfg.num_params <= plan.SMALL_MODEL
+        if self.share_heads and not small:
+            find_families(slots, self.P, functools.partial(prompt_bucket, few=self.few_shapes))
         # Shortest prompts first, of equal ones the last; those of a family side by side.
         last = {id(slot.family or slot): slot.request_index for slot in slots}
 
@@ -280,7 +283,7 @@ class Engine:
                 return arrays
         self._head = ()
         for slot in self._waiting:
-            slot.head = 0
+            slot.head, slot.family = 0, None
         return []
 
     def _drop_unused_state(self) -> None:
@@ -319,7 +322,7 @@ class Engine:
         """Returns (bucket of the row, prompts of the row) of a waiting request's prefill."""
         if slot.family is None:
             return self._prompt_bucket(slot), 1
-        return prompt_bucket(slot.family.length), slot.family.size
+        return prompt_bucket(slot.family.length, self.few_shapes), slot.family.size
 
     def _ring_bucket(self, length: int) -> int:
         return ring_bucket(length, self.few_shapes)

@@ -11,7 +11,10 @@ from launch.compile import compile_only, programs, slices
 
 @pytest.mark.parametrize(
     "name, slice_name, program",
-    [("spct_2b", "v5litepod-8", "forward"), ("spct_27b", "v5p-64", "rollout_decode")],
+    [
+        pytest.param("spct_2b", "v5litepod-8", "forward", marks=pytest.mark.slow),
+        ("spct_27b", "v5p-64", "rollout_decode"),
+    ],
 )
 def test_experiment_fits_its_slice(name, slice_name, program):
     config = importlib.import_module(f"experiments.{name}").get_config()

@@ -250,8 +250,11 @@ def test_a_head_with_nan_affects_only_the_prompts_that_begin_with_it(lab):
     state = jax.tree.map(lambda x: x, state)
     table = state["embedder"]["table_VxD"]
     state["embedder"]["table_VxD"] = table.replace(table[...].at[9].set(np.nan))
-    requests = [Request([9] * 20 + [i], 1, 4, item=i) for i in (5, 6, 7)]
-    requests += [Request([5, 6, 7], 1, 4, item=8)]
+    requests = [
+        Request([9] * 20 + [5] * 10 + [i] * 12, 1, 4, item=i, group=1, head=20, shared=30)
+        for i in (6, 7)  # a family, and not one without the head, which would need 74 tokens
+    ]
+    requests += [Request([9] * 20 + [7], 1, 4, item=7), Request([5, 6, 7], 1, 4, item=8)]
     got = results(Engine(nnx.merge(graphdef, state), 4, 2, segment=32), requests)
     assert [got[i, 0].finish for i in range(3)] == ["error"] * 3
     assert got[3, 0].error is None and len(got[3, 0].tokens) == 4
