@@ -1,76 +1,211 @@
 r"""Expected scores: the mean score under the model's distribution over score tokens.
 
 A critique ends in \boxed{7, 4}. At the 7, the model has a probability for each score of the scale;
-their mean is a graded score from one sample, and ties become rare. One teacher-forced pass over
+their mean is a graded score from one sample, and ties become rare. A teacher-forced pass over
 prompt and critique gives these probabilities. The expectation for a response is conditional on the
 sampled scores before it.
 
 Gemma encodes 10 as two tokens, "1" and "0": P(10) = P(1) P(0 | 1), and P(1 alone) =
-P(1) (1 - P(0 | 1)). P(0 | 1) needs a pass of its own over the text with "1" in that place; the pass
-is skipped where P(1) is below `negligible`, which changes an expectation by at most 9 x negligible.
+P(1) (1 - P(0 | 1)). P(0 | 1) needs a "1" in that place, which the critique may not have.
+
+One pass has all critiques of a comparison: what its prompts begin with, the rest of each prompt,
+the critiques of each, and the first digits to try, each once (`Row`).
+
 Source of the idea: judgement distributions (arXiv 2503.03064).
 """
 
+import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
 from grm_jax.judging.scalar_head import padded_length
+from grm_jax.models.attend import LayerRef
+from grm_jax.models.attention import attend_part
 from grm_jax.models.transformer import Transformer
+from grm_jax.sampling import heads
 from grm_jax.sharding import named, use_mesh
 from grm_jax.text.parse import find_box
 from grm_jax.text.rendering import Template
 from grm_jax.text.tokenizer import Tokenizer
 from grm_jax.types import Critique
 
-# (ids, M positions) -> log-probabilities (M, V) of the token that follows each position
-LogProbs = Callable[[list[int], list[int]], np.ndarray]
+# Of several critiques in one pass; a critique that exceeds these has a pass of its own.
+ROW_TOKENS, QUERIES = 4096, 64
+WANTED = 32  # the numbers of queries and of wanted tokens are padded to multiples of these two
+
+
+class Row:
+    """Tokens of one pass that form a tree, and the distributions that are wanted of it.
+
+    A token attends to the tokens before it on its own path. With two orders a and b of a prompt, a
+    critique c of a, and the digit 1 to try in place of the token c2:
+
+        tokens       p0 p1 | a2 a3 | b2 b3 | c0 c1 c2 c3 | 1
+        positions    0  1    2  3    2  3    4  5  6  7    6
+        order        0  0    1  1    2  2    1  1  1  1    1
+        critique     0  0    0  0    0  0    1  1  1  1    1
+
+    Attributes:
+      slots: (token, position, reach, order, critique, hidden) of each token. It attends to itself
+        and to positions up to `reach`; nothing else attends to a hidden token.
+      queries: slots whose next token is wanted.
+      wanted: tokens whose log-probabilities are wanted, by query.
+    """
+
+    def __init__(self) -> None:
+        self.slots: list[tuple[int, int, int, int, int, bool]] = []
+        self.queries: list[int] = []
+        self.wanted: list[list[int]] = []
+
+    def add(self, tokens: Sequence[int], start: int, order: int = 0, critique: int = 0) -> None:
+        """Appends tokens at positions from `start`."""
+        for position, token in enumerate(tokens, start):
+            self.slots.append((token, position, position, order, critique, False))
+
+    def try_token(self, token: int, position: int, order: int, critique: int) -> int:
+        """Appends a token in place of the critique's at `position`; returns its slot."""
+        self.slots.append((token, position, position - 1, order, critique, True))
+        return len(self.slots) - 1
+
+    def ask(self, slot: int, tokens: Sequence[int]) -> int:
+        """Wants the log-probabilities of tokens after a slot; returns the query's number."""
+        self.queries.append(slot)
+        self.wanted.append(list(tokens))
+        return len(self.queries) - 1
+
+
+# row -> log-probabilities (M, W) of the wanted tokens, by query
+LogProbs = Callable[[Row], np.ndarray]
+Sample = tuple[list[int], list[int], Critique]  # prompt, tokens, and the parsed critique
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """A score of a critique.
+
+    Attributes:
+      index: of its first token among the critique's.
+      values: that the score may have.
+      whole: token of each value that is one token.
+      digits: first and second token of each value that is two.
+    """
+
+    index: int
+    values: range
+    whole: dict[int, int]
+    digits: dict[int, tuple[int, int]]
+
+    @property
+    def first_digits(self) -> set[int]:
+        return {first for first, _ in self.digits.values()}
 
 
 class ExpectedScores:
-    """Computes the expected scores of critiques, in prompt order.
+    """Computes the expected scores of the critiques of a comparison.
 
     Args:
       log_probs: `model_log_probs(model)`.
-      negligible: P(1) below which 10 is ignored.
     """
 
-    def __init__(self, log_probs: LogProbs, tokenizer: Tokenizer, negligible: float = 1e-4):
-        self.log_probs, self.tokenizer, self.negligible = log_probs, tokenizer, negligible
+    def __init__(self, log_probs: LogProbs, tokenizer: Tokenizer):
+        self.log_probs, self.tokenizer = log_probs, tokenizer
 
     def __call__(
-        self, prompt: list[int], ids: list[int], text: str, critique: Critique, template: Template
-    ) -> tuple[float, ...] | None:
-        """Returns one expectation per response, in prompt order.
+        self, samples: Sequence[Sample], template: Template
+    ) -> list[tuple[float, ...] | None]:
+        """Returns one expectation per response, in prompt order, for each critique.
 
-        For "choice" templates: the probability that each response is named the best. None if a
-        score is not a whole number, or its tokens cannot be located.
+        For "choice" templates: the probability that each response is named the best. None if the
+        critique is unparsed, a score is not a whole number, or its tokens cannot be located.
 
         Args:
-          prompt, ids, text: tokens of prompt and critique, and the critique's text.
-          critique: parsed, in prompt order.
+          samples: prompts and critiques of one comparison.
         """
-        places = self.locate(ids, text, critique, template)
-        if places is None:
+        results: list[tuple[float, ...] | None] = [None] * len(samples)
+        pending = []
+        for i, (_, ids, critique) in enumerate(samples):
+            if critique.status == "ok" and (places := self._places(ids, critique, template)):
+                pending.append((i, places))
+        while pending:
+            # At least one critique, and as many others as one row holds.
+            taken: list[tuple[int, list[_Place]]] = []
+            tokens = queries = 0
+            for i, places in pending:
+                prompt, ids, _ = samples[i]
+                asked = sum(1 + len(place.first_digits) for place in places)
+                new = all(samples[j][0] != prompt for j, _ in taken)
+                tokens += len(prompt) * new + len(ids) + asked
+                queries += asked
+                if taken and (tokens > ROW_TOKENS or queries > QUERIES):
+                    break
+                taken.append((i, places))
+            pending = pending[len(taken) :]
+            for (i, _), masses in zip(taken, self._masses(samples, taken), strict=True):
+                results[i] = _expectations(masses, template.output == "choice")
+        return results
+
+    def _masses(
+        self, samples: Sequence[Sample], taken: Sequence[tuple[int, list[_Place]]]
+    ) -> list[list[dict[int, float]]]:
+        """Returns the probability of each value, by critique and place; runs one pass."""
+        row, last = Row(), {}
+        prompts = list(dict.fromkeys(tuple(samples[i][0]) for i, _ in taken))
+        shared = heads.common(prompts)
+        row.add(prompts[0][:shared], 0)
+        for order, prompt in enumerate(prompts, 1):
+            row.add(prompt[shared:], shared, order)
+            last[prompt] = order, len(row.slots) - 1
+        asked = []
+        for number, (i, places) in enumerate(taken, 1):
+            prompt_ids, ids, _ = samples[i]
+            order, end_of_prompt = last[tuple(prompt_ids)]
+            begin = len(row.slots)
+            row.add(ids, len(prompt_ids), order, number)
+            for place in places:
+                before = begin + place.index - 1 if place.index else end_of_prompt
+                query = row.ask(before, sorted({*place.whole.values(), *place.first_digits}))
+                tries = {}
+                for first in sorted(place.first_digits):
+                    wanted = [second for digit, second in place.digits.values() if digit == first]
+                    slot = row.try_token(first, len(prompt_ids) + place.index, order, number)
+                    tries[first] = row.ask(slot, wanted)
+                asked.append((place, query, tries))
+        probs_MxW = np.exp(self.log_probs(row))
+        all_masses = [_place_masses(row, probs_MxW, *one) for one in asked]
+        starts = np.cumsum([0, *(len(places) for _, places in taken)])
+        return [all_masses[a:b] for a, b in zip(starts, starts[1:])]
+
+    def _places(
+        self, ids: list[int], critique: Critique, template: Template
+    ) -> list[_Place] | None:
+        """Returns where the scores are, and the tokens of every value there."""
+        located = self.locate(ids, critique.text, critique, template)
+        if located is None:
             return None
         is_choice = template.output == "choice"
         low, high = (1, len(critique.order)) if is_choice else (template.low, template.high)
-        values = list(range(int(low), int(high) + 1))
-        positions = [len(prompt) + index for index, _ in places]
-        probs_MxV = np.exp(self.log_probs(prompt + ids, [at - 1 for at in positions]))
-        distributions = []
-        for at, (_, lead), probs_V in zip(positions, places, probs_MxV):
-            distribution = self._distribution((prompt + ids)[:at], lead, probs_V, values)
-            if distribution is None:
-                return None
-            distributions.append(distribution)
-        if is_choice:
-            return tuple(float(probability) for probability in distributions[0])
-        return tuple(float(np.dot(distribution, values)) for distribution in distributions)
+        values = range(int(low), int(high) + 1)
+        places = []
+        for index, lead in located[:1] if is_choice else located:
+            whole = {value: self._id(lead + str(value)) for value in values}
+            digits = {}
+            for value in (value for value in values if len(str(value)) == 2):
+                if value // 10 not in values:
+                    continue
+                first, second = whole[value // 10], self._id(str(value % 10))
+                if first is None or second is None:
+                    return None
+                digits[value] = first, second
+            known = {value: token for value, token in whole.items() if token is not None}
+            places.append(_Place(index, values, known, digits))
+        return places
 
     def locate(
         self, ids: list[int], text: str, critique: Critique, template: Template
@@ -100,66 +235,100 @@ class ExpectedScores:
             places.append((index, lead))
         return places
 
-    def _distribution(
-        self, prefix: list[int], lead: str, probs_V: np.ndarray, values: list[int]
-    ) -> list[float] | None:
-        """Returns the normalised probabilities of the values after a prefix of tokens."""
-        masses: dict[int, float] = {value: 0.0 for value in values}
-        tokens = {value: self._id(lead + str(value)) for value in values}
-        for value, token in tokens.items():
-            if token is not None:
-                masses[value] += float(probs_V[token])
-        for value in values:
-            digits = str(value)
-            if len(digits) == 2 and int(digits[0]) in masses:
-                first, second = tokens[int(digits[0])], self._id(digits[1])
-                if first is None or second is None:
-                    return None
-                p_first = float(probs_V[first])
-                if p_first < self.negligible:
-                    continue
-                log_probs_1xV = self.log_probs([*prefix, first], [len(prefix)])
-                p_second = float(np.exp(log_probs_1xV[0, second]))
-                masses[value] += p_first * p_second
-                masses[int(digits[0])] -= p_first * p_second
-        total = sum(masses.values())
-        return [masses[value] / total for value in values] if total > 0 else None
-
     def _id(self, piece: str) -> int | None:
         token = self.tokenizer.id_of(piece.replace(" ", "▁"))
         return token if token is not None else self.tokenizer.id_of(piece)
 
 
+def _place_masses(
+    row: Row, probs_MxW: np.ndarray, place: _Place, query: int, tries: dict[int, int]
+) -> dict[int, float]:
+    """Returns the probability of each value at a place."""
+
+    def probability(query: int, token: int) -> float:
+        return float(probs_MxW[query, row.wanted[query].index(token)])
+
+    masses = dict.fromkeys(place.values, 0.0)
+    for value, token in place.whole.items():
+        masses[value] += probability(query, token)
+    for value, (first, second) in place.digits.items():
+        both = probability(query, first) * probability(tries[first], second)
+        masses[value] += both
+        masses[value // 10] -= both
+    return masses
+
+
+def _expectations(masses: list[dict[int, float]], is_choice: bool) -> tuple[float, ...] | None:
+    """Returns the expectations of the places; of a choice, the probabilities of its values."""
+    distributions = []
+    for one in masses:
+        total = sum(one.values())
+        if not total > 0:
+            return None
+        distributions.append({value: mass / total for value, mass in one.items()})
+    if is_choice:
+        return tuple(distributions[0].values())
+    return tuple(sum(value * p for value, p in one.items()) for one in distributions)
+
+
 def model_log_probs(model: Transformer, mesh: Mesh | None = None) -> LogProbs:
     """Returns the log-probabilities of a model by teacher forcing.
 
-    Lengths are padded to a few sizes; only the logits of the given positions are computed.
+    Lengths are padded to a few sizes; only the logits of the queries are computed.
     """
-    forward = positions_program(mesh)
+    forward = row_program(mesh)
 
-    def log_probs(ids: list[int], positions: list[int]) -> np.ndarray:
-        length = padded_length(len(ids))
-        tokens_1xL, segments_1xL = np.zeros((1, length), np.int32), np.zeros((1, length), np.int32)
-        tokens_1xL[0, : len(ids)], segments_1xL[0, : len(ids)] = ids, 1
-        positions_M = np.zeros(-(-len(positions) // 4) * 4, np.int32)  # in fours: few shapes
-        positions_M[: len(positions)] = positions
+    def log_probs(row: Row) -> np.ndarray:
+        slots_6xL = np.zeros((6, padded_length(len(row.slots))), np.int32)
+        slots_6xL[2:4], slots_6xL[5] = -1, 1  # padding sees itself alone
+        slots_6xL[:, : len(row.slots)] = np.array(row.slots).T
+        M, W = len(row.queries), max(map(len, row.wanted))
+        queries_M = np.zeros(-(-M // QUERIES) * QUERIES, np.int32)
+        queries_M[:M] = row.queries
+        wanted_MxW = np.zeros((len(queries_M), -(-W // WANTED) * WANTED), np.int32)
+        for wanted_W, tokens in zip(wanted_MxW, row.wanted):
+            wanted_W[: len(tokens)] = tokens
         with use_mesh(mesh):
-            logps_MxV = forward(model, tokens_1xL, segments_1xL, positions_M)
-        return np.asarray(logps_MxV)[: len(positions)]
+            logps_MxW = forward(model, slots_6xL, queries_M, wanted_MxW)
+        return np.asarray(logps_MxW)[:M, :W]
 
     return log_probs
 
 
-def positions_program(mesh: Mesh | None = None) -> Callable[..., jax.Array]:
-    """Returns the program (model, tokens, segments, positions) -> log-probabilities (M, V).
+def row_program(mesh: Mesh | None = None) -> Callable[..., jax.Array]:
+    """Returns the program (model, slots_6xL, queries_M, wanted_MxW) -> log-probabilities (M, W).
 
     The result is replicated over the mesh, as every host reads it.
     """
 
     def forward(
-        model: Transformer, tokens_1xL: jax.Array, segments_1xL: jax.Array, positions_M: jax.Array
+        model: Transformer, slots_6xL: jax.Array, queries_M: jax.Array, wanted_MxW: jax.Array
     ) -> jax.Array:
-        x_1xLxD = model.hidden(tokens_1xL, None, segments_1xL)
-        return jax.nn.log_softmax(model.embedder.decode(x_1xLxD[0, positions_M]), axis=-1)
+        cfg, L = model.cfg, slots_6xL.shape[1]
+        tokens_L, positions_L, reach_L, order_L, critique_L, hidden_L = slots_6xL
+
+        def attend(layer: LayerRef, q: jax.Array, k: jax.Array, v: jax.Array, state: Any) -> Any:
+            def part(start: int, stop: int) -> jax.Array:
+                one, seen = slice(start, stop), slice(0, stop)  # a token's path is before it
+                mask = positions_L[seen] <= reach_L[one, None]
+                for path_L in (order_L, critique_L):
+                    mask &= (path_L[seen] == 0) | (path_L[seen] == path_L[one, None])
+                mask &= hidden_L[seen] == 0
+                if layer.spec.window is not None:
+                    mask &= positions_L[one, None] - positions_L[seen] < layer.spec.window
+                mask |= jnp.arange(stop) == jnp.arange(start, stop)[:, None]
+                o, _ = attend_part(q[:, one], k[:, seen], v[:, seen], mask[None], cfg.attn_cap)
+                return o
+
+            chunk = cfg.query_chunk
+            parts = [part(i, min(i + chunk, L)) for i in range(0, L, chunk)]
+            return jnp.concatenate(parts, axis=1), state, None
+
+        x_1xLxD, _, _ = model.trunk(
+            model.embedder.encode(tokens_L[None]), positions_L[None], attend
+        )
+        x_MxD = model.final_norm(x_1xLxD[:, queries_M])[0]
+        logps_MxV = jax.nn.log_softmax(model.embedder.decode(x_MxD), axis=-1)
+        return jnp.take_along_axis(logps_MxV, wanted_MxW, axis=1)
 
     return nnx.jit(forward, out_shardings=None if mesh is None else named(mesh))

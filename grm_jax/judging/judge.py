@@ -346,7 +346,7 @@ class Judge:
         """Parses, scores and votes after all samples of a comparison have finished."""
         if (failure := job.failure()) is not None:
             return failure
-        critiques = [self._critique(job, sample, options) for sample in range(len(job.orders))]
+        critiques = self._critiques(job, options)
         n, id, guided = job.comparison.n, job.comparison.id, self.meta_rm is not None
         try:
             if self.meta_rm is not None:
@@ -358,16 +358,21 @@ class Judge:
             verdict, principles=job.principles, prompt_tokens=job.prompt_tokens()
         )
 
-    def _critique(self, job: Job, sample: int, options: Options) -> Critique:
-        """Returns the critique of one sample, its scores in the caller's order."""
-        order, critique = job.orders[sample], job.critique(sample, self.tokenizer)
-        expected = None
-        if options.expected and critique.status == "ok" and self.expected is not None:
-            ids = [int(i) for i in job.completions[sample].tokens]
-            expected = self.expected(job.prompts[order], ids, critique.text, critique, job.template)
-        return dataclasses.replace(
-            critique, expected_scores=expected, seed=options.seed
-        ).in_caller_order(order)
+    def _critiques(self, job: Job, options: Options) -> list[Critique]:
+        """Returns the critiques of all samples, their scores in the caller's order."""
+        parsed = [job.critique(sample, self.tokenizer) for sample in range(len(job.orders))]
+        expected: Sequence[tuple[float, ...] | None] = [None] * len(parsed)
+        if options.expected and self.expected is not None:
+            tokens = [list(map(int, job.completions[i].tokens)) for i in range(len(parsed))]
+            prompts = [job.prompts[order] for order in job.orders]
+            samples = list(zip(prompts, tokens, parsed, strict=True))
+            expected = self.expected(samples, job.template)
+        return [
+            dataclasses.replace(
+                critique, expected_scores=scores, seed=options.seed
+            ).in_caller_order(order)
+            for critique, scores, order in zip(parsed, expected, job.orders, strict=True)
+        ]
 
     def _principles(
         self, comparisons: Sequence[Comparison], options: Sequence[Options]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request as HTTPRequest
 
 from grm_jax.judging import job
+from grm_jax.judging.expected import ROW_TOKENS, Row
 from grm_jax.judging.groups import Group, GroupRewards
 from grm_jax.judging.judge import Judge
 from grm_jax.judging.options import Options
@@ -37,7 +37,6 @@ from grm_jax.types import Comparison
 T = TypeVar("T")
 SEGMENT = 16  # decode steps between two looks at the queue
 ROWS, SLOTS_ON_CPU = 4, 16  # of a batch, unless the command line sets them
-SCORE_TOKENS = 4  # positions of one call of the expected scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,21 +296,16 @@ def warm_up(service: Service) -> None:
         for size in program_sizes(total + len(template)):
             judge.meta_rm.score_tokens([[token] * min(size, context)], [0])
     if service.expected and judge.expected is not None:
-        for size, groups in itertools.product(
-            program_sizes(total), range(1, _score_calls(service) + 1)
-        ):
-            positions = [0] * (groups * SCORE_TOKENS)
-            judge.expected.log_probs([token] * min(size, total), positions)
+        for size in program_sizes(max(total, ROW_TOKENS)):
+            row = Row()
+            row.add([token] * size, 0)
+            row.ask(0, [token])
+            judge.expected.log_probs(row)
 
 
 def program_sizes(longest: int) -> list[int]:
     """Returns the padded lengths of sequences up to the longest."""
     return [size for size in LENGTHS if size <= padded_length(longest)]
-
-
-def _score_calls(service: Service) -> int:
-    """Returns the multiples of SCORE_TOKENS positions that a listwise critique may have."""
-    return math.ceil(min(service.limits.responses, 32) / SCORE_TOKENS)
 
 
 def prompt_lengths(max_prompt: int) -> list[int]:

@@ -10,7 +10,8 @@ import pytest
 from fake_judge import fake_judge, well_formed, world_tokenizer
 from flax import nnx
 
-from grm_jax.judging.expected import ExpectedScores, model_log_probs, positions_program
+from grm_jax.judging import expected
+from grm_jax.judging.expected import ExpectedScores, Row, model_log_probs, row_program
 from grm_jax.judging.options import Options
 from grm_jax.models import build_model, get_config
 from grm_jax.sharding import make_mesh, state_shardings
@@ -63,19 +64,38 @@ def test_equal_to_brute_force(model, log_probs, tokenizer, scores):
     text = well_formed(scores)
     prompt, ids = tokenizer.encode(PROMPT, bos=True), tokenizer.encode(text)
     critique, template = parse(text, 2), templates.load("compact")
-    exact = ExpectedScores(log_probs, tokenizer, negligible=0)
+    exact = ExpectedScores(log_probs, tokenizer)
     places = exact.locate(ids, text, critique, template)
     assert [lead for _, lead in places] == ["", " "]  # this vocabulary splits "{7" and ", 4"
     expectations = []
     for place, lead in places:
         masses = by_brute_force(model, tokenizer, prompt, ids, place, lead, range(1, 11))
         expectations.append(sum(value * p for value, p in masses.items()))
-    scored = exact(prompt, ids, text, critique, template)
+    (scored,) = exact([(prompt, ids, critique)], template)
     np.testing.assert_allclose(scored, expectations, rtol=2e-4)
-    rough = ExpectedScores(log_probs, tokenizer, negligible=1e-2)(
-        prompt, ids, text, critique, template
-    )
-    assert all(abs(a - b) <= 9e-2 for a, b in zip(rough, scored))
+
+
+@pytest.mark.parametrize("row_tokens", [4096, 90])
+def test_critiques_of_a_comparison_do_not_affect_each_other(
+    log_probs, tokenizer, monkeypatch, row_tokens
+):
+    """Two orders, critiques of several lengths, one unparsed; in one pass and in several."""
+    monkeypatch.setattr(expected, "ROW_TOKENS", row_tokens)
+    template = templates.load("compact")
+    prompts = [tokenizer.encode(f"{PROMPT} {end}", bos=True) for end in ("a blue moon", "a cat")]
+    texts = [well_formed((7, 4)), "a red " + well_formed((1, 10)), "no box", well_formed((10, 2))]
+    samples = [
+        (prompts[i % 2], tokenizer.encode(text), parse(text, 2)) for i, text in enumerate(texts)
+    ]
+    scores = ExpectedScores(log_probs, tokenizer)
+    passes = []
+    counting = ExpectedScores(lambda row: passes.append(row) or log_probs(row), tokenizer)
+    together = counting(samples, template)
+    assert (len(passes) == 1) == (row_tokens == 4096)
+    for sample, got in zip(samples, together, strict=True):
+        (alone,) = scores([sample], template)
+        assert (got is None) == (alone is None) == (sample[2].status != "ok")
+        np.testing.assert_allclose(got or (), alone or (), rtol=2e-4)
 
 
 def test_binary_and_choice(model, log_probs, tokenizer):
@@ -86,7 +106,7 @@ def test_binary_and_choice(model, log_probs, tokenizer):
     ((place, lead),) = exact.locate(ids, text, parse(text, 1, 0, 1), template)
     masses = by_brute_force(model, tokenizer, prompt, ids, place, lead, (0, 1))
     np.testing.assert_allclose(
-        exact(prompt, ids, text, parse(text, 1, 0, 1), template), [masses[1]], rtol=1e-4
+        exact([(prompt, ids, parse(text, 1, 0, 1))], template), [[masses[1]]], rtol=1e-4
     )
     text = "### Best\n\\boxed{2}"
     ids, template = tokenizer.encode(text), templates.load("compact/llm_judge")
@@ -94,7 +114,7 @@ def test_binary_and_choice(model, log_probs, tokenizer):
     ((place, lead),) = exact.locate(ids, text, critique, template)
     masses = by_brute_force(model, tokenizer, prompt, ids, place, lead, (1, 2, 3))
     np.testing.assert_allclose(
-        exact(prompt, ids, text, critique, template), [masses[v] for v in (1, 2, 3)], rtol=1e-4
+        exact([(prompt, ids, critique)], template), [[masses[v] for v in (1, 2, 3)]], rtol=1e-4
     )
 
 
@@ -103,9 +123,8 @@ def test_binary_and_choice(model, log_probs, tokenizer):
 )
 def test_none_if_a_score_is_not_a_whole_number(log_probs, tokenizer, text):
     critique = dataclasses.replace(parse(text, 2), order=(0, 1))
-    expected = ExpectedScores(log_probs, tokenizer)
     ids, template = tokenizer.encode(text), templates.load("compact")
-    scores = expected([2], ids, text, critique, template)
+    (scores,) = ExpectedScores(log_probs, tokenizer)([([2], ids, critique)], template)
     assert scores is None or text.endswith("{07, 4}")
 
 
@@ -132,11 +151,11 @@ def test_score_tokens_of_gemmas_own_tokenizer():
     if not (root / "gemma3" / "tokenizer.model").is_file():
         pytest.skip("set GRM_TOKENIZERS to a folder with gemma3/tokenizer.model")
     gemma = tokenizers.load(root / "gemma3" / "tokenizer.model")
-    expected = ExpectedScores(lambda *_: None, gemma)
+    gemma_scores = ExpectedScores(lambda *_: None, gemma)
     for scores in ((7, 4), (10, 1), (1, 10)):
         text = well_formed(scores)
         ids = gemma.encode(text)
-        places = expected.locate(ids, text, parse(text, 2), templates.load("grm"))
+        places = gemma_scores.locate(ids, text, parse(text, 2), templates.load("grm"))
         assert [gemma.decode([ids[at]]).strip() for at, _ in places] == [
             str(score)[0] for score in scores
         ]
@@ -161,14 +180,18 @@ def test_a_comparison_without_expected_scores_fails_alone(log_probs, tokenizer):
 def test_log_probs_are_replicated_over_the_mesh(model):
     """Every host reads the result of the program."""
     mesh = make_mesh(2, 2, 2)
-    tokens, positions = np.full((1, 64), 7, np.int32), np.arange(4, dtype=np.int32)
+    row = Row()
+    row.add([7, 7, 7, 7], 0)
+    row.ask(1, [5, 9])
+    row.ask(3, [7])
     with jax.set_mesh(mesh):
         placed = build_model(model.cfg, nnx.Rngs(0))
         nnx.update(
             placed, jax.device_put(nnx.state(model), state_shardings(nnx.state(placed), mesh))
         )
-        logps = positions_program(mesh)(placed, tokens, np.ones_like(tokens), positions)
+        slots, queries = np.zeros((6, 64), np.int32), np.arange(4, dtype=np.int32)
+        logps = row_program(mesh)(placed, slots, queries, np.zeros((4, 1), np.int32))
     assert logps.sharding.is_fully_replicated and len(logps.sharding.device_set) == 8
-    ids = tokens[0, :4].tolist()
-    logps = model_log_probs(placed, mesh)(ids, [1, 3])
-    np.testing.assert_allclose(logps, model_log_probs(model)(ids, [1, 3]), atol=1e-4)
+    logps, expected = model_log_probs(placed, mesh)(row), model_log_probs(model)(row)
+    assert logps.shape == (2, 2)
+    np.testing.assert_allclose(logps, expected, atol=1e-4)
