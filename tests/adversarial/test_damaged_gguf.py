@@ -273,7 +273,7 @@ def test_changed_bytes(fuzz_files):
             part = fuzz.change_bytes(rng, data[begin:end], rng.choice([1, 1, 1, 2, 5]))
             path.write_bytes(data[:begin] + part + data[end:])
 
-    fuzz_files("changed bytes", damage, fast=20, full=700)
+    fuzz_files("changed bytes", damage, fast=12, full=700)
 
 
 def odd_field(rng):
@@ -311,4 +311,4 @@ def test_changed_fields(fuzz_files):
 
         write_toy(path, arch, change, quantization)
 
-    fuzz_files("changed fields", damage, fast=20, full=300)
+    fuzz_files("changed fields", damage, fast=12, full=300)

@@ -50,8 +50,9 @@ def test_tied_responses_share_their_rank(reward):
 
 
 def test_expected_scores_are_averaged_and_refused_without_probabilities():
-    def expected(prompt, ids, text, critique, template):
-        return tuple(x / 2 for x in critique.scores) if max(critique.scores) < 9 else None
+    def expected(samples, template):
+        scores = [critique.scores for _, _, critique in samples]
+        return [tuple(x / 2 for x in one) if max(one) < 9 else None for one in scores]
 
     judge = fake_judge(by_number, expected=expected)
     results = score([group("9/6", "4/8"), group(8), group(9, 9)], judge, k=4, reward="expected")
