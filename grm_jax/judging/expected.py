@@ -91,7 +91,7 @@ class _Place:
     """A score of a critique.
 
     Attributes:
-      index: of its first token among the critique's.
+      index: of its first token among the critique's; the box is before it.
       values: that the score may have.
       whole: token of each value that is one token.
       digits: first and second token of each value that is two.
@@ -155,22 +155,22 @@ class ExpectedScores:
         self, samples: Sequence[Sample], taken: Sequence[tuple[int, list[_Place]]]
     ) -> list[list[dict[int, float]]]:
         """Returns the probability of each value, by critique and place; runs one pass."""
-        row, last = Row(), {}
+        row = Row()
         prompts = list(dict.fromkeys(tuple(samples[i][0]) for i, _ in taken))
         shared = heads.common(prompts)
         row.add(prompts[0][:shared], 0)
         for order, prompt in enumerate(prompts, 1):
             row.add(prompt[shared:], shared, order)
-            last[prompt] = order, len(row.slots) - 1
         asked = []
         for number, (i, places) in enumerate(taken, 1):
             prompt_ids, ids, _ = samples[i]
-            order, end_of_prompt = last[tuple(prompt_ids)]
+            order = 1 + prompts.index(tuple(prompt_ids))
             begin = len(row.slots)
             row.add(ids, len(prompt_ids), order, number)
             for place in places:
-                before = begin + place.index - 1 if place.index else end_of_prompt
-                query = row.ask(before, sorted({*place.whole.values(), *place.first_digits}))
+                query = row.ask(
+                    begin + place.index - 1, sorted({*place.whole.values(), *place.first_digits})
+                )
                 tries = {}
                 for first in sorted(place.first_digits):
                     wanted = [second for digit, second in place.digits.values() if digit == first]

@@ -67,12 +67,32 @@ def test_equal_to_brute_force(model, log_probs, tokenizer, scores):
     exact = ExpectedScores(log_probs, tokenizer)
     places = exact.locate(ids, text, critique, template)
     assert [lead for _, lead in places] == ["", " "]  # this vocabulary splits "{7" and ", 4"
-    expectations = []
-    for place, lead in places:
+    sample, expectations = (prompt, ids, critique), []
+    (found,) = exact._masses([sample], [(0, exact._places(ids, critique, template))])
+    for (place, lead), one in zip(places, found, strict=True):
         masses = by_brute_force(model, tokenizer, prompt, ids, place, lead, range(1, 11))
         expectations.append(sum(value * p for value, p in masses.items()))
-    (scored,) = exact([(prompt, ids, critique)], template)
+        shares = np.array(list(one.values())) / sum(one.values())
+        np.testing.assert_allclose(shares, list(masses.values()), rtol=1e-3)
+    (scored,) = exact([sample], template)
     np.testing.assert_allclose(scored, expectations, rtol=2e-4)
+
+
+def test_ten_takes_its_probability_from_one(tokenizer):
+    one, zero, seven = map(tokenizer.id_of, "107")
+    known = {one: 0.5, zero: 0.4, seven: 0.5}  # of 0: after a 1
+
+    def log_probs(row):
+        width = max(map(len, row.wanted))
+        probs = np.full((len(row.queries), width), 1e-30)
+        for probs_W, tokens in zip(probs, row.wanted):
+            probs_W[: len(tokens)] = [known.get(token, 1e-30) for token in tokens]
+        return np.log(probs)
+
+    text = "### Score\n\\boxed{7}"
+    ids, template = tokenizer.encode(text), templates.load("compact/single")
+    (scores,) = ExpectedScores(log_probs, tokenizer)([([2], ids, parse(text, 1))], template)
+    assert scores == pytest.approx((0.3 * 1 + 0.2 * 10 + 0.5 * 7,))
 
 
 @pytest.mark.parametrize("row_tokens", [4096, 90])
