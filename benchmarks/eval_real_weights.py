@@ -70,7 +70,6 @@ JUDGES = {
         | {"rm_bench": ("--subset", "chat")},
         {"template": HERE / "judge_small_model.jinja", "max_new_tokens": 256}
         | {"prompt_slots": 64, "rows": 2, "chunk": 100},
-        ("--expected",),
     ),
 }
 VOTES = {"sum": "sum of scores", "majority": "majority", "expected": "expected scores"}
