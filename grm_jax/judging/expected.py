@@ -38,11 +38,11 @@ from grm_jax.types import Critique
 
 # Of several critiques in one pass; a critique that exceeds these has a pass of its own.
 ROW_TOKENS, QUERIES = 4096, 64
-WANTED = 32  # the numbers of queries and of wanted tokens are padded to multiples of these two
+TARGETS = 32  # the numbers of queries and of targets are padded to multiples of these two
 
 
 class Row:
-    """Tokens of one pass that form a tree, and the distributions that are wanted of it.
+    """Tokens of one pass that form a tree, and the tokens to predict in it.
 
     A token attends to the tokens before it on its own path. With two orders a and b of a prompt, a
     critique c of a, and the digit 1 to try in place of the token c2:
@@ -55,14 +55,14 @@ class Row:
     Attributes:
       slots: (token, position, reach, order, critique, hidden) of each token. It attends to itself
         and to positions up to `reach`; nothing else attends to a hidden token.
-      queries: slots whose next token is wanted.
-      wanted: tokens whose log-probabilities are wanted, by query.
+      queries: slots whose next token is to be predicted.
+      targets: tokens whose log-probabilities are computed, by query.
     """
 
     def __init__(self) -> None:
         self.slots: list[tuple[int, int, int, int, int, bool]] = []
         self.queries: list[int] = []
-        self.wanted: list[list[int]] = []
+        self.targets: list[list[int]] = []
 
     def add(self, tokens: Sequence[int], start: int, order: int = 0, critique: int = 0) -> None:
         """Appends tokens at positions from `start`."""
@@ -75,13 +75,13 @@ class Row:
         return len(self.slots) - 1
 
     def ask(self, slot: int, tokens: Sequence[int]) -> int:
-        """Wants the log-probabilities of tokens after a slot; returns the query's number."""
+        """Asks for the log-probabilities of tokens after a slot; returns the query's number."""
         self.queries.append(slot)
-        self.wanted.append(list(tokens))
+        self.targets.append(list(tokens))
         return len(self.queries) - 1
 
 
-# row -> log-probabilities (M, W) of the wanted tokens, by query
+# row -> log-probabilities (M, W) of the targets, by query
 LogProbs = Callable[[Row], np.ndarray]
 Sample = tuple[list[int], list[int], Critique]  # prompt, tokens, and the parsed critique
 
@@ -139,10 +139,10 @@ class ExpectedScores:
             tokens = queries = 0
             for i, places in pending:
                 prompt, ids, _ = samples[i]
-                asked = sum(1 + len(place.first_digits) for place in places)
+                count = sum(1 + len(place.first_digits) for place in places)
                 new = all(samples[j][0] != prompt for j, _ in taken)
-                tokens += len(prompt) * new + len(ids) + asked
-                queries += asked
+                tokens += len(prompt) * new + len(ids) + count
+                queries += count
                 if taken and (tokens > ROW_TOKENS or queries > QUERIES):
                     break
                 taken.append((i, places))
@@ -161,7 +161,7 @@ class ExpectedScores:
         row.add(prompts[0][:shared], 0)
         for order, prompt in enumerate(prompts, 1):
             row.add(prompt[shared:], shared, order)
-        asked = []
+        queried = []
         for number, (i, places) in enumerate(taken, 1):
             prompt_ids, ids, _ = samples[i]
             order = 1 + prompts.index(tuple(prompt_ids))
@@ -173,12 +173,12 @@ class ExpectedScores:
                 )
                 tries = {}
                 for first in sorted(place.first_digits):
-                    wanted = [second for digit, second in place.digits.values() if digit == first]
+                    seconds = [second for digit, second in place.digits.values() if digit == first]
                     slot = row.try_token(first, len(prompt_ids) + place.index, order, number)
-                    tries[first] = row.ask(slot, wanted)
-                asked.append((place, query, tries))
+                    tries[first] = row.ask(slot, seconds)
+                queried.append((place, query, tries))
         probs_MxW = np.exp(self.log_probs(row))
-        all_masses = [_place_masses(row, probs_MxW, *one) for one in asked]
+        all_masses = [_place_masses(row, probs_MxW, *one) for one in queried]
         starts = np.cumsum([0, *(len(places) for _, places in taken)])
         return [all_masses[a:b] for a, b in zip(starts, starts[1:])]
 
@@ -246,7 +246,7 @@ def _place_masses(
     """Returns the probability of each value at a place."""
 
     def probability(query: int, token: int) -> float:
-        return float(probs_MxW[query, row.wanted[query].index(token)])
+        return float(probs_MxW[query, row.targets[query].index(token)])
 
     masses = dict.fromkeys(place.values, 0.0)
     for value, token in place.whole.items():
@@ -282,27 +282,27 @@ def model_log_probs(model: Transformer, mesh: Mesh | None = None) -> LogProbs:
         slots_6xL = np.zeros((6, padded_length(len(row.slots))), np.int32)
         slots_6xL[2:4], slots_6xL[5] = -1, 1  # padding sees itself alone
         slots_6xL[:, : len(row.slots)] = np.array(row.slots).T
-        M, W = len(row.queries), max(map(len, row.wanted))
+        M, W = len(row.queries), max(map(len, row.targets))
         queries_M = np.zeros(-(-M // QUERIES) * QUERIES, np.int32)
         queries_M[:M] = row.queries
-        wanted_MxW = np.zeros((len(queries_M), -(-W // WANTED) * WANTED), np.int32)
-        for wanted_W, tokens in zip(wanted_MxW, row.wanted):
-            wanted_W[: len(tokens)] = tokens
+        targets_MxW = np.zeros((len(queries_M), -(-W // TARGETS) * TARGETS), np.int32)
+        for targets_W, tokens in zip(targets_MxW, row.targets):
+            targets_W[: len(tokens)] = tokens
         with use_mesh(mesh):
-            logps_MxW = forward(model, slots_6xL, queries_M, wanted_MxW)
+            logps_MxW = forward(model, slots_6xL, queries_M, targets_MxW)
         return np.asarray(logps_MxW)[:M, :W]
 
     return log_probs
 
 
 def row_program(mesh: Mesh | None = None) -> Callable[..., jax.Array]:
-    """Returns the program (model, slots_6xL, queries_M, wanted_MxW) -> log-probabilities (M, W).
+    """Returns the program (model, slots_6xL, queries_M, targets_MxW) -> log-probabilities (M, W).
 
     The result is replicated over the mesh, as every host reads it.
     """
 
     def forward(
-        model: Transformer, slots_6xL: jax.Array, queries_M: jax.Array, wanted_MxW: jax.Array
+        model: Transformer, slots_6xL: jax.Array, queries_M: jax.Array, targets_MxW: jax.Array
     ) -> jax.Array:
         cfg, L = model.cfg, slots_6xL.shape[1]
         tokens_L, positions_L, reach_L, order_L, critique_L, hidden_L = slots_6xL
@@ -329,6 +329,6 @@ def row_program(mesh: Mesh | None = None) -> Callable[..., jax.Array]:
         )
         x_MxD = model.final_norm(x_1xLxD[:, queries_M])[0]
         logps_MxV = jax.nn.log_softmax(model.embedder.decode(x_MxD), axis=-1)
-        return jnp.take_along_axis(logps_MxV, wanted_MxW, axis=1)
+        return jnp.take_along_axis(logps_MxV, targets_MxW, axis=1)
 
     return nnx.jit(forward, out_shardings=None if mesh is None else named(mesh))

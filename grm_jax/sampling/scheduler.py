@@ -281,9 +281,9 @@ class Engine:
             self.stats.prefill_tokens += Z
             if finite:
                 return arrays
-        self._head = ()
-        for slot in self._waiting:
-            slot.head, slot.family = 0, None
+            self._head = ()
+            for slot in self._waiting:
+                slot.head, slot.family = 0, None
         return []
 
     def _drop_unused_state(self) -> None:

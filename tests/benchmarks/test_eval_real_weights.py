@@ -43,7 +43,7 @@ def test_an_instruct_model_judges_four_benchmarks_sampled_and_greedy(run):
     commands = run("--judge", "qwen2.5_coder_0.5b")
     names = [argv[argv.index("--benchmark") + 1] for argv in commands]
     assert names == ["pandalm", "humanevalpack", "gsm8k", "rm_bench"]
-    assert all("--expected" in argv and "--no_greedy" not in argv for argv in commands)
+    assert all("--no_greedy" not in argv for argv in commands)
     assert [argv[argv.index("--subset") + 1] for argv in commands if "--subset" in argv] == [
         "python",
         "chat",

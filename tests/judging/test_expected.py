@@ -68,8 +68,8 @@ def test_equal_to_brute_force(model, log_probs, tokenizer, scores):
     places = exact.locate(ids, text, critique, template)
     assert [lead for _, lead in places] == ["", " "]  # this vocabulary splits "{7" and ", 4"
     sample, expectations = (prompt, ids, critique), []
-    (found,) = exact._masses([sample], [(0, exact._places(ids, critique, template))])
-    for (place, lead), one in zip(places, found, strict=True):
+    (place_masses,) = exact._masses([sample], [(0, exact._places(ids, critique, template))])
+    for (place, lead), one in zip(places, place_masses, strict=True):
         masses = by_brute_force(model, tokenizer, prompt, ids, place, lead, range(1, 11))
         expectations.append(sum(value * p for value, p in masses.items()))
         shares = np.array(list(one.values())) / sum(one.values())
@@ -83,9 +83,9 @@ def test_ten_takes_its_probability_from_one(tokenizer):
     known = {one: 0.5, zero: 0.4, seven: 0.5}  # of 0: after a 1
 
     def log_probs(row):
-        width = max(map(len, row.wanted))
+        width = max(map(len, row.targets))
         probs = np.full((len(row.queries), width), 1e-30)
-        for probs_W, tokens in zip(probs, row.wanted):
+        for probs_W, tokens in zip(probs, row.targets):
             probs_W[: len(tokens)] = [known.get(token, 1e-30) for token in tokens]
         return np.log(probs)
 

@@ -352,11 +352,11 @@ def test_a_family_needs_equal_tokens_enough_slots_and_a_shorter_row():
         find_families(made, largest, bucket)
         return made
 
-    def found(**options):
+    def families_of(**options):
         return [s.family and (s.family.size, s.family.length) for s in slots(**options)]
 
     tokens, lengths = packed(slots()[:2], 7)
     assert tokens.tolist() == [[0, 1, 2, 3, 4, 5, 6]] and lengths.tolist() == [[3, 1, 2]]
-    assert found() == [(2, 6), (2, 6), None]
-    assert found(largest=1) == [None] * 3
-    assert found(bucket=lambda n: 4 if n < 6 else 8) == [None] * 3
+    assert families_of() == [(2, 6), (2, 6), None]
+    assert families_of(largest=1) == [None] * 3
+    assert families_of(bucket=lambda n: 4 if n < 6 else 8) == [None] * 3

@@ -59,6 +59,7 @@ def wrap_update(monkeypatch, module, name, around):
     monkeypatch.setattr(module, name, build_wrapped)
 
 
+@pytest.mark.slow
 def test_a_stage_has_only_its_state_and_the_reference_in_memory(tiny, monkeypatch, tmp_path):
     config, mesh = tiny.config, tiny.mesh
     _, abstract = abstract_model(model_config(config), mesh)

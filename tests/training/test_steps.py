@@ -113,7 +113,7 @@ def assert_close(a, b, **tolerance):
 @pytest.mark.parametrize(
     ("name", "mesh_sizes"),
     [
-        ("tiny_gemma2", (2, 4, 1)),
+        pytest.param("tiny_gemma2", (2, 4, 1), marks=pytest.mark.slow),
         ("tiny_gemma2", (1, 2, 4)),
         pytest.param("tiny_llama3", (1, 2, 4), marks=pytest.mark.slow),
         pytest.param("tiny_qwen2", (2, 2, 2), marks=pytest.mark.slow),
@@ -178,7 +178,8 @@ def ungrouped_token_logps(model, prompts_PxS, prompt_lengths_P, completions_PxGx
 @pytest.mark.parametrize(
     "name",
     [
-        *("tiny_gemma2", "tiny_gemma3", "tiny_llama3"),
+        *("tiny_gemma2", "tiny_llama3"),
+        pytest.param("tiny_gemma3", marks=pytest.mark.slow),
         pytest.param("tiny_qwen2", marks=pytest.mark.slow),
         pytest.param("tiny_qwen3", marks=pytest.mark.slow),
     ],
@@ -314,7 +315,7 @@ def test_token_loss_adds_the_cross_entropy_of_every_critique_token(micro_batches
     "name, micro_batches, devices",
     [
         ("tiny_gemma2", 1, 1),
-        ("tiny_gemma2", 2, 8),
+        pytest.param("tiny_gemma2", 2, 8, marks=pytest.mark.slow),
         pytest.param("tiny_llama3", 2, 8, marks=pytest.mark.slow),
         pytest.param("tiny_qwen2", 2, 8, marks=pytest.mark.slow),
         pytest.param("tiny_qwen3", 2, 8, marks=pytest.mark.slow),
