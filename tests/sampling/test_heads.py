@@ -10,6 +10,7 @@ from flax import nnx
 from hypothesis import given, strategies as st
 
 from grm_jax.judging.sampler import EngineSampler
+from grm_jax.models.attention import self_attention
 from grm_jax.sampling import Engine, Request, cache, heads, plan, weights
 from grm_jax.sampling.slots import Slot, find_families, packed
 from grm_jax.sharding import make_mesh
@@ -360,3 +361,14 @@ def test_a_family_needs_equal_tokens_enough_slots_and_a_shorter_row():
     assert families_of() == [(2, 6), (2, 6), None]
     assert families_of(largest=1) == [None] * 3
     assert families_of(bucket=lambda n: 4 if n < 6 else 8) == [None] * 3
+
+
+def test_a_branch_sees_the_keys_inside_its_window_from_any_chunk():
+    q, k, v = (jax.random.normal(jax.random.key(i), (1, 16, 1, 4)) for i in range(3))
+    segments = np.array([[1] * 6 + [2] * 5 + [3] * 5])
+    positions = np.array([[*range(6), *range(6, 11), *range(6, 11)]])
+    whole, chunks = (
+        self_attention(q, k, v, positions, segments, 4, None, chunk, branches=True)[0]
+        for chunk in (16, 4)
+    )
+    np.testing.assert_allclose(chunks, whole, atol=1e-6)
