@@ -157,7 +157,7 @@ def prefill_after_head_program(graphdef: nnx.GraphDef) -> Callable[..., Any]:
 def prefill_siblings_program(graphdef: nnx.GraphDef, length: int) -> Callable[..., Any]:
     """Returns prefill(params, tokens_BxS, lengths_BxF, *head) -> (prefix, last).
 
-    length, head: of `prefill.prefill_siblings`; without a shared head the last two are left out.
+    length: of `prefill.prefill_siblings`. head: its last two arguments; none without a shared head.
     """
     return jax.jit(
         lambda params, tokens, lengths, *head: prefill.prefill_siblings(
