@@ -1,4 +1,4 @@
-"""Runs `grm eval` with real weights and data: Gemma 3 270M and Qwen2.5-Coder-0.5B-Instruct.
+"""Runs `grm eval` with real weights and data: Gemma 3 270M and two sizes of Qwen2.5-Coder.
 
     python benchmarks/eval_real_weights.py --model gemma-3-270m.gguf --tokenizer tokenizer.model \\
         --data DATA --work runs/eval_270m
@@ -15,9 +15,11 @@ figures of a folder from its results.json.
 - `gemma3_270m`: RM-Bench chat, PandaLM and GSM8K groups. It is a base model: its template has
   worked examples with scores only (benchmarks/judge_base_model.jinja), and its chat format has no
   turns.
-- `qwen2.5_coder_0.5b`: PandaLM, HumanEvalPack Python, GSM8K groups and RM-Bench chat, sampled and
-  greedy. It is an instruct model that was never trained to judge: its template has short
-  instructions and worked examples (benchmarks/judge_small_model.jinja).
+- `qwen2.5_coder_0.5b` and `qwen2.5_coder_1.5b_examples`: PandaLM, HumanEvalPack Python, GSM8K
+  groups and RM-Bench chat, sampled and greedy. They are instruct models that were never trained to
+  judge: the template has short instructions and worked examples
+  (benchmarks/judge_small_model.jinja). Of the larger model, benchmarks/results also has an
+  evaluation with the template `grm`.
 """
 
 import dataclasses
@@ -53,6 +55,14 @@ class Setup:
     files: Sequence[str] = ("results.json", "results.md")
 
 
+# Four samples of one order share two rows, so that the rows stay busy. The HTML page is not copied,
+# because it quotes comparisons.
+WORKED_EXAMPLES = Setup(
+    {"pandalm": (), "humanevalpack": ("--subset", "python"), "gsm8k": ()}
+    | {"rm_bench": ("--subset", "chat")},
+    {"template": HERE / "judge_small_model.jinja", "max_new_tokens": 256}
+    | {"prompt_slots": 64, "rows": 2, "chunk": 100},
+)
 JUDGES = {
     # GSM8K keeps the order of the file. With balanced orders a group of four is four prompts of 800
     # tokens, an hour on one core for 100 comparisons.
@@ -63,14 +73,8 @@ JUDGES = {
         ("--no_greedy",),
         ("results.json", "results.md", "results.html"),
     ),
-    # Four samples of one order share two rows, so that the rows stay busy. The HTML page is not
-    # copied, because it quotes comparisons.
-    "qwen2.5_coder_0.5b": Setup(
-        {"pandalm": (), "humanevalpack": ("--subset", "python"), "gsm8k": ()}
-        | {"rm_bench": ("--subset", "chat")},
-        {"template": HERE / "judge_small_model.jinja", "max_new_tokens": 256}
-        | {"prompt_slots": 64, "rows": 2, "chunk": 100},
-    ),
+    "qwen2.5_coder_0.5b": WORKED_EXAMPLES,
+    "qwen2.5_coder_1.5b_examples": WORKED_EXAMPLES,
 }
 VOTES = {"sum": "sum of scores", "majority": "majority", "expected": "expected scores"}
 RATES = {
