@@ -3,12 +3,14 @@
     python benchmarks/grpo_step.py --peers PYTHON                with the `bench` extra
     python benchmarks/grpo_step.py --tunix PYTHON --trl PYTHON   each in its own environment
     python benchmarks/grpo_step.py                               without peers
+    python benchmarks/grpo_step.py --adapters                    LoRA and QLoRA beside full training
 
 Writes benchmarks/results/grpo_step.{json,md}: a table for each peer, with time-outs as such
-(`--timeout`). All train a Gemma 2 of 4 layers, width 256, 4 heads over 2 KV heads of 64, ffn
-1,024, vocabulary 4,096, with random float32 weights; beta 0.08, AdamW, one update per rollout
-batch, temperature 1 from the whole distribution, no stop. Each system runs in a process of its own,
-which takes two steps to warm up and then `--steps` under the clock.
+(`--timeout`). With --adapters it writes grpo_step_adapters.{json,md}, with the peak memory of each
+process, also at the sizes of Qwen 2.5 0.5B. All others train a Gemma 2 of 4 layers, width 256,
+4 heads over 2 KV heads of 64, ffn 1,024, vocabulary 4,096. Random float32 weights; beta 0.08,
+AdamW, one update per rollout batch, temperature 1 from the whole distribution, no stop. Each system
+runs in a process of its own, which takes two steps to warm up and then `--steps` under the clock.
 Systems take turns; the result is the median of all timed steps. CPU seconds are those of all
 threads: on a shared machine they are more reliable than wall time.
 """
@@ -32,6 +34,9 @@ from benchmarks.sampling_systems import gemma_shape, tunix_tokenizer  # noqa: E4
 
 # name -> prompts P, samples per prompt G, prompt tokens S, new tokens T
 SHAPES = {"4x8, 512+128": (4, 8, 512, 128), "8x4, 128+64": (8, 4, 128, 64)}
+LARGE = "Qwen 2.5 0.5B, 2x4, 256+64"
+ADAPTER_SHAPES = {LARGE: (2, 4, 256, 64), "4x8, 512+128": SHAPES["4x8, 512+128"]}
+ADAPTERS = {"ours": {}, "lora": {"rank": 16}, "qlora": {"rank": 16, "base": "int8"}}
 MODEL = {
     "num_hidden_layers": 4,
     "hidden_size": 256,
@@ -82,9 +87,11 @@ def differences(times: list[np.ndarray]) -> list[list[float]]:
 def our_config(P: int, G: int, S: int, T: int) -> Any:
     from ml_collections import ConfigDict
 
+    from experiments import spct_27b
     from grm_jax.models import LayerSpec
 
     config = ConfigDict()
+    config.lora = spct_27b.lora()
     config.model = "tiny_gemma2"
     config.model_overrides = {
         "num_layers": MODEL["num_hidden_layers"],
@@ -120,6 +127,15 @@ def our_config(P: int, G: int, S: int, T: int) -> Any:
         "kl_estimator": "k3",
         "updates_per_rollout": 1,
     }
+    return config
+
+
+def with_adapters(system: str, shape: str) -> Any:
+    """Returns the config of a system of ADAPTERS."""
+    config = our_config(*ADAPTER_SHAPES[shape])
+    config.lora.update(ADAPTERS[system])
+    if shape == LARGE:
+        config.model, config.model_overrides = "qwen2_0.5b", {"dtype": "float32"}
     return config
 
 
@@ -180,6 +196,8 @@ def ours(P: int, G: int, S: int, T: int, steps: int, config: Any = None) -> Resu
         "steps": totals[WARM_UP:],
         "parts": dict(zip(("rollout", "reference", "update"), medians)),
         "gap_max": gap,
+        "trained": sum(x.size for x in jax.tree.leaves(state["params"])),
+        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     }
 
 
@@ -317,6 +335,11 @@ def summary(runs: list[Result]) -> Result:
         "cpu_seconds": cpu_seconds,
         "timed_steps": len(steps),
         "parts": runs[-1]["parts"],
+        **{
+            name: max(run[name] for run in runs)
+            for name in ("trained", "peak_bytes")
+            if name in runs[0]
+        },
     }
 
 
@@ -329,11 +352,10 @@ def ratios(runs: list[Result], ours: list[Result], kind: int) -> list[float]:
     return [median(a) / median(b) for a, b in zip(runs, ours) if "steps" in a]
 
 
-def run_system(system: str, python: str, shape: str, steps: int, timeout: float) -> Result:
+def run_system(flags: list[str], python: str, timeout: float) -> Result:
     """Runs one system in a process of its own, which is killed after `timeout` seconds."""
-    options = {"system": system, "shape": shape, "steps": steps}
     try:
-        return common.run_apart(__file__, *common.flags(options), python=python, timeout=timeout)
+        return common.run_apart(__file__, *flags, python=python, timeout=timeout)
     except subprocess.TimeoutExpired:
         return {"timed_out_after": timeout}
 
@@ -358,39 +380,78 @@ def table(results: dict[str, dict[str, Result]], peer: str) -> str:
     return common.markdown_table(columns, rows) if rows else ""
 
 
+def adapters_table(results: dict[str, dict[str, Result]]) -> str:
+    """Returns a Markdown table of full training, LoRA and QLoRA."""
+    titles = {"ours": "all", "lora": "LoRA, bfloat16 base", "qlora": "LoRA, int8 base"}
+    rows = [
+        (
+            shape,
+            titles[system],
+            f"{result['trained'] / 1e6:.1f}M",
+            f"{result['seconds']:.2f} s",
+            f"{result['cpu_seconds']:.2f} s",
+            *(f"{result['parts'][part]:.2f} s" for part in ("rollout", "reference", "update")),
+            f"{result['peak_bytes'] / 2**30:.1f} GiB",
+        )
+        for shape, systems in results.items()
+        for system, result in systems.items()
+    ]
+    columns = {"step": "left", "trained weights": "left"} | dict.fromkeys(
+        ("numbers", "wall", "CPU", "rollout", "reference", "update", "peak memory"), "right"
+    )
+    return common.markdown_table(columns, rows)
+
+
 def main() -> None:
     parser = common.argument_parser(__doc__)
     parser.add_argument("--peers", default="", help="interpreter with both peers")
     parser.add_argument("--tunix", default="", help="interpreter with Tunix")
     parser.add_argument("--trl", default="", help="interpreter with TRL")
+    parser.add_argument("--adapters", action="store_true", help="LoRA and QLoRA, no peers")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=900, help="seconds of one process")
-    parser.add_argument("--shape", choices=SHAPES, help="only this shape")
-    parser.add_argument("--system", choices=SYSTEMS, help="internal: time one system and print it")
-    parser.add_argument("--out", type=Path, default=common.RESULTS / "grpo_step.json")
+    parser.add_argument("--shape", choices=SHAPES | ADAPTER_SHAPES, help="only this shape")
+    names = SYSTEMS | ADAPTERS
+    parser.add_argument("--system", choices=names, help="internal: time one system and print it")
+    parser.add_argument("--out", type=Path, help="default: in benchmarks/results")
     args = parser.parse_args()
+    shapes = ADAPTER_SHAPES if args.adapters else SHAPES
+    if args.shape and args.shape not in shapes:
+        parser.error(f"--shape {args.shape}: use {' or '.join(shapes)}")
     if args.system:
-        print(json.dumps(SYSTEMS[args.system](*SHAPES[args.shape], args.steps)))
+        size = shapes[args.shape]
+        if args.adapters:
+            result = ours(*size, args.steps, with_adapters(args.system, args.shape))
+        else:
+            result = SYSTEMS[args.system](*size, args.steps)
+        print(json.dumps(result))
         return
-    pythons = {"ours": ""}
-    pythons |= {name: p for name in ("tunix", "trl") if (p := getattr(args, name) or args.peers)}
+    out = args.out or common.RESULTS / f"grpo_step{'_adapters' * args.adapters}.json"
+    pythons = dict.fromkeys(ADAPTERS, "")
+    if not args.adapters:
+        peers = {name: getattr(args, name) or args.peers for name in ("tunix", "trl")}
+        pythons = {"ours": ""} | {name: python for name, python in peers.items() if python}
     about = {"model": MODEL, "machine": common.machine()}
     results: dict[str, dict[str, Result]] = {}
-    for shape in [args.shape] if args.shape else SHAPES:
+    for shape in [args.shape] if args.shape else shapes:
         runs: dict[str, list[Result]] = {system: [] for system in pythons}
         for _ in range(args.rounds):
             for system, python in pythons.items():
                 if any("timed_out_after" in run for run in runs[system]):
                     continue  # one time-out is enough
-                runs[system].append(run_system(system, python, shape, args.steps, args.timeout))
+                options = {"system": system, "shape": shape, "steps": args.steps}
+                flags = [*common.flags(options), *(["--adapters"] if args.adapters else [])]
+                runs[system].append(run_system(flags, python, args.timeout))
         results[shape] = {system: summary(measured) for system, measured in runs.items()}
         for system, result in results[shape].items():
             result["ratios"] = [ratios(runs[system], runs["ours"], kind) for kind in (0, 1)]
             print(shape, system, json.dumps(result), flush=True)
-    common.write_json(args.out, {"about": about, "results": results})
+        common.write_json(out, {"about": about, "results": results})
     tables = [t for peer in ("tunix", "trl") if (t := table(results, peer))]
-    args.out.with_suffix(".md").write_text("\n\n".join(tables) + "\n")
+    if args.adapters:
+        tables = [adapters_table(results)]
+    out.with_suffix(".md").write_text("\n\n".join(tables) + "\n")
 
 
 if __name__ == "__main__":

@@ -52,6 +52,22 @@ def _no_cold_start(config):
     config.stages = tuple(stage for stage in config.stages if stage not in ("rft", "meta_rm"))
 
 
+def _no_meta_rm(config):
+    """Not in the paper: no meta reward model, so that all critiques vote."""
+    config.stages = tuple(stage for stage in config.stages if stage != "meta_rm")
+
+
+def _qlora(config):
+    """Not in the paper: adapters of rank 16 beside frozen int8 weights of `init`.
+
+    The learning rates are three times those of full fine-tuning; with ten times, as larger models
+    use (`spct_27b.use_lora`), RFT in the judging world learns nothing.
+    """
+    config.lora.update(rank=16, base="int8")
+    for section in (config.rft, config.rl, config.meta_rm):
+        section.lr *= 3
+
+
 def _shuffled_labels(config):
     """A control: accuracy must end at chance."""
     config.data.shuffle_labels = True
@@ -65,6 +81,8 @@ ABLATIONS = {
     "no_rejection": _no_rejection,
     "no_general": _no_general,
     "no_cold_start": _no_cold_start,
+    "no_meta_rm": _no_meta_rm,
+    "qlora": _qlora,
     "shuffled_labels": _shuffled_labels,
     # The grid of the KL coefficient (paper, appendix C.1).
     "beta_0": lambda config: config.rl.update(beta=0.0),
