@@ -9,7 +9,7 @@ as fit of the 8 samples of each. `head`: the same prompts and rows, where the fi
 the same in all prompts and stored once. The lower bound is every weight and every key and value
 that a row attends to, with scales, read once, a head's once for all prompts. The figures are the
 compiler's, not measurements: no TPU is used. The length of the decode loop depends on data, so the
-cost of a step is that of one more iteration.
+cost of a step is that of one more iteration. Sampling uses neither top-p nor top-k.
 """
 
 import dataclasses
@@ -191,7 +191,7 @@ def run(model: str, slice_name: str, work: Workload, variant: str = "scanned") -
         state = programs.abstract_state(cfg, shape)
     seconds = time.perf_counter() - start
     text = compiled["decode"].as_text()
-    once, twice = (cost(text, assumed_trip_count=n).hbm_bytes for n in (1, 2))
+    once, twice = (cost(text, n, cheapest_branches=True).hbm_bytes for n in (1, 2))
     attended = key_value_bytes(cfg, work)
     bounds = {"weights": weight_bytes(cfg) / chips}
     bounds |= {name: size / chips for name, size in attended.items()}

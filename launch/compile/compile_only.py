@@ -42,6 +42,7 @@ class Task:
       resident: bytes per chip of arrays that stay there meanwhile and are not arguments.
       assumed_trip_count: iterations of a loop whose bound the program does not state.
       one_iteration: the program is a loop that ends on data; report one iteration of it.
+      cheapest_branches: of conditionals; such as of a decode step without top-p and top-k.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Task:
     resident: int = 0
     assumed_trip_count: int = 1
     one_iteration: bool = False
+    cheapest_branches: bool = False
 
 
 def compile_task(task: Task, slice_name: str, num_slices: int = 1) -> Result:
@@ -234,10 +236,10 @@ def _add_memory(result: Result, stats: Any) -> None:
 
 
 def _cost(text: str, task: Task) -> hlo_cost.Cost:
-    cost = hlo_cost.cost(text, task.assumed_trip_count)
+    cost = hlo_cost.cost(text, task.assumed_trip_count, task.cheapest_branches)
     if not task.one_iteration:
         return cost
-    longer = hlo_cost.cost(text, task.assumed_trip_count + 1)
+    longer = hlo_cost.cost(text, task.assumed_trip_count + 1, task.cheapest_branches)
     longer.add(cost, -1)
     return longer
 

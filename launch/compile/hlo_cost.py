@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -73,22 +73,25 @@ class Cost:
         self.kernels_without_cost |= other.kernels_without_cost
 
 
-def cost(text: str, assumed_trip_count: int = 1) -> Cost:
+def cost(text: str, assumed_trip_count: int = 1, cheapest_branches: bool = False) -> Cost:
     """Returns the cost of one run of a program, from `compiled.as_text()`.
 
     Args:
       assumed_trip_count: for loops that end on data and state no bound, such as a sampler's.
+      cheapest_branches: a conditional costs its cheapest branch; by default, its most expensive.
     """
     program = hlo_text.parse(text)
-    return _Walk(program, assumed_trip_count).computation(program.entry, fused=False)
+    walk = _Walk(program, assumed_trip_count, min if cheapest_branches else max)
+    return walk.computation(program.entry, fused=False)
 
 
 class _Walk:
     """Adds up the costs of computations. Inside a fusion (`fused`), only FLOPs and collectives."""
 
-    def __init__(self, program: Program, assumed_trip_count: int):
+    def __init__(self, program: Program, assumed_trip_count: int, choose_branch: Callable):
         self.program = program
         self.assumed_trip_count = assumed_trip_count
+        self.choose_branch = choose_branch
 
     @functools.cache  # noqa: B019 - the walk lives for one program
     def computation(self, name: str, fused: bool) -> Cost:
@@ -108,7 +111,8 @@ class _Walk:
             names = i.attribute_list("branch_computations")
             names += [i.attribute("true_computation"), i.attribute("false_computation")]
             branches = [self.computation(name, fused) for name in names if name]
-            total.add(max(branches, key=lambda branch: (branch.flops, branch.hbm_bytes)))
+            by_cost = lambda branch: (branch.flops, branch.hbm_bytes)
+            total.add(self.choose_branch(branches, key=by_cost))
         elif i.opcode in ("call", "async-start"):
             total.add(self.computation(i.attribute("to_apply") or i.attribute("calls"), fused))
         elif i.opcode == "fusion":

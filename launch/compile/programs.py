@@ -346,5 +346,6 @@ def sampler_tasks(
             tokens=P * R,
             resident=resident,
             one_iteration=True,
+            cheapest_branches=True,  # no top-p and top-k
         ),
     ]

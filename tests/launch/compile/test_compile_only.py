@@ -55,6 +55,8 @@ def test_rollouts_compile_with_a_resident_training_state():
     tasks = programs.tasks(config, mesh, ["rollout_prefill", "rollout_decode"], hbm)
     # Decoding replicates weights along fsdp; the training state stays resident.
     assert not any("fsdp" in str(leaf.sharding.spec) for leaf in jax.tree.leaves(tasks[0].args[0]))
+    # Rollouts use neither top-p nor top-k.
+    assert [task.cheapest_branches for task in tasks] == [False, True]
     prefill, decode = compile_only.compile_tasks(tasks, "v5litepod-4")
     assert (
         prefill.resident == decode.resident > 0

@@ -165,6 +165,8 @@ def test_a_conditional_costs_its_most_expensive_branch():
         return jax.lax.cond(x_LxD[0, 0] > 0, lambda x: forward(params, x), lambda x: x, x_LxD)
 
     assert cost_of(either, "cpu").flops == pytest.approx(FORWARD, rel=1e-6)
+    text = compiled(either, "cpu").as_text()
+    assert hlo_cost.cost(text, cheapest_branches=True).flops == 0
 
 
 def test_a_slice_of_a_large_array_costs_the_slice():
