@@ -2,6 +2,7 @@
 
     python benchmarks/config_table.py           rows missing in results/config_table.json
     python benchmarks/config_table.py --configs spct_27b --slices v5p-64 --again
+    python benchmarks/config_table.py --again --programs rollout_prefill,rollout_decode
 
 Compiles every program of an experiment for the slice, without a TPU: about five minutes per
 experiment and slice on two cores. A stopped run resumes at the program that it was compiling.
@@ -18,6 +19,7 @@ import math
 import os
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ CASES = {
     "spct_27b_lora": {"v5litepod-16": 16, "v4-32": 16},
 }
 OUT = common.RESULTS / "config_table"
+STEP = ("rollout_prefill", "rollout_decode", "reference_logps", "grpo_update")  # of GRPO
 PAGE = common.ROOT / "docs" / "tpu_memory.md"
 BEGIN, END = "<!-- config table -->", "<!-- end of config table -->"
 COLUMNS = {
@@ -56,8 +59,10 @@ LEGEND = (
 )
 
 
-def compile_case(name: str, slice_name: str, tensor: int) -> dict[str, Any]:
-    """Compiles all programs of one experiment for one slice, in this process."""
+def compile_case(
+    name: str, slice_name: str, tensor: int, names: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Compiles the programs of one experiment for one slice, in this process; names: only these."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     from launch.compile import compile_only, programs, results
     from launch.compile.slices import get_slice
@@ -70,7 +75,7 @@ def compile_case(name: str, slice_name: str, tensor: int) -> dict[str, Any]:
     # The store of `launch/tpu.py --compile_only`, so that a program is compiled once.
     with results.open_store(common.ROOT / "runs" / name / f"compile_{slice_name}") as store:
         settle = programs.settle_by_compiling(mesh, slice_name, report=report, store=store)
-        tasks = programs.tasks(config, mesh, hbm=hbm, settle=settle)
+        tasks = programs.tasks(config, mesh, names, hbm, settle)
         compiled = compile_only.compile_tasks(tasks, slice_name, report=report, store=store)
     rl = config.rl
     return {
@@ -90,10 +95,10 @@ def compile_case(name: str, slice_name: str, tensor: int) -> dict[str, Any]:
 def step_seconds(case: dict[str, Any]) -> dict[str, float]:
     """Returns the phases of a GRPO step: each program's roofline times the number of its calls.
 
-    Empty if one of the programs does not fit.
+    Empty if one of the programs does not fit or is missing.
     """
     programs = {p["program"]: p for p in case["programs"]}
-    if any(p["error"] for p in programs.values()):
+    if any(p["error"] for p in programs.values()) or not programs.keys() >= set(STEP):
         return {}
     rl, seconds = case["rl"], {name: p["roofline_seconds"] for name, p in programs.items()}
     prefills = math.ceil(rl["prompts"] * rl["prompt_len"] / programs["rollout_prefill"]["tokens"])
@@ -112,16 +117,21 @@ def table_row(case: dict[str, Any]) -> list[str]:
     seconds = {p["program"]: p["roofline_seconds"] for p in case["programs"]}
     phases = step_seconds(case)
     shares = ", ".join(f"{name} {share:.1f}" for name, share in phases.items())
+    fits = not any(p["error"] for p in case["programs"])
+
+    def update(name: str) -> str:
+        return f"{seconds[name]:.1f} s" if name in seconds else "-"
+
     return [
         case["config"],
         case["slice"],
         " x ".join(map(str, case["mesh"].values())),
         tightest["program"],
         f"{peak:.1f} of {available:.2f}",
-        f"{tightest['headroom']:.0%} free" if phases else "does not fit",
-        f"{seconds['sft_update']:.1f} s",
+        f"{tightest['headroom']:.0%} free" if fits else "does not fit",
+        update("sft_update"),
         f"{sum(phases.values()):.0f} s ({shares})" if phases else "-",
-        f"{seconds['meta_rm_update']:.1f} s",
+        update("meta_rm_update"),
     ]
 
 
@@ -140,11 +150,15 @@ def main() -> int:
     parser.add_argument("--configs", default=",".join(CASES))
     parser.add_argument("--slices", default="", help="only these")
     parser.add_argument("--again", action="store_true", help="also rows of the result file")
+    parser.add_argument(
+        "--programs", default="", help="only these, comma-separated; others of a row stay"
+    )
     parser.add_argument("--one", nargs=3, help="internal: compile one row and print it")
     args = parser.parse_args()
+    names = args.programs.split(",") if args.programs else None
     if args.one:
         name, slice_name, tensor = args.one
-        print(json.dumps(compile_case(name, slice_name, int(tensor))))
+        print(json.dumps(compile_case(name, slice_name, int(tensor), names)))
         return 0
     earlier = common.read_json(OUT.with_suffix(".json"), [])
     cases = {(case["config"], case["slice"]): case for case in earlier}
@@ -155,11 +169,15 @@ def main() -> int:
             if not selected or ((name, slice_name) in cases and not args.again):
                 continue
             try:
-                case = common.run_apart(__file__, "--one", name, slice_name, tensor)
+                row = ("--one", name, slice_name, tensor, "--programs", args.programs)
+                case = common.run_apart(__file__, *row)
             except RuntimeError as error:
                 print(error, file=sys.stderr)
                 failures += 1
                 continue
+            if names and (before := cases.get((name, slice_name))):
+                kept = [p for p in before["programs"] if p["program"] not in names]
+                case["programs"] = kept + case["programs"]
             cases[name, slice_name] = case
             write(cases)
             print(" | ".join(table_row(case)), flush=True)

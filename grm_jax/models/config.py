@@ -91,8 +91,8 @@ class TransformerConfig:
         attention too); "mlp" (all but the MLP's products); "outputs" (all but the outputs of
         attention and MLP, which are summed over `tensor`); "full" (all but the residual stream
         between units).
-      attention: "xla" (chunked over queries, any platform) or "splash" (JAX's TPU kernel, for
-        prefill and training).
+      attention: "xla" (chunked over queries) or "splash" (JAX's kernel for TPUs, in prefill and
+        training, for rows of a multiple of 128 tokens; other rows and devices use "xla").
       query_chunk: queries per chunk of attention.
       logits_chunk: positions per chunk of the output logits.
       unroll: units per iteration of the scan over layers.

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from grm_jax.models.attend import LayerRef
-from grm_jax.models.attention import merge_parts, prefix_attention, self_attention
+from grm_jax.models.attend import grouped_attention
 from grm_jax.models.transformer import Transformer, gathered_table, table_logits
 from grm_jax.sharding import constrain, current_mesh
 
@@ -171,72 +170,11 @@ def grouped_token_logps(
 
     Prompts are left-padded to P. Completions may be padded on the right with any token: mask the
     result, or set `mask_BxGxT`. Equals `token_logps` of prompt + completion, with G times fewer
-    prompt tokens:
-
-        one row:    . p0 p1 p2 | a0 a1 a2 | b0 b1 b2          (P = 4, G = 2, T = 3)
-        positions:  0  0  1  2    3  4  5    3  4  5
-        b1 sees:       p0 p1 p2              b0 b1            (inside the window, on local layers)
+    prompt tokens (`grouped_attention`).
     """
     B, P = prompts_BxP.shape
     _, G, T = completions_BxGxT.shape
-    cfg = model.cfg
-    pad_B = P - prompt_lengths_B
-    slots_P = jnp.arange(P)
-    prompt_valid_BxP = slots_P >= pad_B[:, None]
-    prompt_positions_BxP = jnp.maximum(slots_P - pad_B[:, None], 0)
-    own_positions_BxGxT = jnp.broadcast_to(
-        prompt_lengths_B[:, None, None] + jnp.arange(T), (B, G, T)
-    )
-    positions = jnp.concatenate(
-        [prompt_positions_BxP, own_positions_BxGxT.reshape(B, G * T)], axis=1
-    )
-    segments_BxP = prompt_valid_BxP.astype(jnp.int32)
-
-    def attend(layer: LayerRef, q: jax.Array, k: jax.Array, v: jax.Array, state: Any) -> Any:
-        window, chunk = layer.spec.window, cfg.query_chunk
-        o_prompt, _ = self_attention(
-            q[:, :P],
-            k[:, :P],
-            v[:, :P],
-            prompt_positions_BxP,
-            segments_BxP,
-            window,
-            cfg.attn_cap,
-            chunk,
-        )
-        split = lambda a: a[:, P:].reshape(B * G, T, *a.shape[2:])
-        own_positions = own_positions_BxGxT.reshape(B * G, T)
-        o_own, lse_own = self_attention(
-            split(q),
-            split(k),
-            split(v),
-            own_positions,
-            jnp.ones_like(own_positions),
-            window,
-            cfg.attn_cap,
-            chunk,
-        )
-        # A completion can see at most the last window - 1 slots of the left-padded prompt.
-        first = 0 if window is None else max(0, P - window + 1)
-        seen = slice(first, P)
-        if first < P:
-            prefix = prefix_attention(
-                q[:, P:],
-                k[:, seen],
-                v[:, seen],
-                positions[:, P:],
-                prompt_positions_BxP[:, seen],
-                prompt_valid_BxP[:, seen],
-                window,
-                cfg.attn_cap,
-                chunk,
-            )
-            joined = lambda a: a.reshape(B, G * T, *a.shape[2:])
-            o_completion = merge_parts([prefix, (joined(o_own), joined(lse_own))])
-        else:
-            o_completion = o_own.reshape(B, G * T, *o_own.shape[2:])
-        return jnp.concatenate([o_prompt, o_completion], axis=1), state, None
-
+    positions, attend = grouped_attention(model.cfg, prompt_lengths_B, P, G, T)
     tokens = jnp.concatenate([prompts_BxP, completions_BxGxT.reshape(B, G * T)], axis=1)
     x, _, _ = model.trunk(model.embedder.encode(tokens), positions, attend)
     x = model.final_norm(x)
