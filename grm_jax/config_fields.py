@@ -10,15 +10,45 @@ from collections.abc import Iterator
 from typing import Any
 
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+# Fields that an experiment need not list -> a value of their type, mostly the default.
+OPTIONAL: dict[str, Any] = {
+    "slice": "",
+    "template": "",
+    "principles": True,
+    "tensorboard": True,
+    "data.families": (),
+    "data.file": "",
+    "data.held_out_file": "",
+    "data.held_out_share": 0.1,
+    "data.held_out_most": 1,
+    "data.world.best_hedged": 0.0,
+    "data.world.reference": False,
+    "model_overrides.windows": (),
+    "lora.targets": (),
+    "lora.base": "bfloat16",
+    "rft.min_parsed": 0.0,
+    "sft.first_item": 0,
+} | {
+    f"{stage}.{name}": value
+    for stages, fields in (
+        (("rft", "rl", "meta_rm", "sft", "policy"), {"epochs": 1.0, "micro_rows": 0}),
+        (
+            ("rl", "policy"),
+            {"easy_trials": "", "group_packed": True, "rollout_tensor": 0, "rollout_quantize": ""},
+        ),
+    )
+    for stage in stages
+    for name, value in fields.items()
+}
+
 _TYPE_NAMES = {int: "a whole number", float: "a number"}
 
 
 def set_field(config: Any, field: str, text: str) -> None:
     """Sets one dotted field to the value in `text`.
 
-    All fields of a model's configuration, of every sampler and of a policy's judge are known, even
-    where the experiment does not list them under `model_overrides`, `rft.sampling` or
-    `policy.judge`.
+    The fields of OPTIONAL, of a model's configuration, of every sampler and of a policy's judge are
+    known, even where the experiment does not list them.
 
     Raises ValueError for an unknown field (with the nearest ones) or a value of another type.
     """
@@ -52,25 +82,31 @@ def field_names(config: Any, prefix: str = "") -> Iterator[str]:
 
 def _implicit_fields(section: str) -> dict[str, Any]:
     """Fields of a section that an experiment need not list, with their defaults."""
+    fields = {}
+    for field, default in OPTIONAL.items():
+        parent, _, name = field.rpartition(".")
+        if parent == section:
+            fields[name] = default
     if section == "model_overrides":
         from grm_jax.models.config import CONFIGS
 
-        return dataclasses.asdict(next(iter(CONFIGS.values())))
+        fields |= dataclasses.asdict(next(iter(CONFIGS.values())))
     if section == "rft.sampling":
         from grm_jax.training import rft_samplers
 
-        settings = [rft_samplers.settings_of(name) for name in rft_samplers.SAMPLERS]
-        return {key: default for fields in settings for key, default in fields.items()}
+        for name in rft_samplers.SAMPLERS:
+            fields |= rft_samplers.settings_of(name)
     if section == "policy.judge":
         from grm_jax.training.reward_sources import JudgeSettings
 
-        return dataclasses.asdict(JudgeSettings())
-    return {}
+        fields |= dataclasses.asdict(JudgeSettings())
+    return fields
 
 
 def _unknown(config: Any, field: str) -> ValueError:
     known = list(field_names(config))
     known += [f"model_overrides.{name}" for name in _implicit_fields("model_overrides")]
+    known += [field for field in OPTIONAL if field.rpartition(".")[0] in ("", *known)]
     name = field.rpartition(".")[2]
     near = difflib.get_close_matches(field, known, n=2, cutoff=0.7)
     for other in known:

@@ -45,6 +45,24 @@ def test_fields_of_the_model_and_of_the_samplers_need_not_be_listed(config):
     assert config.rft.sampling.url == "http://localhost:8000/v1"
 
 
+def test_every_field_of_a_section_can_be_set():
+    """Also those that no experiment lists."""
+    from experiments import policy_world, spct_27b
+    from grm_jax.training.config_rules import SECTIONS
+
+    for config in (spct_27b.get_config(), policy_world.get_config()):
+        sections = {"", *field_names(config)}
+        for section, rules in SECTIONS.items():
+            # `distractors` is a map, whose keys an experiment must list.
+            for name in rules.keys() - {"distractors"} if section in sections else ():
+                try:
+                    set_field(config, f"{section}.{name}".lstrip("."), "")
+                except ValueError as error:  # of a section, or a text where a number belongs
+                    assert "does not exist" not in str(error)
+    config = spct_27b.get_config("rl.rollout_quantize=int8,rl.epochs=2")
+    assert (config.rl.rollout_quantize, config.rl.epochs) == ("int8", 2.0)
+
+
 @pytest.mark.parametrize(
     "field, text, error",
     [

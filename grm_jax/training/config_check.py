@@ -4,6 +4,7 @@ import operator
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from grm_jax.config_fields import OPTIONAL
 from grm_jax.models.config import CONFIGS
 from grm_jax.registry import nearest
 from grm_jax.sharding import batch_shards
@@ -22,17 +23,6 @@ from grm_jax.training import (
 from grm_jax.training.config_rules import SECTIONS, STAGES, Rule
 from grm_jax.training.programs import model_config
 
-# Fields that a config need not have.
-_OPTIONAL = {
-    "slice", "template", "principles", "tensorboard", "data.families", "data.file",
-    "data.held_out_file",
-    "data.held_out_share", "data.held_out_most", "rft.epochs", "rl.epochs", "meta_rm.epochs",
-    "rft.min_parsed", "rl.easy_trials", "rl.group_packed", "rl.rollout_tensor", "rft.micro_rows",
-    "rl.micro_rows", "meta_rm.micro_rows", "lora.targets", "lora.base", "sft.micro_rows",
-    "sft.epochs", "sft.first_item", "policy.micro_rows", "policy.epochs", "policy.easy_trials",
-    "policy.group_packed", "policy.rollout_tensor",
-    "rl.rollout_quantize", "policy.rollout_quantize",
-}  # fmt: skip
 # Fields that training needs and a compilation does not.
 _OF_TRAINING = {
     "seed", "export", "tokenizer", "init", "rft.comparisons", "rft.samples", "rft.hinted",
@@ -173,7 +163,7 @@ def _section(config: Any, name: str) -> Any:
 
 def _is_required(section: str, field: str, stages: Collection[str], complete: bool) -> bool:
     """Whether every run, or a stage of this run, reads the field."""
-    if field in _OPTIONAL or section in (
+    if field in OPTIONAL or section in (
         "model_overrides", "mesh", "rft.sampling", "data.world", "policy.judge",
     ):  # fmt: skip
         return False
