@@ -234,6 +234,28 @@ def test_the_readme_links_to_every_page_of_docs():
 # ---------------------------------------------------------------- messages
 
 
+def test_named_fields_of_experiments_exist():
+    """Such as `rl.beta`, and `--config.rl.beta=0.02` in a command."""
+    from grm_jax.config_fields import OPTIONAL
+    from grm_jax.training import rft_samplers
+    from grm_jax.training.config_rules import SECTIONS
+
+    known = {".".join(filter(None, (s, name))) for s, rules in SECTIONS.items() for name in rules}
+    settings = [rft_samplers.settings_of(name) for name in rft_samplers.SAMPLERS]
+    known |= {*SECTIONS, *OPTIONAL, *(f"rft.sampling.{name}" for s in settings for name in s)}
+    stages = "|".join(section for section in SECTIONS if section and "." not in section)
+    field = re.compile(
+        rf"(?:--config\.|`(?=(?:{stages})\.))([a-z_]+(?:\.[a-z_]+)*)(?<!\.json)(?<!\.jsonl)(?<!\.png)\b"
+    )
+    faults = [
+        f"{page.name}: {name} is no field of an experiment"
+        for page in PAGES
+        for name in field.findall(page.read_text())
+        if name not in known
+    ]
+    fail_on(faults)
+
+
 def quoted_messages(page: str) -> list[tuple[int, str]]:
     """(line number, text) of the back-ticked texts in the first column of every table."""
     return [
