@@ -268,7 +268,10 @@ def load_task(args: argparse.Namespace, benchmark: Benchmark) -> Task:
             raise ValueError(
                 f"{args.scores} has none of the {total} comparisons of {benchmark.name}"
             )
-    comparisons = run.choose(comparisons, args.limit, args.subset)
+    try:
+        comparisons = run.choose(comparisons, args.limit, args.subset)
+    except ValueError as error:
+        raise ValueError(f"{benchmark.title} has {error}") from None
     if not args.with_reference:
         comparisons = [dataclasses.replace(c, reference=None) for c in comparisons]
     return Task(benchmark, comparisons, total, frozenset(read))

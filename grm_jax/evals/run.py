@@ -63,7 +63,7 @@ def choose(
         names = sorted({str(c.meta.get("subset")) for c in selected})
         selected = [c for c in selected if str(c.meta.get("subset")) == subset]
         if not selected:
-            raise ValueError(f"unknown subset {subset!r}: use one of {', '.join(names)}")
+            raise ValueError(f"no subset {subset!r}: use one of {', '.join(names)}")
     if limit is None or limit >= len(selected):
         return selected
     ranked = sorted(selected, key=lambda c: hashlib.sha256(str(c.id).encode()).digest())

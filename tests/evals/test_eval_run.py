@@ -201,6 +201,9 @@ def test_scores_from_elsewhere_and_paired_tests(data, tmp_path):
 def test_wrong_command_lines_get_one_clear_line(data, tmp_path, capsys):
     assert cli.main(["--benchmark", "rmbench", "--data", str(data), "--judge", "first"]) == 2
     assert "did you mean" in capsys.readouterr().err
+    flags = ["--data", str(data), "--judge", "first", "--subset", "maths"]
+    assert cli.main(["--benchmark", "rewardbench", *flags]) == 2
+    assert "RewardBench has no subset 'maths': use one of " in capsys.readouterr().err
     flags = ["--benchmark", "rmb", "--data", str(data), "--judge", "first", "--out", str(tmp_path)]
     assert cli.main(flags) == 2
     assert "Put there: the folder RMB_dataset" in capsys.readouterr().err
@@ -281,7 +284,7 @@ def test_a_limit_selects_the_same_comparisons_everywhere(data):
     assert ten == run.choose(list(comparisons), 10)
     assert {c.id for c in ten} <= {c.id for c in run.choose(comparisons, 20)}
     assert len(run.choose(comparisons, None, "math-prm")) == 20
-    with pytest.raises(ValueError, match="unknown subset 'maths'"):
+    with pytest.raises(ValueError, match="no subset 'maths': use one of "):
         run.choose(comparisons, None, "maths")
 
 
