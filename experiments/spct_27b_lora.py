@@ -2,7 +2,7 @@
 
     python launch/tpu.py --config experiments/spct_27b_lora.py --workdir gs://BUCKET/spct_27b_lora
 
-The base stays frozen in bfloat16, and all stages train adapters. Of its programs, only decoding is
+The base stays frozen in bfloat16, and all stages train adapters. The programs of the RL stage are
 compiled for both slices (docs/tpu_memory.md); nothing has run on a TPU.
 """
 

@@ -2,8 +2,8 @@
 
     python launch/tpu.py --config experiments/spct_2b.py --workdir DIR
 
-The paper has no model of this size. Compiled for v5litepod-8: 13.7 of 15.75 GiB per chip, at least
-59 s per GRPO step (docs/tpu_memory.md).
+The paper has no model of this size. Compiled for v5litepod-8 with remat=full: 13.7 of 15.75 GiB per
+chip, at least 59 s per GRPO step (docs/tpu_memory.md).
 """
 
 from ml_collections import ConfigDict

@@ -2,8 +2,8 @@
 
     python launch/tpu.py --config experiments/spct_9b.py --workdir gs://BUCKET/spct_9b
 
-The paper has no model of this size. Compiled for v5p-16: 82.1 of 95.74 GiB per chip, at least 47 s
-per GRPO step (docs/tpu_memory.md).
+The paper has no model of this size. Compiled for v5p-16 with remat=full: 82.1 of 95.74 GiB per
+chip, at least 47 s per GRPO step (docs/tpu_memory.md).
 """
 
 from ml_collections import ConfigDict

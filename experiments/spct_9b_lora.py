@@ -3,7 +3,8 @@
     python launch/tpu.py --config experiments/spct_9b_lora.py --workdir DIR
     ... --config.mesh.tensor=4                                          (v4-8, four chips)
 
-The base stays frozen in bfloat16, and all stages train adapters. Not compiled for a TPU yet.
+The base stays frozen in bfloat16, and all stages train adapters. The programs of the RL stage are
+compiled for both slices (docs/tpu_memory.md); nothing has run on a TPU.
 """
 
 from ml_collections import ConfigDict
