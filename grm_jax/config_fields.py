@@ -10,45 +10,14 @@ from collections.abc import Iterator
 from typing import Any
 
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-# Fields that an experiment need not list -> a value of their type, mostly the default.
-OPTIONAL: dict[str, Any] = {
-    "slice": "",
-    "template": "",
-    "principles": True,
-    "tensorboard": True,
-    "data.families": (),
-    "data.file": "",
-    "data.held_out_file": "",
-    "data.held_out_share": 0.1,
-    "data.held_out_most": 1,
-    "data.world.best_hedged": 0.0,
-    "data.world.reference": False,
-    "model_overrides.windows": (),
-    "lora.targets": (),
-    "lora.base": "bfloat16",
-    "rft.min_parsed": 0.0,
-    "sft.first_item": 0,
-} | {
-    f"{stage}.{name}": value
-    for stages, fields in (
-        (("rft", "rl", "meta_rm", "sft", "policy"), {"epochs": 1.0, "micro_rows": 0}),
-        (
-            ("rl", "policy"),
-            {"easy_trials": "", "group_packed": True, "rollout_tensor": 0, "rollout_quantize": ""},
-        ),
-    )
-    for stage in stages
-    for name, value in fields.items()
-}
-
 _TYPE_NAMES = {int: "a whole number", float: "a number"}
 
 
 def set_field(config: Any, field: str, text: str) -> None:
     """Sets one dotted field to the value in `text`.
 
-    The fields of OPTIONAL, of a model's configuration, of every sampler and of a policy's judge are
-    known, even where the experiment does not list them.
+    The fields of `config_rules.OPTIONAL`, of a model's configuration, of every sampler and of a
+    policy's judge are known, even where the experiment does not list them.
 
     Raises ValueError for an unknown field (with the nearest ones) or a value of another type.
     """
@@ -58,7 +27,7 @@ def set_field(config: Any, field: str, text: str) -> None:
         if key not in section or not hasattr(section[key], "items"):
             raise _unknown(config, field)
         section = section[key]
-    known = {**_implicit_fields(parent), **section}
+    known = section if name in section else _implicit_fields(parent)
     if name not in known:
         raise _unknown(config, field)
     if hasattr(known[name], "items"):
@@ -82,6 +51,8 @@ def field_names(config: Any, prefix: str = "") -> Iterator[str]:
 
 def _implicit_fields(section: str) -> dict[str, Any]:
     """Fields of a section that an experiment need not list, with their defaults."""
+    from grm_jax.training.config_rules import OPTIONAL
+
     fields = {}
     for field, default in OPTIONAL.items():
         parent, _, name = field.rpartition(".")
@@ -104,6 +75,8 @@ def _implicit_fields(section: str) -> dict[str, Any]:
 
 
 def _unknown(config: Any, field: str) -> ValueError:
+    from grm_jax.training.config_rules import OPTIONAL
+
     known = list(field_names(config))
     known += [f"model_overrides.{name}" for name in _implicit_fields("model_overrides")]
     known += [field for field in OPTIONAL if field.rpartition(".")[0] in ("", *known)]

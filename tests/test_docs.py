@@ -236,9 +236,8 @@ def test_the_readme_links_to_every_page_of_docs():
 
 def test_named_fields_of_experiments_exist():
     """Such as `rl.beta`, and `--config.rl.beta=0.02` in a command."""
-    from grm_jax.config_fields import OPTIONAL
     from grm_jax.training import rft_samplers
-    from grm_jax.training.config_rules import SECTIONS
+    from grm_jax.training.config_rules import OPTIONAL, SECTIONS
 
     known = {".".join(filter(None, (s, name))) for s, rules in SECTIONS.items() for name in rules}
     settings = [rft_samplers.settings_of(name) for name in rft_samplers.SAMPLERS]

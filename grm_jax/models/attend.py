@@ -82,12 +82,13 @@ def grouped_attention(
 
     def attend(layer: LayerRef, q: jax.Array, k: jax.Array, v: jax.Array, state: Any) -> Any:
         window, cap, chunk = layer.spec.window, cfg.attn_cap, cfg.query_chunk
-        of_prompt = (a[:, :P] for a in (q, k, v))
-        o_prompt, _ = self_attention(*of_prompt, prompt_BxP, segments_BxP, window, cap, chunk)
-        split = (a[:, P:].reshape(B * G, T, *a.shape[2:]) for a in (q, k, v))
+        o_prompt, _ = self_attention(
+            q[:, :P], k[:, :P], v[:, :P], prompt_BxP, segments_BxP, window, cap, chunk
+        )
+        q_own, k_own, v_own = (a[:, P:].reshape(B * G, T, *a.shape[2:]) for a in (q, k, v))
         own_positions = own_BxGxT.reshape(B * G, T)
         ones = jnp.ones_like(own_positions)
-        own = self_attention(*split, own_positions, ones, window, cap, chunk)
+        own = self_attention(q_own, k_own, v_own, own_positions, ones, window, cap, chunk)
         o_own, lse_own = (a.reshape(B, G * T, *a.shape[2:]) for a in own)
         # A completion can see at most the last window - 1 slots of the left-padded prompt.
         first = 0 if window is None else max(0, P - window + 1)

@@ -4,7 +4,6 @@ import operator
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from grm_jax.config_fields import OPTIONAL
 from grm_jax.models.config import CONFIGS
 from grm_jax.registry import nearest
 from grm_jax.sharding import batch_shards
@@ -20,7 +19,7 @@ from grm_jax.training import (
     rft_samplers,
     sources,
 )
-from grm_jax.training.config_rules import SECTIONS, STAGES, Rule
+from grm_jax.training.config_rules import OPTIONAL, SECTIONS, STAGES, Rule
 from grm_jax.training.programs import model_config
 
 # Fields that training needs and a compilation does not.

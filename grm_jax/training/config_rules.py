@@ -363,3 +363,34 @@ SECTIONS: dict[str, Mapping[str, Rule]] = {
     "policy": _STAGE | _RL | _POLICY,
     "policy.judge": _JUDGE,
 }
+
+# Fields that an experiment need not list -> a value of their type, mostly the default.
+OPTIONAL: dict[str, Any] = {
+    "slice": "",
+    "template": "",
+    "principles": True,
+    "tensorboard": True,
+    "data.families": (),
+    "data.file": "",
+    "data.held_out_file": "",
+    "data.held_out_share": 0.1,
+    "data.held_out_most": 1,
+    "data.world.best_hedged": 0.0,
+    "data.world.reference": False,
+    "model_overrides.windows": (),
+    "lora.targets": (),
+    "lora.base": "bfloat16",
+    "rft.min_parsed": 0.0,
+    "sft.first_item": 0,
+} | {
+    f"{stage}.{name}": value
+    for stages, fields in (
+        (("rft", "rl", "meta_rm", "sft", "policy"), {"epochs": 1.0, "micro_rows": 0}),
+        (
+            ("rl", "policy"),
+            {"easy_trials": "", "group_packed": True, "rollout_tensor": 0, "rollout_quantize": ""},
+        ),
+    )
+    for stage in stages
+    for name, value in fields.items()
+}
