@@ -41,7 +41,8 @@ def test_a_time_out_of_a_peer_is_reported_as_such(tmp_path):
     hang = tmp_path / "hang"  # an interpreter that ignores the script and never exits
     hang.write_text(f"#!{sys.executable}\nimport threading\nthreading.Event().wait()\n")
     hang.chmod(0o755)
-    result = grpo_step.run_system("trl", str(hang), "8x4, 128+64", 1, timeout=1)
+    flags = ["--system", "trl", "--shape", "8x4, 128+64", "--steps", "1"]
+    result = grpo_step.run_system(flags, str(hang), timeout=1)
     assert result == {"timed_out_after": 1}
     ours = {"seconds": 1.0, "cpu_seconds": 2.0}
     text = grpo_step.table(
