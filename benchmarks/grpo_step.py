@@ -432,7 +432,9 @@ def main() -> None:
     if not args.adapters:
         peers = {name: getattr(args, name) or args.peers for name in ("tunix", "trl")}
         pythons = {"ours": ""} | {name: python for name, python in peers.items() if python}
-    about = {"model": MODEL, "machine": common.machine()}
+    about = {"machine": common.machine()}
+    if LARGE not in shapes:  # which is of another model
+        about["model"] = MODEL
     results: dict[str, dict[str, Result]] = {}
     for shape in [args.shape] if args.shape else shapes:
         runs: dict[str, list[Result]] = {system: [] for system in pythons}

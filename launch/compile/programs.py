@@ -346,6 +346,6 @@ def sampler_tasks(
             tokens=P * R,
             resident=resident,
             one_iteration=True,
-            cheapest_branches=True,  # no top-p and top-k
+            cheapest_branches=True,  # rollouts use no top-p and top-k; a judge may
         ),
     ]

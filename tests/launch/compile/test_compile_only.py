@@ -189,7 +189,8 @@ def test_results_of_earlier_versions_are_read():
     for case in committed_cases():
         read = {row["program"]: results.from_json(row) for row in case["programs"]}
         assert read["rollout_decode"].resident > 0
-        assert "sft_update" not in read or read["sft_update"].resident == 0
+        if not case["config"].endswith("_lora"):  # of those, only the RL programs are compiled
+            assert read["sft_update"].resident == 0
 
 
 def test_the_printed_table_has_six_columns_and_fits_80_characters(capsys):
