@@ -7,7 +7,7 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 
 import uvicorn
@@ -62,7 +62,12 @@ async def serve(
         loop.call_later(limits.grace, service.cancel_all)
         server.should_exit = True
 
-    service.stop = lambda: loop.call_soon_threadsafe(stop)
+    def call_soon(callback: Callable[..., object], *args: object) -> None:
+        """Calls it on the loop, from any thread; does nothing after the server has ended."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(callback, *args)
+
+    service.stop = lambda: call_soon(stop)
     for number in signals:
         loop.add_signal_handler(number, stop)
     compiled = service.engine.start(lambda: warm_up(service))
@@ -76,7 +81,7 @@ async def serve(
         else:
             server.should_exit = True
 
-    compiled.add_done_callback(lambda done: loop.call_soon_threadsafe(started, done))
+    compiled.add_done_callback(lambda done: call_soon(started, done))
     log.info("listening", extra={"fields": {"url": url_of(listener)}})
     await server.serve(sockets=[listener])
     service.cancel_all()

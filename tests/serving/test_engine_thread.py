@@ -149,6 +149,14 @@ def test_a_server_that_stops_finishes_or_fails_what_runs(monkeypatch, grace, sta
     assert not running.thread.is_alive()
 
 
+def test_to_stop_a_server_that_has_ended_does_nothing():
+    service = toy_service()
+    with serving(service) as running:
+        pass
+    assert not running.thread.is_alive()
+    service.stop()
+
+
 def test_a_server_that_stops_fails_the_groups_that_miss_responses(caplog):
     body = {
         "responses_create_params": {"input": "name a moon"},
