@@ -7,8 +7,10 @@ than inside the loop, a decode segment would copy all rings on the way in and on
 hold both copies.
 """
 
+import contextlib
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -55,6 +57,46 @@ def current_target(cfg: TransformerConfig) -> Target:
     return Target(cfg, sharding.device_mesh(), sharding.platform())
 
 
+class Segment:
+    """A jitted decode segment that can be compiled in a thread while other programs are."""
+
+    def __init__(self, program: Any) -> None:
+        self.program = program
+        self._compiled = False  # or being compiled
+        self._thread: threading.Thread | None = None
+
+    def compile_ahead(self, mesh: Mesh | None, params: Any, state: cache.State) -> None:
+        """Starts to compile for arguments like these, unless it was called before.
+
+        The first call waits for it. An error is left to that call, which meets it again.
+        """
+        if self._compiled:
+            return
+        self._compiled = True
+        args = *jax.tree.map(_abstract, (params, state)), 1, 1
+
+        def compile_program() -> None:
+            with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+                with contextlib.suppress(Exception):
+                    self.program.lower(*args).compile()
+
+        self._thread = threading.Thread(target=compile_program, name="compile a decode segment")
+        self._thread.start()
+
+    def __call__(self, *args: Any) -> Any:
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+        self._compiled = True
+        return self.program(*args)
+
+
+def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
+    """Returns an array's shape, for which a program compiles as for the array itself."""
+    sharding = x.format if x.committed else None  # type: ignore[attr-defined]  # the stub lacks it
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
 @dataclasses.dataclass(frozen=True)
 class Programs:
     """Programs of one shape; all but `empty` donate the state.
@@ -68,7 +110,7 @@ class Programs:
     empty: Callable[..., Any]
     insert: Callable[..., Any]
     admit: Callable[..., Any]
-    segment: Callable[..., Any]
+    segment: Segment
 
 
 @functools.lru_cache(maxsize=256)
@@ -105,8 +147,12 @@ def build(graphdef: nnx.GraphDef, target: Target, shape: Shape, segment: int) ->
         empty=jax.jit(empty, out_shardings=formats and dataclasses.replace(formats, head=[])),
         insert=insert,
         admit=admit,
-        segment=jax.jit(
-            run_segment, donate_argnums=1, out_shardings=formats and (formats, _replicated(target))
+        segment=Segment(
+            jax.jit(
+                run_segment,
+                donate_argnums=1,
+                out_shardings=formats and (formats, _replicated(target)),
+            )
         ),
     )
 
@@ -333,4 +379,7 @@ def abstract_programs(
     if shape.Z:
         arguments = (params, state.head, tokens, lengths, lengths)
         prefill = prefill_after_head_program(graphdef), arguments
-    return [("prefill", *prefill), ("decode", programs.segment, (params, state, count, count))]
+    return [
+        ("prefill", *prefill),
+        ("decode", programs.segment.program, (params, state, count, count)),
+    ]

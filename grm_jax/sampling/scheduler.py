@@ -86,6 +86,9 @@ class Engine:
         self.P, self.R, self.segment, self.idle = prompt_slots, rows, segment, idle
         self.few_shapes, self.share_heads = few_shapes, share_heads
         self.target = programs.current_target(model.cfg)
+        # The first decode segment, in a thread, while the prefill compiles and runs. The CPU's
+        # compiler keeps two cores busy by itself.
+        self.compile_ahead = self.target.platform != "cpu"
         self.stats = Stats()
         self._keys = itertools.count()
         self._waiting: deque[_Slot] = deque()
@@ -255,14 +258,18 @@ class Engine:
         head = self._prefill_head()
         longest = max(slot.request.token_limit(self.cfg) for slot in self._waiting)
         first = min(FEW_FIRST_RING if self.few_shapes else self.segment, longest)
-        shape = self._prompt_bucket(self._waiting[0]), self._ring_bucket(first)
+        entering = itertools.islice(self._waiting, self.P)
+        shape = max(map(self._prompt_bucket, entering)), self._ring_bucket(first)
         self._set_shape(*(self._reserved or shape))
         self._poisoned = np.zeros((self.P, self.R), bool)  # rows whose ring may be non-finite
         self._steps = 0  # the state's clock is at most this
         state = programs.empty_on(self._programs, self.params, self.target)
         if head and self.target.mesh is None:  # committed as the rest of the state is
             head = jax.device_put(head, state.last_PxD.sharding)
-        return dataclasses.replace(state, head=head)
+        state = dataclasses.replace(state, head=head)
+        if self.compile_ahead:
+            self._programs.segment.compile_ahead(self.target.mesh, self.params, state)
+        return state
 
     def _prefill_head(self) -> Any:
         """Returns the arrays of the shared head, [] without one; computes them unless it has them.

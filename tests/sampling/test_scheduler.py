@@ -1,6 +1,7 @@
 """Tests the scheduler: number of compilations, share of busy batch rows, isolated errors."""
 
 import contextlib
+import threading
 import time
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from flax import nnx
 
 from grm_jax.models import Transformer
-from grm_jax.sampling import Engine, Request, buckets, scheduler, slots
+from grm_jax.sampling import Engine, Request, buckets, heads, scheduler, slots
 from grm_jax.sharding import make_mesh, state_shardings
 
 NAME = "tiny_gemma2"
@@ -88,6 +89,40 @@ def test_compilations_are_bounded_by_the_declared_buckets(lab):
     with compilations() as second:
         list(engine.run(mixed_requests(1)))
     assert len(second) <= sum(declared.values()) - len(first)
+
+
+def tokens(completions):
+    """Returns the tokens of completions by request and sample."""
+    return {(c.request_index, c.sample_index): c.tokens.tolist() for c in completions}
+
+
+@pytest.mark.parametrize("axes", [None, {"fsdp": 4, "tensor": 2}], ids=["alone", "mesh"])
+@pytest.mark.parametrize("head", [0, 12], ids=["no head", "head"])
+def test_the_first_segment_compiles_in_a_thread_and_not_again(lab, axes, head, monkeypatch):
+    monkeypatch.setattr(heads, "LEAST_TOKENS", 4)
+    threads = []
+
+    def listen(event, duration, fun_name="", **_):
+        if event == "/jax/core/compile/backend_compile_duration" and "segment" in fun_name:
+            threads.append(threading.current_thread().name)
+
+    requests = [Request([*range(10, 10 + head), 5, 6, 7 + i], 3, 20, item=i) for i in range(3)]
+    requests.append(Request(list(range(40, 60)), 3, 20, item=3))  # of the next bucket
+    mesh = axes and make_mesh(**axes)
+    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+        engine = Engine(lab.model(NAME), 4, 2, segment=32)
+        expected = tokens(engine.run(requests))
+        engine = Engine(lab.model(NAME), 4, 2, segment=32)
+        engine.compile_ahead = True
+        scheduler.programs.build.cache_clear()
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        try:
+            completions = tokens(engine.run(requests)), tokens(engine.run(requests))
+        finally:
+            jax.monitoring.unregister_event_duration_listener(listen)
+    assert bool(engine._kept) == bool(head)
+    assert threads == ["compile a decode segment"]
+    assert completions == (expected, expected)
 
 
 def test_the_slots_stay_busy_with_geometric_lengths(even):
