@@ -50,12 +50,14 @@ class Progress:
             desc=name,
             disable=not config.progress,
             mininterval=interval,
+            miniters=0,  # `sampled` updates the bar between two rows
         )
         self.programs, self.cost_path = programs, config.cost_path
         earlier = {} if config.existing == "overwrite" else read_cost(self.cost_path)
         self.earlier, self.start = earlier.get("seconds", 0.0), time.monotonic()
         self.written = self.earlier
         self.tokens = self.critiques = self.parsed = self.errors = 0
+        self.prompts_read = self.tokens_sampled = 0  # also of rows that are not complete
 
     def __enter__(self) -> Progress:
         return self
@@ -74,21 +76,39 @@ class Progress:
         text = "judging" if done else compiling_text(n, self.programs)
         self.bar.set_postfix_str(text, refresh=sys.stderr.isatty() or (n == 1 and not done))
 
+    def sampled(self, prompts: int, tokens: int) -> None:
+        """Shows what the sampler has done: the first row may take minutes."""
+        self.prompts_read += prompts
+        self.tokens_sampled += tokens
+        self._show()
+        self.bar.update(0)
+
     def count(self, row: codec.Row) -> None:
         """Counts a row. The cost file has the seconds of a killed run up to its last row."""
         self.errors += row["error"] is not None
         self.tokens += sum(critique["tokens"] for critique in row["critiques"])
         self.critiques += sum(critique["status"] != FAILED for critique in row["critiques"])
         self.parsed += sum(critique["status"] == "ok" for critique in row["critiques"])
-        rate = self.tokens / max(1e-9, time.monotonic() - self.start)
-        parse_rate = self.parsed / self.critiques if self.critiques else 0.0
-        errors = f", {self.errors} errors" if self.errors else ""
-        text = f"{rate:,.0f} tok/s, {parse_rate:.0%} parsed{errors}"
-        self.bar.set_postfix_str(errors[2:] if codec.is_scalar(row) else text, False)
+        self._show(codec.is_scalar(row))
         self.bar.update()
         # A write per row would take longer than some rows.
         if self.seconds > self.written + (PART_SECONDS if is_remote(self.cost_path or "") else 1):
             self.write_cost()
+
+    def _show(self, is_scalar: bool = False) -> None:
+        """Sets the text at the bar's end; the bar decides when to write it."""
+        tokens = max(self.tokens, self.tokens_sampled)
+        rate = tokens / max(1e-9, time.monotonic() - self.start)
+        parts = [f"{tokens:,} tokens", f"{rate:,.0f} tok/s"]
+        if self.prompts_read and not tokens:
+            parts = [f"{self.prompts_read} prompts read"]
+        if self.critiques:
+            parts.append(f"{self.parsed / self.critiques:.0%} parsed")
+        if is_scalar:
+            parts = []
+        if self.errors:
+            parts.append(f"{self.errors} errors")
+        self.bar.set_postfix_str(", ".join(parts), refresh=False)
 
     def write_cost(self) -> None:
         """Writes the seconds so far, which a killed run adds to."""

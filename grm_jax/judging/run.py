@@ -34,6 +34,7 @@ from grm_jax.judging.progress import (
     read_cost,
     write_cost,
 )
+from grm_jax.judging.sampler import watch_sampling
 from grm_jax.judging.shards import Shard
 from grm_jax.run_store import IdentityMismatch, RunStore
 from grm_jax.sampling.programs import PROGRAMS
@@ -199,7 +200,8 @@ def _judge_store(
     resumed = len(store)
     name, programs = Path(str(store.path).removesuffix(".part")).stem, num_programs(judge, options)
     progress = Progress(name, len(rows), resumed, config, programs)
-    with progress, watch_compilations(progress.compiling):
+    compiling, sampling = watch_compilations(progress.compiling), progress.sampled
+    with progress, compiling, watch_sampling(judge.sampler, sampling):
         judge_into(store, judge, rows, options, identity, config, progress.count)
     counts = distributed.from_first(lambda: _counts(store))
     cost = cost_of(progress.seconds, counts)

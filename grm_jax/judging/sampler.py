@@ -4,9 +4,10 @@ A sampler works on token ids; a `TextCodec`, the tokenizer, has the texts. `by_e
 sampler that requests texts of a server.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from jax.sharding import Mesh
@@ -14,6 +15,7 @@ from jax.sharding import Mesh
 from grm_jax.models import cpu
 from grm_jax.models.transformer import Transformer
 from grm_jax.sampling import Completion, Engine, Request, plan
+from grm_jax.sampling.scheduler import Watch
 from grm_jax.sampling.weights import for_decoding
 from grm_jax.sharding import use_mesh
 
@@ -106,6 +108,15 @@ class EngineSampler:
             completions.close()
 
     @functools.cached_property
+    def watchers(self) -> list[Watch]:
+        """Called with (prompts, tokens) as they are prefilled and sampled."""
+        return []
+
+    def _watch(self, prompts: int, tokens: int) -> None:
+        for watcher in self.watchers:
+            watcher(prompts, tokens)
+
+    @functools.cached_property
     def _idle(self) -> list[Engine]:
         """The engine of the last call that has finished. A call takes it out of the list."""
         return []
@@ -124,7 +135,18 @@ class EngineSampler:
         if last is not None and (last.P, last.R) == batch and last.few_shapes == few:
             return last
         idle = plan.SMALL_MODEL_IDLE if small else plan.IDLE
-        return Engine(weights, *batch, idle=idle, few_shapes=few)
+        return Engine(weights, *batch, idle=idle, few_shapes=few, watch=self._watch)
 
 
 engine_sampler = EngineSampler
+
+
+@contextlib.contextmanager
+def watch_sampling(sampler: Sampler, watcher: Watch) -> Iterator[None]:
+    """Calls the watcher while an `EngineSampler` works; of other samplers nothing is known."""
+    watchers = sampler.watchers if isinstance(sampler, EngineSampler) else []
+    watchers.append(watcher)
+    try:
+        yield
+    finally:
+        watchers.remove(watcher)

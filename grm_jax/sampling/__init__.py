@@ -107,10 +107,19 @@ def _with_bar(engine: Engine, requests: Sequence[Request]) -> Iterator[Completio
     from tqdm.auto import tqdm
 
     start = time.monotonic()
-    with tqdm(total=sum(max(1, r.k) for r in requests), unit="sample", desc="sampling") as bar:
-        for completion in engine.run(requests):
-            bar.update()
+    total = sum(max(1, r.k) for r in requests)
+    with tqdm(total=total, unit="sample", desc="sampling", miniters=0) as bar:
+
+        def show(*_: int) -> None:
             rate = engine.stats.tokens / max(1e-9, time.monotonic() - start)
             busy = engine.stats.utilisation
-            bar.set_postfix_str(f"{rate:,.0f} tok/s, rows busy {busy:.0%}", refresh=False)
+            text = f"{rate:,.0f} tok/s, rows busy {busy:.0%}"
+            if not engine.stats.tokens:
+                text = f"{engine.stats.prompts} prompts read"
+            bar.set_postfix_str(text, refresh=False)
+            bar.update(0)
+
+        engine.watch = show
+        for completion in engine.run(requests):
+            bar.update()
             yield completion

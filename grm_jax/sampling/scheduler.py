@@ -27,7 +27,7 @@ import functools
 import itertools
 import math
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -57,6 +57,7 @@ from grm_jax.sharding import batch_shards
 SEGMENT = 32  # decode steps per segment, unless it ends early
 FINISH = {cache.STOP: "stop", cache.LENGTH: "length", cache.NONFINITE: "error"}
 MAX_CLOCK = 1 << 30  # an int32 of the state; a server decodes for months
+Watch = Callable[[int, int], object]  # (prompts, tokens) since the last call
 
 
 class Engine:
@@ -71,6 +72,7 @@ class Engine:
         idle: float = plan.IDLE,
         few_shapes: bool = False,
         share_heads: bool = True,
+        watch: Watch | None = None,
     ) -> None:
         """Builds an engine under the mesh in context.
 
@@ -79,12 +81,14 @@ class Engine:
           idle: share of finished rows at which a segment ends early while samples wait.
           few_shapes: compiles fewer programs: prefills one prompt at a time, in fewer buckets.
           share_heads: prefills the tokens with which prompts begin once for all (`heads.py`).
+          watch: called after each prefill and each segment, for a progress bar.
         """
         model = weights.for_decoding(model)
         self.cfg = model.cfg
         self.graphdef, self.params = nnx.split(model)
         self.P, self.R, self.segment, self.idle = prompt_slots, rows, segment, idle
         self.few_shapes, self.share_heads = few_shapes, share_heads
+        self.watch: Watch = watch or (lambda prompts, tokens: None)
         self.target = programs.current_target(model.cfg)
         # The first decode segment, in a thread, while the prefill compiles and runs. The CPU's
         # compiler keeps two cores busy by itself.
@@ -248,7 +252,9 @@ class Engine:
     def _finish_step(self, emitted: cache.Emitted, first: bool) -> list[Completion]:
         """Waits for the device; returns the samples that finished."""
         assert self._state is not None
+        tokens = self.stats.tokens
         finished = list(self._collect(self._state, emitted, self._slots, self._poisoned, first))
+        self.watch(0, self.stats.tokens - tokens)
         self._limit_clock()
         self._drop_unused_state()
         return finished
@@ -364,6 +370,7 @@ class Engine:
             self.stats.prompts += len(entering)
             self.stats.prompt_tokens += sum(len(slot.request.prompt) for slot in entering)
             self.stats.prefill_tokens += B * S
+            self.watch(len(entering), 0)
         return state
 
     def _prefill_rows(

@@ -19,6 +19,7 @@ from grm_jax.devices import watch_compilations
 from grm_jax.judging.options import Options
 from grm_jax.judging.progress import Progress
 from grm_jax.judging.run import RunConfig
+from grm_jax.judging.sampler import watch_sampling
 from grm_jax.judging.scalar_head import padded_length
 from grm_jax.models import build_model, get_config
 from grm_jax.sampling import Request, plan
@@ -93,6 +94,31 @@ def test_the_bar_names_the_program_that_compiles(monkeypatch):
     texts = re.findall(r"compiling \(\d of \d\)|judging", terminal.getvalue())
     assert texts[:4] == ["compiling (1 of 5)", "judging", "compiling (2 of 5)", "judging"]
     assert "compiling (5 of 5)" in texts and "compiling (6 of 6)" in texts  # a longer ring
+
+
+def test_the_bar_shows_prompts_and_tokens_before_the_first_row(monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with Progress("in", 10, 0, RunConfig(), PROGRAMS) as progress:
+        progress.bar.mininterval = 0
+        progress.sampled(3, 0)
+        progress.sampled(2, 0)
+        progress.sampled(0, 1200)
+    texts = re.findall(r"\d+ prompts read|[\d,]+ tokens", terminal.getvalue())
+    assert texts == ["3 prompts read", "5 prompts read", *["1,200 tokens"] * 2]  # and at the end
+
+
+def test_the_sampler_reports_every_prompt_and_token(folder, comparisons):
+    judge, seen = Judge.load(folder), []
+    with watch_sampling(judge.sampler, lambda *counts: seen.append(counts)):
+        verdicts = list(judge.stream(comparisons[:3], k=K, max_new_tokens=NEW))
+    list(judge.stream(comparisons[:1], k=K, max_new_tokens=NEW))  # reports nothing
+    orders = {(i, c.order) for i, verdict in verdicts for c in verdict.critiques}
+    prompts, tokens = map(sum, zip(*seen))
+    assert prompts == len(orders)
+    stops = sum(c.finish == "stop" for _, verdict in verdicts for c in verdict.critiques)
+    assert tokens == sum(c.tokens for _, v in verdicts for c in v.critiques) + stops
 
 
 def test_short_and_long_critiques_share_a_program():
