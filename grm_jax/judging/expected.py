@@ -26,6 +26,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from grm_jax.judging.scalar_head import padded_length
+from grm_jax.models import cpu
 from grm_jax.models.attend import LayerRef
 from grm_jax.models.attention import attend_part
 from grm_jax.models.transformer import Transformer
@@ -320,7 +321,7 @@ def row_program(mesh: Mesh | None = None) -> Callable[..., jax.Array]:
                 o, _ = attend_part(q[:, one], k[:, seen], v[:, seen], mask[None], cfg.attn_cap)
                 return o
 
-            chunk = cfg.query_chunk
+            chunk = cpu.query_chunk(cfg.query_chunk, L)
             parts = [part(i, min(i + chunk, L)) for i in range(0, L, chunk)]
             return jnp.concatenate(parts, axis=1), state, None
 

@@ -45,6 +45,14 @@ def float32_products(*arrays: jax.Array) -> bool:
     return on_cpu() and _PRODUCTS.get() and all(x.dtype == jnp.float32 for x in arrays)
 
 
+def query_chunk(chunk: int, length: int) -> int:
+    """Returns the number of queries of `length` whose attention to compute at once, at most chunk.
+
+    On a CPU few enough that their logits stay in its caches, and few enough chunks to compile soon.
+    """
+    return min(chunk, max(128, length // 8)) if on_cpu() and length >= 512 else chunk
+
+
 def matmul(product: Callable[..., jax.Array], x: jax.Array, w: jax.Array) -> jax.Array:
     """Computes a product of activations (B, D), (B, L, D) or (B, L, N, H) and a weight in float32.
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from grm_jax.models import Transformer
+from grm_jax.models import Transformer, cpu
 from grm_jax.models.attend import Attend, LayerRef, full_attention, full_attention_parts
 from grm_jax.models.attention import head_attention, merge_parts
 from grm_jax.models.config import TransformerConfig
@@ -154,6 +154,7 @@ def _attention(
 
     branches: see `self_attention`.
     """
+    cfg = cfg.replace(query_chunk=cpu.query_chunk(cfg.query_chunk, positions_BxS.shape[1]))
     if head is None and not branches:
         return full_attention(cfg, positions_BxS, segments_BxS)
     part = full_attention_parts(cfg, positions_BxS, segments_BxS, branches)

@@ -10,8 +10,9 @@ from flax import nnx
 from hypothesis import given, strategies as st
 
 from grm_jax.judging.sampler import EngineSampler
+from grm_jax.models import attention, cpu
 from grm_jax.models.attention import self_attention
-from grm_jax.sampling import Engine, Request, cache, heads, plan, weights
+from grm_jax.sampling import Engine, Request, cache, heads, plan, prefill, weights
 from grm_jax.sampling.slots import Slot, find_families, packed
 from grm_jax.sharding import make_mesh
 
@@ -372,3 +373,30 @@ def test_a_branch_sees_the_keys_inside_its_window_from_any_chunk():
         for chunk in (16, 4)
     )
     np.testing.assert_allclose(chunks, whole, atol=1e-6)
+
+
+def test_long_prompts_are_prefilled_in_chunks_on_a_cpu(lab, monkeypatch):
+    model, tokens = lab.model(NAME), np.random.default_rng(0).integers(4, 128, (1, 512))
+    lengths, head_lengths = np.array([[200, 150, 140]]), np.array([30])
+    head, _ = prefill.prefill(model, np.array([HEAD]), np.array([30]))
+    head = [tuple(a[:, 0] for a in pair) for pair in head]
+
+    def chunks_and_results():
+        chunks.clear()
+        alone = prefill.prefill(model, tokens, np.array([490]), head, head_lengths)
+        return (
+            sorted(chunks),
+            alone,
+            prefill.prefill_siblings(model, tokens, lengths, 350, head, head_lengths),
+        )
+
+    chunks: set[int] = set()
+    part = attention.attend_part
+    monkeypatch.setattr(
+        attention, "attend_part", lambda q, *rest: chunks.add(q.shape[1]) or part(q, *rest)
+    )
+    in_chunks, *results = chunks_and_results()
+    monkeypatch.setattr(cpu, "query_chunk", lambda chunk, length: chunk)
+    at_once, *expected = chunks_and_results()
+    assert (in_chunks, at_once) == ([128], [512])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), results, expected)
