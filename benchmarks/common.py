@@ -132,6 +132,12 @@ def read_json(path: Path, default: Any) -> Any:
     return json.loads(path.read_text()) if path.exists() else default
 
 
+def result_file(out: Path, suffix: str) -> Path:
+    """Returns the path of `--out` with a suffix such as ".md"; the ".5b" of a model is none."""
+    stem = out.with_suffix("") if out.suffix in (".json", ".md", ".png") else out
+    return Path(f"{stem}{suffix}")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a result file and the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -257,9 +257,11 @@ def table(results: list[Result]) -> str:
 
 def write(out: Path, about: dict, results: list[Result]) -> None:
     rows = [dataclasses.asdict(result) for result in results]
-    common.write_json(out.with_suffix(".json"), {"about": about, "results": rows})
+    common.write_json(common.result_file(out, ".json"), {"about": about, "results": rows})
     remarks = "".join(f"- {key}: {value}\n" for key, value in about.items())
-    out.with_suffix(".md").write_text(f"# Bytes per decode step\n\n{remarks}\n{table(results)}\n")
+    common.result_file(out, ".md").write_text(
+        f"# Bytes per decode step\n\n{remarks}\n{table(results)}\n"
+    )
 
 
 def libtpu_version() -> str:
@@ -286,7 +288,7 @@ def main() -> None:
         "libtpu": libtpu_version(),
         "what": "compiled without a TPU: the compiler's figures, not measurements",
     }
-    earlier = common.read_json(args.out.with_suffix(".json"), {})
+    earlier = common.read_json(common.result_file(args.out, ".json"), {})
     # Cases that were compiled earlier in the same setting stay.
     rows = earlier["results"] if earlier.get("about") == about else []
     results = {key(result): result for result in map(from_json, rows)}

@@ -116,8 +116,8 @@ def main() -> None:
     columns = {"": "left"} | dict.fromkeys(("comparisons", *TITLES), "right")
     text = common.markdown_table(columns, rows) + "\n"
     print(text)
-    common.write_json(args.out.with_suffix(".json"), {"about": about, "rounds": rounds})
-    args.out.with_suffix(".md").write_text(text)
+    common.write_json(common.result_file(args.out, ".json"), {"about": about, "rounds": rounds})
+    common.result_file(args.out, ".md").write_text(text)
 
 
 if __name__ == "__main__":

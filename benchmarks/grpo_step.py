@@ -453,7 +453,7 @@ def main() -> None:
     tables = [t for peer in ("tunix", "trl") if (t := table(results, peer))]
     if args.adapters:
         tables = [adapters_table(results)]
-    out.with_suffix(".md").write_text("\n\n".join(tables) + "\n")
+    common.result_file(out, ".md").write_text("\n\n".join(tables) + "\n")
 
 
 if __name__ == "__main__":

@@ -106,8 +106,8 @@ def main() -> None:
         f"{ratios['cpu_seconds']:.2f}. The output rows are byte-identical.\n"
     )
     print(text)
-    common.write_json(args.out.with_suffix(".json"), {"about": about, "runs": runs})
-    args.out.with_suffix(".md").write_text(text)
+    common.write_json(common.result_file(args.out, ".json"), {"about": about, "runs": runs})
+    common.result_file(args.out, ".md").write_text(text)
 
 
 if __name__ == "__main__":

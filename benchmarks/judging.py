@@ -5,8 +5,9 @@
         --llama PYTHON --systems after,float32,llama.cpp --limit 1 --timeout 300 \\
         --out benchmarks/results/judging_1.5b
 
-On two CPU cores the first takes hours. The second takes about 10 minutes (estimated from FLOPs and
-bytes); it measures one comparison, into benchmarks/results/judging_1.5b.{json,md}.
+On two CPU cores the first takes more than an hour, and with `--limit 12 --timeout 400`, as in
+benchmarks/results/judging.md, 18 minutes. The second measures one comparison in a few minutes, into
+benchmarks/results/judging_1.5b.{json,md}.
 
 `--count` counts the tokens that the prefill of `before` and `after` computes, in a minute.
 
@@ -349,9 +350,9 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def write(out: Path, about: dict[str, Any], results: dict[str, dict[str, Any]]) -> None:
-    common.write_json(out.with_suffix(".json"), {"about": about, "systems": results})
+    common.write_json(common.result_file(out, ".json"), {"about": about, "systems": results})
     remarks = "".join(f"- {key}: {value}\n" for key, value in about.items())
-    out.with_suffix(".md").write_text(f"# Judging\n\n{remarks}\n{table(results)}\n")
+    common.result_file(out, ".md").write_text(f"# Judging\n\n{remarks}\n{table(results)}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -380,7 +381,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     settings = {"model": args.gguf.stem, "comparisons": args.limit, "k": K}
     settings |= {"new_tokens": args.new_tokens, "threads": args.threads}
-    earlier = {} if args.again else common.read_json(args.out.with_suffix(".json"), {})
+    earlier = {} if args.again else common.read_json(common.result_file(args.out, ".json"), {})
     if earlier and earlier["about"]["settings"] != settings:
         print(f"{args.out}.json is of {earlier['about']['settings']}: add --again to replace it")
         return 2

@@ -223,7 +223,7 @@ def main() -> None:
     titles = ("GFLOP", "limit, ms", "program, ms", "limit / program (range)")
     columns = {"program": "left"} | dict.fromkeys(titles, "right")
     table = common.markdown_table(columns, [cells(row) for row in rows])
-    args.out.with_suffix(".md").write_text(table + "\n")
+    common.result_file(args.out, ".md").write_text(table + "\n")
 
 
 if __name__ == "__main__":

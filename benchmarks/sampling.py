@@ -175,7 +175,7 @@ def main() -> None:
         "model": CONFIG,
         "note": args.note,
     }
-    path = args.out.with_suffix(".json")
+    path = common.result_file(args.out, ".json")
     results = common.read_json(path, {})
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -200,9 +200,9 @@ def main() -> None:
     common.write_json(path, results)
     if args.curve or args.peers:
         caption = f"{about['machine']['cpu']}, {about['machine']['cores']} cores {args.note}"
-        draw(results["curve"], args.out.with_suffix(".png"), caption)
+        draw(results["curve"], common.result_file(args.out, ".png"), caption)
     if "systems" in results:
-        args.out.with_suffix(".md").write_text(table(results["systems"]) + "\n")
+        common.result_file(args.out, ".md").write_text(table(results["systems"]) + "\n")
 
 
 if __name__ == "__main__":

@@ -135,8 +135,8 @@ def main() -> None:
     table = common.markdown_table({"": "left"} | dict.fromkeys(titles, "right"), rows)
     text = f"{table}\n\n" + "\n".join(ratios) + "\n"
     print(text)
-    common.write_json(out.with_suffix(".json"), {"about": about, "runs": runs})
-    out.with_suffix(".md").write_text(text)
+    common.write_json(common.result_file(out, ".json"), {"about": about, "runs": runs})
+    common.result_file(out, ".md").write_text(text)
 
 
 if __name__ == "__main__":

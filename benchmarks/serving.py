@@ -147,8 +147,8 @@ def main() -> None:
     text = common.markdown_table({"": "left"} | dict.fromkeys(titles, "right"), table) + "\n"
     print(text)
     results = {"score": own, "server": {str(n): runs for n, runs in by_clients.items()}}
-    common.write_json(args.out.with_suffix(".json"), {"about": about, "runs": results})
-    args.out.with_suffix(".md").write_text(text)
+    common.write_json(common.result_file(args.out, ".json"), {"about": about, "runs": results})
+    common.result_file(args.out, ".md").write_text(text)
 
 
 if __name__ == "__main__":

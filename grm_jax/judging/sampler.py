@@ -112,10 +112,6 @@ class EngineSampler:
         """Called with (prompts, tokens) as they are prefilled and sampled."""
         return []
 
-    def _watch(self, prompts: int, tokens: int) -> None:
-        for watcher in self.watchers:
-            watcher(prompts, tokens)
-
     @functools.cached_property
     def _idle(self) -> list[Engine]:
         """The engine of the last call that has finished. A call takes it out of the list."""
@@ -135,7 +131,14 @@ class EngineSampler:
         if last is not None and (last.P, last.R) == batch and last.few_shapes == few:
             return last
         idle = plan.SMALL_MODEL_IDLE if small else plan.IDLE
-        return Engine(weights, *batch, idle=idle, few_shapes=few, watch=self._watch)
+        # Not a bound method: with it, sampler and engine would keep each other and the weights.
+        watch = functools.partial(_call_all, self.watchers)
+        return Engine(weights, *batch, idle=idle, few_shapes=few, watch=watch)
+
+
+def _call_all(watchers: Sequence[Watch], prompts: int, tokens: int) -> None:
+    for watcher in watchers:
+        watcher(prompts, tokens)
 
 
 engine_sampler = EngineSampler

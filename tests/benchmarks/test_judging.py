@@ -20,7 +20,7 @@ def totals(done, seconds, **more):
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     """Runs the program on stand-in systems; returns (exit status, output, systems that ran)."""
-    out = tmp_path / "judging"
+    out = tmp_path / "judging_1.5b"
     monkeypatch.setattr(judging, "prepare", lambda args, folder: folder / "work.json")
 
     def run(*arguments, rows=(), fails=None):
@@ -61,12 +61,14 @@ def test_systems_that_are_done_do_not_run_again(run):
     status, output, ran = run(rows=[totals(1, 2.0), totals(2, 4.0)])
     assert status == 0 and ran == ["before", "after", "llama.cpp"]
     assert "transformers: skipped, no interpreter given" in output
+    files = {path.name for path in run.out.parent.iterdir()}
+    assert files == {"judging_1.5b.json", "judging_1.5b.md"}
     status, output, ran = run(rows=[totals(2, 4.0)])
     assert status == 0 and not ran and "| after | 2 of 2 | 30.00 |" in output
     status, output, ran = run("--new_tokens", "9")
     assert status == 2 and not ran and "add --again to replace it" in output
     assert len(run("--new_tokens", "9", "--again", rows=[totals(2, 1.0)])[2]) == 3
-    about = json.loads(run.out.with_suffix(".json").read_text())["about"]
+    about = json.loads(common.result_file(run.out, ".json").read_text())["about"]
     assert about["settings"]["new_tokens"] == 9
 
 
@@ -75,7 +77,7 @@ def test_a_time_out_keeps_what_was_completed_and_an_interrupted_system_runs_agai
     assert status == 0 and "| before | 1 of 2 |" in output and "timed out after 1200 s" in output
     with pytest.raises(KeyboardInterrupt):
         run("--systems", "after", rows=[totals(1, 2.0)], fails=KeyboardInterrupt())
-    saved = json.loads(run.out.with_suffix(".json").read_text())["systems"]["after"]
+    saved = json.loads(common.result_file(run.out, ".json").read_text())["systems"]["after"]
     assert saved["status"] == "running" and len(saved["rows"]) == 1
     _, _, ran = run("--systems", "before,after", rows=[totals(2, 2.0)])
     assert ran == ["after"]

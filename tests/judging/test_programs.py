@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import weakref
 
 import pytest
 from flax import nnx
@@ -119,6 +120,13 @@ def test_the_sampler_reports_every_prompt_and_token(folder, comparisons):
     assert prompts == len(orders)
     stops = sum(c.finish == "stop" for _, verdict in verdicts for c in verdict.critiques)
     assert tokens == sum(c.tokens for _, v in verdicts for c in v.critiques) + stops
+
+
+def test_an_engine_does_not_keep_the_sampler_and_its_weights_alive(folder):
+    sampler = Judge.load(folder).sampler
+    engine, kept = sampler._engine([Request([5, 6], 8, NEW)]), weakref.ref(sampler)
+    del sampler
+    assert kept() is None and engine.P
 
 
 def test_short_and_long_critiques_share_a_program():

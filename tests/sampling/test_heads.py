@@ -376,27 +376,25 @@ def test_a_branch_sees_the_keys_inside_its_window_from_any_chunk():
 
 
 def test_long_prompts_are_prefilled_in_chunks_on_a_cpu(lab, monkeypatch):
-    model, tokens = lab.model(NAME), np.random.default_rng(0).integers(4, 128, (1, 512))
+    graphdef, params = nnx.split(lab.model(NAME))
+    tokens = np.random.default_rng(0).integers(4, 128, (1, 512))
     lengths, head_lengths = np.array([[200, 150, 140]]), np.array([30])
-    head, _ = prefill.prefill(model, np.array([HEAD]), np.array([30]))
-    head = [tuple(a[:, 0] for a in pair) for pair in head]
 
-    def chunks_and_results():
-        chunks.clear()
-        alone = prefill.prefill(model, tokens, np.array([490]), head, head_lengths)
-        return (
-            sorted(chunks),
-            alone,
-            prefill.prefill_siblings(model, tokens, lengths, 350, head, head_lengths),
-        )
+    def prefills(params):
+        model = nnx.merge(graphdef, params)
+        pairs, _ = prefill.prefill(model, np.array([HEAD]), head_lengths)
+        head = [tuple(a[:, 0] for a in pair) for pair in pairs], head_lengths
+        alone = prefill.prefill(model, tokens, np.array([490]), *head)
+        return alone, prefill.prefill_siblings(model, tokens, lengths, 350, *head)
 
     chunks: set[int] = set()
     part = attention.attend_part
     monkeypatch.setattr(
         attention, "attend_part", lambda q, *rest: chunks.add(q.shape[1]) or part(q, *rest)
     )
-    in_chunks, *results = chunks_and_results()
+    results = jax.jit(lambda params: prefills(params))(params)
+    assert chunks == {30, 128}  # of the head, and of 512 tokens
     monkeypatch.setattr(cpu, "query_chunk", lambda chunk, length: chunk)
-    at_once, *expected = chunks_and_results()
-    assert (in_chunks, at_once) == ([128], [512])
+    expected = jax.jit(lambda params: prefills(params))(params)
+    assert chunks == {30, 128, 512}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), results, expected)
