@@ -93,8 +93,8 @@ class Segment:
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
     """Returns an array's shape, for which a program compiles as for the array itself."""
-    sharding = x.format if x.committed else None  # type: ignore[attr-defined]  # the stub lacks it
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    format = x.format if x.committed else None  # type: ignore[attr-defined]  # the stub lacks it
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=format)
 
 
 @dataclasses.dataclass(frozen=True)
