@@ -57,7 +57,7 @@ class Progress:
         self.earlier, self.start = earlier.get("seconds", 0.0), time.monotonic()
         self.written = self.earlier
         self.tokens = self.critiques = self.parsed = self.errors = 0
-        self.prompts_read = self.tokens_sampled = 0  # also of rows that are not complete
+        self.prompts = self.tokens_sampled = 0  # also of rows that are not complete
 
     def __enter__(self) -> Progress:
         return self
@@ -78,7 +78,7 @@ class Progress:
 
     def sampled(self, prompts: int, tokens: int) -> None:
         """Shows what the sampler has done: the first row may take minutes."""
-        self.prompts_read += prompts
+        self.prompts += prompts
         self.tokens_sampled += tokens
         self._show()
         self.bar.update(0)
@@ -97,11 +97,11 @@ class Progress:
 
     def _show(self, is_scalar: bool = False) -> None:
         """Sets the text at the bar's end; the bar decides when to write it."""
-        tokens = max(self.tokens, self.tokens_sampled)
+        tokens = max(self.tokens, self.tokens_sampled)  # an endpoint reports complete rows only
         rate = tokens / max(1e-9, time.monotonic() - self.start)
         parts = [f"{tokens:,} tokens", f"{rate:,.0f} tok/s"]
-        if self.prompts_read and not tokens:
-            parts = [f"{self.prompts_read} prompts read"]
+        if self.prompts and not tokens:
+            parts = [f"{self.prompts} prompts prefilled"]
         if self.critiques:
             parts.append(f"{self.parsed / self.critiques:.0%} parsed")
         if is_scalar:

@@ -200,8 +200,8 @@ def _judge_store(
     resumed = len(store)
     name, programs = Path(str(store.path).removesuffix(".part")).stem, num_programs(judge, options)
     progress = Progress(name, len(rows), resumed, config, programs)
-    compiling, sampling = watch_compilations(progress.compiling), progress.sampled
-    with progress, compiling, watch_sampling(judge.sampler, sampling):
+    sampling = watch_sampling(judge.sampler, progress.sampled)
+    with progress, watch_compilations(progress.compiling), sampling:
         judge_into(store, judge, rows, options, identity, config, progress.count)
     counts = distributed.from_first(lambda: _counts(store))
     cost = cost_of(progress.seconds, counts)

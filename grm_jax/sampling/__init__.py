@@ -106,16 +106,15 @@ def _with_bar(engine: Engine, requests: Sequence[Request]) -> Iterator[Completio
     """Yields the engine's completions, and shows tokens per second and the share of busy rows."""
     from tqdm.auto import tqdm
 
-    start = time.monotonic()
+    start, stats = time.monotonic(), engine.stats
     total = sum(max(1, r.k) for r in requests)
     with tqdm(total=total, unit="sample", desc="sampling", miniters=0) as bar:
 
-        def show(*_: int) -> None:
-            rate = engine.stats.tokens / max(1e-9, time.monotonic() - start)
-            busy = engine.stats.utilisation
-            text = f"{rate:,.0f} tok/s, rows busy {busy:.0%}"
-            if not engine.stats.tokens:
-                text = f"{engine.stats.prompts} prompts read"
+        def show(*_: int) -> None:  # without the engine, which would keep itself alive
+            rate = stats.tokens / max(1e-9, time.monotonic() - start)
+            text = f"{rate:,.0f} tok/s, rows busy {stats.utilisation:.0%}"
+            if not stats.tokens:
+                text = f"{stats.prompts} prompts prefilled"
             bar.set_postfix_str(text, refresh=False)
             bar.update(0)
 

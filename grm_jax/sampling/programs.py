@@ -76,9 +76,8 @@ class Segment:
         args = *jax.tree.map(_abstract, (params, state)), 1, 1
 
         def compile_program() -> None:
-            with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
-                with contextlib.suppress(Exception):
-                    self.program.lower(*args).compile()
+            with sharding.use_mesh(mesh), contextlib.suppress(Exception):
+                self.program.lower(*args).compile()
 
         self._thread = threading.Thread(target=compile_program, name="compile a decode segment")
         self._thread.start()
@@ -91,10 +90,9 @@ class Segment:
         return self.program(*args)
 
 
-def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
+def _abstract(x: Any) -> jax.ShapeDtypeStruct:
     """Returns an array's shape, for which a program compiles as for the array itself."""
-    format = x.format if x.committed else None  # type: ignore[attr-defined]  # the stub lacks it
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=format)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.format if x.committed else None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -106,8 +106,12 @@ def test_the_bar_shows_prompts_and_tokens_before_the_first_row(monkeypatch):
         progress.sampled(3, 0)
         progress.sampled(2, 0)
         progress.sampled(0, 1200)
-    texts = re.findall(r"\d+ prompts read|[\d,]+ tokens", terminal.getvalue())
-    assert texts == ["3 prompts read", "5 prompts read", *["1,200 tokens"] * 2]  # and at the end
+    texts = re.findall(r"\d+ prompts prefilled|[\d,]+ tokens", terminal.getvalue())
+    assert texts == [
+        "3 prompts prefilled",
+        "5 prompts prefilled",
+        *["1,200 tokens"] * 2,
+    ]  # and at the end
 
 
 def test_the_sampler_reports_every_prompt_and_token(folder, comparisons):

@@ -3,15 +3,17 @@
 import contextlib
 import threading
 import time
+import weakref
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
+from grm_jax import sampling
 from grm_jax.models import Transformer
 from grm_jax.sampling import Engine, Request, buckets, heads, scheduler, slots
-from grm_jax.sharding import make_mesh, state_shardings
+from grm_jax.sharding import make_mesh, state_shardings, use_mesh
 
 NAME = "tiny_gemma2"
 
@@ -110,7 +112,7 @@ def test_the_first_segment_compiles_in_a_thread_and_not_again(lab, axes, head, m
     requests = [Request([*range(10, 10 + head), 5, 6, 7 + i], 3, 20, item=i) for i in range(3)]
     requests.append(Request(list(range(40, 60)), 3, 20, item=3))  # of the next bucket
     mesh = axes and make_mesh(**axes)
-    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+    with use_mesh(mesh):
         engine = Engine(lab.model(NAME), 4, 2, segment=32)
         expected = tokens(engine.run(requests))
         engine = Engine(lab.model(NAME), 4, 2, segment=32)
@@ -124,6 +126,14 @@ def test_the_first_segment_compiles_in_a_thread_and_not_again(lab, axes, head, m
     assert bool(engine._kept) == bool(head)
     assert threads == ["compile a decode segment"]
     assert completions == (expected, expected)
+
+
+def test_a_progress_bar_does_not_keep_the_engine_and_its_weights_alive(lab):
+    engine = Engine(lab.model(NAME), 4, 2, segment=32)
+    assert len(list(sampling._with_bar(engine, [Request([5, 6], 2, 3)]))) == 2
+    kept = weakref.ref(engine)
+    del engine
+    assert kept() is None
 
 
 def test_the_slots_stay_busy_with_geometric_lengths(even):
