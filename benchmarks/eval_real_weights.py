@@ -10,7 +10,9 @@ Judges 100 comparisons of each benchmark. --tokenizer is Gemma 3's SentencePiece
 output of `grm convert qwen2.5-coder-0.5b-instruct-q4_k_m.gguf MODEL`. --work stores every verdict,
 so that the same command resumes a killed run. --sets runs only the benchmarks that it names.
 Tables, figures and times go to benchmarks/results/eval_JUDGE. --tables rewrites the tables and
-figures of a folder from its results.json.
+figures of a folder from its results.json. --expected computes expected scores for the critiques of
+a finished evaluation in --work, without sampling, into WORK/expected: that is a `grm eval
+--expected` of the same critiques, except that their texts are encoded again.
 
 - `gemma3_270m`: RM-Bench chat, PandaLM and GSM8K groups. It is a base model: its template has
   worked examples with scores only (benchmarks/judge_base_model.jinja), and its chat format has no
@@ -25,11 +27,15 @@ figures of a folder from its results.json.
 import dataclasses
 import os
 import platform
+import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -160,6 +166,64 @@ def run(name: str, argv: Sequence[str], clocks: Path) -> None:
     common.write_json(clocks, seconds)
 
 
+class Stored:
+    """A sampler that returns stored critiques, their texts encoded again.
+
+    Args:
+      critiques: (prompt, the critiques of this prompt by sample) of each order of each comparison.
+    """
+
+    def __init__(self, tokenizer: Any, critiques: Mapping[tuple[int, ...], Sequence[Any]]):
+        self.tokenizer, self.critiques = tokenizer, critiques
+
+    def __call__(self, requests: Sequence[Any]) -> Iterator[Any]:
+        from grm_jax.sampling import Completion
+
+        for i, request in enumerate(requests):
+            for sample, critique in enumerate(self.critiques[tuple(request.prompt)]):
+                ids = np.array(self.tokenizer.encode(critique["text"]), np.int32)
+                none = np.zeros(len(ids), np.float32)
+                yield Completion(i, sample, ids, none, none, critique["finish"])
+
+
+def add_expected(name: str, argv: Sequence[str], work: Path, out: Path) -> None:
+    """Judges the stored critiques of a benchmark in `work` again, with expected scores, into `out`.
+
+    The greedy critiques are copied. Prints how many critiques got no expected scores.
+    """
+    from grm_jax.evals import cli
+    from grm_jax.judging import arguments
+    from grm_jax.judging.codec import read_judged_rows
+    from grm_jax.judging.run import RunConfig
+    from grm_jax.text import rendering
+
+    args = cli.parser().parse_args(list(argv))
+    arguments.fill_unset(args)
+    options, judge = arguments.options_from(args), arguments.judge_from(args)
+    (task,) = cli.load(args)
+    critiques = {}
+    rows = read_judged_rows(work / f"{name}.jsonl")
+    for comparison, row in zip(task.comparisons, rows, strict=True):
+        template = judge.template_for(comparison, options)
+        for order in {tuple(critique["order"]) for critique in row["critiques"]}:
+            prompt = judge.tokenizer.encode_chat(rendering.render(template, comparison, order))
+            same = [c for c in row["critiques"] if tuple(c["order"]) == order]
+            critiques[tuple(prompt)] = sorted(same, key=lambda critique: critique["sample"])
+    out.mkdir(parents=True, exist_ok=True)
+    for file in (f"{name}.cost.json", f"{name}.greedy.cost.json", f"{name}.greedy.jsonl"):
+        if not (out / file).exists():  # the cost of the sampling, to which this one is added
+            shutil.copy(work / file, out / file)
+    judge = dataclasses.replace(judge, sampler=Stored(judge.tokenizer, critiques))
+    config = RunConfig("resume", chunk=args.chunk)
+    cli.judge_benchmark(judge, task, out, options, config, greedy=False)
+    states = Counter(
+        (critique["status"] == "ok", critique["expected_scores"] is not None)
+        for row in read_judged_rows(out / f"{name}.jsonl")
+        for critique in row["critiques"]
+    )
+    print(f"{name}: {states[True, False]} parsed critiques without expected scores", flush=True)
+
+
 def main() -> None:
     parser = common.argument_parser(__doc__)
     parser.add_argument("--judge", default="gemma3_270m", choices=JUDGES)
@@ -171,6 +235,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--k", type=int, default=8)
     parser.add_argument("--greedy", action="store_true", help="add the greedy run, for Gemma")
+    parser.add_argument("--expected", action="store_true", help="add expected scores, see above")
     parser.add_argument("--tables", type=Path, help="a results folder: write its tables, and exit")
     args = parser.parse_args()
     if args.tables:
@@ -187,10 +252,16 @@ def main() -> None:
         folder = common.base_model_tokenizer(args.tokenizer, args.work / "tokenizer")
         options["tokenizer"] = folder
     flags = [flag for flag in setup.flags if not (args.greedy and flag == "--no_greedy")]
+    work = args.work
+    if args.expected:
+        flags, work = [*flags, "--expected"], args.work / "expected"
+        options["out"] = work
     for name in sets:
         argv = [*common.flags({"benchmark": name} | options), *setup.sets[name], *flags]
-        run(name, argv, args.work / "seconds.json")
-        write_results(setup, args.work, common.RESULTS / f"eval_{args.judge}")
+        if args.expected:
+            add_expected(name, argv, args.work, work)
+        run(name, argv, work / "seconds.json")
+        write_results(setup, work, common.RESULTS / f"eval_{args.judge}")
 
 
 if __name__ == "__main__":
