@@ -4,8 +4,10 @@ import json
 import shutil
 
 import pytest
+from fake_judge import fake_judge, well_formed
 
 from benchmarks import common, eval_real_weights as program
+from grm_jax.judging.run import RunConfig
 
 RESULTS = common.RESULTS / "eval_qwen2.5_coder_1.5b"
 
@@ -95,3 +97,47 @@ def test_an_unknown_set_is_refused(run, capsys):
     with pytest.raises(SystemExit):
         run("--sets", "humanevalpack")
     assert "--sets humanevalpack: use some of rm_bench, pandalm, gsm8k" in capsys.readouterr().err
+
+
+def test_stored_critiques_get_expected_scores_without_sampling(
+    tmp_path, monkeypatch, shared_data, capsys
+):
+    from grm_jax.evals import cli
+    from grm_jax.judging import arguments
+    from grm_jax.judging.codec import read_judged_rows
+
+    def write(responses, key):
+        return well_formed([len(text) % 9 + 1 for text in responses]) if key[1] else "no scores"
+
+    prompts = []
+    judge = fake_judge(write, prompts=prompts, expected=lambda samples, _: expected(samples))
+    expected = lambda samples: [
+        tuple(score + 0.5 for score in critique.scores) if critique.scores else None
+        for _, _, critique in samples
+    ]
+    monkeypatch.setattr(arguments, "judge_from", lambda args: judge)
+    monkeypatch.setattr(arguments, "fill_unset", lambda args: None)
+    options = {"benchmark": "pandalm", "data": shared_data, "model": "m", "k": 4, "limit": 3}
+    argv = [*common.flags(options | {"max_new_tokens": 9}), "--quiet"]
+    args = cli.parser().parse_args(argv)
+    (task,) = cli.load(args)
+    work, config = tmp_path / "work", RunConfig("resume", progress=False)
+    work.mkdir()
+    cli.judge_benchmark(judge, task, work, arguments.options_from(args), config)
+    sampled = len(prompts)
+
+    program.add_expected("pandalm", [*argv, "--expected"], work, work / "expected")
+    assert len(prompts) == sampled
+    assert "pandalm: 0 parsed critiques without" in capsys.readouterr().out
+    before, after = (
+        list(read_judged_rows(folder / "pandalm.jsonl")) for folder in (work, work / "expected")
+    )
+    assert len(before) == len(after) == 3
+    for old, new in zip(before, after, strict=True):
+        assert new["expected"] and "expected" in new["votes"] and "expected" not in old["votes"]
+        for a, b in zip(old["critiques"], new["critiques"], strict=True):
+            scores = b.pop("expected_scores")
+            assert scores == (a["scores"] and [score + 0.5 for score in a["scores"]])
+            assert b | {"expected_scores": None} == a
+    greedy = "pandalm.greedy.jsonl"
+    assert (work / greedy).read_bytes() == (work / "expected" / greedy).read_bytes()
