@@ -170,17 +170,18 @@ class Stored:
     """A sampler that returns stored critiques, their texts encoded again.
 
     Args:
-      critiques: (prompt, the critiques of this prompt by sample) of each order of each comparison.
+      critiques: prompt -> the critiques of each comparison that has it, by sample.
     """
 
-    def __init__(self, tokenizer: Any, critiques: Mapping[tuple[int, ...], Sequence[Any]]):
+    def __init__(self, tokenizer: Any, critiques: Mapping[tuple[int, ...], list[Any]]):
         self.tokenizer, self.critiques = tokenizer, critiques
 
     def __call__(self, requests: Sequence[Any]) -> Iterator[Any]:
         from grm_jax.sampling import Completion
 
         for i, request in enumerate(requests):
-            for sample, critique in enumerate(self.critiques[tuple(request.prompt)]):
+            stored = self.critiques[tuple(request.prompt)]
+            for sample, critique in enumerate(stored.pop(0) if len(stored) > 1 else stored[0]):
                 ids = np.array(self.tokenizer.encode(critique["text"]), np.int32)
                 none = np.zeros(len(ids), np.float32)
                 yield Completion(i, sample, ids, none, none, critique["finish"])
@@ -201,14 +202,15 @@ def add_expected(name: str, argv: Sequence[str], work: Path, out: Path) -> None:
     arguments.fill_unset(args)
     options, judge = arguments.options_from(args), arguments.judge_from(args)
     (task,) = cli.load(args)
-    critiques = {}
+    critiques: dict[tuple[int, ...], list[Any]] = {}
     rows = read_judged_rows(work / f"{name}.jsonl")
     for comparison, row in zip(task.comparisons, rows, strict=True):
         template = judge.template_for(comparison, options)
         for order in {tuple(critique["order"]) for critique in row["critiques"]}:
             prompt = judge.tokenizer.encode_chat(rendering.render(template, comparison, order))
             same = [c for c in row["critiques"] if tuple(c["order"]) == order]
-            critiques[tuple(prompt)] = sorted(same, key=lambda critique: critique["sample"])
+            same.sort(key=lambda critique: critique["sample"])
+            critiques.setdefault(tuple(prompt), []).append(same)
     out.mkdir(parents=True, exist_ok=True)
     for file in (f"{name}.cost.json", f"{name}.greedy.cost.json", f"{name}.greedy.jsonl"):
         if not (out / file).exists():  # the cost of the sampling, to which this one is added

@@ -1,5 +1,6 @@
 """The benchmark of real judges: command lines of `grm eval`, and tables from its results."""
 
+import dataclasses
 import json
 import shutil
 
@@ -107,7 +108,8 @@ def test_stored_critiques_get_expected_scores_without_sampling(
     from grm_jax.judging.codec import read_judged_rows
 
     def write(responses, key):
-        return well_formed([len(text) % 9 + 1 for text in responses]) if key[1] else "no scores"
+        scores = [(len(text) + len(prompts)) % 9 + 1 for text in responses]
+        return well_formed(scores) if key[1] else "no scores"
 
     prompts = []
     judge = fake_judge(write, prompts=prompts, expected=lambda samples, _: expected(samples))
@@ -121,6 +123,9 @@ def test_stored_critiques_get_expected_scores_without_sampling(
     argv = [*common.flags(options | {"max_new_tokens": 9}), "--quiet"]
     args = cli.parser().parse_args(argv)
     (task,) = cli.load(args)
+    again = dataclasses.replace(task.comparisons[0], id="again")  # with other samples, by rounding
+    task = dataclasses.replace(task, comparisons=[*task.comparisons, again])
+    monkeypatch.setattr(cli, "load", lambda args: [task])
     work, config = tmp_path / "work", RunConfig("resume", progress=False)
     work.mkdir()
     cli.judge_benchmark(judge, task, work, arguments.options_from(args), config)
@@ -132,7 +137,7 @@ def test_stored_critiques_get_expected_scores_without_sampling(
     before, after = (
         list(read_judged_rows(folder / "pandalm.jsonl")) for folder in (work, work / "expected")
     )
-    assert len(before) == len(after) == 3
+    assert len(before) == len(after) == 4
     for old, new in zip(before, after, strict=True):
         assert new["expected"] and "expected" in new["votes"] and "expected" not in old["votes"]
         for a, b in zip(old["critiques"], new["critiques"], strict=True):
