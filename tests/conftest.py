@@ -9,8 +9,14 @@ ROOT = Path(__file__).resolve().parents[1]
 DEVICES = 8
 
 assert "jax" not in sys.modules, "jax was imported before tests/conftest.py had set its devices"
-os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}".strip()
+# Compiling is most of a test's time, and takes half as long for machine code that is not optimised.
+# Tests that start programs as a user does remove the flags.
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        "--xla_backend_optimization_level=0",
+        os.environ.get("XLA_FLAGS", ""),
+        f"--xla_force_host_platform_device_count={DEVICES}",
+    )
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"

@@ -18,10 +18,10 @@ from grm_jax.judging.groups import Group
 from grm_jax.judging.rewards import score
 
 ROOT = Path(__file__).resolve().parents[2]
-PROMPT = "name a moon"
+PROMPT = "name a moon of Jupiter"
 HISTORY = [{"role": "user", "content": PROMPT}]
 ANSWERS = ["io is a moon", "luna"]
-CHATML = "<|im_start|>user\nname a moon<|im_end|>\n<|im_start|>assistant\n"
+CHATML = "<|im_start|>user\nname a moon of Jupiter<|im_end|>\n<|im_start|>assistant\n"
 
 
 def example(heading: str) -> str:

@@ -185,7 +185,7 @@ def test_statuses_of_a_gym_keep_their_meaning():
 
 # ---------------------------------------------------------------- a running server
 
-QUESTION = [{"role": "user", "content": "name a moon"}]
+QUESTION = [{"role": "user", "content": "name a moon of Jupiter"}]
 TEXTS = ("io is a moon", "luna")
 
 
