@@ -92,8 +92,7 @@ def judge_with_model(
     config = config or RunConfig(existing="resume")
     rows_path = config.shard.path(output) if config.shard else Path(output)
     config = dataclasses.replace(config, cost_path=rows_path.with_suffix(".cost.json"))
-    digest = fingerprint(comparisons)
-    result = judge_rows(judge, _rows(comparisons), output, options, digest, config)
+    result = judge_rows(judge, _rows(comparisons), output, options, _digest, config)
     is_read = distributed.is_first() and not config.shard
     return load_judged(comparisons, output) if is_read else [], result.cost
 
@@ -133,6 +132,10 @@ def write_rows(rows: Iterable[Mapping], path: Any) -> None:
 
 def _rows(comparisons: Sequence[Comparison]) -> list[Row]:
     return [Row(number, c, id=c.id) for number, c in enumerate(comparisons, start=1)]
+
+
+def _digest(rows: Sequence[Row]) -> str:
+    return fingerprint([row.comparison for row in rows if row.comparison is not None])
 
 
 def fingerprint(comparisons: Sequence[Comparison]) -> str:

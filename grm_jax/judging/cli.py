@@ -75,7 +75,7 @@ def parser() -> Parser:
     )
     p.add_argument("--limit", type=LIMIT, help="judge the first N rows only")
     earlier = p.add_mutually_exclusive_group()
-    earlier.add_argument("--resume", action="store_true", help="resume an earlier run")
+    earlier.add_argument("--resume", action="store_true", help="resume a run, or add rows to it")
     earlier.add_argument(
         "--overwrite", action="store_true", help="start over, replacing earlier output"
     )

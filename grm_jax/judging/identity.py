@@ -24,6 +24,8 @@ FREE_OF_JUDGE = ("sampler", "expected", "max_new_tokens", "name", "single", "pri
 FREE_OF_RUN = ("existing", "chunk", "progress", "cost_path", "shard")
 HEADER_ONLY = ("templates", "context", "padding_id", "private")  # not in the rows
 
+OTHER_INPUT = "was judged from another input (texts, references or labels)"  # see `is_of_row`
+
 
 def run_identity(judge: Judge, options: Options, digest: str) -> dict[str, Any]:
     """Returns everything that the verdicts of a run depend on: settings, models, input.
@@ -100,13 +102,16 @@ def row_fields(
 def difference(
     judge: Judge, row: Row, record: codec.Row, options: Options, identity: Mapping[str, Any]
 ) -> str:
-    """Returns the first difference between an output row and the run's identity, or ""."""
+    """Returns the first difference in settings between an output row and the run, or ""."""
     fields = row_fields(judge, options, identity, None if record.get("error") else row.comparison)
-    fields["id"] = str(row.number) if row.id is None else row.id
     for name, value in fields.items():
         old = record.get(name, value)
         if content_of(old) != content_of(value):
-            if name in ("input", "id"):
-                return "was judged from another input (texts, references or labels)"
             return f"was judged with {name} = {old!r:.80}, now it is {value!r:.80}"
     return ""
+
+
+def is_of_row(record: codec.Row, row: Row) -> bool:
+    """Returns whether an output row has the id of an input row, or none, as in earlier versions."""
+    id = str(row.number) if row.id is None else row.id
+    return record.get("id", id) == id

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,8 +20,10 @@ from grm_jax.hosts import distributed
 from grm_jax.judging import codec
 from grm_jax.judging.identity import (
     FREE_OF_RUN,
+    OTHER_INPUT,
     difference,
     field_names,
+    is_of_row,
     row_fields,
     run_identity,
     templates_of,
@@ -98,8 +101,8 @@ def judge_file(
     written = [shard.path(output)] if shard else [output, part_path(output)]
     check_outputs(written, sources.local_files(source))
     rows = list(itertools.islice(read_rows(source, format), limit))
-    selection = {"limit": limit, "format": format}
-    return judge_rows(judge, rows, output, options, sources.digest(source), config, selection)
+    digest = sources.digest(source)
+    return judge_rows(judge, rows, output, options, lambda _: digest, config, {"format": format})
 
 
 def judge_rows(
@@ -107,74 +110,77 @@ def judge_rows(
     rows: Sequence[Row],
     output: str | Path,
     options: Options,
-    digest: str,
+    digest: Callable[[Sequence[Row]], str],
     config: RunConfig | None = None,
     selection: Mapping[str, Any] | None = None,
 ) -> RunResult:
     """Judges numbered input rows into `output`: JSONL, one row per input row, in their order.
 
     While the run is in progress its rows are in OUT.part (`RunStore`). A row that cannot be judged
-    becomes an error row with the reason. A resumed run judges again the error rows of which an
-    endpoint answered no request, also those of a finished output.
+    becomes an error row with the reason. A resumed run keeps the rows of a finished output that has
+    only some of the input rows. It judges again the error rows of which an endpoint answered no
+    request.
 
     Args:
-      digest: a hash of everything in the input that verdicts depend on; rows keep 12 digits of it.
+      digest: returns a hash of everything in the given rows' input that verdicts depend on; output
+        rows keep 12 digits of it.
       selection: what else a resumed run must have in common with the earlier one.
 
     Raises:
       FileExistsError: there is output already, and config.existing = "refuse".
-      IdentityMismatch: an earlier run had other settings or another input.
+      IdentityMismatch: an earlier run had other settings, another input, or more rows.
       ValueError, BlockingIOError: see `RunStore`.
     """
     config = config or RunConfig()
-    identity = run_identity(judge, options, digest)
-
-    def finished() -> RunResult:
-        errors = _check_finished(judge, rows, output, options, identity)
-        return RunResult(len(rows), errors, len(rows), read_cost(config.cost_path))
-
+    identity = run_identity(judge, options, digest(rows))
     differ = {name: getattr(config, name) for name in field_names(config, FREE_OF_RUN)}
     header = identity | differ | dict(selection or {})
-
-    def open_store(path: Any) -> RunStore:
-        several = distributed.has_peers()
-        return RunStore(path, header, key="line", existing=config.existing, one_disk=several)
-
+    store_of = functools.partial(RunStore, key="line", existing=config.existing)
+    several = distributed.has_peers()
     if config.shard:
         header |= {"shard": str(config.shard), "of_rows": len(rows)}
         rows, path = config.shard.select(rows), config.shard.path(output)
-        with open_store(path) as store:
+        with store_of(path, header, one_disk=several) as store:
             store.begin()
             return _judge_store(store, judge, rows, options, identity, config)
-    answered: dict[int | str, codec.Row] | None = None  # of a finished output that lacks others
+    part, continues = part_path(output), False  # continues: a finished output that lacks rows
 
     def earlier() -> dict[str, Any] | None:
         """Returns the result of a finished output; process 0 looks for all processes."""
-        nonlocal answered
+        nonlocal continues
         if config.existing == "refuse":
-            refuse_existing(output, part_path(output))
-        if config.existing == "resume" and Path(output).exists() and not part_path(output).exists():
-            result = finished()
-            answered = _answered(output) if result.errors else None
-            return None if answered is not None else dataclasses.asdict(result)
+            refuse_existing(output, part)
+        if config.existing != "resume" or part.exists() or not Path(output).exists():
+            return None
+        judged, errors = _check_finished(judge, rows, output, options, digest)
+        kept = _kept(output, judged, identity) if errors or len(judged) < len(rows) else None
+        if kept is None or len(kept) == len(rows):
+            cost = read_cost(config.cost_path)
+            return dataclasses.asdict(RunResult(len(rows), errors, len(rows), cost))
+        with store_of(part, header) as store:
+            store.append_all({key: row for key, row in kept.items() if key not in store})
+        continues = True
         return None
-
-    def late() -> dict[str, Any]:
-        if config.existing == "refuse":
-            refuse_existing(output)
-        return dataclasses.asdict(finished())
 
     if (done := distributed.from_first(earlier)) is not None:
         return RunResult(**done)
-    with open_store(part_path(output)) as store:
-        if answered is not None:
-            store.append_all({k: row for k, row in answered.items() if k not in store})
-        if distributed.from_first(lambda: answered is None and _is_late(store, output, config)):
+    with store_of(part, header, one_disk=several) as store:
+        if distributed.from_first(lambda: not continues and _is_late(store, output, config)):
             store.remove()  # another run has finished since this one looked
-            return RunResult(**distributed.from_first(late))
+            return judge_rows(judge, rows, output, options, digest, config, selection)
+        _check_keys(store, rows)
         result = _judge_store(store, judge, rows, options, identity, config)
         store.finish(output, [row.number for row in rows])
     return result
+
+
+def _check_keys(store: RunStore, rows: Sequence[Row]) -> None:
+    """Raises IdentityMismatch for a store with rows that this run would lose."""
+    if others := sorted({*store} - {row.number for row in rows}):
+        raise IdentityMismatch(
+            f"{store.path} holds row {others[0]}, which is not among the {len(rows)} rows of this "
+            "run: use the same --limit, or start over with --overwrite"
+        )
 
 
 def _is_late(store: RunStore, output: str | Path, config: RunConfig) -> bool:
@@ -299,35 +305,52 @@ def _check_finished(
     rows: Sequence[Row],
     output: str | Path,
     options: Options,
-    identity: Mapping[str, Any],
-) -> int:
-    """Returns the number of error rows of a finished output.
+    digest: Callable[[Sequence[Row]], str],
+) -> tuple[list[Row], int]:
+    """Returns the input rows that a finished output has, and its number of error rows.
 
-    A field that an earlier version did not write is not compared.
+    It may have some of them only, in their order. A field that an earlier version did not write is
+    not compared.
 
     Raises:
       IdentityMismatch: the output is not of this run.
     """
-    problem, number, errors = "", 0, 0
-    for number, record in enumerate(codec.read_judged_rows(output, check=True), start=1):
+    identity, problem = run_identity(judge, options, digest=""), ""  # the input is compared below
+    judged: list[Row] = []
+    inputs: set[str] = set()
+    number, errors, remaining = 0, 0, iter(rows)
+    for record in codec.read_judged_rows(output, check=True):
+        number += 1
         errors += record.get("error") is not None
-        if number <= len(rows) and not problem:
-            problem = difference(judge, rows[number - 1], record, options, identity)
-    if number != len(rows):
+        inputs.add(str(record.pop("input", "")))
+        for row in itertools.islice((r for r in remaining if is_of_row(record, r)), 1):
+            judged.append(row)
+            problem = problem or difference(judge, row, record, options, identity)
+    if number > len(rows):
         problem = f"holds {number} comparisons, now there are {len(rows)}"
+    elif number > len(judged) or inputs - {"", digest(judged)[:12]}:
+        problem = OTHER_INPUT
     if problem:
         raise IdentityMismatch(
             f"{output} {problem}: choose another output (grm eval: --out), or start over with "
             "--overwrite"
         )
-    return errors
+    return judged, errors
 
 
-def _answered(output: str | Path) -> dict[int | str, codec.Row] | None:
-    """Returns the rows of a finished output without those of `has_no_reply`; None if all are."""
-    rows = {row["line"]: row for row in codec.read_judged_rows(output)}
-    answered = {line: row for line, row in rows.items() if not codec.has_no_reply(row)}
-    return answered if len(answered) < len(rows) else None
+def _kept(
+    output: str | Path, judged: Sequence[Row], identity: Mapping[str, Any]
+) -> dict[int | str, codec.Row]:
+    """Returns the rows of a finished output as rows of this run, without those of `has_no_reply`.
+
+    judged: their input rows.
+    """
+    records = zip(judged, codec.read_judged_rows(output), strict=True)
+    return {
+        row.number: record | {"line": row.number, "input": identity["input"][:12]}
+        for row, record in records
+        if not codec.has_no_reply(record)
+    }
 
 
 # ---------------------------------------------------------------- files

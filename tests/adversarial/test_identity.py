@@ -206,6 +206,8 @@ def test_rows_with_and_without_texts_are_not_mixed(source, tmp_path):
     )
     config = RunConfig(existing="resume", private=True, progress=False)
     digest = json.loads((tmp_path / "out.jsonl.part").read_bytes().partition(b"\t")[0])["input"]
-    selection = {"limit": None, "format": None}
+    selection = {"format": None}
     with pytest.raises(IdentityMismatch, match="private = False, now it is True"):
-        judge_rows(fake_judge(write), rows, output, Options(k=2), digest, config, selection)
+        judge_rows(
+            fake_judge(write), rows, output, Options(k=2), lambda _: digest, config, selection
+        )

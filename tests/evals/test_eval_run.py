@@ -108,6 +108,27 @@ def test_other_settings_are_refused(data, tmp_path):
         judge_all(comparisons[:10], tmp_path / "a.jsonl")
 
 
+def test_a_larger_limit_extends_a_finished_evaluation(data, tmp_path):
+    comparisons = BENCHMARKS["rewardbench"].load(data)
+    whole, few = judge_all(comparisons, tmp_path / "whole.jsonl"), run.choose(comparisons, 10)
+    judged = []
+
+    def writing(responses, key):
+        judged.append(responses)
+        return noisy(responses, key)
+
+    path = tmp_path / "a.jsonl"
+    judge_all(few, path, writing)
+    assert judge_all(run.choose(comparisons, 25), path, writing) != whole
+    assert judge_all(comparisons, path, writing) == whole
+    assert len(judged) == 40 * 4
+    path.unlink()
+    judge_all(few, path)
+    edited = {few[3].id: dataclasses.replace(few[3], reference="r")}
+    with pytest.raises(ValueError, match="from another input"):
+        judge_all([edited.get(c.id, c) for c in comparisons], path)
+
+
 def test_a_finished_file_of_another_template_or_with_other_references_is_refused(data, tmp_path):
     comparisons, path = BENCHMARKS["rewardbench"].load(data)[:4], tmp_path / "a.jsonl"
     for private in (False, True):

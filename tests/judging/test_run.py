@@ -15,7 +15,7 @@ from fake_judge import fake_judge, first_wins, well_formed
 from grm_jax.judging.codec import read_judged_rows
 from grm_jax.judging.options import Options
 from grm_jax.judging.run import RunConfig, judge_file, run_identity
-from grm_jax.run_store import RunStore
+from grm_jax.run_store import IdentityMismatch, RunStore
 
 HERE = Path(__file__).parent
 ROWS = [
@@ -261,6 +261,61 @@ def test_a_finished_output_of_another_run_is_refused(tmp_path):
         judge_all(fake_judge(first_wins), source, output, existing="resume")
     write_rows(source, ROWS[:2], {1: b"{\n"})
     assert judge_all(fake_judge(first_wins), source, output, existing="resume").resumed == 3
+
+
+def counting(judged):
+    """A judge that adds the responses of every critique to `judged`."""
+
+    def write(responses, key):
+        judged.append(tuple(responses))
+        return first_wins(responses, key)
+
+    return fake_judge(write)
+
+
+def test_a_finished_output_is_extended_by_the_rows_that_it_lacks(tmp_path):
+    """A larger --limit keeps what is judged, and the output is that of one run."""
+    source = write_rows(tmp_path / "in.jsonl", ROWS[:9], {1: b"{\n"})
+    whole, output = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    judge_all(counting(once := []), source, whole)
+    judge_all(counting(judged := []), source, output, limit=4)
+    assert judge_all(counting(judged), source, output, "resume", limit=7).resumed == 4
+    result = judge_all(counting(judged), source, output, "resume")
+    assert (result.rows, result.resumed, result.errors) == (10, 7, 1)
+    assert output.read_bytes() == whole.read_bytes() and judged == once
+    rows = output.read_text().splitlines(keepends=True)
+    output.write_text("".join(rows[:3] + rows[5:]))  # rows that someone removed
+    assert judge_all(counting([]), source, output, "resume").resumed == 8
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def test_a_finished_output_of_other_settings_is_not_extended(tmp_path):
+    source, output = write_rows(tmp_path / "in.jsonl", ROWS[:4]), tmp_path / "out.jsonl"
+    judge_all(fake_judge(first_wins), source, output, limit=2)
+    before = output.read_bytes()
+    with pytest.raises(IdentityMismatch, match="was judged with seed = 0, now it is 1"):
+        judge_all(fake_judge(first_wins), source, output, "resume", seed=1)
+    output.write_bytes(b"".join(reversed(before.splitlines(keepends=True))))
+    with pytest.raises(IdentityMismatch, match="from another input"):
+        judge_all(fake_judge(first_wins), source, output, "resume")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl", "out.jsonl"]
+
+
+def test_an_unfinished_run_may_end_with_another_limit(tmp_path):
+    source, output = write_rows(tmp_path / "in.jsonl", ROWS[:6]), tmp_path / "out.jsonl"
+
+    def stopping(responses, key):
+        if responses[0] == ROWS[3]["responses"][0]:
+            raise KeyboardInterrupt
+        return first_wins(responses, key)
+
+    with pytest.raises(KeyboardInterrupt):
+        judge_all(fake_judge(stopping), source, output, limit=5, chunk=1)
+    with pytest.raises(IdentityMismatch, match="part holds row 3, .* 2 rows .* the same --limit"):
+        judge_all(fake_judge(first_wins), source, output, "resume", limit=2)
+    assert judge_all(fake_judge(first_wins), source, output, "resume").resumed == 3
+    judge_all(fake_judge(first_wins), source, tmp_path / "whole.jsonl")
+    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
 def test_runs_that_differ_in_the_template_of_single_responses_are_not_mixed(tmp_path):

@@ -104,8 +104,9 @@ def test_two_hosts_evaluate_like_one(tmp_path):
     command += ["--out", "eval", "--template", "compact", "--k", "2", "--draws", "20"]
     one, *two = (tmp_path / name for name in ("one", "first", "second"))
     assert run([one], command)[0] == [0]
-    statuses, errors = run(two, command)
-    assert statuses == [0, 0], errors
+    for limit in (["--limit", "2"], []):  # the second run extends the first
+        statuses, errors = run(two, [*command, *limit])
+        assert statuses == [0, 0], errors
     assert not list(two[1].iterdir())
     names = sorted(path.name for path in (one / "eval").iterdir())
     assert names == sorted(path.name for path in (two[0] / "eval").iterdir())
