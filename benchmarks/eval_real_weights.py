@@ -25,6 +25,7 @@ a finished evaluation in --work, without sampling, into WORK/expected: that is a
 """
 
 import dataclasses
+import functools
 import os
 import platform
 import shutil
@@ -166,36 +167,33 @@ def run(name: str, argv: Sequence[str], clocks: Path) -> None:
     common.write_json(clocks, seconds)
 
 
-class Stored:
-    """A sampler that returns stored critiques, their texts encoded again.
+def stored_completions(
+    tokenizer: Any, critiques: Mapping[tuple[int, ...], list[Any]], requests: Sequence[Any]
+) -> Iterator[Any]:
+    """A sampler that yields stored critiques, their texts encoded again.
 
-    Args:
-      critiques: prompt -> the critiques of each comparison that has it, by sample.
+    critiques: prompt -> the critiques of each comparison that has it, by sample.
     """
+    from grm_jax.sampling import Completion
 
-    def __init__(self, tokenizer: Any, critiques: Mapping[tuple[int, ...], list[Any]]):
-        self.tokenizer, self.critiques = tokenizer, critiques
-
-    def __call__(self, requests: Sequence[Any]) -> Iterator[Any]:
-        from grm_jax.sampling import Completion
-
-        for i, request in enumerate(requests):
-            stored = self.critiques[tuple(request.prompt)]
-            for sample, critique in enumerate(stored.pop(0) if len(stored) > 1 else stored[0]):
-                ids = np.array(self.tokenizer.encode(critique["text"]), np.int32)
-                none = np.zeros(len(ids), np.float32)
-                yield Completion(i, sample, ids, none, none, critique["finish"])
+    for i, request in enumerate(requests):
+        stored = critiques[tuple(request.prompt)]
+        for sample, critique in enumerate(stored.pop(0)):
+            ids = np.array(tokenizer.encode(critique["text"]), np.int32)
+            none = np.zeros(len(ids), np.float32)
+            yield Completion(i, sample, ids, none, none, critique["finish"])
 
 
 def add_expected(name: str, argv: Sequence[str], work: Path, out: Path) -> None:
     """Judges the stored critiques of a benchmark in `work` again, with expected scores, into `out`.
 
-    The greedy critiques are copied. Prints how many critiques got no expected scores.
+    The greedy critiques are copied. Prints how many critiques got no expected scores. A killed run
+    resumes.
     """
     from grm_jax.evals import cli
     from grm_jax.judging import arguments
     from grm_jax.judging.codec import read_judged_rows
-    from grm_jax.judging.run import RunConfig
+    from grm_jax.judging.run import RunConfig, part_path
     from grm_jax.text import rendering
 
     args = cli.parser().parse_args(list(argv))
@@ -203,8 +201,12 @@ def add_expected(name: str, argv: Sequence[str], work: Path, out: Path) -> None:
     options, judge = arguments.options_from(args), arguments.judge_from(args)
     (task,) = cli.load(args)
     critiques: dict[tuple[int, ...], list[Any]] = {}
-    rows = read_judged_rows(work / f"{name}.jsonl")
+    rows, rescored = read_judged_rows(work / f"{name}.jsonl"), out / f"{name}.jsonl"
+    finished = [path for path in (rescored, part_path(rescored)) if path.exists()]
+    done = {row["line"] for path in finished for row in read_judged_rows(path)}
     for comparison, row in zip(task.comparisons, rows, strict=True):
+        if row["line"] in done:
+            continue
         template = judge.template_for(comparison, options)
         for order in {tuple(critique["order"]) for critique in row["critiques"]}:
             prompt = judge.tokenizer.encode_chat(rendering.render(template, comparison, order))
@@ -213,14 +215,16 @@ def add_expected(name: str, argv: Sequence[str], work: Path, out: Path) -> None:
             critiques.setdefault(tuple(prompt), []).append(same)
     out.mkdir(parents=True, exist_ok=True)
     for file in (f"{name}.cost.json", f"{name}.greedy.cost.json", f"{name}.greedy.jsonl"):
-        if not (out / file).exists():  # the cost of the sampling, to which this one is added
+        # The cost is that of the sampling, to which this one is added.
+        if (work / file).exists() and not (out / file).exists():
             shutil.copy(work / file, out / file)
-    judge = dataclasses.replace(judge, sampler=Stored(judge.tokenizer, critiques))
+    sampler = functools.partial(stored_completions, judge.tokenizer, critiques)
+    judge = dataclasses.replace(judge, sampler=sampler)
     config = RunConfig("resume", chunk=args.chunk)
     cli.judge_benchmark(judge, task, out, options, config, greedy=False)
     states = Counter(
         (critique["status"] == "ok", critique["expected_scores"] is not None)
-        for row in read_judged_rows(out / f"{name}.jsonl")
+        for row in read_judged_rows(rescored)
         for critique in row["critiques"]
     )
     print(f"{name}: {states[True, False]} parsed critiques without expected scores", flush=True)
@@ -261,6 +265,8 @@ def main() -> None:
     for name in sets:
         argv = [*common.flags({"benchmark": name} | options), *setup.sets[name], *flags]
         if args.expected:
+            sampled_only = not (args.work / f"{name}.greedy.jsonl").exists()
+            argv += ["--no_greedy"] if sampled_only and "--no_greedy" not in argv else []
             add_expected(name, argv, args.work, work)
         run(name, argv, work / "seconds.json")
         write_results(setup, work, common.RESULTS / f"eval_{args.judge}")

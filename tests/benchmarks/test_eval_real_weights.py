@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import pytest
 from fake_judge import fake_judge, well_formed
 
 from benchmarks import common, eval_real_weights as program
+from grm_jax.judging.codec import read_judged_rows
 from grm_jax.judging.run import RunConfig
 
 RESULTS = common.RESULTS / "eval_qwen2.5_coder_1.5b"
@@ -100,23 +102,28 @@ def test_an_unknown_set_is_refused(run, capsys):
     assert "--sets humanevalpack: use some of rm_bench, pandalm, gsm8k" in capsys.readouterr().err
 
 
-def test_stored_critiques_get_expected_scores_without_sampling(
-    tmp_path, monkeypatch, shared_data, capsys
-):
+@pytest.fixture
+def sampled(tmp_path, monkeypatch, shared_data):
+    """Four judged comparisons of PandaLM in WORK, and what `add_expected` needs for them.
+
+    `stop` is the number of critiques with expected scores after which it raises KeyboardInterrupt.
+    """
     from grm_jax.evals import cli
     from grm_jax.judging import arguments
-    from grm_jax.judging.codec import read_judged_rows
 
     def write(responses, key):
         scores = [(len(text) + len(prompts)) % 9 + 1 for text in responses]
         return well_formed(scores) if key[1] else "no scores"
 
+    def expected(samples, template):
+        run.stop -= len(samples)
+        if run.stop < 0:
+            raise KeyboardInterrupt
+        scores = [critique.scores for *_, critique in samples]
+        return [one and tuple(score + 0.5 for score in one) for one in scores]
+
     prompts = []
-    judge = fake_judge(write, prompts=prompts, expected=lambda samples, _: expected(samples))
-    expected = lambda samples: [
-        tuple(score + 0.5 for score in critique.scores) if critique.scores else None
-        for _, _, critique in samples
-    ]
+    judge = fake_judge(write, prompts=prompts, expected=expected)
     monkeypatch.setattr(arguments, "judge_from", lambda args: judge)
     monkeypatch.setattr(arguments, "fill_unset", lambda args: None)
     options = {"benchmark": "pandalm", "data": shared_data, "model": "m", "k": 4, "limit": 3}
@@ -129,10 +136,20 @@ def test_stored_critiques_get_expected_scores_without_sampling(
     work, config = tmp_path / "work", RunConfig("resume", progress=False)
     work.mkdir()
     cli.judge_benchmark(judge, task, work, arguments.options_from(args), config)
-    sampled = len(prompts)
+    argv += ["--expected", "--chunk", "1"]
+    run = types.SimpleNamespace(work=work, argv=argv, prompts=prompts, stop=99)
+    return run
 
-    program.add_expected("pandalm", [*argv, "--expected"], work, work / "expected")
-    assert len(prompts) == sampled
+
+def test_stored_critiques_get_expected_scores_without_sampling(sampled, capsys):
+    work, argv = sampled.work, sampled.argv
+    num_prompts = len(sampled.prompts)
+    sampled.stop = 9  # within the third of four comparisons
+    with pytest.raises(KeyboardInterrupt):
+        program.add_expected("pandalm", argv, work, work / "expected")
+    sampled.stop = 99
+    program.add_expected("pandalm", argv, work, work / "expected")
+    assert len(sampled.prompts) == num_prompts
     assert "pandalm: 0 parsed critiques without" in capsys.readouterr().out
     before, after = (
         list(read_judged_rows(folder / "pandalm.jsonl")) for folder in (work, work / "expected")
@@ -146,3 +163,19 @@ def test_stored_critiques_get_expected_scores_without_sampling(
             assert b | {"expected_scores": None} == a
     greedy = "pandalm.greedy.jsonl"
     assert (work / greedy).read_bytes() == (work / "expected" / greedy).read_bytes()
+
+
+def test_critiques_without_a_greedy_run_get_expected_scores(sampled, monkeypatch):
+    from grm_jax.evals import cli
+
+    commands = []
+    monkeypatch.setattr(cli, "main", lambda argv: commands.append(argv) or 1)
+    (sampled.work / "pandalm.greedy.jsonl").unlink()
+    paths = ["--model", "m", "--data", "d", "--work", str(sampled.work), "--sets", "pandalm"]
+    argv = ["program", "--judge", "qwen2.5_coder_0.5b", "--expected", "--k", "4", *paths]
+    monkeypatch.setattr("sys.argv", argv)
+    with pytest.raises(SystemExit):
+        program.main()
+    assert "--no_greedy" in commands[0]
+    files = {path.name for path in (sampled.work / "expected").iterdir()}
+    assert "pandalm.jsonl" in files and "pandalm.greedy.jsonl" not in files
