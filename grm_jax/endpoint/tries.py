@@ -39,11 +39,13 @@ class Failure:
 
     kind: what went wrong in the last try, for counts: "timeout", "HTTP 503", "not JSON", ...
     reason: one line with address and detail.  refused: the server refuses every request alike.
+    unfit: it refuses this one, which may be too long; or all, for example for a field.
     """
 
     kind: str
     reason: str
     refused: bool = False
+    unfit: bool = False
 
 
 class FailedTry(Exception):
@@ -94,7 +96,7 @@ async def request(
         if not repeated:
             break
         await asyncio.sleep(wait)
-    return Failure(failed.kind, reason, failed.refused)
+    return Failure(failed.kind, reason, failed.refused, not (failed.retried or failed.refused))
 
 
 async def _try(

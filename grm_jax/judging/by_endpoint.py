@@ -11,7 +11,7 @@ import collections
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +78,20 @@ class EndpointSampler:
             failed += 1
             yield TextCompletion(i, sample, _NONE, _NONE, _NONE, FAILED, result.reason)
             if failed >= most:
-                raise endpoint.EndpointError(
-                    f"{result.reason}. {failed} requests in a row failed: start the server, then "
-                    "resume"
-                )
+                if not (result.unfit and self._answers_short(bodies[number])):
+                    raise endpoint.EndpointError(
+                        f"{result.reason}. {failed} requests in a row failed: start the server, "
+                        "then resume"
+                    )
+                failed = 0
         if warning := endpoint.equal_warning(texts, requests[0].temperature):
             self._warn_once("equal", f"{self.server.model}: {warning}")
+
+    def _answers_short(self, body: Mapping[str, Any]) -> bool:
+        """Returns whether the server answers a short prompt with the other fields of a request."""
+        body = {**body, "messages": [{"role": "user", "content": "Hello."}]}
+        ((_, result),) = endpoint.complete(self.server, [body], self._failed_try)
+        return isinstance(result, endpoint.Completion)
 
     def _failed_try(self, kind: str, reason: str, repeated: bool) -> None:
         self.tries[kind] += 1

@@ -253,27 +253,42 @@ def judge_into(
     batch, written = config.chunk if store.is_folder else 1, time.monotonic()
     records: dict[int | str, codec.Row] = {}
     last: dict[int | str, codec.Row] = {}  # stored at the end: a resumed run judges them again
-    for row, result in _results(judge, remaining, options, config.chunk):
-        if isinstance(result, Unjudged) or row.comparison is None:
-            fields = row_fields(judge, options, identity, None)
-            reason, no_reply = getattr(result, "reason", ""), getattr(result, "no_reply", False)
-            record = codec.error_row(row.number, reason, fields, row.id, row.comparison, no_reply)
-        else:
-            fields = row_fields(judge, options, identity, row.comparison)
-            record = codec.judged_row(row.comparison, result, row.number, fields)
-        templates = templates_of(judge)
-        if templates != identity["templates"]:
-            raise ValueError(
-                f"a template was edited during the run (begun with {identity['templates']}, now it "
-                f"is {templates}): restore it and resume, or start over with --overwrite"
-            )
-        rows_to = last if codec.has_no_reply(record) else records
-        rows_to[row.number] = codec.without_texts(record) if config.private else record
-        if len(records) >= batch or time.monotonic() > written + PART_SECONDS:
-            store.append_all(records)
-            records, written = {}, time.monotonic()
-        count(record)
-    store.append_all(records | last)
+    try:
+        for row, result in _results(judge, remaining, options, config.chunk):
+            record = _output_row(judge, row, result, options, identity)
+            rows_to = last if codec.has_no_reply(record) else records
+            rows_to[row.number] = codec.without_texts(record) if config.private else record
+            if len(records) >= batch or time.monotonic() > written + PART_SECONDS:
+                store.append_all(records)
+                records, written = {}, time.monotonic()
+            count(record)
+    finally:  # whatever stops it, no row that is judged is lost
+        store.append_all(records)
+    store.append_all(last)
+
+
+def _output_row(
+    judge: Judge,
+    row: Row,
+    result: Verdict | Unjudged,
+    options: Options,
+    identity: Mapping[str, Any],
+) -> codec.Row:
+    """Returns the output row of an input row. Raises ValueError if a template was edited."""
+    if isinstance(result, Unjudged) or row.comparison is None:
+        fields = row_fields(judge, options, identity, None)
+        reason, no_reply = getattr(result, "reason", ""), getattr(result, "no_reply", False)
+        record = codec.error_row(row.number, reason, fields, row.id, row.comparison, no_reply)
+    else:
+        fields = row_fields(judge, options, identity, row.comparison)
+        record = codec.judged_row(row.comparison, result, row.number, fields)
+    templates = templates_of(judge)
+    if templates != identity["templates"]:
+        raise ValueError(
+            f"a template was edited during the run (begun with {identity['templates']}, now it is "
+            f"{templates}): restore it and resume, or start over with --overwrite"
+        )
+    return record
 
 
 def _results(

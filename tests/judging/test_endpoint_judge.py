@@ -291,6 +291,29 @@ def test_a_comparison_without_a_reply_is_an_error_row_that_resume_judges_again(t
     assert output.read_text() == whole.read_text()
 
 
+TOO_LONG = [http(b'{"error": {"message": "maximum context length"}}', "400 Bad Request")]
+
+
+def test_many_comparisons_that_are_too_long_do_not_end_the_run(tmp_path, rows, capsys):
+    """They are 40 refused requests in a row, but the server accepts others."""
+    output = tmp_path / "out.jsonl"
+
+    def script(request):
+        content = request["messages"][-1]["content"]
+        is_long = any(f"Question {i}?" in content for i in range(1, 11))
+        return TOO_LONG if is_long else answer(request)
+
+    for flags in ((), ("--resume",)):
+        with serving(script) as server:
+            assert command(server, rows, output, "--parallel", "1", *flags) == 1
+        reasons = [row["error"] and row["error"]["reason"] for row in read_judged_rows(output)]
+        assert [reason is None for reason in reasons] == [True] + [False] * 10 + [True]
+        assert "maximum context length" in reasons[1]
+    with serving(lambda request: TOO_LONG) as server:  # refuses every request, also a short one
+        assert command(server, rows, output, "--overwrite", "--parallel", "1") == 2
+    assert "32 requests in a row failed" in capsys.readouterr().err
+
+
 def test_a_server_that_refuses_or_never_answers_ends_the_run(tmp_path, rows, capsys):
     output = tmp_path / "out.jsonl"
     with serving(lambda request: [http(b'{"error": {"message": "bad key"}}', "401 No")]) as server:

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from fake_judge import fake_judge, first_wins, well_formed
 
+from grm_jax.data.comparisons import read_rows
 from grm_jax.judging.codec import read_judged_rows
 from grm_jax.judging.options import Options
-from grm_jax.judging.run import RunConfig, judge_file, run_identity
+from grm_jax.judging.run import RunConfig, judge_file, judge_into, run_identity
 from grm_jax.run_store import IdentityMismatch, RunStore
 
 HERE = Path(__file__).parent
@@ -341,6 +342,25 @@ def test_an_unfinished_run_can_be_read_while_it_is_written(tmp_path):
         with open(path, "ab") as file:
             file.write(b'{"line": 2, "cri')
         assert [row["line"] for row in read_judged_rows(path)] == [1]
+
+
+@pytest.mark.parametrize("name", ["out.jsonl.part", "parts"])
+def test_an_error_loses_no_row_that_is_judged(tmp_path, name):
+    """The rows of a store in a folder are appended in chunks."""
+    rows = list(read_rows(write_rows(tmp_path / "in.jsonl", ROWS[:5])))
+
+    def stopping(responses, key):
+        if responses[0] == ROWS[3]["responses"][0]:
+            raise KeyboardInterrupt
+        return first_wins(responses, key)
+
+    judge, options = fake_judge(stopping), Options(k=2)
+    identity = run_identity(judge, options, "")
+    with RunStore(tmp_path / name, identity, key="line") as store:
+        with pytest.raises(KeyboardInterrupt):
+            judge_into(store, judge, rows, options, identity, RunConfig())
+    with RunStore(tmp_path / name, identity, key="line") as store:
+        assert sorted(store) == [1, 2, 3]
 
 
 # --- the command line ---
