@@ -92,10 +92,11 @@ class Resampler:
 
     def estimate(self, metrics: MetricFunction) -> dict[str, Estimate]:
         """Computes each metric with its interval."""
-        values = self.draw(metrics)
-        if self.num_prompts < 2:
-            return {name: Estimate(value) for name, (value, _) in values.items()}
-        return {name: Estimate(value, *interval(drawn)) for name, (value, drawn) in values.items()}
+        values = self.draw(metrics).items()
+        return {name: Estimate(value, *self._bounds(drawn)) for name, (value, drawn) in values}
+
+    def _bounds(self, drawn: Sequence[float]) -> tuple[float | None, float | None]:
+        return interval(drawn) if self.num_prompts > 1 else (None, None)
 
     def headline(self, metrics: MetricFunction) -> Estimate:
         """Computes the first metric with its interval."""
@@ -127,18 +128,22 @@ class Resampler:
         for weights_I in self.weights():
             weights_S = np.bincount(rng.integers(runs, size=runs), minlength=runs)
             drawn.append(mean(weights_S[:, None] * weights_I))
-        bounds = interval(drawn) if self.num_prompts > 1 else (None, None)
-        return Estimate(mean(np.ones(given_SxI.shape)), *bounds)
+        return Estimate(mean(np.ones(given_SxI.shape)), *self._bounds(drawn))
 
     def difference(self, baseline: MetricFunction, treatment: MetricFunction) -> dict[str, dict]:
-        """Computes treatment - baseline on the same draws: interval and two-sided p-value."""
+        """Computes treatment - baseline on the same draws: interval and two-sided p-value.
+
+        Both are None for one prompt.
+        """
 
         def metrics(weights_I: np.ndarray) -> Metrics:
             base, treated = baseline(weights_I), treatment(weights_I)
             return {name: treated[name] - base[name] for name in base if name in treated}
 
+        several = self.num_prompts > 1
         return {
-            name: Estimate(value, *interval(drawn)).as_json() | {"p": p_value(drawn)}
+            name: Estimate(value, *self._bounds(drawn)).as_json()
+            | {"p": p_value(drawn) if several else None}
             for name, (value, drawn) in self.draw(metrics).items()
         }
 

@@ -113,8 +113,9 @@ def _estimate_problem(estimate: Mapping) -> str:
 
 
 def _is_estimate(value: Any) -> bool:
-    checks = dict.fromkeys(("value", "low", "high"), or_null(is_number)) | {"p": is_number}
-    return not field_problem(value, checks | {"n": is_count}, ("value", "low", "high"))
+    checks = dict.fromkeys(("value", "low", "high"), or_null(is_number))
+    checks |= {"p": or_null(is_number), "n": is_count}
+    return not field_problem(value, checks, ("value", "low", "high"))
 
 
 def _is_difference(value: Any) -> bool:

@@ -144,7 +144,8 @@ def against_line(entry: Mapping) -> str:
     difference = against["metrics"].get(entry["headline"])
     if difference is None:
         return f"{against['run']}: no common metric"
-    text = f"{against['run']}: {signed(difference)} points, p = {difference['p']:.3g}"
+    p = MISSING if difference["p"] is None else f"{difference['p']:.3g}"
+    text = f"{against['run']}: {signed(difference)} points, p = {p}"
     text += " (paired bootstrap)"
     if test := against.get("mcnemar"):
         text += f"; {test['gained']} gained, {test['lost']} lost, p = {test['p']:.3g} (McNemar)"

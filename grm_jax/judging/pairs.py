@@ -63,7 +63,7 @@ def agreement(pairs: Iterable[Pair]) -> dict[str, Any]:
 
     pairs: rows that both runs judged.  unpaired: rows of one run only.
     agreement: share of the pairs with several responses that have the same best response, or tie in
-    both.  changed: the others.  labelled: pairs with labels.
+    both, or are unparsed in both.  changed: the others.  labelled: pairs with labels.
     accuracy: of each run, on these.  tie_credit: the same with ties shared.  difference: B - A of
     tie_credit with its 95% interval.  gained, lost: labelled pairs that only B, only A has right.
     p: of the exact McNemar test.
@@ -71,6 +71,7 @@ def agreement(pairs: Iterable[Pair]) -> dict[str, Any]:
     pairs = list(pairs)
     judged = [(a, b) for a, b in pairs if a and b and not a.get("error") and not b.get("error")]
     several = [(a, b) for a, b in judged if a["n"] > 1]
+    choices = [(a["best"], a["tie"]) == (b["best"], b["tie"]) for a, b in several]
     credits = [
         (credit_a, credit_b, json.dumps(a.get("query") or [a["id"], a["line"]]))
         for a, b in judged
@@ -82,8 +83,8 @@ def agreement(pairs: Iterable[Pair]) -> dict[str, Any]:
         "pairs": len(judged),
         "unpaired": sum(a is None or b is None for a, b in pairs),
         "several": len(several),
-        "agreement": mean(a["best"] == b["best"] for a, b in several),
-        "changed": sum(a["best"] != b["best"] for a, b in several),
+        "agreement": mean(choices),
+        "changed": choices.count(False),
         "labelled": len(credits),
         "accuracy": [mean(values) for values in zip(*right)] or [None, None],
         "tie_credit": [mean(values) for values in list(zip(*credits))[:2]] or [None, None],
@@ -94,17 +95,19 @@ def agreement(pairs: Iterable[Pair]) -> dict[str, Any]:
     }
 
 
-def difference(values: Sequence[float], prompts: Sequence[str]) -> dict[str, float] | None:
+def difference(values: Sequence[float], prompts: Sequence[str]) -> dict[str, float | None] | None:
     """Returns {"value", "low", "high"}: the mean of paired differences and its 95% interval.
 
-    The bootstrap draws prompts, as `grm eval` does, so comparisons of one prompt stay together.
-    None without values.
+    The bootstrap draws prompts, as `grm eval` does, so comparisons of one prompt stay together. One
+    prompt has no interval. None without values.
     """
     if not values:
         return None
     numbers = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     codes = [numbers[prompt] for prompt in prompts]
     sums, counts = np.bincount(codes, values), np.bincount(codes)
+    if len(sums) < 2:
+        return {"value": float(np.mean(values)), "low": None, "high": None}
     rng = np.random.default_rng(0)
     drawn = (rng.integers(len(sums), size=len(sums)) for _ in range(DRAWS))
     means = [sums[places].sum() / counts[places].sum() for places in drawn]

@@ -15,6 +15,7 @@ from grm_jax.evals.benchmarks import BENCHMARKS
 from grm_jax.evals.bootstrap import Resampler, mcnemar, p_value
 from grm_jax.evals.judged import JudgedComparison, from_row
 from grm_jax.evals.measure import compare, measure
+from grm_jax.evals.tables import MISSING
 from grm_jax.judging.options import Options
 from grm_jax.judging.run import RunConfig
 from grm_jax.types import Comparison
@@ -217,6 +218,19 @@ def test_scores_from_elsewhere_and_paired_tests(data, tmp_path):
     assert entry["parsing"]["unparsed"] == 4
     difference = entry["against"]["metrics"]["score"]
     assert difference["value"] < 0 and difference["p"] < 0.05 and difference["high"] < 0
+
+
+def test_differences_on_one_prompt_have_neither_interval_nor_p(data, tmp_path, capsys):
+    one = ("--limit", "1", "--draws", "50", "--out")
+    assert eval_rewardbench(data, "--judge", "shortest", *one, tmp_path / "best") == 0
+    longest = ("--judge", "longest", *one, tmp_path / "ours", "--against", tmp_path / "best")
+    assert eval_rewardbench(data, *longest) == 0
+    (entry,) = results.read_results(tmp_path / "ours" / "results.json", complete=True)
+    difference = entry["against"]["metrics"]["score"]
+    assert difference == {"value": -1.0, "low": None, "high": None, "p": None}
+    page = (tmp_path / "ours" / "results.html").read_text()
+    for text in (capsys.readouterr().out, (tmp_path / "ours" / "results.md").read_text(), page):
+        assert f"-100.0 points, p = {MISSING} (paired bootstrap)" in " ".join(text.split())
 
 
 def test_wrong_command_lines_get_one_clear_line(data, tmp_path, capsys):

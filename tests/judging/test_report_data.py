@@ -85,6 +85,17 @@ def test_agreement_by_hand():
     assert (rates["gained"], rates["lost"]) == (2, 1)
 
 
+def test_a_tie_and_an_unparsed_row_are_no_agreement():
+    tie, unparsed = row(1, None), row(1, None, tie=False)
+    rates = pairs.agreement([(tie, unparsed), (tie, tie), (unparsed, unparsed)])
+    assert (rates["agreement"], rates["changed"]) == (pytest.approx(2 / 3), 1)
+
+
+def test_a_difference_on_one_prompt_has_no_interval():
+    expected = {"value": 0.5, "low": None, "high": None}
+    assert pairs.difference([1.0, 0.0], ["q", "q"]) == expected
+
+
 def test_no_labels_and_no_pairs_give_no_rates():
     rates = pairs.agreement([(row(1, label=None), row(1, 1, label=None))])
     assert (rates["agreement"], rates["accuracy"], rates["difference"]) == (0, [None, None], None)

@@ -74,7 +74,8 @@ function pairElements(rates, summaries) {
   const { pairs, unpaired, agreement, changed, several, labelled, difference } = data.pair;
   const { tie_credit: credits, gained, lost, p } = data.pair;
   const rest = unpaired ? `; ${unpaired.toLocaleString("en")} rows are in one run only` : "";
-  const interval = difference && `${signed(difference.low)} to ${signed(difference.high)}`;
+  const { low, high } = difference || {};
+  const interval = isMissing(low) ? "" : `; 95% CI ${signed(low)} to ${signed(high)}`;
   const texts = [
     ["pairs", pairs.toLocaleString("en"), `comparisons that both runs judged${rest}`],
     [
@@ -83,7 +84,7 @@ function pairElements(rates, summaries) {
     ],
     difference && [
       ...["B − A", `${signed(difference.value)} points`],
-      `paired difference of accuracy, ties shared, on ${labelled} labelled pairs; 95% CI ${interval}`,
+      `paired difference of accuracy, ties shared, on ${labelled} labelled pairs${interval}`,
     ],
     labelled > 0 && [
       ...["gained, lost", `${gained}, ${lost}`],

@@ -25,16 +25,14 @@ async function loadPart(number) {
 const anySide = (test) => (row) => row.sides.some((side) => side && test(side));
 const everySide = (row) => row.sides.every((side) => side && !side.error);
 const isWrong = (side) => side.credit !== null && side.credit < 1 && !side.tie && !side.all_unparsed;
+const isSameChoice = (a, b) => a.best === b.best && a.tie === b.tie;
 const isRight = (side) => side.credit === 1;
 const isGain = (row, to) => everySide(row) && isRight(row.sides[to]) && row.sides[1 - to].credit < 1;
 const either = isPaired ? " in A or B" : "";
 const FILTERS = {
   all: ["all", () => true],
   ...(isPaired && {
-    changed: [
-      "changed",
-      (row) => everySide(row) && row.sides[0].best !== row.sides[1].best && isSeveral(row),
-    ],
+    changed: ["changed", (row) => everySide(row) && isSeveral(row) && !isSameChoice(...row.sides)],
     gained: ["gained: only B right", (row) => isGain(row, 1)],
     lost: ["lost: only A right", (row) => isGain(row, 0)],
     missing: ["in one run only", (row) => row.sides.some((side) => !side)],
