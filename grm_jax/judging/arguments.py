@@ -30,7 +30,7 @@ UNUSED = (
     *("reference", "with_reference", "kv_cache_dtype"),
 )
 PRICE = Number(float, 0, 1e9)
-_BATCH = "(default: what fits in memory)"
+_BATCH = "(see docs/judging.md for the default)"
 
 
 def add_judging_arguments(parser: argparse.ArgumentParser) -> None:

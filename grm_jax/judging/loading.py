@@ -40,7 +40,7 @@ class LoadOptions:
       kv_cache_dtype: "int8" for the sampler's keys and values.
       tokenizer: a folder, file or hub name, if the model's folder has none.
       meta_template: template of the meta reward model, if not the one of its training.
-      prompt_slots, rows: bounds of the sampler's batch; by default as much as memory holds.
+      prompt_slots, rows: bounds of the sampler's batch (`plan.fit`).
     """
 
     dtype: str = "bfloat16"

@@ -72,8 +72,7 @@ class EngineSampler:
 
     Attributes:
       mesh: mesh of the model's parameters; None for one device.
-      prompt_slots: most prompts in a batch; None: as many as memory holds.
-      rows: most samples of one prompt in a batch; None: as many as memory holds.
+      prompt_slots, rows: most prompts in a batch, most samples of one prompt; see `plan.fit`.
       few_shapes: on a CPU, pads batches so that few programs are compiled, and for small models the
         same whatever the number of requests.
     """

@@ -66,7 +66,7 @@ def sample(
     Args:
       temperature: 0 is greedy.
       items: one number per prompt; default 0, 1, ...
-      prompt_slots, rows: bound how much runs at once; default as much as memory holds (`plan.fit`).
+      prompt_slots, rows: bound how much runs at once; see `plan.fit` for the default.
       progress: shows a progress bar.
 
     Raises:

@@ -78,7 +78,7 @@ def fit(
 ) -> tuple[int, int]:
     """Returns (prompt slots, rows per prompt): what the requests can use and memory holds.
 
-    Slots are a power of two, so that a longer list compiles nothing new. Requests that cannot run
+    Slots are a power of two, or `prompt_slots`, so that a longer list compiles nothing new. Requests that cannot run
     (`request.check`) do not count.
 
     Args:
@@ -96,14 +96,14 @@ def fit(
     if not runnable:
         return 1, 1
     shards = sharding.batch_shards(sharding.current_mesh())
-    P = _power_of_two(min(prompt_slots or MAX_SLOTS, len(runnable)))
+    P = min(prompt_slots or MAX_SLOTS, _power_of_two(len(runnable)))
     # Few prompts run all their samples at once. Long lists run more prompts with fewer rows each:
     # rows finish at different times and are refilled from the prompt's other samples, whereas a
     # prompt whose samples all run at once keeps its slot until the longest of them finishes.
     target = FULL_PROMPTS * sum(r.k for r in runnable) / len(runnable)
     if (platform or sharding.platform()) != "cpu":
         target = max(target, BUSY_ROWS * shards)
-    R = rows or min(max(r.k for r in runnable), _power_of_two(math.ceil(target / P)))
+    R = min(max(r.k for r in runnable), rows or _power_of_two(math.ceil(target / P)))
     return _shrink(cfg, runnable, (P, R), share_heads, memory, taken)
 
 
@@ -162,7 +162,7 @@ def _shrink(
         return shared + prefix + (rings + sizes["logits"]) // (row_shards * tensor)
 
     while per_device(P, R) > available and P > 1:
-        P //= 2
+        P = (P + 1) // 2
     while per_device(P, R) > available and R > 1:
         R = (R + 1) // 2
     if per_device(P, R) > available:

@@ -63,7 +63,7 @@ def parser() -> Parser:
     add("--host", default="127.0.0.1", help="address to bind (default 127.0.0.1: this machine)")
     add("--port", type=PORT, default=8000, help="port; 0: any free one (default 8000)")
     add_device = add_device_arguments(p)
-    add_device("--prompt_slots", type=POSITIVE, help="prompts in a batch")
+    add_device("--prompt_slots", type=POSITIVE, help="prompts in a batch (default 64, on a CPU 16)")
     add_device("--rows", type=POSITIVE, help="samples of one prompt in a batch (default 4)")
     add_device(
         "--max_prompt",

@@ -205,7 +205,8 @@ def build(
     """Builds the service of a judge that was loaded from files; compiles nothing yet.
 
     Args:
-      batch: prompt slots and rows per slot; None for as many as memory holds.
+      batch: prompt slots and rows per slot, fewer if memory is short; None for the defaults, 64 (on
+        a CPU 16) and 4.
 
     Raises:
       ValueError: the lengths do not fit the model's context.
@@ -224,12 +225,13 @@ def build(
             f"--max_prompt {lengths.max_prompt} leaves no room in the context of {cfg.name}, "
             f"{cfg.max_length}: lower it"
         )
-    longest = [Request([0] * lengths.max_prompt, ROWS, lengths.max_new_tokens)]
+    rows = batch[1] or ROWS
+    longest = [Request([0] * lengths.max_prompt, rows, lengths.max_new_tokens)]
     with use_mesh(sampler.mesh):
         model = sampler.decoding_model
         on_cpu = cpu.on_cpu()
         slots = batch[0] or (SLOTS_ON_CPU if on_cpu else None)
-        P, R = plan.fit(cfg, longest * plan.MAX_SLOTS, slots, batch[1] or ROWS)
+        P, R = plan.fit(cfg, longest * plan.MAX_SLOTS, slots, rows)
         engine = Engine(model, P, R, segment=SEGMENT, few_shapes=True)
     head = template_head(judge, lengths.max_prompt)
     thread = EngineThread(engine, dataclasses.astuple(lengths), sampler.mesh, head)

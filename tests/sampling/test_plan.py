@@ -57,6 +57,8 @@ def test_few_prompts_run_all_samples_at_once_and_many_prompts_get_more_slots():
     assert fit(CFG, requests(1000, 32), memory=2**34) == (64, 4)
     assert fit(CFG, requests(1000, 1), memory=2**34) == (64, 1)
     assert fit(CFG, requests(3, 4), prompt_slots=1, rows=2, memory=2**34) == (1, 2)
+    assert fit(CFG, requests(100, 1), prompt_slots=12, rows=8, memory=2**34) == (12, 1)
+    assert fit(CFG, requests(3, 4), prompt_slots=64, memory=2**34) == (4, 4)
     assert fit(CFG, [Request([], 4, 10)]) == (1, 1)  # the scheduler reports the error
 
 
