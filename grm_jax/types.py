@@ -46,7 +46,7 @@ FAILED = "failed"  # status of a critique without a text: its request to an endp
 ROLES = ("user", "assistant", "system", "tool")  # of a turn
 ROLE_NAMES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
 
-Turn = dict[str, str]  # {"role": "user" | "assistant" | "system", "content": text}
+Turn = dict[str, str]  # {"role": one of ROLES, "content": text}
 
 
 @dataclasses.dataclass(frozen=True)

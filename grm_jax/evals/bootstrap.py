@@ -1,8 +1,8 @@
 """95% confidence intervals by bootstrap over prompts, and paired tests between two runs.
 
 All comparisons of a prompt are drawn together, and prompts are drawn within each subset, so subsets
-keep their sizes. Every interval of the project comes from here, with the same seed, so two judges
-of one benchmark see the same draws and their difference is paired.
+keep their sizes. All draws have the same seed, so two judges of one benchmark see the same ones and
+their difference is paired. (`judging.pairs.difference` is the same for rows without a benchmark.)
 Axes: I comparisons, C prompts, R draws.
 """
 

@@ -38,9 +38,9 @@ def judge(
     At the end it writes OUT/evaluation-I-of-N.json with what the reports need beside the rows.
 
     Args:
-      tasks: `cli.Task`s.
+      tasks: `run.Task`s.
       out: folder, may be in a bucket.
-      load: loads the judge; returns the function from a task to its `cli.Judgement`.
+      load: loads the judge; returns the function from a task to its `run.Judgement`.
     """
     path = shard.path(out / f"{NAME}{SUFFIX}")
     if distributed.is_first() and not is_remote(out):

@@ -208,7 +208,7 @@ def fill_unset(args: argparse.Namespace) -> None:
 def options_from(args: argparse.Namespace) -> Options:
     """Returns the options of the arguments, after `fill_unset`; unset ones have their defaults.
 
-    Without it so has the length, which is enough to check the other options.
+    Before `fill_unset`, max_new_tokens has its default too: enough to check the other options.
     """
     endpoint_settings(args)
     names = {field.name for field in dataclasses.fields(Options)}

@@ -79,7 +79,7 @@ def judged_row(comparison: Comparison, verdict: Verdict, line: int | str, run: R
 
     Args:
       line: number of the input row, from 1.
-      run: the fields that the rows of a run share (`run.row_fields`).
+      run: the fields that the rows of a run share (`identity.row_fields`).
     """
     label = list(comparison.label) if isinstance(comparison.label, tuple) else comparison.label
     row = _verdict_row(verdict, line, comparison.n, label)

@@ -145,7 +145,7 @@ engine_sampler = EngineSampler
 
 @contextlib.contextmanager
 def watch_sampling(sampler: Sampler, watcher: Watch) -> Iterator[None]:
-    """Calls the watcher while an `EngineSampler` works; of other samplers nothing is known."""
+    """Calls the watcher while an `EngineSampler` works; other samplers report nothing."""
     watchers = sampler.watchers if isinstance(sampler, EngineSampler) else []
     watchers.append(watcher)
     try:

@@ -171,8 +171,8 @@ def cache_axes(P: int, R: int) -> tuple[Axes, Axes]:
 def ring_layout(P: int, ndim: int = 6) -> Layout:
     """Returns the memory layout of rings on a TPU: the one that XLA would choose for the loop.
 
-    Of one prompt slot per device, the rows of all KV heads form one batch of matrices, and the
-    length is stored before them: the write of a step is one contiguous block. Of several prompt
+    With one prompt slot per device, the rows of all KV heads form one batch of matrices, and the
+    length is stored before them: the write of a step is one contiguous block. With several prompt
     slots, the keys of each row are stored together.
 
     Args:

@@ -27,7 +27,7 @@ class Choice(NamedTuple):
 
     logprob: float32 (R,), under the sampling temperature (under 1 for greedy rows).
     logprob_1: float32 (R,), under temperature 1.
-    finite: bool (R,), False where the row's logits hold a NaN or only infinities.
+    finite: bool (R,), False where the row's logits hold a NaN, +inf, or no finite number.
     """
 
     token: jax.Array

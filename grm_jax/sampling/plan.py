@@ -78,8 +78,8 @@ def fit(
 ) -> tuple[int, int]:
     """Returns (prompt slots, rows per prompt): what the requests can use and memory holds.
 
-    Slots are a power of two, or `prompt_slots`, so that a longer list compiles nothing new. Requests that cannot run
-    (`request.check`) do not count.
+    Slots are a power of two, or `prompt_slots`, so that a longer list compiles nothing new.
+    Requests that cannot run (`request.check`) do not count.
 
     Args:
       prompt_slots, rows: upper bounds in place of the defaults.

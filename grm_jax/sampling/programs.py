@@ -68,7 +68,7 @@ class Segment:
     def compile_ahead(self, mesh: Mesh | None, params: Any, state: cache.State) -> None:
         """Starts to compile for arguments like these, unless it was called before.
 
-        The first call waits for it. An error is left to that call, which meets it again.
+        The first call waits for it. Errors are suppressed here: the first call raises them.
         """
         if self._compiled:
             return

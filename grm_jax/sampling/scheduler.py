@@ -268,7 +268,7 @@ class Engine:
         shape = max(map(self._prompt_bucket, entering)), self._ring_bucket(first)
         self._set_shape(*(self._reserved or shape))
         self._poisoned = np.zeros((self.P, self.R), bool)  # rows whose ring may be non-finite
-        self._steps = 0  # the state's clock is at most this
+        self._steps = 0  # the state's clock is at most this and the length of a ring
         state = programs.empty_on(self._programs, self.params, self.target)
         if head and self.target.mesh is None:  # committed as the rest of the state is
             head = jax.device_put(head, state.last_PxD.sharding)

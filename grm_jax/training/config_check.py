@@ -52,7 +52,8 @@ def check(config: Any, complete: bool = False) -> None:
     complete: every field that a stage of the run needs is required.
 
     Raises:
-      ValueError: all faults in one line, each beginning with "config.FIELD=VALUE".
+      ValueError: up to eight faults in one line, each beginning with "config.FIELD=VALUE"; or one
+        fault that concerns several fields.
       FileNotFoundError: the template is neither a shipped one nor a file.
     """
     if not hasattr(config, "items"):

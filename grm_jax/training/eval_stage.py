@@ -31,6 +31,7 @@ from grm_jax.judging.sampler import engine_sampler
 from grm_jax.models import abstract_model
 from grm_jax.training import (
     checkpoint,
+    finished,
     loop,
     meta_rm,
     next_steps,
@@ -111,11 +112,7 @@ def run(shared: loop.Run, folders: Mapping[str, Any]) -> None:
         "cells": [c.as_json() for c in cells],
         "items": len(comparisons),
         "findings": findings.sentences(cells, facts["differences"]),
-        loop.WEIGHTS: {
-            stage: loop.saved_weights(folders[stage])
-            for stage in ("rft", "rl", "meta_rm")
-            if loop.is_done(folders[stage])
-        },
+        loop.WEIGHTS: finished.judge_weights(folders),
     }
     loop.write_result(folders["eval"], result | facts)
 

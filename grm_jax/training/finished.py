@@ -28,6 +28,7 @@ from grm_jax.training.programs import model_config
 
 log = logging.getLogger(__name__)
 TRAINED = ("rft", "rl", "meta_rm", "sft", "policy")  # stages that train parameters
+JUDGES = ("rft", "rl", "meta_rm")  # those of them that the stage eval judges with
 EXPORT = "export.json"
 # The field of a stage's identity with the fingerprint of its initial parameters, and the stages
 # that they may come from.
@@ -74,20 +75,20 @@ def damaged(shared: loop.Run, folders: Mapping[str, Any]) -> set[str]:
     return unusable
 
 
-def weights(folders: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the fingerprint of the parameters of each finished stage."""
-    done = [stage for stage in TRAINED if loop.is_done(folders[stage])]
+def judge_weights(folders: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the fingerprint of the parameters of each finished stage of JUDGES."""
+    done = [stage for stage in JUDGES if loop.is_done(folders[stage])]
     return {stage: loop.saved_weights(folders[stage]) for stage in done}
 
 
 def is_evaluated(folders: Mapping[str, Any]) -> bool:
-    """Whether the stage eval is finished, with the current parameters of the other stages."""
+    """Whether the stage eval is finished, with the current parameters of its judges."""
     if not loop.is_done(folders["eval"]):
         return False
     judged = loop.read_result(folders["eval"]).get(loop.WEIGHTS)
     if judged is None:  # of an earlier version
         return True
-    changed = [name for name, value in weights(folders).items() if judged.get(name) != value]
+    changed = [name for name, value in judge_weights(folders).items() if judged.get(name) != value]
     if changed:
         log.warning("the evaluation used other weights of %s: it runs again", ", ".join(changed))
     return not changed

@@ -25,6 +25,7 @@ from grm_jax import strict_json
 from grm_jax.storage import PathLike, as_path, write_atomic
 from grm_jax.text.tokenizer import Tokenizer
 from grm_jax.training import checkpoint, metrics, sources, workdir
+from grm_jax.training.errors import TrainingError
 from grm_jax.training.programs import Metrics, Program
 from grm_jax.training.state import State
 from grm_jax.training.stop import Stopped as Stopped, StopSignal
@@ -89,7 +90,7 @@ class Stage:
     """One training, as `train` runs it.
 
     Attributes:
-      name: "rft", "rl", "meta_rm", or a baseline's; for logs and errors.
+      name: "rft", "rl", "meta_rm", "sft", "policy", or a baseline's; for logs and errors.
       section: its section of the config: steps, save_every, keep, log_every, profile_steps.
       folder: of its checkpoints, metrics and result.
       init: () -> the state at step 0. No other reference to its arrays exists, so that updates can
@@ -143,7 +144,8 @@ def train(stage: Stage, stop: StopSignal) -> State:
       The last state.
 
     Raises:
-      NonFiniteLoss, Stopped: both after saving. A signal during the last step lets the stage end.
+      NonFiniteLoss, Stopped, TrainingError of a step: after saving. A signal during the last step
+        lets the stage end.
       CheckpointError: no checkpoint is readable, or they belong to another run.
       SaveError, InUse: the folder cannot be written, or another process trains in it.
     """
@@ -168,7 +170,12 @@ def train(stage: Stage, stop: StopSignal) -> State:
                 is_last = i + 1 == section.steps
                 profiler.before(i)
                 step_start = time.perf_counter()
-                state, row, batch_name = stage.step(state, i, step_seed(words, i))
+                try:
+                    state, row, batch_name = stage.step(state, i, step_seed(words, i))
+                except TrainingError:  # before the update, and on all processes
+                    store.save(i, state, stage.record(i))
+                    store.wait()
+                    raise
                 row = jax.device_get(row)
                 profiler.after(i, state)
                 if not row.pop("finite"):
@@ -215,6 +222,11 @@ def _restore(stage: Stage, store: checkpoint.Checkpoints) -> tuple[int, State] |
     checkpoint.check_identity(store.folder, saved.get("identity", {}), record["identity"])
     if changed := checkpoint.differences(saved.get("settings", {}), record["settings"]):
         log.warning("%s: resumes with settings that have changed: %s", stage.name, changed)
+    if step > stage.section.steps:
+        raise checkpoint.CheckpointError(
+            f"{store.folder} is of step {step}, and config.{stage.name}.steps is "
+            f"{stage.section.steps}: raise it, or train in another workdir"
+        )
     log.info("%s: resumes at step %d of %d", stage.name, step, stage.section.steps)
     return step, state
 

@@ -200,7 +200,7 @@ class Progress(contextlib.AbstractContextManager):
         from rich import progress
         from rich.console import Console
 
-        if not sys.stderr.isatty():  # Console.is_terminal believes FORCE_COLOR, as notebooks set it
+        if not sys.stderr.isatty():  # Console.is_terminal obeys FORCE_COLOR, which notebooks set
             return None
         console = Console(stderr=True)
         columns = (

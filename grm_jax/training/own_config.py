@@ -264,7 +264,7 @@ def _set_lengths(
     longer = int((lengths > config.rl.prompt_len).sum())
     log.info(
         "prompts of template %s: %d tokens at the median, %d at most; %d of %d are longer than "
-        "rl.prompt_len=%d and are skipped in training",
+        "rl.prompt_len=%d, and RL replaces them by others of their batch",
         *(name, median, lengths[-1], longer, len(lengths), config.rl.prompt_len),
     )
 

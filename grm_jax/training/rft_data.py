@@ -138,7 +138,7 @@ def build(comparisons: Iterable[Comparison], sampler: Sampler, options: RftOptio
     log.info("sampling %d critiques of %d comparisons", total, len(comparisons))
     with Progress("critiques", total) as progress:
         done = 0
-        for chunk in _chunks(comparisons, options):
+        for number, chunk in enumerate(_chunks(comparisons, options)):
             groups = [requests_for(comparison, options) for comparison in chunk]
             requests = [request for group in groups for request in group]
             numbers = itertools.count(done + 1)
@@ -154,7 +154,7 @@ def build(comparisons: Iterable[Comparison], sampler: Sampler, options: RftOptio
                 _add_comparison(result, group, [next(remaining) for _ in group], options)
             done += len(requests)
             progress.update(done)
-            if options.min_parsed:
+            if options.min_parsed and not number:
                 _check_parsed(result, options.min_parsed)
     log.info("%s", result.sentence())
     return result

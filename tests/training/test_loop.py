@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from grm_jax.training import checkpoint, loop, metrics
+from grm_jax.training.errors import TrainingError
 from grm_jax.training.stop import StopSignal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -205,6 +206,31 @@ def test_nan_stops_the_run_saves_the_last_finite_state_and_names_the_batch(tmp_p
     with checkpoint.Checkpoints(tmp_path / "final") as store:
         _, params, _ = store.restore(jax.tree.map(_abstract, expected["params"]))
     np.testing.assert_array_equal(params["w"], expected["params"]["w"])
+
+
+def test_an_error_that_the_user_can_mend_loses_no_step(tmp_path):
+    """Such as a judge that no longer answers; it is raised before the step's update."""
+
+    def fail():
+        raise TrainingError("fix the judge")
+
+    with pytest.raises(TrainingError, match="fix the judge"):
+        train(tmp_path, call_at(5, fail), save_every=100)
+    with pytest.raises(TrainingError, match="fix the judge"):
+        train(tmp_path, call_at(5, fail), save_every=100)  # again, with that state as the newest
+    calls = []
+    resumed = train(tmp_path, lambda *args: calls.append(args[1]) or add_noise(*args))
+    assert calls == [5, 6, 7, 8, 9]
+    np.testing.assert_array_equal(resumed["params"]["w"], train(tmp_path / "one")["params"]["w"])
+
+
+def test_a_checkpoint_beyond_the_last_step_is_refused(tmp_path):
+    with pytest.raises(Crash):
+        train(tmp_path, call_at(7, crash))
+    with pytest.raises(checkpoint.CheckpointError, match="is of step 6.*toy.steps is 4: raise it"):
+        train(tmp_path, steps=4)
+    assert not loop.is_done(tmp_path)
+    assert train(tmp_path, steps=6)["step"] == 6  # killed before its result
 
 
 def _abstract(x):

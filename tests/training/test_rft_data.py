@@ -248,6 +248,17 @@ def test_trial_files_of_an_earlier_version_are_read(tmp_path):
     assert rft_data.read_trials(path) == rft_set.trials
 
 
+def test_only_the_first_comparisons_must_have_parsed_critiques():
+    """A run that has sampled for hours is not stopped by a later chunk."""
+    comparisons = [dataclasses.replace(PAIR, id=str(i)) for i in range(3 * rft_data.PILOT)]
+    options = dataclasses.replace(COMPACT, hinted=0, min_parsed=0.5, chunk=rft_data.PILOT)
+    first, others = 3 * rft_data.PILOT, 6 * rft_data.PILOT
+    later = scripted(*[(1, 9)] * first, *["no scores"] * others)
+    assert len(build(comparisons, later, options).trials) == first + others
+    with pytest.raises(rft_data.TooFewParsed):
+        build(comparisons, scripted(*["no scores"] * first, *[(1, 9)] * others), options)
+
+
 def test_easy_comparisons_are_dropped_for_rl(tmp_path, caplog):
     other = Comparison("q2", ("x", "y"), label=0, id="other")
     rft_set = build(
