@@ -30,7 +30,7 @@ from grm_jax.data.world.responses import OPENINGS, answer_of
 from grm_jax.judging import votes
 from grm_jax.judging.groups import Group
 from grm_jax.judging.rewards import RewardOptions, score
-from grm_jax.judging.sampler import engine_sampler
+from grm_jax.judging.sampler import EngineSampler
 from grm_jax.models import abstract_model
 from grm_jax.run_store import RunStore
 from grm_jax.sampling import Request
@@ -269,7 +269,7 @@ def sample(
         for i, q in enumerate(questions)
     ]
     with jax.set_mesh(shared.mesh):
-        for completion in engine_sampler(nnx.merge(graphdef, params), shared.mesh)(requests):
+        for completion in EngineSampler(nnx.merge(graphdef, params), shared.mesh)(requests):
             text = shared.tokenizer.decode([int(i) for i in completion.tokens])
             texts[completion.request_index][completion.sample_index] = text
     return texts

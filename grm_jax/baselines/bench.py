@@ -18,7 +18,7 @@ from grm_jax.judging.judge import Judge
 from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.options import Options
 from grm_jax.judging.run import RunConfig
-from grm_jax.judging.sampler import engine_sampler
+from grm_jax.judging.sampler import EngineSampler
 from grm_jax.models import abstract_model
 from grm_jax.registry import Registry
 from grm_jax.sharding import make_mesh
@@ -122,7 +122,7 @@ class Bench:
         model = nnx.merge(self.graphdef, states.compute_params(params, self.cfg.dtype))
         return Judge(
             self.tokenizer,
-            engine_sampler(model, self.mesh, self.config.eval.prompt_slots or None),
+            EngineSampler(model, self.mesh, self.config.eval.prompt_slots or None),
             template,
             meta,
             ExpectedScores(model_log_probs(model, self.mesh), self.tokenizer),

@@ -42,7 +42,7 @@ class Judge:
 
     Attributes:
       tokenizer: the model's own, or `by_endpoint.ChatMessages`.
-      sampler: `engine_sampler(model)`, or any function from requests to completions.
+      sampler: `EngineSampler(model)`, or any function from requests to completions.
       template: a family ("grm", "compact": the role that fits each comparison is chosen), the name
         of a template, or a Jinja file; "grm" if None.
       meta_rm: scores critiques; only the best of them vote.

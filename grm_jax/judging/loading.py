@@ -17,7 +17,7 @@ from grm_jax.judging.expected import ExpectedScores, model_log_probs
 from grm_jax.judging.meta import MetaRM
 from grm_jax.judging.metadata import JudgeMetadata, MetaRMMetadata, meta_template
 from grm_jax.judging.options import POSITIVE
-from grm_jax.judging.sampler import engine_sampler
+from grm_jax.judging.sampler import EngineSampler
 from grm_jax.judging.scalar_head import ScalarHead
 from grm_jax.models.config import TransformerConfig
 from grm_jax.models.quantize import CACHE_KINDS, check_kind
@@ -87,7 +87,7 @@ def judge_arguments(
     family = str(template or metadata.template)
     return {
         "tokenizer": tokenizer,
-        "sampler": engine_sampler(model, mesh, options.prompt_slots, options.rows, few_shapes=True),
+        "sampler": EngineSampler(model, mesh, options.prompt_slots, options.rows, few_shapes=True),
         "template": family,
         "single": metadata.single if template is None else None,
         "meta_rm": None

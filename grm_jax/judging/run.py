@@ -143,29 +143,34 @@ def judge_rows(
         with store_of(path, header, one_disk=several) as store:
             store.begin()
             return _judge_store(store, judge, rows, options, identity, config)
-    part, continues = part_path(output), False  # continues: a finished output that lacks rows
+    part = part_path(output)
 
-    def earlier() -> dict[str, Any] | None:
-        """Returns the result of a finished output; process 0 looks for all processes."""
-        nonlocal continues
+    def earlier() -> dict[str, Any]:
+        """Returns {"result": of a finished output}, or {"continues": whether one lacks rows}.
+
+        Process 0 looks for all processes. The rows of an output that lacks others go to OUT.part.
+        """
         if config.existing == "refuse":
             refuse_existing(output, part)
         if config.existing != "resume" or part.exists() or not Path(output).exists():
-            return None
+            return {"continues": False}
         judged, errors = _check_finished(judge, rows, output, options, digest)
         kept = _kept(output, judged, identity) if errors or len(judged) < len(rows) else None
         if kept is None or len(kept) == len(rows):
             cost = read_cost(config.cost_path)
-            return dataclasses.asdict(RunResult(len(rows), errors, len(rows), cost))
+            result = RunResult(len(rows), errors, len(rows), cost)
+            return {"result": dataclasses.asdict(result)}
         with store_of(part, header) as store:
             store.append_all({key: row for key, row in kept.items() if key not in store})
-        continues = True
-        return None
+        return {"continues": True}
 
-    if (done := distributed.from_first(earlier)) is not None:
-        return RunResult(**done)
+    state = distributed.from_first(earlier)
+    if "result" in state:
+        return RunResult(**state["result"])
     with store_of(part, header, one_disk=several) as store:
-        if distributed.from_first(lambda: not continues and _is_late(store, output, config)):
+        if distributed.from_first(
+            lambda: not state["continues"] and _is_late(store, output, config)
+        ):
             store.remove()  # another run has finished since this one looked
             return judge_rows(judge, rows, output, options, digest, config, selection)
         _check_keys(store, rows)

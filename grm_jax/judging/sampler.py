@@ -140,9 +140,6 @@ def _call_all(watchers: Sequence[Watch], prompts: int, tokens: int) -> None:
         watcher(prompts, tokens)
 
 
-engine_sampler = EngineSampler
-
-
 @contextlib.contextmanager
 def watch_sampling(sampler: Sampler, watcher: Watch) -> Iterator[None]:
     """Calls the watcher while an `EngineSampler` works; other samplers report nothing."""

@@ -238,7 +238,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             "or restore it from a backup"
         )
 
-    def restore_or_none(self, abstract_tree: Any) -> tuple[int, Any, dict[str, Any]] | None:
+    def restore_and_prune(self, abstract_tree: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """Restores like `restore`, then deletes newer, unreadable checkpoints.
 
         Their steps can then be saved again. If nothing is readable, the files stay for inspection.

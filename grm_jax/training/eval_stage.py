@@ -27,7 +27,7 @@ from grm_jax.evals.tables import text_table
 from grm_jax.judging.expected import ExpectedScores, model_log_probs
 from grm_jax.judging.judge import Judge
 from grm_jax.judging.options import Options
-from grm_jax.judging.sampler import engine_sampler
+from grm_jax.judging.sampler import EngineSampler
 from grm_jax.models import abstract_model
 from grm_jax.training import (
     checkpoint,
@@ -141,7 +141,7 @@ def judges(shared: loop.Run, folders: Mapping[str, Any]) -> Iterator[tuple[str, 
     for name, load in loaders.items():
         params = states.join(load(), shared.frozen)
         model = nnx.merge(graphdef, states.compute_params(params, cfg.dtype))
-        sampler = engine_sampler(model, mesh, section.prompt_slots or None)
+        sampler = EngineSampler(model, mesh, section.prompt_slots or None)
         weights = [params, meta_params] if meta and name == last else [params]
         judge = Judge(
             tokenizer,

@@ -215,7 +215,7 @@ def train(stage: Stage, stop: StopSignal) -> State:
 
 def _restore(stage: Stage, store: checkpoint.Checkpoints) -> tuple[int, State] | None:
     """Returns (step, state) of the newest checkpoint, or None; checks that it is of this run."""
-    if (restored := store.restore_or_none(stage.abstract_state)) is None:
+    if (restored := store.restore_and_prune(stage.abstract_state)) is None:
         return None
     step, state, saved = restored
     record = stage.record(step)

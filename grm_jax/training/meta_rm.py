@@ -129,12 +129,12 @@ def sample_policy(run: loop.Run, params: Any, folder: PathLike) -> tuple[list[rf
     Returns:
       (trials, fingerprint of the policy's parameters).
     """
-    from grm_jax.judging.sampler import engine_sampler
+    from grm_jax.judging.sampler import EngineSampler
 
     config, meta, seed = run.config, run.config.meta_rm, run.config.seed
     fingerprint, max_new_tokens = checkpoint.fingerprint(params), config.rl.max_new_tokens
     graphdef, _ = abstract_model(model_config(config), run.mesh)
-    engine = engine_sampler(nnx.merge(graphdef, states.join(params, run.frozen)), run.mesh)
+    engine = EngineSampler(nnx.merge(graphdef, states.join(params, run.frozen)), run.mesh)
     sampler = rft_samplers.model(
         engine, run.tokenizer, max_new_tokens, meta.temperature, seed=seed + 1
     )

@@ -96,12 +96,12 @@ class Model:
     def build(self, config: Any, tokenizer: Any, mesh: Any) -> Sampler:
         from grm_jax import checkpoints
         from grm_jax.judging import loading
-        from grm_jax.judging.sampler import engine_sampler
+        from grm_jax.judging.sampler import EngineSampler
 
         path = fetch(self.path)  # outside: a failed download must not select another tokenizer
         with contextlib.suppress(FileNotFoundError):
             tokenizer = loading.load_tokenizer(path)
-        engine = engine_sampler(checkpoints.load(path, mesh=mesh), mesh)
+        engine = EngineSampler(checkpoints.load(path, mesh=mesh), mesh)
         sampling = (self.max_new_tokens, self.temperature, self.top_p, self.top_k)
         return model(engine, tokenizer, *sampling, seed=config.seed)
 
@@ -121,7 +121,7 @@ class Self:
 
     def build(self, config: Any, tokenizer: Any, mesh: Any) -> Sampler:
         from grm_jax import checkpoints
-        from grm_jax.judging.sampler import engine_sampler
+        from grm_jax.judging.sampler import EngineSampler
         from grm_jax.training.programs import model_config
 
         if not config.init:
@@ -133,7 +133,7 @@ class Self:
 
         @functools.cache
         def engine() -> Any:
-            return engine_sampler(
+            return EngineSampler(
                 checkpoints.load(fetch(config.init), mesh=mesh, dtype=cfg.dtype, cfg=cfg), mesh
             )
 
@@ -213,7 +213,7 @@ def model(
     top_k: int = 0,
     seed: int = 0,
 ) -> Sampler:
-    """Samples from a model. engine: `judging.sampler.engine_sampler(model)`."""
+    """Samples from a model. engine: `judging.sampler.EngineSampler(model)`."""
     from grm_jax.sampling import Request
 
     stop = tuple(tokenizer.stop_ids)

@@ -16,7 +16,7 @@ from grm_jax.judging.groups import STATUSES, Group, ResponseReward
 from grm_jax.judging.principles import PrinciplesCache
 from grm_jax.judging.reward_rules import normalised_ranks
 from grm_jax.judging.rewards import RewardOptions, score
-from grm_jax.judging.sampler import TextCompletion, engine_sampler
+from grm_jax.judging.sampler import EngineSampler, TextCompletion
 from grm_jax.models import build_model, get_config
 from grm_jax.text import rendering
 from grm_jax.types import FAILED
@@ -251,7 +251,7 @@ def toy_judge():
         get_config("tiny_gemma2", vocab_size=SIZE, d_ff=32, max_length=256), nnx.Rngs(0)
     )
     judge = fake_judge(by_number)
-    tokenizer, sample = judge.tokenizer, engine_sampler(model, few_shapes=True)
+    tokenizer, sample = judge.tokenizer, EngineSampler(model, few_shapes=True)
 
     def sampler(requests):
         for result in sample(requests):

@@ -14,7 +14,7 @@ from fake_judge import well_formed, world_tokenizer
 from flax import nnx
 
 from grm_jax.judging.judge import Judge
-from grm_jax.judging.sampler import engine_sampler
+from grm_jax.judging.sampler import EngineSampler
 from grm_jax.models import build_model, get_config
 from grm_jax.serving.limits import Limits
 from grm_jax.serving.server import bound, serve, url_of
@@ -52,7 +52,7 @@ def toy_judge(scores: bool = True, **fields) -> Judge:
     model = fields.pop("model", None) or toy_model()
     return Judge(
         codec,
-        engine_sampler(model),
+        EngineSampler(model),
         "compact",
         **{"context": 1024, "name": "toy@0", "max_new_tokens": 24, **fields},
     )

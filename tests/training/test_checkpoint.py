@@ -95,7 +95,7 @@ def test_restore_falls_back_from_a_damaged_checkpoint_to_the_previous_one(tmp_pa
         checkpoint.Checkpoints(tmp_path) as store,
         caplog.at_level(logging.WARNING, checkpoint.__name__),
     ):
-        step, tree, record = store.restore_or_none(abstract(make_tree(1)))
+        step, tree, record = store.restore_and_prune(abstract(make_tree(1)))
         assert (step, record["position"]) == (1, 1)
         assert_identical(tree, make_tree(1, 1.0))
         assert "falling back" in caplog.text and f"{tmp_path}/2" in caplog.text
@@ -115,7 +115,7 @@ def test_an_error_without_readable_checkpoints_leaves_the_files(tmp_path):
             checkpoint.CheckpointError,
             match="none of the 1 checkpoints.*is readable.*move the folder away",
         ):
-            store.restore_or_none(abstract(make_tree(1)))
+            store.restore_and_prune(abstract(make_tree(1)))
     assert (tmp_path / "1").exists()
 
 
@@ -145,7 +145,7 @@ def test_all_hosts_skip_a_checkpoint_that_is_unreadable_on_one(tmp_path, monkeyp
 
 def test_without_a_checkpoint_restore_returns_none(tmp_path):
     with checkpoint.Checkpoints(tmp_path) as store:
-        assert store.restore_or_none(abstract(make_tree(1))) is None
+        assert store.restore_and_prune(abstract(make_tree(1))) is None
 
 
 def test_an_interrupted_save_is_ignored(tmp_path):

@@ -377,7 +377,7 @@ def test_critiques_of_a_slow_sampler_are_counted_as_they_come(server, monkeypatc
 
 def test_a_sampling_model_uses_its_own_tokenizer_if_it_has_one(tmp_path, monkeypatch):
     monkeypatch.setattr("grm_jax.checkpoints.load", lambda path, mesh: path)
-    monkeypatch.setattr("grm_jax.judging.sampler.engine_sampler", lambda model, mesh: model)
+    monkeypatch.setattr("grm_jax.judging.sampler.EngineSampler", lambda model, mesh: model)
     monkeypatch.setattr(rft_samplers, "model", lambda engine, tokenizer, *_, **__: tokenizer)
     settings, config = rft_samplers.Model(str(tmp_path), 8), types.SimpleNamespace(seed=0)
     assert settings.build(config, "the run's", None) == "the run's"
