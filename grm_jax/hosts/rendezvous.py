@@ -144,9 +144,8 @@ def end_process(
 
     program: its name, before the message.  resume: how to resume the work.
     """
-    print(
-        f"{program}: process {peer} on {host} died; this process exits. {resume}", file=sys.stderr
-    )
+    loss = f"process {peer} on {host} exited unexpectedly; this process exits."
+    print(f"{program}: {loss} {resume}", file=sys.stderr)
     sys.stderr.flush()
     os._exit(PEER_LOST)
 

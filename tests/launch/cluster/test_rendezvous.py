@@ -126,7 +126,7 @@ def test_a_killed_process_ends_and_is_named_by_the_others(port, victim):
                 assert child.returncode == PEER_LOST
                 assert (
                     f"process {victim} on" in errors
-                    and "died" in errors
+                    and "exited unexpectedly" in errors
                     and "Start the job again" in errors
                 )
     finally:
@@ -301,7 +301,7 @@ def test_a_process_that_fails_before_training_ends_the_others(
     try:
         errors = [child.communicate(timeout=300)[1] for child in started]
         assert [child.returncode for child in started] == statuses, errors
-        assert "config.init names missing" in errors[0] and "died" not in errors[0]
+        assert "config.init names missing" in errors[0] and "exited unexpectedly" not in errors[0]
         assert ("process 0 on" in errors[1]) == (failing == (0,))
     finally:
         [child.kill() for child in started]
