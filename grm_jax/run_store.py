@@ -24,6 +24,7 @@ key what may differ from record to record.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import io
 import json
@@ -313,9 +314,14 @@ class RunStore(Mapping[Key, Record]):
     def _write(self, lines: Iterable[bytes]) -> int:
         """Appends lines to the file, with one fsync; returns the offset of the first."""
         offset = os.fstat(self._descriptor).st_size
-        with open(self._descriptor, "ab", closefd=False) as file:
-            file.writelines(lines)
-        os.fsync(self._descriptor)
+        try:
+            with open(self._descriptor, "ab", closefd=False) as file:
+                file.writelines(lines)
+            os.fsync(self._descriptor)
+        except BaseException:  # a full disk: half a line would damage the next one
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, offset)
+            raise
         return offset
 
     def _write_part(self, lines: Iterable[bytes]) -> None:

@@ -24,6 +24,25 @@ def open_again(path, identity=IDENTITY, **options):
         return {key: store[key] for key in store}
 
 
+def test_a_write_that_fails_half_way_damages_no_line(tmp_path):
+    """As on a full disk; the same process then writes again."""
+    code = (
+        "import os, resource, signal, sys\n"
+        "from grm_jax.run_store import RunStore\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "def limit(size): resource.setrlimit(resource.RLIMIT_FSIZE, (size, -1))\n"
+        "store = RunStore(sys.argv[1], {}, key='line')\n"
+        "store.append(1, {'text': 'a' * 100})\n"
+        "limit(os.path.getsize(sys.argv[1]) + 50)\n"
+        "try: store.append(2, {'text': 'b' * 100})\n"
+        "except OSError: limit(-1)\n"
+        "store.append_all({2: {'text': 'b'}, 3: {'text': 'c'}})\n"
+    )
+    path = tmp_path / "out.jsonl"
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True)
+    assert [record["text"][0] for record in open_again(path, {}, key="line").values()] == [*"abc"]
+
+
 def test_a_mapping_that_survives_a_restart(path):
     with RunStore(path, IDENTITY) as store:
         store.append("b", {"text": "zwei"})

@@ -108,8 +108,8 @@ def split(
     on the order of the file.
 
     Args:
-      share: of the comparisons to hold out, at least one.
-      most: comparisons to hold out at most.
+      share: of the comparisons to hold out, at least one; the last query may bring up to as many.
+      most: comparisons to hold out at most; those of one query, if every query has more.
 
     Raises:
       ValueError: all comparisons have the same query.
@@ -131,7 +131,10 @@ def split(
     for key in drawn[:-1]:  # at least one query is trained on
         if len(chosen) >= goal:
             break
-        chosen.update(groups[key])
+        if len(chosen) + len(groups[key]) <= min(most, 2 * goal):
+            chosen.update(groups[key])
+    if not chosen:  # every query has more comparisons than that
+        chosen.update(min((groups[key] for key in drawn), key=len))
     sides: tuple[list[Comparison], list[Comparison]] = ([], [])
     for i, comparison in enumerate(comparisons):
         sides[i in chosen].append(comparison)

@@ -196,6 +196,8 @@ class ExpectedScores:
         places = []
         for index, lead in located[:1] if is_choice else located:
             whole = {value: self._id(lead + str(value)) for value in values}
+            if any(whole[value] is None for value in values if len(str(value)) > 2):
+                return None  # a value of three tokens
             digits = {}
             for value in (value for value in values if len(str(value)) == 2):
                 if value // 10 not in values:
@@ -220,6 +222,8 @@ class ExpectedScores:
         pieces = [self.tokenizer.piece_bytes(i) for i in ids]
         if box is None or b"".join(pieces).decode("utf-8", "replace") != text:
             return None
+        if "\ufffd" in text[: box.end]:
+            return None  # stands for bytes of another length
         offsets = np.cumsum([0, *map(len, pieces)])  # in bytes
         inside = text.index("{", box.start, box.end)
         places = []

@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
+import math
 import os
 
-from grm_jax.judging.meta import MetaRM
+from grm_jax.judging.meta import MetaRM, NotFinite
 from grm_jax.judging.sampler import TextCodec, TextCompletion, text_of
 from grm_jax.judging.votes import Order
 from grm_jax.sampling import Completion, heads
@@ -129,8 +130,16 @@ class Job:
 
 
 def with_meta_scores(meta_rm: MetaRM, job: Job, critiques: list[Critique]) -> list[Critique]:
-    """Scores the parsed critiques; the meta reward model sees the order that each critique saw."""
+    """Scores the parsed critiques; the meta reward model sees the order that each critique saw.
+
+    Raises NotFinite, TooLong.
+    """
     parsed = [i for i, critique in enumerate(critiques) if critique.status == "ok"]
     texts = [(job.comparison, job.orders[i], critiques[i].text) for i in parsed]
     scores = dict(zip(parsed, map(float, meta_rm(texts))))
+    if wrong := [score for score in scores.values() if not math.isfinite(score)]:
+        raise NotFinite(
+            f"the meta reward model scores a critique {wrong[0]}: check its weights, or load them "
+            "in float32"
+        )
     return [dataclasses.replace(c, meta_score=scores.get(i)) for i, c in enumerate(critiques)]

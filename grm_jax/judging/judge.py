@@ -22,7 +22,7 @@ from grm_jax.judging import votes
 from grm_jax.judging.expected import ExpectedScores
 from grm_jax.judging.frames import Comparisons, comparisons_from
 from grm_jax.judging.job import Job, Unjudged as Unjudged, check_judged, too_long, with_meta_scores
-from grm_jax.judging.meta import MetaRM, TooLong
+from grm_jax.judging.meta import MetaRM, NotFinite, TooLong
 from grm_jax.judging.options import POSITIVE, Keywords, Options
 from grm_jax.judging.orders import item_of, response_orders
 from grm_jax.judging.principles import PrinciplesCache, sample_principles, samples_principles
@@ -352,7 +352,7 @@ class Judge:
             if self.meta_rm is not None:
                 critiques = with_meta_scores(self.meta_rm, job, critiques)
             verdict = votes.verdict(critiques, n, id, options.vote, guided, options.k_meta)
-        except (TooLong, votes.NoVote) as error:  # the other comparisons are not affected
+        except (NotFinite, TooLong, votes.NoVote) as error:  # the other comparisons are not affected
             return Unjudged(str(error))
         return dataclasses.replace(
             verdict, principles=job.principles, prompt_tokens=job.prompt_tokens()

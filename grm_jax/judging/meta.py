@@ -14,6 +14,10 @@ from grm_jax.types import Comparison
 CritiqueText = tuple[Comparison, tuple[int, ...], str]
 
 
+class NotFinite(ValueError):
+    """The meta reward model gave a critique a score that is not finite."""
+
+
 class TooLong(ValueError):
     """A critique with its responses is longer than the meta model's context."""
 

@@ -203,7 +203,7 @@ def votes_of(row: Row) -> dict[str, Any]:
 def scale_of(row: Row) -> tuple[float, float]:
     """Returns the scale of a row's scores: 1 to 10, or 0 to 1 for a binary or choice template."""
     values = {score for critique in row["critiques"] for score in critique["scores"] or ()}
-    return (0, 1) if values and values <= {0, 1} else (1, 10)
+    return (0, 1) if 0 in values and values <= {0, 1} else (1, 10)
 
 
 def settings(rows: Sequence[Row]) -> str:

@@ -203,7 +203,8 @@ def votes_by_k(row: Row) -> list[dict[str, Any]]:
     """Returns the votes of a row's first 1, 2, ... k critiques, by the row's own rule.
 
     Each is {"k", "scores" (the vote), "means" (mean score of a critique), "best", "kept"}. With a
-    meta reward model, k_meta keeps its ratio to k.
+    meta reward model, k_meta keeps its ratio to k. Scores are 0 where no critique can vote by the
+    rule.
     """
     critiques = [critique_from_json(critique) for critique in row["critiques"]]
     guided = row.get("kept") is not None
@@ -211,9 +212,11 @@ def votes_by_k(row: Row) -> list[dict[str, Any]]:
     steps = []
     for k in range(1, len(critiques) + 1):
         k_meta = max(1, k_meta_of_all * k // len(critiques)) if guided else None
-        verdict = votes.verdict(
-            critiques[:k], row["n"], rule=row.get("vote", "sum"), guided=guided, k_meta=k_meta
-        )
+        first, rule = critiques[:k], row.get("vote", "sum")
+        try:
+            verdict = votes.verdict(first, row["n"], rule=rule, guided=guided, k_meta=k_meta)
+        except votes.NoVote:
+            verdict = votes.verdict((), row["n"], rule=rule)
         steps.append(
             {
                 "k": k,

@@ -101,8 +101,8 @@ async def verify(service: Service, http: HTTPRequest) -> Response:
         reward = await waiting
     except Refusal:
         raise
-    except ValueError as error:  # it contradicts an earlier call
-        raise Refusal(409, str(error)) from None
+    except ValueError as error:  # it contradicts an earlier call, and so will a retry
+        raise Refusal(400, str(error)) from None
     finally:
         waiting.cancel()
         gone.cancel()

@@ -264,8 +264,8 @@ def hint_of(comparison: Comparison, order: Sequence[int]) -> int | str:
     if comparison.n == 1:
         return int(correct_score(comparison))
     strength = comparison.meta.get("strength")
-    if strength is None:
-        return best_index(comparison)
+    if isinstance(strength, bool) or not isinstance(strength, int | float):
+        return best_index(comparison)  # none, or a field of the user's own
     phrase = _STRENGTHS.get(strength, f"better by {strength}")
     position = list(order).index(best_index(comparison)) + 1
     return f"the best response is Response {position}; it is {phrase}."

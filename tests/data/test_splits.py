@@ -83,6 +83,15 @@ def test_no_query_is_on_both_sides_of_a_split_whatever_the_order_of_the_file():
     assert {c.id for c in splits.split(items, 0.2, 500, seed=1)[1]} != {c.id for c in held_out}
 
 
+def test_a_query_with_many_comparisons_is_not_held_out():
+    items = [Comparison("many", ("a", str(i)), label=0, id=str(i)) for i in range(900)]
+    items += [Comparison(f"q{i}", ("a", "b"), label=0, id=f"q{i}") for i in range(100)]
+    for seed in range(20):
+        assert len(splits.split(items, 0.1, 50, seed)[1]) == 50
+    two = [Comparison("ab"[i % 2], ("a", str(i)), label=0, id=str(i)) for i in range(40)]
+    assert len(splits.split(two, 0.2, 5)[1]) == 20  # whole queries
+
+
 def test_a_split_is_bounded_and_leaves_something_on_both_sides():
     items = comparisons()
     assert len(splits.split(items, 0.5, 9)[1]) == 9

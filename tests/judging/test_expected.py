@@ -59,6 +59,25 @@ def by_brute_force(model, tokenizer, prompt, ids, place, lead, values):
     return {value: p / total for value, p in mass.items()}
 
 
+@pytest.mark.parametrize("after", ["", " Done. Some more words follow."])
+def test_none_after_a_byte_that_is_no_text(log_probs, tokenizer, after):
+    """Decoded, it is three bytes long, so that the places of the scores would be wrong."""
+    ids = [*tokenizer.encode("fine"), tokenizer.id_of("<0xFF>")]
+    ids += tokenizer.encode(f" so \\boxed{{7, 4}}{after}")
+    critique = parse(tokenizer.decode(ids), 2)
+    assert critique.scores == (7, 4)
+    exact, template = ExpectedScores(log_probs, tokenizer), templates.load("compact")
+    assert exact([([1], ids, critique)], template) == [None]
+
+
+def test_none_on_a_scale_with_values_of_three_tokens(log_probs, tokenizer):
+    ids = tokenizer.encode("\\boxed{100, 40}")
+    template = dataclasses.replace(templates.load("compact"), low=0, high=100)
+    critique = parse(tokenizer.decode(ids), 2, 0, 100)
+    assert critique.scores == (100, 40)
+    assert ExpectedScores(log_probs, tokenizer)([([1], ids, critique)], template) == [None]
+
+
 @pytest.mark.parametrize("scores", [(7, 4), (1, 10), (10, 10), (3, 1)])
 def test_equal_to_brute_force(model, log_probs, tokenizer, scores):
     text = well_formed(scores)

@@ -1,5 +1,7 @@
 """The meta reward model with a random tiny model: scores, a mesh, critiques that are too long."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -65,6 +67,16 @@ def test_the_likelihood_is_the_mean_over_the_critiques_own_tokens(model):
         both.score_tokens([[5, 6]])
     # With a judge's family the model reads the judge's prompt: here that for one response.
     assert tokenizer.decode(both.encode(critiques[2])).count("score}") == 1
+
+
+def test_a_score_that_is_not_finite_fails_its_comparison_alone():
+    scores = iter([0.5, math.nan, 0.5, 0.5])
+    meta = lambda critiques: [next(scores) for _ in critiques]
+    judge = fake_judge(lambda responses, key: well_formed([9, 1]), meta_rm=meta)
+    pairs = [Comparison("q", ("a", "b")), Comparison("q", ("c", "d"))]
+    results = dict(judge.stream(pairs, Options(k=2)))
+    assert isinstance(results[0], Unjudged) and "scores a critique nan" in results[0].reason
+    assert isinstance(results[1], Verdict)
 
 
 def test_the_prompt_ends_where_the_critique_starts(model):

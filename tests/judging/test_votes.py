@@ -154,6 +154,18 @@ def test_one_registration_adds_a_rule_everywhere(median, tmp_path):
     assert summary.votes_by_k(row | {"vote": median})[2]["scores"] == [7, 9]
 
 
+def test_a_report_has_rows_whose_first_critique_cannot_vote():
+    first, second = (
+        Critique("", scores=scores, status="ok", order=(0, 1), expected_scores=expected)
+        for scores, expected in (((7.5, 4.0), None), ((7.0, 4.0), (7.1, 4.2)))
+    )
+    verdict = votes.verdict([first, second], 2, rule="expected")
+    row = codec.judged_row(Comparison("q", ("a", "b"), label=0), verdict, 1, RUN)
+    steps = summary.votes_by_k(row | {"vote": "expected"})
+    assert [(step["scores"], step["best"]) for step in steps] == [([0, 0], None), ([7.1, 4.2], 0)]
+    assert summary.accuracy_by_k([row | {"vote": "expected"}])[1]["credit"] == 1
+
+
 def test_the_rules_and_their_curves_keep_their_order():
     assert list(votes.VOTES) == ["sum", "mean", "expected", "majority"]
     assert votes.curve_rules() == ["sum", "majority", "expected"]

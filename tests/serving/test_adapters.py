@@ -138,6 +138,12 @@ def test_a_prompt_that_follows_itself_is_two_groups():
     assert len(scorer.groups[2].responses) == 3
 
 
+def test_a_larger_group_of_the_evaluation_is_not_split():
+    func = trl.reward_func(scorer := Scorer(), 2, num_generations_eval=4)
+    func(prompts=[*"ppppqqqq"], completions=["a"] * 8)
+    assert [len(group.responses) for group in scorer.groups] == [4, 4]
+
+
 def test_a_wrong_column_is_named():
     func = trl.reward_func(Scorer(), 1, reference="solutoin")
     with pytest.raises(ValueError, match="no column 'solutoin'; it has solution"):

@@ -195,6 +195,12 @@ def test_the_hint_has_the_strength_of_the_preference():
     assert rft_data.hint_of(c, (1, 0)) == "the best response is Response 2; it is much better."
 
 
+@pytest.mark.parametrize("strength", ["strong", [2], {"a": 1}, True])
+def test_a_field_of_the_users_own_is_no_strength(strength):
+    c = Comparison("q", ("x", "y"), label=0, id="s", meta={"strength": strength})
+    assert rft_data.hint_of(c, (1, 0)) == 0
+
+
 def test_a_single_response_gets_the_binary_template_without_reference():
     c = Comparison("q", ("x",), label=(1.0,), id="one", reference="x")
     assert rft_data.training_template("grm", c) == "grm/single_binary"

@@ -104,7 +104,8 @@ def _group_size(prompts: Sequence[Any], train: int | None, evaluation: int | Non
     """Returns how many successive samples are a group. Raises SplitGroup."""
     runs = batches.sizes_of_runs(prompts)
     sizes = [size for size in (train, evaluation) if size is not None]
-    for size in sizes:  # a prompt may follow itself in the data set
+    # A prompt may follow itself in the data set. Of two sizes that fit, the larger is not split.
+    for size in sorted(sizes, reverse=True):
         if all(run % size == 0 for run in runs):
             return size
     if not sizes:
