@@ -96,7 +96,7 @@ setup(
             "trl>=1.0",
         ],
     },
-    entry_points={"console_scripts": ["grm=grm_jax.cli:main"]},
+    entry_points={"console_scripts": ["grm=grm_jax.cli:console"]},
     classifiers=[
         "Intended Audience :: Science/Research",
         "License :: OSI Approved :: Apache Software License",

@@ -2,7 +2,9 @@
 
 import importlib
 import sys
+import traceback
 
+from grm_jax.hosts.errors import CRASHED
 from grm_jax.registry import nearest
 
 # command -> (module with main(argv), one line of help)
@@ -47,5 +49,17 @@ def main(argv: list[str] | None = None) -> int:
     return importlib.import_module(COMMANDS[command][0]).main(rest) or 0
 
 
+def console() -> int:
+    """Returns the exit status of `main` for a shell, CRASHED after an error of the program.
+
+    Python's own status for it is 1, which says that the work is done, with error rows.
+    """
+    try:
+        return main()
+    except Exception:  # noqa: BLE001
+        traceback.print_exc()
+        return CRASHED
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console())

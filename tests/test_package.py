@@ -130,6 +130,13 @@ def test_the_installed_package_judges_and_evaluates_without_the_extras(
     assert "longest" in done.stdout
 
 
+def test_an_error_of_the_program_is_not_the_status_of_error_rows():
+    """A shard that exits with 1 is done, and is not started again."""
+    code = "from grm_jax import cli; cli.COMMANDS['judge'] = ('os', ''); exit(cli.console())"
+    done = subprocess.run([sys.executable, "-c", code, "judge"], capture_output=True, text=True)
+    assert done.returncode == 70 and "Traceback" in done.stderr
+
+
 @pytest.mark.parametrize(
     "code, names",
     [

@@ -26,7 +26,7 @@ from typing import Any
 from grm_jax import strict_json
 from grm_jax.devices import has_chips
 from grm_jax.hosts import rendezvous
-from grm_jax.hosts.errors import LaunchError
+from grm_jax.hosts.errors import CRASHED, LaunchError
 
 # Seconds in which the other processes can report an error of their own after one has failed.
 GRACE = 5.0
@@ -228,7 +228,7 @@ def together(command: Callable[[], int], program: str, finished: Collection[int]
     try:
         status = command()
     except Exception:
-        fail(1, traceback.format_exc())
+        fail(CRASHED, traceback.format_exc())
         raise
     if status not in finished:
         fail(status)

@@ -352,7 +352,8 @@ class Judge:
             if self.meta_rm is not None:
                 critiques = with_meta_scores(self.meta_rm, job, critiques)
             verdict = votes.verdict(critiques, n, id, options.vote, guided, options.k_meta)
-        except (NotFinite, TooLong, votes.NoVote) as error:  # the other comparisons are not affected
+        # The other comparisons are not affected.
+        except (NotFinite, TooLong, votes.NoVote) as error:
             return Unjudged(str(error))
         return dataclasses.replace(
             verdict, principles=job.principles, prompt_tokens=job.prompt_tokens()

@@ -35,6 +35,11 @@ _STORAGE_FAULT = re.compile(
 )
 
 
+# Of a read: the storage is not available now. Missing and cut files are damage.
+_UNAVAILABLE = {errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.EMFILE, errno.ENFILE}
+_ERRNO = re.compile(r"(?:OS error |\[Errno )(\d+)")
+
+
 class CheckpointError(RuntimeError):
     """No checkpoint of a folder is readable, or the checkpoints belong to another run."""
 
@@ -109,6 +114,13 @@ def is_storage_fault(error: BaseException) -> bool:
     return isinstance(error, SaveError) or (
         number in _ERRNOS if number else bool(_STORAGE_FAULT.search(str(error)))
     )
+
+
+def _is_unavailable(error: BaseException) -> bool:
+    """Whether a read failed because the storage is not available now."""
+    numbers = {int(text) for text in _ERRNO.findall(str(error))}
+    numbers |= {error.errno} if isinstance(error, OSError) else set()
+    return bool(numbers & _UNAVAILABLE)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -210,15 +222,23 @@ class Checkpoints(contextlib.AbstractContextManager):
           (step, tree, record), or None if there is no checkpoint.
 
         Raises:
-          CheckpointError: there are checkpoints, and none is readable.
+          CheckpointError: there are checkpoints, and none is readable; or the storage is not
+            available now.
         """
         failures = []
         for step in self.steps()[::-1]:
-            restored, reason = None, "unreadable on another host"
+            restored, reason, is_available = None, "unreadable on another host", True
             try:
                 restored = self._restore_step(step, abstract_tree)
             except Exception as error:  # the storage layer raises many types on damaged bytes
                 reason = f"{type(error).__name__}: {_reason(error)}"
+                is_available = not _is_unavailable(error)
+            if not agree(is_available, all_of=True):  # an older one would lose the steps since
+                raise CheckpointError(
+                    f"{self.folder}/{step} cannot be read now ({reason}): run the same command "
+                    "again when the storage is available, or move that folder away to resume from "
+                    "an older one"
+                )
             # All hosts compute the fingerprint together, so each of them needs its arrays first.
             if agree(restored is not None, all_of=True):
                 tree, record = restored

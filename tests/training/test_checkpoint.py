@@ -1,5 +1,6 @@
 """Tests checkpoints: other topologies, damaged files, fingerprints."""
 
+import errno
 import logging
 
 import jax
@@ -119,6 +120,30 @@ def test_an_error_without_readable_checkpoints_leaves_the_files(tmp_path):
     assert (tmp_path / "1").exists()
 
 
+def test_a_storage_that_is_not_available_costs_no_checkpoint(tmp_path, monkeypatch):
+    tree, read = make_tree(8), checkpoint.Checkpoints._restore_step
+    failures = [OSError(errno.ESTALE, "Stale file handle"), ValueError("open: OS error 24: many")]
+
+    def restore(*args):
+        if failures:
+            raise failures.pop()
+        return read(*args)
+
+    with checkpoint.Checkpoints(tmp_path) as store:
+        for step in (1, 2):
+            store.save(step, tree)
+            store.wait()
+    monkeypatch.setattr(checkpoint.Checkpoints, "_restore_step", restore)
+    for _ in range(2):
+        with checkpoint.Checkpoints(tmp_path) as store:
+            with pytest.raises(checkpoint.CheckpointError, match="/2 cannot be read now"):
+                store.restore_and_prune(abstract(tree))
+    with checkpoint.Checkpoints(tmp_path) as store:
+        step, restored, _ = store.restore_and_prune(abstract(tree))
+    assert step == 2
+    assert_identical(restored, tree)
+
+
 def test_all_hosts_skip_a_checkpoint_that_is_unreadable_on_one(tmp_path, monkeypatch, caplog):
     with checkpoint.Checkpoints(tmp_path) as store:
         store.save(1, make_tree(1, 1.0))
@@ -127,7 +152,7 @@ def test_all_hosts_skip_a_checkpoint_that_is_unreadable_on_one(tmp_path, monkeyp
 
     def agree(flag, all_of=False):
         flags.append(flag)
-        return flag and len(flags) > 1  # the other host fails to read the newest
+        return flag and len(flags) != 2  # the other host fails to read the newest
 
     def fingerprint(tree, real=checkpoint.fingerprint):
         computed.append(len(flags))
@@ -139,8 +164,8 @@ def test_all_hosts_skip_a_checkpoint_that_is_unreadable_on_one(tmp_path, monkeyp
         step, tree, _ = store.restore(abstract(make_tree(1)))
     assert step == 1 and "unreadable on another host" in caplog.text
     assert_identical(tree, make_tree(1, 1.0))
-    # Step 2: arrays restored; step 1: arrays restored, then the fingerprint.
-    assert flags == [True, True, True] and computed == [2]
+    # Step 2: available, arrays restored; step 1: the same, then the fingerprint.
+    assert flags == [True] * 5 and computed == [4]
 
 
 def test_without_a_checkpoint_restore_returns_none(tmp_path):
