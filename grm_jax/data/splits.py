@@ -134,7 +134,7 @@ def split(
         if len(chosen) + len(groups[key]) <= min(most, 2 * goal):
             chosen.update(groups[key])
     if not chosen:  # every query has more comparisons than that
-        chosen.update(min((groups[key] for key in drawn), key=len))
+        chosen.update(groups[min(drawn, key=lambda key: len(groups[key]))])
     sides: tuple[list[Comparison], list[Comparison]] = ([], [])
     for i, comparison in enumerate(comparisons):
         sides[i in chosen].append(comparison)

@@ -119,7 +119,8 @@ def is_storage_fault(error: BaseException) -> bool:
 def _is_unavailable(error: BaseException) -> bool:
     """Whether a read failed because the storage is not available now."""
     numbers = {int(text) for text in _ERRNO.findall(str(error))}
-    numbers |= {error.errno} if isinstance(error, OSError) else set()
+    if isinstance(error, OSError) and error.errno:
+        numbers.add(error.errno)
     return bool(numbers & _UNAVAILABLE)
 
 

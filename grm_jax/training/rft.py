@@ -4,7 +4,7 @@ import contextlib
 import gc
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +36,8 @@ from grm_jax.training.rft_samplers import make_sampler, open_replies, stored
 
 log = logging.getLogger(__name__)
 READY = "ready.json"  # written last
+MADE_FROM = "made_from"  # its field with the settings
+_FREE = ("folder", "held_out", "max_skipped")  # fields of config.data that the set is free of
 
 _WAYS_ON = (
     "Rejective fine-tuning learns from parsed critiques: use an instruction-tuned model as "
@@ -136,14 +138,16 @@ def prepare(
 ) -> sft.Encoded:
     """Returns the tokenised training set, built on the first call and loaded from `folder` after.
 
-    A set with a damaged file is built again, from the stored samples. Data sources are indexed in
-    `workdir`, if it is given. Also writes examples.jsonl, trials.jsonl (every sample with its
+    A set with a damaged file is built again, from the stored samples; one that was built with other
+    settings as well, unless training on it has begun. Data sources are indexed in `workdir`, if it
+    is given. Also writes examples.jsonl, trials.jsonl (every sample with its
     outcome, for the meta RM) and outcomes.json. Raises ValueError if the set is empty.
     """
     folder = as_path(folder)
     # Every process takes part in sampling from our own model; one process runs the other samplers.
     samples_here = config.rft.sampler in rft_samplers.LOCAL or jax.process_index() == 0
-    if checkpoint.agree(bool(reason := problem(folder))) and samples_here:
+    reason = problem(folder) or _outdated(folder, _made_from(config, tokenizer))
+    if checkpoint.agree(bool(reason)) and samples_here:
         if (folder / READY).exists():
             if config.rft.sampler in rft_samplers.SLOW and not (folder / "samples").exists():
                 raise TrainingError(
@@ -170,6 +174,34 @@ def problem(folder: PathLike) -> str:
     if not (folder / READY).exists():
         return f"{READY} is missing"
     return checksums.problem(folder) or checksums.problem(folder / "tokens")
+
+
+def _made_from(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Returns the settings that the RFT set depends on, as JSON."""
+    names = ("comparisons", "samples", "hinted", "reject", "sampler")
+    data = {f"data.{name}": value for name, value in config.data.items() if name not in _FREE}
+    fields = {
+        "template": config.template,
+        "seed": config.seed,
+        "tokenizer": tokenizer.fingerprint,
+        **{f"rft.{name}": config.rft[name] for name in names},
+        "rft.sampling": rft_samplers.salts(config)[0],
+    }
+    return json.loads(json.dumps(fields | data, default=str))
+
+
+def _outdated(folder: epath.Path, now: Mapping[str, Any]) -> str:
+    """Returns how a set differs from one with the settings `now`; "" once training has begun."""
+    saved = strict_json.read(folder / READY).get(MADE_FROM, {})
+    changed = checkpoint.differences(saved, now)
+    if changed and ((folder.parent / "checkpoints").exists() or loop.is_done(folder.parent)):
+        log.warning(
+            "%s: %s; the RFT set is used as it is, because training on it has begun. Remove %s to "
+            "start the stage again",
+            *(folder, changed, folder.parent),
+        )
+        return ""
+    return changed
 
 
 def _build(
@@ -239,7 +271,8 @@ def save_set(
         )
     encoded = sft.encode_all(mixed, tokenizer)
     counts = {**built.summary(), "examples": len(encoded), "tokens": len(encoded.tokens)}
-    ready = strict_json.dumps(counts, indent=2) + "\n"
+    record = counts | {MADE_FROM: _made_from(config, tokenizer)}
+    ready = strict_json.dumps(record, indent=2) + "\n"
     (folder / READY).unlink(missing_ok=True)  # the set is not whole until this is written again
     leftovers = folder.glob(".*.tmp") if folder.exists() else ()  # of a process that was killed
     for leftover in leftovers:

@@ -264,7 +264,7 @@ def hint_of(comparison: Comparison, order: Sequence[int]) -> int | str:
     if comparison.n == 1:
         return int(correct_score(comparison))
     strength = comparison.meta.get("strength")
-    if isinstance(strength, bool) or not isinstance(strength, int | float):
+    if isinstance(strength, bool) or not isinstance(strength, int):
         return best_index(comparison)  # none, or a field of the user's own
     phrase = _STRENGTHS.get(strength, f"better by {strength}")
     position = list(order).index(best_index(comparison)) + 1

@@ -10,7 +10,7 @@ from grm_jax.data import mixtures, world
 from grm_jax.data.sft import Example, read_examples
 from grm_jax.data.world import vocabulary
 from grm_jax.text import tokenizer
-from grm_jax.training import rft_data, rft_samplers, sources
+from grm_jax.training import rft, rft_data, rft_samplers, sources
 from grm_jax.training.errors import TrainingError
 from grm_jax.training.rft_data import CritiqueReply, RftOptions, build, is_correct
 from grm_jax.types import Comparison
@@ -126,7 +126,6 @@ def test_either_kind_of_sample_can_be_disabled(samples, hinted):
 def test_without_samples_the_set_has_only_general_instructions(tmp_path):
     assert not build([PAIR], scripted(), RftOptions(template="compact", samples=0, hinted=0)).trials
     from experiments.spct_tiny import get_config
-    from grm_jax.training import rft
 
     config = get_config("no_hinted,no_non_hinted")
     config.data.general_items = 5
@@ -139,6 +138,25 @@ def test_without_samples_the_set_has_only_general_instructions(tmp_path):
         match="the RFT set is empty.*config.rft.samples=0.*config.data.general_items=0",
     ):
         rft.prepare(config, tok, None, tmp_path / "b")
+
+
+def test_a_set_of_other_settings_is_built_again_until_training_has_begun(tmp_path, caplog):
+    config = spct_tiny.get_config()
+    tok, folder = tokenizer.load(vocabulary.vocabulary_path()), tmp_path / "data"
+    config.rft.update(comparisons=4)
+    config.data.general_items = 4
+
+    def prepare(**fields):
+        caplog.clear()
+        config.rft.update(fields)
+        return len(rft.prepare(config, tok, None, folder))
+
+    few = prepare()
+    assert prepare() == few and "built again" not in caplog.text
+    assert (many := prepare(comparisons=20, hinted=0)) > few
+    assert "rft.comparisons was 4 and is 20, rft.hinted was 1 and is 0; the RFT set" in caplog.text
+    (tmp_path / "checkpoints").mkdir()
+    assert prepare(comparisons=4) == many and "is used as it is" in caplog.text
 
 
 def test_trials_have_their_correctness_and_outcome():
