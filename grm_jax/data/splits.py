@@ -108,8 +108,11 @@ def split(
     on the order of the file.
 
     Args:
-      share: of the comparisons to hold out, at least one; the last query may bring up to as many.
-      most: comparisons to hold out at most; those of one query, if every query has more.
+      share: of the comparisons to hold out, at least one. Queries are held out whole, so it may be
+        exceeded, at most twofold.
+      most: comparisons to hold out at most.
+
+    If every query has more comparisons than that, the smallest one is held out.
 
     Raises:
       ValueError: all comparisons have the same query.

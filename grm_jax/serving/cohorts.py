@@ -6,14 +6,11 @@
 
 The rules:
 - A response is named by (id of its group, attempt, index). The same one again is a retry: it gets
-  the reward of the first, also after the group was scored. Another text under that name is refused
-  until then.
+  the reward of the first, also after the group was scored. Another text under that name is refused.
 - A group is scored when all `size` responses have arrived. If one is missing `timeout` seconds
   after the first, those that wait fail with a reason.
 - A cancelled call withdraws its response. When every call of a group is cancelled, so is scoring.
 - A group that failed is forgotten: the same names may be sent again, and it is scored anew.
-- After a group was scored, another text under one of its names begins it anew, as in the next epoch
-  of a trainer that names groups by the row of its data.
 - Responses without an index are numbered as they arrive. A retry among them cannot be recognised,
   and the next response after a full group begins a new one.
 """
@@ -35,10 +32,7 @@ Rewards = tuple[ResponseReward, ...]
 
 @dataclasses.dataclass(eq=False)
 class _Cohort:
-    """One group: its first call, and digests and texts of the responses by index.
-
-    again: texts of the calls after it was scored.
-    """
+    """One group: its first call, and digests and texts of the responses by index."""
 
     first: Group
     size: int
@@ -46,7 +40,6 @@ class _Cohort:
     same: bytes  # digest of all fields but the response
     digests: dict[int, bytes] = dataclasses.field(default_factory=dict)
     texts: dict[int, str] = dataclasses.field(default_factory=dict)
-    again: dict[int, str] = dataclasses.field(default_factory=dict)
     calls: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
     full: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     task: asyncio.Task[Rewards] | None = None
@@ -59,21 +52,11 @@ class _Cohort:
 
     def add(self, index: int, text: str) -> None:
         """Adds a response, or another call for one that is there."""
-        self.put(index, text)
-        self.calls[index] += 1
-
-    def put(self, index: int, text: str) -> None:
-        """Adds a response without a call that waits for it."""
         if index not in self.digests:
             self.digests[index], self.texts[index] = _digest(text), text
-        elif self.was_scored:
-            self.again[index] = text
+        self.calls[index] += 1
         if len(self.digests) == self.size:
             self.full.set()
-
-    @property
-    def was_scored(self) -> bool:
-        return self.task is not None and self.task.done()
 
     def withdraw(self, index: int) -> bool:
         """Ends one call; drops its response unless the group is full. Returns whether any waits."""
@@ -138,15 +121,13 @@ class Cohorts:
         if self._closed is not None:
             raise self._closed
         key = group.id, attempt
-        cohort = earlier = self._cohorts.get(key)
-        if cohort is not None:
-            _check(cohort, group, size, index)
-        if cohort is None or _begins_anew(cohort, group, index):
+        cohort = self._cohorts.get(key)
+        if cohort is None:
             cohort = _Cohort(group, size, index is not None, _digest(_shared(group)))
             self._cohorts[key] = cohort
             cohort.task = asyncio.create_task(self._run(key, cohort))
-            for i, text in earlier.again.items() if earlier else ():
-                cohort.put(i, text)
+        else:
+            _check(cohort, group, size, index)
         place = index
         if place is None:  # the first free one: a withdrawn call may have left a gap
             place = next(i for i in range(size) if i not in cohort.digests)
@@ -213,20 +194,10 @@ def _check(cohort: _Cohort, group: Group, size: int, index: int | None) -> None:
         raise ValueError(f"{name}: send an index with every response, or with none")
     if _digest(_shared(group)) != cohort.same:
         raise ValueError(f"{name} has another prompt, reference or principles in an earlier call")
-    if not cohort.was_scored and _is_other(cohort, group, index):
+    if index in cohort.digests and cohort.digests[index] != _digest(group.responses[0]):
         raise ValueError(
             f"response {index} of {name} has another text in an earlier call: raise attempt"
         )
-
-
-def _begins_anew(cohort: _Cohort, group: Group, index: int | None) -> bool:
-    """Returns whether a call is the first of a new group under the name of a scored one."""
-    return cohort.was_scored and _is_other(cohort, group, index)
-
-
-def _is_other(cohort: _Cohort, group: Group, index: int | None) -> bool:
-    """Returns whether a response has another text than an earlier one under its name."""
-    return index in cohort.digests and cohort.digests[index] != _digest(group.responses[0])
 
 
 def _shared(group: Group) -> list[Any]:

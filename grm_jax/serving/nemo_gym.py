@@ -89,7 +89,9 @@ async def verify(service: Service, http: HTTPRequest) -> Response:
     )
     if size > service.limits.responses:
         raise Refusal(400, f"group_size = {size}: at most {service.limits.responses}", "group_size")
-    waiting = asyncio.ensure_future(service.cohorts.reward(group, size, body.index, body.attempt))
+    # Tasks and prompts come again in the next epoch, with other responses under the same index.
+    index = body.index if body.group is not None else None
+    waiting = asyncio.ensure_future(service.cohorts.reward(group, size, index, body.attempt))
     gone = asyncio.ensure_future(disconnected(http))
     seconds = min(body.timeout or service.limits.timeout, service.limits.timeout)
     try:

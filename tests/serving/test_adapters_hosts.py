@@ -64,6 +64,17 @@ def test_verl_collects_the_samples_of_a_prompt():
     assert scorer.groups[0].reference == "4" and scorer.groups[0].prompt == "q"
 
 
+def test_verl_rows_come_again_in_the_next_epoch():
+    compute_score = verl.compute_score(scorer := AsyncScorer(), 2)
+    for texts in (("a", "bb"), ("a", "ccc"), ("dddd", "ccc")):
+        calls = [
+            lambda text=text, i=i: verl_call(compute_score, text, rollout_index=i)
+            for i, text in enumerate(texts)
+        ]
+        assert [r["score"] for r in gather(*calls)] == list(map(len, texts))
+    assert len(scorer.groups) == 3
+
+
 def test_verl_router_arguments_messages_and_sizes_by_split():
     import numpy as np
 

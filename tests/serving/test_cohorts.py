@@ -169,21 +169,6 @@ def test_a_group_that_failed_is_scored_anew():
     asyncio.run(run())
 
 
-def test_another_text_begins_a_scored_group_anew():
-    """The next epoch, in which response 1 is the same again, and comes first."""
-
-    async def run():
-        cohorts = Cohorts(scorer := Scorer(), FOREVER)
-        assert await values(*(start(cohorts, i, i) for i in range(3))) == [0, 1, 2]
-        assert await values(start(cohorts, 1, 1)) == [1]
-        assert await values(start(cohorts, 7, 0), start(cohorts, 9, 2)) == [7, 9]
-        assert [group.responses for group in scorer.groups] == [("0", "1", "2"), ("7", "1", "9")]
-        assert await values(start(cohorts, 9, 2), start(cohorts, 1, 1)) == [9, 1]
-        assert len(scorer.groups) == 2
-
-    asyncio.run(run())
-
-
 def test_every_call_raises_what_scoring_raises():
     async def fail(group):
         raise OSError("no engine")

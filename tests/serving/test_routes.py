@@ -217,8 +217,20 @@ def test_verify_answers_when_the_group_is_complete_and_a_retry_from_the_first(se
     before = server.service.engine.engine.stats.prompts
     assert server.post("/verify", bodies[0]).json()["reward"] == expected[0]
     assert server.service.engine.engine.stats.prompts == before
+    other = server.post("/verify", verify_body("another text", 0, "whole"))
+    assert other.status_code == 400 and "has another text in an earlier call" in other.text
     split = server.post("/verify", verify_body("more", 1, "whole", 4))
     assert split.status_code == 400 and "has 2 responses, and 4 in this call" in split.text
+
+
+def test_a_task_that_comes_again_is_scored_again(server):
+    for texts in (GROUP["responses"], ("io", "europa"), ("io", "luna")):  # three epochs
+        bodies = [
+            verify_body(text, i, None) | {"_ng_task_index": 7} for i, text in enumerate(texts)
+        ]
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            replies = list(pool.map(lambda body: server.post("/verify", body), bodies))
+        assert [reply.status_code for reply in replies] == [200, 200]
 
 
 def test_a_missing_sibling_fails_by_the_deadline(server):

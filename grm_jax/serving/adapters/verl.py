@@ -141,8 +141,10 @@ def _group_name(data_source: str, info: Mapping[str, Any]) -> str:
 
 
 def _index(info: Mapping[str, Any]) -> int | None:
+    """Returns the number of a sample; None without a uid, as rows come again in the next epoch."""
     index = info.get(INDEX)
-    return None if index is None else int(index)
+    has_uid = any(info.get(name) is not None for name in UIDS)
+    return int(index) if has_uid and index is not None else None
 
 
 def _size(size: Sizes, info: Mapping[str, Any]) -> int:
