@@ -105,14 +105,13 @@ def split(
     """Returns (training, held-out) comparisons, in the order of the file.
 
     All comparisons of a query are on one side. The side depends on the query and the seed, and not
-    on the order of the file.
+    on the order of the file. If every query has too many comparisons to be held out, the one with
+    the fewest is.
 
     Args:
       share: of the comparisons to hold out, at least one. Queries are held out whole, so it may be
         exceeded, at most twofold.
       most: comparisons to hold out at most.
-
-    If every query has more comparisons than that, the smallest one is held out.
 
     Raises:
       ValueError: all comparisons have the same query.
