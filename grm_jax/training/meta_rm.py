@@ -8,6 +8,7 @@ Axes: N critiques, B critiques of a batch, L tokens, D model width.
 """
 
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -44,7 +45,7 @@ from grm_jax.training.programs import Metrics, Program, Shapes, build_update, mo
 log = logging.getLogger(__name__)
 STARTS = ("base", "rft", "rl")
 # Fields that must be equal on resume.
-IDENTITY = ("start", "batch_size", "seq_len", "token_loss", "likelihood")
+IDENTITY = ("start", "batch_size", "seq_len", "token_loss", "likelihood", "held_out")
 SCORE_INPUTS = ("tokens", "segment_ids", "starts")
 
 
@@ -104,6 +105,7 @@ def train(
         step=step,
         identity={
             "data": f"{len(data)} critiques",
+            "critiques": hashlib.sha256(data.tokens.tobytes() + data.labels.tobytes()).hexdigest(),
             "seed": config.seed,
             "policy": policy_fingerprint,
             **run.base,

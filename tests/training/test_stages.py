@@ -13,12 +13,14 @@ from grm_jax import Judge
 from grm_jax.models import abstract_model
 from grm_jax.sharding import make_mesh
 from grm_jax.training import (
+    checkpoint,
     grpo,
     loop,
     main,
     meta_rm,
     metrics,
     rft,
+    rft_data,
     rft_samplers,
     sources,
     state as states,
@@ -246,3 +248,29 @@ def test_without_critiques_that_fit_the_error_names_meta_rm_seq_len(tiny, tmp_pa
     rft.prepare(tiny.config, tiny.tokenizer, tiny.mesh, rft_folder / "data")
     with pytest.raises(ValueError, match="0 critiques of 0 comparisons.*config.meta_rm.seq_len=4"):
         meta_rm.train(tiny, start, start, rft_folder, tmp_path / "meta_rm")
+
+
+def test_the_meta_rm_resumes_only_with_its_own_critiques_and_held_out_part(
+    tiny, monkeypatch, tmp_path
+):
+    """Else critiques that it was trained on would be held out."""
+    stages = []
+    monkeypatch.setattr(loop, "train", lambda stage, stop: stages.append(stage) or {"params": {}})
+    monkeypatch.setattr(meta_rm, "sample_policy", lambda *args: ([], "fingerprint"))
+    start, rft_folder = init_params(tiny), tmp_path / "rft"
+    rft.prepare(tiny.config, tiny.tokenizer, tiny.mesh, rft_folder / "data")
+    read_trials = rft_data.read_trials
+
+    def relabelled(path):
+        return [dataclasses.replace(trial, right=not trial.right) for trial in read_trials(path)]
+
+    for held_out, read in ((0.2, read_trials), (0.2, read_trials), (0.5, read_trials),
+                           (0.2, relabelled)):  # fmt: skip
+        tiny.config.meta_rm.held_out = held_out
+        monkeypatch.setattr(rft_data, "read_trials", read)
+        meta_rm.train(tiny, start, start, rft_folder, tmp_path / "meta_rm")
+    first, same, other_part, other_labels = (dict(stage.identity) for stage in stages)
+    assert first == same
+    changed = [checkpoint.differences(first, other) for other in (other_part, other_labels)]
+    assert changed[0] == "meta_rm.held_out was 0.2 and is 0.5"
+    assert changed[1].startswith("critiques was ") and "," not in changed[1]
