@@ -138,13 +138,14 @@ def write_results(setup: Setup, work: Path, out: Path) -> None:
 
 def write_tables(folder: Path) -> None:
     """Writes tables.md, and BENCHMARK.svg with the accuracy over k, beside a results.json."""
-    from grm_jax.evals import plots, results
+    from grm_jax.evals import figures, plots, results
 
     entries = results.read_results(folder / results.FILE, complete=True)
     (folder / "tables.md").write_text(tables(entries), encoding="utf-8")
     for entry in entries:
         if figure := plots.curve(entry):
-            (folder / f"{entry['benchmark']}.svg").write_text(figure + "\n", encoding="utf-8")
+            path = folder / f"{entry['benchmark']}.svg"
+            path.write_text(figures.standalone(figure), encoding="utf-8")
 
 
 def run(name: str, argv: Sequence[str], clocks: Path) -> None:

@@ -143,6 +143,14 @@ def to_svg(figure: Any, title: str) -> str:
     return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
 
 
+def standalone(svg: str) -> str:
+    """Returns a figure for a page as the text of an SVG file, with its own colours."""
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    svg = re.sub(r"var\(--c\d+, ([^)]+)\)", r"\1", svg)
+    svg = svg.replace("var(--faint)", FAINT).replace("currentColor", INK)
+    return svg.replace("<svg ", f'<svg {names} style="background: white" ', 1) + "\n"
+
+
 def save_png(figure: Any, path: Any) -> None:
     """Writes a figure as PNG to a local path or a bucket."""
     with open_atomic(path) as file:
