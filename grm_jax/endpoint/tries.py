@@ -39,7 +39,7 @@ class Failure:
 
     kind: what went wrong in the last try, for counts: "timeout", "HTTP 503", "not JSON", ...
     reason: one line with address and detail.  refused: the server refuses every request alike.
-    unfit: it refuses this one, which may be too long; or all, for example for a field.
+    unfit: it refuses this request, which may be too long; or every one, because of some field.
     """
 
     kind: str

@@ -352,8 +352,7 @@ class Judge:
             if self.meta_rm is not None:
                 critiques = with_meta_scores(self.meta_rm, job, critiques)
             verdict = votes.verdict(critiques, n, id, options.vote, guided, options.k_meta)
-        # The other comparisons are not affected.
-        except (NotFinite, TooLong, votes.NoVote) as error:
+        except (NotFinite, TooLong, votes.NoVote) as error:  # of this comparison alone
             return Unjudged(str(error))
         return dataclasses.replace(
             verdict, principles=job.principles, prompt_tokens=job.prompt_tokens()

@@ -140,8 +140,8 @@ def prepare(
 
     A set with a damaged file is built again, from the stored samples; one that was built with other
     settings as well, unless training on it has begun. Data sources are indexed in `workdir`, if it
-    is given. Also writes examples.jsonl, trials.jsonl (every sample with its
-    outcome, for the meta RM) and outcomes.json. Raises ValueError if the set is empty.
+    is given. Also writes examples.jsonl, trials.jsonl (every sample with its outcome, for the meta
+    RM) and outcomes.json. Raises ValueError if the set is empty.
     """
     folder = as_path(folder)
     # Every process takes part in sampling from our own model; one process runs the other samplers.
