@@ -184,8 +184,7 @@ def prepare_for_decoding(model: Any) -> Any:
 def unstack(model: Any) -> Any:
     """Returns the same network with one unit that holds all of its layers; copies their weights."""
     cfg = model.cfg
-    flat = cfg.replace(pattern=cfg.pattern * cfg.num_units + cfg.tail)
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: type(model)(flat, nnx.Rngs(0))))
+    graphdef = _graph(type(model), cfg.replace(pattern=cfg.pattern * cfg.num_units + cfg.tail))
     units, tail, size = nnx.state(model.units), nnx.state(model.tail), len(cfg.pattern)
     layers = [
         jax.tree.map(lambda x, unit=unit: x[unit][None], units[place])
@@ -197,3 +196,8 @@ def unstack(model: Any) -> Any:
         state.pop(name, None)
     state["units"] = nnx.State(dict(enumerate(layers)))
     return nnx.merge(graphdef, state)
+
+
+@functools.cache
+def _graph(kind: type, cfg: Any) -> nnx.GraphDef:
+    return nnx.graphdef(nnx.eval_shape(lambda: kind(cfg, nnx.Rngs(0))))
