@@ -35,7 +35,11 @@ TOKENIZER_FILES = (
 # What every use of a model reads, beside its weights.
 METADATA_FILES = ("judge.json", "meta_rm.json")  # see `judging.metadata`
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # of peft
-OWN_TEMPLATE = re.compile(r"prompt_[^/]+")  # a prompt template that judge.json may name
+# Prompt templates that judge.json may name, and files that they include.
+OWN_TEMPLATE = re.compile(
+    r"(?!chat_template\.)[^/]+\.(?:jinja2?|j2)"
+    r"|prompt_(?![^/]*\.(?:bin|pt|pth|pkl|pickle|msgpack|h5|py|so)$)[^/]+"
+)
 SMALL_FILES = (*TOKENIZER_FILES, "config.json", *METADATA_FILES, INDEX)
 
 _PART = r"[\w][\w.-]*"

@@ -195,6 +195,8 @@ def _checked_label(label: Any, n: int) -> int | tuple[float, ...] | None:
         raise ValueError(
             f"label has {len(rewards)} rewards for {n} responses: give one per response"
         )
+    if n == 1 and rewards[0] not in (0, 1):
+        raise ValueError(f"label {rewards[0]:g} of one response: use 1 (correct) or 0 (incorrect)")
     return rewards
 
 

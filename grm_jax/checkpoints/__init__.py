@@ -12,13 +12,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from grm_jax.checkpoints.hf_config import read_padding_id
 from grm_jax.checkpoints.loading import check_names, load_model
 from grm_jax.checkpoints.peft import merge_into, open_adapters
 from grm_jax.checkpoints.saving import copy_tokenizer, save
 from grm_jax.checkpoints.tensor_map import tensor_map
 from grm_jax.checkpoints.tensors import Reader
-from grm_jax.model_files import check_file, damage_of, exists, read_json, refuse_adapter
+from grm_jax.model_files import INDEX, check_file, damage_of, exists, read_json, refuse_adapter
 from grm_jax.models.config import TransformerConfig
 from grm_jax.models.transformer import Transformer
 from grm_jax.storage import fetch, fetch_adapter
@@ -56,7 +58,7 @@ def reader_of(path: Path) -> Callable[[], Reader]:
     """Returns the function that opens a checkpoint. Raises ValueError for another path."""
     from grm_jax.checkpoints.deepmind import DeepMindCheckpoint, is_deepmind
 
-    if exists(path / "config.json"):
+    if exists(path / "config.json") and not _is_gguf_folder(path):
         from grm_jax.checkpoints.hf_folder import HfFolder
 
         return functools.partial(HfFolder, path)
@@ -71,6 +73,20 @@ def reader_of(path: Path) -> Callable[[], Reader]:
         check_file(files[0], linked=not path.is_dir())
         return functools.partial(GgufFile, files[0])
     raise ValueError(f"{path} is not a supported checkpoint: give {FORMATS}")
+
+
+def _is_gguf_folder(path: Path) -> bool:
+    """Whether the only weights of a folder are one GGUF file; a config.json may be beside it."""
+    has_tensors = any(path.glob("*.safetensors")) or exists(path / INDEX)
+    return not has_tensors and len(list(path.glob("*.gguf"))) == 1
+
+
+def _dtype_name(dtype: Any) -> Any:
+    """Returns the name of a dtype, such as jnp.float32; a name, None and anything else as it is."""
+    try:
+        return dtype if dtype is None or isinstance(dtype, str) else np.dtype(dtype).name
+    except TypeError:
+        return dtype
 
 
 def refuse_run_folder(path: Path, judge: bool = False) -> None:
@@ -130,6 +146,7 @@ def load(
       ValueError: every missing, unexpected and misshapen tensor, a mesh that does not divide the
         model, or an adapter of another base.
     """
+    dtype, param_dtype = _dtype_name(dtype), _dtype_name(param_dtype)
     if "float16" in (dtype, param_dtype):
         raise ValueError(
             f"{path}: float16 overflows in Gemma's activations: use bfloat16 or float32"
@@ -163,6 +180,11 @@ def load(
     if dtype is not None:
         cfg = cfg.replace(dtype=str(dtype), param_dtype=str(param_dtype or dtype))
     if has_head and not cfg.scalar_head:
+        if getattr(reader, "has_no_output_head", False):
+            raise ValueError(
+                f"{path} is a classifier without an output head (lm_head.weight), so "
+                "scalar_head=False leaves no language model: give the language model itself"
+            )
         reader.tensors.pop("score.weight", None)
     zero_params = frozenset({"score_D"} if cfg.scalar_head and not has_head else ())
     return load_model(reader, cfg, mesh, param_dtype or dtype, zero_params, progress)

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,8 @@ def convert(
         bars.TransferSpeedColumn(),
         bars.TimeRemainingColumn(),
     )
+    with tempfile.TemporaryDirectory() as scratch:  # a tokenizer that cannot be written, first
+        copy_tokenizer(tokenizer or src, scratch)
     console = Console(stderr=True, force_terminal=sys.stderr.isatty())
     display = bars.Progress(*columns, console=console, disable=not bar)
     try:
@@ -146,7 +149,7 @@ def convert(
         save(
             model,
             dst,
-            like=src if src.is_dir() else None,
+            like=src if exists(src / "config.json") else None,
             max_file_bytes=max_file_bytes,
             overwrite=overwrite,
             progress=_progress(display, "saving"),

@@ -262,7 +262,8 @@ def _scaled(
     """Returns the configuration with Llama 3's scaling of RoPE if the file has its factors."""
     (spec,) = cfg.pattern
     if file.rope_factors is None:
-        scaled = released is not None and released.pattern[0].llama3_rope is not None
+        own = released.pattern[0] if released and released.vocab_size == cfg.vocab_size else spec
+        scaled = own.llama3_rope is not None and own.rope_theta == spec.rope_theta
         if scaled and cfg.max_length > 8192:  # not Llama 3.0
             raise ValueError(f"the tensor {ROPE_FACTORS} is missing: {_CONVERT}")
         return cfg

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from grm_jax import strict_json
+from grm_jax.text.tokenizer import END_OF_TURN
 
 # How byte-level vocabularies split a text before their merges apply, by the name that GGUF gives
 # the rule (tokenizer.ggml.pre). Sources: the tokenizer.json files of the released models.
@@ -26,7 +27,7 @@ SPECIAL: dict[str, tuple[str, ...]] = {
     "unknown": ("<unk>",),
     "padding": ("<pad>",),
 }
-_CONTROL, _USER_DEFINED = 3, 4  # GGUF's types of added tokens: not text, and text
+_ADDED = _CONTROL, _USER_DEFINED = 3, 4  # GGUF's types of added tokens: not text, and text
 _TYPES = range(1, 7)
 Field = Callable[[str], Any]  # returns a value of the metadata, or None
 
@@ -68,7 +69,7 @@ def write_tokenizer(field: Field, folder: Path, is_gemma: bool) -> None:
         (folder / "tokenizer.model").write_bytes(model)
         if not _flag(field, "add_bos_token", True):
             config["add_bos_token"] = False
-        if template and not is_gemma:
+        if template:
             config["chat_template"] = template
     else:
         bpe = _byte_level_bpe(tokens, _column(field, "merges", str), types, rule)
@@ -80,9 +81,15 @@ def write_tokenizer(field: Field, folder: Path, is_gemma: bool) -> None:
         if config["add_bos_token"] and ids["bos"] is None:
             raise ValueError("tokenizer.ggml.bos_token_id is missing")
         config["chat_template"] = template
-    if config:
-        text = strict_json.dumps(config, indent=2)
-        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+    ends = {i for i, token in enumerate(tokens) if token in END_OF_TURN and types[i] in _ADDED}
+    ends |= {i for i in (ids["eos"], field("tokenizer.ggml.eot_token_id")) if i is not None}
+    named = {"bos_token_id": ids["bos"], "pad_token_id": ids["padding"]}
+    generation: dict[str, Any] = {key: i for key, i in named.items() if i is not None}
+    generation["eos_token_id"] = sorted(ends)
+    for name, content in (("tokenizer_config", config), ("generation_config", generation)):
+        if content:
+            text = strict_json.dumps(content, indent=2)
+            (folder / f"{name}.json").write_text(text, encoding="utf-8")
 
 
 def _flag(field: Field, name: str, default: bool = False) -> bool:

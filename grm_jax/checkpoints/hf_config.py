@@ -349,7 +349,7 @@ def _gemma_to_hf(cfg: TransformerConfig) -> dict[str, Any]:
         # transformers' classes require an integer: 256, not 256.0.
         "query_pre_attn_scalar": int(scalar) if float(scalar).is_integer() else scalar,
         "rope_theta": b.rope_theta,
-        "sliding_window": a.window,
+        "sliding_window": a.window or 4096,  # an integer also where no layer has a window
     }
     if cfg.qk_norm:
         config["rope_local_base_freq"] = a.rope_theta

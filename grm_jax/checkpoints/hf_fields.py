@@ -156,7 +156,8 @@ def read_fields(text: dict[str, Any], model_type: str, source: str) -> dict[str,
         field = FIELDS[key]
         if not is_gemma and key in _NULL_IN_PLAIN:
             field = field._replace(null=True)
-            value = defaults[key] if value is None else value
+            # Without this field there are as many key-value heads as heads.
+            value = defaults[key] if value is None and key != "num_key_value_heads" else value
         check_field(key, value, field, source)
         fields[key] = value
     check_supported(text, model_type, source)

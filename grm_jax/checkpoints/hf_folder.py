@@ -55,6 +55,7 @@ class HfFolder(Reader):
         if config is not None:
             self.cfg = self.cfg.replace(quantize="int8")
         head = self.tensors.get(HEADS[0]) or self.tensors.get(HEADS[0] + INT8)
+        self.has_no_output_head = self.cfg.scalar_head and not self.cfg.tied and head is None
         if self.cfg.scalar_head:  # a classifier decodes no tokens
             self.cfg = self.cfg.replace(tied=self.cfg.tied or head is None)
         if head is not None and self.cfg.tied:
@@ -93,6 +94,9 @@ class HfFolder(Reader):
 
     def model_config(self) -> TransformerConfig:
         return self.cfg
+
+    def fit(self, cfg: TransformerConfig) -> TransformerConfig:
+        return cfg.replace(quantize=self.cfg.quantize)
 
     def _check_tied(self, head: SafetensorsTensor) -> None:
         """Raises ValueError unless an output head equals the embedding table value by value.

@@ -1,6 +1,7 @@
 """Saves a sharded model as a Hugging Face folder that transformers and vLLM serve."""
 
 import os
+import tempfile
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from grm_jax.hub import TOKENIZER_FILES
 from grm_jax.model_files import INDEX, exists, read_bytes, read_json_if_any
 from grm_jax.models.quantize import is_quantized
 from grm_jax.models.transformer import Transformer
-from grm_jax.storage import write_atomic
+from grm_jax.storage import fetch, is_remote, write_atomic
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 GGUF = ".gguf"
@@ -44,25 +45,38 @@ def save(
     values and scales, and only this package loads it.
 
     Args:
-      like: a folder (or file) whose tokenizer files, and token ids in config.json, are copied.
+      like: a folder, file or hub name whose tokenizer files, and token ids in config.json, are
+        copied.
       dtype: None keeps each parameter's own; int8 weights and their scales always keep theirs.
       max_file_bytes: larger models are split into files of at most this size.
 
     Raises:
       FileExistsError: the folder already holds weights and `overwrite` is False.
-      ValueError: the weights are int4, which no format of files has.
+      FileNotFoundError: `like` has neither a tokenizer nor a config.json.
+      ValueError: the weights are int4, which no format of files has; a model that config.json
+        cannot describe; a path in a bucket.
     """
     if model.cfg.quantize == "int4":
         raise ValueError(
             f"{path}: int4 weights are not saved: save the float model or one with int8 weights, "
             "and load the float one with quantize='int4'"
         )
+    if is_remote(path):
+        raise ValueError(f"{path} is not local: save to a local folder, and copy it there")
     path = Path(path).expanduser()
     writer = jax.process_index() == 0
+    if like is not None:
+        like = fetch(like, weights=False)
+        if not (tokenizer_files(like) or exists(like / "config.json")):
+            raise FileNotFoundError(f"like={like} has no tokenizer and no config.json")
     token_ids = _token_ids(Path(like)) if like is not None else {}
+    params = flat_params(nnx.state(model, nnx.Param))
+    table = params.get("embedder.table_VxD", params["final_norm.scale"])  # int8: the norms' dtype
+    config = to_hf(model.cfg, str(np.dtype(dtype or table.dtype)))
+    if model.cfg.quantize:
+        config = int8_config(config)
     if writer:
         _clear(path, overwrite)
-    params = flat_params(nnx.state(model, nnx.Param))
     files = _split(_entries(model, params, dtype), max_file_bytes)
     total, done = sum(entry.nbytes for group in files for entry in group), 0
 
@@ -89,10 +103,6 @@ def save(
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         _write_json(path / INDEX, index)
-    table = params.get("embedder.table_VxD", params["final_norm.scale"])  # int8: the norms' dtype
-    config = to_hf(model.cfg, str(np.dtype(dtype or table.dtype)))
-    if model.cfg.quantize:
-        config = int8_config(config)
     if like is not None:
         copy_tokenizer(like, path)
     # Last: without it, a folder whose writing was interrupted does not load.
@@ -179,10 +189,13 @@ def copy_tokenizer(source: str | os.PathLike[str], path: str | os.PathLike[str])
     if list(files) == [GGUF]:
         from grm_jax.checkpoints.gguf_file import GgufFile
 
-        reader = GgufFile(files[GGUF])
-        _remove(path, _OF_ANOTHER)
-        reader.write_tokenizer(path)
-        return [name for name in TOKENIZER_FILES if (path / name).exists()]
+        with tempfile.TemporaryDirectory() as scratch:
+            GgufFile(files[GGUF]).write_tokenizer(Path(scratch))
+            rebuilt = {file.name: file.read_bytes() for file in Path(scratch).iterdir()}
+        _remove(path, TOKENIZER_FILES)
+        for name, content in rebuilt.items():
+            write_atomic(path / name, content)
+        return [name for name in TOKENIZER_FILES if name in rebuilt]
     contents = {name: read_bytes(file, linked=file == source) for name, file in files.items()}
     if contents.keys() & set(VOCABULARIES) and os.path.realpath(source) != os.path.realpath(path):
         stale = _OF_ANOTHER if source.is_dir() else VOCABULARIES

@@ -15,11 +15,11 @@ T = TypeVar("T")
 _BLOCK = 1000  # places in which a mixture keeps its rates
 
 
-def from_list(comparisons: Sequence[Comparison], seed: int = 0) -> Callable[[int], Comparison]:
+def from_list(items: Sequence[T], seed: int = 0) -> Callable[[int], T]:
     """Returns places over a list, in a new order each epoch. Raises ValueError if it is empty."""
-    if not comparisons:
+    if not items:
         raise ValueError("no comparisons to make batches of")
-    return lambda place: comparisons[shuffled_index(place, len(comparisons), seed)]
+    return lambda place: items[shuffled_index(place, len(items), seed)]
 
 
 def from_world(

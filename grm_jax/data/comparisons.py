@@ -99,18 +99,31 @@ def convert(
     try:
         chosen, comparisons = _read(record, layout, name)
         comparisons = [simplified(c) for c in comparisons]
-        if any(map(_identical, comparisons)):
-            raise Unusable("the responses are identical")
-        if chosen.keeps_order:
-            return comparisons
-        if any(c.n > 1 and c.best is None for c in comparisons):
-            raise Unusable("no single best response")
-        return [placed(c) for c in comparisons]
+        for comparison in comparisons:
+            _check_trainable(comparison)
+        return comparisons if chosen.keeps_order else [placed(c) for c in comparisons]
     except Unusable as error:
         account.unusable[str(error)] += 1
     except ValueError as error:  # Malformed, and what Comparison itself refuses
         account.report(path, record.line, str(error))
     return []
+
+
+def _check_trainable(comparison: Comparison) -> None:
+    """Raises Unusable for a comparison that no critique can be right about."""
+    if _identical(comparison):
+        raise Unusable("the responses are identical")
+    if comparison.n == 1 and comparison.label is None:
+        raise Unusable("a single response without a label")
+    if comparison.n > 1 and comparison.best is None:
+        raise Unusable("no single best response")
+    if comparison.best is not None and not is_distinct(comparison, comparison.best):
+        raise Unusable("another response is equal to the best one")
+
+
+def is_distinct(comparison: Comparison, i: int) -> bool:
+    """Returns whether no other response has the text of response i."""
+    return comparison.responses.count(comparison.responses[i]) == 1
 
 
 # ---------------------------------------------------------------- grm judge

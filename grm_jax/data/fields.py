@@ -91,8 +91,8 @@ def texts(record: Record, key: str) -> list[str]:
 def turns(values: Sequence[Any], name: str) -> list[Turn]:
     """Returns chat turns as {"role", "content"}, other fields kept unless they are null.
 
-    The names that ShareGPT uses are replaced (roles as in `types.ROLE_NAMES`), and text parts as
-    OpenAI's are joined.
+    The names that ShareGPT uses are replaced (roles as in `types.ROLE_NAMES`), text parts as
+    OpenAI's are joined, and tool calls are written below the content.
     """
     if not values:
         raise Malformed(f"{name} has no turns")
@@ -101,7 +101,9 @@ def turns(values: Sequence[Any], name: str) -> list[Turn]:
         checked(turn, f"a turn of {name}", dict, "an object with 'role' and 'content'")
         role = turn.get("role") if turn.get("role") is not None else turn.get("from")
         content = turn.get("content") if turn.get("content") is not None else turn.get("value")
-        content = _joined_parts(content)
+        content, calls = _joined_parts(content), _tool_calls(turn, name)
+        if calls and (content is None or isinstance(content, str)):
+            content = "\n".join(filter(None, [content, *calls]))
         if not isinstance(role, str) or not isinstance(content, str):
             raise Malformed(
                 f"a turn of {name} is {display.shown(turn)}: role and content must be texts"
@@ -109,10 +111,25 @@ def turns(values: Sequence[Any], name: str) -> list[Turn]:
         kept = {
             key: value
             for key, value in turn.items()
-            if key not in ("from", "value") and value is not None
+            if key not in ("from", "value", "tool_calls", "function_call") and value is not None
         }
         clean.append(kept | {"role": _role(role, name), "content": content})
     return clean
+
+
+def _tool_calls(turn: Record, name: str) -> list[str]:
+    """Returns a line for each tool call of a turn: "Tool call: NAME(ARGUMENTS)"."""
+    calls = turn.get("tool_calls") or [turn.get("function_call")]
+    lines = []
+    for call in checked(calls, f"tool_calls of {name}", list, "a list of calls"):
+        if call is not None:
+            call = checked(call, f"a tool call of {name}", dict, "an object")
+            call = checked(call.get("function", call), f"a tool call of {name}", dict, "an object")
+            arguments = call.get("arguments", "")
+            if not isinstance(arguments, str):
+                arguments = strict_json.dumps(arguments)
+            lines.append(f"Tool call: {text(call, 'name')}({arguments})")
+    return lines
 
 
 def _role(role: str, name: str) -> str:

@@ -133,7 +133,8 @@ def _label(record: Record) -> int | tuple[float, ...] | None:
 
 def is_pair(record: Record) -> bool:
     """Whether a record has `chosen` and `rejected`."""
-    return {*PAIR} <= record.keys() and "conversation_input" not in record
+    others = ("conversation_input", "full_chosen")  # of RMB and Math-Step-DPO-10K
+    return {*PAIR} <= record.keys() and record.keys().isdisjoint(others)
 
 
 def preference(record: Record, name: str) -> list[Comparison]:

@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from grm_jax.data.comparisons import placed, read_rows, simplified
+from grm_jax.data.comparisons import is_distinct, placed, read_rows, simplified
 from grm_jax.types import Comparison
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def read_labelled(path: str, max_skipped: float = 0.1) -> Labelled:
         if (label := _preferred(comparison)) is None:
             counts["unlabelled"] += 1
             continue
-        if (digest := _digest(comparison)) in preferred:
+        if (digest := content_digest(comparison)) in preferred:
             counts["duplicates"] += 1
             contradictions += preferred[digest] != label
             continue
@@ -119,8 +119,8 @@ def split(
     groups: dict[str, list[int]] = {}
     names: dict[str, str] = {}
     for i, comparison in enumerate(comparisons):
-        key = overlap_key(comparison.turns)
-        names.setdefault(key, query_key(comparison))
+        key, name = overlap_key(comparison.turns), query_key(comparison)
+        names[key] = min(name, names.get(key, name))  # whichever stands first in the file
         groups.setdefault(key, []).append(i)
     if len(groups) < 2:
         raise ValueError(
@@ -181,7 +181,8 @@ def as_row(comparison: Comparison) -> dict[str, Any]:
     return {"id": fields.pop("id"), **fields}
 
 
-def _digest(comparison: Comparison) -> str:
+def content_digest(comparison: Comparison) -> str:
+    """Returns a hash of the query and the responses, whatever their order."""
     fields = [comparison.turns, sorted(comparison.responses)]
     return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
@@ -191,4 +192,6 @@ def _preferred(comparison: Comparison) -> str | None:
     if comparison.n == 1:
         rewards = comparison.rewards
         return str(rewards[0]) if rewards and rewards[0] in (0.0, 1.0) else None
-    return None if comparison.best is None else comparison.responses[comparison.best]
+    best = comparison.best
+    usable = best is not None and is_distinct(comparison, best)
+    return comparison.responses[best] if usable else None

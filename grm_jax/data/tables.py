@@ -112,14 +112,17 @@ def read_table(path: Path, suffix: str) -> Iterator[dict[str, Any] | BadCell]:
 def plain(value: Any) -> Any:
     """Returns a value of Arrow, TFDS or pandas as JSON-like Python.
 
-    Arrays become lists, bytes text, and dates and decimals their text.
+    Arrays become lists, bytes text (unless they are not UTF-8), and dates and decimals their text.
     """
     if value is None or isinstance(value, (str, int, float)):
         return value
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, bytes):
-        return value.decode(errors="replace")
+        try:
+            return value.decode()
+        except UnicodeDecodeError:  # an image, or a damaged text: an error where a text is expected
+            return value
     if hasattr(value, "to_list"):  # tf.RaggedTensor
         return plain(value.to_list())
     if hasattr(value, "tolist"):

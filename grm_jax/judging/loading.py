@@ -186,9 +186,9 @@ def load_tokenizer(path: str | Path, tokenizer: str | Path | None = None) -> tok
 
     Raises FileNotFoundError that names the missing files.
     """
-    if tokenizer is not None:
+    if tokenizer is not None and not str(tokenizer).endswith(".gguf"):
         return tokenizers.load(tokenizer)
-    path = storage.fetch(path)
+    path = storage.fetch(path if tokenizer is None else tokenizer)
     folder = path if path.is_dir() else path.parent
     try:
         return tokenizers.load(folder)

@@ -128,6 +128,7 @@ class TokenizerJson:
                 for i, token in self.model.get_added_tokens_decoder().items()
                 if token.special or CONTROL.fullmatch(token.content)
             }
+            self.added = {t.content for t in self.model.get_added_tokens_decoder().values()}
             self.byte_level = "ByteLevel" in strict_json.dumps(fields.get("decoder"))
             _probe(self, path)
 
@@ -142,7 +143,9 @@ class TokenizerJson:
 
     def piece_bytes(self, i: int) -> bytes:
         piece = self.model.id_to_token(i) or ""
-        if self.byte_level and piece not in self.controls:
+        if piece in self.added:
+            return piece.encode()
+        if self.byte_level:
             table = _byte_level_table()
             return bytes(table[c] for c in piece if c in table)
         return _piece_bytes(piece)
@@ -156,7 +159,8 @@ class TokenizerJson:
             "eos": ("<eos>", "</s>", "<|endoftext|>"),
             "pad": ("<pad>", "<|endoftext|>"),
         }
-        return next((i for i in map(self.id_of, spellings[name]) if i is not None), None)
+        # A byte-level vocabulary may have "<s>" as a piece of text.
+        return next((i for i in map(self.controls.get, spellings[name]) if i is not None), None)
 
 
 def _check_prefix(model: dict[str, Any]) -> None:

@@ -59,6 +59,7 @@ _GLUE = (
 )
 BOX_LABEL = re.compile(rf"{_BEFORE}{LABEL}{_GLUE}", re.IGNORECASE)
 BEFORE = re.compile(rf"(?:^|[,;|&]){_BEFORE}$", re.IGNORECASE)
+LABEL_LIST = re.compile(rf"{LABEL}(?:(?:[ ,;&]|and){{1,8}}{LABEL}){{1,20}}{_GLUE}$", re.IGNORECASE)
 LIKE_A_SCORE = re.compile(rf"{LABEL}{_GLUE}(?=[+-]?[0-9])", re.IGNORECASE)
 SCORE = re.compile(
     rf"(?<![–—+-])({NUMBER})(?:{SCALE})?(?:[ \t]{{0,2}}(?:points?|pts\b|分))?"
@@ -209,6 +210,15 @@ def join_boxes(text: str, boxes: Sequence[Form], sections: Sections, since: int)
     known = None if set(labels) == {None} else tuple(label or 0 for label in labels)
     scale = max(scales, default=None) if len(scales) < 2 else UNEQUAL
     return Form(boxes[0].start, boxes[-1].end, values, scale, known)
+
+
+def is_labelled_in_another_order(text: str, box: Form) -> bool:
+    """Whether as many labels stand before a box of several values: "Response 2, Response 1: "."""
+    start = text.rfind("\n", max(0, box.start - 200), box.start) + 1
+    listed = LABEL_LIST.search(text[start : box.start].translate(FLAT))
+    hits = LABELS.finditer(listed[0]) if listed else ()
+    labels = [int(hit[1]) if hit[1] else ord(hit[0][-1]) - 64 for hit in hits]
+    return len(labels) == len(box.values or ()) > 1 and labels != sorted(labels)
 
 
 def _label(

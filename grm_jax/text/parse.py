@@ -147,6 +147,7 @@ def _last(
     if last is not None:
         one = forms.join_boxes(text, [last], sections, since) if n == 1 else None
         other = output == "scores" and one is not None and max(one.labels or (0,)) > 1
+        other = other or forms.is_labelled_in_another_order(text, last)
         return (None, "wrong_labels") if other else (last, "ok")
     return None, "wrong_count" if numeric else "no_scores"
 

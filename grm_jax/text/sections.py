@@ -216,8 +216,8 @@ def _response_headings(text: str, quoted: Sequence[Span]) -> tuple[tuple[int, in
 
 
 WEIGHT = re.compile(
-    r"[(\[（]?[ \t]*(?:weight(?:ed|ing)?[ \t]*[:=]?[ \t]*)?([0-9]{1,3}(?:\.[0-9]{1,2})?)[ \t]*[%％]"
-    r"[ \t]*(?:weight)?[ \t]*[)\]）]?",
+    r"[(\[（]?[ \t]*(?:weight(?:ed|ing)?[ \t]*[:=]?[ \t]*)?(?<![0-9.])"
+    r"([0-9]{1,3}(?:\.[0-9]{1,6})?)[ \t]*[%％][ \t]*(?:weight)?[ \t]*[)\]）]?",
     re.IGNORECASE,
 )
 BULLET = re.compile(r"^[ \t]{0,6}(?:[-*+•‣·]|\(?[0-9]{1,2}[.):]|[a-z][.)])[ \t]+", re.IGNORECASE)
@@ -261,13 +261,21 @@ def _principles_end(text: str) -> int:
     return 0
 
 
+def _weight(item: str) -> re.Match[str] | None:
+    """The weight of a list item: a percentage in its name, else the first in brackets, or any."""
+    every, end = list(WEIGHT.finditer(item)), NAME_END.search(item)
+    in_name = [hit for hit in every if end and hit.start() < end.start()]
+    bracketed = [hit for hit in every if hit[0][0] in "([（"]
+    return next(iter([*in_name, *bracketed, *every]), None)
+
+
 def _principle(line: str) -> list | None:
     """[name, weight, description] if the line states a principle, else None."""
     bullet = BULLET.match(line)
     if bullet is None and "%" not in line and "％" not in line:
         return None
     rest = (line[bullet.end() :] if bullet else line).replace("**", "").replace("__", "").strip()
-    weight = WEIGHT.search(rest[:400])
+    weight = _weight(rest[:400])
     if not rest or (bullet is None and weight is None) or len(line) - len(line.lstrip()) > 6:
         return None
     percent = None

@@ -213,7 +213,9 @@ class Tokenizer:
         if self.bos_id is None:
             return ids
         rest = list(itertools.dropwhile(lambda i: i == self.bos_id, ids))
-        add_bos = len(rest) < len(ids) or self._config.get("add_bos_token", True)
+        # Where the settings are silent, the template of a byte-level vocabulary decides.
+        default = not getattr(self._backend, "byte_level", False)
+        add_bos = len(rest) < len(ids) or self._config.get("add_bos_token", default)
         return [self.bos_id, *rest] if add_bos else rest
 
     def save(self, folder: str | Path) -> None:
@@ -303,7 +305,8 @@ def check_settings(folder: Path, config: dict[str, Any], backend: Backend) -> No
     added = config.get("added_tokens_decoder") or {}
     if not isinstance(added, dict):
         raise ValueError(f"{where}: added_tokens_decoder={added!r:.60} is no object: remove it")
-    for i, token in added.items():
+    listed = read_json_if_any(folder / "added_tokens.json")
+    for i, token in [*added.items(), *((str(i), {"content": text}) for text, i in listed.items())]:
         text = token.get("content") if isinstance(token, dict) else None
         if not i.isdecimal() or not isinstance(text, str):
             raise ValueError(
@@ -313,8 +316,9 @@ def check_settings(folder: Path, config: dict[str, Any], backend: Backend) -> No
         pieces = [text, text.replace(" ", "\u2581")]
         if text != IMAGE_TOKEN and int(i) not in map(backend.id_of, pieces):
             raise ValueError(
-                f"{where}: added_tokens_decoder has {text!r:.60} at {i:.20}, where the vocabulary "
-                f"has it at {backend.id_of(text)}: give the model's own tokenizer.json"
+                f"{where}: added_tokens_decoder or added_tokens.json has {text!r:.60} at {i:.20}, "
+                f"where the vocabulary has it at {backend.id_of(text)}: give the model's own "
+                "tokenizer.json"
             )
 
 

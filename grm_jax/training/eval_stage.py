@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from grm_jax.data.splits import overlap_key
 from grm_jax.evals import content_blind, findings, report
 from grm_jax.evals.bootstrap import STAGE_DRAWS, Resampler, prompt_key
 from grm_jax.evals.cells import Cell, cell, grid
@@ -35,6 +36,7 @@ from grm_jax.training import (
     loop,
     meta_rm,
     next_steps,
+    rft,
     rft_data,
     sources,
     state as states,
@@ -90,6 +92,13 @@ def run(shared: loop.Run, folders: Mapping[str, Any]) -> None:
     """
     start, config, section = time.time(), shared.config, shared.config.eval
     comparisons = held_out(config, folders["eval"].parent)
+    trained = rft.trained_queries(folders["eval"].parent / "rft", config.data.get("held_out", ""))
+    if seen := sum(overlap_key(c.turns) in trained for c in comparisons):
+        log.warning(
+            "%d of the %d comparisons of the evaluation have a query of the RFT set, which was "
+            "built for another config.data.held_out: train again in another workdir",
+            *(seen, len(comparisons)),
+        )
     resampler = Resampler([prompt_key(c) for c in comparisons], draws=STAGE_DRAWS)
     log.info("evaluation on %d comparisons of split %s", len(comparisons), section.split)
     cells, facts = content_blind_cells(comparisons, resampler), {}

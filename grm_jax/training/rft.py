@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from grm_jax import checksums, strict_json
 from grm_jax.data import packing, sft
+from grm_jax.data.splits import overlap_key
 from grm_jax.models import abstract_model, token_logps
 from grm_jax.storage import PathLike, as_path, reading, write_atomic, writing
 from grm_jax.text.tokenizer import Tokenizer
@@ -37,7 +38,8 @@ from grm_jax.training.rft_samplers import make_sampler, open_replies, stored
 log = logging.getLogger(__name__)
 READY = "ready.json"  # written last
 MADE_FROM = "made_from"  # its field with the settings
-_FREE = ("folder", "held_out", "max_skipped")  # fields of config.data that the set is free of
+# Fields of config.data that the set is free of; of held_out, but for the comparisons themselves.
+_FREE = ("folder", "held_out", "max_skipped")
 
 _WAYS_ON = (
     "Rejective fine-tuning learns from parsed critiques: use an instruction-tuned model as "
@@ -146,7 +148,9 @@ def prepare(
     folder = as_path(folder)
     # Every process takes part in sampling from our own model; one process runs the other samplers.
     samples_here = config.rft.sampler in rft_samplers.LOCAL or jax.process_index() == 0
-    reason = problem(folder) or _outdated(folder, _made_from(config, tokenizer))
+    source = sources.judging(config, workdir=workdir)
+    made_from = _made_from(config, tokenizer, source.identity)
+    reason = problem(folder) or _outdated(folder, made_from)
     if checkpoint.agree(bool(reason)) and samples_here:
         if (folder / READY).exists():
             if config.rft.sampler in rft_samplers.SLOW and not (folder / "samples").exists():
@@ -156,7 +160,7 @@ def prepare(
                     "stage again"
                 )
             log.warning("%s: %s; the RFT set is built again", folder, reason or "damaged")
-        _build(config, tokenizer, mesh, folder, workdir)
+        _build(config, tokenizer, mesh, folder, source, workdir)
         gc.collect()  # frees the sampling model, whose engine is part of a reference cycle
     checkpoint.wait_for_all(f"data in {folder}")
     return sft.Encoded.load(reading(folder / "tokens"))
@@ -176,8 +180,22 @@ def problem(folder: PathLike) -> str:
     return checksums.problem(folder) or checksums.problem(folder / "tokens")
 
 
-def _made_from(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Returns the settings that the RFT set depends on, as JSON."""
+def trained_queries(folder: PathLike, held_out: str) -> set[str]:
+    """Returns the `overlap_key`s of an RFT set's queries, if it was built for another `held_out`.
+
+    folder: of the stage. held_out: `config.data.held_out`, whose queries a set built for it lacks.
+    """
+    data = as_path(folder) / "data"
+    if not (data / READY).exists() or strict_json.read(data / READY).get("held_out") == held_out:
+        return set()
+    trials = rft_data.read_trials(data / "trials.jsonl")
+    return {overlap_key(trial.comparison.turns) for trial in trials}
+
+
+def _made_from(
+    config: ConfigDict, tokenizer: Tokenizer, comparisons: str | None = None
+) -> dict[str, Any]:
+    """Returns what the RFT set depends on, as JSON. comparisons: identity of their source."""
     names = ("comparisons", "samples", "hinted", "reject", "sampler")
     data = {f"data.{name}": value for name, value in config.data.items() if name not in _FREE}
     fields = {
@@ -187,6 +205,7 @@ def _made_from(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
         **{f"rft.{name}": config.rft[name] for name in names},
         "rft.sampling": rft_samplers.salts(config)[0],
     }
+    fields |= {} if comparisons is None else {"training comparisons": comparisons}
     return json.loads(json.dumps(fields | data, default=str))
 
 
@@ -209,15 +228,11 @@ def _build(
     tokenizer: Tokenizer,
     mesh: Mesh | None,
     folder: epath.Path,
+    source: sources.Source,
     workdir: PathLike | None,
 ) -> None:
     rft = config.rft
-    source = sources.judging(config, workdir=workdir)
-    count = min(rft.comparisons, source.size or rft.comparisons)
-    if count < rft.comparisons:
-        log.warning(
-            "the sources hold %d comparisons, fewer than rft.comparisons=%d", count, rft.comparisons
-        )
+    count = source.at_most(rft.comparisons, "rft")
     options = rft_data.RftOptions(
         config.template,
         rft.samples,
@@ -227,6 +242,12 @@ def _build(
         min_parsed=rft.get("min_parsed", 0.0),
     )
     comparisons, sampler = source.take(0, count), make_sampler(config, tokenizer, mesh)
+    if again := count - len({comparison.id for comparison in comparisons}):
+        log.warning(
+            "%d of the first %d comparisons repeat others, because the mixture's rates ask for more"
+            " of a task than it has: their samples are the same and count again",
+            *(again, count),
+        )
     with contextlib.ExitStack() as stack:
         if rft.sampler in rft_samplers.SLOW:
             shared = rft.sampler in rft_samplers.LOCAL
@@ -237,7 +258,7 @@ def _build(
         except rft_data.TooFewParsed as error:
             raise TrainingError(f"{_sampled_model(config)}: {error}. {_WAYS_ON}") from error
     if jax.process_index() == 0:
-        save_set(built, config, tokenizer, folder, workdir)
+        save_set(built, config, tokenizer, folder, workdir, source.identity)
 
 
 def _sampled_model(config: ConfigDict) -> str:
@@ -253,8 +274,11 @@ def save_set(
     tokenizer: Tokenizer,
     folder: PathLike,
     workdir: PathLike | None = None,
+    comparisons: str | None = None,
 ) -> None:
     """Mixes the kept critiques with general instructions, tokenises them and writes the set.
+
+    comparisons: identity of their source, which a later call must have.
 
     Raises:
       TrainingError: the set is empty.
@@ -271,7 +295,8 @@ def save_set(
         )
     encoded = sft.encode_all(mixed, tokenizer)
     counts = {**built.summary(), "examples": len(encoded), "tokens": len(encoded.tokens)}
-    record = counts | {MADE_FROM: _made_from(config, tokenizer)}
+    record = counts | {"held_out": config.data.get("held_out", "")}
+    record |= {MADE_FROM: _made_from(config, tokenizer, comparisons)}
     ready = strict_json.dumps(record, indent=2) + "\n"
     (folder / READY).unlink(missing_ok=True)  # the set is not whole until this is written again
     leftovers = folder.glob(".*.tmp") if folder.exists() else ()  # of a process that was killed

@@ -282,7 +282,8 @@ def is_correct(comparison: Comparison, scores: Sequence[float] | None) -> bool:
     without a single best response.
     """
     if comparison.n == 1:
-        return scores is not None and scores[0] == correct_score(comparison)
+        correct = correct_score(comparison)
+        return scores is not None and scores[0] == correct
     best = best_index(comparison)
     return scores is not None and all(scores[best] > s for i, s in enumerate(scores) if i != best)
 

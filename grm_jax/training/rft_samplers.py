@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from grm_jax.data import splits
+from grm_jax.data.comparisons import simplified
 from grm_jax.data.records import read_records
 from grm_jax.data.world import teacher as world_teacher
 from grm_jax.judging.orders import item_of
@@ -36,6 +38,7 @@ from grm_jax.training.replies import (
     report_reply,
 )
 from grm_jax.training.rft_data import best_index
+from grm_jax.types import FAILED, Comparison
 
 log = logging.getLogger(__name__)
 
@@ -239,30 +242,53 @@ def model(
 
 
 def file(path: str | Path) -> Sampler:
-    """Returns critiques sampled elsewhere, matched to comparisons by id, in the file's order.
+    """Returns critiques sampled elsewhere, in the file's order.
 
-    A line is {"id", "text", "order", "hinted"} (without an order: the order of the comparison;
-    without "hinted": false), or an output row of `grm judge`, whose critiques are all taken. Raises
+    A line is {"id", "text", "order", "hinted"}, with the id and the order of the training
+    comparison (without an order: as it is; without "hinted": false), or an output row of `grm
+    judge`, which is matched by the texts of query and responses: training places responses in
+    another order than the file. All critiques of a row are taken, but those without a reply. Raises
     TrainingError with file and line for anything else.
     """
     queues: dict[tuple[str, bool], deque[CritiqueReply]] = defaultdict(deque)
+    responses: dict[tuple[str, bool], Sequence[str]] = {}  # of a row, in its order
     for record in read_records(path):
+        row, place = record.fields, f"{path}:{record.line}"
         if record.problem:
-            raise TrainingError(f"{path}:{record.line}: {record.problem}")
-        samples = record.fields.get("critiques", [record.fields])
+            raise TrainingError(f"{place}: {record.problem}")
+        if row.get("error"):
+            continue  # a comparison that was not judged
+        samples = row.get("critiques", [row])
         texts = [one.get("text") if isinstance(one, dict) else None for one in samples]
-        if "id" not in record.fields or not all(isinstance(text, str) for text in texts):
-            raise TrainingError(f"{path}:{record.line}: a sample needs an 'id' and a 'text'")
+        if "id" not in row or not all(isinstance(text, str) for text in texts):
+            raise TrainingError(f"{place}: a sample needs an 'id' and a 'text'")
+        key = str(row["id"])
+        if "critiques" in row and "line" in row:
+            try:
+                judged = simplified(Comparison(row["query"], row["responses"]))
+            except (KeyError, ValueError) as error:
+                raise TrainingError(
+                    f"{place}: a row of `grm judge` needs 'query' and 'responses': rows of private "
+                    "benchmarks cannot be trained on"
+                ) from error
+            key = splits.content_digest(judged)
+            responses[key, False] = judged.responses
         for one in samples:
-            key = str(record.fields["id"]), bool(one.get("hinted", False))
-            queues[key].append(reply_from_json(one))
+            if one.get("status") != FAILED:
+                queues[key, bool(one.get("hinted", False))].append(reply_from_json(one))
 
     def next_of(request: CritiqueRequest) -> CritiqueReply | None:
-        id, n = request.comparison.id, request.comparison.n
-        if not (queue := queues[str(id), request.hinted]):
+        comparison, n = request.comparison, request.comparison.n
+        id, key = comparison.id, (splits.content_digest(comparison), request.hinted)
+        if key not in queues:
+            key = str(id), request.hinted
+        if not (queue := queues.get(key)):
             return None
         reply = queue.popleft()
         order = tuple(range(n)) if reply.order is None else reply.order
+        if shown := responses.get(key):
+            places = stable_positions(shown, comparison.responses)
+            order = tuple(places[i] if 0 <= i < n else i for i in order)
         if sorted(order) != list(range(n)):
             raise TrainingError(
                 f"{path}: a sample of {id!r} has order {order}, which is not a permutation of "
@@ -271,6 +297,14 @@ def file(path: str | Path) -> Sampler:
         return dataclasses.replace(reply, order=order)
 
     return lambda requests: [next_of(request) for request in requests]
+
+
+def stable_positions(texts: Sequence[str], others: Sequence[str]) -> list[int]:
+    """Returns the position of each text in `others`, which has the same; equal ones in turn."""
+    positions: dict[str, deque[int]] = defaultdict(deque)
+    for i, other in enumerate(others):
+        positions[other].append(i)
+    return [positions[text].popleft() for text in texts]
 
 
 # ---------------------------------------------------------------- stored replies

@@ -12,6 +12,7 @@ is found at once, so a run resumes exactly on any number of hosts. "world" and "
 TensorFlow.
 """
 
+import collections
 import dataclasses
 import hashlib
 import importlib
@@ -20,7 +21,7 @@ import json
 import logging
 import random
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,14 @@ class Source:
     size: int | None
     identity: str
 
+    def at_most(self, count: int, stage: str) -> int:
+        """Returns `count` of `config.STAGE.comparisons`, lowered with a warning to the size."""
+        if self.size is not None and self.size < count:
+            sizes = self.size, stage, count
+            log.warning("the sources hold %d comparisons, fewer than %s.comparisons=%d", *sizes)
+            return self.size
+        return count
+
     def take(self, start: int, count: int) -> list[Comparison]:
         """Returns the comparisons of places start ... start + count - 1."""
         return [self.at(place) for place in range(start, start + count)]
@@ -64,12 +73,19 @@ class _View(Sequence[Comparison]):
 
     file: indexed.Index
     lines: Sequence[int] | np.ndarray
+    ids: Mapping[int, str] = dataclasses.field(default_factory=dict)  # of lines, for another id
 
     def __len__(self) -> int:
         return len(self.lines)
 
     def __getitem__(self, i: Any) -> Any:
-        return from_json(self.file[int(self.lines[i])])
+        line = int(self.lines[i])
+        fields = self.file[line]
+        return from_json(fields | {"id": self.ids[line]} if line in self.ids else fields)
+
+    def id_of(self, line: int) -> Any:
+        """Returns the id of a line's comparison."""
+        return self.ids.get(line) or self.file[line]["id"]
 
 
 # ---------------------------------------------------------------- checks before a run
@@ -228,11 +244,26 @@ def _mixture_views(
     tasks, index = _tasks(config, field), _index(config, field, workdir)
     if split != "train":  # each once: rates are for endless streams
         return [_View(index, range(len(index)))], [1.0]
-    views = [_View(index, lines) for lines in index.sections.values()]
+    views = _with_unique_ids(tasks, index)
     views = _without_held_out(config, list(tasks), views, workdir)
     if without:
         views = [_dropped(task, view, without) for task, view in zip(tasks, views)]
     return views, list(tasks.values())
+
+
+def _with_unique_ids(tasks: Iterable[str], index: indexed.Index) -> list[_View]:
+    """Returns a view of each task. An id that occurs again is TASK/ID, or TASK/ID/LINE."""
+    sections = dict(zip(tasks, index.sections.values()))
+    ids = {line: str(index[line]["id"]) for lines in sections.values() for line in map(int, lines)}
+    for name in ("{task}/{id}", "{task}/{id}/{line}"):
+        counts = collections.Counter(ids.values())
+        for task, lines in sections.items():
+            again = [line for line in map(int, lines) if counts[ids[line]] > 1]
+            ids |= {i: name.format(task=task, id=index[i]["id"], line=i) for i in again}
+    return [
+        _View(index, lines, {i: ids[i] for i in map(int, lines) if ids[i] != str(index[i]["id"])})
+        for lines in sections.values()
+    ]
 
 
 def _world_source(config: Any, split: str) -> Source:
@@ -272,7 +303,7 @@ def _index(config: Any, field: str, workdir: Any) -> indexed.Index:
 
 
 def _dropped(name: str, view: _View, without: Collection[str]) -> _View:
-    kept = [line for line in view.lines if str(view.file[line]["id"]) not in without]
+    kept = [line for line in map(int, view.lines) if str(view.id_of(line)) not in without]
     log.info("source %s: %d of %d comparisons dropped", name, len(view) - len(kept), len(view))
     if not kept:
         raise TrainingError(
@@ -351,7 +382,7 @@ def general(config: Any, workdir: Any = None) -> list[sft.Example]:
     if count < data.general_items:
         counts = count, data.general_items
         log.warning("data.general has %d examples, fewer than data.general_items=%d", *counts)
-    places = [lambda i, lines=lines: lines[i % len(lines)] for lines in index.sections.values()]
+    places = [batches.from_list(lines, data.seed) for lines in index.sections.values()]
     at = batches.from_mixture(places, rates, data.seed)
     examples = (index[at(place)] for place in range(count))
     return [sft.Example(**{**one, "messages": tuple(one["messages"])}) for one in examples]

@@ -82,3 +82,12 @@ def test_source_and_destination_must_differ(tmp_path, capsys):
     assert cli.main([str(source), str(source), "--overwrite", "--quiet"]) == 2
     assert "both the source and the destination" in capsys.readouterr().err
     assert raw(source)
+
+
+def test_templates_of_a_folder_are_copied_with_those_that_they_include(tmp_path):
+    source = write_folder(tmp_path / "in", GEMMA2, tensors(GEMMA2))
+    names = ("prompt_mine.jinja", "intro.jinja", "prompt_utils.py")
+    for name in names:
+        (source / name).write_text(name)
+    assert cli.main([str(source), str(tmp_path / "out"), "--quiet"]) == 0
+    assert [(tmp_path / "out" / name).exists() for name in names] == [True, True, False]

@@ -1,5 +1,7 @@
 """Tests GGUF files saved by the `gguf` package: values, norms, config and tokenizer."""
 
+import json
+
 import gguf
 import numpy as np
 import pytest
@@ -132,3 +134,20 @@ def test_training_loads_and_exports_the_tokenizer_of_a_gguf_file(with_tokenizer,
     out.mkdir()
     assert "tokenizer.model" in copy_tokenizer(sources.tokenizer_path(config), out)
     assert tokenizer.load(out).encode(text) == own.encode(text)
+
+
+def test_a_chat_template_of_a_gguf_file_is_used(tmp_path):
+    _, add_tokenizer = add_sentencepiece_tokenizer(tmp_path)
+
+    def with_template(writer):
+        add_tokenizer(writer)
+        writer.add_chat_template("<<user>> {{ messages[0].content }}")
+
+    path = write(tmp_path / "toy.gguf", GEMMA2, {}, add=with_template)
+    (tmp_path / "out").mkdir()
+    open_checkpoint(path).write_tokenizer(tmp_path / "out")
+    loaded = tokenizer.load(tmp_path / "out")
+    text = loaded.decode(loaded.encode_chat([{"role": "user", "content": "the dog"}]))
+    assert text == "<<user>> the dog"
+    generation = json.loads((tmp_path / "out/generation_config.json").read_text())
+    assert generation["eos_token_id"] == [1, loaded.id_of("<end_of_turn>")]

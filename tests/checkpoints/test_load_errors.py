@@ -2,11 +2,13 @@
 
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import BF16, GEMMA2, GEMMA3, D, H, N, tensors, write_folder
+from toys import BF16, GEMMA2, GEMMA3, LLAMA, QWEN2, D, H, N, raw, tensors, write_folder
 
-from grm_jax.checkpoints import load
+from grm_jax.checkpoints import load, open_checkpoint, save
+from grm_jax.checkpoints.hf_config import from_hf
 from grm_jax.checkpoints.loading import check_names
 from grm_jax.checkpoints.tensor_map import axis_sizes, disk_shape, tensor_map
 from grm_jax.models import get_config
@@ -109,3 +111,67 @@ def test_malformed_safetensors_files_are_an_error(tmp_path, content):
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match="is not a safetensors file"):
         load(tmp_path)
+
+
+def test_a_classifier_without_an_output_head_gives_no_language_model(tmp_path):
+    config = LLAMA | {"architectures": ["LlamaForSequenceClassification"], "num_labels": 1}
+    folder = write_folder(tmp_path / "rm", config, tensors(config))
+    assert load(folder).cfg.scalar_head
+    with pytest.raises(ValueError, match="scalar_head=False leaves no language model"):
+        load(folder, scalar_head=False)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, np.dtype("float32")])
+def test_a_dtype_may_be_given_as_such(tmp_path, dtype):
+    folder = write_folder(tmp_path, GEMMA2, tensors(GEMMA2))
+    model = load(folder, dtype=dtype)
+    assert model.cfg.dtype == jnp.dtype(dtype).name == model.embedder.table_VxD.dtype
+    with pytest.raises(ValueError, match="float16 overflows"):
+        load(folder, dtype=jnp.float16)
+
+
+def test_saving_needs_a_local_folder_and_a_tokenizer_that_is_there(tmp_path):
+    model = load(write_folder(tmp_path / "in", GEMMA2, tensors(GEMMA2)))
+    with pytest.raises(ValueError, match="gs://bucket/x is not local: save to a local folder"):
+        save(model, "gs://bucket/x")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        save(model, tmp_path / "out", like=tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="has no tokenizer and no config.json"):
+        save(model, tmp_path / "out", like=tmp_path / "empty")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_config_json_cannot_describe_replaces_nothing(tmp_path):
+    config = GEMMA2 | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    model = load(write_folder(tmp_path / "in", config, tensors(config)))
+    old = write_folder(tmp_path / "old", GEMMA2, tensors(GEMMA2))
+    before = raw(old)
+    with pytest.raises(ValueError, match="cannot be written"):
+        save(model, old, overwrite=True)
+    assert raw(old) == before and (old / "config.json").exists()
+
+
+def test_a_gemma_without_windows_is_read_back(tmp_path):
+    config = GEMMA2 | {"layer_types": ["full_attention"] * 5}
+    model = load(write_folder(tmp_path / "in", config, tensors(config)))
+    save(model, tmp_path / "out")
+    assert load(tmp_path / "out").cfg.pattern == model.cfg.pattern
+
+
+def test_null_key_value_heads_are_as_many_as_heads(tmp_path):
+    cfg = from_hf(QWEN2 | {"num_key_value_heads": None}, "toy", "toy")
+    assert cfg.num_kv_heads == cfg.num_heads == N
+
+
+def test_a_folder_prefers_model_safetensors_as_the_hub_does(tmp_path):
+    folder = write_folder(tmp_path, GEMMA2, tensors(GEMMA2))
+    (folder / "other.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    assert load(folder).cfg.d_model == D
+
+
+def test_int8_weights_load_with_a_named_config(tmp_path):
+    folder = write_folder(tmp_path / "in", GEMMA2, tensors(GEMMA2))
+    save(load(folder, quantize="int8"), tmp_path / "int8")
+    cfg = open_checkpoint(folder).model_config()
+    assert load(tmp_path / "int8", cfg=cfg).cfg.quantize == "int8"

@@ -1,5 +1,6 @@
 """Files of comparisons: read for training (placed, counted) and for `grm judge` (one row each)."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 from grm_jax.data import records
 from grm_jax.data.comparisons import placed, read_comparisons, read_rows
 from grm_jax.data.layouts import LAYOUTS
+from grm_jax.data.records import Account
+from grm_jax.types import Comparison
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 PAIR = {"instruction": "q", "output_1": "best", "output_2": "worse", "label": 1}
@@ -230,3 +233,51 @@ def test_identical_responses_have_no_label_and_are_unusable_for_training(tmp_pat
         path.write_text(json.dumps(record) + "\n")
         assert list(read_comparisons(path, account=account)) == []
         assert sum(account.unusable.values()) == 1 and not account.malformed
+
+
+@pytest.mark.parametrize(
+    "row, reason",
+    [
+        ({"responses": ["a", "b"], "label": [1, 1]}, "no single best response"),
+        ({"responses": ["a", "b"]}, "no single best response"),
+        ({"responses": ["a"]}, "a single response without a label"),
+        (
+            {"responses": ["a", "b", "a"], "label": [8, 1, 5]},
+            "another response is equal to the best one",
+        ),
+    ],
+)
+def test_a_comparison_without_a_right_answer_is_unusable_in_our_own_layout_too(
+    tmp_path, row, reason
+):
+    path = lines(tmp_path / "own.jsonl", [{"query": "q", **row}])
+    account = Account()
+    assert list(read_comparisons(path, account=account)) == []
+    assert account.unusable == {reason: 1}
+
+
+def test_tool_calls_are_part_of_the_text(tmp_path):
+    call = {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
+    old = {"role": "assistant", "content": "Let me see.", "function_call": {"name": "now"}}
+    row = {
+        "prompt": [{"role": "user", "content": "Rain?"}, old],
+        "chosen": [{"role": "assistant", "content": None, "tool_calls": [call]}],
+        "rejected": [{"role": "assistant", "content": "no"}],
+    }
+    comparison = dataclasses.asdict(read(tmp_path, row)[0].comparison)
+    assert comparison["responses"] == ('Tool call: weather({"city": "Oslo"})', "no")
+    assert comparison["query"][1]["content"] == "Let me see.\nTool call: now()"
+    assert "function_call" not in comparison["query"][1]  # read again, it is not written again
+
+
+def test_the_published_columns_of_step_dpo_are_detected(tmp_path):
+    row = {"prompt": "p", "chosen": "step", "rejected": "wrong step"}
+    row |= {"full_chosen": "all", "full_rejected": "wrong", "initial_reason_steps": "s"}
+    (judged,) = read(tmp_path, row)
+    assert judged.comparison.responses == ("all", "wrong")
+
+
+@pytest.mark.parametrize("label", [[7.5], [0.5], [-1]])
+def test_a_single_response_is_right_or_wrong(label):
+    with pytest.raises(ValueError, match=r"of one response: use 1 \(correct\) or 0"):
+        Comparison("q", ("a",), label=label)

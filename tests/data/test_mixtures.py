@@ -1,5 +1,6 @@
 """seqio tasks and mixtures: sources, rates, malformed records, and training on them."""
 
+import dataclasses
 import gzip
 import json
 import subprocess
@@ -324,3 +325,31 @@ def test_a_mixture_without_seqio_fails_with_the_command_that_installs_it(config,
     monkeypatch.delattr(grm_jax.data, "mixtures")
     with pytest.raises(ValueError, match=r'need seqio .*: pip install "grm_jax\[data\]"'):
         sources.judging(config)
+
+
+def test_equal_ids_of_two_tasks_or_files_are_made_unique_and_orders_stay(tmp_path):
+    """The ids of records without one are made from the name of the file."""
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        pairs(tmp_path / folder / "train.jsonl", 3)
+    pairs(tmp_path / "own.jsonl", 2)
+    mixtures.add_comparisons("u_one", {"train": ["a/train.jsonl", "own.jsonl"]})
+    mixtures.add_comparisons("u_two", {"train": ["b/train.jsonl", "a/train.jsonl"]})
+    mixtures.add_mixture("u_mixed", {"u_one": 5, "u_two": 6})
+    config = spct_tiny.get_config()
+    config.data.update(judging="u_mixed", folder=str(tmp_path), held_out="")
+    config.stages = ("rft",)
+    source = sources.judging(config)
+    everything = {c.id: c for c in source.take(0, 1000)}
+    expected = {"own-1", "own-2", *(f"u_one/train-{i}" for i in (1, 2, 3))}
+    expected |= {f"u_two/train-{i}/{4 + i}" for i in (1, 2, 3)}
+    expected |= {f"u_two/train-{i}/{7 + i}" for i in (1, 2, 3)}
+    assert set(everything) == expected
+    alone = everything["u_one/train-2"]
+    assert dataclasses.replace(alone, id="train-2") == placed_pair(tmp_path / "a/train.jsonl", 2)
+    left = sources.judging(config, without={"u_two/train-1/5", "train-2"})
+    assert {c.id for c in left.take(0, 1000)} == expected - {"u_two/train-1/5"}
+
+
+def placed_pair(path, number):
+    return list(read_comparisons(path))[number - 1]

@@ -126,3 +126,19 @@ def test_the_reasons_of_rows_name_no_flag_of_another_command(tmp_path, extra, re
     path.write_text(json.dumps({"a": 1, **extra}) + "\n")
     with pytest.raises(ValueError, match=reason):
         splits.read_labelled(str(path))
+
+
+def test_a_split_does_not_depend_on_which_system_turn_stands_first():
+    """Queries that differ in their system turns only are one query."""
+    rows = [
+        Comparison(
+            [{"role": "system", "content": s}, {"role": "user", "content": f"query {i}"}],
+            ("a", "b"),
+            label=0,
+            id=f"{s}{i}",
+        )
+        for i in range(30)
+        for s in ("Be brief.", "Be kind.")
+    ]
+    held_out = lambda rows: {c.id for c in splits.split(rows, 0.2, 100)[1]}
+    assert held_out(rows) == held_out(rows[::-1]) != set()

@@ -290,6 +290,12 @@ FACTS = "the facts are right"
         (f"1. Accuracy: {FACTS}", Principle("Accuracy", None, FACTS)),
         ("3. 正确性（40%）：事实正确", Principle("正确性", 40, "事实正确")),
         ("- Accuracy – 60% – facts", Principle("Accuracy", 60, "facts")),
+        (
+            "1. Accuracy: at least 95% of the facts are right (40%)",
+            Principle("Accuracy", 40.0, "at least 95% of the facts are right"),
+        ),
+        ("2. Tone (33.333%): it is kind", Principle("Tone", 33.333, "it is kind")),
+        ("- Brevity 30%: short (20%)", Principle("Brevity", 30.0, "short (20%)")),
     ],
 )
 def test_parses_a_line_with_a_principle(line, principle):
@@ -324,3 +330,19 @@ def test_time_is_linear_in_the_length(fragment):
 def test_every_status_is_documented():
     page = (Path(__file__).parents[2] / "docs" / "judging.md").read_text()
     assert re.findall(r"^\| `(\w+)` \| ", page.partition("| status |")[2], re.M) == list(UNPARSED)
+
+
+@pytest.mark.parametrize(
+    "line, scores",
+    [
+        (r"Response 2, Response 1: \boxed{8, 3}", None),
+        (r"**Response B and Response A**: $\boxed{8, 3}$", None),
+        (r"Since Response 2 is worse than Response 1: \boxed{8, 3}", (8.0, 3.0)),
+        (r"Response 1, Response 2: \boxed{8, 3}", (8.0, 3.0)),
+        (r"Response 2 is worse: \boxed{8, 3}", (8.0, 3.0)),
+    ],
+)
+def test_a_box_below_labels_in_another_order_gives_no_scores(line, scores):
+    critique = parse(f"### Scores\n{line}", 2)
+    assert critique.scores == scores
+    assert critique.status == ("ok" if scores else "wrong_labels")

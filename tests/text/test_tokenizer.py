@@ -5,7 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
+import tokenizers as hf_tokenizers
 from hypothesis import example, given, settings, strategies as st
+from tokenizers import decoders, models, pre_tokenizers
 
 from grm_jax.data.world.vocabulary import vocabulary_path
 from grm_jax.text import tokenizer as tokenizers
@@ -255,3 +257,52 @@ def test_a_saved_sentencepiece_model_keeps_its_fingerprint(tmp_path, tokenizer):
     assert (tmp_path / "b" / "tokenizer.model").read_bytes() == file.read_bytes()
     assert saved.fingerprint == loaded.fingerprint != tokenizer.fingerprint
     assert saved.encode("Add 1 2") == tokenizer.encode("Add 1 2")
+
+
+def byte_level_folder(tmp_path, added=("<|im_end|>", "<|im_start|>", "<|endoftext|>"), **settings):
+    """A byte-level vocabulary that has "<s>" and "</s>" as pieces of text, as Qwen's."""
+    pieces = [*pre_tokenizers.ByteLevel.alphabet(), "<s>", "</s>"]
+    bpe = hf_tokenizers.Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, []))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.add_tokens([hf_tokenizers.AddedToken(t, special=True, normalized=False) for t in added])
+    bpe.add_tokens([hf_tokenizers.AddedToken(t, normalized=False) for t in ("‹判断>", "[my tag]")])
+    bpe.save(str(tmp_path / "tokenizer.json"))
+    if settings:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    return tmp_path
+
+
+def test_a_piece_of_text_is_no_special_token(tmp_path):
+    template = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+    folder = byte_level_folder(tmp_path, eos_token="<|im_end|>", chat_template=template)
+    loaded = tokenizers.load(folder)
+    assert loaded.bos_id is None and loaded.eos_id == loaded.id_of("<|im_end|>")
+    assert loaded.encode_chat(HELLO)[0] == loaded.id_of("<|im_start|>")
+    (folder / "tokenizer_config.json").unlink()
+    alone = tokenizers.load(folder / "tokenizer.json")
+    assert alone.bos_id is None and alone.eos_id == alone.id_of("<|endoftext|>")
+
+
+def test_the_template_of_a_byte_level_vocabulary_decides_about_bos(tmp_path):
+    """transformers 5 leaves add_bos_token out when it saves."""
+    names = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
+    template = "{{ messages[0].content }}"
+    loaded = tokenizers.load(byte_level_folder(tmp_path, **names, chat_template=template))
+    assert loaded.encode_chat(HELLO) == loaded.encode("Hello there")
+    with_bos = "{{ bos_token }}" + template
+    loaded = tokenizers.load(byte_level_folder(tmp_path, **names, chat_template=with_bos))
+    assert loaded.encode_chat(HELLO)[0] == loaded.bos_id
+
+
+@pytest.mark.parametrize("text", ["a ‹判断> b", "[my tag]!", "plain"])
+def test_added_tokens_have_the_bytes_of_their_text(tmp_path, text):
+    loaded = tokenizers.load(byte_level_folder(tmp_path))
+    ids = loaded.encode(text)
+    assert b"".join(map(loaded.piece_bytes, ids)).decode() == loaded.decode(ids) == text
+
+
+def test_added_tokens_that_the_vocabulary_lacks_are_refused(model_folder):
+    (model_folder / "added_tokens.json").write_text('{"<|im_start|>": 320}')
+    with pytest.raises(ValueError, match=r"added_tokens.json has '<\|im_start\|>' at 320"):
+        tokenizers.load(model_folder)

@@ -8,8 +8,11 @@ import pytest
 
 from experiments import spct_tiny
 from grm_jax.data import mixtures, splits
-from grm_jax.training import sources
+from grm_jax.data.world.vocabulary import vocabulary_path
+from grm_jax.text import tokenizer
+from grm_jax.training import rft, rft_data, sources
 from grm_jax.training.errors import TrainingError
+from grm_jax.types import Comparison
 
 
 def write(path, comparisons):
@@ -112,3 +115,37 @@ def test_no_query_of_a_split_file_is_on_both_sides_in_another_form():
     train, held_out = splits.split(comparisons, 0.3, 100)
     assert len(held_out) == 18 and len(train) == 42
     assert splits.without_queries(comparisons, held_out) == train
+
+
+def test_the_rft_set_is_built_again_if_other_queries_are_held_out(make_config, tmp_path, caplog):
+    tok = tokenizer.load(vocabulary_path())
+    config = make_config(rows(10), rows(3, start=7))
+    samples = [{"id": f"t{i}", "text": r"\boxed{9, 1}"} for i in range(10)]
+    config.rft.update(sampler="file", comparisons=10, samples=1, hinted=0, reject=False)
+    config.rft.sampling = {"path": write(tmp_path / "samples.jsonl", samples)}
+    config.data.general_items = 0
+
+    def queries():
+        rft.prepare(config, tok, None, tmp_path / "rft/data", tmp_path)
+        trials = rft_data.read_trials(tmp_path / "rft/data/trials.jsonl")
+        return {trial.comparison.query for trial in trials}
+
+    held_out = {row["query"] for row in rows(3, start=7)}
+    assert len(queries()) == 7 and not queries() & held_out
+    mixtures.add_comparisons("o_other", {"test": write(tmp_path / "c.jsonl", rows(2))})
+    config.data.held_out = "o_other"
+    assert len(queries()) == 8 and queries() & held_out == held_out
+    assert "the RFT set is built again" in caplog.text
+
+
+def test_the_evaluation_notices_queries_of_a_set_that_other_queries_were_held_out_of(tmp_path):
+    data = tmp_path / "rft/data"
+    data.mkdir(parents=True)
+    trained = [Comparison("WHAT is it?", ("a", "b"), label=0), Comparison("And this?", ("a",))]
+    trials = [rft_data.Trial(c, (0, 1)[: c.n], "t", False, True, "kept") for c in trained]
+    rft_data.RftSet(trials=trials).save(data)
+    (data / rft.READY).write_text('{"held_out": "one"}')
+    assert rft.trained_queries(tmp_path / "rft", "one") == set()
+    queries = rft.trained_queries(tmp_path / "rft", "two")
+    assert splits.overlap_key("what is  it?") in queries and len(queries) == 2
+    assert rft.trained_queries(tmp_path / "none", "two") == set()

@@ -1,5 +1,6 @@
 """Tests the samplers of rejective fine-tuning (teacher, endpoint, file, model) and their store."""
 
+import dataclasses
 import http.server
 import json
 import threading
@@ -8,9 +9,11 @@ import types
 import pytest
 
 from grm_jax.data import world
+from grm_jax.data.comparisons import placed
 from grm_jax.data.world import vocabulary
 from grm_jax.text import tokenizer
 from grm_jax.training import endpoint_sampler, replies, rft_data, rft_samplers
+from grm_jax.training.errors import TrainingError
 from grm_jax.training.rft_data import CritiqueReply, RftOptions, build
 from grm_jax.types import Comparison
 
@@ -383,3 +386,37 @@ def test_a_sampling_model_uses_its_own_tokenizer_if_it_has_one(tmp_path, monkeyp
     assert settings.build(config, "the run's", None) == "the run's"
     (tmp_path / "tokenizer.model").write_bytes(vocabulary.vocabulary_path().read_bytes())
     assert settings.build(config, "the run's", None).vocab_size == vocabulary.SIZE
+
+
+def judged(comparison, text, order, **fields):
+    """An output row of `grm judge`."""
+    critique = {"text": text, "order": order, "status": "ok", "finish": "stop"}
+    texts = {"query": comparison.query, "responses": list(comparison.responses)}
+    return {"id": "1", "line": 1, **texts, "critiques": [critique], "error": None, **fields}
+
+
+def test_rows_of_the_judge_are_matched_by_their_texts_whatever_the_order_of_training(tmp_path):
+    published = [Comparison(f"q{i}", ("good", "bad", f"{i}"), label=0) for i in range(12)]
+    rows = [judged(c, r"\boxed{3, 1, 9}", [1, 2, 0]) for c in published]  # the good one has 9
+    failed = {"text": "", "order": [0, 1, 2], "status": "failed"}
+    rows[0]["critiques"].insert(0, failed)
+    rows.append({"id": "2", "critiques": [], "error": {"line": 2, "reason": "?"}})
+    path = tmp_path / "judged.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    trained = [placed(dataclasses.replace(c, id=f"row-{i}")) for i, c in enumerate(published)]
+    assert len({c.responses.index("good") for c in trained}) > 1
+    options = RftOptions(template="compact", samples=1, hinted=0, reject=False)
+    built = build(trained, rft_samplers.file(path), options)
+    assert [trial.right for trial in built.trials] == [True] * 12
+    assert [example.completion for example in built.examples] == [r"\boxed{3, 1, 9}"] * 12
+    shown = [trial.comparison.responses[trial.order[2]] for trial in built.trials]
+    assert shown == ["good"] * 12
+
+
+def test_rows_of_the_judge_without_texts_are_refused(tmp_path):
+    row = judged(PAIR, "t", [0, 1])
+    del row["responses"]
+    path = tmp_path / "private.jsonl"
+    path.write_text(json.dumps(row))
+    with pytest.raises(TrainingError, match="needs 'query' and 'responses'"):
+        rft_samplers.file(path)
