@@ -184,7 +184,7 @@ def prepare_for_decoding(model: Any) -> Any:
 def unstack(model: Any) -> Any:
     """Returns the same network with one unit that holds all of its layers; copies their weights."""
     cfg = model.cfg
-    graphdef = _graph(type(model), cfg.replace(pattern=cfg.pattern * cfg.num_units + cfg.tail))
+    graphdef = _graph(model.__class__, cfg.replace(pattern=cfg.pattern * cfg.num_units + cfg.tail))
     units, tail, size = nnx.state(model.units), nnx.state(model.tail), len(cfg.pattern)
     layers = [
         jax.tree.map(lambda x, unit=unit: x[unit][None], units[place])
@@ -199,5 +199,5 @@ def unstack(model: Any) -> Any:
 
 
 @functools.cache
-def _graph(kind: type, cfg: Any) -> nnx.GraphDef:
+def _graph(kind: Any, cfg: Any) -> nnx.GraphDef:
     return nnx.graphdef(nnx.eval_shape(lambda: kind(cfg, nnx.Rngs(0))))
