@@ -5,11 +5,11 @@
 VARIANT: bfloat16 by default, `int8` or `int4` for such weights, `int8+kv` also for int8 caches.
 Weights and KV heads are split over all chips; rings of 1,024 new tokens. Three workloads:
 `one`: one prompt of 2,048 tokens, 32 batch rows. `many`: 64 prompts of 2,048 tokens, as many rows
-as fit of the 8 samples of each. `head`: the same prompts and rows, where the first 1,300 tokens are
-the same in all prompts and stored once. The lower bound is every weight and every key and value
-that a row attends to, with scales, read once, a head's once for all prompts. The figures are the
-compiler's, not measurements: no TPU is used. The length of the decode loop depends on data, so the
-cost of a step is that of one more iteration. Sampling uses neither top-p nor top-k.
+as fit of the 8 samples of each. `common`: the same prompts and rows, where the first 1,300 tokens
+are the same in all prompts and stored once. The lower bound is every weight and every key and value
+that a row attends to, with scales, read once, a common prefix once for all prompts. The figures are
+the compiler's, not measurements: no TPU is used. The length of the decode loop depends on data, so
+the cost of a step is that of one more iteration. Sampling uses neither top-p nor top-k.
 """
 
 import dataclasses
@@ -36,9 +36,9 @@ CASES = (
     "gemma2_27b@v5p-8",
     "gemma2_2b@v5litepod-4@one@unrolled",
     "gemma2_9b@v5litepod-8@many",
-    "gemma2_9b@v5litepod-8@head",
+    "gemma2_9b@v5litepod-8@common",
     "gemma2_27b@v5p-8@many",
-    "gemma2_27b@v5p-8@head",
+    "gemma2_27b@v5p-8@common",
     "gemma2_2b@v5litepod-4@one@int8",
     "gemma2_9b@v5litepod-8@one@int8",
     "gemma2_27b@v5litepod-8@one@int8",
@@ -48,22 +48,22 @@ CASES = (
     "gemma2_2b@v5litepod-4@one@int4",
     "gemma2_9b@v5litepod-8@one@int4",
 )
-PROMPTS, PROMPT, HEAD, T, SEGMENT = 64, 2048, 1300, 1024, 32
-# Rows per prompt that fit without a head, of 8 samples.
+PROMPTS, PROMPT, COMMON, T, SEGMENT = 64, 2048, 1300, 1024, 32
+# Rows per prompt that fit without a common prefix, of 8 samples.
 ROWS = {"gemma2_9b@v5litepod-8": 1, "gemma2_27b@v5p-8": 4}
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """P prompts of `prompt` tokens, the first `head` of which are common; R rows each, rings of T.
+    """P prompts of `prompt` tokens, the first `common` of them the same; R rows each, rings of T.
 
-    head: 0 if prompts share nothing.
+    common: 0 if prompts share nothing.
     """
 
     P: int
     R: int
     prompt: int
-    head: int
+    common: int
     T: int
 
 
@@ -71,26 +71,26 @@ def workload(name: str, case: str) -> Workload:
     """Returns a workload by its name; case: MODEL@SLICE. Raises SystemExit for an unknown one."""
     if name == "one":
         return Workload(1, 32, PROMPT, 0, T)
-    if name not in ("many", "head"):
-        raise SystemExit(f"unknown workload {name!r}: use one, many or head")
+    if name not in ("many", "common"):
+        raise SystemExit(f"unknown workload {name!r}: use one, many or common")
     if case not in ROWS:
         raise SystemExit(f"workload {name!r} has no number of rows for {case}: add it to ROWS")
-    return Workload(PROMPTS, ROWS[case], PROMPT, HEAD if name == "head" else 0, T)
+    return Workload(PROMPTS, ROWS[case], PROMPT, COMMON if name == "common" else 0, T)
 
 
 def key_value_bytes(cfg: Any, work: Workload) -> dict[str, int]:
     """Returns the bytes over all devices of the keys and values that the rows attend to.
 
-    head: of the common head, once. prefix: of the rest of each prompt. suffix: of the rings.
+    common: of the common prefix, once. prefix: of the rest of each prompt. suffix: of the rings.
     """
     from grm_jax.sampling import cache
 
     token = cache.token_bytes(cfg)
-    total = {"head": 0, "prefix": 0, "suffix": 0}
+    total = {"common": 0, "prefix": 0, "suffix": 0}
     for units, window in cache.layer_windows(cfg):
         seen = cache.prefix_length(work.prompt, window)
-        rest = min(seen, work.prompt - work.head)
-        total["head"] += units * token * (seen - rest)
+        rest = min(seen, work.prompt - work.common)
+        total["common"] += units * token * (seen - rest)
         total["prefix"] += units * token * work.P * rest
         total["suffix"] += units * token * work.P * work.R * cache.ring_length(work.T, window)
     return total
@@ -105,9 +105,9 @@ class Result:
       step_seconds: of the step's traffic at the chip's full bandwidth.
       prefill: traffic of one prompt.
       decode_peak, prefill_peak: the most memory in use at once.
-      prompts, rows, prompt, head, ring: the workload.
-      caches: bytes of all keys and values of the state; caches_without_head: if each prompt had its
-        own.
+      prompts, rows, prompt, common, ring: the workload.
+      caches: bytes of all keys and values of the state; caches_without_common: if each prompt had
+        all of its own.
     """
 
     model: str
@@ -130,11 +130,11 @@ class Result:
     prompts: int = 1
     rows: int = 32
     prompt: int = PROMPT
-    head: int = 0
+    common: int = 0
     ring: int = T
-    lower_bound_head: float = 0
+    lower_bound_common: float = 0
     caches: float = 0
-    caches_without_head: float = 0
+    caches_without_common: float = 0
 
 
 def from_json(row: dict) -> Result:
@@ -148,14 +148,14 @@ COLUMNS = {
     "chips": lambda r: str(r.chips),
     "layers": lambda r: r.layers,
     "prompts x rows": lambda r: f"{r.prompts} x {r.rows}",
-    "common head": lambda r: f"{r.head:,}",
+    "common prefix": lambda r: f"{r.common:,}",
     "GB per step": lambda r: f"{r.step / 1e9:.3f}",
     "lower bound GB": lambda r: f"{r.lower_bound / 1e9:.3f}",
     "ratio": lambda r: f"{r.ratio:.4f}",
     "ms at full bandwidth": lambda r: f"{r.step_seconds * 1e3:.2f}",
     "keys and values GiB": lambda r: f"{r.caches / GIB:.2f}" if r.caches else "-",
-    "x of no head": lambda r: f"{r.caches / r.caches_without_head:.2f}" if r.head else "-",
-    "prompts only": lambda r: f"{prompt_share(r):.2f}" if r.head else "-",
+    "x of no prefix": lambda r: f"{r.caches / r.caches_without_common:.2f}" if r.common else "-",
+    "prompts only": lambda r: f"{prompt_share(r):.2f}" if r.common else "-",
     "decode peak GiB": lambda r: f"{r.decode_peak / GIB:.2f}",
     "prefill peak GiB": lambda r: f"{r.prefill_peak / GIB:.2f}",
     "HBM GiB": lambda r: f"{r.hbm / GIB:.2f}",
@@ -198,7 +198,7 @@ def run(model: str, slice_name: str, work: Workload, variant: str = "scanned") -
     step, total = twice - once, sum(bounds.values())
     generation = tpu_slice.generation
     peaks = {name: fn.memory_analysis().peak_memory_in_bytes for name, fn in compiled.items()}
-    without = key_value_bytes(cfg, dataclasses.replace(work, head=0))
+    without = key_value_bytes(cfg, dataclasses.replace(work, common=0))
     return Result(
         model=model,
         slice=tpu_slice.name,
@@ -217,10 +217,10 @@ def run(model: str, slice_name: str, work: Workload, variant: str = "scanned") -
         prompts=work.P,
         rows=work.R,
         prompt=work.prompt,
-        head=work.head,
+        common=work.common,
         ring=work.T,
         caches=cache_bytes(state) / chips,
-        caches_without_head=sum(without.values()) / chips,
+        caches_without_common=sum(without.values()) / chips,
         **{f"lower_bound_{name}": size for name, size in bounds.items()},
     )
 
@@ -229,23 +229,23 @@ def state_shape(work: Workload) -> Any:
     """Returns the shape of the sampler's state for a workload."""
     from grm_jax.sampling import buckets, programs
 
-    rest = buckets.prompt_bucket(work.prompt - work.head)
-    head = buckets.prompt_bucket(work.head) if work.head else 0
-    return programs.Shape(work.P, work.R, rest, work.T, head)
+    rest = buckets.prompt_bucket(work.prompt - work.common)
+    common = buckets.prompt_bucket(work.common) if work.common else 0
+    return programs.Shape(work.P, work.R, rest, work.T, common)
 
 
 def cache_bytes(state: Any) -> int:
     """Returns the bytes of a state's keys and values."""
     import jax
 
-    arrays = jax.tree.leaves((state.head, state.prefix, state.suffix))
+    arrays = jax.tree.leaves((state.common, state.prefix, state.suffix))
     return sum(array.size * array.dtype.itemsize for array in arrays)
 
 
 def prompt_share(result: Result) -> float:
-    """Returns the keys and values of prompts and head, x of those without a head."""
+    """Returns the keys and values of prompts, x of those without a common prefix."""
     rings = result.lower_bound_suffix
-    return (result.caches - rings) / (result.caches_without_head - rings)
+    return (result.caches - rings) / (result.caches_without_common - rings)
 
 
 def table(results: list[Result]) -> str:
@@ -303,7 +303,7 @@ def main() -> None:
 
 
 def key(result: Result) -> tuple[str, str, str, int, int]:
-    return result.model, result.slice, result.layers, result.prompts, result.head
+    return result.model, result.slice, result.layers, result.prompts, result.common
 
 
 if __name__ == "__main__":

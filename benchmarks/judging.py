@@ -18,8 +18,8 @@ template `grm`, in the same balanced response orders, at temperature 0.5, of a f
 tokens (no stop).
 
 - `before`: our judge, from `Comparison` to `Verdict`, on the weights of the GGUF file as bfloat16,
-  with `share_heads=False`: each prompt is computed as a whole.
-- `after`: the same with `share_heads=True`: what prompts begin with is computed once.
+  with `share_prefixes=False`: each prompt is computed as a whole.
+- `after`: the same with `share_prefixes=True`: what prompts begin with is computed once.
 - `llama.cpp`: the server on the file itself, mostly 4 bits a weight, 8 slots. It gets the prompts'
   tokens; the critiques of one order are one request, and its prefix cache is on.
 - `transformers`: `generate` on the same bfloat16 weights, a batch of k = 8 per comparison.
@@ -112,7 +112,7 @@ def prompts(work: Work) -> list[list[dict[str, Any]]]:
     return [[{"ids": list(r.prompt), "k": r.k} for r in group] for _, group in groups]
 
 
-def ours(work: Work, share_heads: bool, dtype: str = "bfloat16") -> Iterator[Counts]:
+def ours(work: Work, share_prefixes: bool, dtype: str = "bfloat16") -> Iterator[Counts]:
     import jax
 
     from grm_jax.checkpoints import load
@@ -132,8 +132,8 @@ def ours(work: Work, share_heads: bool, dtype: str = "bfloat16") -> Iterator[Cou
     class TimedEngine(Engine):
         """Adds up the seconds of prefills, without compiling."""
 
-        def _prefill_head(self) -> Any:
-            return self._timed(super()._prefill_head)
+        def _prefill_common(self) -> Any:
+            return self._timed(super()._prefill_common)
 
         def _fill_slots(self, state: Any) -> Any:
             return self._timed(super()._fill_slots, state)
@@ -151,7 +151,10 @@ def ours(work: Work, share_heads: bool, dtype: str = "bfloat16") -> Iterator[Cou
             if not requests:
                 return
             engine = TimedEngine(
-                model, *plan.fit(model.cfg, requests), few_shapes=True, share_heads=share_heads
+                model,
+                *plan.fit(model.cfg, requests),
+                few_shapes=True,
+                share_prefixes=share_prefixes,
             )
             engines.append(engine)
             for completion in engine.run([dataclasses.replace(r, stop=()) for r in requests]):
@@ -192,12 +195,12 @@ def count(work: Work) -> str:
     assert not list(judge_with(work, Recorder(None)))
     bucket = functools.partial(prompt_bucket, few=True)
     before = sum(bucket(len(request.prompt)) for request in requests)
-    made = [slots.Slot(i, r, [], head=r.head) for i, r in enumerate(requests)]
-    slots.find_families(made, len(made), bucket)
-    rows = [bucket(family.length) for family in {slot.family for slot in made} - {None}]
-    alone = [bucket(len(slot.own)) for slot in made if slot.family is None]
-    heads = {tuple(slot.request.prompt[: slot.head]) for slot in made}
-    after = sum(rows) + sum(alone) + sum(bucket(len(head)) for head in heads if head)
+    made = [slots.Slot(i, r, [], common=r.common_prefix) for i, r in enumerate(requests)]
+    slots.find_prefill_groups(made, len(made), bucket)
+    rows = [bucket(group.length) for group in {slot.prefill_group for slot in made} - {None}]
+    alone = [bucket(len(slot.own)) for slot in made if slot.prefill_group is None]
+    prefixes = {tuple(slot.request.prompt[: slot.common]) for slot in made}
+    after = sum(rows) + sum(alone) + sum(bucket(len(prefix)) for prefix in prefixes if prefix)
     return (
         f"{len(requests)} prompts: {before:,} tokens without sharing; with it {after:,}, "
         f"{after / before:.3f} of these ({len(rows)} comparisons in one row each)"
@@ -295,11 +298,11 @@ def transformers(work: Work) -> Iterator[Counts]:
 
 
 SYSTEMS: dict[str, Callable[[Work], Iterator[Counts]]] = {
-    "before": lambda work: ours(work, share_heads=False),
-    "after": lambda work: ours(work, share_heads=True),
+    "before": lambda work: ours(work, share_prefixes=False),
+    "after": lambda work: ours(work, share_prefixes=True),
     "llama.cpp": llama_cpp,
     "transformers": transformers,
-    "float32": lambda work: ours(work, share_heads=True, dtype="float32"),
+    "float32": lambda work: ours(work, share_prefixes=True, dtype="float32"),
 }
 DEFAULT = ("before", "after", "llama.cpp", "transformers")
 

@@ -30,7 +30,7 @@ from grm_jax.models import cpu
 from grm_jax.models.attend import LayerRef
 from grm_jax.models.attention import attend_part
 from grm_jax.models.transformer import Transformer
-from grm_jax.sampling import heads
+from grm_jax.sampling import prefixes
 from grm_jax.sharding import named, use_mesh
 from grm_jax.text.parse import find_box
 from grm_jax.text.rendering import Template
@@ -158,7 +158,7 @@ class ExpectedScores:
         """Returns the probability of each value, by critique and place; runs one pass."""
         row = Row()
         prompts = list(dict.fromkeys(tuple(samples[i][0]) for i, _ in taken))
-        shared = heads.common(prompts)
+        shared = prefixes.common_length(prompts)
         row.add(prompts[0][:shared], 0)
         for order, prompt in enumerate(prompts, 1):
             row.add(prompt[shared:], shared, order)

@@ -8,7 +8,7 @@ import os
 from grm_jax.judging.meta import MetaRM, NotFinite
 from grm_jax.judging.sampler import TextCodec, TextCompletion, text_of
 from grm_jax.judging.votes import Order
-from grm_jax.sampling import Completion, heads
+from grm_jax.sampling import Completion, prefixes
 from grm_jax.text import parse, parse_principles, rendering
 from grm_jax.types import FAILED, Comparison, Critique, Turn
 
@@ -43,11 +43,11 @@ def too_long(length: int, max_new_tokens: int, context: int | None) -> Unjudged 
 
 
 @functools.lru_cache(maxsize=256)
-def template_head(template: rendering.Template, n: int, codec: TextCodec) -> tuple[int, ...]:
+def template_prefix(template: rendering.Template, n: int, codec: TextCodec) -> tuple[int, ...]:
     """Returns the tokens with which every prompt of a template for n responses begins.
 
-    () if they are fewer than `heads.LEAST_TOKENS`. They do not depend on the comparisons of a run,
-    so that shards and resumed runs compute a prompt's samples in the same way.
+    () if they are fewer than `prefixes.LEAST_TOKENS`. They do not depend on the comparisons of a
+    run, so that shards and resumed runs compute a prompt's samples in the same way.
     """
     chat = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
     shown: list[tuple[str | list[Turn], str, str]]
@@ -59,8 +59,8 @@ def template_head(template: rendering.Template, n: int, codec: TextCodec) -> tup
             comparison = dataclasses.replace(comparison, reference=None)
         given = principles if "principles" in template.needs else None
         prompts.append(codec.encode_chat(rendering.render(template, comparison, principles=given)))
-    head = os.path.commonprefix(prompts)[: min(map(len, prompts)) - 1]
-    return tuple(head) if len(head) >= heads.LEAST_TOKENS else ()
+    prefix = os.path.commonprefix(prompts)[: min(map(len, prompts)) - 1]
+    return tuple(prefix) if len(prefix) >= prefixes.LEAST_TOKENS else ()
 
 
 @dataclasses.dataclass
@@ -78,15 +78,15 @@ class Job:
     principles: str | None = None
     completions: dict[int, Completion] = dataclasses.field(default_factory=dict)
 
-    def head(self, order: Order, codec: TextCodec) -> int:
-        """Returns how many first tokens of a prompt are its template's head, 0 for another text."""
-        head = template_head(self.template, self.comparison.n, codec)
-        return heads.used(self.prompts[order], head)
+    def common_prefix(self, order: Order, codec: TextCodec) -> int:
+        """Returns how many first tokens of a prompt are its template's, 0 for another text."""
+        prefix = template_prefix(self.template, self.comparison.n, codec)
+        return prefixes.used(self.prompts[order], prefix)
 
     @functools.cached_property
-    def shared(self) -> int:
-        """First tokens that the prompts of all orders have in common; 0 for a single order."""
-        return heads.common(list(self.prompts.values())) if len(self.prompts) > 1 else 0
+    def group_prefix(self) -> int:
+        """How many first tokens the prompts of all orders have in common; 0 for a single order."""
+        return prefixes.common_length(list(self.prompts.values())) if len(self.prompts) > 1 else 0
 
     def failure(self) -> Unjudged | None:
         """Returns why there is no verdict: the sampler failed, or no request succeeded."""

@@ -278,9 +278,11 @@ class Judge:
                 continue
             for order, count in Counter(job.orders).items():
                 request = self._request(job.prompts[order], count, options[i])
-                head = job.head(order, self.tokenizer) if own_engine else None
-                shared = job.shared if own_engine else 0
-                requests.append(dataclasses.replace(request, group=i, head=head, shared=shared))
+                if own_engine:
+                    common = job.common_prefix(order, self.tokenizer)
+                    prefixes = {"common_prefix": common, "group_prefix": job.group_prefix}
+                    request = dataclasses.replace(request, **prefixes)
+                requests.append(dataclasses.replace(request, group=i))
                 # Sample s of this request is the s-th sample of the comparison with this order.
                 samples = [s for s, other in enumerate(job.orders) if other == order]
                 owners.append((i, job, samples))

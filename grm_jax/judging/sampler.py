@@ -24,7 +24,7 @@ Sampler = Callable[[Sequence[Request]], Iterable[Completion]]
 
 
 class TextCodec(Protocol):
-    """What a judge needs of a tokenizer; hashed by identity (`job.template_head`)."""
+    """What a judge needs of a tokenizer; hashed by identity (`job.template_prefix`)."""
 
     stop_ids: tuple[int, ...]
 
@@ -100,7 +100,7 @@ class EngineSampler:
                 with use_mesh(self.mesh):
                     completion = next(completions, None)
                 if completion is None:
-                    self._idle[:] = [engine]  # with the shared head of its prompts
+                    self._idle[:] = [engine]  # with the common prefix of its prompts
                     return
                 yield completion
         finally:
@@ -123,9 +123,9 @@ class EngineSampler:
         few = self.few_shapes and cpu.on_cpu()
         small = few and cfg.num_params <= plan.SMALL_MODEL
         if small and bounds == (None, None):
-            batch = plan.fixed(cfg, requests, share_heads=True)
+            batch = plan.fixed(cfg, requests, share_prefixes=True)
         else:
-            batch = plan.fit(cfg, requests, *bounds, share_heads=True)
+            batch = plan.fit(cfg, requests, *bounds, share_prefixes=True)
         last = self._idle.pop() if self._idle else None
         if last is not None and (last.P, last.R) == batch and last.few_shapes == few:
             return last

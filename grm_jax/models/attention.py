@@ -154,7 +154,7 @@ def prefix_attention(
     return _join([run(q_BxLxNxH[:, s], k_BxSxKxH, v_BxSxKxH, q_positions_BxL[:, s]) for s in parts])
 
 
-def head_attention(
+def common_attention(
     q_BxLxNxH: jax.Array,
     k_KxZxH: jax.Array,
     v_KxZxH: jax.Array,

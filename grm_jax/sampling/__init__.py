@@ -80,7 +80,7 @@ def sample(
         for prompt, item in zip(prompts, items, strict=True)
     ]
     model = for_decoding(model)  # before memory is planned
-    engine = Engine(model, *fit(model.cfg, requests, prompt_slots, rows, share_heads=True))
+    engine = Engine(model, *fit(model.cfg, requests, prompt_slots, rows, share_prefixes=True))
     shape = (len(prompts), k)
     out = Samples(
         np.zeros((*shape, max_new_tokens), np.int32),

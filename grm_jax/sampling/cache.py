@@ -1,12 +1,12 @@
-"""The sampler's state: shared prefixes, a ring of recent tokens per row, and each row's progress.
+"""The sampler's state: prefixes, a ring of recent tokens per row, and each row's progress.
 
 Axes: U stacked units, P prompt slots, R rows per prompt, K KV heads, S prefix length, T ring
-length, Z length of the shared head, H width of an attention head, N query heads, D model width, E
+length, Z length of the common prefix, H width of an attention head, N query heads, D model width, E
 stop tokens.
 
-Shared head (`heads.py`). The keys and values of the tokens with which many prompts begin are stored
-once, left-padded to Z. A prompt that uses them has only its other tokens in its prefix. Z = 0 is a
-state without a head.
+Common prefix (`prefixes.py`). The keys and values of the tokens with which many prompts begin are
+stored once, left-padded to Z. A prompt that uses them has only its other tokens in its own prefix.
+Z = 0 is a state without a common prefix.
 
 Prefix. A prompt's keys and values are computed once and stored once, left-padded to S. All R rows
 of the prompt attend to them:
@@ -24,8 +24,8 @@ scatter. A ring of 4 at clock 6:
 A row that starts at clock 5 has fed 2 tokens at clock 6 and attends to slots 1 and 2; older slots
 hold the tokens of the row's predecessor, which the age masks.
 
-Local layers store the last window - 1 tokens of the head and of the prefix, and a ring of at most
-`window`. KV heads precede length, so that a TPU tiles (length, H).
+Local layers store the last window - 1 tokens of the common prefix and of each prefix, and a ring of
+at most `window`. KV heads precede length, so that a TPU tiles (length, H).
 """
 
 import dataclasses
@@ -52,18 +52,18 @@ Pairs = list[tuple[KV, KV]]  # (keys, values) per layer of the pattern and tail 
 class State:
     """The input and output of a decode segment; donated from call to call.
 
-    head, prefix, suffix: one (k, v) per layer of the pattern, then per tail layer. Head arrays are
-    (U, K, Z, H), prefix arrays (U, P, K, S, H), suffix arrays (rings) (U, P, K, R, T, H); U = 1 in
-    the tail. head is empty if Z = 0. With `kv_cache_dtype` each is an `Int8Array`, whose scales
-    have the same axes but H, and keys are rotated by `quantize.hadamard`.
+    common, prefix, suffix: one (k, v) per layer of the pattern, then per tail layer. Common arrays
+    are (U, K, Z, H), prefix arrays (U, P, K, S, H), suffix arrays (rings) (U, P, K, R, T, H); U = 1
+    in the tail. common is empty if Z = 0. With `kv_cache_dtype` each is an `Int8Array`, whose
+    scales have the same axes but H, and keys are rotated by `quantize.hadamard`.
     """
 
-    head: list[tuple[KV, KV]]
+    common: list[tuple[KV, KV]]
     prefix: list[tuple[KV, KV]]
     suffix: list[tuple[KV, KV]]
     last_PxD: jax.Array  # final-normed activation of the prompt's last token
-    prompt_length_P: jax.Array  # of the whole prompt, the head included
-    head_length_P: jax.Array  # tokens of the head that the prompt uses: all or 0
+    prompt_length_P: jax.Array  # of the whole prompt, the common prefix included
+    common_length_P: jax.Array  # tokens of the common prefix that the prompt uses: all or 0
     temperature_P: jax.Array
     top_p_P: jax.Array
     top_k_P: jax.Array
@@ -112,7 +112,7 @@ def token_bytes(cfg: TransformerConfig) -> int:
 def empty_state(cfg: TransformerConfig, P: int, R: int, S: int, T: int, Z: int = 0) -> State:
     """Returns a state without rows, for P prompts of at most S tokens, R rows each, rings of T.
 
-    Z: length of the shared head, whose arrays are zeros; 0 for none.
+    Z: length of the common prefix, whose arrays are zeros; 0 for none.
     """
     K, H, dtype = cfg.num_kv_heads, cfg.head_dim, jnp.dtype(cfg.dtype)
 
@@ -128,12 +128,12 @@ def empty_state(cfg: TransformerConfig, P: int, R: int, S: int, T: int, Z: int =
         return jnp.full(shape, value, dtype)
 
     state = State(
-        head=[pair(U, K, prefix_length(Z, w), H) for U, w in layer_windows(cfg)] if Z else [],
+        common=[pair(U, K, prefix_length(Z, w), H) for U, w in layer_windows(cfg)] if Z else [],
         prefix=[pair(U, P, K, prefix_length(S, w), H) for U, w in layer_windows(cfg)],
         suffix=[pair(U, P, K, R, ring_length(T, w), H) for U, w in layer_windows(cfg)],
         last_PxD=jnp.zeros((P, cfg.d_model), dtype),
         prompt_length_P=full(P, 1),
-        head_length_P=full(P, 0),
+        common_length_P=full(P, 0),
         temperature_P=full(P, 1, jnp.float32),
         top_p_P=full(P, 1, jnp.float32),
         top_k_P=full(P, 0),
@@ -207,7 +207,7 @@ def _one_slot(P: int) -> bool:
     return P in (1, batch_shards(current_mesh()))
 
 
-HEAD_AXES: Axes = ("layers", "kv_heads", "cache_length", "head_dim")
+COMMON_AXES: Axes = ("layers", "kv_heads", "cache_length", "head_dim")
 
 
 def constrain_state(state: State) -> State:
@@ -215,7 +215,7 @@ def constrain_state(state: State) -> State:
     prefix_axes, suffix_axes = cache_axes(*state.token_PxR.shape)
     return dataclasses.replace(
         state,
-        head=constrain_caches(state.head, HEAD_AXES),
+        common=constrain_caches(state.common, COMMON_AXES),
         prefix=constrain_caches(state.prefix, prefix_axes),
         suffix=constrain_caches(state.suffix, suffix_axes),
     )
@@ -251,7 +251,7 @@ def _pad(a: jax.Array, axis: int, widths: tuple[int, int]) -> jax.Array:
 
 def without_caches(state: State) -> State:
     """Returns the state without keys and values, for programs that do not use them."""
-    return dataclasses.replace(state, head=[], prefix=[], suffix=[])
+    return dataclasses.replace(state, common=[], prefix=[], suffix=[])
 
 
 def cache_of(cfg: TransformerConfig, layer: LayerRef) -> tuple[int, Any]:
@@ -266,15 +266,17 @@ def of_unit(caches: Any, unit: Any) -> Any:
     return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, unit, keepdims=False), caches)
 
 
-def sees_head(
-    positions_PxL: jax.Array, head_length_P: jax.Array, Z: int, stored: int, window: int | None
+def sees_common(
+    positions_PxL: jax.Array, common_length_P: jax.Array, Z: int, stored: int, window: int | None
 ) -> jax.Array:
-    """Returns (P, L, stored): whether tokens attend to the last `stored` of the head's Z slots.
+    """Returns (P, L, stored): whether tokens attend to the last `stored` of Z common slots.
 
-    A prompt that uses none of the head sees none: no slot has a position of at least 0.
+    A prompt that uses none of the common prefix sees none: no slot has a position of at least 0.
     """
-    head_position_PxZ = jnp.arange(Z - stored, Z) - (Z - head_length_P[:, None])
-    seen_PxLxZ = jnp.broadcast_to((head_position_PxZ >= 0)[:, None], (*positions_PxL.shape, stored))
+    common_position_PxZ = jnp.arange(Z - stored, Z) - (Z - common_length_P[:, None])
+    seen_PxLxZ = jnp.broadcast_to(
+        (common_position_PxZ >= 0)[:, None], (*positions_PxL.shape, stored)
+    )
     if window is not None:
-        seen_PxLxZ &= positions_PxL[..., None] - head_position_PxZ[:, None] < window
+        seen_PxLxZ &= positions_PxL[..., None] - common_position_PxZ[:, None] < window
     return seen_PxLxZ

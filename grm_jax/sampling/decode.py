@@ -29,7 +29,7 @@ from grm_jax.sampling.cache import (
     extend_prefix,
     keep_ring_layout,
     of_unit,
-    sees_head,
+    sees_common,
 )
 from grm_jax.sampling.choose import Choice, choose
 from grm_jax.sampling.products import KV
@@ -140,9 +140,9 @@ def _feed(model: Transformer, state: State) -> tuple[jax.Array, Pairs]:
     fed_PxR = state.length_PxR  # own tokens that a row attends to, the one being fed included
     position_PxR = state.prompt_length_P[:, None] + fed_PxR - 1
     S = max(k.shape[3] for k, _ in state.prefix)
-    Z = max((k.shape[2] for k, _ in state.head), default=0)
-    # of the prompt's tokens after the head
-    own_length_P = state.prompt_length_P - state.head_length_P if Z else state.prompt_length_P
+    Z = max((k.shape[2] for k, _ in state.common), default=0)
+    # of the prompt's tokens after the common prefix
+    own_length_P = state.prompt_length_P - state.common_length_P if Z else state.prompt_length_P
     prompts, rows = batch_axes(P, R)
 
     def attend(layer: LayerRef, q: jax.Array, k: jax.Array, v: jax.Array, suffix: Pairs) -> Any:
@@ -175,11 +175,11 @@ def _feed(model: Transformer, state: State) -> tuple[jax.Array, Pairs]:
         slot_S = jnp.arange(S - pre_k.shape[2], S)
         pre_position_PxS = slot_S - (S - own_length_P[:, None])
         pre_PxRxS = jnp.broadcast_to((pre_position_PxS >= 0)[:, None], (P, R, slot_S.size))
-        if state.head:
-            pre_position_PxS += state.head_length_P[:, None]
+        if state.common:
+            pre_position_PxS += state.common_length_P[:, None]
         if window is not None:
             pre_PxRxS &= position_PxR[..., None] - pre_position_PxS[:, None] < window
-        # --- one softmax over ring, prefix and head
+        # --- one softmax over ring, prefix and common prefix
         q_PxKxRxGxH = q.reshape(P, R, K, G, H).swapaxes(1, 2)
         own = products.ring_logits(q_PxKxRxGxH, own_k)
         own = products.cap_and_mask(own, own_PxRxT, cfg.attn_cap)
@@ -188,19 +188,19 @@ def _feed(model: Transformer, state: State) -> tuple[jax.Array, Pairs]:
         top = jnp.maximum(
             jnp.max(own, axis=-1, keepdims=True), jnp.max(pre, axis=-1, keepdims=True)
         )
-        if state.head:
-            head_k, head_v = of_unit(state.head[place], unit)
-            seen = sees_head(position_PxR, state.head_length_P, Z, head_k.shape[1], window)
-            shared = products.head_logits(q_PxKxRxGxH, head_k, seen, cfg.attn_cap)
+        if state.common:
+            common_k, common_v = of_unit(state.common[place], unit)
+            seen = sees_common(position_PxR, state.common_length_P, Z, common_k.shape[1], window)
+            shared = products.common_logits(q_PxKxRxGxH, common_k, seen, cfg.attn_cap)
             top = jnp.maximum(top, jnp.max(shared, axis=-1, keepdims=True).swapaxes(0, 1))
         own, pre = jnp.exp(own - top), jnp.exp(pre - top)
         total_PxKxRxG = jnp.sum(own, axis=-1) + jnp.sum(pre, axis=-1)
         o_PxKxRxGxH = products.ring_values(own, own_v, q.dtype)
         o_PxKxRxGxH += products.prefix_values(pre, pre_v, q.dtype)
-        if state.head:
+        if state.common:
             shared = jnp.exp(shared - top.swapaxes(0, 1))
             total_PxKxRxG += jnp.sum(shared, axis=-1).swapaxes(0, 1)
-            o_PxKxRxGxH += products.head_values(shared, head_v, q.dtype)
+            o_PxKxRxGxH += products.common_values(shared, common_v, q.dtype)
         o_PxRxKxGxH = (o_PxKxRxGxH / total_PxKxRxG[..., None]).swapaxes(1, 2)
         o_PxRxKxGxH = constrain(o_PxRxKxGxH, prompts, rows, "kv_heads", None, "head_dim")
         return o_PxRxKxGxH.reshape(P * R, 1, N, H), suffix, None

@@ -10,7 +10,7 @@ import numpy as np
 from grm_jax import sharding
 from grm_jax.models import weight_bytes
 from grm_jax.models.config import TransformerConfig
-from grm_jax.sampling import cache, heads
+from grm_jax.sampling import cache, prefixes
 from grm_jax.sampling.buckets import prompt_bucket, ring_bucket
 from grm_jax.sampling.request import Request, check
 
@@ -37,11 +37,11 @@ GIB = 2.0**30
 def state_bytes(
     cfg: TransformerConfig, P: int, R: int, S: int, T: int, Z: int = 0
 ) -> dict[str, int]:
-    """Returns the bytes over all devices of the head, prefixes, rings and the logits of a step."""
+    """Returns the bytes, over all devices, of prefixes, common and own, rings and logits."""
     token = cache.token_bytes(cfg)
     layers = cache.layer_windows(cfg)
     return {
-        "head": sum(U * cache.prefix_length(Z, w) for U, w in layers) * token if Z else 0,
+        "common": sum(U * cache.prefix_length(Z, w) for U, w in layers) * token if Z else 0,
         "prefix": sum(U * cache.prefix_length(S, w) for U, w in layers) * P * token,
         "suffix": sum(U * cache.ring_length(T, w) for U, w in layers) * P * R * token,
         "logits": LOGITS_COPIES * 4 * P * R * (cfg.vocab_size + cfg.vocab_pad),
@@ -74,7 +74,7 @@ def fit(
     memory: int | None = None,
     taken: int | None = None,
     platform: str | None = None,
-    share_heads: bool = False,
+    share_prefixes: bool = False,
 ) -> tuple[int, int]:
     """Returns (prompt slots, rows per prompt): what the requests can use and memory holds.
 
@@ -87,7 +87,7 @@ def fit(
       taken: bytes per device of other arrays, such as the training state during rollouts; default
         what is in use, less the weights.
       platform: default `sharding.platform`.
-      share_heads: whether the engine will run this list with shared heads (`heads.groups`).
+      share_prefixes: whether the engine will run this list with common prefixes (`prefixes.py`).
 
     Raises:
       MemoryError: not even one row fits; with the memory breakdown.
@@ -104,32 +104,32 @@ def fit(
     if (platform or sharding.platform()) != "cpu":
         target = max(target, BUSY_ROWS * shards)
     R = min(max(r.k for r in runnable), rows or _power_of_two(math.ceil(target / P)))
-    return _shrink(cfg, runnable, (P, R), share_heads, memory, taken)
+    return _shrink(cfg, runnable, (P, R), share_prefixes, memory, taken)
 
 
 def fixed(
-    cfg: TransformerConfig, requests: Sequence[Request], share_heads: bool = False
+    cfg: TransformerConfig, requests: Sequence[Request], share_prefixes: bool = False
 ) -> tuple[int, int]:
     """Returns (prompt slots, rows per prompt) that do not depend on the number of requests.
 
     For models of at most SMALL_MODEL parameters on a CPU. Raises MemoryError as `fit`.
 
     Args:
-      share_heads: see `fit`.
+      share_prefixes: see `fit`.
     """
     runnable = [r for r in requests if not check(r, cfg)]
     if not runnable:
         return 1, 1
     samples = sum(r.k for r in runnable) / len(runnable)
     R = next(rows for least, rows in FIXED_ROWS_PER_PROMPT if samples >= least)
-    return _shrink(cfg, runnable, (FIXED_ROWS // R, R), share_heads)
+    return _shrink(cfg, runnable, (FIXED_ROWS // R, R), share_prefixes)
 
 
 def _shrink(
     cfg: TransformerConfig,
     runnable: Sequence[Request],
     batch: tuple[int, int],
-    share_heads: bool,
+    share_prefixes: bool,
     memory: int | None = None,
     taken: int | None = None,
 ) -> tuple[int, int]:
@@ -137,14 +137,14 @@ def _shrink(
     P, R = batch
     mesh = sharding.current_mesh()
     shards, tensor = sharding.batch_shards(mesh), 1 if mesh is None else mesh.shape["tensor"]
-    groups = heads.groups_of(runnable) if share_heads else [((), list(range(len(runnable))))]
+    groups = prefixes.groups_of(runnable) if share_prefixes else [((), list(range(len(runnable))))]
     rests = [
-        len(runnable[i].prompt) - heads.used(runnable[i].prompt, head)
-        for head, part in groups
+        len(runnable[i].prompt) - prefixes.used(runnable[i].prompt, common)
+        for common, part in groups
         for i in part
     ]
-    S, longest_head = prompt_bucket(max(rests)), max(len(head) for head, _ in groups)
-    Z = prompt_bucket(longest_head) if longest_head else 0
+    S, longest = prompt_bucket(max(rests)), max(len(common) for common, _ in groups)
+    Z = prompt_bucket(longest) if longest else 0
     T = ring_bucket(max(r.token_limit(cfg) for r in runnable))
     weights = weight_bytes(cfg) // tensor
     limit, in_use = device_memory() if memory is None else (memory, 0)
@@ -158,7 +158,7 @@ def _shrink(
         # While rings grow, one old ring exists beside the new ones.
         rings = sizes["suffix"] + sizes["suffix"] // (2 * len(cache.layer_windows(cfg)))
         prefix = sizes["prefix"] // (prefix_shards * tensor)
-        shared = heads.KEPT * sizes["head"] // tensor  # with the one of the previous group
+        shared = prefixes.KEPT * sizes["common"] // tensor  # with the one of the previous group
         return shared + prefix + (rings + sizes["logits"]) // (row_shards * tensor)
 
     while per_device(P, R) > available and P > 1:

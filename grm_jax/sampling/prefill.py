@@ -1,4 +1,4 @@
-"""The sampler's prefill: runs prompts once, alone or in families that begin with the same tokens.
+"""The sampler's prefill: runs prompts once, alone or in groups that begin with the same tokens.
 
 Axes as in `cache.py`.
 """
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from grm_jax.models import Transformer, cpu
 from grm_jax.models.attend import Attend, LayerRef, full_attention, full_attention_parts
-from grm_jax.models.attention import head_attention, merge_parts
+from grm_jax.models.attention import common_attention, merge_parts
 from grm_jax.models.config import TransformerConfig
 from grm_jax.models.quantize import dequantize_tokens, hadamard, quantize_tokens
 from grm_jax.sampling.cache import (
@@ -21,7 +21,7 @@ from grm_jax.sampling.cache import (
     constrain_caches,
     of_unit,
     prefix_length,
-    sees_head,
+    sees_common,
 )
 
 
@@ -29,15 +29,15 @@ def prefill(
     model: Transformer,
     tokens_BxS: jax.Array,
     lengths_B: jax.Array,
-    head: Pairs | None = None,
-    head_lengths_B: jax.Array | None = None,
+    common: Pairs | None = None,
+    common_lengths_B: jax.Array | None = None,
 ) -> tuple[Pairs, jax.Array]:
     """Runs left-padded prompts once.
 
     Args:
-      head: keys and values (U, K, Z, H) per cache of the shared head; the prompts are then the
+      common: keys and values (U, K, Z, H) per cache of the common prefix; the prompts are then the
         tokens after it, and None runs whole prompts.
-      head_lengths_B: with `head`, the tokens of it that precede each prompt: all or 0.
+      common_lengths_B: with `common`, the tokens of it that precede each prompt: all or 0.
 
     Returns:
       (prefix, last_BxD): keys and values (U, B, K, S, H) per cache, local layers cut to the slots
@@ -48,26 +48,26 @@ def prefill(
     pad_B = S - lengths_B
     segments_BxS = (slots_S >= pad_B[:, None]).astype(jnp.int32)
     positions_BxS = jnp.maximum(slots_S - pad_B[:, None], 0)
-    if head_lengths_B is not None:
-        positions_BxS += head_lengths_B[:, None]
-    attention = _attention(model.cfg, positions_BxS, segments_BxS, head, head_lengths_B)
+    if common_lengths_B is not None:
+        positions_BxS += common_lengths_B[:, None]
+    attention = _attention(model.cfg, positions_BxS, segments_BxS, common, common_lengths_B)
     prefix, x_BxSxD = _run(
         model, tokens_BxS, positions_BxS, attention, S, lambda a, keep: a[:, S - keep :]
     )
     return prefix, model.final_norm(x_BxSxD[:, -1:])[:, 0]
 
 
-def prefill_siblings(
+def prefill_groups(
     model: Transformer,
     tokens_BxS: jax.Array,
     lengths_BxF: jax.Array,
     length: int,
-    head: Pairs | None = None,
-    head_lengths_B: jax.Array | None = None,
+    common: Pairs | None = None,
+    common_lengths_B: jax.Array | None = None,
 ) -> tuple[Pairs, jax.Array]:
-    """Runs families of prompts that begin with the same tokens, one left-padded row per family.
+    """Runs groups of prompts that begin with the same tokens, one left-padded row per group.
 
-    A row has the tokens that the family shares once, then what each prompt adds. With two prompts:
+    A row has the tokens that the group shares once, then what each prompt adds. With two prompts:
 
         tokens       .  s0 s1 s2 | a0 a1 | b0 b1 b2
         positions    0  0  1  2  | 3  4  | 3  4  5
@@ -76,10 +76,10 @@ def prefill_siblings(
     Args:
       lengths_BxF: of the shared tokens, then of what each of the F - 1 prompts adds.
       length: slots of each prompt in the result, as if it had been prefilled alone.
-      head, head_lengths_B: as in `prefill`.
+      common, common_lengths_B: as in `prefill`.
 
     Returns:
-      (prefix, last) of B * (F - 1) prompts as in `prefill`, those of a family side by side.
+      (prefix, last) of B * (F - 1) prompts as in `prefill`, those of a group side by side.
     """
     B, S = tokens_BxS.shape
     ends_BxF = S - lengths_BxF.sum(axis=1, keepdims=True) + jnp.cumsum(lengths_BxF, axis=1)
@@ -92,9 +92,9 @@ def prefill_siblings(
     gaps_BxF = jnp.concatenate([jnp.zeros((B, 2), gaps_BxF.dtype), gaps_BxF[:, 1:]], axis=1)
     gap_BxS = jnp.take_along_axis(gaps_BxF, segments_BxS, axis=1)
     positions_BxS = jnp.maximum(slots_S - gap_BxS - begin_B[:, None], 0)
-    if head_lengths_B is not None:
-        positions_BxS += head_lengths_B[:, None]
-    attention = _attention(model.cfg, positions_BxS, segments_BxS, head, head_lengths_B, True)
+    if common_lengths_B is not None:
+        positions_BxS += common_lengths_B[:, None]
+    attention = _attention(model.cfg, positions_BxS, segments_BxS, common, common_lengths_B, True)
     # The row's slot of each slot of each prompt; padding takes any.
     ends_BxPx1 = ends_BxF[:, 1:, None]
     slots_BxPxL = ends_BxPx1 - length + jnp.arange(length)
@@ -146,30 +146,34 @@ def _attention(
     cfg: TransformerConfig,
     positions_BxS: jax.Array,
     segments_BxS: jax.Array,
-    head: Pairs | None,
-    head_lengths_B: jax.Array | None,
+    common: Pairs | None,
+    common_lengths_B: jax.Array | None,
     branches: bool = False,
 ) -> Attend:
-    """Returns causal self-attention of prompts that also attend to the shared head.
+    """Returns causal self-attention of prompts that also attend to the common prefix.
 
     branches: see `self_attention`.
     """
     cfg = cfg.replace(query_chunk=cpu.query_chunk(cfg.query_chunk, positions_BxS.shape[1]))
-    if head is None and not branches:
+    if common is None and not branches:
         return full_attention(cfg, positions_BxS, segments_BxS)
     part = full_attention_parts(cfg, positions_BxS, segments_BxS, branches)
 
     def attend(layer: LayerRef, q: jax.Array, k: jax.Array, v: jax.Array, state: Any) -> Any:
         own = part(layer, q, k, v)
-        if head is None:
+        if common is None:
             return own[0], state, None
-        assert head_lengths_B is not None
+        assert common_lengths_B is not None
         place, unit = cache_of(cfg, layer)
-        head_k, head_v = (dequantize_tokens(a, q.dtype) for a in of_unit(head[place], unit))
-        Z = max(k.shape[2] for k, _ in head)
-        seen_BxSxZ = sees_head(positions_BxS, head_lengths_B, Z, head_k.shape[1], layer.spec.window)
+        common_k, common_v = (dequantize_tokens(a, q.dtype) for a in of_unit(common[place], unit))
+        Z = max(k.shape[2] for k, _ in common)
+        seen_BxSxZ = sees_common(
+            positions_BxS, common_lengths_B, Z, common_k.shape[1], layer.spec.window
+        )
         rotated = hadamard(q) if cfg.kv_cache_dtype else q
-        shared = head_attention(rotated, head_k, head_v, seen_BxSxZ, cfg.attn_cap, cfg.query_chunk)
+        shared = common_attention(
+            rotated, common_k, common_v, seen_BxSxZ, cfg.attn_cap, cfg.query_chunk
+        )
         return merge_parts([own, shared]), state, None
 
     return attend

@@ -1,4 +1,4 @@
-"""The products of decode attention with the caches: prefix, shared head and ring, float or int8.
+"""The products of decode attention with the caches: common prefix, prefix and ring, float or int8.
 
 Axes as in `cache.py`; G query heads per KV head, M = R * G, W slots of any cache. Logits and sums
 are float32.
@@ -45,7 +45,7 @@ def prefix_values(p_PxKxRxGxS: jax.Array, v_PxKxSxH: KV, dtype: Any) -> jax.Arra
     return _sums("pkms,pksh->pkmh", p_PxKxMxS, v_PxKxSxH, dtype).reshape(P, K, R, G, -1)
 
 
-def head_logits(
+def common_logits(
     q_PxKxRxGxH: jax.Array, k_KxZxH: KV, seen_PxRxZ: jax.Array, cap: float | None
 ) -> jax.Array:
     """Returns soft-capped, masked logits (K, P, R, G, Z): one matrix product for all rows.
@@ -59,7 +59,7 @@ def head_logits(
     return jnp.where(seen_PxRxZ[None, :, :, None], logits_KxPxRxGxZ, MASKED)
 
 
-def head_values(p_KxPxRxGxZ: jax.Array, v_KxZxH: KV, dtype: Any) -> jax.Array:
+def common_values(p_KxPxRxGxZ: jax.Array, v_KxZxH: KV, dtype: Any) -> jax.Array:
     """Returns sums of values (P, K, R, G, H), as `prefix_values`."""
     return _sums("kprgz,kzh->kprgh", p_KxPxRxGxZ, v_KxZxH, dtype).swapaxes(0, 1)
 

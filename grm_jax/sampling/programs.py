@@ -33,7 +33,7 @@ PROGRAMS = 5  # of a first call: empty state, prefill, insertion, admission, dec
 class Shape:
     """P prompt slots, R rows each, prompts of at most S tokens, rings of T.
 
-    Z: bucket of the shared head, and S is then the tokens after it; 0 for programs without a head.
+    Z: bucket of the common prefix, and S is then the tokens after it; 0 for programs without one.
     """
 
     P: int
@@ -99,7 +99,7 @@ def _abstract(x: Any) -> jax.ShapeDtypeStruct:
 class Programs:
     """Programs of one shape; all but `empty` donate the state.
 
-    empty() -> state, without the head's arrays
+    empty() -> state, without the common prefix's arrays
     insert(state, prefix, last, slots, per_prompt) -> state
     admit(params, state, new, sample) -> (state, emitted)
     segment(params, state, steps, min_running) -> (state, emitted)
@@ -129,20 +129,20 @@ def build(graphdef: nnx.GraphDef, target: Target, shape: Shape, segment: int) ->
     def insert(
         state: cache.State, prefix: Any, last: Any, slots: Any, per_prompt: Any
     ) -> cache.State:
-        rest = dataclasses.replace(state, head=[], suffix=[])
+        rest = dataclasses.replace(state, common=[], suffix=[])
         rest = insert_program(rest, prefix, last, slots, per_prompt)
-        return dataclasses.replace(rest, head=state.head, suffix=state.suffix)
+        return dataclasses.replace(rest, common=state.common, suffix=state.suffix)
 
     def admit(params: Any, state: cache.State, new: Any, sample: Any) -> Any:
         rest, emitted = admit_program(params, cache.without_caches(state), new, sample)
-        caches = {name: getattr(state, name) for name in ("head", "prefix", "suffix")}
+        caches = {name: getattr(state, name) for name in ("common", "prefix", "suffix")}
         return dataclasses.replace(rest, **caches), emitted
 
     def empty() -> cache.State:
         return cache.empty_state(target.cfg, shape.P, shape.R, shape.S, shape.T)
 
     return Programs(
-        empty=jax.jit(empty, out_shardings=formats and dataclasses.replace(formats, head=[])),
+        empty=jax.jit(empty, out_shardings=formats and dataclasses.replace(formats, common=[])),
         insert=insert,
         admit=admit,
         segment=Segment(
@@ -185,47 +185,48 @@ def prefill_program(graphdef: nnx.GraphDef) -> Callable[..., Any]:
 
 
 @functools.lru_cache(maxsize=64)
-def prefill_after_head_program(graphdef: nnx.GraphDef) -> Callable[..., Any]:
-    """Returns prefill(params, head, tokens_BxS, lengths_B, head_lengths_B) -> (prefix, last_BxD).
+def prefill_after_common_program(graphdef: nnx.GraphDef) -> Callable[..., Any]:
+    """Returns prefill(params, common, tokens_BxS, lengths_B, common_lengths_B) -> (prefix, last).
 
-    The tokens are the prompts' own, after the shared head (`prefill.prefill`).
+    The tokens are the prompts' own, after the common prefix (`prefill.prefill`).
     """
     return jax.jit(
-        lambda params, head, tokens, lengths, head_lengths: prefill.prefill(
-            nnx.merge(graphdef, params), tokens, lengths, head, head_lengths
+        lambda params, common, tokens, lengths, common_lengths: prefill.prefill(
+            nnx.merge(graphdef, params), tokens, lengths, common, common_lengths
         )
     )
 
 
 @functools.lru_cache(maxsize=64)
-def prefill_siblings_program(graphdef: nnx.GraphDef, length: int) -> Callable[..., Any]:
-    """Returns prefill(params, tokens_BxS, lengths_BxF, *head) -> (prefix, last).
+def prefill_groups_program(graphdef: nnx.GraphDef, length: int) -> Callable[..., Any]:
+    """Returns prefill(params, tokens_BxS, lengths_BxF, *common) -> (prefix, last).
 
-    length: of `prefill.prefill_siblings`. head: its last two arguments; none without a shared head.
+    length: of `prefill.prefill_groups`. common: its last two arguments; none without a common
+    prefix.
     """
     return jax.jit(
-        lambda params, tokens, lengths, *head: prefill.prefill_siblings(
-            nnx.merge(graphdef, params), tokens, lengths, length, *head
+        lambda params, tokens, lengths, *common: prefill.prefill_groups(
+            nnx.merge(graphdef, params), tokens, lengths, length, *common
         )
     )
 
 
-def head_of(prefix: Any, target: Target, shape: Shape) -> tuple[Any, bool]:
-    """Returns the prefix of a prefill of one prompt as a state's head, and whether it is finite."""
+def common_of(prefix: Any, target: Target, shape: Shape) -> tuple[Any, bool]:
+    """Returns the prefix of one prompt as a state's common prefix, and whether it is finite."""
     formats = state_formats(target, shape)
-    program = _head_program(formats and tuple(formats.head), _replicated(target))
-    head, finite = program(prefix)
-    return head, bool(jax.device_get(finite))
+    program = _common_program(formats and tuple(formats.common), _replicated(target))
+    common, finite = program(prefix)
+    return common, bool(jax.device_get(finite))
 
 
 @functools.lru_cache(maxsize=64)
-def _head_program(formats: Any, replicated: Any) -> Callable[..., Any]:
-    def head(prefix: Any) -> Any:
+def _common_program(formats: Any, replicated: Any) -> Callable[..., Any]:
+    def common(prefix: Any) -> Any:
         pairs = jax.tree.map(lambda a: a[:, 0], prefix)
         finite = [jnp.isfinite(a).all() for a in jax.tree.leaves(pairs)]
         return pairs, jnp.stack(finite).all()
 
-    return jax.jit(head, out_shardings=formats and (list(formats), replicated))
+    return jax.jit(common, out_shardings=formats and (list(formats), replicated))
 
 
 def resize(state: cache.State, target: Target, old: Shape, new: Shape) -> cache.State:
@@ -329,7 +330,7 @@ def state_formats(target: Target, shape: Shape) -> Any:
 
     def format(path: Any, leaf: Any) -> Any:
         field = path[0].name
-        caches = {"head": cache.HEAD_AXES, "prefix": prefix_axes, "suffix": suffix_axes}
+        caches = {"common": cache.COMMON_AXES, "prefix": prefix_axes, "suffix": suffix_axes}
         axes = caches.get(field, (None,) * leaf.ndim)[: leaf.ndim]  # scales lack the last axis
         leaf_sharding: Any = SingleDeviceSharding(jax.devices()[0])
         if mesh is not None:
@@ -342,7 +343,7 @@ def state_formats(target: Target, shape: Shape) -> Any:
 
 
 def abstract_state(cfg: TransformerConfig, shape: Shape) -> cache.State:
-    """Returns the shapes and dtypes of a state, the head included."""
+    """Returns the shapes and dtypes of a state, the common prefix included."""
     sizes = dataclasses.astuple(shape)
     return jax.eval_shape(lambda: cache.empty_state(cfg, *sizes))
 
@@ -375,8 +376,8 @@ def abstract_programs(
     programs = build(graphdef, target, shape, segment)
     prefill: Any = (prefill_program(graphdef), (params, tokens, lengths))
     if shape.Z:
-        arguments = (params, state.head, tokens, lengths, lengths)
-        prefill = prefill_after_head_program(graphdef), arguments
+        arguments = (params, state.common, tokens, lengths, lengths)
+        prefill = prefill_after_common_program(graphdef), arguments
     return [
         ("prefill", *prefill),
         ("decode", programs.segment.program, (params, state, count, count)),

@@ -26,12 +26,13 @@ class Request:
       top_k: number of tokens that sampling is restricted to; 0 disables the filter.
       stop: token ids that end a completion, at most MAX_STOP_TOKENS.
       seed, item: integers in [0, 2**31).
-      group: number of a comparison, for the deadline of an endpoint and for `shared`.
-      head: first tokens of the prompt that are prefilled by themselves, once for all requests of a
-        run that begin with them (`heads.py`); None: as many as the engine finds worth it.
-      shared: first tokens of the prompt, longer than the head, with which all requests of its
-        `group` begin, such as the query of a comparison in two orders. They are prefilled once for
-        the group; 0: for each request.
+      group: number of a comparison, for the deadline of an endpoint and for `group_prefix`.
+      common_prefix: number of first tokens of the prompt that are prefilled by themselves, once for
+        all requests of a run that begin with them (`prefixes.py`); None: as many as the engine
+        finds worth it.
+      group_prefix: number of first tokens of the prompt, above `common_prefix`, with which all
+        requests of its `group` begin, such as the query of a comparison in two orders. They are
+        prefilled once for the group; 0: for each request.
     """
 
     prompt: Sequence[int]
@@ -44,8 +45,8 @@ class Request:
     seed: int = 0
     item: int = 0
     group: int = 0
-    head: int | None = None
-    shared: int = 0
+    common_prefix: int | None = None
+    group_prefix: int = 0
 
     def token_limit(self, cfg: TransformerConfig) -> int:
         """Returns how many new tokens the request and the model's context allow."""
@@ -96,10 +97,10 @@ def check(request: Request, cfg: TransformerConfig) -> str | None:
             f"{n} prompt tokens and {request.max_new_tokens} new tokens: "
             f"at most {longest[0]} and {longest[1]}"
         )
-    if request.head is not None and not 0 <= request.head < n:
-        return f"head = {request.head}: use 0 to {n - 1}, less than the prompt's tokens"
-    if not 0 <= request.shared < n:
-        return f"shared = {request.shared}: use 0 to {n - 1}, less than the prompt's tokens"
+    prefixes = {"common_prefix": request.common_prefix or 0, "group_prefix": request.group_prefix}
+    for name, value in prefixes.items():
+        if not 0 <= value < n:
+            return f"{name} = {value}: use 0 to {n - 1}, less than the prompt's tokens"
     for name, value in (("seed", request.seed), ("item", request.item)):
         if not 0 <= value < 2**31:
             return f"{name} = {value}: use a number from 0 to {2**31 - 1}"

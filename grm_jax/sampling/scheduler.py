@@ -35,7 +35,7 @@ import numpy as np
 from flax import nnx
 
 from grm_jax.models import Transformer
-from grm_jax.sampling import cache, heads, plan, programs, weights
+from grm_jax.sampling import cache, plan, prefixes, programs, weights
 from grm_jax.sampling.buckets import FEW_FIRST_RING, prefill_batch, prompt_bucket, ring_bucket
 from grm_jax.sampling.request import Completion, Request, check
 from grm_jax.sampling.slots import (
@@ -45,7 +45,7 @@ from grm_jax.sampling.slots import (
     Slots,
     Stats,
     failed,
-    find_families,
+    find_prefill_groups,
     min_running,
     needed_ring,
     packed,
@@ -71,7 +71,7 @@ class Engine:
         segment: int = SEGMENT,
         idle: float = plan.IDLE,
         few_shapes: bool = False,
-        share_heads: bool = True,
+        share_prefixes: bool = True,
         watch: Watch | None = None,
     ) -> None:
         """Builds an engine under the mesh in context.
@@ -80,14 +80,14 @@ class Engine:
           segment: most decode steps between two updates by the host.
           idle: share of finished rows at which a segment ends early while samples wait.
           few_shapes: compiles fewer programs: prefills one prompt at a time, in fewer buckets.
-          share_heads: prefills the tokens with which prompts begin once for all (`heads.py`).
+          share_prefixes: prefills the tokens with which prompts begin once for all (`prefixes.py`).
           watch: called after each prefill and each segment, for a progress bar.
         """
         model = weights.for_decoding(model)
         self.cfg = model.cfg
         self.graphdef, self.params = nnx.split(model)
         self.P, self.R, self.segment, self.idle = prompt_slots, rows, segment, idle
-        self.few_shapes, self.share_heads = few_shapes, share_heads
+        self.few_shapes, self.share_prefixes = few_shapes, share_prefixes
         self.watch: Watch = watch or (lambda prompts, tokens: None)
         self.target = programs.current_target(model.cfg)
         # The first decode segment, in a thread, while the prefill compiles and runs. The CPU's
@@ -99,8 +99,10 @@ class Engine:
         self._slots: Slots = [None] * self.P
         self._state: cache.State | None = None
         self._reserved: tuple[int, int] | None = None
-        self._head: tuple[int, ...] = ()  # tokens of the shared head
-        self._kept: dict[tuple[int, ...], Any] = {}  # arrays of heads by tokens, the last one last
+        self._common: tuple[int, ...] = ()  # tokens of the common prefix
+        self._kept: dict[
+            tuple[int, ...], Any
+        ] = {}  # arrays of common prefixes, by tokens, last last
         self._cancelled: list[int] = []  # slots whose rows still run on the device
 
     def run(self, requests: Sequence[Request]) -> Generator[Completion]:
@@ -118,25 +120,27 @@ class Engine:
                 yield from failed(i, request, error)
             else:
                 valid.append(i)
-        groups = [(self._head, valid)]
-        if self.share_heads and not self._reserved:
-            chosen = heads.groups_of([requests[i] for i in valid], tuple(self._kept))
-            groups = [(head, [valid[i] for i in part]) for head, part in chosen]
-        for self._head, part in groups:
+        groups = [(self._common, valid)]
+        if self.share_prefixes and not self._reserved:
+            chosen = prefixes.groups_of([requests[i] for i in valid], tuple(self._kept))
+            groups = [(common, [valid[i] for i in part]) for common, part in chosen]
+        for self._common, part in groups:
             yield from self._run_group([self._slot(i, requests[i]) for i in part])
 
     def _run_group(self, slots: list[_Slot]) -> Iterator[Completion]:
-        """Runs requests that share a head, and others that have none; as `run`."""
+        """Runs requests that share a common prefix, and others that have none; as `run`."""
         # A small model prefills two prompts in less time than another program compiles.
         small = self.few_shapes and self.cfg.num_params <= plan.SMALL_MODEL
-        if self.share_heads and not small:
-            find_families(slots, self.P, functools.partial(prompt_bucket, few=self.few_shapes))
-        # Shortest prompts first, of equal ones the last; those of a family side by side.
-        last = {id(slot.family or slot): slot.request_index for slot in slots}
+        if self.share_prefixes and not small:
+            find_prefill_groups(
+                slots, self.P, functools.partial(prompt_bucket, few=self.few_shapes)
+            )
+        # Shortest prompts first, of equal ones the last; those of a group side by side.
+        last = {id(slot.prefill_group or slot): slot.request_index for slot in slots}
 
         def place(slot: _Slot) -> tuple[int, ...]:
-            last_of_family = last[id(slot.family or slot)]
-            return *self._prefill_form(slot), -last_of_family, -slot.request_index
+            last_of_group = last[id(slot.prefill_group or slot)]
+            return *self._prefill_form(slot), -last_of_group, -slot.request_index
 
         slots.sort(key=place)
         index = {self._enqueue(slot): slot.request_index for slot in slots}
@@ -167,16 +171,18 @@ class Engine:
     def running_rows(self) -> int:
         return sum(slot.running for slot in self._slots if slot)
 
-    def reserve(self, max_prompt: int, max_new_tokens: int, head: Sequence[int] = ()) -> None:
+    def reserve(
+        self, max_prompt: int, max_new_tokens: int, common_prefix: Sequence[int] = ()
+    ) -> None:
         """Fixes the caches' lengths: requests within them compile no decode segment again.
 
         The caches are then kept while no request runs. Call it before the first request.
 
         Args:
-          head: tokens with which most prompts begin. They are prefilled once; prompts that begin
-            with other tokens run as well.
+          common_prefix: tokens with which most prompts begin. They are prefilled once; prompts that
+            begin with other tokens run as well.
         """
-        self._head = tuple(head) if self.share_heads else ()
+        self._common = tuple(common_prefix) if self.share_prefixes else ()
         ring = min(max_new_tokens, self.cfg.max_length)
         self._reserved = prompt_bucket(max_prompt, self.few_shapes), self._ring_bucket(ring)
 
@@ -193,8 +199,8 @@ class Engine:
         return self._enqueue(self._slot(0, request, listener))
 
     def _slot(self, index: int, request: Request, listener: Listener | None = None) -> _Slot:
-        head = heads.used(request.prompt, self._head)
-        return _Slot(index, request, [], listener=listener, head=head)
+        common = prefixes.used(request.prompt, self._common)
+        return _Slot(index, request, [], listener=listener, common=common)
 
     def _enqueue(self, slot: _Slot) -> int:
         """Appends a request to the waiting ones; returns its key."""
@@ -204,11 +210,11 @@ class Engine:
 
     def cancel(self, key: int) -> None:
         """Drops a request and frees its prompt slot and rows; no effect once it has finished."""
-        families = {waiting.family for waiting in self._waiting if waiting.request_index == key}
+        groups = {slot.prefill_group for slot in self._waiting if slot.request_index == key}
         self._waiting = deque(slot for slot in self._waiting if slot.request_index != key)
         for waiting in self._waiting:
-            if waiting.family in families:
-                waiting.family = None
+            if waiting.prefill_group in groups:
+                waiting.prefill_group = None
         for p, slot in enumerate(self._slots):
             if slot is not None and slot.request_index == key:
                 self._slots[p] = None
@@ -261,7 +267,7 @@ class Engine:
 
     def _start(self) -> cache.State:
         """Returns an empty state for the waiting requests."""
-        head = self._prefill_head()
+        common = self._prefill_common()
         longest = max(slot.request.token_limit(self.cfg) for slot in self._waiting)
         first = min(FEW_FIRST_RING if self.few_shapes else self.segment, longest)
         entering = itertools.islice(self._waiting, self.P)
@@ -270,45 +276,45 @@ class Engine:
         self._poisoned = np.zeros((self.P, self.R), bool)  # rows whose ring may be non-finite
         self._steps = 0  # the state's clock is at most this and the length of a ring
         state = programs.empty_on(self._programs, self.params, self.target)
-        if head and self.target.mesh is None:  # committed as the rest of the state is
-            head = jax.device_put(head, state.last_PxD.sharding)
-        state = dataclasses.replace(state, head=head)
+        if common and self.target.mesh is None:  # committed as the rest of the state is
+            common = jax.device_put(common, state.last_PxD.sharding)
+        state = dataclasses.replace(state, common=common)
         if self.compile_ahead:
             self._programs.segment.compile_ahead(self.target.mesh, self.params, state)
         return state
 
-    def _prefill_head(self) -> Any:
-        """Returns the arrays of the shared head, [] without one; computes them unless it has them.
+    def _prefill_common(self) -> Any:
+        """Returns the common prefix's arrays, [] without one; computes them unless it has them.
 
-        A head with non-finite values is not used: it would reach the prompts that do not use it.
+        One with non-finite values is not used: it would reach the prompts that do not use it.
         """
-        if self._head in self._kept:
-            return self._kept.pop(self._head)
-        if self._head:
-            Z = prompt_bucket(len(self._head), self.few_shapes)
-            tokens = padded([self._head], Z)
+        if self._common in self._kept:
+            return self._kept.pop(self._common)
+        if self._common:
+            Z = prompt_bucket(len(self._common), self.few_shapes)
+            tokens = padded([self._common], Z)
             prefill = programs.prefill_program(self.graphdef)
-            prefix, _ = prefill(self.params, tokens, np.array([len(self._head)], np.int32))
+            prefix, _ = prefill(self.params, tokens, np.array([len(self._common)], np.int32))
             shape = programs.Shape(self.P, self.R, 1, 1, Z)
-            arrays, finite = programs.head_of(prefix, self.target, shape)
+            arrays, finite = programs.common_of(prefix, self.target, shape)
             self.stats.prefill_tokens += Z
             if finite:
                 return arrays
-            self._head = ()
+            self._common = ()
             for slot in self._waiting:
-                slot.head, slot.family = 0, None
+                slot.common, slot.prefill_group = 0, None
         return []
 
     def _drop_unused_state(self) -> None:
-        """Frees the caches, but for the shared head, which the next run may use."""
+        """Frees the caches, but for the common prefix, which the next run may use."""
         if self._reserved or self.busy or self._state is None:
             return
-        head = self._state.head
-        if head and not any(array.is_deleted() for array in jax.tree.leaves(head)):
-            self._kept[self._head] = head
-            for oldest in list(self._kept)[: -heads.KEPT]:
+        common = self._state.common
+        if common and not any(array.is_deleted() for array in jax.tree.leaves(common)):
+            self._kept[self._common] = common
+            for oldest in list(self._kept)[: -prefixes.KEPT]:
                 del self._kept[oldest]
-        self._state, self._head = None, ()
+        self._state, self._common = None, ()
         self._cancelled.clear()
 
     def _limit_clock(self) -> None:
@@ -320,12 +326,12 @@ class Engine:
             self._state = dataclasses.replace(self._state, clock=clock)
 
     def _set_shape(self, S: int, T: int) -> None:
-        Z = prompt_bucket(len(self._head), self.few_shapes) if self._head else 0
+        Z = prompt_bucket(len(self._common), self.few_shapes) if self._common else 0
         self.shape = programs.Shape(self.P, self.R, S, T, Z)
         # Not at every call: the lookup hashes the whole structure of the model.
         self._prefill = programs.prefill_program(self.graphdef)
         if Z:
-            self._prefill = programs.prefill_after_head_program(self.graphdef)
+            self._prefill = programs.prefill_after_common_program(self.graphdef)
         self._programs = programs.build(self.graphdef, self.target, self.shape, self.segment)
 
     def _prompt_bucket(self, slot: _Slot) -> int:
@@ -333,9 +339,9 @@ class Engine:
 
     def _prefill_form(self, slot: _Slot) -> tuple[int, int]:
         """Returns (bucket of the row, prompts of the row) of a waiting request's prefill."""
-        if slot.family is None:
+        if slot.prefill_group is None:
             return self._prompt_bucket(slot), 1
-        return prompt_bucket(slot.family.length, self.few_shapes), slot.family.size
+        return prompt_bucket(slot.prefill_group.length, self.few_shapes), slot.prefill_group.size
 
     def _ring_bucket(self, length: int) -> int:
         return ring_bucket(length, self.few_shapes)
@@ -356,13 +362,13 @@ class Engine:
             first = itertools.islice(self._waiting, len(free))
             (S, size), same = next(itertools.groupby(first, self._prefill_form))
             if size > len(free):
-                break  # until the whole family can enter
+                break  # until the whole group can enter
             B = 1 if self.few_shapes else prefill_batch(S, len(list(same)) // size, shards)
             taken, free = free[: B * size], free[B * size :]
             entering = [self._waiting.popleft() for _ in taken]
             arrays = per_prompt(entering, self.cfg)
             state = self._resize(state, max(map(self._prompt_bucket, entering)), self.shape.T)
-            prefix, last = self._prefill_rows(state, entering, S, size, arrays["head_length_P"])
+            prefix, last = self._prefill_rows(state, entering, S, size, arrays["common_length_P"])
             state = self._programs.insert(state, prefix, last, np.array(taken, np.int32), arrays)
             for p, slot in zip(taken, entering):
                 slot.rows = [None] * self.R
@@ -378,17 +384,17 @@ class Engine:
     ) -> Any:
         """Prefills prompts in rows of S tokens, `size` in each; returns (prefix, last).
 
-        used: tokens of the shared head per prompt.
+        used: tokens of the common prefix per prompt.
         """
         if size == 1:
             lengths = np.array([len(slot.own) for slot in slots], np.int32)
             tokens = padded([slot.own for slot in slots], S)
             if not self.shape.Z:
                 return self._prefill(self.params, tokens, lengths)
-            return self._prefill(self.params, state.head, tokens, lengths, used)
-        prefill = programs.prefill_siblings_program(self.graphdef, self.shape.S)
-        head = (state.head, used[::size]) if self.shape.Z else ()
-        return prefill(self.params, *packed(slots, S), *head)
+            return self._prefill(self.params, state.common, tokens, lengths, used)
+        prefill = programs.prefill_groups_program(self.graphdef, self.shape.S)
+        common = (state.common, used[::size]) if self.shape.Z else ()
+        return prefill(self.params, *packed(slots, S), *common)
 
     def _fill_rows(
         self, state: cache.State, slots: Slots, poisoned: np.ndarray

@@ -25,8 +25,8 @@ class Stats:
       segments: decode segments.
       prompts: prefilled prompts.
       prompt_tokens: of these prompts.
-      prefill_tokens: that prefills computed, padding included; a shared head counts once each time
-        it is computed.
+      prefill_tokens: that prefills computed, padding included; a common prefix counts each time it
+        is computed.
     """
 
     tokens: int = 0
@@ -69,11 +69,11 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Family:
-    """Requests whose prompts are prefilled in one row (`prefill.prefill_siblings`).
+class PrefillGroup:
+    """Requests whose prompts are prefilled in one row (`prefill.prefill_groups`).
 
     Attributes:
-      shared: tokens after the shared head with which the prompts begin.
+      shared: tokens after the common prefix with which the prompts begin.
       size: number of requests.
       length: tokens of the row.
     """
@@ -88,8 +88,8 @@ class Slot:
     """A request and the sample in each row of its prompt slot (None: the row is free).
 
     rows: empty while the request waits for a slot.
-    head: tokens of the shared head that the prompt uses; see `heads.used`.
-    family: None if the prompt is prefilled alone.
+    common: tokens of the common prefix that the prompt uses; see `prefixes.used`.
+    prefill_group: None if the prompt is prefilled alone.
     """
 
     request_index: int
@@ -97,13 +97,13 @@ class Slot:
     rows: list[Sample | None]
     next_sample: int = 0
     listener: Listener | None = None
-    head: int = 0
-    family: Family | None = None
+    common: int = 0
+    prefill_group: PrefillGroup | None = None
 
     @property
     def own(self) -> Sequence[int]:
-        """The prompt's tokens after the shared head."""
-        return self.request.prompt[self.head :]
+        """The prompt's tokens after the common prefix."""
+        return self.request.prompt[self.common :]
 
     @property
     def pending(self) -> bool:
@@ -118,40 +118,40 @@ class Slot:
 Slots = list[Slot | None]
 
 
-def find_families(slots: Sequence[Slot], largest: int, bucket: Callable[[int], int]) -> None:
-    """Sets the family of requests of a `group` that share tokens, where one row is shorter.
+def find_prefill_groups(slots: Sequence[Slot], largest: int, bucket: Callable[[int], int]) -> None:
+    """Sets `prefill_group` of requests of a `group` that share tokens, where one row is shorter.
 
     Args:
-      largest: most requests of a family.
+      largest: most requests of a prefill group.
       bucket: from a length to the one that is computed.
     """
     groups: dict[tuple[int, int, tuple[int, ...]], list[Slot]] = {}
     for slot in slots:
-        if slot.request.shared > slot.head:
-            begin = tuple(slot.request.prompt[: slot.request.shared])
-            key = slot.request.group, slot.head, begin
+        if slot.request.group_prefix > slot.common:
+            begin = tuple(slot.request.prompt[: slot.request.group_prefix])
+            key = slot.request.group, slot.common, begin
             groups.setdefault(key, []).append(slot)
-    for (_, head, begin), members in groups.items():
-        size, own, shared = len(members), [len(slot.own) for slot in members], len(begin) - head
+    for (_, common, begin), members in groups.items():
+        size, own, shared = len(members), [len(slot.own) for slot in members], len(begin) - common
         length = sum(own) - (size - 1) * shared
         if 1 < size <= largest and bucket(length) < sum(map(bucket, own)):
-            family = Family(shared, size, length)
+            group = PrefillGroup(shared, size, length)
             for slot in members:
-                slot.family = family
+                slot.prefill_group = group
 
 
 def packed(slots: Sequence[Slot], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (tokens_BxS, lengths_BxF) of families for `prefill.prefill_siblings`; S = length.
+    """Returns (tokens_BxS, lengths_BxF) of groups for `prefill.prefill_groups`; S = length.
 
-    slots: whole families of one size, the members side by side.
+    slots: whole groups of one size, the members side by side.
     """
-    family = slots[0].family
-    assert family is not None
+    group = slots[0].prefill_group
+    assert group is not None
     rows, lengths = [], []
-    for i in range(0, len(slots), family.size):
-        members = slots[i : i + family.size]
-        assert members[0].family is not None
-        shared = members[0].family.shared
+    for i in range(0, len(slots), group.size):
+        members = slots[i : i + group.size]
+        assert members[0].prefill_group is not None
+        shared = members[0].prefill_group.shared
         parts = [members[0].own[:shared], *(slot.own[shared:] for slot in members)]
         rows.append([token for part in parts for token in part])
         lengths.append([len(part) for part in parts])
@@ -172,7 +172,7 @@ def per_prompt(slots: Sequence[Slot], cfg: TransformerConfig) -> dict[str, Any]:
         padded[: len(request.stop)] = request.stop
     return {
         "prompt_length_P": np.array([len(r.prompt) for r in batch], np.int32),
-        "head_length_P": np.array([slot.head for slot in slots], np.int32),
+        "common_length_P": np.array([slot.common for slot in slots], np.int32),
         "temperature_P": np.array([r.temperature for r in batch], np.float32),
         "top_p_P": np.array([r.top_p for r in batch], np.float32),
         "top_k_P": np.array([r.top_k for r in batch], np.int32),

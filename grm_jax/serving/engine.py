@@ -141,16 +141,16 @@ class EngineThread:
         engine: Engine | NoRows,
         lengths: tuple[int, int],
         mesh: Mesh | None = None,
-        head: Sequence[int] = (),
+        common_prefix: Sequence[int] = (),
     ) -> None:
         """Does not start the thread.
 
         Args:
           lengths: most tokens of a prompt and of a sample; the engine is reserved for them.
           mesh: the mesh that the engine was built under.
-          head: tokens with which most prompts begin; the engine prefills them once.
+          common_prefix: tokens with which most prompts begin; the engine prefills them once.
         """
-        engine.reserve(*lengths, head)
+        engine.reserve(*lengths, common_prefix)
         self.engine, self.lengths, self.mesh = engine, lengths, mesh
         self.failure: str | None = None
         self._changed = threading.Condition()

@@ -233,8 +233,8 @@ def build(
         slots = batch[0] or (SLOTS_ON_CPU if on_cpu else None)
         P, R = plan.fit(cfg, longest * plan.MAX_SLOTS, slots, rows)
         engine = Engine(model, P, R, segment=SEGMENT, few_shapes=True)
-    head = template_head(judge, lengths.max_prompt)
-    thread = EngineThread(engine, dataclasses.astuple(lengths), sampler.mesh, head)
+    prefix = template_prefix(judge, lengths.max_prompt)
+    thread = EngineThread(engine, dataclasses.astuple(lengths), sampler.mesh, prefix)
     # A prompt within the context may still be too long for the caches.
     judge = dataclasses.replace(
         judge,
@@ -244,7 +244,7 @@ def build(
     return Service(judge, thread, lengths, limits, Metrics(), expected, log_texts)
 
 
-def template_head(judge: Judge, max_prompt: int) -> tuple[int, ...]:
+def template_prefix(judge: Judge, max_prompt: int) -> tuple[int, ...]:
     """Returns the tokens with which the judge's prompts for two responses begin.
 
     () if they are too few, if prompts of `max_prompt` tokens do not hold them, or if the template
@@ -252,10 +252,10 @@ def template_head(judge: Judge, max_prompt: int) -> tuple[int, ...]:
     """
     try:
         template = judge.template_for(Comparison("1. ?", ("+", "-")), Options())
-        head = job.template_head(template, 2, judge.tokenizer)
+        prefix = job.template_prefix(template, 2, judge.tokenizer)
     except ValueError:
         return ()
-    return head if len(head) < max_prompt else ()
+    return prefix if len(prefix) < max_prompt else ()
 
 
 def _scalar_service(

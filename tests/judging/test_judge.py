@@ -7,12 +7,12 @@ import pytest
 from fake_judge import by_length, fake_judge, first_wins, well_formed, world_tokenizer
 
 from grm_jax.judging import codec, summary
-from grm_jax.judging.job import template_head
+from grm_jax.judging.job import template_prefix
 from grm_jax.judging.judge import Judge, Unjudged
 from grm_jax.judging.options import Keywords, Options
 from grm_jax.judging.orders import response_orders
 from grm_jax.judging.sampler import EngineSampler
-from grm_jax.sampling import heads
+from grm_jax.sampling import prefixes
 from grm_jax.text import rendering
 from grm_jax.types import Comparison
 
@@ -405,11 +405,11 @@ def test_repr_of_a_judge_is_one_short_line():
 
 
 @pytest.mark.parametrize("name", ["grm/judge", "grm/reference", "grm/given_principles"])
-def test_every_prompt_of_a_template_begins_with_its_head(name):
-    """Conversations, line breaks and other principles too, so that no run changes the head."""
+def test_every_prompt_of_a_template_begins_with_its_prefix(name):
+    """Conversations, line breaks and other principles too, so that no run changes the prefix."""
     template, codec = rendering.load(name), world_tokenizer()
-    head = template_head(template, 2, codec)
-    assert len(head) >= heads.LEAST_TOKENS
+    prefix = template_prefix(template, 2, codec)
+    assert len(prefix) >= prefixes.LEAST_TOKENS
     chat = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
     for query in ("Why?", "\n- a list", "1", chat):
         for principles in ("1. Truth (50%): as it is.", "none"):
@@ -417,12 +417,12 @@ def test_every_prompt_of_a_template_begins_with_its_head(name):
                 template, Comparison(query, ("\n", "b"), reference="r"), principles=principles
             )
             ids = codec.encode_chat(prompt)
-            assert heads.used(ids, head) == len(head)
-    assert template_head(template, 2, codec) is head  # rendered once
-    assert template_head(template, 3, codec) != head
+            assert prefixes.used(ids, prefix) == len(prefix)
+    assert template_prefix(template, 2, codec) is prefix  # rendered once
+    assert template_prefix(template, 3, codec) != prefix
 
 
-def test_requests_of_an_own_engine_state_the_head_of_their_template(monkeypatch):
+def test_requests_of_an_own_engine_state_the_prefix_of_their_template(monkeypatch):
     sent = []
     monkeypatch.setattr(
         EngineSampler, "__call__", lambda self, requests: (sent.extend(requests), iter(()))[1]
@@ -432,9 +432,11 @@ def test_requests_of_an_own_engine_state_the_head_of_their_template(monkeypatch)
     mixed = [PAIRS[0], *TRIPLES[:2]]
     assert list(judge.stream(mixed, k=2)) == []
     template = rendering.load("grm/judge")
-    expected = [len(template_head(template, c.n, judge.tokenizer)) for c in mixed for _ in range(2)]
-    assert [request.head for request in sent] == expected
+    expected = [
+        len(template_prefix(template, c.n, judge.tokenizer)) for c in mixed for _ in range(2)
+    ]
+    assert [request.common_prefix for request in sent] == expected
     for request, other in zip(sent[::2], sent[1::2]):  # the two orders of a comparison
-        n = request.shared
-        assert request.head < n == other.shared and request.group == other.group
+        n = request.group_prefix
+        assert request.common_prefix < n == other.group_prefix and request.group == other.group
         assert request.prompt[:n] == other.prompt[:n] and request.prompt[n] != other.prompt[n]

@@ -151,19 +151,20 @@ def test_keys_and_scales_are_split_over_kv_heads():
     assert "tensor" in str(keys.values.sharding.spec) and "tensor" in str(keys.scale.sharding.spec)
 
 
-def test_a_shared_head_is_stored_in_int8(lab):
+def test_a_common_prefix_is_stored_in_int8(lab):
     rng = np.random.default_rng(1)
-    head = rng.integers(4, 128, 30).tolist()
+    prefix = rng.integers(4, 128, 30).tolist()
     requests = [
-        Request([*head, *rng.integers(4, 128, 6).tolist()], 2, 20, seed=3, item=i, head=30)
+        Request(
+            [*prefix, *rng.integers(4, 128, 6).tolist()], 2, 20, seed=3, item=i, common_prefix=30
+        )
         for i in range(3)
     ]
     engine = engine_of(lab, "tiny_gemma2")
     together = list(engine.run(requests))
-    assert {leaf.dtype for pair in engine._kept[tuple(head)] for leaf in jax.tree.leaves(pair)} == {
-        np.dtype(np.int8),
-        np.dtype(np.float32),
-    }
+    assert {
+        leaf.dtype for pair in engine._kept[tuple(prefix)] for leaf in jax.tree.leaves(pair)
+    } == {np.dtype(np.int8), np.dtype(np.float32)}
     for i, request in enumerate(requests):
         assert tokens_by_index(engine.run([request])) == tokens_by_index(together, i)
     for c in together:
@@ -176,7 +177,7 @@ def test_the_memory_estimate_counts_values_and_scales():
     cfg, sizes = get_config("tiny_gemma2", kv_cache_dtype="int8"), (2, 4, 48, 32, 16)
     state = jax.eval_shape(lambda: cache.empty_state(cfg, *sizes))
     estimate = plan.state_bytes(cfg, *sizes)
-    for name in ("head", "prefix", "suffix"):
+    for name in ("common", "prefix", "suffix"):
         arrays = jax.tree.leaves(getattr(state, name))
         assert {a.dtype for a in arrays} == {np.dtype(np.int8), np.dtype(np.float32)}
         assert estimate[name] == sum(a.size * a.dtype.itemsize for a in arrays)

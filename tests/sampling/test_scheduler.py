@@ -12,7 +12,7 @@ from flax import nnx
 
 from grm_jax import sampling
 from grm_jax.models import Transformer
-from grm_jax.sampling import Engine, Request, buckets, heads, scheduler, slots
+from grm_jax.sampling import Engine, Request, buckets, prefixes, scheduler, slots
 from grm_jax.sharding import make_mesh, state_shardings, use_mesh
 
 NAME = "tiny_gemma2"
@@ -99,17 +99,17 @@ def tokens(completions):
 
 
 @pytest.mark.parametrize(
-    "axes, head", [(None, 12), ({"fsdp": 4, "tensor": 2}, 0)], ids=["head", "mesh"]
+    "axes, prefix", [(None, 12), ({"fsdp": 4, "tensor": 2}, 0)], ids=["prefix", "mesh"]
 )
-def test_the_first_segment_compiles_in_a_thread_and_not_again(lab, axes, head, monkeypatch):
-    monkeypatch.setattr(heads, "LEAST_TOKENS", 4)
+def test_the_first_segment_compiles_in_a_thread_and_not_again(lab, axes, prefix, monkeypatch):
+    monkeypatch.setattr(prefixes, "LEAST_TOKENS", 4)
     threads = []
 
     def listen(event, duration, fun_name="", **_):
         if event == "/jax/core/compile/backend_compile_duration" and "segment" in fun_name:
             threads.append(threading.current_thread().name)
 
-    requests = [Request([*range(10, 10 + head), 5, 6, 7 + i], 3, 20, item=i) for i in range(3)]
+    requests = [Request([*range(10, 10 + prefix), 5, 6, 7 + i], 3, 20, item=i) for i in range(3)]
     requests.append(Request(list(range(40, 60)), 3, 20, item=3))  # of the next bucket
     mesh = axes and make_mesh(**axes)
     with use_mesh(mesh):
@@ -123,7 +123,7 @@ def test_the_first_segment_compiles_in_a_thread_and_not_again(lab, axes, head, m
             completions = tokens(engine.run(requests)), tokens(engine.run(requests))
         finally:
             jax.monitoring.unregister_event_duration_listener(listen)
-    assert bool(engine._kept) == bool(head)
+    assert bool(engine._kept) == bool(prefix)
     assert threads == ["compile a decode segment"]
     assert completions == (expected, expected)
 

@@ -18,7 +18,7 @@ from grm_jax.models import build_model
 from grm_jax.sampling import Completion, Request
 from grm_jax.serving.engine import Context
 from grm_jax.serving.limits import Limits
-from grm_jax.serving.service import Lengths, build, template_head
+from grm_jax.serving.service import Lengths, build, template_prefix
 from grm_jax.text import rendering
 
 GROUP = {"prompt": "name a moon", "responses": ["a blue moon", "a red cat"]}
@@ -211,17 +211,17 @@ def test_weights_with_nan_end_the_start_with_the_reason():
     assert isinstance(running.error, ValueError) and "not finite" in str(running.error)
 
 
-def test_a_server_shares_the_head_of_its_template():
+def test_a_server_shares_the_prefix_of_its_template():
     config = toy_model().cfg.replace(max_length=8192)
     judge = toy_judge(model=build_model(config, nnx.Rngs(0)), context=8192)
     judge = dataclasses.replace(judge, template="grm")
-    head = template_head(judge, 4096)
+    prefix = template_prefix(judge, 4096)
     comparison = Comparison("Name a prime.", ("Seven.", "Eight."))
     prompt = judge.tokenizer.encode_chat(
         rendering.render(judge.template_for(comparison, Options()), comparison, (1, 0))
     )
-    assert len(head) >= 64 and tuple(prompt[: len(head)]) == head
-    assert template_head(judge, len(head)) == ()  # prompts are too short to hold it
-    lengths = Lengths(len(head) + 200, 8)
+    assert len(prefix) >= 64 and tuple(prompt[: len(prefix)]) == prefix
+    assert template_prefix(judge, len(prefix)) == ()  # prompts are too short to hold it
+    lengths = Lengths(len(prefix) + 200, 8)
     served = build(judge, Limits(), lengths, (2, 2))
-    assert served.engine.engine._head == head
+    assert served.engine.engine._common == prefix

@@ -1,4 +1,4 @@
-"""Tests shared heads: which head is chosen, and that samples equal those without shared heads."""
+"""Tests common prefixes: which one is chosen, and that samples equal those of whole prompts."""
 
 import dataclasses
 import functools
@@ -12,81 +12,81 @@ from hypothesis import given, strategies as st
 from grm_jax.judging.sampler import EngineSampler
 from grm_jax.models import attention, cpu
 from grm_jax.models.attention import self_attention
-from grm_jax.sampling import Engine, Request, cache, heads, plan, prefill, weights
-from grm_jax.sampling.slots import Slot, find_families, packed
+from grm_jax.sampling import Engine, Request, cache, plan, prefill, prefixes, weights
+from grm_jax.sampling.slots import Slot, find_prefill_groups, packed
 from grm_jax.sharding import make_mesh
 
 NAME = "tiny_gemma2"
-HEAD = np.random.default_rng(5).integers(4, 128, 30).tolist()
+PREFIX = np.random.default_rng(5).integers(4, 128, 30).tolist()
 
 
 @pytest.fixture(autouse=True)
-def short_heads(monkeypatch):
-    """Toy prompts have at most 48 tokens; their heads may be short."""
-    monkeypatch.setattr(heads, "LEAST_TOKENS", 4)
+def short_prefixes(monkeypatch):
+    """Toy prompts have at most 48 tokens; their common prefixes may be short."""
+    monkeypatch.setattr(prefixes, "LEAST_TOKENS", 4)
 
 
 # ---------------------------------------------------------------- the choice
 
 
-def saving(prompts, head):
-    users = sum(heads.used(prompt, head) > 0 for prompt in prompts)
-    return (users - 1) * len(head)
+def saving(prompts, prefix):
+    users = sum(prefixes.used(prompt, prefix) > 0 for prompt in prompts)
+    return (users - 1) * len(prefix)
 
 
 short_lists = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7), max_size=7)
 
 
 @given(short_lists)
-def test_the_chosen_head_saves_the_most_and_leaves_every_user_a_token(prompts):
-    head = heads.choose_head(prompts, least=1)
+def test_the_chosen_prefix_saves_the_most_and_leaves_every_user_a_token(prompts):
+    prefix = prefixes.choose_prefix(prompts, least=1)
     candidates = [tuple(p[:n]) for p in prompts for n in range(1, len(p))]
     best = max((saving(prompts, candidate) for candidate in candidates), default=0)
-    assert (saving(prompts, head) if head else 0) == max(0, best)
-    assert not head or sum(heads.used(p, head) > 0 for p in prompts) >= 2
+    assert (saving(prompts, prefix) if prefix else 0) == max(0, best)
+    assert not prefix or sum(prefixes.used(p, prefix) > 0 for p in prompts) >= 2
 
 
 @given(short_lists, st.integers(1, 5))
-def test_a_head_has_at_least_the_least_length(prompts, least):
-    head = heads.choose_head(prompts, least)
-    assert not head or len(head) >= least
+def test_a_prefix_has_at_least_the_least_length(prompts, least):
+    prefix = prefixes.choose_prefix(prompts, least)
+    assert not prefix or len(prefix) >= least
 
 
-def test_heads_of_large_token_ids_are_found():
+def test_prefixes_of_large_token_ids_are_found():
     prompts = [[255, 256, 70_000, 1], [255, 256, 70_000, 2], [65_536, 1, 2, 3]]
-    assert heads.choose_head(map(np.array, prompts), 1) == (255, 256, 70_000)
+    assert prefixes.choose_prefix(map(np.array, prompts), 1) == (255, 256, 70_000)
 
 
-def test_a_kept_head_is_used_again_if_it_saves_about_as_much_and_lengthens_no_prompt():
+def test_a_kept_prefix_is_used_again_if_it_saves_about_as_much_and_lengthens_no_prompt():
     kept, longer = tuple(range(100)), tuple(range(104))
     prompts = [[*longer, i] for i in range(9)]
-    assert heads.better(kept, longer, prompts) == longer  # the rests would be longer
-    prompts.append([7] * 20)  # now the longest rest does not depend on the head
-    assert heads.better(kept, longer, prompts) == kept
-    assert heads.better((7, 7), longer, prompts) == longer
-    assert heads.better((), (), []) == () == heads.better(kept, (), [[5]])
+    assert prefixes.better(kept, longer, prompts) == longer  # the rests would be longer
+    prompts.append([7] * 20)  # now the longest rest does not depend on the prefix
+    assert prefixes.better(kept, longer, prompts) == kept
+    assert prefixes.better((7, 7), longer, prompts) == longer
+    assert prefixes.better((), (), []) == () == prefixes.better(kept, (), [[5]])
 
 
 @given(short_lists)
 def test_groups_have_every_prompt_once(prompts):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(heads, "LEAST_TOKENS", 1)
-        patch.setattr(heads, "LEAST_PROMPTS", 2)
-        groups = heads.groups(prompts)
+        patch.setattr(prefixes, "LEAST_TOKENS", 1)
+        patch.setattr(prefixes, "LEAST_PROMPTS", 2)
+        groups = prefixes.groups(prompts)
     assert sorted(i for _, part in groups for i in part) == list(range(len(prompts)))
-    for n, (head, part) in enumerate(groups):
-        used = [heads.used(prompts[i], head) for i in part]
-        assert n == 0 or min(used) == len(head) > 0  # only the first group has prompts without it
+    for n, (prefix, part) in enumerate(groups):
+        used = [prefixes.used(prompts[i], prefix) for i in part]
+        assert n == 0 or min(used) == len(prefix) > 0  # only the first group has prompts without it
 
 
 # ---------------------------------------------------------------- samples
 
 
-def mixed(head=HEAD, k=2, new=12):
-    """Requests with and without the head, of rests shorter and longer than the windows."""
+def mixed(prefix=PREFIX, k=2, new=12):
+    """Requests with and without the prefix, of rests shorter and longer than the windows."""
     rng = np.random.default_rng(1)
     own = [rng.integers(4, 128, n).tolist() for n in (1, 2, 5, 9, 18, 17)]
-    prompts = [[*head, *o] for o in own] + [own[4], [*head], [*head[:-1], 3], own[5] * 2]
+    prompts = [[*prefix, *o] for o in own] + [own[4], [*prefix], [*prefix[:-1], 3], own[5] * 2]
     return [
         Request(p, k, new, temperature=0.9, seed=3, item=i, stop=(1, 2))
         for i, p in enumerate(prompts)
@@ -111,11 +111,11 @@ OTHERS = ("tiny_gemma3", "tiny_llama3", "tiny_qwen2", "tiny_qwen3")
 
 @pytest.fixture(scope="module")
 def plain(lab):
-    """Samples of an engine that shares no heads, by model: (completions by index, stats)."""
+    """Samples of an engine that shares no prefixes, by model: (completions by index, stats)."""
 
     @functools.cache
     def run(name=NAME):
-        engine = Engine(lab.model(name), 4, 2, segment=32, share_heads=False)
+        engine = Engine(lab.model(name), 4, 2, segment=32, share_prefixes=False)
         return results(engine, mixed(new=40)), engine.stats
 
     return run
@@ -124,44 +124,44 @@ def plain(lab):
 @pytest.mark.parametrize(
     "name", [NAME, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
 )
-def test_samples_equal_those_without_shared_heads(lab, plain, name):
-    """The head, 29 tokens, is longer than the windows, 6 and 5; rings grow from 32 to 224."""
+def test_samples_equal_those_of_whole_prompts(lab, plain, name):
+    """The prefix, 29 tokens, is longer than the windows, 6 and 5; rings grow from 32 to 224."""
     engine = Engine(lab.model(name), 4, 2, segment=32)
     expected, stats = plain(name)
     assert_equal(results(engine, mixed(new=40)), expected)
-    assert list(engine._kept) == [tuple(HEAD[:-1])]  # of eight prompts; the whole HEAD has six
+    assert list(engine._kept) == [tuple(PREFIX[:-1])]  # of eight prompts; the whole PREFIX has six
     assert engine.stats.prompt_tokens == stats.prompt_tokens
     assert engine.stats.prefill_tokens < stats.prefill_tokens
     computed = engine.stats.prefill_tokens
-    assert_equal(results(engine, mixed(new=40)), expected)  # a later run uses the kept head
-    assert engine.stats.prefill_tokens == 2 * computed - 48  # but for the head, of bucket 48
+    assert_equal(results(engine, mixed(new=40)), expected)  # a later run uses the kept prefix
+    assert engine.stats.prefill_tokens == 2 * computed - 48  # but for the prefix, of bucket 48
 
 
-def test_a_stated_head_is_used_whatever_the_other_requests_are(lab, plain):
-    stated = [dataclasses.replace(r, head=10) for r in mixed(new=40)]
-    stated[6] = dataclasses.replace(stated[6], head=0)  # begins with other tokens
+def test_a_stated_prefix_is_used_whatever_the_other_requests_are(lab, plain):
+    stated = [dataclasses.replace(r, common_prefix=10) for r in mixed(new=40)]
+    stated[6] = dataclasses.replace(stated[6], common_prefix=0)  # begins with other tokens
     engine = Engine(lab.model(NAME), 4, 2, segment=32)
-    for part in (stated[2:3], stated):  # alone, the engine would find no head
+    for part in (stated[2:3], stated):  # alone, the engine would find no prefix
         expected = {k: c for k, c in plain()[0].items() if stated[k[0]] in part}
         got = results(engine, part)
         assert_equal(
             {(k[0] + (2 if len(part) == 1 else 0), k[1]): c for k, c in got.items()}, expected
         )
-        assert tuple(HEAD[:10]) in engine._kept
+        assert tuple(PREFIX[:10]) in engine._kept
     assert engine.stats.prompt_tokens == sum(len(r.prompt) for r in [stated[2], *stated])
 
 
-@pytest.mark.parametrize("head", [-1, 5, 6])
-def test_a_head_is_shorter_than_its_prompt(lab, head):
-    request = Request([5] * 5, 1, 1, head=head)
+@pytest.mark.parametrize("prefix", [-1, 5, 6])
+def test_a_prefix_is_shorter_than_its_prompt(lab, prefix):
+    request = Request([5] * 5, 1, 1, common_prefix=prefix)
     (failed,) = Engine(lab.model(NAME), 1, 1).run([request])
-    assert failed.error == f"head = {head}: use 0 to 4, less than the prompt's tokens"
+    assert failed.error == f"common_prefix = {prefix}: use 0 to 4, less than the prompt's tokens"
 
 
-def test_requests_of_a_server_share_the_reserved_head(lab, plain):
-    """The requests arrive one by one; one is cancelled, one equals the head, some lack it."""
+def test_requests_of_a_server_share_the_reserved_prefix(lab, plain):
+    """The requests arrive one by one; one is cancelled, one equals the prefix, some lack it."""
     engine = Engine(lab.model(NAME), 4, 2, segment=32)
-    engine.reserve(48, 64, HEAD)
+    engine.reserve(48, 64, PREFIX)
     keys, finished = {}, []
     for i, request in enumerate(mixed(new=40)):
         keys[engine.submit(request)] = i
@@ -173,7 +173,7 @@ def test_requests_of_a_server_share_the_reserved_head(lab, plain):
         finished += engine.step()
     got = {(keys[c.request_index], c.sample_index): c for c in finished if c.request_index in keys}
     assert_equal(got, plain()[0])
-    assert set(engine._state.head_length_P.tolist()) == {0, 30}
+    assert set(engine._state.common_length_P.tolist()) == {0, 30}
     engine.reserve(48, 64)
 
 
@@ -181,7 +181,7 @@ def test_requests_of_a_server_share_the_reserved_head(lab, plain):
     "shape", [(1, 2, 4), *(pytest.param(s, marks=pytest.mark.slow) for s in
     ((1, 1, 1), (2, 2, 2), (1, 8, 1)))]
 )  # fmt: skip
-def test_samples_with_a_shared_head_do_not_depend_on_the_mesh(lab, plain, shape):
+def test_samples_with_a_common_prefix_do_not_depend_on_the_mesh(lab, plain, shape):
     mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
     graphdef, state = nnx.split(lab.model(NAME))
     with jax.set_mesh(mesh):
@@ -189,7 +189,7 @@ def test_samples_with_a_shared_head_do_not_depend_on_the_mesh(lab, plain, shape)
         engine = Engine(model, 4, 2, segment=32)
         run = engine.run(mixed(new=40))
         first = next(run)
-        arrays = jax.tree.leaves(engine._state.head)
+        arrays = jax.tree.leaves(engine._state.common)
         if shape[2] > 1:  # of one device, arrays may have a sharding without names
             assert {array.sharding.spec[1] for array in arrays} == {"tensor"}
         got = {(c.request_index, c.sample_index): c for c in [first, *run]}
@@ -197,25 +197,25 @@ def test_samples_with_a_shared_head_do_not_depend_on_the_mesh(lab, plain, shape)
 
 
 def test_prompts_of_two_templates_run_in_two_groups(lab, monkeypatch):
-    monkeypatch.setattr(heads, "LEAST_PROMPTS", 3)
-    other = HEAD[::-1][:20]
+    monkeypatch.setattr(prefixes, "LEAST_PROMPTS", 3)
+    other = PREFIX[::-1][:20]
     requests = [
-        Request([*head, 5 + i, 6], 1, 3, seed=2, item=i)
-        for i, head in enumerate([HEAD, other, HEAD, other, HEAD, other, [], HEAD])
+        Request([*prefix, 5 + i, 6], 1, 3, seed=2, item=i)
+        for i, prefix in enumerate([PREFIX, other, PREFIX, other, PREFIX, other, [], PREFIX])
     ]
     engine = Engine(lab.model(NAME), 4, 2, segment=32)
-    expected = Engine(lab.model(NAME), 4, 2, segment=32, share_heads=False).run(requests)
+    expected = Engine(lab.model(NAME), 4, 2, segment=32, share_prefixes=False).run(requests)
     expected = {(c.request_index, c.sample_index): c for c in expected}
     assert_equal(results(engine, requests), expected)
-    assert list(engine._kept) == [tuple(HEAD), tuple(other)]
-    assert engine.stats.prefill_tokens == 2 * 48 + 8 * 8  # two heads, and rests of bucket 8
+    assert list(engine._kept) == [tuple(PREFIX), tuple(other)]
+    assert engine.stats.prefill_tokens == 2 * 48 + 8 * 8  # two prefixes, and rests of bucket 8
     again = {(n, 0): expected[i, 0] for n, i in enumerate(range(1, 8, 2))}
     assert_equal(results(engine, requests[1::2]), again)
-    # The second head is kept. One prompt begins with the first one, and is no group.
+    # The second prefix is kept. One prompt begins with the first one, and is no group.
     assert engine.stats.prefill_tokens == 2 * 48 + 8 * 8 + 3 * 8 + 48
 
 
-def test_a_sampler_uses_one_engine_and_its_heads_for_every_chunk(lab, plain):
+def test_a_sampler_uses_one_engine_and_its_prefixes_for_every_chunk(lab, plain):
     sampler = EngineSampler(lab.model(NAME), prompt_slots=4, rows=2)
     requests = mixed(new=40)
     for _ in range(2):
@@ -223,7 +223,7 @@ def test_a_sampler_uses_one_engine_and_its_heads_for_every_chunk(lab, plain):
         assert_equal(got, plain()[0])
     (engine,) = sampler._idle
     assert engine.stats.prompts == 2 * len(requests)  # of both chunks
-    assert engine.stats.prefill_tokens == 48 + 2 * (5 * 8 + 5 * 48)  # the head once
+    assert engine.stats.prefill_tokens == 48 + 2 * (5 * 8 + 5 * 48)  # the prefix once
     abandoned = sampler(requests)
     next(abandoned)
     other = sampler(requests[:4])  # while the engine is in use
@@ -235,26 +235,28 @@ def test_a_sampler_uses_one_engine_and_its_heads_for_every_chunk(lab, plain):
 
 def test_prefills_compute_a_third_of_the_tokens_if_prompts_share_seven_tenths(lab):
     rng = np.random.default_rng(2)
-    prompts = [[*HEAD, *rng.integers(4, 128, 8).tolist()] for _ in range(24)]
+    prompts = [[*PREFIX, *rng.integers(4, 128, 8).tolist()] for _ in range(24)]
     computed = []
     for share in (True, False):
-        engine = Engine(lab.model(NAME), 4, 2, segment=32, share_heads=share)
+        engine = Engine(lab.model(NAME), 4, 2, segment=32, share_prefixes=share)
         list(engine.run([Request(prompt, 1, 1, item=i) for i, prompt in enumerate(prompts)]))
         assert engine.stats.prompt_tokens == 24 * 38 and engine.stats.prompts == 24
         computed.append(engine.stats.prefill_tokens)
-    assert computed == [48 + 24 * 8, 24 * 48]  # the head and rests of bucket 8; whole prompts
+    assert computed == [48 + 24 * 8, 24 * 48]  # the prefix and rests of bucket 8; whole prompts
     assert computed[0] <= 0.35 * computed[1]
 
 
-def test_a_head_with_nan_affects_only_the_prompts_that_begin_with_it(lab):
+def test_a_prefix_with_nan_affects_only_the_prompts_that_begin_with_it(lab):
     model = lab.model("tiny_llama3")  # its output table is another one
     graphdef, state = nnx.split(model)
     state = jax.tree.map(lambda x: x, state)
     table = state["embedder"]["table_VxD"]
     state["embedder"]["table_VxD"] = table.replace(table[...].at[9].set(np.nan))
     requests = [
-        Request([9] * 20 + [5] * 10 + [i] * 12, 1, 4, item=i, group=1, head=20, shared=30)
-        for i in (6, 7)  # a family, and not one without the head, which would need 74 tokens
+        Request(
+            [9] * 20 + [5] * 10 + [i] * 12, 1, 4, item=i, group=1, common_prefix=20, group_prefix=30
+        )
+        for i in (6, 7)  # a group, and not one without the prefix, which would need 74 tokens
     ]
     requests += [Request([9] * 20 + [7], 1, 4, item=7), Request([5, 6, 7], 1, 4, item=8)]
     got = results(Engine(nnx.merge(graphdef, state), 4, 2, segment=32), requests)
@@ -265,62 +267,62 @@ def test_a_head_with_nan_affects_only_the_prompts_that_begin_with_it(lab):
 # ---------------------------------------------------------------- memory
 
 
-def test_the_memory_estimate_counts_the_head_once_and_the_rests_of_the_prompts(lab):
+def test_the_memory_estimate_counts_the_prefix_once_and_the_rests_of_the_prompts(lab):
     cfg, sizes = lab.model(NAME).cfg, (2, 4, 8, 32, 48)
     state = jax.eval_shape(lambda: cache.empty_state(cfg, *sizes))
     estimate = plan.state_bytes(cfg, *sizes)
-    for name in ("head", "prefix"):
+    for name in ("common", "prefix"):
         arrays = jax.tree.leaves(getattr(state, name))
         assert estimate[name] == sum(a.size * a.dtype.itemsize for a in arrays) > 0
 
 
-def test_more_prompts_fit_if_they_share_a_head(lab):
+def test_more_prompts_fit_if_they_share_a_prefix(lab):
     cfg = lab.model(NAME).cfg
-    requests = [Request([*HEAD, i, i], 1, 4, item=i) for i in range(4, 68)]
+    requests = [Request([*PREFIX, i, i], 1, 4, item=i) for i in range(4, 68)]
     fits = {memory: plan.fit(cfg, requests, memory=memory) for memory in range(2**19, 2**21, 2**15)}
-    with_head = {
-        memory: plan.fit(cfg, requests, memory=memory, share_heads=True) for memory in fits
+    with_prefix = {
+        memory: plan.fit(cfg, requests, memory=memory, share_prefixes=True) for memory in fits
     }
-    assert all(with_head[memory] >= fits[memory] for memory in fits)
-    assert any(with_head[memory] > fits[memory] for memory in fits)
+    assert all(with_prefix[memory] >= fits[memory] for memory in fits)
+    assert any(with_prefix[memory] > fits[memory] for memory in fits)
 
 
-# ---------------------------------------------------------------- families
+# ---------------------------------------------------------------- prefill groups
 
 
-def families(k=2, new=40):
-    """Two families under the shared head, one without it, and a request of the first group alone.
+def grouped(k=2, new=40):
+    """Two groups under the common prefix, one without it, and a request of the first group alone.
 
     The shared tokens are longer and shorter than the windows; one prompt adds a single token.
     """
     rng = np.random.default_rng(2)
     draw = lambda n: rng.integers(4, 128, n).tolist()
     requests, item = [], 0
-    for group, (head, shared, own) in enumerate(
-        [(HEAD, 9, (1, 4)), (HEAD, 3, (6, 9)), ([], 12, (11, 7))]
+    for group, (prefix, shared, own) in enumerate(
+        [(PREFIX, 9, (1, 4)), (PREFIX, 3, (6, 9)), ([], 12, (11, 7))]
     ):
-        begin = [*head, *draw(shared)]
+        begin = [*prefix, *draw(shared)]
         for n in own:
             prompt = [*begin, *draw(n)]
             request = Request(prompt, k, new, temperature=0.9, seed=3, item=item, stop=(1, 2))
             item += 1
-            stated = {"group": group, "head": len(head), "shared": len(begin)}
+            stated = {"group": group, "common_prefix": len(prefix), "group_prefix": len(begin)}
             requests.append(dataclasses.replace(request, **stated))
-    others = [[*HEAD, *draw(6)], draw(20)]
+    others = [[*PREFIX, *draw(6)], draw(20)]
     return requests + [
-        Request(prompt, k, new, temperature=0.9, seed=3, item=9 + i, stop=(1, 2), shared=5)
+        Request(prompt, k, new, temperature=0.9, seed=3, item=9 + i, stop=(1, 2), group_prefix=5)
         for i, prompt in enumerate(others)
     ]
 
 
 @pytest.fixture(scope="module")
 def alone(lab):
-    """The samples of `families`, each prompt prefilled whole, by model."""
+    """The samples of `grouped`, each prompt prefilled whole, by model."""
 
     @functools.cache
     def run(name=NAME):
-        engine = Engine(lab.model(name), 4, 2, segment=32, share_heads=False)
-        return results(engine, families()), engine.stats
+        engine = Engine(lab.model(name), 4, 2, segment=32, share_prefixes=False)
+        return results(engine, grouped()), engine.stats
 
     return run
 
@@ -331,37 +333,40 @@ def alone(lab):
 def test_samples_equal_those_of_prompts_prefilled_alone(lab, alone, name):
     engine = Engine(lab.model(name), 4, 2, segment=32)
     expected, stats = alone(name)
-    assert_equal(results(engine, families()), expected)
+    assert_equal(results(engine, grouped()), expected)
     assert (engine.stats.prompts, engine.stats.prompt_tokens) == (8, stats.prompt_tokens)
-    assert engine.stats.prefill_tokens == 6 * 48  # the head, three families, and two alone
+    assert engine.stats.prefill_tokens == 6 * 48  # the prefix, three groups, and two alone
 
 
 @pytest.mark.slow
-def test_families_do_not_depend_on_the_mesh(lab, alone):
+def test_prefill_groups_do_not_depend_on_the_mesh(lab, alone):
     mesh = make_mesh(2, 2, 2, devices=jax.devices())
     graphdef, state = nnx.split(lab.model(NAME))
     with jax.set_mesh(mesh):
         model = nnx.merge(graphdef, weights.for_sampling(state, mesh, "float32"))
-        assert_equal(results(Engine(model, 4, 2, segment=32), families()), alone()[0])
+        assert_equal(results(Engine(model, 4, 2, segment=32), grouped()), alone()[0])
 
 
-def test_a_family_needs_equal_tokens_enough_slots_and_a_shorter_row():
+def test_a_prefill_group_needs_equal_tokens_enough_slots_and_a_shorter_row():
     prompts = [[1, 2, 3, 4], [1, 2, 3, 5, 6], [1, 2, 9, 7]]
 
     def slots(largest=2, bucket=lambda n: n):
-        requests = [Request(p, 1, 1, group=1, shared=3) for p in prompts]
+        requests = [Request(p, 1, 1, group=1, group_prefix=3) for p in prompts]
         made = [Slot(i, r, []) for i, r in enumerate(requests)]
-        find_families(made, largest, bucket)
+        find_prefill_groups(made, largest, bucket)
         return made
 
-    def families_of(**options):
-        return [s.family and (s.family.size, s.family.length) for s in slots(**options)]
+    def groups_of(**options):
+        return [
+            s.prefill_group and (s.prefill_group.size, s.prefill_group.length)
+            for s in slots(**options)
+        ]
 
     tokens, lengths = packed(slots()[:2], 7)
     assert tokens.tolist() == [[0, 1, 2, 3, 4, 5, 6]] and lengths.tolist() == [[3, 1, 2]]
-    assert families_of() == [(2, 6), (2, 6), None]
-    assert families_of(largest=1) == [None] * 3
-    assert families_of(bucket=lambda n: 4 if n < 6 else 8) == [None] * 3
+    assert groups_of() == [(2, 6), (2, 6), None]
+    assert groups_of(largest=1) == [None] * 3
+    assert groups_of(bucket=lambda n: 4 if n < 6 else 8) == [None] * 3
 
 
 def test_a_branch_sees_the_keys_inside_its_window_from_any_chunk():
@@ -378,14 +383,14 @@ def test_a_branch_sees_the_keys_inside_its_window_from_any_chunk():
 def test_long_prompts_are_prefilled_in_chunks_on_a_cpu(lab, monkeypatch):
     graphdef, params = nnx.split(lab.model(NAME))
     tokens = np.random.default_rng(0).integers(4, 128, (1, 512))
-    lengths, head_lengths = np.array([[200, 150, 140]]), np.array([30])
+    lengths, prefix_lengths = np.array([[200, 150, 140]]), np.array([30])
 
     def prefills(params):
         model = nnx.merge(graphdef, params)
-        pairs, _ = prefill.prefill(model, np.array([HEAD]), head_lengths)
-        head = [tuple(a[:, 0] for a in pair) for pair in pairs], head_lengths
-        alone = prefill.prefill(model, tokens, np.array([490]), *head)
-        return alone, prefill.prefill_siblings(model, tokens, lengths, 350, *head)
+        pairs, _ = prefill.prefill(model, np.array([PREFIX]), prefix_lengths)
+        prefix = [tuple(a[:, 0] for a in pair) for pair in pairs], prefix_lengths
+        alone = prefill.prefill(model, tokens, np.array([490]), *prefix)
+        return alone, prefill.prefill_groups(model, tokens, lengths, 350, *prefix)
 
     chunks: set[int] = set()
     part = attention.attend_part
@@ -393,7 +398,7 @@ def test_long_prompts_are_prefilled_in_chunks_on_a_cpu(lab, monkeypatch):
         attention, "attend_part", lambda q, *rest: chunks.add(q.shape[1]) or part(q, *rest)
     )
     results = jax.jit(lambda params: prefills(params))(params)
-    assert chunks == {30, 128}  # of the head, and of 512 tokens
+    assert chunks == {30, 128}  # of the prefix, and of 512 tokens
     monkeypatch.setattr(cpu, "query_chunk", lambda chunk, length: chunk)
     expected = jax.jit(lambda params: prefills(params))(params)
     assert chunks == {30, 128, 512}

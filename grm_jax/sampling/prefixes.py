@@ -1,17 +1,17 @@
-"""Chooses the shared head: the tokens with which several prompts begin, prefilled once for all.
+"""Chooses the common prefix: the tokens with which many prompts begin, prefilled once for all.
 
-A head is not an attention head. A prompt uses the whole head or none of it, and keeps at least one
-token of its own, whose activation predicts the first new token:
+A prompt uses the whole prefix or none of it, and keeps at least one token of its own, whose
+activation predicts the first new token:
 
-    prompts          sorted, common lengths      head of 3 tokens, used by three prompts
+    prompts          sorted, common lengths      prefix of 3 tokens, used by three prompts
     a b c d e        a b c d e   \\ 4             a b c | d e
     a b c d f g      a b c d f g / \\ 3           a b c | d f g
     a b c h          a b c h     / \\ 0           a b c | h
     x y              x y         /               x y
 
-The head of the largest saving, (prompts - 1) x length, is the largest rectangle under the common
+The prefix of the largest saving, (prompts - 1) x length, is the largest rectangle under the common
 lengths of neighbours. Prompts of several templates form several groups, which run one after the
-other: a state has one head.
+other: a state has one common prefix.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,19 +20,19 @@ import numpy as np
 
 from grm_jax.sampling.request import Request
 
-LEAST_TOKENS = 64  # of a head; a shorter one saves less time than its programs take to compile
+LEAST_TOKENS = 64  # of a prefix; a shorter one saves less time than its programs take to compile
 LEAST_PROMPTS = 8  # of a second group: rows are idle while the last samples of a group finish
-KEPT = 2  # heads that an engine keeps for later runs
-KEPT_SHARE = 0.9  # of the best head's saving at which the head of the previous run is kept
+KEPT = 2  # common prefixes that an engine keeps for later runs
+KEPT_SHARE = 0.9  # of the best prefix's saving at which that of the previous run is kept
 
 Tokens = Sequence[int]
 
 
-def choose_head(prompts: Sequence[Tokens], least: int | None = None) -> tuple[int, ...]:
-    """Returns the tokens of the head that saves the most prefill, () if no head is worth it.
+def choose_prefix(prompts: Sequence[Tokens], least: int | None = None) -> tuple[int, ...]:
+    """Returns the tokens of the prefix that saves the most prefill, () if none is worth it.
 
     Args:
-      least: fewest tokens of a head; default LEAST_TOKENS.
+      least: fewest tokens of a prefix; default LEAST_TOKENS.
     """
     # The bytes of big-endian numbers sort as the numbers do.
     ordered = sorted(np.asarray(prompt, ">i4").tobytes() for prompt in prompts)
@@ -44,13 +44,13 @@ def choose_head(prompts: Sequence[Tokens], least: int | None = None) -> tuple[in
     return tuple(arrays[first][:length].tolist())
 
 
-def used(prompt: Tokens, head: tuple[int, ...]) -> int:
-    """Returns how many tokens of the head a prompt uses: all of them or 0."""
-    n = len(head)
-    return n if len(prompt) > n and tuple(prompt[:n]) == head else 0
+def used(prompt: Tokens, prefix: tuple[int, ...]) -> int:
+    """Returns how many tokens of the prefix a prompt uses: all of them or 0."""
+    n = len(prefix)
+    return n if len(prompt) > n and tuple(prompt[:n]) == prefix else 0
 
 
-def common(prompts: Sequence[Tokens]) -> int:
+def common_length(prompts: Sequence[Tokens]) -> int:
     """Returns how many first tokens all prompts share, fewer than the shortest prompt has."""
     first, *others = [np.asarray(prompt) for prompt in prompts]
     return min((_common(first, other) for other in others), default=len(first) - 1)
@@ -59,43 +59,43 @@ def common(prompts: Sequence[Tokens]) -> int:
 def groups_of(
     requests: Sequence[Request], kept: Iterable[tuple[int, ...]] = ()
 ) -> list[tuple[tuple[int, ...], list[int]]]:
-    """Returns (head, indices of requests) of groups that together have every request.
+    """Returns (prefix, indices of requests) of groups that together have every request.
 
-    Requests that state their head form a group per head, whatever the other requests are, so that
-    the arithmetic of a sample does not depend on them; `groups` divides the others.
+    Requests that state their prefix form a group per prefix, whatever the other requests are, so
+    that the arithmetic of a sample does not depend on them; `groups` divides the others.
     """
     stated: dict[tuple[int, ...], list[int]] = {}
     others = []
     for i, request in enumerate(requests):
-        if request.head is None:
+        if request.common_prefix is None:
             others.append(i)
         else:
-            stated.setdefault(tuple(request.prompt[: request.head]), []).append(i)
+            stated.setdefault(tuple(request.prompt[: request.common_prefix]), []).append(i)
     chosen = groups([requests[i].prompt for i in others], kept)
-    return [*stated.items(), *((head, [others[i] for i in part]) for head, part in chosen)]
+    return [*stated.items(), *((prefix, [others[i] for i in part]) for prefix, part in chosen)]
 
 
 def groups(
     prompts: Sequence[Tokens], kept: Iterable[tuple[int, ...]] = ()
 ) -> list[tuple[tuple[int, ...], list[int]]]:
-    """Returns (head, indices of prompts) of groups that together have every prompt.
+    """Returns (prefix, indices of prompts) of groups that together have every prompt.
 
-    Prompts without a head are in the first group. The only head is () if no head is worth it.
+    Prompts without a prefix are in the first group. The only prefix is () if none is worth it.
 
     Args:
-      kept: heads of earlier runs, which cost no prefill.
+      kept: prefixes of earlier runs, which cost no prefill.
     """
     chosen: list[tuple[tuple[int, ...], list[int]]] = []
     left = list(range(len(prompts)))
     while left:
         rest = [prompts[i] for i in left]
-        head = choose_head(rest)
+        prefix = choose_prefix(rest)
         for other in kept:
-            head = better(other, head, rest)
-        users = [i for i in left if used(prompts[i], head)]
+            prefix = better(other, prefix, rest)
+        users = [i for i in left if used(prompts[i], prefix)]
         if not users or (chosen and len(users) < LEAST_PROMPTS):
             break
-        chosen.append((head, users))
+        chosen.append((prefix, users))
         left = sorted(set(left) - set(users))
     if left and chosen:
         chosen[0][1].extend(left)
@@ -107,13 +107,13 @@ def groups(
 def better(
     kept: tuple[int, ...], best: tuple[int, ...], prompts: Sequence[Tokens]
 ) -> tuple[int, ...]:
-    """Returns the kept head if it saves about as much as the best one, whose prefill costs.
+    """Returns the kept prefix if it saves about as much as the best one, whose prefill costs.
 
-    The kept head is returned only if it leaves no prompt longer than the best one does.
+    It is returned only if it leaves no prompt longer than the best one does.
     """
 
-    def rest(head: tuple[int, ...]) -> list[int]:
-        return [len(prompt) - used(prompt, head) for prompt in prompts]
+    def rest(prefix: tuple[int, ...]) -> list[int]:
+        return [len(prompt) - used(prompt, prefix) for prompt in prompts]
 
     if not kept or kept == best:
         return best
