@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
+from grm_jax.hosts.errors import START_AGAIN, Unavailable, WorkersAbsent
 from grm_jax.storage import write_atomic
 
 
@@ -148,14 +149,14 @@ def _same(option: str) -> str:
 def run_command(name: str, command: Callable[[], int], if_interrupted: str = "") -> int:
     """Runs a command and returns its exit status.
 
-    2 for a ValueError, OSError or MemoryError, printed to stderr as "NAME: message"; 130 after
-    Ctrl-C. if_interrupted: how to resume, printed after Ctrl-C.
+    2 for a ValueError, OSError or MemoryError, printed to stderr as "NAME: message" (START_AGAIN
+    for those that may pass); 130 after Ctrl-C. if_interrupted: how to resume, printed after Ctrl-C.
     """
     try:
         return command()
     except (ValueError, OSError, MemoryError) as error:
         print(f"{name}: {error}", file=sys.stderr)
-        return 2
+        return START_AGAIN if isinstance(error, WorkersAbsent | Unavailable) else 2
     except KeyboardInterrupt:
         hint = f". {if_interrupted}" if if_interrupted else ""
         print(f"\n{name}: interrupted{hint}", file=sys.stderr)

@@ -22,6 +22,8 @@ from typing import Any
 from grm_jax import strict_json
 
 INDEX = "model.safetensors.index.json"
+# Tokens that end a model's turn, in whichever vocabulary has them.
+END_OF_TURN = ("<end_of_turn>", "<turn|>", "<|im_end|>", "<|eot_id|>")
 MAX_BYTES = 256 << 20  # of a file that is read whole: the largest tokenizer.json has 33 MB
 
 

@@ -273,9 +273,20 @@ class RunStore(Mapping[Key, Record]):
             with open(self.path, "rb") as file:
                 size = self._index_lines(self.path, file)
             if self.is_writer:
+                self._check_torn_header(size)
                 os.ftruncate(self._descriptor, size)
                 if not size:
                     self._write([_encode(self.identity)])
+
+    def _check_torn_header(self, size: int) -> None:
+        """Raises ValueError for a file without a complete line that is no torn header."""
+        with open(self.path, "rb") as file:
+            torn = b"" if size else file.readline()
+        if not _encode(self.identity).startswith(torn):
+            raise ValueError(
+                f"{self.path} does not begin with the settings of its run: start over with "
+                "--overwrite"
+            )
 
     def _index_lines(self, path: Any, lines: Iterable[bytes]) -> int:
         """Indexes the records of one file; returns the bytes up to the last complete line."""

@@ -3,6 +3,7 @@
 Code that writes local files only writes to a temporary folder, which is then uploaded.
 """
 
+import atexit
 import contextlib
 import functools
 import io
@@ -20,6 +21,7 @@ from typing import Any, BinaryIO, TypeAlias
 from etils import epath
 
 from grm_jax import hub, locks, strict_json
+from grm_jax.hosts.errors import Unavailable
 from grm_jax.model_files import special_kind
 
 PathLike: TypeAlias = str | os.PathLike[str] | epath.Path
@@ -89,6 +91,8 @@ def writing(folder: PathLike) -> Iterator[Path]:
         return
     target = Path(os.path.realpath(folder))
     partial, old = (target.with_name(f".{target.name}.{name}") for name in ("partial", "old"))
+    if old.exists() and not target.exists():  # a process was killed between its two renames
+        old.rename(target)
     for leftover in (partial, old):  # of a process that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -100,6 +104,8 @@ def writing(folder: PathLike) -> Iterator[Path]:
             target.rename(old)
         partial.rename(target)
     except BaseException:
+        if old.exists() and not target.exists():
+            old.rename(target)
         shutil.rmtree(partial, ignore_errors=True)
         raise
     _sync(target.parent)
@@ -129,9 +135,16 @@ def reading(folder: PathLike) -> Path:
     folder = as_path(folder)
     if not is_remote(folder):
         return Path(folder)
-    scratch = Path(tempfile.mkdtemp(prefix="grm_jax-"))
+    scratch = _scratch()
     _copy_files(folder, epath.Path(scratch))
     return scratch
+
+
+def _scratch() -> Path:
+    """Returns a new folder, which is deleted when this process ends."""
+    folder = tempfile.mkdtemp(prefix="grm_jax-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def _files(folder: epath.Path) -> Iterator[epath.Path]:
@@ -197,12 +210,12 @@ def _fetch_from_bucket(path: str) -> Path:
         exists = source.exists()
     except Exception as error:  # each storage library has its own
         reason = " ".join(str(error).split())
-        raise OSError(f"{path} cannot be read: {reason:.300}; check the network") from error
+        raise Unavailable(f"{path} cannot be read: {reason:.300}; check the network") from error
     if not exists:
         raise FileNotFoundError(f"{path} does not exist, or this machine's account may not read it")
     if source.is_dir():
         return reading(path)
-    target = Path(tempfile.mkdtemp(prefix="grm_jax-")) / source.name
+    target = _scratch() / source.name
     source.copy(epath.Path(target), overwrite=True)
     return target
 

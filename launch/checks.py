@@ -192,7 +192,11 @@ def check_options(options: argparse.Namespace) -> None:
     """
 
     def chosen(names: Sequence[str]) -> list[str]:
-        return [f"--{n}" for n in names if getattr(options, n) not in (None, False)]
+        return [
+            f"--{n}"
+            for n in names
+            if getattr(options, n) is not None and getattr(options, n) is not False
+        ]
 
     if bool(options.shards) != bool(options.command):
         raise LaunchError("--shards N needs a command after --, such as -- judge IN OUT --model M")

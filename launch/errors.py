@@ -1,6 +1,12 @@
 """The launcher's error and exit statuses."""
 
-from grm_jax.hosts.errors import PEER_LOST as PEER_LOST, LaunchError as LaunchError
+from grm_jax.hosts.errors import (
+    PEER_LOST as PEER_LOST,
+    START_AGAIN as START_AGAIN,
+    LaunchError as LaunchError,
+    Unavailable as Unavailable,
+    WorkersAbsent as WorkersAbsent,
+)
 
 
 class DoesNotFit(LaunchError):
@@ -8,4 +14,4 @@ class DoesNotFit(LaunchError):
 
 
 # Exit statuses of launch/tpu.py.
-FAILED, WRONG_COMMAND, START_AGAIN, INTERRUPTED = 1, 2, 75, 130
+FAILED, WRONG_COMMAND, INTERRUPTED = 1, 2, 130

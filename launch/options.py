@@ -7,6 +7,8 @@ from grm_jax.devices import CACHE
 from launch.compile.slices import example_names
 from launch.errors import LaunchError
 
+TIMEOUT = 300  # seconds for all workers to join
+
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, HelpFormatter):
     """Keeps the line breaks of the description."""
@@ -75,9 +77,9 @@ def _parser(description: str) -> argparse.ArgumentParser:
     add(
         "--timeout",
         type=Number(float, above=0, high=1e6),
-        default=300,
+        default=TIMEOUT,
         metavar="SECONDS",
-        help="time for all workers to join (default 300)",
+        help=f"time for all workers to join (default {TIMEOUT})",
     )
 
     title = "from a laptop: a queued resource of Google Cloud (needs gcloud), or GKE"

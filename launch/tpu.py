@@ -33,8 +33,17 @@ from grm_jax.hosts import distributed  # noqa: E402
 from launch import checks, config as configs  # noqa: E402
 from launch.cluster import gcloud, gke, queued  # noqa: E402
 from launch.compile.slices import get_slice, quiet_environment  # noqa: E402
-from launch.errors import FAILED, INTERRUPTED, START_AGAIN, WRONG_COMMAND, DoesNotFit, LaunchError  # noqa: E402
-from launch.options import parse  # noqa: E402
+from launch.errors import (  # noqa: E402
+    FAILED,
+    INTERRUPTED,
+    START_AGAIN,
+    WRONG_COMMAND,
+    DoesNotFit,
+    LaunchError,
+    Unavailable,
+    WorkersAbsent,
+)
+from launch.options import TIMEOUT, parse  # noqa: E402
 
 
 def main(argv: list[str]) -> int:
@@ -76,7 +85,7 @@ def _run(argv: list[str]) -> int:
         if options is not None and options.traceback:
             raise
         _print_error(error)
-        return WRONG_COMMAND
+        return START_AGAIN if isinstance(error, WorkersAbsent | Unavailable) else WRONG_COMMAND
     except KeyboardInterrupt:
         _print_error("interrupted: run the same command again to resume")
         return INTERRUPTED
@@ -276,8 +285,6 @@ def print_jobset(options: argparse.Namespace, config: Any, overrides: dict[str, 
     tpu_slice = checks.check_remote(options, config, required, not_allowed)
     _check_print(options)
     file, arguments = worker_arguments(options, overrides)
-    if not file.is_relative_to(ROOT):
-        raise LaunchError(f"pods do not get config {file}: put it into {ROOT}/experiments")
     run = gke.Run(
         name=options.name,
         tpu_slice=tpu_slice,
@@ -326,12 +333,18 @@ def print_shards(options: argparse.Namespace) -> int:
 def worker_arguments(
     options: argparse.Namespace, overrides: dict[str, str]
 ) -> tuple[Path, tuple[str, ...]]:
-    """Returns (the experiment's file, the arguments of this program on a worker)."""
+    """Returns (the experiment's file, the arguments of this program on a worker).
+
+    Raises LaunchError for a file outside this tree, which workers do not get.
+    """
     name, colon, arg = options.config.partition(":")
     file = configs.find(name)
-    path = file.relative_to(ROOT) if file.is_relative_to(ROOT) else file
+    if not file.is_relative_to(ROOT):
+        raise LaunchError(f"workers do not get config {file}: put it into {ROOT}/experiments")
     fields = [f"--config.{field}={text}" for field, text in overrides.items()]
-    return file, ("--config", f"{path}{colon}{arg}", *fields, "--workdir", options.workdir)
+    fields += [f"--timeout={options.timeout:g}"] if options.timeout != TIMEOUT else []
+    path = f"{file.relative_to(ROOT)}{colon}{arg}"
+    return file, ("--config", path, *fields, "--workdir", options.workdir)
 
 
 if __name__ == "__main__":

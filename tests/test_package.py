@@ -16,6 +16,8 @@ import pytest
 
 import grm_jax
 from grm_jax import cli
+from grm_jax.commands import run_command
+from grm_jax.hosts.errors import Unavailable, WorkersAbsent
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -283,3 +285,17 @@ def test_imports_have_no_cycle_and_point_downwards():
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^cycles +0\nupward imports +0\n", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "error, status",
+    [(ValueError("x"), 2), (OSError("x"), 2), (Unavailable("x"), 75), (WorkersAbsent("x"), 75)],
+)
+def test_errors_that_may_pass_have_a_status_of_their_own(error, status, capsys):
+    """On GKE another start is tried after 75, and none after 2."""
+
+    def command():
+        raise error
+
+    assert run_command("grm judge", command) == status
+    assert capsys.readouterr().err == "grm judge: x\n"

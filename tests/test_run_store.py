@@ -107,6 +107,14 @@ def test_a_torn_last_line_is_dropped_at_any_byte(tmp_path):
         assert list(open_again(path)) == [*"abc"[:complete], "d"]
 
 
+def test_another_file_without_a_line_break_is_kept(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text('{"my": "only copy"}')
+    with pytest.raises(ValueError, match="does not begin with the settings of its run"):
+        RunStore(path, IDENTITY)
+    assert path.read_text() == '{"my": "only copy"}'
+
+
 def test_a_damaged_line_is_an_error(path):
     with RunStore(path, IDENTITY) as store:
         store.append_all({"a": {}, "b": {}})

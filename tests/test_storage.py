@@ -4,6 +4,9 @@ import concurrent.futures
 import json
 import os
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -201,6 +204,42 @@ def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):
     with storage.writing(folder) as local:
         assert not list(local.iterdir())
     assert [p.name for p in tmp_path.iterdir()] == ["hf"]
+
+
+def test_a_kill_between_the_two_renames_loses_no_folder(tmp_path):
+    for name in (".hf.old", ".hf.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name[4:]}.txt").write_text("x")
+    with pytest.raises(ZeroDivisionError), storage.writing(tmp_path / "hf"):
+        raise ZeroDivisionError
+    assert [p.name for p in (tmp_path / "hf").iterdir()] == ["old.txt"]
+
+
+def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path, monkeypatch):
+    with storage.writing(tmp_path / "hf") as local:
+        (local / "old.txt").write_text("x")
+    rename = Path.rename
+
+    def failing(self, target):
+        if self.name.endswith(".partial"):
+            raise OSError("full")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="full"), storage.writing(tmp_path / "hf") as local:
+        (local / "new.txt").write_text("x")
+    assert [p.name for p in (tmp_path / "hf").iterdir()] == ["old.txt"]
+
+
+def test_downloads_from_a_bucket_are_deleted_when_the_process_ends(tmp_path):
+    code = (
+        "import pathlib; from grm_jax import storage; "
+        "storage.is_remote = lambda _: True; "
+        f"print(storage.reading(pathlib.Path({str(tmp_path)!r})))"
+    )
+    (tmp_path / "a.txt").write_text("x")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "grm_jax-" in run.stdout and not Path(run.stdout.strip()).exists()
 
 
 def test_a_folder_of_a_bucket_loses_the_files_that_its_new_content_lacks(tmp_path, monkeypatch):

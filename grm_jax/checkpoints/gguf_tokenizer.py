@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from grm_jax import strict_json
-from grm_jax.text.tokenizer import END_OF_TURN
+from grm_jax.model_files import END_OF_TURN
 
 # How byte-level vocabularies split a text before their merges apply, by the name that GGUF gives
 # the rule (tokenizer.ggml.pre). Sources: the tokenizer.json files of the released models.

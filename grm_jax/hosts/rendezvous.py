@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from grm_jax import strict_json
-from grm_jax.hosts.errors import PEER_LOST, LaunchError
+from grm_jax.hosts.errors import PEER_LOST, LaunchError, WorkersAbsent
 
 SECRET = "GRM_JOB_SECRET"  # environment variable with the secret of the job
 HEARTBEAT = 2.0
@@ -231,7 +231,7 @@ class _Reception:
                 if remaining <= 0:
                     absent = sorted(set(range(1, self.count)) - set(self.joined))
                     _send_all(self.joined, {"absent": absent})
-                    raise LaunchError(_absence(absent, self.count, timeout, self.strangers))
+                    raise WorkersAbsent(_absence(absent, self.count, timeout, self.strangers))
                 for key, _ in self.selector.select(remaining):
                     connection = key.fileobj
                     if connection is self.server:
@@ -334,7 +334,7 @@ def _connect(
             if "refused" in reply:
                 raise LaunchError(str(reply["refused"]))
             if "absent" in reply:
-                raise LaunchError(_absence(reply["absent"], None, timeout))
+                raise WorkersAbsent(_absence(reply["absent"], None, timeout))
             if "all" in reply:
                 return connection
             connection.close()
@@ -342,7 +342,7 @@ def _connect(
             if "ignored" in reply:
                 reason = f"another job answers there: give the same --config or ${SECRET}"
         if time.monotonic() > deadline:
-            raise LaunchError(
+            raise WorkersAbsent(
                 f"process 0 did not join: no answer on {host}:{port} after {timeout:.0f} s "
                 f"({reason}). Check that it runs and that the port is open between the hosts"
             )

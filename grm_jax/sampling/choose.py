@@ -86,7 +86,8 @@ def _filter(
     count_R = jnp.where(top_k_R > 0, jnp.minimum(top_k_R, V), V).astype(jnp.float32)
     keep_k = key_RxV >= threshold(key_RxV, jnp.ones_like(weights_RxV), count_R)[:, None]
     weights_RxV = jnp.where(keep_k | (top_k_R <= 0)[:, None], weights_RxV, 0.0)
-    mass_R = top_p_R * jnp.sum(weights_RxV, axis=-1)
+    # At least one token: the smallest top_p times the sum is 0 in float32.
+    mass_R = jnp.maximum(top_p_R * jnp.sum(weights_RxV, axis=-1), jnp.finfo(jnp.float32).tiny)
     keep_p = key_RxV >= threshold(key_RxV, weights_RxV, mass_R)[:, None]
     return jnp.where(keep_p | (top_p_R >= 1)[:, None], weights_RxV, 0.0)
 
@@ -135,9 +136,11 @@ def _first_above(weights_RxN: jax.Array, uniform_R: Any, target_R: Any) -> Any:
     cumulative_RxN = jnp.cumsum(weights_RxN, axis=-1)
     if target_R is None:
         target_R = uniform_R * cumulative_RxN[:, -1]
-    index_R = jnp.sum(cumulative_RxN <= target_R[:, None], axis=-1)
+    # Sums of many blocks are not monotone: one may rise by rounding where the weight is 0.
+    above_RxN = (cumulative_RxN > target_R[:, None]) & (weights_RxN > 0)
     # Rounding may push the target to the very end: fall back to the last index with any weight.
     last_R = weights_RxN.shape[-1] - 1 - jnp.argmax(weights_RxN[:, ::-1] > 0, axis=-1)
-    index_R = jnp.minimum(index_R, last_R).astype(jnp.int32)
+    first_R = jnp.argmax(above_RxN, axis=-1)
+    index_R = jnp.where(jnp.any(above_RxN, axis=-1), first_R, last_R).astype(jnp.int32)
     before_R = jnp.take_along_axis(cumulative_RxN - weights_RxN, index_R[:, None], axis=-1)[:, 0]
     return index_R, jnp.maximum(target_R - before_R, 0.0)

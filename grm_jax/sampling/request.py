@@ -9,6 +9,7 @@ from grm_jax.models.config import TransformerConfig
 from grm_jax.sampling import buckets
 
 MAX_STOP_TOKENS = 8
+MAX_TEMPERATURE = 1e4  # every token is as likely as another; float32 holds its inverse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +107,8 @@ def check(request: Request, cfg: TransformerConfig) -> str | None:
             return f"{name} = {value}: use a number from 0 to {2**31 - 1}"
     if len(request.stop) > MAX_STOP_TOKENS:
         return f"{len(request.stop)} stop tokens: at most {MAX_STOP_TOKENS}"
-    if not (np.isfinite(request.temperature) and request.temperature >= 0):
-        return f"temperature = {request.temperature}: use 0 (greedy) or more"
+    if not 0 <= request.temperature <= MAX_TEMPERATURE:
+        return f"temperature = {request.temperature}: use 0 (greedy) to {MAX_TEMPERATURE:g}"
     if not 0 < request.top_p <= 1:
         return f"top_p = {request.top_p}: use a value in (0, 1]"
     bad = [token for token in request.prompt if not 0 <= token < cfg.vocab_size]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from grm_jax.models.config import TransformerConfig
+from grm_jax.sampling.buckets import PREFILL_TOKENS
 from grm_jax.sampling.request import MAX_STOP_TOKENS, Completion, Request
 
 # Called with (sample index, tokens, logprobs, logprobs_1) of the tokens that a step has added.
@@ -134,7 +135,9 @@ def find_prefill_groups(slots: Sequence[Slot], largest: int, bucket: Callable[[i
     for (_, common, begin), members in groups.items():
         size, own, shared = len(members), [len(slot.own) for slot in members], len(begin) - common
         length = sum(own) - (size - 1) * shared
-        if 1 < size <= largest and bucket(length) < sum(map(bucket, own)):
+        # A row needs no more memory than the prompts by themselves: `plan.fit` does not count it.
+        is_small = length <= max(PREFILL_TOKENS, bucket(max(own)))
+        if 1 < size <= largest and is_small and bucket(length) < sum(map(bucket, own)):
             group = PrefillGroup(shared, size, length)
             for slot in members:
                 slot.prefill_group = group

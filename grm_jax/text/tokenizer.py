@@ -16,7 +16,14 @@ from typing import Any
 
 from grm_jax import strict_json
 from grm_jax.hub import TOKENIZER_FILES
-from grm_jax.model_files import check_file, damage_of, exists, read_bytes, read_json_if_any
+from grm_jax.model_files import (
+    END_OF_TURN,
+    check_file,
+    damage_of,
+    exists,
+    read_bytes,
+    read_json_if_any,
+)
 from grm_jax.storage import fetch, write_atomic
 from grm_jax.text import chat
 from grm_jax.text.backends import (
@@ -32,7 +39,6 @@ from grm_jax.text.sandbox import Rejected
 FILES = ("tokenizer.model", "tokenizer.json")
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 SURROGATE = re.compile("[\ud800-\udfff]")
-END_OF_TURN = ("<end_of_turn>", "<turn|>", "<|im_end|>", "<|eot_id|>")
 
 
 class Tokenizer:

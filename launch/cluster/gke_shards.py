@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from grm_jax.evals import cli as evaluation
@@ -83,6 +84,7 @@ def manifest(run: ShardedRun) -> dict[str, Any]:
         "kind": "JobSet",
         "metadata": {"name": run.name, **labels},
         "spec": {
+            "network": {"enableDNSHostnames": False},  # with it, GKE makes the pods one slice
             "failurePolicy": {"maxRestarts": gke.MAX_RESTARTS, "rules": [fail]},
             "replicatedJobs": jobs,
         },
@@ -101,6 +103,8 @@ def _parsed(command: Sequence[str]) -> argparse.Namespace:
         if getattr(args, option, None):
             raise LaunchError(f"remove --{option}: the manifest sets it for each shard")
     paths = {"--model": None if args.endpoint else args.model, "--meta_rm": args.meta_rm}
+    for option in ("lora", "tokenizer", "template", "meta_template", "principles", "against"):
+        paths[f"--{option}"] = _file(getattr(args, option, None))
     if name == "judge":
         if not args.input or not args.output:
             raise LaunchError("grm judge in shards needs IN and OUT")
@@ -112,6 +116,12 @@ def _parsed(command: Sequence[str]) -> argparse.Namespace:
         if path and not is_remote(path) and not on_hub:
             raise LaunchError(f"{label} {path} is not in a bucket: pods read and write gs:// paths")
     return args
+
+
+def _file(value: Any) -> Any:
+    """The value of an option that may be a name, if a pod would look for a file of it."""
+    is_file = isinstance(value, str) and (value.startswith((".", "/", "~")) or Path(value).exists())
+    return value if is_file else None
 
 
 def _shards(run: ShardedRun, command: list[str], args: argparse.Namespace) -> dict[str, Any]:
@@ -126,7 +136,11 @@ def _shards(run: ShardedRun, command: list[str], args: argparse.Namespace) -> di
         },
     ]
     output = args.output if run.command[0] == "judge" else args.out
-    cache = {"name": "JAX_COMPILATION_CACHE_DIR", "value": f"{output}.compilation_cache"}
+    env = [
+        {"name": "JAX_COMPILATION_CACHE_DIR", "value": f"{output}.compilation_cache"},
+        {"name": "TPU_WORKER_ID", "value": "0"},  # each pod is a slice of its own
+        {"name": "TPU_WORKER_HOSTNAMES", "value": "localhost"},
+    ]
     chips = {"google.com/tpu": run.tpu_slice.chips_per_host}
     return {
         "completionMode": "Indexed",
@@ -136,7 +150,7 @@ def _shards(run: ShardedRun, command: list[str], args: argparse.Namespace) -> di
         "podFailurePolicy": {"rules": rules},
         "template": {
             "spec": {
-                **_pod(run, command, [cache], chips),
+                **_pod(run, command, env, chips),
                 "nodeSelector": gke.node_selector(run.tpu_slice, run.spot),
             }
         },

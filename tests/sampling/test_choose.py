@@ -186,3 +186,18 @@ def test_rows_with_non_finite_logits_are_reported():
     logits = np.zeros((4, 64), np.float32)
     logits[1, 3], logits[2], logits[3, 0] = np.nan, -np.inf, np.inf
     assert choose_padded(logits, 0.5, 1.0).finite.tolist() == [True, False, False, False]
+
+
+def test_a_sum_that_rises_by_rounding_draws_no_token_of_weight_0(monkeypatch):
+    """XLA sums many blocks in parallel, so that a sum may rise where the weight is 0."""
+    weights = np.array([[1, 0, 0, 1]], np.float32)
+    sums = np.array([[1, 1 + 2**-20, 1, 2]], np.float32)
+    monkeypatch.setattr(module.jnp, "cumsum", lambda *_, **__: sums)
+    uniform = np.array([0.5], np.float32)  # the target is 1.0
+    (index,), _ = module._first_above(weights, uniform, None)
+    assert index == 3
+
+
+def test_the_smallest_top_p_keeps_the_most_likely_token(draw):
+    logits = np.array([0.0, 1.0, 3.0, 2.0], np.float32)
+    assert set(draw(logits, 1.0, 1e-38, 0).tolist()) == {2}

@@ -369,6 +369,21 @@ def test_a_prefill_group_needs_equal_tokens_enough_slots_and_a_shorter_row():
     assert groups_of(bucket=lambda n: 4 if n < 6 else 8) == [None] * 3
 
 
+def test_the_row_of_a_prefill_group_needs_no_more_memory_than_its_prompts():
+    """Long ones are prefilled one by one; no row is longer than the largest bucket."""
+
+    def lengths(count, length):
+        begin = [5] * 200
+        prompts = [[*begin, 7 + i, *[6] * (length - 201)] for i in range(count)]
+        requests = [Request(prompt, 1, 4, group=0, group_prefix=200) for prompt in prompts]
+        made = [Slot(i, r, []) for i, r in enumerate(requests)]
+        find_prefill_groups(made, 8, lambda n: 1 << (n - 1).bit_length())
+        return {slot.prefill_group and slot.prefill_group.length for slot in made}
+
+    assert lengths(8, 17_000) == lengths(2, 5000) == {None}
+    assert lengths(2, 2100) == {4000} and lengths(8, 600) == {3400}
+
+
 def test_a_branch_sees_the_keys_inside_its_window_from_any_chunk():
     q, k, v = (jax.random.normal(jax.random.key(i), (1, 16, 1, 4)) for i in range(3))
     segments = np.array([[1] * 6 + [2] * 5 + [3] * 5])

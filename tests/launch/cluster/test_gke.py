@@ -226,7 +226,7 @@ def test_a_config_outside_the_tree_is_refused(tmp_path, refused):
     file = tmp_path / "mine.py"
     file.write_text(configs.find("experiments/spct_27b.py").read_text())
     error = refused([*ARGUMENTS, *SLICE, *IMAGE, "--print", "--config", str(file)])
-    assert "pods do not get config" in error
+    assert "workers do not get config" in error
 
 
 @pytest.fixture
@@ -275,3 +275,10 @@ def test_a_tree_that_pods_cannot_fetch_is_refused(clone):
     git("commit", "-q", "--allow-empty", "-m", "two")
     with pytest.raises(LaunchError, match="it is not on the remote; push it, or give --image"):
         gke.public_tree(root)
+
+
+def test_the_time_to_join_is_that_of_the_command(capsys):
+    *_, worker = print_jobset(capsys, *SLICE, *IMAGE, "--timeout", "3600")
+    assert "--timeout=3600" in str(worker["command"])
+    *_, worker = print_jobset(capsys, *SLICE, *IMAGE)
+    assert "--timeout" not in str(worker["command"])

@@ -55,6 +55,9 @@ def test_every_pod_judges_its_shard_on_one_tpu_host(capsys, tmp_path):
         "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
         "cloud.google.com/gke-tpu-topology": "2x4",
     }
+    assert jobset["spec"]["network"] == {"enableDNSHostnames": False}
+    environment = {one["name"]: one.get("value") for one in pod["containers"][0]["env"]}
+    assert (environment["TPU_WORKER_ID"], environment["TPU_WORKER_HOSTNAMES"]) == ("0", "localhost")
     resources = pod["containers"][0]["resources"]
     assert resources["limits"] == resources["requests"] == {"google.com/tpu": 8}
     for index in (0, 7):
@@ -146,6 +149,13 @@ def test_every_slice_of_one_host_has_a_valid_manifest(capsys, name):
         (
             [*FLAGS, *SLICE, "--shards", "8", "--", *JUDGE[:3], "--model", "./model"],
             "--model ./model is not in a bucket",
+        ),
+        *(
+            (
+                [*FLAGS, *SLICE, "--shards", "8", "--", *JUDGE, option, "./mine"],
+                f"{option} ./mine is not in a bucket",
+            )
+            for option in ("--lora", "--tokenizer", "--template", "--principles")
         ),
         (
             ["--on", "gke", "--print", "--name", "J", *SLICE, "--image", "i", "--shards", "8"]

@@ -285,6 +285,20 @@ def test_a_wrong_command_is_refused_before_anything_is_created(arguments, error,
     assert error in refused(arguments)
 
 
+def test_a_config_outside_the_tree_is_refused_before_anything_is_created(tmp_path, refused):
+    file = tmp_path / "mine.py"
+    file.write_text(Path("experiments/spct_27b.py").read_text())
+    where = ["--accelerator", "v4-64", "--workdir", "gs://b/x", "--dry_run"]
+    error = refused([*ARGUMENTS, *where, "--config", str(file)])
+    assert "workers do not get config" in error
+
+
+@pytest.mark.parametrize("option", [["--process_id", "0"], ["--emulate", "8"]])
+def test_options_of_this_machine_are_refused(option, refused):
+    where = ["--accelerator", "v4-64", "--workdir", "gs://b/x"]
+    assert "is for a run on this machine" in refused([*ARGUMENTS, *where, *option])
+
+
 def test_an_unreadable_bucket_is_refused(cloud, capsys, tmp_path):
     cloud([ACTIVE], [DONE])
     state = cloud.memory() | {

@@ -16,7 +16,7 @@ import pytest
 
 from grm_jax.hosts import rendezvous
 from grm_jax.hosts.distributed import Worker, find_worker
-from launch.errors import PEER_LOST, LaunchError
+from launch.errors import PEER_LOST, LaunchError, WorkersAbsent
 
 ROOT = Path(__file__).resolve().parents[3]
 HOST = "127.0.0.1"
@@ -52,6 +52,7 @@ def test_all_processes_join(port):
 def test_every_host_names_the_absent_processes_within_the_timeout(port):
     outcomes = join_all(port, [0, 2], 5, timeout=3.0)
     for i in (0, 2):
+        assert isinstance(outcomes[i], WorkersAbsent)
         assert "processes 1, 3, 4" in str(outcomes[i]) and "did not join within 3 s" in str(
             outcomes[i]
         )
@@ -59,6 +60,7 @@ def test_every_host_names_the_absent_processes_within_the_timeout(port):
 
 def test_an_absent_coordinator_is_named(port):
     outcome = join_all(port, [3], 4, timeout=0.5)[3]
+    assert isinstance(outcome, WorkersAbsent)
     assert "process 0 did not join" in str(outcome) and f"{HOST}:{port}" in str(outcome)
 
 
