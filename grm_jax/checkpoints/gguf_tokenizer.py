@@ -82,7 +82,7 @@ def write_tokenizer(field: Field, folder: Path, is_gemma: bool) -> None:
             raise ValueError("tokenizer.ggml.bos_token_id is missing")
         config["chat_template"] = template
     ends = {i for i, token in enumerate(tokens) if token in END_OF_TURN and types[i] in _ADDED}
-    ends |= {i for i in (ids["eos"], field("tokenizer.ggml.eot_token_id")) if i is not None}
+    ends |= {i for i in (ids["eos"], _id(field, "eot", tokens)) if i is not None}
     named = {"bos_token_id": ids["bos"], "pad_token_id": ids["padding"]}
     generation: dict[str, Any] = {key: i for key, i in named.items() if i is not None}
     generation["eos_token_id"] = sorted(ends)
@@ -121,12 +121,7 @@ def _special_ids(field: Field, tokens: list[str], by_piece: bool) -> dict[str, i
     """
     ids: dict[str, int | None] = {}
     for name, pieces in SPECIAL.items():
-        key = f"tokenizer.ggml.{name}_token_id"
-        token_id = field(key)
-        if token_id is not None and not (type(token_id) is int and 0 <= token_id < len(tokens)):
-            raise ValueError(
-                f"{key} = {token_id!r:.80} is not the id of one of {len(tokens):,} tokens"
-            )
+        token_id = _id(field, name, tokens)
         if token_id is None and by_piece:
             token_id = next((tokens.index(piece) for piece in pieces if piece in tokens), None)
         ids[name] = token_id
@@ -134,6 +129,15 @@ def _special_ids(field: Field, tokens: list[str], by_piece: bool) -> dict[str, i
     if missing := [name for name in required if ids[name] is None]:
         raise ValueError(f"tokenizer.ggml.{missing[0]}_token_id is missing")
     return ids
+
+
+def _id(field: Field, name: str, tokens: list[str]) -> int | None:
+    """Returns the id of a special token, None if it is not stated."""
+    key = f"tokenizer.ggml.{name}_token_id"
+    token_id = field(key)
+    if token_id is None or (type(token_id) is int and 0 <= token_id < len(tokens)):
+        return token_id
+    raise ValueError(f"{key} = {token_id!r:.80} is not the id of one of {len(tokens):,} tokens")
 
 
 def _byte_level_bpe(tokens: list[str], merges: list[str], types: list[int], rule: str) -> str:

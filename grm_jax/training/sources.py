@@ -253,17 +253,15 @@ def _mixture_views(
 
 def _with_unique_ids(tasks: Iterable[str], index: indexed.Index) -> list[_View]:
     """Returns a view of each task. An id that occurs again is TASK/ID, or TASK/ID/LINE."""
-    sections = dict(zip(tasks, index.sections.values()))
-    ids = {line: str(index[line]["id"]) for lines in sections.values() for line in map(int, lines)}
+    sections = dict(zip(tasks, index.sections.values(), strict=True))
+    own = {line: str(index[line]["id"]) for lines in sections.values() for line in lines}
+    new: dict[int, str] = {}
     for name in ("{task}/{id}", "{task}/{id}/{line}"):
-        counts = collections.Counter(ids.values())
+        counts = collections.Counter((own | new).values())
         for task, lines in sections.items():
-            again = [line for line in map(int, lines) if counts[ids[line]] > 1]
-            ids |= {i: name.format(task=task, id=index[i]["id"], line=i) for i in again}
-    return [
-        _View(index, lines, {i: ids[i] for i in map(int, lines) if ids[i] != str(index[i]["id"])})
-        for lines in sections.values()
-    ]
+            again = [line for line in lines if counts[new.get(line, own[line])] > 1]
+            new |= {line: name.format(task=task, id=own[line], line=line) for line in again}
+    return [_View(index, lines, new) for lines in sections.values()]
 
 
 def _world_source(config: Any, split: str) -> Source:
