@@ -18,6 +18,7 @@ from grm_jax.data.layouts import LAYOUTS, Layout, permutation
 from grm_jax.data.preferences import CONVERSATIONS, PAIR, check_unambiguous
 from grm_jax.data.records import Account, Malformed, Record, Unusable, read_records
 from grm_jax.data.sources import name_of
+from grm_jax.data.tables import NotUtf8
 from grm_jax.display import outside_text, shown
 from grm_jax.types import Comparison
 
@@ -182,6 +183,10 @@ def _read(record: Record, layout: str | None, name: str) -> tuple[Layout, list[C
             dataclasses.replace(c, label=None) if _identical(c) else c
             for c in chosen.read(fields, name)
         ]
+        for c in comparisons:
+            texts = [*c.responses, c.reference, *(turn["content"] for turn in c.turns)]
+            if any(isinstance(text, NotUtf8) for text in texts):
+                raise Malformed("a text of the comparison is not UTF-8")
         if not all(any(turn["content"].strip() for turn in c.turns) for c in comparisons):
             raise Malformed("the query is empty: its turns have no text")
         return chosen, comparisons

@@ -98,6 +98,10 @@ def check_is_text(path: Path, file: IO[bytes]) -> None:
         raise ValueError(f"{path} is UTF-16 or UTF-32 text: save it as UTF-8")
 
 
+class NotUtf8(str):
+    """The text of bytes that are not UTF-8, such as an image; no text of a comparison."""
+
+
 def read_table(path: Path, suffix: str) -> Iterator[dict[str, Any] | BadCell]:
     """Yields the rows of a table, BadCell for a damaged one. suffix: a key of `FORMATS`."""
     for row in FORMATS[suffix](path):
@@ -112,7 +116,7 @@ def read_table(path: Path, suffix: str) -> Iterator[dict[str, Any] | BadCell]:
 def plain(value: Any) -> Any:
     """Returns a value of Arrow, TFDS or pandas as JSON-like Python.
 
-    Arrays become lists, bytes text (unless they are not UTF-8), and dates and decimals their text.
+    Arrays become lists, bytes text (`NotUtf8` if they are none), and dates and decimals their text.
     """
     if value is None or isinstance(value, (str, int, float)):
         return value
@@ -121,8 +125,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, bytes):
         try:
             return value.decode()
-        except UnicodeDecodeError:  # an image, or a damaged text: an error where a text is expected
-            return value
+        except UnicodeDecodeError:
+            return NotUtf8(value.decode(errors="replace"))
     if hasattr(value, "to_list"):  # tf.RaggedTensor
         return plain(value.to_list())
     if hasattr(value, "tolist"):

@@ -182,6 +182,17 @@ def test_values_that_json_lacks_become_text(tmp_path):
     assert json.loads(json.dumps(rows[0].comparison.meta))["when"] == "2024-05-01"
 
 
+def test_bytes_of_a_table_that_are_no_text_are_refused_where_they_are_needed(tmp_path):
+    import pyarrow.parquet
+
+    texts = [b"caf\xc3\xa9", b"caf\xe9"]
+    records = [{"prompt": t, "chosen": b"a", "rejected": b"b", "image": b"\xff"} for t in texts]
+    pyarrow.parquet.write_table(table_of(records), tmp_path / "a.parquet")
+    good, bad = read_rows(tmp_path / "a.parquet")
+    assert good.comparison.query == "caf\u00e9"
+    assert bad.comparison is None and bad.reason == "a text of the comparison is not UTF-8"
+
+
 def test_damaged_files_are_errors_that_name_them(tmp_path):
     good = json.dumps(SHAPES["trl"][0]).encode() + b"\n"
     for name, content in (

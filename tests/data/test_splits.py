@@ -45,9 +45,10 @@ def test_rows_without_one_best_response_are_counted_and_bad_ones_reported(tmp_pa
     ]
     labelled = splits.read_labelled(write(tmp_path / "a.jsonl", rows))
     assert labelled.counts["comparisons"] == 21
-    assert labelled.counts["unlabelled"] == 2 and labelled.counts["malformed"] == 1
-    assert "skipped 1 malformed rows: row 24: the fields something" in caplog.text
-    with pytest.raises(ValueError, match="1 of 24 rows are no comparisons: row 24: the fields som"):
+    assert labelled.counts["unlabelled"] == 1 and labelled.counts["malformed"] == 2
+    assert "skipped 2 malformed rows: row 22: label 0.5 of one response: use 1" in caplog.text
+    assert "row 24: the fields something" in caplog.text
+    with pytest.raises(ValueError, match="2 of 24 rows are no comparisons: row 22: label 0.5 of"):
         splits.read_labelled(str(tmp_path / "a.jsonl"), max_skipped=0.01)
 
 
