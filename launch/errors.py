@@ -13,5 +13,5 @@ class DoesNotFit(LaunchError):
     """This machine cannot hold the experiment: three lines, with the ways on."""
 
 
-# Exit statuses of launch/tpu.py.
+# Exit statuses of launch/tpu.py, besides START_AGAIN.
 FAILED, WRONG_COMMAND, INTERRUPTED = 1, 2, 130

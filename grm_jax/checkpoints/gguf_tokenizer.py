@@ -27,6 +27,7 @@ SPECIAL: dict[str, tuple[str, ...]] = {
     "unknown": ("<unk>",),
     "padding": ("<pad>",),
 }
+_GEMMAS_OWN = "Conversation roles must alternate user/assistant"  # part of Google's templates
 _ADDED = _CONTROL, _USER_DEFINED = 3, 4  # GGUF's types of added tokens: not text, and text
 _TYPES = range(1, 7)
 Field = Callable[[str], Any]  # returns a value of the metadata, or None
@@ -69,7 +70,8 @@ def write_tokenizer(field: Field, folder: Path, is_gemma: bool) -> None:
         (folder / "tokenizer.model").write_bytes(model)
         if not _flag(field, "add_bos_token", True):
             config["add_bos_token"] = False
-        if template:
+        # Without Gemma's own, ours stands in: the same turns, and system texts are not rejected.
+        if template and not (is_gemma and _GEMMAS_OWN in template):
             config["chat_template"] = template
     else:
         bpe = _byte_level_bpe(tokens, _column(field, "merges", str), types, rule)

@@ -96,7 +96,7 @@ class HfFolder(Reader):
         return self.cfg
 
     def fit(self, cfg: TransformerConfig) -> TransformerConfig:
-        return cfg.replace(quantize=self.cfg.quantize)
+        return cfg.replace(quantize=self.cfg.quantize or cfg.quantize)
 
     def _check_tied(self, head: SafetensorsTensor) -> None:
         """Raises ValueError unless an output head equals the embedding table value by value.

@@ -118,17 +118,22 @@ def turns(values: Sequence[Any], name: str) -> list[Turn]:
 
 
 def _tool_calls(turn: Record, name: str) -> list[str]:
-    """Returns a line for each tool call of a turn: "Tool call: NAME(ARGUMENTS)"."""
-    calls = turn.get("tool_calls") or [turn.get("function_call")]
+    """Returns a line for each tool call of a turn: "Tool call: NAME(ARGUMENTS)".
+
+    A call is OpenAI's, or LangChain's with `args`. Values of another form are no calls.
+    """
+    calls = turn.get("tool_calls") or turn.get("function_call")
     lines = []
-    for call in checked(calls, f"tool_calls of {name}", list, "a list of calls"):
-        if call is not None:
-            call = checked(call, f"a tool call of {name}", dict, "an object")
-            call = checked(call.get("function", call), f"a tool call of {name}", dict, "an object")
-            arguments = call.get("arguments", "")
-            if not isinstance(arguments, str):
-                arguments = strict_json.dumps(arguments)
-            lines.append(f"Tool call: {text(call, 'name')}({arguments})")
+    for call in calls if isinstance(calls, list) else [calls]:
+        call = call if isinstance(call, dict) else {}
+        call = call.get("function") or call.get("custom") or call
+        if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+            continue
+        given = (call[key] for key in ("arguments", "args", "input") if call.get(key) is not None)
+        arguments = next(given, "")
+        if not isinstance(arguments, str):
+            arguments = strict_json.dumps(arguments)
+        lines.append(f"Tool call: {call['name']}({arguments})")
     return lines
 
 

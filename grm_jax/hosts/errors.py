@@ -1,8 +1,6 @@
-"""The error of a job that cannot start, and the exit status of one that lost a process."""
+"""Errors of a job on several hosts or over a network, and exit statuses that tell what to do."""
 
 PEER_LOST = CRASHED = 70  # another process of the job, or this one, by an error of the program
-
-
 START_AGAIN = 75  # the same command may succeed later, as after a preemption
 
 

@@ -190,12 +190,13 @@ def load_tokenizer(path: str | Path, tokenizer: str | Path | None = None) -> tok
         return tokenizers.load(tokenizer)
     path = storage.fetch(path if tokenizer is None else tokenizer)
     folder = path if path.is_dir() else path.parent
-    try:
-        return tokenizers.load(folder)
-    except FileNotFoundError:
-        gguf = [path] if path.suffix == ".gguf" else sorted(folder.glob("*.gguf"))
-        if len(gguf) != 1:
-            raise
+    gguf = [path] if path.suffix == ".gguf" else sorted(folder.glob("*.gguf"))
+    if tokenizer is None:
+        try:
+            return tokenizers.load(folder)
+        except FileNotFoundError:
+            if len(gguf) != 1:
+                raise
     with tempfile.TemporaryDirectory() as scratch:
         GgufFile(gguf[0]).write_tokenizer(Path(scratch))
         return tokenizers.load(scratch)

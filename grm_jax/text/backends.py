@@ -143,7 +143,7 @@ class TokenizerJson:
 
     def piece_bytes(self, i: int) -> bytes:
         piece = self.model.id_to_token(i) or ""
-        if piece in self.added:
+        if self.byte_level and piece in self.added:
             return piece.encode()
         if self.byte_level:
             table = _byte_level_table()

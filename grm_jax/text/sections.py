@@ -262,11 +262,12 @@ def _principles_end(text: str) -> int:
 
 
 def _weight(item: str) -> re.Match[str] | None:
-    """The weight of a list item: a percentage in its name, else the first in brackets, or any."""
+    """The weight of a list item: a percentage in or after its name, or at its end, or any."""
     every, end = list(WEIGHT.finditer(item)), NAME_END.search(item)
-    in_name = [hit for hit in every if end and hit.start() < end.start()]
-    bracketed = [hit for hit in every if hit[0][0] in "([（"]
-    return next(iter([*in_name, *bracketed, *every]), None)
+    after = re.compile(r"\s*").match(item, end.end()) if end else None
+    named = [hit for hit in every if after and hit.start() <= after.end()]
+    last = [hit for hit in every if hit[0][0] in "([（" and not item[hit.end() :].strip(" \t.")]
+    return next(iter([*named, *last, *every]), None)
 
 
 def _principle(line: str) -> list | None:

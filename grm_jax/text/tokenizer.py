@@ -89,10 +89,19 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """12 hex digits of a hash over everything that decides how texts become ids and back."""
         ids = [self.bos_id, self.eos_id, self.pad_id, self.stop_ids]
-        rest = [self._special_tokens(), self._config.get("add_bos_token", True), self.chat_template]
+        rest = [self._special_tokens(), self._add_bos, self.chat_template]
         digest = hashlib.sha256(self._backend.content)
         digest.update(strict_json.dumps([*ids, *rest], sort_keys=True).encode())
         return digest.hexdigest()[:12]
+
+    @property
+    def _add_bos(self) -> bool:
+        """Whether a chat begins with BOS where its template writes none.
+
+        Where the settings are silent, the template of a byte-level vocabulary decides.
+        """
+        decides = getattr(self._backend, "byte_level", False) and self.bos_id is not None
+        return bool(self._config.get("add_bos_token", not decides))
 
     def _configured(self, name: str) -> str | None:
         token = self._config.get(f"{name}_token")
@@ -219,9 +228,7 @@ class Tokenizer:
         if self.bos_id is None:
             return ids
         rest = list(itertools.dropwhile(lambda i: i == self.bos_id, ids))
-        # Where the settings are silent, the template of a byte-level vocabulary decides.
-        default = not getattr(self._backend, "byte_level", False)
-        add_bos = len(rest) < len(ids) or self._config.get("add_bos_token", default)
+        add_bos = len(rest) < len(ids) or self._add_bos
         return [self.bos_id, *rest] if add_bos else rest
 
     def save(self, folder: str | Path) -> None:
@@ -238,7 +245,7 @@ class Tokenizer:
             config: dict[str, Any] = {
                 **self._special_tokens(),
                 "tokenizer_class": "PreTrainedTokenizerFast" if is_json else "GemmaTokenizer",
-                "add_bos_token": self._config.get("add_bos_token", True),
+                "add_bos_token": self._add_bos,
                 "add_eos_token": False,
             }
             if self.chat_template:

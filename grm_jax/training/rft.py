@@ -186,10 +186,16 @@ def trained_queries(folder: PathLike, held_out: str) -> set[str]:
     folder: of the stage. held_out: `config.data.held_out`, whose queries a set built for it lacks.
     """
     data = as_path(folder) / "data"
-    if not (data / READY).exists() or strict_json.read(data / READY).get("held_out") == held_out:
+    if not (data / READY).exists() or _held_out(data) in (held_out, None):
         return set()
     trials = rft_data.read_trials(data / "trials.jsonl")
     return {overlap_key(trial.comparison.turns) for trial in trials}
+
+
+def _held_out(data: epath.Path) -> str | None:
+    """Returns the `held_out` that a set was built for; None for one of an earlier version."""
+    held_out: str | None = strict_json.read(data / READY).get("held_out")
+    return held_out
 
 
 def _made_from(

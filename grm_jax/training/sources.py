@@ -83,10 +83,6 @@ class _View(Sequence[Comparison]):
         fields = self.file[line]
         return from_json(fields | {"id": self.ids[line]} if line in self.ids else fields)
 
-    def id_of(self, line: int) -> Any:
-        """Returns the id of a line's comparison."""
-        return self.ids.get(line) or self.file[line]["id"]
-
 
 # ---------------------------------------------------------------- checks before a run
 
@@ -301,7 +297,9 @@ def _index(config: Any, field: str, workdir: Any) -> indexed.Index:
 
 
 def _dropped(name: str, view: _View, without: Collection[str]) -> _View:
-    kept = [line for line in map(int, view.lines) if str(view.id_of(line)) not in without]
+    # Also by the id of the file, which trials of this task alone have.
+    ids = lambda line: {str(view.file[line]["id"]), view.ids.get(line)}
+    kept = [line for line in map(int, view.lines) if ids(line).isdisjoint(without)]
     log.info("source %s: %d of %d comparisons dropped", name, len(view) - len(kept), len(view))
     if not kept:
         raise TrainingError(

@@ -10,7 +10,7 @@ wrong command (exit status 2) ends the JobSet. `dependsOn` needs JobSet 0.8 or l
 import argparse
 import dataclasses
 import shlex
-from collections.abc import Sequence
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from grm_jax.evals import cli as evaluation
 from grm_jax.judging import cli as judging, shards
 from grm_jax.judging.shards import Shard
 from grm_jax.storage import is_remote
+from launch.checks import ROOT
 from launch.cluster import gke
 from launch.compile.slices import Slice
 from launch.errors import WRONG_COMMAND, LaunchError
@@ -58,7 +59,7 @@ def manifest(run: ShardedRun) -> dict[str, Any]:
             f"--accelerator={run.tpu_slice.name} has {run.tpu_slice.hosts} hosts: a shard runs on "
             "one host; use a smaller type, such as v5litepod-8, and more --shards"
         )
-    args = _parsed(run.command)
+    args = _parsed(run)
     shard = [*run.command, "--shard", f"$((JOB_COMPLETION_INDEX + 1))/{run.count}"]
     if run.command[0] == "judge":
         shard += ["--resume"]
@@ -91,9 +92,9 @@ def manifest(run: ShardedRun) -> dict[str, Any]:
     }
 
 
-def _parsed(command: Sequence[str]) -> argparse.Namespace:
+def _parsed(run: ShardedRun) -> argparse.Namespace:
     """Returns the arguments of the command. Raises LaunchError for those that pods cannot use."""
-    name, *arguments = command or ("",)
+    name, *arguments = run.command or ("",)
     if name not in PARSERS:
         raise LaunchError(
             f"--shards runs grm judge or grm eval: write -- judge IN OUT --model ..., not {name!r}"
@@ -103,8 +104,10 @@ def _parsed(command: Sequence[str]) -> argparse.Namespace:
         if getattr(args, option, None):
             raise LaunchError(f"remove --{option}: the manifest sets it for each shard")
     paths = {"--model": None if args.endpoint else args.model, "--meta_rm": args.meta_rm}
-    for option in ("lora", "tokenizer", "template", "meta_template", "principles", "against"):
+    for option in ("lora", "tokenizer"):
         paths[f"--{option}"] = _file(getattr(args, option, None))
+    for option in ("template", "meta_template", "principles", "against"):
+        _check_committed(f"--{option}", getattr(args, option, None), run.image)
     if name == "judge":
         if not args.input or not args.output:
             raise LaunchError("grm judge in shards needs IN and OUT")
@@ -122,6 +125,20 @@ def _file(value: Any) -> Any:
     """The value of an option that may be a name, if a pod would look for a file of it."""
     is_file = isinstance(value, str) and (value.startswith((".", "/", "~")) or Path(value).exists())
     return value if is_file else None
+
+
+def _check_committed(label: str, value: Any, image: str | None) -> None:
+    """Raises LaunchError for a local file that pods lack: they have the tree, or the image."""
+    path = str(value or "")
+    is_absolute = path.startswith(("/", "~"))
+    if is_remote(path) or (is_absolute and not image):
+        raise LaunchError(f"{label} {path} is read from the pod's disk: commit it to the tree")
+    if path.startswith(".") or Path(path).is_file():
+        tracked = subprocess.run(
+            ["git", "ls-files", "--error-unmatch", "--", path], cwd=ROOT, capture_output=True
+        )
+        if tracked.returncode:
+            raise LaunchError(f"{label} {path} is not committed: pods have the committed tree")
 
 
 def _shards(run: ShardedRun, command: list[str], args: argparse.Namespace) -> dict[str, Any]:

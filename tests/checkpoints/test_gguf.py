@@ -136,18 +136,22 @@ def test_training_loads_and_exports_the_tokenizer_of_a_gguf_file(with_tokenizer,
     assert tokenizer.load(out).encode(text) == own.encode(text)
 
 
-def test_a_chat_template_of_a_gguf_file_is_used(tmp_path):
+@pytest.mark.parametrize("own", [False, True])
+def test_a_chat_template_of_a_gguf_file_is_used_unless_it_is_gemmas(tmp_path, own):
     _, add_tokenizer = add_sentencepiece_tokenizer(tmp_path)
+    check = "raise_exception('Conversation roles must alternate user/assistant/...')"
+    text = f"{{% if false %}}{{{{ {check} }}}}{{% endif %}}" if own else "<<user>> "
 
     def with_template(writer):
         add_tokenizer(writer)
-        writer.add_chat_template("<<user>> {{ messages[0].content }}")
+        writer.add_chat_template(text + "{{ messages[0].content }}")
 
     path = write(tmp_path / "toy.gguf", GEMMA2, {}, add=with_template)
     (tmp_path / "out").mkdir()
     open_checkpoint(path).write_tokenizer(tmp_path / "out")
     loaded = tokenizer.load(tmp_path / "out")
-    text = loaded.decode(loaded.encode_chat([{"role": "user", "content": "the dog"}]))
-    assert text == "<<user>> the dog"
+    ids = loaded.encode_chat([{"role": "user", "content": "the dog"}])
+    expected = "user\nthe dog\nmodel\n" if own else "<<user>> the dog"
+    assert loaded.decode(ids) == expected
     generation = json.loads((tmp_path / "out/generation_config.json").read_text())
     assert generation["eos_token_id"] == [1, loaded.id_of("<end_of_turn>")]

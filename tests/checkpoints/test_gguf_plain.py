@@ -132,3 +132,5 @@ def test_the_judge_takes_the_tokenizer_of_a_gguf_file(tmp_path):
     path = write(tmp_path / "toy.gguf", QWEN2, {}, add=add)
     loaded = load_tokenizer(tmp_path / "elsewhere", path)
     assert loaded.vocab_size == own.get_vocab_size()
+    (tmp_path / "tokenizer.json").write_text("of another model")
+    assert load_tokenizer(tmp_path / "elsewhere", path).vocab_size == own.get_vocab_size()

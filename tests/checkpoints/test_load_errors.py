@@ -175,3 +175,4 @@ def test_int8_weights_load_with_a_named_config(tmp_path):
     save(load(folder, quantize="int8"), tmp_path / "int8")
     cfg = open_checkpoint(folder).model_config()
     assert load(tmp_path / "int8", cfg=cfg).cfg.quantize == "int8"
+    assert load(folder, cfg=cfg.replace(quantize="int8")).cfg.quantize == "int8"

@@ -270,6 +270,26 @@ def test_tool_calls_are_part_of_the_text(tmp_path):
     assert "function_call" not in comparison["query"][1]  # read again, it is not written again
 
 
+@pytest.mark.parametrize(
+    "field, text",
+    [
+        ({"function_call": {}}, "no"),
+        ({"function_call": "auto"}, "no"),
+        ({"tool_calls": []}, "no"),
+        ({"tool_calls": "none"}, "no"),
+        ({"tool_calls": [{"name": None}]}, "no"),
+        ({"tool_calls": {"function": {"name": "f", "arguments": {}}}}, "no\nTool call: f({})"),
+        ({"tool_calls": [{"name": "f", "args": {"a": 1}}]}, 'no\nTool call: f({"a": 1})'),
+        ({"tool_calls": [{"type": "custom", "custom": {"name": "f", "input": "x"}}]},
+         "no\nTool call: f(x)"),
+    ],
+)  # fmt: skip
+def test_tool_calls_of_every_form(tmp_path, field, text):
+    answer = {"role": "assistant", "content": "no", **field}
+    (row,) = read(tmp_path, {"prompt": "p", "chosen": "yes", "rejected": [answer]})
+    assert row.comparison.responses == ("yes", text)
+
+
 def test_the_published_columns_of_step_dpo_are_detected(tmp_path):
     row = {"prompt": "p", "chosen": "step", "rejected": "wrong step"}
     row |= {"full_chosen": "all", "full_rejected": "wrong", "initial_reason_steps": "s"}

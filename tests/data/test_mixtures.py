@@ -348,7 +348,9 @@ def test_equal_ids_of_two_tasks_or_files_are_made_unique_and_orders_stay(tmp_pat
     alone = everything["u_one/train-2"]
     assert dataclasses.replace(alone, id="train-2") == placed_pair(tmp_path / "a/train.jsonl", 2)
     left = sources.judging(config, without={"u_two/train-1/5", "train-2"})
-    assert {c.id for c in left.take(0, 1000)} == expected - {"u_two/train-1/5"}
+    without = {"u_two/train-1/5", *(f"u_{one}/train-2" for one in ("one", "two"))}
+    without |= {f"u_two/train-2/{line}" for line in (6, 9)}  # by the id of the file
+    assert {c.id for c in left.take(0, 1000)} == expected - without
 
 
 def placed_pair(path, number):

@@ -296,6 +296,10 @@ FACTS = "the facts are right"
         ),
         ("2. Tone (33.333%): it is kind", Principle("Tone", 33.333, "it is kind")),
         ("- Brevity 30%: short (20%)", Principle("Brevity", 30.0, "short (20%)")),
+        (
+            "1. Clarity: 30%. The answer is whole (100% of the parts).",
+            Principle("Clarity", 30.0, ". The answer is whole (100% of the parts)."),
+        ),
     ],
 )
 def test_parses_a_line_with_a_principle(line, principle):

@@ -306,3 +306,19 @@ def test_added_tokens_that_the_vocabulary_lacks_are_refused(model_folder):
     (model_folder / "added_tokens.json").write_text('{"<|im_start|>": 320}')
     with pytest.raises(ValueError, match=r"added_tokens.json has '<\|im_start\|>' at 320"):
         tokenizers.load(model_folder)
+
+
+def test_a_saved_byte_level_tokenizer_gives_the_same_ids(tmp_path):
+    names = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
+    (tmp_path / "a").mkdir()
+    folder = byte_level_folder(tmp_path / "a", **names, chat_template="{{ messages[0].content }}")
+    loaded = tokenizers.load(folder)
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(names | {"chat_template": loaded.chat_template, "add_bos_token": True})
+    )
+    with_bos = tokenizers.load(folder)
+    assert with_bos.encode_chat(HELLO) == [with_bos.bos_id, *loaded.encode_chat(HELLO)]
+    assert with_bos.fingerprint != loaded.fingerprint
+    (folder / "tokenizer_config.json").unlink()
+    loaded.save(tmp_path / "b")
+    assert tokenizers.load(tmp_path / "b").encode_chat(HELLO) == loaded.encode_chat(HELLO)

@@ -149,3 +149,5 @@ def test_the_evaluation_notices_queries_of_a_set_that_other_queries_were_held_ou
     queries = rft.trained_queries(tmp_path / "rft", "two")
     assert splits.overlap_key("what is  it?") in queries and len(queries) == 2
     assert rft.trained_queries(tmp_path / "none", "two") == set()
+    (data / rft.READY).write_text("{}")  # of an earlier version
+    assert rft.trained_queries(tmp_path / "rft", "two") == set()

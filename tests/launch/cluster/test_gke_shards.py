@@ -153,9 +153,18 @@ def test_every_slice_of_one_host_has_a_valid_manifest(capsys, name):
         *(
             (
                 [*FLAGS, *SLICE, "--shards", "8", "--", *JUDGE, option, "./mine"],
-                f"{option} ./mine is not in a bucket",
+                f"{option} ./mine is not {where}",
             )
-            for option in ("--lora", "--tokenizer", "--template", "--principles")
+            for option, where in (
+                ("--lora", "in a bucket"),
+                ("--tokenizer", "in a bucket"),
+                ("--template", "committed"),
+                ("--principles", "committed"),
+            )
+        ),
+        (
+            [*FLAGS, *SLICE, "--shards", "8", "--", *JUDGE, "--template", "gs://b/t.jinja"],
+            "--template gs://b/t.jinja is read from the pod's disk: commit it",
         ),
         (
             ["--on", "gke", "--print", "--name", "J", *SLICE, "--image", "i", "--shards", "8"]
@@ -166,3 +175,10 @@ def test_every_slice_of_one_host_has_a_valid_manifest(capsys, name):
 )
 def test_a_wrong_command_prints_one_line(argv, error, refused):
     assert error in refused(argv)
+
+
+def test_a_committed_template_is_accepted(capsys):
+    template = ["--template", "benchmarks/judge_small_model.jinja"]
+    printed(capsys, [*JUDGE, *template])
+    printed(capsys, [*JUDGE, "--template", "grm"])
+    printed(capsys, [*JUDGE, "--template", "/in/the/image.jinja"])  # FLAGS name an image
