@@ -166,8 +166,8 @@ def weight_files(folder: str, index: dict[str, Any] | None, names: Sequence[str]
             )
         return named
     files = sorted(name for name in names if name.endswith(".safetensors"))
-    if len(files) == 1 or whole in files:
-        return [whole] if whole in files else files
+    if len(files) == 1:
+        return files
     if files:
         raise FileNotFoundError(
             f"{folder}: {len(files)} safetensors files and no {INDEX}: download the index, or keep "

@@ -272,7 +272,8 @@ def read(task: str, split: str, feature: str) -> Iterator[str]:
     account = ACCOUNTS.get(f"{task}/{split}")
     log.info("source %s: %d items %s", task, count, account.summary() if account else "")
     if not count:
-        raise ValueError(f"source {task!r} has no items: check its files and its layout")
+        unusable = f" but {dict(account.unusable)}" if account and account.unusable else ""
+        raise ValueError(f"source {task!r} has no items{unusable}: check its files and its layout")
 
 
 def tfds_records(folder: Path, split: str) -> Iterator[dict]:

@@ -319,19 +319,20 @@ def check_settings(folder: Path, config: dict[str, Any], backend: Backend) -> No
     if not isinstance(added, dict):
         raise ValueError(f"{where}: added_tokens_decoder={added!r:.60} is no object: remove it")
     listed = read_json_if_any(folder / "added_tokens.json")
-    for i, token in [*added.items(), *((str(i), {"content": text}) for text, i in listed.items())]:
+    every = [("added_tokens_decoder", i, token) for i, token in added.items()]
+    every += [("added_tokens.json", str(i), {"content": text}) for text, i in listed.items()]
+    for source, i, token in every:
         text = token.get("content") if isinstance(token, dict) else None
         if not i.isdecimal() or not isinstance(text, str):
             raise ValueError(
-                f"{where}: added_tokens_decoder has {token!r:.60} at {i!r:.40}, which should be an "
+                f"{where}: {source} has {token!r:.60} at {i!r:.40}, which should be an "
                 'id with {"content": TEXT}: download the file again'
             )
         pieces = [text, text.replace(" ", "\u2581")]
         if text != IMAGE_TOKEN and int(i) not in map(backend.id_of, pieces):
             raise ValueError(
-                f"{where}: added_tokens_decoder or added_tokens.json has {text!r:.60} at {i:.20}, "
-                f"where the vocabulary has it at {backend.id_of(text)}: give the model's own "
-                "tokenizer.json"
+                f"{where}: {source} has {text!r:.60} at {i:.20}, where the vocabulary has it at "
+                f"{backend.id_of(text)}: give the model's own tokenizer.json"
             )
 
 

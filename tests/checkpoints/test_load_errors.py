@@ -164,12 +164,6 @@ def test_null_key_value_heads_are_as_many_as_heads(tmp_path):
     assert cfg.num_kv_heads == cfg.num_heads == N
 
 
-def test_a_folder_prefers_model_safetensors_as_the_hub_does(tmp_path):
-    folder = write_folder(tmp_path, GEMMA2, tensors(GEMMA2))
-    (folder / "other.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
-    assert load(folder).cfg.d_model == D
-
-
 def test_int8_weights_load_with_a_named_config(tmp_path):
     folder = write_folder(tmp_path / "in", GEMMA2, tensors(GEMMA2))
     save(load(folder, quantize="int8"), tmp_path / "int8")

@@ -242,8 +242,14 @@ def test_comparisons_without_a_best_response_are_dropped_and_an_empty_held_out_s
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with caplog.at_level("INFO"):
         assert sorted(c.id for c in eval_stage.held_out(config)) == ["0", "2"]
-    assert "dropped 2 of 4 comparisons without one best response" in caplog.text
+    assert "'seen': 4, 'malformed': 0, 'unusable': {'no single best response': 2}" in caplog.text
     path.write_text("".join(json.dumps(row) + "\n" for row in rows[1::2]))
+    with pytest.raises(
+        ValueError, match="source 'a' has no items but .'no single best response': 2"
+    ):
+        eval_stage.held_out(config)
+    single = {"query": "q", "responses": ["x"], "label": 1}
+    path.write_text("".join(json.dumps(single | {"id": f"{i}"}) + "\n" for i in range(2)))
     with pytest.raises(
         TrainingError,
         match="none of the 2 comparisons of the evaluation has one best response.*held_out",
