@@ -53,7 +53,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.meta_rm.batch_size = 8
     config.meta_rm.seq_len = 768
     config.meta_rm.comparisons = 300
-    config.meta_rm.rft_trials = 1500
+    config.meta_rm.rft_trials = 2000
     config.meta_rm.held_out = 0.1
 
     config.eval.comparisons = 200

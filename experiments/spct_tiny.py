@@ -103,7 +103,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.meta_rm.comparisons = 5000
     config.meta_rm.samples = 3  # paper, appendix D.1
     config.meta_rm.temperature = 1.0
-    config.meta_rm.rft_trials = 3000  # non-hinted ones
+    config.meta_rm.rft_trials = 4000
     config.meta_rm.held_out = 0.1
 
     # ---------------------------------------------------------------- evaluation

@@ -72,9 +72,8 @@ def train(
     data_folder = as_path(rft_folder) / "data"
     rft.repair(run, data_folder)
     trials = rft_data.read_trials(data_folder / "trials.jsonl")
-    rft_trials = [trial for trial in trials if not trial.hinted][: section.rft_trials]
     policy_trials, policy_fingerprint = sample_policy(run, policy(), as_path(folder) / "samples")
-    data = encode_trials(run, [*rft_trials, *policy_trials])
+    data = encode_trials(run, [*trials[: section.rft_trials], *policy_trials])
     train_rows, held_out_rows = split(data, section.held_out, config.seed)
     counts = len(train_rows), len(held_out_rows), 100 * data.labels.mean()
     log.info("meta RM: %d critiques to train on, %d held out, %.0f%% correct", *counts)

@@ -301,8 +301,10 @@ def _set_sizes(
     _set(config, "rl.steps", _steps(config.rl.epochs * train / config.rl.prompts))
     _set(config, "meta_rm.batch_size", batch(train / 4))
     _set(config, "meta_rm.comparisons", min(train, _SAMPLED))
-    _set(config, "meta_rm.rft_trials", config.rft.comparisons * max(1, config.rft.samples))
-    critiques = config.meta_rm.rft_trials + config.meta_rm.comparisons * config.meta_rm.samples
+    trials = config.rft.samples + config.rft.hinted  # of a comparison; hinted ones are left out
+    _set(config, "meta_rm.rft_trials", config.rft.comparisons * max(1, trials))
+    critiques = config.rft.comparisons * max(1, config.rft.samples)
+    critiques += config.meta_rm.comparisons * config.meta_rm.samples
     epochs = config.meta_rm.epochs * critiques / config.meta_rm.batch_size
     _set(config, "meta_rm.steps", _steps(epochs))
     for stage in (config.rl, config.meta_rm):

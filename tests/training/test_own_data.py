@@ -84,6 +84,8 @@ def test_the_open_fields_come_from_model_data_and_devices(pairs, model_folder, t
     assert config.rl.steps == -(-2 * train // config.rl.prompts)
     assert config.model_overrides.dtype == config.rl.reference_dtype == "float32"
     assert not own_config.is_open(config) and not own_config.is_open(own_data_like_tiny())
+    rft = config.rft  # every trial of the RFT stage, of which hinted ones are left out later
+    assert config.meta_rm.rft_trials == rft.comparisons * (rft.samples + rft.hinted)
 
 
 @pytest.fixture
