@@ -355,3 +355,11 @@ def test_equal_ids_of_two_tasks_or_files_are_made_unique_and_orders_stay(tmp_pat
 
 def placed_pair(path, number):
     return list(read_comparisons(path))[number - 1]
+
+
+def test_a_stage_takes_no_more_comparisons_than_there_are(config, caplog):
+    """More places would repeat them, with the same samples of the same prompts."""
+    source = sources.judging(config)
+    assert source.at_most(500, "meta_rm") == source.size == 70
+    assert "the sources hold 70 comparisons, fewer than meta_rm.comparisons=500" in caplog.text
+    assert source.at_most(9, "meta_rm") == 9
