@@ -91,8 +91,13 @@ def writing(folder: PathLike) -> Iterator[Path]:
         return
     target = Path(os.path.realpath(folder))
     partial, old = (target.with_name(f".{target.name}.{name}") for name in ("partial", "old"))
-    if old.exists() and not target.exists():  # a process was killed between its two renames
-        old.rename(target)
+
+    def put_back() -> None:
+        """Undoes the first of the two renames below."""
+        if old.exists() and not target.exists():
+            old.rename(target)
+
+    put_back()  # a process may have been killed between them
     for leftover in (partial, old):  # of a process that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -104,8 +109,7 @@ def writing(folder: PathLike) -> Iterator[Path]:
             target.rename(old)
         partial.rename(target)
     except BaseException:
-        if old.exists() and not target.exists():
-            old.rename(target)
+        put_back()
         shutil.rmtree(partial, ignore_errors=True)
         raise
     _sync(target.parent)

@@ -192,11 +192,8 @@ def check_options(options: argparse.Namespace) -> None:
     """
 
     def chosen(names: Sequence[str]) -> list[str]:
-        return [
-            f"--{n}"
-            for n in names
-            if getattr(options, n) is not None and getattr(options, n) is not False
-        ]
+        values = {name: getattr(options, name) for name in names}
+        return [f"--{n}" for n, value in values.items() if value is not None and value is not False]
 
     if bool(options.shards) != bool(options.command):
         raise LaunchError("--shards N needs a command after --, such as -- judge IN OUT --model M")
@@ -257,6 +254,12 @@ def check_remote(
     return tpu_slice
 
 
+def is_committed(path: str) -> bool:
+    """Returns whether the committed tree, which workers and pods get, has a path."""
+    command = ["git", "ls-tree", "HEAD", "--", path]
+    return bool(subprocess.run(command, cwd=ROOT, capture_output=True).stdout)
+
+
 def missing_on_workers(config: Any) -> str:
     """An error message about paths that workers cannot read, or "".
 
@@ -269,8 +272,7 @@ def missing_on_workers(config: Any) -> str:
             return "://" not in path
         if not (ROOT / path).exists() and storage.hub_name(path):
             return False
-        command = ["git", "ls-tree", "HEAD", "--", path]
-        return not subprocess.run(command, cwd=ROOT, capture_output=True).stdout
+        return not is_committed(path)
 
     missing = [f"{field} names {path}" for field, path in sources.paths(config) if is_missing(path)]
     if not missing:

@@ -180,7 +180,7 @@ def load(
     if dtype is not None:
         cfg = cfg.replace(dtype=str(dtype), param_dtype=str(param_dtype or dtype))
     if has_head and not cfg.scalar_head:
-        if getattr(reader, "has_no_output_head", False):
+        if reader.has_no_output_head:
             raise ValueError(
                 f"{path} is a classifier without an output head (lm_head.weight), so "
                 "scalar_head=False leaves no language model: give the language model itself"

@@ -133,7 +133,8 @@ def convert(
         bars.TransferSpeedColumn(),
         bars.TimeRemainingColumn(),
     )
-    with tempfile.TemporaryDirectory() as scratch:  # a tokenizer that cannot be written, first
+    # Raises for a tokenizer that cannot be written, before the weights are.
+    with tempfile.TemporaryDirectory() as scratch:
         copy_tokenizer(tokenizer or src, scratch)
     console = Console(stderr=True, force_terminal=sys.stderr.isatty())
     display = bars.Progress(*columns, console=console, disable=not bar)

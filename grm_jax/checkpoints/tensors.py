@@ -29,11 +29,13 @@ class Reader(abc.ABC):
       format: the column of the table of tensor names (`tensor_map.tensor_map`) that applies.
       path: names the checkpoint in errors.
       tensors: by name.
+      has_no_output_head: whether it is a classifier whose untied output head is not stored.
     """
 
     format: str
     path: Any
     tensors: dict[str, Any]
+    has_no_output_head = False
 
     @abc.abstractmethod
     def model_config(self) -> TransformerConfig:

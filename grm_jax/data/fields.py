@@ -101,7 +101,7 @@ def turns(values: Sequence[Any], name: str) -> list[Turn]:
         checked(turn, f"a turn of {name}", dict, "an object with 'role' and 'content'")
         role = turn.get("role") if turn.get("role") is not None else turn.get("from")
         content = turn.get("content") if turn.get("content") is not None else turn.get("value")
-        content, calls = _joined_parts(content), _tool_calls(turn, name)
+        content, calls = _joined_parts(content), _tool_calls(turn)
         if calls and (content is None or isinstance(content, str)):
             content = "\n".join(filter(None, [content, *calls]))
         if not isinstance(role, str) or not isinstance(content, str):
@@ -117,7 +117,7 @@ def turns(values: Sequence[Any], name: str) -> list[Turn]:
     return clean
 
 
-def _tool_calls(turn: Record, name: str) -> list[str]:
+def _tool_calls(turn: Record) -> list[str]:
     """Returns a line for each tool call of a turn: "Tool call: NAME(ARGUMENTS)".
 
     A call is OpenAI's, or LangChain's with `args`. Values of another form are no calls.

@@ -100,9 +100,8 @@ class Engine:
         self._state: cache.State | None = None
         self._reserved: tuple[int, int] | None = None
         self._common: tuple[int, ...] = ()  # tokens of the common prefix
-        self._kept: dict[
-            tuple[int, ...], Any
-        ] = {}  # arrays of common prefixes, by tokens, last last
+        # Arrays of common prefixes, by tokens; that of the last run is last.
+        self._kept: dict[tuple[int, ...], Any] = {}
         self._cancelled: list[int] = []  # slots whose rows still run on the device
 
     def run(self, requests: Sequence[Request]) -> Generator[Completion]:

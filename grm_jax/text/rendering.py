@@ -125,7 +125,7 @@ def load(name_or_path: str | Path) -> Template:
 
 @functools.lru_cache(maxsize=64)
 def _load(path: Path, name: str, mtime: float) -> Template:
-    """Compiles a file. mtime: in the cache key, so that an edited file (unless included) loads."""
+    """Compiles a file, again once `mtime` changes; edits of included files are not noticed."""
     env = sandbox.Environment(
         loader=jinja2.FunctionLoader(functools.partial(_source, [path.parent, FOLDER])),
         undefined=jinja2.StrictUndefined,

@@ -264,8 +264,8 @@ def _principles_end(text: str) -> int:
 def _weight(item: str) -> re.Match[str] | None:
     """The weight of a list item: a percentage in or after its name, or at its end, or any."""
     every, end = list(WEIGHT.finditer(item)), NAME_END.search(item)
-    after = re.compile(r"\s*").match(item, end.end()) if end else None
-    named = [hit for hit in every if after and hit.start() <= after.end()]
+    text = len(item) - len(item[end.end() :].lstrip()) if end else -1  # start of the description
+    named = [hit for hit in every if hit.start() <= text]
     last = [hit for hit in every if hit[0][0] in "([（" and not item[hit.end() :].strip(" \t.")]
     return next(iter([*named, *last, *every]), None)
 

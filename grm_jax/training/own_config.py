@@ -301,7 +301,9 @@ def _set_sizes(
     _set(config, "rl.steps", _steps(config.rl.epochs * train / config.rl.prompts))
     _set(config, "meta_rm.batch_size", batch(train / 4))
     _set(config, "meta_rm.comparisons", min(train, _SAMPLED))
-    trials = config.rft.samples + config.rft.hinted  # of a comparison; hinted ones are left out
+    trials = (
+        config.rft.samples + config.rft.hinted
+    )  # of a comparison; the hinted are left out later
     _set(config, "meta_rm.rft_trials", config.rft.comparisons * max(1, trials))
     critiques = config.rft.comparisons * max(1, config.rft.samples)
     critiques += config.meta_rm.comparisons * config.meta_rm.samples

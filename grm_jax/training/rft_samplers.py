@@ -287,7 +287,7 @@ def file(path: str | Path) -> Sampler:
         reply = queue.popleft()
         order = tuple(range(n)) if reply.order is None else reply.order
         if shown := responses.get(key):
-            places = stable_positions(shown, comparison.responses)
+            places = _positions(shown, comparison.responses)
             order = tuple(places[i] if 0 <= i < n else i for i in order)
         if sorted(order) != list(range(n)):
             raise TrainingError(
@@ -299,7 +299,7 @@ def file(path: str | Path) -> Sampler:
     return lambda requests: [next_of(request) for request in requests]
 
 
-def stable_positions(texts: Sequence[str], others: Sequence[str]) -> list[int]:
+def _positions(texts: Sequence[str], others: Sequence[str]) -> list[int]:
     """Returns the position of each text in `others`, which has the same; equal ones in turn."""
     positions: dict[str, deque[int]] = defaultdict(deque)
     for i, other in enumerate(others):

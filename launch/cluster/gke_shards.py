@@ -10,7 +10,6 @@ wrong command (exit status 2) ends the JobSet. `dependsOn` needs JobSet 0.8 or l
 import argparse
 import dataclasses
 import shlex
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from grm_jax.evals import cli as evaluation
 from grm_jax.judging import cli as judging, shards
 from grm_jax.judging.shards import Shard
 from grm_jax.storage import is_remote
-from launch.checks import ROOT
+from launch.checks import is_committed
 from launch.cluster import gke
 from launch.compile.slices import Slice
 from launch.errors import WRONG_COMMAND, LaunchError
@@ -122,7 +121,7 @@ def _parsed(run: ShardedRun) -> argparse.Namespace:
 
 
 def _file(value: Any) -> Any:
-    """The value of an option that may be a name, if a pod would look for a file of it."""
+    """Returns the value of an option if it names a local file; None for a name on the Hub."""
     is_file = isinstance(value, str) and (value.startswith((".", "/", "~")) or Path(value).exists())
     return value if is_file else None
 
@@ -133,12 +132,9 @@ def _check_committed(label: str, value: Any, image: str | None) -> None:
     is_absolute = path.startswith(("/", "~"))
     if is_remote(path) or (is_absolute and not image):
         raise LaunchError(f"{label} {path} is read from the pod's disk: commit it to the tree")
-    if path.startswith(".") or Path(path).is_file():
-        tracked = subprocess.run(
-            ["git", "ls-files", "--error-unmatch", "--", path], cwd=ROOT, capture_output=True
-        )
-        if tracked.returncode:
-            raise LaunchError(f"{label} {path} is not committed: pods have the committed tree")
+    is_file = path.startswith(".") or (Path(path).is_file() and not is_absolute)
+    if is_file and not is_committed(path):
+        raise LaunchError(f"{label} {path} is not committed: pods have the committed tree")
 
 
 def _shards(run: ShardedRun, command: list[str], args: argparse.Namespace) -> dict[str, Any]:
