@@ -108,7 +108,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.meta_rm.samples = 3  # paper, appendix D.1: N critiques of the policy
     config.meta_rm.first_item = 0  # not in the paper
     config.meta_rm.comparisons = 50_000  # not in the paper
-    # Not in the paper. The number includes hinted trials, which are then left out.
+    # Not in the paper. The number includes hinted trials, which are then dropped.
     config.meta_rm.rft_trials = 500_000
     config.meta_rm.temperature = 0.5  # not in the paper; the value of its evaluations
     config.meta_rm.held_out = 0.02  # not in the paper

@@ -8,8 +8,8 @@ sampled scores before it.
 Gemma encodes 10 as two tokens, "1" and "0": P(10) = P(1) P(0 | 1), and P(1 alone) =
 P(1) (1 - P(0 | 1)). P(0 | 1) needs a "1" in that place, which the critique may not have.
 
-One pass has all critiques of a comparison: what its prompts begin with, the rest of each prompt,
-the critiques of each, and the first digits to try, each once (`Row`).
+One pass has critiques of one comparison, as many as fit: what their prompts begin with, the rest of
+each prompt, the critiques, and the first digits to try, each once (`Row`).
 
 Source of the idea: judgement distributions (arXiv 2503.03064).
 """
@@ -70,13 +70,13 @@ class Row:
         for position, token in enumerate(tokens, start):
             self.slots.append((token, position, position, order, critique, False))
 
-    def try_token(self, token: int, position: int, order: int, critique: int) -> int:
+    def add_alternative(self, token: int, position: int, order: int, critique: int) -> int:
         """Appends a token in place of the critique's at `position`; returns its slot."""
         self.slots.append((token, position, position - 1, order, critique, True))
         return len(self.slots) - 1
 
-    def ask(self, slot: int, tokens: Sequence[int]) -> int:
-        """Asks for the log-probabilities of tokens after a slot; returns the query's number."""
+    def add_query(self, slot: int, tokens: Sequence[int]) -> int:
+        """Adds a query for the log-probabilities of tokens after a slot; returns its number."""
         self.queries.append(slot)
         self.targets.append(list(tokens))
         return len(self.queries) - 1
@@ -169,14 +169,14 @@ class ExpectedScores:
             begin = len(row.slots)
             row.add(ids, len(prompt_ids), order, number)
             for place in places:
-                query = row.ask(
+                query = row.add_query(
                     begin + place.index - 1, sorted({*place.whole.values(), *place.first_digits})
                 )
                 tries = {}
                 for first in sorted(place.first_digits):
                     seconds = [second for digit, second in place.digits.values() if digit == first]
-                    slot = row.try_token(first, len(prompt_ids) + place.index, order, number)
-                    tries[first] = row.ask(slot, seconds)
+                    slot = row.add_alternative(first, len(prompt_ids) + place.index, order, number)
+                    tries[first] = row.add_query(slot, seconds)
                 queried.append((place, query, tries))
         probs_MxW = np.exp(self.log_probs(row))
         all_masses = [_place_masses(row, probs_MxW, *one) for one in queried]

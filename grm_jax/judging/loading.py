@@ -52,8 +52,8 @@ class LoadOptions:
     prompt_slots: int | None = None
     rows: int | None = None
 
-    # No verdict depends on the batch. Tokenizer and template count by their content, in the judge,
-    # and so does the adapter, in the judge's name.
+    # No verdict depends on the batch. The identity has tokenizer and template by their content, and
+    # the adapter in the judge's name.
     FREE: ClassVar[tuple[str, ...]] = ("prompt_slots", "rows", "tokenizer", "meta_template", "lora")
 
     def settings(self) -> dict[str, Any]:
@@ -241,7 +241,7 @@ def model_name(path: str | Path, judge: bool = False) -> str:
 def _checked_name(path: str | Path, judge: bool = False, lora: str | Path | None = None) -> str:
     """Returns `model_name` of a checkpoint, followed by "+" and that of its adapter.
 
-    To read another folder, or a device, may never end: these are refused.
+    Other folders and devices are refused, because reading them may never end.
     """
     if not storage.hub_name(path) and (local := storage.fetch(path).resolve()).exists():
         checkpoints.refuse_run_folder(local, judge)
@@ -262,7 +262,7 @@ def folder_name(path: str | Path) -> str:
 
 
 def _is_own_file(file: Path) -> bool:
-    """Whether a file may be read on its folder's word; the loaders refuse the others."""
+    """Returns whether `check_file` accepts a file; the loaders refuse the others."""
     try:
         return bool(model_files.check_file(file))
     except (ValueError, OSError):

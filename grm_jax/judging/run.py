@@ -118,12 +118,12 @@ def judge_rows(
 
     While the run is in progress its rows are in OUT.part (`RunStore`). A row that cannot be judged
     becomes an error row with the reason. A resumed run keeps the rows of a finished output that has
-    only some of the input rows. It judges again the error rows of which an endpoint answered no
+    only some of the input rows, and judges error rows again for which an endpoint answered no
     request.
 
     Args:
-      digest: returns a hash of everything in the given rows' input that verdicts depend on; output
-        rows keep 12 digits of it.
+      digest: returns a hash of what verdicts depend on in the input of the given rows; output rows
+        have its first 12 digits.
       selection: what else a resumed run must have in common with the earlier one.
 
     Raises:
@@ -247,8 +247,8 @@ def judge_into(
 ) -> None:
     """Judges the rows that the store lacks, and appends them to it.
 
-    A store in one file gets each row as soon as it is judged; a folder of parts gets chunks, and
-    what is judged of a chunk every `PART_SECONDS`.
+    A store in one file gets each row as soon as it is judged. A folder gets a part when a chunk is
+    complete, or after `PART_SECONDS`.
 
     Args:
       identity: what `run_identity` returns.

@@ -117,7 +117,9 @@ def full_attention_parts(
     segment_ids_BxL: jax.Array,
     branches: bool = False,
 ) -> Callable[[LayerRef, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """Returns the same attention as a function to (o_BxLxNxH, lse_BxLxN), for `merge_parts`.
+    """Returns the XLA attention of `full_attention` as a function to (o_BxLxNxH, lse_BxLxN).
+
+    `merge_parts` merges them with other parts.
 
     branches: see `self_attention`.
     """

@@ -6,8 +6,8 @@ PROMPT_BUCKETS = (
     *(32, 64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192),
     *(16384, 32768, 65536, 131072),
 )
-# Steps of a third and a half: a decode step reads the whole ring, so that on average a sixth of
-# what it reads has not been written yet.
+# Each is a third or a half larger than the one before, up to 8192: a decode step reads the whole
+# ring, so that on average a sixth of what it reads has not been written yet.
 RING_BUCKETS = (
     *(32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192),
     *(12288, 16384, 32768, 65536, 131072),

@@ -6,8 +6,7 @@ sharded.
 A filter is a threshold on the logits. A radix search over the bits of the floats finds the largest
 threshold whose survivors reach a target (k of them, or a share of the probability) exactly: 8
 passes of 16-way comparisons instead of a sort. The draw inverts the cumulative distribution with
-one uniform
-number per row: block sums first, then inside one block.
+one uniform number per row: block sums first, then inside one block.
 """
 
 from typing import Any, NamedTuple

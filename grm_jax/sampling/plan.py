@@ -17,7 +17,7 @@ from grm_jax.sampling.request import Request, check
 SHARE = 0.85  # of a device's memory; the rest is for activations, fragmentation and the runtime
 LOGITS_COPIES = 4  # float32 [rows, vocabulary] arrays alive while a token is chosen
 MAX_SLOTS = 64  # prompts at once, unless the caller sets prompt_slots
-FULL_PROMPTS = 8  # by default as many rows as the samples of so many prompts, few enough to refill
+FULL_PROMPTS = 8  # rows for the samples of so many prompts; those of further prompts refill them
 # Rows per batch shard of an accelerator: below it, a step takes as long as reading the weights
 # does, however few rows there are (v5e: 197 TFLOP/s over 819 GB/s are 240 FLOPs per byte, and a
 # bfloat16 weight is 2 bytes and 2 FLOPs a row).
@@ -28,8 +28,8 @@ SMALL_MODEL, FIXED_ROWS = 30_000_000, 64  # parameters, rows
 # Share of finished rows at which a segment ends, so that waiting samples take their rows. A step of
 # a small model on a CPU takes less time than an update by the host: fewer updates, more idle rows.
 IDLE, SMALL_MODEL_IDLE = 0.05, 0.25
-# (samples per prompt, on average; rows per prompt): fewer rows than samples, so that they are
-# refilled, and few sizes, so that files of other numbers of responses compile nothing new.
+# (samples per prompt, on average; rows per prompt). Fewer rows than samples, so that finished rows
+# are refilled; three sizes, so that inputs with other numbers of responses compile nothing new.
 FIXED_ROWS_PER_PROMPT = ((12, 8), (1.75, 2), (0, 1))
 GIB = 2.0**30
 

@@ -107,7 +107,7 @@ def groups(
 def better(
     kept: tuple[int, ...], best: tuple[int, ...], prompts: Sequence[Tokens]
 ) -> tuple[int, ...]:
-    """Returns the kept prefix if it saves about as much as the best one, whose prefill costs.
+    """Returns the kept prefix if it saves `KEPT_SHARE` of what the best one does after its prefill.
 
     It is returned only if it leaves no prompt longer than the best one does.
     """

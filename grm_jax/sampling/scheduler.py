@@ -134,7 +134,7 @@ class Engine:
             find_prefill_groups(
                 slots, self.P, functools.partial(prompt_bucket, few=self.few_shapes)
             )
-        # Shortest prompts first, of equal ones the last; those of a group side by side.
+        # In order of the prefill's length, later requests first, those of a group side by side.
         last = {id(slot.prefill_group or slot): slot.request_index for slot in slots}
 
         def place(slot: _Slot) -> tuple[int, ...]:

@@ -120,7 +120,9 @@ Slots = list[Slot | None]
 
 
 def find_prefill_groups(slots: Sequence[Slot], largest: int, bucket: Callable[[int], int]) -> None:
-    """Sets `prefill_group` of requests of a `group` that share tokens, where one row is shorter.
+    """Sets `prefill_group` of requests whose prefill in one row is shorter than one by one.
+
+    These are requests of one `Request.group` that share tokens after the common prefix.
 
     Args:
       largest: most requests of a prefill group.
@@ -171,8 +173,8 @@ def per_prompt(slots: Sequence[Slot], cfg: TransformerConfig) -> dict[str, Any]:
     """Returns the state's `_P` and `_PxE` fields of the slots' requests."""
     batch = [slot.request for slot in slots]
     stops = np.full((len(batch), MAX_STOP_TOKENS), -1, np.int32)
-    for padded, request in zip(stops, batch):
-        padded[: len(request.stop)] = request.stop
+    for row, request in zip(stops, batch):
+        row[: len(request.stop)] = request.stop
     return {
         "prompt_length_P": np.array([len(r.prompt) for r in batch], np.int32),
         "common_length_P": np.array([slot.common for slot in slots], np.int32),

@@ -301,7 +301,7 @@ def warm_up(service: Service) -> None:
         for size in program_sizes(max(total, ROW_TOKENS)):
             row = Row()
             row.add([token] * size, 0)
-            row.ask(0, [token])
+            row.add_query(0, [token])
             judge.expected.log_probs(row)
 
 

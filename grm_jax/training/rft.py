@@ -38,7 +38,7 @@ from grm_jax.training.rft_samplers import make_sampler, open_replies, stored
 log = logging.getLogger(__name__)
 READY = "ready.json"  # written last
 MADE_FROM = "made_from"  # its field with the settings
-# Fields of config.data that the set is free of; of held_out, but for the comparisons themselves.
+# Fields of config.data that may change. `held_out` counts by the comparisons that it removes.
 _FREE = ("folder", "held_out", "max_skipped")
 
 _WAYS_ON = (
@@ -140,8 +140,8 @@ def prepare(
 ) -> sft.Encoded:
     """Returns the tokenised training set, built on the first call and loaded from `folder` after.
 
-    A set with a damaged file is built again, from the stored samples; one that was built with other
-    settings as well, unless training on it has begun. Data sources are indexed in `workdir`, if it
+    A set with a damaged file is built again, from the stored samples. So is one of other settings,
+    unless training on it has begun. Data sources are indexed in `workdir`, if it
     is given. Also writes examples.jsonl, trials.jsonl (every sample with its outcome, for the meta
     RM) and outcomes.json. Raises ValueError if the set is empty.
     """

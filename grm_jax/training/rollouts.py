@@ -278,7 +278,7 @@ def rescaled(
     """Rescales the metrics of an update to means over the completions that count.
 
     The update divides by all completions. Adds `kl_sequence` in nats per completion: the sum of
-    log(policy / reference) over its tokens, an unbiased estimate of KL(policy || reference).
+    log(sampler / reference) over its tokens, an unbiased estimate of KL(sampler || reference).
 
     Args:
       metrics: of the update.

@@ -221,8 +221,8 @@ def test_log_probs_are_replicated_over_the_mesh(model):
     mesh = make_mesh(2, 2, 2)
     row = Row()
     row.add([7, 7, 7, 7], 0)
-    row.ask(1, [5, 9])
-    row.ask(3, [7])
+    row.add_query(1, [5, 9])
+    row.add_query(3, [7])
     with jax.set_mesh(mesh):
         placed = build_model(model.cfg, nnx.Rngs(0))
         nnx.update(
