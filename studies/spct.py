@@ -232,8 +232,9 @@ def aggregate(runs: dict[str, list[Run]], prompts: Sequence[str] | None = None) 
 
 def points(estimate: dict, sign: str = "+") -> str:
     """ "+1.2 (-0.3 to +2.7)", in percentage points."""
-    mean, low, high = (f"{100 * estimate[key]:{sign}.1f}" for key in ("mean", "low", "high"))
-    return f"{mean} ({low} to {high})"
+    keys = ("mean",) if estimate["low"] is None else ("mean", "low", "high")
+    mean, *interval = (f"{100 * estimate[key]:{sign}.1f}" for key in keys)
+    return f"{mean} ({' to '.join(interval)})" if interval else mean
 
 
 def as_text(study: dict) -> str:

@@ -18,17 +18,17 @@ from numpy.typing import ArrayLike
 
 from grm_jax.evals.benchmark import Categories, Metrics, weighted_mean
 from grm_jax.evals.judged import JudgedComparison
+from grm_jax.judging.pairs import interval
 from grm_jax.types import Comparison
 
 DRAWS = 1000  # of `grm eval`
 STAGE_DRAWS = 2000  # of the stage `eval` and of studies, whose metric is a plain mean
-LEVEL = 0.95
 MetricFunction = Callable[[np.ndarray], Metrics]  # weights_I -> metrics
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A value with its interval; None bounds for one prompt, or if few draws have a value."""
+    """A value with its interval; None bounds where the draws do not give one (`Resampler`)."""
 
     value: float
     low: float | None = None
@@ -42,6 +42,8 @@ class Estimate:
 
 class Resampler:
     """Draws bootstrap weights: how often each comparison occurs in a resample.
+
+    An interval needs a subset of several prompts, as others do not vary; see also `interval`.
 
     Args:
       prompts: one key per comparison; comparisons with equal keys are drawn together.
@@ -96,7 +98,8 @@ class Resampler:
         return {name: Estimate(value, *self._bounds(drawn)) for name, (value, drawn) in values}
 
     def _bounds(self, drawn: Sequence[float]) -> tuple[float | None, float | None]:
-        return interval(drawn) if self.num_prompts > 1 else (None, None)
+        varies = any(len(members) > 1 for members in self.strata)
+        return interval(drawn, self.num_prompts) if varies else (None, None)
 
     def headline(self, metrics: MetricFunction) -> Estimate:
         """Computes the first metric with its interval."""
@@ -133,33 +136,24 @@ class Resampler:
     def difference(self, baseline: MetricFunction, treatment: MetricFunction) -> dict[str, dict]:
         """Computes treatment - baseline on the same draws: interval and two-sided p-value.
 
-        Both are None for one prompt.
+        Without an interval p is None, or 1 if all draws are 0.
         """
 
         def metrics(weights_I: np.ndarray) -> Metrics:
             base, treated = baseline(weights_I), treatment(weights_I)
             return {name: treated[name] - base[name] for name in base if name in treated}
 
-        several = self.num_prompts > 1
-        return {
-            name: Estimate(value, *self._bounds(drawn)).as_json()
-            | {"p": p_value(drawn) if several else None}
-            for name, (value, drawn) in self.draw(metrics).items()
-        }
+        differences = {}
+        for name, (value, drawn) in self.draw(metrics).items():
+            estimate = Estimate(value, *self._bounds(drawn))
+            is_known = estimate.low is not None or not any(drawn)
+            differences[name] = estimate.as_json() | {"p": p_value(drawn) if is_known else None}
+        return differences
 
 
 def prompt_key(comparison: Comparison) -> str:
     """The chat turns as one string: comparisons of one query share it."""
     return json.dumps(comparison.turns)
-
-
-def interval(values: Sequence[float], level: float = LEVEL) -> tuple[float | None, float | None]:
-    """The percentile interval of draws; None where fewer than half of them have a value."""
-    known = np.array([value for value in values if not math.isnan(value)])
-    if len(known) < max(2, len(values) / 2):
-        return None, None
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def p_value(differences: Sequence[float]) -> float | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from grm_jax.judging import summary
-from grm_jax.judging.codec import Row
+from grm_jax.judging.codec import OutputRow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,29 +16,29 @@ class Example:
     """A row of `grm judge`, the kind that it stands for, and a sentence that says why."""
 
     kind: str
-    row: Row
+    row: OutputRow
     sentence: str
 
 
-def right_critiques(row: Row) -> tuple[int, int]:
+def right_critiques(row: OutputRow) -> tuple[int, int]:
     """Returns how many critiques name the best response alone, and how many there are."""
     parsed = [c for c in row["critiques"] if c["status"] == "ok"]
     return sum(summary.grade(row, c["scores"]) == 1 for c in parsed), len(row["critiques"])
 
 
-def _share(row: Row) -> float:
+def _share(row: OutputRow) -> float:
     right, count = right_critiques(row)
     return right / max(1, count)
 
 
-def _margin(row: Row) -> float:
+def _margin(row: OutputRow) -> float:
     """Returns the distance of the two highest scores."""
     first, second = sorted(row["scores"], reverse=True)[:2]
     return first - second
 
 
 # Kind -> (whether a row is of the kind, its key). In the order of choice, the rarest kinds first.
-KINDS: dict[str, tuple[Callable[[Row], bool], Callable[[Row], Any]]] = {
+KINDS: dict[str, tuple[Callable[[OutputRow], bool], Callable[[OutputRow], Any]]] = {
     "saved by the vote": (
         lambda row: summary.grade(row) == 1 and 0 < _share(row) <= 0.6,
         lambda row: (_share(row), -_margin(row)),
@@ -60,10 +60,10 @@ KINDS: dict[str, tuple[Callable[[Row], bool], Callable[[Row], Any]]] = {
 SHOWN = ("right", "wrong", "unanimous", "flipped by order", "saved by the vote")
 
 
-def choose(rows: Sequence[Row]) -> list[Example]:
+def choose(rows: Sequence[OutputRow]) -> list[Example]:
     """Returns at most one example of each kind, each of another row, in the order of SHOWN."""
     rows = [row for row in rows if not row.get("error") and summary.best_labels(row)]
-    chosen: dict[str, Row] = {}
+    chosen: dict[str, OutputRow] = {}
     for kind, (belongs, key) in KINDS.items():
         taken = [row["line"] for row in chosen.values()]
         if members := [row for row in rows if row["line"] not in taken and belongs(row)]:
@@ -71,7 +71,7 @@ def choose(rows: Sequence[Row]) -> list[Example]:
     return [Example(kind, chosen[kind], sentence(chosen[kind])) for kind in SHOWN if kind in chosen]
 
 
-def sentence(row: Row) -> str:
+def sentence(row: OutputRow) -> str:
     """Returns "14 of 32 critiques name the best response, and the vote does."."""
     right, count = right_critiques(row)
     credit = summary.grade(row)

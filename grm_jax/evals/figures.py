@@ -6,6 +6,7 @@ Values and bounds are shares, drawn in percent.
 """
 
 import dataclasses
+import html
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from grm_jax.storage import open_atomic
 
 INK, FAINT = "#1d2329", "#c9ced3"  # an SVG has the page's text colour and --faint instead
 COLOURS = ("#2f6fb0", "#b5651d", "#3c8d5a", "#8a4fb0", "#a83250", "#5a6b78", "#7a8f2a")
+MARKERS = "oD^vP"  # of the lines of each further round of the colours
 WIDTH = 4.3  # inches; fits a phone unscaled
 
 
@@ -48,11 +50,27 @@ def style_axes(axes: Any) -> None:
     axes.set_axisbelow(True)
 
 
+def plain(text: str) -> str:
+    """Returns a text as matplotlib draws it unchanged.
+
+    It parses $...$ as mathematics, and its legends skip labels that begin with "_".
+    """
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
+def numbered_line(
+    number: int, label: str, points: Sequence[tuple[float, Mapping]], **style: Any
+) -> Line:
+    """Returns the line of a number from 0 in a plot: no two have the same colour and marker."""
+    turn, place = divmod(number, len(COLOURS))
+    return Line(label, points, COLOURS[place], {"marker": MARKERS[turn % len(MARKERS)]} | style)
+
+
 def set_labels(axes: Any, x: str = "", y: str = "", title: str = "") -> None:
     """Sets the axis labels and the title in the project's style."""
-    axes.set_xlabel(x, color=INK, fontsize=9)
-    axes.set_ylabel(y, color=INK, fontsize=9)
-    axes.set_title(title, color=INK, fontsize=10)
+    axes.set_xlabel(plain(x), color=INK, fontsize=9)
+    axes.set_ylabel(plain(y), color=INK, fontsize=9)
+    axes.set_title(plain(title), color=INK, fontsize=10)
 
 
 def draw_lines(axes: Any, lines: Sequence[Line], x_base: int = 2) -> None:
@@ -61,7 +79,7 @@ def draw_lines(axes: Any, lines: Sequence[Line], x_base: int = 2) -> None:
         xs = [x for x, _ in line.points]
         style = {"marker": "o", "markersize": 4, "linewidth": 1.6} | dict(line.style)
         values = [100 * point["value"] for _, point in line.points]
-        axes.plot(xs, values, color=line.colour, label=line.label, **style)
+        axes.plot(xs, values, color=line.colour, label=plain(line.label), **style)
         low, high = zip(*([100 * bound for bound in bounds(point)] for _, point in line.points))
         axes.fill_between(xs, low, high, color=line.colour, alpha=0.13, linewidth=0)
     axes.set_xscale("log", base=x_base)
@@ -84,7 +102,8 @@ def draw_level(
 ) -> None:
     """Draws a horizontal line at a share; nothing for None."""
     if value is not None:
-        axes.axhline(100 * value, color=colour, linewidth=1, linestyle=style, label=label or None)
+        name = plain(label) or None
+        axes.axhline(100 * value, color=colour, linewidth=1, linestyle=style, label=name)
 
 
 def draw_interval(axes: Any, y: float, estimate: Mapping, colour: str = INK, **style: Any) -> None:
@@ -97,7 +116,7 @@ def draw_names(axes: Any, names: Sequence[str], **style: Any) -> None:
     """Labels the rows of a horizontal plot, the first on top, with a vertical grid."""
     axes.grid(axis="x", color=FAINT, linewidth=0.4, alpha=0.5)
     axes.grid(axis="y", visible=False)
-    axes.set_yticks(range(len(names)), names, **style)
+    axes.set_yticks(range(len(names)), list(map(plain, names)), **style)
     axes.invert_yaxis()
 
 
@@ -136,7 +155,7 @@ def to_svg(figure: Any, title: str) -> str:
         svg = svg.replace(colour, f"var(--c{i}, {colour})")
     svg = re.sub(
         r'<svg [^>]*?viewBox="([^"]+)"[^>]*>',
-        rf'<svg viewBox="\1" role="img" aria-label="{title}">',
+        lambda match: f'<svg viewBox="{match[1]}" role="img" aria-label="{html.escape(title)}">',
         svg,
         count=1,
     )

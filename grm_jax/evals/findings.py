@@ -10,7 +10,8 @@ from typing import Any
 from grm_jax.display import counted
 from grm_jax.evals.bootstrap import Resampler
 from grm_jax.evals.cells import Cell, difference
-from grm_jax.evals.tables import FEW, percent
+from grm_jax.evals.tables import percent
+from grm_jax.judging.pairs import FEW
 
 VOTES = 8  # of the paper's tables
 NAMES = {"rft": "RFT", "rl": "RL"}

@@ -14,7 +14,7 @@ from grm_jax.evals import biases, content_blind, scaling
 from grm_jax.evals.benchmark import Benchmark, is_tie
 from grm_jax.evals.bootstrap import DRAWS, MetricFunction, Resampler, mcnemar
 from grm_jax.evals.judged import JudgedComparison
-from grm_jax.judging.summary import mean
+from grm_jax.judging.summary import error_kinds, mean
 from grm_jax.types import FAILED
 
 SHOWN_BASELINES = ("longest", "first")
@@ -111,15 +111,16 @@ def headline_rule(benchmark: Benchmark, judged: Sequence[JudgedComparison]) -> s
 
 
 def parsing(judged: Sequence[JudgedComparison]) -> dict:
-    """Critiques by status, comparisons without any score, the share of ties, tokens."""
+    """Critiques by status, comparisons without any score, kinds of errors, ties, tokens."""
     critiques = [c for j in judged for c in j.critiques]
+    errors = error_kinds({"reason": j.error} for j in judged if j.error)
     several = [j for j in judged if j.scores is not None and j.comparison.n > 1]
     return {
         "critiques": len(critiques),
         "statuses": dict(Counter(c.status for c in critiques)),
         "parsed": mean(c.status == "ok" for c in critiques if c.status != FAILED),
         "unparsed": sum(j.scores is None for j in judged),
-        "errors": dict(Counter(j.error for j in judged if j.error).most_common(5)),
+        "errors": {first["reason"]: count for first, count in errors},
         "ties": mean(map(is_tie, several)),
         "tokens_per_critique": mean(c.tokens for c in critiques),
     }

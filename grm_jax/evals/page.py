@@ -1,10 +1,12 @@
 """The results page of `grm eval`: one self-contained HTML file for desktop and phone."""
 
 import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from grm_jax.display import counted
 from grm_jax.evals import plots, tables
 from grm_jax.evals.benchmarks import BENCHMARKS
 from grm_jax.evals.content_blind import CONTENT_BLIND
@@ -12,6 +14,7 @@ from grm_jax.evals.figures import bounds
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_BARS = 30
+MAX_REASONS = 5
 
 
 def render(template: str, **values: Any) -> str:
@@ -45,12 +48,14 @@ def page(entries: Sequence[Mapping]) -> str:
 def card(entry: Mapping) -> dict:
     """The values that the template shows of one benchmark."""
     value, parsing = tables.headline(entry), entry["parsing"]
+    reasons = Counter(parsing["errors"]).most_common()
     picked, right = (entry["length"][key] for key in ("longest_picked", "longest_right"))
     return {
         "entry": entry,
         "judge": tables.judge_line(entry),
         "value": tables.percent(value["value"]),
-        "span": tables.span(value),
+        "span": tables.span(tables.shown(entry, value)),
+        "few": tables.few_line(entry),
         "bars": bars(entry),
         "rules": [
             (name, tables.percent(tables.headline(entry, name)["value"]), text)
@@ -64,6 +69,9 @@ def card(entry: Mapping) -> dict:
         "against": tables.against_line(entry) if "against" in entry else None,
         "statuses": ", ".join(f"{n} {status}" for status, n in parsing["statuses"].items()),
         "parsed": tables.percent(parsing["parsed"]),
+        "unscored": counted(parsing["unparsed"], "comparison"),
+        "reasons": reasons[:MAX_REASONS],
+        "others": sum(count for _, count in reasons[MAX_REASONS:]),
         "ties": None if parsing["ties"] is None else tables.percent(parsing["ties"]),
         "longest": right
         and f"picked {tables.percent(picked and picked['value'])}, "
@@ -94,7 +102,7 @@ def bars(entry: Mapping) -> list[dict]:
 
     shown = []
     for name in names[:MAX_BARS]:
-        metric = metrics[name]
+        metric = tables.shown(entry, metrics[name])
         if metric["value"] is not None:
             low, high = bounds(metric)
             bar = {

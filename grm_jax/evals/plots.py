@@ -71,13 +71,13 @@ def scaling(cells: Sequence[Cell], height: float = 5, width: float = 7.5) -> Any
         if cell.method not in ("Rule", "Greedy"):
             groups.setdefault((cell.model, cell.method), []).append(cell)
     figure, axes = new_axes(height, width)
-    lines = []
-    for colour, ((model, method), members) in zip(figures.COLOURS * 4, groups.items()):
+    lines: list[Line] = []
+    for (model, method), members in groups.items():
         points = [(c.k, {"value": c.accuracy, "low": c.low, "high": c.high}) for c in members]
-        lines.append(Line(f"{model}, {method}@k", points, colour))
+        lines.append(figures.numbered_line(len(lines), f"{model}, {method}@k", points))
         for greedy in cells:
             if (greedy.model, greedy.method, method) == (model, "Greedy", "Voting"):
-                draw_level(axes, greedy.accuracy, ":", colour=colour)
+                draw_level(axes, greedy.accuracy, ":", colour=lines[-1].colour)
     draw_lines(axes, lines)
     figures.set_labels(axes, "samples k", "accuracy (%)", "Inference-time scaling (dotted: greedy)")
     figures.draw_legend(axes)

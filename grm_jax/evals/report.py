@@ -15,7 +15,7 @@ from grm_jax.evals.figures import save_png, to_svg
 from grm_jax.evals.page import render
 from grm_jax.evals.tables import MISSING, signed
 from grm_jax.judging import report as viewer
-from grm_jax.judging.codec import Row
+from grm_jax.judging.codec import OutputRow
 from grm_jax.storage import as_path, write_atomic
 
 HEADINGS = {
@@ -53,7 +53,7 @@ class Report:
     cells: Sequence[Cell]
     facts: Mapping[str, Mapping]
     config: str
-    rows: Sequence[Row] = ()
+    rows: Sequence[OutputRow] = ()
     training: Sequence[Mapping] = ()
     panels: Mapping[str, str] = dataclasses.field(default_factory=dict)
 

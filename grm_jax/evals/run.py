@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grm_jax import strict_json
-from grm_jax.data.comparisons import Row
+from grm_jax.data.comparisons import InputRow
 from grm_jax.data.records import read_records, strict_records
 from grm_jax.display import shown
 from grm_jax.evals.benchmark import Benchmark
@@ -130,11 +130,11 @@ def write_rows(rows: Iterable[Mapping], path: Any) -> None:
     write_atomic(path, "".join(strict_json.dumps(row) + "\n" for row in rows))
 
 
-def _rows(comparisons: Sequence[Comparison]) -> list[Row]:
-    return [Row(number, c, id=c.id) for number, c in enumerate(comparisons, start=1)]
+def _rows(comparisons: Sequence[Comparison]) -> list[InputRow]:
+    return [InputRow(number, c, id=c.id) for number, c in enumerate(comparisons, start=1)]
 
 
-def _digest(rows: Sequence[Row]) -> str:
+def _digest(rows: Sequence[InputRow]) -> str:
     return fingerprint([row.comparison for row in rows if row.comparison is not None])
 
 

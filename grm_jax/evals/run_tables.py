@@ -12,6 +12,7 @@ from grm_jax.evals import paper
 from grm_jax.evals.scaling import META, all_kinds
 from grm_jax.evals.tables import markdown_table, percent, print_table, with_span, wrapped
 
+SINGLE = "single"  # one critique, or scores without critiques
 KS = (1, 8, 32)  # the paper's table 3
 TERMINAL_WIDTH = 66  # of the columns of values; those that do not fit are in a further table
 Runs = Mapping[str, Mapping[str, dict]]  # run -> benchmark -> entry
@@ -104,7 +105,7 @@ def table_2(runs: Runs) -> dict:
     rows = [_printed(row) for row in paper.TABLE_2]
     for name, run in runs.items():
         rows += _ours(f"{name}, greedy", cells(run, paper.BENCHMARKS, greedy))
-        rows += _ours(f"{name}{_settings(run)}", cells(run, paper.BENCHMARKS))
+        rows += _ours(name + _settings(run, paper.BENCHMARKS), cells(run, paper.BENCHMARKS))
     return {"title": "Table 2: overall", "columns": list(paper.COLUMNS), "rows": rows}
 
 
@@ -152,15 +153,23 @@ def side_by_side(runs: Runs, titles: Mapping[str, str]) -> dict:
     for name, run in runs.items():
         rows += _ours(f"{name}, greedy", cells(run, list(titles), greedy))
         rows += _ours(f"{name}, voting@1", cells(run, list(titles), lambda entry: at_k(entry, 1)))
-        rows += _ours(f"{name}{_settings(run)}", cells(run, list(titles)))
+        rows += _ours(name + _settings(run, list(titles)), cells(run, list(titles)))
     return {"title": "Side by side", "columns": [*titles.values(), "mean"], "rows": rows}
 
 
-def _settings(run: Mapping[str, dict]) -> str:
-    judge = next(iter(run.values()))["judge"]
-    if judge.get("k", 1) in (None, 1):
-        return ""
-    return f", {'MetaRM' if judge.get('meta_rm') else 'Voting'}@{judge['k']}"
+def _settings(run: Mapping[str, dict], names: Sequence[str]) -> str:
+    """What the name of a run's row ends with: ", Voting@8"; several where benchmarks differ."""
+    judges = [run[name]["judge"] for name in names if name in run]
+    methods = list(dict.fromkeys(map(_method, judges)))
+    return f", {' / '.join(methods)}" if methods not in ([], [SINGLE]) else ""
+
+
+def _method(judge: Mapping) -> str:
+    if judge.get("k") in (None, 1):
+        return SINGLE
+    rule = judge.get("vote") or "sum"  # the paper's
+    method = "MetaRM" if judge.get("meta_rm") else "Voting"
+    return f"{method}@{judge['k']}" + (f" by {rule}" if rule != "sum" else "")
 
 
 # ---------------------------------------------------------------- figure 4

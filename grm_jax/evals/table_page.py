@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from grm_jax.evals import figures
-from grm_jax.evals.figures import FAINT, INK, Line
+from grm_jax.evals.figures import FAINT, INK
 from grm_jax.evals.page import render
 from grm_jax.evals.run_tables import headings_and_rows, title_and_explanation
 
@@ -45,8 +45,8 @@ def figure(data: Mapping, x: str) -> str:
         points = [(p[x], p) for p in line["points"] if p.get(x) and p["value"] is not None]
         if points:
             style = {"linestyle": "--", "marker": "s", "alpha": 0.75} if line["paper"] else {}
-            colour = figures.COLOURS[len(lines) % len(figures.COLOURS)]
-            lines.append((line["paper"], Line(line["name"], points, colour, style)))
+            drawn = figures.numbered_line(len(lines), line["name"], points, **style)
+            lines.append((line["paper"], drawn))
     if not lines or (x != "k" and all(is_paper for is_paper, _ in lines)):
         return ""
     drawing, axes = figures.new_axes(3.2)
@@ -55,7 +55,8 @@ def figure(data: Mapping, x: str) -> str:
             if "billions" in point:
                 level, name = 100 * point["value"], line["name"].split(",")[0]
                 axes.axhline(level, color=FAINT, linewidth=0.6)
-                axes.annotate(f"{point['billions']}B {name}", (1, level), fontsize=6.5, color=INK)
+                text = figures.plain(f"{point['billions']}B {name}")
+                axes.annotate(text, (1, level), fontsize=6.5, color=INK)
     figures.draw_lines(axes, [line for _, line in lines], x_base=2 if x == "k" else 10)
     axes.xaxis.set_minor_formatter(lambda value, _: "")
     figures.set_labels(axes, X_LABELS[x], f"{data['benchmark'] or 'rewardbench'}, %")

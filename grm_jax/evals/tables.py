@@ -6,11 +6,12 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from grm_jax.judging.pairs import FEW
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 MISSING = "–"
-FEW = 30  # comparisons: fewer establish nothing
 OVERVIEW = ("benchmark", "metric", "value", "95% CI", "n", "paper's rule")
 GAINS = ("gain on greedy", "gain on vote@1")
 # The second table of results.md: the columns that put the value into context.
@@ -84,6 +85,12 @@ def headline(entry: Mapping, rule: str | None = None) -> dict:
     return entry["metrics"][rule or entry["rule"]][entry["headline"]]
 
 
+def shown(entry: Mapping, estimate: Mapping) -> Mapping:
+    """An estimate of an entry, without an interval of width 0 where the prompts are few."""
+    is_empty = estimate["low"] == estimate["high"] and few_line(entry)
+    return {**estimate, "low": None, "high": None} if is_empty else estimate
+
+
 def row(entry: Mapping) -> dict[str, str]:
     """The texts of one benchmark's row by heading."""
     value, paper = headline(entry), entry["metrics"].get("paper")
@@ -95,7 +102,7 @@ def row(entry: Mapping) -> dict[str, str]:
         "benchmark": entry["title"],
         "metric": f"{entry['headline']} ({entry['rule']})",
         "value": percent(value["value"]),
-        "95% CI": MISSING if few_line(entry) and value["low"] == value["high"] else span(value),
+        "95% CI": span(shown(entry, value)),
         "n": f"{entry['comparisons']}{subset}",
         "paper's rule": percent(paper[entry["headline"]]["value"])
         if differs
@@ -121,13 +128,12 @@ def overview(
 
 
 def few_line(entry: Mapping) -> list[str]:
-    """One line where a subset has one prompt, which the bootstrap cannot vary; else none."""
-    if entry.get("smallest_subset", 2) > 1:
-        return []
-    n = entry["comparisons"]
-    if n < FEW:
+    """One line where the bootstrap cannot vary all prompts or has no interval; else none."""
+    n, varies = entry["comparisons"], entry.get("smallest_subset", 2) > 1
+    if n < FEW and (headline(entry)["low"] is None or not varies):
         return [f"n = {n}: too few for an interval"]
-    return [f"n = {n}: the interval is too narrow, because a subset has a single prompt"]
+    text = f"n = {n}: the interval is too narrow, because a subset has a single prompt"
+    return [] if varies else [text]
 
 
 def judge_line(entry: Mapping) -> str:
@@ -217,7 +223,7 @@ def markdown(entries: Sequence[Mapping]) -> str:
             lines += [f"Judge: {judge_line(entry)}.", ""]
         rules = list(entry["rules"])
         body = [
-            [metric, *(with_span(entry["metrics"][rule][metric]) for rule in rules)]
+            [metric, *(with_span(shown(entry, entry["metrics"][rule][metric])) for rule in rules)]
             for metric in entry["metrics"][entry["rule"]]
         ]
         lines += [*markdown_table(["metric", *rules], body), ""]

@@ -82,8 +82,10 @@ def collect(
     """Collects themes by key, and counts of rows.
 
     The policy loses a critique in which another response has a higher score.
-    Raises ValueError if no row has a response of the policy.
+    Raises ValueError for a negative index, and if no row has a response of the policy.
     """
+    if index is not None and index < 0:
+        raise ValueError(f"the policy's index is {index}: count its response from 0")
     themes: dict[str, Theme] = {}
     counts: Counter = Counter()
     for row in rows:
@@ -108,22 +110,26 @@ def collect(
 
 
 def _add(themes: dict[str, Theme], critique: Mapping, ours: int, example: str | None) -> None:
-    """Adds the principles of one critique. Missing weights count as the mean of the others."""
+    """Adds the principles of one critique, which counts once for each of its themes.
+
+    Missing weights count as the mean of the others.
+    """
     scores, principles = critique["scores"], critique["principles"]
     deficit = max(scores) - scores[ours]
     known = [p["weight"] for p in principles if p["weight"] is not None]
     default = sum(known) / len(known) if known else 1.0
     weights = [default if p["weight"] is None else p["weight"] for p in principles]
     total = sum(weights) or 1.0
-    for principle, weight in zip(principles, weights):
-        theme = themes.setdefault(theme_key(principle["name"]), Theme())
+    keys = [theme_key(principle["name"]) for principle in principles]
+    for i, (principle, weight) in enumerate(zip(principles, weights)):
+        theme, is_first = themes.setdefault(keys[i], Theme()), keys[i] not in keys[:i]
         theme.names[principle["name"].strip()] += 1
         if principle["description"]:
             theme.descriptions[principle["description"].strip()] += 1
         if deficit <= 0:
-            theme.won += 1
+            theme.won += is_first
             continue
-        theme.lost += 1
+        theme.lost += is_first
         theme.deficit += deficit * weight / total
         if example and example not in theme.examples and len(theme.examples) < MAX_EXAMPLES:
             theme.examples.append(example)

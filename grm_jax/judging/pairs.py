@@ -1,20 +1,23 @@
 """Two runs of `grm judge` over one file: matches their rows, and measures how verdicts differ."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from grm_jax.judging.codec import Row
+from grm_jax.judging.codec import OutputRow
 from grm_jax.judging.summary import grade, mean
 
 DRAWS = 1000  # bootstrap resamples, as in `grm eval`
-Pair = tuple[Row | None, ...]  # a row of each run
+LEVEL = 0.95
+FEW = 30  # comparisons or prompts: fewer establish nothing
+Pair = tuple[OutputRow | None, ...]  # a row of each run
 
 
-def match(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> list[Pair]:
+def match(rows_a: Sequence[OutputRow], rows_b: Sequence[OutputRow]) -> list[Pair]:
     """Returns the rows of both runs in pairs, in the order of run A; None where one lacks a row.
 
     Rows of one input file match by line, rows of two files by id. Rows that match but have other
@@ -42,7 +45,7 @@ def match(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> list[Pair]:
     return pairs + [(None, row) for row in remaining.values()]
 
 
-def _keys(rows: Sequence[Row], by: str) -> list[tuple[str, int]]:
+def _keys(rows: Sequence[OutputRow], by: str) -> list[tuple[str, int]]:
     """Returns each row's line or id, with its number among the rows that share it."""
     seen: Counter[str] = Counter()
     keys = []
@@ -52,7 +55,7 @@ def _keys(rows: Sequence[Row], by: str) -> list[tuple[str, int]]:
     return keys
 
 
-def _same_texts(a: Row, b: Row) -> bool:
+def _same_texts(a: OutputRow, b: OutputRow) -> bool:
     """Whether two rows have the same texts; rows without texts (errors, private data) may match."""
     fields = [name for name in ("query", "responses") if a.get(name) and b.get(name)]
     return all(a[name] == b[name] for name in fields)
@@ -98,21 +101,34 @@ def agreement(pairs: Iterable[Pair]) -> dict[str, Any]:
 def difference(values: Sequence[float], prompts: Sequence[str]) -> dict[str, float | None] | None:
     """Returns {"value", "low", "high"}: the mean of paired differences and its 95% interval.
 
-    The bootstrap draws prompts, as `grm eval` does, so comparisons of one prompt stay together. One
-    prompt has no interval. None without values.
+    The bootstrap draws prompts, as `grm eval` does, so comparisons of one prompt stay together.
+    None without values.
     """
     if not values:
         return None
     numbers = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     codes = [numbers[prompt] for prompt in prompts]
     sums, counts = np.bincount(codes, values), np.bincount(codes)
-    if len(sums) < 2:
-        return {"value": float(np.mean(values)), "low": None, "high": None}
     rng = np.random.default_rng(0)
     drawn = (rng.integers(len(sums), size=len(sums)) for _ in range(DRAWS))
     means = [sums[places].sum() / counts[places].sum() for places in drawn]
-    low, high = np.quantile(means, (0.025, 0.975))
-    return {"value": float(np.mean(values)), "low": float(low), "high": float(high)}
+    low, high = interval(means, len(sums))
+    return {"value": float(np.mean(values)), "low": low, "high": high}
+
+
+def interval(
+    draws: Sequence[float], prompts: int, level: float = LEVEL
+) -> tuple[float | None, float | None]:
+    """Returns the percentile interval of bootstrap draws of some prompts.
+
+    Both bounds are None where fewer than half of the draws have a value, and where all draws of
+    fewer than FEW prompts are equal: such draws do not show how far another sample differs.
+    """
+    known = np.array([value for value in draws if not math.isnan(value)])
+    if len(known) < max(2, len(draws) / 2) or (prompts < FEW and np.ptp(known) < 1e-9):
+        return None, None
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def mcnemar(gained: int, lost: int) -> float | None:

@@ -6,18 +6,20 @@ so a page of many rows opens quickly.
 
 import base64
 import dataclasses
+import functools
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from grm_jax import strict_json
 from grm_jax.judging import pairs, summary
-from grm_jax.judging.codec import Row, is_scalar
+from grm_jax.judging.codec import OutputRow, is_scalar
 from grm_jax.judging.pairs import Pair
 from grm_jax.judging.row_schema import row_problem
 from grm_jax.judging.votes import VOTES
+from grm_jax.text import rendering
 
 PART_CHARACTERS = 300_000  # of JSON, before compression
 OPENING = 240  # characters of a query in the list
@@ -44,10 +46,19 @@ class Run:
     rows, by line.
     """
 
-    rows: Sequence[Row]
+    rows: Sequence[OutputRow]
     name: str = ""
     state: str = ""
     records: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def scales(self) -> dict[tuple[str, bool], tuple[float, float]]:
+        """The scale of the scores by template, and by whether there is a single response."""
+        scores: dict[tuple[str, bool], set[float]] = {}
+        for row in self.rows:
+            known = scores.setdefault(scale_key(row), set())
+            known.update(*(critique["scores"] or () for critique in row["critiques"]))
+        return {key: scale_of(*key, known) for key, known in scores.items()}
 
 
 def page_data(runs: Sequence[Run], title: str, limit: int | None = None) -> dict[str, Any]:
@@ -115,19 +126,28 @@ def check_rows(run: Run) -> None:
             )
 
 
-def _some(rows: Pair) -> Row:
+def _some(rows: Pair) -> OutputRow:
     """Returns the row with the most: a judged one, else an error row with texts, else any."""
     known = [row for row in rows if row is not None]
     return min(known, key=lambda row: (bool(row.get("error")), not row.get("responses")))
 
 
-def unique_keys(rows: Sequence[Row]) -> list[str]:
-    """Returns what a link to each row contains: its id, with the line where an id occurs twice."""
+def unique_keys(rows: Sequence[OutputRow]) -> list[str]:
+    """Returns what a link to each row contains: its id, with the line where an id occurs twice.
+
+    Rows of one id and line, as of files that were joined, are numbered.
+    """
     counts = Counter(str(row["id"]) for row in rows)
-    return [
-        str(row["id"]) if counts[str(row["id"])] == 1 else f"{row['id']} (line {row['line']})"
-        for row in rows
-    ]
+    numbers, keys = Counter[str](), dict[str, None]()
+    for row in rows:
+        name = key = str(row["id"])
+        if counts[name] > 1:
+            name = key = f"{name} (line {row['line']})"
+        while key in keys:
+            numbers[name] += 1
+            key = f"{name}, {numbers[name] + 1}"
+        keys[key] = None
+    return list(keys)
 
 
 def entry(
@@ -146,7 +166,7 @@ def entry(
     }
 
 
-def opening(row: Row) -> str:
+def opening(row: OutputRow) -> str:
     """Returns the beginning of the query, or of an error row without one its reason."""
     query = row.get("query") or ""
     if not isinstance(query, str):
@@ -156,7 +176,7 @@ def opening(row: Row) -> str:
     return query[:OPENING]
 
 
-def side(row: Row) -> dict[str, Any]:
+def side(row: OutputRow) -> dict[str, Any]:
     """Returns the verdict of one run with its grade, flip and margin."""
     if row.get("error"):
         return ERROR_SIDE | {"error": row["error"]["reason"]}
@@ -183,11 +203,14 @@ def detail(rows: Pair, runs: Sequence[Run]) -> dict[str, Any]:
         "meta": row.get("meta") or None,
         "record": next((record for record in records if record is not None), None),
         "labelled_best": [i in labelled for i in range(row["n"])],
-        "sides": [None if row is None or row.get("error") else votes_of(row) for row in rows],
+        "sides": [
+            None if row is None or row.get("error") else votes_of(row, run.scales[scale_key(row)])
+            for row, run in zip(rows, runs)
+        ],
     }
 
 
-def votes_of(row: Row) -> dict[str, Any]:
+def votes_of(row: OutputRow, scale: tuple[float, float]) -> dict[str, Any]:
     """Returns the votes and critiques of one run."""
     return {
         "scalar": is_scalar(row),
@@ -195,18 +218,29 @@ def votes_of(row: Row) -> dict[str, Any]:
         "vote": row.get("vote"),
         "kept": row.get("kept"),
         "votes_by_k": summary.votes_by_k(row),
-        "scale": scale_of(row),
+        "scale": scale,
         "critiques": row["critiques"],
     }
 
 
-def scale_of(row: Row) -> tuple[float, float]:
-    """Returns the scale of a row's scores: 1 to 10, or 0 to 1 for a binary or choice template."""
-    values = {score for critique in row["critiques"] for score in critique["scores"] or ()}
-    return (0, 1) if 0 in values and values <= {0, 1} else (1, 10)
+def scale_key(row: OutputRow) -> tuple[str, bool]:
+    """Returns what rows with scores on one scale share."""
+    return str(row.get("template")), row["n"] == 1
 
 
-def settings(rows: Sequence[Row]) -> str:
+def scale_of(template: str, single: bool, scores: Collection[float]) -> tuple[float, float]:
+    """Returns the scale of a template: of a shipped one its own, else as the scores suggest.
+
+    scores: of all rows of the template. single: of one response, which can be right in all rows.
+    """
+    name = rendering.canonical_name(template).partition("@")[0]
+    if name in rendering.names():
+        shipped = rendering.load(name)
+        return (0, 1) if shipped.output == "choice" else (shipped.low, shipped.high)
+    return (0, 1) if {*scores} <= {0, 1} and (single or 0 in scores) else (1, 10)
+
+
+def settings(rows: Sequence[OutputRow]) -> str:
     """Returns one line about a run: model, template, k, temperature, seed."""
     judged = next((row for row in rows if not row.get("error")), None)
     if judged is None:

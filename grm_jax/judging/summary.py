@@ -11,11 +11,11 @@ from fractions import Fraction
 from typing import Any
 
 from grm_jax.judging import votes
-from grm_jax.judging.codec import Row, critique_from_json, is_scalar
+from grm_jax.judging.codec import OutputRow, critique_from_json, is_scalar
 from grm_jax.types import FAILED, UNPARSED
 
 
-def summarise(rows: Iterable[Row]) -> dict[str, Any]:
+def summarise(rows: Iterable[OutputRow]) -> dict[str, Any]:
     """Returns counts and rates over rows, which may be a stream; a rate without cases is None.
 
     accuracy: share of labelled comparisons with a best response named.  tie_credit: the same with
@@ -100,30 +100,34 @@ class Mean:
         return float(total) / self.count if self.count else None
 
 
-def failure_text(rows: Iterable[Row], most: int = 3) -> str:
+def failure_text(rows: Iterable[OutputRow], most: int = 3) -> str:
     """Returns the most frequent reasons of error rows with their counts, one on a line; "" if none.
 
     Reasons that differ in numbers only are counted together; the first of them is shown.
     """
-    counts: Counter[str] = Counter()
-    first: dict[str, Row] = {}
-    total = 0
+    total, errors = 0, []
     for row in rows:
         total += 1
-        if error := row.get("error"):
-            kind = re.sub(r"\d[\d,.]*", "0", error["reason"])
-            counts[kind] += 1
-            first.setdefault(kind, error)
+        errors += [row["error"]] if row.get("error") else []
+    kinds = error_kinds(errors)
     lines = [
-        f"  {count} x {first[kind]['reason']} (first: line {first[kind]['line']})"
-        for kind, count in counts.most_common(most)
+        f"  {count} x {first['reason']} (first: line {first['line']})"
+        for first, count in kinds[:most]
     ]
-    others = counts.total() - sum(count for _, count in counts.most_common(most))
-    if others:
+    if others := sum(count for _, count in kinds[most:]):
         lines.append(f"  {others} x other reasons")
-    if not counts:
-        return ""
-    return "\n".join([f"{counts.total()} of {total} rows failed:", *lines])
+    return "\n".join([f"{len(errors)} of {total} rows failed:", *lines]) if errors else ""
+
+
+def error_kinds(errors: Iterable[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], int]]:
+    """Returns the first error of each kind and their number, the most frequent kind first.
+
+    The reasons of a kind differ in numbers only.
+    """
+    kinds: dict[str, list[Mapping[str, Any]]] = {}
+    for error in errors:
+        kinds.setdefault(re.sub(r"\d[\d,.]*", "0", error["reason"]), []).append(error)
+    return sorted(((kind[0], len(kind)) for kind in kinds.values()), key=lambda pair: -pair[1])
 
 
 def unparsed_text(statuses: Mapping[str, int], least: float = 0.5) -> str:
@@ -146,7 +150,7 @@ def mean(values: Iterable[float]) -> float | None:
     return math.fsum(values) / len(values) if values else None
 
 
-def all_unparsed(row: Row) -> bool:
+def all_unparsed(row: OutputRow) -> bool:
     """Returns whether none of a row's critiques is parsed; False for a scalar reward model."""
     if is_scalar(row):
         return False
@@ -154,11 +158,11 @@ def all_unparsed(row: Row) -> bool:
     return row["unparsed"] + failed == len(row["critiques"])
 
 
-def _parsed(row: Row) -> list[dict[str, Any]]:
+def _parsed(row: OutputRow) -> list[dict[str, Any]]:
     return [critique for critique in row["critiques"] if critique["status"] == "ok"]
 
 
-def best_labels(row: Row) -> list[int]:
+def best_labels(row: OutputRow) -> list[int]:
     """Returns the indices of the responses with the best label.
 
     Empty without a label, for one response, and if all are equal.
@@ -172,7 +176,7 @@ def best_labels(row: Row) -> list[int]:
     return best if len(best) < n else []
 
 
-def grade(row: Row, scores: Sequence[float] | None = None) -> float | None:
+def grade(row: OutputRow, scores: Sequence[float] | None = None) -> float | None:
     """Returns the share of the highest-scored responses with the best label; None without labels.
 
     1 is right, 0 wrong, ties are between. A row without a parsed critique counts as a tie of all.
@@ -187,7 +191,7 @@ def grade(row: Row, scores: Sequence[float] | None = None) -> float | None:
     return votes.credit(row["scores"] if scores is None else scores, best)
 
 
-def flipped(row: Row) -> bool | None:
+def flipped(row: OutputRow) -> bool | None:
     """Returns whether two orders of a row name different winners.
 
     Scores are summed per order. None with fewer than two orders among the parsed critiques.
@@ -199,7 +203,7 @@ def flipped(row: Row) -> bool | None:
     return votes.flipped(sums.items())
 
 
-def votes_by_k(row: Row) -> list[dict[str, Any]]:
+def votes_by_k(row: OutputRow) -> list[dict[str, Any]]:
     """Returns the votes of a row's first 1, 2, ... k critiques, by the row's own rule.
 
     Each is {"k", "scores" (the vote), "means" (mean score of a critique), "best", "kept"}. With a
@@ -229,7 +233,7 @@ def votes_by_k(row: Row) -> list[dict[str, Any]]:
     return steps
 
 
-def accuracy_by_k(rows: Iterable[Row]) -> list[dict[str, Any]]:
+def accuracy_by_k(rows: Iterable[OutputRow]) -> list[dict[str, Any]]:
     """Returns accuracy, with ties shared, and tie rate over the first 1, 2, ... k critiques.
 
     Only labelled rows count: [{"k", "credit", "ties", "rows"}].

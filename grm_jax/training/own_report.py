@@ -4,7 +4,8 @@ from typing import Any
 
 from grm_jax.display import counted
 from grm_jax.evals import findings
-from grm_jax.evals.tables import FEW, percent, span
+from grm_jax.evals.tables import percent, span
+from grm_jax.judging.pairs import FEW
 from grm_jax.storage import as_path
 from grm_jax.training import loop, next_steps, own_file
 
@@ -35,19 +36,20 @@ def lines(config: Any, workdir: Any) -> list[str]:
 
 
 def _accuracies(result: dict[str, Any]) -> str:
-    """Returns the accuracy of the first and the last model, at the most votes of both."""
-    votes = {
-        (cell["model"], cell["k"]): cell
-        for cell in result["cells"]
-        if cell["method"] in ("Voting", "Greedy")
-    }
+    """Returns the accuracy of the first and the last model, at the most votes of both or greedy."""
+    cells: dict[str, dict[tuple[int, bool], dict[str, Any]]] = {}
+    for cell in result["cells"]:
+        if cell["method"] in ("Voting", "Greedy"):
+            key = cell["k"], cell["method"] == "Voting"
+            cells.setdefault(cell["model"], {})[key] = cell
     n = result["items"]
-    models = [model for model in ("base", *_STAGES) if any(name == model for name, _ in votes)]
+    models = [model for model in ("base", *_STAGES) if model in cells]
     first, last = models[0], models[-1]
-    k = max(k for name, k in votes if name == first and (last, k) in votes)
-    before, after = votes[first, k], votes[last, k]
+    k, is_vote = max(cells[first].keys() & cells[last].keys())
+    before, after = cells[first][k, is_vote], cells[last][k, is_vote]
     return (
-        f"accuracy on {counted(n, 'held-out comparison')}, {counted(k, 'vote')}: "
+        f"accuracy on {counted(n, 'held-out comparison')}, "
+        f"{counted(k, 'vote') if is_vote else 'greedy'}: "
         f"{percent(before['accuracy'])}% before ({first}{_interval(before)}), "
         f"{percent(after['accuracy'])}% after ({last}{_interval(after)})"
         f"{f'; {findings.few_text(n)}' if n < FEW else ''}"

@@ -107,7 +107,7 @@ def test_content_blind_baselines():
     }
     assert {name: c.accuracy for name, c in accuracy.items()} == {"first": 0.5, "longest": 0.0}
     chance = cell("chance", "Rule", 1, [JudgedComparison(c, (0.0, 0.0)) for c in items], resampler)
-    assert (chance.accuracy, chance.low, chance.high, chance.tie_rate) == (0.5, 0.5, 0.5, 1.0)
+    assert (chance.accuracy, chance.low, chance.high, chance.tie_rate) == (0.5, None, None, 1.0)
     assert chance.parse_rate == 1.0 and chance.method_at_k == "Rule"
 
 

@@ -1,11 +1,13 @@
 """`grm table`: our rows beside the paper's, means, marks, figure 4, files."""
 
+import html
 import json
 
 import pytest
 
-from grm_jax.evals import paper, run_tables, table, tables
+from grm_jax.evals import figures, paper, plots, run_tables, table, table_page, tables
 from grm_jax.evals.benchmarks import BENCHMARKS
+from grm_jax.evals.cells import Cell
 from grm_jax.evals.judged import vote
 from grm_jax.evals.measure import measure
 from grm_jax.types import Comparison, Critique
@@ -186,3 +188,32 @@ def test_the_terminal_table_of_grm_eval_at_80_columns(monkeypatch, capsys):
     for part in ("benchmark", "metric", "value", "95% CI", "longest", "39.0–41.0", "100 of 7182"):
         assert part in text
     assert "gain on greedy: +1.2" in text and "by rule 'paper': 50.0" in text
+
+
+def test_a_row_names_the_voting_rule_and_every_k(tmp_path):
+    def name_of(*judges):
+        run = {b: entry(b, 0.5) | {"judge": judge} for b, judge in zip(paper.BENCHMARKS, judges)}
+        return run_tables.side_by_side({"m": run}, dict.fromkeys(run, "title"))["rows"][-1]["name"]
+
+    eight = {"k": 8, "vote": "sum"}
+    assert name_of(eight, eight) == "m, Voting@8"
+    assert name_of({"k": 8, "vote": "majority"}) == "m, Voting@8 by majority"
+    assert name_of(eight, {"k": 32, "meta_rm": "r"}, {"k": 1}) == "m, Voting@8 / MetaRM@32 / single"
+    assert name_of({"k": 1}, {}) == "m"
+
+
+def test_names_of_runs_are_drawn_as_they_are(tmp_path):
+    names = ["_base", r"lr$\x$", "<i>&"]
+    runs = {name: {"rewardbench": entry("rewardbench", 0.5)} for name in names}
+    page = table_page.page(run_tables.build(runs, False, {}))
+    for name in names:
+        assert f"{html.escape(name, quote=False)}, voting</text>" in page
+    svg = figures.to_svg(figures.new_axes()[0], r'"<\x>')
+    assert r'aria-label="&quot;&lt;\x&gt;"' in svg
+
+
+def test_lines_of_one_colour_have_different_markers():
+    lines = [figures.numbered_line(i, str(i), []) for i in range(21)]
+    assert len({(line.colour, line.style["marker"]) for line in lines}) == 21
+    cells = [Cell(f"m{i}", "Voting", 1, 0.5, None, None, 0.0, 1.0) for i in range(30)]
+    assert len(plots.scaling(cells).axes[0].get_legend().get_texts()) == 30

@@ -55,6 +55,16 @@ def test_principles_with_the_same_stems_form_a_theme_weighted_by_deficit():
     assert weakness.theme_key("Safety") not in themes  # no response of the policy
 
 
+def test_a_critique_counts_once_for_a_theme():
+    names = [("Factual accuracy", 40), ("Accuracy of facts", 40), ("Tone", 20)]
+    themes, _ = weakness.collect([row("a", [4, 7], [([4, 7], names)])], policy="ours")
+    theme = themes[weakness.theme_key("Factual accuracy")]
+    assert (theme.lost, theme.won, theme.names.total()) == (1, 0, 2)
+    assert theme.deficit == pytest.approx(3 * 0.8)
+    themes, _ = weakness.collect([row("a", [7, 4], [([7, 4], names)])], policy="ours")
+    assert [theme.won for theme in themes.values()] == [1, 1]
+
+
 @pytest.mark.parametrize(
     "first, second",
     [
@@ -81,3 +91,7 @@ def test_the_report(tmp_path, capsys):
     assert json.loads((tmp_path / "w.json").read_text())["counts"]["lost"] == 1
     assert weakness.main([str(source), "--policy", "nobody"]) == 2
     assert "none of 6 rows has a response of the policy 'nobody'" in capsys.readouterr().err
+    assert weakness.main([str(source), "--policy_index", "-1"]) == 2
+    error = capsys.readouterr().err
+    assert "the policy's index is -1: count its response from 0" in error
+    assert error.count("\n") == 1

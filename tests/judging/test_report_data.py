@@ -9,7 +9,7 @@ import zlib
 import pytest
 
 from grm_jax.evals.bootstrap import Resampler, mcnemar
-from grm_jax.judging import pairs, report, report_data, summary
+from grm_jax.judging import pairs, report, report_data, summary, votes
 from grm_jax.judging.codec import without_texts
 from grm_jax.judging.report_data import Run
 
@@ -185,6 +185,38 @@ def test_rows_of_one_id_get_keys_of_their_own():
     rows = [row(1, id="x"), row(2, id="x"), row(3, id="y")]
     data = report_data.page_data([Run(rows)], "t")
     assert [entry["key"] for entry in data["rows"]] == ["x (line 1)", "x (line 2)", "y"]
+    joined = [*rows, *rows, row(4, id="x (line 1)")]  # as after cat a.jsonl a.jsonl
+    keys = [entry["key"] for entry in report_data.page_data([Run(joined)], "t")["rows"]]
+    assert len(set(keys)) == 7 and keys[3:5] == ["x (line 1), 2", "x (line 2), 2"]
+
+
+def scores_of(template, *scores):
+    """Returns a row whose critiques have these scores."""
+    critiques = [
+        row(1)["critiques"][0] | {"scores": list(values), "order": list(range(len(values)))}
+        for values in scores
+    ]
+    n, mean = len(scores[0]), [sum(column) / len(scores) for column in zip(*scores)]
+    fields = {"n": n, "responses": ["a"] * n, "scores": mean, "votes": {"mean": mean}}
+    fields |= {"best": (best := votes.winner(mean)), "tie": best is None, "label": None}
+    return row(1) | fields | {"critiques": critiques, "template": template}
+
+
+@pytest.mark.parametrize(
+    "rows, scales",
+    [
+        ([scores_of("own", [1], [1])], [(0, 1)]),  # one response that all critiques call right
+        ([scores_of("own", [1, 1]), scores_of("own", [1, 0])], [(0, 1)] * 2),
+        ([scores_of("own", [1]), scores_of("own", [7])], [(1, 10)] * 2),
+        ([scores_of("own", [1, 1])], [(1, 10)]),
+        ([scores_of("grm/single@0123", [1])], [(1, 10)]),
+        ([scores_of("grm/single_binary@0", [1]), scores_of("grm", [1, 1])], [(0, 1), (1, 10)]),
+        ([scores_of("compact/pairwise@0123", [1, 0])], [(0, 1)]),
+    ],
+)
+def test_the_scale_is_that_of_the_template(rows, scales):
+    data = report_data.page_data([Run(rows)], "t")
+    assert [tuple(detail["sides"][0]["scale"]) for detail in details(data)] == scales
 
 
 def test_numbers_that_json_lacks_and_lone_surrogates():

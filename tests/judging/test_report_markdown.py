@@ -139,6 +139,14 @@ def test_examples():
 
 
 @needs_node
+def test_the_last_cell_of_a_wide_row_has_the_rest():
+    names = [f"c{i}" for i in range(50)]
+    ((table,),) = trees(["|".join(names) + "\n-|-\na|b"])
+    cells = [strings(cell) for cell in table[2][0][2]]
+    assert cells == [[name] for name in names[:39]] + [["|".join(names[39:])]]
+
+
+@needs_node
 def test_links_are_http_or_mail():
     texts = [f"[x]({address}) ![x]({address}) {address}" for address in BAD_ADDRESSES]
     for text, tree in zip(texts, trees(texts)):

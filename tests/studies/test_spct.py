@@ -114,3 +114,7 @@ def test_the_committed_credits_are_of_the_committed_config():
         ablation, _, seed = path.stem.rpartition("-")
         config = study.run_config(spct_tiny.get_config, ablation, int(seed))
         assert json.loads(path.read_text())["config"] == study.config_hash(config), path.name
+
+
+def test_a_value_without_an_interval_is_a_number():
+    assert study.points({"mean": 0.1, "low": None, "high": None}) == "+10.0"

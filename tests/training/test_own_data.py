@@ -304,6 +304,21 @@ def test_the_closing_line_of_few_comparisons_says_that_they_are_too_few():
     )
 
 
+def test_the_closing_line_compares_one_method():
+    values = {"k": 1, "low": None, "high": None}
+    cells = [
+        {"model": model, "method": method, "accuracy": accuracy, **values}
+        for model, method, accuracy in [
+            *(("base", "Greedy", 0.5), ("rl", "Greedy", 0.6), ("rl", "Voting", 0.7))
+        ]
+    ]
+    text = own_report._accuracies({"items": 30, "cells": cells})
+    assert text.endswith("comparisons, greedy: 50.0% before (base), 60.0% after (rl)")
+    cells.append(cells[0] | {"method": "Voting", "accuracy": 0.4})
+    text = own_report._accuracies({"items": 30, "cells": cells})
+    assert text.endswith("comparisons, 1 vote: 40.0% before (base), 70.0% after (rl)")
+
+
 def test_a_model_whose_critiques_cannot_be_parsed_is_refused_early(pairs, model_folder, tmp_path):
     config = make_config(pairs, model_folder, **{"rft.sampler": "self", "rl.max_new_tokens": 8})
     with pytest.raises(ValueError) as error:

@@ -82,7 +82,7 @@ function scoreLine(side, sideDetail, i, run) {
   const line = div("score", isPaired && make("strong", { text: LETTERS[run] }));
   if (!sideDetail) return { line, scoreBar: null };
   if (!side.all_unparsed) {
-    const isTied = side.tie && side.scores[i] === Math.max(...side.scores);
+    const isTied = side.tie && areTop(side.scores)[i];
     const badges = [side.best === i && badge("good", "chosen"), isTied && badge("mild", "tied")];
     line.append(span("nums", number(side.scores[i])), ...badges.filter(Boolean));
   }
@@ -113,9 +113,9 @@ function voteElements(side, { scalar, votes, vote, kept, votes_by_k, critiques, 
   if (side.all_unparsed) return [quiet(`No critique of ${count} was parsed.`)];
   const lines = Object.entries(votes).map(([rule, scores]) => {
     const name = (data.labels[rule] || rule) + (rule === vote ? " (decides)" : "");
-    const top = Math.max(...scores);
-    const cells = scores.map((score) =>
-      make("td", { class: score === top ? "won" : null, text: number(score) }),
+    const won = areTop(scores);
+    const cells = scores.map((score, i) =>
+      make("td", { class: won[i] ? "won" : null, text: number(score) }),
     );
     return [name, ...cells];
   });

@@ -9,6 +9,11 @@ const isMissing = (x) => x === null || x === undefined || x === false;
 const number = (x) =>
   typeof x !== "number" ? "–" : Number.isInteger(x) ? String(x) : x.toFixed(2);
 const asText = (value) => (typeof value === "string" ? value : JSON.stringify(value, null, 2));
+// Whether each score is the highest, with the tolerance of `votes.top`: sums of thirds are rounded.
+const areTop = (scores) => {
+  const best = Math.max(...scores);
+  return scores.map((x) => best - x <= 1e-9 * Math.max(1, Math.abs(best), Math.abs(x)));
+};
 const percent = (x) => (isMissing(x) ? "–" : (100 * x).toFixed(1) + "%");
 
 // An HTML element. Attributes: text, class, --css-variable, onevent, or any other name; those that
@@ -108,13 +113,17 @@ function lineChart({ lines, ks, low, high, format, label, caption }) {
     .filter((line) => line.points.length)
     .map((line, i) => {
       const points = line.points.map(([k, value]) => [x(k), y(value)]);
-      svg.append(drawLine(points, line.hue, i % 2 ? "6 3" : "none"));
-      return { height: points[points.length - 1][1], ...line };
+      const [end, height] = points[points.length - 1];
+      const isPoint = points.length === 1;
+      const marker = isPoint && draw("circle", { cx: end, cy: height, r: 3, fill: line.hue });
+      svg.append(marker || drawLine(points, line.hue, i % 2 ? "6 3" : "none"));
+      return { end, height, ...line };
     });
   ends.sort((a, b) => a.height - b.height);
-  ends.forEach((end, i) => {
-    if (i) end.height = Math.max(end.height, ends[i - 1].height + 12); // labels do not overlap
-    svg.append(drawText(width - right + 6, end.height + 4, end.name, end.hue));
+  ends.forEach((line, i) => {
+    const above = ends.slice(0, i).filter(({ end }) => end === line.end).pop();
+    if (above) line.height = Math.max(line.height, above.height + 12); // labels do not overlap
+    svg.append(drawText(line.end + 6, line.height + 4, line.name, line.hue));
   });
   return make("figure", {}, make("figcaption", { class: "quiet", text: caption }), svg);
 }

@@ -99,7 +99,8 @@ list.starts = (lines, i, depth) => depth < MAX_DEPTH && ITEM.test(lines[i]);
 
 function table(lines, i) {
   const cells = (line, tag) => {
-    const texts = line.trim().replace(/^\||\|$/g, "").split(/(?<!\\)\|/, MAX_COLUMNS);
+    const texts = line.trim().replace(/^\||\|$/g, "").split(/(?<!\\)\|/);
+    if (texts.length > MAX_COLUMNS) texts.push(texts.splice(MAX_COLUMNS - 1).join("|"));
     return ["tr", {}, texts.map((text) => [tag, {}, inline(text.trim())])];
   };
   const rows = [cells(lines[i], "th")];

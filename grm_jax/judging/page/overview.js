@@ -107,8 +107,8 @@ function pairElements(rates, summaries) {
 }
 
 function curveElement() {
-  const curves = data.runs.map((run) => run.curve).filter((curve) => curve.length > 1);
-  if (!curves.length) return null;
+  const curves = data.runs.map((run) => run.curve);
+  if (!curves.some((curve) => curve.length > 1)) return null;
   const values = curves.flat().map((point) => point.credit);
   const lines = data.runs.map(({ curve }, i) => ({
     name: isPaired ? LETTERS[i] : percent(curve[curve.length - 1].credit),
