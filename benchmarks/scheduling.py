@@ -66,14 +66,14 @@ def measure(engine: Any, batches: list[list]) -> dict[str, float]:
 
     def counts() -> tuple[int, ...]:
         stats = engine.stats
-        return stats.tokens, stats.steps, stats.slot_steps, stats.busy
+        return stats.tokens, stats.steps, stats.row_steps, stats.busy
 
     before, start = counts(), time.perf_counter()
     samples = [sample for batch in batches for sample in engine.run(batch)]
     seconds = time.perf_counter() - start
-    tokens, steps, slot_steps, busy = (b - a for a, b in zip(before, counts(), strict=True))
+    tokens, steps, row_steps, busy = (b - a for a, b in zip(before, counts(), strict=True))
     assert not any(sample.error for sample in samples)
-    return {"tokens": tokens, "seconds": seconds, "steps": steps, "busy": busy / slot_steps}
+    return {"tokens": tokens, "seconds": seconds, "steps": steps, "busy": busy / row_steps}
 
 
 def main() -> None:

@@ -73,7 +73,7 @@ def is_remote(path: PathLike) -> bool:
 
 
 @contextlib.contextmanager
-def writing(folder: PathLike) -> Iterator[Path]:
+def replace_folder(folder: PathLike) -> Iterator[Path]:
     """Yields an empty local folder; when the block ends, it replaces `folder`, which may exist.
 
     A local folder is replaced by renames: it is whole, old or new, and for a moment in between it
@@ -118,7 +118,7 @@ def writing(folder: PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def unchanged(path: PathLike) -> Iterator[None]:
-    """Raises OSError if `writing` has replaced a local folder while the block has read it."""
+    """Raises OSError if `replace_folder` replaced a local folder while the block read it."""
 
     def number() -> int:
         try:
@@ -134,7 +134,7 @@ def unchanged(path: PathLike) -> Iterator[None]:
             raise OSError(f"{path} was replaced while it was read: run the command again")
 
 
-def reading(folder: PathLike) -> Path:
+def local_copy(folder: PathLike) -> Path:
     """Returns a local folder with the files of `folder`: itself, or a fresh download."""
     folder = as_path(folder)
     if not is_remote(folder):
@@ -218,7 +218,7 @@ def _fetch_from_bucket(path: str) -> Path:
     if not exists:
         raise FileNotFoundError(f"{path} does not exist, or this machine's account may not read it")
     if source.is_dir():
-        return reading(path)
+        return local_copy(path)
     target = _scratch() / source.name
     source.copy(epath.Path(target), overwrite=True)
     return target

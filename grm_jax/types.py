@@ -36,7 +36,7 @@ UNPARSED: dict[str, tuple[str, str]] = {
         "use another model, or a --template that states the scale",
     ),
     "out_of_range": (
-        "have scores outside 1 to 10",
+        "have scores outside the scale",
         "use another model, or a --template that states the scale",
     ),
 }
@@ -172,6 +172,8 @@ def _check_query(query: Any) -> None:
                 f"query[{i}] is {display.shown(turn)}: every turn needs a string role and a string "
                 "content"
             )
+    if not any(turn["content"].strip() for turn in query):
+        raise ValueError("query has no text: give the turns that the responses answer")
 
 
 def _checked_label(label: Any, n: int) -> int | tuple[float, ...] | None:

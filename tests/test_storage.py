@@ -44,7 +44,7 @@ def test_fetch_returns_local_paths_unchanged(tmp_path):
 
 
 def test_writing_uploads_a_folder_without_temporary_files(bucket):
-    with storage.writing("gs://bucket/out") as local:
+    with storage.replace_folder("gs://bucket/out") as local:
         (local / "deep").mkdir()
         (local / "deep" / "a.txt").write_text("1")
     assert (bucket / "out" / "deep" / "a.txt").read_text() == "1"
@@ -190,10 +190,10 @@ def test_writers_of_one_file_at_once_never_mix(tmp_path):
 def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):
     folder = tmp_path / "hf"
     for content in ("old", "new"):
-        with storage.writing(folder) as local:
+        with storage.replace_folder(folder) as local:
             (local / f"{content}.txt").write_text(content)
         assert [p.name for p in folder.iterdir()] == [f"{content}.txt"]
-    with pytest.raises(ZeroDivisionError), storage.writing(folder) as local:
+    with pytest.raises(ZeroDivisionError), storage.replace_folder(folder) as local:
         (local / "half.txt").write_text("x")
         assert [p.name for p in folder.iterdir()] == ["new.txt"]
         raise ZeroDivisionError
@@ -201,7 +201,7 @@ def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):
     for name in (".hf.partial", ".hf.old"):  # left by a process that was killed
         (tmp_path / name).mkdir()
         (tmp_path / name / "left.txt").write_text("x")
-    with storage.writing(folder) as local:
+    with storage.replace_folder(folder) as local:
         assert not list(local.iterdir())
     assert [p.name for p in tmp_path.iterdir()] == ["hf"]
 
@@ -210,13 +210,13 @@ def test_a_kill_between_the_two_renames_loses_no_folder(tmp_path):
     for name in (".hf.old", ".hf.partial"):
         (tmp_path / name).mkdir()
         (tmp_path / name / f"{name[4:]}.txt").write_text("x")
-    with pytest.raises(ZeroDivisionError), storage.writing(tmp_path / "hf"):
+    with pytest.raises(ZeroDivisionError), storage.replace_folder(tmp_path / "hf"):
         raise ZeroDivisionError
     assert [p.name for p in (tmp_path / "hf").iterdir()] == ["old.txt"]
 
 
 def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path, monkeypatch):
-    with storage.writing(tmp_path / "hf") as local:
+    with storage.replace_folder(tmp_path / "hf") as local:
         (local / "old.txt").write_text("x")
     rename = Path.rename
 
@@ -226,7 +226,7 @@ def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path, monkeypatch):
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(OSError, match="full"), storage.writing(tmp_path / "hf") as local:
+    with pytest.raises(OSError, match="full"), storage.replace_folder(tmp_path / "hf") as local:
         (local / "new.txt").write_text("x")
     assert [p.name for p in (tmp_path / "hf").iterdir()] == ["old.txt"]
 
@@ -235,7 +235,7 @@ def test_downloads_from_a_bucket_are_deleted_when_the_process_ends(tmp_path):
     code = (
         "import pathlib; from grm_jax import storage; "
         "storage.is_remote = lambda _: True; "
-        f"print(storage.reading(pathlib.Path({str(tmp_path)!r})))"
+        f"print(storage.local_copy(pathlib.Path({str(tmp_path)!r})))"
     )
     (tmp_path / "a.txt").write_text("x")
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -245,11 +245,11 @@ def test_downloads_from_a_bucket_are_deleted_when_the_process_ends(tmp_path):
 def test_a_folder_of_a_bucket_loses_the_files_that_its_new_content_lacks(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "is_remote", lambda path: True)
     for content in ("old", "new"):
-        with storage.writing(tmp_path / "hf") as local:
+        with storage.replace_folder(tmp_path / "hf") as local:
             (local / "same.txt").write_text(content)
             (local / "deep").mkdir()
             (local / "deep" / f"{content}.txt").write_text(content)
-    copy = storage.reading(tmp_path / "hf")
+    copy = storage.local_copy(tmp_path / "hf")
     assert copy != tmp_path / "hf" and (copy / "same.txt").read_text() == "new"
     assert [p.name for p in (copy / "deep").iterdir()] == ["new.txt"]
 

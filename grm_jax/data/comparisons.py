@@ -131,7 +131,7 @@ def is_distinct(comparison: Comparison, i: int) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class InputRow:
     """One comparison of an input file, or the reason why there is none.
 
     number: of its line, from 1; "LINE.i" for the i-th of several comparisons of one record.
@@ -143,7 +143,7 @@ class Row:
     id: str | None = None
 
 
-def read_rows(path: str | Path, layout: str | None = None) -> Iterator[Row]:
+def read_rows(path: str | Path, layout: str | None = None) -> Iterator[InputRow]:
     """Yields the comparisons of a source in their published order; a bad record gives its reason.
 
     layout: a name of `LAYOUTS`, detected for each record if None. A comparison's id is the record's
@@ -239,7 +239,7 @@ def _check_nearly(record: dict[str, Any], fields: dict[str, Any]) -> None:
         checked(fields["label"], "the field 'label'", bool, "true or false")
 
 
-def record_rows(record: Record, layout: str | None, name: str) -> list[Row]:
+def record_rows(record: Record, layout: str | None, name: str) -> list[InputRow]:
     """Returns the comparisons of one record, or the reason why there is none.
 
     name: of the record, from which the ids of several comparisons are made.
@@ -248,7 +248,7 @@ def record_rows(record: Record, layout: str | None, name: str) -> list[Row]:
     try:
         _, comparisons = _read(record, layout, name)
     except ValueError as error:
-        return [Row(number, None, str(error), id)]
+        return [InputRow(number, None, str(error), id)]
     if len(comparisons) == 1:
-        return [Row(number, dataclasses.replace(comparisons[0], id=id), None, id)]
-    return [Row(f"{number}.{i}", c, None, c.id) for i, c in enumerate(comparisons, 1)]
+        return [InputRow(number, dataclasses.replace(comparisons[0], id=id), None, id)]
+    return [InputRow(f"{number}.{i}", c, None, c.id) for i, c in enumerate(comparisons, 1)]

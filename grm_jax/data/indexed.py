@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from grm_jax import checksums, strict_json
-from grm_jax.storage import as_path, fetch, forget, write_atomic, writing
+from grm_jax.storage import as_path, fetch, forget, replace_folder, write_atomic
 
 log = logging.getLogger(__name__)
 READY = "index.json"
@@ -32,7 +32,7 @@ def write_index(folder: Any, sections: Iterable[tuple[str, Iterator[str]]]) -> N
     ends, counts, size = array.array("q"), {}, 0
     marker = as_path(folder) / READY
     marker.unlink(missing_ok=True)
-    with writing(folder) as local:
+    with replace_folder(folder) as local:
         with open(local / "records.jsonl", "wb") as out:
             for name, texts in sections:
                 before = len(ends)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from grm_jax.commands import Number, add_device_arguments, add_host_arguments, add_lora_argument
 from grm_jax.judging import orders
 from grm_jax.judging.metadata import JudgeMetadata
-from grm_jax.judging.options import POSITIVE, Options
+from grm_jax.judging.options import CHUNK, POSITIVE, Options
 from grm_jax.judging.scalar_options import SCALAR, check_unused, is_scalar
 from grm_jax.judging.shards import Shard
 from grm_jax.judging.votes import VOTES
@@ -98,8 +98,8 @@ def add_judging_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(
         "--chunk",
         type=POSITIVE,
-        default=256,
-        help="comparisons per call of the sampler (default 256)",
+        default=CHUNK,
+        help=f"comparisons per call of the sampler (default {CHUNK})",
     )
 
 

@@ -10,12 +10,12 @@ from grm_jax.judging.row_schema import SCALAR, row_problem
 from grm_jax.run_store import verified
 from grm_jax.types import Comparison, Critique, Principle, Verdict
 
-Row = dict[str, Any]  # one line of an output file
+OutputRow = dict[str, Any]  # one line of an output file
 
 _TEXT_FIELDS = ("query", "responses", "reference", "meta")  # absent from private rows
 
 
-def critique_to_json(critique: Critique) -> Row:
+def critique_to_json(critique: Critique) -> dict[str, Any]:
     """Returns a critique as a JSON object; the seed is not in it, the row has it."""
     by_endpoint = {"prompt_tokens": critique.prompt_tokens, "error": critique.error}
     return {
@@ -33,7 +33,7 @@ def critique_to_json(critique: Critique) -> Row:
     } | {name: value for name, value in by_endpoint.items() if value is not None}
 
 
-def critique_from_json(fields: Row, with_text: bool = True) -> Critique:
+def critique_from_json(fields: dict[str, Any], with_text: bool = True) -> Critique:
     """Returns the critique of a JSON object.
 
     Fields that an earlier version did not write get their defaults. with_text=False leaves text,
@@ -58,7 +58,7 @@ def critique_from_json(fields: Row, with_text: bool = True) -> Critique:
     )
 
 
-def verdict_to_json(verdict: Verdict) -> Row:
+def verdict_to_json(verdict: Verdict) -> dict[str, Any]:
     """Returns a verdict with its critiques as a JSON object."""
     return {
         "id": verdict.id,
@@ -72,7 +72,9 @@ def verdict_to_json(verdict: Verdict) -> Row:
     }
 
 
-def judged_row(comparison: Comparison, verdict: Verdict, line: int | str, run: Row) -> Row:
+def judged_row(
+    comparison: Comparison, verdict: Verdict, line: int | str, run: dict[str, Any]
+) -> OutputRow:
     """Returns the output row of a judged comparison.
 
     Scores are in the caller's order; nothing in a row depends on time or machine.
@@ -86,7 +88,7 @@ def judged_row(comparison: Comparison, verdict: Verdict, line: int | str, run: R
     return row | _texts(comparison) | run | {"error": None}
 
 
-def _texts(comparison: Comparison) -> Row:
+def _texts(comparison: Comparison) -> dict[str, Any]:
     return {
         "query": comparison.query,
         "responses": list(comparison.responses),
@@ -98,11 +100,11 @@ def _texts(comparison: Comparison) -> Row:
 def error_row(
     line: int | str,
     reason: str,
-    run: Row,
+    run: dict[str, Any],
     id: str | None = None,
     comparison: Comparison | None = None,
     no_reply: bool = False,
-) -> Row:
+) -> OutputRow:
     """Returns the output row of an input row that could not be judged.
 
     comparison: what was parsed of the input row; the row has its texts.
@@ -114,7 +116,7 @@ def error_row(
     return row | texts | run | {"template": None, "error": error}
 
 
-def counts(row: Row) -> dict[str, int]:
+def counts(row: OutputRow) -> dict[str, int]:
     """Returns the tokens, critiques and prompt tokens of a row, which the cost of a run adds up."""
     critiques = row["critiques"]
     return {
@@ -124,29 +126,29 @@ def counts(row: Row) -> dict[str, int]:
     }
 
 
-def is_scalar(row: Row) -> bool:
+def is_scalar(row: OutputRow) -> bool:
     """Returns whether a row has the rewards of a scalar reward model, and no critiques."""
     return row.get("kind") == SCALAR
 
 
-def has_no_reply(row: Row) -> bool:
+def has_no_reply(row: OutputRow) -> bool:
     """Returns whether an endpoint answered none of a row's requests."""
     return bool((row.get("error") or {}).get("no_reply"))
 
 
-def _verdict_row(verdict: Verdict, line: int | str, n: int, label: Any) -> Row:
+def _verdict_row(verdict: Verdict, line: int | str, n: int, label: Any) -> OutputRow:
     verdict = dataclasses.replace(verdict, id=str(line) if verdict.id is None else verdict.id)
     return {"id": verdict.id, "line": line, "n": n, "label": label} | verdict_to_json(verdict)
 
 
-def without_texts(row: Row) -> Row:
+def without_texts(row: OutputRow) -> OutputRow:
     """Returns a row without the texts of comparison and critiques, for private benchmarks."""
     without = {"text": "", "analysis": "", "principles": []}
     kept = {name: value for name, value in row.items() if name not in _TEXT_FIELDS}
     return kept | {"critiques": [critique | without for critique in row["critiques"]]}
 
 
-def read_judged_rows(path: str | Path, check: bool = False) -> Iterator[Row]:
+def read_judged_rows(path: str | Path, check: bool = False) -> Iterator[OutputRow]:
     """Yields the rows of an output of `grm judge`, or of the OUT.part of an unfinished run.
 
     check: whether the fields of every row are checked as well (`row_schema`).
@@ -173,7 +175,7 @@ def read_judged_rows(path: str | Path, check: bool = False) -> Iterator[Row]:
                 yield row
 
 
-def _row_of(path: str | Path, number: int, line: bytes) -> Row | None:
+def _row_of(path: str | Path, number: int, line: bytes) -> OutputRow | None:
     """Returns the row of a line; None for the header of OUT.part."""
     place, text = f"{path}, line {number}", verified(line)
     if text is None:

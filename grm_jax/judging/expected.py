@@ -9,7 +9,7 @@ Gemma encodes 10 as two tokens, "1" and "0": P(10) = P(1) P(0 | 1), and P(1 alon
 P(1) (1 - P(0 | 1)). P(0 | 1) needs a "1" in that place, which the critique may not have.
 
 One pass has critiques of one comparison, as many as fit: what their prompts begin with, the rest of
-each prompt, the critiques, and the first digits to try, each once (`Row`).
+each prompt, the critiques, and the first digits to try, each once (`TokenTree`).
 
 Source of the idea: judgement distributions (arXiv 2503.03064).
 """
@@ -42,7 +42,7 @@ ROW_TOKENS, QUERIES = 4096, 64
 TARGETS = 32  # the numbers of queries and of targets are padded to multiples of these two
 
 
-class Row:
+class TokenTree:
     """Tokens of one pass that form a tree, and the tokens to predict in it.
 
     A token attends to the tokens before it on its own path. With two orders a and b of a prompt, a
@@ -83,7 +83,7 @@ class Row:
 
 
 # row -> log-probabilities (M, W) of the targets, by query
-LogProbs = Callable[[Row], np.ndarray]
+LogProbs = Callable[[TokenTree], np.ndarray]
 Sample = tuple[list[int], list[int], Critique]  # prompt, tokens, and the parsed critique
 
 
@@ -156,7 +156,7 @@ class ExpectedScores:
         self, samples: Sequence[Sample], taken: Sequence[tuple[int, list[_Place]]]
     ) -> list[list[dict[int, float]]]:
         """Returns the probability of each value, by critique and place; runs one pass."""
-        row = Row()
+        row = TokenTree()
         prompts = list(dict.fromkeys(tuple(samples[i][0]) for i, _ in taken))
         shared = prefixes.common_length(prompts)
         row.add(prompts[0][:shared], 0)
@@ -246,7 +246,7 @@ class ExpectedScores:
 
 
 def _place_masses(
-    row: Row, probs_MxW: np.ndarray, place: _Place, query: int, tries: dict[int, int]
+    row: TokenTree, probs_MxW: np.ndarray, place: _Place, query: int, tries: dict[int, int]
 ) -> dict[int, float]:
     """Returns the probability of each value at a place."""
 
@@ -283,7 +283,7 @@ def model_log_probs(model: Transformer, mesh: Mesh | None = None) -> LogProbs:
     """
     forward = row_program(mesh)
 
-    def log_probs(row: Row) -> np.ndarray:
+    def log_probs(row: TokenTree) -> np.ndarray:
         slots_6xL = np.zeros((6, padded_length(len(row.slots))), np.int32)
         slots_6xL[2:4], slots_6xL[5] = -1, 1  # padding sees itself alone
         slots_6xL[:, : len(row.slots)] = np.array(row.slots).T

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grm_jax.data.comparisons import Row
+from grm_jax.data.comparisons import InputRow
 from grm_jax.judging import codec
 from grm_jax.judging.judge import Judge
 from grm_jax.judging.meta import MetaRM
@@ -100,7 +100,11 @@ def row_fields(
 
 
 def difference(
-    judge: Judge, row: Row, record: codec.Row, options: Options, identity: Mapping[str, Any]
+    judge: Judge,
+    row: InputRow,
+    record: codec.OutputRow,
+    options: Options,
+    identity: Mapping[str, Any],
 ) -> str:
     """Returns the first difference in settings between an output row and the run, or ""."""
     fields = row_fields(judge, options, identity, None if record.get("error") else row.comparison)
@@ -111,7 +115,7 @@ def difference(
     return ""
 
 
-def is_of_row(record: codec.Row, row: Row) -> bool:
+def is_of_row(record: codec.OutputRow, row: InputRow) -> bool:
     """Returns whether an output row has the id of an input row, or none, as in earlier versions."""
     id = str(row.number) if row.id is None else row.id
     return record.get("id", id) == id

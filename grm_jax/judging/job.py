@@ -46,7 +46,7 @@ def too_long(length: int, max_new_tokens: int, context: int | None) -> Unjudged 
 def template_prefix(template: rendering.Template, n: int, codec: TextCodec) -> tuple[int, ...]:
     """Returns the tokens with which every prompt of a template for n responses begins.
 
-    () if they are fewer than `prefixes.LEAST_TOKENS`. They do not depend on the comparisons of a
+    () if they are fewer than `prefixes.MIN_TOKENS`. They do not depend on the comparisons of a
     run, so that shards and resumed runs compute a prompt's samples in the same way.
     """
     chat = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
@@ -60,7 +60,7 @@ def template_prefix(template: rendering.Template, n: int, codec: TextCodec) -> t
         given = principles if "principles" in template.needs else None
         prompts.append(codec.encode_chat(rendering.render(template, comparison, principles=given)))
     prefix = os.path.commonprefix(prompts)[: min(map(len, prompts)) - 1]
-    return tuple(prefix) if len(prefix) >= prefixes.LEAST_TOKENS else ()
+    return tuple(prefix) if len(prefix) >= prefixes.MIN_TOKENS else ()
 
 
 @dataclasses.dataclass
@@ -81,7 +81,7 @@ class Job:
     def common_prefix(self, order: Order, codec: TextCodec) -> int:
         """Returns how many first tokens of a prompt are its template's, 0 for another text."""
         prefix = template_prefix(self.template, self.comparison.n, codec)
-        return prefixes.used(self.prompts[order], prefix)
+        return prefixes.num_used(self.prompts[order], prefix)
 
     @functools.cached_property
     def group_prefix(self) -> int:

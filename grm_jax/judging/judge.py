@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import itertools
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Unpack, cast
@@ -23,7 +23,7 @@ from grm_jax.judging.expected import ExpectedScores
 from grm_jax.judging.frames import Comparisons, comparisons_from
 from grm_jax.judging.job import Job, Unjudged as Unjudged, check_judged, too_long, with_meta_scores
 from grm_jax.judging.meta import MetaRM, NotFinite, TooLong
-from grm_jax.judging.options import POSITIVE, Keywords, Options
+from grm_jax.judging.options import CHUNK, POSITIVE, Keywords, Options
 from grm_jax.judging.orders import item_of, response_orders
 from grm_jax.judging.principles import PrinciplesCache, sample_principles, samples_principles
 from grm_jax.judging.sampler import EngineSampler, Sampler, TextCodec
@@ -157,14 +157,18 @@ class Judge:
           TypeError: an unknown option, or comparisons of another type.
         """
         inputs = comparisons_from(comparisons)
-        given = {"k": k, "temperature": temperature, "seed": seed, **options}
-        settings = self._options("judge()", given)
-        if settings.principles != "first":
-            for i, comparison in enumerate(inputs):
-                job = self._prepare(comparison, settings, settings.given_principles)
-                check_judged(i, comparison, job)
+        keywords = {"k": k, "temperature": temperature, "seed": seed, **options}
+        settings = self._options("judge()", keywords)
+        self._check_options(settings)
+        each = [settings] * len(inputs)
+        jobs = self._jobs(inputs, each, CHUNK)
+        if not samples_principles(settings):
+            prepared = deque(jobs)
+            for i, job in enumerate(prepared):
+                check_judged(i, inputs[i], job)
+            jobs = (prepared.popleft() for _ in inputs)  # frees the samples of judged ones
         verdicts: dict[int, Verdict] = {}
-        for i, result in self.stream(inputs, settings):
+        for i, result in self._stream(jobs, each, CHUNK):
             check_judged(i, inputs[i], result)
             if isinstance(result, Verdict):
                 verdicts[i] = result
@@ -210,7 +214,7 @@ class Judge:
         self,
         comparisons: Sequence[Comparison],
         options: Options | Sequence[Options] | None = None,
-        chunk: int = 256,
+        chunk: int = CHUNK,
         **keywords: Any,
     ) -> Iterator[tuple[int, Verdict | Unjudged]]:
         """Yields (index, verdict or Unjudged) of each comparison as soon as it is judged.
@@ -224,8 +228,8 @@ class Judge:
             options = self._options("judge.stream()", keywords)
         else:
             check_keywords("judge.stream(options=...)", keywords, ("chunk",))
-        for one in dict.fromkeys([options] if isinstance(options, Options) else options):
-            self._check_options(one)
+        for distinct in dict.fromkeys([options] if isinstance(options, Options) else options):
+            self._check_options(distinct)
         each = [options] * len(comparisons) if isinstance(options, Options) else list(options)
         if len(each) != len(comparisons):
             raise ValueError(
@@ -233,17 +237,23 @@ class Judge:
                 "per comparison"
             )
         chunk = POSITIVE.check("chunk = ", chunk)
-        later: Iterator[Any] = iter(())  # prepares the comparisons of the next chunk
-        ready: list[Any] = []  # those that are prepared
-        for start in range(0, len(comparisons), chunk):
-            part, after = slice(start, start + chunk), slice(start + chunk, start + 2 * chunk)
-            jobs = [*ready, *(later if start else self._jobs(comparisons[part], each[part]))]
-            ready, later = [], self._jobs(comparisons[after], each[after])
-            is_ahead = not any(samples_principles(one) for one in each[after])
-            for i, result in self._stream_chunk(jobs, each[part]):
+        yield from self._stream(self._jobs(comparisons, each, chunk), each, chunk)
+
+    def _stream(
+        self, jobs: Iterator[Any], options: Sequence[Options], chunk: int
+    ) -> Iterator[tuple[int, Verdict | Unjudged]]:
+        """Judges jobs in chunks, and takes those of the next chunk while the device decodes."""
+        start, current = 0, list(itertools.islice(jobs, chunk))
+        while current:
+            stop = start + len(current)
+            # Principles are sampled by the same engine, which is busy until the chunk is judged.
+            is_ahead = not any(map(samples_principles, options[stop : stop + chunk]))
+            following: list[Any] = []
+            for i, result in self._stream_chunk(current, options[start:stop]):
                 yield start + i, result
-                # The device decodes meanwhile.
-                ready += itertools.islice(later, int(is_ahead))
+                following += itertools.islice(jobs, int(is_ahead))
+            following += itertools.islice(jobs, chunk - len(following))
+            start, current = stop, following
 
     def _check_options(self, options: Options) -> None:
         """Raises ValueError for options that this judge has no models for."""
@@ -261,15 +271,20 @@ class Judge:
         check_keywords(function, given, _names(Options))
         return Options(**{"max_new_tokens": self.max_new_tokens, **given})
 
-    def _jobs(self, comparisons: Sequence[Comparison], options: Sequence[Options]) -> Iterator[Any]:
-        """Samples the principles of a chunk, then prepares one comparison at a time."""
-        principles = self._principles(comparisons, options)
-        for prepared in zip(comparisons, options, principles, strict=True):
-            yield self._prepare(*prepared)
+    def _jobs(
+        self, comparisons: Sequence[Comparison], options: Sequence[Options], chunk: int
+    ) -> Iterator[Any]:
+        """Prepares one comparison at a time, after sampling the principles of its chunk."""
+        for start in range(0, len(comparisons), chunk):
+            part = slice(start, start + chunk)
+            principles = self._principles(comparisons[part], options[part])
+            for inputs in zip(comparisons[part], options[part], principles, strict=True):
+                yield self._prepare(*inputs)
 
     def _stream_chunk(
         self, jobs: Sequence[Any], options: Sequence[Options]
     ) -> Iterator[tuple[int, Verdict | Unjudged]]:
+        """Samples the critiques of all jobs at once; yields each verdict when it is complete."""
         requests, owners = [], []
         own_engine = isinstance(self.sampler, EngineSampler)
         for i, job in enumerate(jobs):

@@ -116,7 +116,7 @@ def scalar_arguments(path: str | Path, mesh: Mesh | None, options: LoadOptions) 
         "padding_id": padding_id,
         "context": model.cfg.max_length,
         "name": name,
-        "most": options.prompt_slots,
+        "max_batch": options.prompt_slots,
         "settings": options.settings(),
     }
 
@@ -212,7 +212,7 @@ def check_vocabulary(tokenizer: tokenizers.Tokenizer, cfg: TransformerConfig) ->
     if tokenizer.vocab_size - controls > rows:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size:,} ids and {cfg.name} has "
-            f"{rows:,} rows: this is another model's tokenizer"
+            f"{rows:,} rows in its embedding: use the model's own tokenizer"
         )
     named = {f"{name}_token": getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
     for name, i in (named | {f"stop id {i}": i for i in tokenizer.stop_ids}).items():

@@ -9,6 +9,7 @@ from grm_jax.judging import orders
 from grm_jax.judging.votes import VOTES
 
 MAX_INT = 2**31 - 1
+CHUNK = 256  # comparisons per call of the sampler
 
 
 class Keywords(TypedDict, total=False):

@@ -83,7 +83,7 @@ class Progress:
         self._show()
         self.bar.update(0)
 
-    def count(self, row: codec.Row) -> None:
+    def count(self, row: codec.OutputRow) -> None:
         """Counts a row. The cost file has the seconds of a killed run up to its last row."""
         self.errors += row["error"] is not None
         self.tokens += sum(critique["tokens"] for critique in row["critiques"])

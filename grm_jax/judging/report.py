@@ -13,23 +13,40 @@ import html
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grm_jax.commands import Parser, run_command
 from grm_jax.data import sources
 from grm_jax.data.comparisons import read_rows
 from grm_jax.data.layouts import LAYOUTS
 from grm_jax.data.records import read_records
-from grm_jax.judging.codec import Row, read_judged_rows
-from grm_jax.judging.options import POSITIVE
+from grm_jax.judging.codec import OutputRow, judged_row, read_judged_rows
+from grm_jax.judging.options import POSITIVE, Options
 from grm_jax.judging.report_data import Run, embedded_json, page_data
 from grm_jax.storage import check_outputs, fetch, is_remote, write_atomic
+from grm_jax.types import Comparison, Verdict
+
+if TYPE_CHECKING:  # JAX is imported only with a judge
+    from grm_jax.judging.judge import Judge
 
 PAGE = Path(__file__).parent / "page"
 SCRIPTS = (
     *("elements.js", "markdown.js", "address.js", "critiques.js", "comparison.js"),
     *("overview.js", "report.js"),
 )
+
+
+def output_rows(
+    judge: "Judge", comparisons: Sequence[Comparison], verdicts: Sequence[Verdict], options: Options
+) -> list[OutputRow]:
+    """Returns the rows that `grm judge` would write, for a page on verdicts in memory."""
+    from grm_jax.judging.identity import row_fields, run_identity
+
+    identity = run_identity(judge, options, digest="")
+    return [
+        judged_row(c, verdict, line, row_fields(judge, options, identity, c))
+        for line, (c, verdict) in enumerate(zip(comparisons, verdicts), start=1)
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -120,7 +137,7 @@ def ends_with_newline(path: Path) -> bool:
 
 
 def input_records(
-    source: str, rows: Sequence[Row], layout: str | None = None
+    source: str, rows: Sequence[OutputRow], layout: str | None = None
 ) -> tuple[dict[str, Any], int]:
     """Returns the input's records of error rows, by line, and its number of comparisons.
 
@@ -143,7 +160,7 @@ def input_records(
 
 
 def page(
-    rows: Sequence[Row],
+    rows: Sequence[OutputRow],
     title: str = "Judged comparisons",
     source: str = "",
     are_examples: bool = False,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from grm_jax.data import sources
-from grm_jax.data.comparisons import Row, read_rows
+from grm_jax.data.comparisons import InputRow, read_rows
 from grm_jax.devices import watch_compilations
 from grm_jax.hosts import distributed
 from grm_jax.judging import codec
@@ -29,7 +29,7 @@ from grm_jax.judging.identity import (
     templates_of,
 )
 from grm_jax.judging.judge import Judge, Unjudged
-from grm_jax.judging.options import POSITIVE, Options
+from grm_jax.judging.options import CHUNK, POSITIVE, Options
 from grm_jax.judging.progress import (
     PART_SECONDS,
     Progress,
@@ -42,7 +42,9 @@ from grm_jax.judging.shards import Shard
 from grm_jax.run_store import IdentityMismatch, RunStore
 from grm_jax.sampling.programs import PROGRAMS
 from grm_jax.storage import check_outputs
-from grm_jax.types import Comparison, Verdict
+from grm_jax.types import Verdict
+
+Records = dict[int | str, codec.OutputRow]  # by number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,7 @@ class RunConfig:
 
     existing: str = "refuse"
     private: bool = False
-    chunk: int = 256
+    chunk: int = CHUNK
     progress: bool = True
     cost_path: Any = None
     shard: Shard | None = None
@@ -107,10 +109,10 @@ def judge_file(
 
 def judge_rows(
     judge: Judge,
-    rows: Sequence[Row],
+    rows: Sequence[InputRow],
     output: str | Path,
     options: Options,
-    digest: Callable[[Sequence[Row]], str],
+    digest: Callable[[Sequence[InputRow]], str],
     config: RunConfig | None = None,
     selection: Mapping[str, Any] | None = None,
 ) -> RunResult:
@@ -135,51 +137,66 @@ def judge_rows(
     identity = run_identity(judge, options, digest(rows))
     differ = {name: getattr(config, name) for name in field_names(config, FREE_OF_RUN)}
     header = identity | differ | dict(selection or {})
-    store_of = functools.partial(RunStore, key="line", existing=config.existing)
-    several = distributed.has_peers()
+    open_store = functools.partial(
+        RunStore, key="line", existing=config.existing, one_disk=distributed.has_peers()
+    )
     if config.shard:
         header |= {"shard": str(config.shard), "of_rows": len(rows)}
-        rows, path = config.shard.select(rows), config.shard.path(output)
-        with store_of(path, header, one_disk=several) as store:
+        rows = config.shard.select(rows)
+        with open_store(config.shard.path(output), header) as store:
             store.begin()
             return _judge_store(store, judge, rows, options, identity, config)
+    while True:
+        # Process 0 reads and writes the files for all processes.
+        earlier = distributed.from_first(
+            lambda: _earlier_rows(judge, rows, output, options, digest, config, header)
+        )
+        if "result" in earlier:
+            return RunResult(**earlier["result"])
+        with open_store(part_path(output), header) as store:
+            if not earlier["reopened"] and distributed.from_first(
+                lambda: _is_late(store, output, config)
+            ):
+                store.remove()  # another run has finished since this one looked
+                continue
+            _check_keys(store, rows)
+            result = _judge_store(store, judge, rows, options, identity, config)
+            store.finish(output, [row.number for row in rows])
+            return result
+
+
+def _earlier_rows(
+    judge: Judge,
+    rows: Sequence[InputRow],
+    output: str | Path,
+    options: Options,
+    digest: Callable[[Sequence[InputRow]], str],
+    config: RunConfig,
+    header: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Looks for a finished output of this run.
+
+    Returns:
+      {"result": fields of a RunResult} if it has every row. Else {"reopened": whether it has some,
+      which are in OUT.part now}.
+    """
     part = part_path(output)
-
-    def earlier() -> dict[str, Any]:
-        """Returns {"result": of a finished output}, or {"continues": whether one lacks rows}.
-
-        Process 0 looks for all processes. The rows of an output that lacks others go to OUT.part.
-        """
-        if config.existing == "refuse":
-            refuse_existing(output, part)
-        if config.existing != "resume" or part.exists() or not Path(output).exists():
-            return {"continues": False}
-        judged, errors = _check_finished(judge, rows, output, options, digest)
-        kept = _kept(output, judged, identity) if errors or len(judged) < len(rows) else None
-        if kept is None or len(kept) == len(rows):
-            cost = read_cost(config.cost_path)
-            result = RunResult(len(rows), errors, len(rows), cost)
-            return {"result": dataclasses.asdict(result)}
-        with store_of(part, header) as store:
-            store.append_all({key: row for key, row in kept.items() if key not in store})
-        return {"continues": True}
-
-    state = distributed.from_first(earlier)
-    if "result" in state:
-        return RunResult(**state["result"])
-    with store_of(part, header, one_disk=several) as store:
-        if distributed.from_first(
-            lambda: not state["continues"] and _is_late(store, output, config)
-        ):
-            store.remove()  # another run has finished since this one looked
-            return judge_rows(judge, rows, output, options, digest, config, selection)
-        _check_keys(store, rows)
-        result = _judge_store(store, judge, rows, options, identity, config)
-        store.finish(output, [row.number for row in rows])
-    return result
+    if config.existing == "refuse":
+        refuse_existing(output, part)
+    if config.existing != "resume" or part.exists() or not Path(output).exists():
+        return {"reopened": False}
+    judged, errors = _check_finished(judge, rows, output, options, digest)
+    if errors or len(judged) < len(rows):
+        kept = _kept(output, judged, header)
+        if len(kept) < len(rows):
+            with RunStore(part, header, key="line") as store:
+                store.append_all({key: row for key, row in kept.items() if key not in store})
+            return {"reopened": True}
+    result = RunResult(len(rows), errors, len(rows), read_cost(config.cost_path))
+    return {"result": dataclasses.asdict(result)}
 
 
-def _check_keys(store: RunStore, rows: Sequence[Row]) -> None:
+def _check_keys(store: RunStore, rows: Sequence[InputRow]) -> None:
     """Raises IdentityMismatch for a store with rows that this run would lose."""
     if others := sorted({*store} - {row.number for row in rows}):
         raise IdentityMismatch(
@@ -197,7 +214,7 @@ def _is_late(store: RunStore, output: str | Path, config: RunConfig) -> bool:
 def _judge_store(
     store: RunStore,
     judge: Judge,
-    rows: Sequence[Row],
+    rows: Sequence[InputRow],
     options: Options,
     identity: Mapping[str, Any],
     config: RunConfig,
@@ -239,11 +256,11 @@ def cost_of(seconds: float, counts: Mapping[str, int]) -> dict[str, float]:
 def judge_into(
     store: RunStore,
     judge: Judge,
-    rows: Sequence[Row],
+    rows: Sequence[InputRow],
     options: Options,
     identity: Mapping[str, Any],
     config: RunConfig,
-    count: Callable[[codec.Row], None] = lambda record: None,
+    count: Callable[[codec.OutputRow], None] = lambda record: None,
 ) -> None:
     """Judges the rows that the store lacks, and appends them to it.
 
@@ -256,29 +273,29 @@ def judge_into(
     """
     remaining = [row for row in rows if row.number not in store]
     batch, written = config.chunk if store.is_folder else 1, time.monotonic()
-    records: dict[int | str, codec.Row] = {}
-    last: dict[int | str, codec.Row] = {}  # stored at the end: a resumed run judges them again
+    records: Records = {}
+    unanswered: Records = {}  # stored at the end: a resumed run judges them again
     try:
         for row, result in _results(judge, remaining, options, config.chunk):
             record = _output_row(judge, row, result, options, identity)
-            rows_to = last if codec.has_no_reply(record) else records
-            rows_to[row.number] = codec.without_texts(record) if config.private else record
+            kind = unanswered if codec.has_no_reply(record) else records
+            kind[row.number] = codec.without_texts(record) if config.private else record
             if len(records) >= batch or time.monotonic() > written + PART_SECONDS:
                 store.append_all(records)
                 records, written = {}, time.monotonic()
             count(record)
     finally:  # whatever stops it, no row that is judged is lost
         store.append_all(records)
-    store.append_all(last)
+    store.append_all(unanswered)
 
 
 def _output_row(
     judge: Judge,
-    row: Row,
+    row: InputRow,
     result: Verdict | Unjudged,
     options: Options,
     identity: Mapping[str, Any],
-) -> codec.Row:
+) -> codec.OutputRow:
     """Returns the output row of an input row. Raises ValueError if a template was edited."""
     if isinstance(result, Unjudged) or row.comparison is None:
         fields = row_fields(judge, options, identity, None)
@@ -297,8 +314,8 @@ def _output_row(
 
 
 def _results(
-    judge: Judge, rows: Sequence[Row], options: Options, chunk: int
-) -> Iterator[tuple[Row, Verdict | Unjudged]]:
+    judge: Judge, rows: Sequence[InputRow], options: Options, chunk: int
+) -> Iterator[tuple[InputRow, Verdict | Unjudged]]:
     """Yields each input row with its verdict, or with the reason why it has none."""
     yield from ((r, Unjudged(r.reason or "malformed")) for r in rows if r.comparison is None)
     judged = [row for row in rows if row.comparison is not None]
@@ -309,24 +326,13 @@ def _results(
 # ---------------------------------------------------------------- finished outputs
 
 
-def output_rows(
-    judge: Judge, comparisons: Sequence[Comparison], verdicts: Sequence[Verdict], options: Options
-) -> list[codec.Row]:
-    """Returns the rows that `grm judge` would write, for a report on verdicts in memory."""
-    identity = run_identity(judge, options, digest="")
-    return [
-        codec.judged_row(c, verdict, line, row_fields(judge, options, identity, c))
-        for line, (c, verdict) in enumerate(zip(comparisons, verdicts), start=1)
-    ]
-
-
 def _check_finished(
     judge: Judge,
-    rows: Sequence[Row],
+    rows: Sequence[InputRow],
     output: str | Path,
     options: Options,
-    digest: Callable[[Sequence[Row]], str],
-) -> tuple[list[Row], int]:
+    digest: Callable[[Sequence[InputRow]], str],
+) -> tuple[list[InputRow], int]:
     """Returns the input rows that a finished output has, and its number of error rows.
 
     It may have some of them only, in their order. A field that an earlier version did not write is
@@ -336,7 +342,7 @@ def _check_finished(
       IdentityMismatch: the output is not of this run.
     """
     identity, problem = run_identity(judge, options, digest=""), ""  # the input is compared below
-    judged: list[Row] = []
+    judged: list[InputRow] = []
     inputs: set[str] = set()
     number, errors, remaining = 0, 0, iter(rows)
     for record in codec.read_judged_rows(output, check=True):
@@ -358,12 +364,10 @@ def _check_finished(
     return judged, errors
 
 
-def _kept(
-    output: str | Path, judged: Sequence[Row], identity: Mapping[str, Any]
-) -> dict[int | str, codec.Row]:
+def _kept(output: str | Path, judged: Sequence[InputRow], identity: Mapping[str, Any]) -> Records:
     """Returns the rows of a finished output as rows of this run, without those of `has_no_reply`.
 
-    judged: their input rows.
+    judged: their input rows.  identity: of this run, or its store's header.
     """
     records = zip(judged, codec.read_judged_rows(output), strict=True)
     return {
@@ -371,9 +375,6 @@ def _kept(
         for row, record in records
         if not codec.has_no_reply(record)
     }
-
-
-# ---------------------------------------------------------------- files
 
 
 def part_path(output: str | Path) -> Path:

@@ -100,7 +100,7 @@ class EngineSampler:
                 with use_mesh(self.mesh):
                     completion = next(completions, None)
                 if completion is None:
-                    self._idle[:] = [engine]  # with the common prefix of its prompts
+                    self._spare[:] = [engine]  # with the common prefix of its prompts
                     return
                 yield completion
         finally:
@@ -112,7 +112,7 @@ class EngineSampler:
         return []
 
     @functools.cached_property
-    def _idle(self) -> list[Engine]:
+    def _spare(self) -> list[Engine]:
         """The engine of the last call that has finished. A call takes it out of the list."""
         return []
 
@@ -126,7 +126,7 @@ class EngineSampler:
             batch = plan.fixed(cfg, requests, share_prefixes=True)
         else:
             batch = plan.fit(cfg, requests, *bounds, share_prefixes=True)
-        last = self._idle.pop() if self._idle else None
+        last = self._spare.pop() if self._spare else None
         if last is not None and (last.P, last.R) == batch and last.few_shapes == few:
             return last
         idle = plan.SMALL_MODEL_IDLE if small else plan.IDLE

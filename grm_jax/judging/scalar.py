@@ -51,7 +51,7 @@ class ScalarJudge(Judge):
       head: the model.
       padding_id: `pad_token_id` of config.json; transformers takes the reward at the last token of
         another id. None: at the last token.
-      most: bounds the texts per forward pass; None for no other bound than `BATCH`.
+      max_batch: bounds the texts per forward pass; None for no other bound than `BATCH`.
       max_tokens: of a text, if a server takes fewer than the context; None for the context alone.
     """
 
@@ -60,7 +60,7 @@ class ScalarJudge(Judge):
     sampler: Sampler = _no_sampler
     head: ScalarHead = dataclasses.field(kw_only=True)
     padding_id: int | None = dataclasses.field(kw_only=True, default=None)
-    most: int | None = dataclasses.field(kw_only=True, default=None)
+    max_batch: int | None = dataclasses.field(kw_only=True, default=None)
     max_tokens: int | None = dataclasses.field(kw_only=True, default=None)
 
     def __call__(
@@ -82,8 +82,8 @@ class ScalarJudge(Judge):
           ValueError: an option that has no effect, or the first comparison that cannot be scored.
         """
         inputs = comparisons_from(comparisons)
-        given = {"k": k, "temperature": temperature, "seed": seed, **options}
-        settings, verdicts = self._options("judge()", given), {}
+        keywords = {"k": k, "temperature": temperature, "seed": seed, **options}
+        settings, verdicts = self._options("judge()", keywords), {}
         for i, result in self.stream(inputs, settings):
             check_judged(i, inputs[i], result)
             verdicts[i] = result
@@ -143,7 +143,9 @@ class ScalarJudge(Judge):
     def _check_options(self, options: Options) -> None:
         check_options(self.name, options)
 
-    def _jobs(self, comparisons: Sequence[Comparison], options: Sequence[Options]) -> Iterator[Any]:
+    def _jobs(
+        self, comparisons: Sequence[Comparison], options: Sequence[Options], chunk: int
+    ) -> Iterator[Any]:
         return ((comparison, self._encode_or_reason(comparison)) for comparison in comparisons)
 
     def _stream_chunk(
@@ -209,7 +211,7 @@ class ScalarJudge(Judge):
             lengths.setdefault(padded_length(len(ids)), []).append(ids)
         for length, members in sorted(lengths.items()):
             batch = max(1, min(BATCH, BATCH_TOKENS // length)) * batch_shards(self.head.mesh)
-            batch = min(batch, self.most or batch)
+            batch = min(batch, self.max_batch or batch)
             for i, reward in self.head.stream_tokens([list(ids) for ids in members], batch):
                 yield members[i], reward
 

@@ -1,6 +1,6 @@
 """How a layer attends: the function that `Transformer.trunk` calls in every layer.
 
-Axes as in `transformer.py`.
+Axes as in `transformer.py`; S slots of a prompt, G completions of it, T tokens of each.
 """
 
 from collections.abc import Callable
@@ -54,53 +54,53 @@ def full_attention(
 
 
 def grouped_attention(
-    cfg: TransformerConfig, prompt_lengths_B: jax.Array, P: int, G: int, T: int
+    cfg: TransformerConfig, prompt_lengths_B: jax.Array, S: int, G: int, T: int
 ) -> tuple[jax.Array, Attend]:
     """Returns (positions_BxL, attend) of rows of a left-padded prompt and G completions of it.
 
-    L = P + G * T. Each completion sees the prompt and itself:
+    L = S + G * T. Each completion sees the prompt and itself:
 
-        one row:    . p0 p1 p2 | a0 a1 a2 | b0 b1 b2          (P = 4, G = 2, T = 3)
+        one row:    . p0 p1 p2 | a0 a1 a2 | b0 b1 b2          (S = 4, G = 2, T = 3)
         positions:  0  0  1  2    3  4  5    3  4  5
         b1 sees:       p0 p1 p2              b0 b1            (inside the window, on local layers)
     """
     B = prompt_lengths_B.shape[0]
-    pad_B = P - prompt_lengths_B
-    slots_P = jnp.arange(P)
-    valid_BxP = slots_P >= pad_B[:, None]
-    prompt_BxP = jnp.maximum(slots_P - pad_B[:, None], 0)
+    pad_B = S - prompt_lengths_B
+    slots_S = jnp.arange(S)
+    valid_BxS = slots_S >= pad_B[:, None]
+    prompt_BxS = jnp.maximum(slots_S - pad_B[:, None], 0)
     own_BxGxT = jnp.broadcast_to(prompt_lengths_B[:, None, None] + jnp.arange(T), (B, G, T))
-    positions_BxL = jnp.concatenate([prompt_BxP, own_BxGxT.reshape(B, G * T)], axis=1)
-    segments_BxP = valid_BxP.astype(jnp.int32)
+    positions_BxL = jnp.concatenate([prompt_BxS, own_BxGxT.reshape(B, G * T)], axis=1)
+    segments_BxS = valid_BxS.astype(jnp.int32)
 
     def kernel(layer: LayerRef, q: jax.Array, k: jax.Array, v: jax.Array, state: Any) -> Any:
         from grm_jax.models.splash import Group, splash_attention
 
-        segments_BxL = jnp.pad(segments_BxP, ((0, 0), (0, G * T)), constant_values=1)
+        segments_BxL = jnp.pad(segments_BxS, ((0, 0), (0, G * T)), constant_values=1)
         mask = segments_BxL, layer.spec.window
-        return splash_attention(q, k, v, *mask, cfg.attn_cap, Group(P, T)), state, None
+        return splash_attention(q, k, v, *mask, cfg.attn_cap, Group(S, T)), state, None
 
     def attend(layer: LayerRef, q: jax.Array, k: jax.Array, v: jax.Array, state: Any) -> Any:
         window, cap, chunk = layer.spec.window, cfg.attn_cap, cfg.query_chunk
         o_prompt, _ = self_attention(
-            q[:, :P], k[:, :P], v[:, :P], prompt_BxP, segments_BxP, window, cap, chunk
+            q[:, :S], k[:, :S], v[:, :S], prompt_BxS, segments_BxS, window, cap, chunk
         )
-        q_own, k_own, v_own = (a[:, P:].reshape(B * G, T, *a.shape[2:]) for a in (q, k, v))
+        q_own, k_own, v_own = (a[:, S:].reshape(B * G, T, *a.shape[2:]) for a in (q, k, v))
         own_positions = own_BxGxT.reshape(B * G, T)
         ones = jnp.ones_like(own_positions)
         own = self_attention(q_own, k_own, v_own, own_positions, ones, window, cap, chunk)
         o_own, lse_own = (a.reshape(B, G * T, *a.shape[2:]) for a in own)
         # A completion can see at most the last window - 1 slots of the left-padded prompt.
-        first = 0 if window is None else max(0, P - window + 1)
-        if first < P:
-            seen = slice(first, P)
+        first = 0 if window is None else max(0, S - window + 1)
+        if first < S:
+            seen = slice(first, S)
             prefix = prefix_attention(
-                q[:, P:],
+                q[:, S:],
                 k[:, seen],
                 v[:, seen],
-                positions_BxL[:, P:],
-                prompt_BxP[:, seen],
-                valid_BxP[:, seen],
+                positions_BxL[:, S:],
+                prompt_BxS[:, seen],
+                valid_BxS[:, seen],
                 window,
                 cap,
                 chunk,
@@ -108,7 +108,7 @@ def grouped_attention(
             o_own = merge_parts([prefix, (o_own, lse_own)])
         return jnp.concatenate([o_prompt, o_own], axis=1), state, None
 
-    return positions_BxL, kernel if uses_splash(cfg, P + G * T) else attend
+    return positions_BxL, kernel if uses_splash(cfg, S + G * T) else attend
 
 
 def full_attention_parts(

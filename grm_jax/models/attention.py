@@ -28,6 +28,11 @@ from grm_jax.models import cpu
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 
 
+def soft_cap(logits: jax.Array, cap: float | None) -> jax.Array:
+    """Returns cap * tanh(logits / cap), or the logits without a cap."""
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
 def attend_part(
     q_BxLxNxH: jax.Array,
     k_BxSxKxH: jax.Array,
@@ -52,8 +57,8 @@ def attend_part(
         logits_BxKxGxLxS = jnp.einsum(
             "blkgh,bskh->bkgls", q, k_BxSxKxH, preferred_element_type=jnp.float32
         )
-    if cap is not None:  # before the mask: a capped mask value would let masked keys in
-        logits_BxKxGxLxS = cap * jnp.tanh(logits_BxKxGxLxS / cap)
+    # Before the mask: a capped mask value would let masked keys in.
+    logits_BxKxGxLxS = soft_cap(logits_BxKxGxLxS, cap)
     logits_BxKxGxLxS = jnp.where(mask_BxLxS[:, None, None], logits_BxKxGxLxS, MASKED)
     top = jax.lax.stop_gradient(jnp.max(logits_BxKxGxLxS, axis=-1, keepdims=True))
     p_BxKxGxLxS = jnp.exp(logits_BxKxGxLxS - top)
@@ -177,8 +182,7 @@ def common_attention(
         logits_KxBxLxGxZ = jnp.einsum(
             "kblgh,kzh->kblgz", q_KxBxLxGxH, k_KxZxH, preferred_element_type=jnp.float32
         )
-        if cap is not None:
-            logits_KxBxLxGxZ = cap * jnp.tanh(logits_KxBxLxGxZ / cap)
+        logits_KxBxLxGxZ = soft_cap(logits_KxBxLxGxZ, cap)
         logits_KxBxLxGxZ = jnp.where(visible[None, :, :, None], logits_KxBxLxGxZ, MASKED)
         top = jnp.max(logits_KxBxLxGxZ, axis=-1, keepdims=True)
         p_KxBxLxGxZ = jnp.exp(logits_KxBxLxGxZ - top)

@@ -6,7 +6,7 @@ prompts or padding), one device sorts them first and skips the other chunks. Sev
 nothing: inside a condition, the table's gradient would be summed over the devices once per chunk.
 
 Axes: B batch, L length, D model width, V vocabulary, M targets (any leading shape, flattened),
-G completions per prompt, P prompt, T completion.
+G completions per prompt, S prompt, T completion.
 """
 
 from typing import Any, NamedTuple
@@ -159,7 +159,7 @@ def target_logps(
 
 def grouped_token_logps(
     model: Transformer,
-    prompts_BxP: jax.Array,
+    prompts_BxS: jax.Array,
     prompt_lengths_B: jax.Array,
     completions_BxGxT: jax.Array,
     temperature: Any = 1.0,
@@ -168,18 +168,18 @@ def grouped_token_logps(
 ) -> TokenLogps:
     """Returns log-probs (B, G, T) of G completions of each prompt; each prompt runs once.
 
-    Prompts are left-padded to P. Completions may be padded on the right with any token: mask the
+    Prompts are left-padded to S. Completions may be padded on the right with any token: mask the
     result, or set `mask_BxGxT`. Equals `token_logps` of prompt + completion, with G times fewer
     prompt tokens (`grouped_attention`).
     """
-    B, P = prompts_BxP.shape
+    B, S = prompts_BxS.shape
     _, G, T = completions_BxGxT.shape
-    positions, attend = grouped_attention(model.cfg, prompt_lengths_B, P, G, T)
-    tokens = jnp.concatenate([prompts_BxP, completions_BxGxT.reshape(B, G * T)], axis=1)
+    positions, attend = grouped_attention(model.cfg, prompt_lengths_B, S, G, T)
+    tokens = jnp.concatenate([prompts_BxS, completions_BxGxT.reshape(B, G * T)], axis=1)
     x, _, _ = model.trunk(model.embedder.encode(tokens), positions, attend)
     x = model.final_norm(x)
-    last_BxGx1xD = jnp.broadcast_to(x[:, None, P - 1 : P], (B, G, 1, x.shape[-1]))
-    own_BxGxTxD = x[:, P:].reshape(B, G, T, -1)
+    last_BxGx1xD = jnp.broadcast_to(x[:, None, S - 1 : S], (B, G, 1, x.shape[-1]))
+    own_BxGxTxD = x[:, S:].reshape(B, G, T, -1)
     predicting_BxGxTxD = jnp.concatenate([last_BxGx1xD, own_BxGxTxD[:, :, :-1]], axis=2)
     return target_logps(
         model, predicting_BxGxTxD, completions_BxGxT, temperature, entropy, mask_BxGxT

@@ -102,14 +102,14 @@ class GroupMask(masks.Mask):
         return self.length, self.length
 
     def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
-        P, T = self.group
+        S, T = self.group
         queries, keys = (np.arange(self.length)[part] for part in index)
         # 0 for the prompt, then the number of the completion; the distance as if it were alone.
         (q_part, k_part), (q, k) = (
             [f(slots) for slots in (queries[:, None], keys[None])]
             for f in (
-                lambda slots: np.where(slots < P, 0, 1 + (slots - P) // T),
-                lambda slots: np.where(slots < P, slots, P + (slots - P) % T),
+                lambda slots: np.where(slots < S, 0, 1 + (slots - S) // T),
+                lambda slots: np.where(slots < S, slots, S + (slots - S) % T),
             )
         )
         seen = ((k_part == 0) | (k_part == q_part)) & (k <= q)

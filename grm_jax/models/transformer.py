@@ -26,7 +26,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from grm_jax.models import cpu, quantize, weights
 from grm_jax.models.attend import Attend, LayerRef, full_attention
-from grm_jax.models.attention import default_positions
+from grm_jax.models.attention import default_positions, soft_cap
 from grm_jax.models.config import REMAT, TransformerConfig
 from grm_jax.models.rope import rope_angles, rotate
 from grm_jax.sharding import constrain
@@ -220,8 +220,7 @@ def table_logits(cfg: TransformerConfig, table_VxD: Any, x: jax.Array) -> jax.Ar
         logits = cpu.matmul(product, x, table_VxD.astype(x.dtype))
     else:
         logits = product(x, table_VxD.astype(x.dtype), preferred_element_type=jnp.float32)
-    if cfg.final_cap is not None:
-        logits = cfg.final_cap * jnp.tanh(logits / cfg.final_cap)
+    logits = soft_cap(logits, cfg.final_cap)
     if cfg.vocab_pad:
         logits = jnp.where(
             jnp.arange(logits.shape[-1]) < cfg.vocab_size, logits, jnp.finfo(jnp.float32).min

@@ -5,6 +5,7 @@ step.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 
 from grm_jax.models import Transformer
 from grm_jax.models.attend import LayerRef
-from grm_jax.models.quantize import hadamard, quantize_tokens
+from grm_jax.models.quantize import Int8Array, hadamard, quantize_tokens
 from grm_jax.sampling import products
 from grm_jax.sampling.cache import (
     EMPTY,
@@ -135,79 +136,102 @@ def _feed(model: Transformer, state: State) -> tuple[jax.Array, Pairs]:
     """
     cfg = model.cfg
     P, R = state.token_PxR.shape
-    N, K, H = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
-    G = N // K
-    fed_PxR = state.length_PxR  # own tokens that a row attends to, the one being fed included
-    position_PxR = state.prompt_length_P[:, None] + fed_PxR - 1
-    S = max(k.shape[3] for k, _ in state.prefix)
-    Z = max((k.shape[2] for k, _ in state.common), default=0)
-    # of the prompt's tokens after the common prefix
-    own_length_P = state.prompt_length_P - state.common_length_P if Z else state.prompt_length_P
-    prompts, rows = batch_axes(P, R)
+    K, H = cfg.num_kv_heads, cfg.head_dim
 
     def attend(layer: LayerRef, q: jax.Array, k: jax.Array, v: jax.Array, suffix: Pairs) -> Any:
         place, unit = cache_of(cfg, layer)
-        window = layer.spec.window
         if cfg.kv_cache_dtype:
             q, k = hadamard(q), hadamard(k)
-        # --- write the token into the ring
         ring_k, ring_v = suffix[place]
-        T = ring_k.shape[4]
-        start = (unit, 0, 0, 0, state.clock % T, 0)
-
-        def write(ring: KV, new: jax.Array) -> KV:
-            new = new.reshape(P, R, K, 1, H).swapaxes(1, 2)[None]
-            ring = jax.tree.map(
-                lambda a, b: jax.lax.dynamic_update_slice(a, b.astype(a.dtype), start[: a.ndim]),
-                ring,
-                quantize_tokens(new) if cfg.kv_cache_dtype else new,
-            )
-            return keep_ring_layout(ring, P, R)
-
-        ring_k, ring_v = write(ring_k, k), write(ring_v, v)
-        suffix = [*suffix[:place], (ring_k, ring_v), *suffix[place + 1 :]]
-        own_k, own_v, pre_k, pre_v = of_unit((ring_k, ring_v, *state.prefix[place]), unit)
-        # --- masks: ages below the row's own count, prompt slots inside the window
-        age_T = (state.clock - jnp.arange(T)) % T
-        own_PxRxT = age_T < (
-            fed_PxR[..., None] if window is None else jnp.minimum(fed_PxR, window)[..., None]
-        )
-        slot_S = jnp.arange(S - pre_k.shape[2], S)
-        pre_position_PxS = slot_S - (S - own_length_P[:, None])
-        pre_PxRxS = jnp.broadcast_to((pre_position_PxS >= 0)[:, None], (P, R, slot_S.size))
+        ring = _write(state, ring_k, k, unit), _write(state, ring_v, v, unit)
+        suffix = [*suffix[:place], ring, *suffix[place + 1 :]]
+        caches = of_unit((*ring, *state.prefix[place]), unit)
         if state.common:
-            pre_position_PxS += state.common_length_P[:, None]
-        if window is not None:
-            pre_PxRxS &= position_PxR[..., None] - pre_position_PxS[:, None] < window
-        # --- one softmax over ring, prefix and common prefix
-        q_PxKxRxGxH = q.reshape(P, R, K, G, H).swapaxes(1, 2)
-        own = products.ring_logits(q_PxKxRxGxH, own_k)
-        own = products.cap_and_mask(own, own_PxRxT, cfg.attn_cap)
-        pre = products.prefix_logits(q_PxKxRxGxH, pre_k)
-        pre = products.cap_and_mask(pre, pre_PxRxS, cfg.attn_cap)
-        top = jnp.maximum(
-            jnp.max(own, axis=-1, keepdims=True), jnp.max(pre, axis=-1, keepdims=True)
-        )
-        if state.common:
-            common_k, common_v = of_unit(state.common[place], unit)
-            seen = sees_common(position_PxR, state.common_length_P, Z, common_k.shape[1], window)
-            shared = products.common_logits(q_PxKxRxGxH, common_k, seen, cfg.attn_cap)
-            top = jnp.maximum(top, jnp.max(shared, axis=-1, keepdims=True).swapaxes(0, 1))
-        own, pre = jnp.exp(own - top), jnp.exp(pre - top)
-        total_PxKxRxG = jnp.sum(own, axis=-1) + jnp.sum(pre, axis=-1)
-        o_PxKxRxGxH = products.ring_values(own, own_v, q.dtype)
-        o_PxKxRxGxH += products.prefix_values(pre, pre_v, q.dtype)
-        if state.common:
-            shared = jnp.exp(shared - top.swapaxes(0, 1))
-            total_PxKxRxG += jnp.sum(shared, axis=-1).swapaxes(0, 1)
-            o_PxKxRxGxH += products.common_values(shared, common_v, q.dtype)
-        o_PxRxKxGxH = (o_PxKxRxGxH / total_PxKxRxG[..., None]).swapaxes(1, 2)
-        o_PxRxKxGxH = constrain(o_PxRxKxGxH, prompts, rows, "kv_heads", None, "head_dim")
-        return o_PxRxKxGxH.reshape(P * R, 1, N, H), suffix, None
+            caches = (*caches, *of_unit(state.common[place], unit))
+        q_PxKxRxGxH = q.reshape(P, R, K, -1, H).swapaxes(1, 2)
+        o_PxRxKxGxH = _attend_caches(state, q_PxKxRxGxH, caches, layer.spec.window, cfg.attn_cap)
+        return o_PxRxKxGxH.reshape(P * R, 1, -1, H), suffix, None
 
     x_Bx1xD = model.embedder.encode(state.token_PxR.reshape(-1, 1))
+    position_PxR = _positions(state)
     x_Bx1xD, suffix, _ = model.trunk(x_Bx1xD, position_PxR.reshape(-1, 1), attend, state.suffix)
     return model.embedder.decode(model.final_norm(x_Bx1xD)[:, 0]), suffix
+
+
+def _positions(state: State) -> jax.Array:
+    """Returns the position of the token that each row feeds; `length_PxR` includes it."""
+    return state.prompt_length_P[:, None] + state.length_PxR - 1
+
+
+def _write(state: State, ring: KV, new_Bx1xKxH: jax.Array, unit: jax.Array) -> KV:
+    """Writes the fed token's keys or values into a ring, at the slot of the clock."""
+    (P, R), (T, H) = state.token_PxR.shape, ring.shape[4:]
+    new = new_Bx1xKxH.reshape(P, R, -1, 1, H).swapaxes(1, 2)[None]
+    start = (unit, 0, 0, 0, state.clock % T, 0)
+    ring = jax.tree.map(
+        lambda a, b: jax.lax.dynamic_update_slice(a, b.astype(a.dtype), start[: a.ndim]),
+        ring,
+        quantize_tokens(new) if isinstance(ring, Int8Array) else new,
+    )
+    return keep_ring_layout(ring, P, R)
+
+
+def _attend_caches(
+    state: State,
+    q_PxKxRxGxH: jax.Array,
+    caches: Sequence[KV],
+    window: int | None,
+    cap: float | None,
+) -> jax.Array:
+    """Computes attention (P, R, K, G, H) in one softmax over ring, prefix and common prefix.
+
+    caches: keys and values of the ring, the prefix, and the common prefix if there is one.
+    """
+    ring_k, ring_v, prefix_k, prefix_v, *common = caches
+    ring_PxRxT, prefix_PxRxS = _visible(state, ring_k.shape[3], prefix_k.shape[2], window)
+    ring = products.cap_and_mask(products.ring_logits(q_PxKxRxGxH, ring_k), ring_PxRxT, cap)
+    prefix = products.prefix_logits(q_PxKxRxGxH, prefix_k)
+    prefix = products.cap_and_mask(prefix, prefix_PxRxS, cap)
+    top = jnp.maximum(*(jnp.max(logits, axis=-1, keepdims=True) for logits in (ring, prefix)))
+    if common:
+        common_k, common_v = common
+        Z = max(k.shape[2] for k, _ in state.common)
+        args = state.common_length_P, Z, common_k.shape[1], window
+        seen_PxRxZ = sees_common(_positions(state), *args)
+        shared = products.common_logits(q_PxKxRxGxH, common_k, seen_PxRxZ, cap)
+        top = jnp.maximum(top, jnp.max(shared, axis=-1, keepdims=True).swapaxes(0, 1))
+    ring, prefix = jnp.exp(ring - top), jnp.exp(prefix - top)
+    total_PxKxRxG = jnp.sum(ring, axis=-1) + jnp.sum(prefix, axis=-1)
+    o_PxKxRxGxH = products.ring_values(ring, ring_v, q_PxKxRxGxH.dtype)
+    o_PxKxRxGxH += products.prefix_values(prefix, prefix_v, q_PxKxRxGxH.dtype)
+    if common:
+        shared = jnp.exp(shared - top.swapaxes(0, 1))
+        total_PxKxRxG += jnp.sum(shared, axis=-1).swapaxes(0, 1)
+        o_PxKxRxGxH += products.common_values(shared, common_v, q_PxKxRxGxH.dtype)
+    o_PxRxKxGxH = (o_PxKxRxGxH / total_PxKxRxG[..., None]).swapaxes(1, 2)
+    prompts, rows = batch_axes(*state.token_PxR.shape)
+    return constrain(o_PxRxKxGxH, prompts, rows, "kv_heads", None, "head_dim")
+
+
+def _visible(state: State, T: int, slots: int, window: int | None) -> tuple[jax.Array, jax.Array]:
+    """Returns the slots (P, R, T) of the rings and (P, R, slots) of the prefix that rows see.
+
+    slots: of this layer's prefix, the last ones of the prompts' S.
+    """
+    P, R = state.token_PxR.shape
+    S = max(k.shape[3] for k, _ in state.prefix)
+    fed_PxR = state.length_PxR  # own tokens that a row attends to, the one being fed included
+    age_T = (state.clock - jnp.arange(T)) % T
+    most_PxR = fed_PxR if window is None else jnp.minimum(fed_PxR, window)
+    ring_PxRxT = age_T < most_PxR[..., None]
+    common_P = state.common_length_P if state.common else jnp.zeros_like(state.prompt_length_P)
+    slot_S = jnp.arange(S - slots, S)
+    own_PxS = slot_S - (S - (state.prompt_length_P - common_P)[:, None])  # 0 at the first own token
+    prefix_PxRxS = jnp.broadcast_to((own_PxS >= 0)[:, None], (P, R, slots))
+    if window is not None:
+        position_PxS = own_PxS + common_P[:, None]
+        prefix_PxRxS &= _positions(state)[..., None] - position_PxS[:, None] < window
+    return ring_PxRxT, prefix_PxRxS
 
 
 def _draw(state: State, logits_BxV: jax.Array) -> Choice:

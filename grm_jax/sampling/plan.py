@@ -137,9 +137,11 @@ def _shrink(
     P, R = batch
     mesh = sharding.current_mesh()
     shards, tensor = sharding.batch_shards(mesh), 1 if mesh is None else mesh.shape["tensor"]
-    groups = prefixes.groups_of(runnable) if share_prefixes else [((), list(range(len(runnable))))]
+    groups = (
+        prefixes.group_requests(runnable) if share_prefixes else [((), list(range(len(runnable))))]
+    )
     rests = [
-        len(runnable[i].prompt) - prefixes.used(runnable[i].prompt, common)
+        len(runnable[i].prompt) - prefixes.num_used(runnable[i].prompt, common)
         for common, part in groups
         for i in part
     ]

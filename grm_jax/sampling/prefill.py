@@ -1,6 +1,7 @@
 """The sampler's prefill: runs prompts once, alone or in groups that begin with the same tokens.
 
-Axes as in `cache.py`.
+Axes as in `cache.py`; B rows of the prefill, F parts of a row (what its prompts share, then one per
+prompt), L slots of a prompt in the result, M of several prompts.
 """
 
 from collections.abc import Callable

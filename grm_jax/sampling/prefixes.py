@@ -20,8 +20,8 @@ import numpy as np
 
 from grm_jax.sampling.request import Request
 
-LEAST_TOKENS = 64  # of a prefix; a shorter one saves less time than its programs take to compile
-LEAST_PROMPTS = 8  # of a second group: rows are idle while the last samples of a group finish
+MIN_TOKENS = 64  # of a prefix; a shorter one saves less time than its programs take to compile
+MIN_PROMPTS = 8  # of a second group: rows are idle while the last samples of a group finish
 KEPT = 2  # common prefixes that an engine keeps for later runs
 KEPT_SHARE = 0.9  # of the best prefix's saving at which that of the previous run is kept
 
@@ -32,19 +32,19 @@ def choose_prefix(prompts: Sequence[Tokens], least: int | None = None) -> tuple[
     """Returns the tokens of the prefix that saves the most prefill, () if none is worth it.
 
     Args:
-      least: fewest tokens of a prefix; default LEAST_TOKENS.
+      least: fewest tokens of a prefix; default MIN_TOKENS.
     """
     # The bytes of big-endian numbers sort as the numbers do.
     ordered = sorted(np.asarray(prompt, ">i4").tobytes() for prompt in prompts)
     arrays = [np.frombuffer(prompt, ">i4") for prompt in ordered]
     common = [_common(a, b) for a, b in zip(arrays, arrays[1:])]
     length, first = _largest_rectangle(common)
-    if length < max(1, LEAST_TOKENS if least is None else least):
+    if length < max(1, MIN_TOKENS if least is None else least):
         return ()
     return tuple(arrays[first][:length].tolist())
 
 
-def used(prompt: Tokens, prefix: tuple[int, ...]) -> int:
+def num_used(prompt: Tokens, prefix: tuple[int, ...]) -> int:
     """Returns how many tokens of the prefix a prompt uses: all of them or 0."""
     n = len(prefix)
     return n if len(prompt) > n and tuple(prompt[:n]) == prefix else 0
@@ -56,13 +56,13 @@ def common_length(prompts: Sequence[Tokens]) -> int:
     return min((_common(first, other) for other in others), default=len(first) - 1)
 
 
-def groups_of(
+def group_requests(
     requests: Sequence[Request], kept: Iterable[tuple[int, ...]] = ()
 ) -> list[tuple[tuple[int, ...], list[int]]]:
     """Returns (prefix, indices of requests) of groups that together have every request.
 
     Requests that state their prefix form a group per prefix, whatever the other requests are, so
-    that the arithmetic of a sample does not depend on them; `groups` divides the others.
+    that the arithmetic of a sample does not depend on them; `choose_groups` divides the others.
     """
     stated: dict[tuple[int, ...], list[int]] = {}
     others = []
@@ -71,11 +71,11 @@ def groups_of(
             others.append(i)
         else:
             stated.setdefault(tuple(request.prompt[: request.common_prefix]), []).append(i)
-    chosen = groups([requests[i].prompt for i in others], kept)
+    chosen = choose_groups([requests[i].prompt for i in others], kept)
     return [*stated.items(), *((prefix, [others[i] for i in part]) for prefix, part in chosen)]
 
 
-def groups(
+def choose_groups(
     prompts: Sequence[Tokens], kept: Iterable[tuple[int, ...]] = ()
 ) -> list[tuple[tuple[int, ...], list[int]]]:
     """Returns (prefix, indices of prompts) of groups that together have every prompt.
@@ -91,9 +91,9 @@ def groups(
         rest = [prompts[i] for i in left]
         prefix = choose_prefix(rest)
         for other in kept:
-            prefix = better(other, prefix, rest)
-        users = [i for i in left if used(prompts[i], prefix)]
-        if not users or (chosen and len(users) < LEAST_PROMPTS):
+            prefix = prefer_kept(other, prefix, rest)
+        users = [i for i in left if num_used(prompts[i], prefix)]
+        if not users or (chosen and len(users) < MIN_PROMPTS):
             break
         chosen.append((prefix, users))
         left = sorted(set(left) - set(users))
@@ -104,7 +104,7 @@ def groups(
     return chosen
 
 
-def better(
+def prefer_kept(
     kept: tuple[int, ...], best: tuple[int, ...], prompts: Sequence[Tokens]
 ) -> tuple[int, ...]:
     """Returns the kept prefix if it saves `KEPT_SHARE` of what the best one does after its prefill.
@@ -113,7 +113,7 @@ def better(
     """
 
     def rest(prefix: tuple[int, ...]) -> list[int]:
-        return [len(prompt) - used(prompt, prefix) for prompt in prompts]
+        return [len(prompt) - num_used(prompt, prefix) for prompt in prompts]
 
     if not kept or kept == best:
         return best

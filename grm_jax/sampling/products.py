@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from grm_jax.models import cpu
-from grm_jax.models.attention import MASKED
+from grm_jax.models.attention import MASKED, soft_cap
 from grm_jax.models.quantize import Int8Array
 
 KV = jax.Array | Int8Array  # keys or values of a cache
@@ -22,13 +22,8 @@ KV = jax.Array | Int8Array  # keys or values of a cache
 def cap_and_mask(
     logits_PxKxRxGxW: jax.Array, visible_PxRxW: jax.Array, cap: float | None
 ) -> jax.Array:
-    """Soft-caps logits. Slots that a row does not attend to get `MASKED`.
-
-    cap: of the soft cap; None for none.
-    """
-    if cap is not None:
-        logits_PxKxRxGxW = cap * jnp.tanh(logits_PxKxRxGxW / cap)
-    return jnp.where(visible_PxRxW[:, None, :, None], logits_PxKxRxGxW, MASKED)
+    """Soft-caps logits (None: no cap). Slots that a row does not attend to get `MASKED`."""
+    return jnp.where(visible_PxRxW[:, None, :, None], soft_cap(logits_PxKxRxGxW, cap), MASKED)
 
 
 def prefix_logits(q_PxKxRxGxH: jax.Array, k_PxKxSxH: KV) -> jax.Array:
@@ -54,9 +49,7 @@ def common_logits(
     to.
     """
     logits_KxPxRxGxZ = _logits("kprgh,kzh->kprgz", q_PxKxRxGxH.swapaxes(0, 1), k_KxZxH)
-    if cap is not None:
-        logits_KxPxRxGxZ = cap * jnp.tanh(logits_KxPxRxGxZ / cap)
-    return jnp.where(seen_PxRxZ[None, :, :, None], logits_KxPxRxGxZ, MASKED)
+    return jnp.where(seen_PxRxZ[None, :, :, None], soft_cap(logits_KxPxRxGxZ, cap), MASKED)
 
 
 def common_values(p_KxPxRxGxZ: jax.Array, v_KxZxH: KV, dtype: Any) -> jax.Array:

@@ -40,8 +40,8 @@ from grm_jax.sampling.buckets import FEW_FIRST_RING, prefill_batch, prompt_bucke
 from grm_jax.sampling.request import Completion, Request, check
 from grm_jax.sampling.slots import (
     Listener,
-    Sample as _Sample,
-    Slot as _Slot,
+    Sample,
+    Slot,
     Slots,
     Stats,
     failed,
@@ -95,7 +95,7 @@ class Engine:
         self.compile_ahead = self.target.platform != "cpu"
         self.stats = Stats()
         self._keys = itertools.count()
-        self._waiting: deque[_Slot] = deque()
+        self._waiting: deque[Slot] = deque()
         self._slots: Slots = [None] * self.P
         self._state: cache.State | None = None
         self._reserved: tuple[int, int] | None = None
@@ -121,12 +121,12 @@ class Engine:
                 valid.append(i)
         groups = [(self._common, valid)]
         if self.share_prefixes and not self._reserved:
-            chosen = prefixes.groups_of([requests[i] for i in valid], tuple(self._kept))
+            chosen = prefixes.group_requests([requests[i] for i in valid], tuple(self._kept))
             groups = [(common, [valid[i] for i in part]) for common, part in chosen]
         for self._common, part in groups:
             yield from self._run_group([self._slot(i, requests[i]) for i in part])
 
-    def _run_group(self, slots: list[_Slot]) -> Iterator[Completion]:
+    def _run_group(self, slots: list[Slot]) -> Iterator[Completion]:
         """Runs requests that share a common prefix, and others that have none; as `run`."""
         # A small model prefills two prompts in less time than another program compiles.
         small = self.few_shapes and self.cfg.num_params <= plan.SMALL_MODEL
@@ -137,9 +137,9 @@ class Engine:
         # In order of the prefill's length, later requests first, those of a group side by side.
         last = {id(slot.prefill_group or slot): slot.request_index for slot in slots}
 
-        def place(slot: _Slot) -> tuple[int, ...]:
+        def place(slot: Slot) -> tuple[int, ...]:
             last_of_group = last[id(slot.prefill_group or slot)]
-            return *self._prefill_form(slot), -last_of_group, -slot.request_index
+            return *self._prefill_shape(slot), -last_of_group, -slot.request_index
 
         slots.sort(key=place)
         index = {self._enqueue(slot): slot.request_index for slot in slots}
@@ -197,11 +197,11 @@ class Engine:
             raise ValueError(error)
         return self._enqueue(self._slot(0, request, listener))
 
-    def _slot(self, index: int, request: Request, listener: Listener | None = None) -> _Slot:
-        common = prefixes.used(request.prompt, self._common)
-        return _Slot(index, request, [], listener=listener, common=common)
+    def _slot(self, index: int, request: Request, listener: Listener | None = None) -> Slot:
+        common = prefixes.num_used(request.prompt, self._common)
+        return Slot(index, request, [], listener=listener, common=common)
 
-    def _enqueue(self, slot: _Slot) -> int:
+    def _enqueue(self, slot: Slot) -> int:
         """Appends a request to the waiting ones; returns its key."""
         key = next(self._keys)
         self._waiting.append(dataclasses.replace(slot, request_index=key))
@@ -236,20 +236,18 @@ class Engine:
         """
         if not self.busy:
             return None
-        state, slots = self._start() if self._state is None else self._state, self._slots
+        state = self._start() if self._state is None else self._state
         if self._cancelled:
             state = programs.end_rows(state, self._cancelled)
             self._cancelled.clear()
         state = self._fill_slots(state)
-        state, emitted = self._fill_rows(state, slots, self._poisoned)
+        state, emitted = self._fill_rows(state)
         first = emitted is not None  # rows that finish with their first token are refilled at once
         if emitted is None:
-            state = self._resize(
-                state, self.shape.S, self._ring_bucket(needed_ring(slots, self.segment, self.cfg))
-            )
-            state, emitted = self._programs.segment(
-                self.params, state, self.segment, min_running(slots, self._waiting, self.idle)
-            )
+            ring = self._ring_bucket(needed_ring(self._slots, self.segment, self.cfg))
+            state = self._resize(state, self.shape.S, ring)
+            running = min_running(self._slots, self._waiting, self.idle)
+            state, emitted = self._programs.segment(self.params, state, self.segment, running)
             self.stats.segments += 1
         self._state = state
         return emitted, first
@@ -258,7 +256,7 @@ class Engine:
         """Waits for the device; returns the samples that finished."""
         assert self._state is not None
         tokens = self.stats.tokens
-        finished = list(self._collect(self._state, emitted, self._slots, self._poisoned, first))
+        finished = list(self._collect(self._state, emitted, first))
         self.watch(0, self.stats.tokens - tokens)
         self._limit_clock()
         self._drop_unused_state()
@@ -272,7 +270,7 @@ class Engine:
         entering = itertools.islice(self._waiting, self.P)
         shape = max(map(self._prompt_bucket, entering)), self._ring_bucket(first)
         self._set_shape(*(self._reserved or shape))
-        self._poisoned = np.zeros((self.P, self.R), bool)  # rows whose ring may be non-finite
+        self._maybe_nonfinite = np.zeros((self.P, self.R), bool)  # rows whose ring may be
         self._steps = 0  # the state's clock is at most this and the length of a ring
         state = programs.empty_on(self._programs, self.params, self.target)
         if common and self.target.mesh is None:  # committed as the rest of the state is
@@ -333,10 +331,10 @@ class Engine:
             self._prefill = programs.prefill_after_common_program(self.graphdef)
         self._programs = programs.build(self.graphdef, self.target, self.shape, self.segment)
 
-    def _prompt_bucket(self, slot: _Slot) -> int:
+    def _prompt_bucket(self, slot: Slot) -> int:
         return prompt_bucket(len(slot.own), self.few_shapes)
 
-    def _prefill_form(self, slot: _Slot) -> tuple[int, int]:
+    def _prefill_shape(self, slot: Slot) -> tuple[int, int]:
         """Returns (bucket of the row, prompts of the row) of a waiting request's prefill."""
         if slot.prefill_group is None:
             return self._prompt_bucket(slot), 1
@@ -359,7 +357,7 @@ class Engine:
         shards = batch_shards(self.target.mesh)
         while free and self._waiting:
             first = itertools.islice(self._waiting, len(free))
-            (S, size), same = next(itertools.groupby(first, self._prefill_form))
+            (S, size), same = next(itertools.groupby(first, self._prefill_shape))
             if size > len(free):
                 break  # until the whole group can enter
             B = 1 if self.few_shapes else prefill_batch(S, len(list(same)) // size, shards)
@@ -379,7 +377,7 @@ class Engine:
         return state
 
     def _prefill_rows(
-        self, state: cache.State, slots: Sequence[_Slot], S: int, size: int, used: np.ndarray
+        self, state: cache.State, slots: Sequence[Slot], S: int, size: int, used: np.ndarray
     ) -> Any:
         """Prefills prompts in rows of S tokens, `size` in each; returns (prefix, last).
 
@@ -395,34 +393,27 @@ class Engine:
         common = (state.common, used[::size]) if self.shape.Z else ()
         return prefill(self.params, *packed(slots, S), *common)
 
-    def _fill_rows(
-        self, state: cache.State, slots: Slots, poisoned: np.ndarray
-    ) -> tuple[cache.State, cache.Emitted | None]:
+    def _fill_rows(self, state: cache.State) -> tuple[cache.State, cache.Emitted | None]:
         """Starts pending samples in free rows; returns their first tokens, or None without any."""
         new = np.zeros((self.P, self.R), bool)
         indices = np.zeros((self.P, self.R), np.int32)
-        for p, slot in enumerate(slots):
+        for p, slot in enumerate(self._slots):
             if slot is None:
                 continue
             for r, sample in enumerate(slot.rows):
                 if sample is None and slot.pending:
-                    slot.rows[r] = _Sample(slot.next_sample)
+                    slot.rows[r] = Sample(slot.next_sample)
                     new[p, r], indices[p, r] = True, slot.next_sample
                     slot.next_sample += 1
         if not new.any():
             return state, None
-        if (new & poisoned).any():
+        if (new & self._maybe_nonfinite).any():
             state = programs.clear_nonfinite(state, self.target, self.shape)
-            poisoned &= ~new  # an idle row computes NaN again
+            self._maybe_nonfinite &= ~new  # an idle row computes NaN again
         return self._programs.admit(self.params, state, new, indices)
 
     def _collect(
-        self,
-        state: cache.State,
-        emitted: cache.Emitted,
-        slots: Slots,
-        poisoned: np.ndarray,
-        first: bool = False,
+        self, state: cache.State, emitted: cache.Emitted, first: bool
     ) -> Iterator[Completion]:
         """Appends emitted tokens to their samples; yields finished samples, frees rows and slots.
 
@@ -431,9 +422,9 @@ class Engine:
         length, finish, out = jax.device_get((state.length_PxR, state.finish_PxR, emitted))
         if not first:
             self.stats.steps += int(out.steps)
-            self.stats.slot_steps += int(out.steps) * self.P * self.R
+            self.stats.row_steps += int(out.steps) * self.P * self.R
             self._steps += int(out.steps)
-        for p, slot in enumerate(slots):
+        for p, slot in enumerate(self._slots):
             if slot is None:
                 continue
             for r, sample in enumerate(slot.rows):
@@ -451,7 +442,7 @@ class Engine:
                 self.stats.busy += 0 if first else n
                 if finish[p, r] != cache.RUNNING:
                     slot.rows[r] = None
-                    poisoned[p, r] |= finish[p, r] == cache.NONFINITE
+                    self._maybe_nonfinite[p, r] |= finish[p, r] == cache.NONFINITE
                     yield sample.completion(slot.request_index, FINISH[int(finish[p, r])])
             if not slot.pending and not slot.running:
-                slots[p] = None
+                self._slots[p] = None

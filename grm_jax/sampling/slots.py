@@ -21,8 +21,8 @@ class Stats:
     Attributes:
       tokens: of all samples.
       steps: decode steps of the device.
-      slot_steps: steps times rows.
-      busy: slot_steps that produced a token.
+      row_steps: steps times rows.
+      busy: row_steps that produced a token.
       segments: decode segments.
       prompts: prefilled prompts.
       prompt_tokens: of these prompts.
@@ -32,7 +32,7 @@ class Stats:
 
     tokens: int = 0
     steps: int = 0
-    slot_steps: int = 0
+    row_steps: int = 0
     busy: int = 0
     segments: int = 0
     prompts: int = 0
@@ -41,7 +41,7 @@ class Stats:
 
     @property
     def utilisation(self) -> float:
-        return self.busy / max(1, self.slot_steps)
+        return self.busy / max(1, self.row_steps)
 
 
 @dataclasses.dataclass
@@ -89,7 +89,7 @@ class Slot:
     """A request and the sample in each row of its prompt slot (None: the row is free).
 
     rows: empty while the request waits for a slot.
-    common: tokens of the common prefix that the prompt uses; see `prefixes.used`.
+    common: tokens of the common prefix that the prompt uses; see `prefixes.num_used`.
     prefill_group: None if the prompt is prefilled alone.
     """
 

@@ -78,7 +78,7 @@ class _EngineCollector:
             ("grm_tokens", "Sampled tokens."): stats.tokens,
             ("grm_prompts", "Prefilled prompts."): stats.prompts,
             ("grm_decode_steps", "Decode steps of the device."): stats.steps,
-            ("grm_row_steps", "Decode steps times batch rows."): stats.slot_steps,
+            ("grm_row_steps", "Decode steps times batch rows."): stats.row_steps,
             ("grm_busy_row_steps", "Those that produced a token."): stats.busy,
         }
         for (name, text), count in counters.items():

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request as HTTPRequest
 
 from grm_jax.judging import job
-from grm_jax.judging.expected import ROW_TOKENS, Row
+from grm_jax.judging.expected import ROW_TOKENS, TokenTree
 from grm_jax.judging.groups import Group, GroupRewards
 from grm_jax.judging.judge import Judge
 from grm_jax.judging.options import Options
@@ -299,7 +299,7 @@ def warm_up(service: Service) -> None:
             judge.meta_rm.score_tokens([[token] * min(size, context)], [0])
     if service.expected and judge.expected is not None:
         for size in program_sizes(max(total, ROW_TOKENS)):
-            row = Row()
+            row = TokenTree()
             row.add([token] * size, 0)
             row.add_query(0, [token])
             judge.expected.log_probs(row)

@@ -11,7 +11,7 @@ from fake_judge import fake_judge, well_formed, world_tokenizer
 from flax import nnx
 
 from grm_jax.judging import expected
-from grm_jax.judging.expected import ExpectedScores, Row, model_log_probs, row_program
+from grm_jax.judging.expected import ExpectedScores, TokenTree, model_log_probs, row_program
 from grm_jax.judging.options import Options
 from grm_jax.models import build_model, get_config
 from grm_jax.sharding import make_mesh, state_shardings
@@ -219,7 +219,7 @@ def test_a_comparison_without_expected_scores_fails_alone(log_probs, tokenizer):
 def test_log_probs_are_replicated_over_the_mesh(model):
     """Every host reads the result of the program."""
     mesh = make_mesh(2, 2, 2)
-    row = Row()
+    row = TokenTree()
     row.add([7, 7, 7, 7], 0)
     row.add_query(1, [5, 9])
     row.add_query(3, [7])

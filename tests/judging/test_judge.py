@@ -1,12 +1,13 @@
 """The judge around fake samplers: orders, scores in caller order, votes, failures, batches."""
 
 import dataclasses
+import weakref
 from types import SimpleNamespace
 
 import pytest
 from fake_judge import by_length, fake_judge, first_wins, well_formed, world_tokenizer
 
-from grm_jax.judging import codec, summary
+from grm_jax.judging import codec, judge as judge_module, summary
 from grm_jax.judging.job import template_prefix
 from grm_jax.judging.judge import Judge, Unjudged
 from grm_jax.judging.options import Keywords, Options
@@ -304,6 +305,7 @@ def test_options_are_checked(options, message):
         ({"query": " "}, "query is empty"),
         ({"query": []}, "no turns"),
         ({"query": [{"role": "user"}]}, r"query\[0\]"),
+        ({"query": [{"role": "user", "content": " \n"}]}, "query has no text"),
         ({"label": 2}, "label 2 is not an index of 2"),
         ({"label": (1.0,)}, "1 rewards for 2"),
         ({"label": "x"}, "neither"),
@@ -409,7 +411,7 @@ def test_every_prompt_of_a_template_begins_with_its_prefix(name):
     """Conversations, line breaks and other principles too, so that no run changes the prefix."""
     template, codec = rendering.load(name), world_tokenizer()
     prefix = template_prefix(template, 2, codec)
-    assert len(prefix) >= prefixes.LEAST_TOKENS
+    assert len(prefix) >= prefixes.MIN_TOKENS
     chat = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
     for query in ("Why?", "\n- a list", "1", chat):
         for principles in ("1. Truth (50%): as it is.", "none"):
@@ -417,7 +419,7 @@ def test_every_prompt_of_a_template_begins_with_its_prefix(name):
                 template, Comparison(query, ("\n", "b"), reference="r"), principles=principles
             )
             ids = codec.encode_chat(prompt)
-            assert prefixes.used(ids, prefix) == len(prefix)
+            assert prefixes.num_used(ids, prefix) == len(prefix)
     assert template_prefix(template, 2, codec) is prefix  # rendered once
     assert template_prefix(template, 3, codec) != prefix
 
@@ -440,3 +442,29 @@ def test_requests_of_an_own_engine_state_the_prefix_of_their_template(monkeypatc
         n = request.group_prefix
         assert request.common_prefix < n == other.group_prefix and request.group == other.group
         assert request.prompt[:n] == other.prompt[:n] and request.prompt[n] != other.prompt[n]
+
+
+def test_a_call_renders_each_prompt_once_and_keeps_no_judged_samples(monkeypatch):
+    rendered, jobs, alive = [], [], []
+    render, judge = rendering.render, fake_judge(first_wins)
+    prepare, sampler = judge._prepare, judge.sampler
+
+    def counted(template, comparison, order, **fields):
+        rendered.append((comparison.id, order))
+        return render(template, comparison, order, **fields)
+
+    def watched(requests):
+        if requests:  # none for principles
+            alive.append(sum(job() is not None for job in jobs))
+        return sampler(requests)
+
+    def referenced(*inputs):
+        jobs.append(weakref.ref(job := prepare(*inputs)))
+        return job
+
+    monkeypatch.setattr(rendering, "render", counted)
+    monkeypatch.setattr(judge_module, "CHUNK", 10)
+    judge._prepare, judge.sampler = referenced, watched
+    assert len(judge(PAIRS, k=2)) == len(PAIRS)
+    assert len(rendered) == len(set(rendered)) == 2 * len(PAIRS)
+    assert alive == [40, 30, 20, 10]

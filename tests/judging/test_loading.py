@@ -270,7 +270,7 @@ def test_fingerprints_depend_on_the_folders_content(folders, tmp_path):
 
 
 def test_a_tokenizer_of_another_model_is_refused(folders, tmp_path):
-    with pytest.raises(ValueError, match="another model's tokenizer"):
+    with pytest.raises(ValueError, match="use the model's own tokenizer"):
         Judge.load(folders[0], tokenizer=vocabulary_path(), dtype="float32")
 
 

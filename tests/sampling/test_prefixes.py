@@ -23,14 +23,14 @@ PREFIX = np.random.default_rng(5).integers(4, 128, 30).tolist()
 @pytest.fixture(autouse=True)
 def short_prefixes(monkeypatch):
     """Toy prompts have at most 48 tokens; their common prefixes may be short."""
-    monkeypatch.setattr(prefixes, "LEAST_TOKENS", 4)
+    monkeypatch.setattr(prefixes, "MIN_TOKENS", 4)
 
 
 # ---------------------------------------------------------------- the choice
 
 
 def saving(prompts, prefix):
-    users = sum(prefixes.used(prompt, prefix) > 0 for prompt in prompts)
+    users = sum(prefixes.num_used(prompt, prefix) > 0 for prompt in prompts)
     return (users - 1) * len(prefix)
 
 
@@ -43,7 +43,7 @@ def test_the_chosen_prefix_saves_the_most_and_leaves_every_user_a_token(prompts)
     candidates = [tuple(p[:n]) for p in prompts for n in range(1, len(p))]
     best = max((saving(prompts, candidate) for candidate in candidates), default=0)
     assert (saving(prompts, prefix) if prefix else 0) == max(0, best)
-    assert not prefix or sum(prefixes.used(p, prefix) > 0 for p in prompts) >= 2
+    assert not prefix or sum(prefixes.num_used(p, prefix) > 0 for p in prompts) >= 2
 
 
 @given(short_lists, st.integers(1, 5))
@@ -60,22 +60,22 @@ def test_prefixes_of_large_token_ids_are_found():
 def test_a_kept_prefix_is_used_again_if_it_saves_about_as_much_and_lengthens_no_prompt():
     kept, longer = tuple(range(100)), tuple(range(104))
     prompts = [[*longer, i] for i in range(9)]
-    assert prefixes.better(kept, longer, prompts) == longer  # the rests would be longer
+    assert prefixes.prefer_kept(kept, longer, prompts) == longer  # the rests would be longer
     prompts.append([7] * 20)  # now the longest rest does not depend on the prefix
-    assert prefixes.better(kept, longer, prompts) == kept
-    assert prefixes.better((7, 7), longer, prompts) == longer
-    assert prefixes.better((), (), []) == () == prefixes.better(kept, (), [[5]])
+    assert prefixes.prefer_kept(kept, longer, prompts) == kept
+    assert prefixes.prefer_kept((7, 7), longer, prompts) == longer
+    assert prefixes.prefer_kept((), (), []) == () == prefixes.prefer_kept(kept, (), [[5]])
 
 
 @given(short_lists)
 def test_groups_have_every_prompt_once(prompts):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prefixes, "LEAST_TOKENS", 1)
-        patch.setattr(prefixes, "LEAST_PROMPTS", 2)
-        groups = prefixes.groups(prompts)
+        patch.setattr(prefixes, "MIN_TOKENS", 1)
+        patch.setattr(prefixes, "MIN_PROMPTS", 2)
+        groups = prefixes.choose_groups(prompts)
     assert sorted(i for _, part in groups for i in part) == list(range(len(prompts)))
     for n, (prefix, part) in enumerate(groups):
-        used = [prefixes.used(prompts[i], prefix) for i in part]
+        used = [prefixes.num_used(prompts[i], prefix) for i in part]
         assert n == 0 or min(used) == len(prefix) > 0  # only the first group has prompts without it
 
 
@@ -197,7 +197,7 @@ def test_samples_with_a_common_prefix_do_not_depend_on_the_mesh(lab, plain, shap
 
 
 def test_prompts_of_two_templates_run_in_two_groups(lab, monkeypatch):
-    monkeypatch.setattr(prefixes, "LEAST_PROMPTS", 3)
+    monkeypatch.setattr(prefixes, "MIN_PROMPTS", 3)
     other = PREFIX[::-1][:20]
     requests = [
         Request([*prefix, 5 + i, 6], 1, 3, seed=2, item=i)
@@ -221,14 +221,14 @@ def test_a_sampler_uses_one_engine_and_its_prefixes_for_every_chunk(lab, plain):
     for _ in range(2):
         got = {(c.request_index, c.sample_index): c for c in sampler(requests)}
         assert_equal(got, plain()[0])
-    (engine,) = sampler._idle
+    (engine,) = sampler._spare
     assert engine.stats.prompts == 2 * len(requests)  # of both chunks
     assert engine.stats.prefill_tokens == 48 + 2 * (5 * 8 + 5 * 48)  # the prefix once
     abandoned = sampler(requests)
     next(abandoned)
     other = sampler(requests[:4])  # while the engine is in use
     next(other)
-    assert engine.busy and not sampler._idle
+    assert engine.busy and not sampler._spare
     abandoned.close()
     assert not engine.busy
 
@@ -356,7 +356,7 @@ def test_a_prefill_group_needs_equal_tokens_enough_slots_and_a_shorter_row():
         find_prefill_groups(made, largest, bucket)
         return made
 
-    def groups_of(**options):
+    def group_requests(**options):
         return [
             s.prefill_group and (s.prefill_group.size, s.prefill_group.length)
             for s in slots(**options)
@@ -364,9 +364,9 @@ def test_a_prefill_group_needs_equal_tokens_enough_slots_and_a_shorter_row():
 
     tokens, lengths = packed(slots()[:2], 7)
     assert tokens.tolist() == [[0, 1, 2, 3, 4, 5, 6]] and lengths.tolist() == [[3, 1, 2]]
-    assert groups_of() == [(2, 6), (2, 6), None]
-    assert groups_of(largest=1) == [None] * 3
-    assert groups_of(bucket=lambda n: 4 if n < 6 else 8) == [None] * 3
+    assert group_requests() == [(2, 6), (2, 6), None]
+    assert group_requests(largest=1) == [None] * 3
+    assert group_requests(bucket=lambda n: 4 if n < 6 else 8) == [None] * 3
 
 
 def test_the_row_of_a_prefill_group_needs_no_more_memory_than_its_prompts():

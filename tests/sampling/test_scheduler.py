@@ -102,7 +102,7 @@ def tokens(completions):
     "axes, prefix", [(None, 12), ({"fsdp": 4, "tensor": 2}, 0)], ids=["prefix", "mesh"]
 )
 def test_the_first_segment_compiles_in_a_thread_and_not_again(lab, axes, prefix, monkeypatch):
-    monkeypatch.setattr(prefixes, "LEAST_TOKENS", 4)
+    monkeypatch.setattr(prefixes, "MIN_TOKENS", 4)
     threads = []
 
     def listen(event, duration, fun_name="", **_):

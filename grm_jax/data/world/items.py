@@ -10,6 +10,7 @@ state there is, hosts can read disjoint ranges, and an item is the same on every
 
 import dataclasses
 import hashlib
+import math
 import random
 from collections.abc import Mapping, Sequence
 
@@ -59,9 +60,18 @@ class WorldConfig:
     reference: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("levels", "sizes", "distractors"):
+            weights = getattr(self, name)
+            is_valid = all(math.isfinite(w) and w >= 0 for w in weights.values())
+            if not is_valid or not sum(weights.values()):
+                raise ValueError(
+                    f"{name} {dict(weights)}: weights are 0 or more, not all of them 0"
+                )
+        if not 0 <= self.best_hedged <= 1:
+            raise ValueError(f"best_hedged {self.best_hedged}: use a share from 0 to 1")
         if unknown := set(self.levels) - set(LEVELS):
             raise ValueError(f"levels {sorted(unknown)} do not exist: use {LEVELS}")
-        if bad := [n for n in self.sizes if n < 1]:
+        if bad := [n for n in self.sizes if not isinstance(n, int) or n < 1]:
             raise ValueError(f"sizes {bad}: a comparison has at least one response")
         lower = {HEDGED, WRONG, EMPTY}
         if unknown := set(self.distractors) - lower:

@@ -1,7 +1,8 @@
 """Responses of graded quality: an opening in some manner, then an answer; and the grading rule.
 
-Manner and quality are drawn independently, so neither length nor confidence predicts the correct
-response: long-winded wrong, terse correct and confidently wrong responses are all common.
+Manner and quality are drawn independently, except that a hedged response has a brief opening, to
+balance its length. So neither length nor confidence predicts the correct response: long-winded
+wrong, terse correct and confidently wrong responses are all common.
 """
 
 import random

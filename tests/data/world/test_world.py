@@ -192,3 +192,19 @@ def test_errors_name_the_invalid_value():
         world.WorldConfig(distractors={1: 1.0, 3: 1.0})
     with pytest.raises(ValueError, match="distractors {2: 1.0}: weigh 1 or 0 above 0"):
         world.WorldConfig(distractors={2: 1.0})
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"levels": {}}, "levels {}: weights"),
+        ({"sizes": {2: 0}}, "sizes {2: 0}: weights"),
+        ({"levels": {0: -1, 1: 2}}, "levels {0: -1, 1: 2}: weights"),
+        ({"distractors": {1: float("nan")}}, "distractors {1: nan}: weights"),
+        ({"sizes": {2.5: 1}}, r"sizes \[2.5\]: a comparison has"),
+        ({"best_hedged": 5}, "best_hedged 5: use a share from 0 to 1"),
+    ],
+)
+def test_impossible_distributions_are_refused_by_name(fields, message):
+    with pytest.raises(ValueError, match=message):
+        world.WorldConfig(**fields)
