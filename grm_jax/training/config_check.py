@@ -12,7 +12,7 @@ from grm_jax.training import (
     grpo,
     meta_rm,
     optim,
-    own_config,
+    own_fields,
     policy,
     reward_sources,
     rft,
@@ -72,6 +72,8 @@ def check(config: Any, complete: bool = False) -> None:
     for stage in config.stages:
         if stage in checks and (config[stage].steps or not _is_own_data(config)):
             checks[stage](config)
+    if complete and "eval" in config.stages:
+        sources.check_split(config, config.eval.split)
     if complete and "policy" in config.stages:
         reward_sources.check(reward_sources.JudgeSettings.of(config.policy.judge), complete)
     sampling = _section(config, "rft.sampling")
@@ -184,7 +186,7 @@ def _is_open(config: Any, field: str, value: Any) -> bool:
         _is_own_data(config)
         and type(value) in (int, float, str)
         and not value
-        and field in own_config.OPEN
+        and field in own_fields.OPEN
     )
 
 

@@ -16,7 +16,7 @@ from grm_jax.models.config import REMAT, LayerSpec, TransformerConfig
 from grm_jax.models.lora import TARGETS
 from grm_jax.models.quantize import KINDS
 from grm_jax.registry import nearest
-from grm_jax.training import losses, optim
+from grm_jax.training import grpo, losses, metrics, optim
 from grm_jax.training.meta_rm import STARTS
 from grm_jax.training.programs import AUTO
 from grm_jax.training.reward_sources import RULE, SOURCES
@@ -54,7 +54,8 @@ BELOW_1 = number(float, 0, math.nextafter(1, 0), use="use 0 or more, and less th
 AMOUNT = number(float, 0, 1e6)
 FACTOR = number(float, above=0, high=1e6)
 TEMPERATURE = number(float, 0, 100)
-SEED = number(int, 0, 2**32 - 1)
+# The limit of the sampler's seeds; the meta RM's critiques are sampled with config.seed + 1.
+SEED = number(int, 0, _MOST - 1)
 
 
 def _not_quantized(name: str, value: Any) -> None:
@@ -172,7 +173,7 @@ _STAGE: dict[str, Rule] = {
     "save_every": POSITIVE,
     "keep": POSITIVE,
     "log_every": POSITIVE,
-    "profile_steps": each(COUNT),
+    "profile_steps": all_of(each(COUNT), metrics.check_steps),
     "epochs": FACTOR,
 }
 _RFT: dict[str, Rule] = {
@@ -190,7 +191,7 @@ _RL: dict[str, Rule] = {
     "group_size": number(
         int, 2, 4096, use="advantages compare the samples of a group, set at least 2"
     ),
-    "group_packed": flag,
+    "group_packed": all_of(flag, grpo.check_packed),
     "prompt_len": POSITIVE,
     "max_new_tokens": POSITIVE,
     "length_buckets": POSITIVE,
@@ -278,7 +279,7 @@ _DATA: dict[str, Rule] = {
     "module": text,
     "folder": text,
     "general_items": COUNT,
-    "seed": SEED,
+    "seed": number(int, 0, 2**32 - 1),
     "shuffle_labels": flag,
     "max_skipped": SHARE,
 }

@@ -21,10 +21,10 @@ from grm_jax import checkpoints, strict_json
 from grm_jax.checkpoints.peft_state import save_adapters
 from grm_jax.judging.metadata import JudgeMetadata, MetaRMMetadata, meta_template
 from grm_jax.models import abstract_model, lora
-from grm_jax.storage import write_atomic, writing
+from grm_jax.storage import replace_folder, write_atomic
 from grm_jax.text import rendering
 from grm_jax.training import checkpoint, loop, sources, state as states
-from grm_jax.training.programs import model_config
+from grm_jax.training.programs import critique_tokens, model_config
 
 log = logging.getLogger(__name__)
 TRAINED = ("rft", "rl", "meta_rm", "sft", "policy")  # stages that train parameters
@@ -138,14 +138,15 @@ def export(shared: loop.Run, stage: str, folder: epath.Path, params: Any = None)
     is_writer = jax.process_index() == 0
     if is_writer:
         marker.unlink(missing_ok=True)
-    with writing(hf) if is_writer else tempfile.TemporaryDirectory() as local:
+    with replace_folder(hf) if is_writer else tempfile.TemporaryDirectory() as local:
         if metadata is not None:
             metadata.save(local)
         model, like = nnx.merge(graphdef, params), sources.tokenizer_path(config)
         model = lora.merge_weights(model) if cfg.lora else model
         checkpoints.save(model, local, like=like, dtype="bfloat16", overwrite=True)
     if cfg.lora:
-        with writing(folder / "lora") if is_writer else tempfile.TemporaryDirectory() as local:
+        adapters = folder / "lora"
+        with replace_folder(adapters) if is_writer else tempfile.TemporaryDirectory() as local:
             if metadata is not None:
                 metadata.save(local)
             save_adapters(params, cfg, local, base=str(config.init))
@@ -164,7 +165,7 @@ def _metadata(config: ConfigDict, stage: str) -> JudgeMetadata | MetaRMMetadata 
         return MetaRMMetadata(meta_template(config.template, likelihood), likelihood)
     single = rendering.single_binary(config.template)
     own = single if single != config.template else None
-    return JudgeMetadata(config.template, config.rl.max_new_tokens, own)
+    return JudgeMetadata(config.template, critique_tokens(config), own)
 
 
 def _is_exported(marker: epath.Path, folder: epath.Path, identity: Mapping[str, Any]) -> bool:

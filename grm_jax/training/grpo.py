@@ -91,7 +91,7 @@ def train_in(
             **run.base,
             "data": environment.identity,
             "seed": config.seed,
-            "rl.prompts": rl.prompts,
+            "rl.prompts": rl.prompts,  # of the stage policy too, as in earlier checkpoints
         },
         settings={"template": config.template, **environment.settings},
         programs=[p for p in programs if isinstance(p, Program)],
@@ -142,20 +142,23 @@ def grpo_step(
     }
 
 
-def critique_environment(run: loop.Run) -> rollouts.Environment:
-    """Returns the environment of the RL stage: critiques of comparisons, +1 or -1 by the rule."""
+def critique_environment(run: loop.Run, stage: str = "rl") -> rollouts.Environment:
+    """Returns the environment of the RL stage: critiques of comparisons, +1 or -1 by the rule.
+
+    stage: that `config.rl` belongs to, for logs and errors.
+    """
     config, rl = run.config, run.config.rl
     source = comparison_source(config, run.workdir)
 
     def prompts(i: int, seed: int) -> rollouts.PromptBatch:
         comparisons = source.take(rl.first_item + i * rl.prompts, rl.prompts)
         chosen, too_long = rollouts.make_prompts(
-            comparisons, config.template, run.tokenizer, seed, rl.prompt_len
+            comparisons, config.template, run.tokenizer, seed, rl.prompt_len, stage
         )
         return rollouts.PromptBatch(chosen, too_long, seed)
 
     return rollouts.Environment(
-        "rl",
+        stage,
         prompts,
         rule_rewards,
         source.identity,
@@ -375,13 +378,17 @@ def build_grpo_update(
     )
 
 
+def check_packed(name: str, value: bool) -> None:
+    """Refuses `group_packed=False`. name: the field with "=", as in `config_rules`."""
+    if not value:
+        raise ValueError(
+            f"{name}False is no longer supported: remove the field; every group shares its prompt, "
+            "with equal loss and gradient"
+        )
+
+
 def check(config: ConfigDict) -> None:
     """Raises ValueError, naming the field, for settings that would fail during training."""
     rl = config.rl
     optim.make_optimizer(rl, "rl")
     losses.check_kl_estimator(rl.kl_estimator)
-    if not rl.get("group_packed", True):
-        raise ValueError(
-            "config.rl.group_packed=False is no longer supported: remove the field; every group "
-            "shares its prompt, with equal loss and gradient"
-        )

@@ -151,45 +151,46 @@ def train(stage: Stage, stop: StopSignal) -> State:
     """
     stop.check(stage.name)
     start, section, folder = time.time(), stage.section, as_path(stage.folder)
-    row: Metrics = {}
+    step_metrics: Metrics = {}
     first_step_s = None
     with (
         workdir.lock(folder, f"the training of {stage.name}"),
         checkpoint.Checkpoints(folder / "checkpoints", section.keep) as store,
         stop,
     ):
-        first, state = _restore(stage, store) or (0, stage.init())
-        words = np.asarray(state["rng"].addressable_data(0))
-        compile_s = compile_ahead(stage) if first < section.steps else 0.0
+        first_step, state = _restore(stage, store) or (0, stage.init())
+        rng_key = np.asarray(state["rng"].addressable_data(0))
+        compile_s = compile_ahead(stage) if first_step < section.steps else 0.0
         with (
             metrics.Profiler(folder / "profile", section.profile_steps) as profiler,
-            metrics.MetricLog(folder, "metrics", first, stage.tensorboard) as metric_log,
-            metrics.Progress(stage.name, section.steps, first, stage.shown) as progress,
+            metrics.MetricLog(folder, "metrics", first_step, stage.tensorboard) as metric_log,
+            metrics.Progress(stage.name, section.steps, first_step, stage.shown) as progress,
         ):
-            for i in range(first, section.steps):
+            for i in range(first_step, section.steps):
                 is_last = i + 1 == section.steps
                 profiler.before(i)
                 step_start = time.perf_counter()
                 try:
-                    state, row, batch_name = stage.step(state, i, step_seed(words, i))
+                    seed = step_seed(rng_key, i)
+                    state, step_metrics, batch_name = stage.step(state, i, seed)
                 except TrainingError:  # before the update, and on all processes
                     store.save(i, state, stage.record(i))
                     store.wait()
                     raise
-                row = jax.device_get(row)
+                step_metrics = jax.device_get(step_metrics)
                 profiler.after(i, state)
-                if not row.pop("finite"):
-                    _raise_non_finite(stage, store, state, i, {**row, "batch": batch_name})
-                row["step_s"] = time.perf_counter() - step_start
-                if i == first:
+                if not step_metrics.pop("finite"):
+                    _raise_non_finite(stage, store, state, i, step_metrics, batch_name)
+                step_metrics["step_s"] = time.perf_counter() - step_start
+                if i == first_step:
                     first_step_s = round(time.time() - start, 1)
                     log.info(
                         "%s: first step after %.1f s, of which %.1f s compiled programs",
                         *(stage.name, first_step_s, compile_s),
                     )
-                progress.update(i + 1, row)
+                progress.update(i + 1, step_metrics)
                 if (i + 1) % section.log_every == 0 or is_last:
-                    metric_log.write(i + 1, {**row, **metrics.memory_metrics()})
+                    metric_log.write(i + 1, {**step_metrics, **metrics.memory_metrics()})
                 stopping = stop.requested()
                 if stopping or (i + 1) % section.save_every == 0 or is_last:
                     store.save(i + 1, state, stage.record(i + 1))
@@ -198,15 +199,15 @@ def train(stage: Stage, stop: StopSignal) -> State:
                     where = f"after step {i + 1} of {section.steps}; the state is saved"
                     raise stop.stopped(stage.name, where)
         store.wait()
-        if first >= section.steps:  # ended before, and killed before its result
-            row = {k: v for k, v in (metric_log.last or {}).items() if k != "step"}
+        if first_step >= section.steps:  # ended before, and killed before its result
+            step_metrics = {k: v for k, v in (metric_log.last or {}).items() if k != "step"}
         result = {
             "stage": stage.name,
             "steps": section.steps,
             "seconds": round(time.time() - start, 1),
             "first_step_s": first_step_s,
             "identity": dict(stage.identity),
-            "last": {name: metrics.plain(value) for name, value in row.items()},
+            "last": {name: metrics.plain(value) for name, value in step_metrics.items()},
             WEIGHTS: save_params(folder, state["params"], section.steps),
         }
         write_result(folder, {**result, **stage.summary(state)})
@@ -232,10 +233,15 @@ def _restore(stage: Stage, store: checkpoint.Checkpoints) -> tuple[int, State] |
 
 
 def _raise_non_finite(
-    stage: Stage, store: checkpoint.Checkpoints, state: State, i: int, row: Mapping[str, Any]
+    stage: Stage,
+    store: checkpoint.Checkpoints,
+    state: State,
+    i: int,
+    step_metrics: Mapping[str, Any],
+    batch_name: str,
 ) -> NoReturn:
     """Saves the state if it is that before step i, and raises NonFiniteLoss."""
-    if updates := int(row.get("updated", 0)):
+    if updates := int(step_metrics.get("updated", 0)):
         # The state is neither the one before this step nor the one after it.
         store.wait()
         steps = store.steps()
@@ -245,10 +251,11 @@ def _raise_non_finite(
         store.save(i, state, stage.record(i))
         store.wait()
         outcome = f"Nothing was updated; the state before it is saved in {store.folder}/{i}"
+    loss, norm = float(step_metrics["loss"]), float(step_metrics["grad_norm"])
     raise NonFiniteLoss(
-        f"{stage.name}: loss {float(row['loss']):g}, gradient norm {float(row['grad_norm']):g} "
-        f"at step {i}, batch {row['batch']}. {outcome}. Inspect that batch, lower the learning "
-        "rate, or run the stage in another workdir with another seed"
+        f"{stage.name}: loss {loss:g}, gradient norm {norm:g} at step {i}, batch {batch_name}. "
+        f"{outcome}. Inspect that batch, lower the learning rate, or run the stage in another "
+        "workdir with another seed"
     )
 
 
@@ -269,9 +276,9 @@ def compile_ahead(stage: Stage) -> float:
     return time.perf_counter() - began
 
 
-def step_seed(rng_words: np.ndarray, step: int) -> int:
+def step_seed(rng_key: np.ndarray, step: int) -> int:
     """Returns a 31-bit seed for a step's draws on the host: sampling and response orders."""
-    return int(np.random.SeedSequence([*map(int, rng_words), step]).generate_state(1)[0]) >> 1
+    return int(np.random.SeedSequence([*map(int, rng_key), step]).generate_state(1)[0]) >> 1
 
 
 def is_done(folder: PathLike) -> bool:

@@ -21,6 +21,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from grm_jax import strict_json
+from grm_jax.judging.loading import check_vocabulary
 from grm_jax.models import TransformerConfig, abstract_model, get_config
 from grm_jax.sharding import make_mesh
 from grm_jax.storage import PathLike, as_path, write_atomic
@@ -87,21 +88,17 @@ def prepare(config: ConfigDict, workdir: PathLike) -> loop.Run:
     """
     config_check.check(config, complete=True)
     config, workdir = own_config.complete(config, workdir), as_path(workdir)
-    config_check.check(config, complete=True)
+    config_check.check(config, complete=True)  # the fields that were filled in
     mesh, cfg = make_mesh(**config.mesh), model_config(config)
     abstract_model(cfg, mesh)  # raises for a mesh that does not divide the model
     config_check.check_batches(config, mesh)
     tokenizer = sources.load_tokenizer(config)
-    if tokenizer.vocab_size > cfg.vocab_size + cfg.vocab_pad:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} ids and {cfg.name} has {cfg.vocab_size} "
-            "rows in its embedding: use the model's own tokenizer"
-        )
+    check_vocabulary(tokenizer, cfg)
     check_workdir(config, cfg, workdir)
-    shared = loop.Run(config, mesh, tokenizer, workdir)
+    run = loop.Run(config, mesh, tokenizer, workdir)
     folders = {stage: workdir / stage for stage in STAGES}
     with jax.set_mesh(mesh):
-        again = finished.damaged(shared, folders)
+        again = finished.damaged(run, folders)
     pending = [s for s in config.stages if s in again or not loop.is_done(folders[s])]
     if pending and "eval" in config.stages and "eval" not in pending:
         pending.append("eval")  # it may run again
@@ -115,10 +112,10 @@ def prepare(config: ConfigDict, workdir: PathLike) -> loop.Run:
         " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
         workdir,
     )
-    return dataclasses.replace(shared, again=frozenset(again))
+    return dataclasses.replace(run, again=frozenset(again))
 
 
-def train(shared: loop.Run) -> dict[str, Any]:
+def train(run: loop.Run) -> dict[str, Any]:
     """Runs the stages that are not done. Returns {stage: its result.json}.
 
     Raises:
@@ -126,10 +123,10 @@ def train(shared: loop.Run) -> dict[str, Any]:
       SamplingError, CheckpointError: critiques or checkpoints are not available.
       Stopped, NonFiniteLoss: after saving.
     """
-    config, mesh = shared.config, shared.mesh
+    config, mesh = run.config, run.mesh
     cfg = model_config(config)
-    assert shared.workdir is not None  # `prepare` sets it
-    folders = {stage: as_path(shared.workdir) / stage for stage in STAGES}
+    assert run.workdir is not None  # `prepare` sets it
+    folders = {stage: as_path(run.workdir) / stage for stage in STAGES}
 
     stages = [stage for stage in STAGES if stage in config.stages]
 
@@ -137,73 +134,75 @@ def train(shared: loop.Run) -> dict[str, Any]:
     def base() -> Any:
         return sources.first_params(config, cfg, mesh)
 
-    def trained(stage: str) -> Any:
-        return lambda: finished.load(shared, stage, folders[stage])
+    def load_trained(stage: str) -> Any:
+        return lambda: finished.load(run, stage, folders[stage])
 
-    def settled(stage: str) -> loop.Run:
-        return shared.with_config(memory.choose(config, stage, mesh, report=_say))
+    def with_memory_settings(stage: str) -> loop.Run:
+        return run.with_config(memory.choose(config, stage, mesh, report=_print))
 
     def train_rft() -> Any:
-        return rft.train(settled("rft"), base, folders["rft"])
+        return rft.train(with_memory_settings("rft"), base, folders["rft"])
 
     def train_rl() -> Any:
         # Without RFT (the ablation "no_cold_start") policy and reference are the base model.
-        start = trained("rft") if loop.is_done(folders["rft"]) else base
-        return grpo.train(settled("rl"), start, folders["rl"])
+        start = load_trained("rft") if loop.is_done(folders["rft"]) else base
+        return grpo.train(with_memory_settings("rl"), start, folders["rl"])
 
     def train_meta_rm() -> Any:
-        judge = trained("rl" if loop.is_done(folders["rl"]) else "rft")
-        start = {"base": base, "rft": trained("rft"), "rl": judge}[config.meta_rm.start]
-        return meta_rm.train(settled("meta_rm"), start, judge, folders["rft"], folders["meta_rm"])
-
-    def evaluate() -> None:
-        eval_stage.run(shared, folders)
-
-    def train_sft() -> Any:
-        return policy.train_sft(shared, base, folders["sft"], _say)
+        judge = load_trained("rl" if loop.is_done(folders["rl"]) else "rft")
+        start = {"base": base, "rft": load_trained("rft"), "rl": judge}[config.meta_rm.start]
+        return meta_rm.train(
+            with_memory_settings("meta_rm"), start, judge, folders["rft"], folders["meta_rm"]
+        )
 
     def train_policy() -> Any:
-        start = trained("sft") if loop.is_done(folders["sft"]) else base
-        return policy.train(shared, start, folders["policy"], _say)
+        start = load_trained("sft") if loop.is_done(folders["sft"]) else base
+        return policy.train(run, start, folders["policy"], _print)
 
-    order = (train_rft, train_rl, train_meta_rm, evaluate, train_sft, train_policy)
-    runs = dict(zip(STAGES, order))
+    runs = {
+        "rft": train_rft,
+        "rl": train_rl,
+        "meta_rm": train_meta_rm,
+        "eval": lambda: eval_stage.run(run, folders),
+        "sft": lambda: policy.train_sft(run, base, folders["sft"], _print),
+        "policy": train_policy,
+    }
     with jax.set_mesh(mesh):
         for number, stage in enumerate(stages, start=1):
-            _say(f"\n== {number} of {len(stages)}: {TITLES[stage]} ==")
-            _run_stage(shared, stage, runs[stage], folders)
+            _print(f"\n== {number} of {len(stages)}: {TITLES[stage]} ==")
+            _run_stage(run, stage, runs[stage], folders)
     done = [stage for stage in stages if loop.is_done(folders[stage])]
     if "eval" in done and jax.process_index() == 0:
-        _say(eval_stage.closing_text(config, folders))
+        _print(eval_stage.closing_text(config, folders))
     if "policy" in done and jax.process_index() == 0:
-        _say(policy_report.closing_text(folders["policy"]))
+        _print(policy_report.closing_text(folders["policy"]))
     if config.data.judging == sources.FILE and jax.process_index() == 0:
-        _say("\n".join(own_report.lines(config, shared.workdir)))
+        _print("\n".join(own_report.lines(config, run.workdir)))
     return {stage: loop.read_result(folders[stage]) for stage in done}
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     """Prints on process 0."""
     if jax.process_index() == 0:
         print(text, flush=True)
 
 
 def _run_stage(
-    shared: loop.Run, stage: str, train: Callable[[], Any], folders: Mapping[str, epath.Path]
+    run: loop.Run, stage: str, train: Callable[[], Any], folders: Mapping[str, epath.Path]
 ) -> None:
     """Runs a stage, unless it is done, and exports what it trained, unless that is up to date."""
     folder, start, params = folders[stage], time.time(), None
     is_done = finished.is_evaluated(folders) if stage == "eval" else loop.is_done(folder)
-    if is_done and stage not in shared.again:
-        _say(f"{stage} was done before: {folder}")
+    if is_done and stage not in run.again:
+        _print(f"{stage} was done before: {folder}")
         finished.warn_if_outdated(stage, folders)
     else:
-        shared.stop.check(stage)
+        run.stop.check(stage)
         params = train()
     if stage != "eval":
-        finished.export(shared, stage, folder, params)
+        finished.export(run, stage, folder, params)
     if params is not None or not is_done:
-        _say(f"{stage} done in {time.time() - start:,.0f} s: {folder}")
+        _print(f"{stage} done in {time.time() - start:,.0f} s: {folder}")
 
 
 def check_workdir(

@@ -40,7 +40,14 @@ from grm_jax.training import (
     state as states,
 )
 from grm_jax.training.errors import TrainingError
-from grm_jax.training.programs import Metrics, Program, Shapes, build_update, model_config
+from grm_jax.training.programs import (
+    Metrics,
+    Program,
+    Shapes,
+    build_update,
+    critique_tokens,
+    model_config,
+)
 
 log = logging.getLogger(__name__)
 STARTS = ("base", "rft", "rl")
@@ -134,7 +141,7 @@ def sample_policy(run: loop.Run, params: Any, folder: PathLike) -> tuple[list[rf
     from grm_jax.judging.sampler import EngineSampler
 
     config, meta, seed = run.config, run.config.meta_rm, run.config.seed
-    fingerprint, max_new_tokens = checkpoint.fingerprint(params), config.rl.max_new_tokens
+    fingerprint, max_new_tokens = checkpoint.fingerprint(params), critique_tokens(config)
     graphdef, _ = abstract_model(model_config(config), run.mesh)
     engine = EngineSampler(nnx.merge(graphdef, states.join(params, run.frozen)), run.mesh)
     sampler = rft_samplers.model(
@@ -185,8 +192,7 @@ def encode_trials(run: loop.Run, trials: Sequence[rft_data.Trial]) -> Labelled:
     seq_len = run.config.meta_rm.seq_len
     _, abstract = abstract_model(model_config(run.config, scalar_head=True), run.mesh)
     meta = scorer(run.config, run.mesh, abstract, run.tokenizer)
-    outcomes = ("kept", "wrong", "tie", "too_easy")
-    parsed = [t for t in trials if not t.hinted and t.outcome in outcomes]
+    parsed = [t for t in trials if not t.hinted and t.outcome in rft_data.PARSED]
     encoded = [(t, meta.encode((t.comparison, t.order, t.text))) for t in parsed]
     fitting = [(t, ids) for t, ids in encoded if len(ids) <= seq_len]
     if len(fitting) < len(encoded):

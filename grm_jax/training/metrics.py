@@ -51,7 +51,7 @@ class MetricLog(contextlib.AbstractContextManager):
             self._file = self.path.open("a")
         if tensorboard:
             try:
-                self._events = EventFile(as_path(folder) / "tensorboard" / stage)
+                self._events = EventFile(as_path(folder) / "tensorboard" / stage, resume_step + 1)
             except ModuleNotFoundError:
                 log.info(
                     "no TensorBoard files: run pip install tensorboard; %s has the metrics",
@@ -92,10 +92,12 @@ def _step_of(row: Mapping[str, Any]) -> float:
 class EventFile:
     """A TensorBoard file of scalars. It needs the package tensorboard and never imports TensorFlow.
 
+    first_step: TensorBoard drops the values of earlier files in the folder from this step on.
+
     Raises ModuleNotFoundError without tensorboard.
     """
 
-    def __init__(self, folder: PathLike):
+    def __init__(self, folder: PathLike, first_step: int):
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -108,6 +110,9 @@ class EventFile:
         self._records = RecordWriter(path.open("wb"))
         first = self._event(wall_time=now, file_version="brain.Event:2")
         self._records.write(first.SerializeToString())
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        opened = self._event(wall_time=now, step=first_step, session_log=start)
+        self._records.write(opened.SerializeToString())
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Appends one event with all scalars."""
@@ -218,6 +223,12 @@ class Progress(contextlib.AbstractContextManager):
     def __exit__(self, *_: Any) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def check_steps(name: str, steps: Sequence[int]) -> None:
+    """Refuses steps of a `Profiler` that do not rise. name: the field with "="."""
+    if list(steps) != sorted(steps):
+        raise ValueError(f"{name}{tuple(steps)!r:.80}: name the first step before the last")
 
 
 class Profiler(contextlib.AbstractContextManager):

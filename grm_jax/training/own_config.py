@@ -23,51 +23,12 @@ from grm_jax.storage import as_path, fetch, write_atomic
 from grm_jax.text import rendering
 from grm_jax.training import endpoint_sampler, machines, own_file, rft_data, sources
 from grm_jax.training.machines import Machine
+from grm_jax.training.own_fields import DEVICE_FIELDS, FIELDS, set_open, take_saved
 from grm_jax.training.programs import lora_overrides
 from grm_jax.types import Comparison
 
 log = logging.getLogger(__name__)
 
-# Fields that only have to fit the devices: set anew on every start.
-DEVICE_FIELDS = (
-    "mesh.data",
-    "mesh.fsdp",
-    "mesh.tensor",
-    "rft.micro_rows",
-    "rl.micro_rows",
-    "meta_rm.micro_rows",
-)
-# Set later, and kept like FIELDS.
-_LATE_FIELDS = ("rft.steps", "rft.warmup_steps", "rl.warmup_steps", "meta_rm.warmup_steps")
-# Fields that results depend on: a resumed run takes them from WORKDIR/config.json.
-FIELDS = (
-    "model",
-    "tokenizer",
-    "template",
-    "model_overrides.dtype",
-    "model_overrides.remat",
-    "seq_len",
-    "batch_size",
-    "rft.comparisons",
-    "rft.lr",
-    "rft.sampling.model",
-    "rft.sampling.max_new_tokens",
-    "rl.lr",
-    "rl.steps",
-    "rl.prompts",
-    "rl.prompt_len",
-    "rl.max_new_tokens",
-    "rl.reference_dtype",
-    "meta_rm.lr",
-    "meta_rm.steps",
-    "meta_rm.batch_size",
-    "meta_rm.seq_len",
-    "meta_rm.comparisons",
-    "meta_rm.rft_trials",
-    "eval.comparisons",
-    "eval.max_new_tokens",
-)
-OPEN = frozenset((*DEVICE_FIELDS, *_LATE_FIELDS, *FIELDS))
 # Parameters of a model from which on these learning rates hold: RFT, RL, meta RM. Those of 1B and
 # more are the values of the shipped experiments, the others were tried on small models.
 _RATES = (
@@ -113,7 +74,7 @@ def complete(config: Any, workdir: Any = None, machine: Machine | None = None) -
     if not config.init:
         raise ValueError("config.init is empty: name the model, --config.init=MODEL")
     config = config.copy_and_resolve_references()
-    _take_saved(config, workdir)
+    take_saved(config, workdir)
     if workdir is not None:
         endpoint_sampler.probe_endpoint(config, as_path(workdir) / "rft")
     machine = machine or Machine.here()
@@ -133,39 +94,11 @@ def complete(config: Any, workdir: Any = None, machine: Machine | None = None) -
     return config
 
 
-def _set(config: Any, field: str, value: Any) -> None:
-    """Sets a field that is open."""
-    section, _, name = field.rpartition(".")
-    parent = operator.attrgetter(section)(config) if section else config
-    if not parent.get(name):
-        with parent.ignore_type(), parent.unlocked():
-            parent[name] = value
-
-
-def _take_saved(config: Any, workdir: Any) -> None:
-    """Sets the open fields to the values of WORKDIR/config.json, if there is one."""
-    path = None if workdir is None else as_path(workdir) / "config.json"
-    if path is None or not path.exists():
-        return
-    saved = strict_json.read(path)
-    if saved.get("init") != config.init:
-        raise ValueError(
-            f"config.init={config.init}: the run in {workdir} began from {saved.get('init')}; "
-            "use another --workdir"
-        )
-    for field in (*FIELDS, *_LATE_FIELDS):
-        value: Any = saved
-        for name in field.split("."):
-            value = value.get(name) if isinstance(value, dict) else None
-        if value is not None:
-            _set(config, field, value)
-
-
 def set_rft_steps(config: Any, sequences: int, workdir: Any) -> None:
     """Sets `rft.steps` to `rft.epochs` over the packed sequences, also in WORKDIR/config.json."""
     rft = config.rft
     rft.steps = max(1, round(rft.epochs * sequences / config.batch_size))
-    _set(config, "rft.warmup_steps", rft.steps // 10)
+    set_open(config, "rft.warmup_steps", rft.steps // 10)
     log.info("chosen: rft.steps=%d, %g epochs of %d sequences", rft.steps, rft.epochs, sequences)
     path = None if workdir is None else as_path(workdir) / "config.json"
     if path is not None and path.exists() and jax.process_index() == 0:
@@ -192,12 +125,12 @@ def _set_model(config: Any, path: Path, machine: Machine) -> TransformerConfig:
         cfg = cfg.replace(name=saved or name)
         CONFIGS[cfg.name] = cfg
     log.info("model: %s, %.1fM parameters", cfg.name, cfg.num_params / 1e6)
-    _set(config, "model", cfg.name)
-    _set(config, "tokenizer", config.init)
+    set_open(config, "model", cfg.name)
+    set_open(config, "tokenizer", config.init)
     dtype = "float32" if machine.platform == "cpu" else "bfloat16"
-    _set(config, "model_overrides.dtype", dtype)
-    _set(config, "model_overrides.remat", "full" if cfg.num_params > 5e7 else "none")
-    _set(config, "rl.reference_dtype", config.model_overrides.dtype)
+    set_open(config, "model_overrides.dtype", dtype)
+    set_open(config, "model_overrides.remat", "full" if cfg.num_params > 5e7 else "none")
+    set_open(config, "rl.reference_dtype", config.model_overrides.dtype)
     return cfg.replace(**lora_overrides(config))
 
 
@@ -253,14 +186,14 @@ def _set_lengths(
         )
     if lengths[-1] <= _TAIL * most:
         most = int(lengths[-1])
-    _set(config, "template", name)
-    _set(config, "rl.max_new_tokens", critique)
+    set_open(config, "template", name)
+    set_open(config, "rl.max_new_tokens", critique)
     step = 64 if context >= 512 else 8
-    _set(config, "rl.prompt_len", min(_round_up(most + 2, step), context - critique))
-    _set(config, "seq_len", _round_up(config.rl.prompt_len + critique + 1, step))
-    _set(config, "meta_rm.seq_len", config.seq_len)
-    _set(config, "rft.sampling.max_new_tokens", critique)
-    _set(config, "eval.max_new_tokens", critique)
+    set_open(config, "rl.prompt_len", min(_round_up(most + 2, step), context - critique))
+    set_open(config, "seq_len", _round_up(config.rl.prompt_len + critique + 1, step))
+    set_open(config, "meta_rm.seq_len", config.seq_len)
+    set_open(config, "rft.sampling.max_new_tokens", critique)
+    set_open(config, "eval.max_new_tokens", critique)
     longer = int((lengths > config.rl.prompt_len).sum())
     log.info(
         "prompts of template %s: %d tokens at the median, %d at most; %d of %d are longer than "
@@ -294,24 +227,24 @@ def _set_sizes(
 
     rates = next(rates for least, *rates in _RATES if cfg.num_params >= least)
     for stage, rate in zip(("rft", "rl", "meta_rm"), rates):
-        _set(config, f"{stage}.lr", rate * (_LORA_RATE if cfg.lora else 1))
-    _set(config, "batch_size", batch(train / 8))
-    _set(config, "rft.comparisons", min(train, _SAMPLED))
-    _set(config, "rl.prompts", batch(train / 8))
-    _set(config, "rl.steps", _steps(config.rl.epochs * train / config.rl.prompts))
-    _set(config, "meta_rm.batch_size", batch(train / 4))
-    _set(config, "meta_rm.comparisons", min(train, _SAMPLED))
+        set_open(config, f"{stage}.lr", rate * (_LORA_RATE if cfg.lora else 1))
+    set_open(config, "batch_size", batch(train / 8))
+    set_open(config, "rft.comparisons", min(train, _SAMPLED))
+    set_open(config, "rl.prompts", batch(train / 8))
+    set_open(config, "rl.steps", _steps(config.rl.epochs * train / config.rl.prompts))
+    set_open(config, "meta_rm.batch_size", batch(train / 4))
+    set_open(config, "meta_rm.comparisons", min(train, _SAMPLED))
     trials = (
         config.rft.samples + config.rft.hinted
     )  # of a comparison; the hinted are left out later
-    _set(config, "meta_rm.rft_trials", config.rft.comparisons * max(1, trials))
+    set_open(config, "meta_rm.rft_trials", config.rft.comparisons * max(1, trials))
     critiques = config.rft.comparisons * max(1, config.rft.samples)
     critiques += config.meta_rm.comparisons * config.meta_rm.samples
     epochs = config.meta_rm.epochs * critiques / config.meta_rm.batch_size
-    _set(config, "meta_rm.steps", _steps(epochs))
+    set_open(config, "meta_rm.steps", _steps(epochs))
     for stage in (config.rl, config.meta_rm):
-        _set(stage, "warmup_steps", stage.steps // 10)
-    _set(config, "eval.comparisons", held_out)
+        set_open(stage, "warmup_steps", stage.steps // 10)
+    set_open(config, "eval.comparisons", held_out)
 
 
 def _steps(number: float) -> int:
@@ -344,7 +277,7 @@ def _set_micro_rows(
         row = machines.sequence_bytes(cfg, tokens, dtype, config.model_overrides.remat)
         row /= sizes["tensor"]
         fitting = [n for n in machines.divisors(batch // shards) if n * row <= free]
-        _set(config, f"{stage}.micro_rows", max(fitting, default=1))
+        set_open(config, f"{stage}.micro_rows", max(fitting, default=1))
         if not fitting and stage in config.stages:
             log.warning(
                 "%s: a sequence of %d tokens takes about %.1f GiB, and %.1f are free beside the "

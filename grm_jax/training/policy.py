@@ -9,7 +9,6 @@ reward: it is masked out of the loss, counted and logged. No placeholder replace
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -59,7 +58,8 @@ def train(
     if memory.is_open(config, "rl"):
         judge = JudgeSettings.of(config.policy.judge)
         taken = reward_sources.resident_bytes(judge, run.mesh)
-        config = memory.choose(config, "rl", run.mesh, report=report, taken=taken)
+        named = lambda line: report("policy" + line.removeprefix("rl"))
+        config = memory.choose(config, "rl", run.mesh, report=named, taken=taken)
     run = run.with_config(config)
     return grpo.train_in(run, environment(run), start, folder)
 
@@ -82,7 +82,7 @@ def environment(run: loop.Run) -> rollouts.Environment:
     """
     settings = JudgeSettings.of(run.config.policy.judge)
     if settings.source == RULE:
-        return dataclasses.replace(grpo.critique_environment(run), stage="policy")
+        return grpo.critique_environment(run, "policy")
     return judged_environment(run, SOURCES[settings.source](settings, run), settings.shown())
 
 
@@ -122,7 +122,7 @@ def judged_environment(
 
 
 def question_source(
-    config: ConfigDict, workdir: PathLike | None = None, split: str = "train"
+    config: ConfigDict, workdir: PathLike | None = None
 ) -> tuple[Callable[[int], Place], str]:
     """Returns (position -> fields of a question, identity of the data).
 
@@ -134,13 +134,13 @@ def question_source(
         families, world = tuple(data.get("families", ())) or None, sources.world_config(data)
 
         def task_at(place: int) -> Place:
-            task = answers.task(place, data.seed, split, families, world)
+            task = answers.task(place, data.seed, "train", families, world)
             return task.query, task.id, task.truth
 
         levels = sorted((str(level), weight) for level, weight in world.levels.items())
         digest = hashlib.sha256(json.dumps([families, levels]).encode()).hexdigest()[:12]
-        return task_at, f"tasks/{split}/{data.seed}/{digest}"
-    source = sources.judging(config, split, workdir=workdir)
+        return task_at, f"tasks/train/{data.seed}/{digest}"
+    source = sources.judging(config, workdir=workdir)
 
     def query_at(place: int) -> Place:
         comparison = source.at(place)
@@ -318,7 +318,8 @@ def train_sft(
       TrainingError: there are no demonstrations.
     """
     config = with_section(run.config, "rft", "sft")
-    run = run.with_config(memory.choose(config, "rft", run.mesh, report=report))
+    named = lambda line: report("sft" + line.removeprefix("rft"))
+    run = run.with_config(memory.choose(config, "rft", run.mesh, report=named))
     examples = demonstrations(run.config, run.workdir)
     if not examples:
         raise TrainingError(
@@ -351,7 +352,13 @@ def demonstrations(config: ConfigDict, workdir: PathLike | None = None) -> list[
 def check(config: ConfigDict) -> None:
     """Raises ValueError, naming the field, for settings that would fail during training."""
     optim.make_optimizer(config.policy, "policy")
-    reward_sources.check(JudgeSettings.of(config.policy.judge))
+    settings = JudgeSettings.of(config.policy.judge)
+    reward_sources.check(settings)
+    if (path := config.policy.get("easy_trials")) and settings.source != RULE:
+        raise ValueError(
+            f"config.policy.easy_trials={path}: only config.policy.judge.source={RULE!r} reads it; "
+            "remove the field"
+        )
 
 
 def check_sft(config: ConfigDict) -> None:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from grm_jax.judging.metadata import JudgeMetadata
 from grm_jax.models import LayerSpec, TransformerConfig, get_config
 from grm_jax.models.lora import TARGETS, LoraConfig
 from grm_jax.sharding import named, state_shardings
@@ -57,6 +58,17 @@ def model_config(config: ConfigDict, scalar_head: bool = False) -> TransformerCo
         overrides["pattern"] = tuple(LayerSpec(window) for window in windows)
     overrides |= lora_overrides(config)
     return get_config(config.model, **{**overrides, "scalar_head": scalar_head})
+
+
+def critique_tokens(config: ConfigDict) -> int:
+    """Returns the longest critique: of `config.rl`, else of `rft.sampling`, else a judge's default.
+
+    The default is at most half of the model's context.
+    """
+    for section in (config.get("rl"), config.get("rft", {}).get("sampling")):
+        if section and section.get("max_new_tokens"):
+            return int(section["max_new_tokens"])
+    return min(JudgeMetadata.max_new_tokens, model_config(config).max_length // 2)
 
 
 def lora_overrides(config: ConfigDict) -> dict[str, Any]:

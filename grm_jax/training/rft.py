@@ -18,7 +18,7 @@ from grm_jax import checksums, strict_json
 from grm_jax.data import packing, sft
 from grm_jax.data.splits import overlap_key
 from grm_jax.models import abstract_model, token_logps
-from grm_jax.storage import PathLike, as_path, reading, write_atomic, writing
+from grm_jax.storage import PathLike, as_path, local_copy, replace_folder, write_atomic
 from grm_jax.text.tokenizer import Tokenizer
 from grm_jax.training import (
     checkpoint,
@@ -163,7 +163,7 @@ def prepare(
         _build(config, tokenizer, mesh, folder, source, workdir)
         gc.collect()  # frees the sampling model, whose engine is part of a reference cycle
     checkpoint.wait_for_all(f"data in {folder}")
-    return sft.Encoded.load(reading(folder / "tokens"))
+    return sft.Encoded.load(local_copy(folder / "tokens"))
 
 
 def repair(run: loop.Run, folder: PathLike) -> None:
@@ -309,7 +309,7 @@ def save_set(
     for leftover in leftovers:
         leftover.unlink()
     built.save(folder)
-    with writing(folder / "tokens") as local:
+    with replace_folder(folder / "tokens") as local:
         encoded.save(local)
         checksums.write(local)
     checksums.write(folder, {READY: ready})

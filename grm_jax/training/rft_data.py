@@ -133,7 +133,7 @@ def build(comparisons: Iterable[Comparison], sampler: Sampler, options: RftOptio
     if not options.samples + options.hinted:
         return result
     for comparison in comparisons:
-        is_correct(comparison, None)  # raises for a bad label before anything is sampled
+        check_label(comparison)  # before anything is sampled
     total = len(comparisons) * (options.samples + options.hinted)
     log.info("sampling %d critiques of %d comparisons", total, len(comparisons))
     with Progress("critiques", total) as progress:
@@ -209,8 +209,7 @@ def _add_comparison(
     def final_outcome(trial: Trial) -> str:
         if trial.right:
             return "too_easy" if too_easy and not trial.hinted else "kept"
-        is_parsed = trial.outcome in ("wrong", "tie")
-        return "kept" if is_parsed and not options.reject else trial.outcome
+        return "kept" if trial.outcome in PARSED and not options.reject else trial.outcome
 
     trials = [dataclasses.replace(trial, outcome=final_outcome(trial)) for trial in trials]
     kept = [trial for trial in trials if trial.outcome == "kept"]
@@ -286,6 +285,11 @@ def is_correct(comparison: Comparison, scores: Sequence[float] | None) -> bool:
         return scores is not None and scores[0] == correct
     best = best_index(comparison)
     return scores is not None and all(scores[best] > s for i, s in enumerate(scores) if i != best)
+
+
+def check_label(comparison: Comparison) -> None:
+    """Raises TrainingError for a label that `is_correct` cannot apply."""
+    correct_score(comparison) if comparison.n == 1 else best_index(comparison)
 
 
 def best_index(comparison: Comparison) -> int:

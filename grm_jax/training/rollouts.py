@@ -116,11 +116,18 @@ class Environment:
 
 
 def make_prompts(
-    comparisons: Sequence[Comparison], family: str, tokenizer: Tokenizer, seed: int, max_len: int
+    comparisons: Sequence[Comparison],
+    family: str,
+    tokenizer: Tokenizer,
+    seed: int,
+    max_len: int,
+    section: str = "rl",
 ) -> tuple[list[Prompt], int]:
     """Renders comparisons, with response orders drawn from the seed.
 
     Random orders keep the data from favouring a position (SPCT section 4).
+
+    section: config section that an error names.
 
     Returns:
       (prompts, number of prompts that were too long): see `fitting`.
@@ -131,12 +138,12 @@ def make_prompts(
     rng = random.Random(f"orders/{seed}")
     prompts = []
     for comparison in comparisons:
-        rft_data.is_correct(comparison, None)  # raises for a label without one best response
+        rft_data.check_label(comparison)
         order = tuple(rng.sample(range(comparison.n), comparison.n))
         template = rft_data.training_template(family, comparison)
         tokens = tokenizer.encode_chat(rendering.render(template, comparison, order))
         prompts.append(Prompt(comparison, order, template, tokens))
-    return fitting(prompts, max_len, "rl")
+    return fitting(prompts, max_len, section)
 
 
 def fitting(

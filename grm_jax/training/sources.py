@@ -2,7 +2,7 @@
 
 config.data.judging   "world": the judging world, endless; "file": `config.data.file`, without the
                       comparisons that are held out; or a seqio mixture or task
-config.data.held_out  a mixture or task whose split "test" is evaluated on (of "world": its own)
+config.data.held_out  a mixture or task, evaluated on its split `eval.split` (of "world": its own)
 config.data.general   "world", or a mixture or task of general instructions
 config.data.module    module that registers the tasks (see `data.mixtures`)
 config.data.folder    folder of the tasks' files
@@ -19,7 +19,6 @@ import importlib
 import itertools
 import json
 import logging
-import random
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from grm_jax.data import batches, indexed, sft, world
 from grm_jax.data.comparisons import from_json
 from grm_jax.data.world.vocabulary import vocabulary_path
 from grm_jax.storage import as_path, fetch
-from grm_jax.training import inputs, overlap, own_file, rft_samplers
+from grm_jax.training import inputs, overlap, own_file, rft_samplers, shuffled_labels
 from grm_jax.training.errors import TrainingError
 from grm_jax.types import Comparison
 
@@ -47,7 +46,7 @@ _READ_BY = {
 class Source:
     """Comparisons by place.
 
-    size: how many there are before they repeat, None for endless.  identity: changes with the data.
+    size: how many there are before they repeat, None for endless.  identity: of texts and labels.
     """
 
     at: Callable[[int], Comparison]
@@ -109,11 +108,14 @@ def paths(config: Any, stages: Collection[str] | None = None) -> Iterator[tuple[
     if "rft" in stages and config.rft.sampler in ("file", "model"):
         if "path" in config.rft.sampling:
             yield "config.rft.sampling.path", config.rft.sampling["path"]
-    if "policy" in stages and config.policy.judge.get("source") == "colocated":
-        models = {name: config.policy.judge.get(name) for name in ("path", "meta_rm")}
-        yield from ((f"config.policy.judge.{name}", path) for name, path in models.items() if path)
-    if "rl" in stages and config.rl.get("easy_trials"):
-        yield "config.rl.easy_trials", config.rl.easy_trials
+    if "policy" in stages:
+        from grm_jax.training.judge_settings import JudgeSettings
+
+        models = JudgeSettings.of(config.policy.judge).models()
+        yield from ((f"config.policy.judge.{name}", path) for name, path in models.items())
+    for stage in [stage for stage in ("rl", "policy") if stage in stages]:
+        if path := config[stage].get("easy_trials"):
+            yield f"config.{stage}.easy_trials", path
 
 
 def check(config: Any, stages: Collection[str] | None = None) -> None:
@@ -197,48 +199,61 @@ def _tasks(config: Any, field: str) -> dict[str, float]:
 
 
 def judging(
-    config: Any, split: str = "train", without: Collection[str] = (), workdir: Any = None
+    config: Any, split: str | None = None, without: Collection[str] = (), workdir: Any = None
 ) -> Source:
-    """Returns the comparisons to train on, or those held out for another split than "train".
+    """Returns the comparisons to train on, or with `split` those held out.
 
     Args:
+      split: None, or `config.eval.split` for the held-out comparisons.
       without: ids to drop. The judging world is endless and cannot drop any.
       workdir: of the run, shared by its processes; None indexes into a temporary folder.
 
     Raises:
       ValueError: no comparisons, none but those dropped, an unknown mixture, nothing held out.
     """
-    data, seed = config.data, config.data.seed
-    if _name(config, "judging") == WORLD:
+    data, seed, name = config.data, config.data.seed, _name(config, "judging")
+    check_split(config, split)
+    if name == WORLD:
         if without:
             raise TrainingError(
                 f"{len(without)} comparisons cannot be dropped from the judging world, which is "
                 "endless: name a task"
             )
-        source = _world_source(config, split)
+        source = _world_source(config, "train" if split is None else split)
     else:
-        read = _file_views if _name(config, "judging") == FILE else _mixture_views
+        read = _file_views if name == FILE else _mixture_views
         views, rates = read(config, split, without, workdir)
         at = batches.from_mixture([batches.from_list(view, seed) for view in views], rates, seed)
         source = Source(at, sum(map(len, views)), _identity(views, rates, seed))
-    return _shuffled_labels(source, seed) if data.shuffle_labels and split == "train" else source
+    if not data.shuffle_labels or split is not None:
+        return source
+    at = shuffled_labels.shuffle(source.at, seed)
+    return Source(at, source.size, source.identity + "/shuffled labels")
+
+
+def check_split(config: Any, split: str | None) -> None:
+    """Raises ValueError for the split "train" of the judging world or a file: it is trained on."""
+    if split == "train" and (name := _name(config, "judging")) in (WORLD, FILE):
+        raise ValueError(
+            f"config.eval.split='train': config.data.judging={name!r} trains on it; use 'test'"
+        )
 
 
 def _file_views(
-    config: Any, split: str, without: Collection[str], workdir: Any
+    config: Any, split: str | None, without: Collection[str], workdir: Any
 ) -> tuple[list[_View], list[float]]:
     index = own_file.index(config, workdir)
-    side = own_file.TRAIN if split == "train" else own_file.HELD_OUT
+    side = own_file.TRAIN if split is None else own_file.HELD_OUT
     view = _View(index, index.sections[side])
     return [_dropped(config.data.file, view, without) if without else view], [1.0]
 
 
 def _mixture_views(
-    config: Any, split: str, without: Collection[str], workdir: Any
+    config: Any, split: str | None, without: Collection[str], workdir: Any
 ) -> tuple[list[_View], list[float]]:
-    field = "judging" if split == "train" else "held_out"
+    field = "judging" if split is None else "held_out"
     tasks, index = _tasks(config, field), _index(config, field, workdir)
-    if split != "train":  # each once: rates are for endless streams
+    if split is not None:  # each once: rates are for endless streams
         return [_View(index, range(len(index)))], [1.0]
     views = _with_unique_ids(tasks, index)
     views = _without_held_out(config, list(tasks), views, workdir)
@@ -335,27 +350,11 @@ def _is_local(config: Any, field: str) -> bool:
 
 
 def _identity(lists: Sequence[Sequence[Comparison]], rates: Sequence[float], seed: int) -> str:
-    """A digest of everything that determines the comparison at each index."""
+    """A digest of the texts and labels at each index; references and `meta` are not compared."""
     digest = hashlib.sha256(json.dumps(list(rates)).encode())
     for c in itertools.chain(*lists):
         digest.update(json.dumps([c.id, c.turns, c.responses, c.label]).encode())
     return f"{sum(map(len, lists))} comparisons/{digest.hexdigest()[:12]}/{seed}"
-
-
-def _shuffled_labels(source: Source, seed: int) -> Source:
-    """A control: each label is drawn anew. A model trained on it must score at chance."""
-
-    def at(place: int) -> Comparison:
-        comparison = source.at(place)
-        rng = random.Random(f"labels/{seed}/{place}")
-        single = comparison.n == 1
-        label = (float(rng.random() < 0.5),) if single else rng.randrange(comparison.n)
-        meta = dict(comparison.meta)
-        if "world" in meta:
-            meta["world"] = world.believing(meta["world"], label, rng)
-        return dataclasses.replace(comparison, label=label, meta=meta)
-
-    return Source(at, source.size, source.identity + "/shuffled labels")
 
 
 # ---------------------------------------------------------------- general instructions

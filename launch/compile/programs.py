@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from grm_jax import sampling
-from grm_jax.models import abstract_model, get_config, token_logps
+from grm_jax.judging.blocks import design
+from grm_jax.models import TransformerConfig, abstract_model, get_config, token_logps
 from grm_jax.run_store import RunStore
 from grm_jax.sampling import buckets, plan, programs, scheduler, weights
 from grm_jax.sharding import (
@@ -26,43 +27,9 @@ from grm_jax.sharding import (
 from grm_jax.training import grpo, memory, meta_rm, policy, reward_sources, rft, state as states
 from grm_jax.training.machines import argument_bytes
 from grm_jax.training.programs import model_config
+from launch.compile import flops
 from launch.compile.compile_only import Task, compile_tasks
 from launch.compile.slices import get_slice, slice_devices
-
-
-def attention_flops(cfg: Any, length: int) -> float:
-    """Forward FLOPs of the attention products of one sequence of `length` tokens.
-
-    4 x heads x head_dim for each visible (query, key) pair: causal, and in the layer's window.
-    """
-    pairs = 0
-    for layer in range(cfg.num_layers):
-        inside = min(cfg.pattern[layer % len(cfg.pattern)].window or length, length)
-        pairs += inside * (inside + 1) // 2 + (length - inside) * inside
-    return float(4 * cfg.num_heads * cfg.head_dim * pairs)
-
-
-def model_flops(
-    cfg: Any, sequences: int, length: int, training: bool, logits: bool = True
-) -> float:
-    """FLOPs of a forward pass (2 x parameters x tokens + attention); three times that in training.
-
-    The tied token table counts once, as the output head; without logits it does not count.
-    """
-    params = cfg.num_params - (0 if logits else cfg.vocab_size * cfg.d_model)
-    forward = 2.0 * params * sequences * length + sequences * attention_flops(cfg, length)
-    return 3 * forward if training else forward
-
-
-def rl_flops(cfg: Any, rl: Any) -> float:
-    """Forward FLOPs of a rollout batch's log-probs: each prompt once, logits of completions."""
-    length = rl.prompt_len + rl.max_new_tokens
-    prompt_attention = attention_flops(cfg, rl.prompt_len)
-    completion_attention = attention_flops(cfg, length) - prompt_attention
-    head = 2.0 * cfg.vocab_size * cfg.d_model
-    layers = 2.0 * cfg.num_params - head
-    completions = rl.group_size * (rl.max_new_tokens * (layers + head) + completion_attention)
-    return rl.prompts * (rl.prompt_len * layers + prompt_attention + completions)
 
 
 def make_slice_mesh(config: Any, slice_name: str, num_slices: int = 1) -> Any:
@@ -77,14 +44,22 @@ def make_slice_mesh(config: Any, slice_name: str, num_slices: int = 1) -> Any:
 
 
 # A stage's programs, whose memory depends on its `remat` and `micro_rows`.
-UPDATES = {"rft": "sft_update", "rl": "grpo_update", "meta_rm": "meta_rm_update"}
-OF_POLICY = ("reference_logps", "grpo_update", "rollout_prefill", "rollout_decode")
+UPDATES = {
+    "rft": "sft_update",
+    "rl": "grpo_update",
+    "meta_rm": "meta_rm_update",
+    "sft": "policy_sft_update",
+    "policy": "policy_grpo_update",
+}
+OF_RL = ("reference_logps", "policy_logps", "grpo_update", "rollout_prefill", "rollout_decode")
 PROGRAMS = {
     "rft": ("forward", "sft_update"),
-    "rl": ("reference_logps", "grpo_update", "rollout_prefill", "rollout_decode"),
+    "rl": OF_RL,
     "meta_rm": ("meta_rm_update",),
-    "policy": (*(f"policy_{name}" for name in OF_POLICY), "judge_prefill", "judge_decode"),
+    "sft": ("policy_sft_update",),
+    "policy": (*(f"policy_{name}" for name in OF_RL), "judge_prefill", "judge_decode"),
 }
+SECTIONS = {"sft": "rft", "policy": "rl"}  # whose programs the stages use (`policy.with_section`)
 Settle = Callable[[Any, str], Any]
 
 
@@ -95,7 +70,7 @@ def tasks(
     hbm: int = 0,
     settle: Settle = lambda config, stage: config,
 ) -> list[Task]:
-    """Returns the programs of the config's stages: forward, updates, reference log-probs, rollouts.
+    """Returns the programs of the config's stages: forward, updates, log-probs, rollouts.
 
     Args:
       config: model, model_overrides, batch_size, seq_len; rft, rl and meta_rm of those stages.
@@ -107,8 +82,7 @@ def tasks(
     Raises ValueError for a program that the config does not have.
     """
     stages = [stage for stage in PROGRAMS if stage in config.get("stages", ())]
-    known = [name for stage in stages for name in PROGRAMS[stage]]
-    known = [name for name in known if hbm or not name.endswith(("_prefill", "_decode"))]
+    known = [name for stage in stages for name in _names(config[stage], stage, hbm)]
     known = known if "rft" in stages else ["forward", *known]
     if names is not None and (unknown := [name for name in names if name not in known]):
         raise ValueError(f"unknown program {unknown[0]!r}: use one of {', '.join(known)}")
@@ -117,15 +91,19 @@ def tasks(
     tasks = [] if "rft" in stages else [_forward_task(config, mesh, model)]
     for stage in stages:
         used = [name for name in PROGRAMS[stage] if name in chosen]
-        if used and stage == "policy":
-            view = policy.with_section(config, "rl", "policy")
-            view.stages = ("rl",)
-            tasks += policy_tasks(settle(view, "rl"), mesh, hbm)
-        elif used:
-            only_rollouts = all(name.startswith("rollout_") for name in used)  # without a backward
-            settled = config if only_rollouts else settle(config, stage)
-            tasks += _stage_tasks(settled, stage, mesh, hbm)
+        if used:
+            own = SECTIONS.get(stage)
+            view = policy.with_section(config, own, stage) if own else config
+            has_backward = not all(name.endswith(("_prefill", "_decode")) for name in used)
+            tasks += _stage_tasks(settle(view, stage) if has_backward else view, stage, mesh, hbm)
     return [task for task in tasks if task.name in chosen]
+
+
+def _names(section: Any, stage: str, hbm: int) -> list[str]:
+    """The programs of a stage."""
+    skipped = [] if hbm else ["_prefill", "_decode"]
+    skipped += [] if section.get("updates_per_rollout", 1) > 1 else ["policy_logps"]
+    return [name for name in PROGRAMS[stage] if not name.endswith(tuple(skipped))]
 
 
 def _stage_tasks(config: Any, stage: str, mesh: Any, hbm: int) -> list[Task]:
@@ -134,6 +112,10 @@ def _stage_tasks(config: Any, stage: str, mesh: Any, hbm: int) -> list[Task]:
     model = abstract_model(model_config(config), mesh)
     if stage == "rft":
         return [_forward_task(config, mesh, model), _sft_task(config, mesh, model)]
+    if stage == "sft":
+        return [replace(_sft_task(config, mesh, model), name="policy_sft_update")]
+    if stage == "policy":
+        return policy_tasks(config, mesh, hbm)
     return _rl_tasks(config, mesh, model) + (rollout_tasks(config, mesh, hbm) if hbm else [])
 
 
@@ -151,12 +133,16 @@ def settle_by_compiling(
 
     def settle(config: Any, stage: str) -> Any:
         def peak(candidate: Any) -> float:
-            (task,) = tasks(candidate, mesh, [UPDATES[stage]])
-            (result,) = compile_tasks([task], slice_name, num_slices, report, store)
-            return result.peak if result.fits else max(result.peak, hbm + 1)
+            stage_tasks = {task.name: task for task in _stage_tasks(candidate, stage, mesh, 0)}
+            update = stage_tasks[UPDATES[stage]]
+            (result,) = compile_tasks([update], slice_name, num_slices, report, store)
+            return (result.peak if result.fits else max(result.peak, hbm + 1)) - judge
 
+        section = SECTIONS.get(stage, stage)
+        judge = sum(judge_bytes(config, mesh)) if stage == "policy" else 0
         hbm = get_slice(slice_name).generation.hbm_bytes
-        return memory.choose(config, stage, mesh, hbm, peak, report)
+        named = lambda line: report(stage + line.removeprefix(section))
+        return memory.choose(config, section, mesh, hbm, peak, named, judge)
 
     return settle
 
@@ -189,7 +175,7 @@ def _forward_task(config: Any, mesh: Any, model: Any) -> Task:
         jax.jit(forward, in_shardings=shardings, out_shardings=out),
         (params, batch),
         mesh,
-        model_flops=model_flops(cfg, sequences, config.seq_len, training=False),
+        model_flops=flops.model_flops(cfg, sequences, config.seq_len, training=False),
         tokens=sequences * config.seq_len,
     )
 
@@ -199,49 +185,53 @@ def _sft_task(config: Any, mesh: Any, model: Any) -> Task:
     return _task(
         rft.build_sft_update(config, mesh, model),
         mesh,
-        model_flops=model_flops(model_config(config), sequences, length, training=True),
+        model_flops=flops.model_flops(model_config(config), sequences, length, training=True),
         tokens=sequences * length,
     )
 
 
 def _meta_rm_task(config: Any, mesh: Any) -> Task:
     sequences, length = config.meta_rm.batch_size, config.meta_rm.seq_len
-    cfg = model_config(config)
+    cfg, logits = model_config(config), config.meta_rm.likelihood > 0
     return _task(
         meta_rm.build_meta_rm_update(config, mesh),
         mesh,
-        model_flops=model_flops(cfg, sequences, length, training=True, logits=False),
+        model_flops=flops.model_flops(cfg, sequences, length, training=True, logits=logits),
         tokens=sequences * length,
     )
 
 
 def _rl_tasks(config: Any, mesh: Any, model: Any) -> list[Task]:
-    """The reference's log-probs and the GRPO update; each one's weights stay during the other."""
-    rl = config.rl
-    forward = rl_flops(model_config(config), rl)
+    """The log-probs and the GRPO update; the weights of each stay during the others.
+
+    The policy's log-probs are computed for several updates per rollout only.
+    """
+    rl, cfg = config.rl, model_config(config)
+    forward = flops.rl_flops(cfg, rl)
     tokens = rl.prompts * (rl.prompt_len + rl.group_size * rl.max_new_tokens)
     reference = grpo.build_logps(config, mesh, model, dtype=rl.get("reference_dtype"))
     update = grpo.build_grpo_update(config, mesh, model)
     reference_bytes, state_bytes = (argument_bytes(p.args[:1]) for p in (reference, update))
-    return [
-        _task(reference, mesh, model_flops=forward, tokens=tokens, resident=state_bytes),
-        _task(update, mesh, model_flops=3 * forward, tokens=tokens, resident=reference_bytes),
-    ]
+    tasks = [_task(reference, mesh, model_flops=forward, tokens=tokens, resident=state_bytes)]
+    if rl.updates_per_rollout > 1:
+        logps = grpo.build_logps(config, mesh, model, name="policy_logps")
+        resident = reference_bytes + state_bytes - argument_bytes(logps.args[:1])
+        tasks.append(_task(logps, mesh, model_flops=forward, tokens=tokens, resident=resident))
+    training = flops.rl_flops(cfg, rl, training=True)
+    figures = {"model_flops": training, "tokens": tokens, "resident": reference_bytes}
+    return [*tasks, _task(update, mesh, **figures)]
 
 
 def policy_tasks(config: Any, mesh: Any, hbm: int) -> list[Task]:
     """The programs of the stage policy, with the weights of a colocated judge beside them.
 
-    The judge's prompt is a quarter longer than the longest question with its answers. Without
-    `policy.judge.model`, as for a served judge, there are only the policy's programs.
+    Without `policy.judge.model`, as for a served judge, there are only the policy's programs.
 
     config: with the section `policy` as `rl` (`policy.with_section`).
+
+    Raises ValueError if the judge's prompt and critique exceed its context.
     """
-    settings, rl = reward_sources.JudgeSettings.of(config.policy.judge), config.rl
-    cfg, stored, decoding = None, 0, 0
-    if settings.source == "colocated" and settings.model:
-        cfg = reward_sources.in_use(get_config(settings.model), settings)
-        stored, decoding = reward_sources.held_bytes(cfg, mesh)
+    cfg, (stored, decoding) = _judge_config(config), judge_bytes(config, mesh)
     tasks = _rl_tasks(config, mesh, abstract_model(model_config(config), mesh))
     tasks = [replace(task, resident=task.resident + stored + decoding) for task in tasks]
     if hbm:
@@ -249,12 +239,51 @@ def policy_tasks(config: Any, mesh: Any, hbm: int) -> list[Task]:
     tasks = [replace(task, name=f"policy_{task.name}") for task in tasks]
     if cfg is None or not hbm:
         return tasks
-    length = 5 * (rl.prompt_len + rl.group_size * rl.max_new_tokens) // 4
-    new_tokens = settings.max_new_tokens or cfg.max_length - length
-    requests = [sampling.Request([0] * length, settings.k, new_tokens)] * rl.prompts
     resident = stored + _resident_in_rollouts(config, model_config(config), mesh)
-    judging = sampler_tasks(cfg, mesh, requests, hbm, settings.prompt_slots, resident)
+    slots = config.policy.judge.get("prompt_slots", 0)
+    judging = sampler_tasks(cfg, mesh, judge_requests(config, cfg), hbm, slots, resident)
     return tasks + [replace(task, name=f"judge_{task.name}") for task in judging]
+
+
+def _judge_config(config: Any) -> TransformerConfig | None:
+    """The architecture of a colocated judge, None without `policy.judge.model`."""
+    settings = reward_sources.JudgeSettings.of(config.policy.judge)
+    if settings.source != "colocated" or not settings.model:
+        return None
+    return reward_sources.in_use(get_config(settings.model), settings)
+
+
+def judge_bytes(config: Any, mesh: Any) -> tuple[int, int]:
+    """Returns the bytes per chip of a policy's judge and meta RM, and of the copy for decoding.
+
+    The meta RM counts as one of the judge's architecture.
+    """
+    if (cfg := _judge_config(config)) is None:
+        return 0, 0
+    stored, decoding = reward_sources.held_bytes(cfg, mesh)
+    if config.policy.judge.get("meta_rm"):
+        stored += reward_sources.held_bytes(cfg.replace(scalar_head=True), mesh)[0]
+    return stored, decoding
+
+
+def judge_requests(config: Any, cfg: TransformerConfig) -> list[sampling.Request]:
+    """Returns the judge's requests of a step: one for each block of answers of each question.
+
+    A prompt is a quarter longer than the longest question with the answers of its block.
+
+    Raises ValueError if prompt and critique exceed the judge's context.
+    """
+    settings, rl = reward_sources.JudgeSettings.of(config.policy.judge), config.rl
+    blocks = design(rl.group_size, settings.block_size)
+    length = 5 * (rl.prompt_len + max(map(len, blocks)) * rl.max_new_tokens) // 4
+    new_tokens = settings.max_new_tokens or max(1, cfg.max_length - length)
+    if length + new_tokens > cfg.max_length:
+        raise ValueError(
+            f"config.policy.judge.block_size={settings.block_size}: about {length:,} tokens of a "
+            f"prompt and {new_tokens:,} of a critique exceed the context of {cfg.name}, "
+            f"{cfg.max_length:,}: lower it, or config.policy.max_new_tokens"
+        )
+    return [sampling.Request([0] * length, settings.k, new_tokens)] * (rl.prompts * len(blocks))
 
 
 def rollout_tasks(config: Any, mesh: Any, hbm: int, beside: int = 0) -> list[Task]:
@@ -326,14 +355,13 @@ def sampler_tasks(
             prompts=batch,
         )
     (_, prefill, prefill_args), (_, decode, decode_args) = built
-    last_attention = attention_flops(cfg, S + T) - attention_flops(cfg, S + T - 1)
     return [
         Task(
             "prefill",
             prefill,
             prefill_args,
             mesh,
-            model_flops=model_flops(cfg, batch, S, training=False, logits=False),
+            model_flops=flops.model_flops(cfg, batch, S, training=False, logits=False),
             tokens=batch * S,
             resident=resident,
         ),
@@ -342,7 +370,7 @@ def sampler_tasks(
             decode,
             decode_args,
             mesh,
-            model_flops=P * R * (2.0 * cfg.num_params + last_attention),
+            model_flops=flops.decode_flops(cfg, P * R, S + T),
             tokens=P * R,
             resident=resident,
             one_iteration=True,

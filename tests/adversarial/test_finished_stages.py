@@ -178,7 +178,7 @@ import shutil, sys, time
 from grm_jax import storage
 hf, *folders = sys.argv[1:]
 for i in range(10_000):
-    with storage.writing(hf) as local:
+    with storage.replace_folder(hf) as local:
         shutil.copytree(folders[i % 2], local, dirs_exist_ok=True)
     print(i, flush=True)
     time.sleep(0.3)

@@ -315,8 +315,29 @@ def test_metrics_are_written_to_tensorboard_without_tensorflow(tmp_path):
         size = int.from_bytes(data[:8], "little")
         events.append(Event.FromString(data[12 : 12 + size]))
         data = data[16 + size :]
-    assert events[0].file_version == "brain.Event:2" and events[1].step == 3
-    assert [(v.tag, v.simple_value) for v in events[1].summary.value] == [("m/loss", 0.5)]
+    assert events[0].file_version == "brain.Event:2" and events[1].session_log.status == 1
+    assert events[2].step == 3
+    assert [(v.tag, v.simple_value) for v in events[2].summary.value] == [("m/loss", 0.5)]
+
+
+READ_METRICS = """
+import sys
+sys.modules["tensorflow"] = None
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+events = EventAccumulator(sys.argv[1])
+events.Reload()
+print([(event.step, event.value) for event in events.Scalars("m/loss")])
+"""
+
+
+def test_tensorboard_drops_what_was_written_after_the_checkpoint_of_a_resumed_run(tmp_path):
+    for resumed, steps in ((0, (1, 2, 3)), (1, (2, 3))):
+        with metrics.MetricLog(tmp_path, "m", resumed) as lines:
+            for step in steps:
+                lines.write(step, {"loss": 10.0 * resumed + step})
+    command = [sys.executable, "-c", READ_METRICS, tmp_path / "tensorboard" / "m"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[(1, 1.0), (2, 12.0), (3, 13.0)]", done.stderr
 
 
 def test_without_tensorboard_the_metrics_go_to_the_jsonl_alone(tmp_path, monkeypatch, caplog):
