@@ -8,6 +8,7 @@ pieces is plain text of a user or a model.
 
 import datetime
 import functools
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,8 +94,12 @@ def render(
       ValueError: the template is faulty, or does too much work.
     """
     check(messages)
-    texts = "".join(text for m in messages for text in m.values() if isinstance(text, str))
-    mark = next(c for c in map(chr, range(0xE0A0, 0xF8FF)) if c not in texts)
+    texts = (text for m in messages for text in m.values() if isinstance(text, str))
+    used = set(template).union(*texts)
+    private_use = itertools.chain(range(0xE0A0, 0xF8FF), range(0xF0000, 0x10FFFE))
+    mark = next((c for c in map(chr, private_use) if c not in used), None)
+    if mark is None:
+        raise ValueError("the texts have every private-use character of Unicode: remove some")
     masked = [
         {k: break_controls(v, mark) if isinstance(v, str) else v for k, v in m.items()}
         for m in messages

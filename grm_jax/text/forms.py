@@ -59,7 +59,11 @@ _GLUE = (
 )
 BOX_LABEL = re.compile(rf"{_BEFORE}{LABEL}{_GLUE}", re.IGNORECASE)
 BEFORE = re.compile(rf"(?:^|[,;|&]){_BEFORE}$", re.IGNORECASE)
-LABEL_LIST = re.compile(rf"{LABEL}(?:(?:[ ,;&]|and){{1,8}}{LABEL}){{1,20}}{_GLUE}$", re.IGNORECASE)
+_LABEL_LIST = rf"{LABEL}(?:(?:[ ,;&/|]|and){{1,8}}{LABEL}){{1,20}}"
+LABEL_LIST = re.compile(rf"{_LABEL_LIST}{_GLUE}$", re.IGNORECASE)
+LABEL_LIST_AFTER = re.compile(
+    rf"[ \t$\\)\]}}*_(—–-]{{0,8}}(?:(?:for|of)[ \t]{{1,4}})?{_LABEL_LIST}", re.IGNORECASE
+)
 LIKE_A_SCORE = re.compile(rf"{LABEL}{_GLUE}(?=[+-]?[0-9])", re.IGNORECASE)
 SCORE = re.compile(
     rf"(?<![–—+-])({NUMBER})(?:{SCALE})?(?:[ \t]{{0,2}}(?:points?|pts\b|分))?"
@@ -213,25 +217,53 @@ def join_boxes(text: str, boxes: Sequence[Form], sections: Sections, since: int)
 
 
 def is_labelled_in_another_order(text: str, box: Form) -> bool:
-    """Whether as many labels stand before a box of several values: "Response 2, Response 1: "."""
-    start = text.rfind("\n", max(0, box.start - 200), box.start) + 1
-    listed = LABEL_LIST.search(text[start : box.start].translate(FLAT))
-    hits = LABELS.finditer(listed[0]) if listed else ()
-    labels = [int(hit[1]) if hit[1] else ord(hit[0][-1]) - 64 for hit in hits]
-    return len(labels) == len(box.values or ()) > 1 and labels != sorted(labels)
+    """Whether as many labels stand beside several values without labels, in another order.
+
+    On their line, such as "Response 2, Response 1: ", or on a line above that names scores.
+    """
+    if box.labels is not None or len(box.values or ()) < 2:
+        return False
+    *above, before = text[max(0, box.start - 300) : box.start].translate(FLAT).split("\n")
+    after = text[box.end : box.end + 300].translate(FLAT).partition("\n")[0]
+    places = [LABEL_LIST.search(before[-200:]), LABEL_LIST_AFTER.match(after[:200])]
+    if not re.search(r"\w", before):
+        line = next((line[-200:] for line in reversed(above) if line.strip()), "")
+        stated = SCORING.search(line) or line.rstrip().endswith(":") or "/" in line
+        places.append(LABEL_LIST.search(line.rstrip()) if stated else None)
+    for listed in filter(None, places):
+        hits = LABELS.finditer(listed[0])
+        labels = [int(hit[1]) if hit[1] else ord(hit[0][-1]) - 64 for hit in hits]
+        if len(labels) == len(box.values or ()) and labels != sorted(labels):
+            return True
+    return False
+
+
+def label_before(text: str, end: int, box: Form) -> int | None:
+    """The response that the line of a box names before it. 0 if ambiguous, None without one.
+
+    end: of the box before; its line may be the same.
+    """
+    before = _line_before(text, end, box)
+    if not LABELS.search(before):
+        return None
+    hit = BOX_LABEL.fullmatch(before)
+    one = hit is not None and len(LABELS.findall(before)) == 1
+    return int(hit.group(1) or 0) if hit is not None and one else 0
+
+
+def _line_before(text: str, end: int, box: Form) -> str:
+    start = max(end, box.start - 200)
+    start = max(start, text.rfind("\n", start, box.start) + 1)
+    return text[start : box.start].translate(FLAT)
 
 
 def _label(
     text: str, end: int, box: Form, next_start: int, sections: Sections, since: int
 ) -> int | None:
     """The response of a box: on its line, else by the heading above. 0 if ambiguous."""
-    start = max(end, box.start - 200)
-    start = max(start, text.rfind("\n", start, box.start) + 1)
-    before = text[start : box.start].translate(FLAT)
-    if LABELS.search(before):
-        hit = BOX_LABEL.fullmatch(before)
-        one = hit is not None and len(LABELS.findall(before)) == 1
-        return int(hit.group(1) or 0) if hit is not None and one else 0
+    if (named := label_before(text, end, box)) is not None:
+        return named
+    before = _line_before(text, end, box)
     label = sections.label_at(box.start, since)
     if sections.scores is None and re.search(r"\w", before) and not SCORING.search(before):
         label = label and 0  # "It computes 7" below a heading states no score

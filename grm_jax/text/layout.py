@@ -272,6 +272,17 @@ def layout_of(template: Template, shape: Shape) -> tuple[Layout, tuple[str, ...]
     return places, markers(places, names, range(len(names) - 1), every=template.own)
 
 
+def check_turns(template: Template, shape: Shape, layout: Layout) -> None:
+    """Raises ValueError if a prompt lacks turns of its conversation."""
+    shown = {slot.index for slot in layout.slots}
+    if missing := [role for i, role in enumerate(shape.roles) if i not in shown]:
+        raise ValueError(
+            f"template {template.name!r} does not show {len(missing)} of the {len(shape.roles)} "
+            f"turns ({', '.join(missing):.60}): print each with "
+            "{% for turn in turns %}, as the shipped templates do"
+        )
+
+
 def all_markers(template: Template) -> tuple[str, ...]:
     """The markers of a template in prompts of every kind. Raises ValueError as `layout_of`."""
     result = [marker for shape in _shapes(template) for marker in layout_of(template, shape)[1]]

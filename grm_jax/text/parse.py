@@ -107,6 +107,8 @@ def _find(
         form, status = lines, "malformed_section"
         if form is not None:
             status = "ok" if form.in_order(n) else _misfit(form, n)
+            if status == "ok" and forms.is_labelled_in_another_order(text, form):
+                status = "wrong_labels"
     if is_cut and not (status == "ok" and form and (section or TAIL.fullmatch(text, form.end))):
         return None, "truncated"
     return (form, "ok") if status == "ok" else (None, status)
@@ -131,6 +133,8 @@ def _last(
 ) -> tuple[Form | None, str]:
     """Returns the last of the unquoted boxes that has all scores, and its status."""
     if output == "choice":
+        if _scores_responses(text, boxes):
+            return None, "wrong_labels"
         boxes, n = [_choice(box) for box in boxes], 1
     fitting = [box for box in boxes if box.in_order(n)]
     last = fitting[-1] if fitting else None
@@ -160,6 +164,16 @@ def _choice(box: Form) -> Form:
     return dataclasses.replace(box, values=named, labels=None)
 
 
+def _scores_responses(text: str, boxes: list[Form]) -> bool:
+    """Whether boxes score the responses that their lines name, where one should be chosen."""
+    labels, end = [], 0
+    for box in boxes:
+        label, end = forms.label_before(text, end, box), box.end
+        labels += [(label, box.values)] if label and box.labels is None else []
+    differ = any(values != (label,) for label, values in labels)
+    return len({label for label, _ in labels}) > 1 or differ
+
+
 def _misfit(form: Form, n: int) -> str:
     """The status of lines of scores that do not fit n responses."""
     if form.values is None:
@@ -171,14 +185,14 @@ def _scores(
     form: Form, n: int, low: float, high: float, output: str
 ) -> tuple[tuple[float, ...] | None, str]:
     """The scores of a form and "ok", or None and the status."""
+    if form.scale is not None and (form.scale != high or output == "choice"):
+        return None, "wrong_scale"
     if output == "choice":
         best = form.values[0] if form.values else 0
         if best not in range(1, n + 1):
             return None, "out_of_range"
         return tuple(float(i + 1 == best) for i in range(n)), "ok"
     values = form.in_order(n) or ()
-    if form.scale is not None and form.scale != high:
-        return None, "wrong_scale"
     if not all(low <= value <= high for value in values):
         return None, "out_of_range"
     if (low, high) == (0, 1) and not all(value in (0, 1) for value in values):

@@ -16,7 +16,6 @@ A template is rendered with stand-ins for the texts, which are filled in afterwa
 must print them as they are, between markers that can be protected (`fences`).
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -25,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from jinja2 import meta, nodes
 from jinja2.loaders import split_template_path
 
 from grm_jax import storage, strict_json
 from grm_jax.model_files import check_file, exists, read_bytes
-from grm_jax.text import fences, layout, sandbox
+from grm_jax.text import fences, inspection, layout, sandbox
+from grm_jax.text.inspection import MAX_RESPONSES
 from grm_jax.text.layout import NEEDS, Shape, Template
 from grm_jax.types import ROLE_NAMES, ROLES, Comparison, Principle
 
@@ -38,7 +37,6 @@ FOLDER = Path(__file__).parent / "templates"
 FAMILIES = tuple(sorted((path.parent.name for path in FOLDER.glob("*/judge.jinja")), reverse=True))
 OUTPUTS = ("scores", "choice", "principles", "scalar")
 PREFIX = "prompt_"  # of a user's template in a model folder
-MAX_RESPONSES = 32
 MAX_SCALE = 1_000_000
 
 
@@ -133,8 +131,8 @@ def _load(path: Path, name: str, mtime: float) -> Template:
     what = f"template {name!r}"
     with sandbox.guard(what):
         jinja = env.get_template(path.name)
-        sources = _sources(env, path.name)
-        settings = _settings(env, sources[path.name])
+        sources = inspection.sources(env, path.name)
+        settings = inspection.settings(env, sources)
         digest = hashlib.sha256("".join(sources.values()).encode("utf-8", "surrogatepass"))
     try:
         template = Template(
@@ -169,16 +167,8 @@ def _source(folders: list[Path], name: str) -> str | None:
 
 
 def _checked(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a template with their defaults. Raises ValueError that names a wrong one."""
-    fields: dict[str, Any] = {
-        "output": "scores",
-        "low": 1,
-        "high": 10,
-        "n_min": 1,
-        "n_max": MAX_RESPONSES,
-    }
-    fields |= {name: value for name, value in settings.items() if name in fields}
-    needs = settings.get("needs", ())
+    """The settings of a template, converted. Raises ValueError that names a wrong one."""
+    needs, fields = settings["needs"], {k: v for k, v in settings.items() if k != "needs"}
     for name, value in fields.items():
         kinds = (str,) if name == "output" else (int,) if name.startswith("n_") else (int, float)
         if type(value) not in kinds or (name != "output" and not abs(value) <= MAX_SCALE):
@@ -194,32 +184,6 @@ def _checked(settings: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(needs, list | tuple) or not all(need in NEEDS for need in needs):
         raise ValueError(f"needs is {needs!r:.40}: list some of {', '.join(NEEDS)}")
     return {**fields, "low": float(low), "high": float(high), "needs": tuple(needs)}
-
-
-def _settings(env: Any, source: str) -> dict[str, Any]:
-    """The constants that a template sets at its top level."""
-    settings = {}
-    for node in env.parse(source).body:
-        if (
-            isinstance(node, nodes.Assign)
-            and isinstance(node.target, nodes.Name)
-            and isinstance(node.node, nodes.Expr)
-        ):
-            with contextlib.suppress(nodes.Impossible):
-                settings[node.target.name] = node.node.as_const()
-    return settings
-
-
-def _sources(env: Any, filename: str) -> dict[str, str]:
-    """{name: source} of a template and all that it includes."""
-    queue, sources = [filename], dict[str, str]()
-    while queue:
-        name = queue.pop(0)
-        if name not in sources:
-            sources[name] = env.loader.get_source(env, name)[0]
-            included = meta.find_referenced_templates(env.parse(sources[name]))
-            queue += sorted(x for x in included if x)
-    return sources
 
 
 # ---------------------------------------------------------------- templates of model folders
@@ -306,6 +270,7 @@ def render(
         _hint_text(hint, order) or "",
     ]
     places, markers = layout.layout_of(template, shape)
+    layout.check_turns(template, shape, places)
     hint_index = len(texts) - 1  # a sentence of the caller, which is not sanitised
     pieces = [
         (piece, slot is not None and slot.index != hint_index) for piece, slot in places.fill(texts)

@@ -39,13 +39,18 @@ PER_CHARACTER = 100  # and so many more for each character of its variables
 SECONDS = 2.0  # of CPU time
 MAX_INTEGER = 1_000_000  # in an argument
 MAX_BITS = 4096  # of a computed integer
+MAX_SEARCH = 10**8  # steps of one search: about 0.1 s
 # Random, or not linear in the length of their input. No chat template needs them.
-REMOVED = ("random", "urlize", "pprint", "lipsum")
+REMOVED = ("random", "urlize", "pprint", "lipsum", "sum", "wordwrap")
 # Their results can be as large as the product of two arguments.
 _PRODUCTS = frozenset(
     "batch center expandtabs format format_map indent join ljust replace rjust slice tojson "
-    "translate wordwrap xmlattr zfill".split()
+    "translate xmlattr zfill".split()
 )
+# Python searches for a text from the right, and for each of many characters, in time proportional
+# to the product of both lengths. Searches from the left are linear.
+_SEARCHES = frozenset("lstrip rfind rindex rpartition rsplit rstrip strip trim".split())
+_SLOW_CODEC = re.compile("puny|idna", re.IGNORECASE)  # they take quadratic time
 _WIDE = re.compile(r"\d{4}")  # a field of a format string with 1,000 characters or more
 
 
@@ -110,6 +115,12 @@ def _check_call(name: str, values: list[Any]) -> None:
         *_, factor, largest = 1, *sorted([*sizes, *integers])
         if factor * largest > 50 * _METER.get().left:
             raise TooMuchWork(f"it makes a text of up to {factor * largest:,} characters")
+    if name in _SEARCHES:
+        *_, shorter, longer = 1, *sorted(sizes)
+        if shorter * longer > MAX_SEARCH:
+            raise TooMuchWork(f"it calls {name!r} with {shorter:,} and {longer:,} characters")
+    if name in ("encode", "decode") and any(_SLOW_CODEC.search(str(v)) for v in values[1:]):
+        raise TooMuchWork(f"it calls {name!r} with {values[1]!r:.40}, which takes quadratic time")
     if name.startswith("format"):
         _check_format(values[0])
 
@@ -136,6 +147,15 @@ def _metered(name: str, function: Callable) -> Callable:
     def call(*args: Any, **kwargs: Any) -> Any:
         _check_call(name, [*args, *kwargs.values()])
         return _measured(function(*args, **kwargs))
+
+    return call
+
+
+def _counted(test: Any) -> Any:
+    @functools.wraps(test)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        _charge(1)
+        return test(*args, **kwargs)
 
     return call
 
@@ -235,6 +255,7 @@ class Environment(ImmutableSandboxedEnvironment):
             for name, function in self.filters.items()
             if name not in REMOVED
         }
+        self.tests = {name: _counted(test) for name, test in self.tests.items()}
         for name in REMOVED:
             self.globals.pop(name, None)
 

@@ -122,6 +122,7 @@ def find_sections(text: str, output: str = "scores") -> Sections:
         hit = heading.match(text, start)
         if hit and hit.end() - start <= MAX_HEADING and not inside(quoted, start):
             starts[hit.lastgroup or ""].append(hit.span())
+    starts["analysis"] = _without_items(text, starts)
     labels = _response_headings(text, quoted)
     scores = _scores_section(text, starts, labels)
     limit = scores[0] if scores is not None else len(text)
@@ -151,6 +152,26 @@ def _lines_with(words: Sequence[str], text: str) -> Iterator[int]:
         position = text.find("\n", hit.end())
         if position < 0:
             return
+
+
+def _without_items(text: str, starts: dict[str, list[Span]]) -> list[Span]:
+    """The analysis headings, without list items such as "2. **Analysis**: its depth (30%)".
+
+    Such an item has text on its line, and a weight at its end or items before and after it.
+    """
+    others = {start for name in ("principles", "scores") for start, _ in starts[name]}
+    numbers = [(x.start(), int(x[1])) for x in NUMBERED.finditer(text)]
+    headings = []
+    for start, end in starts["analysis"]:
+        i = bisect.bisect_left(numbers, (start, 0))
+        near = [(s, n - k) for k, (s, n) in enumerate(numbers[i - 1 : i + 2]) if s not in others]
+        between = len(near) == 3 and near[1][0] == start and len({n for _, n in near}) == 1
+        stop = text.find("\n", end)
+        line = HASHES.sub("", text[start : stop if stop >= 0 else len(text)])
+        weighted = BULLET.match(line) and _last_weight(line)
+        if ALONE.match(text, end) or not (between or weighted):
+            headings.append((start, end))
+    return headings
 
 
 def _scores_section(
@@ -215,13 +236,22 @@ def _response_headings(text: str, quoted: Sequence[Span]) -> tuple[tuple[int, in
     return tuple(labels)
 
 
+_WEIGHT_WORD = r"(?:weight(?:ed|ing|age)?|权重)[ \t]*[:：=]?[ \t]*"
+_NUMBER = r"([0-9]{1,3}(?:\.[0-9]{1,6})?)[ \t]*"
+# "(40%)", "weight: 40%", or in brackets "(weight: 40)".
 WEIGHT = re.compile(
-    r"[(\[（]?[ \t]*(?:weight(?:ed|ing)?[ \t]*[:=]?[ \t]*)?(?<![0-9.])"
-    r"([0-9]{1,3}(?:\.[0-9]{1,6})?)[ \t]*[%％][ \t]*(?:weight)?[ \t]*[)\]）]?",
+    rf"[(\[（]?[ \t]*(?:{_WEIGHT_WORD})?(?<![0-9.]){_NUMBER}[%％][ \t]*(?:weight)?[ \t]*[)\]）]?"
+    rf"|[(\[（][ \t]*{_WEIGHT_WORD}{_NUMBER}(?:/[ \t]*100[ \t]*)?[)\]）]",
     re.IGNORECASE,
 )
-BULLET = re.compile(r"^[ \t]{0,6}(?:[-*+•‣·]|\(?[0-9]{1,2}[.):]|[a-z][.)])[ \t]+", re.IGNORECASE)
-NAME_END = re.compile(r"[:：]|[ \t][-–—][ \t]")
+MAY_HAVE_WEIGHT = re.compile("[%％]|weight|权重", re.IGNORECASE)
+BULLET = re.compile(
+    r"^[ \t]{0,6}(?:[-*+•‣·]|[a-z][.)]|(?:\*\*|__)?(?:\(|principle )?[0-9]{1,2}[.):])[ \t]+",
+    re.IGNORECASE,
+)
+NUMBERED = re.compile(r"^[ \t]{0,3}(?:\*\*|__)?\(?([0-9]{1,2})[.):]", re.MULTILINE)
+HASHES = re.compile(r"^[ \t]{0,3}#{1,6}(?=[ \t])[ \t]*")
+NAME_END = re.compile(r"(?<![0-9]):|:(?![0-9])|：|[ \t][-–—][ \t]")  # not the colon of 16:9
 MAX_NAME = 120
 MAX_PRINCIPLES = 200
 
@@ -230,7 +260,7 @@ def parse_principles(text: str) -> tuple[Principle, ...]:
     """Parses a list of principles, one a line: "1. **Accuracy** (40%): the facts are right".
 
     A line states a principle if it is a list item with a name before a colon or dash, or if it has
-    a weight in percent. Other lines below it continue its description.
+    a weight: "40%", or "(weight: 40)". Other lines below it continue its description.
     """
     principles: list[list] = []
     for line in text.splitlines():
@@ -253,7 +283,7 @@ def _principles_end(text: str) -> int:
     """The end position of the last line that states a principle with a weight, or 0."""
     end = len(text)
     for line in reversed(text.splitlines(keepends=True)):
-        if "%" in line or "％" in line:
+        if MAY_HAVE_WEIGHT.search(line):
             principle = _principle(line.rstrip("\n"))
             if principle and principle[1] is not None:
                 return end
@@ -263,40 +293,52 @@ def _principles_end(text: str) -> int:
 
 def _weight(item: str) -> re.Match[str] | None:
     """The weight of a list item: a percentage in or after its name, or at its end, or any."""
-    every, end = list(WEIGHT.finditer(item)), NAME_END.search(item)
+    every, end = list(WEIGHT.finditer(item[:400])), NAME_END.search(item)
     text = len(item) - len(item[end.end() :].lstrip()) if end else -1  # start of the description
     named = [hit for hit in every if hit.start() <= text]
-    last = [hit for hit in every if hit[0][0] in "([（" and not item[hit.end() :].strip(" \t.")]
-    return next(iter([*named, *last, *every]), None)
+    return next(iter([*named, *_last_weight(item), *every]), None)
+
+
+def _last_weight(item: str) -> list[re.Match[str]]:
+    """The weight in brackets at the end of a list item, if any."""
+    hits = WEIGHT.finditer(item, max(0, len(item) - 40))
+    return [x for x in hits if x[0][0] in "([（" and not item[x.end() :].strip(" \t.*_")]
 
 
 def _principle(line: str) -> list | None:
     """[name, weight, description] if the line states a principle, else None."""
+    heading = HASHES.match(line)
+    line = line[heading.end() :] if heading else line
     bullet = BULLET.match(line)
-    if bullet is None and "%" not in line and "％" not in line:
+    if bullet is None and not MAY_HAVE_WEIGHT.search(line):
         return None
     rest = (line[bullet.end() :] if bullet else line).replace("**", "").replace("__", "").strip()
-    weight = _weight(rest[:400])
+    weight = _weight(rest)
     if not rest or (bullet is None and weight is None) or len(line) - len(line.lstrip()) > 6:
         return None
-    percent = None
+    percent, start = None, 0
     if weight:
-        percent = float(weight.group(1))
+        percent = float(weight[1] or weight[2])
+        if weight[2] and percent < 1:
+            percent = round(100 * percent, 6)  # a share: "(weight: 0.4)"
         if percent > 100:
             return None
+        before, after = rest[: weight.start()].rstrip(" \t-–—,;"), rest[weight.end() :]
         glue = "" if weight.start() == 0 else " "
-        rest = (
-            rest[: weight.start()].rstrip(" \t-–—,;") + glue + rest[weight.end() :].lstrip(" \t,;")
-        ).strip()
-    end = NAME_END.search(rest)
-    if end and end.start() <= MAX_NAME:
+        rest = (before + glue + after.lstrip(" \t,;")).strip()
+        if weight[0][0] in "([（" and after.lstrip(" \t").startswith((":", "：")):
+            start = len(before)  # "Ratio: 16 to 9 (40%): the format"
+    end = NAME_END.search(rest, start)
+    # A long item states its weight in brackets, or has a number.
+    stated = weight[0][0] in "([（" if weight else bullet and bullet[0].strip() not in "-*+•‣·"
+    if end and (end.start() <= MAX_NAME or (bullet and stated)):
         name, description = rest[: end.start()], rest[end.end() :]
-    elif len(rest) <= MAX_NAME:
+    elif len(rest) <= MAX_NAME or (bullet and stated):
         name, description = rest, ""
     else:
         name, description = "", rest
     name = name.strip(" \t*_:.-–—")
-    # Without a weight, a list item needs the form "name: description".
-    if not name or (percent is None and not (end and description.strip())):
+    # Without a weight, a list item needs the form "name: description"; a heading is none.
+    if not name or (percent is None and (heading or not (end and description.strip()))):
         return None
     return [name, percent, description.strip(" \t:-–—")]

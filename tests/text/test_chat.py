@@ -84,6 +84,13 @@ def test_a_text_writes_no_control_token(folder, template, content):
     assert content.strip(" x\n") in text
 
 
+def test_texts_with_many_private_use_characters_are_rendered():
+    text = "".join(map(chr, range(0xE0A0, 0xF900)))
+    assert text in rendered(TURNS + "\ue0a0", [{"role": "user", "content": text}])
+    marked = tokenizers.load(vocabulary_path()).encode_chat([{"role": "user", "content": text}])
+    assert len(marked) > len(text)
+
+
 def test_a_template_reads_the_texts(folder):
     template = "{{ messages[0].content | length }}{{ '</think>' in messages[0].content }}"
     assert encoded(folder, template, "ab</think>c")[1].endswith("11True")

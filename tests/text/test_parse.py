@@ -269,6 +269,12 @@ def test_binary_scale_accepts_only_0_and_1(text, status, scores):
         ("\\boxed{4}", "out_of_range", None),
         ("\\boxed{1.5}", "out_of_range", None),
         ("\\boxed{1, 2}", "wrong_count", None),
+        ("The best response is Response 2: \\boxed{2}", "ok", (0, 1, 0)),
+        ("### Response 3\nIt is short.\n\nSo the best is \\boxed{2}", "ok", (0, 1, 0)),
+        ("### Best\nResponse 1: \\boxed{2}\nResponse 2: \\boxed{9}", "wrong_labels", None),
+        ("Response 1: \\boxed{2}\nResponse 3: \\boxed{1}", "wrong_labels", None),
+        ("### Best\nResponse 1: \\boxed{2}", "wrong_labels", None),
+        ("The best is Response 3.\n\nScore: \\boxed{2/10}", "wrong_scale", None),
     ],
 )
 def test_choice_scores_the_chosen_response_1(text, status, scores):
@@ -344,9 +350,25 @@ def test_every_status_is_documented():
         (r"Since Response 2 is worse than Response 1: \boxed{8, 3}", (8.0, 3.0)),
         (r"Response 1, Response 2: \boxed{8, 3}", (8.0, 3.0)),
         (r"Response 2 is worse: \boxed{8, 3}", (8.0, 3.0)),
+        (r"\boxed{8, 3} for Response 2 and Response 1 respectively", None),
+        (r"\boxed{8, 3} (Response 2, Response 1)", None),
+        (r"\boxed{8, 3} for Response 1 and Response 2 respectively", (8.0, 3.0)),
+        (r"\boxed{8, 3}, because Response 2 repeats Response 1", (8.0, 3.0)),
+        ("Response 2, Response 1:\n\\boxed{8, 3}", None),
+        ("Response 2 / Response 1\n8/10, 3/10", None),
+        ("Response 1 / Response 2\n8/10, 3/10", (8.0, 3.0)),
+        ("There is little between Response 2 and Response 1\n\\boxed{8, 3}", (8.0, 3.0)),
     ],
 )
 def test_a_box_below_labels_in_another_order_gives_no_scores(line, scores):
     critique = parse(f"### Scores\n{line}", 2)
     assert critique.scores == scores
     assert critique.status == ("ok" if scores else "wrong_labels")
+
+
+@pytest.mark.parametrize("heading", ["Scores for Response 2 and Response 1", "Scores (B, A)"])
+def test_a_heading_that_names_the_responses_in_another_order_gives_no_scores(heading):
+    heading = heading.replace("(B, A)", "(Response 2, Response 1)")
+    assert parse(f"### {heading}\n\\boxed{{8, 3}}", 2).status == "wrong_labels"
+    heading = heading.replace("2", "x").replace("1", "2").replace("x", "1")
+    assert parse(f"### {heading}\n\\boxed{{8, 3}}", 2).scores == (8.0, 3.0)

@@ -2,6 +2,7 @@
 
 import os
 import re
+from pathlib import Path
 
 import growth
 import pytest
@@ -224,6 +225,31 @@ def test_markers_of_a_users_template_are_detected_and_escaped(tmp_path):
     text = message["content"]
     assert text.lower().count("[the end of response 1]") == 1
     assert "[-the end of response 1]" in text and "#-### Conversation" in text
+
+
+CHAT = [
+    {"role": "system", "content": "Answer in French only."},
+    {"role": "user", "content": "What is 2 + 2?"},
+]
+
+
+def test_a_template_that_lacks_turns_of_a_conversation_is_refused_for_it(tmp_path):
+    source = "[Query]\n{{ query }}\n[/Query]\n{% for r in responses %}[Answer {{ loop.index }}]\n"
+    source += "{{ r }}\n[/Answer {{ loop.index }}]\n{% endfor %}"
+    (tmp_path / "own.jinja").write_text(source)
+    pair = ("quatre", "four")
+    assert templates.render(tmp_path / "own.jinja", Comparison("What is 2 + 2?", pair))
+    with pytest.raises(ValueError, match=r"does not show 1 of the 2 turns \(system\): print each"):
+        templates.render(tmp_path / "own.jinja", Comparison(CHAT, pair))
+
+
+def test_the_template_of_the_docs_shows_every_turn(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "judging.md").read_text(encoding="utf-8")
+    source = page.partition("### Your own template")[2].split("```\n")[1]
+    (tmp_path / "own.jinja").write_text(source)
+    (message,) = templates.render(tmp_path / "own.jinja", Comparison(CHAT, ("quatre", "four")))
+    assert "[System turn]\nAnswer in French only.\n[/System turn]" in message["content"]
+    assert "[Response 2]\nfour" in message["content"]
 
 
 def test_fingerprint_changes_with_the_template_text(tmp_path):
