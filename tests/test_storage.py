@@ -72,10 +72,7 @@ def test_training_reads_data_samples_and_weights_from_a_bucket(bucket, monkeypat
     mixtures.add_comparisons("pairs", files)
     mixtures.add_examples("chats", {"train": "general.jsonl"})
     config.data.update(judging="pairs", held_out="pairs", general="chats", folder="gs://bucket")
-    assert [sources.judging(config, split).at(0).id for split in (None, "test")] == [
-        "one",
-        "one",
-    ]
+    assert [sources.judging(config, split).at(0).id for split in (None, "test")] == ["one", "one"]
     assert [example.completion for example in sources.general(config)] == ["a"]
     config.rft.sampler, config.rft.sampling = "file", {"path": "gs://bucket/samples.jsonl"}
     assert callable(rft.make_sampler(config, None, None))
