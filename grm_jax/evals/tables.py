@@ -132,8 +132,10 @@ def few_line(entry: Mapping) -> list[str]:
     n, varies = entry["comparisons"], entry.get("smallest_subset", 2) > 1
     if n < FEW and (headline(entry)["low"] is None or not varies):
         return [f"n = {n}: too few for an interval"]
-    text = f"n = {n}: the interval is too narrow, because a subset has a single prompt"
-    return [] if varies else [text]
+    if varies:
+        return []
+    which = "no interval" if headline(entry)["low"] is None else "the interval is too narrow"
+    return [f"n = {n}: {which}, because a subset has a single prompt"]
 
 
 def judge_line(entry: Mapping) -> str:

@@ -1,5 +1,6 @@
 """One comparison in progress: its orders and prompts, and the critiques of its completions."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -9,7 +10,7 @@ from grm_jax.judging.meta import MetaRM, NotFinite
 from grm_jax.judging.sampler import TextCodec, TextCompletion, text_of
 from grm_jax.judging.votes import Order
 from grm_jax.sampling import Completion, prefixes
-from grm_jax.text import parse, parse_principles, rendering
+from grm_jax.text import layout, parse, parse_principles, rendering
 from grm_jax.types import FAILED, Comparison, Critique, Turn
 
 
@@ -58,7 +59,9 @@ def template_prefix(template: rendering.Template, n: int, codec: TextCodec) -> t
         if "reference" not in template.needs:
             comparison = dataclasses.replace(comparison, reference=None)
         given = principles if "principles" in template.needs else None
-        prompts.append(codec.encode_chat(rendering.render(template, comparison, principles=given)))
+        with contextlib.suppress(layout.MissingTurns):  # of a template for single turns
+            messages = rendering.render(template, comparison, principles=given)
+            prompts.append(codec.encode_chat(messages))
     prefix = os.path.commonprefix(prompts)[: min(map(len, prompts)) - 1]
     return tuple(prefix) if len(prefix) >= prefixes.MIN_TOKENS else ()
 

@@ -32,6 +32,7 @@ from grm_jax.sampling import Request
 from grm_jax.text import rendering
 from grm_jax.types import Comparison, Critique, Ranking, Turn, Verdict
 
+KEPT_JOBS = 4 * CHUNK  # prompts that `judge(...)` keeps between its check and the sampling
 # The roles of a family that a judge chooses from (`rendering.choose`, and --principles first).
 ROLES = ("judge", "single", "reference", "given_principles", "principles", "critique")
 
@@ -163,10 +164,12 @@ class Judge:
         each = [settings] * len(inputs)
         jobs = self._jobs(inputs, each, CHUNK)
         if not samples_principles(settings):
-            prepared = deque(jobs)
-            for i, job in enumerate(prepared):
+            first: deque[Any] = deque()  # those of more comparisons would fill the memory
+            for i, job in enumerate(jobs):
                 check_judged(i, inputs[i], job)
-            jobs = (prepared.popleft() for _ in inputs)  # frees the samples of judged ones
+                first.extend([job] if i < KEPT_JOBS else [])
+            kept = (first.popleft() for _ in range(len(first)))  # frees the samples of judged ones
+            jobs = itertools.chain(kept, self._jobs(inputs[KEPT_JOBS:], each[KEPT_JOBS:], CHUNK))
         verdicts: dict[int, Verdict] = {}
         for i, result in self._stream(jobs, each, CHUNK):
             check_judged(i, inputs[i], result)

@@ -91,9 +91,12 @@ class Context:
             self._queues.discard(results)
 
     def get(self, results: queue.SimpleQueue[Any]) -> Any:
-        """Waits for a result. Raises an error from the queue, or DeadlineExceeded."""
+        """Waits for a result. Raises an error in the queue, or DeadlineExceeded."""
+        remaining = self.deadline - time.monotonic()
         try:
-            item = results.get(timeout=max(0.0, self.deadline - time.monotonic()))
+            if remaining <= 0:
+                raise queue.Empty
+            item = results.get(timeout=remaining)
         except queue.Empty:
             raise DeadlineExceeded(
                 f"the request was not finished after {self.seconds:g} s: send fewer or shorter "

@@ -61,8 +61,18 @@ BOX_LABEL = re.compile(rf"{_BEFORE}{LABEL}{_GLUE}", re.IGNORECASE)
 BEFORE = re.compile(rf"(?:^|[,;|&]){_BEFORE}$", re.IGNORECASE)
 _LABEL_LIST = rf"{LABEL}(?:(?:[ ,;&/|]|and){{1,8}}{LABEL}){{1,20}}"
 LABEL_LIST = re.compile(rf"{_LABEL_LIST}{_GLUE}$", re.IGNORECASE)
+# "(Response 2, Response 1)" or "for Response 2 and Response 1 respectively", and no more words.
 LABEL_LIST_AFTER = re.compile(
-    rf"[ \t$\\)\]}}*_(—–-]{{0,8}}(?:(?:for|of)[ \t]{{1,4}})?{_LABEL_LIST}", re.IGNORECASE
+    rf"[ \t$\\)\]}}*_(—–-]{{0,8}}(?:(?:for|of)[ \t]{{1,4}})?({_LABEL_LIST})"
+    r"[ \t,)\]*_]{0,8}(?:respectively|[.)]|$)",
+    re.IGNORECASE,
+)
+# A line that is nothing but a list, perhaps of whose scores: "### Scores for Response 2 and 1".
+LABEL_LIST_LINE = re.compile(
+    r"[ \t\r>#|_(•–—-]{0,16}(?:(?:the|final|overall|my)[ \t]{1,4}){0,2}"
+    rf"(?:(?:scores?|ratings?|grades?)[ \t]{{0,4}}(?:for|of|:)?[ \t(]{{0,8}})?({_LABEL_LIST})"
+    r"[ \t\r)\]:=_]{0,16}",
+    re.IGNORECASE,
 )
 LIKE_A_SCORE = re.compile(rf"{LABEL}{_GLUE}(?=[+-]?[0-9])", re.IGNORECASE)
 SCORE = re.compile(
@@ -219,17 +229,16 @@ def join_boxes(text: str, boxes: Sequence[Form], sections: Sections, since: int)
 def is_labelled_in_another_order(text: str, box: Form) -> bool:
     """Whether as many labels stand beside several values without labels, in another order.
 
-    On their line, such as "Response 2, Response 1: ", or on a line above that names scores.
+    On their line, such as "Response 2, Response 1: ", or as the whole line above.
     """
-    if box.labels is not None or len(box.values or ()) < 2:
+    if box.labels is not None or len(set(box.values or ())) < 2:
         return False
     *above, before = text[max(0, box.start - 300) : box.start].translate(FLAT).split("\n")
     after = text[box.end : box.end + 300].translate(FLAT).partition("\n")[0]
     places = [LABEL_LIST.search(before[-200:]), LABEL_LIST_AFTER.match(after[:200])]
     if not re.search(r"\w", before):
-        line = next((line[-200:] for line in reversed(above) if line.strip()), "")
-        stated = SCORING.search(line) or line.rstrip().endswith(":") or "/" in line
-        places.append(LABEL_LIST.search(line.rstrip()) if stated else None)
+        line = next((line for line in reversed(above) if line.strip()), "")
+        places.append(LABEL_LIST_LINE.fullmatch(line))
     for listed in filter(None, places):
         hits = LABELS.finditer(listed[0])
         labels = [int(hit[1]) if hit[1] else ord(hit[0][-1]) - 64 for hit in hits]

@@ -16,6 +16,7 @@ SETTINGS: dict[str, Any] = {  # that a template may set, with their defaults
     "output": "scores", "low": 1, "high": 10, "n_min": 1, "n_max": MAX_RESPONSES, "needs": (),
 }  # fmt: skip
 PARSED = ("output", "low", "high")  # an included file may set these to the same values only
+SHOWN = ("low", "high")  # variables of the prompt; loops and imports must not bind them either
 REFERENCES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 
 
@@ -30,30 +31,36 @@ def settings(env: jinja2.Environment, sources: dict[str, str]) -> dict[str, Any]
     values = dict(SETTINGS)
     for file, source in sources.items():
         tree = env.parse(source)
-        constants, names = _constants(tree), SETTINGS if file == main else PARSED
-        if file == main:
-            values |= {name: constants[name] for name in SETTINGS if name in constants}
-        bound = [(name, line) for name, line in _bound(tree) if name in names]
-        for i, (name, line) in enumerate(bound):
-            again = name in dict(bound[:i])
-            if again or name not in constants or constants[name] != values[name]:
-                value = constants.get(name, SETTINGS[name])
+        constants = list(_constants(tree))
+        values |= dict(constants) if file == main else {}
+        for name in SETTINGS if file == main else PARSED:
+            lines = [line for x, line in (_bound if name in SHOWN else _set)(tree) if x == name]
+            known = [value for x, value in constants if x == name]
+            if len(lines) > len(known) or any(value != values[name] for value in known):
+                value = known[-1] if known else SETTINGS[name]
                 raise jinja2.TemplateSyntaxError(
                     f"{name} may differ between prompt and parser: set it to a constant, once, at "
-                    f"the top level of {main}, such as {{% set {name} = {value!r} %}}",
-                    line,
+                    f"the top level of {main}, such as {{% set {name} = {value!r} %}}, and give "
+                    "other variables other names",
+                    lines[-1],
                     file,
                 )
-    return values
+    return {name: values[name] for name in SETTINGS}
 
 
-def _constants(tree: nodes.Template) -> dict[str, Any]:
-    constants = {}
+def _constants(tree: nodes.Template) -> Iterator[tuple[str, Any]]:
     for node in tree.body:
         if isinstance(node, nodes.Assign) and isinstance(node.target, nodes.Name):
             with contextlib.suppress(nodes.Impossible):
-                constants[node.target.name] = node.node.as_const()  # type: ignore[attr-defined]
-    return constants
+                yield node.target.name, node.node.as_const()  # type: ignore[attr-defined]
+
+
+def _set(tree: nodes.Template) -> Iterator[tuple[str, int]]:
+    """The names that a template sets, with their lines."""
+    for node in tree.find_all((nodes.Assign, nodes.AssignBlock)):
+        target = node.target  # type: ignore[attr-defined]
+        for name in nodes.Template([target]).find_all(nodes.Name):
+            yield name.name, name.lineno
 
 
 def _bound(tree: nodes.Template) -> Iterator[tuple[str, int]]:

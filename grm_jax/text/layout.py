@@ -272,12 +272,17 @@ def layout_of(template: Template, shape: Shape) -> tuple[Layout, tuple[str, ...]
     return places, markers(places, names, range(len(names) - 1), every=template.own)
 
 
-def check_turns(template: Template, shape: Shape, layout: Layout) -> None:
-    """Raises ValueError if a prompt lacks turns of its conversation."""
+class MissingTurns(ValueError):
+    """A template does not show every turn of a conversation."""
+
+
+def check_turns(template: Template, turns: Sequence[dict[str, str]], layout: Layout) -> None:
+    """Raises MissingTurns if a prompt lacks turns of its conversation that have text."""
     shown = {slot.index for slot in layout.slots}
-    if missing := [role for i, role in enumerate(shape.roles) if i not in shown]:
-        raise ValueError(
-            f"template {template.name!r} does not show {len(missing)} of the {len(shape.roles)} "
+    lacking = [turn for i, turn in enumerate(turns) if i not in shown]
+    if missing := [turn["role"] for turn in lacking if turn["content"].strip()]:
+        raise MissingTurns(
+            f"template {template.name!r} does not show {len(missing)} of the {len(turns)} "
             f"turns ({', '.join(missing):.60}): print each with "
             "{% for turn in turns %}, as the shipped templates do"
         )

@@ -133,7 +133,7 @@ def _last(
 ) -> tuple[Form | None, str]:
     """Returns the last of the unquoted boxes that has all scores, and its status."""
     if output == "choice":
-        if _scores_responses(text, boxes):
+        if boxes and _scores_a_response(text, boxes):
             return None, "wrong_labels"
         boxes, n = [_choice(box) for box in boxes], 1
     fitting = [box for box in boxes if box.in_order(n)]
@@ -164,14 +164,11 @@ def _choice(box: Form) -> Form:
     return dataclasses.replace(box, values=named, labels=None)
 
 
-def _scores_responses(text: str, boxes: list[Form]) -> bool:
-    """Whether boxes score the responses that their lines name, where one should be chosen."""
-    labels, end = [], 0
-    for box in boxes:
-        label, end = forms.label_before(text, end, box), box.end
-        labels += [(label, box.values)] if label and box.labels is None else []
-    differ = any(values != (label,) for label, values in labels)
-    return len({label for label, _ in labels}) > 1 or differ
+def _scores_a_response(text: str, boxes: list[Form]) -> bool:
+    """Whether the last box scores the response that its line names, and chooses none."""
+    *others, box = boxes
+    label = forms.label_before(text, others[-1].end if others else 0, box)
+    return bool(label) and box.labels is None and box.values != (label,)
 
 
 def _misfit(form: Form, n: int) -> str:

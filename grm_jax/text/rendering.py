@@ -270,7 +270,7 @@ def render(
         _hint_text(hint, order) or "",
     ]
     places, markers = layout.layout_of(template, shape)
-    layout.check_turns(template, shape, places)
+    layout.check_turns(template, comparison.turns, places)
     hint_index = len(texts) - 1  # a sentence of the caller, which is not sanitised
     pieces = [
         (piece, slot is not None and slot.index != hint_index) for piece, slot in places.fill(texts)

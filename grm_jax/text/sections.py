@@ -122,7 +122,7 @@ def find_sections(text: str, output: str = "scores") -> Sections:
         hit = heading.match(text, start)
         if hit and hit.end() - start <= MAX_HEADING and not inside(quoted, start):
             starts[hit.lastgroup or ""].append(hit.span())
-    starts["analysis"] = _without_items(text, starts)
+    starts["analysis"] = _without_items(text, starts["analysis"])
     labels = _response_headings(text, quoted)
     scores = _scores_section(text, starts, labels)
     limit = scores[0] if scores is not None else len(text)
@@ -154,24 +154,15 @@ def _lines_with(words: Sequence[str], text: str) -> Iterator[int]:
             return
 
 
-def _without_items(text: str, starts: dict[str, list[Span]]) -> list[Span]:
-    """The analysis headings, without list items such as "2. **Analysis**: its depth (30%)".
-
-    Such an item has text on its line, and a weight at its end or items before and after it.
-    """
-    others = {start for name in ("principles", "scores") for start, _ in starts[name]}
-    numbers = [(x.start(), int(x[1])) for x in NUMBERED.finditer(text)]
-    headings = []
-    for start, end in starts["analysis"]:
-        i = bisect.bisect_left(numbers, (start, 0))
-        near = [(s, n - k) for k, (s, n) in enumerate(numbers[i - 1 : i + 2]) if s not in others]
-        between = len(near) == 3 and near[1][0] == start and len({n for _, n in near}) == 1
+def _without_items(text: str, headings: list[Span]) -> list[Span]:
+    """The headings that are no list items such as "2. **Analysis**: its depth (30%)"."""
+    kept = []
+    for start, end in headings:
         stop = text.find("\n", end)
         line = HASHES.sub("", text[start : stop if stop >= 0 else len(text)])
-        weighted = BULLET.match(line) and _last_weight(line)
-        if ALONE.match(text, end) or not (between or weighted):
-            headings.append((start, end))
-    return headings
+        if ALONE.match(text, end) or not (BULLET.match(line) and _last_weight(line)):
+            kept.append((start, end))
+    return kept
 
 
 def _scores_section(
@@ -244,12 +235,12 @@ WEIGHT = re.compile(
     rf"|[(\[（][ \t]*{_WEIGHT_WORD}{_NUMBER}(?:/[ \t]*100[ \t]*)?[)\]）]",
     re.IGNORECASE,
 )
+PERCENT = re.compile("[%％]")
 MAY_HAVE_WEIGHT = re.compile("[%％]|weight|权重", re.IGNORECASE)
 BULLET = re.compile(
     r"^[ \t]{0,6}(?:[-*+•‣·]|[a-z][.)]|(?:\*\*|__)?(?:\(|principle )?[0-9]{1,2}[.):])[ \t]+",
     re.IGNORECASE,
 )
-NUMBERED = re.compile(r"^[ \t]{0,3}(?:\*\*|__)?\(?([0-9]{1,2})[.):]", re.MULTILINE)
 HASHES = re.compile(r"^[ \t]{0,3}#{1,6}(?=[ \t])[ \t]*")
 NAME_END = re.compile(r"(?<![0-9]):|:(?![0-9])|：|[ \t][-–—][ \t]")  # not the colon of 16:9
 MAX_NAME = 120
@@ -310,7 +301,9 @@ def _principle(line: str) -> list | None:
     heading = HASHES.match(line)
     line = line[heading.end() :] if heading else line
     bullet = BULLET.match(line)
-    if bullet is None and not MAY_HAVE_WEIGHT.search(line):
+    # "(weight 40)" may stand in a sentence: of other lines, only headings and bold names have it.
+    may_have_weight = MAY_HAVE_WEIGHT if heading or line.lstrip().startswith("**") else PERCENT
+    if bullet is None and not may_have_weight.search(line):
         return None
     rest = (line[bullet.end() :] if bullet else line).replace("**", "").replace("__", "").strip()
     weight = _weight(rest)

@@ -20,6 +20,7 @@ from grm_jax.models.transformer import Transformer
 from grm_jax.sampling import weights
 from grm_jax.sharding import device_mesh, widen_tensor
 from grm_jax.text import rendering
+from grm_jax.text.layout import MissingTurns
 from grm_jax.text.tokenizer import Tokenizer
 from grm_jax.training import losses, rft_data
 from grm_jax.training.errors import TrainingError
@@ -133,7 +134,8 @@ def make_prompts(
       (prompts, number of prompts that were too long): see `fitting`.
 
     Raises:
-      TrainingError: all prompts are too long, or a label does not name one best response.
+      TrainingError: all prompts are too long, a label does not name one best response, or the
+        template does not show a conversation.
     """
     rng = random.Random(f"orders/{seed}")
     prompts = []
@@ -141,8 +143,11 @@ def make_prompts(
         rft_data.check_label(comparison)
         order = tuple(rng.sample(range(comparison.n), comparison.n))
         template = rft_data.training_template(family, comparison)
-        tokens = tokenizer.encode_chat(rendering.render(template, comparison, order))
-        prompts.append(Prompt(comparison, order, template, tokens))
+        try:
+            messages = rendering.render(template, comparison, order)
+        except MissingTurns as error:
+            raise TrainingError(f"comparison {comparison.id!r}: {error}") from error
+        prompts.append(Prompt(comparison, order, template, tokenizer.encode_chat(messages)))
     return fitting(prompts, max_len, section)
 
 

@@ -13,6 +13,7 @@ from flax import nnx
 
 from grm_jax import sampling
 from grm_jax.judging.blocks import design
+from grm_jax.judging.metadata import JudgeMetadata
 from grm_jax.models import TransformerConfig, abstract_model, get_config, token_logps
 from grm_jax.run_store import RunStore
 from grm_jax.sampling import buckets, plan, programs, scheduler, weights
@@ -269,20 +270,22 @@ def judge_bytes(config: Any, mesh: Any) -> tuple[int, int]:
 def judge_requests(config: Any, cfg: TransformerConfig) -> list[sampling.Request]:
     """Returns the judge's requests of a step: one for each block of answers of each question.
 
-    A prompt is a quarter longer than the longest question with the answers of its block.
+    A prompt is a quarter longer than the longest question with the answers of its block, but leaves
+    room for the critique: longer prompts are not judged.
 
-    Raises ValueError if prompt and critique exceed the judge's context.
+    Raises ValueError if a critique fills the judge's context.
     """
     settings, rl = reward_sources.JudgeSettings.of(config.policy.judge), config.rl
     blocks = design(rl.group_size, settings.block_size)
     length = 5 * (rl.prompt_len + max(map(len, blocks)) * rl.max_new_tokens) // 4
-    new_tokens = settings.max_new_tokens or max(1, cfg.max_length - length)
-    if length + new_tokens > cfg.max_length:
+    critique = settings.max_new_tokens or min(JudgeMetadata.max_new_tokens, cfg.max_length // 2)
+    if critique >= cfg.max_length:
         raise ValueError(
-            f"config.policy.judge.block_size={settings.block_size}: about {length:,} tokens of a "
-            f"prompt and {new_tokens:,} of a critique exceed the context of {cfg.name}, "
-            f"{cfg.max_length:,}: lower it, or config.policy.max_new_tokens"
+            f"config.policy.judge.max_new_tokens={critique:,} fills the context of {cfg.name}, "
+            f"{cfg.max_length:,}: lower it"
         )
+    length = min(length, cfg.max_length - critique)
+    new_tokens = settings.max_new_tokens or cfg.max_length - length
     return [sampling.Request([0] * length, settings.k, new_tokens)] * (rl.prompts * len(blocks))
 
 

@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import logging
+import queue
 import threading
 
 import httpx
@@ -16,7 +17,7 @@ from grm_jax.devices import watch_compilations
 from grm_jax.judging.options import Options
 from grm_jax.models import build_model
 from grm_jax.sampling import Completion, Request
-from grm_jax.serving.engine import Context
+from grm_jax.serving.engine import Context, DeadlineExceeded
 from grm_jax.serving.limits import Limits
 from grm_jax.serving.service import Lengths, build, template_prefix
 from grm_jax.text import rendering
@@ -225,3 +226,12 @@ def test_a_server_shares_the_prefix_of_its_template():
     lengths = Lengths(len(prefix) + 200, 8)
     served = build(judge, Limits(), lengths, (2, 2))
     assert served.engine.engine._common == prefix
+
+
+def test_a_result_past_the_deadline_is_not_returned():
+    results = queue.SimpleQueue()
+    results.put(1)
+    assert Context(FOREVER).get(results) == 1
+    results.put(2)
+    with pytest.raises(DeadlineExceeded, match="was not finished after 0 s"):
+        Context(0).get(results)

@@ -30,7 +30,6 @@ PAIR = Comparison("q", ("a", "b"))
         ("{% from 'scale.jinja' import high %}", "high"),
         ("{% from 'scale.jinja' import high as low %}", "low"),
         ("{% import 'scale.jinja' as high %}", "high"),
-        ("{% macro needs() %}{% endmacro %}", "needs"),
         ("{% set output = 'sco' ~ kind %}", "output"),
         ("{% set n_max = n %}", "n_max"),
     ],
@@ -54,7 +53,10 @@ def test_an_included_file_sets_no_other_scale(tmp_path):
 
 
 def test_constants_and_parameters_are_accepted(tmp_path):
-    source = "{% set low = -1 %}{% macro scale(low, high) %}{{ low }}{% endmacro %}{% set x = n %}"
+    source = (
+        "{% for output in [1] %}{% endfor %}{% macro needs() %}{% endmacro %}{% set low = -1 %}"
+    )
+    source += "{% set low = -1 %}{% macro scale(low, high) %}{{ low }}{% endmacro %}{% set x = n %}"
     (tmp_path / "own.jinja").write_text(source + "{{ scale(low, high) }}\n" + BODY)
     template = rendering.load(tmp_path / "own.jinja")
     assert (template.low, template.high, template.n_max) == (-1, 10, 32)

@@ -271,6 +271,8 @@ def test_binary_scale_accepts_only_0_and_1(text, status, scores):
         ("\\boxed{1, 2}", "wrong_count", None),
         ("The best response is Response 2: \\boxed{2}", "ok", (0, 1, 0)),
         ("### Response 3\nIt is short.\n\nSo the best is \\boxed{2}", "ok", (0, 1, 0)),
+        ("Response 1: \\boxed{42}\nResponse 2: \\boxed{7}\n\nBest: \\boxed{1}", "ok", (1, 0, 0)),
+        ("Response 1 gets $\\boxed{42}$.\n\nThe better one is \\boxed{2}", "ok", (0, 1, 0)),
         ("### Best\nResponse 1: \\boxed{2}\nResponse 2: \\boxed{9}", "wrong_labels", None),
         ("Response 1: \\boxed{2}\nResponse 3: \\boxed{1}", "wrong_labels", None),
         ("### Best\nResponse 1: \\boxed{2}", "wrong_labels", None),
@@ -358,6 +360,12 @@ def test_every_status_is_documented():
         ("Response 2 / Response 1\n8/10, 3/10", None),
         ("Response 1 / Response 2\n8/10, 3/10", (8.0, 3.0)),
         ("There is little between Response 2 and Response 1\n\\boxed{8, 3}", (8.0, 3.0)),
+        ("Ranking (highest score first): Response 2, Response 1\n\\boxed{6, 8}", (6.0, 8.0)),
+        ("Most to least accurate: Response 2, Response 1\n\\boxed{6, 8}", (6.0, 8.0)),
+        ("After comparing Response 2 and Response 1:\n\\boxed{3, 8}", (3.0, 8.0)),
+        (r"\boxed{7, 7} (Response 2 and Response 1 tie)", (7.0, 7.0)),
+        (r"Response 2, Response 1: \boxed{7, 7}", (7.0, 7.0)),
+        (r"\boxed{6, 8} — Response 2 and Response 1 differ in accuracy.", (6.0, 8.0)),
     ],
 )
 def test_a_box_below_labels_in_another_order_gives_no_scores(line, scores):

@@ -239,6 +239,8 @@ def test_a_template_that_lacks_turns_of_a_conversation_is_refused_for_it(tmp_pat
     (tmp_path / "own.jinja").write_text(source)
     pair = ("quatre", "four")
     assert templates.render(tmp_path / "own.jinja", Comparison("What is 2 + 2?", pair))
+    empty = [{"role": "system", "content": ""}, *CHAT[1:]]
+    assert templates.render(tmp_path / "own.jinja", Comparison(empty, pair))
     with pytest.raises(ValueError, match=r"does not show 1 of the 2 turns \(system\): print each"):
         templates.render(tmp_path / "own.jinja", Comparison(CHAT, pair))
 

@@ -77,13 +77,16 @@ def test_a_judge_has_a_prompt_for_each_block_of_answers(mesh, monkeypatch):
     config = make_config(block_size=3, max_new_tokens=40)
     by_name(config, mesh, hbm=HBM)  # 16 questions with 4 answers, in 4 blocks of 2
     assert seen[-1] == (64, 5 * (24 + 2 * 24) // 4, 40)
-    by_name(make_config(), mesh, hbm=HBM)  # one block, and a critique up to the context
-    assert seen[-1] == (16, 150, get_config("tiny_gemma2").max_length - 150)
-    for judge in ({"max_new_tokens": 200}, {}):
-        config = make_config(**judge)
-        config.policy.group_size = 4 if judge else 8
-        with pytest.raises(ValueError, match="config.policy.judge.block_size=32: about .* exceed"):
-            by_name(config, mesh, hbm=HBM)
+    context = get_config("tiny_gemma2").max_length
+    by_name(
+        make_config(), mesh, hbm=HBM
+    )  # one block; a prompt of 150 leaves no half for a critique
+    assert seen[-1] == (16, context // 2, context // 2)
+    by_name(make_config(max_new_tokens=200), mesh, hbm=HBM)
+    assert seen[-1] == (16, context - 200, 200)
+    message = f"config.policy.judge.max_new_tokens={context} fills the context of tiny_gemma2"
+    with pytest.raises(ValueError, match=message):
+        by_name(make_config(max_new_tokens=context), mesh, hbm=HBM)
 
 
 def test_every_program_of_the_training_stages_is_in_the_table(mesh):
