@@ -54,3 +54,8 @@ def test_the_reports_say_that_the_comparisons_are_too_few():
     entry["metrics"][entry["rule"]][entry["headline"]] = {"value": 1.0, "low": 1.0, "high": 1.0}
     for text in (page([entry]), tables.markdown([entry])):
         assert "100.0–100.0" not in text
+    # More comparisons, each the only one of its subset.
+    entry["comparisons"] = 40
+    assert tables.few_line(entry)[0].startswith("n = 40: the interval is too narrow")
+    entry["metrics"][entry["rule"]][entry["headline"]] = {"value": 1.0, "low": None, "high": None}
+    assert tables.few_line(entry)[0].startswith("n = 40: no interval, because")

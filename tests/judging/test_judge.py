@@ -468,3 +468,9 @@ def test_a_call_renders_each_prompt_once_and_keeps_no_judged_samples(monkeypatch
     assert len(judge(PAIRS, k=2)) == len(PAIRS)
     assert len(rendered) == len(set(rendered)) == 2 * len(PAIRS)
     assert alive == [40, 30, 20, 10]
+    # Of more comparisons the prompts of the first ones are kept, and the others rendered again.
+    rendered.clear(), jobs.clear(), alive.clear()
+    monkeypatch.setattr(judge_module, "KEPT_JOBS", 12)
+    judge(PAIRS, k=2)
+    assert len(rendered) == 2 * len(PAIRS) + 2 * (len(PAIRS) - 12)
+    assert max(alive) <= 21

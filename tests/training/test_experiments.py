@@ -33,6 +33,7 @@ from grm_jax.training import (
 )
 from grm_jax.training.errors import TrainingError
 from grm_jax.training.programs import model_config
+from grm_jax.types import Comparison
 
 
 def test_spct_27b_has_the_papers_values():
@@ -115,6 +116,21 @@ def test_arguments_set_fields_with_their_types():
     ):
         with pytest.raises(ValueError, match="^" + re.escape(message)):
             spct_tiny.get_config(arg)
+
+
+def test_a_template_without_the_turns_of_a_conversation_stops_rl_with_its_comparison(tmp_path):
+    source = "[Query]\n{{ query }}\n[/Query]\n{% for r in responses %}[Answer {{ loop.index }}]\n"
+    source += "{{ r }}\n[/Answer {{ loop.index }}]\n{% endfor %}"
+    (tmp_path / "own.jinja").write_text(source)
+    turns = [{"role": role, "content": "hi"} for role in ("user", "assistant", "user")]
+    chat, tokenizer = Comparison(turns, ("a", "b"), label=0, id="c7"), sources.load_tokenizer
+    args = str(tmp_path / "own.jinja"), tokenizer(spct_tiny.get_config())
+    with pytest.raises(
+        TrainingError, match="comparison 'c7': template 'own.jinja' does not show 2"
+    ):
+        rollouts.make_prompts([chat], *args, seed=1, max_len=999)
+    single = dataclasses.replace(chat, query="hi")
+    assert len(rollouts.make_prompts([single], *args, seed=1, max_len=999)[0]) == 1
 
 
 def test_prompts_shuffle_responses_and_replace_long_prompts():
