@@ -167,7 +167,8 @@ class Judge:
             first: deque[Any] = deque()  # those of more comparisons would fill the memory
             for i, job in enumerate(jobs):
                 check_judged(i, inputs[i], job)
-                first.extend([job] if i < KEPT_JOBS else [])
+                if i < KEPT_JOBS:
+                    first.append(job)
             kept = (first.popleft() for _ in range(len(first)))  # frees the samples of judged ones
             jobs = itertools.chain(kept, self._jobs(inputs[KEPT_JOBS:], each[KEPT_JOBS:], CHUNK))
         verdicts: dict[int, Verdict] = {}

@@ -67,7 +67,7 @@ LABEL_LIST_AFTER = re.compile(
     r"[ \t,)\]*_]{0,8}(?:respectively|[.)]|$)",
     re.IGNORECASE,
 )
-# A line that is nothing but a list, perhaps of whose scores: "### Scores for Response 2 and 1".
+# A line that is nothing but a list, such as "### Scores for Response 2 and Response 1".
 LABEL_LIST_LINE = re.compile(
     r"[ \t\r>#|_(•–—-]{0,16}(?:(?:the|final|overall|my)[ \t]{1,4}){0,2}"
     rf"(?:(?:scores?|ratings?|grades?)[ \t]{{0,4}}(?:for|of|:)?[ \t(]{{0,8}})?({_LABEL_LIST})"

@@ -51,14 +51,15 @@ def settings(env: jinja2.Environment, sources: dict[str, str]) -> dict[str, Any]
 def _constants(tree: nodes.Template) -> Iterator[tuple[str, Any]]:
     for node in tree.body:
         if isinstance(node, nodes.Assign) and isinstance(node.target, nodes.Name):
+            assert isinstance(node.node, nodes.Expr)
             with contextlib.suppress(nodes.Impossible):
-                yield node.target.name, node.node.as_const()  # type: ignore[attr-defined]
+                yield node.target.name, node.node.as_const()
 
 
 def _set(tree: nodes.Template) -> Iterator[tuple[str, int]]:
     """The names that a template sets, with their lines."""
-    for node in tree.find_all((nodes.Assign, nodes.AssignBlock)):
-        target = node.target  # type: ignore[attr-defined]
+    targets = [node.target for node in tree.find_all(nodes.Assign)]
+    for target in (*targets, *(node.target for node in tree.find_all(nodes.AssignBlock))):
         for name in nodes.Template([target]).find_all(nodes.Name):
             yield name.name, name.lineno
 

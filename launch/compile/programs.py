@@ -230,7 +230,7 @@ def policy_tasks(config: Any, mesh: Any, hbm: int) -> list[Task]:
 
     config: with the section `policy` as `rl` (`policy.with_section`).
 
-    Raises ValueError if the judge's prompt and critique exceed its context.
+    Raises ValueError if a critique fills the judge's context.
     """
     cfg, (stored, decoding) = _judge_config(config), judge_bytes(config, mesh)
     tasks = _rl_tasks(config, mesh, abstract_model(model_config(config), mesh))

@@ -356,7 +356,7 @@ def test_a_prefill_group_needs_equal_tokens_enough_slots_and_a_shorter_row():
         find_prefill_groups(made, largest, bucket)
         return made
 
-    def group_requests(**options):
+    def groups_of(**options):
         return [
             s.prefill_group and (s.prefill_group.size, s.prefill_group.length)
             for s in slots(**options)
@@ -364,9 +364,9 @@ def test_a_prefill_group_needs_equal_tokens_enough_slots_and_a_shorter_row():
 
     tokens, lengths = packed(slots()[:2], 7)
     assert tokens.tolist() == [[0, 1, 2, 3, 4, 5, 6]] and lengths.tolist() == [[3, 1, 2]]
-    assert group_requests() == [(2, 6), (2, 6), None]
-    assert group_requests(largest=1) == [None] * 3
-    assert group_requests(bucket=lambda n: 4 if n < 6 else 8) == [None] * 3
+    assert groups_of() == [(2, 6), (2, 6), None]
+    assert groups_of(largest=1) == [None] * 3
+    assert groups_of(bucket=lambda n: 4 if n < 6 else 8) == [None] * 3
 
 
 def test_the_row_of_a_prefill_group_needs_no_more_memory_than_its_prompts():

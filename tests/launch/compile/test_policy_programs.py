@@ -78,9 +78,7 @@ def test_a_judge_has_a_prompt_for_each_block_of_answers(mesh, monkeypatch):
     by_name(config, mesh, hbm=HBM)  # 16 questions with 4 answers, in 4 blocks of 2
     assert seen[-1] == (64, 5 * (24 + 2 * 24) // 4, 40)
     context = get_config("tiny_gemma2").max_length
-    by_name(
-        make_config(), mesh, hbm=HBM
-    )  # one block; a prompt of 150 leaves no half for a critique
+    by_name(make_config(), mesh, hbm=HBM)  # one block; a critique has half of the context
     assert seen[-1] == (16, context // 2, context // 2)
     by_name(make_config(max_new_tokens=200), mesh, hbm=HBM)
     assert seen[-1] == (16, context - 200, 200)
